@@ -1,0 +1,21 @@
+"""Methods as pure mathematics on vectors; one short file each."""
+
+from __future__ import annotations
+
+from p2pft_flower.algorithms.registry import ALGORITHMS, check_graph, make_algorithm
+from p2pft_flower.algorithms.seam import Algorithm, Columns, Gradient, Rows, Schedule, Vector
+from p2pft_flower.algorithms.simulation import Simulation, simulate
+
+__all__ = [
+    "ALGORITHMS",
+    "Algorithm",
+    "Columns",
+    "Gradient",
+    "Rows",
+    "Schedule",
+    "Simulation",
+    "Vector",
+    "check_graph",
+    "make_algorithm",
+    "simulate",
+]

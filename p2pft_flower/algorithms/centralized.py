@@ -1,0 +1,42 @@
+"""Centralised fine-tuning: one model, all the data; the yardstick that no peer-to-peer method can use.
+
+    θ^{k+1} = θ^k − α ∇L(θ^k)
+
+``pooled`` tells whoever runs it to put all peers' data in one place: :func:`simulate` averages their
+gradients, the Flower app gives one peer the union of the images and n times the batch, so that an
+iteration sees as many images as n peers do. Fixed point: the minimiser of the mean loss, over peers there
+(or over all images with ``objective = "examples"``, and always in the app, where the images are pooled).
+``momentum``, schedules and weight decay act as for local.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from p2pft_flower.algorithms.dgd import Descent
+from p2pft_flower.algorithms.seam import Gradient, Schedule, Step, Vector, heavy_ball
+
+__all__ = ["Centralized"]
+
+
+@dataclass(frozen=True)
+class Centralized:
+    """Gradient descent on the pooled data; see the module."""
+
+    alpha: Schedule
+    momentum: float = 0.0
+
+    phases: ClassVar[tuple[str, ...]] = ()
+    pooled: ClassVar[bool] = True
+
+    def start(self, theta: Vector, gradient: Gradient) -> Descent:  # noqa: ARG002 - the seam's signature
+        """Begin at θ^0."""
+        return Descent(theta)
+
+    def step(self, k: int, state: Descent, gradient: Gradient) -> Step[Descent]:
+        """One gradient step; yields nothing."""
+        yield from ()
+        velocity = heavy_ball(self.momentum, state.velocity, gradient(state.theta))
+        theta = state.theta - self.alpha(k) * velocity  # θ ← θ − α ∇L(θ)
+        return Descent(theta, velocity if self.momentum else None)

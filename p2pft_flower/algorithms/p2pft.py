@@ -1,0 +1,53 @@
+"""P2P-FT (Algorithm 1 of the paper): weight mixing by A, gradient tracking by B.
+
+    τ_i^0     = ∇L_i(θ_i^0)
+    θ_i^{k+1} ← Σ_j a_ij (θ_j^k − α τ_j^k)                    line 2
+    g_i^{k+1} ← ∇L_i(θ_i^{k+1}), a fresh mini-batch           lines 3, 4
+    τ_i^{k+1} ← Σ_j b_ij (τ_j^k + g_j^{k+1} − g_j^k)          line 5
+
+Fixed point: B is column stochastic, so Σ τ = Σ g at every k; at rest all θ_i agree and τ = 0, hence
+Σ ∇L_i(θ) = 0: the exact minimiser of (1/n) Σ L_i on every strongly connected directed graph.
+``momentum`` (heavy ball on τ_i, kept local) leaves that point as it is, for τ = 0 there, and so does any
+schedule. Weight decay λ moves it to the minimiser of the mean loss + λ/2 ‖θ‖².
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from p2pft_flower.algorithms.seam import Columns, Gradient, Rows, Schedule, Step, Vector, heavy_ball
+
+__all__ = ["P2PFT", "Tracking"]
+
+
+class Tracking(NamedTuple):
+    """State of a gradient-tracking method; every vector is (q,)."""
+
+    theta: Vector
+    tau: Vector
+    grad: Vector
+    velocity: Vector | None = None
+
+
+@dataclass(frozen=True)
+class P2PFT:
+    """Algorithm 1; see the module for its equations and fixed point."""
+
+    alpha: Schedule
+    momentum: float = 0.0
+
+    phases: ClassVar[tuple[str, ...]] = ("theta", "tau")
+
+    def start(self, theta: Vector, gradient: Gradient) -> Tracking:
+        """τ_i^0 := ∇L_i(θ_i^0)."""
+        grad = gradient(theta)
+        return Tracking(theta, tau=grad, grad=grad)
+
+    def step(self, k: int, state: Tracking, gradient: Gradient) -> Step[Tracking]:
+        """One iteration of Algorithm 1."""
+        velocity = heavy_ball(self.momentum, state.velocity, state.tau)
+        theta = yield Rows(state.theta - self.alpha(k) * velocity)  # θ_i ← Σ_j a_ij (θ_j − α τ_j)
+        grad = gradient(theta)  # g_i^{k+1}, a fresh mini-batch
+        tau = yield Columns(state.tau + grad - state.grad)  # τ_i ← Σ_j b_ij (τ_j + g_j^{k+1} − g_j^k)
+        return Tracking(theta, tau, grad, velocity if self.momentum else None)

@@ -1,0 +1,179 @@
+"""The seam between an algorithm and the exchange: what an algorithm may ask for, and nothing else.
+
+An algorithm is mathematics on vectors. It is given its own vector and its own gradient, and yields what
+it wants mixed with its neighbours: :class:`Rows` to be averaged by the receivers' weights A,
+:class:`Columns` to be shared out by the senders' weights B. Whether the neighbours are in this process
+or on another continent is the exchange's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "Algorithm",
+    "Columns",
+    "Gradient",
+    "Mix",
+    "Rows",
+    "Schedule",
+    "State",
+    "Step",
+    "Vector",
+    "heavy_ball",
+    "lockstep",
+    "weighted_sum",
+]
+
+Vector: TypeAlias = npt.NDArray[Any]
+"""A (q,) floating-point array: θ_i, τ_i, a gradient or a payload."""
+
+Gradient: TypeAlias = Callable[[Vector], Vector]
+"""θ (q,) ↦ a fresh (mini-batch) gradient of the peer's own loss at θ, (q,), same dtype."""
+
+Schedule: TypeAlias = Callable[[int], float]
+"""Iteration k ↦ learning rate α_k; the same on every peer."""
+
+
+class State(Protocol):
+    """What a peer carries from one iteration to the next: a named tuple of vectors, θ at least."""
+
+    @property
+    def theta(self) -> Vector:
+        """The peer's parameters θ_i, (q,)."""
+        ...
+
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Ask for Σ_j a_ij x_j: the receiver i weighs what its in-neighbours (and itself) offer."""
+
+    vector: Vector
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Ask for Σ_j b_ij x_j: each sender j shares its vector out, Σ_i b_ij = 1, so sums are kept."""
+
+    vector: Vector
+
+
+Mix: TypeAlias = Rows | Columns
+Step: TypeAlias = Generator[Mix, Vector, S]
+"""One iteration: yields what is to be mixed, is sent the mixed vector, returns the next state."""
+
+
+class Algorithm(Protocol[S]):
+    """A method: how a peer's state begins, and one iteration of it.
+
+    Attributes
+    ----------
+    phases : tuple of str
+        The names of the exchanges of one iteration, in order; every step yields exactly as many.
+    alpha : Schedule
+        The learning rate of each iteration.
+    momentum : float
+        Heavy-ball coefficient in [0, 1).
+
+    Notes
+    -----
+    Optional attributes: ``doubly_stochastic = True`` refuses graphs whose A is not doubly stochastic;
+    ``pooled = True`` runs one model on the data of all peers.
+    """
+
+    phases: ClassVar[tuple[str, ...]]
+
+    def start(self, theta: Vector, gradient: Gradient) -> S:
+        """Return the state before the first iteration (and after every change of view)."""
+        ...
+
+    def step(self, k: int, state: S, gradient: Gradient) -> Step[S]:
+        """Run iteration ``k`` from ``state``; a generator (see the module)."""
+        ...
+
+
+def heavy_ball(momentum: float, velocity: Vector | None, direction: Vector) -> Vector:
+    """Return v ← β v + d, the heavy-ball direction (Polyak, 1964); ``direction`` itself where β = 0.
+
+    Parameters
+    ----------
+    momentum : float
+        β in [0, 1).
+    velocity : (q,) array or None
+        The last direction; None before the first iteration.
+    direction : (q,) array
+        The gradient or tracker of this iteration.
+    """
+    if momentum == 0.0 or velocity is None:
+        return direction
+    return momentum * velocity + direction
+
+
+def weighted_sum(terms: Iterable[tuple[float, Vector]]) -> Vector:
+    """Return Σ w x over ``terms`` in the order given, in the vectors' own dtype.
+
+    Callers pass the terms in ascending peer order: the order of floating-point additions is what makes
+    a run bit-identical over every transport (DESIGN invariant 2).
+
+    Parameters
+    ----------
+    terms : iterable of (float, (q,) array)
+        At least one.
+    """
+    iterator = iter(terms)
+    weight, vector = next(iterator)
+    total = np.multiply(vector, float(weight))
+    scratch = np.empty_like(total)
+    for weight, vector in iterator:
+        np.multiply(vector, float(weight), out=scratch)
+        np.add(total, scratch, out=total)
+    return total
+
+
+def lockstep(
+    steps: Mapping[int, Step[S]],
+    exchange: Callable[[int, Mapping[int, Mix]], Mapping[int, Vector]],
+) -> dict[int, S]:
+    """Drive one iteration of several peers together and return their new states.
+
+    Parameters
+    ----------
+    steps : mapping of peer to generator
+        One iteration's :meth:`Algorithm.step` of each peer.
+    exchange : callable
+        (phase, what each peer yielded) ↦ what each peer is sent: the mixed vectors.
+
+    Raises
+    ------
+    RuntimeError
+        When the peers do not all ask for the same number and kind of exchanges.
+    """
+    finished: dict[int, S] = {}
+    inbox: Mapping[int, Vector | None] = dict.fromkeys(steps)
+    phase = 0
+    while True:
+        outbox: dict[int, Mix] = {}
+        for peer, step in steps.items():
+            try:
+                mixed = inbox[peer]
+                outbox[peer] = next(step) if mixed is None else step.send(mixed)
+            except StopIteration as stop:
+                finished[peer] = stop.value
+        if not outbox:
+            return finished
+        if finished or len({type(mix) for mix in outbox.values()}) != 1:
+            raise RuntimeError(
+                f"phase {phase}: the peers do not ask for the same exchange "
+                f"({ {p: type(m).__name__ for p, m in outbox.items()} }, ended: {sorted(finished)}); "
+                "every peer must yield the same sequence of Rows and Columns in every iteration"
+            )
+        inbox = exchange(phase, outbox)
+        phase += 1

@@ -1,0 +1,181 @@
+"""Run a method in memory on n arbitrary gradient functions: for research, tests and proofs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from p2pft_flower.algorithms.objective import local_objective
+from p2pft_flower.algorithms.registry import check_graph, make_algorithm
+from p2pft_flower.algorithms.schedules import make_schedule
+from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, Rows, Vector, lockstep, weighted_sum
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.topology import Graph
+
+__all__ = ["Simulation", "mix_in_memory", "simulate"]
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """What :func:`simulate` returns.
+
+    Attributes
+    ----------
+    theta : (n, q) array
+        The peers' parameters after the last iteration; for ``centralized`` n equal rows.
+    tau : (n, q) array or None
+        The trackers, where the method has one.
+    history : dict of str to (K + 1,) float64 arrays
+        Before the first and after each iteration: ``consensus_error``, sqrt((1/n) Σ ‖θ_i − θ̄‖²); and
+        ``tracker_error``, ‖Σ τ_i − Σ g_i‖_∞, where the method has a tracker.
+    states : tuple
+        The methods' full states, one a peer.
+    """
+
+    theta: npt.NDArray[Any]
+    tau: npt.NDArray[Any] | None
+    history: dict[str, npt.NDArray[np.float64]]
+    states: tuple[Any, ...]
+
+
+def mix_in_memory(graph: Graph, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
+    """Mix what all n peers yielded: Rows by A, Columns by B, each sum in ascending peer order."""
+    weights = graph.A if isinstance(outbox[0], Rows) else graph.B
+    return {
+        i: weighted_sum(
+            (weights[i, j], outbox[j].vector) for j in sorted((i, *graph.in_neighbours(i)))
+        )
+        for i in outbox
+    }
+
+
+def simulate(
+    algorithm: str | Algorithm[Any],
+    graph: Graph,
+    gradients: Sequence[Gradient],
+    theta0: npt.NDArray[Any],
+    *,
+    alpha: float,
+    iterations: int,
+    schedule: str = "constant",
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    weights: Sequence[float] | None = None,
+    callback: Callable[[int, Sequence[Any]], None] | None = None,
+) -> Simulation:
+    """Run ``algorithm`` on n gradient functions over ``graph``, in this process.
+
+    Parameters
+    ----------
+    algorithm : str or Algorithm
+        A registered name, ``"my_module:my_method"``, or an instance (which then brings its own α,
+        schedule and momentum).
+    graph : Graph
+        n peers.
+    gradients : sequence of n callables
+        θ (q,) ↦ ∇L_i(θ) (q,). The dtype of ``theta0`` is kept throughout.
+    theta0 : (q,) or (n, q) floating-point array
+        One start for all peers, or one each.
+    alpha : float
+        Learning rate α.
+    iterations : int
+        K ≥ 0.
+    schedule : str, default "constant"
+        See :func:`~p2pft_flower.algorithms.schedules.make_schedule`.
+    momentum, weight_decay : float, default 0
+        Heavy-ball β and L2 λ; each method's module says what they do to its fixed point.
+    weights : sequence of n floats, optional
+        Factor of each peer's loss (:func:`~p2pft_flower.algorithms.objective.peer_weights`).
+    callback : callable, optional
+        Called as ``callback(k, states)`` before the first iteration (k = 0) and after each.
+
+    Raises
+    ------
+    ConfigError
+        When the number of gradients, shapes or dtypes do not fit, or a setting is unknown.
+    TopologyError
+        When the method cannot run on this graph.
+    """
+    n = graph.n
+    theta0 = np.asarray(theta0)
+    if not np.issubdtype(theta0.dtype, np.floating):
+        raise ConfigError(f"theta0 has dtype {theta0.dtype}: give a floating-point array")
+    if len(gradients) != n:
+        raise ConfigError(f"{len(gradients)} gradients for the {n} peers of graph {graph.name!r}: give one a peer")
+    if weights is not None and len(weights) != n:
+        raise ConfigError(f"{len(weights)} weights for the {n} peers of graph {graph.name!r}: give one a peer")
+    if theta0.ndim not in (1, 2) or (theta0.ndim == 2 and theta0.shape[0] != n):
+        raise ConfigError(f"theta0 has shape {theta0.shape}: give (q,) or (n, q) with n = {n}")
+    starts = np.broadcast_to(theta0, (n, theta0.shape[-1]))
+
+    if isinstance(algorithm, str):
+        method = make_algorithm(algorithm, alpha=make_schedule(schedule, alpha, iterations), momentum=momentum)
+    else:
+        method = algorithm
+    check_graph(method, graph)
+    objectives = [
+        local_objective(
+            _checked(g, i), weight=1.0 if weights is None else float(weights[i]), weight_decay=weight_decay
+        )
+        for i, g in enumerate(gradients)
+    ]
+    if getattr(method, "pooled", False):
+        # One model on all the data: its gradient is the mean of the peers'.
+        objectives = [_mean(objectives)]
+        starts = starts.mean(axis=0, keepdims=True, dtype=theta0.dtype)
+
+    states: dict[int, Any] = {i: method.start(starts[i].copy(), g) for i, g in enumerate(objectives)}
+    consensus, tracker = [], []
+
+    def record(k: int) -> None:
+        theta = np.stack([s.theta for s in states.values()]).astype(np.float64)
+        consensus.append(float(np.sqrt(((theta - theta.mean(axis=0)) ** 2).sum(axis=1).mean())))
+        if hasattr(states[0], "tau"):
+            gap = sum(s.tau.astype(np.float64) - s.grad for s in states.values())
+            tracker.append(float(np.abs(gap).max(initial=0.0)))
+        if callback is not None:
+            callback(k, tuple(states.values()))
+
+    record(0)
+    for k in range(iterations):
+        steps = {i: method.step(k, states[i], g) for i, g in enumerate(objectives)}
+        states = lockstep(steps, lambda _, outbox: mix_in_memory(graph, outbox))
+        record(k + 1)
+
+    history = {"consensus_error": np.array(consensus)}
+    if tracker:
+        history["tracker_error"] = np.array(tracker)
+    rows = [states[i] for i in sorted(states)]
+    theta = np.stack([s.theta for s in rows])
+    return Simulation(
+        theta=np.repeat(theta, n, axis=0) if len(rows) < n else theta,
+        tau=np.stack([s.tau for s in rows]) if hasattr(rows[0], "tau") else None,
+        history=history,
+        states=tuple(rows),
+    )
+
+
+def _checked(gradient: Gradient, peer: int) -> Gradient:
+    """Refuse a gradient of another shape or dtype: broadcasting or promotion would hide the mistake."""
+
+    def checked(theta: Vector) -> Vector:
+        g = np.asarray(gradient(theta))
+        if g.shape != theta.shape or g.dtype != theta.dtype:
+            raise ConfigError(
+                f"peer {peer}: its gradient returned shape {g.shape} {g.dtype} at a theta of shape "
+                f"{theta.shape} {theta.dtype}; both must be the same"
+            )
+        return g
+
+    return checked
+
+
+def _mean(gradients: Sequence[Gradient]) -> Gradient:
+    def mean(theta: Vector) -> Vector:
+        return weighted_sum((1.0 / len(gradients), g(theta)) for g in gradients)
+
+    return mean
