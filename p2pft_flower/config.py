@@ -1,0 +1,226 @@
+"""The run-config: kebab-case keys to frozen dataclasses, one a concern; unknown keys and values refused.
+
+The Flower app's pyproject.toml carries every key with its default and a comment; a test holds the two
+together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from p2pft_flower.algorithms.objective import OBJECTIVES
+from p2pft_flower.algorithms.schedules import make_schedule
+from p2pft_flower.errors import ConfigError
+
+__all__ = ["LearningConfig", "MethodConfig", "RunConfig", "RuntimeConfig", "config_keys"]
+
+TRANSPORTS = ("auto", "memory", "grpc")
+
+
+def _require(condition: bool, key: str, value: object, right: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} = {value!r}: must be {right}")
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Which method runs, and its numbers.
+
+    Attributes
+    ----------
+    algorithm : str
+        A method of :mod:`p2pft_flower.algorithms`, a strategy of ``flwr.serverapp.strategy`` by name
+        (``fedavg``, ``fedprox``, …), or ``my_module:my_method``.
+    learning_rate : float
+        α.
+    schedule : str
+        ``constant``, ``cosine`` or ``step:EVERY:FACTOR`` (iterations).
+    momentum : float
+        Heavy-ball β in [0, 1).
+    weight_decay : float
+        λ ≥ 0; adds λ/2 ‖θ‖² to every peer's loss.
+    objective : {"uniform", "examples"}
+        Whether peers or images count the same.
+    local_epochs : int
+        Server-based strategies: epochs of local training a round.
+    strategy_options : str
+        Server-based strategies: arguments as ``"proximal-mu=0.1,server-learning-rate=0.5"``.
+    """
+
+    algorithm: str = "p2pft"
+    learning_rate: float = 0.1
+    schedule: str = "constant"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    objective: str = "uniform"
+    local_epochs: int = 1
+    strategy_options: str = ""
+
+    def __post_init__(self) -> None:
+        make_schedule(self.schedule, self.learning_rate, 1)
+        _require(0.0 <= self.momentum < 1.0, "momentum", self.momentum, "in [0, 1)")
+        _require(
+            math.isfinite(self.weight_decay) and self.weight_decay >= 0, "weight-decay", self.weight_decay, ">= 0"
+        )
+        _require(self.objective in OBJECTIVES, "objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
+        _require(self.local_epochs >= 1, "local-epochs", self.local_epochs, "a whole number >= 1")
+
+
+@dataclass(frozen=True)
+class LearningConfig:
+    """What is learned from what.
+
+    Attributes
+    ----------
+    model : str
+        ``glyph_vit_8`` (embedded), a timm ViT by name, or ``my_module:my_model``.
+    weights : str
+        ``pretrained`` (the model's own), ``none`` (random, said loudly), or a file's absolute path.
+    tune : str
+        ``last-block``, ``last-blocks:K``, ``head`` or ``full``.
+    dataset : str
+        ``digits``, ``folder:/path``, or ``my_module:my_dataset``.
+    data_dir : str
+        Where datasets that are read from disk lie; handed to own datasets.
+    partition : str
+        ``auto``, ``classes:0-1,2-3,…``, ``iid``, ``dirichlet:ALPHA``, or ``my_module:my_partition``.
+    batch_size : int
+        Images in one mini-batch of one peer.
+    seed : int
+        Decides partition, new head, mini-batches and every other draw.
+    """
+
+    model: str = "glyph_vit_8"
+    weights: str = "pretrained"
+    tune: str = "last-block"
+    dataset: str = "digits"
+    data_dir: str = ""
+    partition: str = "auto"
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "batch-size", self.batch_size, "a whole number >= 1")
+        _require(self.seed >= 0, "seed", self.seed, "a whole number >= 0")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How long, over which graph, through which transport, and where results go.
+
+    Attributes
+    ----------
+    topology : str
+        A graph's name, path or generator (``p2pft topology list``).
+    epochs : int
+        Length of the run; an epoch is as many iterations as a peer's mean share of the data has batches.
+    iterations : int
+        Length of the run in iterations; 0 lets ``epochs`` decide.
+    evaluate_every : int
+        Iterations between two evaluations; 0 means once an epoch. The last iteration is always evaluated.
+    transport : {"auto", "memory", "grpc"}
+        ``auto``: in memory within a host, sockets between hosts. ``memory``: all peers on one host.
+        ``grpc``: sockets even within a host.
+    meet_timeout : float
+        Seconds that peers wait for each other before the first iteration.
+    peer_timeout : float
+        Seconds that a peer waits for a payload before the run stops with the edge's name.
+    output_dir : str
+        Absolute folder for the results; empty: ``$P2PFT_HOME/runs/<run id>``.
+    """
+
+    topology: str = "directed-ring-4"
+    epochs: int = 25
+    iterations: int = 0
+    evaluate_every: int = 0
+    transport: str = "auto"
+    meet_timeout: float = 60.0
+    peer_timeout: float = 120.0
+    output_dir: str = ""
+
+    def __post_init__(self) -> None:
+        _require(self.iterations >= 0, "iterations", self.iterations, "a whole number >= 0")
+        _require(self.epochs >= 1 or self.iterations >= 1, "epochs", self.epochs, "a whole number >= 1")
+        _require(self.evaluate_every >= 0, "evaluate-every", self.evaluate_every, "a whole number >= 0")
+        _require(self.transport in TRANSPORTS, "transport", self.transport, f"one of {', '.join(TRANSPORTS)}")
+        for key in ("meet_timeout", "peer_timeout"):
+            value = getattr(self, key)
+            _require(math.isfinite(value) and value > 0, key.replace("_", "-"), value, "a number of seconds > 0")
+        _require(
+            not self.output_dir or Path(self.output_dir).expanduser().is_absolute(),
+            "output-dir",
+            self.output_dir,
+            "an absolute path (the process that writes runs in a folder of Flower's)",
+        )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run is told."""
+
+    method: MethodConfig = field(default_factory=MethodConfig)
+    learning: LearningConfig = field(default_factory=LearningConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Build from kebab-case keys, as Flower's run-config gives them.
+
+        Raises
+        ------
+        ConfigError
+            When a key is unknown, or its value has another type or is not one of the choices.
+        """
+        known = config_keys()
+        for key in values:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ConfigError(f"unknown run-config key {key!r}{hint} The keys are: {', '.join(known)}")
+        return cls(
+            method=_build(MethodConfig, values),
+            learning=_build(LearningConfig, values),
+            runtime=_build(RuntimeConfig, values),
+        )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the kebab-case keys and values; the inverse of :meth:`from_mapping`."""
+        concerns = (self.method, self.learning, self.runtime)
+        return {
+            f.name.replace("_", "-"): getattr(concern, f.name)
+            for concern in concerns
+            for f in dataclasses.fields(concern)
+        }
+
+
+def config_keys() -> dict[str, Any]:
+    """Return every run-config key with its default."""
+    return RunConfig().to_mapping()
+
+
+Concern = TypeVar("Concern", MethodConfig, LearningConfig, RuntimeConfig)
+
+
+def _build(concern: type[Concern], values: Mapping[str, Any]) -> Concern:
+    types = get_type_hints(concern)
+    chosen: dict[str, Any] = {}
+    for f in dataclasses.fields(concern):
+        key = f.name.replace("_", "-")
+        if key in values:
+            chosen[f.name] = _typed(key, values[key], types[f.name])
+    return concern(**chosen)
+
+
+def _typed(key: str, value: Any, wanted: type) -> Any:
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or isinstance(value, bool):
+        names = {int: "a whole number", float: "a number", str: "a text"}
+        raise ConfigError(f"{key} = {value!r}: must be {names[wanted]}, not {type(value).__name__}")
+    return value

@@ -1,0 +1,107 @@
+"""Vision transformers by name, with their weights and a new, seeded head."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.embedded import MODEL_NAME, create_glyph_vit
+from p2pft_flower.plugins import is_reference, load_reference
+
+__all__ = ["MODELS", "create_model", "preprocessing"]
+
+MODELS: dict[str, Callable[..., nn.Module]] = {MODEL_NAME: create_glyph_vit}
+
+log = logging.getLogger(__name__)
+
+
+def create_model(name: str, weights: str, num_classes: int, seed: int) -> nn.Module:
+    """Build a model with pre-trained weights and a head of ``num_classes`` drawn from ``seed``.
+
+    Parameters
+    ----------
+    name : str
+        A key of :data:`MODELS`, a timm ViT such as ``vit_tiny_patch16_224``, or ``"my_module:my_model"``:
+        a callable ``(num_classes, pretrained) -> nn.Module`` that is built like timm's ViTs (``blocks``,
+        ``norm``, ``forward_features``, ``forward_head``, ``reset_classifier``).
+    weights : str
+        ``"pretrained"``, ``"none"``, or the absolute path of a checkpoint that timm can read.
+    num_classes : int
+        Classes of the dataset.
+    seed : int
+        Draws the new head, and all weights where ``weights = "none"``.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such model, or it is not built like a ViT.
+    DataError
+        When the weights are not there or do not fit.
+    """
+    pretrained, file = _wanted(weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _build(name, pretrained, file, num_classes)
+        parts = ("blocks", "norm", "forward_features", "forward_head", "reset_classifier")
+        missing = [part for part in parts if not hasattr(model, part)]
+        if missing:
+            raise ConfigError(
+                f"model = {name!r} has no {', '.join(missing)}: models built like timm's VisionTransformer are supported"
+            )
+        torch.manual_seed(seed)  # the head must not depend on how many numbers the rest of the model drew
+        model.reset_classifier(num_classes)  # type: ignore[operator]  # timm's method, looked for above
+    if not pretrained:
+        log.warning("weights = none: %s starts from RANDOM weights; its figures say nothing about transfer", name)
+    return model.eval().requires_grad_(False)
+
+
+def _wanted(weights: str) -> tuple[bool, Path | None]:
+    if weights in ("pretrained", "none"):
+        return weights == "pretrained", None
+    file = Path(weights).expanduser()
+    if not file.is_absolute():
+        raise ConfigError(f"weights = {weights!r}: choose pretrained, none, or the absolute path of a file")
+    if not file.is_file():
+        raise DataError(f"weights = {weights!r}: there is no such file on the peers' machine")
+    return True, file
+
+
+def _build(name: str, pretrained: bool, file: Path | None, num_classes: int) -> nn.Module:
+    options: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
+    if is_reference(name) or name in MODELS:
+        if file is not None:
+            raise ConfigError(f"weights = {str(file)!r}: model {name!r} brings its own; choose pretrained or none")
+        factory = MODELS[name] if name in MODELS else load_reference(name, key="model")
+        return factory(**options)
+    import timm
+
+    if not timm.is_model(name):
+        raise ConfigError(
+            f"model = {name!r} is unknown; choose one of {', '.join(MODELS)}, a ViT of timm by name, my_module:my_model"
+        )
+    if file is not None:
+        options["pretrained_cfg_overlay"] = {"file": str(file)}
+    try:
+        return timm.create_model(name, **options)  # type: ignore[no-any-return]  # untyped library
+    except (RuntimeError, OSError, KeyError) as error:
+        source = file or "timm's hub (offline? give weights = /path/file.safetensors)"
+        raise DataError(f"model = {name!r}: its weights could not be loaded from {source}: {error}") from error
+
+
+def preprocessing(model: nn.Module) -> Callable[[Any], torch.Tensor]:
+    """Return PIL image ↦ (C, H, W) float32, as the model's own data config says (size, crop, mean, std)."""
+    from timm.data import create_transform, resolve_data_config
+
+    config = resolve_data_config({}, model=model)
+    transform = create_transform(
+        **{key: config[key] for key in ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")},
+        is_training=False,
+    )
+    mode = "L" if config["input_size"][0] == 1 else "RGB"
+    return lambda image: transform(image.convert(mode))

@@ -1,0 +1,112 @@
+"""One peer's loss as a function of the flat vector θ: cross-entropy of the tail on its mini-batches."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+
+from p2pft_flower.learning.batches import Batches
+from p2pft_flower.learning.features import Features
+
+__all__ = ["Evaluation", "PeerObjective", "tail_vector"]
+
+Vector = npt.NDArray[np.float32]
+
+EVALUATION_BATCH = 512
+
+
+def tail_vector(tail: nn.Module) -> Vector:
+    """Return θ, (q,) float32: the trained parameters of ``tail`` in the order of ``named_parameters``."""
+    trained = [p for p in tail.parameters() if p.requires_grad]
+    return parameters_to_vector(trained).detach().numpy().copy()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one θ on the test split.
+
+    Attributes
+    ----------
+    loss : float
+        Mean cross-entropy.
+    accuracy : float
+        Share of all test images that are classified right, 0..1.
+    accuracy_unseen : float or None
+        The same on the classes of which the peer holds no training image; None where it holds all.
+    """
+
+    loss: float
+    accuracy: float
+    accuracy_unseen: float | None
+
+
+class PeerObjective:
+    """∇L_i on fresh mini-batches, and the scores of a θ.
+
+    Parameters
+    ----------
+    tail : nn.Module
+        Copied: peers of one host share nothing that training writes to.
+    features : Features
+        What the trunk makes of the peer's training images.
+    test : Features
+        What it makes of the test images; shared.
+    batches : Batches
+        The peer's order of images.
+    seed, peer : int
+        Decide drop-out masks, where the tail has any.
+    """
+
+    def __init__(
+        self, tail: nn.Module, features: Features, test: Features, batches: Batches, *, seed: int, peer: int
+    ) -> None:
+        self.drawn = 0
+        """Mini-batches drawn so far: the position of the data order."""
+        self._tail = copy.deepcopy(tail)
+        self._trained = [p for p in self._tail.parameters() if p.requires_grad]
+        self._features, self._test, self._batches = features, test, batches
+        self._key = (seed, peer)
+        held = np.unique(features.labels.numpy())
+        self._unseen = torch.from_numpy(~np.isin(test.labels.numpy(), held))
+
+    def gradient(self, theta: Vector) -> Vector:
+        """Return ∇L_i(θ; next mini-batch), (q,) float32; ``theta`` is not written to."""
+        images, labels = self._features[self._batches.batch(self.drawn)]
+        self._tail.train()
+        self._set(theta)
+        with torch.random.fork_rng(devices=[]):
+            # Drop-out must be a function of seed, peer and position too, wherever the peer lives.
+            torch.manual_seed(int(np.random.SeedSequence((*self._key, self.drawn)).generate_state(1)[0]))
+            loss = nn.functional.cross_entropy(self._tail(images), labels)
+            gradients = torch.autograd.grad(loss, self._trained)
+        self.drawn += 1
+        return parameters_to_vector(gradients).numpy()
+
+    def evaluate(self, theta: Vector) -> Evaluation:
+        """Score ``theta`` on all test images."""
+        self._tail.eval()
+        self._set(theta)
+        losses, right = [], []
+        with torch.inference_mode():
+            for start in range(0, len(self._test), EVALUATION_BATCH):
+                stretch = np.arange(start, min(start + EVALUATION_BATCH, len(self._test)))
+                images, labels = self._test[stretch]
+                logits = self._tail(images)
+                losses.append(nn.functional.cross_entropy(logits, labels, reduction="none").double())
+                right.append(logits.argmax(dim=1) == labels)
+        correct = torch.cat(right).double()
+        return Evaluation(
+            loss=float(torch.cat(losses).mean()),
+            accuracy=float(correct.mean()),
+            accuracy_unseen=float(correct[self._unseen].mean()) if self._unseen.any() else None,
+        )
+
+    def _set(self, theta: Vector) -> None:
+        # Views on theta, no copy: neither forward nor backward writes to parameters.
+        vector_to_parameters(torch.from_numpy(theta), self._trained)

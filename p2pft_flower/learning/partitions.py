@@ -1,0 +1,166 @@
+"""Which peer holds which training images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.plugins import is_reference, load_reference
+
+__all__ = ["Partition", "partition_images", "resolve_partition"]
+
+Partition: TypeAlias = list[npt.NDArray[np.int64]]
+"""One array of positions in the training split a peer, ascending."""
+
+Labels: TypeAlias = npt.NDArray[np.int64]
+
+TABLE_1 = {("digits", 4): "classes:0-1,2-3,4-6,7-9"}
+"""The class ranges of the paper's Table 1 by (dataset, peers); digits stand in for CIFAR-10's ten classes."""
+
+AUTO_DIRICHLET = 0.5
+"""α of the Dirichlet partition that ``auto`` falls back to when there are more peers than classes."""
+
+log = logging.getLogger(__name__)
+
+
+def resolve_partition(spec: str, dataset: str, n: int, num_classes: int) -> str:
+    """Say what ``auto`` means: Table 1's ranges, else disjoint classes while there are enough, else Dirichlet."""
+    if spec != "auto":
+        return spec
+    if (dataset, n) in TABLE_1:
+        return TABLE_1[dataset, n]
+    if n <= num_classes:
+        chunks = np.array_split(np.arange(num_classes), n)
+        return "classes:" + ",".join(f"{c[0]}-{c[-1]}" for c in chunks)
+    return f"dirichlet:{AUTO_DIRICHLET}"
+
+
+def partition_images(spec: str, labels: Labels, n: int, num_classes: int, seed: int) -> Partition:
+    """Deal the training images out to ``n`` peers.
+
+    Parameters
+    ----------
+    spec : str
+        ``"classes:0-1,2-3,4-6,7-9"`` (one range a peer; ``+`` joins ranges: ``0-1+5``), ``"iid"``,
+        ``"dirichlet:ALPHA"``, or ``"my_module:my_partition"``: a callable
+        ``(labels, n, seed) -> n arrays of positions``.
+    labels : (N,) int64 array
+        Classes of the training images.
+    n : int
+        Number of peers.
+    num_classes : int
+        Number of classes of the dataset.
+    seed : int
+        Decides every draw.
+
+    Returns
+    -------
+    list of n ascending int64 arrays
+        Disjoint; images that no peer is given are left out (and logged).
+
+    Raises
+    ------
+    ConfigError
+        When the value cannot be read or does not fit n and the classes.
+    DataError
+        When a peer would be left without an image, or an image is dealt twice.
+    """
+    kind, _, argument = spec.partition(":")
+    if kind == "classes" and argument:
+        parts = _by_class(spec, argument, labels, n, num_classes)
+    elif spec == "iid":
+        parts = _library("IidPartitioner", labels, n, {}, seed)
+    elif kind == "dirichlet" and argument:
+        parts = _dirichlet(spec, argument, labels, n, seed)
+    elif is_reference(spec):
+        parts = load_reference(spec, key="partition")(labels, n, seed)
+    else:
+        raise ConfigError(
+            f"partition = {spec!r} is unknown; choose one of auto, classes:0-1,2-3,…, iid, dirichlet:ALPHA, "
+            "my_module:my_partition"
+        )
+    return _checked(spec, parts, len(labels), n)
+
+
+def _by_class(spec: str, argument: str, labels: Labels, n: int, num_classes: int) -> Partition:
+    groups = argument.split(",")
+    if len(groups) != n:
+        raise ConfigError(f"partition = {spec!r} names {len(groups)} groups of classes for {n} peers: give one a peer")
+    owner: dict[int, int] = {}
+    for peer, group in enumerate(groups):
+        for span in group.split("+"):
+            first, _, last = span.partition("-")
+            if not (first.isdecimal() and (last or first).isdecimal()):
+                raise ConfigError(f"partition = {spec!r}: {span!r} is neither a class (7) nor a range (7-9)")
+            for c in range(int(first), int(last or first) + 1):
+                if c >= num_classes:
+                    raise ConfigError(f"partition = {spec!r}: class {c} does not exist; classes are 0-{num_classes - 1}")
+                if c in owner:
+                    raise ConfigError(f"partition = {spec!r}: class {c} is given to peers {owner[c]} and {peer}")
+                owner[c] = peer
+    owners = np.array([owner.get(c, -1) for c in range(num_classes)])
+    return [np.flatnonzero(owners[labels] == peer) for peer in range(n)]
+
+
+def _dirichlet(spec: str, argument: str, labels: Labels, n: int, seed: int) -> Partition:
+    try:
+        alpha = float(argument)
+    except ValueError:
+        alpha = -1.0
+    if not (np.isfinite(alpha) and alpha > 0):
+        raise ConfigError(f"partition = {spec!r}: ALPHA must be a positive number, as dirichlet:0.5")
+    # The library draws again until each peer has this many images; asking for half of an even share of
+    # few images would make it draw for ever.
+    at_least = min(10, max(1, len(labels) // (8 * n)))
+    options = {"partition_by": "label", "alpha": alpha, "min_partition_size": at_least}
+    return _library("DirichletPartitioner", labels, n, options, seed)
+
+
+def _library(name: str, labels: Labels, n: int, options: dict[str, object], seed: int) -> Partition:
+    """Deal with one of flwr-datasets' partitioners, on local labels."""
+    try:
+        from datasets import Dataset as Table
+        from flwr_datasets import partitioner as partitioners
+    except ImportError as error:
+        raise ConfigError(
+            "this partition needs flwr-datasets: pip install 'p2pft-flower[partitioners]', or choose classes:…"
+        ) from error
+    if n > len(labels):
+        raise DataError(f"{len(labels)} training images cannot be dealt out to {n} peers")
+    table = Table.from_dict({"label": labels.tolist(), "position": list(range(len(labels)))})
+    if name == "IidPartitioner":
+        table = table.shuffle(seed=seed)  # the library deals contiguously
+    else:
+        options = options | {"seed": seed, "shuffle": True}
+    partitioner = getattr(partitioners, name)(num_partitions=n, **options)
+    partitioner.dataset = table
+    try:
+        return [np.sort(np.asarray(partitioner.load_partition(i)["position"], dtype=np.int64)) for i in range(n)]
+    except ValueError as error:
+        raise DataError(f"{name} could not deal {len(labels)} images out to {n} peers: {error}") from error
+
+
+def _checked(spec: str, parts: object, total: int, n: int) -> Partition:
+    if not isinstance(parts, (list, tuple)) or len(parts) != n:
+        raise ConfigError(f"partition = {spec!r} returned {type(parts).__name__}, not a list of {n} arrays of positions")
+    arrays = [np.sort(np.asarray(p, dtype=np.int64)) for p in parts]
+    for peer, positions in enumerate(arrays):
+        if len(positions) == 0:
+            raise DataError(f"partition = {spec!r} leaves peer {peer} without a training image")
+        if positions[0] < 0 or positions[-1] >= total:
+            raise DataError(f"partition = {spec!r} gives peer {peer} a position outside 0..{total - 1}")
+    dealt = np.concatenate(arrays)
+    if len(np.unique(dealt)) != len(dealt):
+        raise DataError(f"partition = {spec!r} gives an image to two peers, or to one twice")
+    if len(dealt) < total:
+        log.warning("partition %s leaves %d of %d training images unused", spec, total - len(dealt), total)
+    return arrays
+
+
+PartitionFunction: TypeAlias = Callable[[Labels, int, int], Partition]
+"""What ``my_module:my_partition`` is."""

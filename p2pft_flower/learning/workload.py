@@ -1,0 +1,174 @@
+"""A run's learning problem as its hosts see it: model, data, who holds what, one objective a peer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from p2pft_flower.config import LearningConfig
+from p2pft_flower.errors import DataError
+from p2pft_flower.learning.batches import Batches
+from p2pft_flower.learning.datasets import Dataset, load_dataset
+from p2pft_flower.learning.features import Features, compute_features
+from p2pft_flower.learning.models import create_model, preprocessing
+from p2pft_flower.learning.objective import PeerObjective, tail_vector
+from p2pft_flower.learning.partitions import Partition, partition_images, resolve_partition
+from p2pft_flower.learning.tuning import split_model
+
+__all__ = ["PeerData", "Workload"]
+
+POOLED_PEER = 0
+"""The one peer of a centralised run."""
+
+
+@dataclass(frozen=True)
+class PeerData:
+    """What a peer holds, in numbers only.
+
+    Attributes
+    ----------
+    images : int
+        Training images.
+    classes : tuple of str
+        Names of the classes of which it holds at least one.
+    """
+
+    images: int
+    classes: tuple[str, ...]
+
+
+class Workload:
+    """The learning problem that ``config`` describes, for ``n`` peers.
+
+    Parameters
+    ----------
+    config : LearningConfig
+        Model, data, partition, seed.
+    n : int
+        Number of peers.
+    pooled : bool
+        One peer holds all images and draws n times the batch (``centralized``).
+
+    Notes
+    -----
+    Everything is built when first asked for: the coordinator needs the partition only, hosts need all.
+    """
+
+    def __init__(self, config: LearningConfig, n: int, *, pooled: bool = False) -> None:
+        self.config, self.n, self.pooled = config, n, pooled
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Training and test images."""
+        return load_dataset(self.config.dataset, self.config.data_dir)
+
+    @cached_property
+    def partition_spec(self) -> str:
+        """The partition with ``auto`` resolved."""
+        return resolve_partition(self.config.partition, self.config.dataset, self.n, len(self.dataset.classes))
+
+    @cached_property
+    def partition(self) -> Partition:
+        """Positions in the training split, one array a peer (one array in all where pooled)."""
+        parts = partition_images(
+            self.partition_spec, self.dataset.train.labels, self.n, len(self.dataset.classes), self.config.seed
+        )
+        return [np.sort(np.concatenate(parts))] if self.pooled else parts
+
+    def data(self, peer: int) -> PeerData:
+        """Say what ``peer`` holds."""
+        labels = np.unique(self.dataset.train.labels[self.partition[peer]])
+        return PeerData(len(self.partition[peer]), tuple(self.dataset.classes[c] for c in labels))
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The whole model with its new head; frozen, in eval mode."""
+        config = self.config
+        return create_model(config.model, config.weights, len(self.dataset.classes), config.seed)
+
+    @cached_property
+    def _parts(self) -> tuple[nn.Module, nn.Module]:
+        return split_model(self.model, self.config.tune)
+
+    @property
+    def tail(self) -> nn.Module:
+        """The part that is trained, as it starts."""
+        return self._parts[1]
+
+    @cached_property
+    def theta0(self) -> npt.NDArray[np.float32]:
+        """θ^0, (q,) float32, the same on every peer."""
+        theta = tail_vector(self.tail)
+        theta.flags.writeable = False
+        return theta
+
+    @cached_property
+    def model_digest(self) -> str:
+        """SHA-256 over the names and values of all weights, trained or not, before the first iteration."""
+        digest = sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def test_features(self) -> Features:
+        """The trunk's outputs for all test images."""
+        positions = np.arange(len(self.dataset.test))
+        return compute_features(self._parts[0], preprocessing(self.model), self.dataset.test, positions, "test")
+
+    def objectives(self, peers: Sequence[int]) -> dict[int, PeerObjective]:
+        """Build the objectives of ``peers``, running the trunk over their images.
+
+        Raises
+        ------
+        DataError
+            When an image cannot be read.
+        """
+        config, transform = self.config, preprocessing(self.model)
+        built = {}
+        for peer in peers:
+            positions = self.partition[peer]
+            if len(positions) == 0:
+                raise DataError(f"peer {peer} holds no training image")
+            features = compute_features(self._parts[0], transform, self.dataset.train, positions, f"peer {peer}'s")
+            size = config.batch_size * (self.n if self.pooled else 1)
+            batches = Batches(len(positions), size, seed=config.seed, peer=peer)
+            built[peer] = PeerObjective(
+                self.tail, features, self.test_features, batches, seed=config.seed, peer=peer
+            )
+        return built
+
+    def named_tail(self, theta: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:
+        """Return the trained tensors by the names they have in the whole timm model."""
+        named = [(name, p) for name, p in self.tail.named_parameters() if p.requires_grad]
+        pieces = torch.from_numpy(theta.copy()).split([p.numel() for _, p in named])
+        return {
+            name.removeprefix("model."): piece.view_as(p).clone()
+            for (name, p), piece in zip(named, pieces, strict=True)
+        }
+
+    def theta_from(self, tensors: dict[str, torch.Tensor], source: str) -> npt.NDArray[np.float32]:
+        """Return θ from named tensors; the inverse of :meth:`named_tail`.
+
+        Raises
+        ------
+        DataError
+            When a tensor is missing, unknown, or has another shape, naming it and ``source``.
+        """
+        wanted = {n.removeprefix("model."): p for n, p in self.tail.named_parameters() if p.requires_grad}
+        odd = sorted(wanted.keys() ^ tensors.keys())
+        if odd:
+            where = "missing from" if odd[0] in wanted else "not trained here, but in"
+            raise DataError(f"tensor {odd[0]!r} is {where} {source}: the model or tune setting differs")
+        for name, p in wanted.items():
+            if tensors[name].shape != p.shape:
+                raise DataError(f"tensor {name!r} in {source} has shape {tuple(tensors[name].shape)}, not {tuple(p.shape)}")
+        return torch.cat([tensors[name].reshape(-1).float() for name in wanted]).numpy()
