@@ -1,0 +1,234 @@
+"""``p2pft topology``: look at the graphs that peers exchange over."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from p2pft_flower.errors import TopologyError
+from p2pft_flower.topology import Graph
+from p2pft_flower.topology.generators import GENERATORS
+from p2pft_flower.topology.sources import shipped
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Show the graphs that peers exchange over.", no_args_is_help=True)
+
+SHOWN_NEIGHBOURS = 8
+"""A cell of the table lists this many neighbours; ``--json`` lists them all."""
+
+
+def _fail(message: object) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)
+
+
+@app.command()
+def show(
+    graph: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|PATH|SPEC", help="A shipped graph, a YAML file, or a spec such as exponential:16."
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Draw it into FILE.")] = None,
+) -> None:
+    """Print a graph: its size, what its weights mean for each method, and every peer's neighbours."""
+    try:
+        loaded = Graph.load(graph)
+        if png is not None:
+            from p2pft_flower.topology.draw import draw  # noqa: PLC0415 - loads matplotlib
+
+            draw(loaded, png)
+    except TopologyError as error:
+        _fail(error)
+    except OSError as error:
+        _fail(f"{error.filename or png}: {error.strerror or error}")
+    if as_json:
+        typer.echo(json.dumps(as_dict(loaded), indent=2))
+        return
+    console = Console()
+    console.print(_summary(loaded))
+    console.print()
+    means = Table.grid(padding=(0, 1))  # a table, so that a wrapped line stays indented
+    for line in meaning(loaded):
+        means.add_row("•", Text(line))
+    console.print(means)
+    console.print()
+    console.print(_peer_table(loaded))
+    if png is not None:
+        console.print(Text(f"drawn into {png}"), soft_wrap=True)
+
+
+@app.command("list")
+def list_graphs() -> None:
+    """List the shipped graphs and the specs of the generators."""
+    try:
+        names = shipped()
+    except OSError as error:
+        _fail(error)
+    console = Console()
+    table = Table(
+        "name", "peers", "edges", "kind", "description", title="Shipped graphs", title_justify="left"
+    )
+    for name in names:
+        try:
+            graph = Graph.load(name)
+        except TopologyError as error:  # one bad file must not hide the others
+            table.add_row(Text(name), "", "", "unusable", Text(str(error)))
+            continue
+        table.add_row(
+            Text(name), str(graph.n), str(_links(graph)), Text(_kind(graph)), Text(graph.description or "")
+        )
+    console.print(table)
+    console.print()
+    table = Table("spec", "example", "graph", title="Generators", title_justify="left")
+    for generator in GENERATORS.values():
+        table.add_row(Text(generator.form), Text(generator.example), Text(generator.meaning))
+    console.print(table)
+    console.print(
+        "Generated weights are all 1. An undirected spec takes a trailing :metropolis for doubly stochastic "
+        "ones, as in star:8:metropolis.",
+        highlight=False,
+    )
+
+
+def _kind(graph: Graph) -> str:
+    return "undirected" if graph.undirected else "directed"
+
+
+def _links(graph: Graph) -> int:
+    """Edges as people count them: an undirected one once."""
+    return len(graph.edges) // 2 if graph.undirected else len(graph.edges)
+
+
+def _summary(graph: Graph) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column()
+
+    def row(label: str, value: str) -> None:
+        table.add_row(label, Text(value))
+
+    arrows = f" ({len(graph.edges)} arrows)" if graph.undirected else ""
+    steps = "exchange" if graph.diameter == 1 else "exchanges"
+    table.add_row("graph", Text(graph.name, style="bold"))
+    if graph.description:
+        row("", graph.description)
+    row("peers", f"{graph.n}")
+    row("edges", f"{_links(graph)}, {_kind(graph)}{arrows}")
+    row("diameter", f"{graph.diameter}: news reaches everyone within {graph.diameter} {steps}")
+    row("doubly stochastic", "yes" if graph.doubly_stochastic else "no")
+    row(
+        "second modulus",
+        f"{graph.second_modulus_A:.4f} of A (models), {graph.second_modulus_B:.4f} of B (trackers)",
+    )
+    row("spectral gap", f"{graph.spectral_gap:.4f}: {_pace(graph)}")
+    row("traffic", f"{2 * len(graph.edges)} vectors an iteration over all edges")
+    row("digest", graph.digest[:16])
+    return table
+
+
+def _pace(graph: Graph) -> str:
+    modulus = 1.0 - graph.spectral_gap
+    if modulus < 1e-6:
+        return "peers agree after one exchange"
+    if modulus >= 1.0:
+        return "peers hardly ever agree"
+    halves = math.log(2) / -math.log(modulus)
+    return f"disagreement halves every {halves:.1f} exchanges in the long run"
+
+
+def meaning(graph: Graph) -> list[str]:
+    """Say in sentences which methods suit the graph."""
+    if graph.n == 1:
+        return ["A single peer: every method is plain gradient descent."]
+    if graph.doubly_stochastic:
+        return [
+            "p2pft reaches the exact optimum.",
+            "gt-dgd runs: its one matrix W must be doubly stochastic, and A is.",
+            "dgd counts every peer the same, but with a constant step it stops near the optimum, not at it.",
+        ]
+    heaviest, lightest = int(graph.averaging_weights.argmax()), int(graph.averaging_weights.argmin())
+    lines = [
+        "p2pft reaches the exact optimum: A weighs models, B carries trackers, and W need not be doubly "
+        "stochastic.",
+        "gt-dgd refuses this graph: its one matrix W must be doubly stochastic.",
+        f"dgd is biased: it counts peer {graph.peer_names[heaviest]} as "
+        f"{graph.averaging_weights[heaviest]:.1%} and peer {graph.peer_names[lightest]} as "
+        f"{graph.averaging_weights[lightest]:.1%}, where each should be {1 / graph.n:.1%}.",
+    ]
+    if graph.undirected:
+        lines.append(
+            "Metropolis weights would make it doubly stochastic: scheme: metropolis in YAML, "
+            ":metropolis in a spec."
+        )
+    return lines
+
+
+def _cell(peers: tuple[int, ...], values: list[float], names: tuple[str, ...]) -> Text:
+    # No blank inside, where rich would break the line.
+    parts = [f"{names[p]}:{value:.3g}" for p, value in zip(peers, values, strict=True)]
+    more = f" … {len(parts) - SHOWN_NEIGHBOURS} more" if len(parts) > SHOWN_NEIGHBOURS else ""
+    return Text((", ".join(parts[:SHOWN_NEIGHBOURS]) or "nobody") + more)
+
+
+def _peer_table(graph: Graph) -> Table:
+    table = Table(title="Peers, with the weights A of what each receives and the shares B of what it sends")
+    table.title_justify = "left"
+    with_addresses = any(graph.addresses)
+    for header in ("peer", *(["address"] if with_addresses else []), "receives from:A", "sends to:B"):
+        table.add_column(header, overflow="fold")
+    for header in ("own A", "own B", "counts in dgd"):
+        table.add_column(header, justify="right")
+    for i, name in enumerate(graph.peer_names):
+        into, out = graph.in_neighbours(i), graph.out_neighbours(i)
+        table.add_row(
+            Text(name),
+            *([Text(graph.addresses[i] or "")] if with_addresses else []),
+            _cell(into, [graph.A[i, j] for j in into], graph.peer_names),
+            _cell(out, [graph.B[k, i] for k in out], graph.peer_names),
+            f"{graph.A[i, i]:.3g}",
+            f"{graph.B[i, i]:.3g}",
+            f"{graph.averaging_weights[i]:.1%}",
+        )
+    return table
+
+
+def as_dict(graph: Graph) -> dict[str, Any]:
+    """Return what ``--json`` prints; keys are only ever added."""
+    return {
+        "name": graph.name,
+        "description": graph.description,
+        "n": graph.n,
+        "edges": [list(edge) for edge in graph.edges],
+        "undirected": graph.undirected,
+        "doubly_stochastic": graph.doubly_stochastic,
+        "diameter": graph.diameter,
+        "second_modulus_A": graph.second_modulus_A,
+        "second_modulus_B": graph.second_modulus_B,
+        "spectral_gap": graph.spectral_gap,
+        "digest": graph.digest,
+        "W": graph.W.tolist(),
+        "A": graph.A.tolist(),
+        "B": graph.B.tolist(),
+        "peers": [
+            {
+                "peer": i,
+                "name": graph.peer_names[i],
+                "address": graph.addresses[i],
+                "in_neighbours": list(graph.in_neighbours(i)),
+                "out_neighbours": list(graph.out_neighbours(i)),
+                "averaging_weight": float(graph.averaging_weights[i]),
+            }
+            for i in range(graph.n)
+        ],
+    }

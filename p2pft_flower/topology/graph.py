@@ -1,0 +1,274 @@
+"""The graph that peers exchange over, with its two mixing matrices.
+
+Section 2.3 of the paper, for weights ``W`` where ``w_ij`` is what peer i gives to what comes from j::
+
+    a_ij = w_ij / Σ_j w_ij        row stochastic: the receiver's weights, for θ
+    b_ij = w_ij / Σ_i w_ij        column stochastic: the sender's shares, for τ
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse.csgraph import shortest_path
+
+from p2pft_flower.errors import TopologyError
+from p2pft_flower.topology import checks, sources
+
+__all__ = ["Graph"]
+
+Matrix = npt.NDArray[np.float64]
+
+
+def _frozen(array: Matrix) -> Matrix:
+    array.setflags(write=False)
+    return array
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Graph:
+    """A strongly connected directed graph with weights; checked when made, and unchangeable.
+
+    Make one with :meth:`load`, :meth:`from_weights` or :meth:`from_dict`.
+
+    Parameters
+    ----------
+    name : str
+        For people.
+    W : ndarray, shape (n, n), float64
+        ``W[i, j] >= 0`` is the weight peer i gives to what comes from peer j; 0 where there is no edge
+        j → i. The diagonal, the self-weights, is positive.
+    peer_names : tuple of str, optional
+        One a peer, all different; ``"0"`` to ``"n-1"`` by default.
+    addresses : tuple of (str or None), optional
+        Where each peer listens in a deployment; None by default.
+    description : str, default ""
+        A sentence for people. Not part of what makes two graphs equal.
+
+    Raises
+    ------
+    TopologyError
+        When the graph cannot be used; names the peer or edge and the remedy.
+    """
+
+    name: str
+    W: Matrix
+    peer_names: tuple[str, ...] = None  # type: ignore[assignment]  # __post_init__ fills the default in
+    addresses: tuple[str | None, ...] = None  # type: ignore[assignment]
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip() or not self.name.isprintable():
+            raise TopologyError(f"the graph's name is {self.name!r}: give it printable text")
+        W = checks.as_square(self.W)
+        names = checks.checked_names(self.peer_names, len(W))
+        checks.checked_weights(W, names)
+        addresses = checks.checked_addresses(self.addresses, names)
+        for field, value in (("W", _frozen(W)), ("peer_names", names), ("addresses", addresses)):
+            object.__setattr__(self, field, value)
+
+    # Ways to make one
+
+    @classmethod
+    def load(cls, x: str | Path) -> Graph:
+        """Load a graph by name, from a YAML file or from a generator's spec.
+
+        Parameters
+        ----------
+        x : str or Path
+            The name of a shipped graph (``"directed-ring-4"``), a path to YAML (``"my/graph.yaml"``; its
+            schema is in topologies/README.md) or a spec (``"exponential:16"``). A shipped name goes before
+            a file of that name in the working directory; write ``./name`` for the file.
+
+        Returns
+        -------
+        Graph
+
+        Raises
+        ------
+        TopologyError
+            When there is no such graph, the file or spec is malformed, or the graph cannot be used.
+        """
+        source = sources.find(x)
+        try:
+            return cls(source.name, source.W, source.peer_names, source.addresses, source.description)
+        except TopologyError as error:
+            raise TopologyError(f"{source.origin}: {error}") from error
+
+    @classmethod
+    def from_weights(
+        cls,
+        W: npt.ArrayLike,
+        *,
+        name: str = "weights",
+        peer_names: Sequence[str] | None = None,
+        addresses: Sequence[str | None] | None = None,
+    ) -> Graph:
+        """Make a graph of a matrix of weights; see the class for the parameters and what is refused."""
+        return cls(
+            name,
+            W,  # type: ignore[arg-type]  # anything array-like: __post_init__ converts and checks
+            peer_names,  # type: ignore[arg-type]
+            addresses,  # type: ignore[arg-type]
+        )
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any]) -> Graph:
+        """Make a graph of what :meth:`to_dict` returned, through the same checks as any other."""
+        try:
+            name, weights, peer_names = d["name"], d["weights"], d["peer_names"]
+            addresses = d["addresses"]
+        except KeyError as error:
+            raise TopologyError(
+                f"a graph's dictionary has name, weights, peer_names and addresses; {error} is missing"
+            ) from error
+        return cls.from_weights(weights, name=name, peer_names=peer_names, addresses=addresses)
+
+    # What it is made of
+
+    @property
+    def n(self) -> int:
+        """Number of peers."""
+        return len(self.W)
+
+    @cached_property
+    def A(self) -> Matrix:  # noqa: N802 - the paper's name
+        """The receivers' weights ``a_ij = w_ij / Σ_j w_ij``; shape (n, n), float64, rows sum to 1."""
+        return _frozen(self.W / self.W.sum(axis=1, keepdims=True))
+
+    @cached_property
+    def B(self) -> Matrix:  # noqa: N802 - the paper's name
+        """The senders' shares ``b_ij = w_ij / Σ_i w_ij``; shape (n, n), float64, columns sum to 1."""
+        return _frozen(self.W / self.W.sum(axis=0, keepdims=True))
+
+    @cached_property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """All (sender j, receiver i), ascending, without self-loops."""
+        return tuple((int(j), int(i)) for j, i in np.argwhere(self.W.T > 0) if i != j)
+
+    @cached_property
+    def _neighbours(self) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
+        into: list[list[int]] = [[] for _ in range(self.n)]
+        out: list[list[int]] = [[] for _ in range(self.n)]
+        for j, i in self.edges:  # ascending in j, then i, hence so are both lists
+            into[i].append(j)
+            out[j].append(i)
+        return tuple(map(tuple, into)), tuple(map(tuple, out))
+
+    def in_neighbours(self, i: int) -> tuple[int, ...]:
+        """Return the peers that peer ``i`` receives from, ascending, without itself."""
+        return self._neighbours[0][self._peer(i)]
+
+    def out_neighbours(self, j: int) -> tuple[int, ...]:
+        """Return the peers that peer ``j`` sends to, ascending, without itself."""
+        return self._neighbours[1][self._peer(j)]
+
+    def _peer(self, i: int) -> int:
+        if not 0 <= i < self.n:  # a negative index would silently mean another peer
+            raise TopologyError(f"there is no peer {i}: {self.name} has the peers 0 to {self.n - 1}")
+        return i
+
+    # What follows from it
+
+    @cached_property
+    def doubly_stochastic(self) -> bool:
+        """Whether the columns of A sum to 1 as well (within 1e-9), so that plain averaging is unbiased."""
+        return bool(np.all(np.abs(self.A.sum(axis=0) - 1.0) <= 1e-9))
+
+    @cached_property
+    def undirected(self) -> bool:
+        """Whether every edge has its reverse (whatever the weights)."""
+        return bool(np.array_equal(self.W > 0, self.W.T > 0))
+
+    @cached_property
+    def diameter(self) -> int:
+        """The most edges that news needs from one peer to another, along the edges' directions."""
+        return int(shortest_path(np.ascontiguousarray(self.W.T > 0), unweighted=True).max())
+
+    @cached_property
+    def second_modulus_A(self) -> float:  # noqa: N802 - the paper's name
+        """Second largest modulus of an eigenvalue of A; 0 for a single peer."""
+        return _second_modulus(self.A)
+
+    @cached_property
+    def second_modulus_B(self) -> float:  # noqa: N802 - the paper's name
+        """Second largest modulus of an eigenvalue of B; 0 for a single peer."""
+        return _second_modulus(self.B)
+
+    @property
+    def spectral_gap(self) -> float:
+        """1 minus the larger second modulus of A and B: near 0 peers agree slowly, at 1 at once."""
+        return 1.0 - max(self.second_modulus_A, self.second_modulus_B)
+
+    @cached_property
+    def averaging_weights(self) -> Matrix:
+        """How much each peer counts when θ ← A θ is repeated: π with πᵀ A = πᵀ and Σ π = 1; shape (n,).
+
+        Plain averaging (equation 1 of the paper) with a small α minimises Σ_i π_i L_i, which is the global
+        loss only where every π_i is 1 / n: where A is doubly stochastic.
+        """
+        system = np.vstack([self.A.T - np.eye(self.n), np.ones((1, self.n))])
+        target = np.zeros(self.n + 1)
+        target[-1] = 1.0
+        weights: Matrix = np.linalg.lstsq(system, target, rcond=None)[0].astype(np.float64)
+        return _frozen(weights)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of n and W, little-endian: peers compare it before they start."""
+        return hashlib.sha256(struct.pack("<Q", self.n) + self.W.astype("<f8").tobytes()).hexdigest()
+
+    # Ways out
+
+    def to_networkx(self) -> nx.DiGraph:
+        """Return a networkx graph on 0 to n − 1; nodes carry name, address, self_weight; edges weight.
+
+        Like :attr:`edges` it has no self-loops.
+        """
+        graph = nx.DiGraph(name=self.name)
+        for i, (name, address) in enumerate(zip(self.peer_names, self.addresses, strict=True)):
+            graph.add_node(i, name=name, address=address, self_weight=float(self.W[i, i]))
+        graph.add_edges_from((j, i, {"weight": float(self.W[i, j])}) for j, i in self.edges)
+        return graph
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can carry and :meth:`from_dict` reads back exactly."""
+        return {
+            "name": self.name,
+            "weights": self.W.tolist(),
+            "peer_names": list(self.peer_names),
+            "addresses": list(self.addresses),
+        }
+
+    def __repr__(self) -> str:
+        return f"Graph({self.name!r}, n={self.n}, edges={len(self.edges)})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Graph):
+            return NotImplemented
+        return self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
+
+    @property
+    def _identity(self) -> tuple[object, ...]:
+        return self.name, self.digest, self.peer_names, self.addresses
+
+
+def _second_modulus(matrix: Matrix) -> float:
+    # A strongly connected graph with self-weights gives a primitive matrix: 1 is its only eigenvalue of
+    # modulus 1, so the second in order is what disagreement shrinks by.
+    if len(matrix) == 1:
+        return 0.0
+    moduli = np.sort(np.abs(np.linalg.eigvals(matrix)))
+    return float(min(moduli[-2], 1.0))

@@ -1,0 +1,110 @@
+"""`p2pft topology` and its pictures."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+from p2pft_flower.topology import Graph
+from p2pft_flower.topology.draw import draw
+
+with warnings.catch_warnings():  # older typers import names that newer clicks deprecate
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from typer.testing import CliRunner, Result
+
+    from p2pft_flower.cli.topology import app
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "140"})
+
+
+def test_show_prints_size_meaning_and_every_peers_weights() -> None:
+    done = run("show", "lopsided-4")
+    assert done.exit_code == 0
+    for text in (
+        "lopsided-4",
+        "6, directed",
+        "gt-dgd refuses",
+        "dgd is biased",
+        "81.1%",
+        "3:0.167",
+        "spectral gap",
+    ):
+        assert text in done.stdout
+    done = run("show", "ring-4")
+    assert "gt-dgd runs" in done.stdout
+    assert "4, undirected" in done.stdout
+    assert ":metropolis" in run("show", "star:5").stdout
+    assert "A single peer" in run("show", "complete:1").stdout
+
+
+def test_show_shortens_long_lists_of_neighbours() -> None:
+    assert "… 31 more" in run("show", "complete:40").stdout
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "g.yaml"
+    path.write_text('peers: ["[red]x", y]\nedges: [[0, 1], [1, 0]]', encoding="utf-8")
+    assert "[red]x" in run("show", str(path)).stdout
+
+
+def test_json_has_stable_keys() -> None:
+    done = run("show", "paper-4", "--json")
+    assert done.exit_code == 0
+    data = json.loads(done.stdout)
+    graph = Graph.load("paper-4")
+    assert set(data) >= {
+        "name", "description", "n", "edges", "undirected", "doubly_stochastic", "diameter",
+        "second_modulus_A", "second_modulus_B", "spectral_gap", "digest", "W", "A", "B", "peers",
+    }  # fmt: skip
+    assert data["digest"] == graph.digest
+    assert data["edges"] == [list(edge) for edge in graph.edges]
+    assert data["A"] == graph.A.tolist()
+    first = data["peers"][0]
+    assert (first["peer"], first["name"], first["address"]) == (0, "node-1", None)
+    assert first["in_neighbours"] == list(graph.in_neighbours(0))
+
+
+def test_list_names_every_shipped_graph_and_generator() -> None:
+    done = run("list")
+    assert done.exit_code == 0
+    for text in ("directed-ring-4", "paper-4", "erdos-renyi:N:P:SEED", "exponential:16"):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize("x", ["nope", "ring:1", "no/such.yaml"])
+def test_an_error_is_one_message_on_stderr_and_exit_code_2(x: str) -> None:
+    done = run("show", x, "--json")
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    done = run("show", "ring-4", "--png", str(tmp_path / "no" / "x.png"))
+    assert done.exit_code == 2
+    assert "No such file or directory" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "x", ["lopsided-4", "star-5", "grid:2x3", "complete:1", "ring:2", "random-directed:16:3:7"]
+)
+def test_pictures_are_png_and_not_empty(x: str, tmp_path: Path) -> None:
+    path = tmp_path / "graph.png"
+    assert run("show", x, "--png", str(path)).exit_code == 0
+    pixels = matplotlib.image.imread(path)
+    assert min(pixels.shape[:2]) > 300
+    assert len({tuple(pixel) for pixel in pixels[::5, ::5].reshape(-1, pixels.shape[2])}) > 3
+
+
+def test_long_and_odd_names_are_drawn(tmp_path: Path) -> None:
+    names = ["hospital-amsterdam", "price in $x$ and $y", "lab"]
+    path = tmp_path / "graph.dat"
+    draw(Graph.from_weights([[1, 2, 0], [0, 1, 1], [1, 0, 3]], peer_names=names), path)
+    assert path.read_bytes().startswith(b"\x89PNG")
