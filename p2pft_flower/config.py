@@ -127,6 +127,8 @@ class RuntimeConfig:
     transport : {"auto", "memory", "grpc"}
         ``auto``: in memory within a host, sockets between hosts. ``memory``: all peers on one host.
         ``grpc``: sockets even within a host.
+    threads : int
+        Torch threads of each host. Runs are bit-identical to each other at the same value.
     meet_timeout : float
         Seconds that peers wait for each other before the first iteration.
     peer_timeout : float
@@ -140,7 +142,8 @@ class RuntimeConfig:
     iterations: int = 0
     evaluate_every: int = 0
     transport: str = "auto"
-    meet_timeout: float = 60.0
+    threads: int = 1
+    meet_timeout: float = 120.0
     peer_timeout: float = 120.0
     output_dir: str = ""
 
@@ -149,6 +152,7 @@ class RuntimeConfig:
         _require(self.epochs >= 1 or self.iterations >= 1, "epochs", self.epochs, "a whole number >= 1")
         _require(self.evaluate_every >= 0, "evaluate-every", self.evaluate_every, "a whole number >= 0")
         _require(self.transport in TRANSPORTS, "transport", self.transport, f"one of {', '.join(TRANSPORTS)}")
+        _require(self.threads >= 1, "threads", self.threads, "a whole number >= 1")
         for key in ("meet_timeout", "peer_timeout"):
             value = getattr(self, key)
             _require(math.isfinite(value) and value > 0, key.replace("_", "-"), value, "a number of seconds > 0")

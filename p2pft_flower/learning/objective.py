@@ -14,17 +14,21 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from p2pft_flower.learning.batches import Batches
 from p2pft_flower.learning.features import Features
 
-__all__ = ["Evaluation", "PeerObjective", "tail_vector"]
+__all__ = ["Evaluation", "PeerObjective", "evaluate", "tail_vector", "trained_parameters"]
 
 Vector = npt.NDArray[np.float32]
 
 EVALUATION_BATCH = 512
 
 
+def trained_parameters(tail: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that θ holds, in its order: that of ``named_parameters``."""
+    return [p for p in tail.parameters() if p.requires_grad]
+
+
 def tail_vector(tail: nn.Module) -> Vector:
-    """Return θ, (q,) float32: the trained parameters of ``tail`` in the order of ``named_parameters``."""
-    trained = [p for p in tail.parameters() if p.requires_grad]
-    return parameters_to_vector(trained).detach().numpy().copy()
+    """Return θ, (q,) float32: the trained parameters of ``tail`` as one vector."""
+    return parameters_to_vector(trained_parameters(tail)).detach().numpy().copy()
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,10 @@ class PeerObjective:
     ) -> None:
         self.drawn = 0
         """Mini-batches drawn so far: the position of the data order."""
+        self.train_loss = float("nan")
+        """Cross-entropy of the last mini-batch."""
         self._tail = copy.deepcopy(tail)
-        self._trained = [p for p in self._tail.parameters() if p.requires_grad]
+        self._trained = trained_parameters(self._tail)
         self._features, self._test, self._batches = features, test, batches
         self._key = (seed, peer)
         held = np.unique(features.labels.numpy())
@@ -79,34 +85,52 @@ class PeerObjective:
         """Return ∇L_i(θ; next mini-batch), (q,) float32; ``theta`` is not written to."""
         images, labels = self._features[self._batches.batch(self.drawn)]
         self._tail.train()
-        self._set(theta)
+        _set(self._tail, theta)
         with torch.random.fork_rng(devices=[]):
             # Drop-out must be a function of seed, peer and position too, wherever the peer lives.
             torch.manual_seed(int(np.random.SeedSequence((*self._key, self.drawn)).generate_state(1)[0]))
             loss = nn.functional.cross_entropy(self._tail(images), labels)
             gradients = torch.autograd.grad(loss, self._trained)
         self.drawn += 1
+        self.train_loss = float(loss.detach())
         return parameters_to_vector(gradients).numpy()
 
     def evaluate(self, theta: Vector) -> Evaluation:
         """Score ``theta`` on all test images."""
-        self._tail.eval()
-        self._set(theta)
-        losses, right = [], []
-        with torch.inference_mode():
-            for start in range(0, len(self._test), EVALUATION_BATCH):
-                stretch = np.arange(start, min(start + EVALUATION_BATCH, len(self._test)))
-                images, labels = self._test[stretch]
-                logits = self._tail(images)
-                losses.append(nn.functional.cross_entropy(logits, labels, reduction="none").double())
-                right.append(logits.argmax(dim=1) == labels)
-        correct = torch.cat(right).double()
-        return Evaluation(
-            loss=float(torch.cat(losses).mean()),
-            accuracy=float(correct.mean()),
-            accuracy_unseen=float(correct[self._unseen].mean()) if self._unseen.any() else None,
-        )
+        return evaluate(self._tail, theta, self._test, self._unseen)
 
-    def _set(self, theta: Vector) -> None:
-        # Views on theta, no copy: neither forward nor backward writes to parameters.
-        vector_to_parameters(torch.from_numpy(theta), self._trained)
+
+def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tensor) -> Evaluation:
+    """Score ``theta`` in ``tail`` on all test images.
+
+    Parameters
+    ----------
+    tail : nn.Module
+        Its trained parameters are made views of ``theta``.
+    theta : (q,) float32 array
+        The trained parameters.
+    test : Features
+        N test images.
+    unseen : (N,) bool tensor
+        Which of them are of classes that the peer holds no training image of.
+    """
+    tail.eval()
+    _set(tail, theta)
+    losses, right = [], []
+    with torch.inference_mode():
+        for start in range(0, len(test), EVALUATION_BATCH):
+            images, labels = test[np.arange(start, min(start + EVALUATION_BATCH, len(test)))]
+            logits = tail(images)
+            losses.append(nn.functional.cross_entropy(logits, labels, reduction="none").double())
+            right.append(logits.argmax(dim=1) == labels)
+    correct = torch.cat(right).double()
+    return Evaluation(
+        loss=float(torch.cat(losses).mean()),
+        accuracy=float(correct.mean()),
+        accuracy_unseen=float(correct[unseen].mean()) if unseen.any() else None,
+    )
+
+
+def _set(tail: nn.Module, theta: Vector) -> None:
+    # Views on theta, no copy: neither forward nor backward writes to parameters.
+    vector_to_parameters(torch.from_numpy(theta), trained_parameters(tail))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import sha256
 
@@ -18,14 +19,14 @@ from p2pft_flower.learning.batches import Batches
 from p2pft_flower.learning.datasets import Dataset, load_dataset
 from p2pft_flower.learning.features import Features, compute_features
 from p2pft_flower.learning.models import create_model, preprocessing
-from p2pft_flower.learning.objective import PeerObjective, tail_vector
+from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
 from p2pft_flower.learning.partitions import Partition, partition_images, resolve_partition
 from p2pft_flower.learning.tuning import split_model
 
-__all__ = ["PeerData", "Workload"]
+__all__ = ["TAIL_SCHEMA", "PeerData", "Workload"]
 
-POOLED_PEER = 0
-"""The one peer of a centralised run."""
+TAIL_SCHEMA = "p2pft.tail/1"
+"""Version of what a tail's safetensors file carries in its metadata."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Workload:
 
     def __init__(self, config: LearningConfig, n: int, *, pooled: bool = False) -> None:
         self.config, self.n, self.pooled = config, n, pooled
+        self._features: dict[int, Features] = {}
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -125,26 +127,40 @@ class Workload:
         return compute_features(self._parts[0], preprocessing(self.model), self.dataset.test, positions, "test")
 
     def objectives(self, peers: Sequence[int]) -> dict[int, PeerObjective]:
-        """Build the objectives of ``peers``, running the trunk over their images.
+        """Build new objectives of ``peers``, at the start of their data order; the trunk runs once an image.
 
         Raises
         ------
         DataError
             When an image cannot be read.
         """
-        config, transform = self.config, preprocessing(self.model)
+        config = self.config
+        size = config.batch_size * (self.n if self.pooled else 1)
         built = {}
         for peer in peers:
-            positions = self.partition[peer]
-            if len(positions) == 0:
-                raise DataError(f"peer {peer} holds no training image")
-            features = compute_features(self._parts[0], transform, self.dataset.train, positions, f"peer {peer}'s")
-            size = config.batch_size * (self.n if self.pooled else 1)
-            batches = Batches(len(positions), size, seed=config.seed, peer=peer)
+            batches = Batches(len(self.partition[peer]), size, seed=config.seed, peer=peer)
             built[peer] = PeerObjective(
-                self.tail, features, self.test_features, batches, seed=config.seed, peer=peer
+                self.tail, self.features(peer), self.test_features, batches, seed=config.seed, peer=peer
             )
         return built
+
+    def features(self, peer: int) -> Features:
+        """Return the trunk's outputs for the peer's training images; computed once."""
+        if peer not in self._features:
+            positions = self.partition[peer]
+            transform, what = preprocessing(self.model), f"peer {peer}'s"
+            self._features[peer] = compute_features(self._parts[0], transform, self.dataset.train, positions, what)
+        return self._features[peer]
+
+    def score(self, theta: npt.NDArray[np.float32]) -> Evaluation:
+        """Score ``theta`` on all test images, whoever trained it."""
+        nothing = torch.zeros(len(self.test_features), dtype=torch.bool)
+        return evaluate(copy.deepcopy(self.tail), theta, self.test_features, nothing)
+
+    def metadata(self) -> dict[str, str]:
+        """Return what ``p2pft evaluate`` needs to score a tail again: the settings, as text."""
+        settings = {f.name.replace("_", "-"): str(getattr(self.config, f.name)) for f in fields(self.config)}
+        return {"schema": TAIL_SCHEMA, "model-digest": self.model_digest, **settings}
 
     def named_tail(self, theta: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:
         """Return the trained tensors by the names they have in the whole timm model."""

@@ -1,0 +1,5 @@
+"""The ClientApp: runs the peers it is given; see p2pft_flower.flower.client."""
+
+from p2pft_flower.flower.client import make_client_app
+
+app = make_client_app()

@@ -1,0 +1,48 @@
+"""The command line: ``p2pft``."""
+
+from __future__ import annotations
+
+import warnings
+
+with warnings.catch_warnings():
+    # typer < 0.21 (Flower's bound) imports names that click 8.5 deprecates.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"typer")
+    warnings.filterwarnings("ignore", message="'click", category=DeprecationWarning)
+    import typer
+
+from p2pft_flower import __version__
+from p2pft_flower.cli import compare, demo, evaluate, run, topology
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="p2pft",
+    help="Peer-to-peer fine-tuning of vision transformers, as an extension of Flower.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command("run", context_settings={"ignore_unknown_options": False})(run.run)
+app.command("compare")(compare.compare)
+app.command("evaluate")(evaluate.evaluate)
+app.add_typer(topology.app, name="topology")
+app.add_typer(demo.app, name="demo")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(  # noqa: ARG001 - the callback prints it
+        False, "--version", help="Print the version and exit.", callback=_version, is_eager=True
+    ),
+) -> None:
+    """Peer-to-peer fine-tuning of vision transformers, as an extension of Flower."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,109 @@
+"""``p2pft compare``: several methods on the same peers, one table."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from p2pft_flower.algorithms import ALGORITHMS
+from p2pft_flower.cli.flwr_run import local_superlink
+from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE, execute
+from p2pft_flower.cli.settings import check, complete_settings, parse_settings
+from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.flower.strategies import strategy_names
+from p2pft_flower.report.results import FILE, read_results, write_results
+from p2pft_flower.report.tables import comparison_markdown, comparison_table
+
+__all__ = ["compare"]
+
+SCHEMA = "p2pft.comparison/1"
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(f"{text!r}: give different methods, as p2pft,dgd,local,fedavg,centralized")
+    return names
+
+
+def _complete_names(incomplete: str) -> list[str]:
+    *first, last = incomplete.split(",")
+    every = [n for n in [*ALGORITHMS, *strategy_names()] if n not in first and n.startswith(last)]
+    return [",".join([*first, name]) for name in every]
+
+
+def compare(
+    methods: Annotated[
+        str,
+        typer.Argument(help="Methods, as p2pft,dgd,gt-dgd,local,fedavg,centralized.", autocompletion=_complete_names),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Run-config keys for all of them.", autocompletion=complete_settings),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder: one of its own for each method, and the table.")] = Path("comparison"),
+    connection: Annotated[str | None, typer.Option(help="A connection of Flower's config.toml.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON instead of the table.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's own log as well.")] = False,
+) -> None:
+    """Run several methods one after the other on the same peers, data, model and seed, and write one table.
+
+    A method that the graph does not admit (gt-dgd on an unbalanced one) is a row that says why.
+    Exit codes: 0 every method completed; 1 one did not; 2 a setting is wrong and nothing was started.
+    """
+    folder = out.expanduser().absolute()
+    try:
+        names = _names(methods)
+        common = parse_settings([s for s in settings or [] if not s.startswith("algorithm=")])
+        for name in names:
+            if name != "gt-dgd":  # whose refusal of a graph is a result
+                check({**common, "algorithm": name})
+            if (folder / name / FILE).exists():
+                raise ConfigError(f"{folder / name} holds the results of an earlier run; choose another --out")
+    except P2PFTError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_USAGE) from None
+
+    alone = contextlib.nullcontext(None) if connection is not None else local_superlink()
+    try:
+        with alone as environment:
+            runs = [_one(name, common, folder, connection, environment, verbose) for name in names]
+    except P2PFTError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from None
+
+    _, graph = check({**common, "algorithm": "p2pft"})
+    title = f"{', '.join(names)} on {graph.name}"
+    (folder / "comparison.md").write_text(comparison_markdown(runs, title), encoding="utf-8")
+    body = {"schema": SCHEMA, "title": title, "settings": common, "runs": runs}
+    path = folder / "comparison.json"
+    path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    typer.echo(json.dumps(body, indent=2) if as_json else comparison_table(runs, title))
+    typer.echo(f"table: {folder / 'comparison.md'}", err=as_json)
+    if any(r["status"] != "completed" for r in runs):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _one(
+    name: str,
+    common: Mapping[str, Any],
+    folder: Path,
+    connection: str | None,
+    environment: Mapping[str, str] | None,
+    verbose: bool,
+) -> dict[str, Any]:
+    here = folder / name
+    values = {**common, "algorithm": name, "output-dir": str(here)}
+    typer.echo(f"--- {name}", err=True)
+    try:
+        execute(values, connection=connection, environment=environment, verbose=verbose)
+    except P2PFTError as error:
+        if not (here / FILE).exists():
+            write_results(here, {"schema": "p2pft.results/1", "status": "failed", "algorithm": name, "error": str(error)})
+        typer.echo(f"error: {error}", err=True)
+    return read_results(here)

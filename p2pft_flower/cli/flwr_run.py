@@ -1,0 +1,252 @@
+"""Flower's command line, started and watched: a private SuperLink for a simulation, a run and how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from p2pft_flower.errors import P2PFTError
+from p2pft_flower.flower.logs import LINE
+from p2pft_flower.resources import resource_dir
+
+__all__ = ["Ended", "FlowerError", "local_superlink", "run_app"]
+
+START_TIMEOUT = 60.0
+"""Seconds that a SuperLink may take to answer."""
+
+STOP_TIMEOUT = 20.0
+"""Seconds that its processes may take to end before they are killed."""
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_STARTED = re.compile(r"Successfully started run (\d+)")
+
+_OFFLINE = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+class FlowerError(P2PFTError):
+    """Flower's own command line failed; carries what it printed."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended.
+
+    Attributes
+    ----------
+    run_id : str
+        Flower's number of the run.
+    completed : bool
+        Whether Flower says that it finished without an error.
+    status : str
+        Flower's words, e.g. ``finished:completed``.
+    output : str
+        Everything that was streamed.
+    """
+
+    run_id: str
+    completed: bool
+    status: str
+    output: str
+
+
+def _environment() -> dict[str, str]:
+    # The environment's own programs come first, also where its bin is not on PATH.
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**os.environ, **_OFFLINE, "PATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name, path=_environment()["PATH"])
+    if found is None:
+        raise FlowerError(f"{name} is not installed in this environment: pip install 'flwr[simulation]'")
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def local_superlink() -> Iterator[dict[str, str]]:
+    """Start a SuperLink of our own for simulations, and end it and all it started.
+
+    Flower's managed one keeps the working directory and environment of its first start and outlives the
+    command; this one has ours, on free ports, and leaves nothing behind.
+
+    Yields
+    ------
+    dict of str
+        The environment in which ``flwr`` finds it.
+
+    Raises
+    ------
+    FlowerError
+        When it does not answer in time.
+    """
+    http, control = _free_port(), _free_port()
+    environment = _environment() | {
+        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),
+        "FLWR_LOCAL_CONTROL_API_PORT": str(control),
+    }
+    command = [
+        _program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
+        "--control-api-address", f"127.0.0.1:{control}", "--host", "127.0.0.1", "--port", str(http),
+    ]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(  # noqa: S603 - a program of this environment
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            _wait_until_it_answers(process, http, log)
+            yield environment
+        finally:
+            _end_session(process)
+
+
+def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Any) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError, urllib.error.URLError):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
+                if answer.status == 200:
+                    return
+        time.sleep(0.1)  # its interface is a poll
+    log.seek(0)
+    said = log.read().decode(errors="replace")[-2000:]
+    raise FlowerError(f"flower-superlink did not answer on port {port} within {START_TIMEOUT:g} s; it said:\n{said}")
+
+
+def _end_session(process: subprocess.Popen[bytes]) -> None:
+    """End the processes that share the session we made for this one: SuperLink, simulation, Ray, actors."""
+    session = process.pid
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT)
+    deadline = time.monotonic() + STOP_TIMEOUT
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in _session_members(session):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        while _session_members(session) and time.monotonic() < deadline:
+            process.poll()
+            time.sleep(0.05)  # the kernel has no call that waits for other people's children
+        deadline = time.monotonic() + STOP_TIMEOUT
+    process.wait(STOP_TIMEOUT)
+
+
+def _session_members(session: int) -> list[int]:
+    import psutil
+
+    members = []
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError, psutil.Error):
+            if os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                members.append(pid)
+    return members
+
+
+def run_app(
+    values: Mapping[str, Any],
+    *,
+    connection: str | None,
+    environment: Mapping[str, str] | None,
+    supernodes: int | None,
+    show: Callable[[str], None],
+    verbose: bool = False,
+) -> Ended:
+    """Start a run with ``flwr run``, show its log as it comes, and ask Flower how it ended.
+
+    Parameters
+    ----------
+    values : mapping
+        Run-config keys and values.
+    connection : str or None
+        Flower's connection; None for the local one.
+    environment : mapping or None
+        Of :func:`local_superlink`; None for this process's.
+    supernodes : int or None
+        Simulated SuperNodes with one CPU each; None leaves Flower's federation as it is.
+    show : callable
+        Given each line.
+    verbose : bool
+        Show Flower's own lines and tracebacks too.
+
+    Raises
+    ------
+    FlowerError
+        When Flower refuses to start the run.
+    """
+    env = dict(environment or _environment())
+    flwr = _program("flwr")
+    with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as config:
+        config.write("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+        config.flush()
+        command = [flwr, "run", str(resource_dir("apps") / "p2pft"), *([connection] if connection else [])]
+        command += ["--stream", "--run-config", config.name]
+        if supernodes is not None:
+            options = f"num-supernodes={supernodes} client-resources-num-cpus=1 init-args-num-cpus={supernodes}"
+            command += ["--federation-config", options]
+        run_id, output = None, []
+        with subprocess.Popen(  # noqa: S603 - a program of this environment
+            command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, encoding="utf-8", errors="replace",
+        ) as process:
+            try:
+                for raw in process.stdout or ():
+                    line = _ANSI.sub("", raw.rstrip("\n"))
+                    output.append(line)
+                    if (started := _STARTED.search(line)) is not None:
+                        run_id = started[1]
+                    if verbose or LINE.match(line):
+                        show(line)
+            except BaseException:
+                _stop(process, flwr, run_id, connection, env)
+                raise
+    text = "\n".join(output)
+    if run_id is None:
+        raise FlowerError(f"flwr run did not start the run:\n{text.strip()}")
+    status = _status(flwr, run_id, connection, env)
+    return Ended(run_id, status == "finished:completed", status, text)
+
+
+def _stop(
+    process: subprocess.Popen[str], flwr: str, run_id: str | None, connection: str | None, env: dict[str, str]
+) -> None:
+    """End a run that the user gave up."""
+    process.terminate()
+    if run_id is not None:
+        command = [flwr, "stop", run_id, *([connection] if connection else [])]
+        subprocess.run(command, env=env, capture_output=True, timeout=30, check=False)  # noqa: S603 - as above
+
+
+def _status(flwr: str, run_id: str, connection: str | None, env: dict[str, str]) -> str:
+    command = [flwr, "ls", *([connection] if connection else []), "--run-id", run_id, "--format", "json"]
+    asked = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    try:
+        return str(json.loads(asked.stdout)["runs"][0]["status"])
+    except (json.JSONDecodeError, KeyError, IndexError) as error:
+        raise FlowerError(f"flwr ls does not say how run {run_id} ended: {asked.stdout}{asked.stderr}") from error

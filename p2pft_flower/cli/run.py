@@ -1,0 +1,113 @@
+"""``p2pft run``: one run, and an exit code that tells how it ended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from p2pft_flower.algorithms import ALGORITHMS
+from p2pft_flower.cli.flwr_run import local_superlink, run_app
+from p2pft_flower.cli.settings import check, complete_settings, parse_settings
+from p2pft_flower.config import RunConfig
+from p2pft_flower.errors import ConfigError, DataError, P2PFTError
+from p2pft_flower.report.results import FILE, default_output_dir, read_results
+from p2pft_flower.topology import Graph
+
+__all__ = ["execute", "run", "supernodes"]
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+def supernodes(config: RunConfig, graph: Graph) -> int:
+    """Return how many simulated SuperNodes a run can use at once on this machine: one a core, at most one a peer."""
+    pooled = getattr(ALGORITHMS.get(config.method.algorithm), "pooled", False)
+    if pooled or config.runtime.transport == "memory":
+        return 1
+    return max(1, min(graph.n, os.cpu_count() or 1))
+
+
+def execute(
+    values: dict[str, Any],
+    *,
+    connection: str | None,
+    environment: Mapping[str, str] | None,
+    verbose: bool,
+) -> Path | None:
+    """Run once and return the results' folder (None where it is on another machine).
+
+    Raises
+    ------
+    P2PFTError
+        When the run failed, with the one reason that matters.
+    """
+    config, graph = check(values)
+    simulated = connection is None
+    ended = run_app(
+        values,
+        connection=connection,
+        environment=environment,
+        supernodes=supernodes(config, graph) if simulated else None,
+        show=typer.echo,
+        verbose=verbose,
+    )
+    folder = Path(config.runtime.output_dir) if config.runtime.output_dir else default_output_dir(ended.run_id)
+    try:
+        results = read_results(folder)
+    except DataError:
+        if ended.completed and not simulated:
+            return None
+        tail = "\n".join(ended.output.splitlines()[-30:])
+        raise P2PFTError(f"run {ended.run_id} ended as {ended.status} and wrote no results; Flower's last lines:\n{tail}") from None
+    if results["status"] != "completed" or not ended.completed:
+        raise P2PFTError(f"run {ended.run_id} {results['status']} ({ended.status}): {results.get('error')}")
+    return folder
+
+
+def run(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Run-config keys, e.g. topology=exponential:16 epochs=10; apps/p2pft/pyproject.toml explains each.",
+            autocompletion=complete_settings,
+        ),
+    ] = None,
+    connection: Annotated[
+        str | None,
+        typer.Option(help="A connection of Flower's config.toml; without it, this machine simulates the peers."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the results; default $P2PFT_HOME/runs/<run id> (~/.p2pft).")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's own log as well.")] = False,
+) -> None:
+    """Fine-tune peers over a graph and print how they did.
+
+    Exit codes: 0 the run completed; 1 it failed; 2 a setting or graph is wrong and nothing was started.
+    """
+    try:
+        values = parse_settings(settings or [])
+        if out is not None:
+            values["output-dir"] = str(out.expanduser().absolute())
+        config, _ = check(values)
+        if config.runtime.output_dir and (Path(config.runtime.output_dir) / FILE).exists():
+            raise ConfigError(f"{config.runtime.output_dir} holds the results of an earlier run; choose another folder")
+    except P2PFTError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_USAGE) from None
+    try:
+        if connection is not None:
+            folder = execute(values, connection=connection, environment=None, verbose=verbose)
+        else:
+            with local_superlink() as environment:
+                folder = execute(values, connection=None, environment=environment, verbose=verbose)
+    except P2PFTError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from None
+    if folder is not None:
+        typer.echo(f"results: {folder / FILE}")

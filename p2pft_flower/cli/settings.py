@@ -1,0 +1,79 @@
+"""``key=value`` words of the command line, checked before anything is started."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+from p2pft_flower.algorithms import ALGORITHMS, check_graph, make_algorithm
+from p2pft_flower.config import RunConfig, config_keys
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.flower.strategies import make_strategy, strategy_names
+from p2pft_flower.plugins import is_reference
+from p2pft_flower.topology import Graph
+
+__all__ = ["check", "complete_settings", "parse_settings"]
+
+
+def parse_settings(words: Sequence[str]) -> dict[str, Any]:
+    """Read ``key=value`` words into run-config values of the right types; quotes are not needed.
+
+    Raises
+    ------
+    ConfigError
+        When a word has no ``=``, a key is unknown, or a value is no number where one is wanted.
+    """
+    keys = config_keys()
+    values: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise ConfigError(f"{word!r} is not of the form key=value")
+        if key not in keys:
+            close = difflib.get_close_matches(key, keys, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"unknown run-config key {key!r}{hint} The keys are: {', '.join(keys)}")
+        wanted = type(keys[key])
+        try:
+            values[key] = wanted(text)
+        except ValueError as error:
+            kinds = {int: "a whole number", float: "a number"}
+            raise ConfigError(f"{key} = {text!r}: must be {kinds[wanted]}") from error
+    # The processes of a simulation run in another folder.
+    for key in ("topology", "data-dir", "output-dir"):
+        path = Path(str(values.get(key, ""))).expanduser()
+        if values.get(key) and (key != "topology" or path.suffix in (".yaml", ".yml")):
+            values[key] = str(path.absolute())
+    return values
+
+
+def check(values: dict[str, Any]) -> tuple[RunConfig, Graph]:
+    """Refuse what can be refused without starting anything.
+
+    Raises
+    ------
+    ConfigError, TopologyError
+        As the coordinator would.
+    """
+    config = RunConfig.from_mapping(values)
+    graph = Graph.load(config.runtime.topology)
+    name = config.method.algorithm
+    if name in ALGORITHMS:
+        check_graph(make_algorithm(name, alpha=lambda _: 0.0, momentum=config.method.momentum), graph)
+    elif name in strategy_names():
+        make_strategy(name, config.method.strategy_options, graph.n)
+    elif not is_reference(name):
+        choices = ", ".join([*ALGORITHMS, *strategy_names()])
+        raise ConfigError(f"algorithm = {name!r} is unknown; choose one of {choices}, or my_module:my_method")
+    return config, graph
+
+
+def complete_settings(incomplete: str) -> list[str]:
+    """Offer run-config keys, and an algorithm's names after ``algorithm=``, for tab completion."""
+    if incomplete.startswith("algorithm="):
+        names = [*ALGORITHMS, *strategy_names()]
+        return [f"algorithm={n}" for n in names if f"algorithm={n}".startswith(incomplete)]
+    return [f"{key}=" for key in config_keys() if key.startswith(incomplete)]

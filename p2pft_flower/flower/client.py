@@ -1,0 +1,145 @@
+"""The ClientApp: says who it is, runs the peers it is given, and plays Flower's clients for strategies."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import threading
+import time
+import traceback
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from p2pft_flower.algorithms.registry import ALGORITHMS
+from p2pft_flower.config import LearningConfig, RunConfig
+from p2pft_flower.errors import P2PFTError
+from p2pft_flower.flower import clients, messages
+from p2pft_flower.flower.logs import log_to_stream
+from p2pft_flower.learning.workload import Workload
+from p2pft_flower.runtime.host import Host, Outcome, PeerFailedError
+from p2pft_flower.runtime.plan import Plan
+
+__all__ = ["make_client_app", "versions"]
+
+log = logging.getLogger(__name__)
+
+
+def versions() -> dict[str, str]:
+    """Return what must fit between hosts: this package, Flower, torch, timm, Python."""
+    packages = ("p2pft-flower", "flwr", "torch", "timm", "numpy")
+    return {p: importlib.metadata.version(p) for p in packages} | {"python": platform.python_version()}
+
+
+@lru_cache(maxsize=2)
+def workload(config: LearningConfig, n: int, pooled: bool) -> Workload:
+    """Build a workload once a process: Flower sends many messages to the same one."""
+    return Workload(config, n, pooled=pooled)
+
+
+def make_client_app() -> ClientApp:
+    """Return the ClientApp of the Flower app."""
+    app = ClientApp()
+    log_to_stream()
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        return messages.reply(message, _guarded(_hello, message, context))
+
+    @app.train("peers")
+    def train_peers(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
+        return messages.reply(message, _guarded(_train_peers, message))
+
+    @app.train("clients")
+    def train_clients(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
+        return clients.answer(message, clients.train, workload)
+
+    @app.evaluate("clients")
+    def evaluate_clients(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
+        return clients.answer(message, clients.evaluate, workload)
+
+    return app
+
+
+def _guarded(handle: Any, *arguments: Any) -> dict[str, Any]:
+    """Answer with what went wrong instead of raising: Flower would hide the cause behind an error code."""
+    try:
+        return {"ok": handle(*arguments)}
+    except P2PFTError as error:
+        return {"error": str(error), "kind": type(error).__name__}
+    except PeerFailedError as error:
+        return {"error": str(error), "kind": type(error).__name__, "traceback": traceback.format_exc()}
+    except Exception as error:  # noqa: BLE001 - it is reported, with where it came from
+        return {
+            "error": f"{type(error).__name__}: {error}",
+            "kind": type(error).__name__,
+            "traceback": traceback.format_exc(),
+        }
+
+
+def _hello(message: Message, context: Context) -> dict[str, Any]:
+    """Say who this node is and what its peers hold; hold the slot so that the coordinator can see who overlaps."""
+    begin = time.time()
+    asked = messages.unpack(message)
+    config = RunConfig.from_mapping(asked["config"])
+    node = context.node_config
+    problem = workload(config.learning, asked["n"], asked["pooled"])
+    deployed = "peer-id" in node
+    mine = [int(node["peer-id"])] if deployed else list(range(len(problem.partition)))
+    data = {p: vars(problem.data(p)) for p in mine}
+    time.sleep(asked["hold"])  # not to synchronise: the overlap of these stretches is what is measured
+    return {
+        "begin": begin,
+        "end": time.time(),
+        "peer-id": mine[0] if deployed else None,
+        "address": str(node.get("peer-address", "")),
+        "versions": versions(),
+        "cpus": os.cpu_count(),
+        "data": data,
+        "partition": problem.partition_spec,
+        "classes": list(problem.dataset.classes),
+    }
+
+
+def _train_peers(message: Message) -> dict[str, Any]:
+    """Run this host's peers for the whole run."""
+    plan = Plan.from_json(messages.unpack(message)["plan"])
+    config = RunConfig.from_mapping(plan.config)
+    # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
+    # same number everywhere (DESIGN invariant 2).
+    torch.set_num_threads(config.runtime.threads)
+    method = ALGORITHMS.get(config.method.algorithm)
+    pooled = bool(getattr(method, "pooled", False))
+    host = Host(plan, workload(config.learning, plan.n, pooled))
+    result: list[list[Outcome]] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(host.run())
+        except BaseException as error:  # noqa: BLE001 - handed to the main thread
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="p2pft-host", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.05)  # the main thread must stay responsive to Flower's stop signal
+    except BaseException:
+        host.stop("the ClientApp was told to stop")
+        thread.join(config.runtime.peer_timeout)
+        raise
+    if failure:
+        raise failure[0]
+    folder = Path(plan.output_dir) / "peers"
+    return {
+        "outcomes": [vars(outcome) for outcome in result[0]],
+        "folder": str(folder),
+        "model-parameters": sum(p.numel() for p in host.problem.model.parameters()),  # type: ignore[attr-defined]
+    }

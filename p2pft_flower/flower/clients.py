@@ -1,0 +1,126 @@
+"""Peers as clients of a server-based strategy: local steps and scores with the same model, data and batches."""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+
+from p2pft_flower.algorithms.objective import local_objective
+from p2pft_flower.algorithms.schedules import make_schedule
+from p2pft_flower.algorithms.seam import heavy_ball
+from p2pft_flower.config import LearningConfig, RunConfig
+from p2pft_flower.flower import messages
+from p2pft_flower.learning.workload import Workload
+from p2pft_flower.runtime import sketch
+from p2pft_flower.runtime.journal import Journal
+
+__all__ = ["answer", "evaluate", "theta_of", "to_arrays", "train"]
+
+Vector = npt.NDArray[np.float32]
+Build = Callable[[LearningConfig, int, bool], Workload]
+
+def to_arrays(workload: Workload, theta: Vector) -> ArrayRecord:
+    """Return θ as the ArrayRecord that a strategy aggregates: the trained tensors by their names."""
+    return ArrayRecord({name: Array(t.numpy()) for name, t in workload.named_tail(theta).items()})
+
+
+def theta_of(workload: Workload, arrays: ArrayRecord) -> Vector:
+    """Return the θ that :func:`to_arrays` wrapped."""
+    tensors = {name: torch.from_numpy(np.array(a.numpy(), dtype=np.float32)) for name, a in arrays.items()}
+    return workload.theta_from(tensors, "the server's message")
+
+
+def answer(message: Message, act: Callable[..., RecordDict], build: Build) -> Message:
+    """Act for every client that the host's message carries; answer each by its peer's number."""
+    task = messages.unpack(message)
+    config = RunConfig.from_mapping(task["config"])
+    torch.set_num_threads(config.runtime.threads)
+    workload = build(config.learning, task["n"], False)
+    content = RecordDict()
+    for peer in task["peers"]:
+        try:
+            arrays = message.content.array_records[task["arrays"][str(peer)]]
+            told = message.content.config_records.get(f"{peer}/config", ConfigRecord())
+            answered = act(task, config, workload, peer, arrays, told)
+        except Exception as error:  # noqa: BLE001 - answered as this client's failure, as Flower's own clients would
+            failure = {"error": f"peer {peer}: {type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+            answered = RecordDict({"failure": ConfigRecord({"json": json.dumps(failure)})})
+        for name, record in answered.items():
+            content[f"{peer}/{name}"] = record
+    return Message(content, reply_to=message)
+
+
+def train(
+    task: dict[str, Any], config: RunConfig, workload: Workload, peer: int, arrays: ArrayRecord, told: ConfigRecord
+) -> RecordDict:
+    """Run the round's local steps from the server's θ: θ ← θ − α v with v ← β v + ∇L_i(θ) + μ (θ − θ_server)."""
+    begin = time.perf_counter()
+    objective = workload.objectives([peer])[peer]
+    server = theta = theta_of(workload, arrays)
+    mu = float(told.get("proximal-mu", 0.0))  # type: ignore[arg-type]  # FedProx sends a number
+    first = (int(told["server-round"]) - 1) * task["steps"]  # type: ignore[call-overload]  # an int, says Flower
+    schedule = make_schedule(config.method.schedule, config.method.learning_rate, task["iterations"])
+    gradient = local_objective(objective.gradient, weight_decay=config.method.weight_decay)
+    objective.drawn = first  # the order is the peer's own, whichever process plays it
+    velocity, losses = None, []
+    for k in range(first, min(first + task["steps"], task["iterations"])):
+        direction = gradient(theta)
+        if mu:
+            direction = direction + mu * (theta - server)
+        velocity = heavy_ball(config.method.momentum, velocity, direction)
+        theta = theta - schedule(k) * velocity
+        losses.append(objective.train_loss)
+    metrics = {"num-examples": task["weights"][str(peer)], "train_loss": float(np.mean(losses))}
+    return RecordDict(
+        {
+            "arrays": to_arrays(workload, theta),
+            "metrics": MetricRecord(metrics),
+            "peer": ConfigRecord({"json": json.dumps({"gradient": time.perf_counter() - begin})}),
+        }
+    )
+
+
+def evaluate(
+    task: dict[str, Any],
+    config: RunConfig,  # noqa: ARG001 - as train
+    workload: Workload,
+    peer: int,
+    arrays: ArrayRecord,
+    told: ConfigRecord,
+) -> RecordDict:
+    """Score the server's θ as the peer sees it; after the last round, leave it as the peer's tail."""
+    begin = time.perf_counter()
+    theta = theta_of(workload, arrays)
+    score = workload.objectives([peer])[peer].evaluate(theta)
+    done = min(int(told["server-round"]) * task["steps"], task["iterations"])  # type: ignore[call-overload]
+    told_back: dict[str, Any] = {
+        "peer": peer,
+        "iteration": done,
+        "loss": score.loss,
+        "accuracy": score.accuracy,
+        "accuracy_unseen": score.accuracy_unseen,
+        "sketch": sketch.encode(sketch.Sketcher(theta.size)(theta)),
+        "evaluation": time.perf_counter() - begin,
+    }
+    journal = Journal(Path(task["output-dir"]), peer)
+    try:
+        journal.write("evaluation", **{k: v for k, v in told_back.items() if k != "peer"})
+        if done == task["iterations"]:
+            extra = {"run": task["run"], "peer": str(peer), "iterations": str(done)}
+            journal.save_tail(workload.named_tail(theta), {**workload.metadata(), **extra})
+            journal.write("end", iteration=done)
+    finally:
+        journal.close()
+    metrics = {"num-examples": task["weights"][str(peer)], "loss": score.loss, "accuracy": score.accuracy}
+    return RecordDict(
+        {"metrics": MetricRecord(metrics), "peer": ConfigRecord({"json": json.dumps(told_back)})}
+    )

@@ -1,0 +1,35 @@
+"""What the coordinator and the hosts say to each other through Flower: small JSON, and model arrays for strategies."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+__all__ = ["CLIENTS_EVALUATE", "CLIENTS_TRAIN", "HELLO", "LONG_TTL", "TRAIN_PEERS", "pack", "reply", "unpack"]
+
+HELLO = "query.hello"
+TRAIN_PEERS = "train.peers"
+CLIENTS_TRAIN = "train.clients"
+CLIENTS_EVALUATE = "evaluate.clients"
+
+LONG_TTL = 30 * 24 * 3600.0
+"""Seconds that a message for a whole run stays valid; Flower's default of 12 hours would end long runs."""
+
+_RECORD, _KEY = "p2pft", "json"
+
+
+def pack(body: dict[str, Any]) -> RecordDict:
+    """Wrap ``body`` as a message's content."""
+    return RecordDict({_RECORD: ConfigRecord({_KEY: json.dumps(body)})})
+
+
+def unpack(message: Message) -> dict[str, Any]:
+    """Read what :func:`pack` wrapped."""
+    return json.loads(str(message.content.config_records[_RECORD][_KEY]))  # type: ignore[no-any-return]
+
+
+def reply(to: Message, body: dict[str, Any]) -> Message:
+    """Answer ``to`` with ``body``."""
+    return Message(pack(body), reply_to=to)

@@ -1,0 +1,201 @@
+"""Who is there: hello to every SuperNode, and peers folded onto the hosts that really run at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from p2pft_flower.config import RunConfig
+from p2pft_flower.errors import P2PFTError
+from p2pft_flower.flower import messages
+
+__all__ = ["HostAssignment", "RunFailedError", "assign_hosts", "collect", "greet", "overlap"]
+
+log = logging.getLogger(__name__)
+
+HOLD = 0.5
+"""Seconds that a hello keeps its slot busy, so that nodes which can run at once are seen to."""
+
+POLL = 0.2
+"""Seconds between two looks for replies."""
+
+
+class RunFailedError(P2PFTError):
+    """The run failed; the message says which peer or node, and why."""
+
+
+@dataclass(frozen=True)
+class HostAssignment:
+    """One host of the run.
+
+    Attributes
+    ----------
+    node : int
+        Flower's node id.
+    peers : tuple of int
+        The peers it runs.
+    address : str
+        Where its peer listens (deployment); empty in simulation.
+    """
+
+    node: int
+    peers: tuple[int, ...]
+    address: str = ""
+
+
+def collect(grid: Grid, sent: Sequence[Message], timeout: float, grace: float) -> dict[int, Message]:
+    """Send messages and gather the replies by node id.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's.
+    sent : sequence of Message
+        One a node.
+    timeout : float
+        Seconds to wait for all replies.
+    grace : float
+        Seconds to wait for the others once one reply tells of a failure.
+
+    Returns
+    -------
+    dict of node id to reply
+        Fewer than were sent where the time ran out.
+    """
+    ids = list(grid.push_messages(sent))
+    nodes = {i: m.metadata.dst_node_id for i, m in zip(ids, sent, strict=True)}
+    replies: dict[int, Message] = {}
+    deadline = time.monotonic() + timeout
+    while nodes and time.monotonic() < deadline:
+        for message in grid.pull_messages(list(nodes)):
+            node = nodes.pop(message.metadata.reply_to_message_id)
+            replies[node] = message
+            if message.has_error() or "error" in messages.unpack(message):
+                deadline = min(deadline, time.monotonic() + grace)
+        if nodes:
+            time.sleep(POLL)  # Flower's interface is a poll
+    return replies
+
+
+def body_of(message: Message, who: str) -> dict[str, Any]:
+    """Return a reply's ``ok``, or raise what went wrong there.
+
+    Raises
+    ------
+    RunFailedError
+        Naming ``who`` and the cause.
+    """
+    if message.has_error():
+        raise RunFailedError(f"{who}: Flower reports error {message.error.code}: {message.error.reason}")
+    body = messages.unpack(message)
+    if "error" in body:
+        if "traceback" in body:
+            log.error("%s", body["traceback"])
+        raise RunFailedError(f"{who}: {body['error']}")
+    return body["ok"]  # type: ignore[no-any-return]  # JSON
+
+
+def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, dict[str, Any]]:
+    """Say hello to the nodes that the run can use, and return their answers by node id.
+
+    In simulation a node stands for a slot, not for a site, so no more are asked than can run at once; in
+    deployment every node is, until each of the ``n`` peers is there or ``meet-timeout`` has passed.
+
+    Raises
+    ------
+    RunFailedError
+        When no node is there in time, or one cannot take part.
+    """
+    deadline = time.monotonic() + config.runtime.meet_timeout
+    answers: dict[int, dict[str, Any]] = {}
+    told = ""
+    while True:
+        nodes = [i for i in sorted(grid.get_node_ids()) if i not in answers]
+        simulated = any(a["peer-id"] is None for a in answers.values())
+        if nodes and not simulated:
+            # More than Flower's engine can run at once (CPUs + 4) would only wait for each other.
+            some = nodes if answers else nodes[: min(n, (os.cpu_count() or 1) + 4)]
+            hold = HOLD if config.runtime.transport != "memory" and len(some) > 1 else 0.0
+            body = {"config": config.to_mapping(), "n": n, "pooled": pooled, "hold": hold}
+            sent = [Message(messages.pack(body), dst_node_id=i, message_type=messages.HELLO) for i in some]
+            replies = collect(grid, sent, timeout=config.runtime.meet_timeout + 60, grace=10)
+            for node in sorted(replies):
+                answers[node] = body_of(replies[node], f"node {node}")
+        if any(a["peer-id"] is None for a in answers.values()):
+            return answers
+        missing = sorted(set(range(n)) - {a["peer-id"] for a in answers.values()})
+        if answers and not missing:
+            return answers
+        waiting = f"waiting for peers {missing}" if answers else "waiting for a SuperNode"
+        if time.monotonic() > deadline:
+            there = sorted(a["peer-id"] for a in answers.values())
+            raise RunFailedError(
+                f"after {config.runtime.meet_timeout:g} s (meet-timeout) still {waiting}; there are the peers {there}. "
+                "Start their SuperNodes with --node-config 'peer-id=… peer-address=\"host:port\"'"
+            )
+        if waiting != told:
+            log.info("%s", waiting)
+            told = waiting
+        time.sleep(1.0)  # Flower's interface is a poll
+
+
+def overlap(answers: Sequence[dict[str, Any]]) -> int:
+    """Return how many of the hellos were being answered at the same moment."""
+    events = sorted([(a["begin"], 1) for a in answers] + [(a["end"], -1) for a in answers])
+    running = np.cumsum([change for _, change in events])
+    return int(running.max())
+
+
+def assign_hosts(
+    answers: dict[int, dict[str, Any]], n: int, transport: str, *, pooled: bool
+) -> list[HostAssignment]:
+    """Decide which node runs which peers.
+
+    Parameters
+    ----------
+    answers : dict
+        From :func:`greet`.
+    n : int
+        Peers of the graph.
+    transport : str
+        ``"memory"`` puts all peers on one host.
+    pooled : bool
+        There is one peer only, whatever n is.
+
+    Raises
+    ------
+    RunFailedError
+        When a peer is claimed twice, is in no graph, or all are to share memory in a deployment.
+    """
+    total = 1 if pooled else n
+    deployed = {node: a for node, a in answers.items() if a["peer-id"] is not None}
+    if not deployed:
+        slots = 1 if transport == "memory" else overlap(list(answers.values()))
+        nodes = sorted(answers)[: min(slots, total)]
+        # Contiguous stretches, so that most neighbours of rings and grids share a host.
+        return [
+            HostAssignment(node, tuple(int(p) for p in stretch))
+            for node, stretch in zip(nodes, np.array_split(np.arange(total), len(nodes)), strict=True)
+        ]
+    if pooled or (transport == "memory" and total > 1):
+        raise RunFailedError(
+            "the peers run on separate SuperNodes, so their data cannot be pooled nor their payloads stay in memory: "
+            "run algorithm = centralized and transport = memory in simulation"
+        )
+    owner: dict[int, int] = {}
+    for node, answer in sorted(deployed.items()):
+        peer = answer["peer-id"]
+        if peer in owner:
+            raise RunFailedError(f"peer {peer} is claimed by nodes {owner[peer]} and {node}: give each its own peer-id")
+        if not 0 <= peer < n:
+            raise RunFailedError(f"node {node} says peer-id={peer}, but the graph has the peers 0..{n - 1}")
+        owner[peer] = node
+    return [HostAssignment(owner[p], (p,), deployed[owner[p]]["address"]) for p in sorted(owner)]

@@ -1,0 +1,191 @@
+"""Flower's own server-based strategies by name, and the Grid that shows them peers as clients."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import flwr.serverapp.strategy as flower_strategies
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.flower import messages
+from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
+
+__all__ = ["PeersGrid", "make_strategy", "strategy_names"]
+
+log = logging.getLogger(__name__)
+
+_NOT_FOR_VECTORS = ("Strategy", "FedXgbBagging", "FedXgbCyclic")
+
+
+def _strategies() -> dict[str, type[Strategy]]:
+    return {
+        name.lower(): kind
+        for name, kind in vars(flower_strategies).items()
+        if inspect.isclass(kind)
+        and issubclass(kind, Strategy)
+        and name not in _NOT_FOR_VECTORS
+        and "strategy" not in inspect.signature(kind).parameters  # wrappers around another strategy
+    }
+
+
+def strategy_names() -> list[str]:
+    """Return the run-config names of Flower's strategies that aggregate model arrays: ``fedavg``, ``fedprox``, …"""
+    return sorted(_strategies())
+
+
+def make_strategy(name: str, options: str, n: int) -> Strategy:
+    """Build Flower's strategy ``name`` for ``n`` clients, all of which take part in every round.
+
+    Parameters
+    ----------
+    name : str
+        One of :func:`strategy_names`.
+    options : str
+        Further arguments as ``"proximal-mu=0.1,eta=0.05"``.
+    n : int
+        Number of peers.
+
+    Raises
+    ------
+    ConfigError
+        When the strategy or an argument is unknown, or refused by the strategy.
+    """
+    kinds = _strategies()
+    if name not in kinds:
+        raise ConfigError(f"algorithm = {name!r} is no strategy of Flower; choose one of {', '.join(sorted(kinds))}")
+    kind = kinds[name]
+    fixed = {"min_train_nodes": n, "min_evaluate_nodes": n, "min_available_nodes": n, "fraction_train": 1.0,
+             "fraction_evaluate": 1.0}
+    numbers = {
+        p.name: p
+        for p in inspect.signature(kind).parameters.values()
+        if p.name not in fixed and isinstance(p.default, (int, float)) and not isinstance(p.default, bool)
+    }
+    chosen: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in options.split(","))):
+        key, _, value = item.partition("=")
+        argument = key.strip().replace("-", "_")
+        known = ", ".join(p.replace("_", "-") for p in numbers) or "none"
+        if argument not in numbers:
+            raise ConfigError(f"strategy-options: {name} has no option {key!r}; it has: {known}")
+        try:
+            chosen[argument] = type(numbers[argument].default)(value)
+        except ValueError as error:
+            raise ConfigError(f"strategy-options: {key} = {value!r} is not a number") from error
+    accepted = inspect.signature(kind).parameters
+    try:
+        return kind(**{k: v for k, v in fixed.items() if k in accepted}, **chosen)
+    except ValueError as error:
+        raise ConfigError(f"strategy-options = {options!r}: {name} refuses: {error}") from error
+
+
+class PeersGrid(Grid):
+    """n clients for a strategy, on however many SuperNodes there are.
+
+    Messages for clients that share a node travel as one, and a model that goes to several of them travels
+    once. Replies come in the order of the peers, so that sums do not depend on who was quickest.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's own.
+    hosts : sequence of HostAssignment
+        Which node plays which peers.
+    task : mapping
+        What every client is told besides the strategy's own config.
+    on_reply : callable
+        Given (message type, what each client told of itself) after every exchange.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        hosts: Sequence[HostAssignment],
+        task: Mapping[str, Any],
+        on_reply: Callable[[str, list[dict[str, Any]]], None],
+    ) -> None:
+        self._grid, self._hosts, self._task, self._on_reply = grid, hosts, dict(task), on_reply
+        self._peers = sorted(p for host in hosts for p in host.peers)
+
+    def set_run(self, run: Any) -> None:
+        """Pass on to Flower's grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """Flower's run."""
+        return self._grid.run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Make a message to a client."""
+        return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the clients' ids: the peers' numbers plus one, for Flower keeps 0 to itself."""
+        return [p + 1 for p in self._peers]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Not offered: strategies use :meth:`send_and_receive`."""
+        raise RunFailedError("this strategy pushes messages by itself, which PeersGrid does not offer")
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Not offered: strategies use :meth:`send_and_receive`."""
+        raise RunFailedError("this strategy pulls messages by itself, which PeersGrid does not offer")
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        """Carry a round's messages to the clients and return one reply each, in the order of the peers."""
+        wanted = {message.metadata.dst_node_id - 1: message for message in messages}
+        if not wanted:
+            return []
+        kind = next(iter(wanted.values())).metadata.message_type
+        bundles = [
+            self._bundle(host, {p: wanted[p] for p in host.peers if p in wanted}, kind)
+            for host in self._hosts
+            if any(p in wanted for p in host.peers)
+        ]
+        came = {r.metadata.src_node_id: r for r in self._grid.send_and_receive(bundles, timeout=timeout)}
+        owner = {p: host.node for host in self._hosts for p in host.peers}
+        answers = [_unbundle(came.get(owner[peer]), peer, wanted[peer]) for peer in sorted(wanted)]
+        self._on_reply(kind, [note for _, note in answers])
+        return [reply for reply, _ in answers]
+
+    def _bundle(self, host: HostAssignment, wanted: Mapping[int, Message], kind: str) -> Message:
+        content, names = RecordDict(), {}
+        models: dict[int, str] = {}
+        for peer, message in wanted.items():
+            for name, record in message.content.items():
+                if isinstance(record, ArrayRecord):
+                    names[peer] = models.setdefault(id(record), f"model-{len(models)}")
+                    content[names[peer]] = record
+                else:
+                    content[f"{peer}/{name}"] = record
+        task = {**self._task, "peers": sorted(wanted), "arrays": names}
+        content.update(messages.pack(task))
+        how = messages.CLIENTS_TRAIN if kind.startswith("train") else messages.CLIENTS_EVALUATE
+        return Message(content, dst_node_id=host.node, message_type=how)
+
+
+def _unbundle(reply: Message | None, peer: int, asked: Message) -> tuple[Message, dict[str, Any]]:
+    """Return the client's own reply out of its node's, and what the client told of itself.
+
+    A client that failed ends the run: most strategies would go on without it and say nothing of it.
+    """
+    if reply is None or reply.has_error():
+        reason = "no reply in time" if reply is None else reply.error.reason
+        raise RunFailedError(f"peer {peer}: {reason}")
+    mine = {name.partition("/")[2]: r for name, r in reply.content.items() if name.startswith(f"{peer}/")}
+    if "failure" in mine:
+        failure = json.loads(str(mine["failure"]["json"]))  # type: ignore[index]  # a ConfigRecord
+        log.error("%s", failure["traceback"])
+        raise RunFailedError(failure["error"])
+    note = {"peer": peer, **json.loads(str(mine.pop("peer")["json"]))}  # type: ignore[index]  # a ConfigRecord
+    return Message(RecordDict(mine), reply_to=asked), note

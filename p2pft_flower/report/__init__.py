@@ -1,0 +1,1 @@
+"""Results of runs: the JSON file and the tables made of it."""

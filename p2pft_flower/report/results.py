@@ -1,0 +1,85 @@
+"""results.json: what a run leaves behind for people and scripts. The schema is documented in docs/results-schema.md."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from p2pft_flower.errors import DataError
+
+__all__ = ["FILE", "SCHEMA", "default_output_dir", "home", "read_results", "summary", "write_results"]
+
+SCHEMA = "p2pft.results/1"
+FILE = "results.json"
+
+
+def home() -> Path:
+    """Return ``$P2PFT_HOME``, by default ``~/.p2pft``; nothing else is written below the home folder."""
+    return Path(os.environ.get("P2PFT_HOME") or "~/.p2pft").expanduser()
+
+
+def default_output_dir(run: str) -> Path:
+    """Return where a run's results go when ``output-dir`` is not set."""
+    return home() / "runs" / run
+
+
+def summary(values: Sequence[float | None]) -> dict[str, float] | None:
+    """Return mean, standard deviation, min and max of the numbers among ``values``; None if there are none."""
+    numbers = np.array([v for v in values if v is not None], dtype=np.float64)
+    if not len(numbers):
+        return None
+    return {
+        "mean": float(numbers.mean()),
+        "std": float(numbers.std()),
+        "min": float(numbers.min()),
+        "max": float(numbers.max()),
+    }
+
+
+def write_results(folder: Path, results: dict[str, Any]) -> Path:
+    """Write ``results.json`` into ``folder`` in one piece and return its path.
+
+    Numbers that are not finite (a loss that diverged) become null: JSON has no NaN.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(_finite(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
+    return path
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Read ``results.json`` from ``folder``.
+
+    Raises
+    ------
+    DataError
+        When it is not there, not JSON, or of another schema.
+    """
+    path = folder / FILE
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); is this a run's folder?") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not JSON ({error})") from error
+    if results.get("schema") != SCHEMA:
+        raise DataError(f"{path}: schema {results.get('schema')!r}, this version reads {SCHEMA!r}")
+    return results  # type: ignore[no-any-return]  # JSON
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return value

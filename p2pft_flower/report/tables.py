@@ -1,0 +1,124 @@
+"""Tables for people, from the same dictionaries that results.json holds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from p2pft_flower.runtime.progress import human_bytes
+
+__all__ = ["comparison_markdown", "comparison_table", "render", "run_table"]
+
+WIDTH = 140
+"""Columns of a rendered table; logs have no terminal whose width could be asked."""
+
+
+def render(*parts: Any) -> str:
+    """Return rich objects as plain text."""
+    console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False, color_system=None, legacy_windows=False)
+    for part in parts:
+        console.print(part)
+    return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]  # a StringIO
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+    """Return a number for a cell, a dash where there is none."""
+    return "–" if value is None else format(value, form)
+
+
+def run_table(results: dict[str, Any]) -> str:
+    """Return a run's table: one row a peer, and a line of what holds for all."""
+    table = Table(title=f"{results['algorithm']} on {results['graph']['name']}, seed {results['seed']}")
+    for name in ("peer", "classes", "images", "accuracy", "unseen", "loss", "sent", "gradient", "exchange", "evaluation"):
+        table.add_column(name, justify="left" if name == "classes" else "right", overflow="fold")
+    for peer in results["peers"]:
+        seconds = peer["seconds"]
+        table.add_row(
+            peer["name"],
+            spans(peer["classes"]),
+            str(peer["images"]),
+            number(peer["accuracy"]),
+            number(peer["accuracy_unseen"]),
+            number(peer["loss"]),
+            human_bytes(peer["bytes_sent"]),
+            *(f"{seconds[part]:.1f} s" for part in ("gradient", "exchange", "evaluation")),
+        )
+    lines = []
+    for key, what in (("accuracy", "accuracy on all classes"), ("accuracy_unseen", "on classes never seen")):
+        s = results["summary"][key]
+        if s is not None:
+            lines.append(f"{what}: mean {s['mean']:.4f}, std {s['std']:.4f}, min {s['min']:.4f}, max {s['max']:.4f}")
+    error = results["consensus_error"]
+    lines.append(
+        f"consensus error {number(error, '.2e')} | {results['iterations']} iterations | "
+        f"{results['trainable_parameters']:,} trained of {results['model_parameters']:,} parameters | "
+        f"{results['seconds']:.1f} s"
+    )
+    return render(table, *lines)
+
+
+def spans(classes: Sequence[str]) -> str:
+    """Return class names for a cell: ``4-6`` for a run of numbers, a count where there are many others."""
+    if len(classes) > 1 and all(c.isdecimal() for c in classes):
+        numbers = sorted(int(c) for c in classes)
+        groups: list[list[int]] = []
+        for value in numbers:
+            if groups and value == groups[-1][-1] + 1:
+                groups[-1].append(value)
+            else:
+                groups.append([value])
+        return ",".join(f"{g[0]}-{g[-1]}" if len(g) > 1 else str(g[0]) for g in groups)
+    return ",".join(classes) if len(classes) <= 6 else f"{len(classes)} classes"
+
+
+_COMPARISON = ("algorithm", "accuracy of each peer", "mean", "std", "unseen", "loss", "consensus error", "sent", "seconds")
+
+
+def _comparison_rows(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
+    rows = []
+    for results in runs:
+        if results["status"] != "completed":
+            rows.append([results["algorithm"], f"{results['status']}: {results['error']}", *[""] * (len(_COMPARISON) - 2)])
+            continue
+        peers = results["peers"]
+        accuracy, unseen = results["summary"]["accuracy"], results["summary"]["accuracy_unseen"]
+        each = (
+            " ".join(number(p["accuracy"]) for p in peers)
+            if len(peers) <= 8
+            else f"{accuracy['min']:.3f} to {accuracy['max']:.3f}"
+        )
+        rows.append(
+            [
+                results["algorithm"],
+                each,
+                number(accuracy["mean"]),
+                number(accuracy["std"]),
+                number(unseen and unseen["mean"]),
+                number(sum(p["loss"] or 0.0 for p in peers) / len(peers)),
+                number(results["consensus_error"], ".1e"),
+                human_bytes(sum(p["bytes_sent"] for p in peers)),
+                f"{results['seconds']:.1f}",
+            ]
+        )
+    return rows
+
+
+def comparison_table(runs: Sequence[dict[str, Any]], title: str) -> str:
+    """Return one table of several runs' results, a row a run."""
+    table = Table(title=title)
+    for name in _COMPARISON:
+        table.add_column(name, justify="left" if name.startswith(("algorithm", "accuracy of")) else "right")
+    for row in _comparison_rows(runs):
+        table.add_row(*row)
+    return render(table)
+
+
+def comparison_markdown(runs: Sequence[dict[str, Any]], title: str) -> str:
+    """Return the same table as Markdown."""
+    lines = [f"# {title}", "", "| " + " | ".join(_COMPARISON) + " |", "|" + " --- |" * len(_COMPARISON)]
+    lines += ["| " + " | ".join(row) + " |" for row in _comparison_rows(runs)]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,57 @@
+"""What a peer leaves on its own disk: a JSONL log of its life, and its fine-tuned tail."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+__all__ = ["Journal", "read_journal"]
+
+
+class Journal:
+    """One peer's ``peer-<i>.jsonl``: one JSON object a line, each with ``time`` (Unix seconds) and ``event``.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder; made if need be.
+    peer : int
+        The peer.
+    """
+
+    def __init__(self, folder: Path, peer: int) -> None:
+        self.peer = peer
+        self.folder = folder / "peers"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO = (self.folder / f"peer-{peer}.jsonl").open("a", encoding="utf-8")
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append a line and hand it to the operating system, so that a crash of this process keeps it."""
+        self._file.write(json.dumps({"time": time.time(), "event": event, "peer": self.peer, **fields}) + "\n")
+        self._file.flush()
+
+    def save_tail(self, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Path:
+        """Write ``peer-<i>.safetensors`` (named torch tensors and text metadata) and return its path."""
+        from safetensors.torch import save_file
+
+        path = self.folder / f"peer-{self.peer}.safetensors"
+        partial = path.with_suffix(".partial")
+        save_file(dict(tensors), partial, metadata=dict(metadata))
+        os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
+        return path
+
+    def close(self) -> None:
+        """Close the log."""
+        self._file.close()
+
+
+def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield a log's lines; a last line torn by a crash is left out."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)

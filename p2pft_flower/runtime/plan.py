@@ -1,0 +1,129 @@
+"""What a host is told before it starts: its peers' weights, their neighbours' addresses, the settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from typing import Any
+
+from p2pft_flower.config import RunConfig
+from p2pft_flower.topology import Graph
+
+__all__ = ["Neighbourhood", "Plan", "terms_digest"]
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """One peer's part of the graph.
+
+    Attributes
+    ----------
+    peer : int
+        The peer i.
+    row : dict of int to float
+        a_ij of each j that i receives from, i itself included; sums to one.
+    column : dict of int to float
+        b_ji of each j that i sends to, i itself included: the shares i gives away; sums to one.
+    """
+
+    peer: int
+    row: dict[int, float]
+    column: dict[int, float]
+
+    @classmethod
+    def of(cls, graph: Graph, peer: int) -> Neighbourhood:
+        """Cut ``peer``'s row of A and column of B out of ``graph``."""
+        senders = sorted((peer, *graph.in_neighbours(peer)))
+        receivers = sorted((peer, *graph.out_neighbours(peer)))
+        return cls(
+            peer=peer,
+            row={j: float(graph.A[peer, j]) for j in senders},
+            column={j: float(graph.B[j, peer]) for j in receivers},
+        )
+
+    @property
+    def in_neighbours(self) -> tuple[int, ...]:
+        """Peers that this one receives from, ascending."""
+        return tuple(j for j in sorted(self.row) if j != self.peer)
+
+    @property
+    def out_neighbours(self) -> tuple[int, ...]:
+        """Peers that this one sends to, ascending."""
+        return tuple(j for j in sorted(self.column) if j != self.peer)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One host's part of a run.
+
+    Attributes
+    ----------
+    run : str
+        The run's identifier.
+    config : dict
+        The run-config, kebab-case.
+    n : int
+        Peers in the whole graph.
+    terms : str
+        Digest of what must be equal on all peers (:func:`terms_digest`).
+    peers : tuple of Neighbourhood
+        The peers that this host runs.
+    loss_weights : dict of int to float
+        Factor of each of these peers' loss (``objective``).
+    iterations, evaluate_every : int
+        Length of the run, and iterations between evaluations.
+    addresses : dict of int to str
+        Where this host's peers listen and their neighbours on other hosts are reached; ``unix:/path`` or
+        ``host:port``. Empty where everything stays in memory.
+    observer : str
+        Where progress is reported to; empty for nowhere.
+    output_dir : str
+        Folder for logs and tails, on the host's machine.
+    """
+
+    run: str
+    config: dict[str, Any]
+    n: int
+    terms: str
+    peers: tuple[Neighbourhood, ...]
+    loss_weights: dict[int, float]
+    iterations: int
+    evaluate_every: int
+    output_dir: str
+    addresses: dict[int, str] = field(default_factory=dict)
+    observer: str = ""
+
+    def to_json(self) -> str:
+        """Serialise for a message."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read what :meth:`to_json` wrote."""
+        raw = json.loads(text)
+
+        def by_peer(mapping: Mapping[str, Any]) -> dict[int, Any]:
+            return {int(peer): value for peer, value in mapping.items()}
+
+        raw["peers"] = tuple(
+            Neighbourhood(p["peer"], by_peer(p["row"]), by_peer(p["column"])) for p in raw["peers"]
+        )
+        raw["loss_weights"] = by_peer(raw["loss_weights"])
+        raw["addresses"] = by_peer(raw["addresses"])
+        return cls(**raw)
+
+
+PRIVATE_KEYS = ("output-dir", "data-dir")
+"""Settings that may differ from peer to peer."""
+
+
+def terms_digest(config: RunConfig, graph: Graph, iterations: int) -> str:
+    """Digest what all peers must agree on before they train: settings, graph, length of the run.
+
+    Each host adds the digest of its own model before it says hello.
+    """
+    settings = {k: v for k, v in config.to_mapping().items() if k not in PRIVATE_KEYS}
+    text = json.dumps([settings, graph.digest, iterations], sort_keys=True)
+    return sha256(text.encode()).hexdigest()

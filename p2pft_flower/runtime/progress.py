@@ -1,0 +1,125 @@
+"""What is known of a run while it runs: scores by iteration and peer, told as one line an evaluation."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from p2pft_flower.runtime.sketch import consensus_error, decode
+
+__all__ = ["Progress", "Report"]
+
+EACH_PEER = 8
+"""Up to so many peers a line shows each; beyond, min/mean/max."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One peer's scores after an iteration; ``sketch`` as text."""
+
+    peer: int
+    iteration: int
+    loss: float
+    accuracy: float
+    accuracy_unseen: float | None
+    sketch: str
+    bytes_sent: int
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Report:
+        """Pick a report's fields out of a journal's line."""
+        return cls(**{name: fields[name] for name in cls.__dataclass_fields__})
+
+
+class Progress:
+    """Collects reports from any thread and tells a line whenever an iteration's are complete.
+
+    Parameters
+    ----------
+    n : int
+        Peers that report.
+    iterations : int
+        Length of the run.
+    tell : callable
+        Given each line.
+    """
+
+    def __init__(self, n: int, iterations: int, tell: Callable[[str], None]) -> None:
+        self._n, self._iterations, self._tell = n, iterations, tell
+        self._reports: dict[int, dict[int, Report]] = {}
+        self._begin = time.monotonic()
+        self._lock = threading.Lock()
+
+    def add(self, report: Report) -> None:
+        """Take a report in; a second one of the same peer and iteration changes nothing."""
+        with self._lock:
+            row = self._reports.setdefault(report.iteration, {})
+            complete = len(row) == self._n
+            row.setdefault(report.peer, report)
+            if complete or len(row) < self._n:
+                return
+            line = self._line(report.iteration, [row[p] for p in sorted(row)])
+        self._tell(line)
+
+    def fill(self, report: Report) -> None:
+        """Take in what the observer missed, telling nothing."""
+        with self._lock:
+            self._reports.setdefault(report.iteration, {}).setdefault(report.peer, report)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return one entry an evaluated iteration, ascending; missing peers' scores are None."""
+        rows = []
+        for iteration in sorted(self._reports):
+            row = self._reports[iteration]
+            present = [row.get(p) for p in range(self._n)]
+            rows.append(
+                {
+                    "iteration": iteration,
+                    "loss": [r and r.loss for r in present],
+                    "accuracy": [r and r.accuracy for r in present],
+                    "accuracy_unseen": [r and r.accuracy_unseen for r in present],
+                    "bytes_sent": sum(r.bytes_sent for r in row.values()),
+                    "consensus_error": _consensus(list(row.values())) if len(row) == self._n else None,
+                }
+            )
+        return rows
+
+    def _line(self, iteration: int, reports: Sequence[Report]) -> str:
+        width = len(str(self._iterations))
+        passed = time.monotonic() - self._begin
+        left = passed / iteration * (self._iterations - iteration) if iteration else None
+        parts = [
+            f"iteration {iteration:>{width}}/{self._iterations}",
+            f"loss {_spread([r.loss for r in reports], '.3f')}",
+            f"accuracy {_spread([r.accuracy for r in reports], '.3f')}",
+            f"consensus error {_consensus(reports):.2e}",
+            f"sent {human_bytes(sum(r.bytes_sent for r in reports))}",
+        ]
+        if left is not None:
+            parts.append(f"{left:.0f} s left" if iteration < self._iterations else f"{passed:.0f} s")
+        return " | ".join(parts)
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    if len(values) <= EACH_PEER:
+        return " ".join(format(v, form) for v in values)
+    return f"{min(values):{form}}/{float(np.mean(values)):{form}}/{max(values):{form}} (min/mean/max)"
+
+
+def _consensus(reports: Sequence[Report]) -> float:
+    return consensus_error([decode(r.sketch) for r in reports])
+
+
+def human_bytes(count: int) -> str:
+    """Return ``count`` bytes for a person, in powers of 1000."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

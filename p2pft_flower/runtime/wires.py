@@ -1,0 +1,111 @@
+"""One host's connections: the mailbox, the server and the links to peers elsewhere, opened and closed together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from p2pft_flower.runtime.plan import Neighbourhood, Plan
+from p2pft_flower.transport import ExchangeError, Links, Mailbox, PeerServer, Received, Stop, Terms
+
+__all__ = ["Wires", "remote_edges"]
+
+Edge = tuple[int, int]
+
+
+def remote_edges(peers: tuple[Neighbourhood, ...], *, always: bool) -> tuple[set[Edge], set[Edge]]:
+    """Return the (sender, receiver) edges that leave and that enter by the transport.
+
+    Parameters
+    ----------
+    peers : tuple of Neighbourhood
+        The host's peers.
+    always : bool
+        Use the transport between peers of the host as well (``transport = "grpc"``).
+    """
+    here = set() if always else {p.peer for p in peers}
+    leaving = {(p.peer, i) for p in peers for i in p.out_neighbours if i not in here}
+    entering = {(j, p.peer) for p in peers for j in p.in_neighbours if j not in here}
+    return leaving, entering
+
+
+class Wires:
+    """Opened before training, closed after it; a context manager.
+
+    Parameters
+    ----------
+    plan : Plan
+        The host's part of the run; its ``addresses`` cover the local peers and their neighbours.
+    terms : Terms
+        What every payload must be like.
+    leaving, entering : set of (int, int)
+        From :func:`remote_edges`.
+    timeout : float
+        Deadline of every payload, in seconds.
+    on_stop : callable
+        Given a neighbour's Stop.
+
+    Raises
+    ------
+    BindError
+        When an address cannot be listened on.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        terms: Terms,
+        leaving: set[Edge],
+        entering: set[Edge],
+        *,
+        timeout: float,
+        on_stop: Callable[[Stop], None],
+    ) -> None:
+        local = {p.peer for p in plan.peers}
+        self.timeout = timeout
+        self.edges = frozenset(entering)
+        self._receivers: dict[int, tuple[int, ...]] = {
+            j: tuple(sorted(i for s, i in leaving if s == j)) for j in sorted(local)
+        }
+        remotes = {i for _, i in leaving} | {j for j, _ in entering}
+        # A host that stays silent in Stop would be waited for until the deadline: check before binding.
+        unknown = sorted((local | remotes) - plan.addresses.keys())
+        if unknown:
+            raise ExchangeError(f"no address is known for peers {unknown}; set peer-address or the topology's addresses")
+        self.mailbox = Mailbox(terms, entering)
+        self.links = Links(
+            terms,
+            {peer: plan.addresses[peer] for peer in remotes},
+            leaving,
+            entering,
+            timeout=timeout,
+            on_failure=self.fail,
+        )
+        try:
+            self.server = PeerServer(
+                self.mailbox,
+                {peer: plan.addresses[peer] for peer in sorted(local)},
+                out_edges=leaving,
+                on_stop=on_stop,
+                timeout=timeout,
+            )
+        except BaseException:
+            self.links.close()
+            raise
+
+    def receivers(self, peer: int) -> tuple[int, ...]:
+        """Return the out-neighbours that ``peer`` reaches by the transport, ascending."""
+        return self._receivers[peer]
+
+    def take(self, receiver: int, sender: int, iteration: int, phase: int) -> Received:
+        """Wait for one payload; see :meth:`Mailbox.take`."""
+        return self.mailbox.take(receiver, sender, iteration, phase, self.timeout)
+
+    def fail(self, error: Exception) -> None:
+        """Wake whoever waits here with ``error``; stops can still be sent."""
+        self.mailbox.fail(error)
+        self.links.fail(error)
+
+    def close(self) -> None:
+        """Close server and links; sockets and threads are gone afterwards."""
+        self.server.close()
+        self.links.close()
