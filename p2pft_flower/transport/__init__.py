@@ -1,0 +1,51 @@
+"""The wire between peers: neighbours only, checked before use, every wait with a deadline.
+
+A host has one `Mailbox` (what has come in), one `PeerServer` (what neighbours call) and one `Links`
+(what goes out). Only this subpackage knows gRPC.
+"""
+
+from __future__ import annotations
+
+from p2pft_flower.transport.addresses import Address, parse_address, unix_address
+from p2pft_flower.transport.errors import (
+    BindError,
+    ExchangeError,
+    ExchangeRefusedError,
+    ExchangeStoppedError,
+    ExchangeTimeoutError,
+    PeerUnreachableError,
+    phase_name,
+)
+from p2pft_flower.transport.header import MAX_PAYLOAD, Terms
+from p2pft_flower.transport.links import Links
+from p2pft_flower.transport.mailbox import Mailbox, Received
+from p2pft_flower.transport.observer import ObserverClient, ObserverServer
+from p2pft_flower.transport.p2pft_pb2 import Hello, PayloadHeader, PeerReport, Reply, Status, Stop
+from p2pft_flower.transport.server import PeerServer
+
+__all__ = [
+    "MAX_PAYLOAD",
+    "Address",
+    "BindError",
+    "ExchangeError",
+    "ExchangeRefusedError",
+    "ExchangeStoppedError",
+    "ExchangeTimeoutError",
+    "Hello",
+    "Links",
+    "Mailbox",
+    "ObserverClient",
+    "ObserverServer",
+    "PayloadHeader",
+    "PeerReport",
+    "PeerServer",
+    "PeerUnreachableError",
+    "Received",
+    "Reply",
+    "Status",
+    "Stop",
+    "Terms",
+    "parse_address",
+    "phase_name",
+    "unix_address",
+]

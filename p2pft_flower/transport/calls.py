@@ -1,0 +1,167 @@
+"""Calls to neighbours: the channels they go through, and what their outcome means."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from p2pft_flower.transport import p2pft_pb2 as pb
+from p2pft_flower.transport.endpoint import EXCHANGE, open_channel
+from p2pft_flower.transport.errors import (
+    ExchangeError,
+    ExchangeRefusedError,
+    ExchangeStoppedError,
+    ExchangeTimeoutError,
+    PeerUnreachableError,
+)
+from p2pft_flower.transport.mailbox import Edge
+
+__all__ = ["Call", "Channels"]
+
+_BY_CODE: dict[grpc.StatusCode, type[ExchangeError]] = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: ExchangeTimeoutError,
+    grpc.StatusCode.UNAVAILABLE: PeerUnreachableError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: ExchangeRefusedError,
+    grpc.StatusCode.CANCELLED: ExchangeStoppedError,
+}
+_BY_STATUS: dict[int, type[ExchangeError]] = {
+    pb.STOPPED: ExchangeStoppedError,
+    pb.BUSY: ExchangeTimeoutError,
+}
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call under way; the future is kept because gRPC cancels a call whose future is dropped."""
+
+    future: Any  # grpc.Future, grpc.Call
+    address: str
+    edge: Edge
+    local: int
+    remote: int
+    deadline: float  # seconds
+    iteration: int | None = None
+    phase: int | None = None
+
+    def error(self, kind: type[ExchangeError], problem: str) -> ExchangeError:
+        """Return an error of this ``kind`` that names everything about the call."""
+        return kind(
+            problem,
+            peer=self.local,
+            edge=self.edge,
+            iteration=self.iteration,
+            phase=self.phase,
+            deadline=self.deadline,
+        )
+
+    def outcome(self) -> ExchangeError | None:
+        """Return what went wrong with this call, which has ended; None when the message was taken in."""
+        whom = f"peer {self.remote} at {self.address}"
+        try:
+            reply = pb.Reply.FromString(self.future.result(0))
+        except grpc.FutureCancelledError:
+            return self.error(ExchangeStoppedError, f"the call to {whom} was cancelled, this host stops")
+        except DecodeError:
+            return self.error(ExchangeError, f"{whom} gave an answer that is none of a peer's")
+        except grpc.RpcError as failure:
+            code = self.future.code()
+            problem = f"no answer from {whom} ({code.name}: {self.future.details()})"
+            error = self.error(_BY_CODE.get(code, ExchangeError), problem)
+            error.__cause__ = failure
+            return error
+        if reply.status in (pb.ACCEPTED, pb.DUPLICATE):
+            return None
+        name = pb.Status.Name(reply.status) if reply.status in pb.Status.values() else str(reply.status)
+        kind = _BY_STATUS.get(reply.status, ExchangeRefusedError)
+        return self.error(kind, f"{whom} answered {name}: {reply.reason}")
+
+
+class Channels:
+    """One channel a remote neighbour, opened when first used.
+
+    Parameters
+    ----------
+    addresses : mapping of int to str
+        Remote neighbour to address.
+    credentials : grpc.ChannelCredentials or None
+        For TLS over TCP.
+    insecure : bool
+        Whether plain text may leave this machine.
+    """
+
+    def __init__(self, addresses: Mapping[int, str], credentials: Any, insecure: bool) -> None:
+        self.addresses = dict(addresses)
+        self._credentials = credentials
+        self._insecure = insecure
+        self._lock = threading.Lock()
+        self._open: dict[int, grpc.Channel] = {}
+        self._closed = False
+
+    def start(
+        self,
+        method: str,
+        request: bytes | Message,
+        timeout: float,
+        *,
+        edge: Edge,
+        remote: int,
+        at: tuple[int, int] | None = None,
+        wait_for_ready: bool = True,
+        metadata: tuple[tuple[str, bytes], ...] = (),
+    ) -> Call:
+        """Start a call of the Exchange service.
+
+        Parameters
+        ----------
+        method : str
+            Deliver, Hello or Stop.
+        request : bytes or Message
+            The request's body.
+        timeout : float
+            The call's deadline in seconds.
+        edge : (int, int)
+            The edge it concerns, (sender, receiver).
+        remote : int
+            Whom to call: one end of ``edge``; the other end is the local peer.
+        at : (int, int), optional
+            Iteration and phase.
+        wait_for_ready : bool
+            Whether to wait for a neighbour that is not there yet, or to fail at once.
+        metadata : tuple of (str, bytes)
+            What travels beside the body.
+
+        Raises
+        ------
+        ConfigError
+            When plain text would leave this machine.
+        ExchangeStoppedError
+            When the channels have been closed.
+        """
+        local = edge[0] if remote == edge[1] else edge[1]
+        with self._lock:
+            if self._closed:
+                raise ExchangeStoppedError("this host has closed its links", peer=local, edge=edge)
+            channel = self._open.get(remote)
+            if channel is None:
+                channel = open_channel(self.addresses[remote], self._credentials, self._insecure)
+                self._open[remote] = channel
+        body = request if isinstance(request, bytes) else request.SerializeToString()
+        # No serialisers: bytes in, bytes out, no copy of a payload for protobuf's sake.
+        future = channel.unary_unary(f"/{EXCHANGE}/{method}", None, None).future(
+            body, timeout=timeout, metadata=metadata, wait_for_ready=wait_for_ready
+        )
+        iteration, phase = (None, None) if at is None else at
+        return Call(future, self.addresses[remote], edge, local, remote, timeout, iteration, phase)
+
+    def close(self) -> None:
+        """Close every channel, which cancels its calls."""
+        with self._lock:
+            self._closed = True
+            channels, self._open = self._open, {}
+        for channel in channels.values():
+            channel.close()

@@ -1,0 +1,242 @@
+"""How gRPC channels and servers are opened: options, credentials, binding, and taking it all down again."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.transport.addresses import SOCKET_FOLDER_PREFIX, Address, parse_address
+from p2pft_flower.transport.errors import BindError
+
+__all__ = ["EXCHANGE", "OBSERVER", "Listener", "open_channel"]
+
+EXCHANGE = "p2pft.v1.Exchange"
+OBSERVER = "p2pft.v1.Observer"
+
+_SMALL_MESSAGE = 2**16  # bytes; room for Hello, Stop, Reply and PeerReport whatever q is
+
+_RETRY = {
+    "methodConfig": [
+        {
+            "name": [{"service": EXCHANGE}],
+            # A connection that broke is tried again until the call's deadline: a payload that
+            # arrives twice is answered DUPLICATE, so it does no harm. gRPC allows at most 5 attempts.
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ]
+}
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", _SMALL_MESSAGE),
+    ("grpc.enable_http_proxy", 0),  # peers talk to each other, whatever http_proxy says
+    ("grpc.service_config", json.dumps(_RETRY)),
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.per_rpc_retry_buffer_size", 2**31 - 1),  # else a large payload cannot be sent again
+    # Peers start at different times: look for them often, not after gRPC's two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A call may stay open while the receiver computes: ping, so that a machine that vanished is noticed.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+_SERVER_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # two servers on one port would each get some of the messages
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_metadata_size", 2**14),
+)
+
+
+def _plain_text_allowed(address: Address, insecure: bool, option: str) -> None:
+    if not (insecure or address.is_local):
+        raise ConfigError(
+            f"address {address} is not on this machine and {option} is missing: "
+            "give certificates, or say insecure = true to send in plain text"
+        )
+
+
+def open_channel(text: str, credentials: Any, insecure: bool) -> grpc.Channel:
+    """Open a channel; nothing connects before the first call. Do not fork afterwards.
+
+    Parameters
+    ----------
+    text : str
+        The address, see `parse_address`.
+    credentials : grpc.ChannelCredentials or None
+        For TLS over TCP. A Unix socket never needs it: its folder's mode says who may connect.
+    insecure : bool
+        Whether plain text may leave this machine.
+
+    Raises
+    ------
+    ConfigError
+        When plain text would leave this machine.
+    """
+    address = parse_address(text)
+    if address.path is None and credentials is not None:
+        return grpc.secure_channel(address.target, credentials, options=_CHANNEL_OPTIONS)
+    _plain_text_allowed(address, insecure, "TLS")
+    return grpc.insecure_channel(address.target, options=_CHANNEL_OPTIONS)
+
+
+class Listener:
+    """One gRPC server on several addresses, from construction to `close`.
+
+    Parameters
+    ----------
+    service : str
+        The service's full name.
+    methods : mapping of str to callable
+        Method name to ``(request bytes, context) -> answer bytes``; must not raise.
+    addresses : mapping of int to str
+        Peer to address; port 0 lets the system choose one.
+    max_message : int
+        Bytes of the largest request; a larger one is refused before it is received.
+    workers : int
+        Calls that run at once.
+    max_calls : int
+        Calls that run or wait for a worker; more are refused, so pending requests cannot fill the memory.
+    credentials : grpc.ServerCredentials or None
+        For TLS over TCP.
+    insecure : bool
+        Whether to listen in plain text beyond this machine.
+
+    Attributes
+    ----------
+    bound_addresses : dict of int to str
+        Like ``addresses``, with the real ports.
+
+    Raises
+    ------
+    BindError
+        When an address cannot be served on.
+    ConfigError
+        When plain text would leave this machine.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        methods: Mapping[str, Callable[[bytes, Any], bytes]],
+        addresses: Mapping[int, str],
+        *,
+        max_message: int = 0,
+        workers: int,
+        max_calls: int,
+        credentials: Any = None,
+        insecure: bool = False,
+    ) -> None:
+        self.bound_addresses: dict[int, str] = {}
+        self._sockets: list[Path] = []
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="p2pft-server")
+        self._server = grpc.server(
+            self._pool,
+            options=(*_SERVER_OPTIONS, ("grpc.max_receive_message_length", max(max_message, _SMALL_MESSAGE))),
+            maximum_concurrent_rpcs=max_calls,
+        )
+        handlers = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        try:
+            for peer, text in sorted(addresses.items()):
+                address = parse_address(text)
+                if address.path is None and credentials is None:
+                    _plain_text_allowed(address, insecure, "TLS")
+                self.bound_addresses[peer] = self._bind(peer, address, credentials)
+            self._server.start()
+        except BaseException:
+            self.close(0)
+            raise
+
+    def _bind(self, peer: int, address: Address, credentials: Any) -> str:
+        if address.path is not None:
+            _prepare_socket(peer, address.path)
+        try:
+            if address.path is None and credentials is not None:
+                port = self._server.add_secure_port(address.target, credentials)
+            else:
+                port = self._server.add_insecure_port(address.target)
+        except RuntimeError as error:
+            remedy = (
+                "is its folder there and writable?"
+                if address.path is not None
+                else "is the port taken, or the host not one of this machine's? Port 0 takes any free port"
+            )
+            raise BindError(f"cannot listen on {address}: {remedy}", peer=peer) from error
+        if address.path is not None:
+            self._sockets.append(address.path)
+            address.path.chmod(0o600)  # nothing is answered before start()
+            return address.target
+        return Address(None, address.host, port).target
+
+    def close(self, grace: float) -> None:
+        """Take no new calls, give running ones ``grace`` seconds, remove sockets, folders and threads."""
+        self._server.stop(grace).wait(grace + 5.0)
+        self._pool.shutdown(wait=True)
+        for path in self._sockets:
+            path.unlink(missing_ok=True)
+            if path.parent.name.startswith(SOCKET_FOLDER_PREFIX):
+                try:
+                    path.parent.rmdir()
+                except OSError:  # another host of the run still has sockets there; the last one removes it
+                    continue
+        self._sockets.clear()
+
+
+def _prepare_socket(peer: int, path: Path) -> None:
+    """Make the socket's folder and clear away the socket of a process that died.
+
+    Raises
+    ------
+    BindError
+        When others can reach the folder, something else has the name, or a live process listens there.
+    """
+    ours = path.parent.name.startswith(SOCKET_FOLDER_PREFIX)
+    try:
+        if ours:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The name is known in advance: in a shared folder someone else could have made it first.
+        found = path.parent.lstat()
+    except OSError as error:
+        raise BindError(
+            f"cannot listen on unix:{path}: no folder for it ({error.strerror})", peer=peer
+        ) from error
+    if ours and (not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077):
+        raise BindError(
+            f"cannot listen on unix:{path}: {path.parent} belongs to or is open to others; "
+            "remove it, or set TMPDIR to a private folder",
+            peer=peer,
+        )
+    if not os.path.lexists(path):
+        return
+    if not path.is_socket():
+        raise BindError(f"cannot listen on unix:{path}: a file has that name; remove it", peer=peer)
+    # gRPC would take over the name even from a process that lives.
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+        except OSError as error:
+            raise BindError(f"cannot listen on unix:{path}: {error.strerror or error}", peer=peer) from error
+    raise BindError(
+        f"cannot listen on unix:{path}: another process does; stop it, or choose another run or folder",
+        peer=peer,
+    )

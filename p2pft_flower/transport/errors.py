@@ -1,0 +1,97 @@
+"""What can go wrong between peers; errors name peer, edge, iteration, phase and deadline as far as known."""
+
+from __future__ import annotations
+
+from p2pft_flower.errors import P2PFTError
+
+__all__ = [
+    "BindError",
+    "ExchangeError",
+    "ExchangeRefusedError",
+    "ExchangeStoppedError",
+    "ExchangeTimeoutError",
+    "PeerUnreachableError",
+    "phase_name",
+]
+
+_PHASES = ("theta", "tau")
+
+
+def phase_name(phase: int) -> str:
+    """Return the name of the exchange ``phase`` of an iteration: theta, tau, or its number beyond these."""
+    return _PHASES[phase] if 0 <= phase < len(_PHASES) else str(phase)
+
+
+class ExchangeError(P2PFTError):
+    """An exchange with a neighbour failed.
+
+    Parameters
+    ----------
+    problem : str
+        What happened and, where there is one, the remedy; a sentence without the place, which is put first.
+    peer : int or None
+        The local peer concerned.
+    edge : (int, int) or None
+        Sender and receiver.
+    iteration, phase : int or None
+        Where in the run it happened.
+    deadline : float or None
+        The deadline that passed or that was in force, in seconds.
+
+    Attributes
+    ----------
+    problem, peer, edge, iteration, phase, deadline
+        As given.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        peer: int | None = None,
+        edge: tuple[int, int] | None = None,
+        iteration: int | None = None,
+        phase: int | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self.problem = problem
+        self.peer = peer
+        self.edge = edge
+        self.iteration = iteration
+        self.phase = phase
+        self.deadline = deadline
+        super().__init__(problem)
+
+    def __str__(self) -> str:
+        place = []
+        if self.peer is not None:
+            place.append(f"peer {self.peer}")
+        if self.edge is not None:
+            place.append(f"edge {self.edge[0]} -> {self.edge[1]}")
+        if self.iteration is not None:
+            place.append(f"iteration {self.iteration}")
+        if self.phase is not None:
+            place.append(f"phase {phase_name(self.phase)}")
+        if self.deadline is not None:
+            place.append(f"deadline {self.deadline:g} s")
+        return f"{', '.join(place)}: {self.problem}" if place else self.problem
+
+
+class ExchangeTimeoutError(ExchangeError):
+    """Nothing arrived, or nothing was taken in, before the deadline."""
+
+
+class ExchangeRefusedError(ExchangeError):
+    """The neighbour looked at a message and refused it; the reason is the neighbour's."""
+
+
+class PeerUnreachableError(ExchangeError):
+    """No connection to the neighbour's address."""
+
+
+class ExchangeStoppedError(ExchangeError):
+    """Exchanging has ended, on this host or at the neighbour."""
+
+
+class BindError(ExchangeError):
+    """An address cannot be served on; names the peer, the address and the remedy."""

@@ -1,0 +1,361 @@
+"""The way out of a host: one channel a remote neighbour, at most one payload under way on each edge."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from p2pft_flower.errors import P2PFTError
+from p2pft_flower.transport import p2pft_pb2 as pb
+from p2pft_flower.transport.calls import Call, Channels
+from p2pft_flower.transport.errors import (
+    ExchangeError,
+    ExchangeStoppedError,
+    ExchangeTimeoutError,
+    PeerUnreachableError,
+)
+from p2pft_flower.transport.header import HEADER_KEY, Terms, encode_header
+from p2pft_flower.transport.mailbox import Edge
+
+__all__ = ["Links"]
+
+log = logging.getLogger(__name__)
+
+_MEET_REMEDY = "is its host running, is the address right and reachable from here? Otherwise allow more time"
+
+
+class Links:
+    """Sends the payloads, hellos and stops of one host's peers; a context manager.
+
+    One thread sends; `fail`, `stop` and `close` may be called from any. Channels are opened when first
+    used; do not fork afterwards.
+
+    Parameters
+    ----------
+    terms : Terms
+        What every payload has and every neighbour must agree on.
+    addresses : mapping of int to str
+        Remote neighbour to address; must cover every remote end of the edges.
+    out_edges, in_edges : iterable of (int, int)
+        (sender, receiver) of the edges that leave this host and that enter it. Only the first carry
+        payloads; hellos and stops go to both.
+    timeout : float
+        Deadline of one payload in seconds, from being handed over to being taken in; default 600.
+    credentials : grpc.ChannelCredentials, optional
+        For TLS over TCP.
+    insecure : bool
+        Whether plain text may leave this machine; default False.
+    on_failure : callable, optional
+        Gets the error of a payload as soon as it is known, in a thread of gRPC, so that a host that waits for
+        its neighbours meanwhile can be woken (``mailbox.fail``). The next `send` or `flush` raises the same.
+
+    Attributes
+    ----------
+    bytes_sent : dict of int to int
+        Local sender to the payload bytes it has handed over, all receivers together, retries not counted.
+
+    Raises
+    ------
+    ValueError
+        When a remote neighbour has no address.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        addresses: Mapping[int, str],
+        out_edges: Iterable[Edge],
+        in_edges: Iterable[Edge] = (),
+        *,
+        timeout: float = 600.0,
+        credentials: Any = None,
+        insecure: bool = False,
+        on_failure: Callable[[ExchangeError], None] | None = None,
+    ) -> None:
+        self.terms = terms
+        self.timeout = timeout
+        self._on_failure = on_failure
+        out, into = sorted(set(out_edges)), sorted(set(in_edges))
+        self._receivers: dict[int, list[int]] = {}
+        for sender, receiver in out:
+            self._receivers.setdefault(sender, []).append(receiver)
+        # (local, remote) to the edge that stands for the pair in messages.
+        self._pairs: dict[Edge, Edge] = {edge: edge for edge in out}
+        self._pairs |= {(receiver, sender): (sender, receiver) for sender, receiver in into}
+        missing = sorted({remote for _, remote in self._pairs} - addresses.keys())
+        if missing:
+            raise ValueError(f"no address for the neighbours {missing}")
+        self._channels = Channels(addresses, credentials, insecure)
+        self.bytes_sent: dict[int, int] = dict.fromkeys(self._receivers, 0)
+        self._lock = threading.Lock()
+        self._error: Exception | None = None
+        self._payloads: dict[Edge, Call] = {}
+        self._hellos: list[Call] = []
+
+    def meet(self, timeout: float, remedy: str = _MEET_REMEDY) -> None:
+        """Say hello to every remote neighbour and wait until all have agreed to the terms.
+
+        Parameters
+        ----------
+        timeout : float
+            The deadline in seconds; until then a neighbour that is not there yet is waited for.
+        remedy : str
+            What the error advises when a neighbour is missing.
+
+        Raises
+        ------
+        PeerUnreachableError
+            When a neighbour does not answer by the deadline; names edge, address and deadline.
+        ExchangeRefusedError
+            When a neighbour has other terms; its reason says which. Raised at once.
+        Exception
+            What `fail` was called with.
+        """
+        answered: queue.SimpleQueue[Call] = queue.SimpleQueue()
+        for (local, remote), edge in self._pairs.items():
+            call = self._channels.start(
+                "Hello", self._hello(local, remote), timeout, edge=edge, remote=remote
+            )
+            with self._lock:
+                self._hellos.append(call)
+            call.future.add_done_callback(lambda _, call=call: answered.put(call))
+        if self._error is not None:  # it came before its hellos were listed
+            self._cancel()
+        missing: list[ExchangeError] = []
+        try:
+            for _ in self._pairs:
+                call = answered.get(timeout=timeout + 5.0)  # each call has the deadline itself
+                error = call.outcome()
+                if self._error is not None:
+                    raise self._error
+                if isinstance(error, (ExchangeTimeoutError, PeerUnreachableError)):
+                    missing.append(error)
+                elif error is not None:
+                    raise error
+        finally:
+            with self._lock:
+                calls, self._hellos = self._hellos, []
+            for call in calls:
+                call.future.cancel()
+        if missing:
+            first = min(missing, key=lambda e: e.edge or (0, 0))
+            others = f" (and {len(missing) - 1} more edges)" if len(missing) > 1 else ""
+            raise PeerUnreachableError(
+                f"could not meet{others}: {first.problem}; {remedy}",
+                peer=first.peer,
+                edge=first.edge,
+                deadline=timeout,
+            ) from first
+
+    def send(
+        self,
+        sender: int,
+        iteration: int,
+        phase: int,
+        vector: npt.NDArray[np.floating],
+        shares: Mapping[int, float] | None = None,
+    ) -> None:
+        """Start sending ``vector`` to every remote out-neighbour of ``sender``.
+
+        Waits until the previous payload of each edge has been taken in. On return the new one is under way,
+        and ``vector`` may be changed.
+
+        Parameters
+        ----------
+        sender : int
+            A local peer. Nothing happens when all its out-neighbours are local too.
+        iteration, phase : int
+            Where in the run this is.
+        vector : numpy.ndarray
+            (q,), of the terms' dtype.
+        shares : mapping of int to float, optional
+            Receiver to b_ij, for a column exchange; must cover the remote receivers. Default 1 each.
+
+        Raises
+        ------
+        ExchangeTimeoutError, PeerUnreachableError, ExchangeRefusedError, ExchangeStoppedError
+            When the *previous* payload of an edge was not taken in; says which one and why.
+        ValueError
+            When ``vector`` or ``shares`` do not fit: the caller's mistake.
+        Exception
+            What `fail` was called with.
+        """
+        terms = self.terms
+        receivers = self._receivers.get(sender, [])
+        if not receivers:
+            return
+        if vector.shape != (terms.length,) or vector.dtype.newbyteorder("<") != terms.numpy_dtype:
+            raise ValueError(
+                f"peer {sender} sends {vector.shape} {vector.dtype}, "
+                f"expected ({terms.length},) {terms.numpy_dtype}"
+            )
+        if shares is not None and not shares.keys() >= set(receivers):
+            raise ValueError(f"peer {sender} has no share for {sorted(set(receivers) - shares.keys())}")
+        # The one copy on this side besides gRPC's own; every receiver gets the same bytes.
+        payload = vector.astype(terms.numpy_dtype, copy=False).tobytes()
+        payload_hash = xxhash.xxh3_64_intdigest(payload)
+        for receiver in receivers:
+            edge = (sender, receiver)
+            # The previous call ends by its own deadline; the margin only covers a stuck event loop.
+            self._settle(edge, self.timeout, time.monotonic() + self.timeout + 5.0)
+            share = 1.0 if shares is None else float(shares[receiver])
+            header = encode_header(terms, edge, iteration, phase, share=share, payload_hash=payload_hash)
+            call = self._channels.start(
+                "Deliver",
+                payload,
+                self.timeout,
+                edge=edge,
+                remote=receiver,
+                at=(iteration, phase),
+                metadata=((HEADER_KEY, header),),
+            )
+            with self._lock:
+                self._payloads[edge] = call
+            self.bytes_sent[sender] += len(payload)
+            call.future.add_done_callback(lambda _, call=call: self._report(call))
+            if self._error is not None:  # it came before this call was listed
+                self._cancel()
+                raise self._error
+
+    def flush(self, timeout: float) -> None:
+        """Wait until every payload has been taken in.
+
+        Raises
+        ------
+        ExchangeTimeoutError
+            When one has not within ``timeout`` seconds.
+        ExchangeError
+            As in `send`.
+        """
+        end = time.monotonic() + timeout
+        for edge in sorted(self._payloads):
+            self._settle(edge, timeout, end)
+
+    def stop(self, origin: int, iteration: int, reason: str, timeout: float = 2.0) -> int:
+        """Tell every remote neighbour, in both directions, that ``origin`` gives up; never raises.
+
+        Parameters
+        ----------
+        origin : int
+            The peer that gave up first, local or not.
+        iteration : int
+            The iteration it was in.
+        reason : str
+            Why.
+        timeout : float
+            How long to wait for answers, in seconds.
+
+        Returns
+        -------
+        int
+            How many neighbours heard it.
+        """
+        senders = {remote: local for local, remote in self._pairs}
+        calls = []
+        for remote, local in sorted(senders.items()):
+            edge = self._pairs[local, remote]
+            stop = pb.Stop(
+                run=self.terms.run, sender=local, origin=origin, iteration=iteration, reason=reason[:4096]
+            )
+            try:
+                call = self._channels.start(
+                    "Stop", stop, timeout, edge=edge, remote=remote, wait_for_ready=False
+                )
+            except P2PFTError as error:  # closed meanwhile, or the address is refused
+                log.debug("no stop to peer %d: %s", remote, error)
+                continue
+            calls.append(call)
+        heard = 0
+        end = time.monotonic() + timeout
+        for call in calls:
+            try:
+                call.future.result(max(0.0, end - time.monotonic()))
+                heard += 1
+            except (grpc.RpcError, grpc.FutureTimeoutError, grpc.FutureCancelledError) as error:
+                log.debug("a stop was not heard: %s", error)
+        return heard
+
+    def fail(self, error: Exception) -> None:
+        """Wake a waiting `send`, `flush` or `meet` with ``error``; later ones raise it. `stop` goes on."""
+        with self._lock:
+            if self._error is None:
+                self._error = error
+        self._cancel()
+
+    def close(self) -> None:
+        """Cancel what is under way and close all channels."""
+        self.fail(ExchangeStoppedError("this host has closed its links"))
+        self._channels.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _hello(self, local: int, remote: int) -> pb.Hello:
+        terms = self.terms
+        return pb.Hello(
+            run=terms.run,
+            view=terms.view,
+            sender=local,
+            receiver=remote,
+            config=terms.config,
+            length=terms.length,
+            dtype=terms.wire_dtype,
+            phases=terms.phases,
+        )
+
+    def _settle(self, edge: Edge, timeout: float, end: float) -> None:
+        """Wait until the payload under way on ``edge`` is taken in and forget it; raise what went wrong.
+
+        ``end`` is when to give up (time.monotonic), ``timeout`` the seconds to name then.
+        """
+        with self._lock:
+            call = self._payloads.get(edge)
+        if self._error is not None:
+            raise self._error
+        if call is None:
+            return
+        try:
+            call.future.exception(max(0.0, end - time.monotonic()))
+        except grpc.FutureTimeoutError:
+            late = replace(call, deadline=timeout)
+            problem = f"peer {edge[1]} at {call.address} has not taken the payload in"
+            raise late.error(ExchangeTimeoutError, problem) from None
+        except grpc.FutureCancelledError:
+            pass
+        error = call.outcome()
+        if self._error is not None:
+            raise self._error
+        if error is not None:
+            raise error
+        with self._lock:
+            self._payloads.pop(edge, None)
+
+    def _report(self, call: Call) -> None:
+        """Hand a payload's failure to `on_failure` as soon as it is known (in a thread of gRPC)."""
+        if self._error is not None or self._on_failure is None:
+            return
+        error = call.outcome()
+        if error is not None:
+            self._on_failure(error)
+
+    def _cancel(self) -> None:
+        with self._lock:
+            calls = [*self._payloads.values(), *self._hellos]
+        for call in calls:
+            call.future.cancel()

@@ -1,0 +1,337 @@
+r"""The bounded inbox of a host: what is checked before a payload is used, and who waits for whom.
+
+Why bounded inboxes cannot deadlock, even with room for a single payload an edge
+--------------------------------------------------------------------------------
+Number the exchanges of a run by their position p = iteration · phases + phase. A *node* (a peer, or a host
+that steps several peers in lock-step) does for p = 0, 1, 2, …:
+
+    put(p)    put its payload of position p on every out-edge, in any order, one edge after the other
+              or all at once; a put waits while the edge's queue is full;
+    take(p)   take the payload of position p from every in-edge, in any order; a take waits for it;
+    compute   for a finite time.
+
+A put may also stay open while the node goes on to take(p), as long as it has been accepted before put(p + 1)
+of the same edge begins (`Links` does this). Each queue has room for c ≥ 1 payloads, in consecutive positions.
+
+Claim: as long as some node has not finished, some node can move. Proof: let p be the least position of all
+unfinished nodes, and let i be any node at p.
+
+(a) No put of i at position p waits. Were the queue of i → m full when i offers p there, it would hold c ≥ 1
+    payloads of positions < p (i has put nothing later), so m would not yet have taken some position r < p.
+    But m has finished or is at a position ≥ p, because p is the least, and before it came there it took every
+    position < p from each of its in-edges. So the queue is empty and the put is accepted.
+(b) No take of i at position p waits for ever. The payload comes from a node j that has finished or is at a
+    position ≥ p. If j has finished or is beyond p, its put of p has been accepted, or has been offered and is
+    accepted by (a)'s argument: i has taken everything before p, so the queue is empty. If j is at p, its puts
+    of p do not wait, by (a) applied to j, which is also at the least position. Either way it arrives.
+
+Hence i moves on, and as there are finitely many nodes and positions, all finish. The graph need not even be
+strongly connected, the order of puts and takes does not matter, and edges between peers of one host, which
+never wait, only help. What does matter: a node offers *all* of position p before it waits for any payload of
+position p; and nothing else keeps a put out, so the server has at least one worker for every remote in-edge
+(a put that waits holds one, see `PeerServer`), and of two calls with the same payload the older gives way. ∎
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from p2pft_flower.transport import p2pft_pb2 as pb
+from p2pft_flower.transport.errors import ExchangeTimeoutError, phase_name
+from p2pft_flower.transport.header import Terms, all_finite, checksum, decode_header
+
+__all__ = ["Mailbox", "Received"]
+
+log = logging.getLogger(__name__)
+
+Edge = tuple[int, int]
+
+
+class Received(NamedTuple):
+    """One payload.
+
+    Attributes
+    ----------
+    vector : numpy.ndarray
+        (q,), read-only: it lies in the bytes that came off the wire.
+    share : float
+        The sender's share b_ij, 1 in a row exchange.
+    """
+
+    vector: npt.NDArray[np.floating]
+    share: float
+
+
+@dataclass
+class _Inbox:
+    """What one edge holds; guarded by the mailbox's lock, which `changed` shares."""
+
+    changed: threading.Condition
+    next_in: int  # position that must be delivered next
+    next_out: int  # position that must be taken next
+    queue: deque[Received] = field(default_factory=deque)
+    last_checksum: int | None = None
+    ticket: int = 0  # of the newest call that waits for room
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+class _Refusal(Exception):  # noqa: N818 - never leaves this module
+    """A message is not taken in."""
+
+    def __init__(self, status: pb.Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class Mailbox:
+    """Takes payloads in from other hosts, checks them, and hands them out in order.
+
+    Parameters
+    ----------
+    terms : Terms
+        Run, view, length, dtype and phases that every payload must have.
+    edges : iterable of (int, int)
+        (sender, receiver) of every edge from another host to a peer of this one.
+    first_iteration : int
+        The iteration the run starts from (after a checkpoint); default 0.
+    capacity : int
+        Payloads that may wait on an edge; default 1. With the one that waits for room, an edge holds at
+        most ``(capacity + 1) * terms.nbytes`` bytes.
+
+    Attributes
+    ----------
+    refused : Counter
+        How often messages were refused, by the name of the status (``"CORRUPT"``, …).
+    duplicates : int
+        How often a payload came again because an answer was lost. No fault.
+    """
+
+    def __init__(
+        self, terms: Terms, edges: Iterable[Edge], first_iteration: int = 0, capacity: int = 1
+    ) -> None:
+        if capacity < 1 or first_iteration < 0:
+            raise ValueError(f"capacity = {capacity} must be >= 1, first_iteration = {first_iteration} >= 0")
+        self.terms = terms
+        self.refused: Counter[str] = Counter()
+        self.duplicates = 0
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._error: Exception | None = None
+        self._logged: set[tuple[str, Edge | None]] = set()
+        first = first_iteration * terms.phases
+        self._inboxes = {
+            (int(j), int(i)): _Inbox(threading.Condition(self._lock), first, first) for j, i in sorted(edges)
+        }
+
+    @property
+    def edges(self) -> tuple[Edge, ...]:
+        """(sender, receiver) of every edge that is served, in ascending order."""
+        return tuple(self._inboxes)
+
+    @property
+    def error(self) -> Exception | None:
+        """What `fail` was called with first, if it was."""
+        return self._error
+
+    def pending(self, edge: Edge) -> int:
+        """Return how many payloads wait to be taken on ``edge``."""
+        with self._lock:
+            return len(self._inboxes[edge].queue)
+
+    def deliver(self, header: bytes, payload: bytes, timeout: float) -> pb.Reply:
+        """Check one payload and put it in its edge's queue; wait while the queue is full.
+
+        Parameters
+        ----------
+        header : bytes
+            A serialised PayloadHeader.
+        payload : bytes
+            The vector's little-endian bytes. They are kept, not copied.
+        timeout : float
+            Longest wait for room, in seconds.
+
+        Returns
+        -------
+        Reply
+            ACCEPTED; DUPLICATE for the payload accepted last; otherwise why it was refused, which
+            is counted and leaves everything else as it was.
+
+        Raises
+        ------
+        Exception
+            What `fail` was called with.
+        """
+        edge: Edge | None = None
+        try:
+            try:
+                parsed = decode_header(header)
+            except ValueError as error:
+                raise _Refusal(pb.BAD_HEADER, str(error)) from error
+            if (parsed.sender, parsed.receiver) in self._inboxes:
+                edge = (parsed.sender, parsed.receiver)
+            received = self._check(parsed, payload)
+            return self._enter(parsed, received, timeout)
+        except _Refusal as refusal:
+            return self.refuse(refusal.status, edge, refusal.reason)
+
+    def take(self, receiver: int, sender: int, iteration: int, phase: int, timeout: float) -> Received:
+        """Return what ``sender`` sent to ``receiver`` in this iteration and phase; wait until it is there.
+
+        Parameters
+        ----------
+        receiver, sender : int
+            The edge ``sender -> receiver``.
+        iteration, phase : int
+            Must be the next ones on the edge.
+        timeout : float
+            The deadline in seconds from now.
+
+        Raises
+        ------
+        ExchangeTimeoutError
+            When nothing has come by the deadline.
+        ValueError
+            When there is no such edge, or iteration and phase are not the next ones: the caller's mistake.
+        Exception
+            What `fail` was called with.
+        """
+        position = iteration * self.terms.phases + phase
+        inbox = self._inboxes.get((sender, receiver))
+        if inbox is None:
+            raise ValueError(f"edge {sender} -> {receiver} does not come from another host")
+        with self._lock:
+            if position != inbox.next_out:
+                raise ValueError(
+                    f"{self._place(position)} asked for, but {self._place(inbox.next_out)} is next"
+                )
+            inbox.changed.wait_for(lambda: inbox.queue or self._error is not None, timeout)
+            if self._error is not None:
+                raise self._error
+            if not inbox.queue:
+                refused = "".join(
+                    f"; refused on this edge: {n} x {cause}" for cause, n in inbox.refused.items()
+                )
+                raise ExchangeTimeoutError(
+                    f"no payload came from peer {sender}; it is slow, stopped or cut off{refused}",
+                    peer=receiver,
+                    edge=(sender, receiver),
+                    iteration=iteration,
+                    phase=phase,
+                    deadline=timeout,
+                )
+            inbox.next_out += 1
+            received = inbox.queue.popleft()
+            inbox.changed.notify_all()
+            return received
+
+    def fail(self, error: Exception) -> None:
+        """Wake every waiter with ``error`` and raise it from now on; the first error stays."""
+        with self._lock:
+            if self._error is None:
+                self._error = error
+            for inbox in self._inboxes.values():
+                inbox.changed.notify_all()
+
+    def refuse(self, status: pb.Status, edge: Edge | None, reason: str) -> pb.Reply:
+        """Count a refused message, log it once for each cause and edge, and return the answer to it."""
+        cause = pb.Status.Name(status)
+        inbox = self._inboxes.get(edge) if edge is not None else None
+        # Edges the graph lacks share one entry, so that strangers cannot make the log or the set grow.
+        key = (cause, edge if inbox is not None else None)
+        with self._lock:
+            self.refused[cause] += 1
+            if inbox is not None:
+                inbox.refused[cause] += 1
+            first = key not in self._logged
+            self._logged.add(key)
+        if first:
+            where = f"edge {edge[0]} -> {edge[1]}" if edge is not None else "unknown edge"
+            log.warning("refused a message on %s: %s: %s (logged once)", where, cause, reason)
+        return pb.Reply(status=status, reason=reason)
+
+    def _place(self, position: int) -> str:
+        iteration, phase = divmod(position, self.terms.phases)
+        return f"iteration {iteration}, phase {phase_name(phase)}"
+
+    def _check(self, header: pb.PayloadHeader, payload: bytes) -> Received:
+        """Check all that does not depend on what came before; raise `_Refusal` or return the payload."""
+        terms = self.terms
+        # Before the costly checks, so that a wrong size costs nothing to refuse.
+        if len(payload) != terms.nbytes:
+            raise _Refusal(pb.WRONG_LENGTH, f"the payload has {len(payload)} bytes, expected {terms.nbytes}")
+        # The checksum comes before what the header says: a flipped bit is called that, whatever it did.
+        if header.checksum != checksum(header, xxhash.xxh3_64_intdigest(payload)):
+            raise _Refusal(pb.CORRUPT, "the checksum does not fit header and payload")
+        if header.run != terms.run:
+            raise _Refusal(pb.WRONG_RUN, f"run {header.run!r}, here it is {terms.run!r}")
+        if header.view != terms.view:
+            raise _Refusal(pb.WRONG_VIEW, f"view {header.view}, here it is {terms.view}")
+        if (header.sender, header.receiver) not in self._inboxes:
+            raise _Refusal(pb.NOT_NEIGHBOUR, f"no edge {header.sender} -> {header.receiver} into this host")
+        if header.dtype != terms.wire_dtype:
+            raise _Refusal(
+                pb.WRONG_DTYPE, f"dtype number {header.dtype}, expected {pb.Dtype.Name(terms.wire_dtype)}"
+            )
+        if header.length != terms.length:
+            raise _Refusal(
+                pb.WRONG_LENGTH, f"the header tells {header.length} numbers, expected {terms.length}"
+            )
+        if header.phase >= terms.phases:
+            raise _Refusal(pb.FAR_OFF, f"phase number {header.phase} of {terms.phases} phases")
+        if not 0.0 <= header.share <= 1.0:  # also false for NaN
+            raise _Refusal(pb.BAD_SHARE, f"share {header.share}, expected 0 to 1")
+        vector = np.frombuffer(payload, terms.numpy_dtype)
+        if not all_finite(vector):
+            raise _Refusal(pb.NOT_FINITE, "the payload holds a NaN or an infinity")
+        return Received(vector, header.share)
+
+    def _enter(self, header: pb.PayloadHeader, received: Received, timeout: float) -> pb.Reply:
+        """Check the position and queue the payload, waiting for room; raise `_Refusal` otherwise."""
+        position = header.iteration * self.terms.phases + header.phase
+        inbox = self._inboxes[header.sender, header.receiver]
+        deadline = time.monotonic() + timeout
+        ticket = None
+        with self._lock:
+            while True:
+                # All of it again after each wait: meanwhile a retry of the same payload may have come in.
+                if self._error is not None:
+                    raise self._error
+                if ticket is not None and ticket != inbox.ticket:
+                    self.duplicates += 1
+                    return pb.Reply(status=pb.SUPERSEDED, reason="a newer call brings the same payload")
+                if position == inbox.next_in - 1 and inbox.last_checksum is not None:
+                    if header.checksum != inbox.last_checksum:
+                        raise _Refusal(pb.CONFLICT, f"{self._place(position)} came before with other content")
+                    self.duplicates += 1
+                    return pb.Reply(status=pb.DUPLICATE)
+                if position != inbox.next_in:
+                    raise _Refusal(
+                        pb.FAR_OFF, f"{self._place(position)}, but {self._place(inbox.next_in)} is next"
+                    )
+                if len(inbox.queue) < self._capacity:
+                    break
+                if ticket is None:
+                    ticket = inbox.ticket = inbox.ticket + 1
+                    inbox.changed.notify_all()
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise _Refusal(
+                        pb.BUSY, f"the inbox stayed full for {timeout:g} s: the receiver is slower than that"
+                    )
+                inbox.changed.wait(left)
+            inbox.queue.append(received)
+            inbox.next_in += 1
+            inbox.last_checksum = header.checksum
+            inbox.changed.notify_all()
+        return pb.Reply(status=pb.ACCEPTED)

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import logging
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pft_flower.transport import ExchangeStoppedError, ExchangeTimeoutError, Mailbox, Status, Terms
+from tests.transport.wire import PATIENCE, message
+
+TERMS = Terms("run", 4, view=3)
+EDGES = [(1, 0), (2, 0)]
+
+
+@pytest.fixture
+def mailbox() -> Mailbox:
+    return Mailbox(TERMS, EDGES)
+
+
+def name(reply) -> str:
+    return Status.Name(reply.status)
+
+
+def put(mailbox: Mailbox, iteration: int, phase: int, edge=(1, 0), timeout=PATIENCE, **other) -> str:
+    vector = other.pop("vector", None)
+    return name(mailbox.deliver(*message(mailbox.terms, edge, iteration, phase, vector, **other), timeout))
+
+
+def still_works(mailbox: Mailbox) -> None:
+    """The good next message is taken in and handed out, bit for bit."""
+    vector = np.array([1.5, -0.0, 3e-45, 2.0], np.float32)
+    assert put(mailbox, 0, 0, vector=vector, share=0.125) == "ACCEPTED"
+    received = mailbox.take(0, 1, 0, 0, PATIENCE)
+    assert received.vector.tobytes() == vector.tobytes()
+    assert received.share == 0.125
+    assert not received.vector.flags.writeable
+
+
+BAD = {
+    "wrong run": ("WRONG_RUN", {"run": "other"}),
+    "wrong view": ("WRONG_VIEW", {"view": 4}),
+    "sender is no neighbour": ("NOT_NEIGHBOUR", {"sender": 7}),
+    "receiver is not here": ("NOT_NEIGHBOUR", {"receiver": 5}),
+    "the edge goes the other way": ("NOT_NEIGHBOUR", {"sender": 0, "receiver": 1}),
+    "wrong dtype": ("WRONG_DTYPE", {"dtype": 2}),
+    "unknown dtype": ("WRONG_DTYPE", {"dtype": 77}),
+    "payload too short": ("WRONG_LENGTH", {"vector": np.zeros(3, np.float32)}),
+    "payload too long": ("WRONG_LENGTH", {"vector": np.zeros(5, np.float32)}),
+    "payload empty": ("WRONG_LENGTH", {"vector": np.zeros(0, np.float32)}),
+    "header tells another length": ("WRONG_LENGTH", {"length": 5}),
+    "NaN": ("NOT_FINITE", {"vector": np.array([0, np.nan, 0, 0], np.float32)}),
+    "infinity": ("NOT_FINITE", {"vector": np.array([0, 0, 0, -np.inf], np.float32)}),
+    "share above one": ("BAD_SHARE", {"share": 1.5}),
+    "share below zero": ("BAD_SHARE", {"share": -0.1}),
+    "share is NaN": ("BAD_SHARE", {"share": np.nan}),
+    "phase beyond the last": ("FAR_OFF", {"phase": 2}),
+    "a phase too early": ("FAR_OFF", {"phase": 1}),
+    "an iteration too early": ("FAR_OFF", {"iteration": 1}),
+    "far-off iteration": ("FAR_OFF", {"iteration": 2**63}),
+}
+
+
+@pytest.mark.parametrize(("cause", "change"), BAD.values(), ids=BAD.keys())
+def test_a_bad_message_is_refused_and_counted_and_changes_nothing(mailbox, cause, change):
+    change = dict(change)
+    vector = change.pop("vector", None)
+    for _ in range(2):
+        assert name(mailbox.deliver(*message(TERMS, (1, 0), 0, 0, vector, **change), 0)) == cause
+    assert mailbox.refused == {cause: 2}
+    assert [mailbox.pending(edge) for edge in EDGES] == [0, 0]
+    still_works(mailbox)
+
+
+def test_a_header_that_is_none_is_refused(mailbox):
+    for raw in (b"\xff\xff", b"\x0a\x05ab"):
+        assert name(mailbox.deliver(raw, bytes(16), 0)) == "BAD_HEADER"
+    assert mailbox.refused == {"BAD_HEADER": 2}
+    still_works(mailbox)
+
+
+@settings(deadline=None)
+@given(
+    header=st.binary(max_size=80),
+    payload=st.one_of(st.binary(max_size=24), st.binary(min_size=16, max_size=16)),
+)
+def test_garbage_never_crashes_the_mailbox_or_gets_in(header, payload):
+    mailbox = Mailbox(TERMS, EDGES)
+    reply = mailbox.deliver(header, payload, 0)
+    assert name(reply) in {"BAD_HEADER", "WRONG_LENGTH", "CORRUPT"}
+    assert mailbox.refused.total() == 1
+    assert [mailbox.pending(edge) for edge in EDGES] == [0, 0]
+    still_works(mailbox)
+
+
+@settings(deadline=None)
+@given(data=st.data())
+def test_a_damaged_message_never_gets_in(data):
+    mailbox = Mailbox(TERMS, EDGES)
+    parts = [bytearray(part) for part in message(TERMS, (1, 0), 0, 0)]
+    part = data.draw(st.sampled_from(parts))
+    for at in data.draw(st.sets(st.integers(0, 8 * len(part) - 1), min_size=1, max_size=3)):
+        part[at // 8] ^= 1 << at % 8
+    reply = mailbox.deliver(bytes(parts[0]), bytes(parts[1]), 0)
+    assert name(reply) in {"BAD_HEADER", "CORRUPT"}
+    assert mailbox.pending((1, 0)) == 0
+    still_works(mailbox)
+
+
+def test_a_repetition_of_the_last_payload_is_taken_for_done_and_not_used_twice(mailbox):
+    assert put(mailbox, 0, 0) == "ACCEPTED"
+    assert put(mailbox, 0, 0) == "DUPLICATE"  # while it waits
+    mailbox.take(0, 1, 0, 0, PATIENCE)
+    assert put(mailbox, 0, 0) == "DUPLICATE"  # after it was taken
+    assert mailbox.duplicates == 2
+    assert mailbox.pending((1, 0)) == 0
+    assert mailbox.refused == {}
+    assert put(mailbox, 0, 1) == "ACCEPTED"
+    assert put(mailbox, 0, 0) == "FAR_OFF"  # a replay of an older one
+
+
+def test_the_same_position_with_other_content_is_refused(mailbox):
+    assert put(mailbox, 0, 0, share=0.5) == "ACCEPTED"
+    assert put(mailbox, 0, 0, share=0.25) == "CONFLICT"
+    assert mailbox.take(0, 1, 0, 0, PATIENCE).share == 0.5
+
+
+def test_a_sender_waits_while_the_inbox_is_full_and_until_it_is_taken_from(mailbox):
+    assert put(mailbox, 0, 0) == "ACCEPTED"
+    assert put(mailbox, 0, 1, timeout=0.01) == "BUSY"
+    assert mailbox.pending((1, 0)) == 1
+    assert put(mailbox, 0, 0, edge=(2, 0)) == "ACCEPTED"  # other edges are not held up
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(put, mailbox, 0, 1)
+        mailbox.take(0, 1, 0, 0, PATIENCE)
+        assert waiting.result(PATIENCE) == "ACCEPTED"
+    assert mailbox.take(0, 1, 0, 1, PATIENCE).vector[0] == 1
+
+
+def test_capacity_says_how_many_payloads_wait():
+    mailbox = Mailbox(TERMS, EDGES, capacity=3)
+    assert [put(mailbox, k // 2, k % 2, timeout=0) for k in range(4)] == ["ACCEPTED"] * 3 + ["BUSY"]
+
+
+def test_of_two_calls_with_the_same_payload_the_older_gives_way(mailbox):
+    put(mailbox, 0, 0)
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(put, mailbox, 0, 1) for _ in range(2)]
+        done, waiting = wait(calls, PATIENCE, FIRST_COMPLETED)
+        assert [call.result() for call in done] == ["SUPERSEDED"]
+        mailbox.take(0, 1, 0, 0, PATIENCE)
+        assert [call.result(PATIENCE) for call in waiting] == ["ACCEPTED"]
+    assert mailbox.refused == {}
+
+
+def test_a_resumed_run_starts_at_its_iteration():
+    mailbox = Mailbox(TERMS, EDGES, first_iteration=5)
+    assert put(mailbox, 4, 1) == "FAR_OFF"
+    assert put(mailbox, 5, 0) == "ACCEPTED"
+    assert mailbox.take(0, 1, 5, 0, PATIENCE).vector[0] == 10
+
+
+def test_a_deadline_names_peer_edge_iteration_phase_and_seconds(mailbox):
+    put(mailbox, 0, 0)
+    mailbox.take(0, 1, 0, 0, PATIENCE)
+    put(mailbox, 0, 1, run="other")
+    with pytest.raises(ExchangeTimeoutError) as caught:
+        mailbox.take(0, 1, 0, 1, 0.02)
+    error = caught.value
+    assert (error.peer, error.edge, error.iteration, error.phase, error.deadline) == (0, (1, 0), 0, 1, 0.02)
+    for part in ("peer 0", "edge 1 -> 0", "iteration 0", "phase tau", "0.02 s", "1 x WRONG_RUN"):
+        assert part in str(error)
+
+
+def test_only_the_next_payload_of_an_edge_from_another_host_can_be_asked_for(mailbox):
+    with pytest.raises(ValueError, match="phase tau asked for, but iteration 0, phase theta is next"):
+        mailbox.take(0, 1, 0, 1, 0)
+    with pytest.raises(ValueError, match="edge 0 -> 1"):
+        mailbox.take(1, 0, 0, 0, 0)
+
+
+def test_a_failure_wakes_takers_and_senders_and_stays(mailbox):
+    put(mailbox, 0, 0)
+    with ThreadPoolExecutor(2) as pool:
+        taker = pool.submit(mailbox.take, 0, 2, 0, 0, PATIENCE)
+        sender = pool.submit(put, mailbox, 0, 1)
+        mailbox.fail(ExchangeStoppedError("peer 7 gave up"))
+        mailbox.fail(ExchangeStoppedError("a later reason"))
+        for call in (taker, sender):
+            with pytest.raises(ExchangeStoppedError, match="peer 7 gave up"):
+                call.result(PATIENCE)
+    for call in (lambda: mailbox.take(0, 1, 0, 0, 0), lambda: put(mailbox, 0, 1, edge=(2, 0))):
+        with pytest.raises(ExchangeStoppedError, match="peer 7 gave up"):
+            call()
+
+
+def test_refusals_are_logged_once_for_each_cause_and_edge(mailbox, caplog):
+    caplog.set_level(logging.WARNING)
+    for _ in range(3):
+        put(mailbox, 0, 0, run="other")
+        put(mailbox, 0, 0, view=9)
+        put(mailbox, 0, 0, edge=(2, 0), view=9)
+        for stranger in (5, 6):
+            put(mailbox, 0, 0, edge=(stranger, 0))
+    assert len(caplog.records) == 4
+    assert "edge 1 -> 0" in caplog.text
+    assert mailbox.refused == {"WRONG_RUN": 3, "WRONG_VIEW": 6, "NOT_NEIGHBOUR": 6}
