@@ -1,0 +1,255 @@
+"""Hosts: the same θ wherever the peers live, and nothing that hangs when one of them fails."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from p2pft_flower.algorithms import simulate
+from p2pft_flower.runtime.exchange import DivergedError
+from p2pft_flower.runtime.host import Host, PeerFailedError
+from p2pft_flower.runtime.journal import read_journal
+from p2pft_flower.transport import (
+    ExchangeRefusedError,
+    ExchangeStoppedError,
+    ExchangeTimeoutError,
+    PeerUnreachableError,
+    unix_address,
+)
+
+from .quadratic import GRAPH, Peer, Quadratics, child, plans, thetas
+
+ALONE = [[0], [1], [2], [3]]
+FOLDED = [[0, 1], [2, 3]]
+
+
+def unix(folder):
+    return {p: unix_address("test", p, folder) for p in range(4)}
+
+
+def tcp():
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
+    addresses = {p: f"127.0.0.1:{s.getsockname()[1]}" for p, s in enumerate(sockets)}
+    for s in sockets:
+        s.close()
+    return addresses
+
+
+def run_together(all_plans, problems):
+    """Run hosts in threads of this process; return their outcomes or errors, in order."""
+
+    def run(plan, problem):
+        try:
+            with np.errstate(all="ignore"):  # runs that diverge on purpose
+                return Host(plan, problem).run()
+        except Exception as error:  # the tests look at it
+            return error
+
+    with ThreadPoolExecutor(len(all_plans)) as pool:
+        return list(pool.map(run, all_plans, problems))
+
+
+def train(folder, hosts, addresses, **settings):
+    problems = [Quadratics() for _ in hosts]
+    results = run_together(plans(GRAPH, hosts, addresses, folder, **settings), problems)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return thetas(problems), [outcome for result in results for outcome in result]
+
+
+@pytest.fixture
+def short(tmp_path_factory):
+    """A folder whose path is short enough for Unix sockets."""
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory(prefix="t") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("algorithm", ["p2pft", "dgd"])
+def test_theta_is_bit_identical_in_memory_over_unix_sockets_and_over_tcp(algorithm, tmp_path, short):
+    memory, outcomes = train(tmp_path / "m", [[0, 1, 2, 3]], {}, algorithm=algorithm)
+    for name, hosts, addresses, settings in (
+        ("unix, one host a peer", ALONE, unix(short), {}),
+        ("unix, two peers a host", FOLDED, unix(short), {}),
+        ("unix, one host with grpc inside", [[0, 1, 2, 3]], unix(short), {"transport": "grpc"}),
+        ("tcp, one host a peer", ALONE, tcp(), {}),
+    ):
+        theta, others = train(tmp_path / name, hosts, addresses, algorithm=algorithm, **settings)
+        assert theta.tobytes() == memory.tobytes(), name
+        assert [o.bytes_sent for o in others] == [o.bytes_sent for o in outcomes], name
+
+    peers = [Peer(p) for p in range(4)]
+    reference = simulate(
+        algorithm, GRAPH, [p.gradient for p in peers], Quadratics.theta0, alpha=0.1, iterations=20
+    )
+    assert reference.theta.tobytes() == memory.tobytes()
+
+
+def test_theta_is_bit_identical_between_processes_over_unix_sockets(tmp_path, short):
+    memory, _ = train(tmp_path / "m", [[0, 1, 2, 3]], {})
+    context = multiprocessing.get_context("spawn")
+    children = []
+    for plan in plans(GRAPH, FOLDED, unix(short), tmp_path / "p"):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=child, args=(plan.to_json(), theirs))
+        process.start()
+        children.append((process, ours))
+    kept = {}
+    for process, pipe in children:
+        assert pipe.poll(60)
+        kept |= pipe.recv()
+        process.join(30)
+        assert process.exitcode == 0
+    assert b"".join(kept[p] for p in range(4)) == memory.tobytes()
+
+
+def test_every_peer_agrees_on_the_optimum_of_all(tmp_path):
+    theta, _ = train(tmp_path, [[0, 1, 2, 3]], {}, iterations=600, **{"learning-rate": 0.02})
+    best = np.mean([Peer(p).minimiser for p in range(4)], axis=0)
+    assert np.abs(theta - best).max() < 0.25  # the noise ball
+    biased, _ = train(tmp_path / "dgd", [[0, 1, 2, 3]], {}, iterations=600, algorithm="dgd", **{"learning-rate": 0.02})
+    assert np.abs(biased - best).max() > 1.0
+
+
+def test_what_is_sent_is_what_the_method_costs(tmp_path):
+    _, outcomes = train(tmp_path, [[0, 1, 2, 3]], {}, iterations=20)
+    out_degree = [len(GRAPH.out_neighbours(p)) for p in range(4)]
+    assert [o.bytes_sent for o in outcomes] == [20 * 2 * d * 300 * 4 for d in out_degree]
+
+
+def test_sockets_and_their_folder_are_gone_after_a_run(tmp_path, short):
+    train(tmp_path, FOLDED, unix(short))
+    assert list(short.iterdir()) == []
+
+
+def test_each_peer_leaves_a_log_and_its_tail(tmp_path):
+    from safetensors.numpy import load_file
+
+    theta, _ = train(tmp_path, [[0, 1, 2, 3]], {})
+    for p in range(4):
+        events = list(read_journal(tmp_path / "peers" / f"peer-{p}.jsonl"))
+        assert [e["event"] for e in events] == ["start", *["evaluation"] * 3, "end"]
+        assert [e["iteration"] for e in events[1:4]] == [0, 10, 20]
+        tail = load_file(tmp_path / "peers" / f"peer-{p}.safetensors")["theta"]
+        assert tail.tobytes() == theta[p].tobytes()
+
+
+@pytest.mark.parametrize("hosts", [ALONE, FOLDED], ids=["alone", "folded"])
+def test_a_peer_that_raises_stops_all_at_once_and_is_named_everywhere(hosts, tmp_path, short):
+    problems = [Quadratics(fail_at={2: 7}) for _ in hosts]
+    begin = time.monotonic()
+    settings = {"peer-timeout": 60.0}
+    results = run_together(plans(GRAPH, hosts, unix(short), tmp_path, **settings), problems)
+    assert time.monotonic() - begin < 30  # far from the deadline: nobody waited for it
+    for peers, result in zip(hosts, results, strict=True):
+        if 2 in peers:
+            assert isinstance(result, PeerFailedError)
+            assert "peer 2, iteration 6: its gradient raised ValueError: no more images" in str(result)
+        else:
+            assert isinstance(result, ExchangeStoppedError)
+            assert "peer 2 stopped in iteration 6" in str(result)
+            assert "no more images" in str(result)
+    for p in range(4):
+        last = list(read_journal(tmp_path / "peers" / f"peer-{p}.jsonl"))[-1]
+        assert last["event"] == "failed"
+        assert "no more images" in last["error"]
+    assert list(short.iterdir()) == []
+
+
+def test_a_run_that_diverges_stops_and_says_so(tmp_path, short):
+    settings = {"learning-rate": 1e30, "peer-timeout": 60.0}
+    results = run_together(plans(GRAPH, ALONE, unix(short), tmp_path, **settings), [Quadratics() for _ in ALONE])
+    assert any(isinstance(r, DivergedError) and "lower learning-rate" in str(r) for r in results)
+    assert all(isinstance(r, (DivergedError, ExchangeStoppedError)) for r in results)
+
+
+def test_a_silent_peer_is_named_with_edge_iteration_phase_and_deadline(tmp_path, short):
+    release = threading.Event()
+
+    def hook(peer, drawn):
+        if peer == 2 and drawn == 5:
+            release.wait(60)
+
+    problems = [Quadratics(hook=hook) for _ in ALONE]
+    all_plans = plans(GRAPH, ALONE, unix(short), tmp_path, **{"peer-timeout": 1.5})
+    results = [None] * 4
+
+    def run(i):
+        try:
+            results[i] = Host(all_plans[i], problems[i]).run()
+        except Exception as error:
+            results[i] = error
+            if i != 2:
+                release.set()
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(60)
+    assert not any(t.is_alive() for t in threads)
+    timeouts = [r for r in results if isinstance(r, ExchangeTimeoutError)]
+    assert timeouts
+    assert any("edge 2 -> 3" in str(t) and "iteration 4" in str(t) for t in timeouts)
+    assert all("deadline 1.5 s" in str(t) for t in timeouts)
+
+
+def test_a_host_that_never_comes_is_named_with_its_edge(tmp_path, short):
+    all_plans = plans(GRAPH, ALONE, unix(short), tmp_path, **{"meet-timeout": 1.0})[:3]
+    results = run_together(all_plans, [Quadratics() for _ in all_plans])
+    assert all(isinstance(r, (PeerUnreachableError, ExchangeTimeoutError, ExchangeStoppedError)) for r in results)
+    text = " ".join(map(str, results))
+    assert "peer 3" in text
+    assert "transport = memory" in text
+    assert "deadline 1 s" in text
+
+
+def test_peers_with_other_weights_refuse_each_other_before_the_first_iteration(tmp_path, short):
+    problems = [Quadratics() for _ in ALONE]
+    problems[1].model_digest = "another"
+    results = run_together(plans(GRAPH, ALONE, unix(short), tmp_path), problems)
+    assert all(isinstance(r, (ExchangeRefusedError, ExchangeStoppedError)) for r in results)
+    assert any("another" in str(r) and "quadratics" in str(r) for r in results)
+    for problem in problems:  # who agrees with all its own neighbours may have drawn τ⁰, nobody got further
+        assert all(peer.drawn <= 1 for peer in problem.built.values())
+
+
+def test_stop_from_another_thread_ends_the_run(tmp_path, short):
+    reached = threading.Event()
+
+    def hook(peer, drawn):
+        if drawn == 3:
+            reached.set()
+
+    all_plans = plans(GRAPH, FOLDED, unix(short), tmp_path, iterations=100_000)
+    hosts = [Host(plan, Quadratics(hook=hook)) for plan in all_plans]
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(host.run) for host in hosts]
+        assert reached.wait(30)
+        hosts[0].stop("the operator said so")
+        for future in futures:
+            with pytest.raises(ExchangeStoppedError, match="the operator said so"):
+                future.result(30)
+
+
+def test_a_plan_survives_the_message_and_carries_no_more_than_neighbours(tmp_path):
+    plan = plans(GRAPH, [[3]], {3: "unix:/a", 0: "unix:/b"}, tmp_path)[0]
+    assert type(plan).from_json(plan.to_json()) == plan
+    place = plan.peers[0]
+    assert set(place.row) == {3, *GRAPH.in_neighbours(3)}
+    assert set(place.column) == {3, *GRAPH.out_neighbours(3)}
+    assert sum(place.row.values()) == pytest.approx(1.0)
+    assert sum(place.column.values()) == pytest.approx(1.0)
+    assert "unix:/a" in json.loads(plan.to_json())["addresses"].values()
+    assert replace(plan, observer="x") != plan
