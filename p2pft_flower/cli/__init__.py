@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-
-with warnings.catch_warnings():
-    # typer < 0.21 (Flower's bound) imports names that click 8.5 deprecates.
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"typer")
-    warnings.filterwarnings("ignore", message="'click", category=DeprecationWarning)
-    import typer
+import typer
 
 from p2pft_flower import __version__
 from p2pft_flower.cli import compare, demo, evaluate, run, topology
@@ -21,7 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-app.command("run", context_settings={"ignore_unknown_options": False})(run.run)
+app.command("run")(run.run)
 app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(topology.app, name="topology")

@@ -64,7 +64,7 @@ def check(values: dict[str, Any]) -> tuple[RunConfig, Graph]:
     if name in ALGORITHMS:
         check_graph(make_algorithm(name, alpha=lambda _: 0.0, momentum=config.method.momentum), graph)
     elif name in strategy_names():
-        make_strategy(name, config.method.strategy_options, graph.n)
+        make_strategy(config.method, graph.n)
     elif not is_reference(name):
         choices = ", ".join([*ALGORITHMS, *strategy_names()])
         raise ConfigError(f"algorithm = {name!r} is unknown; choose one of {choices}, or my_module:my_method")

@@ -92,7 +92,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     problem = workload(config.learning, asked["n"], asked["pooled"])
     deployed = "peer-id" in node
     mine = [int(node["peer-id"])] if deployed else list(range(len(problem.partition)))
-    data = {p: vars(problem.data(p)) for p in mine}
+    data = {p: vars(problem.data(p)) for p in mine if 0 <= p < len(problem.partition)}
     time.sleep(asked["hold"])  # not to synchronise: the overlap of these stretches is what is measured
     return {
         "begin": begin,

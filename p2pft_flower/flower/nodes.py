@@ -112,7 +112,7 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
     Raises
     ------
     RunFailedError
-        When no node is there in time, or one cannot take part.
+        When no node is there in time, one cannot take part, or two claim the same peer.
     """
     deadline = time.monotonic() + config.runtime.meet_timeout
     answers: dict[int, dict[str, Any]] = {}
@@ -131,6 +131,7 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
                 answers[node] = body_of(replies[node], f"node {node}")
         if any(a["peer-id"] is None for a in answers.values()):
             return answers
+        _check_claims(answers, n)
         missing = sorted(set(range(n)) - {a["peer-id"] for a in answers.values()})
         if answers and not missing:
             return answers
@@ -173,7 +174,7 @@ def assign_hosts(
     Raises
     ------
     RunFailedError
-        When a peer is claimed twice, is in no graph, or all are to share memory in a deployment.
+        When peers of a deployment are to share data or memory.
     """
     total = 1 if pooled else n
     deployed = {node: a for node, a in answers.items() if a["peer-id"] is not None}
@@ -190,12 +191,16 @@ def assign_hosts(
             "the peers run on separate SuperNodes, so their data cannot be pooled nor their payloads stay in memory: "
             "run algorithm = centralized and transport = memory in simulation"
         )
+    owner = {answer["peer-id"]: node for node, answer in deployed.items()}
+    return [HostAssignment(owner[p], (p,), deployed[owner[p]]["address"]) for p in sorted(owner)]
+
+
+def _check_claims(answers: dict[int, dict[str, Any]], n: int) -> None:
     owner: dict[int, int] = {}
-    for node, answer in sorted(deployed.items()):
+    for node, answer in sorted(answers.items()):
         peer = answer["peer-id"]
-        if peer in owner:
-            raise RunFailedError(f"peer {peer} is claimed by nodes {owner[peer]} and {node}: give each its own peer-id")
         if not 0 <= peer < n:
             raise RunFailedError(f"node {node} says peer-id={peer}, but the graph has the peers 0..{n - 1}")
+        if peer in owner:
+            raise RunFailedError(f"peer {peer} is claimed by nodes {owner[peer]} and {node}: give each its own peer-id")
         owner[peer] = node
-    return [HostAssignment(owner[p], (p,), deployed[owner[p]]["address"]) for p in sorted(owner)]

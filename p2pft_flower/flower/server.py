@@ -126,7 +126,7 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, 
         check_graph(method, graph)
         pooled = bool(getattr(method, "pooled", False))
     else:
-        make_strategy(name, config.method.strategy_options, graph.n)  # refuse wrong options before anything starts
+        make_strategy(config.method, graph.n)  # refuse wrong options before anything starts
 
     answers = nodes.greet(grid, config, graph.n, pooled=pooled)
     hosts = nodes.assign_hosts(answers, graph.n, config.runtime.transport, pooled=pooled)
@@ -288,7 +288,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str) -> Plan:
 def _run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
     """Run one of Flower's strategies, unmodified, on the same peers, batches, model and metrics."""
     method, n = run.config.method, run.graph.n
-    strategy = make_strategy(method.algorithm, method.strategy_options, n)
+    strategy = make_strategy(method, n)
     workload = Workload(run.config.learning, n)
     steps = method.local_epochs * run.epoch
     rounds = math.ceil(run.iterations / steps)

@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from p2pft_flower.config import MethodConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
@@ -40,15 +41,13 @@ def strategy_names() -> list[str]:
     return sorted(_strategies())
 
 
-def make_strategy(name: str, options: str, n: int) -> Strategy:
-    """Build Flower's strategy ``name`` for ``n`` clients, all of which take part in every round.
+def make_strategy(method: MethodConfig, n: int) -> Strategy:
+    """Build Flower's strategy ``method.algorithm`` for ``n`` clients, all of which take part in every round.
 
     Parameters
     ----------
-    name : str
-        One of :func:`strategy_names`.
-    options : str
-        Further arguments as ``"proximal-mu=0.1,eta=0.05"``.
+    method : MethodConfig
+        One of :func:`strategy_names`, and ``strategy_options`` as ``"proximal-mu=0.1,eta=0.05"``.
     n : int
         Number of peers.
 
@@ -57,12 +56,18 @@ def make_strategy(name: str, options: str, n: int) -> Strategy:
     ConfigError
         When the strategy or an argument is unknown, or refused by the strategy.
     """
-    kinds = _strategies()
+    name, options, kinds = method.algorithm, method.strategy_options, _strategies()
     if name not in kinds:
         raise ConfigError(f"algorithm = {name!r} is no strategy of Flower; choose one of {', '.join(sorted(kinds))}")
     kind = kinds[name]
-    fixed = {"min_train_nodes": n, "min_evaluate_nodes": n, "min_available_nodes": n, "fraction_train": 1.0,
-             "fraction_evaluate": 1.0}
+    fixed = {
+        "min_train_nodes": n,
+        "min_evaluate_nodes": n,
+        "min_available_nodes": n,
+        "fraction_train": 1.0,
+        "fraction_evaluate": 1.0,
+        "client_learning_rate": method.learning_rate,  # QFedAvg scales by it
+    }
     numbers = {
         p.name: p
         for p in inspect.signature(kind).parameters.values()

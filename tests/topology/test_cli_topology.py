@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 
 import matplotlib.image
 import pytest
+from typer.testing import CliRunner, Result
 
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.draw import draw
 
-with warnings.catch_warnings():  # older typers import names that newer clicks deprecate
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from typer.testing import CliRunner, Result
-
-    from p2pft_flower.cli.topology import app
+from p2pft_flower.cli.topology import app
 
 
 def run(*arguments: str) -> Result:

@@ -1,0 +1,245 @@
+"""The whole app, coordinator and hosts, on an engine that limits what runs at once as Flower's does."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from p2pft_flower.config import MethodConfig
+from p2pft_flower.errors import ConfigError, TopologyError
+from p2pft_flower.flower.nodes import HostAssignment, RunFailedError, assign_hosts, overlap
+from p2pft_flower.flower.strategies import make_strategy, strategy_names
+from p2pft_flower.report.results import read_results
+
+from .engine import run_app
+
+
+def tails(folder, n=4):
+    return [load_file(folder / "peers" / f"peer-{p}.safetensors") for p in range(n)]
+
+
+def same(a, b):
+    return all(x.keys() == y.keys() and all((x[k] == y[k]).all() for k in x) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "slots", "hosts"), [(2, 1, 1), (4, 2, 2), (4, 4, 4), (10, 6, 4)], ids=str
+)
+def test_peers_are_folded_onto_the_hosts_that_run_at_once(nodes, slots, hosts, tmp_path):
+    engine = run_app(tmp_path, nodes=nodes, slots=slots, iterations=4)
+    results = read_results(tmp_path)
+    assert results["status"] == "completed"
+    assert len(results["hosts"]) == hosts
+    assert sorted(p for host in results["hosts"] for p in host) == [0, 1, 2, 3]
+    assert engine.most <= slots
+
+
+def test_the_same_seed_gives_the_same_theta_however_peers_are_hosted(tmp_path):
+    run_app(tmp_path / "a", nodes=2, slots=1, iterations=6)
+    run_app(tmp_path / "b", nodes=4, slots=4, iterations=6)
+    run_app(tmp_path / "c", nodes=2, slots=1, iterations=6, transport="grpc")
+    run_app(tmp_path / "d", nodes=4, slots=2, iterations=6, transport="memory")
+    run_app(tmp_path / "e", nodes=2, slots=1, iterations=6, seed=1)
+    reference = tails(tmp_path / "a")
+    for other in "bcd":
+        assert same(reference, tails(tmp_path / other)), other
+    assert not same(reference, tails(tmp_path / "e"))
+
+
+@pytest.mark.parametrize(("topology", "n"), [("exponential:16", 16), ("directed-ring:64", 64)])
+@pytest.mark.parametrize(("nodes", "slots"), [(2, 1), (4, 2)], ids=["default-federation", "four-nodes"])
+def test_many_peers_finish_on_few_slots(topology, n, nodes, slots, tmp_path):
+    run_app(tmp_path, nodes=nodes, slots=slots, topology=topology, iterations=2, batch_size=4)
+    results = read_results(tmp_path)
+    assert [p["peer"] for p in results["peers"]] == list(range(n))
+    assert len(list((tmp_path / "peers").glob("*.safetensors"))) == n
+
+
+def test_what_crosses_flower_does_not_grow_with_q(tmp_path):
+    sizes = {}
+    for tune in ("head", "full"):
+        engine = run_app(tmp_path / tune, iterations=2, tune=tune)
+        sizes[tune] = (read_results(tmp_path / tune)["trainable_parameters"], engine.crossed)
+    assert sizes["full"][0] > 100 * sizes["head"][0]
+    assert abs(sizes["full"][1] - sizes["head"][1]) < 200  # numbers print with more or fewer digits
+    assert sizes["full"][1] < 64 * 1024
+
+
+def test_the_results_hold_what_the_schema_promises(tmp_path):
+    run_app(tmp_path, iterations=24, evaluate_every=8)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["schema"] == "p2pft.results/1"
+    assert (results["status"], results["algorithm"], results["seed"], results["iterations"]) == ("completed", "p2pft", 0, 24)
+    assert results["trainable_parameters"] == 50762
+    assert [h["iteration"] for h in results["history"]] == [0, 8, 16, 24]
+    assert all(len(h["accuracy"]) == 4 and None not in h["accuracy"] for h in results["history"])
+    assert [p["classes"] for p in results["peers"]] == [["0", "1"], ["2", "3"], ["4", "5", "6"], ["7", "8", "9"]]
+    for p in results["peers"]:
+        assert 0 <= p["accuracy"] <= 1
+        assert p["bytes_sent"] == 24 * 2 * 50762 * 4
+        assert p["seconds"].keys() == {"gradient", "exchange", "evaluation"}
+    theta = [np.concatenate([t[k].ravel() for k in sorted(t)]) for t in tails(tmp_path)]
+    exact = np.sqrt(np.mean([np.sum((t - np.mean(theta, axis=0)) ** 2) for t in theta]))
+    assert results["consensus_error"] == pytest.approx(exact, rel=0.3)
+
+
+def test_an_epoch_is_as_many_iterations_as_a_mean_share_has_batches(tmp_path):
+    run_app(tmp_path, epochs=1, batch_size=100)
+    assert read_results(tmp_path)["iterations"] == 4  # ceil(1437 / 4 / 100)
+
+
+def test_centralized_is_one_model_with_all_the_data(tmp_path):
+    run_app(tmp_path, algorithm="centralized", iterations=3, nodes=4, slots=4)
+    peers = read_results(tmp_path)["peers"]
+    assert [(p["name"], p["images"], p["bytes_sent"]) for p in peers] == [("all", 1437, 0)]
+
+
+def test_objective_examples_weighs_peers_by_their_images(tmp_path):
+    run_app(tmp_path / "e", iterations=5, objective="examples")
+    run_app(tmp_path / "u", iterations=5)
+    assert not same(tails(tmp_path / "e"), tails(tmp_path / "u"))
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum", "fedavgm", "multikrum", "bulyan", "qfedavg"])
+def test_flowers_strategies_run_unmodified_on_the_same_peers(name, tmp_path):
+    options = {"fedprox": "proximal-mu=0.1", "bulyan": "num-malicious-nodes=0"}.get(name, "")
+    run_app(tmp_path, algorithm=name, nodes=2, slots=1, epochs=2, strategy_options=options)
+    results = read_results(tmp_path)
+    assert results["status"] == "completed"
+    assert [h["iteration"] for h in results["history"]] == [12, 24]
+    assert len({p["accuracy"] for p in results["peers"]}) == 1  # one model for all
+    assert same(*[[t] for t in tails(tmp_path)[:2]])
+    assert all(p["bytes_sent"] == 2 * 50762 * 4 for p in results["peers"])
+
+
+def test_fedavg_does_not_depend_on_the_number_of_supernodes(tmp_path):
+    run_app(tmp_path / "a", algorithm="fedavg", nodes=2, slots=1, epochs=2)
+    run_app(tmp_path / "b", algorithm="fedavg", nodes=4, slots=3, epochs=2)
+    assert same(tails(tmp_path / "a"), tails(tmp_path / "b"))
+
+
+def test_one_local_step_of_fedavg_is_a_centralised_step_on_the_same_batches(tmp_path):
+    """The server's mean of one step each is the gradient step on the mean loss: dgd on the complete graph."""
+    run_app(tmp_path / "f", algorithm="fedavg", iterations=1)
+    run_app(tmp_path / "d", algorithm="dgd", topology="complete-4", iterations=1)
+    for a, b in zip(tails(tmp_path / "f"), tails(tmp_path / "d"), strict=True):
+        for key in a:
+            np.testing.assert_allclose(a[key], b[key], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"algorithm": "fedxyz"}, ConfigError, "algorithm = 'fedxyz' is unknown; choose one of p2pft, dgd.*fedavg"),
+        ({"algorithm": "gt-dgd", "topology": "lopsided-4"}, TopologyError, "not doubly stochastic"),
+        ({"topology": "ring-five"}, TopologyError, "ring-five"),
+        ({"learning_rat": 1.0}, ConfigError, "unknown run-config key 'learning-rat'; did you mean 'learning-rate'"),
+        ({"transport": "carrier-pigeon"}, ConfigError, "transport = 'carrier-pigeon': must be one of auto, memory, grpc"),
+        ({"algorithm": "fedavg", "strategy_options": "mu=1"}, ConfigError, "fedavg has no option 'mu'"),
+        ({"algorithm": "fedtrimmedavg", "strategy_options": "beta=0.7"}, ConfigError, "fedtrimmedavg refuses"),
+        ({"dataset": "mnist"}, RunFailedError, "dataset = 'mnist' is unknown; choose one of digits, folder:/path"),
+        ({"model": "no_such_model"}, RunFailedError, "model = 'no_such_model' is unknown"),
+        ({"tune": "first-block"}, RunFailedError, "tune = 'first-block' is unknown; choose one of last-block"),
+        ({"partition": "classes:0-1"}, RunFailedError, "names 1 groups of classes for 4 peers"),
+        ({"learning_rate": 1e20}, RunFailedError, "diverged; lower learning-rate"),
+    ],
+    ids=str,
+)
+def test_wrong_settings_end_the_run_with_one_clear_error(settings, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        run_app(tmp_path, iterations=3, **settings)
+    if error is RunFailedError:
+        results = read_results(tmp_path)
+        assert results["status"] == "failed"
+        assert results["error"]
+
+
+FAILING = """
+import numpy as np
+from p2pft_flower.learning.datasets import Dataset, Split, digits
+
+def broken(data_dir):
+    whole = digits(data_dir)
+    def read(index):
+        if index == 3:
+            raise OSError("the disk of this peer is gone")
+        return whole.train.read(index)
+    return Dataset("broken", whole.classes, Split(whole.train.labels, read), whole.test)
+"""
+
+
+@pytest.mark.parametrize("algorithm", ["p2pft", "fedavg"])
+def test_a_peer_that_raises_ends_the_run_by_name(algorithm, tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
+    with pytest.raises(RunFailedError, match=r"peer.*the disk of this peer is gone"):
+        run_app(tmp_path / "out", algorithm=algorithm, nodes=4, slots=4, dataset=f"{tmp_path}/failing.py:broken")
+    assert read_results(tmp_path / "out")["status"] == "failed"
+
+
+def test_results_of_an_earlier_run_are_not_written_over(tmp_path):
+    run_app(tmp_path, iterations=1)
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(ConfigError, match="holds the results of an earlier run"):
+        run_app(tmp_path, iterations=1)
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+def free_ports(n):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def test_deployed_peers_speak_over_tcp_and_reach_the_same_theta(tmp_path):
+    nodes = [{"peer-id": p, "peer-address": f"127.0.0.1:{port}"} for p, port in enumerate(free_ports(4))]
+    run_app(tmp_path / "d", slots=4, node_configs=nodes[::-1], iterations=6)
+    run_app(tmp_path / "m", iterations=6)
+    assert same(tails(tmp_path / "d"), tails(tmp_path / "m"))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([0, 1, 1, 3], "peer 1 is claimed by nodes 1001 and 1002"),
+        ([0, 1, 2, 7], r"node 1003 says peer-id=7, but the graph has the peers 0..3"),
+        ([0, 1, 3], r"waiting for peers \[2\]; there are the peers \[0, 1, 3\]"),
+    ],
+)
+def test_deployed_nodes_that_do_not_fit_the_graph_are_named(ids, message, tmp_path):
+    nodes = [{"peer-id": i, "peer-address": "127.0.0.1:1"} for i in ids]
+    with pytest.raises(RunFailedError, match=message):
+        run_app(tmp_path, slots=4, node_configs=nodes, iterations=1, meet_timeout=1.0)
+
+
+def test_overlap_is_the_most_that_ran_at_one_moment():
+    def stretch(*pairs):
+        return [{"begin": a, "end": b} for a, b in pairs]
+
+    assert overlap(stretch((0, 1), (1.1, 2))) == 1
+    assert overlap(stretch((0, 3), (1, 2), (1.5, 4), (3.5, 5))) == 3
+    assert overlap(stretch((0, 1), (1, 2))) == 1  # one after the other
+
+
+def test_hosts_get_contiguous_stretches_of_peers():
+    answers = {7: {"peer-id": None, "begin": 0, "end": 2}, 5: {"peer-id": None, "begin": 1, "end": 3}}
+    assert assign_hosts(answers, 5, "auto", pooled=False) == [
+        HostAssignment(5, (0, 1, 2)),
+        HostAssignment(7, (3, 4)),
+    ]
+    assert assign_hosts(answers, 5, "memory", pooled=False) == [HostAssignment(5, (0, 1, 2, 3, 4))]
+    assert assign_hosts(answers, 5, "auto", pooled=True) == [HostAssignment(5, (0,))]
+
+
+def test_every_strategy_of_flower_that_aggregates_arrays_is_offered():
+    names = strategy_names()
+    assert {"fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum"} <= set(names)
+    assert "fedxgbbagging" not in names
+    assert "strategy" not in names
+    for name in names:
+        make_strategy(MethodConfig(algorithm=name), 4)
