@@ -43,7 +43,7 @@ def peer_weights(objective: str, examples: Sequence[int]) -> npt.NDArray[np.floa
     if objective == "examples":
         if counts.sum() <= 0:
             raise ConfigError("objective = 'examples': the peers hold no images at all")
-        return counts * len(counts) / counts.sum()
+        return np.asarray(counts * len(counts) / counts.sum())
     raise ConfigError(f"objective = {objective!r} is unknown; choose one of {', '.join(OBJECTIVES)}")
 
 

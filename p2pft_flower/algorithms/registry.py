@@ -74,6 +74,6 @@ def check_graph(method: Algorithm[Any], graph: Graph) -> None:
     if getattr(method, "doubly_stochastic", False) and not graph.doubly_stochastic:
         raise TopologyError(
             f"graph {graph.name!r} is not doubly stochastic, and {type(method).__name__} tracks the wrong "
-            "gradient on such a graph: use algorithm = 'p2pft', which needs no doubly stochastic weights, or a "
-            "balanced graph (ring-4, complete-4, a graph with scheme: metropolis)"
+            "gradient on such a graph: use algorithm = 'p2pft', which needs no doubly stochastic weights, "
+            "or a balanced graph (ring-4, complete-4, a graph with scheme: metropolis)"
         )

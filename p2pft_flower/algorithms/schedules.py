@@ -49,5 +49,7 @@ def make_schedule(spec: str, alpha: float, iterations: int) -> Schedule:
             every, factor = 0, 0.0
         if every >= 1 and 0 < factor <= 1:
             return lambda k: alpha * factor ** (k // every)
-        raise ConfigError(f"schedule = {spec!r}: EVERY is a whole number >= 1 and FACTOR in (0, 1], as step:100:0.5")
+        raise ConfigError(
+            f"schedule = {spec!r}: EVERY is a whole number >= 1 and FACTOR in (0, 1], as step:100:0.5"
+        )
     raise ConfigError(f"schedule = {spec!r} is unknown; choose one of {', '.join(SCHEDULES)}")

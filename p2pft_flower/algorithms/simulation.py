@@ -46,9 +46,7 @@ def mix_in_memory(graph: Graph, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
     """Mix what all n peers yielded: Rows by A, Columns by B, each sum in ascending peer order."""
     weights = graph.A if isinstance(outbox[0], Rows) else graph.B
     return {
-        i: weighted_sum(
-            (weights[i, j], outbox[j].vector) for j in sorted((i, *graph.in_neighbours(i)))
-        )
+        i: weighted_sum((weights[i, j], outbox[j].vector) for j in sorted((i, *graph.in_neighbours(i))))
         for i in outbox
     }
 
@@ -105,15 +103,21 @@ def simulate(
     if not np.issubdtype(theta0.dtype, np.floating):
         raise ConfigError(f"theta0 has dtype {theta0.dtype}: give a floating-point array")
     if len(gradients) != n:
-        raise ConfigError(f"{len(gradients)} gradients for the {n} peers of graph {graph.name!r}: give one a peer")
+        raise ConfigError(
+            f"{len(gradients)} gradients for the {n} peers of graph {graph.name!r}: give one a peer"
+        )
     if weights is not None and len(weights) != n:
-        raise ConfigError(f"{len(weights)} weights for the {n} peers of graph {graph.name!r}: give one a peer")
+        raise ConfigError(
+            f"{len(weights)} weights for the {n} peers of graph {graph.name!r}: give one a peer"
+        )
     if theta0.ndim not in (1, 2) or (theta0.ndim == 2 and theta0.shape[0] != n):
         raise ConfigError(f"theta0 has shape {theta0.shape}: give (q,) or (n, q) with n = {n}")
     starts = np.broadcast_to(theta0, (n, theta0.shape[-1]))
 
     if isinstance(algorithm, str):
-        method = make_algorithm(algorithm, alpha=make_schedule(schedule, alpha, iterations), momentum=momentum)
+        method = make_algorithm(
+            algorithm, alpha=make_schedule(schedule, alpha, iterations), momentum=momentum
+        )
     else:
         method = algorithm
     check_graph(method, graph)

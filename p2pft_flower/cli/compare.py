@@ -17,6 +17,7 @@ from p2pft_flower.cli.settings import check, complete_settings, parse_settings
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower.strategies import strategy_names
 from p2pft_flower.report.results import FILE, read_results, write_results
+from p2pft_flower.report.results import SCHEMA as RESULTS_SCHEMA
 from p2pft_flower.report.tables import comparison_markdown, comparison_table
 
 __all__ = ["compare"]
@@ -40,15 +41,25 @@ def _complete_names(incomplete: str) -> list[str]:
 def compare(
     methods: Annotated[
         str,
-        typer.Argument(help="Methods, as p2pft,dgd,gt-dgd,local,fedavg,centralized.", autocompletion=_complete_names),
+        typer.Argument(
+            help="Methods, as p2pft,dgd,gt-dgd,local,fedavg,centralized.", autocompletion=_complete_names
+        ),
     ],
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Run-config keys for all of them.", autocompletion=complete_settings),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Run-config keys for all of them.",
+            autocompletion=complete_settings,
+        ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder: one of its own for each method, and the table.")] = Path("comparison"),
+    out: Annotated[Path, typer.Option(help="Folder: one of its own for each method, and the table.")] = Path(
+        "comparison"
+    ),
     connection: Annotated[str | None, typer.Option(help="A connection of Flower's config.toml.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON instead of the table.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the comparison as JSON instead of the table.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's own log as well.")] = False,
 ) -> None:
     """Run several methods one after the other on the same peers, data, model and seed, and write one table.
@@ -64,7 +75,9 @@ def compare(
             if name != "gt-dgd":  # whose refusal of a graph is a result
                 check({**common, "algorithm": name})
             if (folder / name / FILE).exists():
-                raise ConfigError(f"{folder / name} holds the results of an earlier run; choose another --out")
+                raise ConfigError(
+                    f"{folder / name} holds the results of an earlier run; choose another --out"
+                )
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None
@@ -104,6 +117,8 @@ def _one(
         execute(values, connection=connection, environment=environment, verbose=verbose)
     except P2PFTError as error:
         if not (here / FILE).exists():
-            write_results(here, {"schema": "p2pft.results/1", "status": "failed", "algorithm": name, "error": str(error)})
+            write_results(
+                here, {"schema": RESULTS_SCHEMA, "status": "failed", "algorithm": name, "error": str(error)}
+            )
         typer.echo(f"error: {error}", err=True)
     return read_results(here)

@@ -54,18 +54,24 @@ def regression(
         graph = Graph.load(topology)
         features, targets = regression_problem(graph.n, seed)
         gradients = [
-            lambda theta, X=X, y=y: X.T @ (X @ theta - y) / len(y) for X, y in zip(features, targets, strict=True)
+            lambda theta, X=X, y=y: X.T @ (X @ theta - y) / len(y)
+            for X, y in zip(features, targets, strict=True)
         ]
         runs = {
-            name: simulate(name, graph, gradients, np.zeros(2), alpha=alpha, iterations=iterations) for name in METHODS
+            name: simulate(name, graph, gradients, np.zeros(2), alpha=alpha, iterations=iterations)
+            for name in METHODS
         }
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    hessian = sum(X.T @ X / len(X) for X in features)
-    best = np.linalg.solve(hessian, sum(X.T @ y / len(y) for X, y in zip(features, targets, strict=True)))
+    hessian = np.sum([X.T @ X / len(X) for X in features], axis=0)
+    best: Array = np.linalg.solve(
+        hessian, np.sum([X.T @ y / len(y) for X, y in zip(features, targets, strict=True)], axis=0)
+    ).astype(np.float64)
 
-    table = Table("method", *(f"peer {i}: slope, offset" for i in range(graph.n)), "largest distance to the optimum")
+    table = Table(
+        "method", *(f"peer {i}: slope, offset" for i in range(graph.n)), "largest distance to the optimum"
+    )
     for name, run in runs.items():
         distance = np.abs(run.theta - best).max()
         table.add_row(name, *(f"{t[0]:+.4f}, {t[1]:+.4f}" for t in run.theta), f"{distance:.1e}")
@@ -77,7 +83,12 @@ def regression(
 
 
 def _draw(
-    graph: Graph, features: list[Array], targets: list[Array], thetas: dict[str, Array], best: Array, png: Path
+    graph: Graph,
+    features: list[Array],
+    targets: list[Array],
+    thetas: dict[str, Array],
+    best: Array,
+    png: Path,
 ) -> None:
     from matplotlib.figure import Figure
 

@@ -18,7 +18,9 @@ __all__ = ["evaluate"]
 
 def evaluate(
     paths: Annotated[list[Path], typer.Argument(help="A run's folder, or tails (peer-<i>.safetensors).")],
-    dataset: Annotated[str | None, typer.Option(help="Score on another dataset with the same classes.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Score on another dataset with the same classes.")
+    ] = None,
     data_dir: Annotated[str | None, typer.Option(help="Where the dataset lies on this machine.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
@@ -37,7 +39,14 @@ def evaluate(
         return
     table = Table("peer", "accuracy", "loss", "images", "dataset", "tail")
     for s in scores:
-        row = (s["peer"], f"{s['accuracy']:.4f}", f"{s['loss']:.4f}", str(s["images"]), s["dataset"], s["tail"])
+        row = (
+            s["peer"],
+            f"{s['accuracy']:.4f}",
+            f"{s['loss']:.4f}",
+            str(s["images"]),
+            s["dataset"],
+            s["tail"],
+        )
         table.add_row(*row)
     Console().print(table)
 
@@ -75,7 +84,8 @@ def _score(file: Path, dataset: str | None, data_dir: str | None) -> dict[str, A
     if workload.model_digest != metadata["model-digest"]:
         raise DataError(
             f"{file}: it was trained from weights with digest {metadata['model-digest'][:12]}…, here model "
-            f"{config.model!r} has {workload.model_digest[:12]}…: the frozen part differs, its scores would mean nothing"
+            f"{config.model!r} has {workload.model_digest[:12]}…: "
+            "the frozen part differs, its scores would mean nothing"
         )
     score = workload.score(workload.theta_from(tensors, str(file)))
     return {

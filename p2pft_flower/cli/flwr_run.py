@@ -1,4 +1,4 @@
-"""Flower's command line, started and watched: a private SuperLink for a simulation, a run and how it ended."""
+"""Flower's command line, started and watched: a private SuperLink for simulations, a run, how it ended."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -15,10 +14,13 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower.logs import LINE
@@ -34,6 +36,9 @@ STOP_TIMEOUT = 20.0
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Successfully started run (\d+)")
+
+MARK = "P2PFT_SUPERLINK"
+"""Environment variable by which the processes of a SuperLink of ours are known."""
 
 _OFFLINE = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -106,16 +111,34 @@ def local_superlink() -> Iterator[dict[str, str]]:
     FlowerError
         When it does not answer in time.
     """
-    http, control = _free_port(), _free_port()
+    with tempfile.TemporaryDirectory(prefix="p2pft-", ignore_cleanup_errors=True) as scratch:
+        yield from _superlink(Path(scratch))
+
+
+def _superlink(scratch: Path) -> Iterator[dict[str, str]]:
+    http, control, mark = _free_port(), _free_port(), uuid.uuid4().hex
     environment = _environment() | {
+        MARK: mark,
+        # Sockets of the run and Ray's session: removed with this folder also where a process was killed.
+        "TMPDIR": str(scratch),
+        "RAY_TMPDIR": str(scratch),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),
         "FLWR_LOCAL_CONTROL_API_PORT": str(control),
     }
     command = [
-        _program("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess",
-        "--control-api-address", f"127.0.0.1:{control}", "--host", "127.0.0.1", "--port", str(http),
+        _program("flower-superlink"),
+        "--insecure",
+        "--simulation",
+        "--isolation",
+        "subprocess",
+        "--control-api-address",
+        f"127.0.0.1:{control}",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(http),
     ]
-    with tempfile.TemporaryFile() as log:
+    with (scratch / "superlink.log").open("w+b") as log:
         process = subprocess.Popen(  # noqa: S603 - a program of this environment
             command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
@@ -123,50 +146,52 @@ def local_superlink() -> Iterator[dict[str, str]]:
             _wait_until_it_answers(process, http, log)
             yield environment
         finally:
-            _end_session(process)
+            _end(process, mark)
 
 
 def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Any) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError, urllib.error.URLError):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer:
-                if answer.status == 200:
-                    return
+        with (
+            contextlib.suppress(OSError, urllib.error.URLError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer,
+        ):
+            if answer.status == 200:
+                return
         time.sleep(0.1)  # its interface is a poll
     log.seek(0)
     said = log.read().decode(errors="replace")[-2000:]
-    raise FlowerError(f"flower-superlink did not answer on port {port} within {START_TIMEOUT:g} s; it said:\n{said}")
+    raise FlowerError(
+        f"flower-superlink did not answer on port {port} within {START_TIMEOUT:g} s; it said:\n{said}"
+    )
 
 
-def _end_session(process: subprocess.Popen[bytes]) -> None:
-    """End the processes that share the session we made for this one: SuperLink, simulation, Ray, actors."""
-    session = process.pid
-    if process.poll() is None:
-        process.terminate()
+def _end(superlink: subprocess.Popen[bytes], mark: str) -> None:
+    """End the SuperLink and whatever it started: simulations, Ray's daemons and its actors.
+
+    Ray puts its processes into sessions of their own, and some outlive their parents by seconds, so neither
+    a session nor the family tree finds them all; the mark in their environment does.
+    """
+    if superlink.poll() is None:
+        superlink.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_TIMEOUT)
-    deadline = time.monotonic() + STOP_TIMEOUT
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for pid in _session_members(session):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        while _session_members(session) and time.monotonic() < deadline:
-            process.poll()
-            time.sleep(0.05)  # the kernel has no call that waits for other people's children
-        deadline = time.monotonic() + STOP_TIMEOUT
-    process.wait(STOP_TIMEOUT)
+            superlink.wait(STOP_TIMEOUT)
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        left = _marked(mark)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(process)
+        psutil.wait_procs(left, timeout=STOP_TIMEOUT)
+    superlink.wait(STOP_TIMEOUT)
 
 
-def _session_members(session: int) -> list[int]:
-    import psutil
-
-    members = []
-    for pid in psutil.pids():
-        with contextlib.suppress(OSError, psutil.Error):
-            if os.getsid(pid) == session and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                members.append(pid)
-    return members
+def _marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # gone meanwhile, or somebody else's
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def run_app(
@@ -208,12 +233,20 @@ def run_app(
         command = [flwr, "run", str(resource_dir("apps") / "p2pft"), *([connection] if connection else [])]
         command += ["--stream", "--run-config", config.name]
         if supernodes is not None:
-            options = f"num-supernodes={supernodes} client-resources-num-cpus=1 init-args-num-cpus={supernodes}"
+            options = (
+                f"num-supernodes={supernodes} client-resources-num-cpus=1 init-args-num-cpus={supernodes}"
+            )
             command += ["--federation-config", options]
         run_id, output = None, []
         with subprocess.Popen(  # noqa: S603 - a program of this environment
-            command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, encoding="utf-8", errors="replace",
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
         ) as process:
             try:
                 for raw in process.stdout or ():
@@ -249,4 +282,6 @@ def _status(flwr: str, run_id: str, connection: str | None, env: dict[str, str])
     try:
         return str(json.loads(asked.stdout)["runs"][0]["status"])
     except (json.JSONDecodeError, KeyError, IndexError) as error:
-        raise FlowerError(f"flwr ls does not say how run {run_id} ended: {asked.stdout}{asked.stderr}") from error
+        raise FlowerError(
+            f"flwr ls does not say how run {run_id} ended: {asked.stdout}{asked.stderr}"
+        ) from error

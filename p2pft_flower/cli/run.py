@@ -21,10 +21,11 @@ __all__ = ["execute", "run", "supernodes"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
 
 
 def supernodes(config: RunConfig, graph: Graph) -> int:
-    """Return how many simulated SuperNodes a run can use at once on this machine: one a core, at most one a peer."""
+    """Return how many simulated SuperNodes a run can use at once here: one a core, at most one a peer."""
     pooled = getattr(ALGORITHMS.get(config.method.algorithm), "pooled", False)
     if pooled or config.runtime.transport == "memory":
         return 1
@@ -55,14 +56,18 @@ def execute(
         show=typer.echo,
         verbose=verbose,
     )
-    folder = Path(config.runtime.output_dir) if config.runtime.output_dir else default_output_dir(ended.run_id)
+    folder = (
+        Path(config.runtime.output_dir) if config.runtime.output_dir else default_output_dir(ended.run_id)
+    )
     try:
         results = read_results(folder)
     except DataError:
         if ended.completed and not simulated:
             return None
         tail = "\n".join(ended.output.splitlines()[-30:])
-        raise P2PFTError(f"run {ended.run_id} ended as {ended.status} and wrote no results; Flower's last lines:\n{tail}") from None
+        raise P2PFTError(
+            f"run {ended.run_id} ended as {ended.status} and wrote no results; Flower's last lines:\n{tail}"
+        ) from None
     if results["status"] != "completed" or not ended.completed:
         raise P2PFTError(f"run {ended.run_id} {results['status']} ({ended.status}): {results.get('error')}")
     return folder
@@ -73,22 +78,26 @@ def run(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Run-config keys, e.g. topology=exponential:16 epochs=10; apps/p2pft/pyproject.toml explains each.",
+            help="Run-config keys, e.g. topology=exponential:16 epochs=10; see apps/p2pft/pyproject.toml.",
             autocompletion=complete_settings,
         ),
     ] = None,
     connection: Annotated[
         str | None,
-        typer.Option(help="A connection of Flower's config.toml; without it, this machine simulates the peers."),
+        typer.Option(
+            help="A connection of Flower's config.toml; without it, this machine simulates the peers."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the results; default $P2PFT_HOME/runs/<run id> (~/.p2pft).")
+        Path | None,
+        typer.Option(help="Folder for the results; default $P2PFT_HOME/runs/<run id> (~/.p2pft)."),
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's own log as well.")] = False,
 ) -> None:
     """Fine-tune peers over a graph and print how they did.
 
-    Exit codes: 0 the run completed; 1 it failed; 2 a setting or graph is wrong and nothing was started.
+    Exit codes: 0 the run completed; 1 it failed; 2 a setting or graph is wrong and nothing was started;
+    130 it was interrupted.
     """
     try:
         values = parse_settings(settings or [])
@@ -96,7 +105,9 @@ def run(
             values["output-dir"] = str(out.expanduser().absolute())
         config, _ = check(values)
         if config.runtime.output_dir and (Path(config.runtime.output_dir) / FILE).exists():
-            raise ConfigError(f"{config.runtime.output_dir} holds the results of an earlier run; choose another folder")
+            raise ConfigError(
+                f"{config.runtime.output_dir} holds the results of an earlier run; choose another folder"
+            )
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None
@@ -109,5 +120,8 @@ def run(
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None
+    except KeyboardInterrupt:
+        typer.echo("stopped: the run was given up and its processes have ended", err=True)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     if folder is not None:
         typer.echo(f"results: {folder / FILE}")

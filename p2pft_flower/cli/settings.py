@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-
 from p2pft_flower.algorithms import ALGORITHMS, check_graph, make_algorithm
 from p2pft_flower.config import RunConfig, config_keys
 from p2pft_flower.errors import ConfigError

@@ -45,7 +45,7 @@ def show(
     try:
         loaded = Graph.load(graph)
         if png is not None:
-            from p2pft_flower.topology.draw import draw  # noqa: PLC0415 - loads matplotlib
+            from p2pft_flower.topology.draw import draw
 
             draw(loaded, png)
     except TopologyError as error:

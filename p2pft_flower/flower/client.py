@@ -17,14 +17,14 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from p2pft_flower.algorithms.registry import ALGORITHMS
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import clients, messages
 from p2pft_flower.flower.logs import log_to_stream
 from p2pft_flower.learning.workload import Workload
-from p2pft_flower.runtime.host import Host, Outcome, PeerFailedError
+from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.plan import Plan
+from p2pft_flower.runtime.recorder import Outcome
 
 __all__ = ["make_client_app", "versions"]
 
@@ -75,7 +75,7 @@ def _guarded(handle: Any, *arguments: Any) -> dict[str, Any]:
         return {"error": str(error), "kind": type(error).__name__}
     except PeerFailedError as error:
         return {"error": str(error), "kind": type(error).__name__, "traceback": traceback.format_exc()}
-    except Exception as error:  # noqa: BLE001 - it is reported, with where it came from
+    except Exception as error:
         return {
             "error": f"{type(error).__name__}: {error}",
             "kind": type(error).__name__,
@@ -84,7 +84,7 @@ def _guarded(handle: Any, *arguments: Any) -> dict[str, Any]:
 
 
 def _hello(message: Message, context: Context) -> dict[str, Any]:
-    """Say who this node is and what its peers hold; hold the slot so that the coordinator can see who overlaps."""
+    """Say who this node is and what its peers hold; hold the slot, so that overlaps can be seen."""
     begin = time.time()
     asked = messages.unpack(message)
     config = RunConfig.from_mapping(asked["config"])
@@ -114,16 +114,14 @@ def _train_peers(message: Message) -> dict[str, Any]:
     # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
     # same number everywhere (DESIGN invariant 2).
     torch.set_num_threads(config.runtime.threads)
-    method = ALGORITHMS.get(config.method.algorithm)
-    pooled = bool(getattr(method, "pooled", False))
-    host = Host(plan, workload(config.learning, plan.n, pooled))
+    host = Host(plan, workload(config.learning, plan.n, plan.pooled))
     result: list[list[Outcome]] = []
     failure: list[BaseException] = []
 
     def run() -> None:
         try:
             result.append(host.run())
-        except BaseException as error:  # noqa: BLE001 - handed to the main thread
+        except BaseException as error:
             failure.append(error)
 
     thread = threading.Thread(target=run, name="p2pft-host", daemon=True)

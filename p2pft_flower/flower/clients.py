@@ -1,4 +1,4 @@
-"""Peers as clients of a server-based strategy: local steps and scores with the same model, data and batches."""
+"""Peers as clients of a server-based strategy: local steps and scores on the same model, data and batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,9 @@ from p2pft_flower.runtime.journal import Journal
 
 __all__ = ["answer", "evaluate", "theta_of", "to_arrays", "train"]
 
-Vector = npt.NDArray[np.float32]
+Vector = npt.NDArray[Any]
 Build = Callable[[LearningConfig, int, bool], Workload]
+
 
 def to_arrays(workload: Workload, theta: Vector) -> ArrayRecord:
     """Return θ as the ArrayRecord that a strategy aggregates: the trained tensors by their names."""
@@ -51,8 +52,11 @@ def answer(message: Message, act: Callable[..., RecordDict], build: Build) -> Me
             arrays = message.content.array_records[task["arrays"][str(peer)]]
             told = message.content.config_records.get(f"{peer}/config", ConfigRecord())
             answered = act(task, config, workload, peer, arrays, told)
-        except Exception as error:  # noqa: BLE001 - answered as this client's failure, as Flower's own clients would
-            failure = {"error": f"peer {peer}: {type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        except Exception as error:
+            failure = {
+                "error": f"peer {peer}: {type(error).__name__}: {error}",
+                "traceback": traceback.format_exc(),
+            }
             answered = RecordDict({"failure": ConfigRecord({"json": json.dumps(failure)})})
         for name, record in answered.items():
             content[f"{peer}/{name}"] = record
@@ -60,14 +64,22 @@ def answer(message: Message, act: Callable[..., RecordDict], build: Build) -> Me
 
 
 def train(
-    task: dict[str, Any], config: RunConfig, workload: Workload, peer: int, arrays: ArrayRecord, told: ConfigRecord
+    task: dict[str, Any],
+    config: RunConfig,
+    workload: Workload,
+    peer: int,
+    arrays: ArrayRecord,
+    told: ConfigRecord,
 ) -> RecordDict:
-    """Run the round's local steps from the server's θ: θ ← θ − α v with v ← β v + ∇L_i(θ) + μ (θ − θ_server)."""
+    """Run the round's local steps from the server's θ.
+
+    θ ← θ − α_k v,   v ← β v + ∇L_i(θ) + μ (θ − θ_server), with FedProx's μ where the strategy sends one.
+    """
     begin = time.perf_counter()
     objective = workload.objectives([peer])[peer]
     server = theta = theta_of(workload, arrays)
-    mu = float(told.get("proximal-mu", 0.0))  # type: ignore[arg-type]  # FedProx sends a number
-    first = (int(told["server-round"]) - 1) * task["steps"]  # type: ignore[call-overload]  # an int, says Flower
+    mu = float(cast(float, told.get("proximal-mu", 0.0)))
+    first = (int(cast(int, told["server-round"])) - 1) * task["steps"]
     schedule = make_schedule(config.method.schedule, config.method.learning_rate, task["iterations"])
     gradient = local_objective(objective.gradient, weight_decay=config.method.weight_decay)
     objective.drawn = first  # the order is the peer's own, whichever process plays it
@@ -101,7 +113,7 @@ def evaluate(
     begin = time.perf_counter()
     theta = theta_of(workload, arrays)
     score = workload.objectives([peer])[peer].evaluate(theta)
-    done = min(int(told["server-round"]) * task["steps"], task["iterations"])  # type: ignore[call-overload]
+    done = min(int(cast(int, told["server-round"])) * task["steps"], task["iterations"])
     told_back: dict[str, Any] = {
         "peer": peer,
         "iteration": done,

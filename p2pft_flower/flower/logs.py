@@ -1,4 +1,4 @@
-"""This package's log inside Flower's processes: lines that begin with the time of day, on standard output."""
+"""The package's log inside Flower's processes: lines that begin with the time of day, on standard output."""
 
 from __future__ import annotations
 

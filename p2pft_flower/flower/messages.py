@@ -1,4 +1,4 @@
-"""What the coordinator and the hosts say to each other through Flower: small JSON, and model arrays for strategies."""
+"""What coordinator and hosts say to each other through Flower: small JSON, and arrays for strategies."""
 
 from __future__ import annotations
 

@@ -139,7 +139,8 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
         if time.monotonic() > deadline:
             there = sorted(a["peer-id"] for a in answers.values())
             raise RunFailedError(
-                f"after {config.runtime.meet_timeout:g} s (meet-timeout) still {waiting}; there are the peers {there}. "
+                f"after {config.runtime.meet_timeout:g} s (meet-timeout) still {waiting}; "
+                f"there are the peers {there}. "
                 "Start their SuperNodes with --node-config 'peer-id=… peer-address=\"host:port\"'"
             )
         if waiting != told:
@@ -188,8 +189,8 @@ def assign_hosts(
         ]
     if pooled or (transport == "memory" and total > 1):
         raise RunFailedError(
-            "the peers run on separate SuperNodes, so their data cannot be pooled nor their payloads stay in memory: "
-            "run algorithm = centralized and transport = memory in simulation"
+            "the peers run on separate SuperNodes, so their data cannot be pooled nor their payloads stay in "
+            "memory: run algorithm = centralized and transport = memory in simulation"
         )
     owner = {answer["peer-id"]: node for node, answer in deployed.items()}
     return [HostAssignment(owner[p], (p,), deployed[owner[p]]["address"]) for p in sorted(owner)]
@@ -202,5 +203,7 @@ def _check_claims(answers: dict[int, dict[str, Any]], n: int) -> None:
         if not 0 <= peer < n:
             raise RunFailedError(f"node {node} says peer-id={peer}, but the graph has the peers 0..{n - 1}")
         if peer in owner:
-            raise RunFailedError(f"peer {peer} is claimed by nodes {owner[peer]} and {node}: give each its own peer-id")
+            raise RunFailedError(
+                f"peer {peer} is claimed by nodes {owner[peer]} and {node}: give each its own peer-id"
+            )
         owner[peer] = node

@@ -8,12 +8,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import flwr
 from flwr.app import ConfigRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 
@@ -80,15 +78,18 @@ def make_server_app() -> ServerApp:
             config = RunConfig.from_mapping(context.run_config)
             folder = _output_dir(config, run_id)
             results = _run(grid, config, run_id, folder)
-        except P2PFTError as error:
-            log.error("run %s failed: %s", run_id, error)
+        except Exception as error:
+            # Flower prints the traceback of what is raised here; this line is for people.
+            reason = str(error) if isinstance(error, P2PFTError) else f"{type(error).__name__}: {error}"
+            log.error("run %s failed: %s", run_id, reason)  # noqa: TRY400
             if folder is not None:
-                failed = {"error": str(error), "config": dict(context.run_config)}
+                failed = {"error": reason, "config": dict(context.run_config)}
                 path = write_results(folder, _head("failed", run_id, context.run_config) | failed)
-                log.error("what there is was written to %s", path)
+                log.error("what there is was written to %s", path)  # noqa: TRY400
             raise
-        path = write_results(folder, results | {"seconds": time.monotonic() - begin})
-        log.info("%s", run_table(results | {"seconds": time.monotonic() - begin}))
+        results["seconds"] = time.monotonic() - begin
+        path = write_results(folder, results)
+        log.info("%s", run_table(results))
         log.info("results: %s", path)
 
     return app
@@ -98,7 +99,9 @@ def _output_dir(config: RunConfig, run_id: str) -> Path:
     chosen = config.runtime.output_dir
     folder = Path(chosen).expanduser() if chosen else default_output_dir(run_id)
     if (folder / FILE).exists():
-        raise ConfigError(f"output-dir = {str(folder)!r} holds the results of an earlier run; choose another or remove it")
+        raise ConfigError(
+            f"output-dir = {str(folder)!r} holds the results of an earlier run; choose another or remove it"
+        )
     return folder
 
 
@@ -120,7 +123,9 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, 
     if not strategy:
         if name not in ALGORITHMS and not is_reference(name):
             choices = ", ".join([*ALGORITHMS, *strategy_names()])
-            raise ConfigError(f"algorithm = {name!r} is unknown; choose one of {choices}, or my_module:my_method")
+            raise ConfigError(
+                f"algorithm = {name!r} is unknown; choose one of {choices}, or my_module:my_method"
+            )
         schedule = make_schedule(config.method.schedule, config.method.learning_rate, 1)
         method = make_algorithm(name, alpha=schedule, momentum=config.method.momentum)
         check_graph(method, graph)
@@ -149,7 +154,10 @@ def _plan_run(
         odd = {k: v for k, v in answer["versions"].items() if v != told[0]["versions"][k]}
         if odd:
             here = {k: told[0]["versions"][k] for k in odd}
-            raise RunFailedError(f"peers {list(host.peers)} run {odd}, peers {list(hosts[0].peers)} run {here}: install the same versions")
+            raise RunFailedError(
+                f"peers {list(host.peers)} run {odd}, peers {list(hosts[0].peers)} run {here}: "
+                "install the same versions"
+            )
     data = {int(p): d for answer in told for p, d in answer["data"].items()}
     images = {p: int(d["images"]) for p, d in data.items()}
     # An epoch: as many iterations as a peer's mean share of the data has batches.
@@ -178,20 +186,34 @@ def _tell_plan(run: Run) -> None:
     where = f"{len(run.hosts)} host{'s' if len(run.hosts) > 1 else ''} at once"
     log.info(
         "%s: %s on graph %s, %s; %s (weights: %s), tune %s; %s, partition %s",
-        c.method.algorithm, who, run.graph.name, where, c.learning.model, c.learning.weights, c.learning.tune,
-        c.learning.dataset, run.partition,
+        c.method.algorithm,
+        who,
+        run.graph.name,
+        where,
+        c.learning.model,
+        c.learning.weights,
+        c.learning.tune,
+        c.learning.dataset,
+        run.partition,
     )
     if c.learning.weights == "none":
-        log.warning("weights = none: RANDOM weights, no pre-training; these figures say nothing about transfer")
+        log.warning(
+            "weights = none: RANDOM weights, no pre-training; these figures say nothing about transfer"
+        )
     log.info(
         "%d iterations (an epoch has %d), batch size %d, learning rate %g (%s), objective %s, seed %d",
-        run.iterations, run.epoch, c.learning.batch_size, c.method.learning_rate, c.method.schedule,
-        c.method.objective, c.learning.seed,
+        run.iterations,
+        run.epoch,
+        c.learning.batch_size,
+        c.method.learning_rate,
+        c.method.schedule,
+        c.method.objective,
+        c.learning.seed,
     )
 
 
 def _run_peers(grid: Grid, run: Run) -> dict[str, Any]:
-    """Start every host with one message for the whole run, listen to progress, and gather how the peers ended."""
+    """Start every host with one message for the whole run, listen to progress, gather how the peers ended."""
     progress = Progress(run.peers, run.iterations, lambda line: log.info("%s", line))
 
     def on_report(report: PeerReport) -> None:
@@ -267,9 +289,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str) -> Plan:
         weights = {p: float(factors[p]) for p in host.peers}
     around = {p for place in peers for p in (place.peer, *place.in_neighbours, *place.out_neighbours)}
     given = {h.peers[0]: h.address for h in run.hosts if h.address}
-    addresses = {
-        p: given.get(p) or run.graph.addresses[p] or unix_address(run.id, p) for p in sorted(around)
-    }
+    addresses = {p: given.get(p) or run.graph.addresses[p] or unix_address(run.id, p) for p in sorted(around)}
     return Plan(
         run=run.id,
         config=run.config.to_mapping(),
@@ -282,6 +302,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str) -> Plan:
         output_dir=str(run.folder),
         addresses=addresses,
         observer=observer,
+        pooled=run.pooled,
     )
 
 
@@ -335,13 +356,20 @@ def _run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
         # What is neither a client's gradient nor its evaluation went into messages and waiting.
         parts["exchange"] = max(0.0, passed - parts["gradient"] - parts["evaluation"])
     outcomes = {
-        p: {**vars(r), "seconds": seconds[p], "iterations": run.iterations, "parameters": workload.theta0.size}
+        p: {
+            **vars(r),
+            "seconds": seconds[p],
+            "iterations": run.iterations,
+            "parameters": workload.theta0.size,
+        }
         for p, r in last.items()
     }
     return _results(run, outcomes, progress, sum(p.numel() for p in workload.model.parameters()))
 
 
-def _results(run: Run, outcomes: dict[int, dict[str, Any]], progress: Progress, model_parameters: int) -> dict[str, Any]:
+def _results(
+    run: Run, outcomes: dict[int, dict[str, Any]], progress: Progress, model_parameters: int
+) -> dict[str, Any]:
     missing = sorted(set(range(run.peers)) - outcomes.keys())
     if missing:
         raise RunFailedError(f"no scores from peers {missing}")
@@ -375,8 +403,6 @@ def _results(run: Run, outcomes: dict[int, dict[str, Any]], progress: Progress, 
         "partition": run.partition,
         "hosts": [list(host.peers) for host in run.hosts],
         "config": values,
-        "versions": run.versions | {"flwr": flwr.__version__},
+        "versions": run.versions,
         "error": None,
     }
-
-

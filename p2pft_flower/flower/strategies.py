@@ -37,7 +37,7 @@ def _strategies() -> dict[str, type[Strategy]]:
 
 
 def strategy_names() -> list[str]:
-    """Return the run-config names of Flower's strategies that aggregate model arrays: ``fedavg``, ``fedprox``, …"""
+    """Return the names (``fedavg``, ``fedprox``, …) of Flower's strategies that aggregate model arrays."""
     return sorted(_strategies())
 
 
@@ -58,7 +58,9 @@ def make_strategy(method: MethodConfig, n: int) -> Strategy:
     """
     name, options, kinds = method.algorithm, method.strategy_options, _strategies()
     if name not in kinds:
-        raise ConfigError(f"algorithm = {name!r} is no strategy of Flower; choose one of {', '.join(sorted(kinds))}")
+        raise ConfigError(
+            f"algorithm = {name!r} is no strategy of Flower; choose one of {', '.join(sorted(kinds))}"
+        )
     kind = kinds[name]
     fixed = {
         "min_train_nodes": n,
@@ -129,7 +131,12 @@ class PeersGrid(Grid):
         return self._grid.run
 
     def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
     ) -> Message:
         """Make a message to a client."""
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
@@ -138,11 +145,11 @@ class PeersGrid(Grid):
         """Return the clients' ids: the peers' numbers plus one, for Flower keeps 0 to itself."""
         return [p + 1 for p in self._peers]
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:  # noqa: ARG002
         """Not offered: strategies use :meth:`send_and_receive`."""
         raise RunFailedError("this strategy pushes messages by itself, which PeersGrid does not offer")
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:  # noqa: ARG002
         """Not offered: strategies use :meth:`send_and_receive`."""
         raise RunFailedError("this strategy pulls messages by itself, which PeersGrid does not offer")
 
@@ -189,8 +196,8 @@ def _unbundle(reply: Message | None, peer: int, asked: Message) -> tuple[Message
         raise RunFailedError(f"peer {peer}: {reason}")
     mine = {name.partition("/")[2]: r for name, r in reply.content.items() if name.startswith(f"{peer}/")}
     if "failure" in mine:
-        failure = json.loads(str(mine["failure"]["json"]))  # type: ignore[index]  # a ConfigRecord
+        failure = json.loads(str(mine["failure"]["json"]))
         log.error("%s", failure["traceback"])
         raise RunFailedError(failure["error"])
-    note = {"peer": peer, **json.loads(str(mine.pop("peer")["json"]))}  # type: ignore[index]  # a ConfigRecord
+    note = {"peer": peer, **json.loads(str(mine.pop("peer")["json"]))}
     return Message(RecordDict(mine), reply_to=asked), note

@@ -1,9 +1,8 @@
-"""results.json: what a run leaves behind for people and scripts. The schema is documented in docs/results-schema.md."""
+"""results.json: what a run leaves behind for people and scripts; docs/results-schema.md has its schema."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from p2pft_flower.errors import DataError
+from p2pft_flower.runtime.journal import finite
 
 __all__ = ["FILE", "SCHEMA", "default_output_dir", "home", "read_results", "summary", "write_results"]
 
@@ -30,7 +30,7 @@ def default_output_dir(run: str) -> Path:
 
 
 def summary(values: Sequence[float | None]) -> dict[str, float] | None:
-    """Return mean, standard deviation, min and max of the numbers among ``values``; None if there are none."""
+    """Return mean, std, min and max of the numbers among ``values``; None if there are none."""
     numbers = np.array([v for v in values if v is not None], dtype=np.float64)
     if not len(numbers):
         return None
@@ -50,7 +50,7 @@ def write_results(folder: Path, results: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILE
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(_finite(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(finite(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
     return path
 
@@ -73,13 +73,3 @@ def read_results(folder: Path) -> dict[str, Any]:
     if results.get("schema") != SCHEMA:
         raise DataError(f"{path}: schema {results.get('schema')!r}, this version reads {SCHEMA!r}")
     return results  # type: ignore[no-any-return]  # JSON
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return value

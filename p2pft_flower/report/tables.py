@@ -19,10 +19,11 @@ WIDTH = 140
 
 def render(*parts: Any) -> str:
     """Return rich objects as plain text."""
-    console = Console(file=io.StringIO(), width=WIDTH, force_terminal=False, color_system=None, legacy_windows=False)
+    text = io.StringIO()
+    console = Console(file=text, width=WIDTH, force_terminal=False, color_system=None, legacy_windows=False)
     for part in parts:
         console.print(part)
-    return console.file.getvalue().rstrip("\n")  # type: ignore[attr-defined]  # a StringIO
+    return text.getvalue().rstrip("\n")
 
 
 def number(value: float | None, form: str = ".3f") -> str:
@@ -33,7 +34,18 @@ def number(value: float | None, form: str = ".3f") -> str:
 def run_table(results: dict[str, Any]) -> str:
     """Return a run's table: one row a peer, and a line of what holds for all."""
     table = Table(title=f"{results['algorithm']} on {results['graph']['name']}, seed {results['seed']}")
-    for name in ("peer", "classes", "images", "accuracy", "unseen", "loss", "sent", "gradient", "exchange", "evaluation"):
+    for name in (
+        "peer",
+        "classes",
+        "images",
+        "accuracy",
+        "unseen",
+        "loss",
+        "sent",
+        "gradient",
+        "exchange",
+        "evaluation",
+    ):
         table.add_column(name, justify="left" if name == "classes" else "right", overflow="fold")
     for peer in results["peers"]:
         seconds = peer["seconds"]
@@ -51,7 +63,9 @@ def run_table(results: dict[str, Any]) -> str:
     for key, what in (("accuracy", "accuracy on all classes"), ("accuracy_unseen", "on classes never seen")):
         s = results["summary"][key]
         if s is not None:
-            lines.append(f"{what}: mean {s['mean']:.4f}, std {s['std']:.4f}, min {s['min']:.4f}, max {s['max']:.4f}")
+            lines.append(
+                f"{what}: mean {s['mean']:.4f}, std {s['std']:.4f}, min {s['min']:.4f}, max {s['max']:.4f}"
+            )
     error = results["consensus_error"]
     lines.append(
         f"consensus error {number(error, '.2e')} | {results['iterations']} iterations | "
@@ -75,14 +89,30 @@ def spans(classes: Sequence[str]) -> str:
     return ",".join(classes) if len(classes) <= 6 else f"{len(classes)} classes"
 
 
-_COMPARISON = ("algorithm", "accuracy of each peer", "mean", "std", "unseen", "loss", "consensus error", "sent", "seconds")
+_COMPARISON = (
+    "algorithm",
+    "accuracy of each peer",
+    "mean",
+    "std",
+    "unseen",
+    "loss",
+    "consensus error",
+    "sent",
+    "seconds",
+)
 
 
 def _comparison_rows(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
     rows = []
     for results in runs:
         if results["status"] != "completed":
-            rows.append([results["algorithm"], f"{results['status']}: {results['error']}", *[""] * (len(_COMPARISON) - 2)])
+            rows.append(
+                [
+                    results["algorithm"],
+                    f"{results['status']}: {results['error']}",
+                    *[""] * (len(_COMPARISON) - 2),
+                ]
+            )
             continue
         peers = results["peers"]
         accuracy, unseen = results["summary"]["accuracy"], results["summary"]["accuracy_unseen"]

@@ -65,8 +65,8 @@ class HostExchange:
         for peer, mix in outbox.items():
             if not np.isfinite(mix.vector).all():
                 raise DivergedError(
-                    f"peer {peer}, iteration {iteration}, phase {phase_name(phase)}: its payload holds NaN or "
-                    "infinity, so its training diverged; lower learning-rate (or momentum)"
+                    f"peer {peer}, iteration {iteration}, phase {phase_name(phase)}: its payload holds "
+                    "NaN or infinity, so its training diverged; lower learning-rate (or momentum)"
                 )
         for peer, mix in outbox.items():
             self._send(peer, iteration, phase, mix)

@@ -2,113 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-
-import numpy.typing as npt
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from p2pft_flower.algorithms.objective import local_objective
 from p2pft_flower.algorithms.registry import make_algorithm
 from p2pft_flower.algorithms.schedules import make_schedule
-from p2pft_flower.algorithms.seam import Algorithm, Gradient, Vector, lockstep
+from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, Vector, lockstep
 from p2pft_flower.config import RunConfig
-from p2pft_flower.runtime import sketch
 from p2pft_flower.runtime.exchange import HostExchange
-from p2pft_flower.runtime.journal import Journal
 from p2pft_flower.runtime.plan import Plan
+from p2pft_flower.runtime.problem import Objective, Problem
+from p2pft_flower.runtime.recorder import Outcome, Recorder
 from p2pft_flower.runtime.wires import Wires, remote_edges
-from p2pft_flower.transport import ExchangeStoppedError, ObserverClient, PeerReport, Stop, Terms
+from p2pft_flower.transport import ExchangeStoppedError, Stop, Terms
 
-__all__ = ["Host", "Outcome", "PeerFailedError", "Problem", "Score"]
+__all__ = ["Host", "PeerFailedError"]
 
-log = logging.getLogger(__name__)
-
-
-class Score(Protocol):
-    """What an evaluation returns."""
-
-    @property
-    def loss(self) -> float: ...  # noqa: D102
-    @property
-    def accuracy(self) -> float: ...  # noqa: D102
-    @property
-    def accuracy_unseen(self) -> float | None: ...  # noqa: D102
-
-
-class Objective(Protocol):
-    """One peer's loss: fresh mini-batch gradients, and scores."""
-
-    def gradient(self, theta: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return a gradient on the next mini-batch, (q,)."""
-        ...
-
-    def evaluate(self, theta: npt.NDArray[Any]) -> Score:
-        """Score ``theta``."""
-        ...
-
-
-class Problem(Protocol):
-    """What the peers learn; :class:`~p2pft_flower.learning.workload.Workload` is one."""
-
-    @property
-    def theta0(self) -> npt.NDArray[Any]:
-        """θ^0 (q,), the same on all peers."""
-        ...
-
-    @property
-    def model_digest(self) -> str:
-        """Digest of the frozen weights and θ^0; equal on all peers."""
-        ...
-
-    def objectives(self, peers: Sequence[int]) -> Mapping[int, Objective]:
-        """Build the objectives of ``peers``."""
-        ...
-
-    def named_tail(self, theta: npt.NDArray[Any]) -> Mapping[str, Any]:
-        """Return θ as named tensors."""
-        ...
-
-    def metadata(self) -> Mapping[str, str]:
-        """Return what is needed to load a tail again."""
-        ...
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one peer ended; numbers only, the same size whatever q is.
-
-    Attributes
-    ----------
-    peer : int
-        The peer.
-    loss, accuracy, accuracy_unseen : float (or None)
-        Scores of its last θ on the test split.
-    bytes_sent : int
-        Payload bytes along its out-edges.
-    seconds : dict
-        ``gradient``, ``exchange``, ``evaluation``: where its time went.
-    iterations : int
-        Iterations done.
-    parameters : int
-        q.
-    sketch : str
-        Of its last θ (:mod:`p2pft_flower.runtime.sketch`).
-    """
-
-    peer: int
-    loss: float
-    accuracy: float
-    accuracy_unseen: float | None
-    bytes_sent: int
-    seconds: dict[str, float]
-    iterations: int
-    parameters: int
-    sketch: str
+_MEET_REMEDY = (
+    "is its host running? Peers that wait for each other must run at the same time: set transport = memory, "
+    "or give the simulation more CPUs (client-resources-num-cpus, init-args-num-cpus); where preparing takes "
+    "long, raise meet-timeout"
+)
 
 
 class News(NamedTuple):
@@ -127,7 +43,9 @@ class PeerFailedError(Exception):
 
     def __init__(self, peer: int, iteration: int, cause: BaseException) -> None:
         self.peer, self.iteration = peer, iteration
-        super().__init__(f"peer {peer}, iteration {iteration}: its gradient raised {type(cause).__name__}: {cause}")
+        super().__init__(
+            f"peer {peer}, iteration {iteration}: its gradient raised {type(cause).__name__}: {cause}"
+        )
 
 
 class Host:
@@ -148,7 +66,6 @@ class Host:
         self._iteration = 0
         self._news: News | None = None
         self._wires: Wires | None = None
-        self._seconds = {p: {"gradient": 0.0, "evaluation": 0.0} for p in self._peers}
         self._lock = threading.Lock()
 
     def run(self) -> list[Outcome]:
@@ -165,93 +82,60 @@ class Host:
         P2PFTError
             When data or model cannot be used.
         """
-        plan = self.plan
-        journals = {p: Journal(Path(plan.output_dir), p) for p in self._peers}
-        observer = ObserverClient(plan.observer) if plan.observer else None
+        recorder = Recorder(self.plan, self.problem)
         try:
-            return self._train(journals, observer)
+            return self._train(recorder)
         except BaseException as error:
-            for journal in journals.values():
-                journal.write("failed", iteration=self._iteration, error=str(error), kind=type(error).__name__)
+            recorder.failed(self._iteration, error)
             if self._wires is not None:
                 # Tell the neighbours, so that they stop now and not at their deadline.
                 self._wires.links.stop(*self._news_of(error))
             raise
         finally:
-            if observer is not None:
-                observer.close(timeout=1.0)
+            recorder.close()
             if self._wires is not None:
                 self._wires.close()
-            for journal in journals.values():
-                journal.close()
 
     def stop(self, reason: str) -> None:
-        """Make :meth:`run` raise :class:`ExchangeStoppedError` soon: at the next iteration, or at once where it waits."""
+        """Make :meth:`run` raise ExchangeStoppedError: at the next iteration, or at once where it waits."""
         self._hear(News(self._peers[0], self._iteration, reason))
 
-    def _train(self, journals: Mapping[int, Journal], observer: ObserverClient | None) -> list[Outcome]:
-        plan, method_config, runtime = self.plan, self._config.method, self._config.runtime
-        begin = time.monotonic()
-        schedule = make_schedule(method_config.schedule, method_config.learning_rate, plan.iterations)
-        method = make_algorithm(method_config.algorithm, alpha=schedule, momentum=method_config.momentum)
+    def _train(self, recorder: Recorder) -> list[Outcome]:
+        plan, settings, timeouts = self.plan, self._config.method, self._config.runtime
+        schedule = make_schedule(settings.schedule, settings.learning_rate, plan.iterations)
+        method = make_algorithm(settings.algorithm, alpha=schedule, momentum=settings.momentum)
         theta0 = self.problem.theta0
         self._wires = self._open_wires(method, theta0)
         objectives = self.problem.objectives(self._peers)
         if self._wires is not None:
-            self._wires.links.meet(
-                runtime.meet_timeout,
-                "is its host running? Peers that wait for each other must run at the same time: set "
-                "transport = memory, or give the simulation more CPUs (client-resources-num-cpus, "
-                "init-args-num-cpus); where preparing takes long, raise meet-timeout",
-            )
-        for p, journal in journals.items():
-            journal.write("start", run=plan.run, parameters=theta0.size, config=plan.config, prepared=time.monotonic() - begin)
+            self._wires.links.meet(timeouts.meet_timeout, _MEET_REMEDY)
+        recorder.started()
 
         exchange = HostExchange(plan.peers, self._wires, theta0.dtype.itemsize)
-        gradients = {p: self._gradient(p, objectives[p]) for p in self._peers}
-        sketcher = sketch.Sketcher(theta0.size)
+        gradients = {p: self._gradient(p, objectives[p], recorder) for p in self._peers}
 
-        def evaluate(done: int, states: Mapping[int, Any]) -> dict[int, Score]:
-            scores = {p: self._evaluate(p, objectives[p], states[p].theta) for p in self._peers}
-            for p, score in scores.items():
-                report = PeerReport(
-                    run=plan.run,
-                    peer=p,
-                    iteration=done,
-                    loss=score.loss,
-                    accuracy=score.accuracy,
-                    accuracy_unseen=score.accuracy_unseen,
-                    sketch=sketcher(states[p].theta),
-                    bytes_sent=exchange.bytes_sent[p],
-                    seconds=time.monotonic() - begin,
-                )
-                journals[p].write(
-                    "evaluation",
-                    iteration=done,
-                    loss=score.loss,
-                    accuracy=score.accuracy,
-                    accuracy_unseen=score.accuracy_unseen,
-                    sketch=sketch.encode(report.sketch),
-                    bytes_sent=report.bytes_sent,
-                    seconds=report.seconds,
-                )
-                if observer is not None:
-                    observer.report(report)
-            return scores
+        def evaluate(done: int) -> None:
+            for p in self._peers:
+                recorder.evaluate(p, objectives[p], states[p].theta, done, exchange.bytes_sent[p])
 
         states = {p: method.start(theta0.copy(), gradients[p]) for p in self._peers}
-        scores = evaluate(0, states)
+        evaluate(0)
         for k in range(plan.iterations):
             self._iteration = k
             if self._news is not None:
                 raise self._stopped()
             steps = {p: method.step(k, states[p], gradients[p]) for p in self._peers}
-            states = lockstep(steps, lambda phase, outbox, k=k: exchange.mix(k, phase, outbox))  # type: ignore[misc]
+            states = lockstep(steps, lambda phase, outbox: self._mix(exchange, phase, outbox))
             if (k + 1) % plan.evaluate_every == 0 or k + 1 == plan.iterations:
-                scores = evaluate(k + 1, states)
+                evaluate(k + 1)
         if self._wires is not None:
-            self._wires.links.flush(runtime.peer_timeout)
-        return [self._finish(p, states[p].theta, scores[p], exchange, sketcher, journals[p]) for p in self._peers]
+            self._wires.links.flush(timeouts.peer_timeout)
+        return [
+            recorder.finish(p, states[p].theta, exchange.bytes_sent[p], exchange.seconds) for p in self._peers
+        ]
+
+    def _mix(self, exchange: HostExchange, phase: int, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
+        return exchange.mix(self._iteration, phase, outbox)
 
     def _open_wires(self, method: Algorithm[Any], theta0: Vector) -> Wires | None:
         always = self._config.runtime.transport == "grpc"
@@ -265,9 +149,21 @@ class Host:
             phases=len(method.phases),
             config=f"{self.plan.terms}:{self.problem.model_digest}",
         )
-        return Wires(
-            self.plan, terms, leaving, entering, timeout=self._config.runtime.peer_timeout, on_stop=self._on_stop
-        )
+        timeout = self._config.runtime.peer_timeout
+        return Wires(self.plan, terms, leaving, entering, timeout=timeout, on_stop=self._on_stop)
+
+    def _gradient(self, peer: int, objective: Objective, recorder: Recorder) -> Gradient:
+        """∇ of the peer's objective: its loss's weight, weight decay, its time, and who raised."""
+
+        def gradient(theta: Vector) -> Vector:
+            with recorder.timed(peer, "gradient"):
+                try:
+                    return objective.gradient(theta)
+                except Exception as error:
+                    raise PeerFailedError(peer, self._iteration, error) from error
+
+        weight, decay = self.plan.loss_weights[peer], self._config.method.weight_decay
+        return local_objective(gradient, weight=weight, weight_decay=decay)
 
     def _on_stop(self, stop: Stop) -> None:
         self._hear(News(stop.origin, stop.iteration, stop.reason))
@@ -284,53 +180,9 @@ class Host:
         return ExchangeStoppedError(f"peer {origin} stopped in iteration {iteration}: {reason}")
 
     def _news_of(self, error: BaseException) -> News:
-        """What the neighbours are told: the first cause, where this host was told one, else its own."""
+        """Return what the neighbours are told: the first cause where this host knows one, else its own."""
         if self._news is not None:
             return self._news
         peer = getattr(error, "peer", None)
         reason = str(error) or type(error).__name__
         return News(self._peers[0] if peer is None else peer, self._iteration, reason)
-
-    def _gradient(self, peer: int, objective: Objective) -> Gradient:
-        """∇ of the peer's objective: its loss's weight, weight decay, its time, and who raised."""
-        seconds = self._seconds[peer]
-
-        def timed(theta: Vector) -> Vector:
-            begin = time.perf_counter()
-            try:
-                return objective.gradient(theta)
-            except Exception as error:
-                raise PeerFailedError(peer, self._iteration, error) from error
-            finally:
-                seconds["gradient"] += time.perf_counter() - begin
-
-        return local_objective(
-            timed, weight=self.plan.loss_weights[peer], weight_decay=self._config.method.weight_decay
-        )
-
-    def _evaluate(self, peer: int, objective: Objective, theta: Vector) -> Score:
-        begin = time.perf_counter()
-        score = objective.evaluate(theta)
-        self._seconds[peer]["evaluation"] += time.perf_counter() - begin
-        return score
-
-    def _finish(
-        self, peer: int, theta: Vector, score: Score, exchange: HostExchange, sketcher: sketch.Sketcher, journal: Journal
-    ) -> Outcome:
-        outcome = Outcome(
-            peer=peer,
-            loss=score.loss,
-            accuracy=score.accuracy,
-            accuracy_unseen=score.accuracy_unseen,
-            bytes_sent=exchange.bytes_sent[peer],
-            seconds={**self._seconds[peer], "exchange": exchange.seconds},
-            iterations=self.plan.iterations,
-            parameters=theta.size,
-            sketch=sketch.encode(sketcher(theta)),
-        )
-        journal.save_tail(
-            self.problem.named_tail(theta),
-            {**self.problem.metadata(), "run": self.plan.run, "peer": str(peer), "iterations": str(self.plan.iterations)},
-        )
-        journal.write("end", **{k: v for k, v in asdict(outcome).items() if k != "peer"})
-        return outcome

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-__all__ = ["Journal", "read_journal"]
+__all__ = ["Journal", "finite", "read_journal"]
 
 
 class Journal:
@@ -31,7 +32,8 @@ class Journal:
 
     def write(self, event: str, **fields: Any) -> None:
         """Append a line and hand it to the operating system, so that a crash of this process keeps it."""
-        self._file.write(json.dumps({"time": time.time(), "event": event, "peer": self.peer, **fields}) + "\n")
+        line = {"time": time.time(), "event": event, "peer": self.peer, **fields}
+        self._file.write(json.dumps(finite(line), allow_nan=False) + "\n")
         self._file.flush()
 
     def save_tail(self, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Path:
@@ -47,6 +49,17 @@ class Journal:
     def close(self) -> None:
         """Close the log."""
         self._file.close()
+
+
+def finite(value: Any) -> Any:
+    """Return ``value`` with numbers that are not finite (a loss that diverged) as None: JSON has no NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return value
 
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:

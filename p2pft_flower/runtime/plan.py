@@ -79,6 +79,8 @@ class Plan:
         ``host:port``. Empty where everything stays in memory.
     observer : str
         Where progress is reported to; empty for nowhere.
+    pooled : bool
+        One peer holds the data of all n.
     output_dir : str
         Folder for logs and tails, on the host's machine.
     """
@@ -94,6 +96,7 @@ class Plan:
     output_dir: str
     addresses: dict[int, str] = field(default_factory=dict)
     observer: str = ""
+    pooled: bool = False
 
     def to_json(self) -> str:
         """Serialise for a message."""

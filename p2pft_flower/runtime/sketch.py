@@ -38,7 +38,9 @@ class Sketcher:
 
     def __call__(self, theta: npt.NDArray[np.floating]) -> Sketch:
         """Return the sketch, (128,) float32, of ``theta`` (q,)."""
-        return np.bincount(self._place, weights=self._sign * theta.astype(np.float64), minlength=SIZE).astype(np.float32)
+        return np.bincount(self._place, weights=self._sign * theta.astype(np.float64), minlength=SIZE).astype(
+            np.float32
+        )
 
 
 def consensus_error(sketches: Sequence[Sketch]) -> float:

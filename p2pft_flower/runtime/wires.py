@@ -1,4 +1,4 @@
-"""One host's connections: the mailbox, the server and the links to peers elsewhere, opened and closed together."""
+"""One host's connections: mailbox, server and links to peers elsewhere, opened and closed together."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ class Wires:
         # A host that stays silent in Stop would be waited for until the deadline: check before binding.
         unknown = sorted((local | remotes) - plan.addresses.keys())
         if unknown:
-            raise ExchangeError(f"no address is known for peers {unknown}; set peer-address or the topology's addresses")
+            raise ExchangeError(
+                f"no address is known for peers {unknown}; set peer-address or the topology's addresses"
+            )
         self.mailbox = Mailbox(terms, entering)
         self.links = Links(
             terms,

@@ -47,7 +47,7 @@ def draw(graph: Graph, path: str | Path) -> None:
     OSError
         When the file cannot be written.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415
+    from matplotlib.figure import Figure
 
     points = _layout(graph)
     tall = max(1.0, float(np.ptp(points[:, 1])) + 2 * _MARGIN)
@@ -119,7 +119,7 @@ def _peer_radius(points: Points) -> float:
 
 
 def _draw_edges(axes: Axes, graph: Graph, points: Points, radius: float) -> None:
-    from matplotlib.patches import FancyArrowPatch  # noqa: PLC0415
+    from matplotlib.patches import FancyArrowPatch
 
     weights = graph.W[graph.W > 0]
     # Labels only where they can be told apart, and say more than "all are 1".
@@ -175,7 +175,7 @@ def _outline(start: Points, end: Points, bend: float, radius: float) -> tuple[Po
 
 
 def _draw_peers(axes: Axes, graph: Graph, points: Points, radius: float) -> None:
-    from matplotlib.patches import Circle  # noqa: PLC0415
+    from matplotlib.patches import Circle
 
     own = graph.W.diagonal()
     show_own = graph.n <= 12 and not np.all(own == own[0])

@@ -19,7 +19,9 @@ class Quadratics:
 
     @property
     def gradients(self):
-        return [lambda t, H=H, c=c: (H @ (t - c)).astype(t.dtype) for H, c in zip(self.H, self.c, strict=True)]
+        return [
+            lambda t, H=H, c=c: (H @ (t - c)).astype(t.dtype) for H, c in zip(self.H, self.c, strict=True)
+        ]
 
     def optimum(self, weights=None, weight_decay=0.0):
         """The minimiser of Σ w_i L_i / n + λ/2 ‖θ‖², in closed form."""

@@ -125,7 +125,9 @@ class OneRowStochasticMatrix:
         return Tracking(theta, tau, grad)
 
 
-@pytest.mark.parametrize("graph", [Graph.from_weights(LOPSIDED), random_directed_graph(6, 3)], ids=["lopsided", "random"])
+@pytest.mark.parametrize(
+    "graph", [Graph.from_weights(LOPSIDED), random_directed_graph(6, 3)], ids=["lopsided", "random"]
+)
 def test_only_p2pft_reaches_the_exact_optimum_on_directed_unbalanced_graphs(graph):
     assert not graph.doubly_stochastic
     problem = quadratics(graph.n)
@@ -142,14 +144,16 @@ def test_only_p2pft_reaches_the_exact_optimum_on_directed_unbalanced_graphs(grap
 
 def test_gt_dgd_reaches_the_optimum_on_a_balanced_graph_and_refuses_any_other(lopsided):
     problem = quadratics(4)
-    run = simulate("gt-dgd", Graph.from_weights(BALANCED), problem.gradients, np.zeros(5), alpha=0.05, iterations=3000)
+    run = simulate(
+        "gt-dgd", Graph.from_weights(BALANCED), problem.gradients, np.zeros(5), alpha=0.05, iterations=3000
+    )
     np.testing.assert_allclose(run.theta, np.tile(problem.optimum(), (4, 1)), rtol=0, atol=1e-9)
     with pytest.raises(TopologyError, match=r"lopsided.*not doubly stochastic.*p2pft"):
         simulate("gt-dgd", lopsided, problem.gradients, np.zeros(5), alpha=0.05, iterations=1)
 
 
 def test_a_transposed_graph_is_another_graph(lopsided):
-    """W[i, j] is what i gives to what comes from j; were it read the other way round, this would pass unseen."""
+    """W[i, j] is what i gives to what comes from j."""
     problem = quadratics(4)
     forward = simulate("dgd", lopsided, problem.gradients, np.zeros(5), alpha=0.02, iterations=2000)
     backward = simulate(
@@ -172,8 +176,12 @@ def test_momentum_and_schedules_leave_the_fixed_point_of_p2pft(lopsided, options
 
 def test_weight_decay_moves_every_peer_to_the_regularised_optimum(lopsided):
     problem = quadratics(4)
-    run = simulate("p2pft", lopsided, problem.gradients, np.zeros(5), alpha=0.02, iterations=6000, weight_decay=0.3)
-    np.testing.assert_allclose(run.theta, np.tile(problem.optimum(weight_decay=0.3), (4, 1)), rtol=0, atol=1e-9)
+    run = simulate(
+        "p2pft", lopsided, problem.gradients, np.zeros(5), alpha=0.02, iterations=6000, weight_decay=0.3
+    )
+    np.testing.assert_allclose(
+        run.theta, np.tile(problem.optimum(weight_decay=0.3), (4, 1)), rtol=0, atol=1e-9
+    )
 
 
 def test_objective_examples_moves_every_peer_to_the_image_weighted_optimum(lopsided):
@@ -181,9 +189,13 @@ def test_objective_examples_moves_every_peer_to_the_image_weighted_optimum(lopsi
 
     problem, weights = quadratics(4), peer_weights("examples", [100, 300, 50, 550])
     assert weights.tolist() == [0.4, 1.2, 0.2, 2.2]
-    run = simulate("p2pft", lopsided, problem.gradients, np.zeros(5), alpha=0.01, iterations=9000, weights=weights)
+    run = simulate(
+        "p2pft", lopsided, problem.gradients, np.zeros(5), alpha=0.01, iterations=9000, weights=weights
+    )
     np.testing.assert_allclose(run.theta, np.tile(problem.optimum(weights), (4, 1)), rtol=0, atol=1e-9)
-    central = simulate("centralized", lopsided, problem.gradients, np.zeros(5), alpha=0.1, iterations=900, weights=weights)
+    central = simulate(
+        "centralized", lopsided, problem.gradients, np.zeros(5), alpha=0.1, iterations=900, weights=weights
+    )
     np.testing.assert_allclose(central.theta[0], problem.optimum(weights), rtol=0, atol=1e-9)
 
 
@@ -255,13 +267,16 @@ def test_an_own_method_plugs_in_by_name(tmp_path, monkeypatch, lopsided):
         ({"algorithm": "types:SimpleNamespace"}, r"has no phases, start, step"),
         ({"momentum": 1.0}, r"momentum = 1.0: must be in \[0, 1\)"),
         ({"alpha": -1.0}, r"learning-rate = -1.0: must be a positive number"),
-        ({"schedule": "linear"}, r"schedule = 'linear' is unknown; choose one of constant, cosine, step:EVERY:FACTOR"),
+        (
+            {"schedule": "linear"},
+            r"schedule = 'linear' is unknown; choose one of constant, cosine, step:EVERY:FACTOR",
+        ),
         ({"schedule": "step:0:2"}, r"EVERY is a whole number >= 1 and FACTOR in"),
         ({"theta0": np.zeros(5, int)}, r"theta0 has dtype int"),
         ({"theta0": np.zeros((3, 5))}, r"theta0 has shape \(3, 5\)"),
         ({"gradients": quadratics(3).gradients}, r"3 gradients for the 4 peers"),
         ({"weights": [1.0]}, r"1 weights for the 4 peers"),
-        ({"gradients": [lambda t: np.float32(t)] * 4}, r"peer 0: its gradient returned shape \(5,\) float32"),
+        ({"gradients": [np.float32] * 4}, r"peer 0: its gradient returned shape \(5,\) float32"),
         ({"gradients": [lambda t: t[:1]] * 4}, r"peer 0: its gradient returned shape \(1,\)"),
     ],
     ids=itertools.count(),

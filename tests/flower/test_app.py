@@ -23,12 +23,12 @@ def tails(folder, n=4):
 
 
 def same(a, b):
-    return all(x.keys() == y.keys() and all((x[k] == y[k]).all() for k in x) for x, y in zip(a, b, strict=True))
+    return all(
+        x.keys() == y.keys() and all((x[k] == y[k]).all() for k in x) for x, y in zip(a, b, strict=True)
+    )
 
 
-@pytest.mark.parametrize(
-    ("nodes", "slots", "hosts"), [(2, 1, 1), (4, 2, 2), (4, 4, 4), (10, 6, 4)], ids=str
-)
+@pytest.mark.parametrize(("nodes", "slots", "hosts"), [(2, 1, 1), (4, 2, 2), (4, 4, 4), (10, 6, 4)], ids=str)
 def test_peers_are_folded_onto_the_hosts_that_run_at_once(nodes, slots, hosts, tmp_path):
     engine = run_app(tmp_path, nodes=nodes, slots=slots, iterations=4)
     results = read_results(tmp_path)
@@ -73,11 +73,21 @@ def test_the_results_hold_what_the_schema_promises(tmp_path):
     run_app(tmp_path, iterations=24, evaluate_every=8)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["schema"] == "p2pft.results/1"
-    assert (results["status"], results["algorithm"], results["seed"], results["iterations"]) == ("completed", "p2pft", 0, 24)
+    assert (results["status"], results["algorithm"], results["seed"], results["iterations"]) == (
+        "completed",
+        "p2pft",
+        0,
+        24,
+    )
     assert results["trainable_parameters"] == 50762
     assert [h["iteration"] for h in results["history"]] == [0, 8, 16, 24]
     assert all(len(h["accuracy"]) == 4 and None not in h["accuracy"] for h in results["history"])
-    assert [p["classes"] for p in results["peers"]] == [["0", "1"], ["2", "3"], ["4", "5", "6"], ["7", "8", "9"]]
+    assert [p["classes"] for p in results["peers"]] == [
+        ["0", "1"],
+        ["2", "3"],
+        ["4", "5", "6"],
+        ["7", "8", "9"],
+    ]
     for p in results["peers"]:
         assert 0 <= p["accuracy"] <= 1
         assert p["bytes_sent"] == 24 * 2 * 50762 * 4
@@ -104,7 +114,23 @@ def test_objective_examples_weighs_peers_by_their_images(tmp_path):
     assert not same(tails(tmp_path / "e"), tails(tmp_path / "u"))
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum", "fedavgm", "multikrum", "bulyan", "qfedavg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "fedavg",
+        "fedprox",
+        "fedadam",
+        "fedyogi",
+        "fedadagrad",
+        "fedmedian",
+        "fedtrimmedavg",
+        "krum",
+        "fedavgm",
+        "multikrum",
+        "bulyan",
+        "qfedavg",
+    ],
+)
 def test_flowers_strategies_run_unmodified_on_the_same_peers(name, tmp_path):
     options = {"fedprox": "proximal-mu=0.1", "bulyan": "num-malicious-nodes=0"}.get(name, "")
     run_app(tmp_path, algorithm=name, nodes=2, slots=1, epochs=2, strategy_options=options)
@@ -134,16 +160,40 @@ def test_one_local_step_of_fedavg_is_a_centralised_step_on_the_same_batches(tmp_
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"algorithm": "fedxyz"}, ConfigError, "algorithm = 'fedxyz' is unknown; choose one of p2pft, dgd.*fedavg"),
+        (
+            {"algorithm": "fedxyz"},
+            ConfigError,
+            "algorithm = 'fedxyz' is unknown; choose one of p2pft, dgd.*fedavg",
+        ),
         ({"algorithm": "gt-dgd", "topology": "lopsided-4"}, TopologyError, "not doubly stochastic"),
         ({"topology": "ring-five"}, TopologyError, "ring-five"),
-        ({"learning_rat": 1.0}, ConfigError, "unknown run-config key 'learning-rat'; did you mean 'learning-rate'"),
-        ({"transport": "carrier-pigeon"}, ConfigError, "transport = 'carrier-pigeon': must be one of auto, memory, grpc"),
+        (
+            {"learning_rat": 1.0},
+            ConfigError,
+            "unknown run-config key 'learning-rat'; did you mean 'learning-rate'",
+        ),
+        (
+            {"transport": "carrier-pigeon"},
+            ConfigError,
+            "transport = 'carrier-pigeon': must be one of auto, memory, grpc",
+        ),
         ({"algorithm": "fedavg", "strategy_options": "mu=1"}, ConfigError, "fedavg has no option 'mu'"),
-        ({"algorithm": "fedtrimmedavg", "strategy_options": "beta=0.7"}, ConfigError, "fedtrimmedavg refuses"),
-        ({"dataset": "mnist"}, RunFailedError, "dataset = 'mnist' is unknown; choose one of digits, folder:/path"),
+        (
+            {"algorithm": "fedtrimmedavg", "strategy_options": "beta=0.7"},
+            ConfigError,
+            "fedtrimmedavg refuses",
+        ),
+        (
+            {"dataset": "mnist"},
+            RunFailedError,
+            "dataset = 'mnist' is unknown; choose one of digits, folder:/path",
+        ),
         ({"model": "no_such_model"}, RunFailedError, "model = 'no_such_model' is unknown"),
-        ({"tune": "first-block"}, RunFailedError, "tune = 'first-block' is unknown; choose one of last-block"),
+        (
+            {"tune": "first-block"},
+            RunFailedError,
+            "tune = 'first-block' is unknown; choose one of last-block",
+        ),
         ({"partition": "classes:0-1"}, RunFailedError, "names 1 groups of classes for 4 peers"),
         ({"learning_rate": 1e20}, RunFailedError, "diverged; lower learning-rate"),
     ],
@@ -176,7 +226,9 @@ def broken(data_dir):
 def test_a_peer_that_raises_ends_the_run_by_name(algorithm, tmp_path):
     (tmp_path / "failing.py").write_text(FAILING)
     with pytest.raises(RunFailedError, match=r"peer.*the disk of this peer is gone"):
-        run_app(tmp_path / "out", algorithm=algorithm, nodes=4, slots=4, dataset=f"{tmp_path}/failing.py:broken")
+        run_app(
+            tmp_path / "out", algorithm=algorithm, nodes=4, slots=4, dataset=f"{tmp_path}/failing.py:broken"
+        )
     assert read_results(tmp_path / "out")["status"] == "failed"
 
 
@@ -238,7 +290,16 @@ def test_hosts_get_contiguous_stretches_of_peers():
 
 def test_every_strategy_of_flower_that_aggregates_arrays_is_offered():
     names = strategy_names()
-    assert {"fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "fedmedian", "fedtrimmedavg", "krum"} <= set(names)
+    assert {
+        "fedavg",
+        "fedprox",
+        "fedadam",
+        "fedyogi",
+        "fedadagrad",
+        "fedmedian",
+        "fedtrimmedavg",
+        "krum",
+    } <= set(names)
     assert "fedxgbbagging" not in names
     assert "strategy" not in names
     for name in names:

@@ -55,7 +55,9 @@ class Quadratics:
         self.built = {}
 
     def objectives(self, peers):
-        self.built = {p: Peer(p, self.faults.get("fail_at", {}).get(p), self.faults.get("hook")) for p in peers}
+        self.built = {
+            p: Peer(p, self.faults.get("fail_at", {}).get(p), self.faults.get("hook")) for p in peers
+        }
         return self.built
 
     def named_tail(self, theta):
@@ -68,7 +70,8 @@ class Quadratics:
 def plans(graph, hosts, addresses, folder, *, iterations=20, **settings):
     """Return one plan a host; ``hosts`` is a list of lists of peers."""
     config = RunConfig.from_mapping(
-        {"learning-rate": 0.1, "iterations": iterations, "peer-timeout": 20.0, "meet-timeout": 20.0} | settings
+        {"learning-rate": 0.1, "iterations": iterations, "peer-timeout": 20.0, "meet-timeout": 20.0}
+        | settings
     )
     return [
         Plan(

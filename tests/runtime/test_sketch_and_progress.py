@@ -69,5 +69,10 @@ def test_the_history_names_what_is_missing():
 
 def test_bytes_are_told_for_people():
     assert [human_bytes(b) for b in (0, 999, 1500, 2_500_000, 3e9, 4e15)] == [
-        "0 B", "999 B", "1.5 kB", "2.5 MB", "3.0 GB", "4000.0 TB",
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "2.5 MB",
+        "3.0 GB",
+        "4000.0 TB",
     ]

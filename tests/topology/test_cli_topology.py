@@ -9,10 +9,9 @@ import matplotlib.image
 import pytest
 from typer.testing import CliRunner, Result
 
+from p2pft_flower.cli.topology import app
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.draw import draw
-
-from p2pft_flower.cli.topology import app
 
 
 def run(*arguments: str) -> Result:

@@ -1,0 +1,69 @@
+"""What a host needs to know of a learning problem: gradients, scores, and names for the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+__all__ = ["Objective", "Problem", "Score"]
+
+Vector = npt.NDArray[Any]
+
+
+class Score(Protocol):
+    """What an evaluation returns."""
+
+    @property
+    def loss(self) -> float:
+        """Mean loss on the test split."""
+        ...
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all test images classified right, 0..1."""
+        ...
+
+    @property
+    def accuracy_unseen(self) -> float | None:
+        """The same on the classes the peer holds no image of; None where it holds all."""
+        ...
+
+
+class Objective(Protocol):
+    """One peer's loss: fresh mini-batch gradients, and scores."""
+
+    def gradient(self, theta: Vector) -> Vector:
+        """Return a gradient on the next mini-batch, (q,)."""
+        ...
+
+    def evaluate(self, theta: Vector) -> Score:
+        """Score ``theta``."""
+        ...
+
+
+class Problem(Protocol):
+    """What the peers learn; :class:`~p2pft_flower.learning.workload.Workload` is one."""
+
+    @property
+    def theta0(self) -> Vector:
+        """θ^0 (q,), the same on all peers."""
+        ...
+
+    @property
+    def model_digest(self) -> str:
+        """Digest of the frozen weights and θ^0; equal on all peers."""
+        ...
+
+    def objectives(self, peers: Sequence[int]) -> Mapping[int, Objective]:
+        """Build the objectives of ``peers``."""
+        ...
+
+    def named_tail(self, theta: Vector) -> Mapping[str, Any]:
+        """Return θ as named tensors."""
+        ...
+
+    def metadata(self) -> Mapping[str, str]:
+        """Return what is needed to load a tail again."""
+        ...

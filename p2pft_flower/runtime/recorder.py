@@ -1,0 +1,161 @@
+"""What a host keeps of its peers' lives: where their time goes, their scores, their logs and tails."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from p2pft_flower.runtime import sketch
+from p2pft_flower.runtime.journal import Journal
+from p2pft_flower.runtime.plan import Plan
+from p2pft_flower.runtime.problem import Objective, Problem, Score
+from p2pft_flower.transport import ObserverClient, PeerReport
+
+__all__ = ["Outcome", "Recorder"]
+
+Vector = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one peer ended; numbers only, the same size whatever q is.
+
+    Attributes
+    ----------
+    peer : int
+        The peer.
+    loss, accuracy, accuracy_unseen : float (or None)
+        Scores of its last θ on the test split.
+    bytes_sent : int
+        Payload bytes along its out-edges.
+    seconds : dict
+        ``gradient``, ``exchange``, ``evaluation``: where its time went.
+    iterations : int
+        Iterations done.
+    parameters : int
+        q.
+    sketch : str
+        Of its last θ (:mod:`p2pft_flower.runtime.sketch`).
+    """
+
+    peer: int
+    loss: float
+    accuracy: float
+    accuracy_unseen: float | None
+    bytes_sent: int
+    seconds: dict[str, float]
+    iterations: int
+    parameters: int
+    sketch: str
+
+
+class Recorder:
+    """Evaluates peers, writes their logs and tails, and tells the observer; nothing waits for the latter.
+
+    Parameters
+    ----------
+    plan : Plan
+        The host's part of the run.
+    problem : Problem
+        What is learned.
+    """
+
+    def __init__(self, plan: Plan, problem: Problem) -> None:
+        self._plan, self._problem = plan, problem
+        self._begin = time.monotonic()
+        self._journals = {p.peer: Journal(Path(plan.output_dir), p.peer) for p in plan.peers}
+        self._observer = ObserverClient(plan.observer) if plan.observer else None
+        self._seconds = {p.peer: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in plan.peers}
+        self._sketcher: sketch.Sketcher | None = None
+        self._scores: dict[int, Score] = {}
+
+    @contextlib.contextmanager
+    def timed(self, peer: int, part: str) -> Iterator[None]:
+        """Count the time of a ``with`` block as ``peer``'s ``part`` (gradient, exchange or evaluation)."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[peer][part] += time.perf_counter() - begin
+
+    def started(self) -> None:
+        """Note that all neighbours were met and training begins."""
+        for journal in self._journals.values():
+            journal.write(
+                "start",
+                run=self._plan.run,
+                parameters=self._problem.theta0.size,
+                config=self._plan.config,
+                prepared=time.monotonic() - self._begin,
+            )
+
+    def evaluate(self, peer: int, objective: Objective, theta: Vector, done: int, bytes_sent: int) -> None:
+        """Score ``theta`` after ``done`` iterations, write it down and report it."""
+        with self.timed(peer, "evaluation"):
+            score = self._scores[peer] = objective.evaluate(theta)
+        report = PeerReport(
+            run=self._plan.run,
+            peer=peer,
+            iteration=done,
+            loss=score.loss,
+            accuracy=score.accuracy,
+            accuracy_unseen=score.accuracy_unseen,
+            sketch=self._sketch(theta),
+            bytes_sent=bytes_sent,
+            seconds=time.monotonic() - self._begin,
+        )
+        self._journals[peer].write(
+            "evaluation",
+            iteration=done,
+            loss=score.loss,
+            accuracy=score.accuracy,
+            accuracy_unseen=score.accuracy_unseen,
+            sketch=sketch.encode(report.sketch),
+            bytes_sent=bytes_sent,
+            seconds=report.seconds,
+        )
+        if self._observer is not None:
+            self._observer.report(report)
+
+    def finish(self, peer: int, theta: Vector, bytes_sent: int, exchange_seconds: float) -> Outcome:
+        """Leave the peer's tail and the last line of its log; return how it ended."""
+        score = self._scores[peer]
+        self._seconds[peer]["exchange"] = exchange_seconds
+        outcome = Outcome(
+            peer=peer,
+            loss=score.loss,
+            accuracy=score.accuracy,
+            accuracy_unseen=score.accuracy_unseen,
+            bytes_sent=bytes_sent,
+            seconds=dict(self._seconds[peer]),
+            iterations=self._plan.iterations,
+            parameters=theta.size,
+            sketch=sketch.encode(self._sketch(theta)),
+        )
+        extra = {"run": self._plan.run, "peer": str(peer), "iterations": str(self._plan.iterations)}
+        self._journals[peer].save_tail(self._problem.named_tail(theta), {**self._problem.metadata(), **extra})
+        self._journals[peer].write("end", **{k: v for k, v in asdict(outcome).items() if k != "peer"})
+        return outcome
+
+    def failed(self, iteration: int, error: BaseException) -> None:
+        """Note in every peer's log why the host gave up."""
+        for journal in self._journals.values():
+            journal.write("failed", iteration=iteration, error=str(error), kind=type(error).__name__)
+
+    def close(self) -> None:
+        """Let reports that are under way leave, and close the logs."""
+        if self._observer is not None:
+            self._observer.close(timeout=1.0)
+        for journal in self._journals.values():
+            journal.close()
+
+    def _sketch(self, theta: Vector) -> Any:
+        if self._sketcher is None:
+            self._sketcher = sketch.Sketcher(theta.size)
+        return self._sketcher(theta)

@@ -1,0 +1,48 @@
+"""Commands run for real: processes of their own, and proof that none is left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import psutil
+
+MARK = "P2PFT_TEST_MARK"
+
+
+def environment(home: Path) -> dict[str, str]:
+    """Return an environment whose processes can be told by a mark, and whose state lies in ``home``."""
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "P2PFT_", "RAY_"))}
+    return keep | {
+        MARK: uuid.uuid4().hex,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "P2PFT_HOME": str(home / "p2pft"),
+        "FLWR_HOME": str(home / "flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "COLUMNS": "160",
+    }
+
+
+def marked(env: dict[str, str]) -> list[psutil.Process]:
+    """Return the living processes that were started, however indirectly, with ``env``."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == env[MARK]:
+                found.append(process)
+    return found
+
+
+def p2pft(
+    env: dict[str, str], *words: str, cwd: Path, timeout: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """Run ``p2pft`` with ``words``."""
+    command = [str(Path(sys.executable).parent / "p2pft"), *words]
+    return subprocess.run(
+        command, env=env, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
+    )

@@ -1,0 +1,171 @@
+"""The commands that need no run: settings, evaluate, demo."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from p2pft_flower.cli import app
+from p2pft_flower.cli.demo import regression_problem
+from p2pft_flower.cli.settings import complete_settings, parse_settings
+from p2pft_flower.errors import ConfigError
+from tests.flower.engine import run_app
+
+
+def invoke(*words):
+    return CliRunner().invoke(app, list(words), env={"COLUMNS": "160"})
+
+
+def test_values_need_no_quotes_and_get_the_type_of_their_key(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = parse_settings(
+        [
+            "algorithm=dgd",
+            "epochs=3",
+            "learning-rate=1",
+            "topology=mine.yaml",
+            "partition=classes:0-1,2-3",
+            "data-dir=d",
+        ]
+    )
+    assert values == {
+        "algorithm": "dgd",
+        "epochs": 3,
+        "learning-rate": 1.0,
+        "topology": str(tmp_path / "mine.yaml"),
+        "partition": "classes:0-1,2-3",
+        "data-dir": str(tmp_path / "d"),
+    }
+    assert isinstance(values["learning-rate"], float)
+    assert parse_settings(["topology=ring:8"]) == {"topology": "ring:8"}
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("epochs", "'epochs' is not of the form key=value"),
+        ("epoch=3", "unknown run-config key 'epoch'; did you mean 'epochs'"),
+        ("epochs=many", "epochs = 'many': must be a whole number"),
+        ("momentum=x", "momentum = 'x': must be a number"),
+    ],
+)
+def test_a_wrong_word_is_refused_by_name(word, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_settings([word])
+
+
+def test_tab_completion_offers_keys_and_algorithms():
+    assert "learning-rate=" in complete_settings("lea")
+    assert "algorithm=fedavg" in complete_settings("algorithm=fed")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "algorithm=fedxyz"], "algorithm = 'fedxyz' is unknown; choose one of p2pft"),
+        (["run", "topology=nowhere"], "there is no graph 'nowhere'"),
+        (["run", "algorithm=gt-dgd", "topology=lopsided-4"], "not doubly stochastic"),
+        (["run", "batch-size=0"], "batch-size = 0: must be a whole number >= 1"),
+        (["compare", "p2pft,p2pft"], "give different methods"),
+        (["compare", "p2pft,nothing"], "algorithm = 'nothing' is unknown"),
+        (["evaluate", "/nowhere"], "no peer-<i>.safetensors there"),
+        (["demo", "regression", "--topology", "nowhere"], "there is no graph 'nowhere'"),
+    ],
+    ids=str,
+)
+def test_wrong_words_exit_2_with_one_line_and_start_nothing(words, message):
+    result = invoke(*words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_every_command_teaches_itself():
+    for words in (
+        [],
+        ["run"],
+        ["compare"],
+        ["evaluate"],
+        ["topology", "show"],
+        ["topology", "list"],
+        ["demo", "regression"],
+    ):
+        result = invoke(*words, "--help")
+        assert result.exit_code == 0
+        assert "Usage" in result.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run_app(folder, iterations=12)
+    return folder
+
+
+def test_tails_load_back_and_score_what_the_run_said(finished):
+    result = invoke("evaluate", str(finished), "--json")
+    assert result.exit_code == 0, result.stderr
+    scores = json.loads(result.stdout)
+    said = json.loads((finished / "results.json").read_text())["peers"]
+    assert [s["accuracy"] for s in scores] == [p["accuracy"] for p in said]
+    assert [s["loss"] for s in scores] == pytest.approx([p["loss"] for p in said], abs=1e-6)
+    table = invoke("evaluate", str(finished / "peers" / "peer-2.safetensors"))
+    assert f"{said[2]['accuracy']:.4f}" in table.stdout
+
+
+def _altered(finished, folder, change):
+    from safetensors import safe_open
+
+    source = finished / "peers" / "peer-0.safetensors"
+    with safe_open(source, framework="pt") as opened:
+        metadata = dict(opened.metadata())
+    tensors = load_file(source)
+    change(tensors, metadata)
+    save_file(tensors, folder / "peer-0.safetensors", metadata=metadata)
+    return str(folder / "peer-0.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, m: t.pop("head.bias"), "tensor 'head.bias' is missing from"),
+        (lambda t, m: t.update({"head.bias": t["head.bias"][:5].clone()}), "has shape (5,), not (10,)"),
+        (lambda t, m: m.update(schema="other/9"), "schema 'other/9'"),
+        (lambda t, m: m.update({"model-digest": "0" * 64}), "the frozen part differs"),
+    ],
+    ids=["missing", "shape", "schema", "digest"],
+)
+def test_a_tail_that_does_not_fit_is_refused_by_name(change, message, finished, tmp_path):
+    result = invoke("evaluate", _altered(finished, tmp_path, change))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "peer-0.safetensors" in result.stderr
+
+
+def test_a_file_that_is_no_tail_is_refused(tmp_path):
+    (tmp_path / "peer-0.safetensors").write_bytes(b"not a tail")
+    result = invoke("evaluate", str(tmp_path))
+    assert result.exit_code == 2
+    assert "not a readable safetensors file" in result.stderr
+
+
+def test_the_regression_demo_shows_the_papers_figure_2(tmp_path):
+    result = invoke("demo", "regression", "--png", str(tmp_path / "figure.png"))
+    assert result.exit_code == 0
+    rows = {
+        line.split("│")[1].strip(): line.split("│")[-2].strip()
+        for line in result.stdout.splitlines()
+        if "│" in line
+    }
+    assert float(rows["p2pft"]) < 1e-9
+    assert float(rows["dgd"]) > 0.1
+    assert float(rows["local"]) > 0.5
+    assert (tmp_path / "figure.png").stat().st_size > 20_000
+    features, targets = regression_problem(4, 0)
+    own = [np.linalg.lstsq(X, y)[0][0] for X, y in zip(features, targets, strict=True)]
+    assert max(own) - min(own) > 1.0  # the local slopes really differ

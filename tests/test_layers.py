@@ -1,0 +1,224 @@
+"""Layers point one way, libraries stay in theirs, nothing pickles: read from the source with ``ast``."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import p2pft_flower
+
+ROOT = Path(p2pft_flower.__file__).resolve().parent
+PACKAGE = "p2pft_flower"
+
+# topology, algorithms ← learning, transport ← runtime ← report ← flower ← cli.
+# What a layer may import of the others; "" stands for the modules beside the layers (errors, config, …).
+MAY_IMPORT = {
+    "": {"topology", "algorithms"},
+    "topology": set(),
+    "algorithms": {"topology"},
+    "learning": {"topology", "algorithms"},
+    "transport": {"topology", "algorithms"},
+    "runtime": {"topology", "algorithms", "transport"},
+    "report": {"topology", "algorithms", "transport", "runtime"},
+    "flower": {"topology", "algorithms", "learning", "transport", "runtime", "report"},
+    "cli": {"topology", "algorithms", "learning", "transport", "runtime", "report", "flower"},
+}
+# A library that only some layers may import.
+HOME = {
+    "grpc": {"transport"},
+    "google.protobuf": {"transport"},
+    "flwr": {"flower"},
+    "timm": {"learning"},
+    "torch": {"learning", "flower", "cli"},
+    "torchvision": {"learning"},
+    "safetensors": {"learning", "cli"},
+}
+# … and what may be imported inside a function only, so that loading the layer stays light.
+LAZY = {("runtime", "safetensors"), ("cli", "safetensors"), ("cli", "torch")}
+FLOWER_PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
+PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+
+
+class Import(NamedTuple):
+    name: str  # absolute, dotted
+    line: int
+    lazy: bool
+
+
+def imports(tree: ast.AST, module: str, *, is_package: bool = False) -> Iterator[Import]:
+    """Yield every import of ``tree``; a name imported from a module counts as a module of its own."""
+    lazy_nodes = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, node.lineno, node in lazy_nodes) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = module.split(".")
+                above = parts[: len(parts) - node.level + is_package]
+                base = ".".join([*above, *([base] if base else [])])
+            yield from (
+                Import(f"{base}.{alias.name}", node.lineno, node in lazy_nodes) for alias in node.names
+            )
+
+
+def layer_of(module: str) -> str | None:
+    """Return a module's layer, "" for modules beside the layers, None for other packages."""
+    top, _, rest = module.partition(".")
+    if top != PACKAGE:
+        return None
+    name = rest.partition(".")[0]
+    return name if name in MAY_IMPORT else ""
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def violations(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """Return what ``source``, as ``module`` of this package, imports against the rules."""
+    found, here = [], layer_of(module)
+    assert here is not None
+    for name, line, lazy in imports(ast.parse(source), module, is_package=is_package):
+        there = layer_of(name)
+        if there and there != here and there not in MAY_IMPORT[here]:
+            found.append(f"{module}:{line}: {here or 'a module beside the layers'} imports {name}")
+        for library, homes in HOME.items():
+            allowed = here in homes or (lazy and (here, library) in LAZY)
+            if within(name, library) and (not allowed or ((here, library) in LAZY and not lazy)):
+                found.append(f"{module}:{line}: {name} is imported outside {', '.join(sorted(homes))}")
+        if within(name, "flwr") and not any(within(name, public) for public in FLOWER_PUBLIC):
+            found.append(f"{module}:{line}: {name} is none of Flower's public modules")
+    return found
+
+
+def pickles(source: str) -> list[str]:
+    """Return where ``source`` could pickle or unpickle."""
+    tree = ast.parse(source)
+    found = [
+        f"line {i.line}: {i.name}"
+        for i in imports(tree, PACKAGE)
+        if i.name.partition(".")[0] in PICKLES or i.name in ("torch.load", "torch.save")
+    ]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            called = ast.unparse(node)
+            if called in ("torch.load", "torch.save") or node.attr in ("read_pickle", "to_pickle"):
+                found.append(f"line {node.lineno}: {called}")
+        if (
+            isinstance(node, ast.keyword)
+            and node.arg == "allow_pickle"
+            and ast.unparse(node.value) != "False"
+        ):
+            found.append(f"line {node.value.lineno}: allow_pickle")
+    return found
+
+
+def modules() -> list[tuple[str, str, bool]]:
+    """Return name, source and whether it is a package, of every module."""
+    found = []
+    for file in sorted(ROOT.rglob("*.py")):
+        parts = (PACKAGE, *file.relative_to(ROOT).with_suffix("").parts)
+        is_package = parts[-1] == "__init__"
+        name = ".".join(parts[:-1] if is_package else parts)
+        found.append((name, file.read_text(encoding="utf-8"), is_package))
+    return found
+
+
+def test_every_folder_of_the_package_is_a_layer_with_rules() -> None:
+    folders = {file.relative_to(ROOT).parts[0] for file in ROOT.rglob("*.py") if file.parent != ROOT}
+    assert folders == MAY_IMPORT.keys() - {""}
+
+
+def test_imports_point_one_way_and_libraries_stay_in_their_layers() -> None:
+    found = [line for name, source, pack in modules() for line in violations(source, name, is_package=pack)]
+    assert not found, "\n".join(found)
+
+
+def test_nothing_in_the_package_pickles() -> None:
+    found = [f"{name}: {what}" for name, source, _ in modules() for what in pickles(source)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("topology.fake", "import torch"),
+        ("topology.fake", "from p2pft_flower.algorithms import simulate"),
+        ("topology.fake", "from .. import learning"),
+        ("algorithms.fake", "def f():\n    from torch.nn import Linear"),
+        ("algorithms.fake", "import grpc"),
+        ("algorithms.fake", "from flwr.app import Message"),
+        ("algorithms.fake", "from p2pft_flower import runtime"),
+        ("algorithms.fake", "from ..cli import app"),
+        ("learning.fake", "import p2pft_flower.transport.links"),
+        ("learning.fake", "import grpc"),
+        ("transport.fake", "import torch"),
+        ("transport.fake", "from p2pft_flower.runtime.plan import Plan"),
+        ("runtime.fake", "import torch"),
+        ("runtime.fake", "def f():\n    import torch"),
+        ("runtime.fake", "from safetensors.torch import save_file"),
+        ("runtime.fake", "from p2pft_flower.learning.workload import Workload"),
+        ("runtime.fake", "import grpc"),
+        ("runtime.fake", "import flwr"),
+        ("report.fake", "from p2pft_flower.flower import server"),
+        ("flower.fake", "import flwr"),
+        ("flower.fake", "from flwr.server import ServerApp"),
+        ("flower.fake", "from flwr.common.typing import NDArrays"),
+        ("flower.fake", "import grpc.aio"),
+        ("flower.fake", "from p2pft_flower.cli import main"),
+        ("cli.fake", "from flwr.app import Message"),
+        ("cli.fake", "import torch"),
+        ("config", "from p2pft_flower.flower.server import make_server_app"),
+    ],
+)
+def test_a_violation_is_found(module: str, source: str) -> None:
+    assert len(violations(source, f"{PACKAGE}.{module}")) >= 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        (
+            "algorithms.fake",
+            "from p2pft_flower.topology import Graph\nfrom ..errors import ConfigError\nimport numpy",
+        ),
+        ("runtime.fake", "def f():\n    from safetensors.torch import save_file"),
+        ("transport.fake", "import grpc\nfrom google.protobuf.message import Message"),
+        ("flower.fake", "import flwr.serverapp.strategy\nfrom flwr.app import Message\nimport torch"),
+        ("learning.fake", "import flwr_datasets, torch.nn, timm"),
+        ("cli.fake", "def f():\n    from p2pft_flower.learning.workload import Workload"),
+    ],
+)
+def test_what_is_allowed_is_not_reported(module: str, source: str) -> None:
+    assert violations(source, f"{PACKAGE}.{module}") == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from cloudpickle import dumps",
+        "def f():\n    import dill as d",
+        "import torch\ntorch.load('x')",
+        "from torch import load",
+        "import numpy as np\nnp.load('x', allow_pickle=True)",
+        "import numpy as np\nnp.load('x', allow_pickle=flag)",
+        "import pandas as pd\npd.read_pickle('x')",
+    ],
+)
+def test_a_pickle_is_found(source: str) -> None:
+    assert pickles(source)
+
+
+def test_loading_arrays_without_pickle_is_fine() -> None:
+    assert not pickles("import numpy as np\nnp.load('x')\nnp.load('x', allow_pickle=False)")
