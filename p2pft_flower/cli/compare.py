@@ -16,6 +16,7 @@ from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE, execute
 from p2pft_flower.cli.settings import check, complete_settings, parse_settings
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower.strategies import strategy_names
+from p2pft_flower.report.figures import draw_comparison
 from p2pft_flower.report.results import FILE, read_results, write_results
 from p2pft_flower.report.results import SCHEMA as RESULTS_SCHEMA
 from p2pft_flower.report.tables import comparison_markdown, comparison_table
@@ -53,9 +54,9 @@ def compare(
             autocompletion=complete_settings,
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder: one of its own for each method, and the table.")] = Path(
-        "comparison"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder: one of its own for each method, the table and a picture.")
+    ] = Path("comparison"),
     connection: Annotated[str | None, typer.Option(help="A connection of Flower's config.toml.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the comparison as JSON instead of the table.")
@@ -96,9 +97,12 @@ def compare(
     body = {"schema": SCHEMA, "title": title, "settings": common, "runs": runs}
     path = folder / "comparison.json"
     path.write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+    completed = [r for r in runs if r["status"] == "completed"]
+    if completed:
+        draw_comparison(completed, title, folder / "comparison.png")
     typer.echo(json.dumps(body, indent=2) if as_json else comparison_table(runs, title))
     typer.echo(f"table: {folder / 'comparison.md'}", err=as_json)
-    if any(r["status"] != "completed" for r in runs):
+    if len(completed) < len(runs):
         raise typer.Exit(EXIT_FAILED)
 
 

@@ -37,6 +37,9 @@ STOP_TIMEOUT = 20.0
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Successfully started run (\d+)")
 
+SHORT = 24
+"""Longest system folder for temporary files, in characters, below which Ray's sockets still have room."""
+
 MARK = "P2PFT_SUPERLINK"
 """Environment variable by which the processes of a SuperLink of ours are known."""
 
@@ -111,7 +114,9 @@ def local_superlink() -> Iterator[dict[str, str]]:
     FlowerError
         When it does not answer in time.
     """
-    with tempfile.TemporaryDirectory(prefix="p2pft-", ignore_cleanup_errors=True) as scratch:
+    # The paths of Ray's sockets have room for a short folder only.
+    base = tempfile.gettempdir() if len(tempfile.gettempdir()) <= SHORT else "/tmp"  # noqa: S108 - 0700 inside
+    with tempfile.TemporaryDirectory(prefix="p2pft-", dir=base, ignore_cleanup_errors=True) as scratch:
         yield from _superlink(Path(scratch))
 
 

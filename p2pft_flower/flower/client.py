@@ -11,20 +11,22 @@ import time
 import traceback
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import P2PFTError
-from p2pft_flower.flower import clients, messages
+from p2pft_flower.flower import messages
 from p2pft_flower.flower.logs import log_to_stream
-from p2pft_flower.learning.workload import Workload
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.recorder import Outcome
+
+if TYPE_CHECKING:
+    # torch and timm take seconds to import: Flower loads the app in processes that never train.
+    from p2pft_flower.learning.workload import Workload
 
 __all__ = ["make_client_app", "versions"]
 
@@ -40,6 +42,8 @@ def versions() -> dict[str, str]:
 @lru_cache(maxsize=2)
 def workload(config: LearningConfig, n: int, pooled: bool) -> Workload:
     """Build a workload once a process: Flower sends many messages to the same one."""
+    from p2pft_flower.learning.workload import Workload
+
     return Workload(config, n, pooled=pooled)
 
 
@@ -58,10 +62,14 @@ def make_client_app() -> ClientApp:
 
     @app.train("clients")
     def train_clients(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
+        from p2pft_flower.flower import clients
+
         return clients.answer(message, clients.train, workload)
 
     @app.evaluate("clients")
     def evaluate_clients(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
+        from p2pft_flower.flower import clients
+
         return clients.answer(message, clients.evaluate, workload)
 
     return app
@@ -109,6 +117,8 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
 
 def _train_peers(message: Message) -> dict[str, Any]:
     """Run this host's peers for the whole run."""
+    import torch
+
     plan = Plan.from_json(messages.unpack(message)["plan"])
     config = RunConfig.from_mapping(plan.config)
     # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the

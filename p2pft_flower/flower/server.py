@@ -20,11 +20,10 @@ from p2pft_flower.algorithms.objective import peer_weights
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, P2PFTError
-from p2pft_flower.flower import clients, messages, nodes
+from p2pft_flower.flower import messages, nodes
 from p2pft_flower.flower.logs import log_to_stream
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.strategies import PeersGrid, make_strategy, strategy_names
-from p2pft_flower.learning.workload import Workload
 from p2pft_flower.plugins import is_reference
 from p2pft_flower.report.results import FILE, SCHEMA, default_output_dir, summary, write_results
 from p2pft_flower.report.tables import run_table
@@ -308,6 +307,9 @@ def _host_plan(run: Run, host: HostAssignment, observer: str) -> Plan:
 
 def _run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
     """Run one of Flower's strategies, unmodified, on the same peers, batches, model and metrics."""
+    from p2pft_flower.flower import clients  # torch and timm, which other methods' coordinators never need
+    from p2pft_flower.learning.workload import Workload
+
     method, n = run.config.method, run.graph.n
     strategy = make_strategy(method, n)
     workload = Workload(run.config.learning, n)

@@ -132,5 +132,6 @@ def test_compare_writes_one_table(env, tmp_path):
     table = (tmp_path / "cmp" / "comparison.md").read_text()
     assert [row.split("|")[1].strip() for row in table.splitlines()[4:]] == ["gt-dgd", "fedavg"]
     assert "not doubly stochastic" in table
+    assert (tmp_path / "cmp" / "comparison.png").stat().st_size > 10_000
     runs = json.loads((tmp_path / "cmp" / "comparison.json").read_text())["runs"]
     assert [r["status"] for r in runs] == ["failed", "completed"]
