@@ -66,7 +66,10 @@ class MethodConfig:
         make_schedule(self.schedule, self.learning_rate, 1)
         _require(0.0 <= self.momentum < 1.0, "momentum", self.momentum, "in [0, 1)")
         _require(
-            math.isfinite(self.weight_decay) and self.weight_decay >= 0, "weight-decay", self.weight_decay, ">= 0"
+            math.isfinite(self.weight_decay) and self.weight_decay >= 0,
+            "weight-decay",
+            self.weight_decay,
+            ">= 0",
         )
         _require(self.objective in OBJECTIVES, "objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
         _require(self.local_epochs >= 1, "local-epochs", self.local_epochs, "a whole number >= 1")
@@ -155,7 +158,9 @@ class RuntimeConfig:
         _require(self.threads >= 1, "threads", self.threads, "a whole number >= 1")
         for key in ("meet_timeout", "peer_timeout"):
             value = getattr(self, key)
-            _require(math.isfinite(value) and value > 0, key.replace("_", "-"), value, "a number of seconds > 0")
+            _require(
+                math.isfinite(value) and value > 0, key.replace("_", "-"), value, "a number of seconds > 0"
+            )
         _require(
             not self.output_dir or Path(self.output_dir).expanduser().is_absolute(),
             "output-dir",
@@ -185,8 +190,8 @@ class RunConfig:
         for key in values:
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                raise ConfigError(f"unknown run-config key {key!r}{hint} The keys are: {', '.join(known)}")
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise ConfigError(f"unknown run-config key {key!r}: {hint}The keys are {', '.join(known)}")
         return cls(
             method=_build(MethodConfig, values),
             learning=_build(LearningConfig, values),

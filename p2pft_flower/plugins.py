@@ -19,8 +19,10 @@ __all__ = ["is_reference", "load_reference"]
 def is_reference(value: str) -> bool:
     """Tell whether ``value`` has the form ``module:name`` or ``/path/file.py:name`` of a plug-in."""
     module, _, name = value.rpartition(":")
-    return bool(module) and name.isidentifier() and (
-        module.endswith(".py") or all(part.isidentifier() for part in module.split("."))
+    return (
+        bool(module)
+        and name.isidentifier()
+        and (module.endswith(".py") or all(part.isidentifier() for part in module.split(".")))
     )
 
 
@@ -42,11 +44,15 @@ def load_reference(value: str, *, key: str) -> Callable[..., Any]:
     """
     location, _, name = value.rpartition(":")
     try:
-        module = _load_file(Path(location)) if location.endswith(".py") else importlib.import_module(location)
+        module = (
+            _load_file(Path(location).expanduser())
+            if location.endswith(".py")
+            else importlib.import_module(location)
+        )
     except (ImportError, OSError) as error:
         raise ConfigError(
-            f"{key} = {value!r}: cannot import {location!r} ({error}); install the module where the peers run, put "
-            "it into the app's folder, or give the file's absolute path as /path/my_file.py:my_name"
+            f"{key} = {value!r}: cannot import {location!r} ({error}); install the module where the peers "
+            "run, put it into the app's folder, or give the file's absolute path as /path/my_file.py:my_name"
         ) from error
     target = getattr(module, name, None)
     if target is None:

@@ -35,4 +35,6 @@ def resource_dir(name: str) -> Path:
         if candidate.is_dir():
             return candidate
     places = " nor in ".join(str(c) for c in candidates)
-    raise FileNotFoundError(f"no folder {name!r} in {places}: the installation is incomplete, install it again")
+    raise FileNotFoundError(
+        f"no folder {name!r} in {places}: the installation is incomplete, install it again"
+    )

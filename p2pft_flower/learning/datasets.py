@@ -49,7 +49,7 @@ class Dataset:
 
 
 def digits(data_dir: str) -> Dataset:  # noqa: ARG001 - a dataset's signature
-    """Return scikit-learn's 8 × 8 digits (1,797 images that come with the library): 1,437 to train, 360 to test."""
+    """Return scikit-learn's 1,797 digits of 8 × 8 (they come with it): 1,437 to train, 360 to test."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -75,26 +75,36 @@ def folder(path: str) -> Dataset:
     Raises
     ------
     DataError
-        When a folder is missing, has no images, or test/ has a class that train/ has not.
+        When a folder is missing, a class has no training image, test/ has none at all, or has a class that
+        train/ has not.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise DataError(f"dataset folder {path!r} does not exist; give an absolute path that the peers' machine has")
+        raise DataError(
+            f"dataset folder {path!r} does not exist; give an absolute path that the peers' machine has"
+        )
     for part in ("train", "test"):
         if not (root / part).is_dir():
-            raise DataError(f"dataset folder {path!r} has no {part}/; it needs train/ and test/ with a folder a class")
+            raise DataError(
+                f"dataset folder {path!r} has no {part}/; it needs train/ and test/ with a folder a class"
+            )
     classes = sorted(p.name for p in (root / "train").iterdir() if p.is_dir())
     strange = sorted({p.name for p in (root / "test").iterdir() if p.is_dir()} - set(classes))
     if strange:
-        raise DataError(f"{root / 'test'}: class {strange[0]!r} has no folder in train/; the classes there: {classes}")
+        raise DataError(
+            f"{root / 'test'}: class {strange[0]!r} has no folder in train/; the classes there: {classes}"
+        )
+
+    known = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
     def split(part: str) -> Split:
-        known = Image.registered_extensions()
         files: list[Path] = []
         labels: list[int] = []
         for label, name in enumerate(classes):
             here = root / part / name
             found = sorted(p for p in here.rglob("*") if p.suffix.lower() in known) if here.is_dir() else []
+            if part == "train" and not found:
+                raise DataError(f"{here}: no image of class {name!r}; add some or remove the folder")
             files += found
             labels += [label] * len(found)
         if not files:
@@ -104,13 +114,22 @@ def folder(path: str) -> Dataset:
             try:
                 with Image.open(files[index]) as image:
                     image.load()
-                    return image
-            except (OSError, SyntaxError) as error:
-                raise DataError(f"{files[index]}: not a readable image ({error}); repair or remove it") from error
+                    return _eight_bits(image)
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                raise DataError(
+                    f"{files[index]}: not a readable image ({error}); repair or remove it"
+                ) from error
 
         return Split(np.array(labels, dtype=np.int64), read)
 
     return Dataset(f"folder:{path}", tuple(classes), split("train"), split("test"))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion of 16-bit greys clips at 255: nearly all would be white.
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image
 
 
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": digits}
@@ -141,17 +160,27 @@ def load_dataset(name: str, data_dir: str = "") -> Dataset:
     if is_reference(name):
         return _checked(name, load_reference(name, key="dataset")(data_dir))
     raise ConfigError(
-        f"dataset = {name!r} is unknown; choose one of {', '.join(DATASETS)}, folder:/path, my_module:my_dataset"
+        f"dataset = {name!r} is unknown; choose one of {', '.join(DATASETS)}, folder:/path, "
+        "my_module:my_dataset"
     )
 
 
 def _checked(name: str, dataset: object) -> Dataset:
     if not isinstance(dataset, Dataset):
-        raise ConfigError(f"dataset = {name!r} returned a {type(dataset).__name__}, not a p2pft_flower Dataset")
+        raise ConfigError(
+            f"dataset = {name!r} returned a {type(dataset).__name__}, not a p2pft_flower Dataset"
+        )
     splits: Sequence[tuple[str, Split]] = (("train", dataset.train), ("test", dataset.test))
     for part, split in splits:
-        outside = set(np.unique(split.labels).tolist()) - set(range(len(dataset.classes)))
+        labels = split.labels
+        if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.ndim != 1:
+            raise DataError(f"dataset = {name!r}: the labels of its {part} split are not an (N,) int64 array")
+        outside = set(np.unique(labels).tolist()) - set(range(len(dataset.classes)))
         if outside or len(split) == 0:
-            what = f"labels {sorted(outside)} beyond its {len(dataset.classes)} classes" if outside else "no images"
+            what = (
+                f"labels {sorted(outside)} beyond its {len(dataset.classes)} classes"
+                if outside
+                else "no images"
+            )
             raise DataError(f"dataset = {name!r}: its {part} split has {what}")
     return dataset

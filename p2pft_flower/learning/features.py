@@ -77,7 +77,14 @@ def compute_features(
             if now - told > 3 and done < len(positions):
                 rate = done / (now - begin)
                 left = (len(positions) - done) / rate
-                log.info("trunk: %d of %d %s images, %.0f images/s, %.0f s left", done, len(positions), what, rate, left)
+                log.info(
+                    "trunk: %d of %d %s images, %.0f images/s, %.0f s left",
+                    done,
+                    len(positions),
+                    what,
+                    rate,
+                    left,
+                )
                 told = now
     labels = torch.from_numpy(split.labels[np.asarray(positions)])
     return Features(torch.cat(outputs), labels)

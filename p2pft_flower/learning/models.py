@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from timm.data import create_transform, resolve_data_config
+from timm.models import load_checkpoint
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from p2pft_flower.errors import ConfigError, DataError
@@ -29,7 +34,8 @@ def create_model(name: str, weights: str, num_classes: int, seed: int) -> nn.Mod
     name : str
         A key of :data:`MODELS`, a timm ViT such as ``vit_tiny_patch16_224``, or ``"my_module:my_model"``:
         a callable ``(num_classes, pretrained) -> nn.Module`` that is built like timm's ViTs (``blocks``,
-        ``norm``, ``forward_features``, ``forward_head``, ``reset_classifier``).
+        ``norm``, ``forward_features``, ``forward_head``, ``reset_classifier``; each block takes the tokens
+        of the one before and nothing else).
     weights : str
         ``"pretrained"``, ``"none"``, or the absolute path of a checkpoint that timm can read.
     num_classes : int
@@ -52,12 +58,20 @@ def create_model(name: str, weights: str, num_classes: int, seed: int) -> nn.Mod
         missing = [part for part in parts if not hasattr(model, part)]
         if missing:
             raise ConfigError(
-                f"model = {name!r} has no {', '.join(missing)}: models built like timm's VisionTransformer are supported"
+                f"model = {name!r} has no {', '.join(missing)}: "
+                "models built like timm's VisionTransformer are supported"
+            )
+        if _feeds_blocks_otherwise(model):
+            raise ConfigError(
+                f"model = {name!r}: timm's {type(model).__name__} does more than pass tokens from block to "
+                "block, so it cannot be cut into trunk and tail; choose a VisionTransformer of timm"
             )
         torch.manual_seed(seed)  # the head must not depend on how many numbers the rest of the model drew
         model.reset_classifier(num_classes)  # type: ignore[operator]  # timm's method, looked for above
     if not pretrained:
-        log.warning("weights = none: %s starts from RANDOM weights; its figures say nothing about transfer", name)
+        log.warning(
+            "weights = none: %s starts from RANDOM weights; its figures say nothing about transfer", name
+        )
     return model.eval().requires_grad_(False)
 
 
@@ -76,31 +90,61 @@ def _build(name: str, pretrained: bool, file: Path | None, num_classes: int) -> 
     options: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
     if is_reference(name) or name in MODELS:
         if file is not None:
-            raise ConfigError(f"weights = {str(file)!r}: model {name!r} brings its own; choose pretrained or none")
+            raise ConfigError(
+                f"weights = {str(file)!r}: model {name!r} brings its own; choose pretrained or none"
+            )
         factory = MODELS[name] if name in MODELS else load_reference(name, key="model")
         return factory(**options)
-    import timm
-
     if not timm.is_model(name):
         raise ConfigError(
-            f"model = {name!r} is unknown; choose one of {', '.join(MODELS)}, a ViT of timm by name, my_module:my_model"
+            f"model = {name!r} is unknown; choose one of {', '.join(MODELS)}, a ViT of timm by name, "
+            "my_module:my_model"
         )
-    if file is not None:
-        options["pretrained_cfg_overlay"] = {"file": str(file)}
     try:
-        return timm.create_model(name, **options)  # type: ignore[no-any-return]  # untyped library
-    except (RuntimeError, OSError, KeyError) as error:
+        if file is None:
+            return timm.create_model(name, **options)  # type: ignore[no-any-return]  # untyped library
+        model: nn.Module = timm.create_model(name, num_classes=0)  # the file's head is left out
+        odd = _load(model, file)
+    except Exception as error:  # the readers of timm, torch and safetensors raise what they like
         source = file or "timm's hub (offline? give weights = /path/file.safetensors)"
-        raise DataError(f"model = {name!r}: its weights could not be loaded from {source}: {error}") from error
+        raise DataError(
+            f"model = {name!r}: its weights could not be loaded from {source}: {error}"
+        ) from error
+    if odd:
+        raise DataError(
+            f"weights = {str(file)!r} do not fit model {name!r}: {len(odd)} tensors, as {odd[0]!r}"
+        )
+    return model
+
+
+def _load(model: nn.Module, file: Path) -> list[str]:
+    """Load a checkpoint; return the names of what it lacks, or has in blocks that the model has not.
+
+    timm's own ``pretrained`` fills in what it finds and leaves the rest random without a word.
+    """
+    other_names = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    keys = load_checkpoint(model, str(file), strict=False, filter_fn=other_names, weights_only=True)
+    if keys is None:  # .npz: timm's reader looks every tensor up by name
+        return []
+    return [*keys.missing_keys, *(key for key in keys.unexpected_keys if key.startswith("blocks."))]
+
+
+def _feeds_blocks_otherwise(model: nn.Module) -> bool:
+    # Rotary embeddings, shared position biases and the like: the tail would answer, and wrongly.
+    return (
+        type(model).__module__.startswith("timm.")
+        and type(model).forward_features is not VisionTransformer.forward_features  # type: ignore[attr-defined]
+    )
 
 
 def preprocessing(model: nn.Module) -> Callable[[Any], torch.Tensor]:
     """Return PIL image ↦ (C, H, W) float32, as the model's own data config says (size, crop, mean, std)."""
-    from timm.data import create_transform, resolve_data_config
-
     config = resolve_data_config({}, model=model)
     transform = create_transform(
-        **{key: config[key] for key in ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")},
+        **{
+            key: config[key]
+            for key in ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+        },
         is_training=False,
     )
     mode = "L" if config["input_size"][0] == 1 else "RGB"

@@ -133,4 +133,6 @@ def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tenso
 
 def _set(tail: nn.Module, theta: Vector) -> None:
     # Views on theta, no copy: neither forward nor backward writes to parameters.
-    vector_to_parameters(torch.from_numpy(theta), trained_parameters(tail))
+    # torch warns of read-only arrays, as θ^0 is: those are copied.
+    vector = torch.from_numpy(theta if theta.flags.writeable else theta.copy())
+    vector_to_parameters(vector, trained_parameters(tail))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 def resolve_partition(spec: str, dataset: str, n: int, num_classes: int) -> str:
-    """Say what ``auto`` means: Table 1's ranges, else disjoint classes while there are enough, else Dirichlet."""
+    """Say what ``auto`` means: Table 1's ranges, disjoint classes if there are enough, else Dirichlet."""
     if spec != "auto":
         return spec
     if (dataset, n) in TABLE_1:
@@ -90,18 +91,25 @@ def partition_images(spec: str, labels: Labels, n: int, num_classes: int, seed: 
 def _by_class(spec: str, argument: str, labels: Labels, n: int, num_classes: int) -> Partition:
     groups = argument.split(",")
     if len(groups) != n:
-        raise ConfigError(f"partition = {spec!r} names {len(groups)} groups of classes for {n} peers: give one a peer")
+        raise ConfigError(
+            f"partition = {spec!r} names {len(groups)} groups of classes for {n} peers: give one a peer"
+        )
     owner: dict[int, int] = {}
     for peer, group in enumerate(groups):
         for span in group.split("+"):
-            first, _, last = span.partition("-")
-            if not (first.isdecimal() and (last or first).isdecimal()):
+            first, dash, last = span.partition("-")
+            last = last if dash else first
+            if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
                 raise ConfigError(f"partition = {spec!r}: {span!r} is neither a class (7) nor a range (7-9)")
-            for c in range(int(first), int(last or first) + 1):
+            for c in range(int(first), int(last) + 1):
                 if c >= num_classes:
-                    raise ConfigError(f"partition = {spec!r}: class {c} does not exist; classes are 0-{num_classes - 1}")
+                    raise ConfigError(
+                        f"partition = {spec!r}: class {c} does not exist; classes are 0-{num_classes - 1}"
+                    )
                 if c in owner:
-                    raise ConfigError(f"partition = {spec!r}: class {c} is given to peers {owner[c]} and {peer}")
+                    raise ConfigError(
+                        f"partition = {spec!r}: class {c} is given to peers {owner[c]} and {peer}"
+                    )
                 owner[c] = peer
     owners = np.array([owner.get(c, -1) for c in range(num_classes)])
     return [np.flatnonzero(owners[labels] == peer) for peer in range(n)]
@@ -114,8 +122,8 @@ def _dirichlet(spec: str, argument: str, labels: Labels, n: int, seed: int) -> P
         alpha = -1.0
     if not (np.isfinite(alpha) and alpha > 0):
         raise ConfigError(f"partition = {spec!r}: ALPHA must be a positive number, as dirichlet:0.5")
-    # The library draws again until each peer has this many images; asking for half of an even share of
-    # few images would make it draw for ever.
+    # The library draws again until each peer has this many images, and gives up after ten draws: of few
+    # images it must not be asked for much.
     at_least = min(10, max(1, len(labels) // (8 * n)))
     options = {"partition_by": "label", "alpha": alpha, "min_partition_size": at_least}
     return _library("DirichletPartitioner", labels, n, options, seed)
@@ -123,13 +131,9 @@ def _dirichlet(spec: str, argument: str, labels: Labels, n: int, seed: int) -> P
 
 def _library(name: str, labels: Labels, n: int, options: dict[str, object], seed: int) -> Partition:
     """Deal with one of flwr-datasets' partitioners, on local labels."""
-    try:
-        from datasets import Dataset as Table
-        from flwr_datasets import partitioner as partitioners
-    except ImportError as error:
-        raise ConfigError(
-            "this partition needs flwr-datasets: pip install 'p2pft-flower[partitioners]', or choose classes:…"
-        ) from error
+    from datasets import Dataset as Table
+    from flwr_datasets import partitioner as partitioners
+
     if n > len(labels):
         raise DataError(f"{len(labels)} training images cannot be dealt out to {n} peers")
     table = Table.from_dict({"label": labels.tolist(), "position": list(range(len(labels)))})
@@ -140,15 +144,27 @@ def _library(name: str, labels: Labels, n: int, options: dict[str, object], seed
     partitioner = getattr(partitioners, name)(num_partitions=n, **options)
     partitioner.dataset = table
     try:
-        return [np.sort(np.asarray(partitioner.load_partition(i)["position"], dtype=np.int64)) for i in range(n)]
+        with warnings.catch_warnings():
+            # It warns of each draw that it repeats; whether it succeeds in the end is all that counts.
+            warnings.filterwarnings("ignore", message="The specified min_partition_size")
+            positions = [partitioner.load_partition(i)["position"] for i in range(n)]
     except ValueError as error:
         raise DataError(f"{name} could not deal {len(labels)} images out to {n} peers: {error}") from error
+    return [np.sort(np.asarray(p, dtype=np.int64)) for p in positions]
 
 
 def _checked(spec: str, parts: object, total: int, n: int) -> Partition:
     if not isinstance(parts, (list, tuple)) or len(parts) != n:
-        raise ConfigError(f"partition = {spec!r} returned {type(parts).__name__}, not a list of {n} arrays of positions")
-    arrays = [np.sort(np.asarray(p, dtype=np.int64)) for p in parts]
+        raise ConfigError(
+            f"partition = {spec!r} returned {type(parts).__name__}, not a list of {n} arrays of positions"
+        )
+    arrays = [np.asarray(p) for p in parts]
+    for peer, positions in enumerate(arrays):
+        if positions.size and (positions.ndim != 1 or positions.dtype.kind not in "iu"):
+            raise ConfigError(
+                f"partition = {spec!r} gives peer {peer} something else than whole numbers (positions)"
+            )
+    arrays = [np.sort(positions.astype(np.int64)) for positions in arrays]
     for peer, positions in enumerate(arrays):
         if len(positions) == 0:
             raise DataError(f"partition = {spec!r} leaves peer {peer} without a training image")

@@ -17,6 +17,9 @@ from p2pft_flower.errors import ConfigError
 
 __all__ = ["TUNE", "split_model"]
 
+HEADS = ("head.", "head_dist.")
+"""Prefixes of the heads' parameters; distilled ViTs answer with the mean of two heads."""
+
 TUNE = ("last-block", "last-blocks:K", "head", "full")
 
 
@@ -50,7 +53,7 @@ def split_model(model: nn.Module, tune: str) -> tuple[nn.Module, nn.Module]:
     if tune == "full":
         return nn.Identity().eval(), _FullTail(model)
     if tune == "head":
-        return _trunk(model, depth), _BlocksTail(model, depth, lambda name: name.startswith("head."))
+        return _trunk(model, depth), _BlocksTail(model, depth, lambda name: name.startswith(HEADS))
     if tune == "last-block":
         blocks = 1
     elif kind == "last-blocks" and argument.isdecimal():
@@ -67,12 +70,12 @@ def _trunk(model: nn.Module, depth: int) -> nn.Module:
     trunk.blocks = trunk.blocks[:depth]  # type: ignore[index]  # a Sequential
     trunk.norm = nn.Identity()
     trunk.head = nn.Identity()
-    trunk.forward = trunk.forward_features  # type: ignore[method-assign, assignment]  # tokens, not logits
+    trunk.forward = trunk.forward_features  # type: ignore[assignment]  # tokens, not logits
     return trunk.eval().requires_grad_(False)
 
 
 class _Tail(nn.Module):
-    """Keeps frozen modules in eval mode when the tail is trained (DESIGN section 2: the trunk never changes)."""
+    """Keeps frozen modules in eval mode when the tail is trained (the trunk never changes)."""
 
     def train(self, mode: bool = True) -> _Tail:
         super().train(False)
@@ -83,7 +86,7 @@ class _Tail(nn.Module):
                     module.training = True
                     for child in module.children():
                         if next(child.parameters(), None) is None:
-                            child.training = True
+                            child.train(True)
         return self
 
 
@@ -91,7 +94,7 @@ class _BlocksTail(_Tail):
     def __init__(self, model: nn.Module, first: int, trained: Callable[[str], bool]) -> None:
         super().__init__()
         part = copy.deepcopy(model)
-        kept = list(part.blocks.named_children())[first:]
+        kept = list(part.get_submodule("blocks").named_children())[first:]
         # A Sequential of named children keeps the blocks' numbers, so names stay those of the whole model.
         part.blocks = nn.Sequential(OrderedDict(kept))
         dropped = ("patch_embed", "pos_drop", "patch_drop", "norm_pre")

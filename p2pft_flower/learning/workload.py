@@ -74,13 +74,19 @@ class Workload:
     @cached_property
     def partition_spec(self) -> str:
         """The partition with ``auto`` resolved."""
-        return resolve_partition(self.config.partition, self.config.dataset, self.n, len(self.dataset.classes))
+        return resolve_partition(
+            self.config.partition, self.config.dataset, self.n, len(self.dataset.classes)
+        )
 
     @cached_property
     def partition(self) -> Partition:
         """Positions in the training split, one array a peer (one array in all where pooled)."""
         parts = partition_images(
-            self.partition_spec, self.dataset.train.labels, self.n, len(self.dataset.classes), self.config.seed
+            self.partition_spec,
+            self.dataset.train.labels,
+            self.n,
+            len(self.dataset.classes),
+            self.config.seed,
         )
         return [np.sort(np.concatenate(parts))] if self.pooled else parts
 
@@ -124,7 +130,9 @@ class Workload:
     def test_features(self) -> Features:
         """The trunk's outputs for all test images."""
         positions = np.arange(len(self.dataset.test))
-        return compute_features(self._parts[0], preprocessing(self.model), self.dataset.test, positions, "test")
+        return compute_features(
+            self._parts[0], preprocessing(self.model), self.dataset.test, positions, "test"
+        )
 
     def objectives(self, peers: Sequence[int]) -> dict[int, PeerObjective]:
         """Build new objectives of ``peers``, at the start of their data order; the trunk runs once an image.
@@ -149,7 +157,9 @@ class Workload:
         if peer not in self._features:
             positions = self.partition[peer]
             transform, what = preprocessing(self.model), f"peer {peer}'s"
-            self._features[peer] = compute_features(self._parts[0], transform, self.dataset.train, positions, what)
+            self._features[peer] = compute_features(
+                self._parts[0], transform, self.dataset.train, positions, what
+            )
         return self._features[peer]
 
     def score(self, theta: npt.NDArray[np.float32]) -> Evaluation:
@@ -165,7 +175,7 @@ class Workload:
     def named_tail(self, theta: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:
         """Return the trained tensors by the names they have in the whole timm model."""
         named = [(name, p) for name, p in self.tail.named_parameters() if p.requires_grad]
-        pieces = torch.from_numpy(theta.copy()).split([p.numel() for _, p in named])
+        pieces = torch.split(torch.from_numpy(theta.copy()), [p.numel() for _, p in named])
         return {
             name.removeprefix("model."): piece.view_as(p).clone()
             for (name, p), piece in zip(named, pieces, strict=True)
@@ -185,6 +195,9 @@ class Workload:
             where = "missing from" if odd[0] in wanted else "not trained here, but in"
             raise DataError(f"tensor {odd[0]!r} is {where} {source}: the model or tune setting differs")
         for name, p in wanted.items():
-            if tensors[name].shape != p.shape:
-                raise DataError(f"tensor {name!r} in {source} has shape {tuple(tensors[name].shape)}, not {tuple(p.shape)}")
+            found = tensors[name]
+            if found.shape != p.shape:
+                raise DataError(
+                    f"tensor {name!r} in {source} has shape {tuple(found.shape)}, not {tuple(p.shape)}"
+                )
         return torch.cat([tensors[name].reshape(-1).float() for name in wanted]).numpy()

@@ -1,0 +1,63 @@
+"""A small ViT, and folders of images, for the tests of learning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
+
+DROPS = {
+    "drop_rate": 0.4,
+    "proj_drop_rate": 0.3,
+    "attn_drop_rate": 0.3,
+    "drop_path_rate": 0.5,
+}
+
+
+def small_vit(seed=0, cls=VisionTransformer, **options):
+    """A ViT of 3 blocks for (3, 8, 8) images, 5 classes, frozen as create_model leaves it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = cls(img_size=8, patch_size=4, embed_dim=16, depth=3, num_heads=2, num_classes=5, **options)
+        for p in model.parameters():  # timm starts biases and class tokens at (almost) zero
+            torch.nn.init.normal_(p, std=0.2)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The models are so small that threads cost more than they bring."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+COLOURS = {"blue": (20, 30, 220), "green": (30, 200, 40), "red": (210, 30, 20)}
+
+
+def write_images(root, counts, colours=COLOURS):
+    """Write ``counts[part]`` noisy images of each colour, of changing sizes and formats."""
+    rng = np.random.default_rng(0)
+    for part, count in counts.items():
+        for name, colour in colours.items():
+            (root / part / name).mkdir(parents=True)
+            for i in range(count):
+                shape = (12 + 5 * i, 30 - 3 * i, 3)
+                pixels = np.clip(np.array(colour) + rng.normal(0, 15, shape), 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(
+                    root / part / name / f"{i}.{('png', 'jpg', 'PNG', 'jpeg')[i % 4]}"
+                )
+    return root
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_images(tmp_path / "pictures", {"train": 4, "test": 2})

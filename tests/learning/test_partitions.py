@@ -1,0 +1,226 @@
+"""Which peer holds which images."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.datasets import load_dataset
+from p2pft_flower.learning.partitions import partition_images, resolve_partition
+
+LABELS = np.random.default_rng(5).integers(0, 6, 300)
+
+
+def held(parts, labels):
+    return [np.unique(labels[p]).tolist() for p in parts]
+
+
+def test_four_peers_hold_the_digits_of_table_1():
+    labels = load_dataset("digits").train.labels
+    spec = resolve_partition("auto", "digits", 4, 10)
+    assert spec == "classes:0-1,2-3,4-6,7-9"
+    parts = partition_images(spec, labels, 4, 10, seed=0)
+    assert held(parts, labels) == [[0, 1], [2, 3], [4, 5, 6], [7, 8, 9]]
+    assert sorted(np.concatenate(parts)) == list(range(len(labels)))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 6, 7, 8, 9, 10])
+def test_auto_gives_up_to_ten_peers_all_ten_digits_none_to_two(n):
+    labels = load_dataset("digits").train.labels
+    spec = resolve_partition("auto", "digits", n, 10)
+    classes = held(partition_images(spec, labels, n, 10, seed=0), labels)
+    assert sorted(c for some in classes for c in some) == list(range(10))
+    assert max(map(len, classes)) - min(map(len, classes)) <= 1
+
+
+def test_auto_falls_back_to_dirichlet_where_peers_outnumber_classes():
+    assert resolve_partition("auto", "digits", 11, 10) == "dirichlet:0.5"
+    assert resolve_partition("auto", "folder:/x", 4, 3) == "dirichlet:0.5"
+
+
+def test_table_1_is_for_digits_only_and_what_is_asked_for_is_kept():
+    assert resolve_partition("auto", "folder:/x", 4, 10) == "classes:0-2,3-5,6-7,8-9"
+    assert resolve_partition("iid", "digits", 4, 10) == "iid"
+
+
+def test_plus_joins_ranges_and_a_class_may_stand_alone():
+    parts = partition_images("classes:0-1+5,2+4,3", LABELS, 3, 6, seed=0)
+    assert held(parts, LABELS) == [[0, 1, 5], [2, 4], [3]]
+    assert all((np.diff(p) > 0).all() and p.dtype == np.int64 for p in parts)
+
+
+def test_images_that_nobody_is_given_are_left_out_and_said(caplog):
+    with caplog.at_level(logging.WARNING):
+        parts = partition_images("classes:0,2", LABELS, 2, 6, seed=0)
+    assert held(parts, LABELS) == [[0], [2]]
+    unused = int(np.isin(LABELS, [1, 3, 4, 5]).sum())
+    assert f"leaves {unused} of 300 training images unused" in caplog.text
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 30])
+@pytest.mark.parametrize("spec", ["iid", "dirichlet:0.5", "dirichlet:100"])
+def test_random_partitions_deal_every_image_to_one_peer_and_leave_no_peer_empty(spec, n):
+    parts = partition_images(spec, LABELS, n, 6, seed=3)
+    assert len(parts) == n
+    assert min(map(len, parts)) >= 1
+    assert sorted(np.concatenate(parts)) == list(range(300))
+    assert all((np.diff(p) > 0).all() and p.dtype == np.int64 for p in parts)
+
+
+@pytest.mark.parametrize("spec", ["iid", "dirichlet:0.5"])
+def test_the_seed_alone_decides_a_random_partition(spec):
+    first, again, other = (partition_images(spec, LABELS, 5, 6, seed=s) for s in (3, 3, 4))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_iid_peers_hold_even_shares_of_every_class_and_a_small_alpha_makes_them_uneven():
+    labels = load_dataset("digits").train.labels
+
+    def spread(spec):
+        shares = [
+            np.bincount(labels[p], minlength=10) / len(p) for p in partition_images(spec, labels, 8, 10, 0)
+        ]
+        return np.std(shares, axis=0).mean()
+
+    sizes = [len(p) for p in partition_images("iid", labels, 8, 10, 0)]
+    assert max(sizes) - min(sizes) <= 1
+    assert spread("iid") < 0.04 < spread("dirichlet:1") < spread("dirichlet:0.1")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_64_peers_share_the_digits_quickly(seed):
+    labels = load_dataset("digits").train.labels
+    spec = resolve_partition("auto", "digits", 64, 10)
+    start = time.perf_counter()
+    parts = partition_images(spec, labels, 64, 10, seed=seed)
+    assert time.perf_counter() - start < 5
+    assert min(map(len, parts)) >= 2
+    assert sum(map(len, parts)) == len(labels)
+
+
+def test_a_dirichlet_draw_that_leaves_a_peer_short_is_drawn_again_without_a_warning():
+    # An even share is 10 images; at this α the library needs several draws for peers of at least one.
+    labels = np.arange(300) % 6
+    parts = [partition_images("dirichlet:0.5", labels, 30, 6, seed=s) for s in range(6)]
+    assert all(min(map(len, p)) >= 1 for p in parts)
+
+
+@pytest.mark.parametrize(
+    ("spec", "n", "message"),
+    [
+        ("classes:0-1,2-3", 3, r"names 2 groups of classes for 3 peers"),
+        ("classes:0,1,2", 2, r"names 3 groups of classes for 2 peers"),
+        ("classes:0-1,x", 2, r"'x' is neither a class \(7\) nor a range \(7-9\)"),
+        ("classes:0-1,", 2, r"'' is neither a class"),
+        ("classes:0-1,2-", 2, r"'2-' is neither a class"),
+        ("classes:0-1,-2", 2, r"'-2' is neither a class"),
+        ("classes:0-1,2-3-4", 2, r"'2-3-4' is neither a class"),
+        ("classes:0+3-2,1", 2, r"'3-2' is neither a class"),
+        ("classes:0-1,5-6", 2, r"class 6 does not exist; classes are 0-5"),
+        ("classes:0-2,2-5", 2, r"class 2 is given to peers 0 and 1"),
+        ("classes:0+0,1", 2, r"class 0 is given to peers 0 and 0"),
+        ("classes:", 1, r"is unknown; choose one of auto, classes:0-1,2-3,…, iid, dirichlet:ALPHA"),
+        ("classes", 1, r"is unknown; choose one of auto"),
+        ("random", 2, r"partition = 'random' is unknown; choose one of auto"),
+        ("dirichlet", 2, r"is unknown; choose one of auto"),
+        ("dirichlet:0", 2, r"ALPHA must be a positive number, as dirichlet:0.5"),
+        ("dirichlet:-1", 2, r"ALPHA must be a positive number"),
+        ("dirichlet:nan", 2, r"ALPHA must be a positive number"),
+        ("dirichlet:inf", 2, r"ALPHA must be a positive number"),
+        ("dirichlet:half", 2, r"ALPHA must be a positive number"),
+    ],
+)
+def test_a_partition_that_cannot_be_read_is_refused(spec, n, message):
+    with pytest.raises(ConfigError, match=message):
+        partition_images(spec, LABELS, n, 6, seed=0)
+
+
+def test_a_peer_left_without_an_image_is_named():
+    with pytest.raises(DataError, match=r"leaves peer 1 without a training image"):
+        partition_images("classes:0-4,5", LABELS[LABELS != 5], 2, 6, seed=0)
+
+
+@pytest.mark.parametrize("spec", ["iid", "dirichlet:0.5"])
+def test_more_peers_than_images_are_refused(spec):
+    with pytest.raises(DataError, match=r"5 training images cannot be dealt out to 6 peers"):
+        partition_images(spec, LABELS[:5], 6, 6, seed=0)
+
+
+def test_a_dirichlet_partition_that_cannot_succeed_is_refused_not_tried_for_ever():
+    with pytest.raises(DataError, match=r"could not deal 300 images out to 200 peers"):
+        partition_images("dirichlet:0.01", LABELS, 200, 6, seed=0)
+
+
+def test_an_own_partition_plugs_in_by_module_and_by_file(tmp_path, monkeypatch):
+    (tmp_path / "own_partition.py").write_text(
+        "import numpy as np\n\n"
+        "def by_turns(labels, n, seed):\n"
+        "    order = np.random.default_rng(seed).permutation(len(labels))\n"
+        "    return [order[i::n] for i in range(n)]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    order = np.random.default_rng(8).permutation(300)
+    for reference in ("own_partition:by_turns", f"{tmp_path}/own_partition.py:by_turns"):
+        assert resolve_partition(reference, "digits", 4, 10) == reference
+        parts = partition_images(reference, LABELS, 3, 6, seed=8)
+        for i, part in enumerate(parts):
+            np.testing.assert_array_equal(part, np.sort(order[i::3]))
+    del sys.modules["own_partition"]
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "message"),
+    [
+        ([[0], [1]], ConfigError, r"returned list, not a list of 3 arrays"),
+        (None, ConfigError, r"returned NoneType, not a list of 3 arrays"),
+        ([[0, 1], [2], [1]], DataError, r"gives an image to two peers, or to one twice"),
+        ([[0, 0], [2], [1]], DataError, r"gives an image to two peers, or to one twice"),
+        ([[0], [], [1]], DataError, r"leaves peer 1 without a training image"),
+        ([[0], [1], [300]], DataError, r"gives peer 2 a position outside 0..299"),
+        ([[0], [-1], [2]], DataError, r"gives peer 1 a position outside 0..299"),
+        ([[0], [1.5], [2]], ConfigError, r"gives peer 1 something else than whole numbers"),
+        ([[0], np.arange(300) == 4, [2]], ConfigError, r"gives peer 1 something else than whole numbers"),
+        ([[0], [[1, 2], [3, 4]], [5]], ConfigError, r"gives peer 1 something else than whole numbers"),
+    ],
+    ids=range(10),
+)
+def test_what_an_own_partition_may_not_return_is_refused(returned, error, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "own_wrong", type(sys)("own_wrong"))
+    sys.modules["own_wrong"].deal = lambda labels, n, seed: returned
+    with pytest.raises(error, match=message):
+        partition_images("own_wrong:deal", LABELS, 3, 6, seed=0)
+
+
+def test_partitions_leave_nothing_in_the_home_or_temporary_folder(tmp_path):
+    """flwr-datasets deals through Hugging Face's tables, which like to be cached on disk."""
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
+    home.mkdir()
+    temporary.mkdir()
+    program = (
+        "import numpy as np\n"
+        "from p2pft_flower.learning.partitions import partition_images\n"
+        "for spec in ('iid', 'dirichlet:0.5'):\n"
+        "    print(len(partition_images(spec, np.arange(300) % 6, 4, 6, 0)))\n"
+    )
+    hidden = ("HF_", "XDG_", "MPL", "TMP", "TEMP")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
+    environment |= {"HOME": str(home), "TMPDIR": str(temporary), "MPLCONFIGDIR": str(tmp_path / "fonts")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["4", "4"]
+    # matplotlib, which flwr-datasets imports, keeps its list of fonts where MPLCONFIGDIR says.
+    assert [*home.rglob("*"), *temporary.rglob("*")] == []

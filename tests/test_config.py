@@ -1,0 +1,192 @@
+"""The run-config: keys, defaults, and what is refused."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import FrozenInstanceError
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pft_flower.config import LearningConfig, MethodConfig, RunConfig, RuntimeConfig, config_keys
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.resources import resource_dir
+
+
+def test_the_app_carries_every_key_with_the_packages_default_and_type():
+    project = tomllib.loads((resource_dir("apps") / "p2pft" / "pyproject.toml").read_text())
+    shipped = project["tool"]["flwr"]["app"]["config"]
+    assert shipped == config_keys()
+    # flwr --run-config keeps the type that the app's file has: 0.0 == 0, but 0 would refuse 0.9.
+    assert {k: type(v) for k, v in shipped.items()} == {k: type(v) for k, v in config_keys().items()}
+
+
+def test_every_key_of_the_app_has_a_comment():
+    lines = (resource_dir("apps") / "p2pft" / "pyproject.toml").read_text().splitlines()
+    section = lines[lines.index("[tool.flwr.app.config]") + 1 :]
+    for above, line in pairwise(section):
+        if "=" in line and not line.startswith("#"):
+            assert above.startswith("# "), line
+            assert not above.startswith("# ---"), line
+
+
+def test_keys_are_kebab_case_and_no_two_concerns_share_one():
+    concerns = (MethodConfig, LearningConfig, RuntimeConfig)
+    assert len(config_keys()) == sum(len(c.__dataclass_fields__) for c in concerns)
+    assert all(key == key.lower() and "_" not in key for key in config_keys())
+
+
+def test_an_empty_mapping_is_the_default():
+    assert RunConfig.from_mapping({}) == RunConfig()
+
+
+OTHER = {
+    "algorithm": "dgd",
+    "learning-rate": 0.5,
+    "schedule": "step:10:0.5",
+    "momentum": 0.9,
+    "weight-decay": 1e-3,
+    "objective": "examples",
+    "local-epochs": 3,
+    "strategy-options": "proximal-mu=0.1",
+    "model": "vit_tiny_patch16_224",
+    "weights": "none",
+    "tune": "head",
+    "dataset": "folder:/pictures",
+    "data-dir": "/data",
+    "partition": "iid",
+    "batch-size": 7,
+    "seed": 11,
+    "topology": "ring:8",
+    "epochs": 2,
+    "iterations": 30,
+    "evaluate-every": 5,
+    "transport": "grpc",
+    "threads": 2,
+    "meet-timeout": 1.5,
+    "peer-timeout": 2.5,
+    "output-dir": "/results",
+}
+
+
+def test_every_key_reaches_its_field_and_comes_back():
+    assert OTHER.keys() == config_keys().keys()
+    for key, value in OTHER.items():
+        assert value != config_keys()[key]
+        assert RunConfig.from_mapping({key: value}).to_mapping() == config_keys() | {key: value}
+    config = RunConfig.from_mapping(OTHER)
+    assert config.to_mapping() == OTHER
+    assert RunConfig.from_mapping(config.to_mapping()) == config
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "learning-rate": st.floats(1e-9, 1e3),
+            "momentum": st.floats(0, 1, exclude_max=True),
+            "seed": st.integers(0, 2**63 - 1),
+            "batch-size": st.integers(1, 10**6),
+            "peer-timeout": st.floats(1e-3, 1e6),
+            "data-dir": st.text(),
+        },
+    )
+)
+def test_a_config_survives_its_mapping(values):
+    config = RunConfig.from_mapping(values)
+    assert RunConfig.from_mapping(config.to_mapping()) == config
+    assert config.to_mapping() == config_keys() | values
+
+
+def test_a_whole_number_will_do_for_a_number_and_becomes_one():
+    config = RunConfig.from_mapping({"learning-rate": 1, "peer-timeout": 30})
+    assert (config.method.learning_rate, config.runtime.peer_timeout) == (1.0, 30.0)
+    assert isinstance(config.method.learning_rate, float)
+    assert isinstance(config.runtime.peer_timeout, float)
+
+
+def test_iterations_may_stand_in_for_epochs():
+    assert RunConfig.from_mapping({"epochs": 0, "iterations": 3}).runtime.iterations == 3
+
+
+def test_a_config_cannot_be_changed_after_it_was_checked():
+    with pytest.raises(FrozenInstanceError):
+        RunConfig().method.momentum = 2.0
+
+
+@pytest.mark.parametrize(
+    ("key", "close"),
+    [
+        ("learning_rate", "learning-rate"),
+        ("learningrate", "learning-rate"),
+        ("batchsize", "batch-size"),
+        ("topolgy", "topology"),
+        ("epoch", "epochs"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_one(key, close):
+    with pytest.raises(
+        ConfigError, match=rf"^unknown run-config key '{key}': did you mean '{close}'\? The keys are"
+    ):
+        RunConfig.from_mapping({key: 1})
+
+
+def test_a_key_like_no_other_is_refused_with_all_keys():
+    with pytest.raises(
+        ConfigError, match=r"^unknown run-config key 'xyzzy': The keys are algorithm, .*output-dir$"
+    ):
+        RunConfig.from_mapping({"xyzzy": 1})
+
+
+WRONG = [
+    ("learning-rate", 0.0, "must be a positive number"),
+    ("learning-rate", -0.1, "must be a positive number"),
+    ("learning-rate", float("nan"), "must be a positive number"),
+    ("learning-rate", float("inf"), "must be a positive number"),
+    ("schedule", "linear", "choose one of constant, cosine, step:EVERY:FACTOR"),
+    ("schedule", "step:10", "choose one of"),
+    ("momentum", 1.0, r"must be in \[0, 1\)"),
+    ("momentum", -0.1, r"must be in \[0, 1\)"),
+    ("momentum", float("nan"), r"must be in \[0, 1\)"),
+    ("weight-decay", -1e-9, "must be >= 0"),
+    ("weight-decay", float("inf"), "must be >= 0"),
+    ("objective", "peers", "must be one of uniform, examples"),
+    ("local-epochs", 0, "must be a whole number >= 1"),
+    ("batch-size", 0, "must be a whole number >= 1"),
+    ("seed", -1, "must be a whole number >= 0"),
+    ("iterations", -1, "must be a whole number >= 0"),
+    ("epochs", 0, "must be a whole number >= 1"),
+    ("evaluate-every", -1, "must be a whole number >= 0"),
+    ("transport", "tcp", "must be one of auto, memory, grpc"),
+    ("threads", 0, "must be a whole number >= 1"),
+    ("meet-timeout", 0.0, "must be a number of seconds > 0"),
+    ("peer-timeout", -1.0, "must be a number of seconds > 0"),
+    ("peer-timeout", float("nan"), "must be a number of seconds > 0"),
+    ("peer-timeout", float("inf"), "must be a number of seconds > 0"),
+    ("output-dir", "results", "must be an absolute path"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "right"), WRONG)
+def test_a_wrong_value_is_refused_with_key_value_and_what_is_right(key, value, right):
+    with pytest.raises(ConfigError, match=rf"^{key} = {value!r}.*{right}"):
+        RunConfig.from_mapping({key: value})
+
+
+KINDS = {int: ("a whole number", ["3", 3.0, True, None]), float: ("a number", ["0.1", True, None, [0.1]])}
+KINDS[str] = ("a text", [3, 0.5, False, None])
+
+
+@pytest.mark.parametrize("key", config_keys())
+def test_a_value_of_another_type_is_refused_whatever_the_key(key):
+    right, others = KINDS[type(config_keys()[key])]
+    for other in others:
+        with pytest.raises(ConfigError) as raised:
+            RunConfig.from_mapping({key: other})
+        assert str(raised.value) == f"{key} = {other!r}: must be {right}, not {type(other).__name__}"
+
+
+def test_a_home_folder_may_be_written_with_a_tilde():
+    assert RunConfig.from_mapping({"output-dir": "~/results"}).runtime.output_dir == "~/results"
