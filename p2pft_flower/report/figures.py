@@ -12,7 +12,7 @@ __all__ = ["draw_comparison"]
 
 
 def draw_comparison(runs: Sequence[dict[str, Any]], title: str, png: Path) -> None:
-    """Draw accuracy on all classes over iterations: a line for the mean of the peers, a band from worst to best.
+    """Draw accuracy over iterations: a line for the mean of the peers, a band from worst to best.
 
     Parameters
     ----------
