@@ -106,6 +106,7 @@ class Host:
         method = make_algorithm(settings.algorithm, alpha=schedule, momentum=settings.momentum)
         theta0 = self.problem.theta0
         self._wires = self._open_wires(method, theta0)
+        self._raise_if_stopped()  # the server hears stops before self._wires can be told of them
         objectives = self.problem.objectives(self._peers)
         if self._wires is not None:
             self._wires.links.meet(timeouts.meet_timeout, _MEET_REMEDY)
@@ -122,8 +123,7 @@ class Host:
         evaluate(0)
         for k in range(plan.iterations):
             self._iteration = k
-            if self._news is not None:
-                raise self._stopped()
+            self._raise_if_stopped()
             steps = {p: method.step(k, states[p], gradients[p]) for p in self._peers}
             states = lockstep(steps, lambda phase, outbox: self._mix(exchange, phase, outbox))
             if (k + 1) % plan.evaluate_every == 0 or k + 1 == plan.iterations:
@@ -174,6 +174,10 @@ class Host:
                 self._news = news
         if self._wires is not None:
             self._wires.fail(self._stopped())
+
+    def _raise_if_stopped(self) -> None:
+        if self._news is not None:
+            raise self._stopped()
 
     def _stopped(self) -> ExchangeStoppedError:
         origin, iteration, reason = self._news or News(self._peers[0], self._iteration, "unknown")
