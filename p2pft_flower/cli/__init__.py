@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import typer
 
 from p2pft_flower import __version__
@@ -37,6 +39,11 @@ def _options(
     """Peer-to-peer fine-tuning of vision transformers, as an extension of Flower."""
 
 
+def _terminated(number: int, frame: object) -> None:  # noqa: ARG001 - a signal handler's signature
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; a SIGTERM unwinds it, so that it ends what it started."""
+    signal.signal(signal.SIGTERM, _terminated)
     app()

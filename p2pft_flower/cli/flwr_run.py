@@ -278,15 +278,16 @@ def _stop(
     process.terminate()
     if run_id is not None:
         command = [flwr, "stop", run_id, *([connection] if connection else [])]
-        subprocess.run(command, env=env, capture_output=True, timeout=30, check=False)  # noqa: S603 - as above
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it is being given up either way
+            subprocess.run(command, env=env, capture_output=True, timeout=30, check=False)  # noqa: S603
 
 
 def _status(flwr: str, run_id: str, connection: str | None, env: dict[str, str]) -> str:
     command = [flwr, "ls", *([connection] if connection else []), "--run-id", run_id, "--format", "json"]
-    asked = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    said = ""
     try:
+        asked = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+        said = asked.stdout + asked.stderr
         return str(json.loads(asked.stdout)["runs"][0]["status"])
-    except (json.JSONDecodeError, KeyError, IndexError) as error:
-        raise FlowerError(
-            f"flwr ls does not say how run {run_id} ended: {asked.stdout}{asked.stderr}"
-        ) from error
+    except (subprocess.TimeoutExpired, json.JSONDecodeError, KeyError, IndexError) as error:
+        raise FlowerError(f"flwr ls does not say how run {run_id} ended: {said or error}") from error
