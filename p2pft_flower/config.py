@@ -46,7 +46,8 @@ class MethodConfig:
     weight_decay : float
         λ ≥ 0; adds λ/2 ‖θ‖² to every peer's loss.
     objective : {"uniform", "examples"}
-        Whether peers or images count the same.
+        Whether peers or images count the same. Flower's strategies: the weights of its averages; FedMedian,
+        Krum and others that do not average ignore it.
     local_epochs : int
         Server-based strategies: epochs of local training a round.
     strategy_options : str
@@ -127,6 +128,7 @@ class RuntimeConfig:
         Length of the run in iterations; 0 lets ``epochs`` decide.
     evaluate_every : int
         Iterations between two evaluations; 0 means once an epoch. The last iteration is always evaluated.
+        Flower's strategies are evaluated after every round.
     transport : {"auto", "memory", "grpc"}
         ``auto``: in memory within a host, sockets between hosts. ``memory``: all peers on one host.
         ``grpc``: sockets even within a host.
@@ -136,6 +138,8 @@ class RuntimeConfig:
         Seconds that peers wait for each other before the first iteration.
     peer_timeout : float
         Seconds that a peer waits for a payload before the run stops with the edge's name.
+    run_timeout : float
+        Seconds after which the coordinator gives a run up.
     output_dir : str
         Absolute folder for the results; empty: ``$P2PFT_HOME/runs/<run id>``.
     """
@@ -148,6 +152,7 @@ class RuntimeConfig:
     threads: int = 1
     meet_timeout: float = 120.0
     peer_timeout: float = 120.0
+    run_timeout: float = 604_800.0
     output_dir: str = ""
 
     def __post_init__(self) -> None:
@@ -156,7 +161,7 @@ class RuntimeConfig:
         _require(self.evaluate_every >= 0, "evaluate-every", self.evaluate_every, "a whole number >= 0")
         _require(self.transport in TRANSPORTS, "transport", self.transport, f"one of {', '.join(TRANSPORTS)}")
         _require(self.threads >= 1, "threads", self.threads, "a whole number >= 1")
-        for key in ("meet_timeout", "peer_timeout"):
+        for key in ("meet_timeout", "peer_timeout", "run_timeout"):
             value = getattr(self, key)
             _require(
                 math.isfinite(value) and value > 0, key.replace("_", "-"), value, "a number of seconds > 0"

@@ -67,6 +67,7 @@ OTHER = {
     "threads": 2,
     "meet-timeout": 1.5,
     "peer-timeout": 2.5,
+    "run-timeout": 3600.0,
     "output-dir": "/results",
 }
 

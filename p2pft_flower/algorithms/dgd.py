@@ -6,7 +6,8 @@ With W = A, the receivers' weights. Fixed point: not a minimiser of the mean los
 its own data with force O(α), and on a graph whose A is not doubly stochastic the peers count by A's
 left eigenvector instead of equally. ``momentum`` β acts as a step of α / (1 − β): the bias is that of the
 longer step. A decaying schedule shrinks the O(α) part and leaves the eigenvector's.
-Weight decay λ adds λ/2 ‖θ‖² to every local loss.
+Weight decay λ adds λ/2 ‖θ‖² to every local loss; ``objective = "examples"`` weighs each local loss by its
+images, and the same bias then surrounds the image-weighted optimum.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 
 Both exchanges use the receivers' weights W = A, which is why W's columns must sum to one too: on any
 other graph Σ τ drifts away from Σ g and the limit is biased without a sign of it. Such graphs are refused.
-Fixed point, and the effect of ``momentum``, schedules and weight decay: as for p2pft.
+Fixed point, and the effect of ``momentum``, schedules, weight decay and ``objective``: as for p2pft.
 """
 
 from __future__ import annotations

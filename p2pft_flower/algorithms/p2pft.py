@@ -8,7 +8,8 @@
 Fixed point: B is column stochastic, so Σ τ = Σ g at every k; at rest all θ_i agree and τ = 0, hence
 Σ ∇L_i(θ) = 0: the exact minimiser of (1/n) Σ L_i on every strongly connected directed graph.
 ``momentum`` (heavy ball on τ_i, kept local) leaves that point as it is, for τ = 0 there, and so does any
-schedule. Weight decay λ moves it to the minimiser of the mean loss + λ/2 ‖θ‖².
+schedule. Weight decay λ moves it to the minimiser of the mean loss + λ/2 ‖θ‖², and
+``objective = "examples"`` to that of the image-weighted mean Σ (N_i / N) L_i.
 """
 
 from __future__ import annotations

@@ -141,6 +141,7 @@ def weighted_sum(terms: Iterable[tuple[float, Vector]]) -> Vector:
 def lockstep(
     steps: Mapping[int, Step[S]],
     exchange: Callable[[int, Mapping[int, Mix]], Mapping[int, Vector]],
+    phases: int,
 ) -> dict[int, S]:
     """Drive one iteration of several peers together and return their new states.
 
@@ -150,11 +151,13 @@ def lockstep(
         One iteration's :meth:`Algorithm.step` of each peer.
     exchange : callable
         (phase, what each peer yielded) ↦ what each peer is sent: the mixed vectors.
+    phases : int
+        How many exchanges the method promises (its ``phases``).
 
     Raises
     ------
     RuntimeError
-        When the peers do not all ask for the same number and kind of exchanges.
+        When the peers do not all ask for the same kind of exchange, or for another number of them.
     """
     finished: dict[int, S] = {}
     inbox: Mapping[int, Vector | None] = dict.fromkeys(steps)
@@ -167,6 +170,9 @@ def lockstep(
                 outbox[peer] = next(step) if mixed is None else step.send(mixed)
             except StopIteration as stop:
                 finished[peer] = stop.value
+        if bool(outbox) != (phase < phases) and not (finished and outbox):
+            asked = f"more than {phase}" if outbox else f"{phase}"
+            raise RuntimeError(f"a step asks for {asked} exchanges, but the method's phases names {phases}")
         if not outbox:
             return finished
         if finished or len({type(mix) for mix in outbox.values()}) != 1:

@@ -31,7 +31,7 @@ class Simulation:
         The trackers, where the method has one.
     history : dict of str to (K + 1,) float64 arrays
         Before the first and after each iteration: ``consensus_error``, sqrt((1/n) Σ ‖θ_i − θ̄‖²); and
-        ``tracker_error``, ‖Σ τ_i − Σ g_i‖_∞, where the method has a tracker.
+        ``tracker_error``, ‖Σ τ_i − Σ g_i‖_∞, where the method's state has ``tau`` and ``grad``.
     states : tuple
         The methods' full states, one a peer.
     """
@@ -138,7 +138,7 @@ def simulate(
     def record(k: int) -> None:
         theta = np.stack([s.theta for s in states.values()]).astype(np.float64)
         consensus.append(float(np.sqrt(((theta - theta.mean(axis=0)) ** 2).sum(axis=1).mean())))
-        if hasattr(states[0], "tau"):
+        if hasattr(states[0], "tau") and hasattr(states[0], "grad"):
             gap = sum(s.tau.astype(np.float64) - s.grad for s in states.values())
             tracker.append(float(np.abs(gap).max(initial=0.0)))
         if callback is not None:
@@ -147,7 +147,7 @@ def simulate(
     record(0)
     for k in range(iterations):
         steps = {i: method.step(k, states[i], g) for i, g in enumerate(objectives)}
-        states = lockstep(steps, lambda _, outbox: mix_in_memory(graph, outbox))
+        states = lockstep(steps, lambda _, outbox: mix_in_memory(graph, outbox), len(method.phases))
         record(k + 1)
 
     history = {"consensus_error": np.array(consensus)}

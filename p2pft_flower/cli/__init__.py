@@ -44,6 +44,7 @@ def _terminated(number: int, frame: object) -> None:  # noqa: ARG001 - a signal 
 
 
 def main() -> None:
-    """Run the command line; a SIGTERM unwinds it, so that it ends what it started."""
-    signal.signal(signal.SIGTERM, _terminated)
+    """Run the command line; a SIGTERM or a closed terminal unwinds it, so that it ends what it started."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _terminated)
     app()

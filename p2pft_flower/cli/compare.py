@@ -15,9 +15,9 @@ from p2pft_flower.cli.flwr_run import local_superlink
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE, execute
 from p2pft_flower.cli.settings import check, complete_settings, parse_settings
 from p2pft_flower.errors import ConfigError, P2PFTError
-from p2pft_flower.flower.strategies import strategy_names
+from p2pft_flower.flower.strategies import is_strategy, strategy_names
 from p2pft_flower.report.figures import draw_comparison
-from p2pft_flower.report.results import FILE, read_results, write_results
+from p2pft_flower.report.results import FILE, holds_a_run, read_results, write_results
 from p2pft_flower.report.results import SCHEMA as RESULTS_SCHEMA
 from p2pft_flower.report.tables import comparison_markdown, comparison_table
 
@@ -71,14 +71,17 @@ def compare(
     folder = out.expanduser().absolute()
     try:
         names = _names(methods)
-        common = parse_settings([s for s in settings or [] if not s.startswith("algorithm=")])
+        common = parse_settings(settings or [])
+        for key in ("algorithm", "output-dir"):
+            if key in common:
+                raise ConfigError(
+                    f"{key} is not for compare: the methods come first, --out says where results go"
+                )
         for name in names:
             if name != "gt-dgd":  # whose refusal of a graph is a result
-                check({**common, "algorithm": name})
-            if (folder / name / FILE).exists():
-                raise ConfigError(
-                    f"{folder / name} holds the results of an earlier run; choose another --out"
-                )
+                check(_settings(common, name))
+            if holds_a_run(folder / _folder(name)):
+                raise ConfigError(f"{folder / _folder(name)} holds an earlier run; choose another --out")
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None
@@ -106,6 +109,17 @@ def compare(
         raise typer.Exit(EXIT_FAILED)
 
 
+def _settings(common: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the settings for one method: strategy-options are for Flower's strategies only."""
+    dropped = () if is_strategy(name) else ("strategy-options",)
+    return {**{k: v for k, v in common.items() if k not in dropped}, "algorithm": name}
+
+
+def _folder(name: str) -> str:
+    """Return a method's folder below --out; a method in a file goes by its own name."""
+    return name.rpartition("/")[2].replace(":", "-")
+
+
 def _one(
     name: str,
     common: Mapping[str, Any],
@@ -114,8 +128,8 @@ def _one(
     environment: Mapping[str, str] | None,
     verbose: bool,
 ) -> dict[str, Any]:
-    here = folder / name
-    values = {**common, "algorithm": name, "output-dir": str(here)}
+    here = folder / _folder(name)
+    values = {**_settings(common, name), "output-dir": str(here)}
     typer.echo(f"--- {name}", err=True)
     try:
         execute(values, connection=connection, environment=environment, verbose=verbose)

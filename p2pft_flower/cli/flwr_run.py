@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -177,6 +178,8 @@ def _end(superlink: subprocess.Popen[bytes], mark: str) -> None:
     Ray puts its processes into sessions of their own, and some outlive their parents by seconds, so neither
     a session nor the family tree finds them all; the mark in their environment does.
     """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # a second one must not cut this short; every wait here ends
     if superlink.poll() is None:
         superlink.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

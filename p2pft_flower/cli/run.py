@@ -14,7 +14,7 @@ from p2pft_flower.cli.flwr_run import local_superlink, run_app
 from p2pft_flower.cli.settings import check, complete_settings, parse_settings
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
-from p2pft_flower.report.results import FILE, default_output_dir, read_results
+from p2pft_flower.report.results import FILE, default_output_dir, holds_a_run, read_results
 from p2pft_flower.topology import Graph
 
 __all__ = ["execute", "run", "supernodes"]
@@ -104,10 +104,8 @@ def run(
         if out is not None:
             values["output-dir"] = str(out.expanduser().absolute())
         config, _ = check(values)
-        if config.runtime.output_dir and (Path(config.runtime.output_dir) / FILE).exists():
-            raise ConfigError(
-                f"{config.runtime.output_dir} holds the results of an earlier run; choose another folder"
-            )
+        if config.runtime.output_dir and holds_a_run(Path(config.runtime.output_dir)):
+            raise ConfigError(f"{config.runtime.output_dir} holds an earlier run; choose another folder")
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None

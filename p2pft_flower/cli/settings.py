@@ -10,7 +10,7 @@ from typing import Any
 from p2pft_flower.algorithms import ALGORITHMS, check_graph, make_algorithm
 from p2pft_flower.config import RunConfig, config_keys
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.flower.strategies import make_strategy, strategy_names
+from p2pft_flower.flower.strategies import is_strategy, make_strategy, strategy_names
 from p2pft_flower.plugins import is_reference
 from p2pft_flower.topology import Graph
 
@@ -41,12 +41,26 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
         except ValueError as error:
             kinds = {int: "a whole number", float: "a number"}
             raise ConfigError(f"{key} = {text!r}: must be {kinds[wanted]}") from error
-    # The processes of a simulation run in another folder.
-    for key in ("topology", "data-dir", "output-dir"):
-        path = Path(str(values.get(key, ""))).expanduser()
-        if values.get(key) and (key != "topology" or path.suffix in (".yaml", ".yml")):
-            values[key] = str(path.absolute())
-    return values
+    return {key: _absolute(key, value) for key, value in values.items()}
+
+
+def _absolute(key: str, value: Any) -> Any:
+    """Make a path absolute: the processes of a simulation run in another folder."""
+    if not value or not isinstance(value, str):
+        return value
+    if key == "dataset" and value.startswith("folder:"):
+        return "folder:" + str(Path(value.removeprefix("folder:")).expanduser().absolute())
+    location, _, name = value.rpartition(":")
+    if key in ("algorithm", "model", "dataset", "partition") and location.endswith(".py"):
+        return f"{Path(location).expanduser().absolute()}:{name}"
+    path = Path(value).expanduser()
+    is_path = {
+        "data-dir": True,
+        "output-dir": True,
+        "topology": path.suffix in (".yaml", ".yml"),
+        "weights": value not in ("pretrained", "none"),
+    }
+    return str(path.absolute()) if is_path.get(key, False) else value
 
 
 def check(values: dict[str, Any]) -> tuple[RunConfig, Graph]:
@@ -62,11 +76,13 @@ def check(values: dict[str, Any]) -> tuple[RunConfig, Graph]:
     name = config.method.algorithm
     if name in ALGORITHMS:
         check_graph(make_algorithm(name, alpha=lambda _: 0.0, momentum=config.method.momentum), graph)
-    elif name in strategy_names():
+    elif is_strategy(name):
         make_strategy(config.method, graph.n)
     elif not is_reference(name):
         choices = ", ".join([*ALGORITHMS, *strategy_names()])
         raise ConfigError(f"algorithm = {name!r} is unknown; choose one of {choices}, or my_module:my_method")
+    if config.method.strategy_options and not is_strategy(name):
+        raise ConfigError(f"strategy-options: algorithm {name!r} is no strategy of Flower")
     return config, graph
 
 

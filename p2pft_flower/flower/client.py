@@ -40,7 +40,7 @@ def versions() -> dict[str, str]:
 
 
 @lru_cache(maxsize=2)
-def workload(config: LearningConfig, n: int, pooled: bool) -> Workload:
+def workload(config: LearningConfig, n: int, pooled: str) -> Workload:
     """Build a workload once a process: Flower sends many messages to the same one."""
     from p2pft_flower.learning.workload import Workload
 
@@ -124,7 +124,7 @@ def _train_peers(message: Message) -> dict[str, Any]:
     # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
     # same number everywhere (DESIGN invariant 2).
     torch.set_num_threads(config.runtime.threads)
-    host = Host(plan, workload(config.learning, plan.n, plan.pooled))
+    host = Host(plan, workload(config.learning, plan.n, config.method.objective if plan.pooled else ""))
     result: list[list[Outcome]] = []
     failure: list[BaseException] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import traceback
 from collections.abc import Callable
@@ -21,12 +22,13 @@ from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.flower import messages
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.runtime import sketch
+from p2pft_flower.runtime.exchange import DivergedError
 from p2pft_flower.runtime.journal import Journal
 
 __all__ = ["answer", "evaluate", "theta_of", "to_arrays", "train"]
 
 Vector = npt.NDArray[Any]
-Build = Callable[[LearningConfig, int, bool], Workload]
+Build = Callable[[LearningConfig, int, str], Workload]
 
 
 def to_arrays(workload: Workload, theta: Vector) -> ArrayRecord:
@@ -45,7 +47,7 @@ def answer(message: Message, act: Callable[..., RecordDict], build: Build) -> Me
     task = messages.unpack(message)
     config = RunConfig.from_mapping(task["config"])
     torch.set_num_threads(config.runtime.threads)
-    workload = build(config.learning, task["n"], False)
+    workload = build(config.learning, task["n"], "")
     content = RecordDict()
     for peer in task["peers"]:
         try:
@@ -73,9 +75,9 @@ def train(
 ) -> RecordDict:
     """Run the round's local steps from the server's θ.
 
+    v begins at zero in every round; weight decay is part of ∇L_i.
     θ ← θ − α_k v,   v ← β v + ∇L_i(θ) + μ (θ − θ_server), with FedProx's μ where the strategy sends one.
     """
-    begin = time.perf_counter()
     objective = workload.objectives([peer])[peer]
     server = theta = theta_of(workload, arrays)
     mu = float(cast(float, told.get("proximal-mu", 0.0)))
@@ -84,6 +86,7 @@ def train(
     gradient = local_objective(objective.gradient, weight_decay=config.method.weight_decay)
     objective.drawn = first  # the order is the peer's own, whichever process plays it
     velocity, losses = None, []
+    begin = time.perf_counter()
     for k in range(first, min(first + task["steps"], task["iterations"])):
         direction = gradient(theta)
         if mu:
@@ -91,12 +94,15 @@ def train(
         velocity = heavy_ball(config.method.momentum, velocity, direction)
         theta = theta - schedule(k) * velocity
         losses.append(objective.train_loss)
+    passed = time.perf_counter() - begin
+    if not np.isfinite(theta).all():
+        raise DivergedError(peer, f"round {told['server-round']!r}", "parameters")
     metrics = {"num-examples": task["weights"][str(peer)], "train_loss": float(np.mean(losses))}
     return RecordDict(
         {
             "arrays": to_arrays(workload, theta),
             "metrics": MetricRecord(metrics),
-            "peer": ConfigRecord({"json": json.dumps({"gradient": time.perf_counter() - begin})}),
+            "peer": ConfigRecord({"json": json.dumps({"gradient": passed})}),
         }
     )
 
@@ -110,9 +116,12 @@ def evaluate(
     told: ConfigRecord,
 ) -> RecordDict:
     """Score the server's θ as the peer sees it; after the last round, leave it as the peer's tail."""
+    theta, objective = theta_of(workload, arrays), workload.objectives([peer])[peer]
     begin = time.perf_counter()
-    theta = theta_of(workload, arrays)
-    score = workload.objectives([peer])[peer].evaluate(theta)
+    score = objective.evaluate(theta)
+    passed = time.perf_counter() - begin
+    if not math.isfinite(score.loss):
+        raise DivergedError(peer, f"round {told['server-round']!r}", "loss")
     done = min(int(cast(int, told["server-round"])) * task["steps"], task["iterations"])
     told_back: dict[str, Any] = {
         "peer": peer,
@@ -121,7 +130,7 @@ def evaluate(
         "accuracy": score.accuracy,
         "accuracy_unseen": score.accuracy_unseen,
         "sketch": sketch.encode(sketch.Sketcher(theta.size)(theta)),
-        "evaluation": time.perf_counter() - begin,
+        "evaluation": passed,
     }
     journal = Journal(Path(task["output-dir"]), peer)
     try:

@@ -7,15 +7,12 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
-__all__ = ["CLIENTS_EVALUATE", "CLIENTS_TRAIN", "HELLO", "LONG_TTL", "TRAIN_PEERS", "pack", "reply", "unpack"]
+__all__ = ["CLIENTS_EVALUATE", "CLIENTS_TRAIN", "HELLO", "TRAIN_PEERS", "pack", "reply", "unpack"]
 
 HELLO = "query.hello"
 TRAIN_PEERS = "train.peers"
 CLIENTS_TRAIN = "train.clients"
 CLIENTS_EVALUATE = "evaluate.clients"
-
-LONG_TTL = 30 * 24 * 3600.0
-"""Seconds that a message for a whole run stays valid; Flower's default of 12 hours would end long runs."""
 
 _RECORD, _KEY = "p2pft", "json"
 

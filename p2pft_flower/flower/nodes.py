@@ -29,7 +29,14 @@ POLL = 0.2
 
 
 class RunFailedError(P2PFTError):
-    """The run failed; the message says which peer or node, and why."""
+    """The run failed; the message says which peer or node, and why.
+
+    ``kind`` is the name of the error's class where it was raised; empty where there is none.
+    """
+
+    def __init__(self, message: str, kind: str = "") -> None:
+        self.kind = kind
+        super().__init__(message)
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,7 @@ def body_of(message: Message, who: str) -> dict[str, Any]:
     if "error" in body:
         if "traceback" in body:
             log.error("%s", body["traceback"])
-        raise RunFailedError(f"{who}: {body['error']}")
+        raise RunFailedError(f"{who}: {body['error']}", body["kind"])
     return body["ok"]  # type: ignore[no-any-return]  # JSON
 
 
@@ -124,14 +131,19 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
             # More than Flower's engine can run at once (CPUs + 4) would only wait for each other.
             some = nodes if answers else nodes[: min(n, (os.cpu_count() or 1) + 4)]
             hold = HOLD if config.runtime.transport != "memory" and len(some) > 1 else 0.0
-            body = {"config": config.to_mapping(), "n": n, "pooled": pooled, "hold": hold}
+            body = {
+                "config": config.to_mapping(),
+                "n": n,
+                "pooled": config.method.objective if pooled else "",
+                "hold": hold,
+            }
             sent = [Message(messages.pack(body), dst_node_id=i, message_type=messages.HELLO) for i in some]
             replies = collect(grid, sent, timeout=config.runtime.meet_timeout + 60, grace=10)
             for node in sorted(replies):
                 answers[node] = body_of(replies[node], f"node {node}")
+        _check_claims(answers, n)
         if any(a["peer-id"] is None for a in answers.values()):
             return answers
-        _check_claims(answers, n)
         missing = sorted(set(range(n)) - {a["peer-id"] for a in answers.values()})
         if answers and not missing:
             return answers
@@ -197,6 +209,11 @@ def assign_hosts(
 
 
 def _check_claims(answers: dict[int, dict[str, Any]], n: int) -> None:
+    silent = [node for node, a in sorted(answers.items()) if a["peer-id"] is None]
+    if not answers or len(silent) == len(answers):
+        return
+    if silent:
+        raise RunFailedError(f"node {silent[0]} has no peer-id, others have: give each one in --node-config")
     owner: dict[int, int] = {}
     for node, answer in sorted(answers.items()):
         peer = answer["peer-id"]

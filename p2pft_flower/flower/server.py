@@ -1,10 +1,12 @@
 """The ServerApp: the coordinator. It starts the peers, collects numbers, and never sees θ, τ or data.
 
-(Server-based strategies are the exception that they are there to show: their server aggregates models.)
+Two exceptions: a server-based strategy aggregates models, as it is there to show; and the peers' reports
+hold a sketch of θ, 128 random sums (docs/architecture.md says what these reveal).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -23,14 +25,15 @@ from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower import messages, nodes
 from p2pft_flower.flower.logs import log_to_stream
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
-from p2pft_flower.flower.strategies import PeersGrid, make_strategy, strategy_names
+from p2pft_flower.flower.strategies import PeersGrid, is_strategy, make_strategy, strategy_names
 from p2pft_flower.plugins import is_reference
-from p2pft_flower.report.results import FILE, SCHEMA, default_output_dir, summary, write_results
+from p2pft_flower.report.results import SCHEMA, default_output_dir, holds_a_run, summary, write_results
 from p2pft_flower.report.tables import run_table
 from p2pft_flower.runtime import sketch
 from p2pft_flower.runtime.journal import read_journal
 from p2pft_flower.runtime.plan import Neighbourhood, Plan, terms_digest
 from p2pft_flower.runtime.progress import Progress, Report
+from p2pft_flower.runtime.wires import remote_edges
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import ObserverServer, PeerReport, unix_address
 
@@ -48,6 +51,10 @@ class Run:
     graph: Graph
     folder: Path
     pooled: bool
+    exchanges: bool
+    """Whether peers exchange anything with each other."""
+    deployed: bool
+    """Whether the peers run on SuperNodes of their own, not in a simulation."""
     hosts: list[HostAssignment]
     images: dict[int, int]
     classes: dict[int, list[str]]
@@ -97,10 +104,8 @@ def make_server_app() -> ServerApp:
 def _output_dir(config: RunConfig, run_id: str) -> Path:
     chosen = config.runtime.output_dir
     folder = Path(chosen).expanduser() if chosen else default_output_dir(run_id)
-    if (folder / FILE).exists():
-        raise ConfigError(
-            f"output-dir = {str(folder)!r} holds the results of an earlier run; choose another or remove it"
-        )
+    if holds_a_run(folder):
+        raise ConfigError(f"output-dir = {str(folder)!r} holds an earlier run; choose another or remove it")
     return folder
 
 
@@ -117,7 +122,8 @@ def _head(status: str, run_id: str, values: Any) -> dict[str, Any]:
 def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, Any]:
     graph = Graph.load(config.runtime.topology)
     name = config.method.algorithm
-    strategy = name in strategy_names()
+    strategy = is_strategy(name)
+    exchanges = True
     pooled = False
     if not strategy:
         if name not in ALGORITHMS and not is_reference(name):
@@ -128,13 +134,18 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, 
         schedule = make_schedule(config.method.schedule, config.method.learning_rate, 1)
         method = make_algorithm(name, alpha=schedule, momentum=config.method.momentum)
         check_graph(method, graph)
-        pooled = bool(getattr(method, "pooled", False))
+        pooled, exchanges = bool(getattr(method, "pooled", False)), bool(method.phases)
+        if config.method.strategy_options:
+            raise ConfigError(
+                f"strategy-options = {config.method.strategy_options!r}: "
+                f"algorithm {name!r} is none of Flower's"
+            )
     else:
         make_strategy(config.method, graph.n)  # refuse wrong options before anything starts
 
     answers = nodes.greet(grid, config, graph.n, pooled=pooled)
     hosts = nodes.assign_hosts(answers, graph.n, config.runtime.transport, pooled=pooled)
-    run = _plan_run(run_id, config, graph, folder, pooled, hosts, answers)
+    run = _plan_run(run_id, config, graph, folder, pooled, exchanges, hosts, answers)
     _tell_plan(run)
     return _run_strategy(grid, run) if strategy else _run_peers(grid, run)
 
@@ -145,6 +156,7 @@ def _plan_run(
     graph: Graph,
     folder: Path,
     pooled: bool,
+    exchanges: bool,
     hosts: list[HostAssignment],
     answers: dict[int, dict[str, Any]],
 ) -> Run:
@@ -168,6 +180,8 @@ def _plan_run(
         graph=graph,
         folder=folder,
         pooled=pooled,
+        exchanges=exchanges,
+        deployed=any(answer["peer-id"] is not None for answer in told),
         hosts=hosts,
         images=images,
         classes={p: list(d["classes"]) for p, d in data.items()},
@@ -216,6 +230,9 @@ def _run_peers(grid: Grid, run: Run) -> dict[str, Any]:
     progress = Progress(run.peers, run.iterations, lambda line: log.info("%s", line))
 
     def on_report(report: PeerReport) -> None:
+        if report.run != run.id or report.peer >= run.peers or len(report.sketch) != sketch.SIZE:
+            log.warning("a report that is none of this run's was left out")
+            return
         progress.add(
             Report(
                 peer=report.peer,
@@ -228,12 +245,15 @@ def _run_peers(grid: Grid, run: Run) -> dict[str, Any]:
             )
         )
 
-    deployed = any(host.address for host in run.hosts)
-    if deployed:
-        outcomes, facts = _train(grid, run, observer="")
-    else:
-        with ObserverServer(unix_address(f"{run.id}-observer", 0), on_report) as observer:
-            outcomes, facts = _train(grid, run, observer=observer.address)
+    with contextlib.ExitStack() as stack:
+        address = ""
+        if not run.deployed:
+            try:
+                server = ObserverServer(unix_address(f"{run.id}-observer", 0), on_report)
+                address = stack.enter_context(server).address
+            except P2PFTError as error:
+                log.warning("no progress will be shown while the peers train: %s", error)
+        outcomes, facts = _train(grid, run, observer=address)
     # What the observer missed stands in the peers' own logs, where this machine can read them.
     for peer in range(run.peers):
         log_file = run.folder / "peers" / f"peer-{peer}.jsonl"
@@ -252,18 +272,18 @@ def _train(grid: Grid, run: Run, observer: str) -> tuple[dict[int, dict[str, Any
             messages.pack({"plan": plan.to_json()}),
             dst_node_id=host.node,
             message_type=messages.TRAIN_PEERS,
-            ttl=messages.LONG_TTL,
+            ttl=run.config.runtime.run_timeout,
         )
         sent.append(message)
     grace = run.config.runtime.peer_timeout + 60
-    replies = nodes.collect(grid, sent, timeout=messages.LONG_TTL, grace=grace)
+    replies = nodes.collect(grid, sent, timeout=run.config.runtime.run_timeout, grace=grace)
     outcomes: dict[int, dict[str, Any]] = {}
     facts: dict[str, Any] = {}
     failures: list[RunFailedError] = []
     for host in run.hosts:
         who = f"peers {list(host.peers)}" if len(host.peers) > 1 else f"peer {host.peers[0]}"
         if host.node not in replies:
-            failures.append(RunFailedError(f"{who}: no reply from node {host.node}"))
+            failures.append(RunFailedError(f"{who}: no reply from node {host.node}", "NoReply"))
             continue
         try:
             facts = nodes.body_of(replies[host.node], who)
@@ -272,10 +292,12 @@ def _train(grid: Grid, run: Run, observer: str) -> tuple[dict[int, dict[str, Any
             continue
         outcomes |= {o["peer"]: o for o in facts["outcomes"]}
     if failures:
-        # Those that were stopped by their neighbours only repeat the first cause.
-        own = [f for f in failures if " stopped in iteration " not in str(f)]
-        raise (own or failures)[0]
+        raise min(failures, key=lambda f: _HEARSAY.get(f.kind, 0))
     return outcomes, facts
+
+
+_HEARSAY = {"ExchangeTimeoutError": 1, "PeerUnreachableError": 1, "NoReply": 2, "ExchangeStoppedError": 3}
+"""Errors that others' failures cause, by how little they say of the cause."""
 
 
 def _host_plan(run: Run, host: HostAssignment, observer: str) -> Plan:
@@ -284,11 +306,15 @@ def _host_plan(run: Run, host: HostAssignment, observer: str) -> Plan:
         weights = {0: 1.0}
     else:
         peers = tuple(Neighbourhood.of(run.graph, p) for p in host.peers)
-        factors = peer_weights(run.config.method.objective, [run.images[p] for p in range(run.graph.n)])
+        # Where nothing is exchanged there is nobody to be weighed against.
+        objective = run.config.method.objective if run.exchanges else "uniform"
+        factors = peer_weights(objective, [run.images[p] for p in range(run.graph.n)])
         weights = {p: float(factors[p]) for p in host.peers}
-    around = {p for place in peers for p in (place.peer, *place.in_neighbours, *place.out_neighbours)}
-    given = {h.peers[0]: h.address for h in run.hosts if h.address}
-    addresses = {p: given.get(p) or run.graph.addresses[p] or unix_address(run.id, p) for p in sorted(around)}
+    leaving, entering = remote_edges(peers, always=run.config.runtime.transport == "grpc")
+    around = (
+        {p for edge in leaving | entering for p in edge} | set(host.peers) if leaving | entering else set()
+    )
+    addresses = {p: _address(run, p) for p in sorted(around)} if run.exchanges else {}
     return Plan(
         run=run.id,
         config=run.config.to_mapping(),
@@ -303,6 +329,19 @@ def _host_plan(run: Run, host: HostAssignment, observer: str) -> Plan:
         observer=observer,
         pooled=run.pooled,
     )
+
+
+def _address(run: Run, peer: int) -> str:
+    if not run.deployed:
+        return unix_address(run.id, peer)  # whatever addresses the graph has for a deployment
+    given = {host.peers[0]: host.address for host in run.hosts}
+    address = given.get(peer) or run.graph.addresses[peer]
+    if not address:
+        raise ConfigError(
+            f"peer {peer} has no address: give its SuperNode peer-address in --node-config, or the graph "
+            "addresses"
+        )
+    return address
 
 
 def _run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
@@ -326,7 +365,7 @@ def _run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
             peer = note["peer"]
             if kind.startswith("train"):
                 seconds[peer]["gradient"] += note["gradient"]
-                sent[peer] += payload  # what a client sends up; the server sends as much down
+                sent[peer] += payload  # what the client sends; what the server sends it is not the peer's
             else:
                 seconds[peer]["evaluation"] += note["evaluation"]
                 last[peer] = Report.of({**note, "bytes_sent": sent[peer]})
@@ -347,16 +386,18 @@ def _run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
         grid=PeersGrid(grid, run.hosts, task, on_reply),
         initial_arrays=clients.to_arrays(workload, workload.theta0),
         num_rounds=rounds,
-        timeout=messages.LONG_TTL,
+        timeout=run.config.runtime.run_timeout,
         train_config=ConfigRecord(),
         evaluate_config=ConfigRecord(),
     )
     if not result.arrays:
         raise RunFailedError(f"{method.algorithm} returned no model; see Flower's log above")
     passed = time.monotonic() - begin
-    for parts in seconds.values():
-        # What is neither a client's gradient nor its evaluation went into messages and waiting.
-        parts["exchange"] = max(0.0, passed - parts["gradient"] - parts["evaluation"])
+    for host in run.hosts:
+        # What is nobody's gradient or evaluation on a host went into messages and waiting.
+        busy = sum(seconds[p]["gradient"] + seconds[p]["evaluation"] for p in host.peers)
+        for p in host.peers:
+            seconds[p]["exchange"] = max(0.0, passed - busy)
     outcomes = {
         p: {
             **vars(r),

@@ -18,7 +18,7 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 
-__all__ = ["PeersGrid", "make_strategy", "strategy_names"]
+__all__ = ["PeersGrid", "is_strategy", "make_strategy", "strategy_names"]
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,15 @@ def strategy_names() -> list[str]:
     return sorted(_strategies())
 
 
+def is_strategy(name: str) -> bool:
+    """Tell whether ``name`` is a strategy of Flower; ``FedProx`` and ``fed-prox`` are ``fedprox``."""
+    return _plain(name) in _strategies()
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
 def make_strategy(method: MethodConfig, n: int) -> Strategy:
     """Build Flower's strategy ``method.algorithm`` for ``n`` clients, all of which take part in every round.
 
@@ -56,7 +65,7 @@ def make_strategy(method: MethodConfig, n: int) -> Strategy:
     ConfigError
         When the strategy or an argument is unknown, or refused by the strategy.
     """
-    name, options, kinds = method.algorithm, method.strategy_options, _strategies()
+    name, options, kinds = _plain(method.algorithm), method.strategy_options, _strategies()
     if name not in kinds:
         raise ConfigError(
             f"algorithm = {name!r} is no strategy of Flower; choose one of {', '.join(sorted(kinds))}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "PooledBatches"]
 
 
 class Batches:
@@ -46,3 +46,28 @@ class Batches:
             self._order = np.random.default_rng((*self._key, epoch)).permutation(self._size)
             self._epoch = epoch
         return self._order
+
+
+class PooledBatches:
+    """Batch t of several peers, laid end to end: what n peers draw in one iteration, for one model.
+
+    The mean loss over such a batch is the mean of the peers' losses, so that one model on pooled data
+    minimises the objective in which every peer counts the same (peers with fewer images than a batch
+    count by what they draw).
+
+    Parameters
+    ----------
+    parts : list of Batches
+        The peers' own streams.
+    offsets : list of int
+        Where each peer's images begin in the pooled data.
+    """
+
+    def __init__(self, parts: list[Batches], offsets: list[int]) -> None:
+        self._parts, self._offsets = parts, offsets
+
+    def batch(self, t: int) -> npt.NDArray[np.int64]:
+        """Return the positions, in the pooled data, of batch ``t`` of every peer."""
+        return np.concatenate(
+            [part.batch(t) + offset for part, offset in zip(self._parts, self._offsets, strict=True)]
+        )

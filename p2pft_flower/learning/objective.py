@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from p2pft_flower.learning.batches import Batches
+from p2pft_flower.learning.batches import Batches, PooledBatches
 from p2pft_flower.learning.features import Features
 
 __all__ = ["Evaluation", "PeerObjective", "evaluate", "tail_vector", "trained_parameters"]
@@ -61,14 +61,21 @@ class PeerObjective:
         What the trunk makes of the peer's training images.
     test : Features
         What it makes of the test images; shared.
-    batches : Batches
+    batches : Batches or PooledBatches
         The peer's order of images.
     seed, peer : int
         Decide drop-out masks, where the tail has any.
     """
 
     def __init__(
-        self, tail: nn.Module, features: Features, test: Features, batches: Batches, *, seed: int, peer: int
+        self,
+        tail: nn.Module,
+        features: Features,
+        test: Features,
+        batches: Batches | PooledBatches,
+        *,
+        seed: int,
+        peer: int,
     ) -> None:
         self.drawn = 0
         """Mini-batches drawn so far: the position of the data order."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
@@ -176,7 +175,3 @@ def _checked(spec: str, parts: object, total: int, n: int) -> Partition:
     if len(dealt) < total:
         log.warning("partition %s leaves %d of %d training images unused", spec, total - len(dealt), total)
     return arrays
-
-
-PartitionFunction: TypeAlias = Callable[[Labels, int, int], Partition]
-"""What ``my_module:my_partition`` is."""

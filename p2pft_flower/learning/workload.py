@@ -15,7 +15,7 @@ from torch import nn
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.batches import Batches
+from p2pft_flower.learning.batches import Batches, PooledBatches
 from p2pft_flower.learning.datasets import Dataset, load_dataset
 from p2pft_flower.learning.features import Features, compute_features
 from p2pft_flower.learning.models import create_model, preprocessing
@@ -54,15 +54,16 @@ class Workload:
         Model, data, partition, seed.
     n : int
         Number of peers.
-    pooled : bool
-        One peer holds all images and draws n times the batch (``centralized``).
+    pooled : {"", "uniform", "examples"}
+        Not empty (``centralized``): one peer holds all images, and an iteration draws as many as n peers do;
+        for the objective ``"uniform"`` the n peers' own mini-batches, for ``"examples"`` from the union.
 
     Notes
     -----
     Everything is built when first asked for: the coordinator needs the partition only, hosts need all.
     """
 
-    def __init__(self, config: LearningConfig, n: int, *, pooled: bool = False) -> None:
+    def __init__(self, config: LearningConfig, n: int, *, pooled: str = "") -> None:
         self.config, self.n, self.pooled = config, n, pooled
         self._features: dict[int, Features] = {}
 
@@ -79,16 +80,20 @@ class Workload:
         )
 
     @cached_property
-    def partition(self) -> Partition:
-        """Positions in the training split, one array a peer (one array in all where pooled)."""
-        parts = partition_images(
+    def _shares(self) -> Partition:
+        """Positions in the training split, one array for each of the n peers, pooled or not."""
+        return partition_images(
             self.partition_spec,
             self.dataset.train.labels,
             self.n,
             len(self.dataset.classes),
             self.config.seed,
         )
-        return [np.sort(np.concatenate(parts))] if self.pooled else parts
+
+    @property
+    def partition(self) -> Partition:
+        """Positions in the training split, one array a peer; where pooled one array, peer after peer."""
+        return [np.concatenate(self._shares)] if self.pooled else self._shares
 
     def data(self, peer: int) -> PeerData:
         """Say what ``peer`` holds."""
@@ -142,15 +147,26 @@ class Workload:
         DataError
             When an image cannot be read.
         """
-        config = self.config
-        size = config.batch_size * (self.n if self.pooled else 1)
-        built = {}
-        for peer in peers:
-            batches = Batches(len(self.partition[peer]), size, seed=config.seed, peer=peer)
-            built[peer] = PeerObjective(
-                self.tail, self.features(peer), self.test_features, batches, seed=config.seed, peer=peer
+        return {
+            peer: PeerObjective(
+                self.tail,
+                self.features(peer),
+                self.test_features,
+                self._batches(peer),
+                seed=self.config.seed,
+                peer=peer,
             )
-        return built
+            for peer in peers
+        }
+
+    def _batches(self, peer: int) -> Batches | PooledBatches:
+        size, seed = self.config.batch_size, self.config.seed
+        if self.pooled == "uniform":
+            sizes = [len(share) for share in self._shares]
+            parts = [Batches(n, size, seed=seed, peer=i) for i, n in enumerate(sizes)]
+            return PooledBatches(parts, [sum(sizes[:i]) for i in range(len(sizes))])
+        times = self.n if self.pooled else 1
+        return Batches(len(self.partition[peer]), size * times, seed=seed, peer=peer)
 
     def features(self, peer: int) -> Features:
         """Return the trunk's outputs for the peer's training images; computed once."""

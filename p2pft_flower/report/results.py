@@ -13,7 +13,16 @@ import numpy as np
 from p2pft_flower.errors import DataError
 from p2pft_flower.runtime.journal import finite
 
-__all__ = ["FILE", "SCHEMA", "default_output_dir", "home", "read_results", "summary", "write_results"]
+__all__ = [
+    "FILE",
+    "SCHEMA",
+    "default_output_dir",
+    "holds_a_run",
+    "home",
+    "read_results",
+    "summary",
+    "write_results",
+]
 
 SCHEMA = "p2pft.results/1"
 FILE = "results.json"
@@ -53,6 +62,11 @@ def write_results(folder: Path, results: dict[str, Any]) -> Path:
     partial.write_text(json.dumps(finite(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
     return path
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Tell whether ``folder`` has results, or what an interrupted run left: nothing is mixed with it."""
+    return (folder / FILE).exists() or (folder / "peers").exists()
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _comparison_rows(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
                 number(accuracy["mean"]),
                 number(accuracy["std"]),
                 number(unseen and unseen["mean"]),
-                number(sum(p["loss"] or 0.0 for p in peers) / len(peers)),
+                number(results["summary"]["loss"] and results["summary"]["loss"]["mean"]),
                 number(results["consensus_error"], ".1e"),
                 human_bytes(sum(p["bytes_sent"] for p in peers)),
                 f"{results['seconds']:.1f}",

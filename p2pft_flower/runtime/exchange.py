@@ -21,7 +21,14 @@ __all__ = ["DivergedError", "HostExchange"]
 
 
 class DivergedError(P2PFTError):
-    """A peer's own payload is not finite: its training diverged."""
+    """A peer's own numbers are not finite: its training diverged."""
+
+    def __init__(self, peer: int, where: str, what: str) -> None:
+        self.peer = peer
+        super().__init__(
+            f"peer {peer}, {where}: its {what} holds NaN or infinity, so its training diverged; "
+            "lower learning-rate (or momentum)"
+        )
 
 
 class HostExchange:
@@ -64,10 +71,7 @@ class HostExchange:
         begin = time.perf_counter()
         for peer, mix in outbox.items():
             if not np.isfinite(mix.vector).all():
-                raise DivergedError(
-                    f"peer {peer}, iteration {iteration}, phase {phase_name(phase)}: its payload holds "
-                    "NaN or infinity, so its training diverged; lower learning-rate (or momentum)"
-                )
+                raise DivergedError(peer, f"iteration {iteration}, phase {phase_name(phase)}", "payload")
         for peer, mix in outbox.items():
             self._send(peer, iteration, phase, mix)
         mixed = {peer: weighted_sum(self._terms(peer, iteration, phase, outbox)) for peer in outbox}

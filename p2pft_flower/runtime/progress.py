@@ -52,7 +52,9 @@ class Progress:
     def __init__(self, n: int, iterations: int, tell: Callable[[str], None]) -> None:
         self._n, self._iterations, self._tell = n, iterations, tell
         self._reports: dict[int, dict[int, Report]] = {}
-        self._begin = time.monotonic()
+        self._begin: float | None = None
+        """When the first evaluation was complete: what came before it says nothing of what is left."""
+        self._first = 0
         self._lock = threading.Lock()
 
     def add(self, report: Report) -> None:
@@ -91,8 +93,10 @@ class Progress:
 
     def _line(self, iteration: int, reports: Sequence[Report]) -> str:
         width = len(str(self._iterations))
-        passed = time.monotonic() - self._begin
-        left = passed / iteration * (self._iterations - iteration) if iteration else None
+        if self._begin is None:
+            self._begin, self._first = time.monotonic(), iteration
+        passed, done = time.monotonic() - self._begin, iteration - self._first
+        left = passed / done * (self._iterations - iteration) if done else None
         parts = [
             f"iteration {iteration:>{width}}/{self._iterations}",
             f"loss {_spread([r.loss for r in reports], '.3f')}",
@@ -101,7 +105,7 @@ class Progress:
             f"sent {human_bytes(sum(r.bytes_sent for r in reports))}",
         ]
         if left is not None:
-            parts.append(f"{left:.0f} s left" if iteration < self._iterations else f"{passed:.0f} s")
+            parts.append(f"{left:.0f} s left" if iteration < self._iterations else f"in {passed:.0f} s")
         return " | ".join(parts)
 
 

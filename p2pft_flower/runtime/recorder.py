@@ -95,8 +95,8 @@ class Recorder:
                 prepared=time.monotonic() - self._begin,
             )
 
-    def evaluate(self, peer: int, objective: Objective, theta: Vector, done: int, bytes_sent: int) -> None:
-        """Score ``theta`` after ``done`` iterations, write it down and report it."""
+    def evaluate(self, peer: int, objective: Objective, theta: Vector, done: int, bytes_sent: int) -> Score:
+        """Score ``theta`` after ``done`` iterations, write it down, report and return it."""
         with self.timed(peer, "evaluation"):
             score = self._scores[peer] = objective.evaluate(theta)
         report = PeerReport(
@@ -122,6 +122,7 @@ class Recorder:
         )
         if self._observer is not None:
             self._observer.report(report)
+        return score
 
     def finish(self, peer: int, theta: Vector, bytes_sent: int, exchange_seconds: float) -> Outcome:
         """Leave the peer's tail and the last line of its log; return how it ended."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from p2pft_flower.runtime.plan import Neighbourhood, Plan
-from p2pft_flower.transport import ExchangeError, Links, Mailbox, PeerServer, Received, Stop, Terms
+from p2pft_flower.transport import ExchangeError, Hello, Links, Mailbox, PeerServer, Received, Stop, Terms
 
 __all__ = ["Wires", "remote_edges"]
 
@@ -29,7 +29,7 @@ def remote_edges(peers: tuple[Neighbourhood, ...], *, always: bool) -> tuple[set
 
 
 class Wires:
-    """Opened before training, closed after it; a context manager.
+    """Opened before training, closed after it.
 
     Parameters
     ----------
@@ -41,6 +41,8 @@ class Wires:
         From :func:`remote_edges`.
     timeout : float
         Deadline of every payload, in seconds.
+    on_hello : callable
+        Given a neighbour's Hello; may keep it waiting, returns a reason to turn it down or None.
     on_stop : callable
         Given a neighbour's Stop.
 
@@ -58,6 +60,7 @@ class Wires:
         entering: set[Edge],
         *,
         timeout: float,
+        on_hello: Callable[[Hello], str | None],
         on_stop: Callable[[Stop], None],
     ) -> None:
         local = {p.peer for p in plan.peers}
@@ -87,6 +90,7 @@ class Wires:
                 self.mailbox,
                 {peer: plan.addresses[peer] for peer in sorted(local)},
                 out_edges=leaving,
+                on_hello=on_hello,
                 on_stop=on_stop,
                 timeout=timeout,
             )

@@ -274,7 +274,7 @@ class Mailbox:
         if header.checksum != checksum(header, xxhash.xxh3_64_intdigest(payload)):
             raise _Refusal(pb.CORRUPT, "the checksum does not fit header and payload")
         if header.run != terms.run:
-            raise _Refusal(pb.WRONG_RUN, f"run {header.run!r}, here it is {terms.run!r}")
+            raise _Refusal(pb.WRONG_RUN, f"run {header.run[:64]!r} is not this one")
         if header.view != terms.view:
             raise _Refusal(pb.WRONG_VIEW, f"view {header.view}, here it is {terms.view}")
         if (header.sender, header.receiver) not in self._inboxes:

@@ -130,24 +130,8 @@ class PeerServer:
             hello = pb.Hello.FromString(request)
         except DecodeError:
             return self._refuse(pb.BAD_HEADER, "a hello that cannot be parsed")
-        terms = self._mailbox.terms
-        checks = (
-            (pb.WRONG_RUN, "run", hello.run, terms.run),
-            (pb.WRONG_VIEW, "view", hello.view, terms.view),
-            (pb.WRONG_LENGTH, "number of trainable parameters", hello.length, terms.length),
-            (pb.WRONG_DTYPE, "dtype number", hello.dtype, terms.wire_dtype),
-            (pb.MISMATCH, "number of phases", hello.phases, terms.phases),
-            (pb.MISMATCH, "configuration digest", hello.config, terms.config),
-        )
-        # Who and what run first: a stranger learns nothing about the terms.
-        if hello.run == terms.run and (hello.sender, hello.receiver) not in self._neighbours:
-            return self._refuse(
-                pb.NOT_NEIGHBOUR, f"peers {hello.sender} and {hello.receiver} share no edge here"
-            )
-        for status, what, theirs, ours in checks:
-            if theirs != ours:
-                reason = f"peer {hello.sender} has {what} {theirs!r}, peer {hello.receiver} has {ours!r}"
-                return self._refuse(status, reason)
+        if (wrong := self._mismatch(hello)) is not None:
+            return self._refuse(*wrong)
         objection = self._on_hello(hello) if self._on_hello is not None else None
         if objection is not None:
             return self._refuse(pb.MISMATCH, objection)
@@ -155,17 +139,40 @@ class PeerServer:
             return pb.Reply(status=pb.STOPPED, reason=str(self._mailbox.error)).SerializeToString()
         return pb.Reply(status=pb.ACCEPTED).SerializeToString()
 
+    def _mismatch(self, hello: pb.Hello) -> tuple[pb.Status, str] | None:
+        terms = self._mailbox.terms
+        # Who and what run first, and without our own: a stranger learns nothing about the terms.
+        if hello.run != terms.run:
+            return pb.WRONG_RUN, f"run {hello.run[:64]!r} is not this one"
+        if (hello.sender, hello.receiver) not in self._neighbours:
+            return pb.NOT_NEIGHBOUR, f"peers {hello.sender} and {hello.receiver} share no edge here"
+        checks = (
+            (pb.WRONG_VIEW, "view", hello.view, terms.view),
+            (pb.WRONG_LENGTH, "number of trainable parameters", hello.length, terms.length),
+            (pb.WRONG_DTYPE, "dtype number", hello.dtype, terms.wire_dtype),
+            (pb.MISMATCH, "number of phases", hello.phases, terms.phases),
+            (pb.MISMATCH, "configuration digest", hello.config, terms.config),
+        )
+        for status, what, theirs, ours in checks:
+            if theirs != ours:
+                return (
+                    status,
+                    f"peer {hello.sender} has {what} {theirs!r}, peer {hello.receiver} has {ours!r}",
+                )
+        return None
+
     def _stop(self, request: bytes, _context: Any) -> bytes:
         try:
             stop = pb.Stop.FromString(request)
         except DecodeError:
             return self._refuse(pb.BAD_HEADER, "a stop that cannot be parsed")
         if stop.run != self._mailbox.terms.run:
-            return self._refuse(pb.WRONG_RUN, f"a stop of run {stop.run!r}")
+            return self._refuse(pb.WRONG_RUN, f"a stop of run {stop.run[:64]!r}")
         if all(stop.sender != remote for remote, _ in self._neighbours):
             return self._refuse(
                 pb.NOT_NEIGHBOUR, f"a stop from peer {stop.sender}, which shares no edge with this host"
             )
+        stop.reason = stop.reason[:4096]
         if self._on_stop is not None:
             try:
                 self._on_stop(stop)

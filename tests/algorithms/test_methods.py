@@ -303,7 +303,7 @@ def test_peers_that_ask_for_different_exchanges_are_told_so(lopsided):
             return state
 
     signs = [lambda t, i=i: np.full_like(t, (-1.0) ** i) for i in range(4)]
-    with pytest.raises(RuntimeError, match="do not ask for the same exchange"):
+    with pytest.raises(RuntimeError, match=r"do not ask for the same exchange"):
         simulate(Odd(alpha=lambda k: 0.1), lopsided, signs, np.zeros(2), alpha=0.1, iterations=1)
 
 
@@ -316,3 +316,27 @@ def test_schedules_fall_as_they_say():
     assert cosine[5] == pytest.approx(0.5)
     assert cosine[10] == pytest.approx(0.0)
     assert [make_schedule("step:3:0.1", 1.0, 10)(k) for k in (0, 2, 3, 6)] == pytest.approx([1, 1, 0.1, 0.01])
+
+
+def test_a_method_that_miscounts_its_exchanges_is_told_so(lopsided):
+    @dataclass(frozen=True)
+    class TooFew(OneRowStochasticMatrix):
+        phases: ClassVar = ("theta", "tau", "third")
+
+    @dataclass(frozen=True)
+    class TooMany(OneRowStochasticMatrix):
+        phases: ClassVar = ("theta",)
+
+    for method, message in (
+        (TooFew, "asks for 2 exchanges.*names 3"),
+        (TooMany, "more than 1 exchanges.*names 1"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            simulate(
+                method(alpha=lambda k: 0.1),
+                lopsided,
+                quadratics(4).gradients,
+                np.zeros(5),
+                alpha=0.1,
+                iterations=1,
+            )

@@ -42,6 +42,11 @@ def test_values_need_no_quotes_and_get_the_type_of_their_key(tmp_path, monkeypat
     }
     assert isinstance(values["learning-rate"], float)
     assert parse_settings(["topology=ring:8"]) == {"topology": "ring:8"}
+    assert parse_settings(["dataset=folder:birds", "algorithm=./m.py:f", "weights=w.pth"]) == {
+        "dataset": f"folder:{tmp_path}/birds",
+        "algorithm": f"{tmp_path}/m.py:f",
+        "weights": f"{tmp_path}/w.pth",
+    }
 
 
 @pytest.mark.parametrize(
@@ -71,6 +76,7 @@ def test_tab_completion_offers_keys_and_algorithms():
         (["run", "algorithm=gt-dgd", "topology=lopsided-4"], "not doubly stochastic"),
         (["run", "batch-size=0"], "batch-size = 0: must be a whole number >= 1"),
         (["compare", "p2pft,p2pft"], "give different methods"),
+        (["compare", "p2pft", "algorithm=dgd"], "algorithm is not for compare"),
         (["compare", "p2pft,nothing"], "algorithm = 'nothing' is unknown"),
         (["evaluate", "/nowhere"], "no peer-<i>.safetensors there"),
         (["demo", "regression", "--topology", "nowhere"], "there is no graph 'nowhere'"),

@@ -170,13 +170,14 @@ def test_one_local_step_of_fedavg_is_a_centralised_step_on_the_same_batches(tmp_
         (
             {"learning_rat": 1.0},
             ConfigError,
-            "unknown run-config key 'learning-rat'; did you mean 'learning-rate'",
+            "unknown run-config key 'learning-rat': did you mean 'learning-rate'",
         ),
         (
             {"transport": "carrier-pigeon"},
             ConfigError,
             "transport = 'carrier-pigeon': must be one of auto, memory, grpc",
         ),
+        ({"strategy_options": "eta=1"}, ConfigError, "algorithm 'p2pft' is none of Flower's"),
         ({"algorithm": "fedavg", "strategy_options": "mu=1"}, ConfigError, "fedavg has no option 'mu'"),
         (
             {"algorithm": "fedtrimmedavg", "strategy_options": "beta=0.7"},
@@ -232,10 +233,67 @@ def test_a_peer_that_raises_ends_the_run_by_name(algorithm, tmp_path):
     assert read_results(tmp_path / "out")["status"] == "failed"
 
 
+@pytest.mark.parametrize("algorithm", ["p2pft", "local", "centralized", "fedavg", "fedmedian"])
+def test_a_run_that_diverges_never_counts_as_completed(algorithm, tmp_path):
+    with np.errstate(all="ignore"), pytest.raises(RunFailedError, match=r"diverged; lower learning-rate"):
+        run_app(tmp_path, algorithm=algorithm, learning_rate=1e30, epochs=2)
+    assert read_results(tmp_path)["status"] == "failed"
+
+
+def test_what_an_interrupted_run_left_is_not_mixed_with(tmp_path):
+    run_app(tmp_path, iterations=1)
+    (tmp_path / "results.json").unlink()
+    with pytest.raises(ConfigError, match="holds an earlier run"):
+        run_app(tmp_path, iterations=1)
+
+
+def test_centralised_training_draws_the_very_batches_of_the_peers(tmp_path):
+    """One step on them is one step of dgd on the complete graph: the mean of the peers' gradients."""
+    run_app(tmp_path / "c", algorithm="centralized", iterations=1)
+    run_app(tmp_path / "d", algorithm="dgd", topology="complete-4", iterations=1)
+    (central,), first = tails(tmp_path / "c", 1), tails(tmp_path / "d")[0]
+    for key in central:
+        np.testing.assert_allclose(central[key], first[key], atol=1e-6)
+
+
+def test_the_objective_does_not_change_what_nobody_is_weighed_against(tmp_path):
+    run_app(tmp_path / "e", algorithm="local", iterations=3, objective="examples")
+    run_app(tmp_path / "u", algorithm="local", iterations=3)
+    assert same(tails(tmp_path / "e"), tails(tmp_path / "u"))
+
+
+def test_addresses_of_a_graph_are_for_deployments_only(tmp_path):
+    (tmp_path / "graph.yaml").write_text(
+        "peers: [{name: a, address: '10.0.0.1:9000'}, {name: b, address: '10.0.0.2:9000'}]\n"
+        "edges: [[a, b], [b, a]]\n"
+    )
+    run_app(tmp_path / "out", topology=str(tmp_path / "graph.yaml"), iterations=2, transport="grpc")
+    assert [p["name"] for p in read_results(tmp_path / "out")["peers"]] == ["a", "b"]
+
+
+def test_a_node_without_a_peer_id_beside_others_is_named(tmp_path):
+    nodes = [{"peer-id": 0, "peer-address": "127.0.0.1:1"}, {}]
+    for algorithm in ("p2pft", "fedavg"):
+        with pytest.raises(RunFailedError, match="node 1001 has no peer-id, others have"):
+            run_app(tmp_path / algorithm, algorithm=algorithm, topology="ring:2", slots=2, node_configs=nodes)
+
+
+def test_the_first_cause_is_reported_not_what_it_did_to_others(tmp_path):
+    """Host 0 only hears of, or times out on, what happened on host 1."""
+    (tmp_path / "failing.py").write_text(FAILING)
+    with pytest.raises(RunFailedError, match="the disk of this peer is gone"):
+        run_app(tmp_path / "out", nodes=2, slots=2, dataset=f"{tmp_path}/failing.py:broken", peer_timeout=3.0)
+
+
+def test_flowers_strategies_go_by_flowers_own_names_too(tmp_path):
+    run_app(tmp_path, algorithm="FedProx", epochs=1, strategy_options="proximal-mu=0.1")
+    assert read_results(tmp_path)["status"] == "completed"
+
+
 def test_results_of_an_earlier_run_are_not_written_over(tmp_path):
     run_app(tmp_path, iterations=1)
     before = (tmp_path / "results.json").read_bytes()
-    with pytest.raises(ConfigError, match="holds the results of an earlier run"):
+    with pytest.raises(ConfigError, match="holds an earlier run"):
         run_app(tmp_path, iterations=1)
     assert (tmp_path / "results.json").read_bytes() == before
 

@@ -55,10 +55,9 @@ class Quadratics:
         self.built = {}
 
     def objectives(self, peers):
-        self.built = {
-            p: Peer(p, self.faults.get("fail_at", {}).get(p), self.faults.get("hook")) for p in peers
-        }
-        return self.built
+        new = {p: Peer(p, self.faults.get("fail_at", {}).get(p), self.faults.get("hook")) for p in peers}
+        self.built |= new
+        return new
 
     def named_tail(self, theta):
         return {"theta": torch.from_numpy(theta.copy())}

@@ -157,7 +157,7 @@ def test_a_peer_that_raises_stops_all_at_once_and_is_named_everywhere(hosts, tmp
     for peers, result in zip(hosts, results, strict=True):
         if 2 in peers:
             assert isinstance(result, PeerFailedError)
-            assert "peer 2, iteration 6: its gradient raised ValueError: no more images" in str(result)
+            assert "peer 2, iteration 6: its gradient failed: ValueError: no more images" in str(result)
         else:
             assert isinstance(result, ExchangeStoppedError)
             assert "peer 2 stopped in iteration 6" in str(result)
