@@ -11,17 +11,13 @@ from typing import Any
 import numpy as np
 
 from p2pft_flower.errors import DataError
+from p2pft_flower.resources import home
 from p2pft_flower.runtime.journal import finite
 
-__all__ = ["FILE", "SCHEMA", "default_output_dir", "home", "read_results", "summary", "write_results"]
+__all__ = ["FILE", "SCHEMA", "default_output_dir", "read_results", "summary", "write_results"]
 
 SCHEMA = "p2pft.results/1"
 FILE = "results.json"
-
-
-def home() -> Path:
-    """Return ``$P2PFT_HOME``, by default ``~/.p2pft``; nothing else is written below the home folder."""
-    return Path(os.environ.get("P2PFT_HOME") or "~/.p2pft").expanduser()
 
 
 def default_output_dir(run: str) -> Path:
