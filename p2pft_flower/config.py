@@ -89,11 +89,19 @@ class LearningConfig:
     tune : str
         ``last-block``, ``last-blocks:K``, ``head`` or ``full``.
     dataset : str
-        ``digits``, ``folder:/path``, or ``my_module:my_dataset``.
+        ``digits``, ``cifar10``, ``cifar100``, ``oxford-iiit-pet``, ``oxford-flowers102``,
+        ``folder:/path``, or ``my_module:my_dataset``.
     data_dir : str
-        Where datasets that are read from disk lie; handed to own datasets.
+        Where torchvision's folders lie, empty: ``$P2PFT_HOME/data``; handed to own datasets.
+    download : bool
+        Whether torchvision may fetch a dataset that is not there.
+    verify : bool
+        Refuse torchvision folders whose md5 sums are not the official ones.
+    shots : int
+        Training images of each class, drawn before they are dealt out; 0: all.
     partition : str
-        ``auto``, ``classes:0-1,2-3,…``, ``iid``, ``dirichlet:ALPHA``, or ``my_module:my_partition``.
+        ``auto``, ``classes:0-1,2-3,…``, ``iid``, ``dirichlet:ALPHA``, ``shards:K``, or
+        ``my_module:my_partition``.
     batch_size : int
         Images in one mini-batch of one peer.
     seed : int
@@ -105,11 +113,15 @@ class LearningConfig:
     tune: str = "last-block"
     dataset: str = "digits"
     data_dir: str = ""
+    download: bool = False
+    verify: bool = True
+    shots: int = 0
     partition: str = "auto"
     batch_size: int = 32
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require(self.shots >= 0, "shots", self.shots, "a whole number >= 0")
         _require(self.batch_size >= 1, "batch-size", self.batch_size, "a whole number >= 1")
         _require(self.seed >= 0, "seed", self.seed, "a whole number >= 0")
 
@@ -234,7 +246,7 @@ def _build(concern: type[Concern], values: Mapping[str, Any]) -> Concern:
 def _typed(key: str, value: Any, wanted: type) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, wanted) or isinstance(value, bool):
-        names = {int: "a whole number", float: "a number", str: "a text"}
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
         raise ConfigError(f"{key} = {value!r}: must be {names[wanted]}, not {type(value).__name__}")
     return value

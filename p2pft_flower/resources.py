@@ -1,12 +1,18 @@
-"""Where the files shipped beside the package lie: the graphs in topologies/ and the Flower app in apps/."""
+"""Where files lie: those shipped beside the package (topologies/, apps/), and those of runs."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-__all__ = ["resource_dir"]
+__all__ = ["home", "resource_dir"]
 
 _PACKAGE = Path(__file__).resolve().parent
+
+
+def home() -> Path:
+    """Return ``$P2PFT_HOME``, by default ``~/.p2pft``; nothing else is written below the home folder."""
+    return Path(os.environ.get("P2PFT_HOME") or "~/.p2pft").expanduser()
 
 
 def resource_dir(name: str) -> Path:

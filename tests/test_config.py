@@ -56,6 +56,9 @@ OTHER = {
     "tune": "head",
     "dataset": "folder:/pictures",
     "data-dir": "/data",
+    "download": True,
+    "verify": False,
+    "shots": 5,
     "partition": "iid",
     "batch-size": 7,
     "seed": 11,
@@ -156,6 +159,7 @@ WRONG = [
     ("objective", "peers", "must be one of uniform, examples"),
     ("local-epochs", 0, "must be a whole number >= 1"),
     ("batch-size", 0, "must be a whole number >= 1"),
+    ("shots", -1, "must be a whole number >= 0"),
     ("seed", -1, "must be a whole number >= 0"),
     ("iterations", -1, "must be a whole number >= 0"),
     ("epochs", 0, "must be a whole number >= 1"),
@@ -178,6 +182,7 @@ def test_a_wrong_value_is_refused_with_key_value_and_what_is_right(key, value, r
 
 KINDS = {int: ("a whole number", ["3", 3.0, True, None]), float: ("a number", ["0.1", True, None, [0.1]])}
 KINDS[str] = ("a text", [3, 0.5, False, None])
+KINDS[bool] = ("true or false", [0, 1, "true", None])
 
 
 @pytest.mark.parametrize("key", config_keys())

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from p2pft_flower.cli.settings import read_value
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import DataError, P2PFTError
 
@@ -76,8 +77,7 @@ def _score(file: Path, dataset: str | None, data_dir: str | None) -> dict[str, A
         raise DataError(f"{file}: not a readable safetensors file ({error})") from error
     if metadata.get("schema") != TAIL_SCHEMA:
         raise DataError(f"{file}: schema {metadata.get('schema')!r}, this version reads {TAIL_SCHEMA!r}")
-    settings = {key: value for key, value in metadata.items() if key in _LEARNING_KEYS}
-    typed: dict[str, Any] = {k: int(v) if k in ("batch-size", "seed") else v for k, v in settings.items()}
+    typed: dict[str, Any] = {k: read_value(k, v) for k, v in metadata.items() if k in _LEARNING_KEYS}
     typed |= {k: v for k, v in (("dataset", dataset), ("data-dir", data_dir)) if v is not None}
     config = RunConfig.from_mapping(typed).learning
     workload = Workload(config, n=1)

@@ -14,7 +14,7 @@ from p2pft_flower.flower.strategies import is_strategy, make_strategy, strategy_
 from p2pft_flower.plugins import is_reference
 from p2pft_flower.topology import Graph
 
-__all__ = ["check", "complete_settings", "parse_settings"]
+__all__ = ["check", "complete_settings", "parse_settings", "read_value"]
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, Any]:
@@ -23,7 +23,8 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        When a word has no ``=``, a key is unknown, or a value is no number where one is wanted.
+        When a word has no ``=``, a key is unknown, or a value is no number (or true or false) where one is
+        wanted.
     """
     keys = config_keys()
     values: dict[str, Any] = {}
@@ -35,12 +36,7 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
             close = difflib.get_close_matches(key, keys, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ConfigError(f"unknown run-config key {key!r}{hint} The keys are: {', '.join(keys)}")
-        wanted = type(keys[key])
-        try:
-            values[key] = wanted(text)
-        except ValueError as error:
-            kinds = {int: "a whole number", float: "a number"}
-            raise ConfigError(f"{key} = {text!r}: must be {kinds[wanted]}") from error
+        values[key] = read_value(key, text)
     return {key: _absolute(key, value) for key, value in values.items()}
 
 
@@ -61,6 +57,26 @@ def _absolute(key: str, value: Any) -> Any:
         "weights": value not in ("pretrained", "none"),
     }
     return str(path.absolute()) if is_path.get(key, False) else value
+
+
+def read_value(key: str, text: str) -> bool | int | float | str:
+    """Return ``text`` as the type that run-config key ``key`` has.
+
+    Raises
+    ------
+    ConfigError
+        When it cannot be read as that.
+    """
+    wanted = type(config_keys()[key])
+    if wanted is bool:
+        if text.lower() not in ("true", "false"):
+            raise ConfigError(f"{key} = {text!r}: must be true or false")
+        return text.lower() == "true"
+    try:
+        return wanted(text)  # type: ignore[no-any-return]  # a key's default is one of the four types
+    except ValueError as error:
+        kinds = {int: "a whole number", float: "a number"}
+        raise ConfigError(f"{key} = {text!r}: must be {kinds[wanted]}") from error
 
 
 def check(values: dict[str, Any]) -> tuple[RunConfig, Graph]:

@@ -1,4 +1,4 @@
-"""Labelled images by name: scikit-learn's digits, folders of images, and own datasets."""
+"""Labelled images by name: scikit-learn's digits, torchvision's sets, folders of images, and own datasets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.plugins import is_reference, load_reference
 
-__all__ = ["DATASETS", "Dataset", "Split", "load_dataset"]
+__all__ = ["DATASETS", "TORCHVISION", "Dataset", "Split", "load_dataset", "read_image"]
 
 TEST_SHARE = 0.2
 """Share of the digits that is kept for testing; the split is fixed, whatever the run's seed."""
@@ -110,19 +110,25 @@ def folder(path: str) -> Dataset:
         if not files:
             raise DataError(f"{root / part}: no image in any class folder")
 
-        def read(index: int) -> Image.Image:
-            try:
-                with Image.open(files[index]) as image:
-                    image.load()
-                    return _eight_bits(image)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise DataError(
-                    f"{files[index]}: not a readable image ({error}); repair or remove it"
-                ) from error
-
-        return Split(np.array(labels, dtype=np.int64), read)
+        return Split(np.array(labels, dtype=np.int64), lambda index: read_image(files[index]))
 
     return Dataset(f"folder:{path}", tuple(classes), split("train"), split("test"))
+
+
+def read_image(file: Path) -> Image.Image:
+    """Read an image file; greys of 16 bits become 8.
+
+    Raises
+    ------
+    DataError
+        When it cannot be read, naming it.
+    """
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return _eight_bits(image)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file}: not a readable image ({error}); repair or remove it") from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -134,17 +140,24 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": digits}
 
+TORCHVISION = ("cifar10", "cifar100", "oxford-iiit-pet", "oxford-flowers102")
+"""The sets of :mod:`p2pft_flower.learning.torchvision_sets`, which is heavy to import."""
 
-def load_dataset(name: str, data_dir: str = "") -> Dataset:
+
+def load_dataset(name: str, data_dir: str = "", *, download: bool = False, verify: bool = True) -> Dataset:
     """Load a dataset by its run-config value.
 
     Parameters
     ----------
     name : str
-        A key of :data:`DATASETS`, ``"folder:/path"``, or ``"my_module:my_dataset"``: a callable that
-        takes ``data_dir`` and returns a :class:`Dataset`.
+        A key of :data:`DATASETS`, one of :data:`TORCHVISION`, ``"folder:/path"``, or
+        ``"my_module:my_dataset"``: a callable that takes ``data_dir`` and returns a :class:`Dataset`.
     data_dir : str
-        Handed on to the factory.
+        Where torchvision's folders lie, empty: ``$P2PFT_HOME/data``; handed on to own datasets.
+    download : bool
+        Whether torchvision may fetch what is not there.
+    verify : bool
+        Refuse torchvision's files when their md5 sums are not the official ones.
 
     Raises
     ------
@@ -157,11 +170,15 @@ def load_dataset(name: str, data_dir: str = "") -> Dataset:
         return folder(name.removeprefix("folder:"))
     if name in DATASETS:
         return DATASETS[name](data_dir)
+    if name in TORCHVISION:
+        from p2pft_flower.learning.torchvision_sets import load_torchvision
+
+        return _checked(name, load_torchvision(name, data_dir, download=download, verify=verify))
     if is_reference(name):
         return _checked(name, load_reference(name, key="dataset")(data_dir))
     raise ConfigError(
-        f"dataset = {name!r} is unknown; choose one of {', '.join(DATASETS)}, folder:/path, "
-        "my_module:my_dataset"
+        f"dataset = {name!r} is unknown; choose one of {', '.join([*DATASETS, *TORCHVISION])}, "
+        "folder:/path, my_module:my_dataset"
     )
 
 

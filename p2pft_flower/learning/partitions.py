@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -12,15 +13,24 @@ import numpy.typing as npt
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.plugins import is_reference, load_reference
 
-__all__ = ["Partition", "partition_images", "resolve_partition"]
+__all__ = ["Partition", "draw_shots", "partition_images", "resolve_partition"]
 
 Partition: TypeAlias = list[npt.NDArray[np.int64]]
 """One array of positions in the training split a peer, ascending."""
 
 Labels: TypeAlias = npt.NDArray[np.int64]
 
-TABLE_1 = {("digits", 4): "classes:0-1,2-3,4-6,7-9"}
-"""The class ranges of the paper's Table 1 by (dataset, peers); digits stand in for CIFAR-10's ten classes."""
+TABLE_1 = {
+    ("cifar10", 4): "classes:0-1,2-3,4-6,7-9",
+    ("cifar100", 4): "classes:0-9,10-19,20-74,75-99",
+    ("oxford-iiit-pet", 4): "classes:0-4,5-19,20-29,30-36",
+    ("oxford-flowers102", 4): "classes:0-19,20-39,40-79,80-101",
+    ("digits", 4): "classes:0-1,2-3,4-6,7-9",
+}
+"""The class ranges of the paper's Table 1 by (dataset, peers).
+
+CIFAR-10's last range is 7-10 in the paper, but its classes end at 9; digits stand in for its ten classes.
+"""
 
 AUTO_DIRICHLET = 0.5
 """α of the Dirichlet partition that ``auto`` falls back to when there are more peers than classes."""
@@ -40,6 +50,41 @@ def resolve_partition(spec: str, dataset: str, n: int, num_classes: int) -> str:
     return f"dirichlet:{AUTO_DIRICHLET}"
 
 
+def draw_shots(labels: Labels, shots: int, classes: Sequence[str], seed: int) -> npt.NDArray[np.int64]:
+    """Draw ``shots`` training images of each class.
+
+    Parameters
+    ----------
+    labels : (N,) int64 array
+        Classes of the training images.
+    shots : int
+        Images of a class; a class that has fewer gives all it has, and a warning names it. 0: every image.
+    classes : sequence of str
+        Names of the classes.
+    seed : int
+        Decides the draw. Fewer shots are among more shots of the same seed.
+
+    Returns
+    -------
+    int64 array
+        Positions, ascending.
+    """
+    if shots == 0:
+        return np.arange(len(labels))
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(np.flatnonzero(labels == c))[:shots] for c in range(len(classes))]
+    short = [f"{name!r} has {len(d)}" for name, d in zip(classes, drawn, strict=True) if len(d) < shots]
+    if short:
+        log.warning(
+            "shots = %d is more than %d of %d classes have; all of their training images are used: %s",
+            shots,
+            len(short),
+            len(classes),
+            ", ".join(short),
+        )
+    return np.sort(np.concatenate(drawn))
+
+
 def partition_images(spec: str, labels: Labels, n: int, num_classes: int, seed: int) -> Partition:
     """Deal the training images out to ``n`` peers.
 
@@ -47,8 +92,9 @@ def partition_images(spec: str, labels: Labels, n: int, num_classes: int, seed: 
     ----------
     spec : str
         ``"classes:0-1,2-3,4-6,7-9"`` (one range a peer; ``+`` joins ranges: ``0-1+5``), ``"iid"``,
-        ``"dirichlet:ALPHA"``, or ``"my_module:my_partition"``: a callable
-        ``(labels, n, seed) -> n arrays of positions``.
+        ``"dirichlet:ALPHA"``, ``"shards:K"`` (each peer holds images of K classes, of which the first is
+        the peer's number, counted round, and the others are drawn), or ``"my_module:my_partition"``: a
+        callable ``(labels, n, seed) -> n arrays of positions``.
     labels : (N,) int64 array
         Classes of the training images.
     n : int
@@ -77,12 +123,14 @@ def partition_images(spec: str, labels: Labels, n: int, num_classes: int, seed: 
         parts = _library("IidPartitioner", labels, n, {}, seed)
     elif kind == "dirichlet" and argument:
         parts = _dirichlet(spec, argument, labels, n, seed)
+    elif kind == "shards" and argument:
+        parts = _shards(spec, argument, labels, n, seed)
     elif is_reference(spec):
         parts = load_reference(spec, key="partition")(labels, n, seed)
     else:
         raise ConfigError(
             f"partition = {spec!r} is unknown; choose one of auto, classes:0-1,2-3,…, iid, dirichlet:ALPHA, "
-            "my_module:my_partition"
+            "shards:K, my_module:my_partition"
         )
     return _checked(spec, parts, len(labels), n)
 
@@ -128,6 +176,21 @@ def _dirichlet(spec: str, argument: str, labels: Labels, n: int, seed: int) -> P
     return _library("DirichletPartitioner", labels, n, options, seed)
 
 
+def _shards(spec: str, argument: str, labels: Labels, n: int, seed: int) -> Partition:
+    there = len(np.unique(labels))
+    if not (argument.isdecimal() and 1 <= int(argument) <= there):
+        raise ConfigError(
+            f"partition = {spec!r}: K, the classes of a peer, must be a whole number from 1 to {there}, "
+            "as shards:2"
+        )
+    options: dict[str, object] = {
+        "partition_by": "label",
+        "num_classes_per_partition": int(argument),
+        "class_assignment_mode": "first-deterministic",
+    }
+    return _library("PathologicalPartitioner", labels, n, options, seed)
+
+
 def _library(name: str, labels: Labels, n: int, options: dict[str, object], seed: int) -> Partition:
     """Deal with one of flwr-datasets' partitioners, on local labels."""
     from datasets import Dataset as Table
@@ -146,6 +209,8 @@ def _library(name: str, labels: Labels, n: int, options: dict[str, object], seed
         with warnings.catch_warnings():
             # It warns of each draw that it repeats; whether it succeeds in the end is all that counts.
             warnings.filterwarnings("ignore", message="The specified min_partition_size")
+            # What no peer is given is told of every partition alike.
+            warnings.filterwarnings("ignore", message="Classes: .* will NOT be used")
             positions = [partitioner.load_partition(i)["position"] for i in range(n)]
     except ValueError as error:
         raise DataError(f"{name} could not deal {len(labels)} images out to {n} peers: {error}") from error

@@ -20,7 +20,7 @@ from p2pft_flower.learning.datasets import Dataset, load_dataset
 from p2pft_flower.learning.features import Features, compute_features
 from p2pft_flower.learning.models import create_model, preprocessing
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
-from p2pft_flower.learning.partitions import Partition, partition_images, resolve_partition
+from p2pft_flower.learning.partitions import Partition, draw_shots, partition_images, resolve_partition
 from p2pft_flower.learning.tuning import split_model
 
 __all__ = ["TAIL_SCHEMA", "PeerData", "Workload"]
@@ -70,7 +70,8 @@ class Workload:
     @cached_property
     def dataset(self) -> Dataset:
         """Training and test images."""
-        return load_dataset(self.config.dataset, self.config.data_dir)
+        config = self.config
+        return load_dataset(config.dataset, config.data_dir, download=config.download, verify=config.verify)
 
     @cached_property
     def partition_spec(self) -> str:
@@ -82,13 +83,10 @@ class Workload:
     @cached_property
     def _shares(self) -> Partition:
         """Positions in the training split, one array for each of the n peers, pooled or not."""
-        return partition_images(
-            self.partition_spec,
-            self.dataset.train.labels,
-            self.n,
-            len(self.dataset.classes),
-            self.config.seed,
-        )
+        labels, classes, seed = self.dataset.train.labels, self.dataset.classes, self.config.seed
+        kept = draw_shots(labels, self.config.shots, classes, seed)
+        dealt = partition_images(self.partition_spec, labels[kept], self.n, len(classes), seed)
+        return [kept[positions] for positions in dealt]
 
     @property
     def partition(self) -> Partition:

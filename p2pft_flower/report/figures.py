@@ -1,4 +1,4 @@
-"""Pictures of runs, from the dictionaries that results.json holds."""
+"""Pictures of runs, from the dictionaries that results.json holds, and of who holds what."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-__all__ = ["draw_comparison"]
+__all__ = ["draw_comparison", "draw_shares"]
+
+LEGEND = 20
+"""A legend lists up to this many peers."""
 
 
 def draw_comparison(runs: Sequence[dict[str, Any]], title: str, png: Path) -> None:
@@ -43,4 +47,39 @@ def draw_comparison(runs: Sequence[dict[str, Any]], title: str, png: Path) -> No
     axis.set(xlabel="iteration", ylabel="accuracy on all classes", ylim=(0, 1), title=title)
     axis.grid(alpha=0.25)
     axis.legend(title="mean of the peers at the end (worst to best)", fontsize=9, loc="center right")
+    figure.savefig(png, dpi=130)
+
+
+def draw_shares(counts: npt.NDArray[np.int64], peers: Sequence[str], title: str, png: Path) -> None:
+    """Draw training images of each class as a bar, stacked by the peers that hold them.
+
+    Parameters
+    ----------
+    counts : (n, C) int64 array
+        Training images by peer and class.
+    peers : sequence of str
+        Names of the peers.
+    title : str
+        Above the picture.
+    png : Path
+        Where it goes.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    n, classes = counts.shape
+    figure = Figure(figsize=(8.4, 4.6), layout="constrained")
+    axis = figure.subplots()
+    colours = colormaps["turbo"](np.linspace(0.05, 0.95, n))
+    below = np.zeros(classes, dtype=np.int64)
+    for peer, row in enumerate(counts):
+        axis.bar(np.arange(classes), row, bottom=below, color=colours[peer], width=0.9, label=peers[peer])
+        below += row
+    axis.set(xlabel="class", ylabel="training images", title=title, xlim=(-0.6, classes - 0.4))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(axis="y", alpha=0.25)
+    axis.set_axisbelow(True)
+    if n <= LEGEND:
+        figure.legend(title="peer", fontsize=9, loc="outside right upper")
     figure.savefig(png, dpi=130)

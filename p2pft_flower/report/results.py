@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from p2pft_flower.errors import DataError
+from p2pft_flower.resources import home
 from p2pft_flower.runtime.journal import finite
 
 __all__ = [
@@ -18,7 +19,6 @@ __all__ = [
     "SCHEMA",
     "default_output_dir",
     "holds_a_run",
-    "home",
     "read_results",
     "summary",
     "write_results",
@@ -26,11 +26,6 @@ __all__ = [
 
 SCHEMA = "p2pft.results/1"
 FILE = "results.json"
-
-
-def home() -> Path:
-    """Return ``$P2PFT_HOME``, by default ``~/.p2pft``; nothing else is written below the home folder."""
-    return Path(os.environ.get("P2PFT_HOME") or "~/.p2pft").expanduser()
 
 
 def default_output_dir(run: str) -> Path:

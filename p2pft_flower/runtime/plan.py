@@ -118,7 +118,7 @@ class Plan:
         return cls(**raw)
 
 
-PRIVATE_KEYS = ("output-dir", "data-dir")
+PRIVATE_KEYS = ("output-dir", "data-dir", "download", "verify")
 """Settings that may differ from peer to peer."""
 
 

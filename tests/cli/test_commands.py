@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from p2pft_flower.cli import app
 from p2pft_flower.cli.demo import regression_problem
 from p2pft_flower.cli.settings import complete_settings, parse_settings
+from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.workload import Workload
 from tests.flower.engine import run_app
 
 
@@ -30,6 +32,8 @@ def test_values_need_no_quotes_and_get_the_type_of_their_key(tmp_path, monkeypat
             "topology=mine.yaml",
             "partition=classes:0-1,2-3",
             "data-dir=d",
+            "download=true",
+            "verify=False",
         ]
     )
     assert values == {
@@ -39,6 +43,8 @@ def test_values_need_no_quotes_and_get_the_type_of_their_key(tmp_path, monkeypat
         "topology": str(tmp_path / "mine.yaml"),
         "partition": "classes:0-1,2-3",
         "data-dir": str(tmp_path / "d"),
+        "download": True,
+        "verify": False,
     }
     assert isinstance(values["learning-rate"], float)
     assert parse_settings(["topology=ring:8"]) == {"topology": "ring:8"}
@@ -56,6 +62,7 @@ def test_values_need_no_quotes_and_get_the_type_of_their_key(tmp_path, monkeypat
         ("epoch=3", "unknown run-config key 'epoch'; did you mean 'epochs'"),
         ("epochs=many", "epochs = 'many': must be a whole number"),
         ("momentum=x", "momentum = 'x': must be a number"),
+        ("download=yes", "download = 'yes': must be true or false"),
     ],
 )
 def test_a_wrong_word_is_refused_by_name(word, message):
@@ -79,6 +86,9 @@ def test_tab_completion_offers_keys_and_algorithms():
         (["compare", "p2pft", "algorithm=dgd"], "algorithm is not for compare"),
         (["compare", "p2pft,nothing"], "algorithm = 'nothing' is unknown"),
         (["evaluate", "/nowhere"], "no peer-<i>.safetensors there"),
+        (["data", "show", "dataset=digit"], "dataset = 'digit' is unknown"),
+        (["data", "show", "partition=classes:0-1,2-9"], "names 2 groups of classes for 4 peers"),
+        (["data", "show", "--png", "/nowhere/x.png"], "/nowhere/x.png: "),
         (["demo", "regression", "--topology", "nowhere"], "there is no graph 'nowhere'"),
     ],
     ids=str,
@@ -97,6 +107,7 @@ def test_every_command_teaches_itself():
         ["run"],
         ["compare"],
         ["evaluate"],
+        ["data", "show"],
         ["topology", "show"],
         ["topology", "list"],
         ["demo", "regression"],
@@ -175,3 +186,29 @@ def test_the_regression_demo_shows_the_papers_figure_2(tmp_path):
     features, targets = regression_problem(4, 0)
     own = [np.linalg.lstsq(X, y)[0][0] for X, y in zip(features, targets, strict=True)]
     assert max(own) - min(own) > 1.0  # the local slopes really differ
+
+
+def test_data_show_prints_and_draws_what_the_peers_of_a_run_would_hold(tmp_path):
+    png = tmp_path / "shares.png"
+    result = invoke("data", "show", "shots=7", "seed=1", "--json", "--png", str(png))
+    assert result.exit_code == 0, result.stderr
+    shares = json.loads(result.stdout)
+    workload = Workload(LearningConfig(shots=7, seed=1), n=4)
+    assert (shares["dataset"], shares["shots"], shares["seed"]) == ("digits", 7, 1)
+    assert shares["partition"] == workload.partition_spec
+    for peer in shares["peers"]:
+        held = {name: count for name, count in zip(shares["classes"], peer["images"], strict=True) if count}
+        assert held == dict.fromkeys(workload.data(peer["peer"]).classes, 7)
+    assert sum(shares["unused"]) == 1437 - 70
+    assert sum(shares["test"]) == 360
+    assert png.stat().st_size > 10_000
+
+
+def test_data_show_has_a_column_a_peer_and_a_row_a_peer_where_there_are_many():
+    few = invoke("data", "show").stdout
+    row = next(line for line in few.splitlines() if line.startswith("│ 4 "))
+    assert [cell.strip() for cell in row.split("│")[1:-1]] == ["4", "·", "·", "145", "·", "·", "36"]
+    many = invoke("data", "show", "topology=exponential:16", "partition=shards:9").stdout
+    row = next(line for line in many.splitlines() if line.startswith("│ 15 "))
+    assert row.split("│")[3].strip() == "9"
+    assert "… 1 more" in row

@@ -198,7 +198,7 @@ def test_a_corrupt_image_is_named(spoil, folder):
 
 def test_an_unknown_dataset_is_refused_with_the_choices():
     with pytest.raises(
-        ConfigError, match=r"dataset = 'digit' is unknown; choose one of digits, folder:/path"
+        ConfigError, match=r"dataset = 'digit' is unknown; choose one of digits, cifar10, .*, folder:/path"
     ):
         load_dataset("digit")
 

@@ -11,9 +11,11 @@ import time
 import numpy as np
 import pytest
 
+from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.datasets import load_dataset
-from p2pft_flower.learning.partitions import partition_images, resolve_partition
+from p2pft_flower.learning.partitions import draw_shots, partition_images, resolve_partition
+from p2pft_flower.learning.workload import Workload
 
 LABELS = np.random.default_rng(5).integers(0, 6, 300)
 
@@ -129,6 +131,10 @@ def test_a_dirichlet_draw_that_leaves_a_peer_short_is_drawn_again_without_a_warn
         ("classes:0+0,1", 2, r"class 0 is given to peers 0 and 0"),
         ("classes:", 1, r"is unknown; choose one of auto, classes:0-1,2-3,…, iid, dirichlet:ALPHA"),
         ("classes", 1, r"is unknown; choose one of auto"),
+        ("shards", 2, r"is unknown; choose one of auto"),
+        ("shards:0", 2, r"K, the classes of a peer, must be a whole number from 1 to 6"),
+        ("shards:7", 2, r"K, the classes of a peer, must be a whole number from 1 to 6"),
+        ("shards:two", 2, r"K, the classes of a peer, must be a whole number"),
         ("random", 2, r"partition = 'random' is unknown; choose one of auto"),
         ("dirichlet", 2, r"is unknown; choose one of auto"),
         ("dirichlet:0", 2, r"ALPHA must be a positive number, as dirichlet:0.5"),
@@ -157,6 +163,77 @@ def test_more_peers_than_images_are_refused(spec):
 def test_a_dirichlet_partition_that_cannot_succeed_is_refused_not_tried_for_ever():
     with pytest.raises(DataError, match=r"could not deal 300 images out to 200 peers"):
         partition_images("dirichlet:0.01", LABELS, 200, 6, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "classes", "ranges"),
+    [
+        ("oxford-iiit-pet", 37, [(0, 4), (5, 19), (20, 29), (30, 36)]),
+        ("oxford-flowers102", 102, [(0, 19), (20, 39), (40, 79), (80, 101)]),
+        ("cifar10", 10, [(0, 1), (2, 3), (4, 6), (7, 9)]),
+        ("cifar100", 100, [(0, 9), (10, 19), (20, 74), (75, 99)]),
+    ],
+)
+def test_auto_is_table_1_for_the_papers_datasets_with_four_peers(dataset, classes, ranges):
+    labels = np.arange(classes).repeat(2)
+    parts = partition_images(resolve_partition("auto", dataset, 4, classes), labels, 4, classes, seed=0)
+    assert held(parts, labels) == [list(range(first, last + 1)) for first, last in ranges]
+    assert len(np.concatenate(parts)) == len(labels)
+
+
+def test_table_1_does_not_fit_a_copy_with_fewer_classes_and_says_so():
+    spec = resolve_partition("auto", "oxford-flowers102", 4, 17)
+    with pytest.raises(ConfigError, match=r"class 17 does not exist; classes are 0-16"):
+        partition_images(spec, np.arange(17), 4, 17, seed=0)
+
+
+@pytest.mark.parametrize(("n", "k"), [(3, 1), (4, 2), (5, 6), (20, 3)])
+def test_shards_give_every_peer_exactly_k_classes_and_no_image_to_two(n, k):
+    parts = partition_images(f"shards:{k}", LABELS, n, 6, seed=3)
+    assert all(len(classes) == k for classes in held(parts, LABELS))
+    assert [peer % 6 in classes for peer, classes in enumerate(held(parts, LABELS))] == [True] * n
+    again = partition_images(f"shards:{k}", LABELS, n, 6, seed=3)
+    assert all((a == b).all() for a, b in zip(parts, again, strict=True))
+
+
+def test_shards_that_need_more_images_of_a_class_than_there_are_are_refused():
+    with pytest.raises(DataError, match=r"PathologicalPartitioner could not deal 12 images out to 8 peers"):
+        partition_images("shards:6", np.arange(12) % 6, 8, 6, seed=0)
+
+
+NAMES = tuple("abcdef")
+
+
+def test_shots_are_that_many_images_of_each_class_drawn_by_seed():
+    drawn = draw_shots(LABELS, 4, NAMES, seed=1)
+    assert np.bincount(LABELS[drawn]).tolist() == [4] * 6
+    assert (np.diff(drawn) > 0).all()
+    np.testing.assert_array_equal(drawn, draw_shots(LABELS, 4, NAMES, seed=1))
+    assert drawn.tolist() != draw_shots(LABELS, 4, NAMES, seed=2).tolist()
+
+
+def test_fewer_shots_are_among_more_and_none_means_all():
+    assert set(draw_shots(LABELS, 1, NAMES, seed=1)) < set(draw_shots(LABELS, 5, NAMES, seed=1))
+    assert draw_shots(LABELS, 0, NAMES, seed=1).tolist() == list(range(300))
+
+
+def test_more_shots_than_a_class_has_use_all_it_has_and_name_it(caplog):
+    labels = np.repeat([0, 1, 2], [5, 2, 3])
+    with caplog.at_level(logging.WARNING):
+        drawn = draw_shots(labels, 3, ("cat", "dog", "owl"), seed=0)
+    assert np.bincount(labels[drawn]).tolist() == [3, 2, 3]
+    assert caplog.messages == [
+        "shots = 3 is more than 1 of 3 classes have; all of their training images are used: 'dog' has 2"
+    ]
+
+
+def test_peers_share_out_the_shots_and_nothing_else():
+    workload = Workload(LearningConfig(shots=5, partition="iid", seed=2), n=4)
+    labels = workload.dataset.train.labels
+    dealt = np.sort(np.concatenate(workload.partition))
+    np.testing.assert_array_equal(dealt, draw_shots(labels, 5, workload.dataset.classes, seed=2))
+    pooled = Workload(LearningConfig(shots=5, partition="iid", seed=2), n=4, pooled=True)
+    np.testing.assert_array_equal(pooled.partition[0], dealt)
 
 
 def test_an_own_partition_plugs_in_by_module_and_by_file(tmp_path, monkeypatch):
@@ -207,7 +284,7 @@ def test_partitions_leave_nothing_in_the_home_or_temporary_folder(tmp_path):
     program = (
         "import numpy as np\n"
         "from p2pft_flower.learning.partitions import partition_images\n"
-        "for spec in ('iid', 'dirichlet:0.5'):\n"
+        "for spec in ('iid', 'dirichlet:0.5', 'shards:2'):\n"
         "    print(len(partition_images(spec, np.arange(300) % 6, 4, 6, 0)))\n"
     )
     hidden = ("HF_", "XDG_", "MPL", "TMP", "TEMP")
@@ -221,6 +298,6 @@ def test_partitions_leave_nothing_in_the_home_or_temporary_folder(tmp_path):
         text=True,
         check=True,
     )
-    assert done.stdout.split() == ["4", "4"]
+    assert done.stdout.split() == ["4", "4", "4"]
     # matplotlib, which flwr-datasets imports, keeps its list of fonts where MPLCONFIGDIR says.
     assert [*home.rglob("*"), *temporary.rglob("*")] == []

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from p2pft_flower.cli.settings import read_value
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.features import Features
@@ -196,8 +197,8 @@ def test_the_metadata_say_all_that_is_needed_to_build_the_problem_again(pictures
     assert all(isinstance(v, str) for v in metadata.values())  # safetensors takes text only
     assert metadata.pop("schema") == TAIL_SCHEMA
     assert metadata.pop("model-digest") == problem.model_digest
-    numbers = {key: int(metadata[key]) for key in ("batch-size", "seed")}
-    assert RunConfig.from_mapping(metadata | numbers).learning == problem.config
+    values = {key: read_value(key, text) for key, text in metadata.items()}
+    assert RunConfig.from_mapping(values).learning == problem.config
 
 
 def test_random_weights_are_said_loudly(pictures, caplog):

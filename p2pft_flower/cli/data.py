@@ -1,0 +1,127 @@
+"""``p2pft data``: look at who holds what, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from p2pft_flower.cli.settings import check, complete_settings, parse_settings
+from p2pft_flower.errors import P2PFTError
+from p2pft_flower.report.figures import draw_shares
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Show which peer holds which images.", no_args_is_help=True)
+
+COLUMNS = 12
+"""The table has a column a peer up to this many peers, and a row a peer beyond."""
+
+SHOWN_CLASSES = 8
+"""A peer's row lists this many classes; ``--json`` lists them all."""
+
+
+@app.callback()
+def _group() -> None:
+    """Show which peer holds which images."""
+
+
+def _fail(message: object) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)
+
+
+@app.command()
+def show(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Run-config keys: dataset, data-dir, shots, partition, topology (for the peers), seed, …",
+            autocompletion=complete_settings,
+        ),
+    ] = None,
+    png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Draw it into FILE.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Print how many training images of each class each peer would hold in a run with these settings.
+
+    Exit codes: 0 it was shown; 2 a setting is wrong or the data cannot be used.
+    """
+    try:
+        shares = _shares(parse_settings(settings or []))
+    except P2PFTError as error:
+        _fail(error)
+    names = [peer["name"] for peer in shares["peers"]]
+    title = f"{shares['dataset']}, partition {shares['partition']}"
+    if shares["shots"]:
+        title += f", {shares['shots']} shots"
+    if png is not None:
+        try:
+            draw_shares(np.array([peer["images"] for peer in shares["peers"]]), names, title, png)
+        except (OSError, ValueError) as error:  # ValueError: matplotlib knows no such kind of file
+            _fail(f"{png}: {error}")
+    if as_json:
+        typer.echo(json.dumps(shares, indent=2))
+        return
+    console = Console()
+    console.print((_by_class if len(names) <= COLUMNS else _by_peer)(shares, title))
+    if png is not None:
+        console.print(Text(f"drawn into {png}"), soft_wrap=True)
+
+
+def _shares(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``--json`` prints; keys are only ever added."""
+    from p2pft_flower.learning.workload import Workload
+
+    config, graph = check(values)
+    workload = Workload(config.learning, graph.n)
+    data, size = workload.dataset, len(workload.dataset.classes)
+    counts = [np.bincount(data.train.labels[positions], minlength=size) for positions in workload.partition]
+    unused = np.bincount(data.train.labels, minlength=size) - np.sum(counts, axis=0)
+    return {
+        "dataset": config.learning.dataset,
+        "partition": workload.partition_spec,
+        "shots": config.learning.shots,
+        "seed": config.learning.seed,
+        "classes": list(data.classes),
+        "peers": [
+            {"peer": i, "name": graph.peer_names[i], "images": counts[i].tolist()} for i in range(graph.n)
+        ],
+        "unused": unused.tolist(),
+        "test": np.bincount(data.test.labels, minlength=size).tolist(),
+    }
+
+
+def _by_class(shares: dict[str, Any], title: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", show_footer=True)
+    table.add_column("class", footer="all")
+    columns = [(peer["name"], peer["images"]) for peer in shares["peers"]]
+    for name, images in [*columns, ("nobody", shares["unused"]), ("test", shares["test"])]:
+        table.add_column(Text(name), footer=str(sum(images)), justify="right")
+    numbers = zip(*(images for _, images in columns), shares["unused"], shares["test"], strict=True)
+    for label, (name, row) in enumerate(zip(shares["classes"], numbers, strict=True)):
+        shown = name if name == str(label) else f"{label} {name}"
+        table.add_row(Text(shown), *(str(number) if number else "·" for number in row))
+    return table
+
+
+def _by_peer(shares: dict[str, Any], title: str) -> Table:
+    table = Table("peer", title=Text(title), title_justify="left")
+    table.add_column("images", justify="right")
+    table.add_column("classes", justify="right")
+    table.add_column("images by class", overflow="fold")
+    rows = [*((peer["name"], peer["images"]) for peer in shares["peers"]), ("nobody", shares["unused"])]
+    for name, images in [*rows, ("test", shares["test"])]:
+        held = [f"{c}:{number}" for c, number in zip(shares["classes"], images, strict=True) if number]
+        more = f" … {len(held) - SHOWN_CLASSES} more" if len(held) > SHOWN_CLASSES else ""
+        table.add_row(
+            Text(name), str(sum(images)), str(len(held)), Text(", ".join(held[:SHOWN_CLASSES]) + more)
+        )
+    return table
