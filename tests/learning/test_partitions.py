@@ -232,8 +232,8 @@ def test_peers_share_out_the_shots_and_nothing_else():
     labels = workload.dataset.train.labels
     dealt = np.sort(np.concatenate(workload.partition))
     np.testing.assert_array_equal(dealt, draw_shots(labels, 5, workload.dataset.classes, seed=2))
-    pooled = Workload(LearningConfig(shots=5, partition="iid", seed=2), n=4, pooled=True)
-    np.testing.assert_array_equal(pooled.partition[0], dealt)
+    pooled = Workload(LearningConfig(shots=5, partition="iid", seed=2), n=4, pooled="examples")
+    np.testing.assert_array_equal(np.sort(pooled.partition[0]), dealt)
 
 
 def test_an_own_partition_plugs_in_by_module_and_by_file(tmp_path, monkeypatch):
