@@ -32,7 +32,7 @@ def pictures(tmp_path_factory):
     return f"folder:{write_images(tmp_path_factory.mktemp('pictures'), {'train': 4, 'test': 2})}"
 
 
-def workload(dataset, n=3, *, pooled=False, **settings):
+def workload(dataset, n=3, *, pooled="", **settings):
     return Workload(LearningConfig(dataset=dataset, batch_size=2, **settings), n=n, pooled=pooled)
 
 
@@ -130,7 +130,7 @@ def test_the_pooled_peer_holds_all_images_and_draws_n_batches_at_once(pictures, 
         drawn.append(len(positions))
         return original(self, positions)
 
-    problem = workload(pictures, n=3, pooled=True)
+    problem = workload(pictures, n=3, pooled="examples")
     assert problem.data(0).images == 12
     assert problem.data(0).classes == ("blue", "green", "red")
     assert [len(p) for p in problem.partition] == [12]
