@@ -79,10 +79,8 @@ def _guarded(handle: Any, *arguments: Any) -> dict[str, Any]:
     """Answer with what went wrong instead of raising: Flower would hide the cause behind an error code."""
     try:
         return {"ok": handle(*arguments)}
-    except P2PFTError as error:
+    except (P2PFTError, PeerFailedError) as error:  # the latter's traceback stands in its peers' logs
         return {"error": str(error), "kind": type(error).__name__}
-    except PeerFailedError as error:
-        return {"error": str(error), "kind": type(error).__name__, "traceback": traceback.format_exc()}
     except Exception as error:
         return {
             "error": f"{type(error).__name__}: {error}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -146,8 +147,11 @@ class Recorder:
 
     def failed(self, iteration: int, error: BaseException) -> None:
         """Note in every peer's log why the host gave up."""
+        where = "".join(traceback.format_exception(error))
         for journal in self._journals.values():
-            journal.write("failed", iteration=iteration, error=str(error), kind=type(error).__name__)
+            journal.write(
+                "failed", iteration=iteration, error=str(error), kind=type(error).__name__, traceback=where
+            )
 
     def close(self) -> None:
         """Let reports that are under way leave, and close the logs."""
