@@ -1,0 +1,145 @@
+"""A run in which the peers train among themselves: start the hosts, listen, gather how the peers ended."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from p2pft_flower.algorithms.objective import peer_weights
+from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.flower import messages, nodes
+from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
+from p2pft_flower.flower.run import Run, collect_results
+from p2pft_flower.runtime import sketch
+from p2pft_flower.runtime.journal import read_journal
+from p2pft_flower.runtime.plan import Neighbourhood, Plan, terms_digest
+from p2pft_flower.runtime.progress import Progress, Report
+from p2pft_flower.runtime.wires import remote_edges
+from p2pft_flower.transport import ObserverServer, PeerReport, unix_address
+
+__all__ = ["run_peers"]
+
+log = logging.getLogger("p2pft_flower")
+
+
+def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
+    """Start every host with one message for the whole run, listen to progress, gather how the peers ended."""
+    progress = Progress(run.peers, run.iterations, lambda line: log.info("%s", line))
+
+    def on_report(report: PeerReport) -> None:
+        if report.run != run.id or report.peer >= run.peers or len(report.sketch) != sketch.SIZE:
+            log.warning("a report that is none of this run's was left out")
+            return
+        progress.add(
+            Report(
+                peer=report.peer,
+                iteration=report.iteration,
+                loss=report.loss,
+                accuracy=report.accuracy,
+                accuracy_unseen=report.accuracy_unseen if report.HasField("accuracy_unseen") else None,
+                sketch=sketch.encode(report.sketch),
+                bytes_sent=report.bytes_sent,
+            )
+        )
+
+    with contextlib.ExitStack() as stack:
+        address = ""
+        if not run.deployed:
+            try:
+                server = ObserverServer(unix_address(f"{run.id}-observer", 0), on_report)
+                address = stack.enter_context(server).address
+            except P2PFTError as error:
+                log.warning("no progress will be shown while the peers train: %s", error)
+        outcomes, facts = _train(grid, run, observer=address)
+    # What the observer missed stands in the peers' own logs, where this machine can read them.
+    for peer in range(run.peers):
+        log_file = run.folder / "peers" / f"peer-{peer}.jsonl"
+        if log_file.is_file():
+            for line in read_journal(log_file):
+                if line["event"] == "evaluation":
+                    progress.fill(Report.of(line))
+    return collect_results(run, outcomes, progress, facts["model-parameters"])
+
+
+def _train(grid: Grid, run: Run, observer: str) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:
+    sent = []
+    for host in run.hosts:
+        plan = _host_plan(run, host, observer)
+        message = Message(
+            messages.pack({"plan": plan.to_json()}),
+            dst_node_id=host.node,
+            message_type=messages.TRAIN_PEERS,
+            ttl=run.config.runtime.run_timeout,
+        )
+        sent.append(message)
+    grace = run.config.runtime.peer_timeout + 60
+    replies = nodes.collect(grid, sent, timeout=run.config.runtime.run_timeout, grace=grace)
+    outcomes: dict[int, dict[str, Any]] = {}
+    facts: dict[str, Any] = {}
+    failures: list[RunFailedError] = []
+    for host in run.hosts:
+        who = f"peers {list(host.peers)}" if len(host.peers) > 1 else f"peer {host.peers[0]}"
+        if host.node not in replies:
+            failures.append(RunFailedError(f"{who}: no reply from node {host.node}", "NoReply"))
+            continue
+        try:
+            facts = nodes.body_of(replies[host.node], who)
+        except RunFailedError as failure:
+            failures.append(failure)
+            continue
+        outcomes |= {o["peer"]: o for o in facts["outcomes"]}
+    if failures:
+        raise min(failures, key=lambda f: _HEARSAY.get(f.kind, 0))
+    return outcomes, facts
+
+
+_HEARSAY = {"ExchangeTimeoutError": 1, "PeerUnreachableError": 1, "NoReply": 2, "ExchangeStoppedError": 3}
+"""Errors that others' failures cause, by how little they say of the cause."""
+
+
+def _host_plan(run: Run, host: HostAssignment, observer: str) -> Plan:
+    if run.pooled:
+        peers: tuple[Neighbourhood, ...] = (Neighbourhood(0, {0: 1.0}, {0: 1.0}),)
+        weights = {0: 1.0}
+    else:
+        peers = tuple(Neighbourhood.of(run.graph, p) for p in host.peers)
+        # Where nothing is exchanged there is nobody to be weighed against.
+        objective = run.config.method.objective if run.exchanges else "uniform"
+        factors = peer_weights(objective, [run.images[p] for p in range(run.graph.n)])
+        weights = {p: float(factors[p]) for p in host.peers}
+    leaving, entering = remote_edges(peers, always=run.config.runtime.transport == "grpc")
+    around = (
+        {p for edge in leaving | entering for p in edge} | set(host.peers) if leaving | entering else set()
+    )
+    addresses = {p: _address(run, p) for p in sorted(around)} if run.exchanges else {}
+    return Plan(
+        run=run.id,
+        config=run.config.to_mapping(),
+        n=run.graph.n,
+        terms=terms_digest(run.config, run.graph, run.iterations),
+        peers=peers,
+        loss_weights=weights,
+        iterations=run.iterations,
+        evaluate_every=run.evaluate_every,
+        output_dir=str(run.folder),
+        addresses=addresses,
+        observer=observer,
+        pooled=run.pooled,
+    )
+
+
+def _address(run: Run, peer: int) -> str:
+    if not run.deployed:
+        return unix_address(run.id, peer)  # whatever addresses the graph has for a deployment
+    given = {host.peers[0]: host.address for host in run.hosts}
+    address = given.get(peer) or run.graph.addresses[peer]
+    if not address:
+        raise ConfigError(
+            f"peer {peer} has no address: give its SuperNode peer-address in --node-config, or the graph "
+            "addresses"
+        )
+    return address

@@ -1,0 +1,191 @@
+"""What the coordinator knows of a run, and the results it makes of how the peers ended."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from p2pft_flower.config import RunConfig
+from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
+from p2pft_flower.report.results import SCHEMA, summary
+from p2pft_flower.runtime import sketch
+from p2pft_flower.runtime.progress import Progress
+from p2pft_flower.topology import Graph
+
+__all__ = ["Run", "collect_results", "head", "plan_run", "tell_plan"]
+
+log = logging.getLogger("p2pft_flower")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the coordinator knows once everybody has said hello."""
+
+    id: str
+    config: RunConfig
+    graph: Graph
+    folder: Path
+    pooled: bool
+    exchanges: bool
+    """Whether peers exchange anything with each other."""
+    deployed: bool
+    """Whether the peers run on SuperNodes of their own, not in a simulation."""
+    hosts: list[HostAssignment]
+    images: dict[int, int]
+    classes: dict[int, list[str]]
+    partition: str
+    versions: dict[str, str]
+    iterations: int
+    epoch: int
+    """Iterations of an epoch."""
+    evaluate_every: int
+
+    @property
+    def peers(self) -> int:
+        """Number of peers that train: one where the data is pooled."""
+        return 1 if self.pooled else self.graph.n
+
+
+def head(status: str, run_id: str, values: Any) -> dict[str, Any]:
+    """Return what the results of every run begin with, also of one that failed."""
+    return {
+        "schema": SCHEMA,
+        "status": status,
+        "run": run_id,
+        "algorithm": values.get("algorithm"),
+        "seed": values.get("seed"),
+    }
+
+
+def plan_run(
+    run_id: str,
+    config: RunConfig,
+    graph: Graph,
+    folder: Path,
+    pooled: bool,
+    exchanges: bool,
+    hosts: list[HostAssignment],
+    answers: dict[int, dict[str, Any]],
+) -> Run:
+    """Put together what the hosts said of themselves; ``exchanges`` says whether peers exchange anything.
+
+    Raises
+    ------
+    RunFailedError
+        When hosts run different versions.
+    """
+    told = [answers[host.node] for host in hosts]
+    for host, answer in zip(hosts, told, strict=True):
+        odd = {k: v for k, v in answer["versions"].items() if v != told[0]["versions"][k]}
+        if odd:
+            here = {k: told[0]["versions"][k] for k in odd}
+            raise RunFailedError(
+                f"peers {list(host.peers)} run {odd}, peers {list(hosts[0].peers)} run {here}: "
+                "install the same versions"
+            )
+    data = {int(p): d for answer in told for p, d in answer["data"].items()}
+    images = {p: int(d["images"]) for p, d in data.items()}
+    # An epoch: as many iterations as a peer's mean share of the data has batches.
+    epoch = math.ceil(sum(images.values()) / graph.n / config.learning.batch_size)
+    iterations = config.runtime.iterations or config.runtime.epochs * epoch
+    return Run(
+        id=run_id,
+        config=config,
+        graph=graph,
+        folder=folder,
+        pooled=pooled,
+        exchanges=exchanges,
+        deployed=any(answer["peer-id"] is not None for answer in told),
+        hosts=hosts,
+        images=images,
+        classes={p: list(d["classes"]) for p, d in data.items()},
+        partition=told[0]["partition"],
+        versions=told[0]["versions"],
+        iterations=iterations,
+        epoch=epoch,
+        evaluate_every=config.runtime.evaluate_every or epoch,
+    )
+
+
+def tell_plan(run: Run) -> None:
+    """Log who will do what."""
+    c = run.config
+    who = "1 pooled peer" if run.pooled else f"{run.graph.n} peers"
+    where = f"{len(run.hosts)} host{'s' if len(run.hosts) > 1 else ''} at once"
+    log.info(
+        "%s: %s on graph %s, %s; %s (weights: %s), tune %s; %s, partition %s",
+        c.method.algorithm,
+        who,
+        run.graph.name,
+        where,
+        c.learning.model,
+        c.learning.weights,
+        c.learning.tune,
+        c.learning.dataset,
+        run.partition,
+    )
+    if c.learning.weights == "none":
+        log.warning(
+            "weights = none: RANDOM weights, no pre-training; these figures say nothing about transfer"
+        )
+    log.info(
+        "%d iterations (an epoch has %d), batch size %d, learning rate %g (%s), objective %s, seed %d",
+        run.iterations,
+        run.epoch,
+        c.learning.batch_size,
+        c.method.learning_rate,
+        c.method.schedule,
+        c.method.objective,
+        c.learning.seed,
+    )
+
+
+def collect_results(
+    run: Run, outcomes: dict[int, dict[str, Any]], progress: Progress, model_parameters: int
+) -> dict[str, Any]:
+    """Return the results of a run that completed, as results.json has them.
+
+    Raises
+    ------
+    RunFailedError
+        When a peer's scores are missing: a run on a subset is none that completed.
+    """
+    missing = sorted(set(range(run.peers)) - outcomes.keys())
+    if missing:
+        raise RunFailedError(f"no scores from peers {missing}")
+    peers = [
+        {
+            "peer": p,
+            "name": "all" if run.pooled else run.graph.peer_names[p],
+            "classes": run.classes[p],
+            "images": run.images[p],
+            "accuracy": o["accuracy"],
+            "accuracy_unseen": o["accuracy_unseen"],
+            "loss": o["loss"],
+            "bytes_sent": o["bytes_sent"],
+            "seconds": o["seconds"],
+            "log": f"peers/peer-{p}.jsonl",
+            "tail": f"peers/peer-{p}.safetensors",
+        }
+        for p, o in sorted(outcomes.items())
+    ]
+    values = run.config.to_mapping()
+    return {
+        **head("completed", run.id, values),
+        "iterations": run.iterations,
+        "trainable_parameters": outcomes[0]["parameters"],
+        "model_parameters": model_parameters,
+        "peers": peers,
+        "summary": {key: summary([p[key] for p in peers]) for key in ("accuracy", "accuracy_unseen", "loss")},
+        "consensus_error": sketch.consensus_error([sketch.decode(o["sketch"]) for o in outcomes.values()]),
+        "history": progress.history(),
+        "graph": {**run.graph.to_dict(), "digest": run.graph.digest},
+        "partition": run.partition,
+        "hosts": [list(host.peers) for host in run.hosts],
+        "config": values,
+        "versions": run.versions,
+        "error": None,
+    }

@@ -1,0 +1,86 @@
+"""A run of one of Flower's strategies, unmodified, on the same peers, batches, model and metrics."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+from flwr.app import ConfigRecord
+from flwr.serverapp import Grid
+
+from p2pft_flower.flower.nodes import RunFailedError
+from p2pft_flower.flower.run import Run, collect_results
+from p2pft_flower.flower.strategies import PeersGrid, make_strategy
+from p2pft_flower.runtime.progress import Progress, Report
+
+__all__ = ["run_strategy"]
+
+log = logging.getLogger("p2pft_flower")
+
+
+def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
+    """Run one of Flower's strategies, unmodified, on the same peers, batches, model and metrics."""
+    from p2pft_flower.flower import clients  # torch and timm, which other methods' coordinators never need
+    from p2pft_flower.learning.workload import Workload
+
+    method, n = run.config.method, run.graph.n
+    strategy = make_strategy(method, n)
+    workload = Workload(run.config.learning, n)
+    steps = method.local_epochs * run.epoch
+    rounds = math.ceil(run.iterations / steps)
+    payload = workload.theta0.nbytes
+    progress = Progress(n, run.iterations, lambda line: log.info("%s", line))
+    seconds = {p: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in range(n)}
+    sent = dict.fromkeys(range(n), 0)
+    last: dict[int, Report] = {}
+
+    def on_reply(kind: str, told: list[dict[str, Any]]) -> None:
+        for note in told:
+            peer = note["peer"]
+            if kind.startswith("train"):
+                seconds[peer]["gradient"] += note["gradient"]
+                sent[peer] += payload  # what the client sends; what the server sends it is not the peer's
+            else:
+                seconds[peer]["evaluation"] += note["evaluation"]
+                last[peer] = Report.of({**note, "bytes_sent": sent[peer]})
+                progress.add(last[peer])
+
+    weights = {p: float(run.images[p]) if method.objective == "examples" else 1.0 for p in range(n)}
+    task = {
+        "config": run.config.to_mapping(),
+        "n": n,
+        "run": run.id,
+        "iterations": run.iterations,
+        "steps": steps,
+        "weights": weights,
+        "output-dir": str(run.folder),
+    }
+    begin = time.monotonic()
+    result = strategy.start(
+        grid=PeersGrid(grid, run.hosts, task, on_reply),
+        initial_arrays=clients.to_arrays(workload, workload.theta0),
+        num_rounds=rounds,
+        timeout=run.config.runtime.run_timeout,
+        train_config=ConfigRecord(),
+        evaluate_config=ConfigRecord(),
+    )
+    if not result.arrays:
+        raise RunFailedError(f"{method.algorithm} returned no model; see Flower's log above")
+    passed = time.monotonic() - begin
+    for host in run.hosts:
+        # What is nobody's gradient or evaluation on a host went into messages and waiting.
+        busy = sum(seconds[p]["gradient"] + seconds[p]["evaluation"] for p in host.peers)
+        for p in host.peers:
+            seconds[p]["exchange"] = max(0.0, passed - busy)
+    outcomes = {
+        p: {
+            **vars(r),
+            "seconds": seconds[p],
+            "iterations": run.iterations,
+            "parameters": workload.theta0.size,
+        }
+        for p, r in last.items()
+    }
+    return collect_results(run, outcomes, progress, sum(p.numel() for p in workload.model.parameters()))
