@@ -187,7 +187,7 @@ def test_one_local_step_of_fedavg_is_a_centralised_step_on_the_same_batches(tmp_
         (
             {"dataset": "mnist"},
             RunFailedError,
-            "dataset = 'mnist' is unknown; choose one of digits, folder:/path",
+            "dataset = 'mnist' is unknown; choose one of digits, cifar10, .*folder:/path",
         ),
         ({"model": "no_such_model"}, RunFailedError, "model = 'no_such_model' is unknown"),
         (
