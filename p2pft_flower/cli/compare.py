@@ -94,7 +94,7 @@ def compare(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None
 
-    _, graph = check({**common, "algorithm": "p2pft"})
+    _, graph = check(_settings(common, "p2pft"))
     title = f"{', '.join(names)} on {graph.name}"
     (folder / "comparison.md").write_text(comparison_markdown(runs, title), encoding="utf-8")
     body = {"schema": SCHEMA, "title": title, "settings": common, "runs": runs}
@@ -132,7 +132,13 @@ def _one(
     values = {**_settings(common, name), "output-dir": str(here)}
     typer.echo(f"--- {name}", err=True)
     try:
-        execute(values, connection=connection, environment=environment, verbose=verbose)
+        execute(
+            values,
+            connection=connection,
+            environment=environment,
+            verbose=verbose,
+            show=lambda line: typer.echo(line, err=True),  # standard output is the table's, or the JSON's
+        )
     except P2PFTError as error:
         if not (here / FILE).exists():
             write_results(

@@ -178,19 +178,24 @@ def _end(superlink: subprocess.Popen[bytes], mark: str) -> None:
     Ray puts its processes into sessions of their own, and some outlive their parents by seconds, so neither
     a session nor the family tree finds them all; the mark in their environment does.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # a second one must not cut this short; every wait here ends
-    if superlink.poll() is None:
-        superlink.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            superlink.wait(STOP_TIMEOUT)
-    for end in (psutil.Process.terminate, psutil.Process.kill):
-        left = _marked(mark)
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                end(process)
-        psutil.wait_procs(left, timeout=STOP_TIMEOUT)
-    superlink.wait(STOP_TIMEOUT)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # A second signal must not cut this short; every wait here ends.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        if superlink.poll() is None:
+            superlink.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                superlink.wait(STOP_TIMEOUT)
+        for end in (psutil.Process.terminate, psutil.Process.kill):
+            left = _marked(mark)
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    end(process)
+            psutil.wait_procs(left, timeout=STOP_TIMEOUT)
+        superlink.wait(STOP_TIMEOUT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _marked(mark: str) -> list[psutil.Process]:

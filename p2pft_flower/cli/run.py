@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +38,7 @@ def execute(
     connection: str | None,
     environment: Mapping[str, str] | None,
     verbose: bool,
+    show: Callable[[str], None] = typer.echo,
 ) -> Path | None:
     """Run once and return the results' folder (None where it is on another machine).
 
@@ -53,7 +54,7 @@ def execute(
         connection=connection,
         environment=environment,
         supernodes=supernodes(config, graph) if simulated else None,
-        show=typer.echo,
+        show=show,
         verbose=verbose,
     )
     folder = (
