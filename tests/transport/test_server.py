@@ -31,9 +31,17 @@ from p2pft_flower.transport import (
     unix_address,
 )
 from p2pft_flower.transport.header import HEADER_KEY
-from tests.transport.wire import PATIENCE, Host, message, spawn
+from tests.transport.wire import PATIENCE, Host, message, no_threads_but, spawn
 
 TERMS = Terms("run", 8, view=1, config="digest")
+
+
+# The tests share a server, whose pool starts a thread when it likes: looked at once, after the last test.
+@pytest.fixture(autouse=True, scope="module")
+def _no_threads_left():
+    before = threading.enumerate()
+    yield
+    assert no_threads_but(before) == []
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +55,7 @@ def stops():
 
 
 @pytest.fixture(scope="module")
-def server(address, stops):
+def server(address, stops, _no_threads_left):
     """Serves peer 1, which receives from 0 and sends to 2."""
     mailbox = Mailbox(TERMS, [(0, 1)])
     with PeerServer(mailbox, {1: address}, out_edges=[(1, 2)], on_stop=stops.append, timeout=1.0):
@@ -65,12 +73,6 @@ def call(server, address):
             return Reply.FromString(method(body, metadata=metadata, timeout=PATIENCE, wait_for_ready=True))
 
         yield unary
-
-
-# A server that other tests share has threads: `_no_threads_left` must see it from the start.
-@pytest.fixture(autouse=True, scope="module")
-def _up(call):
-    call("Hello", b"")
 
 
 @settings(max_examples=60, deadline=None)
