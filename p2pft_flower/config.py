@@ -21,6 +21,12 @@ from p2pft_flower.errors import ConfigError
 __all__ = ["LearningConfig", "MethodConfig", "RunConfig", "RuntimeConfig", "config_keys"]
 
 TRANSPORTS = ("auto", "memory", "grpc")
+CHOICES = {
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "cache_dtype": ("float16", "float32"),
+    "trunk_dtype": ("auto", "float32", "bfloat16"),
+}
+"""Values of the learning keys that have a few only."""
 
 
 def _require(condition: bool, key: str, value: object, right: str) -> None:
@@ -83,11 +89,20 @@ class LearningConfig:
     Attributes
     ----------
     model : str
-        ``glyph_vit_8`` (embedded), a timm ViT by name, or ``my_module:my_model``.
+        ``glyph_vit_8`` (embedded), a ViT, DeiT or Swin of timm by name, or ``my_module:my_model``.
     weights : str
         ``pretrained`` (the model's own), ``none`` (random, said loudly), or a file's absolute path.
     tune : str
-        ``last-block``, ``last-blocks:K``, ``head`` or ``full``.
+        ``last-block``, ``last-blocks:K``, ``head``, ``full``, ``bias``, ``bias+norm``, ``lora:R``,
+        ``adapter:R``, ``prompt:N`` or ``prompt-deep:N``.
+    device : {"auto", "cpu", "cuda", "mps"}
+        Where trunk and tail run; ``auto``: an accelerator if there is one.
+    cache : bool
+        Whether what the frozen trunk makes of an image is kept on disk and computed only once.
+    cache_dtype : {"float16", "float32"}
+        Precision of the tokens kept.
+    trunk_dtype : {"auto", "float32", "bfloat16"}
+        Precision in which the trunk computes; ``auto``: bfloat16 where the hardware multiplies in it.
     dataset : str
         ``digits``, ``cifar10``, ``cifar100``, ``oxford-iiit-pet``, ``oxford-flowers102``,
         ``folder:/path``, or ``my_module:my_dataset``.
@@ -111,6 +126,10 @@ class LearningConfig:
     model: str = "glyph_vit_8"
     weights: str = "pretrained"
     tune: str = "last-block"
+    device: str = "auto"
+    cache: bool = True
+    cache_dtype: str = "float16"
+    trunk_dtype: str = "auto"
     dataset: str = "digits"
     data_dir: str = ""
     download: bool = False
@@ -121,6 +140,9 @@ class LearningConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for key, choices in CHOICES.items():
+            value = getattr(self, key)
+            _require(value in choices, key.replace("_", "-"), value, f"one of {', '.join(choices)}")
         _require(self.shots >= 0, "shots", self.shots, "a whole number >= 0")
         _require(self.batch_size >= 1, "batch-size", self.batch_size, "a whole number >= 1")
         _require(self.seed >= 0, "seed", self.seed, "a whole number >= 0")

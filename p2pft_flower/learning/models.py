@@ -12,16 +12,18 @@ import timm
 import torch
 from timm.data import create_transform, resolve_data_config
 from timm.models import load_checkpoint
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.embedded import MODEL_NAME, create_glyph_vit
+from p2pft_flower.learning.structure import SUPPORTED, check_structure
 from p2pft_flower.plugins import is_reference, load_reference
 
-__all__ = ["MODELS", "create_model", "preprocessing"]
+__all__ = ["MODELS", "create_model", "data_config", "preprocessing"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {MODEL_NAME: create_glyph_vit}
+
+_PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +34,11 @@ def create_model(name: str, weights: str, num_classes: int, seed: int) -> nn.Mod
     Parameters
     ----------
     name : str
-        A key of :data:`MODELS`, a timm ViT such as ``vit_tiny_patch16_224``, or ``"my_module:my_model"``:
-        a callable ``(num_classes, pretrained) -> nn.Module`` that is built like timm's ViTs (``blocks``,
-        ``norm``, ``forward_features``, ``forward_head``, ``reset_classifier``; each block takes the tokens
-        of the one before and nothing else).
+        A key of :data:`MODELS`, a timm ViT, DeiT or Swin such as ``vit_tiny_patch16_224``, or
+        ``"my_module:my_model"``: a callable ``(num_classes, pretrained) -> nn.Module`` that is built like
+        them (``blocks``, or ``layers`` with ``downsample`` and ``blocks``; ``norm``, ``forward_features``,
+        ``forward_head``, ``reset_classifier``; each block takes the tokens of the one before and nothing
+        else).
     weights : str
         ``"pretrained"``, ``"none"``, or the absolute path of a checkpoint that timm can read.
     num_classes : int
@@ -46,7 +49,7 @@ def create_model(name: str, weights: str, num_classes: int, seed: int) -> nn.Mod
     Raises
     ------
     ConfigError
-        When there is no such model, or it is not built like a ViT.
+        When there is no such model, or it is built otherwise.
     DataError
         When the weights are not there or do not fit.
     """
@@ -54,18 +57,7 @@ def create_model(name: str, weights: str, num_classes: int, seed: int) -> nn.Mod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _build(name, pretrained, file, num_classes)
-        parts = ("blocks", "norm", "forward_features", "forward_head", "reset_classifier")
-        missing = [part for part in parts if not hasattr(model, part)]
-        if missing:
-            raise ConfigError(
-                f"model = {name!r} has no {', '.join(missing)}: "
-                "models built like timm's VisionTransformer are supported"
-            )
-        if _feeds_blocks_otherwise(model):
-            raise ConfigError(
-                f"model = {name!r}: timm's {type(model).__name__} does more than pass tokens from block to "
-                "block, so it cannot be cut into trunk and tail; choose a VisionTransformer of timm"
-            )
+        check_structure(name, model)
         torch.manual_seed(seed)  # the head must not depend on how many numbers the rest of the model drew
         model.reset_classifier(num_classes)  # type: ignore[operator]  # timm's method, looked for above
     if not pretrained:
@@ -97,8 +89,8 @@ def _build(name: str, pretrained: bool, file: Path | None, num_classes: int) -> 
         return factory(**options)
     if not timm.is_model(name):
         raise ConfigError(
-            f"model = {name!r} is unknown; choose one of {', '.join(MODELS)}, a ViT of timm by name, "
-            "my_module:my_model"
+            f"model = {name!r} is unknown; choose one of {', '.join(MODELS)}, my_module:my_model, or by name "
+            f"a model of {SUPPORTED}"
         )
     try:
         if file is None:
@@ -126,26 +118,18 @@ def _load(model: nn.Module, file: Path) -> list[str]:
     keys = load_checkpoint(model, str(file), strict=False, filter_fn=other_names, weights_only=True)
     if keys is None:  # .npz: timm's reader looks every tensor up by name
         return []
-    return [*keys.missing_keys, *(key for key in keys.unexpected_keys if key.startswith("blocks."))]
+    return [*keys.missing_keys, *(key for key in keys.unexpected_keys if key.startswith(("blocks.", "layers.")))]
 
 
-def _feeds_blocks_otherwise(model: nn.Module) -> bool:
-    # Rotary embeddings, shared position biases and the like: the tail would answer, and wrongly.
-    return (
-        type(model).__module__.startswith("timm.")
-        and type(model).forward_features is not VisionTransformer.forward_features  # type: ignore[attr-defined]
-    )
+def data_config(model: nn.Module) -> dict[str, Any]:
+    """Return how the very weights want images: input size, interpolation, mean, std, crop."""
+    config = resolve_data_config({}, model=model)
+    return {key: config[key] for key in _PREPROCESSING}
 
 
 def preprocessing(model: nn.Module) -> Callable[[Any], torch.Tensor]:
     """Return PIL image ↦ (C, H, W) float32, as the model's own data config says (size, crop, mean, std)."""
-    config = resolve_data_config({}, model=model)
-    transform = create_transform(
-        **{
-            key: config[key]
-            for key in ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-        },
-        is_training=False,
-    )
+    config = data_config(model)
+    transform = create_transform(**config, is_training=False)
     mode = "L" if config["input_size"][0] == 1 else "RGB"
     return lambda image: transform(image.convert(mode))

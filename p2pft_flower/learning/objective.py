@@ -18,7 +18,7 @@ __all__ = ["Evaluation", "PeerObjective", "evaluate", "tail_vector", "trained_pa
 
 Vector = npt.NDArray[np.float32]
 
-EVALUATION_BATCH = 512
+EVALUATION_BATCH = 128
 
 
 def trained_parameters(tail: nn.Module) -> list[nn.Parameter]:
@@ -28,7 +28,7 @@ def trained_parameters(tail: nn.Module) -> list[nn.Parameter]:
 
 def tail_vector(tail: nn.Module) -> Vector:
     """Return θ, (q,) float32: the trained parameters of ``tail`` as one vector."""
-    return parameters_to_vector(trained_parameters(tail)).detach().numpy().copy()
+    return parameters_to_vector(trained_parameters(tail)).detach().cpu().numpy().copy()
 
 
 @dataclass(frozen=True)
@@ -85,22 +85,23 @@ class PeerObjective:
         self._trained = trained_parameters(self._tail)
         self._features, self._test, self._batches = features, test, batches
         self._key = (seed, peer)
-        held = np.unique(features.labels.numpy())
-        self._unseen = torch.from_numpy(~np.isin(test.labels.numpy(), held))
+        held = torch.unique(features.labels)
+        self._unseen = ~torch.isin(test.labels, held)
 
     def gradient(self, theta: Vector) -> Vector:
         """Return ∇L_i(θ; next mini-batch), (q,) float32; ``theta`` is not written to."""
-        images, labels = self._features[self._batches.batch(self.drawn)]
+        inputs, labels = self._features.read(self._batches.batch(self.drawn), self.drawn)
+        self._features.ahead(self._batches.batch(self.drawn + 1))
         self._tail.train()
         _set(self._tail, theta)
         with torch.random.fork_rng(devices=[]):
             # Drop-out must be a function of seed, peer and position too, wherever the peer lives.
             torch.manual_seed(int(np.random.SeedSequence((*self._key, self.drawn)).generate_state(1)[0]))
-            loss = nn.functional.cross_entropy(self._tail(images), labels)
+            loss = nn.functional.cross_entropy(self._tail(*inputs), labels)
             gradients = torch.autograd.grad(loss, self._trained)
         self.drawn += 1
         self.train_loss = float(loss.detach())
-        return parameters_to_vector(gradients).numpy()
+        return parameters_to_vector(gradients).cpu().numpy()
 
     def evaluate(self, theta: Vector) -> Evaluation:
         """Score ``theta`` on all test images."""
@@ -126,15 +127,15 @@ def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tenso
     losses, right = [], []
     with torch.inference_mode():
         for start in range(0, len(test), EVALUATION_BATCH):
-            images, labels = test[np.arange(start, min(start + EVALUATION_BATCH, len(test)))]
-            logits = tail(images)
-            losses.append(nn.functional.cross_entropy(logits, labels, reduction="none").double())
+            inputs, labels = test.read(np.arange(start, min(start + EVALUATION_BATCH, len(test))))
+            logits = tail(*inputs)
+            losses.append(nn.functional.cross_entropy(logits, labels, reduction="none").cpu().double())
             right.append(logits.argmax(dim=1) == labels)
-    correct = torch.cat(right).double()
+    correct = torch.cat(right).cpu().double()
     return Evaluation(
         loss=float(torch.cat(losses).mean()),
         accuracy=float(correct.mean()),
-        accuracy_unseen=float(correct[unseen].mean()) if unseen.any() else None,
+        accuracy_unseen=float(correct[unseen.cpu()].mean()) if unseen.any() else None,
     )
 
 
@@ -142,4 +143,5 @@ def _set(tail: nn.Module, theta: Vector) -> None:
     # Views on theta, no copy: neither forward nor backward writes to parameters.
     # torch warns of read-only arrays, as θ^0 is: those are copied.
     vector = torch.from_numpy(theta if theta.flags.writeable else theta.copy())
-    vector_to_parameters(vector, trained_parameters(tail))
+    trained = trained_parameters(tail)
+    vector_to_parameters(vector.to(trained[0].device), trained)

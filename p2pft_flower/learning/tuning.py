@@ -1,120 +1,128 @@
-"""Trunk and tail: which part of the model is trained, and where the frozen part ends.
+"""What is trained: from a frozen model to a copy whose trained parameters have ``requires_grad``.
 
-The trunk is everything before the first trained block; its output for an image never changes during a
-run. The tail is the rest, and the trained parameters lie in it.
+`last-block` is the paper's choice (P2P-FT, section 3.3); the others are FedTune's families: modifying the
+input (prompts), adding modules (adapters, low-rank updates), adjusting the backbone (biases).
 """
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.added import add_adapters, add_low_rank, add_prompts
+from p2pft_flower.learning.structure import HEADS, stages
 
-__all__ = ["TUNE", "split_model"]
+__all__ = ["TUNE", "tune_model"]
 
-HEADS = ("head.", "head_dist.")
-"""Prefixes of the heads' parameters; distilled ViTs answer with the mean of two heads."""
+TUNE = (
+    "last-block",
+    "last-blocks:K",
+    "head",
+    "full",
+    "bias",
+    "bias+norm",
+    "lora:R",
+    "adapter:R",
+    "prompt:N",
+    "prompt-deep:N",
+)
 
-TUNE = ("last-block", "last-blocks:K", "head", "full")
 
-
-def split_model(model: nn.Module, tune: str) -> tuple[nn.Module, nn.Module]:
-    """Cut a ViT into trunk and tail.
+def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
+    """Copy a model, add what ``tune`` adds, and mark what it trains.
 
     Parameters
     ----------
     model : nn.Module
-        Built like timm's VisionTransformer.
+        Built like timm's VisionTransformer or SwinTransformer.
     tune : str
-        ``"last-block"`` (the paper: last block, final norm, head), ``"last-blocks:K"``, ``"head"``, or
-        ``"full"``.
+        ``"last-block"`` (last block, final norm, head), ``"last-blocks:K"``, ``"head"``, ``"full"``,
+        ``"bias"`` (all biases), ``"bias+norm"`` (and the scales of all normalisations), ``"lora:R"`` (rank R
+        on the attention projections), ``"adapter:R"`` (bottlenecks of width R), ``"prompt:N"``,
+        ``"prompt-deep:N"`` (N tokens). Everything but ``full`` and ``last-block`` trains the head as well.
+    seed : int
+        Draws what is added.
 
     Returns
     -------
-    trunk : nn.Module
-        (N, C, H, W) images ↦ (N, T, D) tokens before the tail; frozen, in eval mode. For ``"full"`` the
-        identity: the tail takes the images.
-    tail : nn.Module
-        The trunk's output ↦ (N, classes) logits. Its trained parameters have ``requires_grad`` and the
-        names they have in ``model``.
+    nn.Module
+        A copy in eval mode. Parameters of the model keep their names.
 
     Raises
     ------
     ConfigError
-        When ``tune`` is unknown or asks for more blocks than there are.
+        When ``tune`` is unknown, or its number does not fit the model.
     """
-    depth = len(model.blocks)  # type: ignore[arg-type]  # a Sequential
+    trains = _selector(model, tune)
+    added = _addition(tune)
+    tuned = copy.deepcopy(model).requires_grad_(False)
+    before = {id(p) for p in tuned.parameters()}
+    if added is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            added(tuned)
+    for name, parameter in tuned.named_parameters():
+        parameter.requires_grad_(id(parameter) not in before or trains(name))
+    return tuned.eval()
+
+
+def _selector(model: nn.Module, tune: str) -> Callable[[str], bool]:
+    """Say which of the model's own parameters are trained, by name."""
     kind, _, argument = tune.partition(":")
     if tune == "full":
-        return nn.Identity().eval(), _FullTail(model)
-    if tune == "head":
-        return _trunk(model, depth), _BlocksTail(model, depth, lambda name: name.startswith(HEADS))
+        return lambda _: True
     if tune == "last-block":
-        blocks = 1
-    elif kind == "last-blocks" and argument.isdecimal():
-        blocks = int(argument)
-    else:
-        raise ConfigError(f"tune = {tune!r} is unknown; choose one of {', '.join(TUNE)}")
-    if not 1 <= blocks <= depth:
-        raise ConfigError(f"tune = {tune!r}: the model has {depth} blocks, K must be in 1..{depth}")
-    return _trunk(model, depth - blocks), _BlocksTail(model, depth - blocks, lambda _: True)
+        return _last_blocks(model, tune, 1)
+    if kind == "last-blocks" and argument.isdecimal():
+        return _last_blocks(model, tune, int(argument))
+    if tune == "bias":
+        return lambda name: name.startswith(HEADS) or name.endswith(".bias")
+    if tune == "bias+norm":
+        norms = {
+            f"{name}.{own}"
+            for name, module in model.named_modules()
+            if "norm" in type(module).__name__.lower()
+            for own, _ in module.named_parameters(recurse=False)
+        }
+        return lambda name: name.startswith(HEADS) or name.endswith(".bias") or name in norms
+    if tune == "head" or _addition(tune) is not None:
+        return lambda name: name.startswith(HEADS)
+    raise ConfigError(f"tune = {tune!r} is unknown; choose one of {', '.join(TUNE)}")
 
 
-def _trunk(model: nn.Module, depth: int) -> nn.Module:
-    trunk = copy.deepcopy(model)
-    trunk.blocks = trunk.blocks[:depth]  # type: ignore[index]  # a Sequential
-    trunk.norm = nn.Identity()
-    trunk.head = nn.Identity()
-    trunk.forward = trunk.forward_features  # type: ignore[assignment]  # tokens, not logits
-    return trunk.eval().requires_grad_(False)
+def _last_blocks(model: nn.Module, tune: str, number: int) -> Callable[[str], bool]:
+    """Select the last blocks and all that tokens pass after the first of them, patch merging included."""
+    names = stages(model)
+    blocks = [i for i, name in enumerate(names) if not name.endswith("downsample")]
+    if not 1 <= number <= len(blocks):
+        raise ConfigError(f"tune = {tune!r}: the model has {len(blocks)} blocks, K must be in 1..{len(blocks)}")
+    frozen = tuple(f"{name}." for name in names[: blocks[-number]])
+    after = tuple(f"{name}." for name in names[blocks[-number] :])
+    between = ("blocks.", "layers.")
+    stem = {name for name, _ in model.named_parameters(recurse=False)}
+    stem_modules = ("patch_embed.", "pos_drop.", "patch_drop.", "norm_pre.")
+
+    def trains(name: str) -> bool:
+        if name.startswith(after):
+            return True
+        return name not in stem and not name.startswith((*frozen, *between, *stem_modules))
+
+    return trains
 
 
-class _Tail(nn.Module):
-    """Keeps frozen modules in eval mode when the tail is trained (the trunk never changes)."""
-
-    def train(self, mode: bool = True) -> _Tail:
-        super().train(False)
-        if mode:
-            for module in self.modules():
-                if any(p.requires_grad for p in module.parameters()):
-                    # Drop-out layers have no parameters: they follow the trained module that holds them.
-                    module.training = True
-                    for child in module.children():
-                        if next(child.parameters(), None) is None:
-                            child.train(True)
-        return self
-
-
-class _BlocksTail(_Tail):
-    def __init__(self, model: nn.Module, first: int, trained: Callable[[str], bool]) -> None:
-        super().__init__()
-        part = copy.deepcopy(model)
-        kept = list(part.get_submodule("blocks").named_children())[first:]
-        # A Sequential of named children keeps the blocks' numbers, so names stay those of the whole model.
-        part.blocks = nn.Sequential(OrderedDict(kept))
-        dropped = ("patch_embed", "pos_drop", "patch_drop", "norm_pre")
-        for name in (n for n in dropped if hasattr(part, n)):
-            setattr(part, name, nn.Identity())
-        for name in [n for n, _ in part.named_parameters(recurse=False)]:  # cls_token, pos_embed, …
-            setattr(part, name, None)
-        for name, parameter in part.named_parameters():
-            parameter.requires_grad_(trained(name))
-        self.model = part
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        tokens = self.model.norm(self.model.blocks(tokens))  # type: ignore[operator]  # timm's modules
-        return self.model.forward_head(tokens)  # type: ignore[operator, no-any-return]
-
-
-class _FullTail(_Tail):
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = copy.deepcopy(model).requires_grad_(True)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.model(images)  # type: ignore[no-any-return]
+def _addition(tune: str) -> Callable[[nn.Module], None] | None:
+    kind, _, argument = tune.partition(":")
+    if not argument.isdecimal():
+        return None
+    number = int(argument)
+    additions: dict[str, Callable[[nn.Module], None]] = {
+        "lora": lambda m: add_low_rank(m, number),
+        "adapter": lambda m: add_adapters(m, number),
+        "prompt": lambda m: add_prompts(m, number, deep=False),
+        "prompt-deep": lambda m: add_prompts(m, number, deep=True),
+    }
+    return additions.get(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -10,23 +11,29 @@ from hashlib import sha256
 
 import numpy as np
 import numpy.typing as npt
+import timm
 import torch
 from torch import nn
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.batches import Batches, PooledBatches
-from p2pft_flower.learning.datasets import Dataset, load_dataset
-from p2pft_flower.learning.features import Features, compute_features
-from p2pft_flower.learning.models import create_model, preprocessing
+from p2pft_flower.learning.datasets import Dataset, Split, load_dataset
+from p2pft_flower.learning.devices import choose_device, choose_trunk_dtype
+from p2pft_flower.learning.features import Features, TrunkStore
+from p2pft_flower.learning.live import LiveFeatures
+from p2pft_flower.learning.models import create_model, data_config, preprocessing
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
 from p2pft_flower.learning.partitions import Partition, draw_shots, partition_images, resolve_partition
-from p2pft_flower.learning.tuning import split_model
+from p2pft_flower.learning.split import PATHS, Parts, split_model
+from p2pft_flower.plugins import is_reference
 
 __all__ = ["TAIL_SCHEMA", "PeerData", "Workload"]
 
 TAIL_SCHEMA = "p2pft.tail/1"
 """Version of what a tail's safetensors file carries in its metadata."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Workload:
     def __init__(self, config: LearningConfig, n: int, *, pooled: str = "") -> None:
         self.config, self.n, self.pooled = config, n, pooled
         self._features: dict[int, Features] = {}
+        self._told_live = False
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -105,13 +113,36 @@ class Workload:
         return create_model(config.model, config.weights, len(self.dataset.classes), config.seed)
 
     @cached_property
-    def _parts(self) -> tuple[nn.Module, nn.Module]:
-        return split_model(self.model, self.config.tune)
+    def device(self) -> str:
+        """Where trunk and tail run."""
+        return choose_device(self.config.device)
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The model cut in two; what is trained, how large it is and how it is run stands in the log."""
+        parts = split_model(self.model, self.config.tune, self.config.seed)
+        own, trained = self.model_parameters, tail_vector(parts.tail).size
+        log.info(
+            "tune = %s: q = %d trained parameters, %.2f %% of the model's %d; payload %.2f MB",
+            self.config.tune,
+            trained,
+            100 * trained / own,
+            own,
+            trained * 4 / 1e6,
+        )
+        because = f"; no cheaper way, for {parts.why}" if parts.why else ""
+        log.info("path %s: %s%s", parts.path, PATHS[parts.path], because)
+        return parts._replace(tail=parts.tail.to(self.device))
+
+    @property
+    def model_parameters(self) -> int:
+        """Number of parameters of the whole model."""
+        return sum(p.numel() for p in self.model.parameters())
 
     @property
     def tail(self) -> nn.Module:
         """The part that is trained, as it starts."""
-        return self._parts[1]
+        return self.parts.tail
 
     @cached_property
     def theta0(self) -> npt.NDArray[np.float32]:
@@ -122,20 +153,59 @@ class Workload:
 
     @cached_property
     def model_digest(self) -> str:
-        """SHA-256 over the names and values of all weights, trained or not, before the first iteration."""
-        digest = sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        """SHA-256 of all weights and θ^0, as they are before the first iteration."""
+        return sha256(_digest(self.model).encode() + self.theta0.tobytes()).hexdigest()
+
+    @cached_property
+    def _trunk_store(self) -> TrunkStore:
+        config, parts = self.config, self.parts
+        dtype = choose_trunk_dtype(config.trunk_dtype, self.device)
+        identity = {
+            "model": config.model,
+            "weights": _digest(parts.trunk),
+            "preprocessing": repr(sorted(data_config(self.model).items())),
+            "trunk-dtype": str(dtype).removeprefix("torch."),
+            "path": parts.path,
+            "structure": sha256(repr(parts.trunk).encode()).hexdigest(),  # sizes, activations, …
+            "code": self._code_digest(),
+        }
+        return TrunkStore(
+            parts.trunk,
+            preprocessing(self.model),
+            identity,
+            # Residual streams reach far, pooled features are small: neither is worth rounding.
+            exact={"class-token": (1,), "pooled": (0,)}.get(parts.path, ()),
+            halves=config.cache_dtype == "float16",
+            compute_dtype=dtype,
+            device=self.device,
+        )
+
+    def _code_digest(self) -> str:
+        """Say which code computes the trunk: timm's version, or what a model of the user's own answers."""
+        if not is_reference(self.config.model):
+            return f"timm {timm.__version__}"
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(1, *data_config(self.model)["input_size"], generator=generator)
+        with torch.inference_mode():
+            answers = self.parts.trunk(probe)
+        return sha256(b"".join(a.numpy().tobytes() for a in answers)).hexdigest()
+
+    def _features_of(self, split: Split, positions: npt.NDArray[np.int64], what: str) -> Features:
+        if self.parts.path == "full" or not self.config.cache:
+            if self.config.cache and not self._told_live:
+                log.info("no cache: every iteration runs the whole model, as %s", self.parts.why)
+                self._told_live = True
+            return self._live(split, positions)
+        return self._trunk_store.features(split, positions, what)
+
+    def _live(self, split: Split, positions: npt.NDArray[np.int64]) -> LiveFeatures:
+        raise NotImplementedError
 
     @cached_property
     def test_features(self) -> Features:
-        """The trunk's outputs for all test images."""
-        positions = np.arange(len(self.dataset.test))
-        return compute_features(
-            self._parts[0], preprocessing(self.model), self.dataset.test, positions, "test"
-        )
+        """What the trunk makes of all test images."""
+        split = self.dataset.test
+        return self._features_of(split, np.arange(len(split)), "test")
 
     def objectives(self, peers: Sequence[int]) -> dict[int, PeerObjective]:
         """Build new objectives of ``peers``, at the start of their data order; the trunk runs once an image.
@@ -167,13 +237,10 @@ class Workload:
         return Batches(len(self.partition[peer]), size * times, seed=seed, peer=peer)
 
     def features(self, peer: int) -> Features:
-        """Return the trunk's outputs for the peer's training images; computed once."""
+        """Return what the trunk makes of the peer's training images; computed once."""
         if peer not in self._features:
             positions = self.partition[peer]
-            transform, what = preprocessing(self.model), f"peer {peer}'s"
-            self._features[peer] = compute_features(
-                self._parts[0], transform, self.dataset.train, positions, what
-            )
+            self._features[peer] = self._features_of(self.dataset.train, positions, f"peer {peer}'s")
         return self._features[peer]
 
     def score(self, theta: npt.NDArray[np.float32]) -> Evaluation:
@@ -215,3 +282,12 @@ class Workload:
                     f"tensor {name!r} in {source} has shape {tuple(found.shape)}, not {tuple(p.shape)}"
                 )
         return torch.cat([tensors[name].reshape(-1).float() for name in wanted]).numpy()
+
+
+def _digest(module: nn.Module) -> str:
+    """SHA-256 over the names and values of a module's tensors."""
+    digest = sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 
 DROPS = {
@@ -24,6 +25,41 @@ def small_vit(seed=0, cls=VisionTransformer, **options):
         for p in model.parameters():  # timm starts biases and class tokens at (almost) zero
             torch.nn.init.normal_(p, std=0.2)
     return model.eval().requires_grad_(False)
+
+
+def small_swin(seed=0, **options):
+    """A Swin of 2 stages of 2 blocks for (3, 32, 32) images, 5 classes; its second blocks have shifted windows."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = SwinTransformer(
+            img_size=32,
+            patch_size=4,
+            embed_dim=16,
+            depths=(2, 2),
+            num_heads=(2, 4),
+            window_size=2,
+            num_classes=5,
+            **options,
+        )
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.2)
+    return model.eval().requires_grad_(False)
+
+
+class MemoryFeatures:
+    """Tail inputs in memory, as the trunk made them."""
+
+    def __init__(self, inputs, labels):
+        self.inputs, self.labels = inputs, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def read(self, positions, draw=None):
+        return tuple(t[torch.from_numpy(positions)] for t in self.inputs), self.labels[positions]
+
+    def ahead(self, positions):
+        pass
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.models import create_model, preprocessing
-from p2pft_flower.learning.tuning import split_model
+from p2pft_flower.learning.split import split_model
 from p2pft_flower.learning.workload import Workload
 
 from .conftest import small_vit
@@ -237,7 +237,7 @@ def test_an_own_model_that_is_not_built_like_a_vit_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "own_wrong", type(sys)("own_wrong"))
     sys.modules["own_wrong"].linear = lambda num_classes, pretrained: torch.nn.Linear(3, num_classes)
     with pytest.raises(
-        ConfigError, match=r"'own_wrong:linear' has no blocks, norm, forward_features, forward_head"
+        ConfigError, match=r"'own_wrong:linear' has no blocks \(or layers of blocks\), norm, forward_features, forward_head"
     ):
         create_model("own_wrong:linear", "none", 10, seed=0)
 
@@ -245,7 +245,7 @@ def test_an_own_model_that_is_not_built_like_a_vit_is_refused(monkeypatch):
 def test_the_model_is_not_changed_by_splitting_it():
     model = small_vit()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    _, tail = split_model(model, "last-block")
+    _, tail, *_ = split_model(model, "last-block")
     with torch.no_grad():
         for p in tail.parameters():
             p.add_(1)

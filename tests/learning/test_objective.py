@@ -10,21 +10,20 @@ import torch
 from torch import nn
 
 from p2pft_flower.learning.batches import Batches
-from p2pft_flower.learning.features import Features
 from p2pft_flower.learning.objective import PeerObjective, evaluate, tail_vector
-from p2pft_flower.learning.tuning import split_model
+from p2pft_flower.learning.split import split_model
 
-from .conftest import DROPS, small_vit
+from .conftest import DROPS, MemoryFeatures, small_vit
 
 
 @pytest.fixture(scope="module")
 def problem():
     """A tail with drop-out and drop-path, and 20 images' features."""
-    trunk, tail = split_model(small_vit(**DROPS), "last-block")
+    trunk, tail, *_ = split_model(small_vit(**DROPS), "last-block")
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         values = trunk(torch.randn(20, 3, 8, 8, generator=generator))
-    return tail, Features(values, torch.arange(20) % 5), tail_vector(tail)
+    return tail, MemoryFeatures(values, torch.arange(20) % 5), tail_vector(tail)
 
 
 def objective_of(problem, seed=0, peer=0, batch=4):
@@ -146,20 +145,22 @@ def test_evaluation_is_in_eval_mode_and_changes_no_later_gradient(problem):
 def test_evaluation_equals_the_model_without_drop_out(problem):
     tail, features, theta = problem
     with torch.no_grad():
-        logits = tail.eval()(features.values)
+        logits = tail.eval()(*features.inputs)
     score = objective_of(problem).evaluate(theta)
     assert score.loss == pytest.approx(float(nn.functional.cross_entropy(logits, features.labels)), rel=1e-5)
     assert score.accuracy == float((logits.argmax(1) == features.labels).double().mean())
 
 
 def test_the_training_loss_is_that_of_the_last_mini_batch():
-    _, tail = split_model(small_vit(), "head")
-    features = Features(torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(0)), torch.arange(4))
+    _, tail, *_ = split_model(small_vit(), "head")
+    features = MemoryFeatures(
+        (torch.randn(4, 16, generator=torch.Generator().manual_seed(0)),), torch.arange(4)
+    )
     objective = PeerObjective(tail, features, features, Batches(4, 4, seed=0, peer=0), seed=0, peer=0)
     assert math.isnan(objective.train_loss)
     objective.gradient(tail_vector(tail))
     with torch.no_grad():
-        expected = nn.functional.cross_entropy(tail(features.values), features.labels)
+        expected = nn.functional.cross_entropy(tail(*features.inputs), features.labels)
     assert objective.train_loss == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -175,7 +176,7 @@ class Answers(nn.Module):
 
 
 def answers(predicted, truth):
-    return Features(torch.eye(4)[predicted], torch.tensor(truth))
+    return MemoryFeatures((torch.eye(4)[predicted],), torch.tensor(truth))
 
 
 def test_unseen_accuracy_counts_the_images_of_classes_that_the_peer_does_not_hold():

@@ -12,12 +12,11 @@ from torch import nn
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.batches import Batches
-from p2pft_flower.learning.features import Features
 from p2pft_flower.learning.models import create_model
 from p2pft_flower.learning.objective import PeerObjective, tail_vector
-from p2pft_flower.learning.tuning import split_model
+from p2pft_flower.learning.split import split_model
 
-from .conftest import DROPS, small_vit
+from .conftest import DROPS, MemoryFeatures, small_swin, small_vit
 
 EVERY_TUNE = ["head", "last-block", "last-blocks:1", "last-blocks:2", "last-blocks:3", "full"]
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
@@ -41,9 +40,9 @@ def trained(tail):
 @pytest.mark.parametrize("kind", MODELS)
 def test_trunk_and_tail_answer_as_the_whole_model(kind, tune, images):
     model = MODELS[kind]()
-    trunk, tail = split_model(model, tune)
+    trunk, tail, *_ = split_model(model, tune)
     with torch.inference_mode():
-        difference = tail.eval()(trunk(images)) - model(images)
+        difference = tail.eval()(*trunk(images)) - model(images)
     assert difference.abs().max() <= 1e-6
 
 
@@ -54,16 +53,21 @@ def test_vits_of_timm_answer_as_whole_models(name):
     with torch.inference_mode():
         expected = model(batch)
         for tune in ("head", "last-block"):
-            trunk, tail = split_model(model, tune)
-            assert (tail(trunk(batch)) - expected).abs().max() <= 1e-6
+            trunk, tail, *_ = split_model(model, tune)
+            assert (tail(*trunk(batch)) - expected).abs().max() <= 1e-6
 
 
 def test_the_trunk_gives_the_tokens_before_the_tail(images):
     model = small_vit()
-    for tune, shape in [("last-block", (6, 5, 16)), ("head", (6, 5, 16)), ("full", (6, 3, 8, 8))]:
-        trunk, _ = split_model(model, tune)
-        assert trunk(images).shape == shape
-    assert torch.equal(trunk(images), images)
+    for tune, shapes in [
+        ("last-block", [(6, 5, 16), (6, 1, 16)]),  # normalised tokens, and the class token as it is
+        ("last-blocks:2", [(6, 5, 16)]),
+        ("head", [(6, 16)]),
+        ("full", [(6, 3, 8, 8)]),
+    ]:
+        trunk, *_ = split_model(model, tune)
+        assert [tuple(t.shape) for t in trunk(images)] == shapes
+    assert torch.equal(trunk(images)[0], images)
 
 
 @pytest.mark.parametrize("kind", ["plain", "average", "registers", "distilled"])
@@ -78,7 +82,7 @@ def test_the_trunk_gives_the_tokens_before_the_tail(images):
 )
 def test_exactly_the_named_part_is_trained_under_its_name_in_the_whole_model(kind, tune, prefixes):
     model = MODELS[kind]()
-    _, tail = split_model(model, tune)
+    _, tail, *_ = split_model(model, tune)
     expected = {n: p for n, p in model.named_parameters() if n.startswith(prefixes)}
     assert trained(tail) == list(expected)
     theta = tail_vector(tail)
@@ -88,7 +92,7 @@ def test_exactly_the_named_part_is_trained_under_its_name_in_the_whole_model(kin
 
 
 def test_last_block_of_the_embedded_model_trains_as_many_parameters_as_a_block_has():
-    _, tail = split_model(create_model("glyph_vit_8", "pretrained", 10, seed=0), "last-block")
+    _, tail, *_ = split_model(create_model("glyph_vit_8", "pretrained", 10, seed=0), "last-block")
     d = 64
     block = 4 * d + (3 * d * d + 3 * d) + (d * d + d) + (4 * d * d + 4 * d) + (4 * d * d + d)
     assert tail_vector(tail).size == block + 2 * d + (10 * d + 10)
@@ -96,13 +100,13 @@ def test_last_block_of_the_embedded_model_trains_as_many_parameters_as_a_block_h
 
 def test_the_trunk_keeps_no_gradients_and_stays_in_eval_mode_when_the_tail_is_trained(images):
     model = small_vit(**DROPS)
-    trunk, tail = split_model(model, "last-block")
+    trunk, tail, *_ = split_model(model, "last-block")
     before = trunk(images)
     tail.train()
-    tail(before).sum().backward()
+    tail(*before).sum().backward()
     assert not any(m.training for m in trunk.modules())
     assert not any(p.requires_grad for p in trunk.parameters())
-    assert torch.equal(trunk(images), before)
+    assert all(torch.equal(a, b) for a, b in zip(trunk(images), before, strict=True))
     assert not any(m.training for m in model.modules())
     assert all(p.grad is None for p in model.parameters())
 
@@ -112,7 +116,7 @@ def in_training(tail):
 
 
 def test_trained_blocks_train_with_all_their_drops():
-    _, tail = split_model(small_vit(**DROPS), "last-block")
+    _, tail, *_ = split_model(small_vit(**DROPS), "last-block")
     tail.train()
     modes = in_training(tail)
     drops = {
@@ -133,15 +137,15 @@ def test_trained_blocks_train_with_all_their_drops():
 
 
 def test_only_the_head_and_its_drop_out_train_where_the_head_alone_is_tuned():
-    _, tail = split_model(small_vit(**DROPS), "head")
+    _, tail, *_ = split_model(small_vit(**DROPS), "head")
     tail.train()
     assert {"head", "head_drop"} <= in_training(tail)
     assert "norm" not in in_training(tail)
-    assert not any(name.startswith("blocks.") for name, _ in tail.model.named_modules())
+    assert not any(name.startswith("blocks.") for name, _ in tail.model.named_parameters())
 
 
 def test_a_frozen_module_between_trained_ones_stays_in_eval_mode():
-    _, tail = split_model(small_vit(**DROPS), "last-block")
+    _, tail, *_ = split_model(small_vit(**DROPS), "last-block")
     tail.model.blocks.requires_grad_(False)
     tail.train()
     assert not any(name.startswith("blocks") for name in in_training(tail))
@@ -151,32 +155,33 @@ def test_a_frozen_module_between_trained_ones_stays_in_eval_mode():
 def test_drop_out_inside_a_container_trains_too():
     model = small_vit()
     model.head_drop = nn.Sequential(nn.Identity(), nn.Dropout(0.5))
-    _, tail = split_model(model, "head")
+    _, tail, *_ = split_model(model, "head")
     tail.train()
     assert "head_drop.1" in in_training(tail)
 
 
 def test_eval_mode_after_train_mode_switches_every_drop_off(images):
     for tune in EVERY_TUNE:
-        trunk, tail = split_model(small_vit(**DROPS), tune)
+        trunk, tail, *_ = split_model(small_vit(**DROPS), tune)
         tokens = trunk(images)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             tail.train()
-            assert not torch.equal(tail(tokens), tail(tokens))
+            assert not torch.equal(tail(*tokens), tail(*tokens))
         tail.eval()
         assert in_training(tail) == set()
-        assert torch.equal(tail(tokens), tail(tokens))
+        assert torch.equal(tail(*tokens), tail(*tokens))
 
 
 @pytest.mark.parametrize("tune", EVERY_TUNE)
 @pytest.mark.parametrize("kind", [k for k in MODELS if k != "drops"])
 def test_the_gradient_on_cached_features_is_that_of_the_whole_model(kind, tune, images):
     model = MODELS[kind]()
-    trunk, tail = split_model(model, tune)
+    trunk, tail, *_ = split_model(model, tune)
     with torch.inference_mode():
-        cached = torch.cat([trunk(images[:4]), trunk(images[4:])])
-    features = Features(cached.clone(), LABELS)
+        parts = zip(trunk(images[:4]), trunk(images[4:]), strict=True)
+        cached = tuple(torch.cat(pair) for pair in parts)
+    features = MemoryFeatures(tuple(t.clone() for t in cached), LABELS)
     objective = PeerObjective(tail, features, features, Batches(6, 6, seed=0, peer=0), seed=0, peer=0)
     gradient = torch.from_numpy(objective.gradient(tail_vector(tail)))
 
@@ -192,7 +197,7 @@ def test_the_gradient_on_cached_features_is_that_of_the_whole_model(kind, tune, 
 @pytest.mark.parametrize(
     ("tune", "message"),
     [
-        ("last", r"tune = 'last' is unknown; choose one of last-block, last-blocks:K, head, full"),
+        ("last", r"tune = 'last' is unknown; choose one of last-block, last-blocks:K, head, full, bias"),
         ("last-blocks", r"tune = 'last-blocks' is unknown"),
         ("last-blocks:", r"is unknown"),
         ("last-blocks:two", r"is unknown"),

@@ -1,0 +1,142 @@
+"""The last block as the class token sees it: what other tokens would become is never computed.
+
+In a class-token model nothing reads the last block's other outputs. Of that block only the class token's
+query, projection and MLP matter, and where its inputs are frozen, keys and values need not be formed either.
+"""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import Attention
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import nn
+from torch.nn import functional as F
+
+__all__ = ["attend_normalised", "attend_query", "query_tokens", "why_not_normalised", "why_not_query"]
+
+
+def query_tokens(model: nn.Module) -> int:
+    """Return how many leading tokens the head reads: the class token, and the distillation token if any."""
+    return 2 if isinstance(model, VisionTransformerDistilled) else 1
+
+
+def why_not_query(model: nn.Module, block: nn.Module) -> str | None:
+    """Say why the last block cannot be run for the class token alone, or None where it can."""
+    own_heads = (VisionTransformer.forward_head, VisionTransformerDistilled.forward_head)
+    if getattr(type(model), "forward_head", None) not in own_heads:
+        return f"{type(model).__name__} has no class token that its head alone reads"
+    if getattr(model, "global_pool", None) != "token" or getattr(model, "attn_pool", None) is not None:
+        return f"the head pools all tokens (global_pool = {getattr(model, 'global_pool', None)!r})"
+    if type(block) is not Block:
+        return f"the last block is a {type(block).__name__}, not timm's plain Block"
+    if type(block.attn) is not Attention:
+        return f"its attention is a {type(block.attn).__name__}, not timm's plain Attention"
+    hooked = [m for m in (block, block.attn, block.norm1) if m._forward_hooks or m._forward_pre_hooks]
+    if hooked:
+        return f"its {type(hooked[0]).__name__} has hooks"
+    return None
+
+
+def why_not_normalised(model: nn.Module, block: nn.Module) -> str | None:
+    """Say why keys and values must be formed, or None where they need not be."""
+    reason = why_not_query(model, block)
+    if reason is not None:
+        return reason
+    attn = block.attn
+    assert isinstance(attn, Attention)
+    if not isinstance(block.norm1, nn.LayerNorm) or not block.norm1.elementwise_affine:
+        return f"its first normalisation is a {type(block.norm1).__name__}, not a LayerNorm with scale and shift"
+    if not isinstance(attn.q_norm, nn.Identity) or not isinstance(attn.k_norm, nn.Identity):
+        return "its attention normalises queries and keys"
+    if attn.attn_drop.p > 0:
+        return "its attention drops probabilities, so they do not add up to one"
+    return None
+
+
+def attend_normalised(block: Block, normed: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Run a block for its first tokens, from normalised tokens, without forming keys and values.
+
+    With γ, β of norm1 and head h: u_h = γ ⊙ W_k,hᵀ q_h; scores = x̂ u_h (what is constant over tokens, the
+    key bias and u·β, drops out of the softmax); c_h = γ ⊙ Σ_t p_t x̂_t + β; o_h = W_v,h c_h + b_v,h.
+
+    Parameters
+    ----------
+    block : Block
+        For which `why_not_normalised` finds no reason.
+    normed : (N, T, D) tensor
+        x̂: the block's input, normalised without scale and shift.
+    own : (N, P, D) tensor
+        The first P tokens of the block's input.
+
+    Returns
+    -------
+    (N, P, D) tensor
+        The first P tokens of the block's output.
+    """
+    attn = block.attn
+    assert isinstance(attn, Attention)
+    gamma, beta = block.norm1.weight, block.norm1.bias
+    number, tokens, width = own.shape
+    heads, size = attn.num_heads, attn.head_dim
+    w_q, w_k, w_v = attn.qkv.weight.view(3, heads * size, width)  # once: it may be computed (low rank)
+    bias = attn.qkv.bias
+    b_q, _, b_v = (None, None, None) if bias is None else bias.view(3, heads * size)
+
+    entering = normed[:, :tokens] * gamma + beta
+    q = F.linear(entering, w_q, b_q).view(number * tokens, heads, size).transpose(0, 1) * attn.scale
+    u = torch.bmm(q, w_k.view(heads, size, width)) * gamma  # (H, N P, D)
+    u = u.view(heads, number, tokens, width).transpose(0, 1).reshape(number, heads * tokens, width)
+    p = torch.bmm(u, normed.transpose(1, 2)).softmax(dim=-1)
+    context = torch.bmm(p, normed) * gamma + beta  # (N, H P, D)
+    context = context.view(number, heads, tokens, width).transpose(0, 1).reshape(heads, -1, width)
+    o = torch.bmm(context, w_v.view(heads, size, width).transpose(1, 2)).transpose(0, 1)
+    o = o.reshape(number, tokens, heads * size)
+    if b_v is not None:
+        o = o + b_v
+    return _leave(block, own, o, entering)
+
+
+def attend_query(block: Block, tokens: torch.Tensor, first: int) -> torch.Tensor:
+    """Run a block for its first tokens only, with keys and values of all.
+
+    Parameters
+    ----------
+    block : Block
+        For which `why_not_query` finds no reason.
+    tokens : (N, T, D) tensor
+        The block's input.
+    first : int
+        P, how many leading tokens are wanted.
+
+    Returns
+    -------
+    (N, P, D) tensor
+        The first P tokens of the block's output.
+    """
+    attn = block.attn
+    assert isinstance(attn, Attention)
+    heads, size = attn.num_heads, attn.head_dim
+    normed = block.norm1(tokens)
+    entering = normed[:, :first]
+    weight, bias = attn.qkv.weight, attn.qkv.bias
+    cut = heads * size
+    q = F.linear(entering, weight[:cut], None if bias is None else bias[:cut])
+    kv = F.linear(normed, weight[cut:], None if bias is None else bias[cut:])
+    q = q.view(len(tokens), first, heads, size).transpose(1, 2)
+    k, v = kv.view(len(tokens), -1, 2, heads, size).permute(2, 0, 3, 1, 4).unbind(0)
+    o = F.scaled_dot_product_attention(
+        attn.q_norm(q), attn.k_norm(k), v, dropout_p=attn.attn_drop.p if attn.training else 0.0
+    )
+    return _leave(block, tokens[:, :first], o.transpose(1, 2).reshape(len(tokens), first, cut), entering)
+
+
+def _leave(block: Block, own: torch.Tensor, o: torch.Tensor, entering: torch.Tensor) -> torch.Tensor:
+    """From the heads' outputs to the block's, as timm's Attention and Block do."""
+    attn = block.attn
+    assert isinstance(attn, Attention)
+    o = attn.norm(o)
+    if attn.gate is not None:
+        o = o * attn.gate(entering).sigmoid()
+    x = own + block.drop_path1(block.ls1(attn.proj_drop(attn.proj(o))))
+    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))  # type: ignore[no-any-return]
