@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from p2pft_flower.config import LearningConfig
-from p2pft_flower.errors import DataError
+from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.batches import Batches, PooledBatches
 from p2pft_flower.learning.datasets import Dataset, load_dataset
 from p2pft_flower.learning.features import Features, compute_features
@@ -215,3 +215,21 @@ class Workload:
                     f"tensor {name!r} in {source} has shape {tuple(found.shape)}, not {tuple(p.shape)}"
                 )
         return torch.cat([tensors[name].reshape(-1).float() for name in wanted]).numpy()
+
+    def whole_model(self, theta: npt.NDArray[np.float32]) -> nn.Module:
+        """Return a copy of the whole timm model with ``theta`` in it, in eval mode.
+
+        Raises
+        ------
+        ConfigError
+            When θ holds tensors that the plain model has no place for, naming one.
+        """
+        tensors, whole = self.named_tail(theta), copy.deepcopy(self.model)
+        odd = sorted(tensors.keys() - whole.state_dict().keys())
+        if odd:
+            raise ConfigError(
+                f"tune = {self.config.tune!r} trains {odd[0]!r}, which the plain model "
+                f"{self.config.model!r} has not: it cannot be put together as a whole model"
+            )
+        whole.load_state_dict(tensors, strict=False)  # the rest stays frozen as it was
+        return whole.eval()
