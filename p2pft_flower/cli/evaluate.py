@@ -10,8 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from p2pft_flower.cli.settings import read_value
-from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import DataError, P2PFTError
 
 __all__ = ["evaluate"]
@@ -31,7 +29,7 @@ def evaluate(
     """
     try:
         files = [file for path in paths for file in _tails(path)]
-        scores = [_score(file, dataset, data_dir) for file in files]
+        scores = _scores(files, dataset, data_dir)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
@@ -64,38 +62,20 @@ def _tails(path: Path) -> list[Path]:
     return found
 
 
-def _score(file: Path, dataset: str | None, data_dir: str | None) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
+def _scores(files: list[Path], dataset: str | None, data_dir: str | None) -> list[dict[str, Any]]:
+    from p2pft_flower.learning.tails import load_tails
 
-    from p2pft_flower.learning.workload import TAIL_SCHEMA, Workload
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"{file}: not a readable safetensors file ({error})") from error
-    if metadata.get("schema") != TAIL_SCHEMA:
-        raise DataError(f"{file}: schema {metadata.get('schema')!r}, this version reads {TAIL_SCHEMA!r}")
-    typed: dict[str, Any] = {k: read_value(k, v) for k, v in metadata.items() if k in _LEARNING_KEYS}
-    typed |= {k: v for k, v in (("dataset", dataset), ("data-dir", data_dir)) if v is not None}
-    config = RunConfig.from_mapping(typed).learning
-    workload = Workload(config, n=1)
-    if workload.model_digest != metadata["model-digest"]:
-        raise DataError(
-            f"{file}: it was trained from weights with digest {metadata['model-digest'][:12]}…, here model "
-            f"{config.model!r} has {workload.model_digest[:12]}…: "
-            "the frozen part differs, its scores would mean nothing"
+    scores = []
+    for tail in load_tails(files, dataset, data_dir):
+        score = tail.workload.score(tail.theta)
+        scores.append(
+            {
+                "peer": tail.metadata["peer"],
+                "tail": str(tail.file),
+                "dataset": tail.workload.config.dataset,
+                "images": len(tail.workload.dataset.test),
+                "accuracy": score.accuracy,
+                "loss": score.loss,
+            }
         )
-    score = workload.score(workload.theta_from(tensors, str(file)))
-    return {
-        "peer": metadata["peer"],
-        "tail": str(file),
-        "dataset": config.dataset,
-        "images": len(workload.dataset.test),
-        "accuracy": score.accuracy,
-        "loss": score.loss,
-    }
-
-
-_LEARNING_KEYS = {name.replace("_", "-") for name in LearningConfig.__dataclass_fields__}
+    return scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -17,6 +18,7 @@ from torch import nn
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
+from p2pft_flower.learning.added import merge_low_rank
 from p2pft_flower.learning.batches import Batches, PooledBatches
 from p2pft_flower.learning.datasets import Dataset, Split, load_dataset
 from p2pft_flower.learning.devices import choose_device, choose_trunk_dtype
@@ -26,6 +28,7 @@ from p2pft_flower.learning.models import create_model, data_config, preprocessin
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
 from p2pft_flower.learning.partitions import Partition, draw_shots, partition_images, resolve_partition
 from p2pft_flower.learning.split import PATHS, Parts, split_model
+from p2pft_flower.learning.tuning import tune_model
 from p2pft_flower.plugins import is_reference
 
 __all__ = ["TAIL_SCHEMA", "PeerData", "Workload"]
@@ -64,14 +67,19 @@ class Workload:
     pooled : {"", "uniform", "examples"}
         Not empty (``centralized``): one peer holds all images, and an iteration draws as many as n peers do;
         for the objective ``"uniform"`` the n peers' own mini-batches, for ``"examples"`` from the union.
+    classes : sequence of str, optional
+        Names of the classes where they are known without the dataset, as from a tail's metadata.
 
     Notes
     -----
     Everything is built when first asked for: the coordinator needs the partition only, hosts need all.
     """
 
-    def __init__(self, config: LearningConfig, n: int, *, pooled: str = "") -> None:
+    def __init__(
+        self, config: LearningConfig, n: int, *, pooled: str = "", classes: Sequence[str] | None = None
+    ) -> None:
         self.config, self.n, self.pooled = config, n, pooled
+        self._known_classes = None if classes is None else tuple(classes)
         self._features: dict[int, Features] = {}
         self._told_live = False
 
@@ -80,6 +88,11 @@ class Workload:
         """Training and test images."""
         config = self.config
         return load_dataset(config.dataset, config.data_dir, download=config.download, verify=config.verify)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the head's outputs."""
+        return self.dataset.classes if self._known_classes is None else self._known_classes
 
     @cached_property
     def partition_spec(self) -> str:
@@ -110,7 +123,7 @@ class Workload:
     def model(self) -> nn.Module:
         """The whole model with its new head; frozen, in eval mode."""
         config = self.config
-        return create_model(config.model, config.weights, len(self.dataset.classes), config.seed)
+        return create_model(config.model, config.weights, len(self.classes), config.seed)
 
     @cached_property
     def device(self) -> str:
@@ -250,8 +263,15 @@ class Workload:
 
     def metadata(self) -> dict[str, str]:
         """Return what ``p2pft evaluate`` needs to score a tail again: the settings, as text."""
-        settings = {f.name.replace("_", "-"): str(getattr(self.config, f.name)) for f in fields(self.config)}
-        return {"schema": TAIL_SCHEMA, "model-digest": self.model_digest, **settings}
+        here = ("device", "cache")  # what holds on this machine only
+        names = [f.name for f in fields(self.config) if f.name not in here]
+        settings = {name.replace("_", "-"): str(getattr(self.config, name)) for name in names}
+        return {
+            "schema": TAIL_SCHEMA,
+            "model-digest": self.model_digest,
+            "classes": json.dumps(self.classes),
+            **settings,
+        }
 
     def named_tail(self, theta: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:
         """Return the trained tensors by the names they have in the whole timm model."""
@@ -282,6 +302,19 @@ class Workload:
                     f"tensor {name!r} in {source} has shape {tuple(found.shape)}, not {tuple(p.shape)}"
                 )
         return torch.cat([tensors[name].reshape(-1).float() for name in wanted]).numpy()
+
+    def whole_model(self, theta: npt.NDArray[np.float32]) -> nn.Module:
+        """Return the whole model with ``theta`` in it, in eval mode on the CPU.
+
+        A plain timm model: low-rank updates are merged into the weights that they belong to. Adapters and
+        prompts stay what they are, modules that the plain model has not.
+        """
+        whole = tune_model(self.model, self.config.tune, self.config.seed)
+        # strict would ask for the frozen part; that every name fits, theta_from and named_tail see to.
+        whole.load_state_dict(self.named_tail(theta), strict=False)
+        merge_low_rank(whole)
+        return whole.requires_grad_(False)
+
 
 
 def _digest(module: nn.Module) -> str:

@@ -1,0 +1,114 @@
+"""The fine-tuned tails that runs leave behind, read back from their files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from p2pft_flower.config import LearningConfig
+from p2pft_flower.errors import DataError
+from p2pft_flower.learning.workload import TAIL_SCHEMA, Workload
+
+__all__ = ["Tail", "load_tail", "load_tails"]
+
+
+@dataclass(frozen=True)
+class Tail:
+    """One peer's θ and the learning problem that it belongs to.
+
+    Attributes
+    ----------
+    file : Path
+        Where it was read from.
+    workload : Workload
+        Model, data and settings it was trained with, for one peer; tails with the same settings share it.
+    theta : (q,) float32 array
+        The trained parameters.
+    metadata : dict of str to str
+        What the file says of itself (docs/results-schema.md).
+    """
+
+    file: Path
+    workload: Workload
+    theta: npt.NDArray[np.float32]
+    metadata: dict[str, str]
+
+
+def load_tail(file: Path, dataset: str | None = None, data_dir: str | None = None) -> Tail:
+    """Read a ``peer-<i>.safetensors`` and build the model and data that it belongs to.
+
+    Parameters
+    ----------
+    file : Path
+        The tail.
+    dataset, data_dir : str, optional
+        In place of the ones it was trained on.
+
+    Returns
+    -------
+    Tail
+
+    Raises
+    ------
+    ConfigError, DataError
+        When the file cannot be read or is no tail, or when model or data are not here or are other ones.
+    """
+    return load_tails([file], dataset, data_dir)[0]
+
+
+def load_tails(files: Iterable[Path], dataset: str | None = None, data_dir: str | None = None) -> list[Tail]:
+    """Read several tails as :func:`load_tail` does; those with equal settings share one workload."""
+    workloads: dict[LearningConfig, Workload] = {}
+    tails = []
+    for file in files:
+        tensors, metadata = _read(file)
+        values = _settings(metadata, file)
+        values |= {k: v for k, v in (("dataset", dataset), ("data_dir", data_dir)) if v is not None}
+        config = LearningConfig(**values)
+        classes = json.loads(metadata["classes"])
+        workload = workloads.setdefault(config, Workload(config, n=1, classes=classes))
+        if workload.model_digest != metadata["model-digest"]:
+            raise DataError(
+                f"{file}: it was trained from weights with digest {metadata['model-digest'][:12]}…, here "
+                f"model {config.model!r} has {workload.model_digest[:12]}…: "
+                "the frozen part differs, its scores would mean nothing"
+            )
+        tails.append(Tail(file, workload, workload.theta_from(tensors, str(file)), metadata))
+    return tails
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{file}: not a readable safetensors file ({error})") from error
+    if metadata.get("schema") != TAIL_SCHEMA:
+        raise DataError(f"{file}: schema {metadata.get('schema')!r}, this version reads {TAIL_SCHEMA!r}")
+    for key in ("model-digest", "classes"):
+        if key not in metadata:
+            raise DataError(f"{file}: its metadata has no {key}; was it changed after the run?")
+    return tensors, metadata
+
+
+def _settings(metadata: dict[str, str], file: Path) -> dict[str, Any]:
+    """Return the run-config values that the metadata carries as text, typed as the fields' defaults are."""
+    values: dict[str, Any] = {}
+    for field in fields(LearningConfig):
+        key = field.name.replace("_", "-")
+        if key not in metadata:
+            continue
+        text, kind = metadata[key], type(field.default)
+        try:
+            values[field.name] = {"True": True, "False": False}[text] if kind is bool else kind(text)
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{file}: its metadata says {key} = {text!r}, not a {kind.__name__}") from error
+    return values
