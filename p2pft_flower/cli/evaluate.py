@@ -12,7 +12,7 @@ from rich.table import Table
 
 from p2pft_flower.errors import DataError, P2PFTError
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "tail_files"]
 
 
 def evaluate(
@@ -28,7 +28,7 @@ def evaluate(
     Exit codes: 0 all were scored; 2 a file cannot be used.
     """
     try:
-        files = [file for path in paths for file in _tails(path)]
+        files = [file for path in paths for file in tail_files(path)]
         scores = _scores(files, dataset, data_dir)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
@@ -50,7 +50,14 @@ def evaluate(
     Console().print(table)
 
 
-def _tails(path: Path) -> list[Path]:
+def tail_files(path: Path) -> list[Path]:
+    """Return the tails that ``path`` is or holds, in the peers' order.
+
+    Raises
+    ------
+    DataError
+        When there is none.
+    """
     if path.is_file():
         return [path]
     found = sorted(

@@ -67,7 +67,7 @@ class StoredFeatures:
     """One a process: fetching is copying, which one thread does as fast as memory allows."""
 
     def __init__(self, rows: Rows, labels: torch.Tensor, device: str = "cpu") -> None:
-        self.labels, self._rows = labels.to(device), rows
+        self.labels, self.rows = labels.to(device), rows
         self._resident: tuple[torch.Tensor, ...] | None = None
         if device != "cpu":
             whole = rows.gather(np.arange(len(labels)))
@@ -99,7 +99,7 @@ class StoredFeatures:
         if self._resident is not None:
             index = torch.from_numpy(positions).to(self.labels.device)
             return tuple(field[index].float() for field in self._resident)
-        return tuple(torch.from_numpy(field).float() for field in self._rows.gather(positions))
+        return tuple(torch.from_numpy(field).float() for field in self.rows.gather(positions))
 
 
 class TrunkStore:

@@ -19,7 +19,7 @@ from p2pft_flower.learning.embedded import MODEL_NAME, create_glyph_vit
 from p2pft_flower.learning.structure import SUPPORTED, check_structure
 from p2pft_flower.plugins import is_reference, load_reference
 
-__all__ = ["MODELS", "create_model", "data_config", "preprocessing"]
+__all__ = ["MODELS", "bare_model", "create_model", "data_config", "preprocessing"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {MODEL_NAME: create_glyph_vit}
 
@@ -64,6 +64,19 @@ def create_model(name: str, weights: str, num_classes: int, seed: int) -> nn.Mod
         log.warning(
             "weights = none: %s starts from RANDOM weights; its figures say nothing about transfer", name
         )
+    return model.eval().requires_grad_(False)
+
+
+def bare_model(name: str, num_classes: int) -> nn.Module:
+    """Build a model to load a whole state dict into; what it holds until then is random.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such model, or it is built otherwise.
+    """
+    model = _build(name, False, None, num_classes)
+    check_structure(name, model)
     return model.eval().requires_grad_(False)
 
 

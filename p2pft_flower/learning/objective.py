@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from p2pft_flower.learning.batches import Batches, PooledBatches
 from p2pft_flower.learning.features import Features
+from p2pft_flower.learning.structure import share_copy
 
 __all__ = ["Evaluation", "PeerObjective", "evaluate", "tail_vector", "trained_parameters"]
 
@@ -81,7 +81,7 @@ class PeerObjective:
         """Mini-batches drawn so far: the position of the data order."""
         self.train_loss = float("nan")
         """Cross-entropy of the last mini-batch."""
-        self._tail = copy.deepcopy(tail)
+        self._tail = share_copy(tail)
         self._trained = trained_parameters(self._tail)
         self._features, self._test, self._batches = features, test, batches
         self._key = (seed, peer)

@@ -7,7 +7,6 @@ the model allows is taken.
 
 from __future__ import annotations
 
-import copy
 from typing import NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ from p2pft_flower.learning.class_token import (
     why_not_normalised,
     why_not_query,
 )
-from p2pft_flower.learning.structure import HEADS, set_submodule, stages
+from p2pft_flower.learning.structure import HEADS, set_submodule, share_copy, stages
 from p2pft_flower.learning.tuning import tune_model
 
 __all__ = ["PATHS", "Parts", "split_model"]
@@ -152,7 +151,7 @@ class _Trunk(nn.Module):
 
     def __init__(self, tuned: nn.Module, first: int, path: str) -> None:
         super().__init__()
-        model, names = copy.deepcopy(tuned), stages(tuned)
+        model, names = share_copy(tuned), stages(tuned)
         self.path, self.queries, self.eps = path, query_tokens(tuned), 0.0
         if path == "class-token":
             self.eps = float(model.get_submodule(f"{names[-1]}.norm1").eps)  # type: ignore[arg-type]
@@ -203,7 +202,7 @@ class _FullTail(_Tail):
 
 class _TokensTail(_Tail):
     def __init__(self, tuned: nn.Module, first: int) -> None:
-        model = copy.deepcopy(tuned)
+        model = share_copy(tuned)
         stem = ("patch_embed", "pos_drop", "patch_drop", "norm_pre")
         for name in (*(n for n in stem if hasattr(model, n)), *stages(tuned)[:first]):
             set_submodule(model, name, nn.Identity())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
@@ -9,7 +12,7 @@ from torch import nn
 
 from p2pft_flower.errors import ConfigError
 
-__all__ = ["HEADS", "SUPPORTED", "check_structure", "set_submodule", "stages"]
+__all__ = ["HEADS", "SUPPORTED", "check_structure", "set_submodule", "share_copy", "stages"]
 
 HEADS = ("head.", "head_dist.")
 """Prefixes of the heads' parameters; distilled ViTs answer with the mean of two heads."""
@@ -67,3 +70,13 @@ def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put ``module`` where ``name`` points."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
+
+
+def share_copy(module: nn.Module) -> nn.Module:
+    """Copy a module whose parameters and buffers nobody writes to: the copy's have the same memory.
+
+    The parameters are objects of their own: ``requires_grad``, and which memory they point to, may change.
+    """
+    memo: dict[int, Any] = {id(b): b for b in module.buffers()}
+    memo |= {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in module.parameters()}
+    return copy.deepcopy(module, memo)

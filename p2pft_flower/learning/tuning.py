@@ -6,7 +6,6 @@ input (prompts), adding modules (adapters, low-rank updates), adjusting the back
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
@@ -14,7 +13,7 @@ from torch import nn
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.added import add_adapters, add_low_rank, add_prompts
-from p2pft_flower.learning.structure import HEADS, stages
+from p2pft_flower.learning.structure import HEADS, share_copy, stages
 
 __all__ = ["TUNE", "tune_model"]
 
@@ -50,7 +49,7 @@ def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
     Returns
     -------
     nn.Module
-        A copy in eval mode. Parameters of the model keep their names.
+        A copy in eval mode; frozen parameters share the memory of ``model``. Parameters keep their names.
 
     Raises
     ------
@@ -59,14 +58,16 @@ def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
     """
     trains = _selector(model, tune)
     added = _addition(tune)
-    tuned = copy.deepcopy(model).requires_grad_(False)
+    tuned = share_copy(model).requires_grad_(False)
     before = {id(p) for p in tuned.parameters()}
     if added is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             added(tuned)
     for name, parameter in tuned.named_parameters():
-        parameter.requires_grad_(id(parameter) not in before or trains(name))
+        if id(parameter) not in before or trains(name):
+            parameter.data = parameter.data.clone()  # the frozen ones stay the model's own
+            parameter.requires_grad_(True)
     return tuned.eval()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from p2pft_flower.learning.models import create_model, data_config, preprocessin
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
 from p2pft_flower.learning.partitions import Partition, draw_shots, partition_images, resolve_partition
 from p2pft_flower.learning.split import PATHS, Parts, split_model
+from p2pft_flower.learning.structure import share_copy
 from p2pft_flower.learning.tuning import tune_model
 from p2pft_flower.plugins import is_reference
 
@@ -259,7 +259,7 @@ class Workload:
     def score(self, theta: npt.NDArray[np.float32]) -> Evaluation:
         """Score ``theta`` on all test images, whoever trained it."""
         nothing = torch.zeros(len(self.test_features), dtype=torch.bool)
-        return evaluate(copy.deepcopy(self.tail), theta, self.test_features, nothing)
+        return evaluate(share_copy(self.tail), theta, self.test_features, nothing)
 
     def metadata(self) -> dict[str, str]:
         """Return what ``p2pft evaluate`` needs to score a tail again: the settings, as text."""

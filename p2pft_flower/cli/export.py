@@ -1,0 +1,58 @@
+"""``p2pft export``: fine-tuned tails as whole models, for whoever has timm and nothing of ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from p2pft_flower.cli.evaluate import tail_files
+from p2pft_flower.errors import ConfigError, P2PFTError
+
+__all__ = ["export"]
+
+
+def export(
+    paths: Annotated[list[Path], typer.Argument(help="A run's folder, or tails (peer-<i>.safetensors).")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="A file .safetensors for one tail, else a folder for all of them."),
+    ] = Path("export"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Write whole models: the frozen weights with a peer's tail in them, under timm's names.
+
+    They load with timm alone: timm.create_model(NAME, num_classes=K, checkpoint_path=FILE). Low-rank updates
+    are merged into the weights. Adapters and prompts are modules that timm's model has not; such files load
+    with p2pft_flower.learning.exports.load_export. The classes' names stand in the file's metadata.
+    Exit codes: 0 written; 2 a file cannot be used.
+    """
+    from p2pft_flower.learning.exports import write_export
+    from p2pft_flower.learning.tails import load_tails
+
+    try:
+        files = [file for path in paths for file in tail_files(path)]
+        single = out.suffix == ".safetensors"
+        if single and len(files) > 1:
+            raise ConfigError(f"-o {out}: that is one file, but there are {len(files)} tails; give a folder")
+        names = [out] if single else [out / file.name for file in files]
+        if len(set(names)) < len(names):
+            raise ConfigError("two of the tails have the same file name; export them to folders of their own")
+        written: list[dict[str, Any]] = []
+        for tail, target in zip(load_tails(files), names, strict=True):
+            written.append({"tail": str(tail.file), **write_export(tail, target)})
+    except P2PFTError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    if as_json:
+        typer.echo(json.dumps(written, indent=2))
+        return
+    for w in written:
+        typer.echo(f"{w['file']}: {w['model']}, {w['num_classes']} classes, {w['bytes'] / 1e6:.1f} MB")
+        if w["added"]:
+            typer.echo(
+                f"  {w['tune']} added {w['added']} tensors that timm's model has not: load it with "
+                "p2pft_flower.learning.exports.load_export"
+            )

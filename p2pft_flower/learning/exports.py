@@ -1,0 +1,107 @@
+"""Whole models with a fine-tuned tail in them, as files that timm reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from p2pft_flower.errors import DataError
+from p2pft_flower.learning.models import bare_model
+from p2pft_flower.learning.tails import Tail
+from p2pft_flower.learning.tuning import tune_model
+
+__all__ = ["load_export", "write_export"]
+
+SCHEMA = "p2pft.export/1"
+
+
+def write_export(tail: Tail, file: Path) -> dict[str, Any]:
+    """Write the whole model that ``tail`` belongs to.
+
+    Parameters
+    ----------
+    tail : Tail
+        One peer's θ with its learning problem.
+    file : Path
+        Ends in .safetensors; its folder is made, an earlier file is replaced at once or not at all.
+
+    Returns
+    -------
+    dict
+        ``file``, ``model``, ``num_classes``, ``tune``, ``bytes``, and ``added``: how many tensors the plain
+        model has not (adapters, prompts).
+
+    Raises
+    ------
+    DataError
+        When the file cannot be written.
+    """
+    workload = tail.workload
+    state = {
+        name: t.detach().clone().contiguous()
+        for name, t in workload.whole_model(tail.theta).state_dict().items()
+    }
+    added = sorted(state.keys() - workload.model.state_dict().keys())
+    config = workload.config
+    metadata = {
+        "format": "pt",
+        "schema": SCHEMA,
+        "model": config.model,
+        "tune": config.tune if added else "",
+        "classes": json.dumps(workload.classes),
+        "run": tail.metadata.get("run", ""),
+        "peer": tail.metadata.get("peer", ""),
+    }
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, partial, metadata)
+        partial.replace(file)
+        size = file.stat().st_size
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{file}: cannot be written ({error})") from error
+    return {
+        "file": str(file),
+        "model": config.model,
+        "num_classes": len(workload.classes),
+        "tune": config.tune,
+        "bytes": size,
+        "added": len(added),
+    }
+
+
+def load_export(file: Path) -> tuple[nn.Module, tuple[str, ...]]:
+    """Build the model of an exported file, adapters and prompts included.
+
+    Returns
+    -------
+    model : nn.Module
+        In eval mode.
+    classes : tuple of str
+        Names of its outputs.
+
+    Raises
+    ------
+    DataError
+        When the file cannot be read, or is no export.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+            state: dict[str, torch.Tensor] = {n: opened.get_tensor(n) for n in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{file}: not a readable safetensors file ({error})") from error
+    if metadata.get("schema") != SCHEMA:
+        raise DataError(f"{file}: schema {metadata.get('schema')!r}, this version reads {SCHEMA!r}")
+    classes = tuple(json.loads(metadata["classes"]))
+    model = bare_model(metadata["model"], len(classes))
+    if metadata["tune"]:
+        model = tune_model(model, metadata["tune"]).requires_grad_(False)
+    model.load_state_dict(state, strict=True)
+    return model.eval(), classes
