@@ -79,8 +79,15 @@ def _score(file: Path, dataset: str | None, data_dir: str | None) -> dict[str, A
         raise DataError(f"{file}: schema {metadata.get('schema')!r}, this version reads {TAIL_SCHEMA!r}")
     typed: dict[str, Any] = {k: read_value(k, v) for k, v in metadata.items() if k in _LEARNING_KEYS}
     typed |= {k: v for k, v in (("dataset", dataset), ("data-dir", data_dir)) if v is not None}
-    config = RunConfig.from_mapping(typed).learning
-    workload = Workload(config, n=1)
+    # Who held which training image, and whether more came, does not matter to the test images.
+    config = RunConfig.from_mapping(typed | {"partition": "auto", "stream": False, "shots": 0}).learning
+    if config.sited and "pooled-peers" in metadata:
+        workload = Workload(config, n=int(metadata["pooled-peers"]), pooled="uniform")
+    elif config.sited:
+        peer = int(metadata["peer"])
+        workload = Workload(config, n=peer + 1, peers=(peer,))
+    else:
+        workload = Workload(config, n=1)
     if workload.model_digest != metadata["model-digest"]:
         raise DataError(
             f"{file}: it was trained from weights with digest {metadata['model-digest'][:12]}…, here model "
@@ -92,7 +99,7 @@ def _score(file: Path, dataset: str | None, data_dir: str | None) -> dict[str, A
         "peer": metadata["peer"],
         "tail": str(file),
         "dataset": config.dataset,
-        "images": len(workload.dataset.test),
+        "images": len(workload.test_positions),
         "accuracy": score.accuracy,
         "loss": score.loss,
     }
