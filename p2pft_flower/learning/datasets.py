@@ -64,7 +64,7 @@ class Split:
     labels : (N,) int64 array
         Class of each image.
     read : callable
-        Position ↦ the image, as PIL has it.
+        Position ↦ the image, as PIL has it. It may be called from several threads at once.
     content : callable, optional
         Position ↦ bytes that tell the image from every other, faster than reading it does: a file's
         content (:func:`file_content`), an array's pixels with their shape (:func:`array_content`). Without

@@ -225,18 +225,14 @@ class ImageStream:
 
     def __init__(self, parts: Sequence[StreamPart], classes: Sequence[str], what: str) -> None:
         self._parts, self._classes, self._what = parts, tuple(classes), what
+        self.labels: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        """Classes of all images that were ever there, (N,) int64, by position; replaced when N grows."""
         self._files: list[Path] = []
-        self._labels: list[int] = []
         self._positions: dict[Path, int] = {}
         self._there: list[set[Path]] = [set() for _ in parts]
         self._unreadable: dict[Path, int] = {}
         self._strange: set[Path] = set()
         self.refresh()
-
-    @property
-    def labels(self) -> npt.NDArray[np.int64]:
-        """Classes of all images that were ever there, (N,) int64, by position."""
-        return np.array(self._labels, dtype=np.int64)
 
     def read(self, position: int) -> Image.Image:
         """Read an image.
@@ -276,16 +272,17 @@ class ImageStream:
         if gone:
             log.warning("%s stream: %d images are gone: %s", self._what, len(gone), some_names(gone))
         waiting = self._not_yet([f for f in found if f not in before])
-        for file, label in found.items():
-            if file not in waiting and file not in self._positions:
-                self._positions[file] = len(self._files)
-                self._files.append(file)
-                self._labels.append(label)
+        new = [file for file in found if file not in waiting and file not in self._positions]
+        for file in new:
+            self._positions[file] = len(self._files)
+            self._files.append(file)
+        if new:
+            self.labels = np.concatenate([self.labels, np.array([found[file] for file in new])])
         there = [file for file in found if file not in waiting]
         self._there[number] = set(there)
         if before and len(there) > len(before) - len(gone):
-            new = len(there) - len(before) + len(gone)
-            log.info("%s stream: %d new images, %d in all", self._what, new, len(there))
+            come = len(there) - len(before) + len(gone)
+            log.info("%s stream: %d new images, %d in all", self._what, come, len(there))
         return [self._positions[file] for file in there]
 
     def _not_yet(self, files: list[Path]) -> set[Path]:

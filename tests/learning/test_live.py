@@ -238,7 +238,7 @@ def test_new_images_join_at_the_start_of_the_next_pass_and_not_before(folder):
     paint(folder / "train" / "red", "not-mine.png")
     first += drawn(batches, 1, 2)
     assert sorted(chain(*first)) == [0, 1, 2, 3]
-    second = [*chain(*drawn(batches, 2, 4))] + drawn(batches, 4, 5)[0][:1]
+    second = [*chain(*drawn(batches, 2, 4)), *drawn(batches, 4, 5)[0][:1]]
     assert sorted(second) == [0, 1, 2, 3, 4]
     assert stream.labels.tolist() == [1] * 5
     assert stream.read(4).getpixel((0, 0)) == COLOURS["green"]
