@@ -70,7 +70,7 @@ class Pixels:
         """Return images and labels."""
         return (self.images[positions],), self.labels[positions]
 
-    def ahead(self, positions: Any) -> None:
+    def ahead(self, following: Any) -> None:
         """Nothing has to be fetched."""
 
 
@@ -96,7 +96,9 @@ def measure(name: str, images: int, batch: int, seconds: float, rounds: int) -> 
     transform = preprocessing(model)
     whole = split_model(model, "last-block", path="full")
     pixels = torch.stack([transform(split.read(i)) for i in range(4 * batch)])
-    peers = {"naive": objective(whole.tail, Pixels(pixels, torch.from_numpy(split.labels[: 4 * batch])), batch)}
+    peers = {
+        "naive": objective(whole.tail, Pixels(pixels, torch.from_numpy(split.labels[: 4 * batch])), batch)
+    }
     trunk_rate = 0.0
     for path in PATHS:
         parts = split_model(model, "last-block", path=path)
@@ -127,7 +129,16 @@ def measure(name: str, images: int, batch: int, seconds: float, rounds: int) -> 
 
 def memory(name: str, images: int, batch: int) -> dict[str, float]:
     """Measure, in a process of its own, what one peer adds to a process that holds the model."""
-    command = [sys.executable, __file__, "--peer-memory", name, "--images", str(images), "--batch", str(batch)]
+    command = [
+        sys.executable,
+        __file__,
+        "--peer-memory",
+        name,
+        "--images",
+        str(images),
+        "--batch",
+        str(batch),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
@@ -182,7 +193,8 @@ def main(
     with tempfile.TemporaryDirectory() as home:
         os.environ["P2PFT_HOME"] = str(Path(home))
         for name in model or ["vit_tiny_patch16_224", "vit_small_patch16_224"]:
-            results.append(measure(name, images, batch, seconds, rounds) | memory(name, images, batch))
+            measured = measure(name, images, batch, seconds, rounds)
+            results.append(measured | memory(name, images, batch))
     if as_json:
         print(json.dumps(results, indent=2))
         return

@@ -24,6 +24,7 @@ TRANSPORTS = ("auto", "memory", "grpc")
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "cache_dtype": ("float16", "float32"),
+    "bad_images": ("refuse", "skip"),
     "trunk_dtype": ("auto", "float32", "bfloat16"),
 }
 """Values of the learning keys that have a few only."""
@@ -105,7 +106,8 @@ class LearningConfig:
         Precision in which the trunk computes; ``auto``: bfloat16 where the hardware multiplies in it.
     dataset : str
         ``digits``, ``cifar10``, ``cifar100``, ``oxford-iiit-pet``, ``oxford-flowers102``,
-        ``folder:/path``, or ``my_module:my_dataset``.
+        ``folder:/path``, ``folder:/path-{peer}`` (a folder for each peer, by its number), or
+        ``my_module:my_dataset``.
     data_dir : str
         Where torchvision's folders lie, empty: ``$P2PFT_HOME/data``; handed to own datasets.
     download : bool
@@ -115,8 +117,15 @@ class LearningConfig:
     shots : int
         Training images of each class, drawn before they are dealt out; 0: all.
     partition : str
-        ``auto``, ``classes:0-1,2-3,…``, ``iid``, ``dirichlet:ALPHA``, ``shards:K``, or
-        ``my_module:my_partition``.
+        ``auto``, ``classes:0-1,2-3,…``, ``iid``, ``dirichlet:ALPHA``, ``shards:K``, ``own`` (with a folder
+        for each peer), or ``my_module:my_partition``.
+    stream : bool
+        Whether a folder's training images are listed again at the start of each pass over them.
+    bad_images : {"refuse", "skip"}
+        Whether an image that cannot be read ends the run, or is left out and named in a warning.
+    augment : str
+        ``none``, ``basic`` (timm's random resized crop and horizontal flip), or one of timm's
+        auto-augmentations on top of it, such as ``rand-m9-mstd0.5-inc1``. Training images only.
     batch_size : int
         Images in one mini-batch of one peer.
     seed : int
@@ -136,6 +145,9 @@ class LearningConfig:
     verify: bool = True
     shots: int = 0
     partition: str = "auto"
+    stream: bool = False
+    bad_images: str = "refuse"
+    augment: str = "none"
     batch_size: int = 32
     seed: int = 0
 
@@ -146,6 +158,44 @@ class LearningConfig:
         _require(self.shots >= 0, "shots", self.shots, "a whole number >= 0")
         _require(self.batch_size >= 1, "batch-size", self.batch_size, "a whole number >= 1")
         _require(self.seed >= 0, "seed", self.seed, "a whole number >= 0")
+
+    @property
+    def sited(self) -> bool:
+        """Whether each peer has a folder of its own."""
+        return self.dataset.startswith("folder:") and "{peer}" in self.dataset
+
+    def check_data(self) -> None:
+        """Look at the settings of the data together; each alone was checked when it was set.
+
+        Raises
+        ------
+        ConfigError
+            When some do not go together, naming them.
+        """
+        if self.sited and self.partition not in ("auto", "own"):
+            raise ConfigError(
+                f"partition = {self.partition!r} with dataset = {self.dataset!r}: each peer has a folder of "
+                "its own, so nothing is dealt out; choose auto or own"
+            )
+        if self.partition == "own" and not self.sited:
+            raise ConfigError(
+                f"partition = 'own' with dataset = {self.dataset!r}: give dataset = folder:/path with "
+                "{peer} in it, as folder:/data/site-{peer}"
+            )
+        if not self.stream:
+            return
+        if not self.dataset.startswith("folder:"):
+            raise ConfigError(f"stream = true with dataset = {self.dataset!r}: only a folder:/path can grow")
+        if self.shots:
+            raise ConfigError(
+                f"stream = true with shots = {self.shots}: shots are drawn once, of images that are there; "
+                "choose one of the two"
+            )
+        if self.partition not in ("auto", "own") and not self.partition.startswith("classes:"):
+            raise ConfigError(
+                f"stream = true with partition = {self.partition!r}: whose a new image is must follow from "
+                "its class or its folder; choose auto, classes:0-1,2-3,… or own"
+            )
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,9 @@ OTHER = {
     "verify": False,
     "shots": 5,
     "partition": "iid",
+    "stream": True,
+    "bad-images": "skip",
+    "augment": "basic",
     "batch-size": 7,
     "seed": 11,
     "topology": "ring:8",
@@ -160,6 +163,7 @@ WRONG = [
     ("local-epochs", 0, "must be a whole number >= 1"),
     ("batch-size", 0, "must be a whole number >= 1"),
     ("shots", -1, "must be a whole number >= 0"),
+    ("bad-images", "ignore", "must be one of refuse, skip"),
     ("seed", -1, "must be a whole number >= 0"),
     ("iterations", -1, "must be a whole number >= 0"),
     ("epochs", 0, "must be a whole number >= 1"),
@@ -178,6 +182,48 @@ WRONG = [
 def test_a_wrong_value_is_refused_with_key_value_and_what_is_right(key, value, right):
     with pytest.raises(ConfigError, match=rf"^{key} = {value!r}.*{right}"):
         RunConfig.from_mapping({key: value})
+
+
+TOGETHER = [
+    (
+        {"partition": "own"},
+        r"partition = 'own' with dataset = 'digits': give dataset = folder:/path with {peer}",
+    ),
+    (
+        {"dataset": "folder:/s-{peer}", "partition": "iid"},
+        r"partition = 'iid' with dataset = 'folder:/s-{peer}': each peer has a folder of its own",
+    ),
+    ({"stream": True}, r"stream = true with dataset = 'digits': only a folder:/path can grow"),
+    (
+        {"stream": True, "dataset": "folder:/s", "shots": 3},
+        r"stream = true with shots = 3: shots are drawn once",
+    ),
+    (
+        {"stream": True, "dataset": "folder:/s", "partition": "shards:2"},
+        r"stream = true with partition = 'shards:2': whose a new image is must follow from",
+    ),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), TOGETHER, ids=str)
+def test_settings_of_the_data_that_do_not_go_together_are_refused_by_name(values, message):
+    with pytest.raises(ConfigError, match=message):
+        RunConfig.from_mapping(values).learning.check_data()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"dataset": "folder:/s-{peer}"},
+        {"dataset": "folder:/s-{peer}", "partition": "own", "stream": True},
+        {"dataset": "folder:/s", "stream": True, "partition": "classes:0,1"},
+        {"dataset": "folder:/s", "stream": True, "bad-images": "skip", "augment": "basic"},
+    ],
+    ids=str,
+)
+def test_settings_of_the_data_that_go_together_are_taken(values):
+    RunConfig.from_mapping(values).learning.check_data()
 
 
 KINDS = {int: ("a whole number", ["3", 3.0, True, None]), float: ("a number", ["0.1", True, None, [0.1]])}

@@ -62,6 +62,8 @@ def show(
     title = f"{shares['dataset']}, partition {shares['partition']}"
     if shares["shots"]:
         title += f", {shares['shots']} shots"
+    if shares["unreadable"]:
+        title += f", {shares['unreadable']} unreadable images left out"
     if png is not None:
         try:
             draw_shares(np.array([peer["images"] for peer in shares["peers"]]), names, title, png)
@@ -85,6 +87,7 @@ def _shares(values: dict[str, Any]) -> dict[str, Any]:
     data, size = workload.dataset, len(workload.dataset.classes)
     counts = [np.bincount(data.train.labels[positions], minlength=size) for positions in workload.partition]
     unused = np.bincount(data.train.labels, minlength=size) - np.sum(counts, axis=0)
+    test = np.bincount(data.test.labels[workload.test_positions], minlength=size)
     return {
         "dataset": config.learning.dataset,
         "partition": workload.partition_spec,
@@ -95,7 +98,8 @@ def _shares(values: dict[str, Any]) -> dict[str, Any]:
             {"peer": i, "name": graph.peer_names[i], "images": counts[i].tolist()} for i in range(graph.n)
         ],
         "unused": unused.tolist(),
-        "test": np.bincount(data.test.labels, minlength=size).tolist(),
+        "test": test.tolist(),
+        "unreadable": workload.unreadable,
     }
 
 

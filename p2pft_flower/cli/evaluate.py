@@ -80,7 +80,7 @@ def _scores(files: list[Path], dataset: str | None, data_dir: str | None) -> lis
                 "peer": tail.metadata["peer"],
                 "tail": str(tail.file),
                 "dataset": tail.workload.config.dataset,
-                "images": len(tail.workload.dataset.test),
+                "images": len(tail.workload.test_positions),
                 "accuracy": score.accuracy,
                 "loss": score.loss,
             }

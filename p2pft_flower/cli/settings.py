@@ -88,6 +88,7 @@ def check(values: dict[str, Any]) -> tuple[RunConfig, Graph]:
         As the coordinator would.
     """
     config = RunConfig.from_mapping(values)
+    config.learning.check_data()
     graph = Graph.load(config.runtime.topology)
     name = config.method.algorithm
     if name in ALGORITHMS:

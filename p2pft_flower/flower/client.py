@@ -40,11 +40,17 @@ def versions() -> dict[str, str]:
 
 
 @lru_cache(maxsize=2)
-def workload(config: LearningConfig, n: int, pooled: str) -> Workload:
+def workload(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] | None) -> Workload:
     """Build a workload once a process: Flower sends many messages to the same one."""
     from p2pft_flower.learning.workload import Workload
 
-    return Workload(config, n, pooled=pooled)
+    return Workload(config, n, pooled=pooled, peers=peers)
+
+
+def _peers_here(context: Context) -> tuple[int, ...] | None:
+    """Return the peer whose data this machine has; None in simulation, where it has that of all."""
+    node = context.node_config
+    return (int(node["peer-id"]),) if "peer-id" in node else None
 
 
 def make_client_app() -> ClientApp:
@@ -57,20 +63,20 @@ def make_client_app() -> ClientApp:
         return messages.reply(message, _guarded(_hello, message, context))
 
     @app.train("peers")
-    def train_peers(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
-        return messages.reply(message, _guarded(_train_peers, message))
+    def train_peers(message: Message, context: Context) -> Message:
+        return messages.reply(message, _guarded(_train_peers, message, context))
 
     @app.train("clients")
-    def train_clients(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
+    def train_clients(message: Message, context: Context) -> Message:
         from p2pft_flower.flower import clients
 
-        return clients.answer(message, clients.train, workload)
+        return clients.answer(message, clients.train, workload, _peers_here(context))
 
     @app.evaluate("clients")
-    def evaluate_clients(message: Message, context: Context) -> Message:  # noqa: ARG001 - Flower's signature
+    def evaluate_clients(message: Message, context: Context) -> Message:
         from p2pft_flower.flower import clients
 
-        return clients.answer(message, clients.evaluate, workload)
+        return clients.answer(message, clients.evaluate, workload, _peers_here(context))
 
     return app
 
@@ -94,26 +100,29 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     begin = time.time()
     asked = messages.unpack(message)
     config = RunConfig.from_mapping(asked["config"])
-    node = context.node_config
-    problem = workload(config.learning, asked["n"], asked["pooled"])
-    deployed = "peer-id" in node
-    mine = [int(node["peer-id"])] if deployed else list(range(len(problem.partition)))
-    data = {p: vars(problem.data(p)) for p in mine if 0 <= p < len(problem.partition)}
+    here = _peers_here(context)
+    told: dict[str, Any] = {"data": {}, "partition": "", "classes": []}
+    if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses who is none of its peers
+        problem = workload(config.learning, asked["n"], asked["pooled"], here)
+        mine = range(len(problem.partition)) if here is None else here
+        told = {
+            "data": {p: vars(problem.data(p)) for p in mine if p < len(problem.partition)},
+            "partition": problem.partition_spec,
+            "classes": list(problem.classes),
+        }
     time.sleep(asked["hold"])  # not to synchronise: the overlap of these stretches is what is measured
     return {
         "begin": begin,
         "end": time.time(),
-        "peer-id": mine[0] if deployed else None,
-        "address": str(node.get("peer-address", "")),
+        "peer-id": None if here is None else here[0],
+        "address": str(context.node_config.get("peer-address", "")),
         "versions": versions(),
         "cpus": os.cpu_count(),
-        "data": data,
-        "partition": problem.partition_spec,
-        "classes": list(problem.dataset.classes),
+        **told,
     }
 
 
-def _train_peers(message: Message) -> dict[str, Any]:
+def _train_peers(message: Message, context: Context) -> dict[str, Any]:
     """Run this host's peers for the whole run."""
     import torch
 
@@ -122,7 +131,8 @@ def _train_peers(message: Message) -> dict[str, Any]:
     # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
     # same number everywhere (DESIGN invariant 2).
     torch.set_num_threads(config.runtime.threads)
-    host = Host(plan, workload(config.learning, plan.n, config.method.objective if plan.pooled else ""))
+    pooled = config.method.objective if plan.pooled else ""
+    host = Host(plan, workload(config.learning, plan.n, pooled, _peers_here(context)))
     result: list[list[Outcome]] = []
     failure: list[BaseException] = []
 

@@ -28,7 +28,7 @@ from p2pft_flower.runtime.journal import Journal
 __all__ = ["answer", "evaluate", "theta_of", "to_arrays", "train"]
 
 Vector = npt.NDArray[Any]
-Build = Callable[[LearningConfig, int, str], Workload]
+Build = Callable[[LearningConfig, int, str, "tuple[int, ...] | None"], Workload]
 
 
 def to_arrays(workload: Workload, theta: Vector) -> ArrayRecord:
@@ -42,12 +42,17 @@ def theta_of(workload: Workload, arrays: ArrayRecord) -> Vector:
     return workload.theta_from(tensors, "the server's message")
 
 
-def answer(message: Message, act: Callable[..., RecordDict], build: Build) -> Message:
-    """Act for every client that the host's message carries; answer each by its peer's number."""
+def answer(
+    message: Message, act: Callable[..., RecordDict], build: Build, here: tuple[int, ...] | None
+) -> Message:
+    """Act for every client that the host's message carries; answer each by its peer's number.
+
+    ``here`` are the peers whose data this machine has; None: all.
+    """
     task = messages.unpack(message)
     config = RunConfig.from_mapping(task["config"])
     torch.set_num_threads(config.runtime.threads)
-    workload = build(config.learning, task["n"], "")
+    workload = build(config.learning, task["n"], "", here)
     content = RecordDict()
     for peer in task["peers"]:
         try:

@@ -36,6 +36,9 @@ class Run:
     hosts: list[HostAssignment]
     images: dict[int, int]
     classes: dict[int, list[str]]
+    """Names of the classes that each peer holds images of."""
+    class_names: list[str]
+    """Names of all classes."""
     partition: str
     versions: dict[str, str]
     iterations: int
@@ -75,7 +78,7 @@ def plan_run(
     Raises
     ------
     RunFailedError
-        When hosts run different versions.
+        When hosts run different versions, or their data has different classes.
     """
     told = [answers[host.node] for host in hosts]
     for host, answer in zip(hosts, told, strict=True):
@@ -85,6 +88,12 @@ def plan_run(
             raise RunFailedError(
                 f"peers {list(host.peers)} run {odd}, peers {list(hosts[0].peers)} run {here}: "
                 "install the same versions"
+            )
+        if answer["classes"] != told[0]["classes"]:
+            raise RunFailedError(
+                f"the classes differ: peers {list(host.peers)} have {answer['classes']}, peers "
+                f"{list(hosts[0].peers)} have {told[0]['classes']}; give all peers the same classes "
+                "(in folders, an empty one in train/ for a class that a peer does not hold)"
             )
     data = {int(p): d for answer in told for p, d in answer["data"].items()}
     images = {p: int(d["images"]) for p, d in data.items()}
@@ -102,6 +111,7 @@ def plan_run(
         hosts=hosts,
         images=images,
         classes={p: list(d["classes"]) for p, d in data.items()},
+        class_names=list(told[0]["classes"]),
         partition=told[0]["partition"],
         versions=told[0]["versions"],
         iterations=iterations,

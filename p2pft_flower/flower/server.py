@@ -73,6 +73,7 @@ def _output_dir(config: RunConfig, run_id: str) -> Path:
 
 
 def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, Any]:
+    config.learning.check_data()
     graph = Graph.load(config.runtime.topology)
     name = config.method.algorithm
     strategy = is_strategy(name)

@@ -27,7 +27,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
 
     method, n = run.config.method, run.graph.n
     strategy = make_strategy(method, n)
-    workload = Workload(run.config.learning, n)
+    workload = Workload(run.config.learning, n, classes=run.class_names)
     steps = method.local_epochs * run.epoch
     rounds = math.ceil(run.iterations / steps)
     payload = workload.theta0.nbytes

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from timm.models.swin_transformer import SwinTransformer, WindowAttention
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from p2pft_flower.errors import ConfigError
@@ -43,7 +42,7 @@ def add_low_rank(model: nn.Module, rank: int) -> None:
     """Give the attention projections (``attn.qkv``, ``attn.proj``) of every block a low-rank update."""
     for block in _blocks(model):
         for projection in (block.get_submodule("attn.qkv"), block.get_submodule("attn.proj")):
-            rows, columns = projection.weight.shape  # type: ignore[union-attr, misc]
+            rows, columns = projection.get_parameter("weight").shape
             _positive("lora:R", rank, min(rows, columns))
             parametrize.register_parametrization(projection, "weight", LowRank(rows, columns, rank))
 
@@ -65,14 +64,14 @@ class Adapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.up(F.gelu(self.down(x)))  # type: ignore[no-any-return]
+        return x + self.up(nn.functional.gelu(self.down(x)))  # type: ignore[no-any-return]
 
 
 def add_adapters(model: nn.Module, bottleneck: int) -> None:
     """Put an adapter of width ``bottleneck`` behind the MLP of every block, inside its residual branch."""
     for block in _blocks(model):
         mlp = block.get_submodule("mlp")
-        width = block.get_submodule("norm2").weight.shape[0]  # type: ignore[union-attr, index]
+        width = len(block.get_parameter("norm2.weight"))
         _positive("adapter:R", bottleneck, width)
         mlp.adapter = Adapter(width, bottleneck)
         mlp.register_forward_hook(_through_adapter)
@@ -102,7 +101,7 @@ def add_prompts(model: nn.Module, number: int, *, deep: bool) -> None:
         raise ConfigError(f"prompts are not defined for {type(model).__name__}; choose a ViT or Swin V1")
     first = int(getattr(model, "num_prefix_tokens", 1))
     for entering in blocks if deep else blocks[:1]:
-        width = entering.get_submodule("norm1").weight.shape[0]  # type: ignore[union-attr, index]
+        width = len(entering.get_parameter("norm1.weight"))
         entering.prompts = _new_prompts(number, width)
         entering.register_forward_pre_hook(partial(_insert, first=first))
     for leaving in blocks if deep else blocks[-1:]:
@@ -125,7 +124,7 @@ def _drop(_: nn.Module, __: Any, tokens: torch.Tensor, *, first: int, number: in
     return torch.cat([tokens[:, :first], tokens[:, first + number :]], dim=1)
 
 
-class _PromptedWindows(WindowAttention):
+class _PromptedWindows(WindowAttention):  # type: ignore[misc]  # untyped library
     """Window attention whose queries also see ``prompts``, (P, C), without position bias or mask."""
 
     prompts: nn.Parameter
@@ -140,11 +139,11 @@ class _PromptedWindows(WindowAttention):
         bias = self._get_rel_pos_bias()
         if mask is not None:
             bias = (bias + mask.unsqueeze(1)).repeat(windows // len(mask), 1, 1, 1)
-        x = F.scaled_dot_product_attention(
+        x = nn.functional.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=F.pad(bias, (number, 0)),
+            attn_mask=nn.functional.pad(bias, (number, 0)),
             dropout_p=self.attn_drop.p if self.training else 0.0,
         )
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(windows, area, -1)))  # type: ignore[no-any-return]

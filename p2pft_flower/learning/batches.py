@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Batches", "PooledBatches"]
+__all__ = ["Batches", "GrowingBatches", "PooledBatches"]
 
 
 class Batches:
@@ -48,6 +50,61 @@ class Batches:
         return self._order
 
 
+class GrowingBatches:
+    """An endless stream of mini-batches over a set that grows: :class:`Batches`, but listed anew each pass.
+
+    At the start of a pass the images that are there are listed, and put into an order drawn from seed, peer
+    and the pass's number. What comes later waits for the next pass. Where nothing comes or goes, the batches
+    are those of :class:`Batches`.
+
+    Batches are drawn one after the other. One that does not follow the last is drawn as if the set had been
+    all along as it is now: so a peer that starts anew, in whatever process, needs no history.
+
+    Parameters
+    ----------
+    refresh : callable
+        Lists the images that are there now, as an int64 array of their positions; never empty.
+    batch_size : int
+        Images a batch; at most as many as there are when the batch begins.
+    seed, peer : int
+        Decide the order.
+    """
+
+    def __init__(
+        self, refresh: Callable[[], npt.NDArray[np.int64]], batch_size: int, *, seed: int, peer: int
+    ) -> None:
+        self._refresh, self._size = refresh, batch_size
+        self._key = (seed, peer)
+        self._next = -1
+        self._epoch, self._offset = 0, 0
+        self._order = np.empty(0, dtype=np.int64)
+
+    def batch(self, t: int) -> npt.NDArray[np.int64]:
+        """Return the positions of batch ``t`` (t ≥ 0)."""
+        if t != self._next:
+            there = self._refresh()
+            self._epoch, self._offset = divmod(t * min(self._size, len(there)), len(there))
+            self._order = self._permutation(there)
+        self._turn_over()
+        parts, missing = [], min(self._size, len(self._order))
+        while missing:
+            self._turn_over()
+            part = self._order[self._offset : self._offset + missing]
+            parts.append(part)
+            self._offset, missing = self._offset + len(part), missing - len(part)
+        self._next = t + 1
+        return np.concatenate(parts)
+
+    def _turn_over(self) -> None:
+        """Begin the next pass where this one has ended."""
+        if self._offset == len(self._order):
+            self._epoch, self._offset = self._epoch + 1, 0
+            self._order = self._permutation(self._refresh())
+
+    def _permutation(self, there: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return there[np.random.default_rng((*self._key, self._epoch)).permutation(len(there))]
+
+
 class PooledBatches:
     """Batch t of several peers, laid end to end: what n peers draw in one iteration, for one model.
 
@@ -57,13 +114,13 @@ class PooledBatches:
 
     Parameters
     ----------
-    parts : list of Batches
+    parts : sequence of Batches or GrowingBatches
         The peers' own streams.
-    offsets : list of int
+    offsets : sequence of int
         Where each peer's images begin in the pooled data.
     """
 
-    def __init__(self, parts: list[Batches], offsets: list[int]) -> None:
+    def __init__(self, parts: Sequence[Batches | GrowingBatches], offsets: Sequence[int]) -> None:
         self._parts, self._offsets = parts, offsets
 
     def batch(self, t: int) -> npt.NDArray[np.int64]:

@@ -6,12 +6,13 @@ query, projection and MLP matter, and where its inputs are frozen, keys and valu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.layers import Attention
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
-from torch.nn import functional as F
 
 __all__ = ["attend_normalised", "attend_query", "query_tokens", "why_not_normalised", "why_not_query"]
 
@@ -21,7 +22,7 @@ def query_tokens(model: nn.Module) -> int:
     return 2 if isinstance(model, VisionTransformerDistilled) else 1
 
 
-def why_not_query(model: nn.Module, block: nn.Module) -> str | None:
+def why_not_query(model: nn.Module, block: Any) -> str | None:
     """Say why the last block cannot be run for the class token alone, or None where it can."""
     own_heads = (VisionTransformer.forward_head, VisionTransformerDistilled.forward_head)
     if getattr(type(model), "forward_head", None) not in own_heads:
@@ -32,21 +33,23 @@ def why_not_query(model: nn.Module, block: nn.Module) -> str | None:
         return f"the last block is a {type(block).__name__}, not timm's plain Block"
     if type(block.attn) is not Attention:
         return f"its attention is a {type(block.attn).__name__}, not timm's plain Attention"
-    hooked = [m for m in (block, block.attn, block.norm1) if m._forward_hooks or m._forward_pre_hooks]
+    parts = (block, block.attn, block.norm1)
+    hooked = [m for m in parts if m._forward_hooks or m._forward_pre_hooks]
     if hooked:
         return f"its {type(hooked[0]).__name__} has hooks"
     return None
 
 
-def why_not_normalised(model: nn.Module, block: nn.Module) -> str | None:
+def why_not_normalised(model: nn.Module, block: Any) -> str | None:
     """Say why keys and values must be formed, or None where they need not be."""
     reason = why_not_query(model, block)
     if reason is not None:
         return reason
     attn = block.attn
-    assert isinstance(attn, Attention)
     if not isinstance(block.norm1, nn.LayerNorm) or not block.norm1.elementwise_affine:
-        return f"its first normalisation is a {type(block.norm1).__name__}, not a LayerNorm with scale and shift"
+        return (
+            f"its first normalisation is a {type(block.norm1).__name__}, not a LayerNorm with scale and shift"
+        )
     if not isinstance(attn.q_norm, nn.Identity) or not isinstance(attn.k_norm, nn.Identity):
         return "its attention normalises queries and keys"
     if attn.attn_drop.p > 0:
@@ -54,7 +57,7 @@ def why_not_normalised(model: nn.Module, block: nn.Module) -> str | None:
     return None
 
 
-def attend_normalised(block: Block, normed: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+def attend_normalised(block: Any, normed: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """Run a block for its first tokens, from normalised tokens, without forming keys and values.
 
     With γ, β of norm1 and head h: u_h = γ ⊙ W_k,hᵀ q_h; scores = x̂ u_h (what is constant over tokens, the
@@ -62,7 +65,7 @@ def attend_normalised(block: Block, normed: torch.Tensor, own: torch.Tensor) -> 
 
     Parameters
     ----------
-    block : Block
+    block : timm's Block
         For which `why_not_normalised` finds no reason.
     normed : (N, T, D) tensor
         x̂: the block's input, normalised without scale and shift.
@@ -75,7 +78,6 @@ def attend_normalised(block: Block, normed: torch.Tensor, own: torch.Tensor) -> 
         The first P tokens of the block's output.
     """
     attn = block.attn
-    assert isinstance(attn, Attention)
     gamma, beta = block.norm1.weight, block.norm1.bias
     number, tokens, width = own.shape
     heads, size = attn.num_heads, attn.head_dim
@@ -84,7 +86,10 @@ def attend_normalised(block: Block, normed: torch.Tensor, own: torch.Tensor) -> 
     b_q, _, b_v = (None, None, None) if bias is None else bias.view(3, heads * size)
 
     entering = normed[:, :tokens] * gamma + beta
-    q = F.linear(entering, w_q, b_q).view(number * tokens, heads, size).transpose(0, 1) * attn.scale
+    q = (
+        nn.functional.linear(entering, w_q, b_q).view(number * tokens, heads, size).transpose(0, 1)
+        * attn.scale
+    )
     u = torch.bmm(q, w_k.view(heads, size, width)) * gamma  # (H, N P, D)
     u = u.view(heads, number, tokens, width).transpose(0, 1).reshape(number, heads * tokens, width)
     p = torch.bmm(u, normed.transpose(1, 2)).softmax(dim=-1)
@@ -97,12 +102,12 @@ def attend_normalised(block: Block, normed: torch.Tensor, own: torch.Tensor) -> 
     return _leave(block, own, o, entering)
 
 
-def attend_query(block: Block, tokens: torch.Tensor, first: int) -> torch.Tensor:
+def attend_query(block: Any, tokens: torch.Tensor, first: int) -> torch.Tensor:
     """Run a block for its first tokens only, with keys and values of all.
 
     Parameters
     ----------
-    block : Block
+    block : timm's Block
         For which `why_not_query` finds no reason.
     tokens : (N, T, D) tensor
         The block's input.
@@ -115,26 +120,24 @@ def attend_query(block: Block, tokens: torch.Tensor, first: int) -> torch.Tensor
         The first P tokens of the block's output.
     """
     attn = block.attn
-    assert isinstance(attn, Attention)
     heads, size = attn.num_heads, attn.head_dim
     normed = block.norm1(tokens)
     entering = normed[:, :first]
     weight, bias = attn.qkv.weight, attn.qkv.bias
     cut = heads * size
-    q = F.linear(entering, weight[:cut], None if bias is None else bias[:cut])
-    kv = F.linear(normed, weight[cut:], None if bias is None else bias[cut:])
+    q = nn.functional.linear(entering, weight[:cut], None if bias is None else bias[:cut])
+    kv = nn.functional.linear(normed, weight[cut:], None if bias is None else bias[cut:])
     q = q.view(len(tokens), first, heads, size).transpose(1, 2)
     k, v = kv.view(len(tokens), -1, 2, heads, size).permute(2, 0, 3, 1, 4).unbind(0)
-    o = F.scaled_dot_product_attention(
+    o = nn.functional.scaled_dot_product_attention(
         attn.q_norm(q), attn.k_norm(k), v, dropout_p=attn.attn_drop.p if attn.training else 0.0
     )
     return _leave(block, tokens[:, :first], o.transpose(1, 2).reshape(len(tokens), first, cut), entering)
 
 
-def _leave(block: Block, own: torch.Tensor, o: torch.Tensor, entering: torch.Tensor) -> torch.Tensor:
+def _leave(block: Any, own: torch.Tensor, o: torch.Tensor, entering: torch.Tensor) -> torch.Tensor:
     """From the heads' outputs to the block's, as timm's Attention and Block do."""
     attn = block.attn
-    assert isinstance(attn, Attention)
     o = attn.norm(o)
     if attn.gate is not None:
         o = o * attn.gate(entering).sigmoid()

@@ -2,21 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import os
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 from PIL import Image
 
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.plugins import is_reference, load_reference
 
-__all__ = ["DATASETS", "TORCHVISION", "Dataset", "Split", "load_dataset", "read_image"]
+__all__ = [
+    "DATASETS",
+    "TORCHVISION",
+    "Dataset",
+    "Sites",
+    "Split",
+    "array_content",
+    "file_content",
+    "image_files",
+    "load_dataset",
+    "load_sites",
+    "read_image",
+    "require_readable",
+    "some_names",
+    "unreadable_images",
+]
 
 TEST_SHARE = 0.2
 """Share of the digits that is kept for testing; the split is fixed, whatever the run's seed."""
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What Pillow raises of files that are no images, or broken ones."""
+
+REMEDY = "; repair or remove it, or set bad-images = skip"
+"""What to do about an image that cannot be read."""
+
+TELL_EVERY = 3.0
+"""Seconds between two lines in the log while many images are looked at."""
+
+NAMED = 10
+"""A warning names this many files, and counts the others."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,14 +64,63 @@ class Split:
     labels : (N,) int64 array
         Class of each image.
     read : callable
-        Position ↦ the image, as PIL has it.
+        Position ↦ the image, as PIL has it. It may be called from several threads at once.
+    content : callable, optional
+        Position ↦ bytes that tell the image from every other, faster than reading it does: a file's
+        content (:func:`file_content`), an array's pixels with their shape (:func:`array_content`). Without
+        it, mode, size and pixels of what ``read`` returns.
     """
 
     labels: npt.NDArray[np.int64]
     read: Callable[[int], Image.Image]
+    content: Callable[[int], bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def identity(self, index: int) -> bytes:
+        """Return the bytes that tell image ``index`` from every other.
+
+        Raises
+        ------
+        DataError
+            When its file cannot be read.
+        """
+        if self.content is not None:
+            return self.content(index)
+        image = self.read(index)
+        palette = bytes(image.getpalette() or ()) if image.mode in ("P", "PA") else b""
+        return f"{image.mode} {image.size} ".encode() + palette + image.tobytes()
+
+    def digest(self, index: int) -> bytes:
+        """Return 16 bytes (XXH3-128 of :meth:`identity`) by which a cache may know image ``index``.
+
+        Raises
+        ------
+        DataError
+            When its file cannot be read.
+        """
+        return xxhash.xxh3_128_digest(self.identity(index))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Split]) -> Split:
+        """Return the images of ``parts``, one after the other, as one split."""
+        starts = np.cumsum([0, *(len(part) for part in parts)])
+
+        def of(index: int) -> tuple[Split, int]:
+            # The last part that begins at or before: an empty one begins where its successor does.
+            number = int(np.searchsorted(starts, index, side="right")) - 1
+            return parts[number], index - int(starts[number])
+
+        def read(index: int) -> Image.Image:
+            part, inside = of(index)
+            return part.read(inside)
+
+        def content(index: int) -> bytes:
+            part, inside = of(index)
+            return part.identity(inside)
+
+        return cls(np.concatenate([part.labels for part in parts]), read, content)
 
 
 @dataclass(frozen=True)
@@ -64,19 +149,27 @@ def digits(data_dir: str) -> Dataset:  # noqa: ARG001 - a dataset's signature
         return Split(
             labels=labels[positions].astype(np.int64),
             read=lambda index: Image.fromarray(pixels[positions[index]]),
+            content=lambda index: array_content(pixels[positions[index]]),
         )
 
     return Dataset("digits", tuple(str(d) for d in range(10)), split(train), split(test))
 
 
-def folder(path: str) -> Dataset:
+def folder(path: str, *, empty_classes: bool = False) -> Dataset:
     """Read ``path/train/<class>/<image>`` and ``path/test/<class>/<image>``.
+
+    Parameters
+    ----------
+    path : str
+        The folder.
+    empty_classes : bool
+        Whether a class may have a folder in train/ without an image; a warning names it then.
 
     Raises
     ------
     DataError
-        When a folder is missing, a class has no training image, test/ has none at all, or has a class that
-        train/ has not.
+        When a folder is missing, a class has no training image, train/ or test/ has none at all, or test/
+        has a class that train/ has not.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -95,24 +188,139 @@ def folder(path: str) -> Dataset:
             f"{root / 'test'}: class {strange[0]!r} has no folder in train/; the classes there: {classes}"
         )
 
-    known = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-
     def split(part: str) -> Split:
         files: list[Path] = []
         labels: list[int] = []
+        empty: list[str] = []
         for label, name in enumerate(classes):
-            here = root / part / name
-            found = sorted(p for p in here.rglob("*") if p.suffix.lower() in known) if here.is_dir() else []
+            found = image_files(root / part / name)
             if part == "train" and not found:
-                raise DataError(f"{here}: no image of class {name!r}; add some or remove the folder")
+                if not empty_classes:
+                    raise DataError(
+                        f"{root / part / name}: no image of class {name!r}; add some or remove the folder"
+                    )
+                empty.append(name)
             files += found
             labels += [label] * len(found)
         if not files:
             raise DataError(f"{root / part}: no image in any class folder")
-
-        return Split(np.array(labels, dtype=np.int64), lambda index: read_image(files[index]))
+        if empty:
+            log.warning(
+                "%s: no image of the classes %s: this peer holds none", root / part, some_names(empty)
+            )
+        return Split(
+            np.array(labels, dtype=np.int64),
+            lambda index: read_image(files[index]),
+            lambda index: file_content(files[index]),
+        )
 
     return Dataset(f"folder:{path}", tuple(classes), split("train"), split("test"))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return the files in and below ``folder`` that have the extension of an image, sorted.
+
+    Raises
+    ------
+    DataError
+        When a folder may not be read. One that is not there has no files.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):  # as when it was removed while this looked
+            raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
+
+    known = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    return sorted(
+        Path(here, name)
+        for here, _, names in os.walk(folder, onerror=refuse)
+        for name in names
+        if os.path.splitext(name)[1].lower() in known  # noqa: PTH122 - of each of many names
+    )
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Folders of several peers as one dataset, and who holds what of it.
+
+    Attributes
+    ----------
+    dataset : Dataset
+        The images of all these folders, one folder after the other.
+    train, test : dict of int to int64 array
+        Peer ↦ positions of its own images in the dataset's training and test split.
+    """
+
+    dataset: Dataset
+    train: Mapping[int, npt.NDArray[np.int64]]
+    test: Mapping[int, npt.NDArray[np.int64]]
+
+
+def load_sites(name: str, peers: Sequence[int]) -> Sites:
+    """Read the folders of ``peers``; no other peer's folder is looked at.
+
+    Parameters
+    ----------
+    name : str
+        ``"folder:/data/site-{peer}"``; ``{peer}`` is replaced by the peer's number.
+    peers : sequence of int
+        Whose folders, at least one.
+
+    Raises
+    ------
+    DataError
+        When a folder cannot be used, naming the peer, or two have different classes, naming both lists.
+    """
+    folders: dict[int, Dataset] = {}
+    for peer in peers:
+        path = name.removeprefix("folder:").replace("{peer}", str(peer))
+        try:
+            folders[peer] = folder(path, empty_classes=True)
+        except DataError as error:
+            raise DataError(f"peer {peer}: {error}") from error
+        first = folders[peers[0]]
+        if folders[peer].classes != first.classes:
+            raise DataError(
+                f"the class folders in train/ differ: {first.name} has {list(first.classes)}, "
+                f"{folders[peer].name} has {list(folders[peer].classes)}; every peer needs the same folders, "
+                "empty ones for the classes that it does not hold"
+            )
+
+    def positions(splits: Mapping[int, Split]) -> dict[int, npt.NDArray[np.int64]]:
+        starts = np.cumsum([0, *(len(split) for split in splits.values())])
+        return {p: np.arange(starts[i], starts[i + 1]) for i, p in enumerate(splits)}
+
+    train = {peer: site.train for peer, site in folders.items()}
+    test = {peer: site.test for peer, site in folders.items()}
+    whole = Dataset(
+        name, folders[peers[0]].classes, Split.joined([*train.values()]), Split.joined([*test.values()])
+    )
+    return Sites(whole, positions(train), positions(test))
+
+
+def some_names(names: Sequence[object]) -> str:
+    """Write the first names, and count the others."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(str(name) for name in names[:NAMED]) + more
+
+
+def array_content(pixels: npt.NDArray[Any]) -> bytes:
+    """Return the bytes that tell an array of pixels from every other."""
+    return f"{pixels.dtype} {pixels.shape} ".encode() + pixels.tobytes()
+
+
+def file_content(file: Path) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises
+    ------
+    DataError
+        When it cannot be read, naming it.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"{file}: not a readable image ({error}){REMEDY}") from error
 
 
 def read_image(file: Path) -> Image.Image:
@@ -127,8 +335,8 @@ def read_image(file: Path) -> Image.Image:
         with Image.open(file) as image:
             image.load()
             return _eight_bits(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file}: not a readable image ({error}); repair or remove it") from error
+    except UNREADABLE as error:
+        raise DataError(f"{file}: not a readable image ({error}){REMEDY}") from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -136,6 +344,85 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "I" or image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image
+
+
+def unreadable_images(
+    split: Split, positions: Sequence[int] | npt.NDArray[np.int64], what: str
+) -> dict[int, str]:
+    """Decode images once, in several threads, and return what is wrong with those that cannot be.
+
+    Parameters
+    ----------
+    split : Split
+        The images.
+    positions : sequence of int
+        Which of them to look at.
+    what : str
+        For the progress in the log, e.g. ``"test"``.
+
+    Returns
+    -------
+    dict of int to str
+        Position ↦ what is wrong, naming the file where there is one; in the order of ``positions``.
+    """
+    with closing(_decoded(split, positions, what)) as looked_at:
+        return {
+            position: _told(error, f"{what} image {position}").removesuffix(REMEDY)
+            for position, error in looked_at
+            if error is not None
+        }
+
+
+def require_readable(split: Split, positions: Sequence[int] | npt.NDArray[np.int64], what: str) -> None:
+    """Decode images once, in several threads; parameters as of :func:`unreadable_images`.
+
+    Raises
+    ------
+    DataError
+        Naming the first image that cannot be read, and what to do.
+    """
+    with closing(_decoded(split, positions, what)) as looked_at:
+        for position, error in looked_at:
+            if error is not None:
+                raise DataError(_told(error, f"{what} image {position}")) from error
+
+
+def _told(error: BaseException, image: str) -> str:
+    # The readers here name the file; those of own datasets may not.
+    return str(error) if isinstance(error, DataError) else f"{image}: not readable ({error}){REMEDY}"
+
+
+def _decoded(
+    split: Split, positions: Sequence[int] | npt.NDArray[np.int64], what: str
+) -> Generator[tuple[int, BaseException | None]]:
+    def look(position: int) -> BaseException | None:
+        try:
+            split.read(position)
+        except UNREADABLE as error:
+            return error
+        return None
+
+    begin = told = time.monotonic()
+    wanted = [int(p) for p in positions]
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="p2pft-decode")
+    try:
+        for done, (position, error) in enumerate(zip(wanted, pool.map(look, wanted), strict=True), 1):
+            yield position, error
+            now = time.monotonic()
+            if now - told > TELL_EVERY and done < len(wanted):
+                rate = done / (now - begin)
+                left = (len(wanted) - done) / rate
+                log.info(
+                    "looked at %d of %d %s images, %.0f images/s, %.0f s left",
+                    done,
+                    len(wanted),
+                    what,
+                    rate,
+                    left,
+                )
+                told = now
+    finally:
+        pool.shutdown(cancel_futures=True)  # where whoever asked has heard enough
 
 
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": digits}
@@ -152,6 +439,7 @@ def load_dataset(name: str, data_dir: str = "", *, download: bool = False, verif
     name : str
         A key of :data:`DATASETS`, one of :data:`TORCHVISION`, ``"folder:/path"``, or
         ``"my_module:my_dataset"``: a callable that takes ``data_dir`` and returns a :class:`Dataset`.
+        Folders of single peers are read by :func:`load_sites`.
     data_dir : str
         Where torchvision's folders lie, empty: ``$P2PFT_HOME/data``; handed on to own datasets.
     download : bool
@@ -200,4 +488,11 @@ def _checked(name: str, dataset: object) -> Dataset:
                 else "no images"
             )
             raise DataError(f"dataset = {name!r}: its {part} split has {what}")
+    held = set(np.unique(dataset.train.labels).tolist())
+    absent = [c for label, c in enumerate(dataset.classes) if label not in held]
+    if absent:
+        raise DataError(
+            f"dataset = {name!r}: its train split has no image of {len(absent)} of {len(dataset.classes)} "
+            f"classes: {some_names(absent)}; add some, or leave the classes out"
+        )
     return dataset

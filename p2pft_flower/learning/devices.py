@@ -29,13 +29,14 @@ def choose_device(setting: str) -> str:
 
 
 def choose_trunk_dtype(setting: str, device: str) -> torch.dtype:
-    """Return the dtype that the trunk computes in; ``auto`` is bfloat16 where the hardware multiplies in it."""
+    """Return the dtype that the trunk computes in; ``auto``: bfloat16 where the hardware multiplies in it."""
     if setting != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting]
     if device == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # Older versions of torch do not say what the CPU can do.
-        told = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}
+        ask = getattr(torch.cpu, "get_capabilities", None) if device == "cpu" else None
+        told = {} if ask is None else ask()
         native = any(told.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return torch.bfloat16 if native else torch.float32

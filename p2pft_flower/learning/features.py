@@ -1,4 +1,4 @@
-"""What the frozen trunk makes of images, as the tail reads it: kept in the machine's store, or computed anew."""
+"""What the frozen trunk makes of images, as the tail reads it, kept in the machine's store."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from p2pft_flower.learning.cache import store_folder
 from p2pft_flower.learning.datasets import Split
-from p2pft_flower.learning.store import Field, Rows, Store, store_folder
+from p2pft_flower.learning.store import Field, Rows, Store
 
 __all__ = ["Features", "StoredFeatures", "TrunkStore"]
 
@@ -29,8 +30,10 @@ log = logging.getLogger(__name__)
 class Features(Protocol):
     """The tail's inputs with labels, by positions."""
 
-    labels: torch.Tensor
-    """(N,) int64 classes."""
+    @property
+    def labels(self) -> torch.Tensor:
+        """(N,) int64 classes."""
+        ...
 
     def __len__(self) -> int:
         """Return N."""
@@ -45,8 +48,8 @@ class Features(Protocol):
         """
         ...
 
-    def ahead(self, positions: Positions) -> None:
-        """Hear which positions will be read next."""
+    def ahead(self, following: Callable[[], Positions]) -> None:
+        """Prepare to be read at the positions that ``following`` tells, where that can be known."""
         ...
 
 
@@ -90,9 +93,10 @@ class StoredFeatures:
             inputs = self._gather(positions)
         return inputs, self.labels[torch.from_numpy(positions).to(self.labels.device)]
 
-    def ahead(self, positions: Positions) -> None:
-        """Start to fetch the rows at ``positions``."""
+    def ahead(self, following: Callable[[], Positions]) -> None:
+        """Start to fetch the rows that will be read next."""
         if self._resident is None:
+            positions = following()
             self._next = (positions, self._fetcher.submit(self._gather, positions))
 
     def _gather(self, positions: Positions) -> tuple[torch.Tensor, ...]:

@@ -131,7 +131,10 @@ def _load(model: nn.Module, file: Path) -> list[str]:
     keys = load_checkpoint(model, str(file), strict=False, filter_fn=other_names, weights_only=True)
     if keys is None:  # .npz: timm's reader looks every tensor up by name
         return []
-    return [*keys.missing_keys, *(key for key in keys.unexpected_keys if key.startswith(("blocks.", "layers.")))]
+    return [
+        *keys.missing_keys,
+        *(key for key in keys.unexpected_keys if key.startswith(("blocks.", "layers."))),
+    ]
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:

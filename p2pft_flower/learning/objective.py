@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from p2pft_flower.learning.batches import Batches, PooledBatches
+from p2pft_flower.learning.batches import Batches, GrowingBatches, PooledBatches
 from p2pft_flower.learning.features import Features
 from p2pft_flower.learning.structure import share_copy
 
@@ -61,7 +62,7 @@ class PeerObjective:
         What the trunk makes of the peer's training images.
     test : Features
         What it makes of the test images; shared.
-    batches : Batches or PooledBatches
+    batches : Batches, GrowingBatches or PooledBatches
         The peer's order of images.
     seed, peer : int
         Decide drop-out masks, where the tail has any.
@@ -72,7 +73,7 @@ class PeerObjective:
         tail: nn.Module,
         features: Features,
         test: Features,
-        batches: Batches | PooledBatches,
+        batches: Batches | GrowingBatches | PooledBatches,
         *,
         seed: int,
         peer: int,
@@ -91,7 +92,7 @@ class PeerObjective:
     def gradient(self, theta: Vector) -> Vector:
         """Return ∇L_i(θ; next mini-batch), (q,) float32; ``theta`` is not written to."""
         inputs, labels = self._features.read(self._batches.batch(self.drawn), self.drawn)
-        self._features.ahead(self._batches.batch(self.drawn + 1))
+        self._features.ahead(partial(self._batches.batch, self.drawn + 1))
         self._tail.train()
         _set(self._tail, theta)
         with torch.random.fork_rng(devices=[]):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.plugins import is_reference, load_reference
 
-__all__ = ["Partition", "draw_shots", "partition_images", "resolve_partition"]
+__all__ = ["OWN", "Partition", "class_owners", "draw_shots", "partition_images", "resolve_partition"]
 
 Partition: TypeAlias = list[npt.NDArray[np.int64]]
 """One array of positions in the training split a peer, ascending."""
@@ -35,13 +35,22 @@ CIFAR-10's last range is 7-10 in the paper, but its classes end at 9; digits sta
 AUTO_DIRICHLET = 0.5
 """α of the Dirichlet partition that ``auto`` falls back to when there are more peers than classes."""
 
+OWN = "own"
+"""The partition of ``folder:/data/site-{peer}``: each peer holds the images of its own folder."""
+
 log = logging.getLogger(__name__)
 
 
 def resolve_partition(spec: str, dataset: str, n: int, num_classes: int) -> str:
-    """Say what ``auto`` means: Table 1's ranges, disjoint classes if there are enough, else Dirichlet."""
+    """Say what ``auto`` means.
+
+    Own folders where the dataset has one for each peer, else Table 1's ranges, disjoint classes if there are
+    enough, else Dirichlet.
+    """
     if spec != "auto":
         return spec
+    if "{peer}" in dataset:
+        return OWN
     if (dataset, n) in TABLE_1:
         return TABLE_1[dataset, n]
     if n <= num_classes:
@@ -73,7 +82,8 @@ def draw_shots(labels: Labels, shots: int, classes: Sequence[str], seed: int) ->
         return np.arange(len(labels))
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(np.flatnonzero(labels == c))[:shots] for c in range(len(classes))]
-    short = [f"{name!r} has {len(d)}" for name, d in zip(classes, drawn, strict=True) if len(d) < shots]
+    # A class without any image is none of this function's business: it was refused or told of before.
+    short = [f"{name!r} has {len(d)}" for name, d in zip(classes, drawn, strict=True) if 0 < len(d) < shots]
     if short:
         log.warning(
             "shots = %d is more than %d of %d classes have; all of their training images are used: %s",
@@ -118,7 +128,8 @@ def partition_images(spec: str, labels: Labels, n: int, num_classes: int, seed: 
     """
     kind, _, argument = spec.partition(":")
     if kind == "classes" and argument:
-        parts = _by_class(spec, argument, labels, n, num_classes)
+        owners = class_owners(spec, n, num_classes)
+        parts = [np.flatnonzero(owners[labels] == peer) for peer in range(n)]
     elif spec == "iid":
         parts = _library("IidPartitioner", labels, n, {}, seed)
     elif kind == "dirichlet" and argument:
@@ -130,13 +141,32 @@ def partition_images(spec: str, labels: Labels, n: int, num_classes: int, seed: 
     else:
         raise ConfigError(
             f"partition = {spec!r} is unknown; choose one of auto, classes:0-1,2-3,…, iid, dirichlet:ALPHA, "
-            "shards:K, my_module:my_partition"
+            "shards:K, my_module:my_partition, own (with dataset = folder:/path/with/{peer})"
         )
     return _checked(spec, parts, len(labels), n)
 
 
-def _by_class(spec: str, argument: str, labels: Labels, n: int, num_classes: int) -> Partition:
-    groups = argument.split(",")
+def class_owners(spec: str, n: int, num_classes: int) -> npt.NDArray[np.int64]:
+    """Say which peer holds which class.
+
+    Parameters
+    ----------
+    spec : str
+        ``"classes:0-1,2-3,4-6,7-9"``, as in :func:`partition_images`.
+    n, num_classes : int
+        Number of peers and of classes.
+
+    Returns
+    -------
+    (num_classes,) int64 array
+        The peer of each class; -1 for a class that nobody is given.
+
+    Raises
+    ------
+    ConfigError
+        When the value cannot be read, does not fit n and the classes, or gives a class to two peers.
+    """
+    groups = spec.partition(":")[2].split(",")
     if len(groups) != n:
         raise ConfigError(
             f"partition = {spec!r} names {len(groups)} groups of classes for {n} peers: give one a peer"
@@ -158,8 +188,7 @@ def _by_class(spec: str, argument: str, labels: Labels, n: int, num_classes: int
                         f"partition = {spec!r}: class {c} is given to peers {owner[c]} and {peer}"
                     )
                 owner[c] = peer
-    owners = np.array([owner.get(c, -1) for c in range(num_classes)])
-    return [np.flatnonzero(owners[labels] == peer) for peer in range(n)]
+    return np.array([owner.get(c, -1) for c in range(num_classes)], dtype=np.int64)
 
 
 def _dirichlet(spec: str, argument: str, labels: Labels, n: int, seed: int) -> Partition:

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from p2pft_flower.learning.class_token import (
     attend_normalised,
@@ -27,7 +26,7 @@ __all__ = ["PATHS", "Parts", "split_model"]
 
 PATHS = {
     "pooled": "the pooled feature is kept, only the head runs",
-    "class-token": "normalised tokens are kept, the last block runs for the class token without keys and values",
+    "class-token": "normalised tokens are kept, the last block runs for the class token without keys, values",
     "query": "tokens are kept, the last block runs for the class token with all keys and values",
     "tokens": "tokens are kept, the trained blocks run for all of them",
     "full": "nothing is kept, the whole model runs",
@@ -83,7 +82,9 @@ def split_model(model: nn.Module, tune: str, seed: int = 0, *, path: str = "") -
     refused = _refusals(tuned)
     allowed = [name for name in PATHS if name not in refused]
     if path and path not in allowed:
-        raise ValueError(f"path {path!r} is not for this model: {refused.get(path) or 'it trains other parts'}")
+        raise ValueError(
+            f"path {path!r} is not for this model: {refused.get(path) or 'it trains other parts'}"
+        )
     chosen = path or allowed[0]
     why = "" if path else "; ".join(dict.fromkeys(reason for reason in refused.values() if reason))
     if chosen == "full":
@@ -96,7 +97,8 @@ def split_model(model: nn.Module, tune: str, seed: int = 0, *, path: str = "") -
 def _first_trained(tuned: nn.Module) -> int:
     """Return the index in `stages` of the first with a trained parameter; −1 where the stem has one."""
     names = stages(tuned)
-    later = tuple(f"{name}." for name in names) + ("norm.", "fc_norm.", "attn_pool.", *HEADS)
+    later = tuple(f"{name}." for name in (*names, "norm", "fc_norm", "attn_pool"))
+    later += HEADS
     trained = [name for name, p in tuned.named_parameters() if p.requires_grad]
     if any(not name.startswith(later) for name in trained):
         return -1
@@ -113,21 +115,21 @@ def _refusals(tuned: nn.Module) -> dict[str, str]:
         where = "the stem" if first < 0 else f"the first block ({names[first]})"
         reason = f"{where} has trained parameters, so no block's output stays the same"
         return dict.fromkeys(("pooled", "class-token", "query", "tokens"), reason)
-    refused = {}
+    refused: dict[str, str] = {}
     trained = [name for name, p in tuned.named_parameters() if p.requires_grad]
     if not all(name.startswith(HEADS) for name in trained):
         refused["pooled"] = ""
-    elif (reason := _why_not_pooled(tuned)) is not None:
-        refused["pooled"] = reason
+    elif (drawback := _why_not_pooled(tuned)) is not None:
+        refused["pooled"] = drawback
     if first == len(names):
         return refused | {"class-token": "", "query": ""}
     last = tuned.get_submodule(names[-1])
-    if (reason := why_not_query(tuned, last)) is not None:
-        refused |= {"class-token": reason, "query": reason}
+    if (drawback := why_not_query(tuned, last)) is not None:
+        refused |= {"class-token": drawback, "query": drawback}
     elif first < len(names) - 1:
         refused["class-token"] = f"{len(names) - first} blocks are trained, so the last one's input changes"
-    elif (reason := why_not_normalised(tuned, last)) is not None:
-        refused["class-token"] = reason
+    elif (drawback := why_not_normalised(tuned, last)) is not None:
+        refused["class-token"] = drawback
     return refused
 
 
@@ -170,7 +172,7 @@ class _Trunk(nn.Module):
         if self.path == "pooled":
             return (self.model.forward_head(tokens, pre_logits=True),)  # type: ignore[operator]
         if self.path == "class-token":
-            normed = F.layer_norm(tokens, tokens.shape[-1:], eps=self.eps)
+            normed = nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=self.eps)
             return normed, tokens[:, : self.queries]
         return (tokens,)
 
@@ -226,13 +228,13 @@ class _QueryTail(_TokensTail):
         for name in self.stages[:-1]:
             tokens = self.model.get_submodule(name)(tokens)
         last = self.model.get_submodule(self.stages[-1])
-        return self._answer(attend_query(last, tokens, query_tokens(self.model)))  # type: ignore[arg-type]
+        return self._answer(attend_query(last, tokens, query_tokens(self.model)))
 
 
 class _ClassTokenTail(_TokensTail):
     def forward(self, normed: torch.Tensor, own: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         last = self.model.get_submodule(self.stages[-1])
-        return self._answer(attend_normalised(last, normed, own))  # type: ignore[arg-type]
+        return self._answer(attend_normalised(last, normed, own))
 
 
 class _PooledTail(_TokensTail):

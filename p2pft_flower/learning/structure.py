@@ -1,4 +1,4 @@
-"""How a vision transformer is built: its blocks in order, for ViT-like (`blocks`) and Swin-like (`layers`) models."""
+"""How a vision transformer is built: its blocks in order, ViT-like (`blocks`) or Swin-like (`layers`)."""
 
 from __future__ import annotations
 

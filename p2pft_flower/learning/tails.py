@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.learning.workload import TAIL_SCHEMA, Workload
 
 __all__ = ["Tail", "load_tail", "load_tails"]
+
+
+_TYPES: dict[str, type] = get_type_hints(LearningConfig)
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,19 @@ def load_tail(file: Path, dataset: str | None = None, data_dir: str | None = Non
 
 def load_tails(files: Iterable[Path], dataset: str | None = None, data_dir: str | None = None) -> list[Tail]:
     """Read several tails as :func:`load_tail` does; those with equal settings share one workload."""
-    workloads: dict[LearningConfig, Workload] = {}
+    workloads: dict[Any, Workload] = {}
     tails = []
     for file in files:
         tensors, metadata = _read(file)
         values = _settings(metadata, file)
         values |= {k: v for k, v in (("dataset", dataset), ("data_dir", data_dir)) if v is not None}
-        config = LearningConfig(**values)
-        classes = json.loads(metadata["classes"])
-        workload = workloads.setdefault(config, Workload(config, n=1, classes=classes))
+        # Who held which training image, and whether more came, does not matter to the test images.
+        config = LearningConfig(**{**values, "partition": "auto", "stream": False, "shots": 0})
+        place = _place(config, metadata)
+        key = (config, *place.values())
+        if key not in workloads:
+            workloads[key] = Workload(config, **place, classes=json.loads(metadata["classes"]))
+        workload = workloads[key]
         if workload.model_digest != metadata["model-digest"]:
             raise DataError(
                 f"{file}: it was trained from weights with digest {metadata['model-digest'][:12]}…, here "
@@ -106,9 +113,19 @@ def _settings(metadata: dict[str, str], file: Path) -> dict[str, Any]:
         key = field.name.replace("_", "-")
         if key not in metadata:
             continue
-        text, kind = metadata[key], type(field.default)
+        text, kind = metadata[key], _TYPES[field.name]
         try:
             values[field.name] = {"True": True, "False": False}[text] if kind is bool else kind(text)
         except (KeyError, ValueError) as error:
             raise DataError(f"{file}: its metadata says {key} = {text!r}, not a {kind.__name__}") from error
     return values
+
+
+def _place(config: LearningConfig, metadata: dict[str, str]) -> dict[str, Any]:
+    """Say which peers' images the tail was scored on: those of its own folder, or everybody's."""
+    if config.sited and "pooled-peers" in metadata:
+        return {"n": int(metadata["pooled-peers"]), "pooled": "uniform", "peers": None}
+    if config.sited:
+        peer = int(metadata["peer"])
+        return {"n": peer + 1, "pooled": "", "peers": (peer,)}
+    return {"n": 1, "pooled": "", "peers": None}

@@ -16,7 +16,7 @@ from torchvision import datasets as torchvision
 from torchvision.datasets.utils import check_integrity
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.datasets import Dataset, Split, read_image
+from p2pft_flower.learning.datasets import Dataset, Split, array_content, file_content, read_image
 from p2pft_flower.resources import home
 
 __all__ = ["load_torchvision"]
@@ -140,7 +140,11 @@ def _cifar(name: str, reader: Any) -> Source:
     )
 
     def split(part: Any) -> Split:
-        return Split(np.array(part.targets, dtype=np.int64), lambda index: Image.fromarray(part.data[index]))
+        return Split(
+            np.array(part.targets, dtype=np.int64),
+            lambda index: Image.fromarray(part.data[index]),
+            lambda index: array_content(part.data[index]),
+        )
 
     def read(root: Path) -> Dataset:
         train, test = lenient(str(root), train=True), lenient(str(root), train=False)
@@ -156,7 +160,11 @@ def _files(files: Sequence[Path], labels: Sequence[int]) -> Split:
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise DataError(f"{missing[0]}: no such image, and {len(missing)} in all of {len(files)} are missing")
-    return Split(np.array(labels, dtype=np.int64), lambda index: read_image(files[index]))
+    return Split(
+        np.array(labels, dtype=np.int64),
+        lambda index: read_image(files[index]),
+        lambda index: file_content(files[index]),
+    )
 
 
 def _read_pets(root: Path) -> Dataset:

@@ -100,7 +100,9 @@ def _last_blocks(model: nn.Module, tune: str, number: int) -> Callable[[str], bo
     names = stages(model)
     blocks = [i for i, name in enumerate(names) if not name.endswith("downsample")]
     if not 1 <= number <= len(blocks):
-        raise ConfigError(f"tune = {tune!r}: the model has {len(blocks)} blocks, K must be in 1..{len(blocks)}")
+        raise ConfigError(
+            f"tune = {tune!r}: the model has {len(blocks)} blocks, K must be in 1..{len(blocks)}"
+        )
     frozen = tuple(f"{name}." for name in names[: blocks[-number]])
     after = tuple(f"{name}." for name in names[blocks[-number] :])
     between = ("blocks.", "layers.")

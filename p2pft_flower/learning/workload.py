@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,16 +18,31 @@ import torch
 from torch import nn
 
 from p2pft_flower.config import LearningConfig
-from p2pft_flower.errors import DataError
+from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.added import merge_low_rank
-from p2pft_flower.learning.batches import Batches, PooledBatches
-from p2pft_flower.learning.datasets import Dataset, Split, load_dataset
+from p2pft_flower.learning.batches import Batches, GrowingBatches, PooledBatches
+from p2pft_flower.learning.datasets import (
+    Dataset,
+    Sites,
+    Split,
+    load_dataset,
+    load_sites,
+    require_readable,
+    some_names,
+    unreadable_images,
+)
 from p2pft_flower.learning.devices import choose_device, choose_trunk_dtype
 from p2pft_flower.learning.features import Features, TrunkStore
-from p2pft_flower.learning.live import LiveFeatures
+from p2pft_flower.learning.live import ImageStream, LiveFeatures, StreamFeatures, StreamPart, augmentation
 from p2pft_flower.learning.models import create_model, data_config, preprocessing
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
-from p2pft_flower.learning.partitions import Partition, draw_shots, partition_images, resolve_partition
+from p2pft_flower.learning.partitions import (
+    Partition,
+    class_owners,
+    draw_shots,
+    partition_images,
+    resolve_partition,
+)
 from p2pft_flower.learning.split import PATHS, Parts, split_model
 from p2pft_flower.learning.structure import share_copy
 from p2pft_flower.learning.tuning import tune_model
@@ -67,8 +84,16 @@ class Workload:
     pooled : {"", "uniform", "examples"}
         Not empty (``centralized``): one peer holds all images, and an iteration draws as many as n peers do;
         for the objective ``"uniform"`` the n peers' own mini-batches, for ``"examples"`` from the union.
+    peers : sequence of int, optional
+        The peers whose images are on this machine; without it, all n. Of the others' nothing is looked at.
     classes : sequence of str, optional
-        Names of the classes where they are known without the dataset, as from a tail's metadata.
+        Names of the classes where they are known without images: to the coordinator of peers on other
+        machines, or from a tail's metadata.
+
+    Raises
+    ------
+    ConfigError
+        When settings of the data do not go together.
 
     Notes
     -----
@@ -76,43 +101,178 @@ class Workload:
     """
 
     def __init__(
-        self, config: LearningConfig, n: int, *, pooled: str = "", classes: Sequence[str] | None = None
+        self,
+        config: LearningConfig,
+        n: int,
+        *,
+        pooled: str = "",
+        peers: Sequence[int] | None = None,
+        classes: Sequence[str] | None = None,
     ) -> None:
+        config.check_data()
         self.config, self.n, self.pooled = config, n, pooled
-        self._known_classes = None if classes is None else tuple(classes)
+        self._here = tuple(range(n)) if peers is None else tuple(peers)
+        self._classes = classes
         self._features: dict[int, Features] = {}
-        self._told_live = False
+        self._streams: dict[int, ImageStream] = {}
+        self._told = False
+        self.unreadable = 0
+        """Images left out because they cannot be read, as far as they were looked at yet."""
+        if pooled and config.sited and peers is not None:
+            raise ConfigError(
+                f"dataset = {config.dataset!r}: the peers' folders are on separate machines, so their images "
+                "cannot be pooled: run algorithm = centralized in simulation, where all folders are"
+            )
 
     @cached_property
     def dataset(self) -> Dataset:
-        """Training and test images."""
+        """Training and test images; of own folders those of the peers here, one folder after the other."""
         config = self.config
+        if config.sited:
+            return self._sites.dataset
         return load_dataset(config.dataset, config.data_dir, download=config.download, verify=config.verify)
+
+    @cached_property
+    def _sites(self) -> Sites:
+        return load_sites(self.config.dataset, self._here)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the head's outputs."""
-        return self.dataset.classes if self._known_classes is None else self._known_classes
+        return self.dataset.classes if self._classes is None else tuple(self._classes)
 
     @cached_property
     def partition_spec(self) -> str:
         """The partition with ``auto`` resolved."""
-        return resolve_partition(
-            self.config.partition, self.config.dataset, self.n, len(self.dataset.classes)
-        )
+        spec = resolve_partition(self.config.partition, self.config.dataset, self.n, len(self.classes))
+        if self.config.stream and not self.config.sited and not spec.startswith("classes:"):
+            raise ConfigError(
+                f"stream = true: with {self.n} peers and {len(self.classes)} classes, partition = auto means "
+                f"{spec}, but whose a new image is must follow from its class or its folder; choose "
+                "classes:0-1,2-3,…, or a folder for each peer"
+            )
+        return spec
 
     @cached_property
     def _shares(self) -> Partition:
         """Positions in the training split, one array for each of the n peers, pooled or not."""
         labels, classes, seed = self.dataset.train.labels, self.dataset.classes, self.config.seed
-        kept = draw_shots(labels, self.config.shots, classes, seed)
-        dealt = partition_images(self.partition_spec, labels[kept], self.n, len(classes), seed)
-        return [kept[positions] for positions in dealt]
+        if self.config.sited:
+            # Each draws from its own folder: it sees no other's.
+            held = [self._sites.train.get(p, np.empty(0, dtype=np.int64)) for p in range(self.n)]
+            dealt = [p[draw_shots(labels[p], self.config.shots, classes, seed)] for p in held]
+        else:
+            kept = draw_shots(labels, self.config.shots, classes, seed)
+            parts = partition_images(self.partition_spec, labels[kept], self.n, len(classes), seed)
+            dealt = [kept[positions] for positions in parts]
+        if self.config.bad_images == "skip" and not self.config.stream:
+            dealt = self._without_unreadable(dealt)
+        return dealt
+
+    def _without_unreadable(self, shares: Partition) -> Partition:
+        """Leave out what cannot be read of the images of the peers here; others' machines do the same."""
+        mine = np.concatenate([shares[p] for p in self._here])
+        wrong = self._unreadable(self.dataset.train, mine, "training")
+        left = [positions[~np.isin(positions, wrong)] for positions in shares]
+        for peer in self._here:
+            if not len(left[peer]):
+                raise DataError(
+                    f"peer {peer}: none of its {len(shares[peer])} training images can be read "
+                    "(the warnings above name them); repair them, or run without this peer"
+                )
+        labels = self.dataset.train.labels
+        lost = sorted(set(labels[mine].tolist()) - set(labels[np.setdiff1d(mine, wrong)].tolist()))
+        if lost:
+            raise DataError(
+                f"dataset = {self.config.dataset!r}: no training image can be read of the classes "
+                f"{some_names([self.classes[c] for c in lost])} (the warnings above name them); repair them, "
+                "or remove the classes"
+            )
+        return left
+
+    def _unreadable(self, split: Split, among: npt.NDArray[np.int64], what: str) -> npt.NDArray[np.int64]:
+        """Return the positions of images that cannot be read, and warn of them."""
+        wrong = unreadable_images(split, among, what)
+        self.unreadable += len(wrong)
+        if wrong:
+            log.warning(
+                "bad-images = skip: %d of %d %s images cannot be read and are left out: %s",
+                len(wrong),
+                len(among),
+                what,
+                some_names([*wrong.values()]),
+            )
+        return np.array([*wrong], dtype=np.int64)
 
     @property
     def partition(self) -> Partition:
-        """Positions in the training split, one array a peer; where pooled one array, peer after peer."""
+        """Positions in the training split, one array a peer; where pooled one array, peer after peer.
+
+        Of own folders on other machines nothing is known: their peers' arrays are empty.
+        """
         return [np.concatenate(self._shares)] if self.pooled else self._shares
+
+    @cached_property
+    def _tests(self) -> Partition:
+        """Positions in the test split, one array for each of the n peers; unreadable images left out."""
+        every = np.arange(len(self.dataset.test))
+        if self.config.bad_images == "skip":
+            every = np.setdiff1d(every, self._unreadable(self.dataset.test, every, "test"))
+        if not self.config.sited:
+            self._check_test(every, "")
+            return [every] * self.n
+        tests = [np.intersect1d(every, self._sites.test.get(p, [])).astype(np.int64) for p in range(self.n)]
+        for peer in self._here:
+            self._check_test(tests[peer], f"peer {peer}: ")
+        return tests
+
+    def _check_test(self, positions: npt.NDArray[np.int64], whose: str) -> None:
+        if not len(positions):
+            raise DataError(f"{whose}no test image can be read (the warnings above name them); repair them")
+        held = set(self.dataset.test.labels[positions].tolist())
+        absent = [name for label, name in enumerate(self.classes) if label not in held]
+        if absent:
+            log.warning("%sno test image of the classes %s: they are not scored", whose, some_names(absent))
+
+    @property
+    def test_positions(self) -> npt.NDArray[np.int64]:
+        """Positions in the test split of all images that are scored on this machine, ascending."""
+        return np.unique(np.concatenate([self._tests[p] for p in self._here]))
+
+    def check_images(self, peers: Sequence[int]) -> None:
+        """Decode once all images that ``peers`` use; for runs that read them only as they go.
+
+        Raises
+        ------
+        DataError
+            When one cannot be read, naming it.
+        """
+        if not self.config.stream:  # a stream looks at its images itself
+            mine = np.unique(np.concatenate([self.partition[p] for p in peers]))
+            require_readable(self.dataset.train, mine, "training")
+        require_readable(self.dataset.test, self.test_positions, "test")
+
+    def stream(self, peer: int) -> ImageStream:
+        """Return the growing set of the peer's training images; the same one whenever it is asked for.
+
+        Raises
+        ------
+        DataError
+            When it is empty.
+        """
+        if peer not in self._streams:
+            owners = range(self.n) if self.pooled else [peer]
+            parts = [self._stream_part(owner) for owner in owners]
+            whose = "the pooled" if self.pooled else f"peer {peer}'s"
+            self._streams[peer] = ImageStream(parts, self.classes, whose)
+        return self._streams[peer]
+
+    def _stream_part(self, peer: int) -> StreamPart:
+        path = self.config.dataset.removeprefix("folder:").replace("{peer}", str(peer))
+        every = np.arange(len(self.classes))
+        if not self.config.sited:
+            every = np.flatnonzero(class_owners(self.partition_spec, self.n, len(every)) == peer)
+        return StreamPart(Path(path).expanduser() / "train", every)
 
     def data(self, peer: int) -> PeerData:
         """Say what ``peer`` holds."""
@@ -205,20 +365,30 @@ class Workload:
 
     def _features_of(self, split: Split, positions: npt.NDArray[np.int64], what: str) -> Features:
         if self.parts.path == "full" or not self.config.cache:
-            if self.config.cache and not self._told_live:
-                log.info("no cache: every iteration runs the whole model, as %s", self.parts.why)
-                self._told_live = True
-            return self._live(split, positions)
+            return self._live(split, positions, preprocessing(self.model))
         return self._trunk_store.features(split, positions, what)
 
-    def _live(self, split: Split, positions: npt.NDArray[np.int64]) -> LiveFeatures:
-        raise NotImplementedError
+    def _live(
+        self,
+        split: Split,
+        positions: npt.NDArray[np.int64],
+        transform: Callable[[Any], torch.Tensor],
+        peer: int = 0,
+        *,
+        augmented: bool = False,
+    ) -> LiveFeatures:
+        seed = self.config.seed
+        return LiveFeatures(
+            split, positions, transform, self._run_trunk, seed=seed, peer=peer, augmented=augmented
+        )
+
+    def _run_trunk(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.parts.trunk(images.to(self.device))  # type: ignore[no-any-return]
 
     @cached_property
     def test_features(self) -> Features:
-        """What the trunk makes of all test images."""
-        split = self.dataset.test
-        return self._features_of(split, np.arange(len(split)), "test")
+        """What the trunk makes of all test images that are scored on this machine."""
+        return self._features_of(self.dataset.test, self.test_positions, "test")
 
     def objectives(self, peers: Sequence[int]) -> dict[int, PeerObjective]:
         """Build new objectives of ``peers``, at the start of their data order; the trunk runs once an image.
@@ -228,11 +398,13 @@ class Workload:
         DataError
             When an image cannot be read.
         """
+        if self.parts.path == "full" or not self.config.cache or self.config.augment != "none":
+            self.check_images(peers)  # they are read as the run goes: whoever is broken shall tell now
         return {
             peer: PeerObjective(
                 self.tail,
                 self.features(peer),
-                self.test_features,
+                self._test_of(peer),
                 self._batches(peer),
                 seed=self.config.seed,
                 peer=peer,
@@ -240,7 +412,14 @@ class Workload:
             for peer in peers
         }
 
-    def _batches(self, peer: int) -> Batches | PooledBatches:
+    def _test_of(self, peer: int) -> Features:
+        if self.pooled or not self.config.sited:
+            return self.test_features
+        return self._features_of(self.dataset.test, self._tests[peer], f"peer {peer}'s test")
+
+    def _batches(self, peer: int) -> Batches | GrowingBatches | PooledBatches:
+        if self.config.stream:
+            return self._growing_batches(peer)
         size, seed = self.config.batch_size, self.config.seed
         if self.pooled == "uniform":
             sizes = [len(share) for share in self._shares]
@@ -249,12 +428,55 @@ class Workload:
         times = self.n if self.pooled else 1
         return Batches(len(self.partition[peer]), size * times, seed=seed, peer=peer)
 
+    def _growing_batches(self, peer: int) -> GrowingBatches | PooledBatches:
+        """Return the peer's order of images in its :meth:`stream`, from the start."""
+        size, seed, stream = self.config.batch_size, self.config.seed, self.stream(peer)
+        if self.pooled == "uniform":
+            owners = range(self.n)
+            parts = [GrowingBatches(partial(stream.refresh, i), size, seed=seed, peer=i) for i in owners]
+            return PooledBatches(parts, [0] * self.n)  # positions are the stream's, whoever's image it is
+        times = self.n if self.pooled else 1
+        return GrowingBatches(stream.refresh, size * times, seed=seed, peer=peer)
+
     def features(self, peer: int) -> Features:
-        """Return what the trunk makes of the peer's training images; computed once."""
+        """Return what the trunk makes of the peer's training images; where it is kept, it runs once."""
         if peer not in self._features:
-            positions = self.partition[peer]
-            self._features[peer] = self._features_of(self.dataset.train, positions, f"peer {peer}'s")
+            self._features[peer] = self._training_features(peer)
         return self._features[peer]
+
+    def _training_features(self, peer: int) -> Features:
+        config, split, held = self.config, self.dataset.train, self.partition[peer]
+        self._tell_what_is_not_kept()
+        augmented = config.augment != "none"
+        transform = augmentation(self.model, config.augment) if augmented else preprocessing(self.model)
+        if config.stream:
+            return StreamFeatures(
+                self.stream(peer),
+                transform,
+                self._run_trunk,
+                seed=config.seed,
+                peer=peer,
+                augmented=augmented,
+            )
+        if augmented:
+            return self._live(split, held, transform, peer, augmented=True)
+        return self._features_of(split, held, f"peer {peer}'s")
+
+    def _tell_what_is_not_kept(self) -> None:
+        """Say once why the trunk, or the whole model, runs in every iteration."""
+        if self._told:
+            return
+        self._told = True
+        config = self.config
+        reasons = [
+            (not config.cache, "cache = false"),
+            (config.augment != "none", f"augment = {config.augment} makes another image each time"),
+            (config.stream, "stream = true: new images come while it runs"),
+            (self.parts.path == "full", self.parts.why),
+        ]
+        told = [reason for holds, reason in reasons if holds]
+        if told:
+            log.info("the store is not used for training images: %s", "; ".join(told))
 
     def score(self, theta: npt.NDArray[np.float32]) -> Evaluation:
         """Score ``theta`` on all test images, whoever trained it."""
@@ -266,12 +488,15 @@ class Workload:
         here = ("device", "cache")  # what holds on this machine only
         names = [f.name for f in fields(self.config) if f.name not in here]
         settings = {name.replace("_", "-"): str(getattr(self.config, name)) for name in names}
-        return {
+        told = {
             "schema": TAIL_SCHEMA,
             "model-digest": self.model_digest,
             "classes": json.dumps(self.classes),
             **settings,
         }
+        if self.pooled and self.config.sited:
+            told["pooled-peers"] = str(self.n)  # whose folders it was scored on
+        return told
 
     def named_tail(self, theta: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:
         """Return the trained tensors by the names they have in the whole timm model."""
@@ -314,7 +539,6 @@ class Workload:
         whole.load_state_dict(self.named_tail(theta), strict=False)
         merge_low_rank(whole)
         return whole.requires_grad_(False)
-
 
 
 def _digest(module: nn.Module) -> str:

@@ -28,7 +28,7 @@ def small_vit(seed=0, cls=VisionTransformer, **options):
 
 
 def small_swin(seed=0, **options):
-    """A Swin of 2 stages of 2 blocks for (3, 32, 32) images, 5 classes; its second blocks have shifted windows."""
+    """A Swin of 2 stages of 2 blocks, the second shifted, for (3, 32, 32) images, 5 classes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = SwinTransformer(
@@ -58,7 +58,7 @@ class MemoryFeatures:
     def read(self, positions, draw=None):
         return tuple(t[torch.from_numpy(positions)] for t in self.inputs), self.labels[positions]
 
-    def ahead(self, positions):
+    def ahead(self, following):
         pass
 
 

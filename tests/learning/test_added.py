@@ -121,7 +121,7 @@ def test_deep_prompts_are_new_in_every_block():
 
 
 def test_a_swins_windows_see_the_prompts_as_keys_and_values_only():
-    model, batch = small_swin(), BATCH[small_swin]
+    model = small_swin()
     tuned = tune_model(model, "prompt-deep:2")
     block, plain = tuned.layers[0].blocks[1], model.layers[0].blocks[1]
     attention = block.attn

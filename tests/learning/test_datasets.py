@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from zlib import crc32
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.learning.datasets import Dataset, Split, load_dataset
+from p2pft_flower.learning.datasets import Dataset, Split, array_content, load_dataset
 from p2pft_flower.learning.workload import Workload
 
 from .conftest import COLOURS, write_images
@@ -265,3 +266,87 @@ def test_an_image_set_with_one_class_folder_more_in_train_than_in_test_is_fine(t
         path.unlink()
     (root / "test" / "red").rmdir()
     assert load_dataset(f"folder:{root}").test.labels.tolist() == [0, 1]
+
+
+def test_a_class_without_a_test_image_is_told_of(folder, caplog):
+    for path in [*(folder / "test" / "red").iterdir()]:
+        path.unlink()
+    Workload(LearningConfig(dataset=f"folder:{folder}"), n=3).test_positions  # noqa: B018 - looks at them
+    assert "no test image of the classes red: they are not scored" in caplog.text
+
+
+def test_an_own_dataset_that_lacks_a_class_is_refused_by_name(monkeypatch):
+    monkeypatch.setitem(sys.modules, "own_lacking", type(sys)("own_lacking"))
+    sys.modules["own_lacking"].make = lambda data_dir: dataset_of(np.array([0, 0]))
+    with pytest.raises(DataError, match=r"train split has no image of 1 of 2 classes: b; add some"):
+        load_dataset("own_lacking:make")
+
+
+def test_an_images_digest_follows_its_content_not_its_place(folder, digits):
+    split = load_dataset(f"folder:{folder}").train
+    digests = [split.digest(i) for i in range(len(split))]
+    assert {len(d) for d in digests} == {16}
+    assert len(set(digests)) == len(split)
+    for part in ("train", "test"):
+        (folder / part / "red").rename(folder / part / "alizarin")  # now the first class
+    moved = load_dataset(f"folder:{folder}").train
+    assert [moved.digest(i) for i in range(4)] == digests[8:]
+    assert digits.train.digest(0) == load_dataset("digits").train.digest(0)
+    assert len({digits.train.digest(i) for i in range(len(digits.train))}) == len(digits.train)
+
+
+def test_arrays_of_the_same_bytes_and_another_shape_or_type_have_another_digest():
+    pixels = np.arange(16, dtype=np.uint8)
+    arrays = [pixels.reshape(4, 4), pixels.reshape(2, 8), pixels.view(np.int8).reshape(4, 4)]
+    assert len({array_content(a) for a in arrays}) == 3
+
+
+def test_without_content_the_digest_is_of_mode_size_palette_and_pixels():
+    def digest(image):
+        return Split(np.zeros(1, np.int64), lambda _: image).digest(0)
+
+    grey = Image.new("L", (4, 2), 7)
+    coloured = grey.convert("P")
+    other_palette = coloured.copy()
+    other_palette.putpalette([9] * 768)
+    images = [grey, Image.new("L", (2, 4), 7), Image.new("L", (4, 2), 8), coloured, other_palette]
+    assert len({digest(image) for image in images}) == len(images)
+    assert digest(grey) == digest(Image.new("L", (4, 2), 7))
+
+
+def test_the_digest_of_a_file_that_is_gone_names_it(folder):
+    split = load_dataset(f"folder:{folder}").train
+    (folder / "train" / "blue" / "0.png").unlink()
+    with pytest.raises(DataError, match=r"train/blue/0\.png: not a readable image"):
+        split.digest(0)
+
+
+def test_an_array_is_digested_faster_than_an_image_is_made_of_it():
+    pixels = np.random.default_rng(0).integers(0, 256, (2000, 32, 32, 3), dtype=np.uint8)
+    split = Split(
+        np.zeros(2000, np.int64), lambda i: Image.fromarray(pixels[i]), lambda i: array_content(pixels[i])
+    )
+    slow = Split(split.labels, split.read)
+
+    def seconds(measured):
+        best = float("inf")
+        for _ in range(3):
+            begin = time.perf_counter()
+            for i in range(2000):
+                measured.digest(i)
+            best = min(best, time.perf_counter() - begin)
+        return best
+
+    assert seconds(split) < seconds(slow)
+
+
+def test_joined_splits_keep_every_image_with_its_label(folder, digits):
+    pictures = load_dataset(f"folder:{folder}")
+    empty = Split(np.empty(0, np.int64), digits.train.read)
+    parts = [pictures.test, empty, digits.test, pictures.train]
+    joined = Split.joined(parts)
+    assert joined.labels.tolist() == [label for part in parts for label in part.labels]
+    expected = [part.digest(i) for part in parts for i in range(len(part))]
+    assert [joined.digest(i) for i in range(len(joined))] == expected
+    for index, part, inside in ((5, pictures.test, 5), (6, digits.test, 0), (6 + 360, pictures.train, 0)):
+        np.testing.assert_array_equal(np.asarray(joined.read(index)), np.asarray(part.read(inside)))

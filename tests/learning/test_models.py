@@ -237,7 +237,8 @@ def test_an_own_model_that_is_not_built_like_a_vit_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "own_wrong", type(sys)("own_wrong"))
     sys.modules["own_wrong"].linear = lambda num_classes, pretrained: torch.nn.Linear(3, num_classes)
     with pytest.raises(
-        ConfigError, match=r"'own_wrong:linear' has no blocks \(or layers of blocks\), norm, forward_features, forward_head"
+        ConfigError,
+        match=r"'own_wrong:linear' has no blocks \(or layers of blocks\), norm, forward_features",
     ):
         create_model("own_wrong:linear", "none", 10, seed=0)
 

@@ -16,7 +16,7 @@ from p2pft_flower.learning.models import create_model
 from p2pft_flower.learning.objective import PeerObjective, tail_vector
 from p2pft_flower.learning.split import split_model
 
-from .conftest import DROPS, MemoryFeatures, small_swin, small_vit
+from .conftest import DROPS, MemoryFeatures, small_vit
 
 EVERY_TUNE = ["head", "last-block", "last-blocks:1", "last-blocks:2", "last-blocks:3", "full"]
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0])

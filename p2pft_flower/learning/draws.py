@@ -1,0 +1,42 @@
+"""Random draws of libraries that use the process's global generators, made a function of a few numbers."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+__all__ = ["seeded"]
+
+_LOCK = threading.RLock()
+"""The generators are the process's: one thread at a time may seed and use them."""
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seed Python's, NumPy's and torch's (CPU) global generators by ``key``; afterwards put them back.
+
+    Threads that come here wait for each other.
+
+    Parameters
+    ----------
+    *key : int
+        Whole numbers >= 0 that decide every draw in the ``with`` block.
+    """
+    own, of_numpy, of_torch = np.random.SeedSequence(key).generate_state(3).tolist()
+    with _LOCK:
+        before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        try:
+            random.seed(own)
+            np.random.seed(of_numpy)
+            # Not torch.manual_seed: that seeds the generators of GPUs too, and they would stay so.
+            torch.default_generator.manual_seed(of_torch)
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])
+            torch.set_rng_state(before[2])
