@@ -9,6 +9,7 @@ import platform
 import threading
 import time
 import traceback
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from flwr.clientapp import ClientApp
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import messages
-from p2pft_flower.flower.logs import log_to_stream
+from p2pft_flower.flower.logs import kept_warnings, log_to_stream
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.recorder import Outcome
@@ -45,6 +46,27 @@ def workload(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...]
     from p2pft_flower.learning.workload import Workload
 
     return Workload(config, n, pooled=pooled, peers=peers)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What this machine's peers hold, in numbers and names only."""
+
+    data: dict[int, dict[str, Any]]
+    partition: str
+    classes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+@lru_cache(maxsize=2)
+def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] | None) -> _Facts:
+    """Look at the data once a process; what was warned of meanwhile is told whenever one asks."""
+    with kept_warnings() as warnings:
+        problem = workload(config, n, pooled, peers)
+        there = range(len(problem.partition))
+        data = {p: vars(problem.data(p)) for p in peers or there if p in there}
+        problem.test_positions  # noqa: B018 - test images that cannot be used are told of now
+    return _Facts(data, problem.partition_spec, problem.classes, tuple(warnings))
 
 
 def _peers_here(context: Context) -> tuple[int, ...] | None:
@@ -101,15 +123,9 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     asked = messages.unpack(message)
     config = RunConfig.from_mapping(asked["config"])
     here = _peers_here(context)
-    told: dict[str, Any] = {"data": {}, "partition": "", "classes": []}
+    facts = _Facts({}, "", (), ())
     if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses who is none of its peers
-        problem = workload(config.learning, asked["n"], asked["pooled"], here)
-        mine = range(len(problem.partition)) if here is None else here
-        told = {
-            "data": {p: vars(problem.data(p)) for p in mine if p < len(problem.partition)},
-            "partition": problem.partition_spec,
-            "classes": list(problem.classes),
-        }
+        facts = _facts(config.learning, asked["n"], asked["pooled"], here)
     time.sleep(asked["hold"])  # not to synchronise: the overlap of these stretches is what is measured
     return {
         "begin": begin,
@@ -118,7 +134,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
         "address": str(context.node_config.get("peer-address", "")),
         "versions": versions(),
         "cpus": os.cpu_count(),
-        **told,
+        **vars(facts),
     }
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["LINE", "log_to_stream"]
+__all__ = ["LINE", "kept_warnings", "log_to_stream"]
 
 LINE = re.compile(r"^(?:\(\w+ pid=\d+\)\s)?\d\d:\d\d:\d\d ")
 """What a line of this package looks like in the stream; Ray puts a worker's name before it."""
@@ -28,3 +31,21 @@ def log_to_stream() -> None:
     logger.handlers = [handler]  # one, however often an app is loaded into a process
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+@contextmanager
+def kept_warnings() -> Iterator[list[str]]:
+    """Gather what this thread warns of within the package, beside where it goes anyway.
+
+    What a host logs stands in its machine's log only; what the user should see must be told the coordinator.
+    """
+    logger, thread = logging.getLogger("p2pft_flower"), threading.get_ident()
+    kept: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: kept.append(record.getMessage())  # type: ignore[method-assign]
+    handler.addFilter(lambda record: record.thread == thread)
+    logger.addHandler(handler)
+    try:
+        yield kept
+    finally:
+        logger.removeHandler(handler)

@@ -95,6 +95,7 @@ def plan_run(
                 f"{list(hosts[0].peers)} have {told[0]['classes']}; give all peers the same classes "
                 "(in folders, an empty one in train/ for a class that a peer does not hold)"
             )
+    _tell_warnings(hosts, told)
     data = {int(p): d for answer in told for p, d in answer["data"].items()}
     images = {p: int(d["images"]) for p, d in data.items()}
     # An epoch: as many iterations as a peer's mean share of the data has batches.
@@ -118,6 +119,17 @@ def plan_run(
         epoch=epoch,
         evaluate_every=config.runtime.evaluate_every or epoch,
     )
+
+
+def _tell_warnings(hosts: list[HostAssignment], told: list[dict[str, Any]]) -> None:
+    """Log what the hosts warned of when they looked at their data; in simulation all look at the same."""
+    already: set[str] = set()
+    for host, answer in zip(hosts, told, strict=True):
+        whose = "" if answer["peer-id"] is None else f"peer {host.peers[0]}: "
+        for warning in answer["warnings"]:
+            if whose + warning not in already:
+                already.add(whose + warning)
+                log.warning("%s%s", whose, warning)
 
 
 def tell_plan(run: Run) -> None:

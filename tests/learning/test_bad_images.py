@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -146,7 +147,7 @@ def test_a_run_with_a_corrupt_image_ends_by_its_name_or_completes_without_it(alg
     with pytest.raises(RunFailedError, match=r"train/green/2\.PNG: not a readable image .*bad-images = skip"):
         run_app(tmp_path / "refused", **settings)
     assert "2.PNG" in read_results(tmp_path / "refused")["error"]
-    run_app(tmp_path / "skipped", **settings, bad_images="skip")
+    run_app(tmp_path / "skipped", **settings, nodes=2, slots=2, bad_images="skip")
     assert [p["images"] for p in read_results(tmp_path / "skipped")["peers"]] == [4, 3, 4]
 
 
@@ -175,3 +176,27 @@ def test_shots_beyond_a_class_use_all_of_it_and_name_it(folder, caplog):
     assert [problem.data(p).images for p in range(3)] == [4, 4, 3]
     assert "shots = 4 is more than 1 of 3 classes have" in caplog.text
     assert "'red' has 3" in caplog.text
+
+
+def test_what_hosts_leave_out_or_lack_the_coordinator_tells_once(folder, tmp_path):
+    spoil(folder / "train" / "green" / "2.PNG")
+    (folder / "train" / "red" / "0.png").unlink()
+    for file in (folder / "test" / "red").iterdir():
+        file.unlink()
+    told = []
+
+    def watch(record):  # a logger's filter sees its own records only: the coordinator's, not the hosts'
+        if record.levelno == logging.WARNING:
+            told.append(record.getMessage())
+        return True
+
+    settings = {"dataset": f"folder:{folder}", "bad_images": "skip", "shots": 4, "tune": "head"}
+    logger = logging.getLogger("p2pft_flower")
+    logger.addFilter(watch)
+    try:
+        run_app(tmp_path, nodes=3, slots=2, topology="ring:3", iterations=1, **settings)
+    finally:
+        logger.removeFilter(watch)
+    assert len(told) == 3
+    for part in ("train/green/2.PNG: not a readable", "classes red: they are not scored", "'red' has 3"):
+        assert sum(part in line for line in told) == 1

@@ -273,7 +273,7 @@ def test_a_file_still_being_written_waits_for_the_next_listing(folder, caplog):
     source = folder / "train" / "red" / "0.png"
     late = folder / "train" / "red" / "late.png"
     late.write_bytes(source.read_bytes()[:100])
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG, logger="p2pft_flower"):
         assert stream.refresh().tolist() == [0, 1, 2, 3]
         assert stream.refresh().tolist() == [0, 1, 2, 3]
         told = [
