@@ -18,7 +18,9 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's (CPU) global generators by ``key``; afterwards put them back.
+    """Seed Python's, NumPy's and torch's global generators by ``key``; afterwards put them back.
+
+    Of accelerators the current one, where torch has begun to use it.
 
     Threads that come here wait for each other.
 
@@ -30,13 +32,18 @@ def seeded(*key: int) -> Iterator[None]:
     own, of_numpy, of_torch = np.random.SeedSequence(key).generate_state(3).tolist()
     with _LOCK:
         before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
         try:
             random.seed(own)
             np.random.seed(of_numpy)
-            # Not torch.manual_seed: that seeds the generators of GPUs too, and they would stay so.
+            # Not torch.manual_seed: that seeds the generators of all GPUs, and they would stay so.
             torch.default_generator.manual_seed(of_torch)
+            if cuda is not None:
+                torch.cuda.manual_seed(of_torch)
             yield
         finally:
             random.setstate(before[0])
             np.random.set_state(before[1])
             torch.set_rng_state(before[2])
+            if cuda is not None:
+                torch.cuda.set_rng_state(cuda)

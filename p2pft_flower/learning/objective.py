@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from p2pft_flower.learning.batches import Batches, GrowingBatches, PooledBatches
+from p2pft_flower.learning.draws import seeded
 from p2pft_flower.learning.features import Features
 from p2pft_flower.learning.structure import share_copy
 
@@ -86,8 +87,6 @@ class PeerObjective:
         self._trained = trained_parameters(self._tail)
         self._features, self._test, self._batches = features, test, batches
         self._key = (seed, peer)
-        held = torch.unique(features.labels)
-        self._unseen = ~torch.isin(test.labels, held)
 
     def gradient(self, theta: Vector) -> Vector:
         """Return ∇L_i(θ; next mini-batch), (q,) float32; ``theta`` is not written to."""
@@ -95,9 +94,8 @@ class PeerObjective:
         self._features.ahead(partial(self._batches.batch, self.drawn + 1))
         self._tail.train()
         _set(self._tail, theta)
-        with torch.random.fork_rng(devices=[]):
-            # Drop-out must be a function of seed, peer and position too, wherever the peer lives.
-            torch.manual_seed(int(np.random.SeedSequence((*self._key, self.drawn)).generate_state(1)[0]))
+        # Drop-out must be a function of seed, peer and position too, wherever the peer lives.
+        with seeded(*self._key, self.drawn):
             loss = nn.functional.cross_entropy(self._tail(*inputs), labels)
             gradients = torch.autograd.grad(loss, self._trained)
         self.drawn += 1
@@ -106,7 +104,8 @@ class PeerObjective:
 
     def evaluate(self, theta: Vector) -> Evaluation:
         """Score ``theta`` on all test images."""
-        return evaluate(self._tail, theta, self._test, self._unseen)
+        unseen = ~torch.isin(self._test.labels, torch.unique(self._features.labels))  # a stream's labels grow
+        return evaluate(self._tail, theta, self._test, unseen)
 
 
 def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tensor) -> Evaluation:

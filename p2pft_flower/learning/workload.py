@@ -419,7 +419,7 @@ class Workload:
 
     def _batches(self, peer: int) -> Batches | GrowingBatches | PooledBatches:
         if self.config.stream:
-            return self._growing_batches(peer)
+            return self.growing_batches(peer)
         size, seed = self.config.batch_size, self.config.seed
         if self.pooled == "uniform":
             sizes = [len(share) for share in self._shares]
@@ -428,7 +428,7 @@ class Workload:
         times = self.n if self.pooled else 1
         return Batches(len(self.partition[peer]), size * times, seed=seed, peer=peer)
 
-    def _growing_batches(self, peer: int) -> GrowingBatches | PooledBatches:
+    def growing_batches(self, peer: int) -> GrowingBatches | PooledBatches:
         """Return the peer's order of images in its :meth:`stream`, from the start."""
         size, seed, stream = self.config.batch_size, self.config.seed, self.stream(peer)
         if self.pooled == "uniform":

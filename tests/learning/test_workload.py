@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors.torch import save_file
 from p2pft_flower.cli.settings import read_value
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.learning.features import Features
+from p2pft_flower.learning.features import StoredFeatures
 from p2pft_flower.learning.models import create_model
 from p2pft_flower.learning.workload import TAIL_SCHEMA, Workload
 
@@ -93,13 +94,15 @@ def test_the_test_split_has_all_classes_whatever_a_peer_holds(digits):
     np.testing.assert_array_equal(train.labels, digits.dataset.train.labels[digits.partition[1]])
 
 
-def test_features_are_computed_once_and_are_those_of_each_image_alone(pictures, monkeypatch):
+def test_features_are_computed_once_and_are_those_of_each_image_alone(pictures, monkeypatch, tmp_path):
     problem = workload(pictures)
     features = problem.features(2)
     assert problem.features(2) is features
     monkeypatch.setattr("p2pft_flower.learning.features.TRUNK_BATCH", 1)
+    monkeypatch.setenv("P2PFT_HOME", str(tmp_path))  # another store
     alone = workload(pictures).features(2)
-    torch.testing.assert_close(features.values, alone.values, rtol=1e-5, atol=1e-5)
+    every = np.arange(len(features))
+    torch.testing.assert_close(features.read(every), alone.read(every), rtol=1e-3, atol=1e-5)
 
 
 def test_objectives_of_the_same_peer_start_anew_and_agree_whoever_else_is_built(pictures):
@@ -124,18 +127,18 @@ def test_a_peer_holding_some_classes_is_scored_on_the_others_too(pictures):
 
 def test_the_pooled_peer_holds_all_images_and_draws_n_batches_at_once(pictures, monkeypatch):
     drawn = []
-    original = Features.__getitem__
+    original = StoredFeatures.read
 
-    def watch(self, positions):
+    def watch(self, positions, draw=None):
         drawn.append(len(positions))
-        return original(self, positions)
+        return original(self, positions, draw)
 
     problem = workload(pictures, n=3, pooled="examples")
     assert problem.data(0).images == 12
     assert problem.data(0).classes == ("blue", "green", "red")
     assert [len(p) for p in problem.partition] == [12]
     objective = problem.objectives([0])[0]
-    monkeypatch.setattr(Features, "__getitem__", watch)
+    monkeypatch.setattr(StoredFeatures, "read", watch)
     objective.gradient(problem.theta0)
     assert drawn == [3 * 2]
     assert objective.evaluate(problem.theta0).accuracy_unseen is None
@@ -197,6 +200,7 @@ def test_the_metadata_say_all_that_is_needed_to_build_the_problem_again(pictures
     assert all(isinstance(v, str) for v in metadata.values())  # safetensors takes text only
     assert metadata.pop("schema") == TAIL_SCHEMA
     assert metadata.pop("model-digest") == problem.model_digest
+    assert json.loads(metadata.pop("classes")) == ["blue", "green", "red"]
     values = {key: read_value(key, text) for key, text in metadata.items()}
     assert RunConfig.from_mapping(values).learning == problem.config
 
