@@ -32,7 +32,7 @@ def seeded(*key: int) -> Iterator[None]:
     own, of_numpy, of_torch = np.random.SeedSequence(key).generate_state(3).tolist()
     with _LOCK:
         before = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
         try:
             random.seed(own)
             np.random.seed(of_numpy)
