@@ -103,7 +103,7 @@ def _settings(metadata: dict[str, str], file: Path) -> dict[str, Any]:
         key = field.name.replace("_", "-")
         if key not in metadata:
             continue
-        text, kind = metadata[key], type(field.default)
+        text, kind = metadata[key], type(getattr(LearningConfig, field.name))
         try:
             values[field.name] = {"True": True, "False": False}[text] if kind is bool else kind(text)
         except (KeyError, ValueError) as error:
