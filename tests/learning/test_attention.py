@@ -81,7 +81,7 @@ def probabilities_of_timm(model, images):
 
 
 def class_rows(which, matrix):
-    """Return the row that the map shows: the class token's, or the mean of the patches' where it pools them."""
+    """Return the row that the map shows: the class token's, or where patches are pooled their mean."""
     pooled, prefix = which.startswith("pooled"), prefix_tokens(which)
     return matrix[:, prefix:].mean(dim=1) if pooled else matrix[:, 0]
 
