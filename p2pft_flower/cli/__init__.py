@@ -7,7 +7,7 @@ import signal
 import typer
 
 from p2pft_flower import __version__
-from p2pft_flower.cli import compare, data, demo, evaluate, export, run, topology
+from p2pft_flower.cli import attention, compare, data, demo, evaluate, export, run, topology
 
 __all__ = ["app", "main"]
 
@@ -21,6 +21,7 @@ app.command("run")(run.run)
 app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
+app.command("attention")(attention.attention)
 app.add_typer(topology.app, name="topology")
 app.add_typer(data.app, name="data")
 app.add_typer(demo.app, name="demo")

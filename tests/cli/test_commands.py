@@ -107,6 +107,7 @@ def test_every_command_teaches_itself():
         ["run"],
         ["compare"],
         ["evaluate"],
+        ["attention"],
         ["data", "show"],
         ["topology", "show"],
         ["topology", "list"],

@@ -1,0 +1,305 @@
+"""``p2pft attention``: where fine-tuned models look, drawn and measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import typer
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+
+from p2pft_flower.cli.method_runs import POOLED, MethodRun, load_run_tails, read_runs
+from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.report.attention_figure import (
+    Panel,
+    Row,
+    attention_markdown,
+    attention_table,
+    draw_attention,
+    method_name,
+)
+from p2pft_flower.runtime.journal import finite
+
+if TYPE_CHECKING:
+    from p2pft_flower.learning.tails import Tail
+    from p2pft_flower.learning.workload import Workload
+
+__all__ = ["attention"]
+
+SCHEMA = "p2pft.attention/1"
+
+SHOWN = 3
+"""Images of each kind, where the command line says nothing of images."""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """An image to draw; ``label`` is None where its class is not known."""
+
+    read: Callable[[], Any]
+    name: str
+    label: int | None
+    group: str
+
+
+def attention(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or one that p2pft compare wrote.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE.png", help="The figure; numbers go beside it.")
+    ],
+    seen: Annotated[
+        int | None,
+        typer.Option(min=0, help=f"Test images of classes that the peer holds; {SHOWN} without --images."),
+    ] = None,
+    unseen: Annotated[
+        int | None,
+        typer.Option(min=0, help=f"Test images of classes it has never seen; {SHOWN} without --images."),
+    ] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="An image of your own; may be repeated.")
+    ] = None,
+    peer: Annotated[int, typer.Option(min=0, help="Whose models are drawn.")] = 0,
+    kind: Annotated[
+        str, typer.Option("--map", metavar="MAP", help="mean (of the heads), rollout, or head:H.")
+    ] = "mean",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Draw the attention maps of several methods over images, and measure how alike they are.
+
+    The runs must have the same model, weights, data, partition and seed. Where one of them is
+    centralized, every peer's maps are compared with its maps on the whole test set. FILE.md and
+    FILE.json with the numbers go beside FILE.png.
+
+    Exit codes: 0 it was drawn; 2 a run, an image or a setting cannot be used.
+    """
+    default = 0 if images else SHOWN
+    counts = (default if seen is None else seen, default if unseen is None else unseen)
+    try:
+        _check_output(output)
+        found = read_runs(runs)
+        numbers, rows = _study(found, peer, counts, images or [], kind)
+        methods = [method_name(run.algorithm) for run in found]
+        draw_attention(rows, methods, numbers["title"], numbers["subtitle"], output)
+        body = json.dumps(finite(numbers), indent=2, allow_nan=False)
+        output.with_suffix(".md").write_text(attention_markdown(numbers, output.name), encoding="utf-8")
+        output.with_suffix(".json").write_text(body + "\n", encoding="utf-8")
+    except P2PFTError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+    except OSError as error:
+        typer.echo(f"error: {output}: {error}", err=True)
+        raise typer.Exit(2) from None
+    typer.echo(body if as_json else attention_table(numbers))
+    typer.echo(f"figure: {output}", err=as_json)
+
+
+def _check_output(output: Path) -> None:
+    """Refuse a file that could not be written, before time is spent."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if output.suffix.removeprefix(".").lower() not in kinds:
+        raise ConfigError(f"-o {output}: matplotlib cannot write such a file; end it in .png")
+    if not output.absolute().parent.is_dir():
+        raise ConfigError(f"-o {output}: there is no folder {output.absolute().parent}")
+
+
+def _study(
+    runs: list[MethodRun], peer: int, counts: tuple[int, int], files: Sequence[Path], kind: str
+) -> tuple[dict[str, Any], list[Row]]:
+    """Return what the JSON file holds, and the rows of the figure."""
+    from p2pft_flower.learning.attention import check_map, describe_map
+
+    peers = next(run for run in runs if run.algorithm != POOLED).peers
+    if peer >= len(peers):
+        raise ConfigError(f"--peer {peer}: the runs have the peers 0 to {len(peers) - 1}")
+    measured = runs[-1].algorithm == POOLED
+    tails = load_run_tails(runs, None if measured else peer)
+    workload = tails[0][0].workload
+    check_map(workload.model, kind)
+    labels, classes = workload.dataset.test.labels, workload.dataset.classes
+    held = [np.isin(labels, [classes.index(name) for name in p["classes"]]) for p in peers]
+    pictures = _pictures(workload, held[peer], counts, files, peers[peer]["name"])
+    drawn = [group[peer] if len(group) > 1 else group[0] for group in tails]
+    rows = _rows(workload, drawn, pictures, kind, measured)
+    config = workload.config
+    what = describe_map(workload.model, kind)
+    random = ", RANDOM weights (no pre-training)" if config.weights == "none" else ""
+    drawn_peer = f"models of peer {peers[peer]['name']} of {len(peers)}"
+    legend = "; r: correlation with the centralised map" if measured else ""
+    numbers: dict[str, Any] = {
+        "schema": SCHEMA,
+        "title": f"Attention maps: {config.model}{random} on {config.dataset}",
+        "subtitle": f"{what[0].upper()}{what[1:]}; {drawn_peer}, partition {runs[0].results['partition']}, "
+        f"seed {config.seed}{legend}",
+        "map": kind,
+        "model": config.model,
+        "weights": config.weights,
+        "model_digest": workload.model_digest,
+        "dataset": config.dataset,
+        "partition": runs[0].results["partition"],
+        "seed": config.seed,
+        "runs": [_about(run) for run in runs],
+        "drawn": {
+            "peer": peer,
+            "rows": [_drawn(p, row, runs) for p, row in zip(pictures, rows, strict=True)],
+        },
+        "patches": list(rows[0].panels[0].attention.shape),
+    }
+    if not measured:
+        reason = f"none of the runs is {POOLED}, whose maps the others would be compared with"
+        return {**numbers, "reason": reason, "methods": []}, rows
+    return {**numbers, "reason": None, **_numbers(runs, tails, peers, held, kind)}, rows
+
+
+def _about(run: MethodRun) -> dict[str, Any]:
+    results = run.results
+    return {
+        "folder": str(run.folder),
+        "algorithm": run.algorithm,
+        "graph": results["graph"]["name"],
+        "tune": results["config"]["tune"],
+        "iterations": results["iterations"],
+    }
+
+
+def _pictures(
+    workload: Workload,
+    held: npt.NDArray[np.bool_],
+    counts: tuple[int, int],
+    files: Sequence[Path],
+    peer: str,
+) -> list[_Picture]:
+    """Choose what is drawn: test images of classes that ``peer`` holds, of others, and the caller's own.
+
+    Raises
+    ------
+    ConfigError
+        When there are fewer test images of a kind than wanted, or nothing is wanted at all.
+    """
+    from p2pft_flower.learning.datasets import read_image
+    from p2pft_flower.learning.likeness import choose_images
+
+    test, classes = workload.dataset.test, workload.dataset.classes
+    pictures = []
+    for option, candidates, count, group in (
+        ("--seen", held, counts[0], f"class held by peer {peer}"),
+        ("--unseen", ~held, counts[1], f"class never seen by peer {peer}"),
+    ):
+        if count > candidates.sum():
+            raise ConfigError(
+                f"{option} {count}: the test set has {candidates.sum()} images of a {group}; ask for no more"
+            )
+        for position in choose_images(test.labels, candidates, count, workload.config.seed).tolist():
+            label = int(test.labels[position])
+            pictures.append(_Picture(partial(test.read, position), classes[label], label, group))
+    pictures += [_Picture(partial(read_image, file), file.name, None, "own images") for file in files]
+    if not pictures:
+        raise ConfigError("nothing to draw: --seen and --unseen are 0 and there is no --images")
+    return pictures
+
+
+def _rows(
+    workload: Workload, tails: Sequence[Tail], pictures: Sequence[_Picture], kind: str, measured: bool
+) -> list[Row]:
+    """Return the figure's rows; the last tail is the centralised one where ``measured``."""
+    from p2pft_flower.learning.attention import changed_tensors, read_maps, shown_image
+    from p2pft_flower.learning.likeness import correlation
+
+    changes = [changed_tensors(workload.model, t.workload.whole_model(t.theta)) for t in tails]
+    reading = read_maps(workload.model, changes, [picture.read for picture in pictures], kind)
+    rows = []
+    for number, picture in enumerate(pictures):
+        panels = []
+        for m in range(len(tails)):
+            answer, seen = reading.probabilities[m, number], reading.maps[m, number]
+            best = int(answer.argmax())
+            compared = measured and m < len(tails) - 1
+            alike = float(correlation(seen[None], reading.maps[-1, number][None])[0]) if compared else None
+            right = None if picture.label is None else best == picture.label
+            panels.append(Panel(seen, workload.dataset.classes[best], float(answer[best]), right, alike))
+        rows.append(Row(shown_image(workload.model, picture.read()), picture.name, picture.group, panels))
+    return rows
+
+
+def _drawn(picture: _Picture, row: Row, runs: Sequence[MethodRun]) -> dict[str, Any]:
+    answers = [
+        {
+            "algorithm": run.algorithm,
+            "label": panel.label,
+            "confidence": panel.confidence,
+            "right": panel.right,
+            "correlation": panel.correlation,
+        }
+        for run, panel in zip(runs, row.panels, strict=True)
+    ]
+    return {"image": picture.name, "group": picture.group, "answers": answers}
+
+
+def _numbers(
+    runs: Sequence[MethodRun],
+    tails: Sequence[Sequence[Tail]],
+    peers: Sequence[dict[str, Any]],
+    held: Sequence[npt.NDArray[np.bool_]],
+    kind: str,
+) -> dict[str, Any]:
+    """Compare every peer's maps with the centralised ones, the last tail's, on the whole test set."""
+    from p2pft_flower.learning.attention import changed_tensors, read_maps
+    from p2pft_flower.learning.likeness import correlation, top_overlap, top_size
+
+    workload = tails[0][0].workload
+    test = workload.dataset.test
+    # Before training nothing was changed.
+    changes = [
+        {},
+        *(changed_tensors(workload.model, t.workload.whole_model(t.theta)) for g in tails for t in g),
+    ]
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("attention on the test set", total=len(test))
+        reading = read_maps(
+            workload.model,
+            changes,
+            [partial(test.read, position) for position in range(len(test))],
+            kind,
+            lambda images: progress.advance(task, images),
+        )
+    reference = reading.maps[-1]
+    per_image = [
+        (correlation(maps, reference), top_overlap(maps, reference), answer.argmax(axis=1) == test.labels)
+        for maps, answer in zip(reading.maps, reading.probabilities, strict=True)
+    ]
+    methods, first = [], 0
+    for algorithm, models in [
+        ("start", 1),
+        *((r.algorithm, len(g)) for r, g in zip(runs, tails, strict=True)),
+    ]:
+        # What one model for all made of the images counts for every peer, with the peer's own unseen classes.
+        found = [per_image[first + (p if models > 1 else 0)] for p in range(len(peers))]
+        each = [
+            {"peer": peer["peer"], "name": peer["name"], **_summary([numbers], [mask])}
+            for peer, numbers, mask in zip(peers, found, held, strict=True)
+        ]
+        methods.append({"algorithm": algorithm, "peers": each, "all": _summary(found, held)})
+        first += models
+    return {"test_images": len(test), "top_patches": top_size(reference[0].size), "methods": methods}
+
+
+def _summary(
+    found: Sequence[tuple[npt.NDArray[Any], ...]], held: Sequence[npt.NDArray[np.bool_]]
+) -> dict[str, Any]:
+    """Sum up one peer's numbers or those of several, classes seen and unseen apart."""
+    from p2pft_flower.learning.likeness import likeness
+
+    alike, overlap, right = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    mask = np.concatenate(held)
+    return {name: likeness(alike, overlap, right, m) for name, m in (("seen", mask), ("unseen", ~mask))}

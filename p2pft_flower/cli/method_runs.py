@@ -1,0 +1,125 @@
+"""Runs of several methods on the same problem, read back to be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.report.results import FILE, read_results
+
+if TYPE_CHECKING:
+    from p2pft_flower.learning.tails import Tail
+
+__all__ = ["POOLED", "MethodRun", "load_run_tails", "read_runs"]
+
+POOLED = "centralized"
+
+
+@dataclass(frozen=True)
+class MethodRun:
+    """A completed run's folder and results."""
+
+    folder: Path
+    results: dict[str, Any]
+
+    @property
+    def algorithm(self) -> str:
+        """The run-config's ``algorithm``."""
+        return str(self.results["algorithm"])
+
+    @property
+    def peers(self) -> list[dict[str, Any]]:
+        """The peers, as results.json has them; a pooled run has one."""
+        return list(self.results["peers"])
+
+
+def read_runs(paths: Sequence[Path]) -> list[MethodRun]:
+    """Read runs that differ in the method only; of a folder of runs those that completed.
+
+    Returns
+    -------
+    list of MethodRun
+        In the paper's order: local, then the others, then centralized.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When a folder holds no completed run, or runs are not about the same problem, saying what differs.
+    """
+    order = {"local": 0, POOLED: 2}
+    runs = sorted((r for path in paths for r in _read(path)), key=lambda r: order.get(r.algorithm, 1))
+    names = [run.algorithm for run in runs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"two runs of {twice} were given: a method has one column, give one run of each")
+    for run in runs[1:]:
+        _check_same(runs[0], run)
+    peers = [run for run in runs if run.algorithm != POOLED]
+    if not peers:
+        raise ConfigError(f"only {POOLED} was given: add a run with peers, as local or p2pft")
+    for run in peers[1:]:
+        if [p["classes"] for p in run.peers] != [p["classes"] for p in peers[0].peers]:
+            raise ConfigError(f"the peers of {peers[0].folder} and of {run.folder} hold different classes")
+    return runs
+
+
+def _read(path: Path) -> list[MethodRun]:
+    below = sorted(path.glob(f"*/{FILE}"))
+    if (path / FILE).exists() or not below:
+        run = MethodRun(path, read_results(path))
+        if run.results["status"] != "completed":
+            raise DataError(f"{path}: this run {run.results['status']}: {run.results['error']}")
+        return [run]
+    runs = [MethodRun(file.parent, read_results(file.parent)) for file in below]
+    for run in runs:
+        if run.results["status"] != "completed":
+            typer.echo(f"left out: {run.folder} {run.results['status']}: {run.results['error']}", err=True)
+    done = [run for run in runs if run.results["status"] == "completed"]
+    if not done:
+        raise DataError(f"{path}: none of the runs in it completed")
+    return done
+
+
+def _check_same(first: MethodRun, other: MethodRun) -> None:
+    for key in ("model", "dataset", "partition", "shots", "seed"):
+        # The run-config may say partition = auto; beside it stands what that came to.
+        one, two = ((r.results if key == "partition" else r.results["config"])[key] for r in (first, other))
+        if one != two:
+            raise ConfigError(
+                f"{first.folder} has {key} = {one!r}, {other.folder} has {two!r}: "
+                "only runs that differ in nothing but the method can be compared"
+            )
+
+
+def load_run_tails(runs: Sequence[MethodRun], peer: int | None) -> list[list[Tail]]:
+    """Load the tails of each run: of every peer, or of ``peer`` alone; the one of a pooled run.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When a run has no such peer, a tail cannot be used, or the runs started from different weights.
+    """
+    from p2pft_flower.learning.tails import load_tails
+
+    files = []
+    for run in runs:
+        chosen = run.peers
+        if peer is not None and run.algorithm != POOLED:
+            chosen = [run.peers[peer]]
+        files.append([run.folder / p["tail"] for p in chosen])
+    loaded = iter(load_tails(file for group in files for file in group))
+    tails = [[next(loaded) for _ in group] for group in files]
+    start = tails[0][0]
+    for group in tails[1:]:
+        one, two = (tail.metadata["model-digest"] for tail in (start, group[0]))
+        if one != two:
+            raise ConfigError(
+                f"{start.file} was trained from weights with digest {one[:12]}…, {group[0].file} from "
+                f"{two[:12]}…: only runs from the same weights can be compared"
+            )
+    return tails

@@ -1,0 +1,384 @@
+"""Where a fine-tuned transformer looks: attention maps of whole timm models.
+
+Kinds of map, for ViTs (DeiT, distilled DeiT) and Swin:
+
+``mean``
+    The last block's attention, mean of its heads. In a model that classifies from its class token: that
+    token's row of the attention matrix, what it gives to each patch. In a model that pools its patches: what
+    each patch receives, mean over the patches as queries. In Swin: what each token receives within its
+    window, mean over the window's queries, the windows put back into the feature map.
+``head:H``
+    The same of head H alone, counted from 0.
+``rollout``
+    Attention rollout (Abnar and Zuidema 2020): Â_L ⋯ Â_1 with Â = ½ A + ½ I over all blocks, heads averaged.
+    For ViTs only: Swin's windows and merged patches give no one matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from timm.data import resolve_data_config
+from timm.models.swin_transformer import (
+    SwinTransformer,
+    SwinTransformerBlock,
+    WindowAttention,
+    window_partition,
+    window_reverse,
+)
+from timm.models.vision_transformer import Attention, VisionTransformer
+from torch import nn
+from torch.func import functional_call
+
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.models import preprocessing
+
+__all__ = [
+    "MAPS",
+    "Maps",
+    "Reading",
+    "attention_maps",
+    "changed_tensors",
+    "check_map",
+    "describe_map",
+    "read_maps",
+    "shown_image",
+    "tail_maps",
+]
+
+MAPS = ("mean", "rollout", "head:H")
+
+BATCH = 32
+"""Images in one forward pass."""
+
+Array = npt.NDArray[np.float32]
+
+
+class Maps(NamedTuple):
+    """What a model makes of N images.
+
+    Attributes
+    ----------
+    logits : (N, classes) float32 tensor
+        Its answer.
+    maps : (N, H, W) float32 tensor
+        Its attention to each cell of its grid of patches, ≥ 0. Class-token rows sum to at most one: the rest
+        went to the tokens that are no patches.
+    """
+
+    logits: torch.Tensor
+    maps: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What M tails make of N images.
+
+    Attributes
+    ----------
+    probabilities : (M, N, classes) float32 array
+        Softmax of the logits.
+    maps : (M, N, H, W) float32 array
+        Attention maps.
+    """
+
+    probabilities: Array
+    maps: Array
+
+
+def check_map(model: nn.Module, kind: str) -> None:
+    """Refuse a kind of map that ``model`` does not have.
+
+    Raises
+    ------
+    ConfigError
+        When the kind is unknown, there is no such head, or the model's attention is of another make.
+    """
+    blocks = _blocks(model)
+    if kind == "rollout":
+        if isinstance(model, SwinTransformer):
+            raise ConfigError(
+                "map = 'rollout': not for Swin, whose windows give no one matrix; choose mean or head:H"
+            )
+        return
+    if kind != "mean":
+        head = kind.removeprefix("head:")
+        if head == kind or not head.isdecimal():
+            raise ConfigError(f"map = {kind!r} is unknown; choose one of {', '.join(MAPS)}")
+        heads = blocks[-1].attn.num_heads
+        if int(head) >= heads:
+            raise ConfigError(f"map = {kind!r}: the last block has the heads 0 to {heads - 1}")
+
+
+def describe_map(model: nn.Module, kind: str) -> str:
+    """Say in words what the maps of ``model`` are, for a figure's title."""
+    heads = _blocks(model)[-1].attn.num_heads
+    which = f"head {kind.removeprefix('head:')}" if kind.startswith("head:") else f"mean of {heads} heads"
+    if isinstance(model, SwinTransformer):
+        return f"attention that each token receives in its window of the last block, {which}"
+    if kind == "rollout":
+        which = "attention rollout over all blocks"
+        return f"{which}, row of the class token" if _by_class_token(model) else f"{which}, mean over patches"
+    if _by_class_token(model):
+        return f"attention of the class token in the last block, {which}"
+    return f"attention that each patch receives in the last block, mean over patches, {which}"
+
+
+def attention_maps(model: nn.Module, images: torch.Tensor, kind: str = "mean") -> Maps:
+    """Return logits and attention maps of a whole model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A VisionTransformer or SwinTransformer of timm, in eval mode.
+    images : (N, C, H, W) float32 tensor
+        Preprocessed.
+    kind : str
+        ``"mean"``, ``"rollout"`` or ``"head:H"``; see the module.
+
+    Raises
+    ------
+    ConfigError
+        When the model has no such map.
+    """
+    return next(tail_maps(model, [{}], images, kind))
+
+
+def tail_maps(
+    model: nn.Module, tails: Sequence[Mapping[str, torch.Tensor]], images: torch.Tensor, kind: str = "mean"
+) -> Iterator[Maps]:
+    """Yield for each tail the logits and maps of ``model`` with the tail's tensors in it.
+
+    Where the tails differ from the model only in and after the last block, the blocks before run once.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The whole model; not changed.
+    tails : sequence of mappings
+        Tensors by the names they have in ``model``.
+    images : (N, C, H, W) float32 tensor
+        Preprocessed.
+    kind : str
+        As in :func:`attention_maps`.
+
+    Raises
+    ------
+    ConfigError
+        When the model has no such map.
+    """
+    check_map(model, kind)
+    shared = all(name.startswith(_after_trunk(model)) for tensors in tails for name in tensors)
+    rest = _AfterTrunk(model)
+    with torch.inference_mode(), _record(model, kind) as seen:
+        for number, tensors in enumerate(tails):
+            if number == 0 or not shared:
+                logits = functional_call(model, dict(tensors), (images,))
+            else:
+                named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+                logits = functional_call(rest, named, (seen.tokens,))
+            yield Maps(logits.float(), _map(model, seen, kind))
+
+
+def changed_tensors(model: nn.Module, whole: nn.Module) -> dict[str, torch.Tensor]:
+    """Return, by name, the tensors of ``whole`` that differ from those of ``model``: what θ changed."""
+    start = model.state_dict()
+    return {name: t for name, t in whole.state_dict().items() if not torch.equal(t, start[name])}
+
+
+def read_maps(
+    model: nn.Module,
+    tails: Sequence[Mapping[str, torch.Tensor]],
+    images: Sequence[Callable[[], Image.Image]],
+    kind: str = "mean",
+    done: Callable[[int], None] = lambda _: None,
+) -> Reading:
+    """Read predictions and maps of all tails on all images.
+
+    Parameters
+    ----------
+    model, tails, kind
+        As in :func:`tail_maps`.
+    images : sequence of callables
+        Each reads one image, as PIL has it.
+    done : callable
+        Told after each batch how many images it had.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When the model has no such map, or an image cannot be read.
+    """
+    transform = preprocessing(model)
+    answers: list[list[Array]] = [[] for _ in tails]
+    maps: list[list[Array]] = [[] for _ in tails]
+    for start in range(0, len(images), BATCH):
+        batch = torch.stack([transform(read()) for read in images[start : start + BATCH]])
+        for number, found in enumerate(tail_maps(model, tails, batch, kind)):
+            answers[number].append(found.logits.softmax(dim=1).numpy())
+            maps[number].append(found.maps.numpy())
+        done(len(batch))
+    return Reading(
+        np.stack([np.concatenate(a) for a in answers]), np.stack([np.concatenate(m) for m in maps])
+    )
+
+
+def shown_image(model: nn.Module, image: Image.Image) -> Array:
+    """Return the image as the model sees it, cropped and resized: (H, W, C) float32 in 0..1."""
+    config = resolve_data_config({}, model=model)
+    mean, std = (np.array(config[key], dtype=np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
+    seen = preprocessing(model)(image).numpy()
+    return np.asarray(np.clip(np.moveaxis(seen * std + mean, 0, -1), 0, 1))
+
+
+def _blocks(model: nn.Module) -> list[Any]:
+    """Return the blocks whose attention is read, in order.
+
+    Raises
+    ------
+    ConfigError
+        When the model's attention is of another make.
+    """
+    if isinstance(model, SwinTransformer):
+        blocks, make = list(model.layers[-1].blocks), WindowAttention
+    elif isinstance(model, VisionTransformer):
+        blocks, make = list(model.blocks), Attention
+    else:
+        raise ConfigError(
+            f"attention maps are for timm's VisionTransformer and SwinTransformer, not {type(model).__name__}"
+        )
+    for block in blocks:
+        found = getattr(block, "attn", None)
+        if not isinstance(found, make):
+            raise ConfigError(
+                f"attention maps need blocks with timm's {make.__name__}; "
+                f"{type(block).__name__} has {type(found).__name__}"
+            )
+    return blocks
+
+
+def _by_class_token(model: nn.Module) -> bool:
+    return model.global_pool == "token"
+
+
+class _AfterTrunk(nn.Module):
+    """The last block and what follows it, on the tokens that reach that block."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        tokens = self.model.norm(_blocks(self.model)[-1](tokens))  # type: ignore[operator]  # timm's modules
+        return self.model.forward_head(tokens)  # type: ignore[operator, no-any-return]
+
+
+def _after_trunk(model: nn.Module) -> tuple[str, ...]:
+    """Return the prefixes of all names of what :class:`_AfterTrunk` runs."""
+    last = _blocks(model)[-1]
+    (block,) = [name for name, module in model.named_modules() if module is last]
+    return tuple(f"{name}." for name in (block, "norm", "fc_norm", "attn_pool", "head", "head_dist"))
+
+
+class _Seen:
+    """What the hooks record of the latest forward pass.
+
+    Attributes
+    ----------
+    tokens : tensor
+        Input of the last block.
+    attention : dict of int to tensor
+        Probabilities of the blocks by number, those of the last one by head: (B, heads, T, T); those of
+        others, where they are needed, averaged over heads: (B, T, T). Swin: B counts windows.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: torch.Tensor
+        self.attention: dict[int, torch.Tensor] = {}
+
+
+@contextmanager
+def _record(model: nn.Module, kind: str) -> Iterator[_Seen]:
+    seen, blocks = _Seen(), _blocks(model)
+    last = len(blocks) - 1
+
+    def reader(number: int) -> Callable[..., None]:
+        def read(attention: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
+            # Swin's blocks hand their mask on as mask=; ViTs have none here.
+            p = _probabilities(attention, args[0], kwargs.get("mask"))
+            seen.attention[number] = p if number == last else p.mean(dim=1)
+
+        return read
+
+    def keep_tokens(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        seen.tokens = args[0]
+
+    wanted = range(len(blocks)) if kind == "rollout" else [last]
+    hooks = [blocks[i].attn.register_forward_pre_hook(reader(i), with_kwargs=True) for i in wanted]
+    hooks.append(blocks[-1].register_forward_pre_hook(keep_tokens))
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _probabilities(attention: Any, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Return softmax(q kᵀ / √d + bias), (B, heads, T, T), for (B, T, D); fused kernels do not give it."""
+    B, T, _ = x.shape
+    qkv: torch.Tensor = attention.qkv(x).reshape(B, T, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+    q, k = qkv[0], qkv[1]
+    if isinstance(attention, WindowAttention):
+        scores = attention.scale * q @ k.mT + attention._get_rel_pos_bias()
+        if mask is not None:  # (windows, T, T); the windows of an image follow each other
+            scores = (scores.view(-1, len(mask), *scores.shape[1:]) + mask[:, None]).view_as(scores)
+    else:
+        scores = attention.scale * attention.q_norm(q) @ attention.k_norm(k).mT
+    return torch.softmax(scores.float(), dim=-1)
+
+
+def _map(model: Any, seen: _Seen, kind: str) -> torch.Tensor:
+    last = max(seen.attention)
+    heads = seen.attention[last]
+    p = heads[:, int(kind.removeprefix("head:"))] if kind.startswith("head:") else heads.mean(dim=1)
+    if isinstance(model, SwinTransformer):
+        return _put_together(_blocks(model)[-1], seen.tokens, p)
+    patches, prefix = model.patch_embed.grid_size, model.num_prefix_tokens
+    if p.shape[-1] != prefix + patches[0] * patches[1]:
+        raise ConfigError(
+            f"attention maps: the last block has {p.shape[-1]} tokens, not {prefix} and a grid of "
+            f"{patches[0]} × {patches[1]} patches"
+        )
+    if kind == "rollout":
+        p = (p + torch.eye(p.shape[-1])) / 2
+    row = p[:, :1] if _by_class_token(model) else p[:, prefix:].mean(dim=1, keepdim=True)
+    if kind == "rollout":
+        # From the last block down, a row at a time: no product of T × T matrices.
+        for number in reversed(range(last)):
+            row = (row @ seen.attention[number] + row) / 2
+    return row[:, 0, prefix:].reshape(-1, *patches)
+
+
+def _put_together(block: SwinTransformerBlock, tokens: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """Return what each token receives, (N, H, W), from the (N · windows, T, T) attention of its window.
+
+    The way back of ``SwinTransformerBlock._attn``: windows, padding, cyclic shift.
+    """
+    _, H, W, _ = tokens.shape
+    size = block.window_size
+    pad = [-length % window for length, window in zip((H, W), size, strict=True)]
+    # Tokens that only pad the last windows ask nothing; timm rolls before it pads.
+    real = nn.functional.pad(torch.ones(1, H, W, 1), (0, 0, 0, pad[1], 0, pad[0]))
+    asks = window_partition(real, size).view(1, -1, block.window_area, 1)
+    by_window = p.reshape(-1, asks.shape[1], *p.shape[1:])
+    received = (by_window * asks).sum(dim=2) / asks.sum(dim=2)
+    windows = received.reshape(-1, *size, 1)
+    grid = window_reverse(windows, size, H + pad[0], W + pad[1])[:, :H, :W, 0]
+    return torch.roll(grid, shifts=tuple(block.shift_size), dims=(1, 2))

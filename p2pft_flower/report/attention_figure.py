@@ -1,0 +1,253 @@
+"""Attention maps over images as a figure, and how alike they are as tables."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+
+from p2pft_flower.report.tables import number, render
+
+__all__ = ["Panel", "Row", "attention_markdown", "attention_table", "draw_attention", "method_name"]
+
+NAMES = {"local": "Local-FT", "p2pft": "P2P-FT", "centralized": "centralised", "start": "before training"}
+"""Names of methods in figures and tables; others go by their run-config value."""
+
+ONE_FOR_ALL = ("centralized", "start")
+"""Methods whose one model is every peer's: a row a peer would say little."""
+
+SHOWN_PEERS = 8
+"""Tables have a row for each of up to this many peers."""
+
+RIGHT, WRONG, UNKNOWN = "#0072b2", "#d55e00", "#555555"
+"""Blue and vermilion can be told apart by almost everybody (Okabe and Ito); a tick and a cross say it too."""
+
+COLOURS = "inferno"
+"""Of the heat maps; its brightness grows evenly, also for the colour-blind and in print."""
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One method's view of an image.
+
+    Attributes
+    ----------
+    attention : (H, W) float32 array
+        The map.
+    label : str
+        The predicted class.
+    confidence : float
+        Its probability, 0..1.
+    right : bool or None
+        Whether that is the true class; None where it is not known.
+    correlation : float or None
+        With the centralised map; None where there is none, or on that map itself.
+    """
+
+    attention: Array
+    label: str
+    confidence: float
+    right: bool | None
+    correlation: float | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image and what each method makes of it.
+
+    Attributes
+    ----------
+    image : (H, W, C) float32 array
+        As the model sees it, 0..1; C is 1 or 3.
+    label : str
+        Its true class, or the file's name.
+    group : str
+        What it has in common with other rows, written beside the first of them.
+    panels : sequence of Panel
+        One a method.
+    """
+
+    image: Array
+    label: str
+    group: str
+    panels: Sequence[Panel]
+
+
+def method_name(algorithm: str) -> str:
+    """Return what a method is called in figures and tables."""
+    return NAMES.get(algorithm, algorithm)
+
+
+def draw_attention(
+    rows: Sequence[Row], methods: Sequence[str], title: str, subtitle: str, file: Path
+) -> None:
+    """Draw a row an image: the original, and the heat map of each method over it.
+
+    The maps of a row share one colour scale, from zero to the value that a twentieth of their patches exceed:
+    a few patches without content often draw so much attention that all others would look alike.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        At least one.
+    methods : sequence of str
+        Heads of the columns.
+    title, subtitle : str
+        Above the figure.
+    file : Path
+        Where it goes; its ending says as what, ``.png`` or another one that matplotlib knows.
+    """
+    from matplotlib.figure import Figure
+
+    side, below, left, above = 1.75, 0.42, 0.34, 0.86  # inches
+    width = left + (side + 0.1) * (len(methods) + 1) + 0.05
+    height = above + (side + below) * len(rows)
+    figure = Figure(figsize=(width, height))
+    figure.text(left / width, 1 - 0.12 / height, title, fontsize=9, weight="bold", va="top")
+    figure.text(
+        left / width,
+        1 - 0.31 / height,
+        textwrap.fill(subtitle, round((width - left - 1.9) * 18)),
+        fontsize=7,
+        va="top",
+        color="#333333",
+    )
+    scale = figure.add_axes(((width - 1.45) / width, 1 - 0.47 / height, 1.0 / width, 0.09 / height))
+    scale.imshow(np.linspace(0, 1, 64)[None], cmap=COLOURS, aspect="auto")
+    scale.set(xticks=[], yticks=[])
+    scale.text(-2, 0, "attention: 0 ", fontsize=7, ha="right", va="center")
+    scale.text(66, 0, " most", fontsize=7, ha="left", va="center")
+    previous = None
+    for r, row in enumerate(rows):
+        bottom = height - above - (side + below) * r - side
+        top = float(np.quantile([panel.attention for panel in row.panels], 0.95))
+        for c in range(len(methods) + 1):
+            box = ((left + (side + 0.1) * c) / width, bottom / height, side / width, side / height)
+            axis = figure.add_axes(box)
+            axis.set(xticks=[], yticks=[])
+            if r == 0:
+                axis.set_title(["original", *methods][c], fontsize=9, pad=4)
+            if c == 0:
+                _original(axis, row)
+            else:
+                _panel(axis, row.image, row.panels[c - 1], top)
+        if row.group != previous:
+            same = sum(1 for other in rows if other.group == row.group)
+            middle = bottom + side - ((side + below) * same - below) / 2
+            figure.text(
+                0.12 / width, middle / height, row.group, rotation=90, fontsize=8, ha="center", va="center"
+            )
+            previous = row.group
+    figure.savefig(file, dpi=160)
+
+
+def _original(axis: Any, row: Row) -> None:
+    axis.imshow(row.image.squeeze(), cmap="gray", vmin=0, vmax=1)
+    axis.set_xlabel(_wrapped(row.label), fontsize=7, labelpad=3)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def _panel(axis: Any, image: Array, panel: Panel, top: float) -> None:
+    grey = image.mean(axis=2)
+    height, width = grey.shape
+    axis.imshow(grey, cmap="gray", vmin=-0.15, vmax=1.15)
+    # An image of H × W patches, stretched over the image; matplotlib interpolates between the patches.
+    axis.imshow(
+        panel.attention,
+        cmap=COLOURS,
+        vmin=0,
+        vmax=top,
+        alpha=0.3 + 0.5 * np.clip(panel.attention / top, 0, 1),
+        interpolation="bilinear",
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+    )
+    mark, colour, line = {
+        True: ("✓ ", RIGHT, "-"),
+        False: ("✗ ", WRONG, (0, (3, 2))),
+        None: ("", UNKNOWN, "-"),
+    }[panel.right]
+    text = _wrapped(f"{mark}{panel.label} ({panel.confidence:.2f})")
+    if panel.correlation is not None:
+        text += f"\nr = {panel.correlation:.2f}"
+    axis.set_xlabel(text, fontsize=7, color=colour, labelpad=3)
+    for spine in axis.spines.values():
+        spine.set(color=colour, linewidth=1.6, linestyle=line)
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, 32)
+
+
+_COLUMNS = (
+    "method",
+    "peer",
+    "correlation, seen",
+    "correlation, unseen",
+    "top 20 %, seen",
+    "top 20 %, unseen",
+    "accuracy, seen",
+    "accuracy, unseen",
+)
+
+
+def _rows(numbers: dict[str, Any]) -> list[list[str]]:
+    rows = []
+    for method in numbers["methods"]:
+        few = len(method["peers"]) <= SHOWN_PEERS and method["algorithm"] not in ONE_FOR_ALL
+        peers = method["peers"] if few else []
+        for entry in [*peers, {"name": "all", **method["all"]}]:
+            groups = [entry["seen"], entry["unseen"]]
+            cells = [_spread(group and group[key]) for key in ("correlation", "overlap") for group in groups]
+            accuracies = [number(group and group["accuracy"]) for group in groups]
+            rows.append([method_name(method["algorithm"]), entry["name"], *cells, *accuracies])
+    return rows
+
+
+def _spread(value: dict[str, float] | None) -> str:
+    return "–" if value is None else f"{value['mean']:.3f} ± {value['std']:.3f}"
+
+
+def _note(numbers: dict[str, Any]) -> str:
+    return (
+        f"Likeness to the centralised run's maps, mean ± standard deviation over {numbers['test_images']} "
+        f"test images, of classes that the peer holds (seen) and of others (unseen): Pearson's correlation "
+        f"over {numbers['patches'][0]} × {numbers['patches'][1]} patches, and which share of the "
+        f"{numbers['top_patches']} strongest patches both have in common (by chance "
+        f"{numbers['top_patches'] / (numbers['patches'][0] * numbers['patches'][1]):.2f})."
+    )
+
+
+def attention_table(numbers: dict[str, Any]) -> str:
+    """Return the numbers as a table for the terminal, or why there are none."""
+    if numbers["reason"]:
+        return f"no numbers: {numbers['reason']}"
+    table = Table(title=numbers["title"], caption=_note(numbers), caption_justify="left")
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in _rows(numbers):
+        table.add_row(*row)
+    return render(table)
+
+
+def attention_markdown(numbers: dict[str, Any], figure: str) -> str:
+    """Return the figure's name, what it shows and the numbers as Markdown."""
+    lines = [
+        f"# {numbers['title']}",
+        "",
+        f"![{numbers['subtitle']}]({figure})",
+        "",
+        f"*{numbers['subtitle']}*",
+    ]
+    if numbers["reason"]:
+        return "\n".join([*lines, "", f"No numbers: {numbers['reason']}."]) + "\n"
+    lines += ["", _note(numbers), "", "| " + " | ".join(_COLUMNS) + " |", "|" + " --- |" * len(_COLUMNS)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in _rows(numbers))]) + "\n"
