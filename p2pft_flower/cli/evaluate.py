@@ -13,6 +13,7 @@ from rich.table import Table
 from p2pft_flower.cli.settings import read_value
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import DataError, P2PFTError
+from p2pft_flower.report.tables import RANDOM_WEIGHTS
 
 __all__ = ["evaluate"]
 
@@ -38,7 +39,8 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(scores, indent=2))
         return
-    table = Table("peer", "accuracy", "loss", "images", "dataset", "tail")
+    title = RANDOM_WEIGHTS if any(s["weights"] == "none" for s in scores) else None
+    table = Table("peer", "accuracy", "loss", "images", "dataset", "tail", title=title)
     for s in scores:
         row = (
             s["peer"],
@@ -92,6 +94,7 @@ def _score(file: Path, dataset: str | None, data_dir: str | None) -> dict[str, A
         "peer": metadata["peer"],
         "tail": str(file),
         "dataset": config.dataset,
+        "weights": config.weights,
         "images": len(workload.dataset.test),
         "accuracy": score.accuracy,
         "loss": score.loss,
