@@ -274,7 +274,7 @@ def _ours(runs: Sequence[RowRun]) -> dict[str, Any]:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     numbers = summary(values)
-    return numbers and numbers["mean"]
+    return numbers["mean"] if numbers else None
 
 
 def _spread(value: Mapping[str, float] | None, seeds: int) -> str:
@@ -290,6 +290,8 @@ class _Grid:
     title: str
     header: list[str]
     rows: list[list[str]]
+    group: int
+    """So many rows belong to one dataset."""
 
 
 def _nodes(ours: Mapping[str, Any], reasons: bool) -> list[str]:
@@ -313,7 +315,7 @@ def _accuracy_grid(body: Mapping[str, Any], reasons: bool) -> _Grid:
         ours = [text for method in METHODS for text in _nodes(row["ours"][method], reasons)]
         rows += [[f"{row['name']} paper", *paper], [f"{row['name']} ours", *ours]]
     title = f"{body['title']}: accuracy on the test images of all classes, percent"
-    return _Grid(titled(title, [{"config": row["settings"]} for row in body["rows"]]), header, rows)
+    return _Grid(titled(title, [{"config": row["settings"]} for row in body["rows"]]), header, rows, 2)
 
 
 def _methods_grid(body: Mapping[str, Any], reasons: bool) -> _Grid:
@@ -339,7 +341,12 @@ def _methods_grid(body: Mapping[str, Any], reasons: bool) -> _Grid:
     title = (
         "All methods: accuracy in percent; consensus error, bytes sent and seconds are means over the seeds"
     )
-    return _Grid(titled(title, [{"config": row["settings"]} for row in body["rows"]]), header, rows)
+    return _Grid(
+        titled(title, [{"config": row["settings"]} for row in body["rows"]]),
+        header,
+        rows,
+        len(body["methods"]),
+    )
 
 
 def _grids(body: Mapping[str, Any], *, reasons: bool) -> list[_Grid]:
@@ -365,16 +372,16 @@ def _made_with(row: Mapping[str, Any]) -> list[str]:
     settings, images = row["settings"], row["images"]
     sha256 = row["weights_sha256"]
     digest = f" (SHA-256 {sha256[:SHOWN_DIGEST]}…)" if sha256 else ""
-    length = (
-        f"{settings['iterations']} iterations" if settings["iterations"] else f"{settings['epochs']} epochs"
-    )
-    which = (
-        "the full set" if images["full"] else f"a subset: {images['available']:,} training images are there"
-    )
+    if settings["iterations"]:
+        length = f"{settings['iterations']} iterations"
+    else:
+        length = f"{settings['epochs']} epoch{'s' if settings['epochs'] > 1 else ''}"
+    some = f" of {images['available']:,}" if images["train"] < images["available"] else ""
+    which = "the full set" if images["full"] else "not the full set"
     return [
         f"model {settings['model']}, weights {row['weights']}{digest}, tune {settings['tune']}",
-        f"{images['train']:,} training images and {images['test']:,} to test, {which}; {row['classes']} classes, "
-        f"partition {row['partition']}",
+        f"{images['train']:,}{some} training images and {images['test']:,} to test, {which}; "
+        f"{row['classes']} classes, partition {row['partition']}",
         f"{length}, learning rate {settings['learning-rate']:g} ({settings['schedule']}), "
         f"batch size {settings['batch-size']}, momentum {settings['momentum']:g}, "
         f"weight decay {settings['weight-decay']:g}, objective {settings['objective']}, "
@@ -416,8 +423,7 @@ def reproduction_table(body: Mapping[str, Any]) -> str:
             left = name in ("", "method")
             table.add_column(name, justify="left" if left else "right", no_wrap=i == 0)
         for i, row in enumerate(grid.rows):
-            last = i + 1 == len(grid.rows) or not grid.rows[i + 1][0].startswith(row[0].rpartition(" ")[0])
-            table.add_row(*map(Text, row), end_section=last)
+            table.add_row(*map(Text, row), end_section=(i + 1) % grid.group == 0)
         parts.append(table)
     for heading, lines in _notes(body):
         parts += [Text(f"{heading}:"), *(Text(f"  - {line}") for line in lines)]
