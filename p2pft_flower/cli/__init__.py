@@ -7,7 +7,7 @@ import signal
 import typer
 
 from p2pft_flower import __version__
-from p2pft_flower.cli import attention, compare, data, demo, evaluate, export, run, topology
+from p2pft_flower.cli import attention, compare, data, demo, evaluate, export, reproduce, run, topology
 
 __all__ = ["app", "main"]
 
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command("run")(run.run)
 app.command("compare")(compare.compare)
+app.command("reproduce")(reproduce.reproduce)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("attention")(attention.attention)

@@ -12,14 +12,13 @@ import typer
 
 from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.cli.flwr_run import local_superlink
-from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE, execute
-from p2pft_flower.cli.settings import check, complete_settings, parse_settings
+from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE, execute_or_record
+from p2pft_flower.cli.settings import check, complete_settings, method_settings, parse_settings
 from p2pft_flower.errors import ConfigError, P2PFTError
-from p2pft_flower.flower.strategies import is_strategy, strategy_names
+from p2pft_flower.flower.strategies import strategy_names
 from p2pft_flower.report.figures import draw_comparison
-from p2pft_flower.report.results import FILE, holds_a_run, read_results, write_results
-from p2pft_flower.report.results import SCHEMA as RESULTS_SCHEMA
-from p2pft_flower.report.tables import comparison_markdown, comparison_table
+from p2pft_flower.report.results import holds_a_run
+from p2pft_flower.report.tables import comparison_markdown, comparison_table, titled
 
 __all__ = ["compare"]
 
@@ -79,7 +78,7 @@ def compare(
                 )
         for name in names:
             if name != "gt-dgd":  # whose refusal of a graph is a result
-                check(_settings(common, name))
+                check(method_settings(common, name))
             if holds_a_run(folder / _folder(name)):
                 raise ConfigError(f"{folder / _folder(name)} holds an earlier run; choose another --out")
     except P2PFTError as error:
@@ -94,8 +93,8 @@ def compare(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None
 
-    _, graph = check(_settings(common, "p2pft"))
-    title = f"{', '.join(names)} on {graph.name}"
+    _, graph = check(method_settings(common, "p2pft"))
+    title = titled(f"{', '.join(names)} on {graph.name}", runs)
     (folder / "comparison.md").write_text(comparison_markdown(runs, title), encoding="utf-8")
     body = {"schema": SCHEMA, "title": title, "settings": common, "runs": runs}
     path = folder / "comparison.json"
@@ -107,12 +106,6 @@ def compare(
     typer.echo(f"table: {folder / 'comparison.md'}", err=as_json)
     if len(completed) < len(runs):
         raise typer.Exit(EXIT_FAILED)
-
-
-def _settings(common: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the settings for one method: strategy-options are for Flower's strategies only."""
-    dropped = () if is_strategy(name) else ("strategy-options",)
-    return {**{k: v for k, v in common.items() if k not in dropped}, "algorithm": name}
 
 
 def _folder(name: str) -> str:
@@ -128,21 +121,6 @@ def _one(
     environment: Mapping[str, str] | None,
     verbose: bool,
 ) -> dict[str, Any]:
-    here = folder / _folder(name)
-    values = {**_settings(common, name), "output-dir": str(here)}
+    values = {**method_settings(common, name), "output-dir": str(folder / _folder(name))}
     typer.echo(f"--- {name}", err=True)
-    try:
-        execute(
-            values,
-            connection=connection,
-            environment=environment,
-            verbose=verbose,
-            show=lambda line: typer.echo(line, err=True),  # standard output is the table's, or the JSON's
-        )
-    except P2PFTError as error:
-        if not (here / FILE).exists():
-            write_results(
-                here, {"schema": RESULTS_SCHEMA, "status": "failed", "algorithm": name, "error": str(error)}
-            )
-        typer.echo(f"error: {error}", err=True)
-    return read_results(here)
+    return execute_or_record(values, connection=connection, environment=environment, verbose=verbose)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from p2pft_flower.errors import DataError, P2PFTError
+from p2pft_flower.report.tables import RANDOM_WEIGHTS
 
 __all__ = ["evaluate", "tail_files"]
 
@@ -36,7 +37,8 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(scores, indent=2))
         return
-    table = Table("peer", "accuracy", "loss", "images", "dataset", "tail")
+    title = RANDOM_WEIGHTS if any(s["weights"] == "none" for s in scores) else None
+    table = Table("peer", "accuracy", "loss", "images", "dataset", "tail", title=title)
     for s in scores:
         row = (
             s["peer"],
@@ -80,6 +82,7 @@ def _scores(files: list[Path], dataset: str | None, data_dir: str | None) -> lis
                 "peer": tail.metadata["peer"],
                 "tail": str(tail.file),
                 "dataset": tail.workload.config.dataset,
+                "weights": tail.workload.config.weights,
                 "images": len(tail.workload.test_positions),
                 "accuracy": score.accuracy,
                 "loss": score.loss,

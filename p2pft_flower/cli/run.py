@@ -14,10 +14,17 @@ from p2pft_flower.cli.flwr_run import local_superlink, run_app
 from p2pft_flower.cli.settings import check, complete_settings, parse_settings
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
-from p2pft_flower.report.results import FILE, default_output_dir, holds_a_run, read_results
+from p2pft_flower.report.results import (
+    FILE,
+    SCHEMA,
+    default_output_dir,
+    holds_a_run,
+    read_results,
+    write_results,
+)
 from p2pft_flower.topology import Graph
 
-__all__ = ["execute", "run", "supernodes"]
+__all__ = ["execute", "execute_or_record", "run", "supernodes"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -72,6 +79,45 @@ def execute(
     if results["status"] != "completed" or not ended.completed:
         raise P2PFTError(f"run {ended.run_id} {results['status']} ({ended.status}): {results.get('error')}")
     return folder
+
+
+def execute_or_record(
+    values: dict[str, Any],
+    *,
+    connection: str | None,
+    environment: Mapping[str, str] | None,
+    verbose: bool,
+) -> dict[str, Any]:
+    """Run once for a table of several runs: a failure is told, and becomes results that say why.
+
+    Lines go to standard error; standard output is the table's, or the JSON's.
+
+    Parameters
+    ----------
+    values : dict
+        Run-config keys and values, ``output-dir`` among them.
+
+    Returns
+    -------
+    dict
+        What results.json in ``output-dir`` holds.
+    """
+    folder = Path(values["output-dir"])
+    try:
+        execute(
+            values,
+            connection=connection,
+            environment=environment,
+            verbose=verbose,
+            show=lambda line: typer.echo(line, err=True),
+        )
+    except P2PFTError as error:
+        # A run that wrote its results and failed after that has failed.
+        if not (folder / FILE).exists() or read_results(folder)["status"] == "completed":
+            failed = {"schema": SCHEMA, "status": "failed", "algorithm": values["algorithm"]}
+            write_results(folder, {**failed, "error": str(error)})
+        typer.echo(f"error: {error}", err=True)
+    return read_results(folder)
 
 
 def run(

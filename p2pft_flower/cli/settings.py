@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from p2pft_flower.flower.strategies import is_strategy, make_strategy, strategy_
 from p2pft_flower.plugins import is_reference
 from p2pft_flower.topology import Graph
 
-__all__ = ["check", "complete_settings", "parse_settings", "read_value"]
+__all__ = ["check", "complete_settings", "method_settings", "parse_settings", "read_value"]
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, Any]:
@@ -101,6 +101,15 @@ def check(values: dict[str, Any]) -> tuple[RunConfig, Graph]:
     if config.method.strategy_options and not is_strategy(name):
         raise ConfigError(f"strategy-options: algorithm {name!r} is no strategy of Flower")
     return config, graph
+
+
+def method_settings(common: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return one method's settings out of those that several share.
+
+    ``strategy-options`` are for Flower's strategies only; beside others they cost nobody the table.
+    """
+    dropped = () if is_strategy(name) else ("strategy-options",)
+    return {**{k: v for k, v in common.items() if k not in dropped}, "algorithm": name}
 
 
 def complete_settings(incomplete: str) -> list[str]:

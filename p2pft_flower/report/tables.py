@@ -11,10 +11,22 @@ from rich.table import Table
 
 from p2pft_flower.runtime.progress import human_bytes
 
-__all__ = ["comparison_markdown", "comparison_table", "render", "run_table"]
+__all__ = [
+    "RANDOM_WEIGHTS",
+    "cell",
+    "comparison_markdown",
+    "comparison_table",
+    "number",
+    "render",
+    "run_table",
+    "titled",
+]
 
 WIDTH = 140
 """Columns of a rendered table; logs have no terminal whose width could be asked."""
+
+RANDOM_WEIGHTS = "RANDOM WEIGHTS, no pre-training"
+"""Stands in the title of every table whose runs had ``weights = "none"``."""
 
 
 def render(*parts: Any) -> str:
@@ -31,9 +43,21 @@ def number(value: float | None, form: str = ".3f") -> str:
     return "–" if value is None else format(value, form)
 
 
+def titled(title: str, runs: Sequence[dict[str, Any]]) -> str:
+    """Return ``title``, with a loud note where one of the runs began without pre-trained weights."""
+    random = any(run.get("config", {}).get("weights") == "none" for run in runs)
+    return f"{title}: {RANDOM_WEIGHTS}" if random else title
+
+
+def cell(text: str) -> str:
+    """Return ``text`` for a cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
 def run_table(results: dict[str, Any]) -> str:
     """Return a run's table: one row a peer, and a line of what holds for all."""
-    table = Table(title=f"{results['algorithm']} on {results['graph']['name']}, seed {results['seed']}")
+    title = f"{results['algorithm']} on {results['graph']['name']}, seed {results['seed']}"
+    table = Table(title=titled(title, [results]))
     for name in (
         "peer",
         "classes",
@@ -150,5 +174,5 @@ def comparison_table(runs: Sequence[dict[str, Any]], title: str) -> str:
 def comparison_markdown(runs: Sequence[dict[str, Any]], title: str) -> str:
     """Return the same table as Markdown."""
     lines = [f"# {title}", "", "| " + " | ".join(_COMPARISON) + " |", "|" + " --- |" * len(_COMPARISON)]
-    lines += ["| " + " | ".join(row) + " |" for row in _comparison_rows(runs)]
+    lines += ["| " + " | ".join(cell(text) for text in row) + " |" for row in _comparison_rows(runs)]
     return "\n".join(lines) + "\n"

@@ -1,0 +1,407 @@
+"""``p2pft reproduce``: the paper's tables, run again and written beside its own figures."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import shutil
+import time
+import tomllib
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from p2pft_flower.cli.flwr_run import local_superlink
+from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, execute_or_record
+from p2pft_flower.cli.settings import check, complete_settings, method_settings, parse_settings
+from p2pft_flower.config import RunConfig
+from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.report.paper import DATASETS, NODES, TABLES
+from p2pft_flower.report.reproduction import (
+    Row,
+    RowRun,
+    reproduction,
+    reproduction_markdown,
+    reproduction_table,
+)
+from p2pft_flower.report.results import FILE, holds_a_run, read_results
+from p2pft_flower.resources import resource_dir
+
+__all__ = ["preset", "reproduce"]
+
+PAPERS_METHODS = ("local", "p2pft")
+ALL_METHODS = (*PAPERS_METHODS, "dgd", "gt-dgd", "fedavg", "centralized")
+
+QUICK: Mapping[str, Any] = {
+    "epochs": 20,
+    "shots": 20,
+    "learning-rate": 0.01,
+    "evaluate-every": 1_000_000_000,  # at the beginning and at the end
+}
+"""What ``--quick`` sets."""
+
+SEEDS = "0,1,2"
+
+OURS = ("algorithm", "seed", "output-dir")
+"""Run-config keys that this command sets for each run."""
+
+MARK = "reproduce.json"
+"""In each run's folder, written before the run: of what it is the run."""
+
+MARK_SCHEMA = "p2pft.reproduction-run/1"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that the table needs.
+
+    Attributes
+    ----------
+    run : RowRun
+        What it is; with its results where it is kept from before.
+    values : dict
+        Run-config keys and values.
+    mark : dict
+        Content of :data:`MARK`.
+    work : float
+        Training images that it goes through, for the estimate of the time left.
+    leftover : bool
+        Whether an earlier attempt at this very table left its folder without completing.
+    """
+
+    run: RowRun
+    values: dict[str, Any]
+    mark: dict[str, Any]
+    work: float
+    leftover: bool = False
+
+
+def preset(architecture: str, dataset: str) -> dict[str, Any]:
+    """Read the run-config of one row of the paper's tables.
+
+    Parameters
+    ----------
+    architecture : str
+        ``"vit"``, ``"deit"`` or ``"swin"``.
+    dataset : str
+        A key of :data:`~p2pft_flower.report.paper.DATASETS`.
+    """
+    file = resource_dir("apps") / "p2pft" / "conf" / f"{architecture}-{dataset}.toml"
+    return tomllib.loads(file.read_text(encoding="utf-8"))
+
+
+def _complete_words(incomplete: str) -> list[str]:
+    dataset, dot, rest = incomplete.partition(".")
+    if dot and dataset in DATASETS:
+        return [f"{dataset}.{word}" for word in complete_settings(rest)]
+    return [*complete_settings(incomplete), *(f"{d}." for d in DATASETS if d.startswith(incomplete))]
+
+
+def reproduce(
+    table: Annotated[
+        str,
+        typer.Argument(
+            help="table2 (ViT), table3 (DeiT) or table4 (Swin).",
+            autocompletion=lambda incomplete: [name for name in TABLES if name.startswith(incomplete)],
+        ),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]... [DATASET.KEY=VALUE]...",
+            help="Run-config keys in place of the presets', for all rows or (DATASET.KEY) for one.",
+            autocompletion=_complete_words,
+        ),
+    ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick",
+            help="A first look: one seed, " + ", ".join(f"{k}={v}" for k, v in list(QUICK.items())[:3]) + ".",
+        ),
+    ] = False,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder with torchvision's folders, as data-dir=…; default $P2PFT_HOME/data."),
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help=f"Seeds of each row and method; default {SEEDS}, with --quick 0.")
+    ] = None,
+    datasets: Annotated[str, typer.Option(help="Rows of the table.")] = ",".join(DATASETS),
+    every: Annotated[
+        bool, typer.Option("--all", help=f"Run {', '.join(ALL_METHODS[2:])} as well, in a second table.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the table and its runs; default reproduction/TABLE, or TABLE-quick."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON instead of text.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's own log as well.")] = False,
+) -> None:
+    """Run one of the paper's tables: local fine-tuning and P2P-FT, node by node, beside the paper's figures.
+
+    Settings come from the presets apps/p2pft/conf/*.toml. KEY=VALUE replaces one in all rows and
+    DATASET.KEY=VALUE in one row, where it wins: epochs=10 flowers.data-dir=/data/flowers17 flowers.verify=false
+    flowers.partition=classes:0-3,4-7,8-13,14-16. The output lists what differs from the paper.
+
+    Runs that completed are kept: an interrupted table goes on with the same command.
+
+    Exit codes: 0 every run completed; 1 one did not, and its cell says why; 2 a setting is wrong and nothing
+    was started; 130 it was interrupted.
+    """
+    folder = (out or Path("reproduction") / f"{table}{'-quick' if quick else ''}").expanduser().absolute()
+    methods = ALL_METHODS if every else PAPERS_METHODS
+    with contextlib.ExitStack() as stack:
+        try:
+            if table not in TABLES:
+                raise ConfigError(f"{table!r} is no table of the paper's; choose one of {', '.join(TABLES)}")
+            numbers = _seeds(seeds or ("0" if quick else SEEDS))
+            chosen = _settings(table, _rows(datasets), settings or [], quick, data_dir)
+            rows = [_row(dataset, values, numbers[0], methods) for dataset, values in chosen.items()]
+            stack.enter_context(_alone_in(folder))
+            jobs = [
+                _job(row, chosen[row.dataset], method, seed, folder)
+                for row in rows
+                for seed in numbers
+                for method in methods
+            ]
+        except P2PFTError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(EXIT_USAGE) from None
+
+        def write(runs: Sequence[RowRun]) -> dict[str, Any]:
+            body = reproduction(table, rows, runs, methods=methods, seeds=numbers, quick=quick)
+            (folder / "reproduction.md").write_text(reproduction_markdown(body), encoding="utf-8")
+            (folder / "reproduction.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
+            return body
+
+        runs = [job.run for job in jobs]
+        try:
+            with contextlib.closing(_run_all(jobs, folder, verbose)) as ended:
+                for position, run in ended:
+                    runs[position] = run
+                    write(runs)
+        except P2PFTError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(EXIT_FAILED) from None
+        except KeyboardInterrupt:
+            typer.echo("stopped: the same command goes on, and keeps the runs that completed", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        body = write(runs)
+    typer.echo(json.dumps(body, indent=2) if as_json else reproduction_table(body))
+    typer.echo(f"table: {folder / 'reproduction.md'}", err=as_json)
+    if any(run.status != "completed" for run in runs):
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _rows(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in DATASETS]
+    if unknown or not names or len(set(names)) < len(names):
+        raise ConfigError(f"--datasets {text!r}: give different ones of {', '.join(DATASETS)}")
+    return [name for name in DATASETS if name in names]
+
+
+def _seeds(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words) or len({int(word) for word in words}) < len(words):
+        raise ConfigError(f"--seeds {text!r}: give different whole numbers >= 0, as {SEEDS}")
+    return [int(word) for word in words]
+
+
+def _settings(
+    table: str, datasets: Sequence[str], words: Sequence[str], quick: bool, data_dir: Path | None
+) -> dict[str, dict[str, Any]]:
+    """Return the settings of each row: preset, --quick, what is given for all rows, what is given for one."""
+    general: list[str] = []
+    special: dict[str, list[str]] = {dataset: [] for dataset in DATASETS}
+    for word in words:
+        key, equals, value = word.partition("=")
+        dataset, dot, inner = key.partition(".")
+        if not dot:
+            general.append(word)
+        elif dataset in special:
+            special[dataset].append(f"{inner}{equals}{value}")
+        else:
+            raise ConfigError(f"{word!r}: there is no row {dataset!r}; the rows are {', '.join(DATASETS)}")
+    common = parse_settings(general)
+    if "dataset" in common:
+        raise ConfigError(
+            "dataset = is for one row only, as pets.dataset=folder:/pets; --datasets chooses rows"
+        )
+    if data_dir is not None:
+        if "data-dir" in common:
+            raise ConfigError("data-dir is given twice: --data-dir and data-dir=")
+        common["data-dir"] = str(data_dir.expanduser().absolute())
+    chosen = {}
+    for dataset in datasets:
+        own = parse_settings(special[dataset])
+        for key in OURS:
+            if key in common or key in own:
+                raise ConfigError(
+                    f"{key} is not for reproduce: it runs the table's methods (--all: more), --seeds has the "
+                    "seeds, --out says where results go"
+                )
+        base = preset(TABLES[table].architecture.lower(), dataset)
+        chosen[dataset] = base | (dict(QUICK) if quick else {}) | common | own
+    return chosen
+
+
+def _row(dataset: str, values: Mapping[str, Any], seed: int, methods: Sequence[str]) -> Row:
+    """Check all that a row's runs need, before anything is started, and note what they run on.
+
+    Raises
+    ------
+    P2PFTError
+        When a setting, the graph, the data, the partition, the model or its weights cannot be used.
+    """
+    from p2pft_flower.learning.workload import Workload
+
+    for method in methods:
+        if method != "gt-dgd":  # whose refusal of a graph is a result
+            check(method_settings({**values, "seed": seed}, method))
+    config, graph = check(method_settings({**values, "seed": seed}, "p2pft"))
+    if graph.n != NODES:
+        raise ConfigError(
+            f"topology = {config.runtime.topology!r} has {graph.n} peers: the tables have {NODES} nodes"
+        )
+    typer.echo(f"{DATASETS[dataset].name}: looking at the data, the model and its weights", err=True)
+    workload = Workload(config.learning, NODES)
+    train = sum(len(share) for share in workload.partition)
+    _ = workload.tail  # the model is there, its weights fit, and it can be cut
+    learning = config.learning
+    sha256 = None
+    if learning.weights == "none":
+        weights = "RANDOM"
+    elif learning.weights == "pretrained":
+        tag = (getattr(workload.model, "pretrained_cfg", None) or {}).get("tag")
+        weights = f"pretrained ({tag})" if tag else "pretrained"
+    else:
+        weights = Path(learning.weights).name
+        with Path(learning.weights).open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return Row(
+        dataset=dataset,
+        settings={k: v for k, v in config.to_mapping().items() if k not in OURS},
+        classes=len(workload.dataset.classes),
+        train=train,
+        available=len(workload.dataset.train),
+        test=len(workload.dataset.test),
+        partition=workload.partition_spec,
+        weights=weights,
+        sha256=sha256,
+    )
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` against a second command, which would take a run under way for a leftover."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"--out {folder}: cannot be written ({error.strerror})") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError(f"--out {folder}: another p2pft reproduce is at work there") from None
+        yield
+
+
+def _job(row: Row, values: Mapping[str, Any], method: str, seed: int, folder: Path) -> Job:
+    """Say what one run needs, and whether it is there already.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When its folder holds something else.
+    """
+    place = Path(row.dataset) / f"{method}-seed-{seed}"
+    here = folder / place
+    own = {**method_settings({**values, "seed": seed}, method), "output-dir": str(here)}
+    settings = {k: v for k, v in RunConfig.from_mapping(own).to_mapping().items() if k != "output-dir"}
+    # What the settings only point at: another file or folder at the same path is another run.
+    mark = {
+        "schema": MARK_SCHEMA,
+        "settings": settings,
+        "weights-sha256": row.sha256,
+        "images": [row.available, row.test],
+    }
+    run = RowRun(row.dataset, method, seed, str(place))
+    iterations = settings["iterations"] * settings["batch-size"] * NODES
+    job = Job(run, own, mark, float(iterations or row.train * settings["epochs"]))
+    before = _mark(here)
+    if not holds_a_run(here):
+        return job
+    if before is None:
+        raise ConfigError(f"{here} holds a run that is none of this command's; choose another --out")
+    if (here / FILE).exists():  # else it was interrupted
+        results = read_results(here)
+        if results["status"] == "completed":
+            if before != mark:
+                raise ConfigError(
+                    f"{here} holds a completed run with other settings ({_first_difference(before, mark)}); "
+                    "choose another --out, or remove that folder"
+                )
+            return replace(job, run=replace(run, results=results, kept=True))
+    return replace(job, leftover=True)
+
+
+def _mark(folder: Path) -> dict[str, Any] | None:
+    """Return what this command has written into a run's folder before the run; None: nothing."""
+    try:
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+    return mark if isinstance(mark, dict) and mark.get("schema") == MARK_SCHEMA else None
+
+
+def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    old, new = (
+        {**mark["settings"], **{k: mark[k] for k in ("weights-sha256", "images")}} for mark in (before, now)
+    )
+    key = next(k for k in [*new, *old] if old.get(k) != new.get(k))
+    return f"{key}: {old.get(key)} there, {new.get(key)} now"
+
+
+def _run_all(jobs: Sequence[Job], folder: Path, verbose: bool) -> Generator[tuple[int, RowRun], None, None]:
+    """Run what is not there yet, one after the other; yield each run's position and how it ended."""
+    left = [(position, job) for position, job in enumerate(jobs) if job.run.results is None]
+    for job in jobs:
+        if job.run.kept:
+            typer.echo(f"kept: {job.run.folder}", err=True)
+    if not left:
+        return
+    begin, done, whole = time.monotonic(), 0.0, sum(job.work for _, job in left)
+    with local_superlink() as environment:
+        for number, (position, job) in enumerate(left, start=1):
+            here = folder / job.run.folder
+            if job.leftover:
+                typer.echo(f"{here} did not complete: it is removed and run again", err=True)
+                shutil.rmtree(here)
+            passed = time.monotonic() - begin
+            time_left = f", about {_duration(passed / done * (whole - done))} left" if done else ""
+            typer.echo(
+                f"--- run {number} of {len(left)}: {DATASETS[job.run.dataset].name}, {job.run.method}, "
+                f"seed {job.run.seed}{time_left}",
+                err=True,
+            )
+            here.mkdir(parents=True, exist_ok=True)
+            (here / MARK).write_text(json.dumps(job.mark, indent=2) + "\n", encoding="utf-8")
+            results = execute_or_record(job.values, connection=None, environment=environment, verbose=verbose)
+            yield position, replace(job.run, results=results)
+            done += job.work
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds for a person."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
