@@ -7,7 +7,7 @@ import signal
 import typer
 
 from p2pft_flower import __version__
-from p2pft_flower.cli import compare, data, demo, evaluate, run, topology
+from p2pft_flower.cli import cache, compare, data, demo, evaluate, run, topology
 
 __all__ = ["app", "main"]
 
@@ -22,6 +22,7 @@ app.command("compare")(compare.compare)
 app.command("evaluate")(evaluate.evaluate)
 app.add_typer(topology.app, name="topology")
 app.add_typer(data.app, name="data")
+app.add_typer(cache.app, name="cache")
 app.add_typer(demo.app, name="demo")
 
 
