@@ -7,7 +7,18 @@ import signal
 import typer
 
 from p2pft_flower import __version__
-from p2pft_flower.cli import attention, compare, data, demo, evaluate, export, reproduce, run, topology
+from p2pft_flower.cli import (
+    attention,
+    cache,
+    compare,
+    data,
+    demo,
+    evaluate,
+    export,
+    reproduce,
+    run,
+    topology,
+)
 
 __all__ = ["app", "main"]
 
@@ -25,6 +36,7 @@ app.command("export")(export.export)
 app.command("attention")(attention.attention)
 app.add_typer(topology.app, name="topology")
 app.add_typer(data.app, name="data")
+app.add_typer(cache.app, name="cache")
 app.add_typer(demo.app, name="demo")
 
 

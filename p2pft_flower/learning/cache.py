@@ -204,14 +204,14 @@ def set_limit(limit: int) -> None:
         partial.replace(path)
 
 
-def make_room(folder: Path, needed: int) -> None:
-    """Remove unused stores but ``folder``, least recently used first, until ``needed`` more bytes fit."""
+def make_room(needed: int) -> None:
+    """Remove stores that are not in use, least recently used first, until ``needed`` more bytes fit."""
     limit, records = get_limit(), stores()
     total = sum(record.bytes for record in records) + needed
     for record in records:
         if total <= limit:
             return
-        if record.folder != folder and not record.in_use and remove(record.folder):
+        if remove(record.folder):
             total -= record.bytes
             log.info(
                 "cache: removed the store %s (%s, %s), least recently used, to keep the limit of %s",

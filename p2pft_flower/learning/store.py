@@ -167,7 +167,7 @@ class Store:
             seen = len(self._keys)
             self._strike_good(missing, missing)
             if missing:
-                cache.make_room(self.folder, len(missing) * self.row_bytes)
+                cache.make_room(len(missing) * self.row_bytes)
         total, alive = len(missing), time.monotonic()
         while missing:
             claim, told = None, len(missing)
@@ -408,7 +408,8 @@ def _keys_of_claim(path: Path) -> list[bytes]:
         return []
     try:
         if cache.try_lock(descriptor, fcntl.LOCK_SH):
-            pass
+            path.unlink(missing_ok=True)
+            return []
         keys = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
         return [keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES)]
     finally:

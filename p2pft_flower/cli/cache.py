@@ -1,0 +1,174 @@
+"""``p2pft cache``: look at the stores of trunk outputs on this machine, and make room."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
+from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.learning.cache import StoreRecord, get_limit, remove, set_limit, stores
+from p2pft_flower.resources import home
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Show and limit what frozen trunks made of images.", no_args_is_help=True)
+
+UNITS = {
+    "": 1,
+    "B": 1,
+    **{f"{p}B": 1000**i for i, p in enumerate("KMGT", 1)},
+    **{f"{p}IB": 1024**i for i, p in enumerate("KMGT", 1)},
+}
+"""Bytes a unit, in capitals."""
+
+
+def _fail(message: object) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(EXIT_USAGE)
+
+
+@app.command("list")
+def list_stores(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """List the stores, the least recently used first: they are the first to go when the limit is reached.
+
+    Exit codes: 0 they were listed; 2 the cache cannot be read.
+    """
+    try:
+        records, limit = stores(), get_limit()
+    except P2PFTError as error:
+        _fail(error)
+    if as_json:
+        typer.echo(json.dumps(as_dict(records, limit), indent=2))
+        return
+    table = Table("name", "model", "layout", "dtype")
+    for header in ("rows", "size", "last used", "in use"):
+        table.add_column(header, justify="right")
+    for record in records:
+        about = record.about if record.about is not None else {"model": "unreadable meta.json"}
+        table.add_row(
+            record.name,
+            *(Text(str(about.get(fact, ""))) for fact in ("model", "layout", "dtype")),
+            str(record.rows),
+            decimal(record.bytes),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(record.last_used)),
+            "yes" if record.in_use else "no",
+        )
+    console = Console()
+    if records:
+        console.print(table)
+    total = decimal(sum(record.bytes for record in records))
+    console.print(Text(f"{total} of {decimal(limit)} in {home() / 'cache'}"), soft_wrap=True)
+
+
+def as_dict(records: list[StoreRecord], limit: int) -> dict[str, Any]:
+    """Return what ``--json`` prints (bytes, seconds since the epoch); keys are only ever added."""
+    return {
+        "folder": str(home() / "cache"),
+        "limit": limit,
+        "stores": [
+            {
+                "name": record.name,
+                "about": record.about,
+                "rows": record.rows,
+                "bytes": record.bytes,
+                "last_used": record.last_used,
+                "in_use": record.in_use,
+            }
+            for record in records
+        ],
+    }
+
+
+@app.command()
+def clear(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="What 'p2pft cache list' shows, or its beginning."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Remove every store that is not in use.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
+) -> None:
+    """Remove stores. What a later run needs of them, it computes again.
+
+    Exit codes: 0 they are gone; 1 some are in use and were left, or the answer was no; 2 no store has the
+    name, or its files cannot be removed.
+    """
+    if bool(names) == everything:
+        _fail("give the names of stores, or --all")
+    try:
+        records = stores()
+        chosen = records if everything else _named(names or [], records)
+        if everything and chosen and not yes:
+            size = decimal(sum(record.bytes for record in chosen))
+            typer.confirm(f"Remove {len(chosen)} stores ({size})?", abort=True)
+        freed, left = 0, []
+        for record in chosen:
+            if remove(record.folder):
+                freed += record.bytes
+                typer.echo(f"removed {record.name} ({decimal(record.bytes)})")
+            else:
+                left.append(record.name)
+    except P2PFTError as error:
+        _fail(error)
+    typer.echo(f"freed {decimal(freed)}")
+    if left:
+        typer.echo(f"error: in use and left: {', '.join(left)}; end the runs that use them", err=True)
+        raise typer.Exit(EXIT_FAILED)
+
+
+def _named(names: list[str], records: list[StoreRecord]) -> list[StoreRecord]:
+    chosen: dict[str, StoreRecord] = {}
+    for name in names:
+        found = [record for record in records if record.name.startswith(name)]
+        if len(found) != 1:
+            what = "no store has this name" if not found else f"{len(found)} stores begin like this"
+            raise ConfigError(f"{name}: {what}; 'p2pft cache list' shows the names")
+        chosen[found[0].name] = found[0]
+    return list(chosen.values())
+
+
+@app.command()
+def limit(
+    size: Annotated[
+        str | None, typer.Argument(metavar="[SIZE]", help="Such as 20GB, 500MB or 16GiB; without it, print.")
+    ] = None,
+) -> None:
+    """Print or set how much all stores together may take.
+
+    When a run needs more, stores that are not in use are removed, the least recently used first.
+
+    Exit codes: 0 it was printed or set; 2 this is no size, or the cache's folder cannot be used.
+    """
+    try:
+        if size is not None:
+            set_limit(parse_size(size))
+        typer.echo(decimal(get_limit()))
+    except P2PFTError as error:
+        _fail(error)
+
+
+def parse_size(text: str) -> int:
+    """Return ``"20GB"`` as 20 000 000 000 bytes; units are decimal (kB … TB) or binary (KiB … TiB).
+
+    Raises
+    ------
+    ConfigError
+        When it is no size above zero.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    unit = UNITS.get(match[2].upper()) if match else None
+    size = int(float(match[1]) * unit) if match and unit else 0
+    if size < 1:
+        raise ConfigError(f"{text!r} is no size above zero, such as 20GB, 500MB or 16GiB")
+    return size
