@@ -31,6 +31,9 @@ RIGHT, WRONG, UNKNOWN = "#0072b2", "#d55e00", "#555555"
 COLOURS = "inferno"
 """Of the heat maps; its brightness grows evenly, also for the colour-blind and in print."""
 
+BRIGHTEST = 0.05
+"""Share of a row's patches that get the brightest colour."""
+
 Array = npt.NDArray[np.float32]
 
 
@@ -91,8 +94,8 @@ def draw_attention(
 ) -> None:
     """Draw a row an image: the original, and the heat map of each method over it.
 
-    The maps of a row share one colour scale, from zero to the value that a twentieth of their patches exceed:
-    a few patches without content often draw so much attention that all others would look alike.
+    The maps of a row share one colour scale, from zero to the value that :data:`BRIGHTEST` of their patches
+    exceed: a few patches without content often draw so much attention that all others would look alike.
 
     Parameters
     ----------
@@ -107,7 +110,9 @@ def draw_attention(
     """
     from matplotlib.figure import Figure
 
-    side, below, left, above = 1.75, 0.42, 0.34, 0.86  # inches
+    words = [_below(panel) for row in rows for panel in row.panels] + [_wrapped(row.label) for row in rows]
+    below = 0.16 + 0.13 * max(text.count("\n") + 1 for text in words)
+    side, left, above = 1.75, 0.34, 0.86  # inches, as all lengths here
     width = left + (side + 0.1) * (len(methods) + 1) + 0.05
     height = above + (side + below) * len(rows)
     figure = Figure(figsize=(width, height))
@@ -120,15 +125,16 @@ def draw_attention(
         va="top",
         color="#333333",
     )
-    scale = figure.add_axes(((width - 1.45) / width, 1 - 0.47 / height, 1.0 / width, 0.09 / height))
+    scale = figure.add_axes(((width - 1.6) / width, 1 - 0.47 / height, 1.0 / width, 0.09 / height))
     scale.imshow(np.linspace(0, 1, 64)[None], cmap=COLOURS, aspect="auto")
     scale.set(xticks=[], yticks=[])
     scale.text(-2, 0, "attention: 0 ", fontsize=7, ha="right", va="center")
-    scale.text(66, 0, " most", fontsize=7, ha="left", va="center")
+    scale.text(66, 0, f" top {BRIGHTEST:.0%}", fontsize=7, ha="left", va="center")
     previous = None
     for r, row in enumerate(rows):
         bottom = height - above - (side + below) * r - side
-        top = float(np.quantile([panel.attention for panel in row.panels], 0.95))
+        top = float(np.quantile([panel.attention for panel in row.panels], 1 - BRIGHTEST))
+        top = max(top, float(np.finfo(np.float32).tiny))  # where one patch has it all
         for c in range(len(methods) + 1):
             box = ((left + (side + 0.1) * c) / width, bottom / height, side / width, side / height)
             axis = figure.add_axes(box)
@@ -161,30 +167,30 @@ def _panel(axis: Any, image: Array, panel: Panel, top: float) -> None:
     height, width = grey.shape
     axis.imshow(grey, cmap="gray", vmin=-0.15, vmax=1.15)
     # An image of H × W patches, stretched over the image; matplotlib interpolates between the patches.
+    attention = np.minimum(panel.attention, top)
     axis.imshow(
-        panel.attention,
+        attention,
         cmap=COLOURS,
         vmin=0,
         vmax=top,
-        alpha=0.3 + 0.5 * np.clip(panel.attention / top, 0, 1),
+        alpha=0.3 + 0.4 * attention / top,
         interpolation="bilinear",
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
     )
-    mark, colour, line = {
-        True: ("✓ ", RIGHT, "-"),
-        False: ("✗ ", WRONG, (0, (3, 2))),
-        None: ("", UNKNOWN, "-"),
-    }[panel.right]
-    text = _wrapped(f"{mark}{panel.label} ({panel.confidence:.2f})")
-    if panel.correlation is not None:
-        text += f"\nr = {panel.correlation:.2f}"
-    axis.set_xlabel(text, fontsize=7, color=colour, labelpad=3)
+    colour, line = {True: (RIGHT, "-"), False: (WRONG, (0, (3, 2))), None: (UNKNOWN, "-")}[panel.right]
+    axis.set_xlabel(_below(panel), fontsize=7, color=colour, labelpad=3)
     for spine in axis.spines.values():
         spine.set(color=colour, linewidth=1.6, linestyle=line)
 
 
+def _below(panel: Panel) -> str:
+    mark = {True: "✓ ", False: "✗ ", None: ""}[panel.right]
+    text = _wrapped(f"{mark}{panel.label} ({panel.confidence:.2f})")
+    return text if panel.correlation is None else f"{text}\nr = {panel.correlation:.2f}"
+
+
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 32)
+    return textwrap.fill(text, 35)
 
 
 _COLUMNS = (
