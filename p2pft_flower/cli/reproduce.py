@@ -145,8 +145,8 @@ def reproduce(
 ) -> None:
     """Run one of the paper's tables: local fine-tuning and P2P-FT, node by node, beside the paper's figures.
 
-    Settings come from the presets apps/p2pft/conf/*.toml. KEY=VALUE replaces one in all rows and
-    DATASET.KEY=VALUE in one row, where it wins: epochs=10 flowers.data-dir=/data/flowers17 flowers.verify=false
+    Settings come from the presets apps/p2pft/conf/*.toml. KEY=VALUE replaces one in all rows, and
+    DATASET.KEY=VALUE in one row, where it wins: epochs=10 flowers.data-dir=/data/flowers17
     flowers.partition=classes:0-3,4-7,8-13,14-16. The output lists what differs from the paper.
 
     Runs that completed are kept: an interrupted table goes on with the same command.

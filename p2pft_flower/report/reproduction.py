@@ -131,8 +131,11 @@ def differences(table: PaperTable, row: Row, *, quick: bool = False) -> list[str
         found.append(f"model {settings['model']}; the paper: {table.model}")
     elif settings["weights"] not in ("pretrained", "none"):
         found.append(f"weights from the file {row.weights}; the paper: those of timm's {table.model}")
+    if settings["iterations"]:
+        found.append(f"{settings['iterations']} iterations; the paper: {STATED['epochs']} epochs")
+    told = {"weights", "shots", "iterations", *(["epochs"] if settings["iterations"] else [])}
     for key, stated in STATED.items():
-        if settings[key] != stated and key not in ("weights", "shots"):
+        if settings[key] != stated and key not in told:
             found.append(f"{key} = {_value(settings[key])}; the paper: {_value(stated)}")
     if settings["dataset"] != paper.dataset:
         found.append(f"dataset {settings['dataset']}; the paper: {paper.name}")

@@ -26,7 +26,7 @@ WIDTH = 140
 """Columns of a rendered table; logs have no terminal whose width could be asked."""
 
 RANDOM_WEIGHTS = "RANDOM WEIGHTS, no pre-training"
-"""Stands in the title of every table whose runs had ``weights = "none"``."""
+"""Begins the title of every table whose runs had ``weights = "none"``."""
 
 
 def render(*parts: Any) -> str:
@@ -46,7 +46,7 @@ def number(value: float | None, form: str = ".3f") -> str:
 def titled(title: str, runs: Sequence[dict[str, Any]]) -> str:
     """Return ``title``, with a loud note where one of the runs began without pre-trained weights."""
     random = any(run.get("config", {}).get("weights") == "none" for run in runs)
-    return f"{title}: {RANDOM_WEIGHTS}" if random else title
+    return f"{RANDOM_WEIGHTS}: {title}" if random else title
 
 
 def cell(text: str) -> str:

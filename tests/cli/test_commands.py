@@ -106,6 +106,7 @@ def test_every_command_teaches_itself():
         [],
         ["run"],
         ["compare"],
+        ["reproduce"],
         ["evaluate"],
         ["attention"],
         ["data", "show"],

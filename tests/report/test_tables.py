@@ -1,0 +1,30 @@
+"""Tables of runs: random weights are said in the title, and a reason cannot break a table."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2pft_flower.report.tables import comparison_markdown, comparison_table, run_table, titled
+from tests.report.made_up import results
+
+FAILED = {"status": "failed", "algorithm": "gt-dgd", "error": "row 0 | column 1\nis not one"}
+
+
+@pytest.mark.parametrize(("weights", "said"), [("none", True), ("pretrained", False), ("/w.pth", False)])
+def test_a_runs_title_says_random_weights_when_there_was_no_pre_training(weights, said):
+    title = run_table(results(config={"weights": weights})).splitlines()[0]
+    assert ("RANDOM WEIGHTS" in title) == said
+
+
+def test_a_comparisons_title_says_random_weights_whoever_failed_beside_it():
+    runs = [FAILED, results(config={"weights": "none"})]
+    title = titled("p2pft, gt-dgd", runs)
+    assert "RANDOM WEIGHTS" in comparison_table(runs, title)
+    assert "RANDOM WEIGHTS" in comparison_markdown(runs, title).splitlines()[0]
+    assert "RANDOM" not in titled("p2pft", [FAILED, results()])
+
+
+def test_a_reason_with_bars_and_line_ends_stays_in_its_cell():
+    lines = comparison_markdown([FAILED, results()], "two").splitlines()
+    assert r"failed: row 0 \| column 1 is not one" in lines[4]
+    assert len(lines) == 6
