@@ -107,10 +107,13 @@ class Recorder:
                 observer.report(PeerReport(run=self._plan.run, peer=self._plan.peers[0].peer, note=note))
 
         handler.emit = emit  # type: ignore[method-assign]
+        level = log.level
         log.addHandler(handler)
+        log.setLevel(logging.INFO)  # Flower's engine brings the app into its workers without their log's set-up
         try:
             yield
         finally:
+            log.setLevel(level)
             log.removeHandler(handler)
 
     def started(self) -> None:
