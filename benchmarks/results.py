@@ -1,0 +1,327 @@
+"""The tables of docs/results.md: every run, and the Markdown made of what the runs wrote.
+
+The runs are those of ``p2pft run`` with the same settings: the same ServerApp and ClientApps, driven by
+Flower's simulation in small (tests/flower/engine.py) instead of by Ray, so that 270 runs do not start 270 engines.
+A run that is there already is kept. Usage, from the repository's root::
+
+    python -m benchmarks.results run --data ../shared/data --out OUT [--only SECTION]
+    python -m benchmarks.results show --out OUT
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Make the tables of docs/results.md.", no_args_is_help=True)
+
+MODELS = {
+    "ViT-Tiny": ("vit_tiny_patch16_224", "vit_tiny_patch16_224.augreg_in21k_ft_in1k.fp16.safetensors"),
+    "DeiT-Tiny": ("deit_tiny_patch16_224", "deit_tiny_patch16_224.fb_in1k.fp16.safetensors"),
+}
+DATASETS: dict[str, dict[str, Any]] = {
+    "Pets-37": {"dataset": "oxford-iiit-pet", "data-dir": "pets37", "epochs": 60},
+    "Flowers-17": {
+        "dataset": "oxford-flowers102",
+        "data-dir": "flowers17",
+        "epochs": 60,
+        "partition": "classes:0-2,3-6,7-12,13-16",  # 17/102 of Table 1's bounds, rounded
+    },
+    "CIFAR-10": {"dataset": "cifar10", "data-dir": "cifar10", "epochs": 10},
+    "CIFAR-100": {"dataset": "cifar100", "data-dir": "cifar100", "epochs": 15},
+}
+METHODS = ("local", "p2pft", "dgd", "gt-dgd", "fedavg", "centralized")
+SEEDS = (0, 1, 2)
+COMMON = {"learning-rate": 0.01, "batch-size": 32, "topology": "directed-ring-4", "verify": False}
+TUNES = (
+    "head",
+    "last-block",
+    "bias",
+    "bias+norm",
+    "lora:8",
+    "adapter:16",
+    "prompt:8",
+    "prompt-deep:8",
+    "full",
+)
+GRAPHS = ("directed-ring-4", "ring-4", "complete-4", "lopsided-4")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: the labels of its cell, and its settings."""
+
+    section: str
+    labels: tuple[str, ...]
+    settings: dict[str, Any] = field(hash=False)
+
+    @property
+    def folder(self) -> str:
+        """Where its results go, below OUT."""
+        return "/".join([self.section, "_".join(label.replace(":", "-") for label in self.labels)])
+
+
+def _settings(data: Path, model: str, dataset: str, method: str, seed: int, **more: Any) -> dict[str, Any]:
+    name, weights = MODELS[model]
+    chosen = dict(DATASETS[dataset])
+    chosen["data-dir"] = str(data / chosen["data-dir"])
+    here = {"model": name, "weights": str(data / "weights" / weights), "algorithm": method, "seed": seed}
+    return {**COMMON, **chosen, **here, **{k.replace("_", "-"): v for k, v in more.items()}}
+
+
+def jobs(data: Path) -> list[Job]:
+    """Return every run of every table."""
+    made = []
+
+    def add(section: str, labels: Iterable[object], settings: dict[str, Any]) -> None:
+        made.append(Job(section, tuple(map(str, labels)), settings))
+
+    for seed in SEEDS:
+        for objective in ("uniform", "examples"):
+            for method in ("p2pft", "centralized"):
+                settings = _settings(data, "ViT-Tiny", "CIFAR-100", method, seed, objective=objective)
+                add("objective", (objective, method, seed), settings)
+        for graph in GRAPHS:
+            for method in METHODS:
+                settings = _settings(data, "ViT-Tiny", "CIFAR-10", method, seed, topology=graph)
+                add("graphs", (graph, method, seed), settings)
+        for model in MODELS:
+            for dataset in DATASETS:
+                for method in METHODS:
+                    add(
+                        "methods",
+                        (model, dataset, method, seed),
+                        _settings(data, model, dataset, method, seed),
+                    )
+        for shots in (1, 5, 10):
+            for method in ("local", "p2pft", "fedavg", "centralized"):
+                settings = _settings(data, "ViT-Tiny", "CIFAR-10", method, seed, shots=shots, epochs=100)
+                add("shots", (shots, method, seed), settings)
+        for dtype in ("float32", "float16"):
+            settings = _settings(data, "ViT-Tiny", "CIFAR-10", "p2pft", seed, cache_dtype=dtype)
+            add("precision", (dtype, seed), settings)
+    for tune in TUNES:
+        settings = _settings(
+            data, "ViT-Tiny", "CIFAR-10", "p2pft", 0, tune=tune, shots=20, epochs=20, evaluate_every=1000
+        )
+        add("tuning", (tune,), settings)
+    return made
+
+
+def _done(folder: Path) -> bool:
+    file = folder / "results.json"
+    return file.is_file() and json.loads(file.read_text())["status"] == "completed"
+
+
+def execute(job: Job, out: Path) -> tuple[float, str]:
+    """Run one job in this process; return its seconds, and what went wrong."""
+    import torch
+
+    from tests.flower.engine import run_app
+
+    torch.set_num_threads(1)
+    logging.getLogger("p2pft_flower").handlers = [logging.NullHandler()]
+    folder = out / job.folder
+    if folder.exists():
+        shutil.rmtree(folder)
+    begin = time.monotonic()
+    settings = {"meet-timeout": 7200.0, "peer-timeout": 7200.0, "evaluate-every": 0, **job.settings}
+    try:
+        run_app(folder.absolute(), **settings)
+    except Exception as error:
+        return time.monotonic() - begin, f"{type(error).__name__}: {error}"
+    return time.monotonic() - begin, ""
+
+
+@app.command()
+def run(
+    data: Annotated[
+        Path, typer.Option(help="The folder with weights/, cifar10/, cifar100/, pets37/, flowers17/.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where the runs' results go.")],
+    only: Annotated[list[str] | None, typer.Option(help="A section; default all.")] = None,
+    workers: Annotated[int, typer.Option(help="Runs at a time, each with one thread.", min=1)] = 2,
+) -> None:
+    """Run what is not there yet."""
+    wanted = [j for j in jobs(data.absolute()) if not only or j.section in only]
+    left = [j for j in wanted if not _done(out / j.folder)]
+    typer.echo(f"{len(wanted)} runs, {len(wanted) - len(left)} there already")
+    failed, begin = 0, time.monotonic()
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=12) as pool:
+        futures = {pool.submit(execute, job, out): job for job in left}
+        for number, future in enumerate(as_completed(futures), start=1):
+            seconds, error = future.result()
+            refused = futures[future].settings["algorithm"] == "gt-dgd" and "doubly stochastic" in error
+            failed += bool(error) and not refused
+            passed = time.monotonic() - begin
+            typer.echo(
+                f"{number}/{len(left)} {futures[future].folder}: {error or 'done'} in {seconds:.0f} s, "
+                f"{passed * (len(left) - number) / number / 60:.0f} min left"
+            )
+    raise typer.Exit(1 if failed else 0)
+
+
+class Results:
+    """What the runs wrote, by section and labels."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+
+    def of(self, section: str, *labels: object) -> dict[str, Any] | None:
+        """Return a run's results.json, None where it did not complete."""
+        folder = self._out / Job(section, tuple(map(str, labels)), {}).folder
+        return json.loads((folder / "results.json").read_text()) if _done(folder) else None
+
+    def seeds(self, section: str, *labels: object) -> list[dict[str, Any]]:
+        """Return the results of all seeds that completed."""
+        return [r for r in (self.of(section, *labels, seed) for seed in SEEDS) if r is not None]
+
+
+def _percent(values: list[float]) -> str:
+    if not values:
+        return "–"
+    spread = f" ± {100 * statistics.pstdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread}"
+
+
+def _nodes(runs: list[dict[str, Any]]) -> str:
+    """Return each node's accuracy, mean over the seeds."""
+    if not runs:
+        return "–"
+    peers = range(len(runs[0]["peers"]))
+    return " ".join(f"{100 * statistics.mean(r['peers'][i]['accuracy'] for r in runs):.1f}" for i in peers)
+
+
+def _mean(runs: list[dict[str, Any]]) -> str:
+    return _percent([r["summary"]["accuracy"]["mean"] for r in runs])
+
+
+def _spread(runs: list[dict[str, Any]]) -> str:
+    """Return the largest distance of two peers in any seed."""
+    gaps = [r["summary"]["accuracy"]["max"] - r["summary"]["accuracy"]["min"] for r in runs]
+    return f"{100 * max(gaps):.1f}" if gaps else "–"
+
+
+def _below(runs: list[dict[str, Any]], centralised: list[dict[str, Any]]) -> str:
+    """Return how far the worst peer is from centralised, in any seed with the same seed."""
+    best = {r["seed"]: r["peers"][0]["accuracy"] for r in centralised}
+    gaps = [best[r["seed"]] - r["summary"]["accuracy"]["min"] for r in runs if r["seed"] in best]
+    return f"{100 * max(gaps):.1f}" if gaps else "–"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def _methods(results: Results) -> str:
+    parts = []
+    for model in MODELS:
+        rows = []
+        for dataset in DATASETS:
+            by = {m: results.seeds("methods", model, dataset, m) for m in METHODS}
+            rows.append([dataset, *(_mean(by[m]) for m in METHODS), _below(by["p2pft"], by["centralized"])])
+        head = [model, *METHODS, "worst peer of p2pft below centralized"]
+        nodes = [
+            [d, *(_nodes(results.seeds("methods", model, d, m)) for m in ("local", "p2pft"))]
+            for d in DATASETS
+        ]
+        parts += [_table(head, rows), _table([f"{model}, node by node", "Local-FT", "P2P-FT"], nodes)]
+    return "\n\n".join(parts)
+
+
+def _objective(results: Results) -> str:
+    rows = []
+    for objective in ("uniform", "examples"):
+        runs, best = (results.seeds("objective", objective, m) for m in ("p2pft", "centralized"))
+        examples = results.seeds("objective", "examples", "centralized")
+        rows.append([objective, _mean(best), _mean(runs), _nodes(runs), _below(runs, examples)])
+    return _table(
+        ["objective", "centralized", "p2pft", "nodes", "worst peer below centralized of examples"], rows
+    )
+
+
+def _graphs(results: Results) -> str:
+    rows = []
+    for graph in GRAPHS:
+        by = {m: results.seeds("graphs", graph, m) for m in METHODS}
+        cells = [f"{_mean(by[m])} ({_spread(by[m])})" if by[m] else "refused" for m in METHODS]
+        rows.append([graph, *cells, _below(by["p2pft"], by["centralized"])])
+    return _table(["graph", *METHODS, "worst peer of p2pft below centralized"], rows)
+
+
+def _shots(results: Results) -> str:
+    methods = ("local", "p2pft", "fedavg", "centralized")
+    rows = [[str(s), *(_mean(results.seeds("shots", s, m)) for m in methods)] for s in (1, 5, 10)]
+    return _table(["images a class", *methods], rows)
+
+
+def _precision(results: Results) -> str:
+    return _table(
+        ["tokens kept as", "p2pft", "each seed"],
+        [
+            [d, _mean(runs), " ".join(f"{100 * r['summary']['accuracy']['mean']:.2f}" for r in runs)]
+            for d in ("float32", "float16")
+            for runs in [results.seeds("precision", d)]
+        ],
+    )
+
+
+def _tuning(results: Results) -> str:
+    rows = []
+    for tune in TUNES:
+        r = results.of("tuning", tune)
+        if r is None:
+            continue
+        q, whole = r["trainable_parameters"], r["model_parameters"]
+        gradient = statistics.mean(p["seconds"]["gradient"] for p in r["peers"])
+        sent = sum(p["bytes_sent"] for p in r["peers"])
+        rows.append(
+            [
+                tune,
+                _percent([r["summary"]["accuracy"]["mean"]]),
+                f"{q:,}",
+                f"{100 * q / whole:.2f} %",
+                f"{4 * q / 1e6:.2f} MB",
+                f"{sent / 1e6:.0f} MB",
+                f"{gradient:.1f} s",
+            ]
+        )
+    return _table(
+        ["tune", "accuracy", "q", "of the model", "a payload", "sent by all", "gradients, a peer"], rows
+    )
+
+
+SECTIONS: dict[str, Callable[[Results], str]] = {
+    "methods": _methods,
+    "objective": _objective,
+    "graphs": _graphs,
+    "shots": _shots,
+    "precision": _precision,
+    "tuning": _tuning,
+}
+
+
+@app.command()
+def show(out: Annotated[Path, typer.Option(help="Where the runs' results are.")]) -> None:
+    """Print the tables as Markdown."""
+    for name, section in SECTIONS.items():
+        typer.echo(f"### {name}\n\n{section(Results(out))}\n")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    app()
