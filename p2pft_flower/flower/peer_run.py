@@ -30,7 +30,14 @@ def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
     """Start every host with one message for the whole run, listen to progress, gather how the peers ended."""
     progress = Progress(run.peers, run.iterations, lambda line: log.info("%s", line))
 
+    notes: set[str] = set()
+
     def on_report(report: PeerReport) -> None:
+        if report.run == run.id and report.note and report.peer < run.peers:
+            if report.note not in notes:  # hosts that do the same say the same
+                notes.add(report.note)
+                log.info("%s", report.note)
+            return
         if report.run != run.id or report.peer >= run.peers or len(report.sketch) != sketch.SIZE:
             log.warning("a report that is none of this run's was left out")
             return

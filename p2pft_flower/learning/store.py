@@ -321,14 +321,15 @@ class Store:
             stored = rows[field.name]
             if array.shape != stored.shape:
                 raise ValueError(f"field {field.name!r} has shape {array.shape}, expected {stored.shape}")
-            with np.errstate(over="ignore"):
-                np.copyto(stored, array, casting="same_kind")
-            if not np.isfinite(stored).all() and (np.isfinite(array) & ~np.isfinite(stored)).any():
+            try:
+                with np.errstate(over="raise"):  # a finite value became infinite; infinities may stay
+                    np.copyto(stored, array, casting="same_kind")
+            except FloatingPointError as error:
                 largest = np.abs(array[np.isfinite(array)]).max()
                 raise DataError(
                     f"{self.folder}: field {field.name!r} has values up to {largest:.4g}, too large for "
                     f"{field.dtype}: use a wider dtype for the store (float32)"
-                )
+                ) from error
         return rows.view(np.uint8).reshape(count, self.row_bytes)
 
 

@@ -110,12 +110,13 @@ class Host:
         plan, settings, timeouts = self.plan, self._config.method, self._config.runtime
         schedule = make_schedule(settings.schedule, settings.learning_rate, plan.iterations)
         method = make_algorithm(settings.algorithm, alpha=schedule, momentum=settings.momentum)
-        theta0 = self.problem.theta0
+        with recorder.telling():
+            theta0 = self.problem.theta0
         self._wires = self._open_wires(method, theta0)
         self._raise_if_stopped()  # the server hears stops before self._wires can be told of them
         objectives: dict[int, Objective] = {}
         for p in self._peers:
-            with self._naming(p, "its data could not be prepared"):
+            with self._naming(p, "its data could not be prepared"), recorder.telling():
                 objectives |= self.problem.objectives([p])
         self._prepared.set()
         if self._wires is not None:

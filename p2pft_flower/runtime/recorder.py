@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import threading
 import time
 import traceback
 from collections.abc import Iterator
@@ -21,6 +23,11 @@ from p2pft_flower.transport import ObserverClient, PeerReport
 __all__ = ["Outcome", "Recorder"]
 
 Vector = npt.NDArray[Any]
+
+MAX_NOTE = 1000
+"""Characters of a line of the log that are handed on."""
+
+log = logging.getLogger("p2pft_flower")
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,30 @@ class Recorder:
             yield
         finally:
             self._seconds[peer][part] += time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Hand on to the observer what this thread logs in a ``with`` block: how preparing goes on."""
+        if self._observer is None:
+            yield
+            return
+        observer, thread = self._observer, threading.get_ident()
+        handler = logging.Handler(logging.INFO)
+
+        def emit(record: logging.LogRecord) -> None:
+            if record.thread == thread:
+                note = record.getMessage()[:MAX_NOTE]
+                observer.report(PeerReport(run=self._plan.run, peer=self._plan.peers[0].peer, note=note))
+
+        handler.emit = emit  # type: ignore[method-assign]
+        level = log.level
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)  # Flower's engine brings the app into its workers without their log's set-up
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+            log.removeHandler(handler)
 
     def started(self) -> None:
         """Note that all neighbours were met and training begins."""

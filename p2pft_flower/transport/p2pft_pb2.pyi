@@ -2,7 +2,8 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Iterable as _Iterable, Optional as _Optional, Union as _Union
+from collections.abc import Iterable as _Iterable
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -121,7 +122,7 @@ class Stop(_message.Message):
     def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., origin: _Optional[int] = ..., iteration: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class PeerReport(_message.Message):
-    __slots__ = ("run", "peer", "iteration", "loss", "accuracy", "accuracy_unseen", "sketch", "bytes_sent", "seconds")
+    __slots__ = ("run", "peer", "iteration", "loss", "accuracy", "accuracy_unseen", "sketch", "bytes_sent", "seconds", "note")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     ITERATION_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +132,7 @@ class PeerReport(_message.Message):
     SKETCH_FIELD_NUMBER: _ClassVar[int]
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    NOTE_FIELD_NUMBER: _ClassVar[int]
     run: str
     peer: int
     iteration: int
@@ -140,4 +142,5 @@ class PeerReport(_message.Message):
     sketch: _containers.RepeatedScalarFieldContainer[float]
     bytes_sent: int
     seconds: float
-    def __init__(self, run: _Optional[str] = ..., peer: _Optional[int] = ..., iteration: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., accuracy_unseen: _Optional[float] = ..., sketch: _Optional[_Iterable[float]] = ..., bytes_sent: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+    note: str
+    def __init__(self, run: _Optional[str] = ..., peer: _Optional[int] = ..., iteration: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., accuracy_unseen: _Optional[float] = ..., sketch: _Optional[_Iterable[float]] = ..., bytes_sent: _Optional[int] = ..., seconds: _Optional[float] = ..., note: _Optional[str] = ...) -> None: ...
