@@ -109,7 +109,9 @@ class Recorder:
         handler.emit = emit  # type: ignore[method-assign]
         level = log.level
         log.addHandler(handler)
-        log.setLevel(logging.INFO)  # Flower's engine brings the app into its workers without their log's set-up
+        log.setLevel(
+            logging.INFO
+        )  # Flower's engine brings the app into its workers without their log's set-up
         try:
             yield
         finally:
