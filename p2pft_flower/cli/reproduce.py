@@ -288,10 +288,10 @@ def _row(dataset: str, values: Mapping[str, Any], seed: int, methods: Sequence[s
     return Row(
         dataset=dataset,
         settings={k: v for k, v in config.to_mapping().items() if k not in OURS},
-        classes=len(workload.dataset.classes),
+        classes=len(workload.classes),
         train=train,
         available=len(workload.dataset.train),
-        test=len(workload.dataset.test),
+        test=len(workload.test_positions),
         partition=workload.partition_spec,
         weights=weights,
         sha256=sha256,

@@ -26,12 +26,15 @@ STATED: Mapping[str, object] = MappingProxyType(
         "momentum": 0.0,
         "weight-decay": 0.0,
         "shots": 0,
+        "augment": "none",
+        "stream": False,
     }
 )
 """Run-config values of the paper.
 
 Learning rate, epochs, last block and pre-trained weights are stated in section 3. The objective is its
 problem P, the mean over peers; that the steps are plain (no schedule, momentum or decay) is its Algorithm 1.
+It mentions no augmentation, and its tables are of datasets that do not grow.
 """
 
 

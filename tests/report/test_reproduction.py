@@ -114,6 +114,7 @@ def test_cifar_10s_row_tells_that_its_classes_end_at_9():
         ({"tune": "head"}, "tune = head; the paper: last-block"),
         ({"momentum": 0.9}, "momentum = 0.9; the paper: 0"),
         ({"schedule": "cosine"}, "schedule = cosine; the paper: constant"),
+        ({"augment": "basic"}, "augment = basic; the paper: none"),
         ({"objective": "examples"}, "objective = examples; the paper: uniform"),
         ({"dataset": "folder:/pets"}, "dataset folder:/pets; the paper: Pets"),
         ({"partition": "iid"}, "partition iid; the paper's Table 1: classes:0-4,5-19,20-29,30-36"),
