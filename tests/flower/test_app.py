@@ -7,6 +7,7 @@ import socket
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from p2pft_flower.config import MethodConfig
@@ -362,3 +363,34 @@ def test_every_strategy_of_flower_that_aggregates_arrays_is_offered():
     assert "strategy" not in names
     for name in names:
         make_strategy(MethodConfig(algorithm=name), 4)
+
+
+def test_what_hosts_say_while_they_prepare_reaches_the_coordinator(tmp_path, capsys):
+    run_app(tmp_path, nodes=2, slots=1, iterations=1, seed=4711)  # a problem that no other test has prepared
+    told = capsys.readouterr().out
+    for line in ("tune = last-block: q = 50762 trained parameters, 25.11 %", "path class-token"):
+        assert told.count(line) == 2, line  # the host's own log is this process's too
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"tune": "lora:2"},
+        {"augment": "basic"},
+        {"tune": "head", "cache": False},
+        {"stream": True},
+    ],
+    ids=str,
+)
+def test_runs_that_keep_nothing_complete_and_do_not_depend_on_the_hosts(settings, tmp_path):
+    for part, colours in (("train", 6), ("test", 2)):
+        for label in range(4):
+            (tmp_path / "pictures" / part / str(label)).mkdir(parents=True)
+            for i in range(colours):
+                grey = np.full((8, 8), 60 * label + i, np.uint8)
+                Image.fromarray(grey).save(tmp_path / "pictures" / part / str(label) / f"{i}.png")
+    data = {"dataset": f"folder:{tmp_path / 'pictures'}", "batch_size": 2, "iterations": 5}
+    run_app(tmp_path / "one", nodes=2, slots=1, **data, **settings)
+    run_app(tmp_path / "four", nodes=4, slots=4, **data, **settings)
+    assert read_results(tmp_path / "one")["status"] == "completed"
+    assert same(tails(tmp_path / "one"), tails(tmp_path / "four"))

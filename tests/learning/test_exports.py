@@ -70,7 +70,7 @@ def test_every_tune_trains_and_exports_a_model_that_scores_the_same(model, tune,
     transform = preprocessing(workload.model)
     images = torch.stack([transform(test.read(i)) for i in range(len(test))])
     with torch.inference_mode():
-        inputs, labels = workload.test_features.read(np.arange(len(test)))
+        _, labels = workload.test_features.read(np.arange(len(test)))
         tail = workload.objectives([0])[0]
         score = tail.evaluate(theta)
         if tune.startswith(("adapter", "prompt")):

@@ -114,9 +114,7 @@ def test_the_batch_fetched_ahead_is_the_one_that_is_read(pictures):
 def test_values_too_large_for_halves_are_refused_with_the_remedy(pictures, monkeypatch):
     problem = workload(pictures, tune="last-blocks:2")
     original = TrunkStore._run
-    monkeypatch.setattr(
-        TrunkStore, "_run", lambda *args: tuple(1e6 * (1 + t.abs()) for t in original(*args))
-    )
+    monkeypatch.setattr(TrunkStore, "_run", lambda *args: tuple(1e6 * (1 + t.abs()) for t in original(*args)))
     with pytest.raises(DataError, match=r"too large for float16.*float32"):
         problem.objectives([0])
 
