@@ -127,9 +127,14 @@ def jobs(data: Path) -> list[Job]:
     return made
 
 
-def _done(folder: Path) -> bool:
+def _done(folder: Path, settings: dict[str, Any] | None = None) -> bool:
+    """Say whether a completed run is there, of these very settings where they are given."""
     file = folder / "results.json"
-    return file.is_file() and json.loads(file.read_text())["status"] == "completed"
+    if not file.is_file():
+        return False
+    results = json.loads(file.read_text())
+    asked = {} if settings is None else settings
+    return results["status"] == "completed" and all(results["config"][k] == v for k, v in asked.items())
 
 
 def execute(job: Job, out: Path) -> tuple[float, str]:
@@ -163,10 +168,10 @@ def run(
 ) -> None:
     """Run what is not there yet."""
     wanted = [j for j in jobs(data.absolute()) if not only or j.section in only]
-    left = [j for j in wanted if not _done(out / j.folder)]
+    left = [j for j in wanted if not _done(out / j.folder, j.settings)]
     typer.echo(f"{len(wanted)} runs, {len(wanted) - len(left)} there already")
     failed, begin = 0, time.monotonic()
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=12) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(execute, job, out): job for job in left}
         for number, future in enumerate(as_completed(futures), start=1):
             seconds, error = future.result()

@@ -126,7 +126,12 @@ def _study(
     tails = load_run_tails(runs, None if measured else peer)
     workload = tails[0][0].workload
     check_map(workload.model, kind)
-    labels, classes = workload.dataset.test.labels, workload.dataset.classes
+    if workload.config.sited:
+        raise ConfigError(
+            f"dataset = {workload.config.dataset!r}: each peer has test images of its own, so there is no "
+            "test set on which their maps could be compared"
+        )
+    labels, classes = workload.scored_test.labels, workload.classes
     held = [np.isin(labels, [classes.index(name) for name in p["classes"]]) for p in peers]
     pictures = _pictures(workload, held[peer], counts, files, peers[peer]["name"])
     drawn = [group[peer] if len(group) > 1 else group[0] for group in tails]
@@ -189,7 +194,7 @@ def _pictures(
     from p2pft_flower.learning.datasets import read_image
     from p2pft_flower.learning.likeness import choose_images
 
-    test, classes = workload.dataset.test, workload.dataset.classes
+    test, classes = workload.scored_test, workload.classes
     pictures = []
     for option, candidates, count, group in (
         ("--seen", held, counts[0], f"class held by peer {peer}"),
@@ -257,7 +262,7 @@ def _numbers(
     from p2pft_flower.learning.likeness import correlation, top_overlap, top_size
 
     workload = tails[0][0].workload
-    test = workload.dataset.test
+    test = workload.scored_test
     # Before training nothing was changed.
     changes = [
         {},

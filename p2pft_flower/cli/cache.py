@@ -51,14 +51,14 @@ def list_stores(
     if as_json:
         typer.echo(json.dumps(as_dict(records, limit), indent=2))
         return
-    table = Table("name", "model", "layout", "dtype")
+    table = Table("name", "model", "path", "computed in")
     for header in ("rows", "size", "last used", "in use"):
         table.add_column(header, justify="right")
     for record in records:
         about = record.about if record.about is not None else {"model": "unreadable meta.json"}
         table.add_row(
             record.name,
-            *(Text(str(about.get(fact, ""))) for fact in ("model", "layout", "dtype")),
+            *(Text(str(about.get(fact, ""))) for fact in ("model", "path", "trunk-dtype")),
             str(record.rows),
             decimal(record.bytes),
             time.strftime("%Y-%m-%d %H:%M", time.localtime(record.last_used)),

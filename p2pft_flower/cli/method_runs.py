@@ -19,6 +19,27 @@ __all__ = ["POOLED", "MethodRun", "load_run_tails", "read_runs"]
 
 POOLED = "centralized"
 
+FREE = frozenset(
+    {
+        "algorithm",
+        "strategy-options",
+        "local-epochs",
+        "topology",
+        "output-dir",
+        "transport",
+        "threads",
+        "evaluate-every",
+        "meet-timeout",
+        "peer-timeout",
+        "run-timeout",
+        "device",
+        "cache",
+        "download",
+        "verify",
+    }
+)
+"""Run-config keys in which runs may differ and still be about the same problem, trained alike."""
+
 
 @dataclass(frozen=True)
 class MethodRun:
@@ -86,9 +107,13 @@ def _read(path: Path) -> list[MethodRun]:
 
 
 def _check_same(first: MethodRun, other: MethodRun) -> None:
-    for key in ("model", "dataset", "partition", "shots", "seed"):
+    for key in first.results["config"]:
+        if key in FREE:
+            continue
         # The run-config may say partition = auto; beside it stands what that came to.
-        one, two = ((r.results if key == "partition" else r.results["config"])[key] for r in (first, other))
+        one, two = (
+            (r.results if key == "partition" else r.results["config"]).get(key) for r in (first, other)
+        )
         if one != two:
             raise ConfigError(
                 f"{first.folder} has {key} = {one!r}, {other.folder} has {two!r}: "

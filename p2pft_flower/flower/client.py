@@ -56,6 +56,8 @@ class _Facts:
     partition: str
     classes: tuple[str, ...]
     warnings: tuple[str, ...]
+    frozen: dict[str, str]
+    """What must be the same on all machines; empty in simulation, where there is one machine."""
 
 
 @lru_cache(maxsize=2)
@@ -66,7 +68,8 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
         there = range(len(problem.partition))
         data = {p: vars(problem.data(p)) for p in peers or there if p in there}
         problem.test_positions  # noqa: B018 - test images that cannot be used are told of now
-    return _Facts(data, problem.partition_spec, problem.classes, tuple(warnings))
+        frozen = {} if peers is None else problem.frozen_facts()
+    return _Facts(data, problem.partition_spec, problem.classes, tuple(warnings), frozen)
 
 
 def _peers_here(context: Context) -> tuple[int, ...] | None:
@@ -123,7 +126,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     asked = messages.unpack(message)
     config = RunConfig.from_mapping(asked["config"])
     here = _peers_here(context)
-    facts = _Facts({}, "", (), ())
+    facts = _Facts({}, "", (), (), {})
     if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses who is none of its peers
         facts = _facts(config.learning, asked["n"], asked["pooled"], here)
     time.sleep(asked["hold"])  # not to synchronise: the overlap of these stretches is what is measured

@@ -78,7 +78,7 @@ def plan_run(
     Raises
     ------
     RunFailedError
-        When hosts run different versions, or their data has different classes.
+        When hosts run different versions, or their data has other classes, or they start from other weights.
     """
     told = [answers[host.node] for host in hosts]
     for host, answer in zip(hosts, told, strict=True):
@@ -95,6 +95,13 @@ def plan_run(
                 f"{list(hosts[0].peers)} have {told[0]['classes']}; give all peers the same classes "
                 "(in folders, an empty one in train/ for a class that a peer does not hold)"
             )
+        for what, value in answer["frozen"].items():
+            if value != told[0]["frozen"][what]:
+                raise RunFailedError(
+                    f"{what} differs: peers {list(host.peers)} have {value}, peers {list(hosts[0].peers)} "
+                    f"have {told[0]['frozen'][what]}; give all peers the same weights file, and set "
+                    "trunk-dtype where machines choose differently"
+                )
     _tell_warnings(hosts, told)
     data = {int(p): d for answer in told for p, d in answer["data"].items()}
     images = {p: int(d["images"]) for p, d in data.items()}

@@ -188,8 +188,20 @@ def tail_maps(
 
 
 def changed_tensors(model: nn.Module, whole: nn.Module) -> dict[str, torch.Tensor]:
-    """Return, by name, the tensors of ``whole`` that differ from those of ``model``: what θ changed."""
+    """Return, by name, the tensors of ``whole`` that differ from those of ``model``: what θ changed.
+
+    Raises
+    ------
+    ConfigError
+        When ``whole`` has tensors that ``model`` has not, naming one.
+    """
     start = model.state_dict()
+    added = sorted(whole.state_dict().keys() - start.keys())
+    if added:
+        raise ConfigError(
+            f"{added[0]!r} was added by tuning (adapter, prompt), the plain model has no such tensor: maps "
+            "are drawn of runs with tune = last-block, last-blocks:K, head, full, bias or lora:R"
+        )
     return {name: t for name, t in whole.state_dict().items() if not torch.equal(t, start[name])}
 
 

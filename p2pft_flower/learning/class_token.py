@@ -31,9 +31,9 @@ def why_not_query(model: nn.Module, block: Any) -> str | None:
         return f"the head pools all tokens (global_pool = {getattr(model, 'global_pool', None)!r})"
     if type(block) is not Block:
         return f"the last block is a {type(block).__name__}, not timm's plain Block"
-    if type(block.attn) is not Attention:
-        return f"its attention is a {type(block.attn).__name__}, not timm's plain Attention"
-    parts = (block, block.attn, block.norm1)
+    if type(block.attn) is not Attention or not isinstance(block.attn.qkv, nn.Linear):
+        return f"its attention is a {type(block.attn).__name__}, not timm's plain Attention with a linear qkv"
+    parts = (block, block.attn, block.norm1, block.attn.qkv)
     hooked = [m for m in parts if m._forward_hooks or m._forward_pre_hooks]
     if hooked:
         return f"its {type(hooked[0]).__name__} has hooks"
@@ -46,7 +46,8 @@ def why_not_normalised(model: nn.Module, block: Any) -> str | None:
     if reason is not None:
         return reason
     attn = block.attn
-    if not isinstance(block.norm1, nn.LayerNorm) or not block.norm1.elementwise_affine:
+    norm = block.norm1
+    if not isinstance(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None:
         return (
             f"its first normalisation is a {type(block.norm1).__name__}, not a LayerNorm with scale and shift"
         )

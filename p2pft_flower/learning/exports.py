@@ -99,9 +99,12 @@ def load_export(file: Path) -> tuple[nn.Module, tuple[str, ...]]:
         raise DataError(f"{file}: not a readable safetensors file ({error})") from error
     if metadata.get("schema") != SCHEMA:
         raise DataError(f"{file}: schema {metadata.get('schema')!r}, this version reads {SCHEMA!r}")
-    classes = tuple(json.loads(metadata["classes"]))
-    model = bare_model(metadata["model"], len(classes))
-    if metadata["tune"]:
-        model = tune_model(model, metadata["tune"]).requires_grad_(False)
-    model.load_state_dict(state, strict=True)
+    try:
+        classes = tuple(json.loads(metadata["classes"]))
+        model = bare_model(metadata["model"], len(classes))
+        if metadata["tune"]:
+            model = tune_model(model, metadata["tune"]).requires_grad_(False)
+        model.load_state_dict(state, strict=True)
+    except (KeyError, ValueError, RuntimeError) as error:  # RuntimeError: torch's of names and shapes
+        raise DataError(f"{file}: not the export that its metadata tells of ({error})") from error
     return model.eval(), classes

@@ -188,11 +188,15 @@ class TrunkStore:
         return Store(store_folder(identity), fields, identity)
 
     def _run(self, split: Split, positions: Sequence[int]) -> tuple[torch.Tensor, ...]:
-        images = torch.stack([self._transform(split.read(p)) for p in positions]).to(self._device)
+        images = torch.stack([self._transform(split.read(p)) for p in positions])
+        return tuple(t.cpu() for t in self.run(images))
+
+    def run(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return what the trunk makes of (N, C, H, W) ``images``: float32, on its device, kept nowhere."""
         reduced = self._dtype is not torch.float32
-        with torch.inference_mode(), torch.autocast(self._device, self._dtype, enabled=reduced):
-            outputs = self._trunk(images)
-        return tuple(t.float().cpu() for t in outputs)
+        with torch.no_grad(), torch.autocast(self._device, self._dtype, enabled=reduced):
+            outputs = self._trunk(images.to(self._device))
+        return tuple(t.float() for t in outputs)
 
 
 class _Bar:

@@ -104,7 +104,8 @@ class PeerObjective:
 
     def evaluate(self, theta: Vector) -> Evaluation:
         """Score ``theta`` on all test images."""
-        unseen = ~torch.isin(self._test.labels, torch.unique(self._features.labels))  # a stream's labels grow
+        held = torch.unique(self._features.labels.cpu())  # of a stream: more and more
+        unseen = ~torch.isin(self._test.labels.cpu(), held)
         return evaluate(self._tail, theta, self._test, unseen)
 
 
@@ -135,7 +136,7 @@ def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tenso
     return Evaluation(
         loss=float(torch.cat(losses).mean()),
         accuracy=float(correct.mean()),
-        accuracy_unseen=float(correct[unseen.cpu()].mean()) if unseen.any() else None,
+        accuracy_unseen=float(correct[unseen].mean()) if unseen.any() else None,
     )
 
 

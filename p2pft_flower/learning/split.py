@@ -19,7 +19,7 @@ from p2pft_flower.learning.class_token import (
     why_not_normalised,
     why_not_query,
 )
-from p2pft_flower.learning.structure import HEADS, set_submodule, share_copy, stages
+from p2pft_flower.learning.structure import HEADS, STEM, set_submodule, share_copy, stages
 from p2pft_flower.learning.tuning import tune_model
 
 __all__ = ["PATHS", "Parts", "split_model"]
@@ -159,7 +159,11 @@ class _Trunk(nn.Module):
             self.eps = float(model.get_submodule(f"{names[-1]}.norm1").eps)  # type: ignore[arg-type]
         for name in names[first:]:
             set_submodule(model, name, nn.Identity())
-        if path != "pooled":  # there the head's frozen part is the trunk's too
+        if path == "pooled":  # there the head's frozen part is the trunk's too, but not the new classifier
+            classifier = model.get_classifier()  # type: ignore[operator]  # timm's method
+            name = next(n for n, m in model.named_modules() if m is classifier)
+            set_submodule(model, name, nn.Identity())
+        else:
             model.norm = nn.Identity()
             for head in ("head", "head_dist", "fc_norm", "attn_pool"):
                 if getattr(model, head, None) is not None:
@@ -187,6 +191,7 @@ class _Tail(nn.Module):
     def train(self, mode: bool = True) -> _Tail:
         super().train(False)
         if mode:
+            stem = [m for n, m in self.model.named_modules() if n.startswith(STEM)]
             for module in self.modules():
                 if any(p.requires_grad for p in module.parameters()):
                     # Drop-out layers have no parameters: they follow the trained module that holds them.
@@ -194,7 +199,14 @@ class _Tail(nn.Module):
                     for child in module.children():
                         if next(child.parameters(), None) is None:
                             child.train(True)
+            if not any(p.requires_grad for m in stem for p in m.parameters()) and not self._trains_tokens():
+                for module in stem:
+                    module.train(False)
         return self
+
+    def _trains_tokens(self) -> bool:
+        """Say whether class token, position embedding and the like are trained."""
+        return any(p.requires_grad for p in self.model.parameters(recurse=False))
 
 
 class _FullTail(_Tail):
@@ -205,8 +217,7 @@ class _FullTail(_Tail):
 class _TokensTail(_Tail):
     def __init__(self, tuned: nn.Module, first: int) -> None:
         model = share_copy(tuned)
-        stem = ("patch_embed", "pos_drop", "patch_drop", "norm_pre")
-        for name in (*(n for n in stem if hasattr(model, n)), *stages(tuned)[:first]):
+        for name in (*(n for n in STEM if hasattr(model, n)), *stages(tuned)[:first]):
             set_submodule(model, name, nn.Identity())
         for name in [n for n, _ in model.named_parameters(recurse=False)]:  # cls_token, pos_embed, …
             setattr(model, name, None)

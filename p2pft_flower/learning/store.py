@@ -1,6 +1,6 @@
 """The store of trunk outputs: computed once an image, memory-mapped, shared by all processes of the machine.
 
-A *store* is one folder and belongs to one frozen trunk (weights, preprocessing, dtype, layout). A *row* of it
+A *store* is one folder and belongs to one frozen trunk (weights, preprocessing, dtypes, path). A *row* of it
 belongs to one image, and its key is a digest of the image's content. So partitions, seeds, runs and peers
 share rows, and only images that no run has seen are computed.
 
@@ -90,7 +90,7 @@ class Store:
     fields : sequence of Field
         What a row consists of, in this order.
     about : mapping of str to str
-        Facts for ``p2pft cache list``: its table shows ``model``, ``layout`` and ``dtype``, its JSON all.
+        Facts for ``p2pft cache list``: its table shows ``model``, ``path`` and the dtypes, its JSON all.
         They are always the same for one folder: pass what was passed to `cache.store_folder`.
 
     Raises
@@ -328,7 +328,7 @@ class Store:
                 largest = np.abs(array[np.isfinite(array)]).max()
                 raise DataError(
                     f"{self.folder}: field {field.name!r} has values up to {largest:.4g}, too large for "
-                    f"{field.dtype}: use a wider dtype for the store (float32)"
+                    f"{field.dtype}: set cache-dtype = float32"
                 ) from error
         return rows.view(np.uint8).reshape(count, self.row_bytes)
 

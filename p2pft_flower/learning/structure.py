@@ -12,10 +12,13 @@ from torch import nn
 
 from p2pft_flower.errors import ConfigError
 
-__all__ = ["HEADS", "SUPPORTED", "check_structure", "set_submodule", "share_copy", "stages"]
+__all__ = ["HEADS", "STEM", "SUPPORTED", "check_structure", "set_submodule", "share_copy", "stages"]
 
 HEADS = ("head.", "head_dist.")
 """Prefixes of the heads' parameters; distilled ViTs answer with the mean of two heads."""
+
+STEM = ("patch_embed", "pos_drop", "patch_drop", "norm_pre")
+"""Modules before the first block."""
 
 SUPPORTED = "timm's VisionTransformer (ViT, DeiT, distilled DeiT) and SwinTransformer (V1, V2)"
 

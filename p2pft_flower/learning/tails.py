@@ -100,7 +100,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise DataError(f"{file}: not a readable safetensors file ({error})") from error
     if metadata.get("schema") != TAIL_SCHEMA:
         raise DataError(f"{file}: schema {metadata.get('schema')!r}, this version reads {TAIL_SCHEMA!r}")
-    for key in ("model-digest", "classes"):
+    for key in ("model-digest", "classes", "peer"):
         if key not in metadata:
             raise DataError(f"{file}: its metadata has no {key}; was it changed after the run?")
     return tensors, metadata

@@ -13,7 +13,7 @@ from torch import nn
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.added import add_adapters, add_low_rank, add_prompts
-from p2pft_flower.learning.structure import HEADS, share_copy, stages
+from p2pft_flower.learning.structure import HEADS, STEM, share_copy, stages
 
 __all__ = ["TUNE", "tune_model"]
 
@@ -42,7 +42,7 @@ def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
         ``"last-block"`` (last block, final norm, head), ``"last-blocks:K"``, ``"head"``, ``"full"``,
         ``"bias"`` (all biases), ``"bias+norm"`` (and the scales of all normalisations), ``"lora:R"`` (rank R
         on the attention projections), ``"adapter:R"`` (bottlenecks of width R), ``"prompt:N"``,
-        ``"prompt-deep:N"`` (N tokens). Everything but ``full`` and ``last-block`` trains the head as well.
+        ``"prompt-deep:N"`` (N tokens). The head is trained with every one of them.
     seed : int
         Draws what is added.
 
@@ -81,7 +81,7 @@ def _selector(model: nn.Module, tune: str) -> Callable[[str], bool]:
     if kind == "last-blocks" and argument.isdecimal():
         return _last_blocks(model, tune, int(argument))
     if tune == "bias":
-        return lambda name: name.startswith(HEADS) or name.endswith(".bias")
+        return lambda name: name.startswith(HEADS) or name.endswith("bias")
     if tune == "bias+norm":
         norms = {
             f"{name}.{own}"
@@ -89,7 +89,7 @@ def _selector(model: nn.Module, tune: str) -> Callable[[str], bool]:
             if "norm" in type(module).__name__.lower()
             for own, _ in module.named_parameters(recurse=False)
         }
-        return lambda name: name.startswith(HEADS) or name.endswith(".bias") or name in norms
+        return lambda name: name.startswith(HEADS) or name.endswith("bias") or name in norms
     if tune == "head" or _addition(tune) is not None:
         return lambda name: name.startswith(HEADS)
     raise ConfigError(f"tune = {tune!r} is unknown; choose one of {', '.join(TUNE)}")
@@ -107,7 +107,7 @@ def _last_blocks(model: nn.Module, tune: str, number: int) -> Callable[[str], bo
     after = tuple(f"{name}." for name in names[blocks[-number] :])
     between = ("blocks.", "layers.")
     stem = {name for name, _ in model.named_parameters(recurse=False)}
-    stem_modules = ("patch_embed.", "pos_drop.", "patch_drop.", "norm_pre.")
+    stem_modules = tuple(f"{name}." for name in STEM)
 
     def trains(name: str) -> bool:
         if name.startswith(after):

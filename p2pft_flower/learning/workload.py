@@ -34,7 +34,7 @@ from p2pft_flower.learning.datasets import (
 from p2pft_flower.learning.devices import choose_device, choose_trunk_dtype
 from p2pft_flower.learning.features import Features, TrunkStore
 from p2pft_flower.learning.live import ImageStream, LiveFeatures, StreamFeatures, StreamPart, augmentation
-from p2pft_flower.learning.models import create_model, data_config, preprocessing
+from p2pft_flower.learning.models import MODELS, create_model, data_config, preprocessing
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
 from p2pft_flower.learning.partitions import (
     Partition,
@@ -115,6 +115,8 @@ class Workload:
         self._classes = classes
         self._features: dict[int, Features] = {}
         self._streams: dict[int, ImageStream] = {}
+        self._checked: set[int] = set()
+        self._own_tests: dict[int, Features] = {}
         self._told = False
         self.unreadable = 0
         """Images left out because they cannot be read, as far as they were looked at yet."""
@@ -129,8 +131,17 @@ class Workload:
         """Training and test images; of own folders those of the peers here, one folder after the other."""
         config = self.config
         if config.sited:
-            return self._sites.dataset
-        return load_dataset(config.dataset, config.data_dir, download=config.download, verify=config.verify)
+            found = self._sites.dataset
+        else:
+            found = load_dataset(
+                config.dataset, config.data_dir, download=config.download, verify=config.verify
+            )
+        if self._classes is not None and tuple(self._classes) != found.classes:
+            raise DataError(
+                f"dataset = {config.dataset!r} has the classes {some_names(found.classes)}, but the model "
+                f"was trained on {some_names(self._classes)}: its answers would mean other classes here"
+            )
+        return found
 
     @cached_property
     def _sites(self) -> Sites:
@@ -239,6 +250,12 @@ class Workload:
         """Positions in the test split of all images that are scored on this machine, ascending."""
         return np.unique(np.concatenate([self._tests[p] for p in self._here]))
 
+    @property
+    def scored_test(self) -> Split:
+        """The test images that are scored on this machine, as a split of their own."""
+        split, positions = self.dataset.test, self.test_positions
+        return Split(split.labels[positions], lambda index: split.read(int(positions[index])))
+
     def check_images(self, peers: Sequence[int]) -> None:
         """Decode once all images that ``peers`` use; for runs that read them only as they go.
 
@@ -305,7 +322,7 @@ class Workload:
         )
         because = f"; no cheaper way, for {parts.why}" if parts.why else ""
         log.info("path %s: %s%s", parts.path, PATHS[parts.path], because)
-        return parts._replace(tail=parts.tail.to(self.device))
+        return parts._replace(trunk=parts.trunk.to(self.device), tail=parts.tail.to(self.device))
 
     @property
     def model_parameters(self) -> int:
@@ -329,6 +346,14 @@ class Workload:
         """SHA-256 of all weights and θ^0, as they are before the first iteration."""
         return sha256(_digest(self.model).encode() + self.theta0.tobytes()).hexdigest()
 
+    def frozen_facts(self) -> dict[str, str]:
+        """Return what decides the frozen part's output, and must be the same on all peers' machines."""
+        return {
+            "model digest": self.model_digest,
+            "preprocessing": repr(sorted(data_config(self.model).items())),
+            "trunk-dtype": str(choose_trunk_dtype(self.config.trunk_dtype, self.device)),
+        }
+
     @cached_property
     def _trunk_store(self) -> TrunkStore:
         config, parts = self.config, self.parts
@@ -346,7 +371,7 @@ class Workload:
             parts.trunk,
             preprocessing(self.model),
             identity,
-            # Residual streams reach far, pooled features are small: neither is worth rounding.
+            # One token and pooled features are small: nothing is won by rounding them.
             exact={"class-token": (1,), "pooled": (0,)}.get(parts.path, ()),
             halves=config.cache_dtype == "float16",
             compute_dtype=dtype,
@@ -354,14 +379,14 @@ class Workload:
         )
 
     def _code_digest(self) -> str:
-        """Say which code computes the trunk: timm's version, or what a model of the user's own answers."""
-        if not is_reference(self.config.model):
+        """Say which code computes the trunk: timm's version, or what a model that is not timm's answers."""
+        if not is_reference(self.config.model) and self.config.model not in MODELS:
             return f"timm {timm.__version__}"
         generator = torch.Generator().manual_seed(0)
         probe = torch.randn(1, *data_config(self.model)["input_size"], generator=generator)
         with torch.inference_mode():
-            answers = self.parts.trunk(probe)
-        return sha256(b"".join(a.numpy().tobytes() for a in answers)).hexdigest()
+            answers = self.parts.trunk(probe.to(self.device))
+        return sha256(b"".join(a.cpu().numpy().tobytes() for a in answers)).hexdigest()
 
     def _features_of(self, split: Split, positions: npt.NDArray[np.int64], what: str) -> Features:
         if self.parts.path == "full" or not self.config.cache:
@@ -383,7 +408,7 @@ class Workload:
         )
 
     def _run_trunk(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return self.parts.trunk(images.to(self.device))  # type: ignore[no-any-return]
+        return self._trunk_store.run(images)
 
     @cached_property
     def test_features(self) -> Features:
@@ -399,7 +424,12 @@ class Workload:
             When an image cannot be read.
         """
         if self.parts.path == "full" or not self.config.cache or self.config.augment != "none":
-            self.check_images(peers)  # they are read as the run goes: whoever is broken shall tell now
+            unchecked = [peer for peer in peers if peer not in self._checked]
+            if unchecked:
+                self.check_images(
+                    unchecked
+                )  # they are read as the run goes: whoever is broken shall tell now
+                self._checked.update(unchecked)
         return {
             peer: PeerObjective(
                 self.tail,
@@ -415,7 +445,10 @@ class Workload:
     def _test_of(self, peer: int) -> Features:
         if self.pooled or not self.config.sited:
             return self.test_features
-        return self._features_of(self.dataset.test, self._tests[peer], f"peer {peer}'s test")
+        if peer not in self._own_tests:
+            what = f"peer {peer}'s test"
+            self._own_tests[peer] = self._features_of(self.dataset.test, self._tests[peer], what)
+        return self._own_tests[peer]
 
     def _batches(self, peer: int) -> Batches | GrowingBatches | PooledBatches:
         if self.config.stream:

@@ -14,7 +14,7 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning import cache
 from p2pft_flower.learning.store import Field, Store
 
-ABOUT = {"model": "vit_tiny", "layout": "class-token", "dtype": "float16", "weights": "abc"}
+ABOUT = {"model": "vit_tiny", "path": "class-token", "trunk-dtype": "float32", "weights": "abc"}
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_list_shows_model_layout_rows_size_and_use(tmp_path):
     lines = {
         n: next(line for line in shown.output.splitlines() if n in line) for n in (name, open_one.folder.name)
     }
-    for word in ("vit_tiny", "class-token", "float16", " 3 ", "bytes"):
+    for word in ("vit_tiny", "class-token", "float32", " 3 ", "bytes"):
         assert word in lines[name]
     assert " no " in lines[name]
     assert " yes " in lines[open_one.folder.name]

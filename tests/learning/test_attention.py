@@ -21,7 +21,9 @@ from p2pft_flower.learning.attention import (
     shown_image,
     tail_maps,
 )
+from p2pft_flower.learning.models import create_model
 from p2pft_flower.learning.objective import tail_vector
+from p2pft_flower.learning.tuning import tune_model
 from p2pft_flower.learning.workload import Workload
 
 VITS = {
@@ -289,3 +291,9 @@ def test_an_image_is_shown_as_the_model_sees_it():
     seen = shown_image(workload.model, image)
     assert seen.shape == (8, 8, 1)
     np.testing.assert_allclose(seen[..., 0], np.asarray(image) / 255, atol=1e-6)
+
+
+def test_a_model_with_added_tensors_is_refused_by_name():
+    model = create_model("glyph_vit_8", "pretrained", 10, seed=0)
+    with pytest.raises(ConfigError, match=r"'blocks\.0\.mlp\.adapter\.\S+' was added by tuning"):
+        changed_tensors(model, tune_model(model, "adapter:4"))
