@@ -68,6 +68,8 @@ TUNES = (
 ON_A_GRAPH = ("p2pft", "dgd", "gt-dgd")
 """Methods for which the graph matters."""
 GRAPHS = ("directed-ring-4", "ring-4", "complete-4", "lopsided-4")
+PLAIN = {"directed-ring-4": ("local", "p2pft", "centralized"), "lopsided-4": ("p2pft", "dgd")}
+"""Runs without momentum, longer."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,11 @@ def jobs(data: Path) -> list[Job]:
                 add("shots", (shots, method, seed), settings)
         settings = _settings(data, "ViT-Tiny", "CIFAR-10", "p2pft", seed, cache_dtype="float32")
         add("precision", ("float32", seed), settings)
+        for graph, methods in PLAIN.items():
+            for method in methods:
+                settings = _settings(data, "ViT-Tiny", "CIFAR-10", method, seed, topology=graph)
+                settings |= {"momentum": 0.0, "epochs": 40}
+                add("plain", (graph, method, seed), settings)
     for tune in TUNES:
         settings = _settings(data, "ViT-Tiny", "CIFAR-10", "p2pft", 0, tune=tune, shots=20, epochs=10)
         add("tuning", (tune,), settings)
@@ -279,6 +286,24 @@ def _graphs(results: Results) -> str:
     return _table(["graph", *METHODS, "worst peer of p2pft below centralized"], rows)
 
 
+def _plain(results: Results) -> str:
+    best = results.seeds("plain", "directed-ring-4", "centralized")
+    rows = []
+    for graph, methods in PLAIN.items():
+        for method in methods:
+            runs = results.seeds("plain", graph, method)
+            rows.append([graph, method, _mean(runs), _nodes(runs), _spread(runs), _below(runs, best)])
+    head = [
+        "graph",
+        "method",
+        "mean",
+        "nodes",
+        "largest distance of two peers",
+        "worst peer below centralized",
+    ]
+    return _table(head, rows)
+
+
 def _shots(results: Results) -> str:
     methods = ("local", "p2pft", "fedavg", "centralized")
     rows = [[str(s), *(_mean(results.seeds("shots", s, m)) for m in methods)] for s in (1, 5, 10)]
@@ -328,6 +353,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "methods": _methods,
     "objective": _objective,
     "graphs": _graphs,
+    "plain": _plain,
     "shots": _shots,
     "precision": _precision,
     "tuning": _tuning,

@@ -568,8 +568,12 @@ class Workload:
         prompts stay what they are, modules that the plain model has not.
         """
         whole = tune_model(self.model, self.config.tune, self.config.seed)
-        # strict would ask for the frozen part; that every name fits, theta_from and named_tail see to.
-        whole.load_state_dict(self.named_tail(theta), strict=False)
+        keys = whole.load_state_dict(self.named_tail(theta), strict=False)  # strict would ask for all
+        if keys.unexpected_keys:
+            raise DataError(
+                f"tensor {keys.unexpected_keys[0]!r} has no place in {self.config.model!r} with tune = "
+                f"{self.config.tune!r}"
+            )
         merge_low_rank(whole)
         return whole.requires_grad_(False)
 

@@ -11,7 +11,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 
 from p2pft_flower.config import LearningConfig
-from p2pft_flower.errors import ConfigError
+from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.attention import (
     attention_maps,
     changed_tensors,
@@ -247,7 +247,7 @@ def test_the_words_say_whose_attention_it_is():
 
 
 def test_a_whole_model_answers_and_looks_as_its_tail_does():
-    workload = Workload(LearningConfig(), n=1)
+    workload = Workload(LearningConfig(cache_dtype="float32"), n=1)
     theta = workload.theta0 + np.random.default_rng(0).normal(0, 0.05, workload.theta0.shape).astype(
         np.float32
     )
@@ -260,11 +260,11 @@ def test_a_whole_model_answers_and_looks_as_its_tail_does():
     )
     assert reading.maps.shape == (1, 40, 4, 4)
     np.testing.assert_allclose(reading.probabilities.sum(axis=-1), 1, rtol=1e-5)
-    tokens = workload.test_features[np.arange(40)][0]
+    inputs, _ = workload.test_features.read(np.arange(40))
     torch.nn.utils.vector_to_parameters(
         torch.from_numpy(theta), [p for p in workload.tail.parameters() if p.requires_grad]
     )
-    logits = workload.tail.eval()(tokens)
+    logits = workload.tail.eval()(*inputs)
     np.testing.assert_allclose(reading.probabilities[0], logits.softmax(1).detach().numpy(), atol=1e-6)
 
 
@@ -281,7 +281,9 @@ def test_a_whole_model_is_a_copy_and_keeps_what_is_frozen():
 def test_theta_that_the_plain_model_has_no_place_for_is_refused(monkeypatch):
     workload = Workload(LearningConfig(), n=1)
     monkeypatch.setattr(workload, "named_tail", lambda _: {"prompt": torch.zeros(3)})
-    with pytest.raises(ConfigError, match=r"trains 'prompt', which the plain model 'glyph_vit_8' has not"):
+    with pytest.raises(
+        DataError, match=r"tensor 'prompt' has no place in 'glyph_vit_8' with tune = 'last-block'"
+    ):
         workload.whole_model(workload.theta0)
 
 
