@@ -128,6 +128,10 @@ def jobs(data: Path) -> list[Job]:
                 settings = _settings(data, "ViT-Tiny", "CIFAR-10", method, seed, topology=graph)
                 settings |= {"momentum": 0.0, "epochs": 40}
                 add("plain", (graph, method, seed), settings)
+    for dataset in ("Pets-37", "Flowers-17"):
+        for method in ("local", "p2pft", "centralized"):
+            settings = _settings(data, "ViT-Tiny", dataset, method, 0) | {"momentum": 0.0}
+            add("attention", (dataset, method), settings)
     for tune in TUNES:
         settings = _settings(data, "ViT-Tiny", "CIFAR-10", "p2pft", 0, tune=tune, shots=20, epochs=10)
         add("tuning", (tune,), settings)
@@ -304,6 +308,14 @@ def _plain(results: Results) -> str:
     return _table(head, rows)
 
 
+def _attention(results: Results) -> str:
+    rows = []
+    for dataset in ("Pets-37", "Flowers-17"):
+        runs = [(m, results.of("attention", dataset, m)) for m in ("local", "p2pft", "centralized")]
+        rows += [[dataset, m, _nodes([r]), _mean([r])] for m, r in runs if r is not None]
+    return _table(["data", "method", "nodes", "mean"], rows)
+
+
 def _shots(results: Results) -> str:
     methods = ("local", "p2pft", "fedavg", "centralized")
     rows = [[str(s), *(_mean(results.seeds("shots", s, m)) for m in methods)] for s in (1, 5, 10)]
@@ -355,6 +367,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "graphs": _graphs,
     "plain": _plain,
     "shots": _shots,
+    "attention": _attention,
     "precision": _precision,
     "tuning": _tuning,
 }
