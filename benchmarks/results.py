@@ -17,9 +17,10 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -94,48 +95,44 @@ def _settings(data: Path, model: str, dataset: str, method: str, seed: int, **mo
     return {**COMMON, **chosen, **here, **{k.replace("_", "-"): v for k, v in more.items()}}
 
 
+def _of_a_seed(data: Path, seed: int) -> Iterator[tuple[str, tuple[object, ...], dict[str, Any]]]:
+    """Yield section, labels and settings of the runs that every seed has."""
+
+    def settings(model: str, dataset: str, method: str, **more: Any) -> dict[str, Any]:
+        return _settings(data, model, dataset, method, seed, **more)
+
+    for method in ("p2pft", "centralized"):
+        examples = settings("ViT-Tiny", "CIFAR-100", method, objective="examples")
+        yield "objective", ("examples", method, seed), examples
+    for graph, method in product(GRAPHS[1:], ON_A_GRAPH):  # the first is that of the table of methods
+        yield "graphs", (graph, method, seed), settings("ViT-Tiny", "CIFAR-10", method, topology=graph)
+    for model, dataset, method in product(MODELS, DATASETS, METHODS):
+        yield "methods", (model, dataset, method, seed), settings(model, dataset, method)
+    for shots, method in product((1, 5, 10), ("local", "p2pft", "fedavg", "centralized")):
+        few = settings("ViT-Tiny", "CIFAR-10", method, shots=shots, epochs=100)
+        yield "shots", (shots, method, seed), few
+    exact = settings("ViT-Tiny", "CIFAR-10", "p2pft", cache_dtype="float32")
+    yield "precision", ("float32", seed), exact
+    for graph, methods in PLAIN.items():
+        for method in methods:
+            plain = settings("ViT-Tiny", "CIFAR-10", method, topology=graph, momentum=0.0, epochs=40)
+            yield "plain", (graph, method, seed), plain
+
+
+def _of_one_seed(data: Path) -> Iterator[tuple[str, tuple[object, ...], dict[str, Any]]]:
+    for dataset, method in product(("Pets-37", "Flowers-17"), ("local", "p2pft", "centralized")):
+        yield "attention", (dataset, method), _settings(data, "ViT-Tiny", dataset, method, 0, momentum=0.0)
+    for tune in TUNES:
+        settings = _settings(data, "ViT-Tiny", "CIFAR-10", "p2pft", 0, tune=tune, shots=20)
+        # Few peers, images and steps: most of these run the whole model, in evaluation too.
+        settings |= {"epochs": 6, "topology": "directed-ring:2", "partition": "classes:0-4,5-9"}
+        yield "tuning", (tune,), settings
+
+
 def jobs(data: Path) -> list[Job]:
     """Return every run of every table."""
-    made = []
-
-    def add(section: str, labels: Iterable[object], settings: dict[str, Any]) -> None:
-        made.append(Job(section, tuple(map(str, labels)), settings))
-
-    for seed in SEEDS:
-        for method in ("p2pft", "centralized"):
-            settings = _settings(data, "ViT-Tiny", "CIFAR-100", method, seed, objective="examples")
-            add("objective", ("examples", method, seed), settings)
-        for graph in GRAPHS[1:]:  # the first is that of the table of methods
-            for method in ON_A_GRAPH:
-                settings = _settings(data, "ViT-Tiny", "CIFAR-10", method, seed, topology=graph)
-                add("graphs", (graph, method, seed), settings)
-        for model in MODELS:
-            for dataset in DATASETS:
-                for method in METHODS:
-                    add(
-                        "methods",
-                        (model, dataset, method, seed),
-                        _settings(data, model, dataset, method, seed),
-                    )
-        for shots in (1, 5, 10):
-            for method in ("local", "p2pft", "fedavg", "centralized"):
-                settings = _settings(data, "ViT-Tiny", "CIFAR-10", method, seed, shots=shots, epochs=100)
-                add("shots", (shots, method, seed), settings)
-        settings = _settings(data, "ViT-Tiny", "CIFAR-10", "p2pft", seed, cache_dtype="float32")
-        add("precision", ("float32", seed), settings)
-        for graph, methods in PLAIN.items():
-            for method in methods:
-                settings = _settings(data, "ViT-Tiny", "CIFAR-10", method, seed, topology=graph)
-                settings |= {"momentum": 0.0, "epochs": 40}
-                add("plain", (graph, method, seed), settings)
-    for dataset in ("Pets-37", "Flowers-17"):
-        for method in ("local", "p2pft", "centralized"):
-            settings = _settings(data, "ViT-Tiny", dataset, method, 0) | {"momentum": 0.0}
-            add("attention", (dataset, method), settings)
-    for tune in TUNES:
-        settings = _settings(data, "ViT-Tiny", "CIFAR-10", "p2pft", 0, tune=tune, shots=20, epochs=10)
-        add("tuning", (tune,), settings)
-    return made
+    described = [*(run for seed in SEEDS for run in _of_a_seed(data, seed)), *_of_one_seed(data)]
+    return [Job(section, tuple(map(str, labels)), settings) for section, labels, settings in described]
 
 
 def _done(folder: Path, settings: dict[str, Any] | None = None) -> bool:
