@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -463,7 +463,10 @@ def load_dataset(name: str, data_dir: str = "", *, download: bool = False, verif
 
         return _checked(name, load_torchvision(name, data_dir, download=download, verify=verify))
     if is_reference(name):
-        return _checked(name, load_reference(name, key="dataset")(data_dir))
+        own = _checked(name, load_reference(name, key="dataset")(data_dir))
+        # What its reader makes of a file may change: only what it returns can name an image.
+        train, test = (replace(split, content=None) for split in (own.train, own.test))
+        return replace(own, train=train, test=test)
     raise ConfigError(
         f"dataset = {name!r} is unknown; choose one of {', '.join([*DATASETS, *TORCHVISION])}, "
         "folder:/path, my_module:my_dataset"

@@ -325,7 +325,7 @@ class Store:
                 with np.errstate(over="raise"):  # a finite value became infinite; infinities may stay
                     np.copyto(stored, array, casting="same_kind")
             except FloatingPointError as error:
-                largest = np.abs(array[np.isfinite(array)]).max()
+                largest = np.abs(array).max()
                 raise DataError(
                     f"{self.folder}: field {field.name!r} has values up to {largest:.4g}, too large for "
                     f"{field.dtype}: set cache-dtype = float32"

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -20,6 +21,19 @@ from tests.flower.engine import run_app
 
 def invoke(*words):
     return CliRunner().invoke(app, list(words), env={"COLUMNS": "160"})
+
+
+def test_a_tail_is_not_scored_on_images_of_other_classes(tmp_path):
+    run_app(tmp_path / "run", iterations=1)
+    for part in ("train", "test"):
+        for name in ("eight", "nine"):
+            (tmp_path / "other" / part / name).mkdir(parents=True)
+            Image.new("L", (8, 8)).save(tmp_path / "other" / part / name / "0.png")
+    result = invoke("evaluate", str(tmp_path / "run"), "--dataset", f"folder:{tmp_path / 'other'}")
+    assert result.exit_code == 2
+    assert "has the classes eight, nine, but the model was trained on 0, 1, 2" in result.output.replace(
+        "\n", " "
+    )
 
 
 def test_values_need_no_quotes_and_get_the_type_of_their_key(tmp_path, monkeypatch):

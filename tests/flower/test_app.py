@@ -314,6 +314,17 @@ def test_deployed_peers_speak_over_tcp_and_reach_the_same_theta(tmp_path):
     assert same(tails(tmp_path / "d"), tails(tmp_path / "m"))
 
 
+def test_deployed_peers_that_start_from_other_weights_are_refused_before_they_train(tmp_path, monkeypatch):
+    nodes = [{"peer-id": p, "peer-address": f"127.0.0.1:{port}"} for p, port in enumerate(free_ports(4))]
+    monkeypatch.setattr(
+        "p2pft_flower.learning.workload.Workload.model_digest", property(lambda self: f"digest-{self._here}")
+    )
+    with pytest.raises(
+        RunFailedError, match=r"model digest differs: peers \[1\] have digest-\(1,\), peers \[0\]"
+    ):
+        run_app(tmp_path, slots=4, node_configs=nodes, iterations=1, algorithm="local", seed=91)
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [

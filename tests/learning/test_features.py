@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from p2pft_flower.cli import app
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning import devices
@@ -83,11 +85,15 @@ def test_stores_are_told_apart_by_all_that_the_trunks_output_depends_on(pictures
     assert not filled(seed=5)  # another head, the same trunk
     assert filled(tune="last-blocks:2")
     assert filled(tune="head")
+    assert not filled(tune="head", seed=5)
     assert filled(cache_dtype="float32")
     assert filled(trunk_dtype="bfloat16")
     assert filled(weights="none")
     assert not filled()
     assert len(stores()) == 6
+    shown = CliRunner().invoke(app, ["cache", "list"], env={"COLUMNS": "160"}).output
+    for word in ("glyph_vit_8", "class-token", "pooled", "query", "bfloat16"):
+        assert word in shown
 
 
 def test_an_image_that_changes_is_computed_again(pictures, passes, tmp_path):

@@ -149,5 +149,29 @@ def test_the_last_block_of_a_swin_is_that_of_its_last_stage():
     assert all(g.startswith(("layers.1.blocks.1", "norm", "head")) for g in groups)
 
 
+def test_a_norm_without_a_shift_keeps_the_class_token_waiting(images):
+    model = small_vit()
+    model.blocks[2].norm1 = nn.LayerNorm(16, bias=False)
+    parts = split_model(model.requires_grad_(False).eval(), "last-block")
+    assert parts.path == "query"
+    assert "not a LayerNorm with scale and shift" in parts.why
+    with torch.no_grad():
+        assert (parts.tail(*parts.trunk(images)) - model(images)).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(("tune", "trains"), [("lora:2", False), ("last-blocks:3", False), ("full", True)])
+def test_the_drop_outs_of_a_frozen_stem_stay_off(tune, trains):
+    tail = split_model(small_vit(pos_drop_rate=0.5, patch_drop_rate=0.5), tune).tail.train()
+    assert tail.model.pos_drop.training is trains
+    assert tail.model.patch_drop.training is trains
+    assert tail.model.blocks[2].training
+
+
+def test_the_trunk_of_a_head_does_not_know_the_head():
+    one, other = (split_model(model, "head").trunk for model in (small_vit(), small_vit()))
+    assert one.state_dict().keys() == other.state_dict().keys()
+    assert not any(name.startswith("model.head") for name in one.state_dict())
+
+
 def test_every_path_is_described():
     assert list(PATHS) == ["pooled", "class-token", "query", "tokens", "full"]
