@@ -201,7 +201,7 @@ def test_wrong_words_exit_2_with_one_line_and_write_nothing(words, message, runs
         ("seed", 1, "has seed = 0, "),
         ("shots", 20, "has shots = 0, "),
         ("partition", "iid", "has partition = 'classes:0-1,2-3,4-6,7-9', "),
-        ("weights", "none", "trained from weights with digest"),
+        ("weights", "none", "has weights = 'pretrained', "),
     ],
 )
 def test_runs_that_differ_in_more_than_the_method_are_refused_by_name(key, value, message, runs, tmp_path):
