@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -33,10 +34,10 @@ from rich.table import Table
 
 from p2pft_flower.learning.batches import Batches
 from p2pft_flower.learning.datasets import Split
-from p2pft_flower.learning.features import Features, TrunkStore
+from p2pft_flower.learning.features import Features, StoredFeatures, TrunkStore
 from p2pft_flower.learning.models import preprocessing
 from p2pft_flower.learning.objective import PeerObjective, tail_vector
-from p2pft_flower.learning.split import split_model
+from p2pft_flower.learning.split import Parts, split_model
 
 CLASSES = 10
 PATHS = ("class-token", "query", "tokens")
@@ -74,6 +75,14 @@ class Pixels:
         """Nothing has to be fetched."""
 
 
+def kept(name: str, parts: Parts, transform: Any, split: Split) -> StoredFeatures:
+    """Return what the store has of all images, after the trunk has run for those that it has not."""
+    normed = parts.path == "class-token"
+    identity = {"model": name, "tokens": "normalised" if normed else "as they are"}
+    store = TrunkStore(parts.trunk, transform, identity, exact=(1,) if normed else ())
+    return store.features(split, np.arange(len(split)), "noise")
+
+
 def objective(tail: torch.nn.Module, features: Features, batch: int) -> PeerObjective:
     """Return one peer's objective."""
     return PeerObjective(
@@ -102,11 +111,10 @@ def measure(name: str, images: int, batch: int, seconds: float, rounds: int) -> 
     trunk_rate = 0.0
     for path in PATHS:
         parts = split_model(model, "last-block", path=path)
-        exact = (1,) if path == "class-token" else ()
-        store = TrunkStore(parts.trunk, transform, {"model": name, "path": path}, exact=exact)
         begin = time.perf_counter()
-        features = store.features(split, np.arange(images), "noise")
-        trunk_rate = max(trunk_rate, images / (time.perf_counter() - begin))
+        features = kept(name, parts, transform, split)
+        if path != "tokens":  # whose rows are those of query
+            trunk_rate = max(trunk_rate, images / (time.perf_counter() - begin))
         peers[path] = objective(parts.tail, features, batch)
     theta = tail_vector(whole.tail)
     for peer in peers.values():
@@ -144,39 +152,40 @@ def memory(name: str, images: int, batch: int) -> dict[str, float]:
 
 
 def peer_memory(name: str, images: int, batch: int) -> dict[str, float]:
-    """Train one peer on the store that is already filled; return bytes."""
+    """Train one peer on the store that is already filled; return bytes.
+
+    Counted is what is resident at most, above a process that has loaded the libraries and the frozen model:
+    rows of the store that were read, batches, activations, gradients, the tail's trained part, the vectors.
+    """
     model, split = build(name), noise(images)
-    parts = split_model(model, "last-block")
-    theta = tail_vector(parts.tail)
-    with torch.inference_mode():
-        tokens = parts.trunk(torch.zeros(1, 3, 224, 224))
-    labels = torch.zeros(batch, dtype=torch.int64)
-    warm = Pixels(tokens[0][:1].expand(batch, -1, -1).clone(), labels)
-    own = tokens[1].expand(batch, -1, -1).clone()
-    # Libraries, buffers of the matrix products and one copy of the tail are there whatever is trained on.
-    torch.nn.functional.cross_entropy(parts.tail.train()(warm.images, own), labels).backward()
-    parts.tail.zero_grad()
+    torch.nn.functional.cross_entropy(
+        torch.nn.Linear(8, 8)(torch.zeros(2, 8)), torch.zeros(2).long()
+    ).backward()
     process = psutil.Process()
     before = process.memory_info().rss
-    store = TrunkStore(parts.trunk, preprocessing(model), {"model": name, "path": "class-token"}, exact=(1,))
-    features = store.features(split, np.arange(images), "noise")
-    peer = objective(parts.tail, features, batch)
-    gradient = peer.gradient(theta)
-    tracker = gradient
-    most = 0
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    parts = split_model(model, "last-block")
+    features = kept(name, parts, preprocessing(model), split)
+    peer, theta = objective(parts.tail, features, batch), tail_vector(parts.tail)
+    tracker = gradient = peer.gradient(theta)
     for _ in range(2 * images // batch):  # the vectors of Algorithm 1, without neighbours
         theta = theta - np.float32(1e-3) * tracker
         new = peer.gradient(theta)
         tracker, gradient = tracker + new - gradient, new
-        most = max(most, process.memory_info().rss)
-    share = sum(field.nbytes for field in features.rows.gather(np.arange(images)))
+    status = Path("/proc/self/status").read_text()
+    peak = 1024 * int(re.search(r"VmHWM:\s+(\d+)", status)[1])  # type: ignore[index]
     tail = sum(p.numel() * p.element_size() for p in parts.tail.parameters())
-    return {"resident": most - before, "share": share, "vectors": 6 * theta.nbytes, "tail": tail}
+    return {
+        "resident": peak - before,
+        "share": features.rows.nbytes,
+        "vectors": 6 * theta.nbytes,
+        "tail": tail,
+    }
 
 
 def main(
     model: Annotated[list[str] | None, typer.Option(help="A ViT of timm with a class token.")] = None,
-    images: Annotated[int, typer.Option(help="Images of the peer.", min=64)] = 512,
+    images: Annotated[int, typer.Option(help="Images of the peer.", min=64)] = 1024,
     batch: Annotated[int, typer.Option(min=1)] = 32,
     threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 2,
     seconds: Annotated[float, typer.Option(help="Of each way, in each round.", min=0.1)] = 4.0,

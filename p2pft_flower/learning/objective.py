@@ -92,8 +92,9 @@ class PeerObjective:
         """Return ∇L_i(θ; next mini-batch), (q,) float32; ``theta`` is not written to."""
         inputs, labels = self._features.read(self._batches.batch(self.drawn), self.drawn)
         self._features.ahead(partial(self._batches.batch, self.drawn + 1))
-        self._tail.train()
-        _set(self._tail, theta)
+        if not self._tail.training:  # walking through all modules is not for every step
+            self._tail.train()
+        _set(self._trained, theta)
         # Drop-out must be a function of seed, peer and position too, wherever the peer lives.
         with seeded(*self._key, self.drawn):
             loss = nn.functional.cross_entropy(self._tail(*inputs), labels)
@@ -124,7 +125,7 @@ def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tenso
         Which of them are of classes that the peer holds no training image of.
     """
     tail.eval()
-    _set(tail, theta)
+    _set(trained_parameters(tail), theta)
     losses, right = [], []
     with torch.inference_mode():
         for start in range(0, len(test), EVALUATION_BATCH):
@@ -140,9 +141,8 @@ def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tenso
     )
 
 
-def _set(tail: nn.Module, theta: Vector) -> None:
+def _set(trained: list[nn.Parameter], theta: Vector) -> None:
     # Views on theta, no copy: neither forward nor backward writes to parameters.
     # torch warns of read-only arrays, as θ^0 is: those are copied.
     vector = torch.from_numpy(theta if theta.flags.writeable else theta.copy())
-    trained = trained_parameters(tail)
     vector_to_parameters(vector.to(trained[0].device), trained)
