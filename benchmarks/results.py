@@ -241,6 +241,11 @@ def _below(runs: list[dict[str, Any]], centralised: list[dict[str, Any]]) -> str
     return f"{100 * max(gaps):.1f}" if gaps else "–"
 
 
+def _seeds(*cells: list[dict[str, Any]]) -> str:
+    """Return how many seeds each of the cells has at least."""
+    return str(min(map(len, cells)))
+
+
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(head)
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -253,8 +258,9 @@ def _methods(results: Results) -> str:
         rows = []
         for dataset in DATASETS:
             by = {m: results.seeds("methods", model, dataset, m) for m in METHODS}
-            rows.append([dataset, *(_mean(by[m]) for m in METHODS), _below(by["p2pft"], by["centralized"])])
-        head = [model, *METHODS, "worst peer of p2pft below centralized"]
+            told = [_below(by["p2pft"], by["centralized"]), _seeds(*by.values())]
+            rows.append([dataset, *(_mean(by[m]) for m in METHODS), *told])
+        head = [model, *METHODS, "worst peer of p2pft below centralized", "seeds"]
         nodes = [
             [d, *(_nodes(results.seeds("methods", model, d, m)) for m in ("local", "p2pft"))]
             for d in DATASETS
@@ -269,10 +275,10 @@ def _objective(results: Results) -> str:
         where = ("objective", objective) if objective == "examples" else ("methods", "ViT-Tiny", "CIFAR-100")
         runs, best = (results.seeds(*where, m) for m in ("p2pft", "centralized"))
         examples = results.seeds("objective", "examples", "centralized")
-        rows.append([objective, _mean(best), _mean(runs), _nodes(runs), _below(runs, examples)])
-    return _table(
-        ["objective", "centralized", "p2pft", "nodes", "worst peer below centralized of examples"], rows
-    )
+        told = [_below(runs, examples), _seeds(runs, best)]
+        rows.append([objective, _mean(best), _mean(runs), _nodes(runs), *told])
+    head = ["objective", "centralized", "p2pft", "nodes", "worst peer below centralized of examples", "seeds"]
+    return _table(head, rows)
 
 
 def _graphs(results: Results) -> str:
@@ -283,8 +289,9 @@ def _graphs(results: Results) -> str:
         if graph != GRAPHS[0]:
             by |= {m: results.seeds("graphs", graph, m) for m in ON_A_GRAPH}
         cells = [f"{_mean(by[m])} ({_spread(by[m])})" if by[m] else "refused" for m in METHODS]
-        rows.append([graph, *cells, _below(by["p2pft"], by["centralized"])])
-    return _table(["graph", *METHODS, "worst peer of p2pft below centralized"], rows)
+        run = [by[m] for m in METHODS if by[m]]
+        rows.append([graph, *cells, _below(by["p2pft"], by["centralized"]), _seeds(*run)])
+    return _table(["graph", *METHODS, "worst peer of p2pft below centralized", "seeds"], rows)
 
 
 def _plain(results: Results) -> str:
@@ -293,7 +300,9 @@ def _plain(results: Results) -> str:
     for graph, methods in PLAIN.items():
         for method in methods:
             runs = results.seeds("plain", graph, method)
-            rows.append([graph, method, _mean(runs), _nodes(runs), _spread(runs), _below(runs, best)])
+            rows.append(
+                [graph, method, _mean(runs), _nodes(runs), _spread(runs), _below(runs, best), _seeds(runs)]
+            )
     head = [
         "graph",
         "method",
@@ -301,6 +310,7 @@ def _plain(results: Results) -> str:
         "nodes",
         "largest distance of two peers",
         "worst peer below centralized",
+        "seeds",
     ]
     return _table(head, rows)
 
@@ -315,8 +325,11 @@ def _attention(results: Results) -> str:
 
 def _shots(results: Results) -> str:
     methods = ("local", "p2pft", "fedavg", "centralized")
-    rows = [[str(s), *(_mean(results.seeds("shots", s, m)) for m in methods)] for s in (1, 5, 10)]
-    return _table(["images a class", *methods], rows)
+    rows = []
+    for shots in (1, 5, 10):
+        by = [results.seeds("shots", shots, m) for m in methods]
+        rows.append([str(shots), *map(_mean, by), _seeds(*by)])
+    return _table(["images a class", *methods, "seeds"], rows)
 
 
 def _precision(results: Results) -> str:
