@@ -101,9 +101,9 @@ def _of_a_seed(data: Path, seed: int) -> Iterator[tuple[str, tuple[object, ...],
     def settings(model: str, dataset: str, method: str, **more: Any) -> dict[str, Any]:
         return _settings(data, model, dataset, method, seed, **more)
 
-    for method in ("p2pft", "centralized"):
-        examples = settings("ViT-Tiny", "CIFAR-100", method, objective="examples")
-        yield "objective", ("examples", method, seed), examples
+    for objective, method in product(("uniform", "examples"), ("p2pft", "centralized")):
+        plain = settings("ViT-Tiny", "CIFAR-100", method, objective=objective, momentum=0.0, epochs=60)
+        yield "objective", (objective, method, seed), plain
     for graph, method in product(GRAPHS[1:], ON_A_GRAPH):  # the first is that of the table of methods
         yield "graphs", (graph, method, seed), settings("ViT-Tiny", "CIFAR-10", method, topology=graph)
     for model, dataset, method in product(MODELS, DATASETS, METHODS):
@@ -272,8 +272,7 @@ def _methods(results: Results) -> str:
 def _objective(results: Results) -> str:
     rows = []
     for objective in ("uniform", "examples"):
-        where = ("objective", objective) if objective == "examples" else ("methods", "ViT-Tiny", "CIFAR-100")
-        runs, best = (results.seeds(*where, m) for m in ("p2pft", "centralized"))
+        runs, best = (results.seeds("objective", objective, m) for m in ("p2pft", "centralized"))
         examples = results.seeds("objective", "examples", "centralized")
         told = [_below(runs, examples), _seeds(runs, best)]
         rows.append([objective, _mean(best), _mean(runs), _nodes(runs), *told])
