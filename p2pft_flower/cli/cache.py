@@ -51,7 +51,10 @@ def list_stores(
     if as_json:
         typer.echo(json.dumps(as_dict(records, limit), indent=2))
         return
-    table = Table("name", "model", "path", "computed in")
+    table = Table()
+    table.add_column("name", no_wrap=True)  # what `clear` is given
+    for header in ("model", "path", "computed in"):
+        table.add_column(header, overflow="fold")
     for header in ("rows", "size", "last used", "in use"):
         table.add_column(header, justify="right")
     for record in records:
