@@ -368,15 +368,6 @@ class Rows:
         rows = self._rows[positions]
         return tuple(field[rows] for field in self._fields)
 
-    def prefetch(self, positions: npt.NDArray[np.int64]) -> None:
-        """Ask the system to read the rows at (B,) ``positions`` from the disk; returns at once."""
-        if self._map is None:
-            return
-        for row in self._rows[positions].tolist():
-            start = row * self._dtype.itemsize
-            page = start - start % mmap.PAGESIZE
-            self._map.madvise(mmap.MADV_WILLNEED, page, start + self._dtype.itemsize - page)
-
 
 class _Claim:
     """A batch that this process computes: a locked file with its keys, removed at the end of ``with``."""

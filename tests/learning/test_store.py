@@ -101,7 +101,6 @@ def test_gather_returns_fresh_contiguous_arrays_in_the_order_asked_for():
 
 def test_prefetching_changes_nothing():
     rows, _ = fill(opened(), range(10))
-    rows.prefetch(np.array([9, 0, 4]))
     check(rows, range(10))
 
 
@@ -125,7 +124,6 @@ def test_no_images_make_no_rows():
     rows, trunk = fill(opened(), [])
     assert len(rows) == 0
     assert trunk.batches == []
-    rows.prefetch(np.empty(0, np.int64))
     assert [a.shape for a in rows.gather(np.empty(0, np.int64))] == [(0, 5, 7), (0, 9)]
 
 
