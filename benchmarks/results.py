@@ -1,8 +1,8 @@
 """The tables of docs/results.md: every run, and the Markdown made of what the runs wrote.
 
 The runs are those of ``p2pft run`` with the same settings: the same ServerApp and ClientApps, driven by
-Flower's simulation in small (tests/flower/engine.py) instead of by Ray, so that 270 runs do not start as many
-engines.
+Flower's simulation in small (tests/flower/engine.py) instead of by Ray, so that hundreds of runs need not start
+as many engines.
 A run that is there already is kept. Usage, from the repository's root::
 
     python -m benchmarks.results run --data ../shared/data --out OUT [--only SECTION]
@@ -70,7 +70,14 @@ ON_A_GRAPH = ("p2pft", "dgd", "gt-dgd")
 """Methods for which the graph matters."""
 GRAPHS = ("directed-ring-4", "ring-4", "complete-4", "lopsided-4")
 PLAIN = {"directed-ring-4": ("local", "p2pft", "centralized"), "lopsided-4": ("p2pft", "dgd")}
-"""Runs without momentum, longer."""
+PLAIN_EPOCHS = (10, 40)
+"""Runs without momentum: as long as the others, and four times as long."""
+LENGTHS: dict[str, dict[str, Any]] = {
+    "15": {"epochs": 15},
+    "30 cosine": {"epochs": 30, "schedule": "cosine"},
+    "60": {"epochs": 60},
+}
+"""Epochs and step sizes of the runs that compare objectives; the first two go about as far."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,9 @@ class Job:
     @property
     def folder(self) -> str:
         """Where its results go, below OUT."""
-        return "/".join([self.section, "_".join(label.replace(":", "-") for label in self.labels)])
+        return "/".join(
+            [self.section, "_".join(label.replace(":", "-").replace(" ", "-") for label in self.labels)]
+        )
 
 
 def _settings(data: Path, model: str, dataset: str, method: str, seed: int, **more: Any) -> dict[str, Any]:
@@ -101,9 +110,11 @@ def _of_a_seed(data: Path, seed: int) -> Iterator[tuple[str, tuple[object, ...],
     def settings(model: str, dataset: str, method: str, **more: Any) -> dict[str, Any]:
         return _settings(data, model, dataset, method, seed, **more)
 
-    for objective, method in product(("uniform", "examples"), ("p2pft", "centralized")):
-        plain = settings("ViT-Tiny", "CIFAR-100", method, objective=objective, momentum=0.0, epochs=60)
-        yield "objective", (objective, method, seed), plain
+    for (name, length), objective, method in product(
+        LENGTHS.items(), ("uniform", "examples"), ("p2pft", "centralized")
+    ):
+        plain = settings("ViT-Tiny", "CIFAR-100", method, objective=objective, momentum=0.0, **length)
+        yield "objective", (name, objective, method, seed), plain
     for graph, method in product(GRAPHS[1:], ON_A_GRAPH):  # the first is that of the table of methods
         yield "graphs", (graph, method, seed), settings("ViT-Tiny", "CIFAR-10", method, topology=graph)
     for model, dataset, method in product(MODELS, DATASETS, METHODS):
@@ -113,10 +124,10 @@ def _of_a_seed(data: Path, seed: int) -> Iterator[tuple[str, tuple[object, ...],
         yield "shots", (shots, method, seed), few
     exact = settings("ViT-Tiny", "CIFAR-10", "p2pft", cache_dtype="float32")
     yield "precision", ("float32", seed), exact
-    for graph, methods in PLAIN.items():
+    for epochs, (graph, methods) in product(PLAIN_EPOCHS, PLAIN.items()):
         for method in methods:
-            plain = settings("ViT-Tiny", "CIFAR-10", method, topology=graph, momentum=0.0, epochs=40)
-            yield "plain", (graph, method, seed), plain
+            plain = settings("ViT-Tiny", "CIFAR-10", method, topology=graph, momentum=0.0, epochs=epochs)
+            yield "plain", (epochs, graph, method, seed), plain
 
 
 def _of_one_seed(data: Path) -> Iterator[tuple[str, tuple[object, ...], dict[str, Any]]]:
@@ -241,6 +252,13 @@ def _below(runs: list[dict[str, Any]], centralised: list[dict[str, Any]]) -> str
     return f"{100 * max(gaps):.1f}" if gaps else "–"
 
 
+def _mean_below(runs: list[dict[str, Any]], centralised: list[dict[str, Any]]) -> str:
+    """Return how far the peers' mean is from centralised, mean over the seeds that both have."""
+    best = {r["seed"]: r["peers"][0]["accuracy"] for r in centralised}
+    gaps = [best[r["seed"]] - r["summary"]["accuracy"]["mean"] for r in runs if r["seed"] in best]
+    return f"{100 * statistics.mean(gaps):.1f}" if gaps else "–"
+
+
 def _seeds(*cells: list[dict[str, Any]]) -> str:
     """Return how many seeds each of the cells has at least."""
     return str(min(map(len, cells)))
@@ -271,13 +289,13 @@ def _methods(results: Results) -> str:
 
 def _objective(results: Results) -> str:
     rows = []
-    for objective in ("uniform", "examples"):
-        runs, best = (results.seeds("objective", objective, m) for m in ("p2pft", "centralized"))
-        examples = results.seeds("objective", "examples", "centralized")
-        told = [_below(runs, examples), _seeds(runs, best)]
-        rows.append([objective, _mean(best), _mean(runs), _nodes(runs), *told])
-    head = ["objective", "centralized", "p2pft", "nodes", "worst peer below centralized of examples", "seeds"]
-    return _table(head, rows)
+    for length, objective in product(LENGTHS, ("uniform", "examples")):
+        runs, best = (results.seeds("objective", length, objective, m) for m in ("p2pft", "centralized"))
+        examples = results.seeds("objective", length, "examples", "centralized")
+        told = [_mean_below(runs, examples), _below(runs, examples), _seeds(runs, best)]
+        rows.append([length, objective, _mean(best), _mean(runs), _nodes(runs), *told])
+    below = [f"{peers} below centralized of examples" for peers in ("mean peer", "worst peer")]
+    return _table(["epochs", "objective", "centralized", "p2pft", "nodes", *below, "seeds"], rows)
 
 
 def _graphs(results: Results) -> str:
@@ -294,15 +312,15 @@ def _graphs(results: Results) -> str:
 
 
 def _plain(results: Results) -> str:
-    best = results.seeds("plain", "directed-ring-4", "centralized")
     rows = []
-    for graph, methods in PLAIN.items():
+    for epochs, (graph, methods) in product(PLAIN_EPOCHS, PLAIN.items()):
+        best = results.seeds("plain", epochs, "directed-ring-4", "centralized")
         for method in methods:
-            runs = results.seeds("plain", graph, method)
-            rows.append(
-                [graph, method, _mean(runs), _nodes(runs), _spread(runs), _below(runs, best), _seeds(runs)]
-            )
+            runs = results.seeds("plain", epochs, graph, method)
+            told = [_mean(runs), _nodes(runs), _spread(runs), _below(runs, best), _seeds(runs)]
+            rows.append([str(epochs), graph, method, *told])
     head = [
+        "epochs",
         "graph",
         "method",
         "mean",
