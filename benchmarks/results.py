@@ -1,8 +1,8 @@
 """The tables of docs/results.md: every run, and the Markdown made of what the runs wrote.
 
 The runs are those of ``p2pft run`` with the same settings: the same ServerApp and ClientApps, driven by
-Flower's simulation in small (tests/flower/engine.py) instead of by Ray, so that hundreds of runs need not start
-as many engines.
+Flower's simulation in small (tests/flower/engine.py) instead of by Ray, whose start would take longer than
+most runs do.
 A run that is there already is kept. Usage, from the repository's root::
 
     python -m benchmarks.results run --data ../shared/data --out OUT [--only SECTION]
