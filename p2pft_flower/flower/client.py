@@ -65,6 +65,7 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
     """Look at the data once a process; what was warned of meanwhile is told whenever one asks."""
     with kept_warnings() as warnings:
         problem = workload(config, n, pooled, peers)
+        problem.check_privacy()
         there = range(len(problem.partition))
         data = {p: vars(problem.data(p)) for p in peers or there if p in there}
         problem.test_positions  # noqa: B018 - test images that cannot be used are told of now

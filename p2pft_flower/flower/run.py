@@ -195,6 +195,8 @@ def collect_results(
             "accuracy_unseen": o["accuracy_unseen"],
             "loss": o["loss"],
             "bytes_sent": o["bytes_sent"],
+            "epsilon": o["epsilon"],
+            "delta": o["delta"],
             "seconds": o["seconds"],
             "log": f"peers/peer-{p}.jsonl",
             "tail": f"peers/peer-{p}.safetensors",

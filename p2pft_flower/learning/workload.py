@@ -43,6 +43,7 @@ from p2pft_flower.learning.partitions import (
     partition_images,
     resolve_partition,
 )
+from p2pft_flower.learning.privacy import ClippedGradients, Privacy, require_accountant, tell_draws
 from p2pft_flower.learning.split import PATHS, Parts, split_model
 from p2pft_flower.learning.structure import share_copy
 from p2pft_flower.learning.tuning import tune_model
@@ -118,6 +119,8 @@ class Workload:
         self._checked: set[int] = set()
         self._own_tests: dict[int, Features] = {}
         self._told = False
+        self._private = False
+        self._deployed = peers is not None
         self.unreadable = 0
         """Images left out because they cannot be read, as far as they were looked at yet."""
         if pooled and config.sited and peers is not None:
@@ -420,9 +423,12 @@ class Workload:
 
         Raises
         ------
+        ConfigError
+            When gradients are to be private, but the model admits none of single images.
         DataError
             When an image cannot be read.
         """
+        self.check_privacy()
         if self.parts.path == "full" or not self.config.cache or self.config.augment != "none":
             unchecked = [peer for peer in peers if peer not in self._checked]
             if unchecked:
@@ -430,17 +436,47 @@ class Workload:
                     unchecked
                 )  # they are read as the run goes: whoever is broken shall tell now
                 self._checked.update(unchecked)
-        return {
-            peer: PeerObjective(
-                self.tail,
-                self.features(peer),
-                self._test_of(peer),
-                self._batches(peer),
-                seed=self.config.seed,
-                peer=peer,
+        return {peer: self._objective(peer) for peer in peers}
+
+    def check_privacy(self) -> None:
+        """Look whether gradients can be made private, where the config asks for it; before data is looked at.
+
+        Raises
+        ------
+        ConfigError
+            When the accountant is not installed, or there is no peer whose images could be told apart.
+        """
+        if not self.config.dp_clip:
+            return
+        if self.pooled:
+            raise ConfigError(
+                f"dp-clip = {self.config.dp_clip} with algorithm = centralized: whoever pools all images "
+                "sees them; choose another algorithm, or dp-clip = 0"
             )
-            for peer in peers
-        }
+        require_accountant()
+
+    def _objective(self, peer: int) -> PeerObjective:
+        privacy = self._privacy(peer)
+        return PeerObjective(
+            self.tail,
+            self.features(peer),
+            self._test_of(peer),
+            self._batches(peer) if privacy is None else privacy.batches(),
+            seed=self.config.seed,
+            peer=peer,
+            privacy=privacy,
+        )
+
+    def _privacy(self, peer: int) -> Privacy | None:
+        config = self.config
+        if not config.dp_clip:
+            return None
+        if not self._private:
+            self._private = True
+            what = f"model = {config.model!r}, tune = {config.tune!r} (path {self.parts.path})"
+            ClippedGradients(share_copy(self.tail), config.dp_clip).check(self.features(peer), what)
+            tell_draws(config.dp_noise, seeded=not self._deployed)
+        return Privacy.of(config, len(self.partition[peer]), None if self._deployed else (config.seed, peer))
 
     def _test_of(self, peer: int) -> Features:
         if self.pooled or not self.config.sited:

@@ -150,7 +150,8 @@ class Host:
         if self._wires is not None:
             self._wires.links.flush(timeouts.peer_timeout)
         return [
-            recorder.finish(p, states[p].theta, exchange.bytes_sent[p], exchange.seconds) for p in self._peers
+            recorder.finish(p, objectives[p], states[p].theta, exchange.bytes_sent[p], exchange.seconds)
+            for p in self._peers
         ]
 
     def _step(self, peer: int, step: Step[Any]) -> Step[Any]:

@@ -50,6 +50,8 @@ class Outcome:
         q.
     sketch : str
         Of its last θ (:mod:`p2pft_flower.runtime.sketch`).
+    epsilon, delta : float or None
+        What all its gradients together reveal of an image at most; None where they are not private.
     """
 
     peer: int
@@ -61,6 +63,8 @@ class Outcome:
     iterations: int
     parameters: int
     sketch: str
+    epsilon: float | None = None
+    delta: float | None = None
 
 
 class Recorder:
@@ -158,8 +162,11 @@ class Recorder:
             self._observer.report(report)
         return score
 
-    def finish(self, peer: int, theta: Vector, bytes_sent: int, exchange_seconds: float) -> Outcome:
+    def finish(
+        self, peer: int, objective: Objective, theta: Vector, bytes_sent: int, exchange_seconds: float
+    ) -> Outcome:
         """Leave the peer's tail and the last line of its log; return how it ended."""
+        epsilon, delta = objective.privacy_spent() or (None, None)
         score = self._scores[peer]
         self._seconds[peer]["exchange"] = exchange_seconds
         outcome = Outcome(
@@ -172,6 +179,8 @@ class Recorder:
             iterations=self._plan.iterations,
             parameters=theta.size,
             sketch=sketch.encode(self._sketch(theta)),
+            epsilon=epsilon,
+            delta=delta,
         )
         extra = {"run": self._plan.run, "peer": str(peer), "iterations": str(self._plan.iterations)}
         self._journals[peer].save_tail(self._problem.named_tail(theta), {**self._problem.metadata(), **extra})
