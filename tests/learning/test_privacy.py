@@ -323,7 +323,7 @@ def test_without_noise_nothing_is_private_and_without_gradients_nothing_is_lost(
 
 def test_without_opacus_privacy_is_refused_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'p2pft-flower\[dp\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'opacus>=1.5,<2'"):
         Workload(LearningConfig(dp_clip=1.0), n=4).check_privacy()
     Workload(LearningConfig(), n=4).check_privacy()
 
