@@ -16,7 +16,8 @@ from torchvision import datasets as torchvision
 from torchvision.datasets.utils import check_integrity
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.datasets import Dataset, Split, array_content, file_content, read_image
+from p2pft_flower.learning.datasets import Dataset, Split
+from p2pft_flower.learning.images import array_content, file_content, read_image
 from p2pft_flower.resources import home
 
 __all__ = ["load_torchvision"]
