@@ -50,11 +50,14 @@ class Split:
         Position ↦ bytes that tell the image from every other, faster than reading it does: a file's
         content (:func:`file_content`), an array's pixels with their shape (:func:`array_content`). Without
         it, mode, size and pixels of what ``read`` returns.
+    files : sequence of Path, optional
+        The images' files, where each has one of its own; errors name them.
     """
 
     labels: npt.NDArray[np.int64]
     read: Callable[[int], Image.Image]
     content: Callable[[int], bytes] | None = None
+    files: Sequence[Path] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,6 +86,20 @@ class Split:
         """
         return xxhash.xxh3_128_digest(self.identity(index))
 
+    def name(self, index: int, what: str) -> str:
+        """Return how errors call image ``index``: by its file, else ``what`` images it is one of."""
+        return f"{what} image {index}" if self.files is None else str(self.files[index])
+
+    @classmethod
+    def of_files(cls, files: Sequence[Path], labels: npt.NDArray[np.int64]) -> Split:
+        """Return the images of ``files``, with their ``labels``, (N,) int64."""
+        return cls(
+            labels,
+            lambda index: read_image(files[index]),
+            lambda index: file_content(files[index]),
+            files,
+        )
+
     @classmethod
     def joined(cls, parts: Sequence[Split]) -> Split:
         """Return the images of ``parts``, one after the other, as one split."""
@@ -101,7 +118,9 @@ class Split:
             part, inside = of(index)
             return part.identity(inside)
 
-        return cls(np.concatenate([part.labels for part in parts]), read, content)
+        named = [part.files for part in parts if part.files is not None]
+        files = [file for some in named for file in some] if len(named) == len(parts) else None
+        return cls(np.concatenate([part.labels for part in parts]), read, content, files)
 
 
 @dataclass(frozen=True)
@@ -189,11 +208,7 @@ def folder(path: str, *, empty_classes: bool = False) -> Dataset:
             log.warning(
                 "%s: no image of the classes %s: this peer holds none", root / part, some_names(empty)
             )
-        return Split(
-            np.array(labels, dtype=np.int64),
-            lambda index: read_image(files[index]),
-            lambda index: file_content(files[index]),
-        )
+        return Split.of_files(files, np.array(labels, dtype=np.int64))
 
     return Dataset(f"folder:{path}", tuple(classes), split("train"), split("test"))
 

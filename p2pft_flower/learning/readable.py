@@ -15,6 +15,7 @@ import numpy.typing as npt
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.datasets import Split
 from p2pft_flower.learning.images import REMEDY, UNREADABLE
+from p2pft_flower.learning.preparing import note_progress
 
 __all__ = ["require_readable", "unreadable_images"]
 
@@ -86,6 +87,7 @@ def _decoded(
     try:
         for done, (position, error) in enumerate(zip(wanted, pool.map(look, wanted), strict=True), 1):
             yield position, error
+            note_progress()
             now = time.monotonic()
             if now - told > TELL_EVERY and done < len(wanted):
                 rate = done / (now - begin)

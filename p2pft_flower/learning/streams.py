@@ -14,7 +14,7 @@ from PIL import Image
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.datasets import Split, some_names
-from p2pft_flower.learning.images import file_content, image_files, read_image
+from p2pft_flower.learning.images import image_files, read_image
 from p2pft_flower.learning.readable import unreadable_images
 
 __all__ = ["ImageStream", "StreamPart"]
@@ -132,11 +132,7 @@ class ImageStream:
 
     def _not_yet(self, files: list[Path]) -> set[Path]:
         """Return those of ``files`` that cannot be read."""
-        fresh = Split(
-            np.zeros(len(files), dtype=np.int64),
-            lambda index: read_image(files[index]),
-            lambda index: file_content(files[index]),
-        )
+        fresh = Split.of_files(files, np.zeros(len(files), dtype=np.int64))
         wrong = {files[i]: why for i, why in unreadable_images(fresh, range(len(files)), self._what).items()}
         for file in files:
             if file not in wrong:

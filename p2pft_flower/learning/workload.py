@@ -27,6 +27,7 @@ from p2pft_flower.learning.holdings import Holdings
 from p2pft_flower.learning.live import LiveFeatures, StreamFeatures, augmentation
 from p2pft_flower.learning.models import MODELS, create_model, data_config, preprocessing
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
+from p2pft_flower.learning.preparing import progress_told_to
 from p2pft_flower.learning.split import PATHS, Parts, split_model
 from p2pft_flower.learning.structure import share_copy
 from p2pft_flower.learning.tuning import tune_model
@@ -208,20 +209,32 @@ class Workload:
         """What the trunk makes of all test images that are scored on this machine."""
         return self._features_of(self.holdings.dataset.test, self.holdings.test_positions, "test")
 
-    def objectives(self, peers: Sequence[int]) -> dict[int, PeerObjective]:
+    def objectives(
+        self, peers: Sequence[int], progress: Callable[[], None] = lambda: None
+    ) -> dict[int, PeerObjective]:
         """Build new objectives of ``peers``, at the start of their data order; the trunk runs once an image.
+
+        Parameters
+        ----------
+        peers : sequence of int
+            Whose.
+        progress : callable, optional
+            Called whenever an image was looked at, or a batch of them went through the trunk.
 
         Raises
         ------
         DataError
-            When an image cannot be read.
+            When an image cannot be read, or what the trunk makes of it is not finite.
         """
+        with progress_told_to(progress):
+            return self._objectives(peers)
+
+    def _objectives(self, peers: Sequence[int]) -> dict[int, PeerObjective]:
         if self.parts.path == "full" or not self.config.cache or self.config.augment != "none":
             unchecked = [peer for peer in peers if peer not in self._checked]
             if unchecked:
-                self.holdings.check_images(
-                    unchecked
-                )  # they are read as the run goes: whoever is broken shall tell now
+                # They are read as the run goes: whoever is broken shall tell now.
+                self.holdings.check_images(unchecked)
                 self._checked.update(unchecked)
         return {
             peer: PeerObjective(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.problem import Objective, Problem
 from p2pft_flower.runtime.recorder import Outcome, Recorder
 from p2pft_flower.runtime.wires import Wires, remote_edges
-from p2pft_flower.transport import ExchangeStoppedError, Hello, Stop, Terms
+from p2pft_flower.transport import ExchangeStoppedError, Hello, Status, Stop, Terms
 
 __all__ = ["Host", "PeerFailedError"]
 
@@ -30,6 +31,9 @@ _MEET_REMEDY = (
     "or give the simulation more CPUs (client-resources-num-cpus, init-args-num-cpus); where preparing takes "
     "long, raise meet-timeout"
 )
+
+_KEPT = 1.0
+"""Seconds that a hello is kept before it is answered PREPARING; less where meet-timeout is short."""
 
 
 class News(NamedTuple):
@@ -70,7 +74,10 @@ class Host:
         self._news: News | None = None
         self._wires: Wires | None = None
         self._lock = threading.Lock()
-        self._prepared = threading.Event()
+        self._stage = 0.0
+        """Hellos of lower stages are agreed to: 0 while this host prepares."""
+        self._staged = threading.Condition()
+        self._progressed = time.monotonic()
 
     def run(self) -> list[Outcome]:
         """Prepare, meet the neighbours, train, and return how each peer ended.
@@ -112,15 +119,14 @@ class Host:
         method = make_algorithm(settings.algorithm, alpha=schedule, momentum=settings.momentum)
         with recorder.telling():
             theta0 = self.problem.theta0
+        self._note_progress()
         self._wires = self._open_wires(method, theta0)
         self._raise_if_stopped()  # the server hears stops before self._wires can be told of them
         objectives: dict[int, Objective] = {}
         for p in self._peers:
             with self._naming(p, "its data could not be prepared"), recorder.telling():
-                objectives |= self.problem.objectives([p])
-        self._prepared.set()
-        if self._wires is not None:
-            self._wires.links.meet(timeouts.meet_timeout, _MEET_REMEDY)
+                objectives |= self.problem.objectives([p], self._note_progress)
+        self._meet(timeouts.meet_timeout)
         recorder.started()
 
         exchange = HostExchange(plan.peers, self._wires, theta0.dtype.itemsize)
@@ -210,12 +216,38 @@ class Host:
         weight, decay = self.plan.loss_weights[peer], self._config.method.weight_decay
         return local_objective(gradient, weight=weight, weight_decay=decay)
 
-    def _on_hello(self, hello: Hello) -> str | None:  # noqa: ARG002 - the transport has checked it
-        """Keep a neighbour waiting until this host can train: its peer-timeout must not run meanwhile."""
+    def _meet(self, timeout: float) -> None:
+        """Wait until all peers of the run are prepared: no peer-timeout may run meanwhile.
+
+        At stage s a neighbour agrees when its own neighbours have agreed to stage s - 1, so whoever has gone
+        through n - 1 stages knows of every peer that paths of the graph lead to, whatever their direction.
+        """
+        for stage in range(max(1, self.plan.n - 1)):
+            self._reach(stage + 1)
+            if self._wires is not None:
+                self._wires.links.meet(timeout, _MEET_REMEDY, stage=stage)
+        self._reach(math.inf)
+
+    def _reach(self, stage: float) -> None:
+        with self._staged:
+            self._stage = max(self._stage, stage)
+            self._staged.notify_all()
+
+    def _note_progress(self) -> None:
+        self._progressed = time.monotonic()
+
+    def _on_hello(self, hello: Hello) -> tuple[Status, str] | None:
+        """Agree when this host has reached the stage; else say after a moment that it is alive, or stuck."""
         timeout = self._config.runtime.meet_timeout
-        if self._prepared.wait(timeout):
-            return None
-        return f"still preparing after {timeout:g} s (meet-timeout): model, data or trunk take longer"
+        with self._staged:
+            if self._staged.wait_for(lambda: self._stage > hello.stage, min(_KEPT, timeout / 4)):
+                return None
+            if self._stage > 0:  # its own waiting has deadlines
+                return Status.PREPARING, "prepared, and waiting for neighbours of its own"
+        idle = time.monotonic() - self._progressed
+        if idle < timeout:
+            return Status.PREPARING, "model, data or trunk take longer"
+        return Status.BUSY, f"preparing has made no progress for {idle:.0f} s (meet-timeout = {timeout:g} s)"
 
     def _on_stop(self, stop: Stop) -> None:
         self._hear(News(stop.origin, stop.iteration, stop.reason))
@@ -224,7 +256,7 @@ class Host:
         with self._lock:
             if self._news is None:
                 self._news = news
-        self._prepared.set()  # whoever waits for this host shall hear the news
+        self._reach(math.inf)  # whoever waits for this host shall hear the news
         if self._wires is not None:
             self._wires.fail(self._stopped())
 

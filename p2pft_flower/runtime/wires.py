@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from p2pft_flower.runtime.plan import Neighbourhood, Plan
-from p2pft_flower.transport import ExchangeError, Hello, Links, Mailbox, PeerServer, Received, Stop, Terms
+from p2pft_flower.transport import (
+    ExchangeError,
+    Hello,
+    Links,
+    Mailbox,
+    PeerServer,
+    Received,
+    Status,
+    Stop,
+    Terms,
+)
 
 __all__ = ["Wires", "remote_edges"]
 
@@ -42,7 +52,7 @@ class Wires:
     timeout : float
         Deadline of every payload, in seconds.
     on_hello : callable
-        Given a neighbour's Hello; may keep it waiting, returns a reason to turn it down or None.
+        Given a neighbour's Hello; see :class:`PeerServer`.
     on_stop : callable
         Given a neighbour's Stop.
 
@@ -60,7 +70,7 @@ class Wires:
         entering: set[Edge],
         *,
         timeout: float,
-        on_hello: Callable[[Hello], str | None],
+        on_hello: Callable[[Hello], tuple[Status, str] | None],
         on_stop: Callable[[Stop], None],
     ) -> None:
         local = {p.peer for p in plan.peers}

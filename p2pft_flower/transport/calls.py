@@ -17,6 +17,7 @@ from p2pft_flower.transport.errors import (
     ExchangeRefusedError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
+    PeerPreparingError,
     PeerUnreachableError,
 )
 from p2pft_flower.transport.mailbox import Edge
@@ -32,6 +33,7 @@ _BY_CODE: dict[grpc.StatusCode, type[ExchangeError]] = {
 _BY_STATUS: dict[int, type[ExchangeError]] = {
     pb.STOPPED: ExchangeStoppedError,
     pb.BUSY: ExchangeTimeoutError,
+    pb.PREPARING: PeerPreparingError,
 }
 
 

@@ -23,6 +23,7 @@ from p2pft_flower.transport.errors import (
     ExchangeError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
+    PeerPreparingError,
     PeerUnreachableError,
 )
 from p2pft_flower.transport.header import HEADER_KEY, Terms, encode_header
@@ -101,52 +102,69 @@ class Links:
         self._lock = threading.Lock()
         self._error: Exception | None = None
         self._payloads: dict[Edge, Call] = {}
-        self._hellos: list[Call] = []
+        self._hellos: dict[Edge, Call] = {}
+        self._awaited: set[int] = set()
 
-    def meet(self, timeout: float, remedy: str = _MEET_REMEDY) -> None:
+    def meet(self, timeout: float, remedy: str = _MEET_REMEDY, *, stage: int = 0) -> None:
         """Say hello to every remote neighbour and wait until all have agreed to the terms.
+
+        A neighbour that answers that it is still preparing is asked again, as often as it says so.
 
         Parameters
         ----------
         timeout : float
-            The deadline in seconds; until then a neighbour that is not there yet is waited for.
+            The deadline of one answer in seconds; until then a neighbour that is not there yet is waited for.
         remedy : str
             What the error advises when a neighbour is missing.
+        stage : int
+            What is asked: 0, are you prepared; s > 0, did all your neighbours agree to your stage s - 1.
 
         Raises
         ------
         PeerUnreachableError
-            When a neighbour does not answer by the deadline; names edge, address and deadline.
+            When a neighbour does not answer by the deadline, or that its preparing makes no progress; names
+            edge, address and deadline.
         ExchangeRefusedError
             When a neighbour has other terms; its reason says which. Raised at once.
         Exception
             What `fail` was called with.
         """
         answered: queue.SimpleQueue[Call] = queue.SimpleQueue()
-        for (local, remote), edge in self._pairs.items():
+
+        def greet(local: int, remote: int) -> None:
+            edge = self._pairs[local, remote]
             call = self._channels.start(
-                "Hello", self._hello(local, remote), timeout, edge=edge, remote=remote
+                "Hello", self._hello(local, remote, stage), timeout, edge=edge, remote=remote
             )
             with self._lock:
-                self._hellos.append(call)
-            call.future.add_done_callback(lambda _, call=call: answered.put(call))
-        if self._error is not None:  # it came before its hellos were listed
-            self._cancel()
+                self._hellos[local, remote] = call
+            call.future.add_done_callback(lambda _: answered.put(call))
+            if self._error is not None:  # it came before this call was listed
+                self._cancel()
+
         missing: list[ExchangeError] = []
+        waiting = len(self._pairs)
         try:
-            for _ in self._pairs:
+            for local, remote in self._pairs:
+                greet(local, remote)
+            while waiting:
                 call = answered.get(timeout=timeout + 5.0)  # each call has the deadline itself
                 error = call.outcome()
                 if self._error is not None:
                     raise self._error
+                if isinstance(error, PeerPreparingError) and not missing:
+                    self._tell_of_waiting(call)
+                    greet(call.local, call.remote)
+                    continue
+                waiting -= 1
                 if isinstance(error, (ExchangeTimeoutError, PeerUnreachableError)):
                     missing.append(error)
-                elif error is not None:
+                elif error is not None and not isinstance(error, PeerPreparingError):
                     raise error
         finally:
             with self._lock:
-                calls, self._hellos = self._hellos, []
-            for call in calls:
+                calls, self._hellos = self._hellos, {}
+            for call in calls.values():
                 call.future.cancel()
         if missing:
             first = min(missing, key=lambda e: e.edge or (0, 0))
@@ -306,7 +324,12 @@ class Links:
     ) -> None:
         self.close()
 
-    def _hello(self, local: int, remote: int) -> pb.Hello:
+    def _tell_of_waiting(self, call: Call) -> None:
+        if call.remote not in self._awaited:
+            self._awaited.add(call.remote)
+            log.info("waiting for peer %d at %s, which is still preparing", call.remote, call.address)
+
+    def _hello(self, local: int, remote: int, stage: int) -> pb.Hello:
         terms = self.terms
         return pb.Hello(
             run=terms.run,
@@ -317,6 +340,7 @@ class Links:
             length=terms.length,
             dtype=terms.wire_dtype,
             phases=terms.phases,
+            stage=stage,
         )
 
     def _settle(self, edge: Edge, timeout: float, end: float) -> None:
@@ -356,6 +380,6 @@ class Links:
 
     def _cancel(self) -> None:
         with self._lock:
-            calls = [*self._payloads.values(), *self._hellos]
+            calls = [*self._payloads.values(), *self._hellos.values()]
         for call in calls:
             call.future.cancel()

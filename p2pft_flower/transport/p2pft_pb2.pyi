@@ -2,8 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -33,6 +32,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SUPERSEDED: _ClassVar[Status]
     MISMATCH: _ClassVar[Status]
     STOPPED: _ClassVar[Status]
+    PREPARING: _ClassVar[Status]
 DTYPE_UNSPECIFIED: Dtype
 FLOAT32: Dtype
 FLOAT64: Dtype
@@ -54,6 +54,7 @@ BUSY: Status
 SUPERSEDED: Status
 MISMATCH: Status
 STOPPED: Status
+PREPARING: Status
 
 class PayloadHeader(_message.Message):
     __slots__ = ("run", "view", "sender", "receiver", "iteration", "phase", "length", "dtype", "share", "checksum")
@@ -88,7 +89,7 @@ class Reply(_message.Message):
     def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("run", "view", "sender", "receiver", "config", "length", "dtype", "phases")
+    __slots__ = ("run", "view", "sender", "receiver", "config", "length", "dtype", "phases", "stage")
     RUN_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +98,7 @@ class Hello(_message.Message):
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     PHASES_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
     run: str
     view: int
     sender: int
@@ -105,7 +107,8 @@ class Hello(_message.Message):
     length: int
     dtype: Dtype
     phases: int
-    def __init__(self, run: _Optional[str] = ..., view: _Optional[int] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., config: _Optional[str] = ..., length: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., phases: _Optional[int] = ...) -> None: ...
+    stage: int
+    def __init__(self, run: _Optional[str] = ..., view: _Optional[int] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., config: _Optional[str] = ..., length: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., phases: _Optional[int] = ..., stage: _Optional[int] = ...) -> None: ...
 
 class Stop(_message.Message):
     __slots__ = ("run", "sender", "origin", "iteration", "reason")

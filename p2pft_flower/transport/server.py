@@ -33,7 +33,8 @@ class PeerServer:
     out_edges : iterable of (int, int)
         (local sender, remote receiver): these receivers are neighbours too and may say hello and stop.
     on_hello : callable, optional
-        Gets a Hello that passed every check here; returns a reason to turn it down, or None.
+        Gets a Hello that passed every check here; returns None to agree, else the answer's status and reason.
+        PREPARING has the neighbour ask again at once, so keep it a moment before.
     on_stop : callable, optional
         Gets a neighbour's Stop, in a thread of the server; must return soon.
     timeout : float
@@ -62,7 +63,7 @@ class PeerServer:
         addresses: Mapping[int, str],
         *,
         out_edges: Iterable[Edge] = (),
-        on_hello: Callable[[pb.Hello], str | None] | None = None,
+        on_hello: Callable[[pb.Hello], tuple[pb.Status, str] | None] | None = None,
         on_stop: Callable[[pb.Stop], None] | None = None,
         timeout: float = 600.0,
         credentials: Any = None,
@@ -134,7 +135,10 @@ class PeerServer:
             return self._refuse(*wrong)
         objection = self._on_hello(hello) if self._on_hello is not None else None
         if objection is not None:
-            return self._refuse(pb.MISMATCH, objection)
+            status, reason = objection
+            if status == pb.PREPARING:  # no refusal
+                return pb.Reply(status=status, reason=reason).SerializeToString()
+            return self._refuse(status, reason)
         if self._mailbox.error is not None:
             return pb.Reply(status=pb.STOPPED, reason=str(self._mailbox.error)).SerializeToString()
         return pb.Reply(status=pb.ACCEPTED).SerializeToString()
