@@ -220,9 +220,9 @@ class Host:
         """Wait until all peers of the run are prepared: no peer-timeout may run meanwhile.
 
         At stage s a neighbour agrees when its own neighbours have agreed to stage s - 1, so whoever has gone
-        through n - 1 stages knows of every peer that paths of the graph lead to, whatever their direction.
+        through as many stages as there are other hosts knows of all that edges lead to, in either direction.
         """
-        for stage in range(max(1, self.plan.n - 1)):
+        for stage in range(max(1, self.plan.hosts - 1)):
             self._reach(stage + 1)
             if self._wires is not None:
                 self._wires.links.meet(timeout, _MEET_REMEDY, stage=stage)
