@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -21,8 +20,8 @@ from p2pft_flower.runtime.exchange import DivergedError, HostExchange
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.problem import Objective, Problem
 from p2pft_flower.runtime.recorder import Outcome, Recorder
-from p2pft_flower.runtime.wires import Wires, remote_edges
-from p2pft_flower.transport import ExchangeStoppedError, Hello, Status, Stop, Terms
+from p2pft_flower.runtime.wires import Access, Wires, remote_edges
+from p2pft_flower.transport import ExchangeStoppedError, Hello, Reply, Status, Stop, Terms
 
 __all__ = ["Host", "PeerFailedError"]
 
@@ -34,6 +33,9 @@ _MEET_REMEDY = (
 
 _KEPT = 1.0
 """Seconds that a hello is kept before it is answered PREPARING; less where meet-timeout is short."""
+
+
+_PLAIN = Access()
 
 
 class News(NamedTuple):
@@ -64,10 +66,12 @@ class Host:
         What the coordinator decided.
     problem : Problem
         What is learned.
+    access : Access
+        How this machine's peers listen and prove who they are; default: in plain text, on this machine only.
     """
 
-    def __init__(self, plan: Plan, problem: Problem) -> None:
-        self.plan, self.problem = plan, problem
+    def __init__(self, plan: Plan, problem: Problem, access: Access = _PLAIN) -> None:
+        self.plan, self.problem, self._access = plan, problem, access
         self._config = RunConfig.from_mapping(plan.config)
         self._peers = [p.peer for p in plan.peers]
         self._iteration = 0
@@ -77,7 +81,7 @@ class Host:
         self._stage = 0.0
         """Hellos of lower stages are agreed to: 0 while this host prepares."""
         self._staged = threading.Condition()
-        self._progressed = time.monotonic()
+        self._progress = 0
 
     def run(self) -> list[Outcome]:
         """Prepare, meet the neighbours, train, and return how each peer ended.
@@ -119,7 +123,6 @@ class Host:
         method = make_algorithm(settings.algorithm, alpha=schedule, momentum=settings.momentum)
         with recorder.telling():
             theta0 = self.problem.theta0
-        self._note_progress()
         self._wires = self._open_wires(method, theta0)
         self._raise_if_stopped()  # the server hears stops before self._wires can be told of them
         objectives: dict[int, Objective] = {}
@@ -198,6 +201,7 @@ class Host:
             terms,
             leaving,
             entering,
+            self._access,
             timeout=timeout,
             on_hello=self._on_hello,
             on_stop=self._on_stop,
@@ -234,20 +238,19 @@ class Host:
             self._staged.notify_all()
 
     def _note_progress(self) -> None:
-        self._progressed = time.monotonic()
+        self._progress += 1
 
-    def _on_hello(self, hello: Hello) -> tuple[Status, str] | None:
-        """Agree when this host has reached the stage; else say after a moment that it is alive, or stuck."""
-        timeout = self._config.runtime.meet_timeout
+    def _on_hello(self, hello: Hello) -> Reply | None:
+        """Agree when this host has reached the stage; else say after a moment how far it has come."""
+        kept = min(_KEPT, self._config.runtime.meet_timeout / 4)
         with self._staged:
-            if self._staged.wait_for(lambda: self._stage > hello.stage, min(_KEPT, timeout / 4)):
+            if self._staged.wait_for(lambda: self._stage > hello.stage, kept):
                 return None
-            if self._stage > 0:  # its own waiting has deadlines
-                return Status.PREPARING, "prepared, and waiting for neighbours of its own"
-        idle = time.monotonic() - self._progressed
-        if idle < timeout:
-            return Status.PREPARING, "model, data or trunk take longer"
-        return Status.BUSY, f"preparing has made no progress for {idle:.0f} s (meet-timeout = {timeout:g} s)"
+            reason = "model, data or trunk take longer"
+            if self._stage > 0:
+                reason = "prepared, and waiting for neighbours of its own"
+                self._progress += 1  # its own waiting has deadlines
+        return Reply(status=Status.PREPARING, reason=reason, progress=self._progress)
 
     def _on_stop(self, stop: Stop) -> None:
         self._hear(News(stop.origin, stop.iteration, stop.reason))

@@ -87,7 +87,15 @@ class ExchangeRefusedError(ExchangeError):
 
 
 class PeerPreparingError(ExchangeError):
-    """The neighbour is there, not yet ready to train, and asks to be asked again."""
+    """The neighbour is there, not yet ready to train, and asks to be asked again.
+
+    Attributes
+    ----------
+    progress : int
+        Another number than in its last answer where it has come further since.
+    """
+
+    progress: int = 0
 
 
 class PeerUnreachableError(ExchangeError):

@@ -32,6 +32,8 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SUPERSEDED: _ClassVar[Status]
     MISMATCH: _ClassVar[Status]
     STOPPED: _ClassVar[Status]
+    NOT_AUTHENTIC: _ClassVar[Status]
+    THROTTLED: _ClassVar[Status]
     PREPARING: _ClassVar[Status]
 DTYPE_UNSPECIFIED: Dtype
 FLOAT32: Dtype
@@ -54,6 +56,8 @@ BUSY: Status
 SUPERSEDED: Status
 MISMATCH: Status
 STOPPED: Status
+NOT_AUTHENTIC: Status
+THROTTLED: Status
 PREPARING: Status
 
 class PayloadHeader(_message.Message):
@@ -81,12 +85,14 @@ class PayloadHeader(_message.Message):
     def __init__(self, run: _Optional[str] = ..., view: _Optional[int] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., iteration: _Optional[int] = ..., phase: _Optional[int] = ..., length: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., share: _Optional[float] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("status", "reason")
+    __slots__ = ("status", "reason", "progress")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     status: Status
     reason: str
-    def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+    progress: int
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("run", "view", "sender", "receiver", "config", "length", "dtype", "phases", "stage")
