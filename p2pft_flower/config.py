@@ -219,7 +219,8 @@ class RuntimeConfig:
     threads : int
         Torch threads of each host. Runs are bit-identical to each other at the same value.
     meet_timeout : float
-        Seconds that peers wait for each other before the first iteration.
+        Seconds after which a peer is given up that is missing, silent, or prepares without progress (an image
+        read, a batch through the trunk) before the first iteration; peers that make progress are waited for.
     peer_timeout : float
         Seconds that a peer waits for a payload before the run stops with the edge's name.
     run_timeout : float

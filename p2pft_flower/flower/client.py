@@ -68,11 +68,12 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
     """Look at the data once a process; what was warned of meanwhile is told whenever one asks."""
     with kept_warnings() as warnings:
         problem = workload(config, n, pooled, peers)
-        there = range(len(problem.partition))
-        data = {p: vars(problem.data(p)) for p in peers or there if p in there}
-        problem.test_positions  # noqa: B018 - test images that cannot be used are told of now
+        holdings = problem.holdings
+        there = range(len(holdings.partition))
+        data = {p: vars(holdings.data(p)) for p in peers or there if p in there}
+        holdings.test_positions  # noqa: B018 - test images that cannot be used are told of now
         frozen = {} if peers is None else problem.frozen_facts()
-    return _Facts(data, problem.partition_spec, problem.classes, tuple(warnings), frozen)
+    return _Facts(data, holdings.partition_spec, holdings.classes, tuple(warnings), frozen)
 
 
 def _peers_here(site: Site | None) -> tuple[int, ...] | None:

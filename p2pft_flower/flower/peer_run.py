@@ -127,6 +127,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str) -> Plan:
         run=run.id,
         config=run.config.to_mapping(),
         n=run.graph.n,
+        hosts=len(run.hosts),
         terms=terms_digest(run.config, run.graph, run.iterations),
         peers=peers,
         loss_weights=weights,

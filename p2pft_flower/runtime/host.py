@@ -21,7 +21,7 @@ from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.problem import Objective, Problem
 from p2pft_flower.runtime.recorder import Outcome, Recorder
 from p2pft_flower.runtime.wires import Access, Wires, remote_edges
-from p2pft_flower.transport import ExchangeStoppedError, Hello, Stop, Terms
+from p2pft_flower.transport import ExchangeStoppedError, Hello, Reply, Status, Stop, Terms
 
 __all__ = ["Host", "PeerFailedError"]
 
@@ -30,6 +30,9 @@ _MEET_REMEDY = (
     "or give the simulation more CPUs (client-resources-num-cpus, init-args-num-cpus); where preparing takes "
     "long, raise meet-timeout"
 )
+
+_KEPT = 1.0
+"""Seconds that a hello is kept before it is answered PREPARING; less where meet-timeout is short."""
 
 
 _PLAIN = Access()
@@ -75,7 +78,10 @@ class Host:
         self._news: News | None = None
         self._wires: Wires | None = None
         self._lock = threading.Lock()
-        self._prepared = threading.Event()
+        self._stage = 0.0
+        """Hellos of lower stages are agreed to: 0 while this host prepares."""
+        self._staged = threading.Condition()
+        self._progress = 0
 
     def run(self) -> list[Outcome]:
         """Prepare, meet the neighbours, train, and return how each peer ended.
@@ -122,10 +128,8 @@ class Host:
         objectives: dict[int, Objective] = {}
         for p in self._peers:
             with self._naming(p, "its data could not be prepared"), recorder.telling():
-                objectives |= self.problem.objectives([p])
-        self._prepared.set()
-        if self._wires is not None:
-            self._wires.links.meet(timeouts.meet_timeout, _MEET_REMEDY)
+                objectives |= self.problem.objectives([p], self._note_progress)
+        self._meet(timeouts.meet_timeout)
         recorder.started()
 
         exchange = HostExchange(plan.peers, self._wires, theta0.dtype.itemsize)
@@ -216,12 +220,37 @@ class Host:
         weight, decay = self.plan.loss_weights[peer], self._config.method.weight_decay
         return local_objective(gradient, weight=weight, weight_decay=decay)
 
-    def _on_hello(self, hello: Hello) -> str | None:  # noqa: ARG002 - the transport has checked it
-        """Keep a neighbour waiting until this host can train: its peer-timeout must not run meanwhile."""
-        timeout = self._config.runtime.meet_timeout
-        if self._prepared.wait(timeout):
-            return None
-        return f"still preparing after {timeout:g} s (meet-timeout): model, data or trunk take longer"
+    def _meet(self, timeout: float) -> None:
+        """Wait until all peers of the run are prepared: no peer-timeout may run meanwhile.
+
+        At stage s a neighbour agrees when its own neighbours have agreed to stage s - 1, so whoever has gone
+        through as many stages as there are other hosts knows of all that edges lead to, in either direction.
+        """
+        for stage in range(max(1, self.plan.hosts - 1)):
+            self._reach(stage + 1)
+            if self._wires is not None:
+                self._wires.links.meet(timeout, _MEET_REMEDY, stage=stage)
+        self._reach(math.inf)
+
+    def _reach(self, stage: float) -> None:
+        with self._staged:
+            self._stage = max(self._stage, stage)
+            self._staged.notify_all()
+
+    def _note_progress(self) -> None:
+        self._progress += 1
+
+    def _on_hello(self, hello: Hello) -> Reply | None:
+        """Agree when this host has reached the stage; else say after a moment how far it has come."""
+        kept = min(_KEPT, self._config.runtime.meet_timeout / 4)
+        with self._staged:
+            if self._staged.wait_for(lambda: self._stage > hello.stage, kept):
+                return None
+            reason = "model, data or trunk take longer"
+            if self._stage > 0:
+                reason = "prepared, and waiting for neighbours of its own"
+                self._progress += 1  # its own waiting has deadlines
+        return Reply(status=Status.PREPARING, reason=reason, progress=self._progress)
 
     def _on_stop(self, stop: Stop) -> None:
         self._hear(News(stop.origin, stop.iteration, stop.reason))
@@ -230,7 +259,7 @@ class Host:
         with self._lock:
             if self._news is None:
                 self._news = news
-        self._prepared.set()  # whoever waits for this host shall hear the news
+        self._reach(math.inf)  # whoever waits for this host shall hear the news
         if self._wires is not None:
             self._wires.fail(self._stopped())
 

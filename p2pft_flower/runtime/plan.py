@@ -66,6 +66,8 @@ class Plan:
         The run-config, kebab-case.
     n : int
         Peers in the whole graph.
+    hosts : int
+        Hosts in the whole run.
     terms : str
         Digest of what must be equal on all peers (:func:`terms_digest`).
     peers : tuple of Neighbourhood
@@ -88,6 +90,7 @@ class Plan:
     run: str
     config: dict[str, Any]
     n: int
+    hosts: int
     terms: str
     peers: tuple[Neighbourhood, ...]
     loss_weights: dict[int, float]

@@ -15,6 +15,7 @@ from p2pft_flower.transport import (
     Mailbox,
     PeerServer,
     Received,
+    Reply,
     Stop,
     Terms,
 )
@@ -84,7 +85,7 @@ class Wires:
     timeout : float
         Deadline of every payload, in seconds.
     on_hello : callable
-        Given a neighbour's Hello; may keep it waiting, returns a reason to turn it down or None.
+        Given a neighbour's Hello; see :class:`PeerServer`.
     on_stop : callable
         Given a neighbour's Stop.
 
@@ -106,7 +107,7 @@ class Wires:
         access: Access,
         *,
         timeout: float,
-        on_hello: Callable[[Hello], str | None],
+        on_hello: Callable[[Hello], Reply | None],
         on_stop: Callable[[Stop], None],
     ) -> None:
         local = {p.peer for p in plan.peers}

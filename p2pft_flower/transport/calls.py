@@ -18,6 +18,7 @@ from p2pft_flower.transport.errors import (
     ExchangeRefusedError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
+    PeerPreparingError,
     PeerUnreachableError,
 )
 from p2pft_flower.transport.mailbox import Edge
@@ -34,6 +35,7 @@ _BY_CODE: dict[grpc.StatusCode, type[ExchangeError]] = {
 _BY_STATUS: dict[int, type[ExchangeError]] = {
     pb.STOPPED: ExchangeStoppedError,
     pb.BUSY: ExchangeTimeoutError,
+    pb.PREPARING: PeerPreparingError,
 }
 
 
@@ -80,7 +82,10 @@ class Call:
             return None
         name = pb.Status.Name(reply.status) if reply.status in pb.Status.values() else str(reply.status)
         kind = _BY_STATUS.get(reply.status, ExchangeRefusedError)
-        return self.error(kind, f"{whom} answered {name}: {reply.reason}")
+        error = self.error(kind, f"{whom} answered {name}: {reply.reason}")
+        if isinstance(error, PeerPreparingError):
+            error.progress = reply.progress
+        return error
 
 
 class Channels:

@@ -24,6 +24,7 @@ from p2pft_flower.transport.errors import (
     ExchangeRefusedError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
+    PeerPreparingError,
     PeerUnreachableError,
 )
 from p2pft_flower.transport.header import HEADER_KEY, Terms, encode_header
@@ -111,37 +112,43 @@ class Links:
         self._lock = threading.Lock()
         self._error: Exception | None = None
         self._payloads: dict[Edge, Call] = {}
-        self._hellos: list[Call] = []
+        self._hellos: dict[Edge, Call] = {}
+        self._awaited: set[int] = set()
 
-    def meet(self, timeout: float, remedy: str = _MEET_REMEDY) -> None:
+    def meet(self, timeout: float, remedy: str = _MEET_REMEDY, *, stage: int = 0) -> None:
         """Say hello to every remote neighbour and wait until all have agreed to the terms.
+
+        A neighbour that answers that it is still preparing is asked again, as long as it makes progress.
 
         Parameters
         ----------
         timeout : float
-            The deadline in seconds; until then a neighbour that is not there yet is waited for.
+            Seconds that a neighbour may be silent, or prepare without progress, before it is given up.
         remedy : str
             What the error advises when a neighbour is missing.
+        stage : int
+            What is asked: 0, are you prepared; s > 0, did all your neighbours agree to your stage s - 1.
 
         Raises
         ------
         PeerUnreachableError
-            When a neighbour does not answer by the deadline; names edge, address and deadline.
+            When a neighbour is given up; names edge, address and deadline.
         ExchangeRefusedError
             When a neighbour has other terms, or the two ends do not accept each other's certificates; says
             which. Raised at once.
         Exception
             What `fail` was called with.
         """
-        end = time.monotonic() + timeout
+        ends = dict.fromkeys(self._pairs, time.monotonic() + timeout)  # when to give a neighbour up
+        progress: dict[Edge, int] = {}
         answered: queue.SimpleQueue[tuple[Edge, Call]] = queue.SimpleQueue()
         due = dict.fromkeys(self._pairs, 0.0)  # who is to be greeted, and when
         unmet: dict[Edge, ExchangeError | None] = dict.fromkeys(self._pairs)  # and what kept us apart
         try:
-            while unmet and (now := time.monotonic()) < end:
+            while unmet and (now := time.monotonic()) < (end := min(ends[pair] for pair in unmet)):
                 for pair in [pair for pair, when in due.items() if when <= now]:
                     del due[pair]
-                    self._greet(pair, end - now, answered)
+                    self._greet(pair, stage, ends[pair] - now, answered)
                 try:
                     pair, call = answered.get(timeout=min([end, *due.values()]) - now)
                 except queue.Empty:
@@ -149,19 +156,24 @@ class Links:
                 error = self._absence(replace(call, deadline=timeout))
                 if error is None:
                     del unmet[pair]
-                else:
-                    unmet[pair] = error
-                    due[pair] = time.monotonic() + _AGAIN
+                    continue
+                unmet[pair], due[pair] = error, time.monotonic() + _AGAIN
+                if isinstance(error, PeerPreparingError):
+                    self._tell_of_waiting(call)
+                    due[pair] = 0.0  # it was kept there
+                    if error.progress != progress.get(pair):
+                        progress[pair], ends[pair] = error.progress, time.monotonic() + timeout
         finally:
             with self._lock:
-                calls, self._hellos = self._hellos, []
-            for call in calls:
+                calls, self._hellos = self._hellos, {}
+            for call in calls.values():
                 call.future.cancel()
         if self._error is not None:
             raise self._error
         if unmet:
-            (local, remote), first = min(unmet.items(), key=lambda item: self._pairs[item[0]])
-            others = f" (and {len(unmet) - 1} more edges)" if len(unmet) > 1 else ""
+            lost = {pair: error for pair, error in unmet.items() if ends[pair] <= time.monotonic()}
+            (local, remote), first = min(lost.items(), key=lambda item: self._pairs[item[0]])
+            others = f" (and {len(lost) - 1} more edges)" if len(lost) > 1 else ""
             problem = f"no answer from peer {remote} at {self._channels.addresses[remote]}"
             raise PeerUnreachableError(
                 f"could not meet{others}: {first.problem if first else problem}; {remedy}",
@@ -318,19 +330,21 @@ class Links:
     ) -> None:
         self.close()
 
-    def _greet(self, pair: Edge, timeout: float, answered: queue.SimpleQueue[tuple[Edge, Call]]) -> None:
+    def _greet(
+        self, pair: Edge, stage: int, timeout: float, answered: queue.SimpleQueue[tuple[Edge, Call]]
+    ) -> None:
         """Say hello to a neighbour; the outcome goes to ``answered``."""
         # Not wait_for_ready: a call that waits for a connection never says why there is none.
         call = self._channels.start(
             "Hello",
-            self._hello(*pair),
+            self._hello(*pair, stage),
             timeout,
             edge=self._pairs[pair],
             remote=pair[1],
             wait_for_ready=False,
         )
         with self._lock:
-            self._hellos.append(call)
+            self._hellos[pair] = call
         call.future.add_done_callback(lambda _: answered.put((pair, call)))
         if self._error is not None:  # it came before this hello was listed
             self._cancel()
@@ -346,7 +360,7 @@ class Links:
         error = call.outcome()
         if self._error is not None:
             raise self._error
-        if isinstance(error, ExchangeTimeoutError) or error is None:
+        if isinstance(error, (ExchangeTimeoutError, PeerPreparingError)) or error is None:
             return error
         if not isinstance(error, PeerUnreachableError):
             raise error
@@ -362,7 +376,12 @@ class Links:
                 raise call.error(ExchangeRefusedError, problem) from error
         return error
 
-    def _hello(self, local: int, remote: int) -> pb.Hello:
+    def _tell_of_waiting(self, call: Call) -> None:
+        if call.remote not in self._awaited:
+            self._awaited.add(call.remote)
+            log.info("waiting for peer %d at %s, which is not ready to train yet", call.remote, call.address)
+
+    def _hello(self, local: int, remote: int, stage: int) -> pb.Hello:
         terms = self.terms
         return pb.Hello(
             run=terms.run,
@@ -373,6 +392,7 @@ class Links:
             length=terms.length,
             dtype=terms.wire_dtype,
             phases=terms.phases,
+            stage=stage,
         )
 
     def _settle(self, edge: Edge, timeout: float, end: float) -> None:
@@ -412,6 +432,6 @@ class Links:
 
     def _cancel(self) -> None:
         with self._lock:
-            calls = [*self._payloads.values(), *self._hellos]
+            calls = [*self._payloads.values(), *self._hellos.values()]
         for call in calls:
             call.future.cancel()

@@ -39,7 +39,8 @@ class PeerServer:
     out_edges : iterable of (int, int)
         (local sender, remote receiver): these receivers are neighbours too and may say hello and stop.
     on_hello : callable, optional
-        Gets a Hello that passed every check here; returns a reason to turn it down, or None.
+        Gets a Hello that passed every check here; returns None to agree, else the answer. PREPARING has the
+        neighbour ask again at once: keep it a moment before.
     on_stop : callable, optional
         Gets a neighbour's Stop, in a thread of the server; must return soon.
     timeout : float
@@ -69,7 +70,7 @@ class PeerServer:
         addresses: Mapping[int, str],
         *,
         out_edges: Iterable[Edge] = (),
-        on_hello: Callable[[pb.Hello], str | None] | None = None,
+        on_hello: Callable[[pb.Hello], pb.Reply | None] | None = None,
         on_stop: Callable[[pb.Stop], None] | None = None,
         timeout: float = 600.0,
         credentials: Credentials | None = None,
@@ -187,9 +188,9 @@ class PeerServer:
             return self._refuse(pb.NOT_AUTHENTIC, f"a hello from peer {hello.sender} by peer {peer}")
         if (wrong := self._mismatch(hello)) is not None:
             return self._refuse(*wrong)
-        objection = self._on_hello(hello) if self._on_hello is not None else None
-        if objection is not None:
-            return self._refuse(pb.MISMATCH, objection)
+        answer = self._on_hello(hello) if self._on_hello is not None else None
+        if answer is not None:
+            return answer if answer.status == pb.PREPARING else self._refuse(answer.status, answer.reason)
         if self._mailbox.error is not None:
             return pb.Reply(status=pb.STOPPED, reason=str(self._mailbox.error))
         return pb.Reply(status=pb.ACCEPTED)
@@ -287,7 +288,7 @@ class Throttle:
 _CALLERS = 1024
 """Callers a throttle remembers: strangers cannot make it grow."""
 
-_NO_FAULT = frozenset({pb.ACCEPTED, pb.DUPLICATE, pb.SUPERSEDED, pb.BUSY, pb.STOPPED})
+_NO_FAULT = frozenset({pb.ACCEPTED, pb.DUPLICATE, pb.SUPERSEDED, pb.BUSY, pb.STOPPED, pb.PREPARING})
 """What a caller is answered that did nothing wrong."""
 
 

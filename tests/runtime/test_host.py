@@ -17,6 +17,7 @@ from p2pft_flower.algorithms import simulate
 from p2pft_flower.runtime.exchange import DivergedError
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.journal import read_journal
+from p2pft_flower.topology import Graph
 from p2pft_flower.transport import (
     ExchangeRefusedError,
     ExchangeStoppedError,
@@ -222,6 +223,60 @@ def test_a_host_that_never_comes_is_named_with_its_edge(tmp_path, short):
     assert "peer 3" in text
     assert "transport = memory" in text
     assert "deadline 1 s" in text
+
+
+RING = Graph.load("directed-ring-4")  # peers 1 and 3 share no edge
+
+
+def test_a_peer_that_prepares_longer_than_every_deadline_is_waited_for_by_all(tmp_path, short, monkeypatch):
+    answer, asked, long_enough = Host._on_hello, [], threading.Event()
+
+    def watched(host, hello):
+        reply = answer(host, hello)
+        if host.plan.peers[0].peer == 3 and hello.sender == 0 and reply is not None:
+            asked.append(hello.stage)
+            if len(asked) == 5:  # each was kept a quarter of the deadline
+                long_enough.set()
+        return reply
+
+    def prepare(peer, progress):
+        for _ in range(3000):
+            if peer != 3 or long_enough.wait(0.02):
+                return
+            progress()
+
+    monkeypatch.setattr(Host, "_on_hello", watched)
+    settings = {"meet-timeout": 3.0, "peer-timeout": 3.0}
+    problems = [Quadratics(prepare=prepare) for _ in ALONE]
+    results = run_together(plans(RING, ALONE, unix(short), tmp_path, **settings), problems)
+    assert [len(result) for result in results] == [1, 1, 1, 1], results
+    assert asked[:5] == [0] * 5
+
+
+def test_a_peer_that_gets_stuck_while_it_prepares_is_given_up_and_named(tmp_path, short):
+    release = threading.Event()
+
+    def prepare(peer, progress):
+        if peer == 3:
+            release.wait(60)
+
+    def run(plan):
+        try:
+            return Host(plan, Quadratics(prepare=prepare)).run()
+        except Exception as error:
+            if plan.peers[0].peer != 3:
+                release.set()
+            return error
+
+    settings = {"meet-timeout": 2.0, "peer-timeout": 60.0}
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(run, plans(RING, ALONE, unix(short), tmp_path, **settings)))
+    assert any(isinstance(results[i], PeerUnreachableError) for i in (0, 2))
+    for result in results:
+        assert isinstance(result, (PeerUnreachableError, ExchangeStoppedError))
+        assert "peer 3 at" in str(result)
+        assert "answered PREPARING: model, data or trunk take longer" in str(result)
+        assert "deadline 2 s" in str(result)
 
 
 def test_peers_with_other_weights_refuse_each_other_before_the_first_iteration(tmp_path, short):
