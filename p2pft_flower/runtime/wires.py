@@ -44,7 +44,7 @@ class Wires:
     on_hello : callable
         Given a neighbour's Hello; may keep it waiting, returns a reason to turn it down or None.
     on_stop : callable
-        Given a neighbour's Stop.
+        Given a neighbour's Stop, or the coordinator's.
 
     Raises
     ------
@@ -92,6 +92,7 @@ class Wires:
                 out_edges=leaving,
                 on_hello=on_hello,
                 on_stop=on_stop,
+                stop_digest=plan.stop_digest,
                 timeout=timeout,
             )
         except BaseException:

@@ -15,6 +15,7 @@ from p2pft_flower.transport.endpoint import EXCHANGE, Listener
 from p2pft_flower.transport.errors import ExchangeStoppedError
 from p2pft_flower.transport.header import HEADER_KEY
 from p2pft_flower.transport.mailbox import Edge, Mailbox
+from p2pft_flower.transport.stops import has_key
 
 __all__ = ["PeerServer"]
 
@@ -35,7 +36,10 @@ class PeerServer:
     on_hello : callable, optional
         Gets a Hello that passed every check here; returns a reason to turn it down, or None.
     on_stop : callable, optional
-        Gets a neighbour's Stop, in a thread of the server; must return soon.
+        Gets a neighbour's Stop, or one that shows the run's key, in a thread of the server; must return soon.
+    stop_digest : str
+        SHA-256, hexadecimal, of the key by which who is no neighbour may stop the run (`stop_run`); default
+        empty: nobody may.
     timeout : float
         Longest wait of a payload for room in the mailbox, in seconds, where the sender's deadline is later.
     credentials : grpc.ServerCredentials, optional
@@ -64,11 +68,13 @@ class PeerServer:
         out_edges: Iterable[Edge] = (),
         on_hello: Callable[[pb.Hello], str | None] | None = None,
         on_stop: Callable[[pb.Stop], None] | None = None,
+        stop_digest: str = "",
         timeout: float = 600.0,
         credentials: Any = None,
         insecure: bool = False,
     ) -> None:
         self._mailbox = mailbox
+        self._stop_digest = stop_digest
         self._on_hello = on_hello
         self._on_stop = on_stop
         self._timeout = timeout
@@ -161,14 +167,15 @@ class PeerServer:
                 )
         return None
 
-    def _stop(self, request: bytes, _context: Any) -> bytes:
+    def _stop(self, request: bytes, context: Any) -> bytes:
         try:
             stop = pb.Stop.FromString(request)
         except DecodeError:
             return self._refuse(pb.BAD_HEADER, "a stop that cannot be parsed")
         if stop.run != self._mailbox.terms.run:
             return self._refuse(pb.WRONG_RUN, f"a stop of run {stop.run[:64]!r}")
-        if all(stop.sender != remote for remote, _ in self._neighbours):
+        keyed = has_key(context.invocation_metadata(), self._stop_digest)
+        if not keyed and all(stop.sender != remote for remote, _ in self._neighbours):
             return self._refuse(
                 pb.NOT_NEIGHBOUR, f"a stop from peer {stop.sender}, which shares no edge with this host"
             )

@@ -141,8 +141,8 @@ def test_each_peer_leaves_a_log_and_its_tail(tmp_path):
     theta, _ = train(tmp_path, [[0, 1, 2, 3]], {})
     for p in range(4):
         events = list(read_journal(tmp_path / "peers" / f"peer-{p}.jsonl"))
-        assert [e["event"] for e in events] == ["start", *["evaluation"] * 3, "end"]
-        assert [e["iteration"] for e in events[1:4]] == [0, 10, 20]
+        assert [e["event"] for e in events] == ["run", "start", *["evaluation"] * 3, "end"]
+        assert [e["iteration"] for e in events[2:5]] == [0, 10, 20]
         tail = load_file(tmp_path / "peers" / f"peer-{p}.safetensors")["theta"]
         assert tail.tobytes() == theta[p].tobytes()
 
