@@ -49,8 +49,9 @@ def _folder() -> Path:
 @contextlib.contextmanager
 def registered(run: str, peers: Sequence[int]) -> Iterator[None]:
     """Have this process among those that :func:`running` finds, during a ``with`` block."""
-    path = _folder() / f"{os.getpid()}.json"
-    entry = {"run": run, "peers": list(peers), "started": psutil.Process().create_time()}
+    here = psutil.Process()
+    path = _folder() / f"{here.pid}-{peers[0]}.json"
+    entry = {"run": run, "peers": list(peers), "pid": here.pid, "started": here.create_time()}
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -58,6 +59,8 @@ def registered(run: str, peers: Sequence[int]) -> Iterator[None]:
         os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
     except OSError as error:
         log.warning("p2pft stop will not find these peers: %s cannot be written (%s)", path, error.strerror)
+        yield
+        return
     try:
         yield
     finally:
@@ -70,7 +73,7 @@ def running(run: str | None = None) -> list[Running]:
     for path in sorted(_folder().glob("*.json")):
         try:
             entry = json.loads(path.read_text(encoding="utf-8"))
-            process = psutil.Process(int(path.stem))
+            process = psutil.Process(entry["pid"])
             alive = process.create_time() == entry["started"] and process.status() != psutil.STATUS_ZOMBIE
         except (FileNotFoundError, psutil.NoSuchProcess):
             continue

@@ -22,13 +22,14 @@ from typing import Any
 import psutil
 
 import p2pft_flower
+from p2pft_flower.report.results import log_name
 from p2pft_flower.resources import resource_dir
 from p2pft_flower.runtime.journal import read_journal
 
 MARK = "P2PFT_TEST_DEPLOYMENT"
 """Environment variable by which whatever a deployment started is known, in whichever session it lives."""
 
-PATIENCE = 120.0
+PATIENCE = 240.0
 """Seconds that a test waits for what must come; generous, since tests share their machine."""
 
 
@@ -41,14 +42,16 @@ def free_ports(n: int) -> list[int]:
     return ports
 
 
-def wait_until(true: Callable[[], Any], what: str, patience: float = PATIENCE) -> Any:
-    """Return what ``true`` returns once that is true; fail naming ``what`` when it never is."""
+def wait_until(
+    true: Callable[[], Any], what: str, patience: float = PATIENCE, said: Callable[[], str] = str
+) -> Any:
+    """Return what ``true`` returns once that is true; fail naming ``what``, with what was ``said``."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         if found := true():
             return found
         time.sleep(0.1)
-    raise AssertionError(f"waited {patience:g} s in vain until {what}")
+    raise AssertionError(f"waited {patience:g} s in vain until {what}\n{said()}")
 
 
 class Proxy:
@@ -170,9 +173,16 @@ class Deployment:
                 start_new_session=True,
             )
 
-    def flwr(self, *arguments: str, check: bool = True) -> str:
-        """Run Flower's command line against this SuperLink and return what it prints."""
-        program = shutil.which("flwr", path=self.environment["PATH"])
+    def flwr(self, *arguments: str) -> str:
+        """Run Flower's command line and return what it prints."""
+        return self._run("flwr", *arguments)
+
+    def p2pft(self, *arguments: str) -> str:
+        """Run this package's command line, with the P2PFT_HOME of the SuperNodes; return what it prints."""
+        return self._run("p2pft", *arguments)
+
+    def _run(self, name: str, *arguments: str) -> str:
+        program = shutil.which(name, path=self.environment["PATH"])
         assert program is not None
         done = subprocess.run(
             [program, *arguments],
@@ -182,7 +192,7 @@ class Deployment:
             timeout=120,
             check=False,
         )
-        assert done.returncode == 0 or not check, done.stdout + done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def run(self, **settings: Any) -> str:
@@ -212,27 +222,19 @@ class Deployment:
             row = self.listed(run)
             return row if row["status"].startswith("finished") else None
 
-        return wait_until(finished, f"run {run} has finished", 300)  # type: ignore[no-any-return]
+        return wait_until(finished, f"run {run} has finished", said=self.said)  # type: ignore[no-any-return]
 
-    def journal(self, peer: int) -> Path | None:
-        """Return peer's log, None while there is none."""
-        return next(iter(self.outputs[peer].rglob(f"peers/peer-{peer}.jsonl")), None)
+    def lines(self, run: str, peer: int, event: str) -> list[dict[str, Any]]:
+        """Return the lines of ``event`` in a peer's log; none while there is no log."""
+        path = self.outputs[peer] / run / log_name(peer)
+        return [e for e in read_journal(path) if e["event"] == event] if path.is_file() else []
 
-    def lines(self, peer: int, event: str) -> list[dict[str, Any]]:
-        """Return the lines of ``event`` in a peer's log."""
-        path = self.journal(peer)
-        return [] if path is None else [line for line in read_journal(path) if line["event"] == event]
+    def processes(self, program: str) -> list[psutil.Process]:
+        """Return the processes of this deployment that run ``program``."""
+        return [p for p in self.started() if any(Path(word).name == program for word in _command(p)[:2])]
 
-    def processes(self, program: str, above: int | None = None) -> list[psutil.Process]:
-        """Return the processes of this deployment that run ``program``, of the tree of ``above`` alone."""
-        return [
-            p
-            for p in self._started()
-            if any(Path(word).name == program for word in _command(p)[:2])
-            and (above is None or above in [a.pid for a in p.parents()])
-        ]
-
-    def _started(self) -> Iterator[psutil.Process]:
+    def started(self) -> Iterator[psutil.Process]:
+        """Yield every process of this deployment that is alive."""
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):  # gone meanwhile, or somebody else's
                 if process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
@@ -248,7 +250,7 @@ class Deployment:
         for proxy in self.proxies:
             proxy.cut()
         for number in (signal.SIGTERM, signal.SIGKILL):
-            left = list(self._started())
+            left = list(self.started())
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(number)
