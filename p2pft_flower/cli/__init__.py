@@ -10,6 +10,7 @@ from p2pft_flower import __version__
 from p2pft_flower.cli import (
     attention,
     cache,
+    certs,
     collect,
     compare,
     data,
@@ -41,6 +42,7 @@ app.command("stop")(stop.stop)
 app.add_typer(topology.app, name="topology")
 app.add_typer(data.app, name="data")
 app.add_typer(cache.app, name="cache")
+app.add_typer(certs.app, name="certs")
 app.add_typer(demo.app, name="demo")
 
 

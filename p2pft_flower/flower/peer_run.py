@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -27,6 +28,7 @@ from p2pft_flower.runtime.progress import Progress, Report
 from p2pft_flower.runtime.running import running
 from p2pft_flower.runtime.wires import remote_edges
 from p2pft_flower.transport import (
+    Credentials,
     ObserverServer,
     PeerReport,
     digest_of,
@@ -76,8 +78,8 @@ def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
                 address = stack.enter_context(server).address
             except P2PFTError as error:
                 log.warning("no progress will be shown while the peers train: %s", error)
-        key = new_key()
-        with before_obeying(lambda number: _stop_peers(run, key, number, parent)):
+        key, own = new_key(), _own_credentials() if run.deployed else None
+        with before_obeying(lambda number: _stop_peers(run, key, own, number, parent)):
             outcomes, evaluations = _train(grid, run, observer=address, stop_digest=digest_of(key))
     if not run.deployed:  # what the observer missed stands in the peers' own logs, on this machine
         for peer in range(run.peers):
@@ -88,7 +90,17 @@ def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
     return collect_results(run, outcomes, progress)
 
 
-def _stop_peers(run: Run, key: bytes, number: signal.Signals, parent: int) -> None:
+CERTIFICATES = "P2PFT_CERTIFICATES"
+"""Environment variable of the SuperLink: a folder that ``p2pft certs issue`` made, for a number that is no
+peer's. The coordinator needs it to stop peers that have certificates themselves, and for nothing else."""
+
+
+def _own_credentials() -> Credentials | None:
+    folder = os.environ.get(CERTIFICATES)
+    return Credentials.load(Path(folder).expanduser()) if folder else None
+
+
+def _stop_peers(run: Run, key: bytes, own: Credentials | None, number: signal.Signals, parent: int) -> None:
     """Tell the peers of a deployment that their run was stopped; a server that merely goes stops nobody.
 
     ``flwr stop`` comes here as SIGINT, as Ctrl-C does. So does the death of the SuperLink: then the process
@@ -107,7 +119,7 @@ def _stop_peers(run: Run, key: bytes, number: signal.Signals, parent: int) -> No
     for process in here:  # they tell all others, by whichever way the peers reach each other
         with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
             process.terminate()
-    missed = stop_run(run.id, key, {p: _address(run, p) for p in range(run.peers)}, reason)
+    missed = stop_run(run.id, key, {p: _address(run, p) for p in range(run.peers)}, reason, own)
     if len(missed) == run.peers and not here:
         log.error(
             "no peer could be told that run %s was stopped, so all train on; at any one site, p2pft stop %s "

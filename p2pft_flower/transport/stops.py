@@ -17,6 +17,7 @@ import grpc
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.transport import p2pft_pb2 as pb
 from p2pft_flower.transport.calls import Channels
+from p2pft_flower.transport.tls import Credentials
 
 __all__ = ["digest_of", "has_key", "new_key", "stop_run"]
 
@@ -43,12 +44,14 @@ def has_key(metadata: Iterable[tuple[str, Any]], digest: str) -> bool:
 
 
 def stop_run(
-    run: str, key: bytes, addresses: Mapping[int, str], reason: str, timeout: float = 2.0
+    run: str,
+    key: bytes,
+    addresses: Mapping[int, str],
+    reason: str,
+    credentials: Credentials | None = None,
+    timeout: float = 2.0,
 ) -> dict[int, str]:
     """Tell peers that their run is stopped; one that hears it tells all others. Never raises.
-
-    It goes in plain text, which a host that has certificates does not take in: there is nothing in it but
-    the reason, and the key, which is worth nothing once it was used.
 
     Parameters
     ----------
@@ -60,6 +63,9 @@ def stop_run(
         Where peers listen.
     reason : str
         Why, in words for a person.
+    credentials : Credentials, optional
+        Any of the peers' federation, whose hosts take nothing in without; default: in plain text, which
+        tells nothing but the reason, and a key that is worth nothing once it was used.
     timeout : float
         Seconds that all of it may take.
 
@@ -68,7 +74,7 @@ def stop_run(
     dict of int to str
         Peer to why it did not hear it; empty when all did.
     """
-    channels = Channels(addresses, None, True)
+    channels = Channels(addresses, credentials, credentials is None)
     missed: dict[int, str] = {}
     calls = {}
     try:
