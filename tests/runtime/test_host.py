@@ -17,8 +17,10 @@ from p2pft_flower.algorithms import simulate
 from p2pft_flower.runtime.exchange import DivergedError
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.journal import read_journal
+from p2pft_flower.runtime.wires import Access
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import (
+    Credentials,
     ExchangeRefusedError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
@@ -28,6 +30,7 @@ from p2pft_flower.transport import (
     stop_run,
     unix_address,
 )
+from p2pft_flower.transport.certificates import create_authority, issue
 
 from .quadratic import GRAPH, Peer, Quadratics, child, plans, thetas
 
@@ -256,7 +259,7 @@ def test_stop_from_another_thread_ends_the_run(tmp_path, short):
                 future.result(30)
 
 
-def started(tmp_path, short, pool, graph=GRAPH, busy=None):
+def started(tmp_path, addresses, pool, graph=GRAPH, busy=None, access=None):
     """Start four hosts whose run would take hours; return them once peer 2 is at its fifth gradient.
 
     That one takes until ``busy`` is set.
@@ -270,8 +273,11 @@ def started(tmp_path, short, pool, graph=GRAPH, busy=None):
                 busy.wait(60)
 
     key = new_key()
-    all_plans = plans(graph, ALONE, unix(short), tmp_path, iterations=10_000_000, **{"peer-timeout": 60.0})
-    hosts = [Host(replace(plan, stop_digest=digest_of(key)), Quadratics(hook=hook)) for plan in all_plans]
+    all_plans = plans(graph, ALONE, addresses, tmp_path, iterations=10_000_000, **{"peer-timeout": 60.0})
+    hosts = [
+        Host(replace(plan, stop_digest=digest_of(key)), Quadratics(hook=hook), own)
+        for plan, own in zip(all_plans, access or [Access()] * 4, strict=True)
+    ]
     futures = [pool.submit(host.run) for host in hosts]
     assert reached.wait(30)
     return hosts, futures, key
@@ -285,7 +291,7 @@ def test_a_stop_passes_a_host_that_is_busy_and_closes_its_log(tmp_path, short):
     path = Graph.from_weights(np.eye(4) + np.eye(4, k=1) + np.eye(4, k=-1))
     busy = threading.Event()
     with ThreadPoolExecutor(4) as pool:
-        hosts, futures, _ = started(tmp_path, short, pool, path, busy)
+        hosts, futures, _ = started(tmp_path, unix(short), pool, path, busy)
         hosts[0].stop("the site closes")  # the one way to peer 3 is through peer 2, whose gradient takes long
         for i in (0, 1, 3):
             with pytest.raises(
@@ -305,7 +311,7 @@ def test_a_stop_passes_a_host_that_is_busy_and_closes_its_log(tmp_path, short):
 
 def test_whoever_shows_the_runs_key_to_one_host_stops_all(tmp_path, short):
     with ThreadPoolExecutor(4) as pool:
-        _, futures, key = started(tmp_path, short, pool)
+        _, futures, key = started(tmp_path, unix(short), pool)
         missed = stop_run("test", key, {3: unix(short)[3]}, "flwr stop", timeout=20.0)
         assert missed == {}
         for future in futures:
@@ -313,9 +319,33 @@ def test_whoever_shows_the_runs_key_to_one_host_stops_all(tmp_path, short):
                 future.result(30)
 
 
+def test_where_peers_have_certificates_the_key_needs_one_of_their_federation(tmp_path):
+    addresses = tcp()
+    for name in ("ours", "theirs"):
+        create_authority(tmp_path / name, name)
+    for p in (0, 1, 2, 3, 99):
+        issue(tmp_path / "ours", tmp_path / str(p), p, ["127.0.0.1"])
+    issue(tmp_path / "theirs", tmp_path / "stranger", 99, ["127.0.0.1"])
+    access = [Access(Credentials.load(tmp_path / str(p), p)) for p in range(4)]
+    coordinator, stranger = (Credentials.load(tmp_path / name) for name in ("99", "stranger"))
+    with ThreadPoolExecutor(4) as pool:
+        hosts, futures, key = started(tmp_path, addresses, pool, access=access)
+        one = {2: addresses[2]}
+        assert stop_run("test", key, one, "in plain text", timeout=2.0).keys() == {2}
+        assert stop_run("test", key, one, "of another federation", stranger, timeout=2.0).keys() == {2}
+        without = stop_run("test", new_key(), one, "another key", coordinator, timeout=20.0)
+        assert "NOT_NEIGHBOUR" in without[2]
+        for host in hosts:
+            host.raise_if_stopped()
+        assert stop_run("test", key, one, "flwr stop", coordinator, timeout=20.0) == {}
+        for future in futures:
+            with pytest.raises(ExchangeStoppedError, match=r"peer 2 stopped in iteration .*: flwr stop"):
+                future.result(30)
+
+
 def test_nobody_stops_a_run_without_its_key(tmp_path, short):
     with ThreadPoolExecutor(4) as pool:
-        hosts, futures, key = started(tmp_path, short, pool)
+        hosts, futures, key = started(tmp_path, unix(short), pool)
         for wrong in (new_key(), b"", digest_of(key).encode()):
             missed = stop_run("test", wrong, unix(short), "let me in", timeout=20.0)
             assert missed.keys() == {0, 1, 2, 3}
