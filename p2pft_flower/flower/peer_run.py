@@ -115,18 +115,21 @@ def _stop_peers(run: Run, key: bytes, own: Credentials | None, number: signal.Si
         return
     log.info("run %s was stopped: telling the peers", run.id)
     reason = "the run was stopped (flwr stop)"
+    missed = stop_run(run.id, key, {p: _address(run, p) for p in range(run.peers)}, reason, own)
+    if len(missed) < run.peers:  # one that hears it tells all others
+        return
+    why = "; ".join(f"peer {p}: {problem}" for p, problem in missed.items())
+    log.warning("no peer of run %s could be told at its address: %s", run.id, why)
     here = [there.process for there in running(run.id)]
-    for process in here:  # they tell all others, by whichever way the peers reach each other
+    for process in here:
         with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
             process.terminate()
-    missed = stop_run(run.id, key, {p: _address(run, p) for p in range(run.peers)}, reason, own)
-    if len(missed) == run.peers and not here:
+    if not here:
         log.error(
-            "no peer could be told that run %s was stopped, so all train on; at any one site, p2pft stop %s "
-            "stops all: %s",
+            "all peers of run %s train on, and none of them on this machine; at any one site, p2pft stop %s "
+            "stops all",
             run.id,
             run.id,
-            "; ".join(f"peer {p}: {why}" for p, why in missed.items()),
         )
 
 

@@ -58,16 +58,22 @@ def test_outside_the_main_thread_signals_are_left_alone():
 
 
 @pytest.fixture
-def told(monkeypatch):
-    """Whom the coordinator told, by the addresses that it tried."""
+def reached():
+    """How many peers the coordinator can reach, and the ClientApps of the run on its machine."""
+    return SimpleNamespace(count=0, here=[])
+
+
+@pytest.fixture
+def told(monkeypatch, reached):
+    """The addresses at which the coordinator told of the stop."""
     calls = []
 
     def stop_run(run, key, addresses, reason, credentials):
         calls.append(addresses)
-        return dict.fromkeys(addresses, "no answer")
+        return dict.fromkeys(list(addresses)[reached.count :], "no answer")
 
     monkeypatch.setattr(peer_run, "stop_run", stop_run)
-    monkeypatch.setattr(peer_run, "running", lambda run: [])
+    monkeypatch.setattr(peer_run, "running", lambda run: reached.here)
     monkeypatch.setattr(peer_run, "_address", lambda run, peer: f"10.0.0.{peer}:9000")
     monkeypatch.setattr(logging.getLogger("p2pft_flower"), "propagate", True)
     return calls
@@ -81,7 +87,21 @@ def stop(number, parent, deployed=True):
 def test_a_stopped_run_is_told_to_its_peers_and_a_failure_to_reach_any_says_what_to_do(told, caplog):
     stop(signal.SIGINT, os.getppid())
     assert told == [{0: "10.0.0.0:9000", 1: "10.0.0.1:9000"}]
-    assert "at any one site, p2pft stop 7 stops all: peer 0: no answer; peer 1: no answer" in caplog.text
+    assert "could be told at its address: peer 0: no answer; peer 1: no answer" in caplog.text
+    assert "at any one site, p2pft stop 7 stops all" in caplog.text
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_clientapps_on_the_coordinators_machine_are_ended_only_where_no_peer_heard_it(
+    count, reached, told, caplog
+):
+    reached.count = count
+    ended = []
+    process = SimpleNamespace(terminate=lambda: ended.append("terminated"))
+    reached.here = [SimpleNamespace(process=process)]
+    stop(signal.SIGINT, os.getppid())
+    assert ended == ([] if count else ["terminated"])
+    assert "p2pft stop" not in caplog.text
 
 
 @pytest.mark.parametrize(
