@@ -11,6 +11,7 @@ from p2pft_flower.cli import (
     attention,
     cache,
     certs,
+    collect,
     compare,
     data,
     demo,
@@ -18,6 +19,7 @@ from p2pft_flower.cli import (
     export,
     reproduce,
     run,
+    stop,
     topology,
 )
 
@@ -35,6 +37,8 @@ app.command("reproduce")(reproduce.reproduce)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("attention")(attention.attention)
+app.command("collect")(collect.collect)
+app.command("stop")(stop.stop)
 app.add_typer(topology.app, name="topology")
 app.add_typer(data.app, name="data")
 app.add_typer(cache.app, name="cache")

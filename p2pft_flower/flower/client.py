@@ -7,7 +7,6 @@ import importlib.metadata
 import logging
 import os
 import platform
-import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -21,11 +20,12 @@ from flwr.clientapp import ClientApp
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import messages
+from p2pft_flower.flower.host_process import run_host
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
 from p2pft_flower.flower.site import Site
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.plan import Plan
-from p2pft_flower.runtime.recorder import Outcome
+from p2pft_flower.runtime.progress import told_evaluations
 from p2pft_flower.runtime.wires import Access
 
 if TYPE_CHECKING:
@@ -168,29 +168,8 @@ def _train_peers(message: Message, context: Context) -> dict[str, Any]:
     pooled = config.method.objective if plan.pooled else ""
     access = Access() if site is None else site.access()
     host = Host(plan, workload(_learning(config, site), plan.n, pooled, _peers_here(site)), access)
-    result: list[list[Outcome]] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(host.run())
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="p2pft-host", daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(0.05)  # the main thread must stay responsive to Flower's stop signal
-    except BaseException:
-        host.stop("the ClientApp was told to stop")
-        thread.join(config.runtime.peer_timeout)
-        raise
-    if failure:
-        raise failure[0]
+    outcomes = run_host(host, deployed=site is not None)
     folder = Path(plan.output_dir) / "peers"
-    return {
-        "outcomes": [vars(outcome) for outcome in result[0]],
-        "folder": str(folder),
-        "model-parameters": sum(p.numel() for p in host.problem.model.parameters()),  # type: ignore[attr-defined]
-    }
+    # In simulation the coordinator can read the peers' logs; in a deployment it has only what it is told.
+    told = [] if site is None else [e for o in outcomes for e in told_evaluations(folder, o.peer, plan.n)]
+    return {"outcomes": [vars(outcome) for outcome in outcomes], "evaluations": told, "folder": str(folder)}

@@ -21,12 +21,12 @@ from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower import nodes
 from p2pft_flower.flower.logs import log_to_stream
 from p2pft_flower.flower.peer_run import run_peers
-from p2pft_flower.flower.run import head, plan_run, tell_plan
+from p2pft_flower.flower.run import plan_run, tell_plan
 from p2pft_flower.flower.strategies import is_strategy, make_strategy, strategy_names
 from p2pft_flower.flower.strategy_run import run_strategy
 from p2pft_flower.flower.trust import check_trust
 from p2pft_flower.plugins import is_reference
-from p2pft_flower.report.results import default_output_dir, holds_a_run, write_results
+from p2pft_flower.report.results import default_output_dir, head, holds_a_run, write_results
 from p2pft_flower.report.tables import run_table
 from p2pft_flower.topology import Graph
 

@@ -56,6 +56,11 @@ class Problem(Protocol):
         """Digest of the frozen weights and θ^0; equal on all peers."""
         ...
 
+    @property
+    def model_parameters(self) -> int:
+        """Number of parameters of the whole model, the frozen ones included."""
+        ...
+
     def objectives(self, peers: Sequence[int], progress: Callable[[], None]) -> Mapping[int, Objective]:
         """Build the objectives of ``peers``, and call ``progress`` whenever a piece of that is done."""
         ...

@@ -87,7 +87,7 @@ class Wires:
     on_hello : callable
         Given a neighbour's Hello; see :class:`PeerServer`.
     on_stop : callable
-        Given a neighbour's Stop.
+        Given a neighbour's Stop, or the coordinator's.
 
     Raises
     ------
@@ -151,6 +151,7 @@ class Wires:
                 out_edges=leaving,
                 on_hello=on_hello,
                 on_stop=on_stop,
+                stop_digest=plan.stop_digest,
                 timeout=timeout,
                 credentials=own,
                 insecure=access.insecure,

@@ -22,6 +22,7 @@ from p2pft_flower.transport.mailbox import Mailbox, Received
 from p2pft_flower.transport.observer import ObserverClient, ObserverServer
 from p2pft_flower.transport.p2pft_pb2 import Hello, PayloadHeader, PeerReport, Reply, Status, Stop
 from p2pft_flower.transport.server import PeerServer
+from p2pft_flower.transport.stops import digest_of, new_key, stop_run
 from p2pft_flower.transport.tls import TLS13_ENVIRONMENT, Credentials
 
 __all__ = [
@@ -48,7 +49,10 @@ __all__ = [
     "Status",
     "Stop",
     "Terms",
+    "digest_of",
+    "new_key",
     "parse_address",
     "phase_name",
+    "stop_run",
     "unix_address",
 ]

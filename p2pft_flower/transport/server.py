@@ -20,6 +20,7 @@ from p2pft_flower.transport.endpoint import EXCHANGE, Listener
 from p2pft_flower.transport.errors import ExchangeStoppedError
 from p2pft_flower.transport.header import HEADER_KEY
 from p2pft_flower.transport.mailbox import Edge, Mailbox
+from p2pft_flower.transport.stops import has_key
 from p2pft_flower.transport.tls import Credentials
 
 __all__ = ["PeerServer"]
@@ -42,7 +43,10 @@ class PeerServer:
         Gets a Hello that passed every check here; returns None to agree, else the answer. PREPARING has the
         neighbour ask again at once: keep it a moment before.
     on_stop : callable, optional
-        Gets a neighbour's Stop, in a thread of the server; must return soon.
+        Gets a neighbour's Stop, or one that shows the run's key, in a thread of the server; must return soon.
+    stop_digest : str
+        SHA-256, hexadecimal, of the key by which who is no neighbour may stop the run (`stop_run`); default
+        empty: nobody may.
     timeout : float
         Longest wait of a payload for room in the mailbox, in seconds, where the sender's deadline is later.
     credentials : Credentials, optional
@@ -72,11 +76,13 @@ class PeerServer:
         out_edges: Iterable[Edge] = (),
         on_hello: Callable[[pb.Hello], pb.Reply | None] | None = None,
         on_stop: Callable[[pb.Stop], None] | None = None,
+        stop_digest: str = "",
         timeout: float = 600.0,
         credentials: Credentials | None = None,
         insecure: bool = False,
     ) -> None:
         self._mailbox = mailbox
+        self._stop_digest = stop_digest
         self._on_hello = on_hello
         self._on_stop = on_stop
         self._timeout = timeout
@@ -140,13 +146,20 @@ class PeerServer:
                 reply = self._refuse(
                     pb.THROTTLED, f"too much from {caller} was refused: nothing is looked at"
                 )
-            elif peer is not None and all(peer != remote for remote, _ in self._neighbours):
+            elif peer is not None and not self._is_heard(peer, context):
                 reply = self._refuse(pb.NOT_NEIGHBOUR, f"peer {peer} shares no edge with this host")
             else:
                 reply = answer(request, context, peer)
         if reply.status not in _NO_FAULT:
             self._throttle.refused(caller)
         return reply.SerializeToString()
+
+    def _is_heard(self, peer: int, context: Any) -> bool:
+        """Return whether a member of the federation is a neighbour, or shows the run's key (`stop_run`)."""
+        return any(peer == remote for remote, _ in self._neighbours) or self._has_key(context)
+
+    def _has_key(self, context: Any) -> bool:
+        return has_key(context.invocation_metadata(), self._stop_digest)
 
     @staticmethod
     def _identify(credentials: Credentials, context: Any) -> int:
@@ -217,16 +230,17 @@ class PeerServer:
                 )
         return None
 
-    def _stop(self, request: bytes, _context: Any, peer: int | None) -> pb.Reply:
+    def _stop(self, request: bytes, context: Any, peer: int | None) -> pb.Reply:
         try:
             stop = pb.Stop.FromString(request)
         except DecodeError:
             return self._refuse(pb.BAD_HEADER, "a stop that cannot be parsed")
-        if peer is not None and stop.sender != peer:
+        keyed = self._has_key(context)
+        if peer is not None and stop.sender != peer and not keyed:
             return self._refuse(pb.NOT_AUTHENTIC, f"a stop from peer {stop.sender} by peer {peer}")
         if stop.run != self._mailbox.terms.run:
             return self._refuse(pb.WRONG_RUN, f"a stop of run {stop.run[:64]!r}")
-        if all(stop.sender != remote for remote, _ in self._neighbours):
+        if not keyed and all(stop.sender != remote for remote, _ in self._neighbours):
             return self._refuse(
                 pb.NOT_NEIGHBOUR, f"a stop from peer {stop.sender}, which shares no edge with this host"
             )

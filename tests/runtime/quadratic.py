@@ -49,6 +49,7 @@ class Quadratics:
 
     theta0 = np.zeros(Q, dtype=np.float32)
     model_digest = "quadratics"
+    model_parameters = 10 * Q
 
     def __init__(self, **faults):
         self.faults = faults
