@@ -18,6 +18,7 @@ from p2pft_flower.cli import (
     reproduce,
     run,
     topology,
+    up,
 )
 
 __all__ = ["app", "main"]
@@ -34,6 +35,8 @@ app.command("reproduce")(reproduce.reproduce)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("attention")(attention.attention)
+app.command("up")(up.up)
+app.command("down")(up.down)
 app.add_typer(topology.app, name="topology")
 app.add_typer(data.app, name="data")
 app.add_typer(cache.app, name="cache")

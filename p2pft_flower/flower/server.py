@@ -99,6 +99,8 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, 
 
     answers = nodes.greet(grid, config, graph.n, pooled=pooled)
     hosts = nodes.assign_hosts(answers, graph.n, config.runtime.transport, pooled=pooled)
+    if any(answer["peer-id"] is not None for answer in answers.values()):
+        hosts = nodes.with_addresses(hosts, graph)
     run = plan_run(run_id, config, graph, folder, pooled, exchanges, hosts, answers)
     tell_plan(run)
     return run_strategy(grid, run) if strategy else run_peers(grid, run)
