@@ -109,7 +109,7 @@ def _write(file: Path, document: tomlkit.TOMLDocument) -> None:
         with tempfile.NamedTemporaryFile(
             "w", dir=target.parent, prefix="config-", suffix=".toml", encoding="utf-8", delete=False
         ) as new:
-            new.write(tomlkit.dumps(document))
+            new.write(tomlkit.dumps(document).rstrip("\n") + "\n")
         Path(new.name).chmod(target.stat().st_mode & 0o777)
         Path(new.name).replace(target)
     except OSError as error:

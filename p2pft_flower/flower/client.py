@@ -26,6 +26,7 @@ from p2pft_flower.flower.site import Site
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.recorder import Outcome
+from p2pft_flower.runtime.wires import Access
 
 if TYPE_CHECKING:
     # torch and timm take seconds to import: Flower loads the app in processes that never train.
@@ -132,6 +133,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     config = RunConfig.from_mapping(asked["config"])
     site = Site.of(context.node_config)
     here = _peers_here(site)
+    own = None if site is None else site.credentials()  # what is wrong with them shall be known now
     facts = _Facts({}, "", (), (), {})
     if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses who is none of its peers
         facts = _facts(_learning(config, site), asked["n"], asked["pooled"], here)
@@ -143,7 +145,10 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
         "address": "" if site is None else site.peer_address,
         "versions": versions(),
         "cpus": os.cpu_count(),
+        "federation": "" if own is None else own.federation,
+        "insecure": site is not None and site.insecure,
         **vars(facts),
+        "warnings": (*facts.warnings, *(() if own is None else own.warnings)),
     }
 
 
@@ -160,7 +165,8 @@ def _train_peers(message: Message, context: Context) -> dict[str, Any]:
     # same number everywhere (DESIGN invariant 2).
     torch.set_num_threads(config.runtime.threads)
     pooled = config.method.objective if plan.pooled else ""
-    host = Host(plan, workload(_learning(config, site), plan.n, pooled, _peers_here(site)))
+    access = Access() if site is None else site.access()
+    host = Host(plan, workload(_learning(config, site), plan.n, pooled, _peers_here(site)), access)
     result: list[list[Outcome]] = []
     failure: list[BaseException] = []
 

@@ -2,8 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -33,6 +32,8 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SUPERSEDED: _ClassVar[Status]
     MISMATCH: _ClassVar[Status]
     STOPPED: _ClassVar[Status]
+    NOT_AUTHENTIC: _ClassVar[Status]
+    THROTTLED: _ClassVar[Status]
 DTYPE_UNSPECIFIED: Dtype
 FLOAT32: Dtype
 FLOAT64: Dtype
@@ -54,6 +55,8 @@ BUSY: Status
 SUPERSEDED: Status
 MISMATCH: Status
 STOPPED: Status
+NOT_AUTHENTIC: Status
+THROTTLED: Status
 
 class PayloadHeader(_message.Message):
     __slots__ = ("run", "view", "sender", "receiver", "iteration", "phase", "length", "dtype", "share", "checksum")

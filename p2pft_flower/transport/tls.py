@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import serialization
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport import certificates
-from p2pft_flower.transport.addresses import parse_address
+from p2pft_flower.transport.addresses import Address, parse_address
 from p2pft_flower.transport.certificates import (
     CA_FILE,
     CA_KEY_FILE,
@@ -55,6 +55,8 @@ class Credentials:
     ----------
     folder : Path
         Where they came from.
+    peer : int
+        The peer that they prove to be.
     facts : CertificateFacts
         What the peer's certificate says.
     warnings : tuple of str
@@ -62,6 +64,7 @@ class Credentials:
     """
 
     folder: Path
+    peer: int
     facts: CertificateFacts
     warnings: tuple[str, ...]
     _authorities: bytes = field(repr=False)
@@ -127,13 +130,7 @@ class Credentials:
             )
         pems = (root.public_bytes(serialization.Encoding.PEM) for root, _ in authorities)
         chain = certificate.public_bytes(serialization.Encoding.PEM)
-        return cls(folder, facts, tuple(warnings), b"".join(pems), chain, key)
-
-    @property
-    def peer(self) -> int:
-        """The peer that these prove to be."""
-        assert_peer = self.facts.identity.peer
-        return -1 if assert_peer is None else assert_peer
+        return cls(folder, who.peer, facts, tuple(warnings), b"".join(pems), chain, key)
 
     @property
     def federation(self) -> str:
@@ -162,35 +159,51 @@ class Credentials:
         timeout : float
             Longest wait for an answer, in seconds.
         """
-        place = parse_address(address)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_verify_locations(cadata=self._authorities.decode())
         context.load_cert_chain(self.folder / PEER_FILE, self.folder / KEY_FILE)
         context.set_alpn_protocols(["h2"])
-        name = target_name(self.federation, peer)
         try:
-            with (
-                socket.create_connection((place.host, place.port), timeout) as plain,
-                context.wrap_socket(plain, server_hostname=name) as secure,
-            ):
-                secure.recv(1)  # a server that turns our certificate down says so here
+            let_in = _is_let_in(context, parse_address(address), target_name(self.federation, peer), timeout)
         except ssl.SSLCertVerificationError as error:
-            return f"its certificate is not accepted here: {error.verify_message}"
+            return f"the certificate shown there is not accepted here: {error.verify_message}"
+        except ssl.SSLEOFError:  # such as a relay in front of a host that is not there yet
+            return None
         except ssl.SSLError as error:
-            if "ALERT" in (error.reason or ""):
-                return f"it does not accept our certificate, {self.folder / PEER_FILE}: {error.reason}"
-            return None if isinstance(error, ssl.SSLEOFError) else f"no TLS 1.3 there: {error.reason}"
+            return f"what listens there does not speak TLS 1.3: {error.reason}"
         except OSError:
             return None
-        return None
+        if let_in:
+            return None
+        return (
+            f"it does not accept our certificate, {self.folder / PEER_FILE} (SHA-256 "
+            f"{self.facts.fingerprint[:16]}…): is the authority that issued it in the ca.pem there, and the "
+            "clock there right?"
+        )
+
+
+def _is_let_in(context: ssl.SSLContext, place: Address, name: str, timeout: float) -> bool:
+    """Connect, and return whether the server keeps the connection once it has seen our certificate."""
+    with (
+        socket.create_connection((place.host, place.port), timeout) as plain,
+        context.wrap_socket(plain, server_hostname=name) as secure,
+    ):
+        # In TLS 1.3 the handshake is done for us before the server looks at our certificate. One that
+        # accepts it speaks HTTP/2 first, one that does not closes.
+        try:
+            return bool(secure.recv(1))
+        except TimeoutError:  # it took its time, which is no refusal
+            return True
+        except OSError:
+            return False
 
 
 def _check_dates(file: Path, facts: CertificateFacts, remedy: str) -> None:
     now = certificates._now()
     if now < facts.not_before:
         raise ConfigError(
-            f"{file} is not valid before {facts.not_before:%Y-%m-%d %H:%M} UTC: set this machine's clock right"
+            f"{file} is not valid before {facts.not_before:%Y-%m-%d %H:%M} UTC: is the clock here right?"
         )
     if now >= facts.not_after:
         raise ConfigError(f"{file} expired on {facts.not_after:%Y-%m-%d %H:%M} UTC: {remedy}")

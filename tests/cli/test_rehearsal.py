@@ -53,6 +53,8 @@ print(json.dumps({"success": True, "nodes": [{"status": "online"}] * %d}))
 
 runner = CliRunner()
 
+pytestmark = pytest.mark.timeout(90)
+
 
 @pytest.fixture
 def flower(monkeypatch, tmp_path):
@@ -171,15 +173,18 @@ def test_what_a_restart_of_the_machine_left_of_a_rehearsal_does_not_stand_in_the
 
 
 def test_a_process_that_got_the_number_of_one_that_ended_is_left_alone(flower):
-    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as stranger:
+    stranger = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    try:
         assert up("--peers", "3").exit_code == 0
         file = rehearsal.folder() / "state.json"
         state = json.loads(file.read_text())
         state["processes"][1]["pid"] = stranger.pid
+        state["processes"][1]["started"] -= 60
         file.write_text(json.dumps(state))
-        assert not rehearsal.current().processes[1].alive  # it started at another time
+        assert not rehearsal.current().processes[1].alive
         assert runner.invoke(app, ["down"]).exit_code == 0
         assert stranger.poll() is None
+    finally:
         stranger.kill()
 
 
