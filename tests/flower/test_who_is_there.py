@@ -11,6 +11,7 @@ import yaml
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError, with_addresses
 from p2pft_flower.topology import Graph
+from p2pft_flower.transport.certificates import create_authority, issue
 from tests.flower import engine
 from tests.flower.engine import run_app
 from tests.flower.test_app import free_ports, same, tails
@@ -115,6 +116,25 @@ def test_addresses_may_stand_in_the_topology_alone(tmp_path):
     file = graph_with_addresses(tmp_path, *addresses)
     nodes = [{"peer-id": p} for p in range(2)]
     run_app(tmp_path / "d", slots=2, node_configs=nodes, topology=str(file), iterations=2)
+    run_app(tmp_path / "m", topology="directed-ring:2", iterations=2)
+    assert same(tails(tmp_path / "d", 2), tails(tmp_path / "m", 2))
+
+
+def test_what_is_listened_on_may_differ_from_what_neighbours_connect_to(tmp_path):
+    """As in a container: it listens on all its addresses, and is reached at the machine's."""
+    create_authority(tmp_path / "authority", "north")
+    nodes = []
+    for p, port in enumerate(free_ports(2)):
+        issue(tmp_path / "authority", tmp_path / str(p), p)
+        nodes.append(
+            {
+                "peer-id": p,
+                "peer-address": f"127.0.0.{2 + p}:{port}",
+                "bind-address": f"0.0.0.0:{port}",
+                "certificates": str(tmp_path / str(p)),
+            }
+        )
+    run_app(tmp_path / "d", slots=2, node_configs=nodes, topology="directed-ring:2", iterations=2)
     run_app(tmp_path / "m", topology="directed-ring:2", iterations=2)
     assert same(tails(tmp_path / "d", 2), tails(tmp_path / "m", 2))
 
