@@ -39,6 +39,7 @@ __all__ = [
     "read_certificates",
     "renew",
     "target_name",
+    "utc_now",
 ]
 
 CA_FILE, CA_KEY_FILE = "ca.pem", "ca.key"
@@ -253,7 +254,7 @@ def renew(authority: Path, folder: Path, days: float = 365) -> CertificateFacts:
             f"{federation!r}: renew with the authority of the same federation"
         )
     certificate, key = _sign(root, root_key, old.identity.peer, old.names, days)
-    kept = [c for c in read_certificates(folder / CA_FILE) if c.not_valid_after_utc > _now()]
+    kept = [c for c in read_certificates(folder / CA_FILE) if c.not_valid_after_utc > utc_now()]
     trusted = dict.fromkeys([*kept, *roots])
     if (folder / CA_KEY_FILE).exists():
         raise ConfigError(f"{folder / CA_KEY_FILE}: an authority's key has no place beside a peer's; move it")
@@ -307,7 +308,8 @@ def facts_in(certificate: x509.Certificate, file: Path) -> CertificateFacts:
         ) from error
 
 
-def _now() -> datetime:
+def utc_now() -> datetime:
+    """Return the time by which certificates are made and checked."""
     return datetime.now(UTC)
 
 
@@ -343,7 +345,7 @@ def _builder(
 ) -> x509.CertificateBuilder:
     if not 0 < days <= 36500:
         raise ConfigError(f"days = {days:g}: must be above 0 and at most 36500")
-    begin = _now()
+    begin = utc_now()
     end = begin + timedelta(days=days)
     return (
         x509.CertificateBuilder()
@@ -424,7 +426,7 @@ def _load_authority(
     facts = facts_in(own[0], folder / CA_FILE)
     if facts.identity.peer is not None:
         raise ConfigError(f"{folder} is the folder of {facts.identity}, not of an authority")
-    if own[0].not_valid_after_utc <= _now():
+    if own[0].not_valid_after_utc <= utc_now():
         raise ConfigError(
             f"{folder / CA_FILE} expired on {own[0].not_valid_after_utc:%Y-%m-%d}: make a new authority with "
             "'p2pft certs init' and renew every peer's certificate with it"

@@ -121,7 +121,7 @@ class Credentials:
         for root in issuers:
             _check_dates(authority_file, root, "make a new authority and renew the certificates with it")
         key = _load_key(key_file, certificate)
-        left = facts.not_after - certificates._now()
+        left = facts.not_after - certificates.utc_now()
         warnings = []
         if left <= _EXPIRES_SOON:
             warnings.append(
@@ -200,7 +200,7 @@ def _is_let_in(context: ssl.SSLContext, place: Address, name: str, timeout: floa
 
 
 def _check_dates(file: Path, facts: CertificateFacts, remedy: str) -> None:
-    now = certificates._now()
+    now = certificates.utc_now()
     if now < facts.not_before:
         raise ConfigError(
             f"{file} is not valid before {facts.not_before:%Y-%m-%d %H:%M} UTC: is the clock here right?"

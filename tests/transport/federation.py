@@ -32,5 +32,5 @@ class Clock:
     """Replaces the time that certificates are made and checked by; begins as the real one."""
 
     def __init__(self, patch) -> None:
-        self._real, self.ahead = certificates._now, timedelta(0)
-        patch.setattr(certificates, "_now", lambda: self._real() + self.ahead)
+        self._real, self.ahead = certificates.utc_now, timedelta(0)
+        patch.setattr(certificates, "utc_now", lambda: self._real() + self.ahead)
