@@ -59,14 +59,17 @@ def add_connection(name: str, address: str) -> None:
     file = config_file()
     if not file.exists():
         # Flower writes its own connections only where there is no file at all: it goes first.
-        asked = subprocess.run(  # noqa: S603 - a program of this environment
-            [program("flwr"), "config", "list"],
-            env=flower_environment(),
-            capture_output=True,
-            text=True,
-            timeout=ASK_TIMEOUT,
-            check=False,
-        )
+        try:
+            asked = subprocess.run(  # noqa: S603 - a program of this environment
+                [program("flwr"), "config", "list"],
+                env=flower_environment(),
+                capture_output=True,
+                text=True,
+                timeout=ASK_TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise FlowerError(f"flwr config list did not answer within {ASK_TIMEOUT:g} s") from error
         if not file.exists():
             raise FlowerError(f"flwr config list did not write {file}: {asked.stdout}{asked.stderr}")
     document = _read(file)

@@ -207,18 +207,18 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
                 f"Flower's config.toml has a connection {CONNECTION!r}, to {address}, that p2pft up has not "
                 "written: rename it there, or remove it"
             )
-        addresses = _addresses(graph)
+        ports = _free_ports(2 * graph.n + 1)  # all at once, so that they differ
+        addresses = _addresses(graph, ports[: graph.n])
         for name in ("authority", "peers", "logs"):
             shutil.rmtree(folder() / name, ignore_errors=True)
         (folder() / "logs").mkdir()
         show(f"certificates of {graph.n} peers of the federation {federation}: {folder() / 'peers'}")
         create_authority(folder() / "authority", federation)
         peers = [_prepare(peer, address) for peer, address in enumerate(addresses)]
-        ports = _free_ports(graph.n + 1)
-        state = Rehearsal(uuid.uuid4().hex, federation, f"127.0.0.1:{ports[0]}", tuple(peers))
+        state = Rehearsal(uuid.uuid4().hex, federation, f"127.0.0.1:{ports[-1]}", tuple(peers))
         started: list[subprocess.Popen[bytes]] = []
         try:
-            return _start(state, ports, started, show)
+            return _start(state, ports[graph.n :], started, show)
         except BaseException:
             with undisturbed():
                 end_marked(state.mark)
@@ -231,7 +231,8 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
 def _prepare(peer: int, address: str) -> Peer:
     """Issue a peer's certificates and write its SuperNode's node-config, as a site would."""
     own = folder() / "peers" / str(peer)
-    issue(folder() / "authority", own, peer, [parse_address(address).host])
+    host = parse_address(address).host
+    issue(folder() / "authority", own, peer, [host] if host else [])
     file = own / "node.toml"
     site = {"peer-id": peer, "peer-address": address, "certificates": str(own)}
     file.write_text(tomlkit.dumps(site), encoding="utf-8")
@@ -272,9 +273,9 @@ def _start(
     _save(state)
     environment = flower_environment() | {MARK: state.mark}
     here = ["--insecure", "--host", "127.0.0.1", "--port"]  # Flower's own links stay on this machine
-    superlink = ["flower-superlink", *here, str(ports[0]), "--disable-runtime-dependency-installation"]
+    superlink = ["flower-superlink", *here, str(ports[-1]), "--disable-runtime-dependency-installation"]
     commands = {"the SuperLink": superlink}
-    for peer, port in zip(state.peers, ports[1:], strict=True):
+    for peer, port in zip(state.peers, ports[:-1], strict=True):
         commands[f"the SuperNode of peer {peer.peer}"] = [
             *("flower-supernode", *here, str(port), "--superlink", state.superlink),
             *("--node-config", peer.node_config),
@@ -344,15 +345,18 @@ def _answers(superlink: str) -> bool:
 def _registered(environment: Mapping[str, str]) -> int:
     """Return how many SuperNodes are online; none where Flower could not say, which it does in its answer."""
     command = [program("flwr"), "supernode", "list", CONNECTION, "--format", "json"]
-    asked = subprocess.run(  # noqa: S603 - a program of this environment
-        command,
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=START_TIMEOUT,
-        check=False,
-    )
+    try:
+        asked = subprocess.run(  # noqa: S603 - a program of this environment
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise P2PFTError(f"flwr supernode list did not answer within {START_TIMEOUT:g} s") from error
     try:
         answer = json.loads(asked.stdout)
         return sum(node["status"] == "online" for node in answer.get("nodes", ()))
@@ -380,15 +384,14 @@ def _told(state: Rehearsal) -> str:
     )
 
 
-def _addresses(graph: Graph) -> list[str]:
-    """Return an address on this machine for each peer: the graph's own, or 127.0.0.1 and a free port."""
+def _addresses(graph: Graph, ports: Sequence[int]) -> list[str]:
+    """Return an address on this machine for each peer: the graph's own, or 127.0.0.1 and one of ``ports``."""
     for name, address in zip(graph.peer_names, graph.addresses, strict=True):
         if address is not None and not parse_address(address).is_local:
             raise ConfigError(
                 f"the topology {graph.name} gives peer {name} the address {address}, which is not on this "
                 "machine's loopback: rehearse with a copy of it without addresses"
             )
-    ports = _free_ports(graph.n)
     return [address or f"127.0.0.1:{port}" for address, port in zip(graph.addresses, ports, strict=True)]
 
 
