@@ -21,6 +21,7 @@ from p2pft_flower.cli import (
     run,
     stop,
     topology,
+    up,
 )
 
 __all__ = ["app", "main"]
@@ -39,6 +40,8 @@ app.command("export")(export.export)
 app.command("attention")(attention.attention)
 app.command("collect")(collect.collect)
 app.command("stop")(stop.stop)
+app.command("up")(up.up)
+app.command("down")(up.down)
 app.add_typer(topology.app, name="topology")
 app.add_typer(data.app, name="data")
 app.add_typer(cache.app, name="cache")

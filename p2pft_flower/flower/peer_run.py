@@ -214,11 +214,10 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
 def _address(run: Run, peer: int) -> str:
     if not run.deployed:
         return unix_address(run.id, peer)  # whatever addresses the graph has for a deployment
-    given = {host.peers[0]: host.address for host in run.hosts}
-    address = given.get(peer) or run.graph.addresses[peer]
+    address = next(host.address for host in run.hosts if host.peers == (peer,))
     if not address:
         raise ConfigError(
-            f"peer {peer} has no address: give its SuperNode peer-address in --node-config, or the graph "
-            "addresses"
+            f"peer {peer} has no address: give its SuperNode peer-address in --node-config, or the peer an "
+            f"address in the topology {run.graph.name}"
         )
     return address

@@ -100,8 +100,10 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, 
 
     answers = nodes.greet(grid, config, graph.n, pooled=pooled)
     hosts = nodes.assign_hosts(answers, graph.n, config.runtime.transport, pooled=pooled)
-    if exchanges and not strategy and any(a["peer-id"] is not None for a in answers.values()):
-        check_trust(graph, hosts, answers)
+    if any(answer["peer-id"] is not None for answer in answers.values()):
+        hosts = nodes.with_addresses(hosts, graph)
+        if exchanges and not strategy:
+            check_trust(graph, hosts, answers)
     run = plan_run(run_id, config, graph, folder, pooled, exchanges, hosts, answers)
     tell_plan(run)
     return run_strategy(grid, run) if strategy else run_peers(grid, run)
