@@ -21,6 +21,7 @@ from p2pft_flower.transport.links import Links
 from p2pft_flower.transport.mailbox import Mailbox, Received
 from p2pft_flower.transport.observer import ObserverClient, ObserverServer
 from p2pft_flower.transport.p2pft_pb2 import Hello, PayloadHeader, PeerReport, Reply, Status, Stop
+from p2pft_flower.transport.probe import LinkReport, Prober
 from p2pft_flower.transport.server import PeerServer
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "ExchangeStoppedError",
     "ExchangeTimeoutError",
     "Hello",
+    "LinkReport",
     "Links",
     "Mailbox",
     "ObserverClient",
@@ -40,6 +42,7 @@ __all__ = [
     "PeerReport",
     "PeerServer",
     "PeerUnreachableError",
+    "Prober",
     "Received",
     "Reply",
     "Status",

@@ -107,6 +107,30 @@ class Hello(_message.Message):
     phases: int
     def __init__(self, run: _Optional[str] = ..., view: _Optional[int] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., config: _Optional[str] = ..., length: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., phases: _Optional[int] = ...) -> None: ...
 
+class Probe(_message.Message):
+    __slots__ = ("run", "sender", "receiver", "last", "ballast")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    BALLAST_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    sender: int
+    receiver: int
+    last: bool
+    ballast: bytes
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., last: _Optional[bool] = ..., ballast: _Optional[bytes] = ...) -> None: ...
+
+class ProbeReply(_message.Message):
+    __slots__ = ("status", "reason", "time")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    status: Status
+    reason: str
+    time: float
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., time: _Optional[float] = ...) -> None: ...
+
 class Stop(_message.Message):
     __slots__ = ("run", "sender", "origin", "iteration", "reason")
     RUN_FIELD_NUMBER: _ClassVar[int]
