@@ -96,8 +96,7 @@ def test_another_run_on_the_neighbours_port_is_told_so():
 
 
 def test_a_taken_port_and_plain_text_beyond_this_machine_are_refused():
-    with Prober("r", 0, "127.0.0.1:0", {}) as first:
-        with pytest.raises(BindError, match="cannot listen"):
-            Prober("r", 1, first.address, {})
+    with Prober("r", 0, "127.0.0.1:0", {}) as first, pytest.raises(BindError, match="cannot listen"):
+        Prober("r", 1, first.address, {})
     with pytest.raises(ConfigError, match="not on this machine"):
         Prober("r", 0, "0.0.0.0:0", {})
