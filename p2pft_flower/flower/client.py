@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import logging
 import os
@@ -21,6 +22,7 @@ from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
+from p2pft_flower.flower.site import Site
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.recorder import Outcome
@@ -72,10 +74,13 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
     return _Facts(data, problem.partition_spec, problem.classes, tuple(warnings), frozen)
 
 
-def _peers_here(context: Context) -> tuple[int, ...] | None:
+def _peers_here(site: Site | None) -> tuple[int, ...] | None:
     """Return the peer whose data this machine has; None in simulation, where it has that of all."""
-    node = context.node_config
-    return (int(node["peer-id"]),) if "peer-id" in node else None
+    return None if site is None else (site.peer_id,)
+
+
+def _learning(config: RunConfig, site: Site | None) -> LearningConfig:
+    return config.learning if site is None else site.with_own_data(config.learning)
 
 
 def make_client_app() -> ClientApp:
@@ -95,13 +100,13 @@ def make_client_app() -> ClientApp:
     def train_clients(message: Message, context: Context) -> Message:
         from p2pft_flower.flower import clients
 
-        return clients.answer(message, clients.train, workload, _peers_here(context))
+        return clients.answer(message, clients.train, workload, Site.of(context.node_config))
 
     @app.evaluate("clients")
     def evaluate_clients(message: Message, context: Context) -> Message:
         from p2pft_flower.flower import clients
 
-        return clients.answer(message, clients.evaluate, workload, _peers_here(context))
+        return clients.answer(message, clients.evaluate, workload, Site.of(context.node_config))
 
     return app
 
@@ -125,16 +130,17 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     begin = time.time()
     asked = messages.unpack(message)
     config = RunConfig.from_mapping(asked["config"])
-    here = _peers_here(context)
+    site = Site.of(context.node_config)
+    here = _peers_here(site)
     facts = _Facts({}, "", (), (), {})
     if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses who is none of its peers
-        facts = _facts(config.learning, asked["n"], asked["pooled"], here)
+        facts = _facts(_learning(config, site), asked["n"], asked["pooled"], here)
     time.sleep(asked["hold"])  # not to synchronise: the overlap of these stretches is what is measured
     return {
         "begin": begin,
         "end": time.time(),
         "peer-id": None if here is None else here[0],
-        "address": str(context.node_config.get("peer-address", "")),
+        "address": "" if site is None else site.peer_address,
         "versions": versions(),
         "cpus": os.cpu_count(),
         **vars(facts),
@@ -146,12 +152,15 @@ def _train_peers(message: Message, context: Context) -> dict[str, Any]:
     import torch
 
     plan = Plan.from_json(messages.unpack(message)["plan"])
+    site = Site.of(context.node_config)
+    if site is not None and (own := site.output_folder(plan.run)) is not None:
+        plan = dataclasses.replace(plan, output_dir=str(own))
     config = RunConfig.from_mapping(plan.config)
     # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
     # same number everywhere (DESIGN invariant 2).
     torch.set_num_threads(config.runtime.threads)
     pooled = config.method.objective if plan.pooled else ""
-    host = Host(plan, workload(config.learning, plan.n, pooled, _peers_here(context)))
+    host = Host(plan, workload(_learning(config, site), plan.n, pooled, _peers_here(site)))
     result: list[list[Outcome]] = []
     failure: list[BaseException] = []
 
