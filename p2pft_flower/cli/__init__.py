@@ -15,6 +15,7 @@ from p2pft_flower.cli import (
     demo,
     evaluate,
     export,
+    preflight,
     reproduce,
     run,
     topology,
@@ -29,6 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run.run)
+app.command("preflight")(preflight.preflight)
 app.command("compare")(compare.compare)
 app.command("reproduce")(reproduce.reproduce)
 app.command("evaluate")(evaluate.evaluate)

@@ -10,7 +10,7 @@ import platform
 import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,16 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from p2pft_flower.config import LearningConfig, RunConfig
-from p2pft_flower.errors import P2PFTError
+from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
 from p2pft_flower.flower.site import Site
+from p2pft_flower.resources import home
+from p2pft_flower.runtime.folders import look_at
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.recorder import Outcome
+from p2pft_flower.transport import Prober
 
 if TYPE_CHECKING:
     # torch and timm take seconds to import: Flower loads the app in processes that never train.
@@ -92,6 +95,10 @@ def make_client_app() -> ClientApp:
     def hello(message: Message, context: Context) -> Message:
         return messages.reply(message, _guarded(_hello, message, context))
 
+    @app.query("preflight")
+    def preflight(message: Message, context: Context) -> Message:
+        return messages.reply(message, _guarded(_preflight, message, context))
+
     @app.train("peers")
     def train_peers(message: Message, context: Context) -> Message:
         return messages.reply(message, _guarded(_train_peers, message, context))
@@ -145,6 +152,24 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         **vars(facts),
     }
+
+
+def _preflight(message: Message, context: Context) -> dict[str, Any]:
+    """Probe the links to the neighbours, and look at the folders that the run will write to."""
+    asked = messages.unpack(message)
+    site = Site.of(context.node_config)
+    if site is None:
+        raise ConfigError("a preflight looks at SuperNodes of a deployment; this one has no peer-id")
+    addresses = {int(p): str(a) for p, a in asked["addresses"].items()}
+    listen = site.bind_address or addresses.pop(site.peer_id)
+    addresses.pop(site.peer_id, None)
+    folders = [
+        look_at("output-dir", site.output_folder(asked["run"]) or Path(asked["output-dir"])),
+        look_at("home", home()),
+    ]
+    with Prober(asked["run"], site.peer_id, listen, addresses, insecure=site.insecure) as prober:
+        links = prober.probe(asked["timeout"])
+    return {"links": [asdict(link) for link in links], "folders": [asdict(f) for f in folders]}
 
 
 def _train_peers(message: Message, context: Context) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from p2pft_flower.runtime.progress import Progress, Report
 from p2pft_flower.runtime.wires import remote_edges
 from p2pft_flower.transport import ObserverServer, PeerReport, unix_address
 
-__all__ = ["run_peers"]
+__all__ = ["peer_address", "run_peers"]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -122,7 +122,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str) -> Plan:
     around = (
         {p for edge in leaving | entering for p in edge} | set(host.peers) if leaving | entering else set()
     )
-    addresses = {p: _address(run, p) for p in sorted(around)} if run.exchanges else {}
+    addresses = {p: peer_address(run, p) for p in sorted(around)} if run.exchanges else {}
     return Plan(
         run=run.id,
         config=run.config.to_mapping(),
@@ -139,7 +139,14 @@ def _host_plan(run: Run, host: HostAssignment, observer: str) -> Plan:
     )
 
 
-def _address(run: Run, peer: int) -> str:
+def peer_address(run: Run, peer: int) -> str:
+    """Return where ``peer`` is reached by its neighbours.
+
+    Raises
+    ------
+    ConfigError
+        When neither its SuperNode nor the graph says.
+    """
     if not run.deployed:
         return unix_address(run.id, peer)  # whatever addresses the graph has for a deployment
     given = {host.peers[0]: host.address for host in run.hosts}

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from p2pft_flower.config import RunConfig
 from p2pft_flower.flower import messages, nodes
-from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
-from p2pft_flower.report.preflight import preflight_tables
+from p2pft_flower.flower.nodes import RunFailedError
+from p2pft_flower.flower.peer_run import peer_address
+from p2pft_flower.flower.run import Run
+from p2pft_flower.report.preflight import PREFLIGHT_FILE, preflight_tables
 from p2pft_flower.report.results import write_json
-from p2pft_flower.topology import Graph
 
-__all__ = ["FILE", "preflight"]
+__all__ = ["preflight"]
 
 log = logging.getLogger("p2pft_flower")
-
-FILE = "preflight.json"
 
 MIN_FREE = 256 * 2**20
 """Bytes below which a folder that is to be written to counts as full."""
@@ -32,59 +29,49 @@ NOTED_SKEW = 2.0
 """Seconds from which the logs of two peers are hard to read side by side: a warning."""
 
 
-def preflight(
-    grid: Grid,
-    run_id: str,
-    config: RunConfig,
-    graph: Graph,
-    hosts: list[HostAssignment],
-    addresses: dict[int, str],
-    answers: dict[int, dict[str, Any]],
-    folder: Path,
-) -> None:
+def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
     """Let all peers probe their neighbours at the same time; print what they found, and refuse what fails.
 
     Parameters
     ----------
-    hosts : list of HostAssignment
-        One peer each.
-    addresses : dict of int to str
-        Where each peer is reached by its neighbours.
+    grid : Grid
+        Flower's.
+    run : Run
+        A deployed one, with one peer a host. Its folder gets ``preflight.json``.
     answers : dict of int to dict
         The nodes' hellos.
-    folder : Path
-        Gets ``preflight.json``.
 
     Raises
     ------
     RunFailedError
         With every failure: peer or link, what was found, and the remedy.
     """
+    timeout = run.config.runtime.meet_timeout
+    addresses = {p: peer_address(run, p) for host in run.hosts for p in host.peers}
     sent = []
-    for host in hosts:
+    for host in run.hosts:
         peer = host.peers[0]
-        around = {*graph.in_neighbours(peer), *graph.out_neighbours(peer)}
+        around = {peer, *run.graph.in_neighbours(peer), *run.graph.out_neighbours(peer)}
         body = {
-            "run": run_id,
-            "peer": peer,
-            "addresses": {p: addresses[p] for p in sorted(around | {peer})},
-            "timeout": config.runtime.meet_timeout,
-            "output-dir": str(folder),
+            "run": run.id,
+            "addresses": {p: addresses[p] for p in sorted(around)},
+            "timeout": timeout,
+            "output-dir": str(run.folder),
         }
         sent.append(Message(messages.pack(body), dst_node_id=host.node, message_type=messages.PREFLIGHT))
-    replies = nodes.collect(grid, sent, timeout=2 * config.runtime.meet_timeout + 60, grace=30)
+    replies = nodes.collect(grid, sent, timeout=2 * timeout + 60, grace=timeout + 30)
     rows, failures = [], []
-    for host in hosts:
+    for host in run.hosts:
         peer = host.peers[0]
         hello = answers[host.node]
         row: dict[str, Any] = {
             "peer": peer,
-            "name": graph.peer_names[peer],
+            "name": run.graph.peer_names[peer],
             "node": host.node,
             "address": addresses[peer],
             "images": hello["data"][str(peer)]["images"],
             "classes": hello["data"][str(peer)]["classes"],
-            "certificate": hello["certificate"],
+            "certificate": hello.get("certificate", ""),
             "links": [],
             "folders": [],
         }
@@ -100,15 +87,15 @@ def preflight(
             failures.append(str(error))
         rows.append(row)
     report = {
-        "run": run_id,
-        "graph": graph.name,
-        "graph-digest": graph.digest,
-        "versions": answers[hosts[0].node]["versions"],
-        "frozen": answers[hosts[0].node]["frozen"],
+        "run": run.id,
+        "graph": run.graph.name,
+        "graph-digest": run.graph.digest,
+        "versions": run.versions,
+        "frozen": answers[run.hosts[0].node]["frozen"],
         "peers": rows,
         "failures": failures,
     }
-    path = write_json(folder / FILE, report)
+    path = write_json(run.folder / PREFLIGHT_FILE, report)
     log.info("%s", preflight_tables(report))
     if failures:
         raise RunFailedError(

@@ -9,7 +9,9 @@ from rich.table import Table
 from p2pft_flower.report.tables import number, render, spans
 from p2pft_flower.runtime.progress import human_bytes
 
-__all__ = ["preflight_tables"]
+__all__ = ["PREFLIGHT_FILE", "preflight_tables"]
+
+PREFLIGHT_FILE = "preflight.json"
 
 
 def preflight_tables(report: dict[str, Any]) -> str:
