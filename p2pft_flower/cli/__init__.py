@@ -10,6 +10,7 @@ from p2pft_flower import __version__
 from p2pft_flower.cli import (
     attention,
     cache,
+    certs,
     compare,
     data,
     demo,
@@ -39,6 +40,7 @@ app.command("attention")(attention.attention)
 app.add_typer(topology.app, name="topology")
 app.add_typer(data.app, name="data")
 app.add_typer(cache.app, name="cache")
+app.add_typer(certs.app, name="certs")
 app.add_typer(demo.app, name="demo")
 
 

@@ -33,6 +33,8 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SUPERSEDED: _ClassVar[Status]
     MISMATCH: _ClassVar[Status]
     STOPPED: _ClassVar[Status]
+    NOT_AUTHENTIC: _ClassVar[Status]
+    THROTTLED: _ClassVar[Status]
 DTYPE_UNSPECIFIED: Dtype
 FLOAT32: Dtype
 FLOAT64: Dtype
@@ -54,6 +56,8 @@ BUSY: Status
 SUPERSEDED: Status
 MISMATCH: Status
 STOPPED: Status
+NOT_AUTHENTIC: Status
+THROTTLED: Status
 
 class PayloadHeader(_message.Message):
     __slots__ = ("run", "view", "sender", "receiver", "iteration", "phase", "length", "dtype", "share", "checksum")
