@@ -16,7 +16,9 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from p2pft_flower.transport import p2pft_pb2 as pb
+from p2pft_flower.transport.certificates import target_name
 from p2pft_flower.transport.endpoint import PROBE, Listener, open_channel
+from p2pft_flower.transport.tls import Credentials, NotAuthenticError
 
 __all__ = ["LinkReport", "Prober"]
 
@@ -71,6 +73,8 @@ class Prober:
         The address to listen on.
     neighbours : mapping of int to str
         Neighbour, in either direction of an edge, to the address at which it is to be reached.
+    credentials : Credentials, optional
+        What proves who the peer is, and whom it trusts; for TLS over TCP.
     insecure : bool
         Whether plain text may leave this machine; default False.
 
@@ -89,7 +93,7 @@ class Prober:
         listen: str,
         neighbours: Mapping[int, str],
         *,
-        credentials: Any = None,
+        credentials: Credentials | None = None,
         insecure: bool = False,
     ) -> None:
         self._run, self._peer, self._neighbours = run, peer, dict(neighbours)
@@ -104,7 +108,8 @@ class Prober:
             max_message=BALLAST + 2**10,
             workers=len(self._neighbours) + 1,
             max_calls=2 * len(self._neighbours) + 4,
-            credentials=credentials,
+            max_connections=2 * len(self._neighbours) + 8,
+            credentials=None if credentials is None else credentials.server(),
             insecure=insecure,
         )
         self.address = self._listener.bound_addresses[peer]
@@ -156,11 +161,17 @@ class Prober:
 
     def _ask(self, neighbour: int, end: float) -> LinkReport:
         address = self._neighbours[neighbour]
-        channel = open_channel(address, self._credentials, self._insecure)
+        own = self._credentials
+        channel = open_channel(
+            address,
+            None if own is None else own.channel(),
+            self._insecure,
+            None if own is None else target_name(own.federation, neighbour),
+        )
         try:
             call = channel.unary_unary(f"/{PROBE}/Echo", None, None)
             echo = partial(self._one, call, neighbour, end)
-            self._reach(echo, end)
+            self._reach(echo, neighbour, end)
             trips, skews = zip(*(echo() for _ in range(ECHOES)), strict=True)
             sending, _ = echo(bytes(BALLAST))
             echo(last=True)
@@ -188,8 +199,9 @@ class Prober:
             raise _RefusedError(f"it answered {pb.Status.Name(reply.status)}: {reply.reason}")
         return passed, reply.time - (sent + passed / 2)
 
-    def _reach(self, echo: Any, end: float) -> None:
-        """Try again until the neighbour listens; raise the last failure at the deadline."""
+    def _reach(self, echo: Any, neighbour: int, end: float) -> None:
+        """Try again until the neighbour listens or refuses our certificate; raise at the deadline."""
+        address = self._neighbours[neighbour]
         while True:
             try:
                 echo()
@@ -197,11 +209,20 @@ class Prober:
                 ended = time.monotonic() + _RETRY_EVERY >= end or self._closing.wait(_RETRY_EVERY)
                 if ended or error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
+                own = self._credentials
+                if own is not None and (why := own.diagnose(address, neighbour)) is not None:
+                    raise _RefusedError(why) from error
             else:
                 return
 
-    def _echo(self, request: bytes, _context: Any) -> bytes:
+    def _echo(self, request: bytes, context: Any) -> bytes:
         now = time.time()
+        caller = None
+        if self._credentials is not None and not context.peer().startswith("unix:"):
+            try:
+                caller = self._credentials.identify(context)
+            except NotAuthenticError as error:
+                return pb.ProbeReply(status=pb.NOT_AUTHENTIC, reason=str(error)).SerializeToString()
         try:
             probe = pb.Probe.FromString(request)
         except DecodeError:
@@ -214,6 +235,9 @@ class Prober:
                 f"peers {probe.sender} and {probe.receiver} share no edge here; this is peer {self._peer}"
             )
             return pb.ProbeReply(status=pb.NOT_NEIGHBOUR, reason=reason).SerializeToString()
+        if caller not in (None, probe.sender):
+            reason = f"a probe from peer {probe.sender} by peer {caller}"
+            return pb.ProbeReply(status=pb.NOT_AUTHENTIC, reason=reason).SerializeToString()
         if probe.last:
             with self._changed:
                 self._through.add(probe.sender)

@@ -11,6 +11,8 @@ import pytest
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport import BindError, Prober
 from p2pft_flower.transport import p2pft_pb2 as pb
+from p2pft_flower.transport.certificates import create_authority, issue
+from p2pft_flower.transport.tls import Credentials
 from tests.transport.wire import no_threads_but
 
 
@@ -100,3 +102,39 @@ def test_a_taken_port_and_plain_text_beyond_this_machine_are_refused():
         Prober("r", 1, first.address, {})
     with pytest.raises(ConfigError, match="not on this machine"):
         Prober("r", 0, "0.0.0.0:0", {})
+
+
+def credentials(folder, federation: str, *peers: int) -> dict[int, Credentials]:
+    create_authority(folder / federation, federation)
+    for peer in peers:
+        issue(folder / federation, folder / f"{federation}-{peer}", peer)
+    return {p: Credentials.load(folder / f"{federation}-{p}", p) for p in peers}
+
+
+def test_over_mutual_tls_neighbours_are_who_they_say(tmp_path):
+    own = credentials(tmp_path, "clinics", 0, 1, 2)
+    zero, one = free_addresses(2)
+    with (
+        Prober("r", 0, zero, {1: one}, credentials=own[0]) as first,
+        Prober("r", 1, one, {0: zero}, credentials=own[1]) as second,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        theirs = pool.submit(second.probe, 20.0)
+        assert [r.error for r in (*first.probe(20.0), *theirs.result())] == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("federation", "peer", "complaint"),
+    [("clinics", 2, "not accepted here"), ("others", 1, "not accepted here")],
+    ids=["another peer of the federation", "the same number in another federation"],
+)
+def test_who_answers_in_a_neighbours_place_is_found_out_at_once(tmp_path, federation, peer, complaint):
+    own = credentials(tmp_path, "clinics", 0, 2)
+    own |= {1: credentials(tmp_path, "others", 1)[1]} if federation == "others" else {}
+    zero, one = free_addresses(2)
+    with (
+        Prober("r", 1, one, {0: zero}, credentials=own[peer]),
+        Prober("r", 0, zero, {1: one}, credentials=own[0]) as prober,
+    ):
+        [report] = prober.probe(60.0)
+    assert complaint in report.error
