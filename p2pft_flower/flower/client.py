@@ -28,6 +28,7 @@ from p2pft_flower.runtime.folders import look_at
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.recorder import Outcome
+from p2pft_flower.runtime.wires import Access
 from p2pft_flower.transport import Prober
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     config = RunConfig.from_mapping(asked["config"])
     site = Site.of(context.node_config)
     here = _peers_here(site)
+    own = None if site is None else site.credentials()  # what is wrong with them shall be known now
     facts = _Facts({}, "", (), (), {})
     if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses who is none of its peers
         facts = _facts(_learning(config, site), asked["n"], asked["pooled"], here)
@@ -150,7 +152,11 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
         "address": "" if site is None else site.peer_address,
         "versions": versions(),
         "cpus": os.cpu_count(),
+        "federation": "" if own is None else own.federation,
+        "certificate": "" if own is None else f"{own.facts.not_after:%Y-%m-%d}",
+        "insecure": site is not None and site.insecure,
         **vars(facts),
+        "warnings": (*facts.warnings, *(() if own is None else own.warnings)),
     }
 
 
@@ -161,13 +167,19 @@ def _preflight(message: Message, context: Context) -> dict[str, Any]:
     if site is None:
         raise ConfigError("a preflight looks at SuperNodes of a deployment; this one has no peer-id")
     addresses = {int(p): str(a) for p, a in asked["addresses"].items()}
-    listen = site.bind_address or addresses.pop(site.peer_id)
-    addresses.pop(site.peer_id, None)
+    access, own = site.access(), addresses.pop(site.peer_id)
     folders = [
         look_at("output-dir", site.output_folder(asked["run"]) or Path(asked["output-dir"])),
         look_at("home", home()),
     ]
-    with Prober(asked["run"], site.peer_id, listen, addresses, insecure=site.insecure) as prober:
+    with Prober(
+        asked["run"],
+        site.peer_id,
+        access.bind_address or own,
+        addresses,
+        credentials=access.credentials,
+        insecure=access.insecure,
+    ) as prober:
         links = prober.probe(asked["timeout"])
     return {"links": [asdict(link) for link in links], "folders": [asdict(f) for f in folders]}
 
@@ -185,7 +197,8 @@ def _train_peers(message: Message, context: Context) -> dict[str, Any]:
     # same number everywhere (DESIGN invariant 2).
     torch.set_num_threads(config.runtime.threads)
     pooled = config.method.objective if plan.pooled else ""
-    host = Host(plan, workload(_learning(config, site), plan.n, pooled, _peers_here(site)))
+    access = Access() if site is None else site.access()
+    host = Host(plan, workload(_learning(config, site), plan.n, pooled, _peers_here(site)), access)
     result: list[list[Outcome]] = []
     failure: list[BaseException] = []
 

@@ -71,7 +71,7 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
             "address": addresses[peer],
             "images": hello["data"][str(peer)]["images"],
             "classes": hello["data"][str(peer)]["classes"],
-            "certificate": hello.get("certificate", ""),
+            "certificate": hello["certificate"],
             "links": [],
             "folders": [],
         }

@@ -25,6 +25,7 @@ from p2pft_flower.flower.preflight import preflight
 from p2pft_flower.flower.run import head, plan_run, tell_plan
 from p2pft_flower.flower.strategies import is_strategy, make_strategy, strategy_names
 from p2pft_flower.flower.strategy_run import run_strategy
+from p2pft_flower.flower.trust import check_trust
 from p2pft_flower.plugins import is_reference
 from p2pft_flower.report.results import default_output_dir, holds_a_run, write_results
 from p2pft_flower.report.tables import run_table
@@ -103,6 +104,8 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, 
 
     answers = nodes.greet(grid, config, graph.n, pooled=pooled)
     hosts = nodes.assign_hosts(answers, graph.n, config.runtime.transport, pooled=pooled)
+    if exchanges and not strategy and any(a["peer-id"] is not None for a in answers.values()):
+        check_trust(graph, hosts, answers)
     run = plan_run(run_id, config, graph, folder, pooled, exchanges, hosts, answers)
     tell_plan(run)
     if run.deployed and run.exchanges and not strategy:

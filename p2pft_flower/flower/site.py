@@ -10,7 +10,8 @@ from typing import Any
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.transport import parse_address
+from p2pft_flower.runtime.wires import Access
+from p2pft_flower.transport import Credentials, parse_address
 
 __all__ = ["Site"]
 
@@ -118,10 +119,29 @@ class Site:
         """Return ``learning`` with the images taken from this site's folder, where it names one."""
         return replace(learning, data_dir=self.data_dir) if self.data_dir else learning
 
-    @property
-    def folder(self) -> Path | None:
-        """The certificates' folder with ``~`` expanded; None where there are none."""
-        return Path(self.certificates).expanduser() if self.certificates else None
+    def credentials(self) -> Credentials | None:
+        """Return the peer's certificates, checked; None where the site has none.
+
+        Raises
+        ------
+        ConfigError
+            When they cannot be used; names file and remedy.
+        """
+        return (
+            Credentials.load(Path(self.certificates).expanduser(), self.peer_id)
+            if self.certificates
+            else None
+        )
+
+    def access(self) -> Access:
+        """Return how this machine's peer listens and proves who it is.
+
+        Raises
+        ------
+        ConfigError
+            As :meth:`credentials`.
+        """
+        return Access(self.credentials(), self.insecure, self.bind_address)
 
     def output_folder(self, run: str) -> Path | None:
         """Return where logs and tails of ``run`` go on this machine; None: where the run-config says."""

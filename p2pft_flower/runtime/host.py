@@ -20,7 +20,7 @@ from p2pft_flower.runtime.exchange import DivergedError, HostExchange
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.problem import Objective, Problem
 from p2pft_flower.runtime.recorder import Outcome, Recorder
-from p2pft_flower.runtime.wires import Wires, remote_edges
+from p2pft_flower.runtime.wires import Access, Wires, remote_edges
 from p2pft_flower.transport import ExchangeStoppedError, Hello, Stop, Terms
 
 __all__ = ["Host", "PeerFailedError"]
@@ -30,6 +30,9 @@ _MEET_REMEDY = (
     "or give the simulation more CPUs (client-resources-num-cpus, init-args-num-cpus); where preparing takes "
     "long, raise meet-timeout"
 )
+
+
+_PLAIN = Access()
 
 
 class News(NamedTuple):
@@ -60,10 +63,12 @@ class Host:
         What the coordinator decided.
     problem : Problem
         What is learned.
+    access : Access
+        How this machine's peers listen and prove who they are; default: in plain text, on this machine only.
     """
 
-    def __init__(self, plan: Plan, problem: Problem) -> None:
-        self.plan, self.problem = plan, problem
+    def __init__(self, plan: Plan, problem: Problem, access: Access = _PLAIN) -> None:
+        self.plan, self.problem, self._access = plan, problem, access
         self._config = RunConfig.from_mapping(plan.config)
         self._peers = [p.peer for p in plan.peers]
         self._iteration = 0
@@ -192,6 +197,7 @@ class Host:
             terms,
             leaving,
             entering,
+            self._access,
             timeout=timeout,
             on_hello=self._on_hello,
             on_stop=self._on_stop,

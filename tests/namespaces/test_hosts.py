@@ -39,7 +39,12 @@ class Sites:
     def __init__(self, net: Network, folder, **settings):
         self.net, self.folder = net, folder
         all_plans = plans(
-            GRAPH, [[0], [1], [2], [3]], addresses(), folder / "out", iterations=ITERATIONS, **settings
+            GRAPH,
+            [[0], [1], [2], [3]],
+            addresses(),
+            folder / "out",
+            iterations=ITERATIONS,
+            **{"meet-timeout": 120.0, "peer-timeout": 120.0} | settings,
         )
         self.plans = dict(enumerate(all_plans))
         self.certificates = {p: folder / f"peer-{p}" for p in range(4)}
