@@ -227,6 +227,11 @@ class RuntimeConfig:
         Seconds after which the coordinator gives a run up.
     output_dir : str
         Absolute folder for the results; empty: ``$P2PFT_HOME/runs/<run id>``.
+    preflight_only : bool
+        Look at every peer and link of a deployment, and stop before the first gradient.
+    min_peers : int
+        Peers with which a run on SuperNodes may start when others are missing after ``meet_timeout``; 0: all
+        of the graph.
     """
 
     topology: str = "directed-ring-4"
@@ -239,8 +244,11 @@ class RuntimeConfig:
     peer_timeout: float = 120.0
     run_timeout: float = 604_800.0
     output_dir: str = ""
+    preflight_only: bool = False
+    min_peers: int = 0
 
     def __post_init__(self) -> None:
+        _require(self.min_peers >= 0, "min-peers", self.min_peers, "a whole number >= 0")
         _require(self.iterations >= 0, "iterations", self.iterations, "a whole number >= 0")
         _require(self.epochs >= 1 or self.iterations >= 1, "epochs", self.epochs, "a whole number >= 1")
         _require(self.evaluate_every >= 0, "evaluate-every", self.evaluate_every, "a whole number >= 0")

@@ -17,6 +17,7 @@ from p2pft_flower.cli import (
     demo,
     evaluate,
     export,
+    preflight,
     reproduce,
     run,
     stop,
@@ -33,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run.run)
+app.command("preflight")(preflight.preflight)
 app.command("compare")(compare.compare)
 app.command("reproduce")(reproduce.reproduce)
 app.command("evaluate")(evaluate.evaluate)

@@ -9,7 +9,7 @@ import os
 import platform
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,15 +18,18 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from p2pft_flower.config import LearningConfig, RunConfig
-from p2pft_flower.errors import P2PFTError
+from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.host_process import run_host
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
 from p2pft_flower.flower.site import Site
+from p2pft_flower.resources import home
+from p2pft_flower.runtime.folders import look_at
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.progress import told_evaluations
 from p2pft_flower.runtime.wires import Access
+from p2pft_flower.transport import Prober
 
 if TYPE_CHECKING:
     # torch and timm take seconds to import: Flower loads the app in processes that never train.
@@ -94,6 +97,10 @@ def make_client_app() -> ClientApp:
     def hello(message: Message, context: Context) -> Message:
         return messages.reply(message, _guarded(_hello, message, context))
 
+    @app.query("preflight")
+    def preflight(message: Message, context: Context) -> Message:
+        return messages.reply(message, _guarded(_preflight, message, context))
+
     @app.train("peers")
     def train_peers(message: Message, context: Context) -> Message:
         return messages.reply(message, _guarded(_train_peers, message, context))
@@ -147,10 +154,35 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
         "versions": versions(),
         "cpus": os.cpu_count(),
         "federation": "" if own is None else own.federation,
+        "certificate": "" if own is None else f"{own.facts.not_after:%Y-%m-%d}",
         "insecure": site is not None and site.insecure,
         **vars(facts),
         "warnings": (*facts.warnings, *(() if own is None else own.warnings)),
     }
+
+
+def _preflight(message: Message, context: Context) -> dict[str, Any]:
+    """Probe the links to the neighbours, and look at the folders that the run will write to."""
+    asked = messages.unpack(message)
+    site = Site.of(context.node_config)
+    if site is None:
+        raise ConfigError("a preflight looks at SuperNodes of a deployment; this one has no peer-id")
+    addresses = {int(p): str(a) for p, a in asked["addresses"].items()}
+    access, own = site.access(), addresses.pop(site.peer_id)
+    folders = [
+        look_at("output-dir", site.output_folder(asked["run"]) or Path(asked["output-dir"])),
+        look_at("home", home()),
+    ]
+    with Prober(
+        asked["run"],
+        site.peer_id,
+        access.bind_address or own,
+        addresses,
+        credentials=access.credentials,
+        insecure=access.insecure,
+    ) as prober:
+        links = prober.probe(asked["timeout"])
+    return {"links": [asdict(link) for link in links], "folders": [asdict(f) for f in folders]}
 
 
 def _train_peers(message: Message, context: Context) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from p2pft_flower.algorithms.objective import peer_weights
-from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import messages, nodes
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.run import Run, collect_results
@@ -115,7 +115,7 @@ def _stop_peers(run: Run, key: bytes, own: Credentials | None, number: signal.Si
         return
     log.info("run %s was stopped: telling the peers", run.id)
     reason = "the run was stopped (flwr stop)"
-    missed = stop_run(run.id, key, {p: _address(run, p) for p in range(run.peers)}, reason, own)
+    missed = stop_run(run.id, key, {p: run.address(p) for p in range(run.peers)}, reason, own)
     if len(missed) < run.peers:  # one that hears it tells all others
         return
     why = "; ".join(f"peer {p}: {problem}" for p, problem in missed.items())
@@ -187,7 +187,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
     around = (
         {p for edge in leaving | entering for p in edge} | set(host.peers) if leaving | entering else set()
     )
-    addresses = {p: _address(run, p) for p in sorted(around)} if run.exchanges else {}
+    addresses = {p: run.address(p) for p in sorted(around)} if run.exchanges else {}
     return Plan(
         run=run.id,
         config=run.config.to_mapping(),
@@ -209,15 +209,3 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         },
         stop_digest=stop_digest,
     )
-
-
-def _address(run: Run, peer: int) -> str:
-    if not run.deployed:
-        return unix_address(run.id, peer)  # whatever addresses the graph has for a deployment
-    address = next(host.address for host in run.hosts if host.peers == (peer,))
-    if not address:
-        raise ConfigError(
-            f"peer {peer} has no address: give its SuperNode peer-address in --node-config, or the peer an "
-            f"address in the topology {run.graph.name}"
-        )
-    return address

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from p2pft_flower.config import RunConfig
+from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.report.results import run_results
 from p2pft_flower.runtime.progress import Progress
 from p2pft_flower.topology import Graph
+from p2pft_flower.transport import unix_address
 
 __all__ = ["Run", "collect_results", "plan_run", "tell_plan"]
 
@@ -49,6 +51,24 @@ class Run:
     def peers(self) -> int:
         """Number of peers that train: one where the data is pooled."""
         return 1 if self.pooled else self.graph.n
+
+    def address(self, peer: int) -> str:
+        """Return where ``peer`` is reached by its neighbours.
+
+        Raises
+        ------
+        ConfigError
+            When neither its SuperNode nor the graph says.
+        """
+        if not self.deployed:
+            return unix_address(self.id, peer)  # whatever addresses the graph has for a deployment
+        address = next(host.address for host in self.hosts if host.peers == (peer,))
+        if not address:
+            raise ConfigError(
+                f"peer {peer} has no address: set peer-address in its --node-config, or give the peer an "
+                f"address in the topology {self.graph.name}"
+            )
+        return address
 
     def about(self, peer: int) -> dict[str, Any]:
         """Return what results say of a peer besides its scores."""

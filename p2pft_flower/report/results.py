@@ -26,6 +26,7 @@ __all__ = [
     "run_results",
     "summary",
     "tail_name",
+    "write_json",
     "write_results",
 ]
 
@@ -155,10 +156,14 @@ def write_results(folder: Path, results: dict[str, Any]) -> Path:
 
     Numbers that are not finite (a loss that diverged) become null: JSON has no NaN.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE
+    return write_json(folder / FILE, results)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write ``content`` to ``path`` in one piece, its folder too if need be, and return the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(finite(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
     return path
 

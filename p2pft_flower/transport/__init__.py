@@ -21,6 +21,7 @@ from p2pft_flower.transport.links import Links
 from p2pft_flower.transport.mailbox import Mailbox, Received
 from p2pft_flower.transport.observer import ObserverClient, ObserverServer
 from p2pft_flower.transport.p2pft_pb2 import Hello, PayloadHeader, PeerReport, Reply, Status, Stop
+from p2pft_flower.transport.probe import LinkReport, Prober
 from p2pft_flower.transport.server import PeerServer
 from p2pft_flower.transport.stops import digest_of, new_key, stop_run
 from p2pft_flower.transport.tls import TLS13_ENVIRONMENT, Credentials
@@ -36,6 +37,7 @@ __all__ = [
     "ExchangeStoppedError",
     "ExchangeTimeoutError",
     "Hello",
+    "LinkReport",
     "Links",
     "Mailbox",
     "ObserverClient",
@@ -44,6 +46,7 @@ __all__ = [
     "PeerReport",
     "PeerServer",
     "PeerUnreachableError",
+    "Prober",
     "Received",
     "Reply",
     "Status",

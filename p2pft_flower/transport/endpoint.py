@@ -17,10 +17,11 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport.addresses import SOCKET_FOLDER_PREFIX, Address, parse_address
 from p2pft_flower.transport.errors import BindError
 
-__all__ = ["EXCHANGE", "OBSERVER", "Listener", "open_channel"]
+__all__ = ["EXCHANGE", "OBSERVER", "PROBE", "Listener", "open_channel"]
 
 EXCHANGE = "p2pft.v1.Exchange"
 OBSERVER = "p2pft.v1.Observer"
+PROBE = "p2pft.v1.Probe"
 
 _SMALL_MESSAGE = 2**16  # bytes; room for Hello, Stop, Reply and PeerReport whatever q is
 

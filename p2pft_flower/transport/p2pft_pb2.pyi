@@ -2,7 +2,8 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Iterable as _Iterable, Optional as _Optional, Union as _Union
+from collections.abc import Iterable as _Iterable
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -115,6 +116,30 @@ class Hello(_message.Message):
     phases: int
     stage: int
     def __init__(self, run: _Optional[str] = ..., view: _Optional[int] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., config: _Optional[str] = ..., length: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., phases: _Optional[int] = ..., stage: _Optional[int] = ...) -> None: ...
+
+class Probe(_message.Message):
+    __slots__ = ("run", "sender", "receiver", "last", "ballast")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    BALLAST_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    sender: int
+    receiver: int
+    last: bool
+    ballast: bytes
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., last: _Optional[bool] = ..., ballast: _Optional[bytes] = ...) -> None: ...
+
+class ProbeReply(_message.Message):
+    __slots__ = ("status", "reason", "time")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    status: Status
+    reason: str
+    time: float
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., time: _Optional[float] = ...) -> None: ...
 
 class Stop(_message.Message):
     __slots__ = ("run", "sender", "origin", "iteration", "reason")

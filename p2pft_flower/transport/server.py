@@ -15,13 +15,12 @@ from typing import Any, Self
 from google.protobuf.message import DecodeError
 
 from p2pft_flower.transport import p2pft_pb2 as pb
-from p2pft_flower.transport.certificates import identity_of
 from p2pft_flower.transport.endpoint import EXCHANGE, Listener
 from p2pft_flower.transport.errors import ExchangeStoppedError
 from p2pft_flower.transport.header import HEADER_KEY
 from p2pft_flower.transport.mailbox import Edge, Mailbox
 from p2pft_flower.transport.stops import has_key
-from p2pft_flower.transport.tls import Credentials
+from p2pft_flower.transport.tls import Credentials, NotAuthenticError
 
 __all__ = ["PeerServer"]
 
@@ -137,9 +136,9 @@ class PeerServer:
         trusted = caller.startswith("unix:")
         try:
             if self._credentials is not None and not trusted:
-                peer = self._identify(self._credentials, context)
+                peer = self._credentials.identify(context)
                 caller = f"peer {peer}"
-        except _NotAuthenticError as error:
+        except NotAuthenticError as error:
             reply = self._refuse(pb.NOT_AUTHENTIC, str(error))
         else:
             if not trusted and self._throttle.is_closed(caller):
@@ -160,23 +159,6 @@ class PeerServer:
 
     def _has_key(self, context: Any) -> bool:
         return has_key(context.invocation_metadata(), self._stop_digest)
-
-    @staticmethod
-    def _identify(credentials: Credentials, context: Any) -> int:
-        """Return the peer whose certificate the connection has; gRPC has verified that certificate."""
-        facts = context.auth_context()
-        version = b", ".join(facts.get("ssl_tls_version", ())).decode() or "an unknown version of TLS"
-        if version != "TLSv1.3":
-            raise _NotAuthenticError(f"the connection uses {version}, not TLSv1.3")
-        try:
-            who = identity_of(facts["x509_pem_cert"][0])
-        except (KeyError, ValueError) as error:
-            raise _NotAuthenticError(f"the certificate cannot be used: {error}") from error
-        if who.peer is None or who.federation != credentials.federation:
-            raise _NotAuthenticError(
-                f"the certificate is for {who}; this is a peer of federation {credentials.federation!r}"
-            )
-        return who.peer
 
     def _deliver(self, payload: bytes, context: Any, peer: int | None) -> pb.Reply:
         header = b""
@@ -304,7 +286,3 @@ _CALLERS = 1024
 
 _NO_FAULT = frozenset({pb.ACCEPTED, pb.DUPLICATE, pb.SUPERSEDED, pb.BUSY, pb.STOPPED, pb.PREPARING})
 """What a caller is answered that did nothing wrong."""
-
-
-class _NotAuthenticError(Exception):
-    """A connection does not prove who is at its other end."""

@@ -17,6 +17,7 @@ import stat
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 from cryptography import x509
@@ -33,11 +34,12 @@ from p2pft_flower.transport.certificates import (
     PEER_FILE,
     CertificateFacts,
     facts_in,
+    identity_of,
     read_certificates,
     target_name,
 )
 
-__all__ = ["TLS13_ENVIRONMENT", "Credentials"]
+__all__ = ["TLS13_ENVIRONMENT", "Credentials", "NotAuthenticError"]
 
 TLS13_ENVIRONMENT = {"GRPC_SSL_CIPHER_SUITES": "ECDHE-RSA-AES256-GCM-SHA384"}
 """Environment variables with which gRPC offers our certificates over TLS 1.3 only. They hold for every gRPC
@@ -45,6 +47,10 @@ connection of the process; TLS 1.3 suites are not affected by them."""
 
 _EXPIRES_SOON = timedelta(days=7)
 _RENEW = "renew it with 'p2pft certs renew'"
+
+
+class NotAuthenticError(Exception):
+    """A connection does not prove who is at its other end."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +150,33 @@ class Credentials:
     def channel(self) -> grpc.ChannelCredentials:
         """Return what a client needs that shows its own certificate."""
         return grpc.ssl_channel_credentials(self._authorities, self._key, self._chain)
+
+    def identify(self, context: Any) -> int:
+        """Return the peer whose certificate a call's connection has; gRPC has verified the certificate.
+
+        Parameters
+        ----------
+        context : grpc.ServicerContext
+            Of a call over TCP.
+
+        Raises
+        ------
+        NotAuthenticError
+            When the connection is not TLS 1.3, or the certificate is for no peer of this federation.
+        """
+        facts = context.auth_context()
+        version = b", ".join(facts.get("ssl_tls_version", ())).decode() or "an unknown version of TLS"
+        if version != "TLSv1.3":
+            raise NotAuthenticError(f"the connection uses {version}, not TLSv1.3")
+        try:
+            who = identity_of(facts["x509_pem_cert"][0])
+        except (KeyError, ValueError) as error:
+            raise NotAuthenticError(f"the certificate cannot be used: {error}") from error
+        if who.peer is None or who.federation != self.federation:
+            raise NotAuthenticError(
+                f"the certificate is for {who}; this is a peer of federation {self.federation!r}"
+            )
+        return who.peer
 
     def diagnose(self, address: str, peer: int, timeout: float = 5.0) -> str | None:
         """Try a handshake with ``peer`` and return why it fails; None when it does not, or nobody is there.
