@@ -127,9 +127,17 @@ class LearningConfig:
         ``none``, ``basic`` (timm's random resized crop and horizontal flip), or one of timm's
         auto-augmentations on top of it, such as ``rand-m9-mstd0.5-inc1``. Training images only.
     batch_size : int
-        Images in one mini-batch of one peer.
+        Images in one mini-batch of one peer; on average, where ``dp_clip`` > 0.
+    dp_clip : float
+        L2 norm to which each training image's gradient is clipped, for differential privacy; 0: no privacy.
+    dp_noise : float
+        Standard deviation of the noise that a batch's sum of gradients gets, by ``dp_clip``; 0: none, the
+        gradients are clipped only.
+    dp_delta : float
+        δ of the (ε, δ) that is accounted for; 0: 1 / (10 N_i), N_i the peer's training images.
     seed : int
-        Decides partition, new head, mini-batches and every other draw.
+        Decides partition, new head, mini-batches and every other draw; in deployment not the draws that
+        ``dp_clip`` makes.
     """
 
     model: str = "glyph_vit_8"
@@ -149,6 +157,9 @@ class LearningConfig:
     bad_images: str = "refuse"
     augment: str = "none"
     batch_size: int = 32
+    dp_clip: float = 0.0
+    dp_noise: float = 0.0
+    dp_delta: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -157,6 +168,10 @@ class LearningConfig:
             _require(value in choices, key.replace("_", "-"), value, f"one of {', '.join(choices)}")
         _require(self.shots >= 0, "shots", self.shots, "a whole number >= 0")
         _require(self.batch_size >= 1, "batch-size", self.batch_size, "a whole number >= 1")
+        for key in ("dp_clip", "dp_noise"):
+            value = getattr(self, key)
+            _require(math.isfinite(value) and value >= 0, key.replace("_", "-"), value, "a number >= 0")
+        _require(0.0 <= self.dp_delta < 1.0, "dp-delta", self.dp_delta, "in [0, 1)")
         _require(self.seed >= 0, "seed", self.seed, "a whole number >= 0")
 
     @property
@@ -182,8 +197,19 @@ class LearningConfig:
                 f"partition = 'own' with dataset = {self.dataset!r}: give dataset = folder:/path with "
                 "{peer} in it, as folder:/data/site-{peer}"
             )
+        for key, value in (("dp-noise", self.dp_noise), ("dp-delta", self.dp_delta)):
+            if value and not self.dp_clip:
+                raise ConfigError(
+                    f"{key} = {value} with dp-clip = 0: nothing would be private; give dp-clip, the norm to "
+                    "which each image's gradient is clipped, such as 1.0"
+                )
         if not self.stream:
             return
+        if self.dp_clip:
+            raise ConfigError(
+                f"stream = true with dp-clip = {self.dp_clip}: what a gradient reveals depends on the "
+                "number of images, which must not change while it is counted; choose one of the two"
+            )
         if not self.dataset.startswith("folder:"):
             raise ConfigError(f"stream = true with dataset = {self.dataset!r}: only a folder:/path can grow")
         if self.shots:

@@ -37,9 +37,10 @@ HOME = {
     "torch": {"learning", "flower", "cli"},
     "torchvision": {"learning"},
     "safetensors": {"learning", "cli"},
+    "opacus": {"learning"},
 }
 # … and what may be imported inside a function only, so that loading the layer stays light.
-LAZY = {("runtime", "safetensors"), ("cli", "safetensors"), ("cli", "torch")}
+LAZY = {("runtime", "safetensors"), ("cli", "safetensors"), ("cli", "torch"), ("learning", "opacus")}
 FLOWER_PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 

@@ -71,6 +71,7 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
     """Look at the data once a process; what was warned of meanwhile is told whenever one asks."""
     with kept_warnings() as warnings:
         problem = workload(config, n, pooled, peers)
+        problem.check_privacy()
         holdings = problem.holdings
         there = range(len(holdings.partition))
         data = {p: vars(holdings.data(p)) for p in peers or there if p in there}

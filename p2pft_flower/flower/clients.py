@@ -106,7 +106,9 @@ def train(
     passed = time.perf_counter() - begin
     if not np.isfinite(theta).all():
         raise DivergedError(peer, f"round {told['server-round']!r}", "parameters")
-    metrics = {"num-examples": task["weights"][str(peer)], "train_loss": float(np.mean(losses))}
+    metrics = {"num-examples": task["weights"][str(peer)]}
+    if not config.learning.dp_clip:  # the loss of training images is no noisy gradient: it would cost ε too
+        metrics["train_loss"] = float(np.mean(losses))
     return RecordDict(
         {
             "arrays": to_arrays(workload, theta),
@@ -147,7 +149,10 @@ def evaluate(
         if done == task["iterations"]:
             extra = {"run": task["run"], "peer": str(peer), "iterations": str(done)}
             journal.save_tail(workload.named_tail(theta), {**workload.metadata(), **extra})
-            journal.write("end", iteration=done)
+            objective.drawn = done  # one gradient an iteration, whichever process took it
+            epsilon, delta = objective.privacy_spent() or (None, None)
+            told_back |= {"epsilon": epsilon, "delta": delta}
+            journal.write("end", iteration=done, epsilon=epsilon, delta=delta)
     finally:
         journal.close()
     metrics = {"num-examples": task["weights"][str(peer)], "loss": score.loss, "accuracy": score.accuracy}

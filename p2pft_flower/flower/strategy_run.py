@@ -35,6 +35,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
     seconds = {p: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in range(n)}
     sent = dict.fromkeys(range(n), 0)
     last: dict[int, Report] = {}
+    privacy: dict[int, dict[str, float | None]] = {}
 
     def on_reply(kind: str, told: list[dict[str, Any]]) -> None:
         for note in told:
@@ -46,6 +47,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
                 seconds[peer]["evaluation"] += note["evaluation"]
                 last[peer] = Report.of({**note, "bytes_sent": sent[peer]})
                 progress.add(last[peer])
+                privacy[peer] = {key: note.get(key) for key in ("epsilon", "delta")}
 
     weights = {p: float(run.images[p]) if method.objective == "examples" else 1.0 for p in range(n)}
     task = {
@@ -78,6 +80,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
     outcomes = {
         p: {
             **vars(r),
+            **privacy[p],
             "seconds": seconds[p],
             "iterations": run.iterations,
             "parameters": workload.theta0.size,

@@ -1,13 +1,17 @@
-"""The order in which a peer sees its images: a function of seed, peer and position alone."""
+"""The order in which a peer sees its images: a function of seed, peer and position alone.
+
+But for the private batches of :class:`PoissonBatches` without a key.
+"""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Batches", "GrowingBatches", "PooledBatches"]
+__all__ = ["Batches", "GrowingBatches", "PoissonBatches", "PooledBatches"]
 
 
 class Batches:
@@ -128,3 +132,32 @@ class PooledBatches:
         return np.concatenate(
             [part.batch(t) + offset for part, offset in zip(self._parts, self._offsets, strict=True)]
         )
+
+
+class PoissonBatches:
+    """Batches in which each image is with the same probability, independently of all others.
+
+    They have different sizes, and may be empty. What is known of a gradient's noise (differential privacy)
+    rests on such batches, and on nobody knowing which images they hold.
+
+    Parameters
+    ----------
+    size : int
+        Number of images of the peer, N ≥ 1.
+    rate : float
+        The probability, in (0, 1].
+    key : tuple of int, optional
+        Decides the batches; without it they are drawn from the operating system's entropy, others each time.
+    """
+
+    _DRAW = 1
+    """Tells these draws from others of the same seed, peer and position."""
+
+    def __init__(self, size: int, rate: float, *, key: tuple[int, ...] | None) -> None:
+        self._size, self._rate = size, rate
+        self._key = (secrets.randbits(128),) if key is None else key
+
+    def batch(self, t: int) -> npt.NDArray[np.int64]:
+        """Return the positions of batch ``t`` (t ≥ 0), ascending; the same ones whenever it is asked for."""
+        rng = np.random.default_rng((*self._key, t, self._DRAW))
+        return np.flatnonzero(rng.random(self._size) < self._rate).astype(np.int64)

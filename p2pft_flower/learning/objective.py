@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from p2pft_flower.learning.batches import Batches, GrowingBatches, PooledBatches
+from p2pft_flower.learning.batches import Batches, GrowingBatches, PoissonBatches, PooledBatches
 from p2pft_flower.learning.draws import seeded
 from p2pft_flower.learning.features import Features
+from p2pft_flower.learning.privacy import ClippedGradients, Privacy, Spent
 from p2pft_flower.learning.structure import share_copy
 
 __all__ = ["Evaluation", "PeerObjective", "evaluate", "tail_vector", "trained_parameters"]
@@ -63,10 +64,12 @@ class PeerObjective:
         What the trunk makes of the peer's training images.
     test : Features
         What it makes of the test images; shared.
-    batches : Batches, GrowingBatches or PooledBatches
-        The peer's order of images.
+    batches : Batches, GrowingBatches, PooledBatches or PoissonBatches
+        The peer's order of images; ``privacy`` has its own.
     seed, peer : int
         Decide drop-out masks, where the tail has any.
+    privacy : Privacy, optional
+        Makes the gradients differentially private.
     """
 
     def __init__(
@@ -74,22 +77,27 @@ class PeerObjective:
         tail: nn.Module,
         features: Features,
         test: Features,
-        batches: Batches | GrowingBatches | PooledBatches,
+        batches: Batches | GrowingBatches | PooledBatches | PoissonBatches,
         *,
         seed: int,
         peer: int,
+        privacy: Privacy | None = None,
     ) -> None:
         self.drawn = 0
         """Mini-batches drawn so far: the position of the data order."""
         self.train_loss = float("nan")
-        """Cross-entropy of the last mini-batch."""
+        """Cross-entropy of the last mini-batch; not a number where that was empty."""
         self._tail = share_copy(tail)
         self._trained = trained_parameters(self._tail)
         self._features, self._test, self._batches = features, test, batches
         self._key = (seed, peer)
+        self._privacy = privacy
+        self._clipped = None if privacy is None else ClippedGradients(self._tail, privacy.clip)
 
     def gradient(self, theta: Vector) -> Vector:
         """Return ∇L_i(θ; next mini-batch), (q,) float32; ``theta`` is not written to."""
+        if self._privacy is not None and self._clipped is not None:
+            return self._private_gradient(theta, self._privacy, self._clipped)
         inputs, labels = self._features.read(self._batches.batch(self.drawn), self.drawn)
         self._features.ahead(partial(self._batches.batch, self.drawn + 1))
         if not self._tail.training:  # walking through all modules is not for every step
@@ -102,6 +110,35 @@ class PeerObjective:
         self.drawn += 1
         self.train_loss = float(loss.detach())
         return parameters_to_vector(gradients).cpu().numpy()
+
+    def _private_gradient(self, theta: Vector, privacy: Privacy, clipped: ClippedGradients) -> Vector:
+        positions = self._batches.batch(self.drawn)
+        total, losses = np.zeros(theta.size, np.float32), torch.full((1,), torch.nan)
+        if not self._tail.training:
+            self._tail.train()
+        _set(self._trained, theta)
+        if len(positions):  # an empty batch's gradient is noise alone
+            inputs, labels = self._features.read(positions, self.drawn)
+            with seeded(*self._key, self.drawn):
+                summed, losses = clipped.total(inputs, labels)
+            total = summed.cpu().numpy()
+        following = self._batches.batch(self.drawn + 1)
+        if len(following):
+            self._features.ahead(lambda: following)
+        gradient = privacy.release(total, self.drawn)
+        self.drawn += 1
+        self.train_loss = float(losses.mean())
+        return gradient
+
+    def privacy_spent(self) -> Spent | None:
+        """Return what all gradients up to the present position have cost; None where they are not private.
+
+        Raises
+        ------
+        ConfigError
+            When the accountant is not installed.
+        """
+        return None if self._privacy is None else self._privacy.spent(self.drawn)
 
     def evaluate(self, theta: Vector) -> Evaluation:
         """Score ``theta`` on all test images."""

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from p2pft_flower.config import LearningConfig
-from p2pft_flower.errors import DataError
+from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.added import merge_low_rank
 from p2pft_flower.learning.batches import Batches, GrowingBatches, PooledBatches
 from p2pft_flower.learning.datasets import Split
@@ -28,6 +28,7 @@ from p2pft_flower.learning.live import LiveFeatures, StreamFeatures, augmentatio
 from p2pft_flower.learning.models import MODELS, create_model, data_config, preprocessing
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
 from p2pft_flower.learning.preparing import progress_told_to
+from p2pft_flower.learning.privacy import ClippedGradients, Privacy, require_accountant, tell_draws
 from p2pft_flower.learning.split import PATHS, Parts, split_model
 from p2pft_flower.learning.structure import share_copy
 from p2pft_flower.learning.tuning import tune_model
@@ -89,6 +90,8 @@ class Workload:
         self._checked: set[int] = set()
         self._own_tests: dict[int, Features] = {}
         self._told = False
+        self._private = False
+        self._deployed = peers is not None
 
     @cached_property
     def model(self) -> nn.Module:
@@ -223,9 +226,12 @@ class Workload:
 
         Raises
         ------
+        ConfigError
+            When gradients are to be private, but the model admits none of single images.
         DataError
             When an image cannot be read, or what the trunk makes of it is not finite.
         """
+        self.check_privacy()
         with progress_told_to(progress):
             return self._objectives(peers)
 
@@ -236,17 +242,49 @@ class Workload:
                 # They are read as the run goes: whoever is broken shall tell now.
                 self.holdings.check_images(unchecked)
                 self._checked.update(unchecked)
-        return {
-            peer: PeerObjective(
-                self.tail,
-                self.features(peer),
-                self._test_of(peer),
-                self._batches(peer),
-                seed=self.config.seed,
-                peer=peer,
+        return {peer: self._objective(peer) for peer in peers}
+
+    def check_privacy(self) -> None:
+        """Look whether gradients can be made private, where the config asks for it; before data is looked at.
+
+        Raises
+        ------
+        ConfigError
+            When the accountant is not installed, or there is no peer whose images could be told apart.
+        """
+        if not self.config.dp_clip:
+            return
+        if self.pooled:
+            raise ConfigError(
+                f"dp-clip = {self.config.dp_clip} with algorithm = centralized: whoever pools all images "
+                "sees them; choose another algorithm, or dp-clip = 0"
             )
-            for peer in peers
-        }
+        require_accountant()
+
+    def _objective(self, peer: int) -> PeerObjective:
+        privacy = self._privacy(peer)
+        return PeerObjective(
+            self.tail,
+            self.features(peer),
+            self._test_of(peer),
+            self._batches(peer) if privacy is None else privacy.batches(),
+            seed=self.config.seed,
+            peer=peer,
+            privacy=privacy,
+        )
+
+    def _privacy(self, peer: int) -> Privacy | None:
+        config = self.config
+        if not config.dp_clip:
+            return None
+        if not self._private:
+            self._private = True
+            what = f"model = {config.model!r}, tune = {config.tune!r} (path {self.parts.path})"
+            ClippedGradients(share_copy(self.tail), config.dp_clip).check(self.features(peer), what)
+            tell_draws(config.dp_noise, seeded=not self._deployed)
+        return Privacy.of(
+            config, len(self.holdings.partition[peer]), None if self._deployed else (config.seed, peer)
+        )
 
     def _test_of(self, peer: int) -> Features:
         if self.pooled or not self.config.sited:

@@ -124,6 +124,8 @@ def run_results(
             "accuracy_unseen": o["accuracy_unseen"],
             "loss": o["loss"],
             "bytes_sent": o["bytes_sent"],
+            "epsilon": o["epsilon"],
+            "delta": o["delta"],
             "seconds": o["seconds"],
             "log": log_name(p),
             "tail": tail_name(p),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,10 +59,12 @@ def run_table(results: dict[str, Any]) -> str:
     """Return a run's table: one row a peer, and a line of what holds for all."""
     title = f"{results['algorithm']} on {results['graph']['name']}, seed {results['seed']}"
     table = Table(title=titled(title, [results]))
+    private = any(peer.get("delta") is not None for peer in results["peers"])
     for name in (
         "peer",
         "classes",
         "images",
+        *(["ε"] if private else []),
         "accuracy",
         "unseen",
         "loss",
@@ -77,6 +80,7 @@ def run_table(results: dict[str, Any]) -> str:
             peer["name"],
             spans(peer["classes"]),
             str(peer["images"]),
+            *([bound(peer["epsilon"])] if private else []),
             number(peer["accuracy"]),
             number(peer["accuracy_unseen"]),
             number(peer["loss"]),
@@ -96,7 +100,26 @@ def run_table(results: dict[str, Any]) -> str:
         f"{results['trainable_parameters']:,} trained of {results['model_parameters']:,} parameters | "
         f"{results['seconds']:.1f} s"
     )
+    if private:
+        lines += privacy_lines(results)
     return render(table, *lines)
+
+
+def bound(epsilon: float | None) -> str:
+    """Return ε for a cell; none is an infinite one, for JSON has no such number."""
+    return "∞" if epsilon is None or math.isinf(epsilon) else f"{epsilon:.2f}"
+
+
+def privacy_lines(results: dict[str, Any]) -> list[str]:
+    """Return what the gradients of each peer have cost in privacy, and how that was found."""
+    peers, config = results["peers"], results["config"]
+    epsilons = " ".join(bound(peer["epsilon"]) for peer in peers)
+    deltas = " ".join(f"{peer['delta']:.1e}" for peer in peers)
+    return [
+        f"differential privacy: ε {epsilons} at δ {deltas}",
+        f"clip {config['dp-clip']:g}, noise {config['dp-noise']:g} | RDP accountant (Opacus), Poisson "
+        "batches, one image added or removed",
+    ]
 
 
 def spans(classes: Sequence[str]) -> str:

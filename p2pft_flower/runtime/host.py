@@ -173,7 +173,8 @@ class Host:
         if self._wires is not None:
             self._wires.links.flush(timeouts.peer_timeout)
         ended = [
-            recorder.finish(p, states[p].theta, exchange.bytes_sent[p], exchange.seconds) for p in self._peers
+            recorder.finish(p, objectives[p], states[p].theta, exchange.bytes_sent[p], exchange.seconds)
+            for p in self._peers
         ]
         if None in ended:
             raise self._stopped()

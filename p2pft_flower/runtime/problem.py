@@ -42,6 +42,10 @@ class Objective(Protocol):
         """Score ``theta``."""
         ...
 
+    def privacy_spent(self) -> tuple[float, float] | None:
+        """Return (ε, δ) of all gradients so far; None where they are not differentially private."""
+        ...
+
 
 class Problem(Protocol):
     """What the peers learn; :class:`~p2pft_flower.learning.workload.Workload` is one."""

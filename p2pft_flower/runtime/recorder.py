@@ -52,6 +52,8 @@ class Outcome:
         Of the whole model, the frozen ones included.
     sketch : str
         Of its last θ (:mod:`p2pft_flower.runtime.sketch`).
+    epsilon, delta : float or None
+        What all its gradients together reveal of an image at most; None where they are not private.
     """
 
     peer: int
@@ -64,6 +66,8 @@ class Outcome:
     parameters: int
     model_parameters: int
     sketch: str
+    epsilon: float | None = None
+    delta: float | None = None
 
 
 class Recorder:
@@ -173,8 +177,11 @@ class Recorder:
             self._observer.report(report)
         return score
 
-    def finish(self, peer: int, theta: Vector, bytes_sent: int, exchange_seconds: float) -> Outcome | None:
+    def finish(
+        self, peer: int, objective: Objective, theta: Vector, bytes_sent: int, exchange_seconds: float
+    ) -> Outcome | None:
         """Leave the peer's tail and the last line of its log; return how it ended, None if it was stopped."""
+        epsilon, delta = objective.privacy_spent() or (None, None)
         score = self._scores[peer]
         self._seconds[peer]["exchange"] = exchange_seconds
         outcome = Outcome(
@@ -188,6 +195,8 @@ class Recorder:
             parameters=theta.size,
             model_parameters=self._problem.model_parameters,
             sketch=sketch.encode(self._sketch(theta)),
+            epsilon=epsilon,
+            delta=delta,
         )
         extra = {"run": self._plan.run, "peer": str(peer), "iterations": str(self._plan.iterations)}
         self._journals[peer].save_tail(self._problem.named_tail(theta), {**self._problem.metadata(), **extra})

@@ -18,6 +18,8 @@ def results(method="p2pft", seed=0, config=None, accuracies=None):
             "accuracy_unseen": None,
             "loss": 1.0,
             "bytes_sent": 1000,
+            "epsilon": None,
+            "delta": None,
             "seconds": {"gradient": 1.0, "exchange": 1.0, "evaluation": 1.0},
         }
         for i, accuracy in enumerate(base)

@@ -43,6 +43,9 @@ class Peer:
         self.kept = theta.copy()
         return Score(float(((theta - self.minimiser) ** 2).mean()), 0.5, None)
 
+    def privacy_spent(self):
+        return None
+
 
 class Quadratics:
     """The peers' problem, as a host sees it."""
