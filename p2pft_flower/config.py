@@ -245,13 +245,19 @@ class RuntimeConfig:
     threads : int
         Torch threads of each host. Runs are bit-identical to each other at the same value.
     meet_timeout : float
-        Seconds that peers wait for each other before the first iteration.
+        Seconds after which a peer is given up that is missing, silent, or prepares without progress (an image
+        read, a batch through the trunk) before the first iteration; peers that make progress are waited for.
     peer_timeout : float
         Seconds that a peer waits for a payload before the run stops with the edge's name.
     run_timeout : float
         Seconds after which the coordinator gives a run up.
     output_dir : str
         Absolute folder for the results; empty: ``$P2PFT_HOME/runs/<run id>``.
+    preflight_only : bool
+        Look at every peer and link of a deployment, and stop before the first gradient.
+    min_peers : int
+        Peers with which a run on SuperNodes may start when others are missing after ``meet_timeout``; 0: all
+        of the graph.
     """
 
     topology: str = "directed-ring-4"
@@ -264,8 +270,11 @@ class RuntimeConfig:
     peer_timeout: float = 120.0
     run_timeout: float = 604_800.0
     output_dir: str = ""
+    preflight_only: bool = False
+    min_peers: int = 0
 
     def __post_init__(self) -> None:
+        _require(self.min_peers >= 0, "min-peers", self.min_peers, "a whole number >= 0")
         _require(self.iterations >= 0, "iterations", self.iterations, "a whole number >= 0")
         _require(self.epochs >= 1 or self.iterations >= 1, "epochs", self.epochs, "a whole number >= 1")
         _require(self.evaluate_every >= 0, "evaluate-every", self.evaluate_every, "a whole number >= 0")

@@ -29,6 +29,7 @@ MAY_IMPORT = {
 }
 # A library that only some layers may import.
 HOME = {
+    "cryptography": {"transport"},
     "grpc": {"transport"},
     "google.protobuf": {"transport"},
     "flwr": {"flower"},

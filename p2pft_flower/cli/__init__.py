@@ -10,14 +10,19 @@ from p2pft_flower import __version__
 from p2pft_flower.cli import (
     attention,
     cache,
+    certs,
+    collect,
     compare,
     data,
     demo,
     evaluate,
     export,
+    preflight,
     reproduce,
     run,
+    stop,
     topology,
+    up,
 )
 
 __all__ = ["app", "main"]
@@ -29,14 +34,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("run")(run.run)
+app.command("preflight")(preflight.preflight)
 app.command("compare")(compare.compare)
 app.command("reproduce")(reproduce.reproduce)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("attention")(attention.attention)
+app.command("collect")(collect.collect)
+app.command("stop")(stop.stop)
+app.command("up")(up.up)
+app.command("down")(up.down)
 app.add_typer(topology.app, name="topology")
 app.add_typer(data.app, name="data")
 app.add_typer(cache.app, name="cache")
+app.add_typer(certs.app, name="certs")
 app.add_typer(demo.app, name="demo")
 
 

@@ -131,7 +131,8 @@ def _study(
             f"dataset = {workload.config.dataset!r}: each peer has test images of its own, so there is no "
             "test set on which their maps could be compared"
         )
-    labels, classes = workload.scored_test.labels, workload.classes
+    holdings = workload.holdings
+    labels, classes = holdings.scored_test.labels, holdings.classes
     held = [np.isin(labels, [classes.index(name) for name in p["classes"]]) for p in peers]
     pictures = _pictures(workload, held[peer], counts, files, peers[peer]["name"])
     drawn = [group[peer] if len(group) > 1 else group[0] for group in tails]
@@ -191,10 +192,10 @@ def _pictures(
     ConfigError
         When there are fewer test images of a kind than wanted, or nothing is wanted at all.
     """
-    from p2pft_flower.learning.datasets import read_image
+    from p2pft_flower.learning.images import read_image
     from p2pft_flower.learning.likeness import choose_images
 
-    test, classes = workload.scored_test, workload.classes
+    test, classes = workload.holdings.scored_test, workload.holdings.classes
     pictures = []
     for option, candidates, count, group in (
         ("--seen", held, counts[0], f"class held by peer {peer}"),
@@ -221,6 +222,7 @@ def _rows(
     from p2pft_flower.learning.likeness import correlation
 
     changes = [changed_tensors(workload.model, t.workload.whole_model(t.theta)) for t in tails]
+    classes = workload.holdings.dataset.classes
     reading = read_maps(workload.model, changes, [picture.read for picture in pictures], kind)
     rows = []
     for number, picture in enumerate(pictures):
@@ -231,7 +233,7 @@ def _rows(
             compared = measured and m < len(tails) - 1
             alike = float(correlation(seen[None], reading.maps[-1, number][None])[0]) if compared else None
             right = None if picture.label is None else best == picture.label
-            panels.append(Panel(seen, workload.dataset.classes[best], float(answer[best]), right, alike))
+            panels.append(Panel(seen, classes[best], float(answer[best]), right, alike))
         rows.append(Row(shown_image(workload.model, picture.read()), picture.name, picture.group, panels))
     return rows
 
@@ -262,7 +264,7 @@ def _numbers(
     from p2pft_flower.learning.likeness import correlation, top_overlap, top_size
 
     workload = tails[0][0].workload
-    test = workload.scored_test
+    test = workload.holdings.scored_test
     # Before training nothing was changed.
     changes = [
         {},

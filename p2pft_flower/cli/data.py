@@ -80,17 +80,17 @@ def show(
 
 def _shares(values: dict[str, Any]) -> dict[str, Any]:
     """Return what ``--json`` prints; keys are only ever added."""
-    from p2pft_flower.learning.workload import Workload
+    from p2pft_flower.learning.holdings import Holdings
 
     config, graph = check(values)
-    workload = Workload(config.learning, graph.n)
-    data, size = workload.dataset, len(workload.dataset.classes)
-    counts = [np.bincount(data.train.labels[positions], minlength=size) for positions in workload.partition]
+    holdings = Holdings(config.learning, graph.n)
+    data, size = holdings.dataset, len(holdings.dataset.classes)
+    counts = [np.bincount(data.train.labels[positions], minlength=size) for positions in holdings.partition]
     unused = np.bincount(data.train.labels, minlength=size) - np.sum(counts, axis=0)
-    test = np.bincount(data.test.labels[workload.test_positions], minlength=size)
+    test = np.bincount(data.test.labels[holdings.test_positions], minlength=size)
     return {
         "dataset": config.learning.dataset,
-        "partition": workload.partition_spec,
+        "partition": holdings.partition_spec,
         "shots": config.learning.shots,
         "seed": config.learning.seed,
         "classes": list(data.classes),
@@ -99,7 +99,7 @@ def _shares(values: dict[str, Any]) -> dict[str, Any]:
         ],
         "unused": unused.tolist(),
         "test": test.tolist(),
-        "unreadable": workload.unreadable,
+        "unreadable": holdings.unreadable,
     }
 
 

@@ -83,7 +83,7 @@ def _scores(files: list[Path], dataset: str | None, data_dir: str | None) -> lis
                 "tail": str(tail.file),
                 "dataset": tail.workload.config.dataset,
                 "weights": tail.workload.config.weights,
-                "images": len(tail.workload.test_positions),
+                "images": len(tail.workload.holdings.test_positions),
                 "accuracy": score.accuracy,
                 "loss": score.loss,
             }

@@ -27,7 +27,18 @@ from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower.logs import LINE
 from p2pft_flower.resources import resource_dir
 
-__all__ = ["Ended", "FlowerError", "local_superlink", "run_app"]
+__all__ = [
+    "MARK",
+    "Ended",
+    "FlowerError",
+    "end_marked",
+    "flower_environment",
+    "local_superlink",
+    "marked",
+    "program",
+    "run_app",
+    "undisturbed",
+]
 
 START_TIMEOUT = 60.0
 """Seconds that a SuperLink may take to answer."""
@@ -79,14 +90,22 @@ class Ended:
     output: str
 
 
-def _environment() -> dict[str, str]:
+def flower_environment() -> dict[str, str]:
+    """Return this process's environment with Flower's programs found first, and Flower offline."""
     # The environment's own programs come first, also where its bin is not on PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return {**os.environ, **_OFFLINE, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
-def _program(name: str) -> str:
-    found = shutil.which(name, path=_environment()["PATH"])
+def program(name: str) -> str:
+    """Return the path of a program of this environment.
+
+    Raises
+    ------
+    FlowerError
+        When it is not installed.
+    """
+    found = shutil.which(name, path=flower_environment()["PATH"])
     if found is None:
         raise FlowerError(f"{name} is not installed in this environment: pip install 'flwr[simulation]'")
     return found
@@ -123,7 +142,7 @@ def local_superlink() -> Iterator[dict[str, str]]:
 
 def _superlink(scratch: Path) -> Iterator[dict[str, str]]:
     http, control, mark = _free_port(), _free_port(), uuid.uuid4().hex
-    environment = _environment() | {
+    environment = flower_environment() | {
         MARK: mark,
         # Sockets of the run and Ray's session: removed with this folder also where a process was killed.
         "TMPDIR": str(scratch),
@@ -132,7 +151,7 @@ def _superlink(scratch: Path) -> Iterator[dict[str, str]]:
         "FLWR_LOCAL_CONTROL_API_PORT": str(control),
     }
     command = [
-        _program("flower-superlink"),
+        program("flower-superlink"),
         "--insecure",
         "--simulation",
         "--isolation",
@@ -178,27 +197,39 @@ def _end(superlink: subprocess.Popen[bytes], mark: str) -> None:
     Ray puts its processes into sessions of their own, and some outlive their parents by seconds, so neither
     a session nor the family tree finds them all; the mark in their environment does.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # A second signal must not cut this short; every wait here ends.
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
+    with undisturbed():
         if superlink.poll() is None:
             superlink.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 superlink.wait(STOP_TIMEOUT)
-        for end in (psutil.Process.terminate, psutil.Process.kill):
-            left = _marked(mark)
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    end(process)
-            psutil.wait_procs(left, timeout=STOP_TIMEOUT)
+        end_marked(mark)
         superlink.wait(STOP_TIMEOUT)
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold off signals while processes are being ended: a second one must not cut it short."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _marked(mark: str) -> list[psutil.Process]:
+def end_marked(mark: str) -> None:
+    """End every process that has ``mark`` in its environment; those that do not follow are killed."""
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        left = marked(mark)
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                end(process)
+        psutil.wait_procs(left, timeout=STOP_TIMEOUT)
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Return the living processes that have ``mark`` in their environment."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # gone meanwhile, or somebody else's
@@ -238,8 +269,8 @@ def run_app(
     FlowerError
         When Flower refuses to start the run.
     """
-    env = dict(environment or _environment())
-    flwr = _program("flwr")
+    env = dict(environment or flower_environment())
+    flwr = program("flwr")
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as config:
         config.write("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
         config.flush()

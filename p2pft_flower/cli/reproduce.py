@@ -272,7 +272,8 @@ def _row(dataset: str, values: Mapping[str, Any], seed: int, methods: Sequence[s
         )
     typer.echo(f"{DATASETS[dataset].name}: looking at the data, the model and its weights", err=True)
     workload = Workload(config.learning, NODES)
-    train = sum(len(share) for share in workload.partition)
+    holdings = workload.holdings
+    train = sum(len(share) for share in holdings.partition)
     _ = workload.tail  # the model is there, its weights fit, and it can be cut
     learning = config.learning
     sha256 = None
@@ -288,11 +289,11 @@ def _row(dataset: str, values: Mapping[str, Any], seed: int, methods: Sequence[s
     return Row(
         dataset=dataset,
         settings={k: v for k, v in config.to_mapping().items() if k not in OURS},
-        classes=len(workload.classes),
+        classes=len(holdings.classes),
         train=train,
-        available=len(workload.dataset.train),
-        test=len(workload.test_positions),
-        partition=workload.partition_spec,
+        available=len(holdings.dataset.train),
+        test=len(holdings.test_positions),
+        partition=holdings.partition_spec,
         weights=weights,
         sha256=sha256,
     )

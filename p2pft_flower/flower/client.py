@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import logging
 import os
 import platform
-import threading
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,18 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from p2pft_flower.config import LearningConfig, RunConfig
-from p2pft_flower.errors import P2PFTError
+from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower import messages
+from p2pft_flower.flower.host_process import run_host
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
+from p2pft_flower.flower.site import Site
+from p2pft_flower.resources import home
+from p2pft_flower.runtime.folders import look_at
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.plan import Plan
-from p2pft_flower.runtime.recorder import Outcome
+from p2pft_flower.runtime.progress import told_evaluations
+from p2pft_flower.runtime.wires import Access
+from p2pft_flower.transport import Prober
 
 if TYPE_CHECKING:
     # torch and timm take seconds to import: Flower loads the app in processes that never train.
@@ -66,17 +72,21 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
     with kept_warnings() as warnings:
         problem = workload(config, n, pooled, peers)
         problem.check_privacy()
-        there = range(len(problem.partition))
-        data = {p: vars(problem.data(p)) for p in peers or there if p in there}
-        problem.test_positions  # noqa: B018 - test images that cannot be used are told of now
+        holdings = problem.holdings
+        there = range(len(holdings.partition))
+        data = {p: vars(holdings.data(p)) for p in peers or there if p in there}
+        holdings.test_positions  # noqa: B018 - test images that cannot be used are told of now
         frozen = {} if peers is None else problem.frozen_facts()
-    return _Facts(data, problem.partition_spec, problem.classes, tuple(warnings), frozen)
+    return _Facts(data, holdings.partition_spec, holdings.classes, tuple(warnings), frozen)
 
 
-def _peers_here(context: Context) -> tuple[int, ...] | None:
+def _peers_here(site: Site | None) -> tuple[int, ...] | None:
     """Return the peer whose data this machine has; None in simulation, where it has that of all."""
-    node = context.node_config
-    return (int(node["peer-id"]),) if "peer-id" in node else None
+    return None if site is None else (site.peer_id,)
+
+
+def _learning(config: RunConfig, site: Site | None) -> LearningConfig:
+    return config.learning if site is None else site.with_own_data(config.learning)
 
 
 def make_client_app() -> ClientApp:
@@ -88,6 +98,10 @@ def make_client_app() -> ClientApp:
     def hello(message: Message, context: Context) -> Message:
         return messages.reply(message, _guarded(_hello, message, context))
 
+    @app.query("preflight")
+    def preflight(message: Message, context: Context) -> Message:
+        return messages.reply(message, _guarded(_preflight, message, context))
+
     @app.train("peers")
     def train_peers(message: Message, context: Context) -> Message:
         return messages.reply(message, _guarded(_train_peers, message, context))
@@ -96,13 +110,13 @@ def make_client_app() -> ClientApp:
     def train_clients(message: Message, context: Context) -> Message:
         from p2pft_flower.flower import clients
 
-        return clients.answer(message, clients.train, workload, _peers_here(context))
+        return clients.answer(message, clients.train, workload, Site.of(context.node_config))
 
     @app.evaluate("clients")
     def evaluate_clients(message: Message, context: Context) -> Message:
         from p2pft_flower.flower import clients
 
-        return clients.answer(message, clients.evaluate, workload, _peers_here(context))
+        return clients.answer(message, clients.evaluate, workload, Site.of(context.node_config))
 
     return app
 
@@ -126,20 +140,50 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     begin = time.time()
     asked = messages.unpack(message)
     config = RunConfig.from_mapping(asked["config"])
-    here = _peers_here(context)
+    site = Site.of(context.node_config)
+    here = _peers_here(site)
+    own = None if site is None else site.credentials()  # what is wrong with them shall be known now
     facts = _Facts({}, "", (), (), {})
     if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses who is none of its peers
-        facts = _facts(config.learning, asked["n"], asked["pooled"], here)
+        facts = _facts(_learning(config, site), asked["n"], asked["pooled"], here)
     time.sleep(asked["hold"])  # not to synchronise: the overlap of these stretches is what is measured
     return {
         "begin": begin,
         "end": time.time(),
         "peer-id": None if here is None else here[0],
-        "address": str(context.node_config.get("peer-address", "")),
+        "address": "" if site is None else site.peer_address,
         "versions": versions(),
         "cpus": os.cpu_count(),
+        "federation": "" if own is None else own.federation,
+        "certificate": "" if own is None else f"{own.facts.not_after:%Y-%m-%d}",
+        "insecure": site is not None and site.insecure,
         **vars(facts),
+        "warnings": (*facts.warnings, *(() if own is None else own.warnings)),
     }
+
+
+def _preflight(message: Message, context: Context) -> dict[str, Any]:
+    """Probe the links to the neighbours, and look at the folders that the run will write to."""
+    asked = messages.unpack(message)
+    site = Site.of(context.node_config)
+    if site is None:
+        raise ConfigError("a preflight looks at SuperNodes of a deployment; this one has no peer-id")
+    addresses = {int(p): str(a) for p, a in asked["addresses"].items()}
+    access, own = site.access(), addresses.pop(site.peer_id)
+    folders = [
+        look_at("output-dir", site.output_folder(asked["run"]) or Path(asked["output-dir"])),
+        look_at("home", home()),
+    ]
+    with Prober(
+        asked["run"],
+        site.peer_id,
+        access.bind_address or own,
+        addresses,
+        credentials=access.credentials,
+        insecure=access.insecure,
+    ) as prober:
+        links = prober.probe(asked["timeout"])
+    return {"links": [asdict(link) for link in links], "folders": [asdict(f) for f in folders]}
 
 
 def _train_peers(message: Message, context: Context) -> dict[str, Any]:
@@ -147,35 +191,18 @@ def _train_peers(message: Message, context: Context) -> dict[str, Any]:
     import torch
 
     plan = Plan.from_json(messages.unpack(message)["plan"])
+    site = Site.of(context.node_config)
+    if site is not None and (own := site.output_folder(plan.run)) is not None:
+        plan = dataclasses.replace(plan, output_dir=str(own))
     config = RunConfig.from_mapping(plan.config)
     # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
     # same number everywhere (DESIGN invariant 2).
     torch.set_num_threads(config.runtime.threads)
     pooled = config.method.objective if plan.pooled else ""
-    host = Host(plan, workload(config.learning, plan.n, pooled, _peers_here(context)))
-    result: list[list[Outcome]] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(host.run())
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=run, name="p2pft-host", daemon=True)
-    thread.start()
-    try:
-        while thread.is_alive():
-            thread.join(0.05)  # the main thread must stay responsive to Flower's stop signal
-    except BaseException:
-        host.stop("the ClientApp was told to stop")
-        thread.join(config.runtime.peer_timeout)
-        raise
-    if failure:
-        raise failure[0]
+    access = Access() if site is None else site.access()
+    host = Host(plan, workload(_learning(config, site), plan.n, pooled, _peers_here(site)), access)
+    outcomes = run_host(host, deployed=site is not None)
     folder = Path(plan.output_dir) / "peers"
-    return {
-        "outcomes": [vars(outcome) for outcome in result[0]],
-        "folder": str(folder),
-        "model-parameters": sum(p.numel() for p in host.problem.model.parameters()),  # type: ignore[attr-defined]
-    }
+    # In simulation the coordinator can read the peers' logs; in a deployment it has only what it is told.
+    told = [] if site is None else [e for o in outcomes for e in told_evaluations(folder, o.peer, plan.n)]
+    return {"outcomes": [vars(outcome) for outcome in outcomes], "evaluations": told, "folder": str(folder)}

@@ -20,6 +20,7 @@ from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.algorithms.seam import heavy_ball
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.flower import messages
+from p2pft_flower.flower.site import Site
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.runtime import sketch
 from p2pft_flower.runtime.exchange import DivergedError
@@ -42,17 +43,20 @@ def theta_of(workload: Workload, arrays: ArrayRecord) -> Vector:
     return workload.theta_from(tensors, "the server's message")
 
 
-def answer(
-    message: Message, act: Callable[..., RecordDict], build: Build, here: tuple[int, ...] | None
-) -> Message:
+def answer(message: Message, act: Callable[..., RecordDict], build: Build, site: Site | None) -> Message:
     """Act for every client that the host's message carries; answer each by its peer's number.
 
-    ``here`` are the peers whose data this machine has; None: all.
+    ``site`` is the machine's own; None in simulation, where it has the data of all peers.
     """
     task = messages.unpack(message)
     config = RunConfig.from_mapping(task["config"])
     torch.set_num_threads(config.runtime.threads)
-    workload = build(config.learning, task["n"], "", here)
+    if site is None:
+        workload = build(config.learning, task["n"], "", None)
+    else:
+        workload = build(site.with_own_data(config.learning), task["n"], "", (site.peer_id,))
+        if (own := site.output_folder(str(task["run"]))) is not None:
+            task["output-dir"] = str(own)
     content = RecordDict()
     for peer in task["peers"]:
         try:

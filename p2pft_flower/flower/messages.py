@@ -7,9 +7,19 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
-__all__ = ["CLIENTS_EVALUATE", "CLIENTS_TRAIN", "HELLO", "TRAIN_PEERS", "pack", "reply", "unpack"]
+__all__ = [
+    "CLIENTS_EVALUATE",
+    "CLIENTS_TRAIN",
+    "HELLO",
+    "PREFLIGHT",
+    "TRAIN_PEERS",
+    "pack",
+    "reply",
+    "unpack",
+]
 
 HELLO = "query.hello"
+PREFLIGHT = "query.preflight"
 TRAIN_PEERS = "train.peers"
 CLIENTS_TRAIN = "train.clients"
 CLIENTS_EVALUATE = "evaluate.clients"

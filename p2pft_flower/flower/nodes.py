@@ -16,8 +16,18 @@ from flwr.serverapp import Grid
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import messages
+from p2pft_flower.topology import Graph
+from p2pft_flower.transport import parse_address
 
-__all__ = ["HostAssignment", "RunFailedError", "assign_hosts", "collect", "greet", "overlap"]
+__all__ = [
+    "HostAssignment",
+    "RunFailedError",
+    "assign_hosts",
+    "collect",
+    "greet",
+    "overlap",
+    "with_addresses",
+]
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +60,7 @@ class HostAssignment:
     peers : tuple of int
         The peers it runs.
     address : str
-        Where its peer listens (deployment); empty in simulation.
+        Where its peer is reached (deployment); empty in simulation, and where nobody gave one.
     """
 
     node: int
@@ -137,10 +147,14 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
                 "pooled": config.method.objective if pooled else "",
                 "hold": hold,
             }
-            sent = [Message(messages.pack(body), dst_node_id=i, message_type=messages.HELLO) for i in some]
-            replies = collect(grid, sent, timeout=config.runtime.meet_timeout + 60, grace=10)
+            patience = config.runtime.meet_timeout + 60
+            # Nobody shall be busy with a greeting for which nobody waits any more.
+            sent = [Message(messages.pack(body), i, messages.HELLO, ttl=patience) for i in some]
+            replies = collect(grid, sent, timeout=patience, grace=10)
             for node in sorted(replies):
                 answers[node] = body_of(replies[node], f"node {node}")
+            if answers and len(some) < len(nodes) and all(a["peer-id"] is not None for a in answers.values()):
+                continue  # a deployment: whoever is there is asked before anything is said of who is wrong
         _check_claims(answers, n)
         if any(a["peer-id"] is None for a in answers.values()):
             return answers
@@ -150,10 +164,17 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
         waiting = f"waiting for peers {missing}" if answers else "waiting for a SuperNode"
         if time.monotonic() > deadline:
             there = sorted(a["peer-id"] for a in answers.values())
+            silent = sorted(set(grid.get_node_ids()) - answers.keys())
+            held = (
+                f"The nodes {silent} are there and did not answer: a SuperNode does one thing at a time, so "
+                "another run may be holding them (flwr ls). "
+                if silent
+                else ""
+            )
             raise RunFailedError(
                 f"after {config.runtime.meet_timeout:g} s (meet-timeout) still {waiting}; "
-                f"there are the peers {there}. "
-                "Start their SuperNodes with --node-config 'peer-id=… peer-address=\"host:port\"'"
+                f"there are the peers {there}. {held}"
+                "Start the SuperNodes of the others with --node-config 'peer-id=… peer-address=\"host:port\"'"
             )
         if waiting != told:
             log.info("%s", waiting)
@@ -208,19 +229,61 @@ def assign_hosts(
     return [HostAssignment(owner[p], (p,), deployed[owner[p]]["address"]) for p in sorted(owner)]
 
 
+def with_addresses(hosts: Sequence[HostAssignment], graph: Graph) -> list[HostAssignment]:
+    """Return the hosts of a deployment with the address at which each peer is reached.
+
+    What a SuperNode says in its node-config counts; where it says nothing, what the topology says.
+
+    Raises
+    ------
+    RunFailedError
+        When node-config and topology say different things, or two peers have one address; names both.
+    """
+    found = []
+    owner: dict[str, int] = {}
+    for host in hosts:
+        (peer,) = host.peers
+        told, drawn = host.address, graph.addresses[peer]
+        if told and drawn and parse_address(told).target != parse_address(drawn).target:
+            raise RunFailedError(
+                f"peer {peer} is at {told} by its SuperNode's node-config (peer-address), and at {drawn} by "
+                f"the topology {graph.name}: correct one, or leave it out in one of them"
+            )
+        address = told or drawn or ""
+        other = owner.setdefault(parse_address(address).target, peer) if address else peer
+        if other != peer:
+            raise RunFailedError(
+                f"peers {other} and {peer} both are at {address}: give each its own peer-address in "
+                "--node-config"
+            )
+        found.append(HostAssignment(host.node, host.peers, address))
+    return found
+
+
 def _check_claims(answers: dict[int, dict[str, Any]], n: int) -> None:
+    """Refuse nodes that do not fit the graph, all in one error, with who is there and who is missing."""
     silent = [node for node, a in sorted(answers.items()) if a["peer-id"] is None]
     if not answers or len(silent) == len(answers):
         return
-    if silent:
-        raise RunFailedError(f"node {silent[0]} has no peer-id, others have: give each one in --node-config")
-    owner: dict[int, int] = {}
+    claims: dict[int, list[int]] = {}
     for node, answer in sorted(answers.items()):
-        peer = answer["peer-id"]
+        if answer["peer-id"] is not None:
+            claims.setdefault(answer["peer-id"], []).append(node)
+    wrong = [f"node {node} has no peer-id, others have" for node in silent]
+    for peer, claiming in sorted(claims.items()):
         if not 0 <= peer < n:
-            raise RunFailedError(f"node {node} says peer-id={peer}, but the graph has the peers 0..{n - 1}")
-        if peer in owner:
-            raise RunFailedError(
-                f"peer {peer} is claimed by nodes {owner[peer]} and {node}: give each its own peer-id"
-            )
-        owner[peer] = node
+            wrong += [
+                f"node {node} says peer-id={peer}, but the graph has the peers 0..{n - 1}"
+                for node in claiming
+            ]
+        elif len(claiming) > 1:
+            named = f"{', '.join(map(str, claiming[:-1]))} and {claiming[-1]}"
+            wrong.append(f"peer {peer} is claimed by nodes {named}")
+    if wrong:
+        there = [peer for peer in sorted(claims) if 0 <= peer < n]
+        missing = [peer for peer in range(n) if peer not in claims] or "none"
+        raise RunFailedError(
+            f"the SuperNodes do not fit the graph: {'; '.join(wrong)}. "
+            f"Peers there: {there}, missing: {missing}. Give each SuperNode one peer-id of its own in "
+            "--node-config, and connect to this SuperLink no SuperNode that is none of the graph's"
+        )

@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
+import psutil
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from p2pft_flower.algorithms.objective import peer_weights
-from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import messages, nodes
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.run import Run, collect_results
+from p2pft_flower.flower.signals import before_obeying
+from p2pft_flower.report.collected import peer_record, run_record
+from p2pft_flower.report.results import log_name
 from p2pft_flower.runtime import sketch
 from p2pft_flower.runtime.journal import read_journal
 from p2pft_flower.runtime.plan import Neighbourhood, Plan, terms_digest
 from p2pft_flower.runtime.progress import Progress, Report
+from p2pft_flower.runtime.running import running
 from p2pft_flower.runtime.wires import remote_edges
-from p2pft_flower.transport import ObserverServer, PeerReport, unix_address
+from p2pft_flower.transport import (
+    Credentials,
+    ObserverServer,
+    PeerReport,
+    digest_of,
+    new_key,
+    stop_run,
+    unix_address,
+)
 
 __all__ = ["run_peers"]
 
@@ -31,6 +47,7 @@ def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
     progress = Progress(run.peers, run.iterations, lambda line: log.info("%s", line))
 
     notes: set[str] = set()
+    parent = os.getppid()
 
     def on_report(report: PeerReport) -> None:
         if report.run == run.id and report.note and report.peer < run.peers:
@@ -61,21 +78,68 @@ def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
                 address = stack.enter_context(server).address
             except P2PFTError as error:
                 log.warning("no progress will be shown while the peers train: %s", error)
-        outcomes, facts = _train(grid, run, observer=address)
-    # What the observer missed stands in the peers' own logs, where this machine can read them.
-    for peer in range(run.peers):
-        log_file = run.folder / "peers" / f"peer-{peer}.jsonl"
-        if log_file.is_file():
-            for line in read_journal(log_file):
-                if line["event"] == "evaluation":
-                    progress.fill(Report.of(line))
-    return collect_results(run, outcomes, progress, facts["model-parameters"])
+        key, own = new_key(), _own_credentials() if run.deployed else None
+        with before_obeying(lambda number: _stop_peers(run, key, own, number, parent)):
+            outcomes, evaluations = _train(grid, run, observer=address, stop_digest=digest_of(key))
+    if not run.deployed:  # what the observer missed stands in the peers' own logs, on this machine
+        for peer in range(run.peers):
+            if (log_file := run.folder / log_name(peer)).is_file():
+                evaluations += [e for e in read_journal(log_file) if e["event"] == "evaluation"]
+    for evaluation in evaluations:
+        progress.fill(Report.of(evaluation))
+    return collect_results(run, outcomes, progress)
 
 
-def _train(grid: Grid, run: Run, observer: str) -> tuple[dict[int, dict[str, Any]], dict[str, Any]]:
+CERTIFICATES = "P2PFT_CERTIFICATES"
+"""Environment variable of the SuperLink: a folder that ``p2pft certs issue`` made, for a number that is no
+peer's. The coordinator needs it to stop peers that have certificates themselves, and for nothing else."""
+
+
+def _own_credentials() -> Credentials | None:
+    folder = os.environ.get(CERTIFICATES)
+    return Credentials.load(Path(folder).expanduser()) if folder else None
+
+
+def _stop_peers(run: Run, key: bytes, own: Credentials | None, number: signal.Signals, parent: int) -> None:
+    """Tell the peers of a deployment that their run was stopped; a server that merely goes stops nobody.
+
+    ``flwr stop`` comes here as SIGINT, as Ctrl-C does. So does the death of the SuperLink: then the process
+    that started this one is gone, ``parent``. SIGTERM is how a machine ends its services.
+    """
+    if not run.deployed:
+        return
+    if number != signal.SIGINT or os.getppid() != parent:
+        log.warning(
+            "run %s: the coordinator ends (%s); the peers train on by themselves", run.id, number.name
+        )
+        return
+    log.info("run %s was stopped: telling the peers", run.id)
+    reason = "the run was stopped (flwr stop)"
+    missed = stop_run(run.id, key, {p: run.address(p) for p in range(run.peers)}, reason, own)
+    if len(missed) < run.peers:  # one that hears it tells all others
+        return
+    why = "; ".join(f"peer {p}: {problem}" for p, problem in missed.items())
+    log.warning("no peer of run %s could be told at its address: %s", run.id, why)
+    here = [there.process for there in running(run.id)]
+    for process in here:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
+            process.terminate()
+    if not here:
+        log.error(
+            "all peers of run %s train on, and none of them on this machine; at any one site, p2pft stop %s "
+            "stops all",
+            run.id,
+            run.id,
+        )
+
+
+def _train(
+    grid: Grid, run: Run, observer: str, stop_digest: str
+) -> tuple[dict[int, dict[str, Any]], list[dict[str, Any]]]:
+    """Return how each peer ended, and the evaluations that deployed ones tell of."""
     sent = []
     for host in run.hosts:
-        plan = _host_plan(run, host, observer)
+        plan = _host_plan(run, host, observer, stop_digest)
         message = Message(
             messages.pack({"plan": plan.to_json()}),
             dst_node_id=host.node,
@@ -86,7 +150,7 @@ def _train(grid: Grid, run: Run, observer: str) -> tuple[dict[int, dict[str, Any
     grace = run.config.runtime.peer_timeout + 60
     replies = nodes.collect(grid, sent, timeout=run.config.runtime.run_timeout, grace=grace)
     outcomes: dict[int, dict[str, Any]] = {}
-    facts: dict[str, Any] = {}
+    evaluations: list[dict[str, Any]] = []
     failures: list[RunFailedError] = []
     for host in run.hosts:
         who = f"peers {list(host.peers)}" if len(host.peers) > 1 else f"peer {host.peers[0]}"
@@ -99,16 +163,17 @@ def _train(grid: Grid, run: Run, observer: str) -> tuple[dict[int, dict[str, Any
             failures.append(failure)
             continue
         outcomes |= {o["peer"]: o for o in facts["outcomes"]}
+        evaluations += facts["evaluations"]
     if failures:
         raise min(failures, key=lambda f: _HEARSAY.get(f.kind, 0))
-    return outcomes, facts
+    return outcomes, evaluations
 
 
 _HEARSAY = {"ExchangeTimeoutError": 1, "PeerUnreachableError": 1, "NoReply": 2, "ExchangeStoppedError": 3}
 """Errors that others' failures cause, by how little they say of the cause."""
 
 
-def _host_plan(run: Run, host: HostAssignment, observer: str) -> Plan:
+def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) -> Plan:
     if run.pooled:
         peers: tuple[Neighbourhood, ...] = (Neighbourhood(0, {0: 1.0}, {0: 1.0}),)
         weights = {0: 1.0}
@@ -122,11 +187,12 @@ def _host_plan(run: Run, host: HostAssignment, observer: str) -> Plan:
     around = (
         {p for edge in leaving | entering for p in edge} | set(host.peers) if leaving | entering else set()
     )
-    addresses = {p: _address(run, p) for p in sorted(around)} if run.exchanges else {}
+    addresses = {p: run.address(p) for p in sorted(around)} if run.exchanges else {}
     return Plan(
         run=run.id,
         config=run.config.to_mapping(),
         n=run.graph.n,
+        hosts=len(run.hosts),
         terms=terms_digest(run.config, run.graph, run.iterations),
         peers=peers,
         loss_weights=weights,
@@ -136,17 +202,10 @@ def _host_plan(run: Run, host: HostAssignment, observer: str) -> Plan:
         addresses=addresses,
         observer=observer,
         pooled=run.pooled,
+        record=run_record(run.graph, run.partition, run.versions, pooled=run.pooled),
+        peer_records={
+            p.peer: run.about(p.peer) | peer_record(run.graph, range(run.graph.n) if run.pooled else [p.peer])
+            for p in peers
+        },
+        stop_digest=stop_digest,
     )
-
-
-def _address(run: Run, peer: int) -> str:
-    if not run.deployed:
-        return unix_address(run.id, peer)  # whatever addresses the graph has for a deployment
-    given = {host.peers[0]: host.address for host in run.hosts}
-    address = given.get(peer) or run.graph.addresses[peer]
-    if not address:
-        raise ConfigError(
-            f"peer {peer} has no address: give its SuperNode peer-address in --node-config, or the graph "
-            "addresses"
-        )
-    return address

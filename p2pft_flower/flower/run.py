@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from p2pft_flower.config import RunConfig
+from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
-from p2pft_flower.report.results import SCHEMA, summary
-from p2pft_flower.runtime import sketch
+from p2pft_flower.report.results import run_results
 from p2pft_flower.runtime.progress import Progress
 from p2pft_flower.topology import Graph
+from p2pft_flower.transport import unix_address
 
-__all__ = ["Run", "collect_results", "head", "plan_run", "tell_plan"]
+__all__ = ["Run", "collect_results", "plan_run", "tell_plan"]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -51,16 +52,28 @@ class Run:
         """Number of peers that train: one where the data is pooled."""
         return 1 if self.pooled else self.graph.n
 
+    def address(self, peer: int) -> str:
+        """Return where ``peer`` is reached by its neighbours.
 
-def head(status: str, run_id: str, values: Any) -> dict[str, Any]:
-    """Return what the results of every run begin with, also of one that failed."""
-    return {
-        "schema": SCHEMA,
-        "status": status,
-        "run": run_id,
-        "algorithm": values.get("algorithm"),
-        "seed": values.get("seed"),
-    }
+        Raises
+        ------
+        ConfigError
+            When neither its SuperNode nor the graph says.
+        """
+        if not self.deployed:
+            return unix_address(self.id, peer)  # whatever addresses the graph has for a deployment
+        address = next(host.address for host in self.hosts if host.peers == (peer,))
+        if not address:
+            raise ConfigError(
+                f"peer {peer} has no address: set peer-address in its --node-config, or give the peer an "
+                f"address in the topology {self.graph.name}"
+            )
+        return address
+
+    def about(self, peer: int) -> dict[str, Any]:
+        """Return what results say of a peer besides its scores."""
+        name = "all" if self.pooled else self.graph.peer_names[peer]
+        return {"name": name, "classes": self.classes[peer], "images": self.images[peer]}
 
 
 def plan_run(
@@ -172,9 +185,7 @@ def tell_plan(run: Run) -> None:
     )
 
 
-def collect_results(
-    run: Run, outcomes: dict[int, dict[str, Any]], progress: Progress, model_parameters: int
-) -> dict[str, Any]:
+def collect_results(run: Run, outcomes: dict[int, dict[str, Any]], progress: Progress) -> dict[str, Any]:
     """Return the results of a run that completed, as results.json has them.
 
     Raises
@@ -185,38 +196,16 @@ def collect_results(
     missing = sorted(set(range(run.peers)) - outcomes.keys())
     if missing:
         raise RunFailedError(f"no scores from peers {missing}")
-    peers = [
-        {
-            "peer": p,
-            "name": "all" if run.pooled else run.graph.peer_names[p],
-            "classes": run.classes[p],
-            "images": run.images[p],
-            "accuracy": o["accuracy"],
-            "accuracy_unseen": o["accuracy_unseen"],
-            "loss": o["loss"],
-            "bytes_sent": o["bytes_sent"],
-            "epsilon": o["epsilon"],
-            "delta": o["delta"],
-            "seconds": o["seconds"],
-            "log": f"peers/peer-{p}.jsonl",
-            "tail": f"peers/peer-{p}.safetensors",
-        }
-        for p, o in sorted(outcomes.items())
-    ]
-    values = run.config.to_mapping()
-    return {
-        **head("completed", run.id, values),
-        "iterations": run.iterations,
-        "trainable_parameters": outcomes[0]["parameters"],
-        "model_parameters": model_parameters,
-        "peers": peers,
-        "summary": {key: summary([p[key] for p in peers]) for key in ("accuracy", "accuracy_unseen", "loss")},
-        "consensus_error": sketch.consensus_error([sketch.decode(o["sketch"]) for o in outcomes.values()]),
-        "history": progress.history(),
-        "graph": {**run.graph.to_dict(), "digest": run.graph.digest},
-        "partition": run.partition,
-        "hosts": [list(host.peers) for host in run.hosts],
-        "config": values,
-        "versions": run.versions,
-        "error": None,
-    }
+    return run_results(
+        status="completed",
+        run_id=run.id,
+        config=run.config.to_mapping(),
+        iterations=run.iterations,
+        outcomes=outcomes,
+        about={p: run.about(p) for p in range(run.peers)},
+        history=progress.history(),
+        graph={**run.graph.to_dict(), "digest": run.graph.digest},
+        partition=run.partition,
+        hosts=[host.peers for host in run.hosts],
+        versions=run.versions,
+    )

@@ -21,11 +21,13 @@ from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower import nodes
 from p2pft_flower.flower.logs import log_to_stream
 from p2pft_flower.flower.peer_run import run_peers
-from p2pft_flower.flower.run import head, plan_run, tell_plan
+from p2pft_flower.flower.preflight import preflight
+from p2pft_flower.flower.run import plan_run, tell_plan
 from p2pft_flower.flower.strategies import is_strategy, make_strategy, strategy_names
 from p2pft_flower.flower.strategy_run import run_strategy
+from p2pft_flower.flower.trust import check_trust
 from p2pft_flower.plugins import is_reference
-from p2pft_flower.report.results import default_output_dir, holds_a_run, write_results
+from p2pft_flower.report.results import default_output_dir, head, holds_a_run, write_results
 from p2pft_flower.report.tables import run_table
 from p2pft_flower.topology import Graph
 
@@ -56,6 +58,9 @@ def make_server_app() -> ServerApp:
                 path = write_results(folder, head("failed", run_id, context.run_config) | failed)
                 log.error("what there is was written to %s", path)  # noqa: TRY400
             raise
+        if results is None:
+            log.info("preflight passed; nothing was trained (preflight-only)")
+            return
         results["seconds"] = time.monotonic() - begin
         path = write_results(folder, results)
         log.info("%s", run_table(results))
@@ -72,7 +77,7 @@ def _output_dir(config: RunConfig, run_id: str) -> Path:
     return folder
 
 
-def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, Any]:
+def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, Any] | None:
     config.learning.check_data()
     graph = Graph.load(config.runtime.topology)
     name = config.method.algorithm
@@ -99,6 +104,19 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, 
 
     answers = nodes.greet(grid, config, graph.n, pooled=pooled)
     hosts = nodes.assign_hosts(answers, graph.n, config.runtime.transport, pooled=pooled)
+    if any(answer["peer-id"] is not None for answer in answers.values()):
+        hosts = nodes.with_addresses(hosts, graph)
+        if exchanges and not strategy:
+            check_trust(graph, hosts, answers)
     run = plan_run(run_id, config, graph, folder, pooled, exchanges, hosts, answers)
     tell_plan(run)
+    if run.deployed and run.exchanges and not strategy:
+        preflight(grid, run, answers)
+    elif config.runtime.preflight_only:
+        raise ConfigError(
+            "preflight-only = true: a preflight looks at the links between SuperNodes of a deployment, "
+            "and this run has none"
+        )
+    if config.runtime.preflight_only:
+        return None
     return run_strategy(grid, run) if strategy else run_peers(grid, run)

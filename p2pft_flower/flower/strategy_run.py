@@ -76,6 +76,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
         busy = sum(seconds[p]["gradient"] + seconds[p]["evaluation"] for p in host.peers)
         for p in host.peers:
             seconds[p]["exchange"] = max(0.0, passed - busy)
+    model_parameters = workload.model_parameters
     outcomes = {
         p: {
             **vars(r),
@@ -83,7 +84,8 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
             "seconds": seconds[p],
             "iterations": run.iterations,
             "parameters": workload.theta0.size,
+            "model_parameters": model_parameters,
         }
         for p, r in last.items()
     }
-    return collect_results(run, outcomes, progress, sum(p.numel() for p in workload.model.parameters()))
+    return collect_results(run, outcomes, progress)

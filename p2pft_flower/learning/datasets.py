@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +13,7 @@ import xxhash
 from PIL import Image
 
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.images import array_content, file_content, image_files, read_image
 from p2pft_flower.plugins import is_reference, load_reference
 
 __all__ = [
@@ -26,28 +22,13 @@ __all__ = [
     "Dataset",
     "Sites",
     "Split",
-    "array_content",
-    "file_content",
-    "image_files",
     "load_dataset",
     "load_sites",
-    "read_image",
-    "require_readable",
     "some_names",
-    "unreadable_images",
 ]
 
 TEST_SHARE = 0.2
 """Share of the digits that is kept for testing; the split is fixed, whatever the run's seed."""
-
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises of files that are no images, or broken ones."""
-
-REMEDY = "; repair or remove it, or set bad-images = skip"
-"""What to do about an image that cannot be read."""
-
-TELL_EVERY = 3.0
-"""Seconds between two lines in the log while many images are looked at."""
 
 NAMED = 10
 """A warning names this many files, and counts the others."""
@@ -69,11 +50,14 @@ class Split:
         Position ↦ bytes that tell the image from every other, faster than reading it does: a file's
         content (:func:`file_content`), an array's pixels with their shape (:func:`array_content`). Without
         it, mode, size and pixels of what ``read`` returns.
+    files : sequence of Path, optional
+        The images' files, where each has one of its own; errors name them.
     """
 
     labels: npt.NDArray[np.int64]
     read: Callable[[int], Image.Image]
     content: Callable[[int], bytes] | None = None
+    files: Sequence[Path] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,6 +86,20 @@ class Split:
         """
         return xxhash.xxh3_128_digest(self.identity(index))
 
+    def name(self, index: int, what: str) -> str:
+        """Return how errors call image ``index``: by its file, else ``what`` images it is one of."""
+        return f"{what} image {index}" if self.files is None else str(self.files[index])
+
+    @classmethod
+    def of_files(cls, files: Sequence[Path], labels: npt.NDArray[np.int64]) -> Split:
+        """Return the images of ``files``, with their ``labels``, (N,) int64."""
+        return cls(
+            labels,
+            lambda index: read_image(files[index]),
+            lambda index: file_content(files[index]),
+            files,
+        )
+
     @classmethod
     def joined(cls, parts: Sequence[Split]) -> Split:
         """Return the images of ``parts``, one after the other, as one split."""
@@ -120,7 +118,9 @@ class Split:
             part, inside = of(index)
             return part.identity(inside)
 
-        return cls(np.concatenate([part.labels for part in parts]), read, content)
+        named = [part.files for part in parts if part.files is not None]
+        files = [file for some in named for file in some] if len(named) == len(parts) else None
+        return cls(np.concatenate([part.labels for part in parts]), read, content, files)
 
 
 @dataclass(frozen=True)
@@ -208,35 +208,9 @@ def folder(path: str, *, empty_classes: bool = False) -> Dataset:
             log.warning(
                 "%s: no image of the classes %s: this peer holds none", root / part, some_names(empty)
             )
-        return Split(
-            np.array(labels, dtype=np.int64),
-            lambda index: read_image(files[index]),
-            lambda index: file_content(files[index]),
-        )
+        return Split.of_files(files, np.array(labels, dtype=np.int64))
 
     return Dataset(f"folder:{path}", tuple(classes), split("train"), split("test"))
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return the files in and below ``folder`` that have the extension of an image, sorted.
-
-    Raises
-    ------
-    DataError
-        When a folder may not be read. One that is not there has no files.
-    """
-
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # as when it was removed while this looked
-            raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
-
-    known = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return sorted(
-        Path(here, name)
-        for here, _, names in os.walk(folder, onerror=refuse)
-        for name in names
-        if os.path.splitext(name)[1].lower() in known  # noqa: PTH122 - of each of many names
-    )
 
 
 @dataclass(frozen=True)
@@ -302,127 +276,6 @@ def some_names(names: Sequence[object]) -> str:
     """Write the first names, and count the others."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(str(name) for name in names[:NAMED]) + more
-
-
-def array_content(pixels: npt.NDArray[Any]) -> bytes:
-    """Return the bytes that tell an array of pixels from every other."""
-    return f"{pixels.dtype} {pixels.shape} ".encode() + pixels.tobytes()
-
-
-def file_content(file: Path) -> bytes:
-    """Return the bytes of an image file.
-
-    Raises
-    ------
-    DataError
-        When it cannot be read, naming it.
-    """
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: not a readable image ({error}){REMEDY}") from error
-
-
-def read_image(file: Path) -> Image.Image:
-    """Read an image file; greys of 16 bits become 8.
-
-    Raises
-    ------
-    DataError
-        When it cannot be read, naming it.
-    """
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return _eight_bits(image)
-    except UNREADABLE as error:
-        raise DataError(f"{file}: not a readable image ({error}){REMEDY}") from error
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    # Pillow's own conversion of 16-bit greys clips at 255: nearly all would be white.
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image
-
-
-def unreadable_images(
-    split: Split, positions: Sequence[int] | npt.NDArray[np.int64], what: str
-) -> dict[int, str]:
-    """Decode images once, in several threads, and return what is wrong with those that cannot be.
-
-    Parameters
-    ----------
-    split : Split
-        The images.
-    positions : sequence of int
-        Which of them to look at.
-    what : str
-        For the progress in the log, e.g. ``"test"``.
-
-    Returns
-    -------
-    dict of int to str
-        Position ↦ what is wrong, naming the file where there is one; in the order of ``positions``.
-    """
-    with closing(_decoded(split, positions, what)) as looked_at:
-        return {
-            position: _told(error, f"{what} image {position}").removesuffix(REMEDY)
-            for position, error in looked_at
-            if error is not None
-        }
-
-
-def require_readable(split: Split, positions: Sequence[int] | npt.NDArray[np.int64], what: str) -> None:
-    """Decode images once, in several threads; parameters as of :func:`unreadable_images`.
-
-    Raises
-    ------
-    DataError
-        Naming the first image that cannot be read, and what to do.
-    """
-    with closing(_decoded(split, positions, what)) as looked_at:
-        for position, error in looked_at:
-            if error is not None:
-                raise DataError(_told(error, f"{what} image {position}")) from error
-
-
-def _told(error: BaseException, image: str) -> str:
-    # The readers here name the file; those of own datasets may not.
-    return str(error) if isinstance(error, DataError) else f"{image}: not readable ({error}){REMEDY}"
-
-
-def _decoded(
-    split: Split, positions: Sequence[int] | npt.NDArray[np.int64], what: str
-) -> Generator[tuple[int, BaseException | None]]:
-    def look(position: int) -> BaseException | None:
-        try:
-            split.read(position)
-        except UNREADABLE as error:
-            return error
-        return None
-
-    begin = told = time.monotonic()
-    wanted = [int(p) for p in positions]
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="p2pft-decode")
-    try:
-        for done, (position, error) in enumerate(zip(wanted, pool.map(look, wanted), strict=True), 1):
-            yield position, error
-            now = time.monotonic()
-            if now - told > TELL_EVERY and done < len(wanted):
-                rate = done / (now - begin)
-                left = (len(wanted) - done) / rate
-                log.info(
-                    "looked at %d of %d %s images, %.0f images/s, %.0f s left",
-                    done,
-                    len(wanted),
-                    what,
-                    rate,
-                    left,
-                )
-                told = now
-    finally:
-        pool.shutdown(cancel_futures=True)  # where whoever asked has heard enough
 
 
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": digits}

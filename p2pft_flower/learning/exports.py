@@ -54,7 +54,7 @@ def write_export(tail: Tail, file: Path) -> dict[str, Any]:
         "schema": SCHEMA,
         "model": config.model,
         "tune": config.tune if added else "",
-        "classes": json.dumps(workload.classes),
+        "classes": json.dumps(workload.holdings.classes),
         "run": tail.metadata.get("run", ""),
         "peer": tail.metadata.get("peer", ""),
     }
@@ -69,7 +69,7 @@ def write_export(tail: Tail, file: Path) -> dict[str, Any]:
     return {
         "file": str(file),
         "model": config.model,
-        "num_classes": len(workload.classes),
+        "num_classes": len(workload.holdings.classes),
         "tune": config.tune,
         "bytes": size,
         "added": len(added),

@@ -13,8 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from p2pft_flower.errors import DataError
 from p2pft_flower.learning.cache import store_folder
 from p2pft_flower.learning.datasets import Split
+from p2pft_flower.learning.preparing import note_progress
 from p2pft_flower.learning.store import Field, Rows, Store
 
 __all__ = ["Features", "StoredFeatures", "TrunkStore"]
@@ -158,26 +160,27 @@ class TrunkStore:
         Raises
         ------
         DataError
-            When an image cannot be read, or the store cannot be written.
+            When an image cannot be read, what the trunk makes of it is not finite, or the store cannot be
+            written.
         """
         if self._store is None:
-            self._store = self._open(split, positions)
+            self._store = self._open(split, positions, what)
         images = [int(p) for p in positions]
 
         def compute(wanted: list[int]) -> list[npt.NDArray[Any]]:
-            return [t.numpy() for t in self._run(split, [images[i] for i in wanted])]
+            return [t.numpy() for t in self._computed(split, [images[i] for i in wanted], what)]
 
         rows = self._store.fill(
-            [split.digest(p) for p in images],
+            [_digest(split, p) for p in images],
             compute,
             batch=TRUNK_BATCH,
             progress=_Bar(f"trunk, {what} images"),
         )
         return StoredFeatures(rows, torch.from_numpy(split.labels[positions]), self._device)
 
-    def _open(self, split: Split, positions: Positions) -> Store:
+    def _open(self, split: Split, positions: Positions, what: str) -> Store:
         """Learn the shapes from the first image."""
-        outputs = self._run(split, [int(positions[0])])
+        outputs = self._computed(split, [int(positions[0])], what)
         fields = [
             Field(
                 str(i), tuple(t.shape[1:]), "float16" if self._halves and i not in self._exact else "float32"
@@ -186,6 +189,19 @@ class TrunkStore:
         ]
         identity = {**self._identity, "fields": repr(fields)}
         return Store(store_folder(identity), fields, identity)
+
+    def _computed(self, split: Split, positions: Sequence[int], what: str) -> tuple[torch.Tensor, ...]:
+        outputs = self._run(split, positions)
+        # What is stored stays: a NaN would come back in every later run.
+        finite = torch.stack([t.isfinite().reshape(len(t), -1).all(1) for t in outputs]).all(0)
+        if not finite.all():
+            first = positions[int((~finite).nonzero()[0])]
+            lower = self._dtype is not torch.float32
+            raise DataError(
+                f"{split.name(first, what)}: what the frozen trunk makes of this image is not finite (NaN or "
+                f"infinite); check the weights{', or set trunk-dtype = float32' if lower else ''}"
+            )
+        return outputs
 
     def _run(self, split: Split, positions: Sequence[int]) -> tuple[torch.Tensor, ...]:
         images = torch.stack([self._transform(split.read(p)) for p in positions])
@@ -199,6 +215,12 @@ class TrunkStore:
         return tuple(t.float() for t in outputs)
 
 
+def _digest(split: Split, position: int) -> bytes:
+    digest = split.digest(position)
+    note_progress()
+    return digest
+
+
 class _Bar:
     """Tells the log how far the trunk is, every three seconds: hosts have no terminal of their own."""
 
@@ -207,6 +229,7 @@ class _Bar:
         self._told = self._begin
 
     def __call__(self, done: int, total: int) -> None:
+        note_progress()
         now = time.monotonic()
         if now - self._told < 3 or (done == total and self._told == self._begin):
             return

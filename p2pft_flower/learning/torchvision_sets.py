@@ -16,7 +16,8 @@ from torchvision import datasets as torchvision
 from torchvision.datasets.utils import check_integrity
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.datasets import Dataset, Split, array_content, file_content, read_image
+from p2pft_flower.learning.datasets import Dataset, Split
+from p2pft_flower.learning.images import array_content
 from p2pft_flower.resources import home
 
 __all__ = ["load_torchvision"]
@@ -160,11 +161,7 @@ def _files(files: Sequence[Path], labels: Sequence[int]) -> Split:
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise DataError(f"{missing[0]}: no such image, and {len(missing)} in all of {len(files)} are missing")
-    return Split(
-        np.array(labels, dtype=np.int64),
-        lambda index: read_image(files[index]),
-        lambda index: file_content(files[index]),
-    )
+    return Split.of_files(files, np.array(labels, dtype=np.int64))
 
 
 def _read_pets(root: Path) -> Dataset:

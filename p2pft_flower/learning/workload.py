@@ -1,14 +1,13 @@
-"""A run's learning problem as its hosts see it: model, data, who holds what, one objective a peer."""
+"""A run's learning problem as its hosts see it: model, trunk and tail, features, one objective a peer."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cached_property, partial
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,56 +20,26 @@ from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.added import merge_low_rank
 from p2pft_flower.learning.batches import Batches, GrowingBatches, PooledBatches
-from p2pft_flower.learning.datasets import (
-    Dataset,
-    Sites,
-    Split,
-    load_dataset,
-    load_sites,
-    require_readable,
-    some_names,
-    unreadable_images,
-)
+from p2pft_flower.learning.datasets import Split
 from p2pft_flower.learning.devices import choose_device, choose_trunk_dtype
 from p2pft_flower.learning.features import Features, TrunkStore
-from p2pft_flower.learning.live import ImageStream, LiveFeatures, StreamFeatures, StreamPart, augmentation
+from p2pft_flower.learning.holdings import Holdings
+from p2pft_flower.learning.live import LiveFeatures, StreamFeatures, augmentation
 from p2pft_flower.learning.models import MODELS, create_model, data_config, preprocessing
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
-from p2pft_flower.learning.partitions import (
-    Partition,
-    class_owners,
-    draw_shots,
-    partition_images,
-    resolve_partition,
-)
+from p2pft_flower.learning.preparing import progress_told_to
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, require_accountant, tell_draws
 from p2pft_flower.learning.split import PATHS, Parts, split_model
 from p2pft_flower.learning.structure import share_copy
 from p2pft_flower.learning.tuning import tune_model
 from p2pft_flower.plugins import is_reference
 
-__all__ = ["TAIL_SCHEMA", "PeerData", "Workload"]
+__all__ = ["TAIL_SCHEMA", "Workload"]
 
 TAIL_SCHEMA = "p2pft.tail/1"
 """Version of what a tail's safetensors file carries in its metadata."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class PeerData:
-    """What a peer holds, in numbers only.
-
-    Attributes
-    ----------
-    images : int
-        Training images.
-    classes : tuple of str
-        Names of the classes of which it holds at least one.
-    """
-
-    images: int
-    classes: tuple[str, ...]
 
 
 class Workload:
@@ -96,9 +65,14 @@ class Workload:
     ConfigError
         When settings of the data do not go together.
 
+    Attributes
+    ----------
+    holdings : Holdings
+        Who holds which images.
+
     Notes
     -----
-    Everything is built when first asked for: the coordinator needs the partition only, hosts need all.
+    Everything is built when first asked for.
     """
 
     def __init__(
@@ -110,200 +84,20 @@ class Workload:
         peers: Sequence[int] | None = None,
         classes: Sequence[str] | None = None,
     ) -> None:
-        config.check_data()
+        self.holdings = Holdings(config, n, pooled=pooled, peers=peers, classes=classes)
         self.config, self.n, self.pooled = config, n, pooled
-        self._here = tuple(range(n)) if peers is None else tuple(peers)
-        self._classes = classes
         self._features: dict[int, Features] = {}
-        self._streams: dict[int, ImageStream] = {}
         self._checked: set[int] = set()
         self._own_tests: dict[int, Features] = {}
         self._told = False
         self._private = False
         self._deployed = peers is not None
-        self.unreadable = 0
-        """Images left out because they cannot be read, as far as they were looked at yet."""
-        if pooled and config.sited and peers is not None:
-            raise ConfigError(
-                f"dataset = {config.dataset!r}: the peers' folders are on separate machines, so their images "
-                "cannot be pooled: run algorithm = centralized in simulation, where all folders are"
-            )
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        """Training and test images; of own folders those of the peers here, one folder after the other."""
-        config = self.config
-        if config.sited:
-            found = self._sites.dataset
-        else:
-            found = load_dataset(
-                config.dataset, config.data_dir, download=config.download, verify=config.verify
-            )
-        if self._classes is not None and tuple(self._classes) != found.classes:
-            raise DataError(
-                f"dataset = {config.dataset!r} has the classes {some_names(found.classes)}, but the model "
-                f"was trained on {some_names(self._classes)}: its answers would mean other classes here"
-            )
-        return found
-
-    @cached_property
-    def _sites(self) -> Sites:
-        return load_sites(self.config.dataset, self._here)
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of the head's outputs."""
-        return self.dataset.classes if self._classes is None else tuple(self._classes)
-
-    @cached_property
-    def partition_spec(self) -> str:
-        """The partition with ``auto`` resolved."""
-        spec = resolve_partition(self.config.partition, self.config.dataset, self.n, len(self.classes))
-        if self.config.stream and not self.config.sited and not spec.startswith("classes:"):
-            raise ConfigError(
-                f"stream = true: with {self.n} peers and {len(self.classes)} classes, partition = auto means "
-                f"{spec}, but whose a new image is must follow from its class or its folder; choose "
-                "classes:0-1,2-3,…, or a folder for each peer"
-            )
-        return spec
-
-    @cached_property
-    def _shares(self) -> Partition:
-        """Positions in the training split, one array for each of the n peers, pooled or not."""
-        labels, classes, seed = self.dataset.train.labels, self.dataset.classes, self.config.seed
-        if self.config.sited:
-            # Each draws from its own folder: it sees no other's.
-            held = [self._sites.train.get(p, np.empty(0, dtype=np.int64)) for p in range(self.n)]
-            dealt = [p[draw_shots(labels[p], self.config.shots, classes, seed)] for p in held]
-        else:
-            kept = draw_shots(labels, self.config.shots, classes, seed)
-            parts = partition_images(self.partition_spec, labels[kept], self.n, len(classes), seed)
-            dealt = [kept[positions] for positions in parts]
-        if self.config.bad_images == "skip" and not self.config.stream:
-            dealt = self._without_unreadable(dealt)
-        return dealt
-
-    def _without_unreadable(self, shares: Partition) -> Partition:
-        """Leave out what cannot be read of the images of the peers here; others' machines do the same."""
-        mine = np.concatenate([shares[p] for p in self._here])
-        wrong = self._unreadable(self.dataset.train, mine, "training")
-        left = [positions[~np.isin(positions, wrong)] for positions in shares]
-        for peer in self._here:
-            if not len(left[peer]):
-                raise DataError(
-                    f"peer {peer}: none of its {len(shares[peer])} training images can be read "
-                    "(the warnings above name them); repair them, or run without this peer"
-                )
-        labels = self.dataset.train.labels
-        lost = sorted(set(labels[mine].tolist()) - set(labels[np.setdiff1d(mine, wrong)].tolist()))
-        if lost:
-            raise DataError(
-                f"dataset = {self.config.dataset!r}: no training image can be read of the classes "
-                f"{some_names([self.classes[c] for c in lost])} (the warnings above name them); repair them, "
-                "or remove the classes"
-            )
-        return left
-
-    def _unreadable(self, split: Split, among: npt.NDArray[np.int64], what: str) -> npt.NDArray[np.int64]:
-        """Return the positions of images that cannot be read, and warn of them."""
-        wrong = unreadable_images(split, among, what)
-        self.unreadable += len(wrong)
-        if wrong:
-            log.warning(
-                "bad-images = skip: %d of %d %s images cannot be read and are left out: %s",
-                len(wrong),
-                len(among),
-                what,
-                some_names([*wrong.values()]),
-            )
-        return np.array([*wrong], dtype=np.int64)
-
-    @property
-    def partition(self) -> Partition:
-        """Positions in the training split, one array a peer; where pooled one array, peer after peer.
-
-        Of own folders on other machines nothing is known: their peers' arrays are empty.
-        """
-        return [np.concatenate(self._shares)] if self.pooled else self._shares
-
-    @cached_property
-    def _tests(self) -> Partition:
-        """Positions in the test split, one array for each of the n peers; unreadable images left out."""
-        every = np.arange(len(self.dataset.test))
-        if self.config.bad_images == "skip":
-            every = np.setdiff1d(every, self._unreadable(self.dataset.test, every, "test"))
-        if not self.config.sited:
-            self._check_test(every, "")
-            return [every] * self.n
-        tests = [np.intersect1d(every, self._sites.test.get(p, [])).astype(np.int64) for p in range(self.n)]
-        for peer in self._here:
-            self._check_test(tests[peer], f"peer {peer}: ")
-        return tests
-
-    def _check_test(self, positions: npt.NDArray[np.int64], whose: str) -> None:
-        if not len(positions):
-            raise DataError(f"{whose}no test image can be read (the warnings above name them); repair them")
-        held = set(self.dataset.test.labels[positions].tolist())
-        absent = [name for label, name in enumerate(self.classes) if label not in held]
-        if absent:
-            log.warning("%sno test image of the classes %s: they are not scored", whose, some_names(absent))
-
-    @property
-    def test_positions(self) -> npt.NDArray[np.int64]:
-        """Positions in the test split of all images that are scored on this machine, ascending."""
-        return np.unique(np.concatenate([self._tests[p] for p in self._here]))
-
-    @property
-    def scored_test(self) -> Split:
-        """The test images that are scored on this machine, as a split of their own."""
-        split, positions = self.dataset.test, self.test_positions
-        return Split(split.labels[positions], lambda index: split.read(int(positions[index])))
-
-    def check_images(self, peers: Sequence[int]) -> None:
-        """Decode once all images that ``peers`` use; for runs that read them only as they go.
-
-        Raises
-        ------
-        DataError
-            When one cannot be read, naming it.
-        """
-        if not self.config.stream:  # a stream looks at its images itself
-            mine = np.unique(np.concatenate([self.partition[p] for p in peers]))
-            require_readable(self.dataset.train, mine, "training")
-        require_readable(self.dataset.test, self.test_positions, "test")
-
-    def stream(self, peer: int) -> ImageStream:
-        """Return the growing set of the peer's training images; the same one whenever it is asked for.
-
-        Raises
-        ------
-        DataError
-            When it is empty.
-        """
-        if peer not in self._streams:
-            owners = range(self.n) if self.pooled else [peer]
-            parts = [self._stream_part(owner) for owner in owners]
-            whose = "the pooled" if self.pooled else f"peer {peer}'s"
-            self._streams[peer] = ImageStream(parts, self.classes, whose)
-        return self._streams[peer]
-
-    def _stream_part(self, peer: int) -> StreamPart:
-        path = self.config.dataset.removeprefix("folder:").replace("{peer}", str(peer))
-        every = np.arange(len(self.classes))
-        if not self.config.sited:
-            every = np.flatnonzero(class_owners(self.partition_spec, self.n, len(every)) == peer)
-        return StreamPart(Path(path).expanduser() / "train", every)
-
-    def data(self, peer: int) -> PeerData:
-        """Say what ``peer`` holds."""
-        labels = np.unique(self.dataset.train.labels[self.partition[peer]])
-        return PeerData(len(self.partition[peer]), tuple(self.dataset.classes[c] for c in labels))
 
     @cached_property
     def model(self) -> nn.Module:
         """The whole model with its new head; frozen, in eval mode."""
         config = self.config
-        return create_model(config.model, config.weights, len(self.classes), config.seed)
+        return create_model(config.model, config.weights, len(self.holdings.classes), config.seed)
 
     @cached_property
     def device(self) -> str:
@@ -416,25 +210,37 @@ class Workload:
     @cached_property
     def test_features(self) -> Features:
         """What the trunk makes of all test images that are scored on this machine."""
-        return self._features_of(self.dataset.test, self.test_positions, "test")
+        return self._features_of(self.holdings.dataset.test, self.holdings.test_positions, "test")
 
-    def objectives(self, peers: Sequence[int]) -> dict[int, PeerObjective]:
+    def objectives(
+        self, peers: Sequence[int], progress: Callable[[], None] = lambda: None
+    ) -> dict[int, PeerObjective]:
         """Build new objectives of ``peers``, at the start of their data order; the trunk runs once an image.
+
+        Parameters
+        ----------
+        peers : sequence of int
+            Whose.
+        progress : callable, optional
+            Called whenever an image was looked at, or a batch of them went through the trunk.
 
         Raises
         ------
         ConfigError
             When gradients are to be private, but the model admits none of single images.
         DataError
-            When an image cannot be read.
+            When an image cannot be read, or what the trunk makes of it is not finite.
         """
         self.check_privacy()
+        with progress_told_to(progress):
+            return self._objectives(peers)
+
+    def _objectives(self, peers: Sequence[int]) -> dict[int, PeerObjective]:
         if self.parts.path == "full" or not self.config.cache or self.config.augment != "none":
             unchecked = [peer for peer in peers if peer not in self._checked]
             if unchecked:
-                self.check_images(
-                    unchecked
-                )  # they are read as the run goes: whoever is broken shall tell now
+                # They are read as the run goes: whoever is broken shall tell now.
+                self.holdings.check_images(unchecked)
                 self._checked.update(unchecked)
         return {peer: self._objective(peer) for peer in peers}
 
@@ -476,14 +282,18 @@ class Workload:
             what = f"model = {config.model!r}, tune = {config.tune!r} (path {self.parts.path})"
             ClippedGradients(share_copy(self.tail), config.dp_clip).check(self.features(peer), what)
             tell_draws(config.dp_noise, seeded=not self._deployed)
-        return Privacy.of(config, len(self.partition[peer]), None if self._deployed else (config.seed, peer))
+        return Privacy.of(
+            config, len(self.holdings.partition[peer]), None if self._deployed else (config.seed, peer)
+        )
 
     def _test_of(self, peer: int) -> Features:
         if self.pooled or not self.config.sited:
             return self.test_features
         if peer not in self._own_tests:
             what = f"peer {peer}'s test"
-            self._own_tests[peer] = self._features_of(self.dataset.test, self._tests[peer], what)
+            self._own_tests[peer] = self._features_of(
+                self.holdings.dataset.test, self.holdings.tests[peer], what
+            )
         return self._own_tests[peer]
 
     def _batches(self, peer: int) -> Batches | GrowingBatches | PooledBatches:
@@ -491,15 +301,15 @@ class Workload:
             return self.growing_batches(peer)
         size, seed = self.config.batch_size, self.config.seed
         if self.pooled == "uniform":
-            sizes = [len(share) for share in self._shares]
+            sizes = [len(share) for share in self.holdings.shares]
             parts = [Batches(n, size, seed=seed, peer=i) for i, n in enumerate(sizes)]
             return PooledBatches(parts, [sum(sizes[:i]) for i in range(len(sizes))])
         times = self.n if self.pooled else 1
-        return Batches(len(self.partition[peer]), size * times, seed=seed, peer=peer)
+        return Batches(len(self.holdings.partition[peer]), size * times, seed=seed, peer=peer)
 
     def growing_batches(self, peer: int) -> GrowingBatches | PooledBatches:
         """Return the peer's order of images in its :meth:`stream`, from the start."""
-        size, seed, stream = self.config.batch_size, self.config.seed, self.stream(peer)
+        size, seed, stream = self.config.batch_size, self.config.seed, self.holdings.stream(peer)
         if self.pooled == "uniform":
             owners = range(self.n)
             parts = [GrowingBatches(partial(stream.refresh, i), size, seed=seed, peer=i) for i in owners]
@@ -514,13 +324,13 @@ class Workload:
         return self._features[peer]
 
     def _training_features(self, peer: int) -> Features:
-        config, split, held = self.config, self.dataset.train, self.partition[peer]
+        config, split, held = self.config, self.holdings.dataset.train, self.holdings.partition[peer]
         self._tell_what_is_not_kept()
         augmented = config.augment != "none"
         transform = augmentation(self.model, config.augment) if augmented else preprocessing(self.model)
         if config.stream:
             return StreamFeatures(
-                self.stream(peer),
+                self.holdings.stream(peer),
                 transform,
                 self._run_trunk,
                 seed=config.seed,
@@ -560,7 +370,7 @@ class Workload:
         told = {
             "schema": TAIL_SCHEMA,
             "model-digest": self.model_digest,
-            "classes": json.dumps(self.classes),
+            "classes": json.dumps(self.holdings.classes),
             **settings,
         }
         if self.pooled and self.config.sited:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,21 @@ import numpy as np
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.resources import home
+from p2pft_flower.runtime import sketch
 from p2pft_flower.runtime.journal import finite
 
 __all__ = [
     "FILE",
     "SCHEMA",
     "default_output_dir",
+    "head",
     "holds_a_run",
+    "log_name",
     "read_results",
+    "run_results",
     "summary",
+    "tail_name",
+    "write_json",
     "write_results",
 ]
 
@@ -46,15 +52,120 @@ def summary(values: Sequence[float | None]) -> dict[str, float] | None:
     }
 
 
+def head(status: str, run_id: str, values: Any) -> dict[str, Any]:
+    """Return what the results of every run begin with, also of one that failed."""
+    return {
+        "schema": SCHEMA,
+        "status": status,
+        "run": run_id,
+        "algorithm": values.get("algorithm"),
+        "seed": values.get("seed"),
+    }
+
+
+def log_name(peer: int) -> str:
+    """Return a peer's log, relative to a run's folder."""
+    return f"peers/peer-{peer}.jsonl"
+
+
+def tail_name(peer: int) -> str:
+    """Return a peer's tail, relative to a run's folder."""
+    return f"peers/peer-{peer}.safetensors"
+
+
+def run_results(
+    *,
+    status: str,
+    run_id: str,
+    config: Mapping[str, Any],
+    iterations: int,
+    outcomes: Mapping[int, Mapping[str, Any]],
+    about: Mapping[int, Mapping[str, Any]],
+    history: list[dict[str, Any]],
+    graph: Mapping[str, Any],
+    partition: str,
+    hosts: Collection[Sequence[int]],
+    versions: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the results of a run whose peers have ended, as results.json has them, without ``seconds``.
+
+    Parameters
+    ----------
+    status : str
+        ``completed``, or ``completed-with-M-of-N``.
+    run_id : str
+        Flower's id of the run.
+    config : mapping
+        The run-config.
+    iterations : int
+        Length of the run.
+    outcomes : mapping of int to mapping
+        Fields of :class:`~p2pft_flower.runtime.recorder.Outcome` by peer.
+    about : mapping of int to mapping
+        ``name``, ``classes`` and ``images`` by peer.
+    history : list of dict
+        From :meth:`~p2pft_flower.runtime.progress.Progress.history`.
+    graph : mapping
+        ``name``, ``weights``, ``peer_names``, ``addresses`` and ``digest``.
+    partition : str
+        With ``auto`` resolved.
+    hosts : collection of sequences of int
+        The peers of each host.
+    versions : mapping
+        Package to version.
+    """
+    peers = [
+        {
+            "peer": p,
+            "name": about[p]["name"],
+            "classes": about[p]["classes"],
+            "images": about[p]["images"],
+            "accuracy": o["accuracy"],
+            "accuracy_unseen": o["accuracy_unseen"],
+            "loss": o["loss"],
+            "bytes_sent": o["bytes_sent"],
+            "epsilon": o["epsilon"],
+            "delta": o["delta"],
+            "seconds": o["seconds"],
+            "log": log_name(p),
+            "tail": tail_name(p),
+        }
+        for p, o in sorted(outcomes.items())
+    ]
+    one = outcomes[min(outcomes)]
+    return {
+        **head(status, run_id, config),
+        "iterations": iterations,
+        "trainable_parameters": one["parameters"],
+        "model_parameters": one["model_parameters"],
+        "peers": peers,
+        "summary": {key: summary([p[key] for p in peers]) for key in ("accuracy", "accuracy_unseen", "loss")},
+        "consensus_error": sketch.consensus_error(
+            [sketch.decode(o["sketch"]) for _, o in sorted(outcomes.items())]
+        ),
+        "history": history,
+        "graph": dict(graph),
+        "partition": partition,
+        "hosts": [list(host) for host in hosts],
+        "config": dict(config),
+        "versions": dict(versions),
+        "error": None,
+    }
+
+
 def write_results(folder: Path, results: dict[str, Any]) -> Path:
     """Write ``results.json`` into ``folder`` in one piece and return its path.
 
     Numbers that are not finite (a loss that diverged) become null: JSON has no NaN.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE
+    return write_json(folder / FILE, results)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write ``content`` to ``path`` in one piece, its folder too if need be, and return the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(finite(results), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
     return path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -20,8 +21,8 @@ from p2pft_flower.runtime.exchange import DivergedError, HostExchange
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.problem import Objective, Problem
 from p2pft_flower.runtime.recorder import Outcome, Recorder
-from p2pft_flower.runtime.wires import Wires, remote_edges
-from p2pft_flower.transport import ExchangeStoppedError, Hello, Stop, Terms
+from p2pft_flower.runtime.wires import Access, Wires, remote_edges
+from p2pft_flower.transport import ExchangeStoppedError, Hello, Reply, Status, Stop, Terms
 
 __all__ = ["Host", "PeerFailedError"]
 
@@ -30,6 +31,12 @@ _MEET_REMEDY = (
     "or give the simulation more CPUs (client-resources-num-cpus, init-args-num-cpus); where preparing takes "
     "long, raise meet-timeout"
 )
+
+_KEPT = 1.0
+"""Seconds that a hello is kept before it is answered PREPARING; less where meet-timeout is short."""
+
+
+_PLAIN = Access()
 
 
 class News(NamedTuple):
@@ -60,17 +67,26 @@ class Host:
         What the coordinator decided.
     problem : Problem
         What is learned.
+    access : Access
+        How this machine's peers listen and prove who they are; default: in plain text, on this machine only.
     """
 
-    def __init__(self, plan: Plan, problem: Problem) -> None:
-        self.plan, self.problem = plan, problem
+    def __init__(self, plan: Plan, problem: Problem, access: Access = _PLAIN) -> None:
+        self.plan, self.problem, self._access = plan, problem, access
         self._config = RunConfig.from_mapping(plan.config)
         self._peers = [p.peer for p in plan.peers]
         self._iteration = 0
         self._news: News | None = None
         self._wires: Wires | None = None
         self._lock = threading.Lock()
-        self._prepared = threading.Event()
+        self._stage = 0.0
+        """Hellos of lower stages are agreed to: 0 while this host prepares."""
+        self._staged = threading.Condition()
+        self._progress = 0
+        self._recorder: Recorder | None = None
+        self._telling: threading.Thread | None = None
+        self._told = False
+        self._stopped_at: float | None = None
 
     def run(self) -> list[Outcome]:
         """Prepare, meet the neighbours, train, and return how each peer ended.
@@ -88,23 +104,32 @@ class Host:
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self._close_wires)  # last, and whatever else fails
+            stack.callback(self._wait_until_told)
             recorder = None
             try:
-                recorder = Recorder(self.plan, self.problem)
+                recorder = self._recorder = Recorder(self.plan, self.problem)
                 stack.callback(recorder.close)
                 return self._train(recorder)
             except BaseException as error:
-                # The neighbours first, so that they stop now and not at their deadline.
-                self._hear(self._news_of(error))
-                if self._wires is not None and self._news is not None:
-                    self._wires.links.stop(*self._news)
+                # The neighbours are told first, so that they stop now and not at their deadline.
+                self._hear(self._news_of(error), own=True)
                 if recorder is not None:
                     recorder.failed(self._iteration, error)
                 raise
 
     def stop(self, reason: str) -> None:
-        """Make :meth:`run` raise ExchangeStoppedError: at the next iteration, or at once where it waits."""
+        """Stop this host's peers and, through their neighbours, all others; returns once these were told.
+
+        :meth:`run` raises ExchangeStoppedError: at the next iteration, or at once where it waits. The peers'
+        logs have their last line when this returns, whatever :meth:`run` is busy with.
+        """
         self._hear(News(self._peers[0], self._iteration, reason))
+        self._wait_until_told()
+
+    def raise_if_stopped(self, longer_than: float = 0.0) -> None:
+        """Raise ExchangeStoppedError when the run was stopped, so many seconds ago or earlier."""
+        if self._stopped_at is not None and time.monotonic() - self._stopped_at >= longer_than:
+            raise self._stopped()
 
     def _train(self, recorder: Recorder) -> list[Outcome]:
         plan, settings, timeouts = self.plan, self._config.method, self._config.runtime
@@ -113,14 +138,12 @@ class Host:
         with recorder.telling():
             theta0 = self.problem.theta0
         self._wires = self._open_wires(method, theta0)
-        self._raise_if_stopped()  # the server hears stops before self._wires can be told of them
+        self.raise_if_stopped()  # the server hears stops before self._wires can be told of them
         objectives: dict[int, Objective] = {}
         for p in self._peers:
             with self._naming(p, "its data could not be prepared"), recorder.telling():
-                objectives |= self.problem.objectives([p])
-        self._prepared.set()
-        if self._wires is not None:
-            self._wires.links.meet(timeouts.meet_timeout, _MEET_REMEDY)
+                objectives |= self.problem.objectives([p], self._note_progress)
+        self._meet(timeouts.meet_timeout)
         recorder.started()
 
         exchange = HostExchange(plan.peers, self._wires, theta0.dtype.itemsize)
@@ -140,7 +163,7 @@ class Host:
         evaluate(0)
         for k in range(plan.iterations):
             self._iteration = k
-            self._raise_if_stopped()
+            self.raise_if_stopped()
             steps = {p: self._step(p, method.step(k, states[p], gradients[p])) for p in self._peers}
             states = lockstep(
                 steps, lambda phase, outbox: self._mix(exchange, phase, outbox), len(method.phases)
@@ -149,10 +172,13 @@ class Host:
                 evaluate(k + 1)
         if self._wires is not None:
             self._wires.links.flush(timeouts.peer_timeout)
-        return [
+        ended = [
             recorder.finish(p, objectives[p], states[p].theta, exchange.bytes_sent[p], exchange.seconds)
             for p in self._peers
         ]
+        if None in ended:
+            raise self._stopped()
+        return [outcome for outcome in ended if outcome is not None]
 
     def _step(self, peer: int, step: Step[Any]) -> Step[Any]:
         with self._naming(peer, "its step failed"):
@@ -193,6 +219,7 @@ class Host:
             terms,
             leaving,
             entering,
+            self._access,
             timeout=timeout,
             on_hello=self._on_hello,
             on_stop=self._on_stop,
@@ -211,27 +238,72 @@ class Host:
         weight, decay = self.plan.loss_weights[peer], self._config.method.weight_decay
         return local_objective(gradient, weight=weight, weight_decay=decay)
 
-    def _on_hello(self, hello: Hello) -> str | None:  # noqa: ARG002 - the transport has checked it
-        """Keep a neighbour waiting until this host can train: its peer-timeout must not run meanwhile."""
-        timeout = self._config.runtime.meet_timeout
-        if self._prepared.wait(timeout):
-            return None
-        return f"still preparing after {timeout:g} s (meet-timeout): model, data or trunk take longer"
+    def _meet(self, timeout: float) -> None:
+        """Wait until all peers of the run are prepared: no peer-timeout may run meanwhile.
+
+        At stage s a neighbour agrees when its own neighbours have agreed to stage s - 1, so whoever has gone
+        through as many stages as there are other hosts knows of all that edges lead to, in either direction.
+        """
+        for stage in range(max(1, self.plan.hosts - 1)):
+            self._reach(stage + 1)
+            if self._wires is not None:
+                self._wires.links.meet(timeout, _MEET_REMEDY, stage=stage)
+        self._reach(math.inf)
+
+    def _reach(self, stage: float) -> None:
+        with self._staged:
+            self._stage = max(self._stage, stage)
+            self._staged.notify_all()
+
+    def _note_progress(self) -> None:
+        self._progress += 1
+
+    def _on_hello(self, hello: Hello) -> Reply | None:
+        """Agree when this host has reached the stage; else say after a moment how far it has come."""
+        kept = min(_KEPT, self._config.runtime.meet_timeout / 4)
+        with self._staged:
+            if self._staged.wait_for(lambda: self._stage > hello.stage, kept):
+                return None
+            reason = "model, data or trunk take longer"
+            if self._stage > 0:
+                reason = "prepared, and waiting for neighbours of its own"
+                self._progress += 1  # its own waiting has deadlines
+        return Reply(status=Status.PREPARING, reason=reason, progress=self._progress)
 
     def _on_stop(self, stop: Stop) -> None:
-        self._hear(News(stop.origin, stop.iteration, stop.reason))
+        if stop.sender in self._peers:  # the coordinator's: it speaks to a peer, and is none itself
+            self._hear(News(stop.sender, self._iteration, stop.reason))
+        else:
+            self._hear(News(stop.origin, stop.iteration, stop.reason))
 
-    def _hear(self, news: News) -> None:
+    def _hear(self, news: News, *, own: bool = False) -> None:
+        """Take in that the run stops, and pass it on; ``own``: :meth:`run` notes itself what went wrong."""
         with self._lock:
             if self._news is None:
-                self._news = news
-        self._prepared.set()  # whoever waits for this host shall hear the news
+                self._news, self._stopped_at = news, time.monotonic()
+                # A thread of its own: neither a long gradient nor a slow neighbour may hold the news up.
+                self._telling = threading.Thread(
+                    target=self._tell, args=(own,), name="p2pft-stop", daemon=True
+                )
+                self._telling.start()
+        self._reach(math.inf)  # whoever waits for this host shall hear the news
         if self._wires is not None:
             self._wires.fail(self._stopped())
 
-    def _raise_if_stopped(self) -> None:
-        if self._news is not None:
-            raise self._stopped()
+    def _tell(self, own: bool) -> None:
+        """Note the news in the peers' logs, and pass it on along every edge."""
+        if self._recorder is not None and not own:
+            self._recorder.failed(self._iteration, self._stopped())
+        if self._wires is not None and self._news is not None:
+            self._told = True
+            self._wires.links.stop(*self._news)
+
+    def _wait_until_told(self) -> None:
+        """Return once the neighbours have heard the news, if there is any; each is given 2 s."""
+        if self._telling is not None:
+            self._telling.join(5.0)
+            if not self._told:  # the news came before there were links
+                self._tell(own=True)
 
     def _stopped(self) -> ExchangeStoppedError:
         origin, iteration, reason = self._news or News(self._peers[0], self._iteration, "unknown")

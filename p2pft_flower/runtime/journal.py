@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-__all__ = ["Journal", "finite", "read_journal"]
+__all__ = ["Journal", "finite", "read_journal", "read_last_run"]
 
 
 class Journal:
@@ -28,10 +29,30 @@ class Journal:
         self.peer = peer
         self.folder = folder / "peers"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._file: TextIO = (self.folder / f"peer-{peer}.jsonl").open("a", encoding="utf-8")
+        self.path = self.folder / f"peer-{peer}.jsonl"
+        self._file: TextIO = self.path.open("a", encoding="utf-8")
+        self._lock = threading.Lock()
+        self._over = False
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append a line and hand it to the operating system, so that a crash of this process keeps it."""
+        """Append a line and hand it to the operating system, so that a crash of this process keeps it.
+
+        Nothing follows the last line: a gradient that was under way when the host was stopped says no more.
+        """
+        with self._lock:
+            if not self._over:
+                self._append(event, fields)
+
+    def write_last(self, event: str, **fields: Any) -> bool:
+        """Write the last line from whichever thread; False where another one was quicker."""
+        with self._lock:
+            if self._over:
+                return False
+            self._over = True
+            self._append(event, fields)
+            return True
+
+    def _append(self, event: str, fields: Mapping[str, Any]) -> None:
         line = {"time": time.time(), "event": event, "peer": self.peer, **fields}
         self._file.write(json.dumps(finite(line), allow_nan=False) + "\n")
         self._file.flush()
@@ -48,7 +69,9 @@ class Journal:
 
     def close(self) -> None:
         """Close the log."""
-        self._file.close()
+        with self._lock:
+            self._over = True
+            self._file.close()
 
 
 def finite(value: Any) -> Any:
@@ -68,3 +91,14 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             if line.endswith("\n"):
                 yield json.loads(line)
+
+
+def read_last_run(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of the last run in a log: from its ``run`` line on; none without such a line."""
+    lines: list[dict[str, Any]] = []
+    for line in read_journal(path):
+        if line["event"] == "run":
+            lines = [line]
+        elif lines:
+            lines.append(line)
+    return lines

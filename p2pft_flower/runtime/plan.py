@@ -66,6 +66,8 @@ class Plan:
         The run-config, kebab-case.
     n : int
         Peers in the whole graph.
+    hosts : int
+        Hosts in the whole run.
     terms : str
         Digest of what must be equal on all peers (:func:`terms_digest`).
     peers : tuple of Neighbourhood
@@ -83,11 +85,21 @@ class Plan:
         One peer holds the data of all n.
     output_dir : str
         Folder for logs and tails, on the host's machine.
+    record : dict
+        What results say of the run besides scores (:func:`p2pft_flower.report.collected.run_record`); each
+        peer's log begins with it, so that results can be made of the peers' files alone.
+    peer_records : dict of int to dict
+        What results say of each of these peers (:func:`p2pft_flower.report.collected.peer_record`); goes into
+        its log only.
+    stop_digest : str
+        SHA-256, hexadecimal, of the key that only the coordinator knows: whoever shows the key may stop the
+        run. Empty: nobody but neighbours may.
     """
 
     run: str
     config: dict[str, Any]
     n: int
+    hosts: int
     terms: str
     peers: tuple[Neighbourhood, ...]
     loss_weights: dict[int, float]
@@ -97,6 +109,9 @@ class Plan:
     addresses: dict[int, str] = field(default_factory=dict)
     observer: str = ""
     pooled: bool = False
+    record: dict[str, Any] = field(default_factory=dict)
+    peer_records: dict[int, dict[str, Any]] = field(default_factory=dict)
+    stop_digest: str = ""
 
     def to_json(self) -> str:
         """Serialise for a message."""
@@ -115,6 +130,7 @@ class Plan:
         )
         raw["loss_weights"] = by_peer(raw["loss_weights"])
         raw["addresses"] = by_peer(raw["addresses"])
+        raw["peer_records"] = by_peer(raw["peer_records"])
         return cls(**raw)
 
 

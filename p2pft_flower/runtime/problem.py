@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -60,8 +60,13 @@ class Problem(Protocol):
         """Digest of the frozen weights and θ^0; equal on all peers."""
         ...
 
-    def objectives(self, peers: Sequence[int]) -> Mapping[int, Objective]:
-        """Build the objectives of ``peers``."""
+    @property
+    def model_parameters(self) -> int:
+        """Number of parameters of the whole model, the frozen ones included."""
+        ...
+
+    def objectives(self, peers: Sequence[int], progress: Callable[[], None]) -> Mapping[int, Objective]:
+        """Build the objectives of ``peers``, and call ``progress`` whenever a piece of that is done."""
         ...
 
     def named_tail(self, theta: Vector) -> Mapping[str, Any]:

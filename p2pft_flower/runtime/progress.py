@@ -5,14 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from p2pft_flower.runtime.journal import read_last_run
 from p2pft_flower.runtime.sketch import consensus_error, decode
 
-__all__ = ["Progress", "Report"]
+__all__ = ["Progress", "Report", "told_evaluations"]
+
+TOLD = 128
+"""Evaluations, about 900 bytes each, that all peers of a deployed run together tell the coordinator."""
 
 EACH_PEER = 8
 """Up to so many peers a line shows each; beyond, min/mean/max."""
@@ -34,6 +39,33 @@ class Report:
     def of(cls, fields: dict[str, Any]) -> Report:
         """Pick a report's fields out of a journal's line."""
         return cls(**{name: fields[name] for name in cls.__dataclass_fields__})
+
+
+def told_evaluations(folder: Path, peer: int, n: int) -> list[dict[str, Any]]:
+    """Return what a deployed peer tells the coordinator of its evaluations: as many as fit what may be told.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the peer's log lies.
+    peer : int
+        The peer.
+    n : int
+        Peers of the run; all of them choose the same iterations, as they evaluate after the same ones.
+
+    Returns
+    -------
+    list of dict
+        Fields of :class:`Report`: of every evaluation where all peers together have at most ``TOLD``,
+        otherwise of evenly spaced ones with the first and the last, at least of the last.
+    """
+    lines = read_last_run(folder / f"peer-{peer}.jsonl")
+    reports = [Report.of(line) for line in lines if line["event"] == "evaluation"]
+    most = max(1, TOLD // n)
+    if len(reports) > most:
+        kept = np.linspace(len(reports) - 1, 0, most).round().astype(int)[::-1]
+        reports = [reports[k] for k in kept]
+    return [asdict(report) for report in reports]
 
 
 class Progress:

@@ -48,6 +48,8 @@ class Outcome:
         Iterations done.
     parameters : int
         q.
+    model_parameters : int
+        Of the whole model, the frozen ones included.
     sketch : str
         Of its last θ (:mod:`p2pft_flower.runtime.sketch`).
     epsilon, delta : float or None
@@ -62,6 +64,7 @@ class Outcome:
     seconds: dict[str, float]
     iterations: int
     parameters: int
+    model_parameters: int
     sketch: str
     epsilon: float | None = None
     delta: float | None = None
@@ -86,6 +89,18 @@ class Recorder:
         self._seconds = {p.peer: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in plan.peers}
         self._sketcher: sketch.Sketcher | None = None
         self._scores: dict[int, Score] = {}
+        for peer, journal in self._journals.items():
+            journal.write(
+                "run",
+                run=plan.run,
+                n=plan.n,
+                iterations=plan.iterations,
+                evaluate_every=plan.evaluate_every,
+                host=[p.peer for p in plan.peers],
+                config=plan.config,
+                **plan.record,
+                **plan.peer_records.get(peer, {}),
+            )
 
     @contextlib.contextmanager
     def timed(self, peer: int, part: str) -> Iterator[None]:
@@ -164,8 +179,8 @@ class Recorder:
 
     def finish(
         self, peer: int, objective: Objective, theta: Vector, bytes_sent: int, exchange_seconds: float
-    ) -> Outcome:
-        """Leave the peer's tail and the last line of its log; return how it ended."""
+    ) -> Outcome | None:
+        """Leave the peer's tail and the last line of its log; return how it ended, None if it was stopped."""
         epsilon, delta = objective.privacy_spent() or (None, None)
         score = self._scores[peer]
         self._seconds[peer]["exchange"] = exchange_seconds
@@ -178,20 +193,21 @@ class Recorder:
             seconds=dict(self._seconds[peer]),
             iterations=self._plan.iterations,
             parameters=theta.size,
+            model_parameters=self._problem.model_parameters,
             sketch=sketch.encode(self._sketch(theta)),
             epsilon=epsilon,
             delta=delta,
         )
         extra = {"run": self._plan.run, "peer": str(peer), "iterations": str(self._plan.iterations)}
         self._journals[peer].save_tail(self._problem.named_tail(theta), {**self._problem.metadata(), **extra})
-        self._journals[peer].write("end", **{k: v for k, v in asdict(outcome).items() if k != "peer"})
-        return outcome
+        ended = {k: v for k, v in asdict(outcome).items() if k != "peer"}
+        return outcome if self._journals[peer].write_last("end", **ended) else None
 
     def failed(self, iteration: int, error: BaseException) -> None:
-        """Note in every peer's log why the host gave up."""
+        """Note in the log of every peer that has not ended why the host gave up; from whichever thread."""
         where = "".join(traceback.format_exception(error))
         for journal in self._journals.values():
-            journal.write(
+            journal.write_last(
                 "failed", iteration=iteration, error=str(error), kind=type(error).__name__, traceback=where
             )
 

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from p2pft_flower.errors import ConfigError
 from p2pft_flower.runtime.plan import Neighbourhood, Plan
-from p2pft_flower.transport import ExchangeError, Hello, Links, Mailbox, PeerServer, Received, Stop, Terms
+from p2pft_flower.transport import (
+    Credentials,
+    ExchangeError,
+    Hello,
+    Links,
+    Mailbox,
+    PeerServer,
+    Received,
+    Reply,
+    Stop,
+    Terms,
+)
 
-__all__ = ["Wires", "remote_edges"]
+__all__ = ["Access", "Wires", "remote_edges"]
 
 Edge = tuple[int, int]
 
@@ -28,6 +41,34 @@ def remote_edges(peers: tuple[Neighbourhood, ...], *, always: bool) -> tuple[set
     return leaving, entering
 
 
+@dataclass(frozen=True)
+class Access:
+    """How this machine's peers listen and prove who they are: decided here, in no plan.
+
+    Attributes
+    ----------
+    credentials : Credentials or None
+        The certificates of the host's one peer; None for plain text.
+    insecure : bool
+        Whether plain text may leave this machine.
+    bind_address : str
+        What the host's one peer listens on, where that is not what its neighbours connect to; else empty.
+
+    Raises
+    ------
+    ConfigError
+        When certificates are given and plain text is allowed as well.
+    """
+
+    credentials: Credentials | None = None
+    insecure: bool = False
+    bind_address: str = ""
+
+    def __post_init__(self) -> None:
+        if self.credentials is not None and self.insecure:
+            raise ConfigError("certificates and insecure = true exclude each other")
+
+
 class Wires:
     """Opened before training, closed after it.
 
@@ -39,17 +80,22 @@ class Wires:
         What every payload must be like.
     leaving, entering : set of (int, int)
         From :func:`remote_edges`.
+    access : Access
+        How the host listens and proves who it is.
     timeout : float
         Deadline of every payload, in seconds.
     on_hello : callable
-        Given a neighbour's Hello; may keep it waiting, returns a reason to turn it down or None.
+        Given a neighbour's Hello; see :class:`PeerServer`.
     on_stop : callable
-        Given a neighbour's Stop.
+        Given a neighbour's Stop, or the coordinator's.
 
     Raises
     ------
     BindError
         When an address cannot be listened on.
+    ConfigError
+        When plain text would leave this machine, or certificates or a bind address are given for a host of
+        other peers.
     """
 
     def __init__(
@@ -58,9 +104,10 @@ class Wires:
         terms: Terms,
         leaving: set[Edge],
         entering: set[Edge],
+        access: Access,
         *,
         timeout: float,
-        on_hello: Callable[[Hello], str | None],
+        on_hello: Callable[[Hello], Reply | None],
         on_stop: Callable[[Stop], None],
     ) -> None:
         local = {p.peer for p in plan.peers}
@@ -76,6 +123,16 @@ class Wires:
             raise ExchangeError(
                 f"no address is known for peers {unknown}; set peer-address or the topology's addresses"
             )
+        own = access.credentials
+        if own is not None and local != {own.peer}:
+            raise ConfigError(
+                f"the certificates in {own.folder} are peer {own.peer}'s, but this host runs the peers "
+                f"{sorted(local)}: each peer needs a host and certificates of its own"
+            )
+        if access.bind_address and len(local) > 1:
+            raise ConfigError(
+                f"bind-address = {access.bind_address!r} is for one peer, not for {sorted(local)}"
+            )
         self.mailbox = Mailbox(terms, entering)
         self.links = Links(
             terms,
@@ -83,16 +140,21 @@ class Wires:
             leaving,
             entering,
             timeout=timeout,
+            credentials=own,
+            insecure=access.insecure,
             on_failure=self.fail,
         )
         try:
             self.server = PeerServer(
                 self.mailbox,
-                {peer: plan.addresses[peer] for peer in sorted(local)},
+                {peer: access.bind_address or plan.addresses[peer] for peer in sorted(local)},
                 out_edges=leaving,
                 on_hello=on_hello,
                 on_stop=on_stop,
+                stop_digest=plan.stop_digest,
                 timeout=timeout,
+                credentials=own,
+                insecure=access.insecure,
             )
         except BaseException:
             self.links.close()

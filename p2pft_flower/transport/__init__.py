@@ -21,17 +21,23 @@ from p2pft_flower.transport.links import Links
 from p2pft_flower.transport.mailbox import Mailbox, Received
 from p2pft_flower.transport.observer import ObserverClient, ObserverServer
 from p2pft_flower.transport.p2pft_pb2 import Hello, PayloadHeader, PeerReport, Reply, Status, Stop
+from p2pft_flower.transport.probe import LinkReport, Prober
 from p2pft_flower.transport.server import PeerServer
+from p2pft_flower.transport.stops import digest_of, new_key, stop_run
+from p2pft_flower.transport.tls import TLS13_ENVIRONMENT, Credentials
 
 __all__ = [
     "MAX_PAYLOAD",
+    "TLS13_ENVIRONMENT",
     "Address",
     "BindError",
+    "Credentials",
     "ExchangeError",
     "ExchangeRefusedError",
     "ExchangeStoppedError",
     "ExchangeTimeoutError",
     "Hello",
+    "LinkReport",
     "Links",
     "Mailbox",
     "ObserverClient",
@@ -40,12 +46,16 @@ __all__ = [
     "PeerReport",
     "PeerServer",
     "PeerUnreachableError",
+    "Prober",
     "Received",
     "Reply",
     "Status",
     "Stop",
     "Terms",
+    "digest_of",
+    "new_key",
     "parse_address",
     "phase_name",
+    "stop_run",
     "unix_address",
 ]

@@ -11,15 +11,18 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from p2pft_flower.transport import p2pft_pb2 as pb
+from p2pft_flower.transport.certificates import target_name
 from p2pft_flower.transport.endpoint import EXCHANGE, open_channel
 from p2pft_flower.transport.errors import (
     ExchangeError,
     ExchangeRefusedError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
+    PeerPreparingError,
     PeerUnreachableError,
 )
 from p2pft_flower.transport.mailbox import Edge
+from p2pft_flower.transport.tls import Credentials
 
 __all__ = ["Call", "Channels"]
 
@@ -32,6 +35,7 @@ _BY_CODE: dict[grpc.StatusCode, type[ExchangeError]] = {
 _BY_STATUS: dict[int, type[ExchangeError]] = {
     pb.STOPPED: ExchangeStoppedError,
     pb.BUSY: ExchangeTimeoutError,
+    pb.PREPARING: PeerPreparingError,
 }
 
 
@@ -78,7 +82,10 @@ class Call:
             return None
         name = pb.Status.Name(reply.status) if reply.status in pb.Status.values() else str(reply.status)
         kind = _BY_STATUS.get(reply.status, ExchangeRefusedError)
-        return self.error(kind, f"{whom} answered {name}: {reply.reason}")
+        error = self.error(kind, f"{whom} answered {name}: {reply.reason}")
+        if isinstance(error, PeerPreparingError):
+            error.progress = reply.progress
+        return error
 
 
 class Channels:
@@ -88,15 +95,16 @@ class Channels:
     ----------
     addresses : mapping of int to str
         Remote neighbour to address.
-    credentials : grpc.ChannelCredentials or None
-        For TLS over TCP.
+    credentials : Credentials or None
+        For TLS over TCP: what proves who we are, and whom we trust.
     insecure : bool
         Whether plain text may leave this machine.
     """
 
-    def __init__(self, addresses: Mapping[int, str], credentials: Any, insecure: bool) -> None:
+    def __init__(self, addresses: Mapping[int, str], credentials: Credentials | None, insecure: bool) -> None:
         self.addresses = dict(addresses)
         self._credentials = credentials
+        self._tls = None if credentials is None else credentials.channel()
         self._insecure = insecure
         self._lock = threading.Lock()
         self._open: dict[int, grpc.Channel] = {}
@@ -148,7 +156,9 @@ class Channels:
                 raise ExchangeStoppedError("this host has closed its links", peer=local, edge=edge)
             channel = self._open.get(remote)
             if channel is None:
-                channel = open_channel(self.addresses[remote], self._credentials, self._insecure)
+                own = self._credentials
+                name = None if own is None else target_name(own.federation, remote)
+                channel = open_channel(self.addresses[remote], self._tls, self._insecure, name)
                 self._open[remote] = channel
         body = request if isinstance(request, bytes) else request.SerializeToString()
         # No serialisers: bytes in, bytes out, no copy of a payload for protobuf's sake.

@@ -17,10 +17,11 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport.addresses import SOCKET_FOLDER_PREFIX, Address, parse_address
 from p2pft_flower.transport.errors import BindError
 
-__all__ = ["EXCHANGE", "OBSERVER", "Listener", "open_channel"]
+__all__ = ["EXCHANGE", "OBSERVER", "PROBE", "Listener", "open_channel"]
 
 EXCHANGE = "p2pft.v1.Exchange"
 OBSERVER = "p2pft.v1.Observer"
+PROBE = "p2pft.v1.Probe"
 
 _SMALL_MESSAGE = 2**16  # bytes; room for Hello, Stop, Reply and PeerReport whatever q is
 
@@ -41,7 +42,7 @@ _RETRY = {
     ]
 }
 
-_CHANNEL_OPTIONS = (
+_CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", _SMALL_MESSAGE),
     ("grpc.enable_http_proxy", 0),  # peers talk to each other, whatever http_proxy says
@@ -60,6 +61,7 @@ _SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # two servers on one port would each get some of the messages
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.max_metadata_size", 2**14),
+    ("grpc.server_handshake_timeout_ms", 20_000),  # who connects and says nothing is cut off
 )
 
 
@@ -71,7 +73,7 @@ def _plain_text_allowed(address: Address, insecure: bool, option: str) -> None:
         )
 
 
-def open_channel(text: str, credentials: Any, insecure: bool) -> grpc.Channel:
+def open_channel(text: str, credentials: Any, insecure: bool, name: str | None = None) -> grpc.Channel:
     """Open a channel; nothing connects before the first call. Do not fork afterwards.
 
     Parameters
@@ -82,6 +84,8 @@ def open_channel(text: str, credentials: Any, insecure: bool) -> grpc.Channel:
         For TLS over TCP. A Unix socket never needs it: its folder's mode says who may connect.
     insecure : bool
         Whether plain text may leave this machine.
+    name : str, optional
+        The name that the server's certificate must have; default the address's host.
 
     Raises
     ------
@@ -90,7 +94,10 @@ def open_channel(text: str, credentials: Any, insecure: bool) -> grpc.Channel:
     """
     address = parse_address(text)
     if address.path is None and credentials is not None:
-        return grpc.secure_channel(address.target, credentials, options=_CHANNEL_OPTIONS)
+        options = _CHANNEL_OPTIONS
+        if name is not None:
+            options = (*options, ("grpc.ssl_target_name_override", name))
+        return grpc.secure_channel(address.target, credentials, options=options)
     _plain_text_allowed(address, insecure, "TLS")
     return grpc.insecure_channel(address.target, options=_CHANNEL_OPTIONS)
 
@@ -112,6 +119,8 @@ class Listener:
         Calls that run at once.
     max_calls : int
         Calls that run or wait for a worker; more are refused, so pending requests cannot fill the memory.
+    max_connections : int
+        Connections at once on each address; more are closed at once.
     credentials : grpc.ServerCredentials or None
         For TLS over TCP.
     insecure : bool
@@ -139,6 +148,7 @@ class Listener:
         max_message: int = 0,
         workers: int,
         max_calls: int,
+        max_connections: int,
         credentials: Any = None,
         insecure: bool = False,
     ) -> None:
@@ -147,7 +157,12 @@ class Listener:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="p2pft-server")
         self._server = grpc.server(
             self._pool,
-            options=(*_SERVER_OPTIONS, ("grpc.max_receive_message_length", max(max_message, _SMALL_MESSAGE))),
+            options=(
+                *_SERVER_OPTIONS,
+                ("grpc.max_receive_message_length", max(max_message, _SMALL_MESSAGE)),
+                ("grpc.max_concurrent_streams", max_calls),
+                ("grpc.max_allowed_incoming_connections", max_connections),
+            ),
             maximum_concurrent_rpcs=max_calls,
         )
         handlers = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}

@@ -10,6 +10,7 @@ __all__ = [
     "ExchangeRefusedError",
     "ExchangeStoppedError",
     "ExchangeTimeoutError",
+    "PeerPreparingError",
     "PeerUnreachableError",
     "phase_name",
 ]
@@ -83,6 +84,18 @@ class ExchangeTimeoutError(ExchangeError):
 
 class ExchangeRefusedError(ExchangeError):
     """The neighbour looked at a message and refused it; the reason is the neighbour's."""
+
+
+class PeerPreparingError(ExchangeError):
+    """The neighbour is there, not yet ready to train, and asks to be asked again.
+
+    Attributes
+    ----------
+    progress : int
+        Another number than in its last answer where it has come further since.
+    """
+
+    progress: int = 0
 
 
 class PeerUnreachableError(ExchangeError):

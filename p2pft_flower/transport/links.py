@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import grpc
 import numpy as np
@@ -21,18 +21,27 @@ from p2pft_flower.transport import p2pft_pb2 as pb
 from p2pft_flower.transport.calls import Call, Channels
 from p2pft_flower.transport.errors import (
     ExchangeError,
+    ExchangeRefusedError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
+    PeerPreparingError,
     PeerUnreachableError,
 )
 from p2pft_flower.transport.header import HEADER_KEY, Terms, encode_header
 from p2pft_flower.transport.mailbox import Edge
+from p2pft_flower.transport.tls import Credentials
 
 __all__ = ["Links"]
 
 log = logging.getLogger(__name__)
 
 _MEET_REMEDY = "is its host running, is the address right and reachable from here? Otherwise allow more time"
+
+_AGAIN = 0.5
+"""Seconds until a neighbour that was not there is greeted again."""
+
+_NO_HANDSHAKE = ("Tls handshake failed", "Verification Check failed", "CERTIFICATE_VERIFY_FAILED")
+"""What gRPC says when TLS fails on this side."""
 
 
 class Links:
@@ -52,8 +61,9 @@ class Links:
         payloads; hellos and stops go to both.
     timeout : float
         Deadline of one payload in seconds, from being handed over to being taken in; default 600.
-    credentials : grpc.ChannelCredentials, optional
-        For TLS over TCP.
+    credentials : Credentials, optional
+        For TLS over TCP: what proves who we are, and whom we trust. Whoever answers at a neighbour's address
+        must have that neighbour's certificate.
     insecure : bool
         Whether plain text may leave this machine; default False.
     on_failure : callable, optional
@@ -79,7 +89,7 @@ class Links:
         in_edges: Iterable[Edge] = (),
         *,
         timeout: float = 600.0,
-        credentials: Any = None,
+        credentials: Credentials | None = None,
         insecure: bool = False,
         on_failure: Callable[[ExchangeError], None] | None = None,
     ) -> None:
@@ -96,65 +106,79 @@ class Links:
         missing = sorted({remote for _, remote in self._pairs} - addresses.keys())
         if missing:
             raise ValueError(f"no address for the neighbours {missing}")
+        self._credentials = credentials
         self._channels = Channels(addresses, credentials, insecure)
         self.bytes_sent: dict[int, int] = dict.fromkeys(self._receivers, 0)
         self._lock = threading.Lock()
         self._error: Exception | None = None
         self._payloads: dict[Edge, Call] = {}
-        self._hellos: list[Call] = []
+        self._hellos: dict[Edge, Call] = {}
+        self._awaited: set[int] = set()
 
-    def meet(self, timeout: float, remedy: str = _MEET_REMEDY) -> None:
+    def meet(self, timeout: float, remedy: str = _MEET_REMEDY, *, stage: int = 0) -> None:
         """Say hello to every remote neighbour and wait until all have agreed to the terms.
+
+        A neighbour that answers that it is still preparing is asked again, as long as it makes progress.
 
         Parameters
         ----------
         timeout : float
-            The deadline in seconds; until then a neighbour that is not there yet is waited for.
+            Seconds that a neighbour may be silent, or prepare without progress, before it is given up.
         remedy : str
             What the error advises when a neighbour is missing.
+        stage : int
+            What is asked: 0, are you prepared; s > 0, did all your neighbours agree to your stage s - 1.
 
         Raises
         ------
         PeerUnreachableError
-            When a neighbour does not answer by the deadline; names edge, address and deadline.
+            When a neighbour is given up; names edge, address and deadline.
         ExchangeRefusedError
-            When a neighbour has other terms; its reason says which. Raised at once.
+            When a neighbour has other terms, or the two ends do not accept each other's certificates; says
+            which. Raised at once.
         Exception
             What `fail` was called with.
         """
-        answered: queue.SimpleQueue[Call] = queue.SimpleQueue()
-        for (local, remote), edge in self._pairs.items():
-            call = self._channels.start(
-                "Hello", self._hello(local, remote), timeout, edge=edge, remote=remote
-            )
-            with self._lock:
-                self._hellos.append(call)
-            call.future.add_done_callback(lambda _, call=call: answered.put(call))
-        if self._error is not None:  # it came before its hellos were listed
-            self._cancel()
-        missing: list[ExchangeError] = []
+        ends = dict.fromkeys(self._pairs, time.monotonic() + timeout)  # when to give a neighbour up
+        progress: dict[Edge, int] = {}
+        answered: queue.SimpleQueue[tuple[Edge, Call]] = queue.SimpleQueue()
+        due = dict.fromkeys(self._pairs, 0.0)  # who is to be greeted, and when
+        unmet: dict[Edge, ExchangeError | None] = dict.fromkeys(self._pairs)  # and what kept us apart
         try:
-            for _ in self._pairs:
-                call = answered.get(timeout=timeout + 5.0)  # each call has the deadline itself
-                error = call.outcome()
-                if self._error is not None:
-                    raise self._error
-                if isinstance(error, (ExchangeTimeoutError, PeerUnreachableError)):
-                    missing.append(error)
-                elif error is not None:
-                    raise error
+            while unmet and (now := time.monotonic()) < (end := min(ends[pair] for pair in unmet)):
+                for pair in [pair for pair, when in due.items() if when <= now]:
+                    del due[pair]
+                    self._greet(pair, stage, ends[pair] - now, answered)
+                try:
+                    pair, call = answered.get(timeout=min([end, *due.values()]) - now)
+                except queue.Empty:
+                    continue
+                error = self._absence(replace(call, deadline=timeout))
+                if error is None:
+                    del unmet[pair]
+                    continue
+                unmet[pair], due[pair] = error, time.monotonic() + _AGAIN
+                if isinstance(error, PeerPreparingError):
+                    self._tell_of_waiting(call)
+                    due[pair] = 0.0  # it was kept there
+                    if error.progress != progress.get(pair):
+                        progress[pair], ends[pair] = error.progress, time.monotonic() + timeout
         finally:
             with self._lock:
-                calls, self._hellos = self._hellos, []
-            for call in calls:
+                calls, self._hellos = self._hellos, {}
+            for call in calls.values():
                 call.future.cancel()
-        if missing:
-            first = min(missing, key=lambda e: e.edge or (0, 0))
-            others = f" (and {len(missing) - 1} more edges)" if len(missing) > 1 else ""
+        if self._error is not None:
+            raise self._error
+        if unmet:
+            lost = {pair: error for pair, error in unmet.items() if ends[pair] <= time.monotonic()}
+            (local, remote), first = min(lost.items(), key=lambda item: self._pairs[item[0]])
+            others = f" (and {len(lost) - 1} more edges)" if len(lost) > 1 else ""
+            problem = f"no answer from peer {remote} at {self._channels.addresses[remote]}"
             raise PeerUnreachableError(
-                f"could not meet{others}: {first.problem}; {remedy}",
-                peer=first.peer,
-                edge=first.edge,
+                f"could not meet{others}: {first.problem if first else problem}; {remedy}",
+                peer=local,
+                edge=self._pairs[local, remote],
                 deadline=timeout,
             ) from first
 
@@ -306,7 +330,58 @@ class Links:
     ) -> None:
         self.close()
 
-    def _hello(self, local: int, remote: int) -> pb.Hello:
+    def _greet(
+        self, pair: Edge, stage: int, timeout: float, answered: queue.SimpleQueue[tuple[Edge, Call]]
+    ) -> None:
+        """Say hello to a neighbour; the outcome goes to ``answered``."""
+        # Not wait_for_ready: a call that waits for a connection never says why there is none.
+        call = self._channels.start(
+            "Hello",
+            self._hello(*pair, stage),
+            timeout,
+            edge=self._pairs[pair],
+            remote=pair[1],
+            wait_for_ready=False,
+        )
+        with self._lock:
+            self._hellos[pair] = call
+        call.future.add_done_callback(lambda _: answered.put((pair, call)))
+        if self._error is not None:  # it came before this hello was listed
+            self._cancel()
+
+    def _absence(self, call: Call) -> ExchangeError | None:
+        """Return why a neighbour that may still come did not answer a hello, None where it did.
+
+        Raises
+        ------
+        ExchangeError
+            When trying again is of no use.
+        """
+        error = call.outcome()
+        if self._error is not None:
+            raise self._error
+        if isinstance(error, (ExchangeTimeoutError, PeerPreparingError)) or error is None:
+            return error
+        if not isinstance(error, PeerUnreachableError):
+            raise error
+        if self._credentials is not None:
+            # What is not accepted here, gRPC says; where the other end does not accept us, it only says
+            # "Socket closed". A connection that is refused may come to be.
+            ours = any(sign in error.problem for sign in _NO_HANDSHAKE)
+            cause = None
+            if ours or "Socket closed" in error.problem:
+                cause = self._credentials.diagnose(call.address, call.remote)
+            if ours or cause is not None:
+                problem = f"no TLS with peer {call.remote} at {call.address}: {cause or error.problem}"
+                raise call.error(ExchangeRefusedError, problem) from error
+        return error
+
+    def _tell_of_waiting(self, call: Call) -> None:
+        if call.remote not in self._awaited:
+            self._awaited.add(call.remote)
+            log.info("waiting for peer %d at %s, which is not ready to train yet", call.remote, call.address)
+
+    def _hello(self, local: int, remote: int, stage: int) -> pb.Hello:
         terms = self.terms
         return pb.Hello(
             run=terms.run,
@@ -317,6 +392,7 @@ class Links:
             length=terms.length,
             dtype=terms.wire_dtype,
             phases=terms.phases,
+            stage=stage,
         )
 
     def _settle(self, edge: Edge, timeout: float, end: float) -> None:
@@ -356,6 +432,6 @@ class Links:
 
     def _cancel(self) -> None:
         with self._lock:
-            calls = [*self._payloads.values(), *self._hellos]
+            calls = [*self._payloads.values(), *self._hellos.values()]
         for call in calls:
             call.future.cancel()

@@ -149,7 +149,9 @@ class Mailbox:
         with self._lock:
             return len(self._inboxes[edge].queue)
 
-    def deliver(self, header: bytes, payload: bytes, timeout: float) -> pb.Reply:
+    def deliver(
+        self, header: bytes, payload: bytes, timeout: float, authenticated: int | None = None
+    ) -> pb.Reply:
         """Check one payload and put it in its edge's queue; wait while the queue is full.
 
         Parameters
@@ -160,6 +162,9 @@ class Mailbox:
             The vector's little-endian bytes. They are kept, not copied.
         timeout : float
             Longest wait for room, in seconds.
+        authenticated : int, optional
+            The peer whose certificate the connection has; only that one may be the sender. Default None:
+            a connection without certificates.
 
         Returns
         -------
@@ -180,7 +185,7 @@ class Mailbox:
                 raise _Refusal(pb.BAD_HEADER, str(error)) from error
             if (parsed.sender, parsed.receiver) in self._inboxes:
                 edge = (parsed.sender, parsed.receiver)
-            received = self._check(parsed, payload)
+            received = self._check(parsed, payload, authenticated)
             return self._enter(parsed, received, timeout)
         except _Refusal as refusal:
             return self.refuse(refusal.status, edge, refusal.reason)
@@ -264,9 +269,14 @@ class Mailbox:
         iteration, phase = divmod(position, self.terms.phases)
         return f"iteration {iteration}, phase {phase_name(phase)}"
 
-    def _check(self, header: pb.PayloadHeader, payload: bytes) -> Received:
+    def _check(self, header: pb.PayloadHeader, payload: bytes, authenticated: int | None) -> Received:
         """Check all that does not depend on what came before; raise `_Refusal` or return the payload."""
         terms = self.terms
+        if authenticated is not None and header.sender != authenticated:
+            raise _Refusal(
+                pb.NOT_AUTHENTIC,
+                f"the certificate is peer {authenticated}'s, the header says peer {header.sender}",
+            )
         # Before the costly checks, so that a wrong size costs nothing to refuse.
         if len(payload) != terms.nbytes:
             raise _Refusal(pb.WRONG_LENGTH, f"the payload has {len(payload)} bytes, expected {terms.nbytes}")

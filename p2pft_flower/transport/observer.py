@@ -60,6 +60,7 @@ class ObserverServer:
             {0: address},
             workers=1,
             max_calls=4096,
+            max_connections=4096,
             credentials=credentials,
             insecure=insecure,
         )

@@ -33,6 +33,9 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SUPERSEDED: _ClassVar[Status]
     MISMATCH: _ClassVar[Status]
     STOPPED: _ClassVar[Status]
+    NOT_AUTHENTIC: _ClassVar[Status]
+    THROTTLED: _ClassVar[Status]
+    PREPARING: _ClassVar[Status]
 DTYPE_UNSPECIFIED: Dtype
 FLOAT32: Dtype
 FLOAT64: Dtype
@@ -54,6 +57,9 @@ BUSY: Status
 SUPERSEDED: Status
 MISMATCH: Status
 STOPPED: Status
+NOT_AUTHENTIC: Status
+THROTTLED: Status
+PREPARING: Status
 
 class PayloadHeader(_message.Message):
     __slots__ = ("run", "view", "sender", "receiver", "iteration", "phase", "length", "dtype", "share", "checksum")
@@ -80,15 +86,17 @@ class PayloadHeader(_message.Message):
     def __init__(self, run: _Optional[str] = ..., view: _Optional[int] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., iteration: _Optional[int] = ..., phase: _Optional[int] = ..., length: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., share: _Optional[float] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("status", "reason")
+    __slots__ = ("status", "reason", "progress")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     status: Status
     reason: str
-    def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+    progress: int
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("run", "view", "sender", "receiver", "config", "length", "dtype", "phases")
+    __slots__ = ("run", "view", "sender", "receiver", "config", "length", "dtype", "phases", "stage")
     RUN_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
@@ -97,6 +105,7 @@ class Hello(_message.Message):
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     PHASES_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
     run: str
     view: int
     sender: int
@@ -105,7 +114,32 @@ class Hello(_message.Message):
     length: int
     dtype: Dtype
     phases: int
-    def __init__(self, run: _Optional[str] = ..., view: _Optional[int] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., config: _Optional[str] = ..., length: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., phases: _Optional[int] = ...) -> None: ...
+    stage: int
+    def __init__(self, run: _Optional[str] = ..., view: _Optional[int] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., config: _Optional[str] = ..., length: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., phases: _Optional[int] = ..., stage: _Optional[int] = ...) -> None: ...
+
+class Probe(_message.Message):
+    __slots__ = ("run", "sender", "receiver", "last", "ballast")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    BALLAST_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    sender: int
+    receiver: int
+    last: bool
+    ballast: bytes
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., last: _Optional[bool] = ..., ballast: _Optional[bytes] = ...) -> None: ...
+
+class ProbeReply(_message.Message):
+    __slots__ = ("status", "reason", "time")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    status: Status
+    reason: str
+    time: float
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., time: _Optional[float] = ...) -> None: ...
 
 class Stop(_message.Message):
     __slots__ = ("run", "sender", "origin", "iteration", "reason")

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +19,8 @@ from p2pft_flower.transport.endpoint import EXCHANGE, Listener
 from p2pft_flower.transport.errors import ExchangeStoppedError
 from p2pft_flower.transport.header import HEADER_KEY
 from p2pft_flower.transport.mailbox import Edge, Mailbox
+from p2pft_flower.transport.stops import has_key
+from p2pft_flower.transport.tls import Credentials, NotAuthenticError
 
 __all__ = ["PeerServer"]
 
@@ -33,13 +39,18 @@ class PeerServer:
     out_edges : iterable of (int, int)
         (local sender, remote receiver): these receivers are neighbours too and may say hello and stop.
     on_hello : callable, optional
-        Gets a Hello that passed every check here; returns a reason to turn it down, or None.
+        Gets a Hello that passed every check here; returns None to agree, else the answer. PREPARING has the
+        neighbour ask again at once: keep it a moment before.
     on_stop : callable, optional
-        Gets a neighbour's Stop, in a thread of the server; must return soon.
+        Gets a neighbour's Stop, or one that shows the run's key, in a thread of the server; must return soon.
+    stop_digest : str
+        SHA-256, hexadecimal, of the key by which who is no neighbour may stop the run (`stop_run`); default
+        empty: nobody may.
     timeout : float
         Longest wait of a payload for room in the mailbox, in seconds, where the sender's deadline is later.
-    credentials : grpc.ServerCredentials, optional
-        For TLS over TCP.
+    credentials : Credentials, optional
+        For TLS over TCP: every caller must then have a certificate of the federation, speak TLS 1.3, be a
+        neighbour, and be the sender that its messages name.
     insecure : bool
         Whether to listen in plain text beyond this machine; default False.
 
@@ -62,13 +73,15 @@ class PeerServer:
         addresses: Mapping[int, str],
         *,
         out_edges: Iterable[Edge] = (),
-        on_hello: Callable[[pb.Hello], str | None] | None = None,
+        on_hello: Callable[[pb.Hello], pb.Reply | None] | None = None,
         on_stop: Callable[[pb.Stop], None] | None = None,
+        stop_digest: str = "",
         timeout: float = 600.0,
-        credentials: Any = None,
+        credentials: Credentials | None = None,
         insecure: bool = False,
     ) -> None:
         self._mailbox = mailbox
+        self._stop_digest = stop_digest
         self._on_hello = on_hello
         self._on_stop = on_stop
         self._timeout = timeout
@@ -77,14 +90,19 @@ class PeerServer:
         # An in-edge may hold one worker (its payload waits for room) and, for a moment, a second (its retry).
         waiting = len(mailbox.edges)
         workers = waiting + min(len(self._neighbours), 8) + 2
+        self._credentials = credentials
+        self._throttle = Throttle()
+        answers = {"Deliver": self._deliver, "Hello": self._hello, "Stop": self._stop}
         self._listener = Listener(
             EXCHANGE,
-            {"Deliver": self._deliver, "Hello": self._hello, "Stop": self._stop},
+            {name: partial(self._answer, answer) for name, answer in answers.items()},
             addresses,
             max_message=mailbox.terms.nbytes,
             workers=workers,
             max_calls=workers + waiting + len(self._neighbours),
-            credentials=credentials,
+            # One from each neighbour, one that takes its place when it broke, and some room for preflights.
+            max_connections=2 * len(self._neighbours) + 8,
+            credentials=None if credentials is None else credentials.server(),
             insecure=insecure,
         )
         self.bound_addresses = self._listener.bound_addresses
@@ -109,7 +127,40 @@ class PeerServer:
     ) -> None:
         self.close()
 
-    def _deliver(self, payload: bytes, context: Any) -> bytes:
+    def _answer(
+        self, answer: Callable[[bytes, Any, int | None], pb.Reply], request: bytes, context: Any
+    ) -> bytes:
+        """Find out who calls and whether to listen, answer, and remember what had to be refused."""
+        peer, caller = None, context.peer()
+        # Only this user gets at a Unix socket: a Unix socket needs neither certificates nor patience.
+        trusted = caller.startswith("unix:")
+        try:
+            if self._credentials is not None and not trusted:
+                peer = self._credentials.identify(context)
+                caller = f"peer {peer}"
+        except NotAuthenticError as error:
+            reply = self._refuse(pb.NOT_AUTHENTIC, str(error))
+        else:
+            if not trusted and self._throttle.is_closed(caller):
+                reply = self._refuse(
+                    pb.THROTTLED, f"too much from {caller} was refused: nothing is looked at"
+                )
+            elif peer is not None and not self._is_heard(peer, context):
+                reply = self._refuse(pb.NOT_NEIGHBOUR, f"peer {peer} shares no edge with this host")
+            else:
+                reply = answer(request, context, peer)
+        if reply.status not in _NO_FAULT:
+            self._throttle.refused(caller)
+        return reply.SerializeToString()
+
+    def _is_heard(self, peer: int, context: Any) -> bool:
+        """Return whether a member of the federation is a neighbour, or shows the run's key (`stop_run`)."""
+        return any(peer == remote for remote, _ in self._neighbours) or self._has_key(context)
+
+    def _has_key(self, context: Any) -> bool:
+        return has_key(context.invocation_metadata(), self._stop_digest)
+
+    def _deliver(self, payload: bytes, context: Any, peer: int | None) -> pb.Reply:
         header = b""
         for key, value in context.invocation_metadata():
             if key == HEADER_KEY:
@@ -117,27 +168,27 @@ class PeerServer:
         if not header:
             return self._refuse(pb.BAD_HEADER, f"metadata key {HEADER_KEY} is missing")
         left = context.time_remaining()
+        timeout = min(math.inf if left is None else left, self._timeout)
         try:
-            reply = self._mailbox.deliver(
-                header, payload, min(math.inf if left is None else left, self._timeout)
-            )
+            return self._mailbox.deliver(header, payload, timeout, peer)
         except Exception as error:  # whatever the runtime failed the mailbox with is the answer
-            reply = pb.Reply(status=pb.STOPPED, reason=str(error))
-        return reply.SerializeToString()
+            return pb.Reply(status=pb.STOPPED, reason=str(error))
 
-    def _hello(self, request: bytes, _context: Any) -> bytes:
+    def _hello(self, request: bytes, _context: Any, peer: int | None) -> pb.Reply:
         try:
             hello = pb.Hello.FromString(request)
         except DecodeError:
             return self._refuse(pb.BAD_HEADER, "a hello that cannot be parsed")
+        if peer is not None and hello.sender != peer:
+            return self._refuse(pb.NOT_AUTHENTIC, f"a hello from peer {hello.sender} by peer {peer}")
         if (wrong := self._mismatch(hello)) is not None:
             return self._refuse(*wrong)
-        objection = self._on_hello(hello) if self._on_hello is not None else None
-        if objection is not None:
-            return self._refuse(pb.MISMATCH, objection)
+        answer = self._on_hello(hello) if self._on_hello is not None else None
+        if answer is not None:
+            return answer if answer.status == pb.PREPARING else self._refuse(answer.status, answer.reason)
         if self._mailbox.error is not None:
-            return pb.Reply(status=pb.STOPPED, reason=str(self._mailbox.error)).SerializeToString()
-        return pb.Reply(status=pb.ACCEPTED).SerializeToString()
+            return pb.Reply(status=pb.STOPPED, reason=str(self._mailbox.error))
+        return pb.Reply(status=pb.ACCEPTED)
 
     def _mismatch(self, hello: pb.Hello) -> tuple[pb.Status, str] | None:
         terms = self._mailbox.terms
@@ -161,14 +212,17 @@ class PeerServer:
                 )
         return None
 
-    def _stop(self, request: bytes, _context: Any) -> bytes:
+    def _stop(self, request: bytes, context: Any, peer: int | None) -> pb.Reply:
         try:
             stop = pb.Stop.FromString(request)
         except DecodeError:
             return self._refuse(pb.BAD_HEADER, "a stop that cannot be parsed")
+        keyed = self._has_key(context)
+        if peer is not None and stop.sender != peer and not keyed:
+            return self._refuse(pb.NOT_AUTHENTIC, f"a stop from peer {stop.sender} by peer {peer}")
         if stop.run != self._mailbox.terms.run:
             return self._refuse(pb.WRONG_RUN, f"a stop of run {stop.run[:64]!r}")
-        if all(stop.sender != remote for remote, _ in self._neighbours):
+        if not keyed and all(stop.sender != remote for remote, _ in self._neighbours):
             return self._refuse(
                 pb.NOT_NEIGHBOUR, f"a stop from peer {stop.sender}, which shares no edge with this host"
             )
@@ -178,7 +232,57 @@ class PeerServer:
                 self._on_stop(stop)
             except Exception:
                 log.exception("the runtime failed on a stop from peer %d", stop.sender)
-        return pb.Reply(status=pb.ACCEPTED).SerializeToString()
+        return pb.Reply(status=pb.ACCEPTED)
 
-    def _refuse(self, status: pb.Status, reason: str) -> bytes:
-        return self._mailbox.refuse(status, None, reason).SerializeToString()
+    def _refuse(self, status: pb.Status, reason: str) -> pb.Reply:
+        return self._mailbox.refuse(status, None, reason)
+
+
+class Throttle:
+    """Who had so much refused lately that nothing of theirs is looked at for a while (a leaky bucket).
+
+    Parameters
+    ----------
+    burst : int
+        Refusals that may come at once.
+    rate : float
+        Refusals a second that may go on for ever.
+    clock : callable
+        The time in seconds; default time.monotonic.
+    """
+
+    def __init__(
+        self, burst: int = 32, rate: float = 1.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._burst, self._rate, self._clock = burst, rate, clock
+        self._lock = threading.Lock()
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # caller: refusals, when
+
+    def is_closed(self, caller: str) -> bool:
+        """Return whether ``caller`` is not to be listened to now."""
+        with self._lock:
+            return self._level(caller) >= self._burst
+
+    def refused(self, caller: str) -> None:
+        """Note that something of ``caller``'s was refused."""
+        with self._lock:
+            # Also what is not looked at counts, up to a bound: who goes on is kept out, who stops is let in
+            # after a while.
+            self._levels[caller] = (
+                min(self._level(caller) + 1, self._burst + 10 * self._rate),
+                self._clock(),
+            )
+            self._levels.move_to_end(caller)
+            while len(self._levels) > _CALLERS:
+                self._levels.popitem(last=False)
+
+    def _level(self, caller: str) -> float:
+        level, when = self._levels.get(caller, (0.0, 0.0))
+        return max(0.0, level - self._rate * (self._clock() - when))
+
+
+_CALLERS = 1024
+"""Callers a throttle remembers: strangers cannot make it grow."""
+
+_NO_FAULT = frozenset({pb.ACCEPTED, pb.DUPLICATE, pb.SUPERSEDED, pb.BUSY, pb.STOPPED, pb.PREPARING})
+"""What a caller is answered that did nothing wrong."""

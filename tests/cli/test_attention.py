@@ -47,7 +47,7 @@ def write_run(folder, algorithm, noise, **settings):
         "status": "completed",
         "algorithm": algorithm,
         "peers": peers,
-        "partition": workload.partition_spec,
+        "partition": workload.holdings.partition_spec,
         "graph": {"name": "directed-ring-4"},
         "iterations": 12,
         "config": RunConfig(learning=learning).to_mapping(),
@@ -117,7 +117,7 @@ def test_the_numbers_are_those_of_each_peers_whole_model_on_the_test_set(drawn, 
         for f in ("local/peers/peer-3.safetensors", "centralized/peers/peer-0.safetensors")
     ]
     workload = tails[0].workload
-    test, transform = workload.dataset.test, preprocessing(workload.model)
+    test, transform = workload.holdings.dataset.test, preprocessing(workload.model)
     images = torch.stack([transform(test.read(i)) for i in range(len(test))])
     own, reference = (attention_maps(workload.whole_model(t.theta), images) for t in tails)
     seen = np.isin(test.labels, PEERS[3])

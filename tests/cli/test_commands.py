@@ -15,7 +15,7 @@ from p2pft_flower.cli.demo import regression_problem
 from p2pft_flower.cli.settings import complete_settings, parse_settings
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.learning.workload import Workload
+from p2pft_flower.learning.holdings import Holdings
 from tests.flower.engine import run_app
 
 
@@ -209,12 +209,12 @@ def test_data_show_prints_and_draws_what_the_peers_of_a_run_would_hold(tmp_path)
     result = invoke("data", "show", "shots=7", "seed=1", "--json", "--png", str(png))
     assert result.exit_code == 0, result.stderr
     shares = json.loads(result.stdout)
-    workload = Workload(LearningConfig(shots=7, seed=1), n=4)
+    holdings = Holdings(LearningConfig(shots=7, seed=1), n=4)
     assert (shares["dataset"], shares["shots"], shares["seed"]) == ("digits", 7, 1)
-    assert shares["partition"] == workload.partition_spec
+    assert shares["partition"] == holdings.partition_spec
     for peer in shares["peers"]:
         held = {name: count for name, count in zip(shares["classes"], peer["images"], strict=True) if count}
-        assert held == dict.fromkeys(workload.data(peer["peer"]).classes, 7)
+        assert held == dict.fromkeys(holdings.data(peer["peer"]).classes, 7)
     assert sum(shares["unused"]) == 1437 - 70
     assert sum(shares["test"]) == 360
     assert png.stat().st_size > 10_000

@@ -83,7 +83,7 @@ def superlink(monkeypatch, tmp_path):
         file = tmp_path / "flower-superlink"
         file.write_text(f"#!{sys.executable}\n{source}")
         file.chmod(0o700)
-        monkeypatch.setattr(flwr_run, "_program", lambda name: str(file))
+        monkeypatch.setattr(flwr_run, "program", lambda name: str(file))
 
     return become
 
@@ -104,13 +104,13 @@ def handlers():
 def test_signal_handlers_are_put_back_when_the_superlink_has_ended(superlink, handlers, monkeypatch):
     superlink(ANSWERS)
     during = {}
-    end = flwr_run._marked
+    end = flwr_run.marked
 
     def look(mark):
         during.update({number: signal.getsignal(number) for number in SIGNALS})
         return end(mark)
 
-    monkeypatch.setattr(flwr_run, "_marked", look)
+    monkeypatch.setattr(flwr_run, "marked", look)
     with local_superlink():
         assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
     assert during == dict.fromkeys(SIGNALS, signal.SIG_IGN)  # a second Ctrl-C must not cut the clean-up short

@@ -317,7 +317,8 @@ def test_deployed_peers_speak_over_tcp_and_reach_the_same_theta(tmp_path):
 def test_deployed_peers_that_start_from_other_weights_are_refused_before_they_train(tmp_path, monkeypatch):
     nodes = [{"peer-id": p, "peer-address": f"127.0.0.1:{port}"} for p, port in enumerate(free_ports(4))]
     monkeypatch.setattr(
-        "p2pft_flower.learning.workload.Workload.model_digest", property(lambda self: f"digest-{self._here}")
+        "p2pft_flower.learning.workload.Workload.model_digest",
+        property(lambda self: f"digest-{self.holdings.here}"),
     )
     with pytest.raises(
         RunFailedError, match=r"model digest differs: peers \[1\] have digest-\(1,\), peers \[0\]"

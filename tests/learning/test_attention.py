@@ -256,7 +256,7 @@ def test_a_whole_model_answers_and_looks_as_its_tail_does():
     reading = read_maps(
         workload.model,
         [changed_tensors(workload.model, whole)],
-        [lambda p=p: workload.dataset.test.read(p) for p in positions],
+        [lambda p=p: workload.holdings.dataset.test.read(p) for p in positions],
     )
     assert reading.maps.shape == (1, 40, 4, 4)
     np.testing.assert_allclose(reading.probabilities.sum(axis=-1), 1, rtol=1e-5)
@@ -289,7 +289,7 @@ def test_theta_that_the_plain_model_has_no_place_for_is_refused(monkeypatch):
 
 def test_an_image_is_shown_as_the_model_sees_it():
     workload = Workload(LearningConfig(), n=1)
-    image = workload.dataset.test.read(3)
+    image = workload.holdings.dataset.test.read(3)
     seen = shown_image(workload.model, image)
     assert seen.shape == (8, 8, 1)
     np.testing.assert_allclose(seen[..., 0], np.asarray(image) / 255, atol=1e-6)

@@ -13,7 +13,8 @@ from PIL import Image
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
 from p2pft_flower.flower.nodes import RunFailedError
-from p2pft_flower.learning.datasets import Split, require_readable, unreadable_images
+from p2pft_flower.learning.datasets import Split
+from p2pft_flower.learning.readable import require_readable, unreadable_images
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.report.results import read_results
 from tests.cli.test_commands import invoke
@@ -55,30 +56,30 @@ def test_refused_images_are_named_before_the_first_iteration_with_what_to_do(fol
     with pytest.raises(DataError, match=message):
         problem.objectives([1])
     with pytest.raises(DataError, match=message):
-        problem.check_images([0, 1])
-    problem.check_images([0, 2])  # others' images are others' business
+        problem.holdings.check_images([0, 1])
+    problem.holdings.check_images([0, 2])  # others' images are others' business
 
 
 def test_skipped_images_are_named_and_count_nowhere(folder, caplog):
     spoil(folder / "train" / "green" / "2.PNG", folder / "test" / "red" / "0.png")
     problem = workload(folder, bad_images="skip")
-    assert [problem.data(p).images for p in range(3)] == [4, 3, 4]
-    assert len(problem.test_positions) == 5
+    assert [problem.holdings.data(p).images for p in range(3)] == [4, 3, 4]
+    assert len(problem.holdings.test_positions) == 5
     assert "bad-images = skip: 1 of 12 training images cannot be read and are left out: " in caplog.text
     assert "train/green/2.PNG: not a readable image" in caplog.text
     assert "1 of 6 test images cannot be read" in caplog.text
-    assert problem.unreadable == 2
+    assert problem.holdings.unreadable == 2
     objective = problem.objectives([1])[1]
     for _ in range(4):
         assert np.isfinite(objective.gradient(problem.theta0)).all()
     assert np.isfinite(objective.evaluate(problem.theta0).loss)
-    problem.check_images([0, 1, 2])
+    problem.holdings.check_images([0, 1, 2])
 
 
 def test_a_long_list_of_skipped_images_is_cut_and_counted(folder, caplog):
     for i in range(14):
         (folder / "train" / "blue" / f"broken-{i:02}.png").write_bytes(b"broken")
-    assert workload(folder, bad_images="skip").data(0).images == 4
+    assert workload(folder, bad_images="skip").holdings.data(0).images == 4
     assert "broken-09.png" in caplog.text
     assert "broken-10.png" not in caplog.text
     assert "and 4 more" in caplog.text
@@ -88,25 +89,25 @@ def test_a_deployed_peer_looks_at_no_other_peers_images(folder):
     spoil(folder / "train" / "green" / "2.PNG")
     config = LearningConfig(dataset=f"folder:{folder}", bad_images="skip")
     alone = Workload(config, n=3, peers=(0,))
-    assert alone.data(0).images == 4
-    assert alone.unreadable == 0
+    assert alone.holdings.data(0).images == 4
+    assert alone.holdings.unreadable == 0
 
 
 def test_a_class_or_a_peer_that_loses_all_its_images_is_named(folder):
     spoil(*(folder / "train" / "green").iterdir())
     with pytest.raises(DataError, match=r"peer 1: none of its 4 training images can be read"):
-        workload(folder, bad_images="skip").data(0)
+        workload(folder, bad_images="skip").holdings.data(0)
     with pytest.raises(DataError, match=r"no training image can be read of the classes green"):
-        workload(folder, n=1, bad_images="skip").data(0)
+        workload(folder, n=1, bad_images="skip").holdings.data(0)
 
 
 def test_a_test_class_that_loses_all_its_images_is_not_scored_and_an_empty_test_is_refused(folder, caplog):
     spoil(*(folder / "test" / "green").iterdir())
-    assert len(workload(folder, bad_images="skip").test_positions) == 4
+    assert len(workload(folder, bad_images="skip").holdings.test_positions) == 4
     assert "no test image of the classes green: they are not scored" in caplog.text
     spoil(*(folder / "test" / "red").iterdir(), *(folder / "test" / "blue").iterdir())
     with pytest.raises(DataError, match="no test image can be read"):
-        _ = workload(folder, bad_images="skip").test_positions
+        _ = workload(folder, bad_images="skip").holdings.test_positions
 
 
 def test_a_picture_of_torchvisions_sets_is_skipped_the_same_way(tmp_path, caplog):
@@ -127,8 +128,8 @@ def test_a_picture_of_torchvisions_sets_is_skipped_the_same_way(tmp_path, caplog
         "partition": "iid",
     }
     problem = Workload(LearningConfig(**settings, bad_images="skip"), n=4)
-    used = sum(problem.data(p).images for p in range(4)) + len(problem.test_positions)
-    assert used == len(problem.dataset.train) + len(problem.dataset.test) - 1
+    used = sum(problem.holdings.data(p).images for p in range(4)) + len(problem.holdings.test_positions)
+    assert used == len(problem.holdings.dataset.train) + len(problem.holdings.dataset.test) - 1
     assert "image_00001.jpg: not a readable image" in caplog.text
 
 
@@ -173,7 +174,7 @@ def test_a_class_without_images_ends_a_command_with_one_line(folder):
 def test_shots_beyond_a_class_use_all_of_it_and_name_it(folder, caplog):
     (folder / "train" / "red" / "0.png").unlink()
     problem = workload(folder, shots=4)
-    assert [problem.data(p).images for p in range(3)] == [4, 4, 3]
+    assert [problem.holdings.data(p).images for p in range(3)] == [4, 4, 3]
     assert "shots = 4 is more than 1 of 3 classes have" in caplog.text
     assert "'red' has 3" in caplog.text
 

@@ -12,7 +12,9 @@ from PIL import Image
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.learning.datasets import Dataset, Split, array_content, load_dataset
+from p2pft_flower.learning.datasets import Dataset, Split, load_dataset
+from p2pft_flower.learning.holdings import Holdings
+from p2pft_flower.learning.images import array_content
 from p2pft_flower.learning.workload import Workload
 
 from .conftest import COLOURS, write_images
@@ -97,9 +99,9 @@ def test_sixteen_bit_greys_are_scaled_not_clipped(folder):
 
 def test_peers_train_on_own_pictures_with_the_embedded_model(folder):
     workload = Workload(LearningConfig(dataset=f"folder:{folder}", batch_size=3), n=3)
-    assert workload.partition_spec == "classes:0-0,1-1,2-2"
-    assert [workload.data(p).classes for p in range(3)] == [("blue",), ("green",), ("red",)]
-    assert workload.data(1).images == 4
+    assert workload.holdings.partition_spec == "classes:0-0,1-1,2-2"
+    assert [workload.holdings.data(p).classes for p in range(3)] == [("blue",), ("green",), ("red",)]
+    assert workload.holdings.data(1).images == 4
     objectives = workload.objectives(range(3))
     theta = workload.theta0
     for _ in range(40):
@@ -192,7 +194,7 @@ def test_a_corrupt_image_is_named(spoil, folder):
     victim = folder / "train" / "green" / "2.PNG"
     victim.write_bytes(spoil(victim.read_bytes()))
     workload = Workload(LearningConfig(dataset=f"folder:{folder}"), n=3)
-    assert workload.data(1).images == 4  # the coordinator does not open images
+    assert workload.holdings.data(1).images == 4  # the coordinator does not open images
     with pytest.raises(DataError, match=r"train/green/2\.PNG: not a readable image .*; repair or remove it"):
         workload.features(1)
 
@@ -271,7 +273,7 @@ def test_an_image_set_with_one_class_folder_more_in_train_than_in_test_is_fine(t
 def test_a_class_without_a_test_image_is_told_of(folder, caplog):
     for path in [*(folder / "test" / "red").iterdir()]:
         path.unlink()
-    Workload(LearningConfig(dataset=f"folder:{folder}"), n=3).test_positions  # noqa: B018 - looks at them
+    Holdings(LearningConfig(dataset=f"folder:{folder}"), n=3).test_positions  # noqa: B018 - looks at them
     assert "no test image of the classes red: they are not scored" in caplog.text
 
 

@@ -66,7 +66,7 @@ def test_every_tune_trains_and_exports_a_model_that_scores_the_same(model, tune,
     told = write_export(load_tail(file), tmp_path / "out" / "whole.safetensors")
     assert (told["model"], told["num_classes"]) == (model, 3)
 
-    test = workload.dataset.test
+    test = workload.holdings.dataset.test
     transform = preprocessing(workload.model)
     images = torch.stack([transform(test.read(i)) for i in range(len(test))])
     with torch.inference_mode():

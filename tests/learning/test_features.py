@@ -125,6 +125,49 @@ def test_values_too_large_for_halves_are_refused_with_the_remedy(pictures, monke
         problem.objectives([0])
 
 
+@pytest.mark.parametrize(
+    ("dtype", "remedy"), [("float32", "check the weights"), ("bfloat16", "or set trunk-dtype = float32")]
+)
+def test_an_image_of_which_the_trunk_makes_a_nan_is_named_and_never_stored(
+    pictures, monkeypatch, dtype, remedy
+):
+    original = TrunkStore._run
+
+    def spoiled(self, split, positions):
+        outputs = original(self, split, positions)
+        for row, position in enumerate(positions):
+            if str(split.files[position]).endswith("train/green/2.PNG"):
+                outputs[-1][row].view(-1)[3] = np.nan
+        return outputs
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrunkStore, "_run", spoiled)
+        with pytest.raises(DataError, match=rf"train/green/2\.PNG: .*is not finite.*{remedy}$"):
+            workload(pictures, trunk_dtype=dtype).features(1)
+    inputs, _ = workload(pictures, trunk_dtype=dtype).features(1).read(np.arange(4))
+    assert all(field.isfinite().all() for field in inputs)
+
+
+def test_an_image_without_a_file_is_named_by_its_position(pictures, monkeypatch):
+    monkeypatch.setattr(TrunkStore, "run", lambda self, images: (torch.full((len(images), 16), torch.inf),))
+    with pytest.raises(
+        DataError, match=r"^peer 1's image \d+: what the frozen trunk makes.*\(NaN or infinite\)"
+    ):
+        Workload(LearningConfig(tune="head"), n=4).features(1)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_objectives_note_progress_at_least_once_an_image_and_only_while_they_are_built(pictures, cache):
+    noted = []
+    problem = workload(pictures, cache=cache)
+    objective = problem.objectives([1], lambda: noted.append(1))[1]
+    assert len(noted) >= 4 + 6  # its training images, and all test images
+    before = len(noted)
+    objective.gradient(problem.theta0)
+    workload(pictures, cache=cache).objectives([2])
+    assert len(noted) == before
+
+
 def test_the_trunks_dtype_follows_the_hardware(monkeypatch):
     assert devices.choose_trunk_dtype("float32", "cpu") is torch.float32
     assert devices.choose_trunk_dtype("bfloat16", "cpu") is torch.bfloat16

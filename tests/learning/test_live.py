@@ -19,9 +19,10 @@ from p2pft_flower.learning.datasets import load_dataset
 from p2pft_flower.learning.draws import seeded
 from p2pft_flower.learning.embedded import create_glyph_vit
 from p2pft_flower.learning.features import TrunkStore
-from p2pft_flower.learning.live import ImageStream, LiveFeatures, StreamFeatures, StreamPart, augmentation
+from p2pft_flower.learning.live import LiveFeatures, StreamFeatures, augmentation
 from p2pft_flower.learning.models import preprocessing
 from p2pft_flower.learning.split import split_model
+from p2pft_flower.learning.streams import ImageStream, StreamPart
 from p2pft_flower.learning.workload import Workload
 
 from .conftest import COLOURS, small_vit
@@ -343,8 +344,8 @@ def workload(dataset, n=3, **settings):
 
 def test_a_workload_gives_a_new_image_to_the_peer_that_holds_its_class(folder):
     problem = workload(f"folder:{folder}", n=2, partition="classes:2,0-1")
-    streams = [problem.stream(p) for p in range(2)]
-    assert problem.stream(1) is streams[1]
+    streams = [problem.holdings.stream(p) for p in range(2)]
+    assert problem.holdings.stream(1) is streams[1]
     paint(folder / "train" / "red", "new.png")
     assert [len(s.refresh()) for s in streams] == [5, 8]
     assert set(streams[0].labels.tolist()) == {2}
@@ -361,7 +362,7 @@ def test_a_workload_gives_a_new_image_in_a_peers_own_folder_to_that_peer(tmp_pat
                 paint(tmp_path / f"site-{peer}" / part / name, "0.png")
     problem = workload(f"folder:{tmp_path}/site-{{peer}}", n=2)
     paint(tmp_path / "site-1" / "train" / "green", "1.png")
-    assert [len(problem.stream(p).refresh()) for p in range(2)] == [3, 4]
+    assert [len(problem.holdings.stream(p).refresh()) for p in range(2)] == [3, 4]
 
 
 def test_the_pooled_stream_draws_the_very_images_of_the_peers(folder):
@@ -372,8 +373,10 @@ def test_the_pooled_stream_draws_the_very_images_of_the_peers(folder):
     for t in range(5):
         if t == 2:
             paint(folder / "train" / "green", "new.png")
-        files = [alone.stream(p)._files[i] for p, batches in enumerate(apart) for i in batches.batch(t)]
-        assert [pooled.stream(0)._files[i] for i in both.batch(t)] == files
+        files = [
+            alone.holdings.stream(p)._files[i] for p, batches in enumerate(apart) for i in batches.batch(t)
+        ]
+        assert [pooled.holdings.stream(0)._files[i] for i in both.batch(t)] == files
     union = workload(f"folder:{folder}", pooled="examples").growing_batches(0)
     assert len(union.batch(0)) == 6
 
@@ -382,7 +385,7 @@ def test_a_stream_is_refused_where_no_rule_says_whose_a_new_image_is(folder):
     with pytest.raises(
         ConfigError, match=r"with 5 peers and 3 classes, partition = auto means dirichlet:0\.5"
     ):
-        _ = workload(f"folder:{folder}", n=5).partition_spec
+        _ = workload(f"folder:{folder}", n=5).holdings.partition_spec
     with pytest.raises(ConfigError, match=r"stream = true with partition = 'iid'"):
         workload(f"folder:{folder}", partition="iid")
 
@@ -390,8 +393,8 @@ def test_a_stream_is_refused_where_no_rule_says_whose_a_new_image_is(folder):
 def test_images_of_a_stream_are_not_refused_for_being_unreadable_but_test_images_are(folder):
     (folder / "train" / "blue" / "0.png").write_bytes(b"being written")
     problem = workload(f"folder:{folder}")
-    problem.check_images([0, 1, 2])
-    assert len(problem.stream(0).refresh()) == 3
+    problem.holdings.check_images([0, 1, 2])
+    assert len(problem.holdings.stream(0).refresh()) == 3
     (folder / "test" / "blue" / "0.png").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"test/blue/0\.png: not a readable image"):
-        problem.check_images([0])
+        problem.holdings.check_images([0])

@@ -14,8 +14,8 @@ import pytest
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.datasets import load_dataset
+from p2pft_flower.learning.holdings import Holdings
 from p2pft_flower.learning.partitions import draw_shots, partition_images, resolve_partition
-from p2pft_flower.learning.workload import Workload
 
 LABELS = np.random.default_rng(5).integers(0, 6, 300)
 
@@ -228,11 +228,11 @@ def test_more_shots_than_a_class_has_use_all_it_has_and_name_it(caplog):
 
 
 def test_peers_share_out_the_shots_and_nothing_else():
-    workload = Workload(LearningConfig(shots=5, partition="iid", seed=2), n=4)
-    labels = workload.dataset.train.labels
-    dealt = np.sort(np.concatenate(workload.partition))
-    np.testing.assert_array_equal(dealt, draw_shots(labels, 5, workload.dataset.classes, seed=2))
-    pooled = Workload(LearningConfig(shots=5, partition="iid", seed=2), n=4, pooled="examples")
+    holdings = Holdings(LearningConfig(shots=5, partition="iid", seed=2), n=4)
+    labels = holdings.dataset.train.labels
+    dealt = np.sort(np.concatenate(holdings.partition))
+    np.testing.assert_array_equal(dealt, draw_shots(labels, 5, holdings.dataset.classes, seed=2))
+    pooled = Holdings(LearningConfig(shots=5, partition="iid", seed=2), n=4, pooled="examples")
     np.testing.assert_array_equal(np.sort(pooled.partition[0]), dealt)
 
 

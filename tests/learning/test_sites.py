@@ -10,6 +10,7 @@ import pytest
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.flower.nodes import RunFailedError
+from p2pft_flower.learning.holdings import Holdings
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.report.results import read_results
 from tests.cli.test_commands import invoke
@@ -37,12 +38,12 @@ def config_of(sites, **settings):
 
 def test_each_peer_holds_the_images_of_its_own_folder_and_is_scored_on_its_own_test(sites):
     workload = Workload(config_of(sites), n=3)
-    assert workload.partition_spec == "own"
-    assert [workload.data(p).images for p in range(3)] == [9, 8, 2]
-    assert workload.data(0).classes == ("blue", "green", "red")
-    assert workload.data(1).classes == ("blue", "green")
-    assert workload.data(2).classes == ("green",)
-    assert len(workload.test_positions) == 6 + 9 + 12
+    assert workload.holdings.partition_spec == "own"
+    assert [workload.holdings.data(p).images for p in range(3)] == [9, 8, 2]
+    assert workload.holdings.data(0).classes == ("blue", "green", "red")
+    assert workload.holdings.data(1).classes == ("blue", "green")
+    assert workload.holdings.data(2).classes == ("green",)
+    assert len(workload.holdings.test_positions) == 6 + 9 + 12
     objectives = workload.objectives(range(3))
     for peer, objective in objectives.items():
         alone = Workload(config_of(sites), n=3, peers=(peer,))
@@ -55,13 +56,13 @@ def test_where_a_peer_is_deployed_no_other_peers_folder_is_needed(sites):
     for other in (0, 2):
         shutil.rmtree(sites / f"site-{other}")
     alone = Workload(config_of(sites), n=3, peers=(1,))
-    assert alone.data(1) == together.data(1)
+    assert alone.holdings.data(1) == together.holdings.data(1)
     assert alone.model_digest == together.model_digest
     np.testing.assert_array_equal(alone.objectives([1])[1].gradient(alone.theta0), expected)
 
 
 def test_a_class_that_a_site_does_not_hold_is_named_in_a_warning(sites, caplog):
-    assert Workload(config_of(sites), n=3).dataset.classes == ("blue", "green", "red")
+    assert Holdings(config_of(sites), n=3).dataset.classes == ("blue", "green", "red")
     assert "site-1/train: no image of the classes red: this peer holds none" in caplog.text
     assert "site-2/train: no image of the classes blue, red" in caplog.text
     assert "site-0/train" not in caplog.text
@@ -69,7 +70,7 @@ def test_a_class_that_a_site_does_not_hold_is_named_in_a_warning(sites, caplog):
 
 def test_without_peer_in_its_name_a_folder_needs_images_of_every_class(sites):
     with pytest.raises(DataError, match=r"site-1/train/red: no image of class 'red'"):
-        _ = Workload(LearningConfig(dataset=f"folder:{sites}/site-1"), n=1).dataset
+        _ = Holdings(LearningConfig(dataset=f"folder:{sites}/site-1"), n=1).dataset
 
 
 def test_sites_with_other_class_folders_are_refused_with_both_lists(sites):
@@ -79,32 +80,32 @@ def test_sites_with_other_class_folders_are_refused_with_both_lists(sites):
         r"folder:.*site-2 has \['blue', 'green', 'pink', 'red'\]; every peer needs the same folders"
     )
     with pytest.raises(DataError, match=message):
-        _ = Workload(config_of(sites), n=3).dataset
+        _ = Holdings(config_of(sites), n=3).dataset
 
 
 def test_a_peer_without_a_folder_or_without_data_is_named(sites):
     with pytest.raises(DataError, match=r"peer 3: dataset folder '.*site-3' does not exist"):
-        _ = Workload(config_of(sites), n=4).dataset
+        _ = Holdings(config_of(sites), n=4).dataset
     for file in (sites / "site-2" / "train" / "green").iterdir():
         file.unlink()
     with pytest.raises(DataError, match=r"peer 2: .*site-2/train: no image in any class folder"):
-        _ = Workload(config_of(sites), n=3).dataset
+        _ = Holdings(config_of(sites), n=3).dataset
 
 
 def test_shots_are_drawn_from_each_folder_and_a_class_with_fewer_is_named(sites, caplog):
-    workload = Workload(config_of(sites, shots=3), n=3)
-    assert [workload.data(p).images for p in range(3)] == [9, 6, 2]
+    holdings = Holdings(config_of(sites, shots=3), n=3)
+    assert [holdings.data(p).images for p in range(3)] == [9, 6, 2]
     assert "'green' has 2" in caplog.text
     assert "'red' has 0" not in caplog.text
 
 
 def test_pooled_training_takes_the_images_of_all_folders(sites):
     workload = Workload(config_of(sites), n=3, pooled="uniform")
-    assert workload.data(0).images == 19
-    assert len(workload.test_positions) == 27
+    assert workload.holdings.data(0).images == 19
+    assert len(workload.holdings.test_positions) == 27
     assert np.isfinite(workload.objectives([0])[0].gradient(workload.theta0)).all()
     with pytest.raises(ConfigError, match=r"the peers' folders are on separate machines"):
-        Workload(config_of(sites), n=3, pooled="uniform", peers=(0,))
+        Holdings(config_of(sites), n=3, pooled="uniform", peers=(0,))
 
 
 def settings_of(sites, **settings):

@@ -255,11 +255,11 @@ def test_real_vit_tiny_takes_a_gradient_and_an_evaluation_on_real_cifar_images()
         batch_size=8,
     )
     workload = Workload(config, n=4)
-    whole = workload.dataset
+    whole = workload.holdings.dataset
     # The trunk is slow: 3 test images of each class instead of 100.
     some = np.sort(np.concatenate([np.flatnonzero(whole.test.labels == c)[:3] for c in range(10)]))
     few = Split(whole.test.labels[some], lambda index: whole.test.read(int(some[index])))
-    workload.dataset = Dataset(whole.name, whole.classes, whole.train, few)
+    workload.holdings.dataset = Dataset(whole.name, whole.classes, whole.train, few)
 
     # Preprocessing is that of these weights: 0.5 and 0.5, which takes white to 1 and black to -1.
     transform = preprocessing(workload.model)
@@ -269,7 +269,7 @@ def test_real_vit_tiny_takes_a_gradient_and_an_evaluation_on_real_cifar_images()
         torch.testing.assert_close(plain, torch.full_like(plain, value))
     assert {p.dtype for p in workload.model.parameters()} == {torch.float32}
 
-    assert [workload.data(p).images for p in range(4)] == [4, 4, 6, 6]
+    assert [workload.holdings.data(p).images for p in range(4)] == [4, 4, 6, 6]
     objectives = workload.objectives(range(4))
     theta = workload.theta0
     before = objectives[0].evaluate(theta)

@@ -73,15 +73,15 @@ def test_training_a_peer_changes_neither_digest_nor_theta0(pictures):
 
 
 def test_a_peers_data_is_told_in_numbers_only(digits):
-    data = [digits.data(p) for p in range(4)]
+    data = [digits.holdings.data(p) for p in range(4)]
     assert [d.classes for d in data] == [("0", "1"), ("2", "3"), ("4", "5", "6"), ("7", "8", "9")]
     assert sum(d.images for d in data) == 1437
-    np.testing.assert_array_equal([d.images for d in data], [len(p) for p in digits.partition])
+    np.testing.assert_array_equal([d.images for d in data], [len(p) for p in digits.holdings.partition])
 
 
 def test_the_partition_is_known_without_the_model(pictures):
     problem = workload(pictures)
-    problem.data(0)
+    problem.holdings.data(0)
     assert "model" not in vars(problem)
 
 
@@ -91,7 +91,9 @@ def test_the_test_split_has_all_classes_whatever_a_peer_holds(digits):
     assert np.unique(features.labels.numpy()).tolist() == list(range(10))
     train = digits.features(1)
     assert np.unique(train.labels.numpy()).tolist() == [2, 3]
-    np.testing.assert_array_equal(train.labels, digits.dataset.train.labels[digits.partition[1]])
+    np.testing.assert_array_equal(
+        train.labels, digits.holdings.dataset.train.labels[digits.holdings.partition[1]]
+    )
 
 
 def test_features_are_computed_once_and_are_those_of_each_image_alone(pictures, monkeypatch, tmp_path):
@@ -134,9 +136,9 @@ def test_the_pooled_peer_holds_all_images_and_draws_n_batches_at_once(pictures, 
         return original(self, positions, draw)
 
     problem = workload(pictures, n=3, pooled="examples")
-    assert problem.data(0).images == 12
-    assert problem.data(0).classes == ("blue", "green", "red")
-    assert [len(p) for p in problem.partition] == [12]
+    assert problem.holdings.data(0).images == 12
+    assert problem.holdings.data(0).classes == ("blue", "green", "red")
+    assert [len(p) for p in problem.holdings.partition] == [12]
     objective = problem.objectives([0])[0]
     monkeypatch.setattr(StoredFeatures, "read", watch)
     objective.gradient(problem.theta0)
@@ -238,7 +240,7 @@ def test_a_wrong_tune_or_partition_is_refused_when_it_is_first_needed(pictures):
     with pytest.raises(ConfigError, match=r"tune = 'tail' is unknown"):
         _ = workload(pictures, tune="tail").theta0
     with pytest.raises(ConfigError, match=r"partition = 'even' is unknown"):
-        workload(pictures, partition="even").data(0)
+        workload(pictures, partition="even").holdings.data(0)
 
 
 def test_one_peer_learns_the_digits_it_holds_and_those_alone():

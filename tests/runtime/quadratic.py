@@ -52,12 +52,15 @@ class Quadratics:
 
     theta0 = np.zeros(Q, dtype=np.float32)
     model_digest = "quadratics"
+    model_parameters = 10 * Q
 
     def __init__(self, **faults):
         self.faults = faults
         self.built = {}
 
-    def objectives(self, peers):
+    def objectives(self, peers, progress):
+        for p in peers:
+            self.faults.get("prepare", lambda peer, progress: None)(p, progress)
         new = {p: Peer(p, self.faults.get("fail_at", {}).get(p), self.faults.get("hook")) for p in peers}
         self.built |= new
         return new
@@ -80,6 +83,7 @@ def plans(graph, hosts, addresses, folder, *, iterations=20, **settings):
             run="test",
             config=config.to_mapping(),
             n=graph.n,
+            hosts=len(hosts),
             terms=terms_digest(config, graph, iterations),
             peers=tuple(Neighbourhood.of(graph, p) for p in peers),
             loss_weights=dict.fromkeys(peers, 1.0),

@@ -17,13 +17,20 @@ from p2pft_flower.algorithms import simulate
 from p2pft_flower.runtime.exchange import DivergedError
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.journal import read_journal
+from p2pft_flower.runtime.wires import Access
+from p2pft_flower.topology import Graph
 from p2pft_flower.transport import (
+    Credentials,
     ExchangeRefusedError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
     PeerUnreachableError,
+    digest_of,
+    new_key,
+    stop_run,
     unix_address,
 )
+from p2pft_flower.transport.certificates import create_authority, issue
 
 from .quadratic import GRAPH, Peer, Quadratics, child, plans, thetas
 
@@ -141,8 +148,8 @@ def test_each_peer_leaves_a_log_and_its_tail(tmp_path):
     theta, _ = train(tmp_path, [[0, 1, 2, 3]], {})
     for p in range(4):
         events = list(read_journal(tmp_path / "peers" / f"peer-{p}.jsonl"))
-        assert [e["event"] for e in events] == ["start", *["evaluation"] * 3, "end"]
-        assert [e["iteration"] for e in events[1:4]] == [0, 10, 20]
+        assert [e["event"] for e in events] == ["run", "start", *["evaluation"] * 3, "end"]
+        assert [e["iteration"] for e in events[2:5]] == [0, 10, 20]
         tail = load_file(tmp_path / "peers" / f"peer-{p}.safetensors")["theta"]
         assert tail.tobytes() == theta[p].tobytes()
 
@@ -224,6 +231,60 @@ def test_a_host_that_never_comes_is_named_with_its_edge(tmp_path, short):
     assert "deadline 1 s" in text
 
 
+RING = Graph.load("directed-ring-4")  # peers 1 and 3 share no edge
+
+
+def test_a_peer_that_prepares_longer_than_every_deadline_is_waited_for_by_all(tmp_path, short, monkeypatch):
+    answer, asked, long_enough = Host._on_hello, [], threading.Event()
+
+    def watched(host, hello):
+        reply = answer(host, hello)
+        if host.plan.peers[0].peer == 3 and hello.sender == 0 and reply is not None:
+            asked.append(hello.stage)
+            if len(asked) == 5:  # each was kept a quarter of the deadline
+                long_enough.set()
+        return reply
+
+    def prepare(peer, progress):
+        for _ in range(3000):
+            if peer != 3 or long_enough.wait(0.02):
+                return
+            progress()
+
+    monkeypatch.setattr(Host, "_on_hello", watched)
+    settings = {"meet-timeout": 3.0, "peer-timeout": 3.0}
+    problems = [Quadratics(prepare=prepare) for _ in ALONE]
+    results = run_together(plans(RING, ALONE, unix(short), tmp_path, **settings), problems)
+    assert [len(result) for result in results] == [1, 1, 1, 1], results
+    assert asked[:5] == [0] * 5
+
+
+def test_a_peer_that_gets_stuck_while_it_prepares_is_given_up_and_named(tmp_path, short):
+    release = threading.Event()
+
+    def prepare(peer, progress):
+        if peer == 3:
+            release.wait(60)
+
+    def run(plan):
+        try:
+            return Host(plan, Quadratics(prepare=prepare)).run()
+        except Exception as error:
+            if plan.peers[0].peer != 3:
+                release.set()
+            return error
+
+    settings = {"meet-timeout": 2.0, "peer-timeout": 60.0}
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(run, plans(RING, ALONE, unix(short), tmp_path, **settings)))
+    assert any(isinstance(results[i], PeerUnreachableError) for i in (0, 2))
+    for result in results:
+        assert isinstance(result, (PeerUnreachableError, ExchangeStoppedError))
+        assert "peer 3 at" in str(result)
+        assert "answered PREPARING: model, data or trunk take longer" in str(result)
+        assert "deadline 2 s" in str(result)
+
+
 def test_peers_with_other_weights_refuse_each_other_before_the_first_iteration(tmp_path, short):
     problems = [Quadratics() for _ in ALONE]
     problems[1].model_digest = "another"
@@ -249,6 +310,107 @@ def test_stop_from_another_thread_ends_the_run(tmp_path, short):
         hosts[0].stop("the operator said so")
         for future in futures:
             with pytest.raises(ExchangeStoppedError, match="the operator said so"):
+                future.result(30)
+
+
+def started(tmp_path, addresses, pool, graph=GRAPH, busy=None, access=None):
+    """Start four hosts whose run would take hours; return them once peer 2 is at its fifth gradient.
+
+    That one takes until ``busy`` is set.
+    """
+    reached = threading.Event()
+
+    def hook(peer, drawn):
+        if (peer, drawn) == (2, 4):
+            reached.set()
+            if busy is not None:
+                busy.wait(60)
+
+    key = new_key()
+    all_plans = plans(graph, ALONE, addresses, tmp_path, iterations=10_000_000, **{"peer-timeout": 60.0})
+    hosts = [
+        Host(replace(plan, stop_digest=digest_of(key)), Quadratics(hook=hook), own)
+        for plan, own in zip(all_plans, access or [Access()] * 4, strict=True)
+    ]
+    futures = [pool.submit(host.run) for host in hosts]
+    assert reached.wait(30)
+    return hosts, futures, key
+
+
+def last_lines(tmp_path):
+    return [list(read_journal(tmp_path / "peers" / f"peer-{p}.jsonl"))[-1] for p in range(4)]
+
+
+def test_a_stop_passes_a_host_that_is_busy_and_closes_its_log(tmp_path, short):
+    path = Graph.from_weights(np.eye(4) + np.eye(4, k=1) + np.eye(4, k=-1))
+    busy = threading.Event()
+    with ThreadPoolExecutor(4) as pool:
+        hosts, futures, _ = started(tmp_path, unix(short), pool, path, busy)
+        hosts[0].stop("the site closes")  # the one way to peer 3 is through peer 2, whose gradient takes long
+        for i in (0, 1, 3):
+            with pytest.raises(
+                ExchangeStoppedError, match=r"peer 0 stopped in iteration .*: the site closes"
+            ):
+                futures[i].result(30)
+        assert not futures[2].done()
+        with pytest.raises(ExchangeStoppedError, match="the site closes"):
+            hosts[2].raise_if_stopped()
+        hosts[2].raise_if_stopped(longer_than=3600)
+        assert all(e["event"] == "failed" and "the site closes" in e["error"] for e in last_lines(tmp_path))
+        busy.set()
+        with pytest.raises(ExchangeStoppedError):
+            futures[2].result(30)
+    assert last_lines(tmp_path)[2]["event"] == "failed"
+
+
+def test_whoever_shows_the_runs_key_to_one_host_stops_all(tmp_path, short):
+    with ThreadPoolExecutor(4) as pool:
+        _, futures, key = started(tmp_path, unix(short), pool)
+        missed = stop_run("test", key, {3: unix(short)[3]}, "flwr stop", timeout=20.0)
+        assert missed == {}
+        for future in futures:
+            with pytest.raises(ExchangeStoppedError, match=r"peer 3 stopped in iteration .*: flwr stop"):
+                future.result(30)
+
+
+def test_where_peers_have_certificates_the_key_needs_one_of_their_federation(tmp_path):
+    addresses = tcp()
+    for name in ("ours", "theirs"):
+        create_authority(tmp_path / name, name)
+    for p in (0, 1, 2, 3, 99):
+        issue(tmp_path / "ours", tmp_path / str(p), p, ["127.0.0.1"])
+    issue(tmp_path / "theirs", tmp_path / "stranger", 99, ["127.0.0.1"])
+    access = [Access(Credentials.load(tmp_path / str(p), p)) for p in range(4)]
+    coordinator, stranger = (Credentials.load(tmp_path / name) for name in ("99", "stranger"))
+    with ThreadPoolExecutor(4) as pool:
+        hosts, futures, key = started(tmp_path, addresses, pool, access=access)
+        one = {2: addresses[2]}
+        assert stop_run("test", key, one, "in plain text", timeout=2.0).keys() == {2}
+        assert stop_run("test", key, one, "of another federation", stranger, timeout=2.0).keys() == {2}
+        without = stop_run("test", new_key(), one, "another key", coordinator, timeout=20.0)
+        assert "NOT_NEIGHBOUR" in without[2]
+        for host in hosts:
+            host.raise_if_stopped()
+        assert stop_run("test", key, one, "flwr stop", coordinator, timeout=20.0) == {}
+        for future in futures:
+            with pytest.raises(ExchangeStoppedError, match=r"peer 2 stopped in iteration .*: flwr stop"):
+                future.result(30)
+
+
+def test_nobody_stops_a_run_without_its_key(tmp_path, short):
+    with ThreadPoolExecutor(4) as pool:
+        hosts, futures, key = started(tmp_path, unix(short), pool)
+        for wrong in (new_key(), b"", digest_of(key).encode()):
+            missed = stop_run("test", wrong, unix(short), "let me in", timeout=20.0)
+            assert missed.keys() == {0, 1, 2, 3}
+            assert all("NOT_NEIGHBOUR" in why for why in missed.values())
+        assert stop_run("other", key, {0: unix(short)[0]}, "x", timeout=20.0)[0].count("WRONG_RUN") == 1
+        for host in hosts:
+            host.raise_if_stopped()
+        assert not any(future.done() for future in futures)
+        hosts[0].stop("the test is over")
+        for future in futures:
+            with pytest.raises(ExchangeStoppedError, match="the test is over"):
                 future.result(30)
 
 

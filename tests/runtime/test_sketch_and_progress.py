@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pft_flower.runtime import sketch
-from p2pft_flower.runtime.progress import Progress, Report, human_bytes
+from p2pft_flower.runtime.journal import Journal
+from p2pft_flower.runtime.progress import TOLD, Progress, Report, human_bytes, told_evaluations
 
 
 @settings(deadline=None, max_examples=20)
@@ -79,3 +80,27 @@ def test_bytes_are_told_for_people():
         "3.0 GB",
         "4000.0 TB",
     ]
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "n", "told"),
+    [
+        (5, 4, [0, 1, 2, 3, 4]),
+        (32, 4, list(range(32))),
+        (1001, 4, [round(k * 1000 / 31) for k in range(32)]),
+        (1001, 100, [1000]),
+        (1001, 1000, [1000]),
+        (0, 4, []),
+    ],
+)
+def test_a_deployed_peer_tells_of_evenly_spaced_evaluations_and_of_the_last(evaluations, n, told, tmp_path):
+    journal = Journal(tmp_path, 3)
+    for run in ("an earlier one", "this"):
+        journal.write("run", run=run)
+        for k in range(evaluations):
+            journal.write("evaluation", **{k: v for k, v in vars(report(3, k)).items() if k != "peer"})
+    journal.close()
+    rows = told_evaluations(tmp_path / "peers", 3, n)
+    assert [row["iteration"] for row in rows] == told
+    assert n * len(rows) <= max(TOLD, n)
+    assert all(Report.of(row).peer == 3 for row in rows)

@@ -6,10 +6,8 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import grpc
 import numpy as np
 import pytest
-import trustme
 
 from p2pft_flower.transport import (
     ExchangeRefusedError,
@@ -20,30 +18,26 @@ from p2pft_flower.transport import (
     Terms,
     unix_address,
 )
+from tests.transport.federation import Federation
 from tests.transport.wire import PATIENCE, Host, spawn, weights
 
 
 @pytest.fixture(scope="module")
-def tls():
-    """Credentials for mutual TLS: (server's, channel's)."""
-    authority = trustme.CA()
-    issued = authority.issue_cert("127.0.0.1")
-    key, chain = issued.private_key_pem.bytes(), issued.cert_chain_pems[0].bytes()
-    root = authority.cert_pem.bytes()
-    return (
-        grpc.ssl_server_credentials([(key, chain)], root_certificates=root, require_client_auth=True),
-        grpc.ssl_channel_credentials(root, key, chain),
-    )
+def federation(tmp_path_factory):
+    return Federation(tmp_path_factory.mktemp("federation"))
 
 
-def exchange(hosts_peers, edges, terms, start, iterations, addresses, tls=(None, None)):
+def exchange(hosts_peers, edges, terms, start, iterations, addresses, federation=None):
     """Run the hosts in a thread each and return every peer's last vector."""
     A, B = weights(len(start), edges)
-    hosts = [Host.open(terms, peers, edges, addresses, credentials=tls[0]) for peers in hosts_peers]
+    tls = [{} if federation is None else {"credentials": federation[peers[0]]} for peers in hosts_peers]
+    hosts = [
+        Host.open(terms, peers, edges, addresses, **own) for peers, own in zip(hosts_peers, tls, strict=True)
+    ]
     bound = {i: address for host in hosts for i, address in host.server.bound_addresses.items()}
     try:
-        for host in hosts:
-            host.connect(bound, credentials=tls[1], timeout=PATIENCE)
+        for host, own in zip(hosts, tls, strict=True):
+            host.connect(bound, timeout=PATIENCE, **own)
         with ThreadPoolExecutor(len(hosts)) as pool:
             runs = [pool.submit(host.run, start, A, B, iterations) for host in hosts]
             ends = {i: x for run in runs for i, x in run.result(PATIENCE).items()}
@@ -63,16 +57,15 @@ def graph(n, seed):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("wire", ["unix", "tcp", "tls"])
-def test_vectors_are_bit_identical_to_in_memory_over(wire, dtype, tmp_path, tls):
+def test_vectors_are_bit_identical_to_in_memory_over(wire, dtype, tmp_path, federation):
     terms, edges = Terms("run", 1001, dtype), graph(8, 1)
     numbers = np.random.default_rng(0)
     start = {i: numbers.standard_normal(terms.length).astype(terms.numpy_dtype) for i in range(8)}
     A, B = weights(8, edges)
     memory, _ = exchange([range(8)], edges, terms, start, 10, dict.fromkeys(range(8), "127.0.0.1:0"))
     addresses = {i: unix_address("run", i, tmp_path) if wire == "unix" else "127.0.0.1:0" for i in range(8)}
-    credentials = tls if wire == "tls" else (None, None)
-    split = [(0, 3), (1,), (2, 4, 5, 6, 7)]
-    wired, sent = exchange(split, edges, terms, start, 10, addresses, credentials)
+    split = [(i,) for i in range(8)] if wire == "tls" else [(0, 3), (1,), (2, 4, 5, 6, 7)]
+    wired, sent = exchange(split, edges, terms, start, 10, addresses, federation if wire == "tls" else None)
     for i in range(8):
         assert wired[i].tobytes() == memory[i].tobytes()
     dense = np.linalg.matrix_power(B @ A, 10) @ np.stack([start[i] for i in range(8)])
@@ -185,16 +178,3 @@ def test_a_payload_of_350_mb_passes(tmp_path):
         links.send(0, 0, 0, vector)
         assert np.array_equal(mailbox.take(1, 0, 0, 0, 200.0).vector, vector)
         links.flush(PATIENCE)
-
-
-def test_a_channel_without_a_certificate_does_not_get_in(tls):
-    terms = Terms("run", 8)
-    mailbox = Mailbox(terms, [(0, 1)])
-    with (
-        PeerServer(mailbox, {1: "127.0.0.1:0"}, credentials=tls[0]) as server,
-        Links(terms, server.bound_addresses, [(0, 1)], timeout=0.5) as links,
-    ):
-        links.send(0, 0, 0, np.zeros(8, np.float32))
-        with pytest.raises(ExchangeTimeoutError, match="edge 0 -> 1"):
-            links.flush(PATIENCE)
-    assert mailbox.pending((0, 1)) == 0

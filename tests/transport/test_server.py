@@ -187,9 +187,42 @@ def test_neighbours_with_other_terms_do_not_meet(tmp_path):
 
 
 def test_the_runtime_may_turn_a_hello_down(tmp_path):
-    hosts = two_hosts(tmp_path, on_hello=lambda hello: f"not you, {hello.sender}")
+    def on_hello(hello):
+        return Reply(status=Status.MISMATCH, reason=f"not you, {hello.sender}")
+
+    hosts = two_hosts(tmp_path, on_hello=on_hello)
     with pytest.raises(ExchangeRefusedError, match="not you, 0"):
         hosts[0].links.meet(PATIENCE)
+    for host in hosts:
+        host.close()
+
+
+def test_a_neighbour_that_is_still_preparing_is_asked_again_until_it_agrees(tmp_path):
+    asked = []
+
+    def on_hello(hello):
+        asked.append((hello.sender, hello.receiver, hello.stage))
+        return Reply(status=Status.PREPARING, progress=len(asked)) if len(asked) < 4 else None
+
+    hosts = two_hosts(tmp_path, on_hello=on_hello)
+    hosts[0].links.meet(PATIENCE, stage=2)
+    assert asked == [(0, 1, 2)] * 4
+    assert not hosts[1].mailbox.refused
+    for host in hosts:
+        host.close()
+
+
+def test_a_neighbour_whose_preparing_makes_no_progress_is_given_up(tmp_path):
+    kept = threading.Event()
+
+    def on_hello(hello):
+        kept.wait(0.1)
+        return Reply(status=Status.PREPARING, reason="the trunk is slow", progress=7)
+
+    hosts = two_hosts(tmp_path, on_hello=on_hello)
+    says = r"deadline 1 s: could not meet: peer 1 .* PREPARING: the trunk is slow; wait"
+    with pytest.raises(PeerUnreachableError, match=says):
+        hosts[0].links.meet(1.0, "wait")
     for host in hosts:
         host.close()
 

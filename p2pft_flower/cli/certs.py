@@ -1,0 +1,159 @@
+"""``p2pft certs``: a federation's authority, and the certificates by which its peers know each other."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from p2pft_flower.cli.run import EXIT_USAGE
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.transport.certificates import (
+    CA_FILE,
+    CA_KEY_FILE,
+    PEER_FILE,
+    CertificateFacts,
+    create_authority,
+    facts_in,
+    issue,
+    read_certificate,
+    read_certificates,
+    renew,
+)
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Make, show and renew the certificates of a federation's peers.", no_args_is_help=True)
+
+Authority = Annotated[Path, typer.Option(metavar="FOLDER", help="The authority's folder.")]
+Days = Annotated[float, typer.Option(help="How many days it is valid.")]
+
+
+def _fail(message: object) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(EXIT_USAGE)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the authority is to live.")],
+    federation: Annotated[str, typer.Option(help="The federation's name, such as north-hospitals.")],
+    days: Days = 3650,
+) -> None:
+    """Make a federation's authority (CA). Its ca.key stays on one safe machine and never goes to a peer.
+
+    Exit codes: 0 it was made; 2 the name or the folder cannot be used, or the folder holds certificates.
+    """
+    try:
+        facts = create_authority(folder, federation, days)
+    except ConfigError as error:
+        _fail(error)
+    typer.echo(f"{folder}: {facts.identity}, valid until {facts.not_after:%Y-%m-%d}")
+    typer.echo(f"keep {folder / CA_KEY_FILE} secret: who has it can be any peer of the federation")
+
+
+@app.command("issue")
+def issue_certificate(
+    authority: Authority,
+    peer: Annotated[int, typer.Option(help="The peer's number in the graph, from 0.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The new folder for the peer's files.")],
+    address: Annotated[
+        list[str] | None,
+        typer.Option(help="A host name or IP address of the peer; may be given several times."),
+    ] = None,
+    days: Days = 365,
+) -> None:
+    """Issue a peer's key and certificate into a folder to be copied to its machine.
+
+    Exit codes: 0 it was issued; 2 a value or the authority cannot be used, or the folder holds certificates.
+    """
+    try:
+        facts = issue(authority, out, peer, address or (), days)
+    except ConfigError as error:
+        _fail(error)
+    typer.echo(f"{out}: {facts.identity}, valid until {facts.not_after:%Y-%m-%d}")
+
+
+@app.command("renew")
+def renew_certificate(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The peer's folder.")],
+    authority: Authority,
+    days: Days = 365,
+) -> None:
+    """Replace a peer's key and certificate by new ones, for the same peer and names.
+
+    Exit codes: 0 it was renewed; 2 folder or authority cannot be used, or they are of different federations.
+    """
+    try:
+        facts = renew(authority, folder, days)
+    except ConfigError as error:
+        _fail(error)
+    typer.echo(f"{folder}: {facts.identity}, valid until {facts.not_after:%Y-%m-%d}")
+
+
+@app.command()
+def show(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An authority's or a peer's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Print what the certificates in a folder say: for whom they are, until when, and their fingerprints.
+
+    Exit codes: 0 they were shown, valid or not; 2 they cannot be read.
+    """
+    try:
+        found = _certificates(folder)
+    except ConfigError as error:
+        _fail(error)
+    if as_json:
+        typer.echo(json.dumps([as_dict(file, facts) for file, facts in found], indent=2))
+        return
+    table = Table("file", "for", "names", "valid until", "state", "fingerprint")
+    for file, facts in found:
+        table.add_row(
+            Text(file),
+            Text(str(facts.identity)),
+            Text(", ".join(facts.names)),
+            f"{facts.not_after:%Y-%m-%d %H:%M} UTC",
+            state(facts),
+            facts.fingerprint[:16],  # --json has all of it
+        )
+    Console().print(table)
+
+
+def _certificates(folder: Path) -> list[tuple[str, CertificateFacts]]:
+    found = []
+    if (folder / PEER_FILE).exists():
+        found.append((PEER_FILE, read_certificate(folder / PEER_FILE)))
+    file = folder / CA_FILE
+    found += [(CA_FILE, facts_in(root, file)) for root in read_certificates(file)]
+    return found
+
+
+def state(facts: CertificateFacts) -> str:
+    """Say whether a certificate is valid now, and how many days are left."""
+    now = datetime.now(UTC)
+    if now < facts.not_before:
+        return "not valid yet"
+    if now >= facts.not_after:
+        return "EXPIRED"
+    return f"{(facts.not_after - now).days} days left"
+
+
+def as_dict(file: str, facts: CertificateFacts) -> dict[str, Any]:
+    """Return what ``--json`` prints (times in ISO 8601, UTC); keys are only ever added."""
+    return {
+        "file": file,
+        "federation": facts.identity.federation,
+        "peer": facts.identity.peer,
+        "names": list(facts.names),
+        "not_before": facts.not_before.isoformat(),
+        "not_after": facts.not_after.isoformat(),
+        "state": state(facts),
+        "fingerprint": facts.fingerprint,
+    }

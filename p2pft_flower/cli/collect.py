@@ -1,0 +1,79 @@
+"""``p2pft collect``: a run's results, made of its peers' own files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from p2pft_flower.errors import DataError, P2PFTError
+from p2pft_flower.report.collected import PeerFiles, collect_results, find_peers
+from p2pft_flower.report.results import FILE, log_name, tail_name, write_results
+from p2pft_flower.report.tables import run_table
+from p2pft_flower.runtime.journal import finite
+
+__all__ = ["collect"]
+
+EXIT_PARTIAL = 1
+EXIT_USAGE = 2
+
+
+def collect(
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR...", help="The peers' folders of one run, wherever they lie.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Make a run's folder here: results.json, and the peers' logs and tails."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print results.json, for scripts.")] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Go without the peers whose results are missing, and say so.")
+    ] = False,
+) -> None:
+    """Make a run's results of its peers' own files, where the coordinator is gone.
+
+    Exit codes: 0 the results of all peers; 1 of some, with --partial; 2 no results.
+    """
+    try:
+        peers = find_peers(folders)
+        results = collect_results(peers, partial=partial)
+        if out is not None:
+            if (out / FILE).exists():
+                raise DataError(f"{out / FILE} is there already; choose another folder or remove it")
+            _copy(peers.values(), out)
+            write_results(out, results)
+    except P2PFTError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_USAGE) from None
+    if as_json:
+        typer.echo(json.dumps(finite(results), indent=2))
+    else:
+        typer.echo(run_table(results))
+    if out is not None:
+        typer.echo(f"results: {out / FILE}", err=as_json)
+    if results["status"] != "completed":
+        typer.echo(f"{results['status']}: {results['error']}", err=True)
+        raise typer.Exit(EXIT_PARTIAL)
+
+
+def _copy(peers: Iterable[PeerFiles], out: Path) -> None:
+    """Copy logs and tails to where results.json says they are."""
+    for files in peers:
+        for source, name in ((files.log, log_name(files.peer)), (files.tail, tail_name(files.peer))):
+            target = out / name
+            if not source.is_file() or source.resolve() == target.resolve():
+                continue
+            if target.exists():
+                raise DataError(f"{target} is there already; choose another folder or remove it")
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+            except OSError as error:
+                raise DataError(f"{source} cannot be copied to {target}: {error.strerror}") from error

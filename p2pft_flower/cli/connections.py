@@ -1,0 +1,119 @@
+"""Connections in Flower's own config.toml, added and removed; what else stands there stays as it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from p2pft_flower.cli.flwr_run import FlowerError, flower_environment, program
+from p2pft_flower.errors import ConfigError
+
+__all__ = ["add_connection", "config_file", "connection_address", "remove_connection"]
+
+ASK_TIMEOUT = 60.0
+"""Seconds that Flower's command line may take to write its default file."""
+
+
+def config_file() -> Path:
+    """Return where Flower keeps its connections: ``$FLWR_HOME/config.toml``, by default ``~/.flwr``."""
+    return Path(os.environ.get("FLWR_HOME") or "~/.flwr").expanduser().absolute() / "config.toml"
+
+
+def connection_address(name: str) -> str | None:
+    """Return the address of the connection ``name``; None where there is none.
+
+    Raises
+    ------
+    ConfigError
+        When the file is not TOML or cannot be read.
+    """
+    file = config_file()
+    if not file.exists():
+        return None
+    found = _read(file).get("superlink", {}).get(name)
+    return None if found is None else str(found.get("address", ""))
+
+
+def add_connection(name: str, address: str) -> None:
+    """Write a connection to a SuperLink in plain text on this machine; replaces one of the same name.
+
+    Parameters
+    ----------
+    name : str
+        What ``flwr run APP name`` and ``p2pft run --connection name`` call it.
+    address : str
+        ``host:port`` of the SuperLink.
+
+    Raises
+    ------
+    ConfigError
+        When the file is not TOML, or cannot be read or written.
+    FlowerError
+        When there is no file yet and Flower does not write its default one.
+    """
+    file = config_file()
+    if not file.exists():
+        # Flower writes its own connections only where there is no file at all: it goes first.
+        try:
+            asked = subprocess.run(  # noqa: S603 - a program of this environment
+                [program("flwr"), "config", "list"],
+                env=flower_environment(),
+                capture_output=True,
+                text=True,
+                timeout=ASK_TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise FlowerError(f"flwr config list did not answer within {ASK_TIMEOUT:g} s") from error
+        if not file.exists():
+            raise FlowerError(f"flwr config list did not write {file}: {asked.stdout}{asked.stderr}")
+    document = _read(file)
+    table = tomlkit.table()
+    table.add("address", address)
+    table.add("insecure", True)
+    document.setdefault("superlink", tomlkit.table(is_super_table=True))[name] = table
+    _write(file, document)
+
+
+def remove_connection(name: str) -> None:
+    """Take a connection out again; nothing happens where there is none.
+
+    Raises
+    ------
+    ConfigError
+        When the file is not TOML, or cannot be read or written.
+    """
+    file = config_file()
+    if connection_address(name) is None:
+        return
+    document = _read(file)
+    del document["superlink"][name]
+    _write(file, document)
+
+
+def _read(file: Path) -> tomlkit.TOMLDocument:
+    try:
+        return tomlkit.parse(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (TOMLKitError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not TOML that can be read ({error}): repair or remove it") from error
+
+
+def _write(file: Path, document: tomlkit.TOMLDocument) -> None:
+    """Replace the file in one step: whoever reads it meanwhile sees the old or the new one."""
+    target = file.resolve()  # what a link leads to
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", dir=target.parent, prefix="config-", suffix=".toml", encoding="utf-8", delete=False
+        ) as new:
+            new.write(tomlkit.dumps(document).rstrip("\n") + "\n")
+        Path(new.name).chmod(target.stat().st_mode & 0o777)
+        Path(new.name).replace(target)
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,77 @@
+"""``p2pft preflight``: look at every peer and link of a deployment, and train nothing."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from p2pft_flower.cli.flwr_run import run_app
+from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
+from p2pft_flower.cli.settings import check, complete_settings, parse_settings
+from p2pft_flower.errors import P2PFTError
+from p2pft_flower.report.preflight import PREFLIGHT_FILE
+
+__all__ = ["preflight"]
+
+
+def preflight(
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="The run-config keys of the run that is to follow; see apps/p2pft/pyproject.toml.",
+            autocompletion=complete_settings,
+        ),
+    ] = None,
+    connection: Annotated[
+        str, typer.Option(help="The connection of Flower's config.toml whose SuperNodes are looked at.")
+    ] = "rehearsal",
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print what was found as JSON; where the SuperLink is on this machine only."
+        ),
+    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's own log as well.")] = False,
+) -> None:
+    """Check every peer and every link of a deployment before it trains.
+
+    Versions, frozen weights, data, certificates, folders; TLS, round trip, bandwidth and clocks of each
+    link, both ways. Every run makes the same checks before its first gradient.
+
+    Exit codes: 0 all is well; 1 something is not, named with its remedy; 2 a setting is wrong and nothing
+    was started.
+    """
+    with tempfile.TemporaryDirectory(prefix="p2pft-preflight-") as scratch:
+        folder = Path(scratch) / "found"
+        try:
+            values = {**parse_settings(settings or []), "preflight-only": True}
+            values.setdefault("output-dir", str(folder))
+            check(values)
+        except P2PFTError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(EXIT_USAGE) from None
+        try:
+            ended = run_app(
+                values,
+                connection=connection,
+                environment=None,
+                supernodes=None,
+                show=lambda line: typer.echo(line, err=as_json),
+                verbose=verbose,
+            )
+        except P2PFTError as error:
+            typer.echo(f"error: {error}", err=True)
+            raise typer.Exit(EXIT_FAILED) from None
+        file = Path(str(values["output-dir"])) / PREFLIGHT_FILE
+        if as_json:
+            if not file.exists():
+                typer.echo(f"error: {file} is not there: the preflight did not get as far", err=True)
+                raise typer.Exit(EXIT_FAILED)
+            typer.echo(json.dumps(json.loads(file.read_text(encoding="utf-8")), indent=2))
+    if not ended.completed:
+        raise typer.Exit(EXIT_FAILED)

@@ -1,0 +1,434 @@
+"""A deployment rehearsed on one machine: a SuperLink and a SuperNode for each peer, started and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import random
+import shutil
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tomlkit
+
+from p2pft_flower.cli.connections import add_connection, connection_address, remove_connection
+from p2pft_flower.cli.flwr_run import (
+    MARK,
+    START_TIMEOUT,
+    end_marked,
+    flower_environment,
+    marked,
+    program,
+    undisturbed,
+)
+from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.resources import home
+from p2pft_flower.topology import Graph
+from p2pft_flower.transport import parse_address
+from p2pft_flower.transport.certificates import create_authority, issue
+
+__all__ = ["CONNECTION", "AlreadyUpError", "Peer", "Process", "Rehearsal", "current", "end", "start"]
+
+CONNECTION = "rehearsal"
+"""Name of the connection in Flower's config.toml."""
+
+SCHEMA = "p2pft.rehearsal/1"
+
+PATIENCE = 15.0
+"""Seconds that each SuperNode adds to :data:`START_TIMEOUT`: they share this machine's cores."""
+
+# Below the ports that systems hand out to outgoing connections, which could take one before it is used.
+_PORTS = range(20000, 32000)
+
+
+class AlreadyUpError(P2PFTError):
+    """A rehearsal is up, or is being started or ended, here."""
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process of a rehearsal.
+
+    Attributes
+    ----------
+    name : str
+        For people, as in "the SuperNode of peer 2".
+    pid : int
+        Its number.
+    started : float
+        When it started, in seconds since 1970: the system may give its number to another later.
+    log : str
+        The file with what it says.
+    """
+
+    name: str
+    pid: int
+    started: float
+    log: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether this very process is still running."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < 1.0  # the clock may have been set meanwhile
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A peer of a rehearsal.
+
+    Attributes
+    ----------
+    peer : int
+        Its number.
+    address : str
+        Where it listens, ``host:port``.
+    certificates : str
+        The folder of its certificates.
+    node_config : str
+        The file with what its SuperNode is told.
+    """
+
+    peer: int
+    address: str
+    certificates: str
+    node_config: str
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What is up; as ``state.json`` has it.
+
+    Attributes
+    ----------
+    mark : str
+        Value of :data:`~p2pft_flower.cli.flwr_run.MARK` in the environment of all its processes, and of
+        those that they start.
+    federation : str
+        Name in the certificates.
+    superlink : str
+        Address of the SuperLink, ``host:port``.
+    peers : tuple of Peer
+        In ascending order.
+    processes : tuple of Process
+        The SuperLink and the SuperNodes; what these start themselves is known by the mark.
+    """
+
+    mark: str
+    federation: str
+    superlink: str
+    peers: tuple[Peer, ...]
+    processes: tuple[Process, ...] = ()
+
+    @property
+    def ended(self) -> tuple[Process, ...]:
+        """The processes that should be running and are not."""
+        return tuple(p for p in self.processes if not p.alive)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can carry."""
+        return {"schema": SCHEMA, "connection": CONNECTION, **asdict(self)}
+
+
+def folder() -> Path:
+    """Return ``$P2PFT_HOME/rehearsal``: state, logs, certificates."""
+    return home().absolute() / "rehearsal"
+
+
+def current() -> Rehearsal | None:
+    """Return what is up according to ``state.json``; None where nothing is.
+
+    Raises
+    ------
+    ConfigError
+        When the file cannot be read.
+    """
+    file = folder() / "state.json"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        return Rehearsal(
+            mark=raw["mark"],
+            federation=raw["federation"],
+            superlink=raw["superlink"],
+            peers=tuple(Peer(**p) for p in raw["peers"]),
+            processes=tuple(Process(**p) for p in raw["processes"]),
+        )
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{file} cannot be read ({error}): end the processes that have {MARK} in their environment, "
+            "and remove the file"
+        ) from error
+
+
+def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehearsal:
+    """Start a SuperLink and a SuperNode for each peer of ``graph``; return when all have registered.
+
+    Parameters
+    ----------
+    graph : Graph
+        Says how many peers there are, and, where it has addresses, where they listen.
+    federation : str
+        Name of the federation in the certificates.
+    show : callable
+        Given a line for each step.
+
+    Raises
+    ------
+    AlreadyUpError
+        When a rehearsal is up.
+    ConfigError
+        When the graph has an address that is not on this machine, or a connection of that name is another's.
+    P2PFTError
+        When a process ended or did not register in time; then nothing is left running.
+    """
+    with _alone():
+        before = current()
+        if before is not None:
+            if marked(before.mark):
+                raise AlreadyUpError(_told(before))
+            _forget()  # the machine was restarted, or somebody else ended them
+        elif (address := connection_address(CONNECTION)) is not None:
+            raise ConfigError(
+                f"Flower's config.toml has a connection {CONNECTION!r}, to {address}, that p2pft up has not "
+                "written: rename it there, or remove it"
+            )
+        ports = _free_ports(2 * graph.n + 1)  # all at once, so that they differ
+        addresses = _addresses(graph, ports[: graph.n])
+        for name in ("authority", "peers", "logs"):
+            shutil.rmtree(folder() / name, ignore_errors=True)
+        (folder() / "logs").mkdir()
+        show(f"certificates of {graph.n} peers of the federation {federation}: {folder() / 'peers'}")
+        create_authority(folder() / "authority", federation)
+        peers = [_prepare(peer, address) for peer, address in enumerate(addresses)]
+        state = Rehearsal(uuid.uuid4().hex, federation, f"127.0.0.1:{ports[-1]}", tuple(peers))
+        started: list[subprocess.Popen[bytes]] = []
+        try:
+            return _start(state, ports[graph.n :], started, show)
+        except BaseException:
+            with undisturbed():
+                end_marked(state.mark)
+                for process in started:
+                    process.wait(PATIENCE)
+                _forget()
+            raise
+
+
+def _prepare(peer: int, address: str) -> Peer:
+    """Issue a peer's certificates and write its SuperNode's node-config, as a site would."""
+    own = folder() / "peers" / str(peer)
+    host = parse_address(address).host
+    issue(folder() / "authority", own, peer, [host] if host else [])
+    file = own / "node.toml"
+    site = {"peer-id": peer, "peer-address": address, "certificates": str(own)}
+    file.write_text(tomlkit.dumps(site), encoding="utf-8")
+    return Peer(peer, address, str(own), str(file))
+
+
+def end(show: Callable[[str], None]) -> Rehearsal | None:
+    """End exactly what :func:`start` started, and what that has started; return what it was, or None.
+
+    Raises
+    ------
+    AlreadyUpError
+        When a rehearsal is being started or ended.
+    P2PFTError
+        When a process does not end.
+    """
+    with _alone():
+        state = current()
+        if state is None:
+            return None
+        show(f"ending the SuperLink and {len(state.peers)} SuperNodes")
+        with undisturbed():
+            end_marked(state.mark)
+            left = marked(state.mark)
+            if left:
+                raise P2PFTError(f"these processes do not end: {', '.join(str(p.pid) for p in left)}")
+            _forget()
+        return state
+
+
+def _start(
+    state: Rehearsal,
+    ports: Sequence[int],
+    started: list[subprocess.Popen[bytes]],
+    show: Callable[[str], None],
+) -> Rehearsal:
+    # The state first: whatever happens from here on, p2pft down finds what is running by its mark.
+    _save(state)
+    environment = flower_environment() | {MARK: state.mark}
+    here = ["--insecure", "--host", "127.0.0.1", "--port"]  # Flower's own links stay on this machine
+    superlink = ["flower-superlink", *here, str(ports[-1]), "--disable-runtime-dependency-installation"]
+    commands = {"the SuperLink": superlink}
+    for peer, port in zip(state.peers, ports[:-1], strict=True):
+        commands[f"the SuperNode of peer {peer.peer}"] = [
+            *("flower-supernode", *here, str(port), "--superlink", state.superlink),
+            *("--node-config", peer.node_config),
+        ]
+    show(f"starting the SuperLink on {state.superlink} and {len(state.peers)} SuperNodes")
+    for name, (executable, *options) in commands.items():
+        log = folder() / "logs" / f"{name.removeprefix('the ').replace(' ', '-')}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603 - a program of this environment
+                [program(executable), *options],
+                env=environment,
+                cwd=folder(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        started.append(process)
+        known = Process(name, process.pid, psutil.Process(process.pid).create_time(), str(log))
+        state = replace(state, processes=(*state.processes, known))
+        _save(state)
+    add_connection(CONNECTION, state.superlink)
+    _wait_for_registration(state, started, environment, show)
+    return state
+
+
+def _wait_for_registration(
+    state: Rehearsal,
+    started: Sequence[subprocess.Popen[bytes]],
+    environment: Mapping[str, str],
+    show: Callable[[str], None],
+) -> None:
+    patience = START_TIMEOUT + PATIENCE * len(state.peers)
+    deadline = time.monotonic() + patience
+    told, seen, answers = -1, 0, False
+    while seen < len(state.peers):
+        for known, process in zip(state.processes, started, strict=True):
+            if process.poll() is not None:
+                raise P2PFTError(
+                    f"{known.name} ended with code {process.returncode} before all had registered; "
+                    f"{_last_lines(known)}"
+                )
+        if time.monotonic() > deadline:
+            raise P2PFTError(
+                f"after {patience:g} s {seen} of {len(state.peers)} SuperNodes have registered; "
+                + "; ".join(_last_lines(known, 3) for known in state.processes)
+            )
+        answers = answers or _answers(state.superlink)
+        if not answers:
+            time.sleep(0.1)  # its interface is a poll
+            continue
+        seen = _registered(environment)
+        if seen != told:
+            show(f"{seen} of {len(state.peers)} SuperNodes have registered")
+            told = seen
+
+
+def _answers(superlink: str) -> bool:
+    with (
+        contextlib.suppress(OSError, urllib.error.URLError),
+        urllib.request.urlopen(f"http://{superlink}/health", timeout=1) as answer,
+    ):
+        return bool(answer.status == 200)
+    return False
+
+
+def _registered(environment: Mapping[str, str]) -> int:
+    """Return how many SuperNodes are online; none where Flower could not say, which it does in its answer."""
+    command = [program("flwr"), "supernode", "list", CONNECTION, "--format", "json"]
+    try:
+        asked = subprocess.run(  # noqa: S603 - a program of this environment
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise P2PFTError(f"flwr supernode list did not answer within {START_TIMEOUT:g} s") from error
+    try:
+        answer = json.loads(asked.stdout)
+        return sum(node["status"] == "online" for node in answer.get("nodes", ()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise P2PFTError(
+            f"flwr supernode list says nothing that can be read: {asked.stdout}{asked.stderr}"
+        ) from error
+
+
+def _last_lines(process: Process, count: int = 20) -> str:
+    lines = Path(process.log).read_text(encoding="utf-8", errors="replace").splitlines()[-count:]
+    return f"the last lines of {process.log}:\n" + "\n".join(lines)
+
+
+def _told(state: Rehearsal) -> str:
+    gone = state.ended
+    if gone:
+        return (
+            f"a rehearsal is up, but {', '.join(p.name for p in gone)} has ended (its log: {gone[0].log}): "
+            "end the rest with 'p2pft down'"
+        )
+    return (
+        f"a rehearsal with {len(state.peers)} peers is up already (SuperLink on {state.superlink}): use it "
+        f"with 'p2pft run --connection {CONNECTION}', or end it with 'p2pft down'"
+    )
+
+
+def _addresses(graph: Graph, ports: Sequence[int]) -> list[str]:
+    """Return an address on this machine for each peer: the graph's own, or 127.0.0.1 and one of ``ports``."""
+    for name, address in zip(graph.peer_names, graph.addresses, strict=True):
+        if address is not None and not parse_address(address).is_local:
+            raise ConfigError(
+                f"the topology {graph.name} gives peer {name} the address {address}, which is not on this "
+                "machine's loopback: rehearse with a copy of it without addresses"
+            )
+    return [address or f"127.0.0.1:{port}" for address, port in zip(graph.addresses, ports, strict=True)]
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports of 127.0.0.1 that are free now, all different."""
+    with contextlib.ExitStack() as stack:
+        found: list[int] = []
+        for port in random.sample(_PORTS, len(_PORTS)):
+            probe = stack.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                found.append(port)
+            if len(found) == count:
+                return found
+    raise P2PFTError(f"there are no {count} free ports from {_PORTS[0]} to {_PORTS[-1]} on 127.0.0.1")
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Let one command at a time start or end a rehearsal."""
+    folder().mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (folder() / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AlreadyUpError("another p2pft up or p2pft down is at work here: wait for it") from None
+        yield
+
+
+def _save(state: Rehearsal) -> None:
+    file = folder() / "state.json"
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(state.to_dict(), indent=2) + "\n", encoding="utf-8")
+    new.replace(file)
+
+
+def _forget() -> None:
+    """Remove the connection, then the state that says whose it is; logs and certificates stay."""
+    remove_connection(CONNECTION)
+    (folder() / "state.json").unlink(missing_ok=True)

@@ -1,0 +1,50 @@
+"""``p2pft stop``: end a run from any one of its sites."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Annotated
+
+import psutil
+import typer
+
+from p2pft_flower.runtime.running import running
+
+__all__ = ["stop"]
+
+PATIENCE = 15.0
+"""Seconds that a host may take: it tells the others, writes its logs, and leaves within 10 s."""
+
+EXIT_FAILED = 1
+
+
+def stop(
+    run: Annotated[
+        str | None, typer.Argument(help="The run's id; all runs of this machine without it.")
+    ] = None,
+) -> None:
+    """End the peers that train on this machine, and through them all peers of their runs, on any machine.
+
+    They are looked up in P2PFT_HOME, which must be the SuperNode's. Exit codes: 0 they have ended; 1 there
+    is none, or one does not end.
+    """
+    found = running(run)
+    if not found:
+        what = f"no peer of run {run} trains" if run else "no peer trains"
+        typer.echo(
+            f"{what} here: is this the machine of one of its peers, and P2PFT_HOME that of its SuperNode?",
+            err=True,
+        )
+        raise typer.Exit(EXIT_FAILED)
+    for there in found:
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
+            there.process.terminate()
+    _, left = psutil.wait_procs([there.process for there in found], timeout=PATIENCE)
+    for there in found:
+        who = f"run {there.run}: peer {', '.join(map(str, there.peers))}"
+        if there.process in left:
+            typer.echo(f"{who} does not end; its process is {there.process.pid}", err=True)
+        else:
+            typer.echo(f"{who} has ended, and told its neighbours to")
+    if left:
+        raise typer.Exit(EXIT_FAILED)

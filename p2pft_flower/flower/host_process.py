@@ -1,0 +1,71 @@
+"""A host within a ClientApp's process: it trains in a thread, while the main thread hears what ends it."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+
+from p2pft_flower.flower.signals import before_obeying
+from p2pft_flower.runtime.host import Host
+from p2pft_flower.runtime.recorder import Outcome
+from p2pft_flower.runtime.running import registered
+from p2pft_flower.transport import ExchangeStoppedError
+
+__all__ = ["run_host"]
+
+LEAVE = 8.0
+"""Seconds after a stop within which a deployed host ends, whatever it is busy with: a long gradient."""
+
+
+def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
+    """Run ``host`` to its end, or until this process is told to end.
+
+    In a deployment SIGTERM and SIGINT, which is also what Flower sends itself when the SuperNode has died,
+    first stop all peers of the run: the host tells its neighbours, and they tell theirs.
+
+    Raises
+    ------
+    ExchangeStoppedError
+        When a neighbour or the coordinator stopped the run.
+    Exception
+        What :meth:`~p2pft_flower.runtime.host.Host.run` raises.
+    """
+    result: list[list[Outcome]] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(host.run())
+        except BaseException as error:
+            failure.append(error)
+
+    def stop(number: signal.Signals) -> None:
+        host.stop(
+            f"its ClientApp was told to end ({number.name}); the site stopped it, or its SuperNode is gone"
+        )
+
+    thread = threading.Thread(target=run, name="p2pft-host", daemon=True)
+    if not deployed:
+        _watch(host, thread, math.inf)
+    else:
+        peers = [p.peer for p in host.plan.peers]
+        with registered(host.plan.run, peers), before_obeying(stop):
+            _watch(host, thread, LEAVE)
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def _watch(host: Host, thread: threading.Thread, leave: float) -> None:
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.05)  # the main thread must stay responsive to Flower's stop signal
+            host.raise_if_stopped(longer_than=leave)
+    except ExchangeStoppedError:
+        raise
+    except BaseException:
+        host.stop("its ClientApp was told to end")
+        thread.join(LEAVE)
+        raise

@@ -1,0 +1,135 @@
+"""Preflight of a deployment: every peer and every link is looked at before the first gradient."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from p2pft_flower.flower import messages, nodes
+from p2pft_flower.flower.nodes import RunFailedError
+from p2pft_flower.flower.run import Run
+from p2pft_flower.report.preflight import PREFLIGHT_FILE, preflight_tables
+from p2pft_flower.report.results import write_json
+
+__all__ = ["preflight"]
+
+log = logging.getLogger("p2pft_flower")
+
+MIN_FREE = 256 * 2**20
+"""Bytes below which a folder that is to be written to counts as full."""
+
+MAX_SKEW = 60.0
+"""Seconds by which clocks may differ: more, and certificates are expired for one peer and not for another."""
+
+NOTED_SKEW = 2.0
+"""Seconds from which the logs of two peers are hard to read side by side: a warning."""
+
+
+def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
+    """Let all peers probe their neighbours at the same time; print what they found, and refuse what fails.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's.
+    run : Run
+        A deployed one, with one peer a host. Its folder gets ``preflight.json``.
+    answers : dict of int to dict
+        The nodes' hellos.
+
+    Raises
+    ------
+    RunFailedError
+        With every failure: peer or link, what was found, and the remedy.
+    """
+    timeout = run.config.runtime.meet_timeout
+    addresses = {p: run.address(p) for host in run.hosts for p in host.peers}
+    sent = []
+    for host in run.hosts:
+        peer = host.peers[0]
+        around = {peer, *run.graph.in_neighbours(peer), *run.graph.out_neighbours(peer)}
+        body = {
+            "run": run.id,
+            "addresses": {p: addresses[p] for p in sorted(around)},
+            "timeout": timeout,
+            "output-dir": str(run.folder),
+        }
+        sent.append(Message(messages.pack(body), dst_node_id=host.node, message_type=messages.PREFLIGHT))
+    replies = nodes.collect(grid, sent, timeout=2 * timeout + 60, grace=timeout + 30)
+    rows, failures = [], []
+    for host in run.hosts:
+        peer = host.peers[0]
+        hello = answers[host.node]
+        row: dict[str, Any] = {
+            "peer": peer,
+            "name": run.graph.peer_names[peer],
+            "node": host.node,
+            "address": addresses[peer],
+            "images": hello["data"][str(peer)]["images"],
+            "classes": hello["data"][str(peer)]["classes"],
+            "certificate": hello["certificate"],
+            "links": [],
+            "folders": [],
+        }
+        try:
+            if host.node not in replies:
+                failures.append(f"peer {peer} did not answer the preflight; is its SuperNode still running?")
+            else:
+                found = nodes.body_of(replies[host.node], f"peer {peer}")
+                row |= {"links": found["links"], "folders": found["folders"]}
+                failures += _failures(peer, found)
+                _warn(peer, found)
+        except RunFailedError as error:
+            failures.append(str(error))
+        rows.append(row)
+    report = {
+        "run": run.id,
+        "graph": run.graph.name,
+        "graph-digest": run.graph.digest,
+        "versions": run.versions,
+        "frozen": answers[run.hosts[0].node]["frozen"],
+        "peers": rows,
+        "failures": failures,
+    }
+    path = write_json(run.folder / PREFLIGHT_FILE, report)
+    log.info("%s", preflight_tables(report))
+    if failures:
+        raise RunFailedError(
+            f"preflight found {len(failures)} failure{'s' if len(failures) > 1 else ''} (all in {path}):\n  "
+            + "\n  ".join(failures),
+            "Preflight",
+        )
+
+
+def _failures(peer: int, found: dict[str, Any]) -> list[str]:
+    failures = []
+    for link in found["links"]:
+        where = f"link {peer} -> {link['neighbour']} ({link['address']})"
+        if link["error"]:
+            failures.append(
+                f"{where}: {link['error']}; is the address right and reachable from there, does a firewall "
+                "let it through, and do the certificates fit?"
+            )
+        elif abs(link["skew"]) > MAX_SKEW:
+            failures.append(
+                f"{where}: the clocks differ by {abs(link['skew']):.0f} s (at most {MAX_SKEW:g}): "
+                "set both by NTP"
+            )
+    for f in found["folders"]:
+        where = f"peer {peer}: {f['purpose']} {f['path']}"
+        if f["error"]:
+            failures.append(f"{where}: {f['error']}; give a folder that it may write to")
+        elif f["free"] < MIN_FREE:
+            failures.append(f"{where}: {f['free'] // 2**20} MiB free (at least {MIN_FREE // 2**20})")
+    return failures
+
+
+def _warn(peer: int, found: dict[str, Any]) -> None:
+    for link in found["links"]:
+        if not link["error"] and NOTED_SKEW < abs(link["skew"]) <= MAX_SKEW:
+            log.warning(
+                "the clocks of peers %d and %d differ by %.1f s", peer, link["neighbour"], abs(link["skew"])
+            )

@@ -1,0 +1,148 @@
+"""What a site decides for itself, in its SuperNode's ``--node-config``; no coordinator can override it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from p2pft_flower.config import LearningConfig
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.runtime.wires import Access
+from p2pft_flower.transport import Credentials, parse_address
+
+__all__ = ["Site"]
+
+_FLOWERS = frozenset({"partition-id", "num-partitions"})
+"""Keys that Flower sets itself, in simulation."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One peer's machine.
+
+    Parameters
+    ----------
+    peer_id : int
+        ``peer-id``: the peer that lives here.
+    peer_address : str
+        ``peer-address``: what its neighbours connect to, ``"host:port"`` (IPv6 in brackets); default empty:
+        what the topology says.
+    bind_address : str
+        ``bind-address``: what is listened on, where that differs (NAT, containers), such as
+        ``"0.0.0.0:9000"``; default empty: ``peer-address``.
+    certificates : str
+        ``certificates``: the peer's folder with ca.pem, peer.pem and peer.key; default empty: none.
+    insecure : bool
+        ``insecure``: plain text may be sent and taken in beyond this machine; default false.
+    data_dir : str
+        ``data-dir``: the folder of the images, instead of the run-config's; default empty: the run-config's.
+    output_dir : str
+        ``output-dir``: the folder in which each run gets one of its own for logs and tails, named by the
+        run's id; default empty: the run-config's.
+
+    Raises
+    ------
+    ConfigError
+        When a value cannot be used; names the key and what would be right.
+    """
+
+    peer_id: int
+    peer_address: str = ""
+    bind_address: str = ""
+    certificates: str = ""
+    insecure: bool = False
+    data_dir: str = ""
+    output_dir: str = ""
+
+    def __post_init__(self) -> None:
+        if self.peer_id < 0:
+            raise ConfigError(f"peer-id = {self.peer_id} in --node-config: peers are numbered from 0")
+        for key, address in (("peer-address", self.peer_address), ("bind-address", self.bind_address)):
+            if not address:
+                continue
+            try:
+                parsed = parse_address(address)
+            except ConfigError as error:
+                raise ConfigError(f"{key} in --node-config: {error}") from error
+            if parsed.path is None and parsed.port == 0:
+                raise ConfigError(
+                    f"{key} = {address!r} in --node-config: neighbours cannot know which port is chosen for "
+                    "port 0; give a fixed one"
+                )
+        if self.certificates and self.insecure:
+            raise ConfigError(
+                "certificates and insecure = true in --node-config exclude each other: leave insecure out to "
+                "use the certificates, or certificates to send in plain text"
+            )
+
+    @classmethod
+    def of(cls, node_config: Mapping[str, Any]) -> Site | None:
+        """Read a SuperNode's node-config; None in simulation, where it says nothing of ours.
+
+        Parameters
+        ----------
+        node_config : mapping of str to bool, int, float or str
+            ``context.node_config``.
+
+        Raises
+        ------
+        ConfigError
+            When a key is unknown, ``peer-id`` is missing, or a value has another type or cannot be used.
+        """
+        known = {f.name.replace("_", "-"): f for f in fields(cls)}
+        given = {key: value for key, value in node_config.items() if key not in _FLOWERS}
+        if not given:
+            return None
+        for key in given:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise ConfigError(
+                    f"unknown key {key!r} in --node-config: {hint}The keys are {', '.join(known)}"
+                )
+        if "peer-id" not in given:
+            raise ConfigError(f"--node-config has {', '.join(sorted(given))} and no peer-id: give it, from 0")
+        for key, value in given.items():
+            default = known[key].default
+            kind = int if default is MISSING else type(default)
+            if type(value) is not kind:  # a bool is no int here
+                form = {int: "a whole number", bool: "true or false", str: "text in quotes"}[kind]
+                raise ConfigError(
+                    f"{key} = {value!r} in --node-config is of type {type(value).__name__}, not {form}"
+                )
+        return cls(**{known[key].name: value for key, value in given.items()})
+
+    def with_own_data(self, learning: LearningConfig) -> LearningConfig:
+        """Return ``learning`` with the images taken from this site's folder, where it names one."""
+        return replace(learning, data_dir=self.data_dir) if self.data_dir else learning
+
+    def credentials(self) -> Credentials | None:
+        """Return the peer's certificates, checked; None where the site has none.
+
+        Raises
+        ------
+        ConfigError
+            When they cannot be used; names file and remedy.
+        """
+        return (
+            Credentials.load(Path(self.certificates).expanduser(), self.peer_id)
+            if self.certificates
+            else None
+        )
+
+    def access(self) -> Access:
+        """Return how this machine's peer listens and proves who it is.
+
+        Raises
+        ------
+        ConfigError
+            As :meth:`credentials`.
+        """
+        return Access(self.credentials(), self.insecure, self.bind_address)
+
+    def output_folder(self, run: str) -> Path | None:
+        """Return where logs and tails of ``run`` go on this machine; None: where the run-config says."""
+        return Path(self.output_dir).expanduser() / run if self.output_dir else None

@@ -1,0 +1,62 @@
+"""Whether deployed peers can trust each other: looked at before anything trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
+from p2pft_flower.topology import Graph
+from p2pft_flower.transport import parse_address
+
+__all__ = ["check_trust"]
+
+
+def check_trust(
+    graph: Graph, hosts: Sequence[HostAssignment], answers: Mapping[int, Mapping[str, Any]]
+) -> None:
+    """Refuse peers of several federations, or without certificates where payloads leave a machine.
+
+    Parameters
+    ----------
+    graph : Graph
+        Its addresses stand in where a SuperNode says none.
+    hosts : sequence of HostAssignment
+        One a peer.
+    answers : mapping of int to mapping
+        What each node said to hello: ``federation``, ``insecure``.
+
+    Raises
+    ------
+    RunFailedError
+        Naming the peers and the remedy.
+    """
+    members: dict[str, list[int]] = {}
+    for host in hosts:
+        members.setdefault(answers[host.node]["federation"], []).append(host.peers[0])
+    strangers = members.pop("", [])
+    if len(members) > 1:
+        listed = "; ".join(f"{name!r}: peers {peers}" for name, peers in sorted(members.items()))
+        raise RunFailedError(
+            f"the peers are of different federations, {listed}: give all of them certificates of one"
+        )
+    if members and strangers:
+        ((name, peers),) = members.items()
+        raise RunFailedError(
+            f"peers {strangers} have no certificates, peers {peers} have those of federation {name!r}: set "
+            "certificates in every --node-config, or in none"
+        )
+    for host in hosts:
+        if host.peers[0] not in strangers or answers[host.node]["insecure"]:
+            continue
+        peer = host.peers[0]
+        reached = [*graph.in_neighbours(peer), *graph.out_neighbours(peer), peer]
+        given = {h.peers[0]: h.address for h in hosts}
+        for other in reached if len(reached) > 1 else ():
+            address = given.get(other) or graph.addresses[other]
+            if address and not parse_address(address).is_local:
+                raise RunFailedError(
+                    f"peer {peer} has no certificates, and peer {other} at {address} is on another machine: "
+                    "set certificates in --node-config ('p2pft certs issue' makes them), or insecure = true "
+                    "to send in plain text"
+                )

@@ -1,0 +1,230 @@
+"""Results made of the peers' own files, where the coordinator is gone: what ``p2pft collect`` does.
+
+Each peer's log begins with what the coordinator told it for this: facts of the run, and its own row of the
+graph's weights. Together the rows are the graph again, and its digest shows that none is another run's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from p2pft_flower.errors import DataError, TopologyError
+from p2pft_flower.report.results import run_results
+from p2pft_flower.runtime.journal import read_last_run
+from p2pft_flower.runtime.progress import Progress, Report
+from p2pft_flower.topology import Graph
+
+__all__ = ["PeerFiles", "collect_results", "find_peers", "peer_record", "run_record"]
+
+_COMMON = ("n", "iterations", "evaluate_every", "config", "graph", "partition", "versions", "pooled")
+"""What the ``run`` lines of all peers of a run say alike."""
+
+
+def run_record(graph: Graph, partition: str, versions: Mapping[str, str], *, pooled: bool) -> dict[str, Any]:
+    """Return what every peer's log says of the run, besides what its plan says anyway."""
+    return {
+        "graph": {"name": graph.name, "digest": graph.digest},
+        "partition": partition,
+        "versions": dict(versions),
+        "pooled": pooled,
+    }
+
+
+def peer_record(graph: Graph, peers: Iterable[int]) -> dict[str, Any]:
+    """Return ``peers``' own rows of the graph: name, address, and weights of what comes from whom."""
+    return {
+        "rows": [
+            {
+                "peer": i,
+                "name": graph.peer_names[i],
+                "address": graph.addresses[i],
+                "weights": {str(j): float(w) for j, w in enumerate(graph.W[i]) if w},
+            }
+            for i in peers
+        ]
+    }
+
+
+@dataclass(frozen=True)
+class PeerFiles:
+    """One peer's log, read.
+
+    Attributes
+    ----------
+    peer : int
+        The peer.
+    log : Path
+        The file.
+    lines : list of dict
+        Those of the last run in it, the ``run`` line first.
+    """
+
+    peer: int
+    log: Path
+    lines: list[dict[str, Any]]
+
+    @property
+    def tail(self) -> Path:
+        """The peer's tail, beside its log."""
+        return self.log.with_suffix(".safetensors")
+
+    @property
+    def run(self) -> dict[str, Any]:
+        """The ``run`` line."""
+        return self.lines[0]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the peer trained to the end and left its tail."""
+        return self.lines[-1]["event"] == "end" and self.tail.is_file()
+
+    @property
+    def state(self) -> str:
+        """How far the peer came, in words."""
+        last = self.lines[-1]
+        if last["event"] == "failed":
+            return f"it failed in iteration {last['iteration']}: {last['error']} ({self.log})"
+        if last["event"] == "end":
+            return f"its log has an end, but {self.tail} is missing"
+        done = max((e["iteration"] for e in self.lines if e["event"] == "evaluation"), default=None)
+        where = "before the first evaluation" if done is None else f"after the evaluation of iteration {done}"
+        return f"its log breaks off {where}: it still trains, or was killed ({self.log})"
+
+
+def find_peers(folders: Sequence[Path]) -> dict[int, PeerFiles]:
+    """Read the logs in the peers' folders.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Each the folder of a run (with ``peers/`` in it) or a ``peers`` folder.
+
+    Returns
+    -------
+    dict of int to PeerFiles
+
+    Raises
+    ------
+    DataError
+        When a folder has no log, a log cannot be used, two are of the same peer, or of different runs.
+    """
+    found: dict[int, PeerFiles] = {}
+    for folder in folders:
+        logs = sorted({*folder.glob("peer-*.jsonl"), *folder.glob("peers/peer-*.jsonl")})
+        if not logs:
+            below = sorted(p.parent.name for p in folder.glob("*/peers"))
+            hint = f"; it holds the runs {', '.join(below)}: choose one" if below else ""
+            raise DataError(f"{folder}: no peers/peer-<i>.jsonl there; give a run's folder of a peer{hint}")
+        for log in logs:
+            one = _read(log)
+            other = found.setdefault(one.peer, one)
+            if other.log.resolve() != log.resolve():
+                raise DataError(f"peer {one.peer} is there twice: {other.log} and {log}; give one of them")
+    _check_alike(list(found.values()))
+    return found
+
+
+def _read(log: Path) -> PeerFiles:
+    try:
+        lines = read_last_run(log)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{log}: not a peer's log ({type(error).__name__}: {error})") from error
+    missing = [key for key in (*_COMMON, "host", "rows", "name") if not lines or key not in lines[0]]
+    if missing:
+        raise DataError(
+            f"{log}: no line of event run with {', '.join(missing)}; only peers that train among themselves "
+            "write it, not the clients of Flower's strategies, whose server has their results"
+        )
+    return PeerFiles(int(lines[0]["peer"]), log, lines)
+
+
+def _check_alike(peers: Sequence[PeerFiles]) -> None:
+    for other in peers[1:]:
+        for key in ("run", *_COMMON):
+            one, two = peers[0].run[key], other.run[key]
+            if one != two:
+                raise DataError(
+                    f"{peers[0].log} and {other.log} are not of the same run: {key} is {one!r} and {two!r}"
+                )
+
+
+def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) -> dict[str, Any]:
+    """Return a run's results, as the coordinator would have written them, from its peers' files.
+
+    ``seconds`` is the longest of the peers' own times, from their plan to their end. All else is what the
+    coordinator's would be; where it was told fewer evaluations than the peers made, ``history`` has more.
+
+    Parameters
+    ----------
+    peers : mapping of int to PeerFiles
+        From :func:`find_peers`.
+    partial : bool
+        Make results of the peers that ended where others are missing. Their status is
+        ``completed-with-M-of-N``, ``error`` says who is missing, and so are those peers' rows of the graph
+        (null) unless their logs are there.
+
+    Raises
+    ------
+    DataError
+        When peers are missing and ``partial`` is not given, or none has ended; says who, and how far they
+        came. When the rows of weights are not those of the run's graph.
+    """
+    run = next(iter(peers.values())).run
+    total = 1 if run["pooled"] else run["n"]
+    ended = {p: files for p, files in sorted(peers.items()) if files.ended}
+    missing = [p for p in range(total) if p not in ended]
+    states = [f"peer {p}: {peers[p].state if p in peers else 'no log of it was given'}" for p in missing]
+    if missing and not (partial and ended):
+        remedy = "" if partial else "; give the missing peers' folders too, or --partial"
+        raise DataError(f"run {run['run']} has no results of {len(missing)} of {total} peers: "
+                        f"{'; '.join(states)}{remedy}")  # fmt: skip
+    progress = Progress(total, run["iterations"], lambda _: None)
+    for files in peers.values():
+        for line in files.lines:
+            if line["event"] == "evaluation":
+                progress.fill(Report.of(line))
+    results = run_results(
+        status=f"completed-with-{len(ended)}-of-{total}" if missing else "completed",
+        run_id=run["run"],
+        config=run["config"],
+        iterations=run["iterations"],
+        outcomes={p: files.lines[-1] for p, files in ended.items()},
+        about={p: files.run for p, files in ended.items()},
+        history=progress.history(),
+        graph=_graph(run, peers.values()),
+        partition=run["partition"],
+        hosts=sorted({tuple(files.run["host"]) for files in peers.values()}),
+        versions=run["versions"],
+    )
+    results["error"] = f"no results of {'; '.join(states)}" if missing else None
+    results["seconds"] = max(f.lines[-1]["time"] - f.run["time"] for f in ended.values())
+    return results
+
+
+def _graph(run: Mapping[str, Any], peers: Iterable[PeerFiles]) -> dict[str, Any]:
+    n, told = run["n"], run["graph"]
+    rows = {row["peer"]: row for files in peers for row in files.run["rows"]}
+    weights = [
+        [float(rows[i]["weights"].get(str(j), 0.0)) for j in range(n)] if i in rows else None
+        for i in range(n)
+    ]
+    graph = {
+        "name": told["name"],
+        "weights": weights,
+        "peer_names": [rows[i]["name"] if i in rows else None for i in range(n)],
+        "addresses": [rows[i]["address"] if i in rows else None for i in range(n)],
+    }
+    if len(rows) == n:
+        try:
+            digest = Graph.from_dict(graph).digest
+        except TopologyError as error:
+            raise DataError(f"the peers' rows of weights make no graph: {error}") from error
+        if digest != told["digest"]:
+            raise DataError(
+                f"the peers' rows of weights are not those of the run's graph {told['name']!r} (digest "
+                f"{digest}, the run's is {told['digest']}): a log was changed"
+            )
+    return {**graph, "digest": told["digest"]}

@@ -1,0 +1,50 @@
+"""What a preflight found, as tables for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from p2pft_flower.report.tables import number, render, spans
+from p2pft_flower.runtime.progress import human_bytes
+
+__all__ = ["PREFLIGHT_FILE", "preflight_tables"]
+
+PREFLIGHT_FILE = "preflight.json"
+
+
+def preflight_tables(report: dict[str, Any]) -> str:
+    """Return a table of the peers and one of the links between them.
+
+    Parameters
+    ----------
+    report : dict
+        What ``preflight.json`` holds.
+    """
+    peers = Table(title=f"preflight of {report['graph']}: peers")
+    for name in ("peer", "address", "images", "classes", "certificate until", "writes to", "free"):
+        peers.add_column(name, overflow="fold")
+    links = Table(title="links, each as the first peer found it")
+    for name in ("link", "result", "round trip", "bandwidth", "clock ahead"):
+        links.add_column(name, overflow="fold", justify="left" if name in ("link", "result") else "right")
+    for row in report["peers"]:
+        peers.add_row(
+            row["name"],
+            row["address"],
+            str(row["images"]),
+            spans(row["classes"]),
+            row["certificate"] or "none: plain text",
+            "\n".join(f"{f['path']} ({f['purpose']})" for f in row["folders"]),
+            "\n".join(f["error"] or human_bytes(f["free"]) for f in row["folders"]),
+        )
+        for link in row["links"]:
+            ok = not link["error"]
+            links.add_row(
+                f"{row['peer']} to {link['neighbour']}",
+                "ok" if ok else link["error"],
+                f"{number(1000 * link['round_trip'], '.1f')} ms" if ok else "–",
+                f"{human_bytes(link['bandwidth'])}/s" if ok else "–",
+                f"{number(1000 * link['skew'], '+.0f')} ms" if ok else "–",
+            )
+    return render(peers, links)

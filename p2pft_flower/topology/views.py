@@ -1,0 +1,108 @@
+"""The graph of the peers that are there: what remains of a graph when some of its peers are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse.csgraph import connected_components
+
+from p2pft_flower.errors import TopologyError
+from p2pft_flower.topology.graph import Graph
+
+__all__ = ["View"]
+
+
+@dataclass(frozen=True)
+class View:
+    """A set of live peers with its graph.
+
+    Attributes
+    ----------
+    peers : tuple of int
+        The live peers, ascending, by their numbers in the whole graph.
+    graph : Graph
+        Strongly connected; its peer k is ``peers[k]``.
+    """
+
+    peers: tuple[int, ...]
+    graph: Graph
+
+    @classmethod
+    def whole(cls, graph: Graph) -> View:
+        """Return the view in which nobody is missing."""
+        return cls(tuple(range(graph.n)), graph)
+
+    @classmethod
+    def without(cls, graph: Graph, missing: Iterable[int]) -> View:
+        """Return the view of ``graph`` in which ``missing`` take no part.
+
+        The rest keeps its edges and weights. Where it is no longer strongly connected, the in-neighbours of
+        each missing peer d are joined to its out-neighbours, which keeps a ring a ring: i, which received
+        from d with weight w_id, receives from d's in-neighbours j with w_id w_dj / Σ_j w_dj instead (added to
+        what i gives to j already). A path through missing peers thus becomes one of edges, and the rest is
+        strongly connected because the whole was.
+
+        Parameters
+        ----------
+        graph : Graph
+            The whole graph.
+        missing : iterable of int
+            Peers of it, in any order; the view does not depend on the order.
+
+        Raises
+        ------
+        TopologyError
+            When a missing peer is none of the graph's, or nobody is left.
+        """
+        gone = sorted(set(missing))
+        if unknown := [d for d in gone if not 0 <= d < graph.n]:
+            raise TopologyError(
+                f"there is no peer {unknown[0]}: {graph.name} has the peers 0 to {graph.n - 1}"
+            )
+        live = [i for i in range(graph.n) if i not in gone]
+        if not live:
+            raise TopologyError(f"none of the {graph.n} peers of {graph.name} is left")
+        if not gone:
+            return cls.whole(graph)
+        W = graph.W[np.ix_(live, live)]
+        if connected_components(W > 0, connection="strong", return_labels=False) > 1:
+            W = _joined(graph.W, gone)[np.ix_(live, live)]
+        rest = Graph(
+            f"{graph.name} without {', '.join(graph.peer_names[d] for d in gone)}",
+            W,
+            tuple(graph.peer_names[i] for i in live),
+            tuple(graph.addresses[i] for i in live),
+        )
+        return cls(tuple(live), rest)
+
+    def row(self, peer: int) -> dict[int, float]:
+        """Return a_ij of each j that ``peer`` receives from, itself included, ascending in j."""
+        i = self._index(peer)
+        return {self.peers[j]: float(self.graph.A[i, j]) for j in sorted((i, *self.graph.in_neighbours(i)))}
+
+    def column(self, peer: int) -> dict[int, float]:
+        """Return b_ij of each i that ``peer`` = j sends to, itself included, ascending in i."""
+        j = self._index(peer)
+        return {self.peers[i]: float(self.graph.B[i, j]) for i in sorted((j, *self.graph.out_neighbours(j)))}
+
+    def _index(self, peer: int) -> int:
+        if peer not in self.peers:
+            raise TopologyError(f"peer {peer} is not in this view; there are {list(self.peers)}")
+        return self.peers.index(peer)
+
+
+def _joined(weights: npt.NDArray[np.float64], gone: list[int]) -> npt.NDArray[np.float64]:
+    """Return the weights with each peer of ``gone``, one after the other, replaced by edges past it."""
+    W = weights.copy()
+    for d in gone:
+        into, out = W[d].copy(), W[:, d].copy()
+        W[d], W[:, d] = 0.0, 0.0
+        into[d] = out[d] = 0.0
+        if into.sum() > 0:  # else nobody who is left was heard through d
+            past = np.outer(out, into / into.sum())
+            np.fill_diagonal(past, 0.0)
+            W += past
+    return W

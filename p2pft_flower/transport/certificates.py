@@ -1,0 +1,477 @@
+"""A federation's certificates: its authority (CA), and one certificate a peer that says which peer it is.
+
+The authority's folder holds ``ca.pem`` and ``ca.key``; a peer's folder ``ca.pem``, ``peer.pem`` and
+``peer.key``. A peer's certificate has the URI ``p2pft://<federation>/peer/<i>`` and the DNS name
+``peer-<i>.<federation>.p2pft.internal``. That name is what a client asks for, whatever address the peer is
+reached at, so that whoever answers proves to be peer i of this federation.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from p2pft_flower.errors import ConfigError
+
+__all__ = [
+    "CA_FILE",
+    "CA_KEY_FILE",
+    "KEY_FILE",
+    "PEER_FILE",
+    "CertificateFacts",
+    "Identity",
+    "create_authority",
+    "facts_in",
+    "identity_of",
+    "issue",
+    "read_certificate",
+    "read_certificates",
+    "renew",
+    "target_name",
+    "utc_now",
+]
+
+CA_FILE, CA_KEY_FILE = "ca.pem", "ca.key"
+PEER_FILE, KEY_FILE = "peer.pem", "peer.key"
+
+_CURVE = ec.SECP256R1()
+_CLOCKS = timedelta(minutes=5)
+"""How far a peer's clock may be behind the authority's without the new certificate being refused."""
+
+_FEDERATION = r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?"
+_URI = re.compile(rf"p2pft://({_FEDERATION})/(?:authority|peer/(0|[1-9]\d{{0,8}}))")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whom a certificate is for.
+
+    Attributes
+    ----------
+    federation : str
+        The federation's name.
+    peer : int or None
+        The peer's number; None for the authority itself.
+    """
+
+    federation: str
+    peer: int | None
+
+    def __str__(self) -> str:
+        who = "the authority" if self.peer is None else f"peer {self.peer}"
+        return f"{who} of federation {self.federation!r}"
+
+
+@dataclass(frozen=True)
+class CertificateFacts:
+    """What a certificate says.
+
+    Attributes
+    ----------
+    identity : Identity
+        Whom it is for.
+    names : tuple of str
+        The host names and IP addresses in it, without the one that stands for federation and peer.
+    not_before, not_after : datetime.datetime
+        From when and until when it is valid, UTC.
+    fingerprint : str
+        SHA-256 of the certificate, in hexadecimal.
+    """
+
+    identity: Identity
+    names: tuple[str, ...]
+    not_before: datetime
+    not_after: datetime
+    fingerprint: str
+
+    @classmethod
+    def of(cls, certificate: x509.Certificate) -> CertificateFacts:
+        """Read ``certificate``.
+
+        Raises
+        ------
+        ValueError
+            When it is none of a federation's.
+        """
+        names = _names(certificate)
+        found = [_URI.fullmatch(uri) for uri in names.get_values_for_type(x509.UniformResourceIdentifier)]
+        if len(found) != 1 or found[0] is None:
+            raise ValueError("it names no federation and peer (URI p2pft://FEDERATION/peer/NUMBER)")
+        federation, number = found[0][1], found[0][2]
+        peer = None if number is None else int(number)
+        own = None if peer is None else target_name(federation, peer)
+        hosts = (name for name in names.get_values_for_type(x509.DNSName) if name != own)
+        addresses = (str(address) for address in names.get_values_for_type(x509.IPAddress))
+        return cls(
+            identity=Identity(federation, peer),
+            names=(*hosts, *addresses),
+            not_before=certificate.not_valid_before_utc,
+            not_after=certificate.not_valid_after_utc,
+            fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
+        )
+
+
+def _names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound as error:
+        raise ValueError("it has no names (subjectAltName)") from error
+
+
+def target_name(federation: str, peer: int) -> str:
+    """Return the DNS name that stands for ``peer`` of ``federation`` in certificates; it resolves nowhere."""
+    return f"peer-{peer}.{federation}.p2pft.internal"
+
+
+@lru_cache(maxsize=1024)
+def identity_of(pem: bytes) -> Identity:
+    """Return whom a certificate in PEM form is for; remembered by its bytes, as every payload asks.
+
+    Raises
+    ------
+    ValueError
+        When it is none of a federation's.
+    """
+    return CertificateFacts.of(x509.load_pem_x509_certificate(pem)).identity
+
+
+def create_authority(folder: Path, federation: str, days: float = 3650) -> CertificateFacts:
+    """Make a federation's authority: ``ca.pem`` and ``ca.key`` (mode 0600) in ``folder`` (0700).
+
+    Parameters
+    ----------
+    folder : Path
+        Made where it is missing; must not hold an authority or a peer's files.
+    federation : str
+        Lower-case letters, digits and hyphens, 40 at most: it becomes part of DNS names.
+    days : float
+        How long it is valid.
+
+    Raises
+    ------
+    ConfigError
+        When the name or the time cannot be used, or a file is there already or cannot be written.
+    """
+    if not re.fullmatch(_FEDERATION, federation):
+        raise ConfigError(
+            f"federation {federation!r}: use lower-case letters, digits and hyphens inside, at most 40"
+        )
+    key = ec.generate_private_key(_CURVE)
+    name = _subject(f"{federation} authority")
+    usage = _key_usage(key_cert_sign=True, crl_sign=True)
+    uri = x509.UniformResourceIdentifier(f"p2pft://{federation}/authority")
+    certificate = (
+        _builder(name, name, key, days)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectAlternativeName([uri]), critical=False)
+        # Whoever trusts several authorities must not have to fear that one speaks for another's federation.
+        .add_extension(
+            x509.NameConstraints(
+                permitted_subtrees=[x509.UniformResourceIdentifier(federation)], excluded_subtrees=None
+            ),
+            critical=True,
+        )
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    _refuse_to_overwrite(folder, (CA_FILE, CA_KEY_FILE, PEER_FILE, KEY_FILE))
+    _write(folder, {CA_FILE: _pem(certificate), CA_KEY_FILE: _key_pem(key)})
+    return CertificateFacts.of(certificate)
+
+
+def issue(
+    authority: Path, folder: Path, peer: int, addresses: Iterable[str] = (), days: float = 365
+) -> CertificateFacts:
+    """Make a peer's folder: ``ca.pem``, ``peer.pem`` and ``peer.key``, all of mode 0600.
+
+    Parameters
+    ----------
+    authority : Path
+        The authority's folder.
+    folder : Path
+        The peer's, made where it is missing; must not hold certificates yet.
+    peer : int
+        The peer's number, from 0.
+    addresses : iterable of str
+        Host names and IP addresses the peer is reached at, without port. Nothing depends on them; they are
+        for people and other programs.
+    days : float
+        How long it is valid; never longer than the authority's own certificate.
+
+    Raises
+    ------
+    ConfigError
+        When the authority cannot be read, or a value cannot be used, or a file is there already or cannot
+        be written.
+    """
+    if not 0 <= peer < 10**9:
+        raise ConfigError(f"peer {peer}: peers are numbered from 0")
+    _refuse_to_overwrite(folder, (CA_FILE, CA_KEY_FILE, PEER_FILE, KEY_FILE))
+    roots, root, root_key = _load_authority(authority)
+    certificate, key = _sign(root, root_key, peer, addresses, days)
+    _write(folder, {CA_FILE: b"".join(map(_pem, roots)), PEER_FILE: _pem(certificate), KEY_FILE: key})
+    return CertificateFacts.of(certificate)
+
+
+def renew(authority: Path, folder: Path, days: float = 365) -> CertificateFacts:
+    """Replace a peer's key and certificate by new ones for the same peer and names.
+
+    ``ca.pem`` keeps the authorities that are still valid and gains ``authority``'s: while authorities
+    change, a peer trusts the old and the new one.
+
+    Parameters
+    ----------
+    authority : Path
+        The authority's folder: the one that issued the certificate, or a new one of the same federation.
+    folder : Path
+        The peer's.
+    days : float
+        How long the new certificate is valid.
+
+    Raises
+    ------
+    ConfigError
+        When authority or folder cannot be read or written, or they are of different federations.
+    """
+    roots, root, root_key = _load_authority(authority)
+    old = read_certificate(folder / PEER_FILE)
+    federation = CertificateFacts.of(root).identity.federation
+    if old.identity.peer is None or old.identity.federation != federation:
+        raise ConfigError(
+            f"{folder / PEER_FILE} is for {old.identity}, but {authority} is the authority of federation "
+            f"{federation!r}: renew with the authority of the same federation"
+        )
+    certificate, key = _sign(root, root_key, old.identity.peer, old.names, days)
+    kept = [c for c in read_certificates(folder / CA_FILE) if c.not_valid_after_utc > utc_now()]
+    trusted = dict.fromkeys([*kept, *roots])
+    if (folder / CA_KEY_FILE).exists():
+        raise ConfigError(f"{folder / CA_KEY_FILE}: an authority's key has no place beside a peer's; move it")
+    _write(folder, {CA_FILE: b"".join(map(_pem, trusted)), PEER_FILE: _pem(certificate), KEY_FILE: key})
+    return CertificateFacts.of(certificate)
+
+
+def read_certificates(file: Path) -> list[x509.Certificate]:
+    """Return the certificates in a PEM file, one at least.
+
+    Raises
+    ------
+    ConfigError
+        When the file is missing, cannot be read, or holds no certificate.
+    """
+    try:
+        return x509.load_pem_x509_certificates(file.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: {error.strerror or error}; 'p2pft certs issue' makes a peer's folder, "
+            "'p2pft certs init' an authority's"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{file} holds no certificate in PEM form; copy or issue it again") from error
+
+
+def read_certificate(file: Path) -> CertificateFacts:
+    """Return what the first certificate in a PEM file says.
+
+    Raises
+    ------
+    ConfigError
+        When the file cannot be read, or is no certificate of a federation.
+    """
+    return facts_in(read_certificates(file)[0], file)
+
+
+def facts_in(certificate: x509.Certificate, file: Path) -> CertificateFacts:
+    """Return what a ``certificate`` from ``file`` says.
+
+    Raises
+    ------
+    ConfigError
+        When it is no certificate of a federation.
+    """
+    try:
+        return CertificateFacts.of(certificate)
+    except ValueError as error:
+        raise ConfigError(
+            f"{file} holds a certificate of no federation: {error}; make one with 'p2pft certs'"
+        ) from error
+
+
+def utc_now() -> datetime:
+    """Return the time by which certificates are made and checked."""
+    return datetime.now(UTC)
+
+
+def _subject(name: str) -> x509.Name:
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "p2pft"),
+            x509.NameAttribute(NameOID.COMMON_NAME, name),
+        ]
+    )
+
+
+def _key_usage(*, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not key_cert_sign,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _builder(
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePrivateKey,
+    days: float,
+    last: datetime | None = None,
+) -> x509.CertificateBuilder:
+    if not 0 < days <= 36500:
+        raise ConfigError(f"days = {days:g}: must be above 0 and at most 36500")
+    begin = utc_now()
+    end = begin + timedelta(days=days)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin - _CLOCKS)
+        .not_valid_after(end if last is None else min(end, last))
+    )
+
+
+def _sign(
+    root: x509.Certificate,
+    root_key: ec.EllipticCurvePrivateKey,
+    peer: int,
+    addresses: Iterable[str],
+    days: float,
+) -> tuple[x509.Certificate, bytes]:
+    """Return a peer's new certificate and its new private key in PEM form."""
+    federation = CertificateFacts.of(root).identity.federation
+    own = target_name(federation, peer)
+    names: list[x509.GeneralName] = [
+        x509.UniformResourceIdentifier(f"p2pft://{federation}/peer/{peer}"),
+        x509.DNSName(own),
+    ]
+    names += [_general_name(address) for address in dict.fromkeys(addresses) if address != own]
+    key = ec.generate_private_key(_CURVE)
+    issuer_key = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    certificate = (
+        _builder(
+            _subject(f"{federation} peer {peer}"), root.subject, key, days, last=root.not_valid_after_utc
+        )
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_key_usage(), critical=True)
+        .add_extension(
+            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
+            critical=False,
+        )
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key), critical=False
+        )
+        .sign(root_key, hashes.SHA256())
+    )
+    return certificate, _key_pem(key)
+
+
+def _general_name(address: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(address.strip("[]")))
+    except ValueError:
+        pass
+    label = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+    if len(address) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*", address):
+        raise ConfigError(f"address {address!r} is neither a host name nor an IP address (without a port)")
+    return x509.DNSName(address.lower())
+
+
+def _load_authority(
+    folder: Path,
+) -> tuple[list[x509.Certificate], x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """Return all certificates of ca.pem, the one that ca.key belongs to, and that key."""
+    roots = read_certificates(folder / CA_FILE)
+    file = folder / CA_KEY_FILE
+    try:
+        key = serialization.load_pem_private_key(file.read_bytes(), password=None)
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: {error.strerror or error}; give the authority's own folder ('p2pft certs init')"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{file} is no private key in PEM form: restore it from a backup") from error
+    own = [root for root in roots if root.public_key() == key.public_key()]
+    if not own or not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{file} does not belong to {folder / CA_FILE}: restore both from a backup")
+    facts = facts_in(own[0], folder / CA_FILE)
+    if facts.identity.peer is not None:
+        raise ConfigError(f"{folder} is the folder of {facts.identity}, not of an authority")
+    if own[0].not_valid_after_utc <= utc_now():
+        raise ConfigError(
+            f"{folder / CA_FILE} expired on {own[0].not_valid_after_utc:%Y-%m-%d}: make a new authority with "
+            "'p2pft certs init' and renew every peer's certificate with it"
+        )
+    return roots, own[0], key
+
+
+def _pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def _refuse_to_overwrite(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if os.path.lexists(folder / name):
+            raise ConfigError(
+                f"{folder / name} is there already and is not overwritten: choose another folder, or replace "
+                "a peer's certificate with 'p2pft certs renew'"
+            )
+
+
+def _write(folder: Path, contents: dict[str, bytes]) -> None:
+    """Write files (0600) into ``folder``, made (0700) where missing; each appears whole or not at all."""
+    written: list[tuple[Path, Path]] = []
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            for name, content in contents.items():
+                part = folder / f".{name}.{os.getpid()}"
+                written.append((part, folder / name))
+                with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            for part, file in written:
+                part.replace(file)
+        finally:
+            for part, _ in written:
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename or folder} cannot be written: {error.strerror or error}"
+        ) from error

@@ -1,0 +1,255 @@
+"""Before a run: whether neighbours reach each other; round trip, bandwidth and clocks of their links."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from p2pft_flower.transport import p2pft_pb2 as pb
+from p2pft_flower.transport.certificates import target_name
+from p2pft_flower.transport.endpoint import PROBE, Listener, open_channel
+from p2pft_flower.transport.tls import Credentials, NotAuthenticError
+
+__all__ = ["LinkReport", "Prober"]
+
+BALLAST = 2**20
+"""Bytes sent to measure the bandwidth."""
+
+ECHOES = 5
+"""Round trips made; the shortest counts."""
+
+_RETRY_EVERY = 0.2  # seconds
+
+
+@dataclass(frozen=True)
+class LinkReport:
+    """What one peer found out about the link to one neighbour.
+
+    Attributes
+    ----------
+    peer, neighbour : int
+        Who asked whom.
+    address : str
+        Where the neighbour was looked for.
+    error : str
+        Why the neighbour could not be asked; empty where it answered, and then the rest is there.
+    round_trip : float or None
+        Seconds, the shortest of several.
+    bandwidth : float or None
+        Bytes a second towards the neighbour, all neighbours at once, as in training.
+    skew : float or None
+        Seconds that the neighbour's clock is ahead of the peer's, to within half a round trip.
+    """
+
+    peer: int
+    neighbour: int
+    address: str
+    error: str = ""
+    round_trip: float | None = None
+    bandwidth: float | None = None
+    skew: float | None = None
+
+
+class Prober:
+    """Listens as ``peer`` and probes its neighbours; a context manager.
+
+    Parameters
+    ----------
+    run : str
+        The run's identifier; probes of others are refused.
+    peer : int
+        The local peer.
+    listen : str
+        The address to listen on.
+    neighbours : mapping of int to str
+        Neighbour, in either direction of an edge, to the address at which it is to be reached.
+    credentials : Credentials, optional
+        What proves who the peer is, and whom it trusts; for TLS over TCP.
+    insecure : bool
+        Whether plain text may leave this machine; default False.
+
+    Raises
+    ------
+    BindError
+        When the address cannot be served on.
+    ConfigError
+        When an address cannot be parsed, or plain text would leave this machine.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        peer: int,
+        listen: str,
+        neighbours: Mapping[int, str],
+        *,
+        credentials: Credentials | None = None,
+        insecure: bool = False,
+    ) -> None:
+        self._run, self._peer, self._neighbours = run, peer, dict(neighbours)
+        self._credentials, self._insecure = credentials, insecure
+        self._through: set[int] = set()
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self._listener = Listener(
+            PROBE,
+            {"Echo": self._echo},
+            {peer: listen},
+            max_message=BALLAST + 2**10,
+            workers=len(self._neighbours) + 1,
+            max_calls=2 * len(self._neighbours) + 4,
+            max_connections=2 * len(self._neighbours) + 8,
+            credentials=None if credentials is None else credentials.server(),
+            insecure=insecure,
+        )
+        self.address = self._listener.bound_addresses[peer]
+
+    def probe(self, timeout: float) -> list[LinkReport]:
+        """Probe every neighbour, wait until each has probed this peer, and return what was found.
+
+        Parameters
+        ----------
+        timeout : float
+            The deadline in seconds, for all of it.
+
+        Returns
+        -------
+        list of LinkReport
+            One a neighbour, ascending. A neighbour that was reached but has not reached this peer by the
+            deadline has an error too.
+        """
+        end = time.monotonic() + timeout
+        if not self._neighbours:
+            return []
+        with ThreadPoolExecutor(len(self._neighbours), thread_name_prefix="p2pft-probe") as pool:
+            reports = list(pool.map(lambda j: self._ask(j, end), sorted(self._neighbours)))
+        waited_for = {r.neighbour for r in reports if not r.error}
+        with self._changed:
+            self._changed.wait_for(lambda: waited_for <= self._through, max(0.0, end - time.monotonic()))
+            deaf = waited_for - self._through
+        return [self._unheard(r, timeout) if r.neighbour in deaf else r for r in reports]
+
+    def close(self) -> None:
+        """Stop listening and asking."""
+        self._closing.set()
+        self._listener.close(1.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _unheard(self, report: LinkReport, timeout: float) -> LinkReport:
+        problem = (
+            f"peer {report.neighbour} answers, but has not reached peer {self._peer} at the address it was "
+            f"told within {timeout:g} s; does peer {self._peer}'s peer-address lead here from there?"
+        )
+        return LinkReport(report.peer, report.neighbour, report.address, problem)
+
+    def _ask(self, neighbour: int, end: float) -> LinkReport:
+        address = self._neighbours[neighbour]
+        own = self._credentials
+        channel = open_channel(
+            address,
+            None if own is None else own.channel(),
+            self._insecure,
+            None if own is None else target_name(own.federation, neighbour),
+        )
+        try:
+            call = channel.unary_unary(f"/{PROBE}/Echo", None, None)
+            echo = partial(self._one, call, neighbour, end)
+            self._reach(echo, neighbour, end)
+            trips, skews = zip(*(echo() for _ in range(ECHOES)), strict=True)
+            sending, _ = echo(bytes(BALLAST))
+            echo(last=True)
+            trip = min(trips)
+            bandwidth = BALLAST / max(sending - trip, 1e-6)
+            return LinkReport(
+                self._peer, neighbour, address, "", trip, bandwidth, float(statistics.median(skews))
+            )
+        except (grpc.RpcError, DecodeError, _RefusedError) as error:
+            return LinkReport(self._peer, neighbour, address, _words(error))
+        finally:
+            channel.close()
+
+    def _one(
+        self, call: Any, neighbour: int, end: float, ballast: bytes = b"", *, last: bool = False
+    ) -> tuple[float, float]:
+        """Return the seconds that one probe took, and by how many the neighbour's clock is ahead."""
+        probe = pb.Probe(run=self._run, sender=self._peer, receiver=neighbour, ballast=ballast, last=last)
+        body = probe.SerializeToString()
+        sent, begin = time.time(), time.perf_counter()
+        answer = call(body, timeout=max(0.001, end - time.monotonic()))
+        passed = time.perf_counter() - begin
+        reply = pb.ProbeReply.FromString(answer)
+        if reply.status != pb.ACCEPTED:
+            raise _RefusedError(f"it answered {pb.Status.Name(reply.status)}: {reply.reason}")
+        return passed, reply.time - (sent + passed / 2)
+
+    def _reach(self, echo: Any, neighbour: int, end: float) -> None:
+        """Try again until the neighbour listens or refuses our certificate; raise at the deadline."""
+        address = self._neighbours[neighbour]
+        while True:
+            try:
+                echo()
+            except grpc.RpcError as error:
+                ended = time.monotonic() + _RETRY_EVERY >= end or self._closing.wait(_RETRY_EVERY)
+                if ended or error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                own = self._credentials
+                if own is not None and (why := own.diagnose(address, neighbour)) is not None:
+                    raise _RefusedError(why) from error
+            else:
+                return
+
+    def _echo(self, request: bytes, context: Any) -> bytes:
+        now = time.time()
+        caller = None
+        if self._credentials is not None and not context.peer().startswith("unix:"):
+            try:
+                caller = self._credentials.identify(context)
+            except NotAuthenticError as error:
+                return pb.ProbeReply(status=pb.NOT_AUTHENTIC, reason=str(error)).SerializeToString()
+        try:
+            probe = pb.Probe.FromString(request)
+        except DecodeError:
+            return pb.ProbeReply(status=pb.BAD_HEADER, reason="not a probe").SerializeToString()
+        if probe.run != self._run:
+            refusal = pb.ProbeReply(status=pb.WRONG_RUN, reason=f"run {probe.run[:64]!r} is not this one")
+            return refusal.SerializeToString()
+        if probe.receiver != self._peer or probe.sender not in self._neighbours:
+            reason = (
+                f"peers {probe.sender} and {probe.receiver} share no edge here; this is peer {self._peer}"
+            )
+            return pb.ProbeReply(status=pb.NOT_NEIGHBOUR, reason=reason).SerializeToString()
+        if caller not in (None, probe.sender):
+            reason = f"a probe from peer {probe.sender} by peer {caller}"
+            return pb.ProbeReply(status=pb.NOT_AUTHENTIC, reason=reason).SerializeToString()
+        if probe.last:
+            with self._changed:
+                self._through.add(probe.sender)
+                self._changed.notify_all()
+        return pb.ProbeReply(status=pb.ACCEPTED, time=now).SerializeToString()
+
+
+class _RefusedError(Exception):
+    """The neighbour answered, and would not."""
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, grpc.RpcError):
+        return f"{error.code().name}: {error.details()}"
+    return str(error) or type(error).__name__

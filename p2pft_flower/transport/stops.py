@@ -1,0 +1,99 @@
+"""A stop from outside the graph: whoever shows the run's key, which only its coordinator has, may send one.
+
+The peers are told the key's digest with their plan. The key itself leaves the coordinator when it is used,
+and then the run is over: whoever overhears it can do no more with it than what has just been done.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from typing import Any
+
+import grpc
+
+from p2pft_flower.errors import P2PFTError
+from p2pft_flower.transport import p2pft_pb2 as pb
+from p2pft_flower.transport.calls import Channels
+from p2pft_flower.transport.tls import Credentials
+
+__all__ = ["digest_of", "has_key", "new_key", "stop_run"]
+
+_KEY = "p2pft-stop-key-bin"
+"""Metadata key of the call."""
+
+
+def new_key() -> bytes:
+    """Return a key that nobody can guess: 32 random bytes."""
+    return secrets.token_bytes(32)
+
+
+def digest_of(key: bytes) -> str:
+    """Return what the peers are told of ``key``."""
+    return sha256(key).hexdigest()
+
+
+def has_key(metadata: Iterable[tuple[str, Any]], digest: str) -> bool:
+    """Tell whether a call's metadata show the key of ``digest``; nothing does where that is empty."""
+    return any(
+        name == _KEY and isinstance(value, bytes) and hmac.compare_digest(digest_of(value), digest)
+        for name, value in metadata
+    )
+
+
+def stop_run(
+    run: str,
+    key: bytes,
+    addresses: Mapping[int, str],
+    reason: str,
+    credentials: Credentials | None = None,
+    timeout: float = 2.0,
+) -> dict[int, str]:
+    """Tell peers that their run is stopped; one that hears it tells all others. Never raises.
+
+    Parameters
+    ----------
+    run : str
+        The run's identifier.
+    key : bytes
+        From :func:`new_key`.
+    addresses : mapping of int to str
+        Where peers listen.
+    reason : str
+        Why, in words for a person.
+    credentials : Credentials, optional
+        Any of the peers' federation, whose hosts take nothing in without; default: in plain text, which
+        tells nothing but the reason, and a key that is worth nothing once it was used.
+    timeout : float
+        Seconds that all of it may take.
+
+    Returns
+    -------
+    dict of int to str
+        Peer to why it did not hear it; empty when all did.
+    """
+    channels = Channels(addresses, credentials, credentials is None)
+    missed: dict[int, str] = {}
+    calls = {}
+    try:
+        for peer in sorted(addresses):
+            stop = pb.Stop(run=run, sender=peer, origin=peer, reason=reason[:4096])
+            try:
+                calls[peer] = channels.start(
+                    "Stop", stop, timeout, edge=(peer, peer), remote=peer, metadata=((_KEY, key),)
+                )
+            except P2PFTError as refused:
+                missed[peer] = str(refused)
+        for peer, call in calls.items():
+            try:
+                call.future.exception(timeout + 1.0)
+            except grpc.FutureTimeoutError:
+                missed[peer] = f"no answer from {call.address}"
+                continue
+            if (error := call.outcome()) is not None:
+                missed[peer] = str(error)
+    finally:
+        channels.close()
+    return missed

@@ -1,0 +1,79 @@
+"""A deployment rehearsed with real Flower, real processes, mutual TLS: up, runs, down, nothing left."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+from tests.flower.engine import run_app
+
+from .real import environment, marked, p2pft
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.timeout(900)
+
+SETTINGS = ("iterations=4", "meet-timeout=300", "peer-timeout=300")
+
+
+@pytest.fixture
+def env(tmp_path):
+    yield (env := environment(tmp_path) | {"OMP_NUM_THREADS": "1"})
+    _, left = psutil.wait_procs(marked(env), timeout=30)
+    for process in left:
+        process.kill()
+    assert not left, f"left running: {left}"
+
+
+def tails(folder):
+    return [load_file(folder / "peers" / f"peer-{p}.safetensors") for p in range(4)]
+
+
+def same(a, b):
+    return all(
+        x.keys() == y.keys() and all((x[k] == y[k]).all() for k in x) for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_a_rehearsal_reaches_the_simulations_theta_bit_for_bit_run_after_run(env, tmp_path):
+    up = p2pft(env, "up", "--peers", "4", "--json", cwd=tmp_path, timeout=300)
+    try:
+        assert up.returncode == 0, up.stderr
+        peers = json.loads(up.stdout)["peers"]
+        assert all((Path(peer["certificates"]) / "peer.key").is_file() for peer in peers)
+        assert p2pft(env, "up", "--peers", "4", cwd=tmp_path).returncode == 3
+
+        words = ("run", "--connection", "rehearsal", *SETTINGS, "--out", "first")
+        first = p2pft(env, *words, cwd=tmp_path, timeout=400)
+        assert first.returncode == 0, first.stdout + first.stderr
+        assert json.loads((tmp_path / "first" / "results.json").read_text())["hosts"] == [[0], [1], [2], [3]]
+
+        config = " ".join([*SETTINGS, f'output-dir="{tmp_path}/second"'])
+        flwr, app = Path(sys.executable).parent / "flwr", ROOT / "apps" / "p2pft"
+        second = subprocess.run(
+            [flwr, "run", app, "rehearsal", "--stream", "--run-config", config],
+            env=env,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+        assert second.returncode == 0, second.stdout + second.stderr
+        assert f"results: {tmp_path}/second/results.json" in second.stdout, second.stdout
+    finally:
+        down = p2pft(env, "down", cwd=tmp_path)
+    assert (down.returncode, down.stdout) == (0, "ended the rehearsal of 4 peers\n"), down.stderr
+    assert marked(env) == []
+    assert "rehearsal" not in (tmp_path / "flwr" / "config.toml").read_text()
+
+    run_app(tmp_path / "simulated", iterations=4)
+    simulated = tails(tmp_path / "simulated")
+    assert same(tails(tmp_path / "first"), simulated)
+    assert same(tails(tmp_path / "second"), simulated)

@@ -1,0 +1,92 @@
+"""A deployment is looked at before it trains: every peer, every link, every folder."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+
+from p2pft_flower.errors import P2PFTError
+from p2pft_flower.flower import preflight
+from tests.flower.engine import run_app
+
+
+def ports(n: int) -> list[int]:
+    """Return TCP ports that were free a moment ago."""
+    sockets = [socket.socket() for _ in range(n)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    found = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return found
+
+
+def nodes(n: int, **more) -> list[dict]:
+    return [{"peer-id": i, "peer-address": f"127.0.0.1:{port}", **more} for i, port in enumerate(ports(n))]
+
+
+SMALL = {"topology": "directed-ring:3", "iterations": 2, "batch-size": 8}
+
+
+def deploy(folder, node_configs, **settings):
+    run_app(folder, nodes=3, slots=3, node_configs=node_configs, **(SMALL | settings))
+
+
+def found(folder) -> dict:
+    return json.loads((folder / "preflight.json").read_text())
+
+
+def test_every_link_is_measured_both_ways_and_the_run_goes_on(tmp_path):
+    deploy(tmp_path / "run", nodes(3))
+    report = found(tmp_path / "run")
+    assert report["failures"] == []
+    assert {(p["peer"], link["neighbour"]) for p in report["peers"] for link in p["links"]} == {
+        (i, j) for i in range(3) for j in range(3) if i != j
+    }
+    assert all(link["error"] == "" for p in report["peers"] for link in p["links"])
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["status"] == "completed"
+
+
+def test_preflight_only_trains_nothing(tmp_path):
+    deploy(tmp_path / "run", nodes(3), preflight_only=True)
+    assert found(tmp_path / "run")["failures"] == []
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["preflight.json"]
+
+
+def test_a_peer_that_listens_elsewhere_stops_the_run_before_it_trains_and_names_its_links(tmp_path):
+    configs = nodes(3)
+    [elsewhere] = ports(1)
+    configs[1]["bind-address"] = f"127.0.0.1:{elsewhere}"
+    with pytest.raises(P2PFTError, match="preflight found") as caught:
+        deploy(tmp_path / "run", configs, meet_timeout=1.5)
+    assert "link 0 -> 1 " in str(caught.value)
+    assert "link 2 -> 1 " in str(caught.value)
+    assert "link 0 -> 2 " not in str(caught.value)
+    assert not (tmp_path / "run" / "peers").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    configs = nodes(3)
+    configs[2]["output-dir"] = str(tmp_path / "file")
+    with pytest.raises(P2PFTError, match=r"peer 2: output-dir .*file.* give a folder"):
+        deploy(tmp_path / "run", configs)
+
+
+def test_clocks_that_differ_too_much_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "MAX_SKEW", -1.0)
+    with pytest.raises(P2PFTError, match=r"link 0 -> 1 .*clocks differ.*NTP"):
+        deploy(tmp_path / "run", nodes(3))
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "MIN_FREE", 2**60)
+    with pytest.raises(P2PFTError, match=r"peer 1: output-dir .*MiB free"):
+        deploy(tmp_path / "run", nodes(3))
+
+
+def test_a_simulation_has_no_links_to_look_at(tmp_path):
+    with pytest.raises(P2PFTError, match="preflight-only"):
+        run_app(tmp_path / "run", preflight_only=True, **SMALL)

@@ -1,0 +1,33 @@
+"""A member of the federation that is no neighbour: says hello and stop in a neighbour's name.
+
+Usage: python -m tests.namespaces.stranger CERTIFICATES HOST:PORT
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from p2pft_flower.transport import p2pft_pb2 as pb
+from p2pft_flower.transport.certificates import target_name
+from p2pft_flower.transport.endpoint import EXCHANGE, open_channel
+from p2pft_flower.transport.tls import Credentials
+
+
+def main(folder: str, address: str) -> None:
+    own = Credentials.load(Path(folder))
+    said = {}
+    with open_channel(address, own.channel(), False, target_name(own.federation, 0)) as channel:
+        for method, message in (
+            ("Hello", pb.Hello(run="test", sender=3, receiver=0)),
+            ("Stop", pb.Stop(run="test", sender=3, origin=3, reason="because I say so")),
+        ):
+            call = channel.unary_unary(f"/{EXCHANGE}/{method}", None, None)
+            answer = call(message.SerializeToString(), timeout=60, wait_for_ready=True)
+            said[method] = pb.Status.Name(pb.Reply.FromString(answer).status)
+    print(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
