@@ -82,6 +82,8 @@ OTHER = {
     "peer-timeout": 2.5,
     "run-timeout": 3600.0,
     "output-dir": "/results",
+    "preflight-only": True,
+    "min-peers": 3,
 }
 
 

@@ -2,8 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable
-from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -129,7 +128,7 @@ class Probe(_message.Message):
     receiver: int
     last: bool
     ballast: bytes
-    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., last: _Optional[bool] = ..., ballast: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., last: bool = ..., ballast: _Optional[bytes] = ...) -> None: ...
 
 class ProbeReply(_message.Message):
     __slots__ = ("status", "reason", "time")

@@ -370,7 +370,7 @@ def test_peers_with_fewer_images_spend_more():
     for objective in objectives.values():
         objective.drawn = 100
     few, many = (objectives[p].privacy_spent() for p in (0, 2))
-    assert (problem.data(0).images, problem.data(2).images) == (288, 435)
+    assert tuple(problem.holdings.data(p).images for p in (0, 2)) == (288, 435)
     assert (few.delta, many.delta) == (1 / 2880, 1 / 4350)
     assert few.epsilon > many.epsilon
     given = Workload(LearningConfig(dp_clip=1.0, dp_noise=1.0, dp_delta=1e-6), n=4).objectives([0])[0]
