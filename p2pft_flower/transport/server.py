@@ -151,9 +151,10 @@ class PeerServer:
     def _identify(credentials: Credentials, context: Any) -> int:
         """Return the peer whose certificate the connection has; gRPC has verified that certificate."""
         facts = context.auth_context()
-        version = b", ".join(facts.get("ssl_tls_version", ())).decode() or "an unknown version of TLS"
+        version = b", ".join(facts.get("ssl_tls_version", ())).decode()
         if version != "TLSv1.3":
-            raise _NotAuthenticError(f"the connection uses {version}, not TLSv1.3")
+            told = version or "a version of TLS that gRPC does not tell (grpcio 1.85 or newer does)"
+            raise _NotAuthenticError(f"the connection uses {told}, not TLSv1.3")
         try:
             who = identity_of(facts["x509_pem_cert"][0])
         except (KeyError, ValueError) as error:
