@@ -13,8 +13,11 @@ from p2pft_flower.runtime.running import running
 __all__ = ["stop"]
 
 PATIENCE = 60.0
-"""Seconds to wait for processes to end. The others are told and the logs closed at once, and a host leaves within
-10 s; on a machine that is short of processors its process takes longer to go."""
+"""Seconds to wait for processes to end.
+
+The others are told and the logs closed at once, and a host leaves within 10 s; on a machine that is short of
+processors its process takes longer to go.
+"""
 
 EXIT_FAILED = 1
 
