@@ -27,7 +27,8 @@ _SMALL_MESSAGE = 2**16  # bytes; room for Hello, Stop, Reply and PeerReport what
 _RETRY = {
     "methodConfig": [
         {
-            "name": [{"service": EXCHANGE}],
+            # Not Hello: `Links.meet` tries again by itself, and wants to know at once what TLS refuses.
+            "name": [{"service": EXCHANGE, "method": "Deliver"}, {"service": EXCHANGE, "method": "Stop"}],
             # A connection that broke is tried again until the call's deadline: a payload that
             # arrives twice is answered DUPLICATE, so it does no harm. gRPC allows at most 5 attempts.
             "retryPolicy": {

@@ -124,6 +124,15 @@ def test_neighbours_are_heard_over_tls(serving, peers):
     assert not serving.refused
 
 
+def has_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 loopback on this machine")
 def test_neighbours_are_heard_over_ipv6(peers):
     hosts = [Host.open(TERMS, [i], [(0, 1), (1, 0)], {i: "[::1]:0"}, credentials=peers[i]) for i in range(2)]
     addresses = {i: host.server.bound_addresses[i] for i, host in enumerate(hosts)}

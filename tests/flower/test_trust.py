@@ -1,0 +1,101 @@
+"""Deployed peers that cannot trust each other are refused before anything trains."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
+from p2pft_flower.flower.trust import check_trust
+from p2pft_flower.topology import Graph
+from tests.transport.federation import Clock, Federation
+
+from .engine import run_app
+from .test_app import free_ports, same, tails
+
+RING = Graph.load("ring:3")
+
+
+def check(federations, addresses=("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"), insecure=(False,) * 3):
+    hosts = [HostAssignment(100 + p, (p,), address) for p, address in enumerate(addresses)]
+    answers = {100 + p: {"federation": federations[p], "insecure": insecure[p]} for p in range(3)}
+    check_trust(RING, hosts, answers)
+
+
+FAR = ("127.0.0.1:1", "ward.example:9000", "127.0.0.1:3")
+
+
+def test_peers_of_one_federation_and_plain_text_on_one_machine_are_fine():
+    check(["north"] * 3, FAR)
+    check([""] * 3)
+    check([""] * 3, ("unix:/run/0.sock", "localhost:1", "[::1]:2"))
+    check([""] * 3, FAR, insecure=(True,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("federations", "addresses", "insecure", "says"),
+    [
+        (
+            ["north", "south", "north"],
+            FAR,
+            (False,) * 3,
+            r"different federations, 'north': peers \[0, 2\]; 'south': peers \[1\]",
+        ),
+        (["north", "", "north"], FAR, (False,) * 3, r"peers \[1\] have no certificates, peers \[0, 2\] have"),
+        (["north", "", ""], FAR, (True,) * 3, r"peers \[1, 2\] have no certificates, peers \[0\] have those"),
+        (
+            [""] * 3,
+            FAR,
+            (False,) * 3,
+            "peer 0 has no certificates, and peer 1 at ward.example:9000 is on another machine: set cert",
+        ),
+        ([""] * 3, FAR, (True, True, False), "peer 2 has no certificates, and peer 1 at ward"),
+    ],
+)
+def test_peers_that_cannot_trust_each_other_are_named(federations, addresses, insecure, says):
+    with pytest.raises(RunFailedError, match=says):
+        check(federations, addresses, insecure)
+
+
+def nodes_of(folders):
+    return [
+        {"peer-id": p, "peer-address": f"127.0.0.1:{port}", "certificates": str(folder)}
+        for p, (folder, port) in enumerate(zip(folders, free_ports(len(folders)), strict=True))
+    ]
+
+
+SETTINGS = {"slots": 2, "topology": "ring:2", "partition": "iid", "iterations": 4}
+
+
+def test_deployed_peers_reach_the_same_theta_over_tls_and_say_what_expires(tmp_path, capsys):
+    north = Federation(tmp_path / "north")
+    run_app(tmp_path / "d", node_configs=nodes_of([north.issue(0), north.issue(1, days=3)]), **SETTINGS)
+    run_app(tmp_path / "m", **SETTINGS)
+    assert same(tails(tmp_path / "d", 2), tails(tmp_path / "m", 2))
+    (warning,) = [line for line in capsys.readouterr().out.splitlines() if "expires on" in line]
+    assert " peer 1: " in warning
+    assert "p2pft certs renew" in warning
+
+
+@pytest.mark.parametrize(
+    "what", ["another peer's", "expired", "missing", "readable by others", "two federations"]
+)
+def test_certificates_that_cannot_be_used_end_the_run_before_training(what, tmp_path, monkeypatch):
+    clock = Clock(monkeypatch)
+    clock.ahead = timedelta(days=-10)
+    north, south = Federation(tmp_path / "north"), Federation(tmp_path / "south", "south")
+    expired = north.issue(1, days=5)
+    clock.ahead = timedelta(0)
+    open_to_others = north.issue(1)
+    (open_to_others / "peer.key").chmod(0o644)
+    folder, says = {
+        "another peer's": (north.issue(2), r"node 1001: .*peer\.pem is for peer 2 of .*, not for peer 1"),
+        "expired": (expired, r"node 1001: .*peer\.pem expired on .*'p2pft certs renew'"),
+        "missing": (tmp_path / "nothing", r"node 1001: .*nothing/peer\.pem: No such file or directory"),
+        "readable by others": (open_to_others, r"node 1001: .*peer\.key can be read by others .*chmod 600"),
+        "two federations": (south.issue(1), "'north': peers .0.; 'south': peers .1."),
+    }[what]
+    with pytest.raises(RunFailedError, match=says):
+        run_app(tmp_path / "out", node_configs=nodes_of([north.issue(0), folder]), **SETTINGS)
+    assert not (tmp_path / "out" / "peers").exists()
