@@ -80,7 +80,7 @@ def require_accountant() -> None:
     if importlib.util.find_spec("opacus") is None:
         raise ConfigError(
             "dp-clip > 0: Opacus, which computes what privacy is left, is not installed here; run "
-            "pip install 'p2pft-flower[dp]', in a clone of the repository pip install -e '.[dp]'"
+            "pip install 'opacus>=1.5,<2' (in a clone of the repository: pip install -e '.[dp]')"
         )
 
 

@@ -15,6 +15,7 @@ from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.report.results import read_results
 from p2pft_flower.report.tables import run_table
 
+from .deployment import free_ports
 from .engine import run_app
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("opacus") is None, reason="Opacus is not installed")
@@ -67,6 +68,18 @@ def test_a_private_run_has_the_same_theta_however_its_peers_are_hosted(tmp_path)
         one, other = (load_file(tmp_path / run / "peers" / f"peer-{p}.safetensors") for run in "ab")
         for name, tensor in one.items():
             np.testing.assert_array_equal(tensor, other[name])
+
+
+def test_deployed_peers_draw_their_noise_from_no_seed(tmp_path):
+    for run in "ab":
+        nodes = [{"peer-id": p, "peer-address": f"127.0.0.1:{port}"} for p, port in enumerate(free_ports(4))]
+        run_app(tmp_path / run, slots=4, node_configs=nodes, **PRIVATE)
+    one, other = (read_results(tmp_path / run) for run in "ab")
+    assert [p["epsilon"] for p in one["peers"]] == [p["epsilon"] for p in other["peers"]]
+    assert [p["epsilon"] for p in one["peers"]] == pytest.approx(spent(one))
+    for p in range(4):
+        tails = [load_file(tmp_path / run / "peers" / f"peer-{p}.safetensors") for run in "ab"]
+        assert not any((tensor == tails[1][name]).all() for name, tensor in tails[0].items())
 
 
 def test_a_private_client_does_not_tell_its_training_loss(tmp_path, monkeypatch):

@@ -147,7 +147,7 @@ def _has_ipv6():
         return False
 
 
-@pytest.mark.skipif(not _has_ipv6(), reason="no IPv6 loopback on this machine")
+@pytest.mark.skipif(not _has_ipv6(), reason="no IPv6: this machine has no ::1")
 def test_peers_meet_over_ipv6(tmp_path):
     listening = [socket.create_server(("::1", 0), family=socket.AF_INET6) for _ in range(2)]
     ports = [s.getsockname()[1] for s in listening]

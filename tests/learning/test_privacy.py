@@ -323,7 +323,7 @@ def test_without_noise_nothing_is_private_and_without_gradients_nothing_is_lost(
 
 def test_without_opacus_privacy_is_refused_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'p2pft-flower\[dp\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'opacus>=1.5,<2'"):
         Workload(LearningConfig(dp_clip=1.0), n=4).check_privacy()
     Workload(LearningConfig(), n=4).check_privacy()
 
@@ -370,7 +370,7 @@ def test_peers_with_fewer_images_spend_more():
     for objective in objectives.values():
         objective.drawn = 100
     few, many = (objectives[p].privacy_spent() for p in (0, 2))
-    assert (problem.data(0).images, problem.data(2).images) == (288, 435)
+    assert tuple(problem.holdings.data(p).images for p in (0, 2)) == (288, 435)
     assert (few.delta, many.delta) == (1 / 2880, 1 / 4350)
     assert few.epsilon > many.epsilon
     given = Workload(LearningConfig(dp_clip=1.0, dp_noise=1.0, dp_delta=1e-6), n=4).objectives([0])[0]
