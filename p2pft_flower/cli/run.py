@@ -28,6 +28,7 @@ __all__ = ["execute", "execute_or_record", "run", "supernodes"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_PARTIAL = 3
 EXIT_INTERRUPTED = 130
 
 
@@ -48,6 +49,8 @@ def execute(
     show: Callable[[str], None] = typer.echo,
 ) -> Path | None:
     """Run once and return the results' folder (None where it is on another machine).
+
+    The results may be of some of the peers only, where min-peers allows it.
 
     Raises
     ------
@@ -76,7 +79,7 @@ def execute(
         raise P2PFTError(
             f"run {ended.run_id} ended as {ended.status} and wrote no results; Flower's last lines:\n{tail}"
         ) from None
-    if results["status"] != "completed" or not ended.completed:
+    if not results["status"].startswith("completed") or not ended.completed:
         raise P2PFTError(f"run {ended.run_id} {results['status']} ({ended.status}): {results.get('error')}")
     return folder
 
@@ -144,7 +147,7 @@ def run(
     """Fine-tune peers over a graph and print how they did.
 
     Exit codes: 0 the run completed; 1 it failed; 2 a setting or graph is wrong and nothing was started;
-    130 it was interrupted.
+    3 it completed with some of the peers (min-peers); 130 it was interrupted.
     """
     try:
         values = parse_settings(settings or [])
@@ -170,3 +173,7 @@ def run(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if folder is not None:
         typer.echo(f"results: {folder / FILE}")
+        results = read_results(folder)
+        if results["status"] != "completed":
+            typer.echo(f"{results['status']}: {results['error']}", err=True)
+            raise typer.Exit(EXIT_PARTIAL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Annotated
 
 import psutil
@@ -12,8 +13,8 @@ from p2pft_flower.runtime.running import running
 
 __all__ = ["stop"]
 
-PATIENCE = 15.0
-"""Seconds that a host may take: it tells the others, writes its logs, and leaves within 10 s."""
+PATIENCE = 30.0
+"""Seconds to wait for processes to end, which takes up to 10 s on a machine that has processors to spare."""
 
 EXIT_FAILED = 1
 
@@ -39,10 +40,12 @@ def stop(
     for there in found:
         with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
             there.process.terminate()
-    _, left = psutil.wait_procs([there.process for there in found], timeout=PATIENCE)
+    deadline = time.monotonic() + PATIENCE
+    while (left := [there for there in found if there.alive]) and time.monotonic() < deadline:
+        time.sleep(0.1)  # they are no children of this process: nothing else tells that they have ended
     for there in found:
         who = f"run {there.run}: peer {', '.join(map(str, there.peers))}"
-        if there.process in left:
+        if there in left:
             typer.echo(f"{who} does not end; its process is {there.process.pid}", err=True)
         else:
             typer.echo(f"{who} has ended, and told its neighbours to")

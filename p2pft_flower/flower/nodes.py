@@ -124,7 +124,8 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
     """Say hello to the nodes that the run can use, and return their answers by node id.
 
     In simulation a node stands for a slot, not for a site, so no more are asked than can run at once; in
-    deployment every node is, until each of the ``n`` peers is there or ``meet-timeout`` has passed.
+    deployment every node is, until each of the ``n`` peers is there or ``meet-timeout`` has passed. Then
+    ``min-peers`` of them are enough, where it is set.
 
     Raises
     ------
@@ -171,6 +172,14 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
                 if silent
                 else ""
             )
+            if 0 < config.runtime.min_peers <= len(there):
+                log.warning(
+                    "after %g s (meet-timeout) still %s: the run starts without them (min-peers = %d)",
+                    config.runtime.meet_timeout,
+                    waiting,
+                    config.runtime.min_peers,
+                )
+                return answers
             raise RunFailedError(
                 f"after {config.runtime.meet_timeout:g} s (meet-timeout) still {waiting}; "
                 f"there are the peers {there}. {held}"

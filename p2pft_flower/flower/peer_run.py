@@ -44,18 +44,20 @@ log = logging.getLogger("p2pft_flower")
 
 def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
     """Start every host with one message for the whole run, listen to progress, gather how the peers ended."""
-    progress = Progress(run.peers, run.iterations, lambda line: log.info("%s", line))
+    progress = Progress(
+        1 if run.pooled else run.graph.n, run.iterations, lambda line: log.info("%s", line), run.missing
+    )
 
     notes: set[str] = set()
     parent = os.getppid()
 
     def on_report(report: PeerReport) -> None:
-        if report.run == run.id and report.note and report.peer < run.peers:
+        if report.run == run.id and report.note and report.peer in run.peers:
             if report.note not in notes:  # hosts that do the same say the same
                 notes.add(report.note)
                 log.info("%s", report.note)
             return
-        if report.run != run.id or report.peer >= run.peers or len(report.sketch) != sketch.SIZE:
+        if report.run != run.id or report.peer not in run.peers or len(report.sketch) != sketch.SIZE:
             log.warning("a report that is none of this run's was left out")
             return
         progress.add(
@@ -82,7 +84,7 @@ def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
         with before_obeying(lambda number: _stop_peers(run, key, own, number, parent)):
             outcomes, evaluations = _train(grid, run, observer=address, stop_digest=digest_of(key))
     if not run.deployed:  # what the observer missed stands in the peers' own logs, on this machine
-        for peer in range(run.peers):
+        for peer in run.peers:
             if (log_file := run.folder / log_name(peer)).is_file():
                 evaluations += [e for e in read_journal(log_file) if e["event"] == "evaluation"]
     for evaluation in evaluations:
@@ -115,8 +117,8 @@ def _stop_peers(run: Run, key: bytes, own: Credentials | None, number: signal.Si
         return
     log.info("run %s was stopped: telling the peers", run.id)
     reason = "the run was stopped (flwr stop)"
-    missed = stop_run(run.id, key, {p: run.address(p) for p in range(run.peers)}, reason, own)
-    if len(missed) < run.peers:  # one that hears it tells all others
+    missed = stop_run(run.id, key, {p: run.address(p) for p in run.peers}, reason, own)
+    if len(missed) < len(run.peers):  # one that hears it tells all others
         return
     why = "; ".join(f"peer {p}: {problem}" for p, problem in missed.items())
     log.warning("no peer of run %s could be told at its address: %s", run.id, why)
@@ -178,11 +180,11 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         peers: tuple[Neighbourhood, ...] = (Neighbourhood(0, {0: 1.0}, {0: 1.0}),)
         weights = {0: 1.0}
     else:
-        peers = tuple(Neighbourhood.of(run.graph, p) for p in host.peers)
+        peers = tuple(Neighbourhood.of(run.view, p) for p in host.peers)
         # Where nothing is exchanged there is nobody to be weighed against.
         objective = run.config.method.objective if run.exchanges else "uniform"
-        factors = peer_weights(objective, [run.images[p] for p in range(run.graph.n)])
-        weights = {p: float(factors[p]) for p in host.peers}
+        factors = peer_weights(objective, [run.images[p] for p in run.peers])
+        weights = {p: float(f) for p, f in zip(run.peers, factors, strict=True) if p in host.peers}
     leaving, entering = remote_edges(peers, always=run.config.runtime.transport == "grpc")
     around = (
         {p for edge in leaving | entering for p in edge} | set(host.peers) if leaving | entering else set()
@@ -193,7 +195,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         config=run.config.to_mapping(),
         n=run.graph.n,
         hosts=len(run.hosts),
-        terms=terms_digest(run.config, run.graph, run.iterations),
+        terms=terms_digest(run.config, run.view, run.iterations),
         peers=peers,
         loss_weights=weights,
         iterations=run.iterations,

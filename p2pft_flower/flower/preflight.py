@@ -50,7 +50,7 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
     sent = []
     for host in run.hosts:
         peer = host.peers[0]
-        around = {peer, *run.graph.in_neighbours(peer), *run.graph.out_neighbours(peer)}
+        around = run.view.row(peer).keys() | run.view.column(peer).keys()
         body = {
             "run": run.id,
             "addresses": {p: addresses[p] for p in sorted(around)},

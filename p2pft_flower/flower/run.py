@@ -14,6 +14,7 @@ from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.report.results import run_results
 from p2pft_flower.runtime.progress import Progress
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.views import View
 from p2pft_flower.transport import unix_address
 
 __all__ = ["Run", "collect_results", "plan_run", "tell_plan"]
@@ -28,6 +29,9 @@ class Run:
     id: str
     config: RunConfig
     graph: Graph
+    """The whole graph, whoever of it is there."""
+    view: View
+    """The peers that are there, with the graph that they exchange over."""
     folder: Path
     pooled: bool
     exchanges: bool
@@ -48,9 +52,14 @@ class Run:
     evaluate_every: int
 
     @property
-    def peers(self) -> int:
-        """Number of peers that train: one where the data is pooled."""
-        return 1 if self.pooled else self.graph.n
+    def peers(self) -> tuple[int, ...]:
+        """The peers that train, ascending: one where the data is pooled."""
+        return (0,) if self.pooled else self.view.peers
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """The peers of the graph that were not there at the start, ascending."""
+        return tuple(p for p in range(self.graph.n) if p not in self.view.peers)
 
     def address(self, peer: int) -> str:
         """Return where ``peer`` is reached by its neighbours.
@@ -80,6 +89,7 @@ def plan_run(
     run_id: str,
     config: RunConfig,
     graph: Graph,
+    view: View,
     folder: Path,
     pooled: bool,
     exchanges: bool,
@@ -119,12 +129,13 @@ def plan_run(
     data = {int(p): d for answer in told for p, d in answer["data"].items()}
     images = {p: int(d["images"]) for p, d in data.items()}
     # An epoch: as many iterations as a peer's mean share of the data has batches.
-    epoch = math.ceil(sum(images.values()) / graph.n / config.learning.batch_size)
+    epoch = math.ceil(sum(images.values()) / len(view.peers) / config.learning.batch_size)
     iterations = config.runtime.iterations or config.runtime.epochs * epoch
     return Run(
         id=run_id,
         config=config,
         graph=graph,
+        view=view,
         folder=folder,
         pooled=pooled,
         exchanges=exchanges,
@@ -155,13 +166,13 @@ def _tell_warnings(hosts: list[HostAssignment], told: list[dict[str, Any]]) -> N
 def tell_plan(run: Run) -> None:
     """Log who will do what."""
     c = run.config
-    who = "1 pooled peer" if run.pooled else f"{run.graph.n} peers"
+    who = "1 pooled peer" if run.pooled else f"{len(run.peers)} peers"
     where = f"{len(run.hosts)} host{'s' if len(run.hosts) > 1 else ''} at once"
     log.info(
         "%s: %s on graph %s, %s; %s (weights: %s), tune %s; %s, partition %s",
         c.method.algorithm,
         who,
-        run.graph.name,
+        run.view.graph.name,
         where,
         c.learning.model,
         c.learning.weights,
@@ -193,16 +204,17 @@ def collect_results(run: Run, outcomes: dict[int, dict[str, Any]], progress: Pro
     RunFailedError
         When a peer's scores are missing: a run on a subset is none that completed.
     """
-    missing = sorted(set(range(run.peers)) - outcomes.keys())
+    missing = sorted(set(run.peers) - outcomes.keys())
     if missing:
         raise RunFailedError(f"no scores from peers {missing}")
     return run_results(
-        status="completed",
+        total=1 if run.pooled else run.graph.n,
+        missing=f"peers {list(run.missing)} were not there at the start" if run.missing else None,
         run_id=run.id,
         config=run.config.to_mapping(),
         iterations=run.iterations,
         outcomes=outcomes,
-        about={p: run.about(p) for p in range(run.peers)},
+        about={p: run.about(p) for p in run.peers},
         history=progress.history(),
         graph={**run.graph.to_dict(), "digest": run.graph.digest},
         partition=run.partition,

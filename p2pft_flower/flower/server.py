@@ -30,6 +30,7 @@ from p2pft_flower.plugins import is_reference
 from p2pft_flower.report.results import default_output_dir, head, holds_a_run, write_results
 from p2pft_flower.report.tables import run_table
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.views import View
 
 __all__ = ["make_server_app"]
 
@@ -108,7 +109,16 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, 
         hosts = nodes.with_addresses(hosts, graph)
         if exchanges and not strategy:
             check_trust(graph, hosts, answers)
-    run = plan_run(run_id, config, graph, folder, pooled, exchanges, hosts, answers)
+    there = {answer["peer-id"] for answer in answers.values()}
+    view = View.whole(graph) if there == {None} else View.without(graph, set(range(graph.n)) - there)
+    if strategy and len(view.peers) < graph.n:
+        raise ConfigError(
+            f"peers {sorted(set(range(graph.n)) - there)} are not there, and algorithm = {name!r} needs all: "
+            "min-peers is for methods without a server"
+        )
+    if not strategy:
+        check_graph(method, view.graph)
+    run = plan_run(run_id, config, graph, view, folder, pooled, exchanges, hosts, answers)
     tell_plan(run)
     if run.deployed and run.exchanges and not strategy:
         preflight(grid, run, answers)

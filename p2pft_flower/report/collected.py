@@ -181,13 +181,14 @@ def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) ->
         remedy = "" if partial else "; give the missing peers' folders too, or --partial"
         raise DataError(f"run {run['run']} has no results of {len(missing)} of {total} peers: "
                         f"{'; '.join(states)}{remedy}")  # fmt: skip
-    progress = Progress(total, run["iterations"], lambda _: None)
+    progress = Progress(total, run["iterations"], lambda _: None, missing)
     for files in peers.values():
         for line in files.lines:
             if line["event"] == "evaluation":
                 progress.fill(Report.of(line))
     results = run_results(
-        status=f"completed-with-{len(ended)}-of-{total}" if missing else "completed",
+        total=total,
+        missing=f"no results of {'; '.join(states)}" if missing else None,
         run_id=run["run"],
         config=run["config"],
         iterations=run["iterations"],
@@ -199,7 +200,6 @@ def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) ->
         hosts=sorted({tuple(files.run["host"]) for files in peers.values()}),
         versions=run["versions"],
     )
-    results["error"] = f"no results of {'; '.join(states)}" if missing else None
     results["seconds"] = max(f.lines[-1]["time"] - f.run["time"] for f in ended.values())
     return results
 

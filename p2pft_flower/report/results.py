@@ -75,7 +75,8 @@ def tail_name(peer: int) -> str:
 
 def run_results(
     *,
-    status: str,
+    total: int,
+    missing: str | None,
     run_id: str,
     config: Mapping[str, Any],
     iterations: int,
@@ -91,8 +92,11 @@ def run_results(
 
     Parameters
     ----------
-    status : str
-        ``completed``, or ``completed-with-M-of-N``.
+    total : int
+        Peers of the run; with outcomes of fewer its status is not ``completed`` but
+        ``completed-with-M-of-N``.
+    missing : str or None
+        What is told of those without outcomes, if there are any.
     run_id : str
         Flower's id of the run.
     config : mapping
@@ -133,6 +137,8 @@ def run_results(
         for p, o in sorted(outcomes.items())
     ]
     one = outcomes[min(outcomes)]
+    ended = len(outcomes)
+    status = "completed" if ended == total else f"completed-with-{ended}-of-{total}"
     return {
         **head(status, run_id, config),
         "iterations": iterations,
@@ -149,7 +155,7 @@ def run_results(
         "hosts": [list(host) for host in hosts],
         "config": dict(config),
         "versions": dict(versions),
-        "error": None,
+        "error": missing,
     }
 
 

@@ -9,7 +9,7 @@ from hashlib import sha256
 from typing import Any
 
 from p2pft_flower.config import RunConfig
-from p2pft_flower.topology import Graph
+from p2pft_flower.topology.views import View
 
 __all__ = ["Neighbourhood", "Plan", "terms_digest"]
 
@@ -33,15 +33,9 @@ class Neighbourhood:
     column: dict[int, float]
 
     @classmethod
-    def of(cls, graph: Graph, peer: int) -> Neighbourhood:
-        """Cut ``peer``'s row of A and column of B out of ``graph``."""
-        senders = sorted((peer, *graph.in_neighbours(peer)))
-        receivers = sorted((peer, *graph.out_neighbours(peer)))
-        return cls(
-            peer=peer,
-            row={j: float(graph.A[peer, j]) for j in senders},
-            column={j: float(graph.B[j, peer]) for j in receivers},
-        )
+    def of(cls, view: View, peer: int) -> Neighbourhood:
+        """Cut ``peer``'s row of A and column of B out of the view's graph."""
+        return cls(peer, view.row(peer), view.column(peer))
 
     @property
     def in_neighbours(self) -> tuple[int, ...]:
@@ -138,11 +132,11 @@ PRIVATE_KEYS = ("output-dir", "data-dir", "download", "verify")
 """Settings that may differ from peer to peer."""
 
 
-def terms_digest(config: RunConfig, graph: Graph, iterations: int) -> str:
-    """Digest what all peers must agree on before they train: settings, graph, length of the run.
+def terms_digest(config: RunConfig, view: View, iterations: int) -> str:
+    """Digest what all peers must agree on before they train: settings, live graph, length.
 
     Each host adds the digest of its own model before it says hello.
     """
     settings = {k: v for k, v in config.to_mapping().items() if k not in PRIVATE_KEYS}
-    text = json.dumps([settings, graph.digest, iterations], sort_keys=True)
+    text = json.dumps([settings, view.peers, view.graph.digest, iterations], sort_keys=True)
     return sha256(text.encode()).hexdigest()

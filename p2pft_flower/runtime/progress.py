@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,15 +74,20 @@ class Progress:
     Parameters
     ----------
     n : int
-        Peers that report.
+        Peers of the run.
     iterations : int
         Length of the run.
     tell : callable
         Given each line.
+    missing : collection of int, optional
+        Those of them that take no part; their scores are None.
     """
 
-    def __init__(self, n: int, iterations: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, n: int, iterations: int, tell: Callable[[str], None], missing: Collection[int] = ()
+    ) -> None:
         self._n, self._iterations, self._tell = n, iterations, tell
+        self._reporting = n - len(missing)
         self._reports: dict[int, dict[int, Report]] = {}
         self._begin: float | None = None
         """When the first evaluation was complete: what came before it says nothing of what is left."""
@@ -93,9 +98,9 @@ class Progress:
         """Take a report in; a second one of the same peer and iteration changes nothing."""
         with self._lock:
             row = self._reports.setdefault(report.iteration, {})
-            complete = len(row) == self._n
+            complete = len(row) == self._reporting
             row.setdefault(report.peer, report)
-            if complete or len(row) < self._n:
+            if complete or len(row) < self._reporting:
                 return
             line = self._line(report.iteration, [row[p] for p in sorted(row)])
         self._tell(line)
@@ -118,7 +123,9 @@ class Progress:
                     "accuracy": [r and r.accuracy for r in present],
                     "accuracy_unseen": [r and r.accuracy_unseen for r in present],
                     "bytes_sent": sum(r.bytes_sent for r in row.values()),
-                    "consensus_error": _consensus(list(row.values())) if len(row) == self._n else None,
+                    "consensus_error": _consensus(list(row.values()))
+                    if len(row) == self._reporting
+                    else None,
                 }
             )
         return rows

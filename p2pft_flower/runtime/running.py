@@ -41,6 +41,14 @@ class Running:
     peers: tuple[int, ...]
     process: psutil.Process
 
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended; what its parent has not taken note of yet (a zombie) has."""
+        try:
+            return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
 
 def _folder() -> Path:
     return home() / "running"
@@ -73,10 +81,10 @@ def running(run: str | None = None) -> list[Running]:
     for path in sorted(_folder().glob("*.json")):
         try:
             entry = json.loads(path.read_text(encoding="utf-8"))
-            process = psutil.Process(entry["pid"])
-            alive = process.create_time() == entry["started"] and process.status() != psutil.STATUS_ZOMBIE
+            there = Running(entry["run"], tuple(entry["peers"]), psutil.Process(entry["pid"]))
+            same = there.process.create_time() == entry["started"]
         except (FileNotFoundError, psutil.NoSuchProcess):
             continue
-        if alive and run in (None, entry["run"]):
-            found.append(Running(entry["run"], tuple(entry["peers"]), process))
+        if same and there.alive and run in (None, there.run):
+            found.append(there)
     return found

@@ -165,9 +165,10 @@ class Credentials:
             When the connection is not TLS 1.3, or the certificate is for no peer of this federation.
         """
         facts = context.auth_context()
-        version = b", ".join(facts.get("ssl_tls_version", ())).decode() or "an unknown version of TLS"
+        version = b", ".join(facts.get("ssl_tls_version", ())).decode()
         if version != "TLSv1.3":
-            raise NotAuthenticError(f"the connection uses {version}, not TLSv1.3")
+            told = version or "a version of TLS that gRPC does not tell (grpcio 1.85 or newer does)"
+            raise NotAuthenticError(f"the connection uses {told}, not TLSv1.3")
         try:
             who = identity_of(facts["x509_pem_cert"][0])
         except (KeyError, ValueError) as error:

@@ -77,3 +77,45 @@ def test_a_rehearsal_reaches_the_simulations_theta_bit_for_bit_run_after_run(env
     simulated = tails(tmp_path / "simulated")
     assert same(tails(tmp_path / "first"), simulated)
     assert same(tails(tmp_path / "second"), simulated)
+
+
+def test_two_federations_run_at_once_and_down_ends_its_own_only(env, tmp_path):
+    """A SuperLink's SuperNodes are one federation: different peers at once are two SuperLinks."""
+    sites = {
+        name: env | {"P2PFT_HOME": str(tmp_path / name / "p2pft"), "FLWR_HOME": str(tmp_path / name / "flwr")}
+        for name in ("north", "south")
+    }
+    graph = "directed-ring:2"
+    program = str(Path(sys.executable).parent / "p2pft")
+
+    def both(*words):
+        """Run a command in both at once; return their standard outputs."""
+        running = [
+            subprocess.Popen(
+                [program, *(word.format(name=name) for word in words)],
+                env=site,
+                cwd=tmp_path,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for name, site in sites.items()
+        ]
+        said = [process.communicate(timeout=400)[0] for process in running]
+        assert [process.returncode for process in running] == [0, 0], said
+        return said
+
+    try:
+        both("up", "--topology", graph, "--federation", "{name}")
+        both("run", "--connection", "rehearsal", f"topology={graph}", *SETTINGS, "--out", "{name}/out")
+        for name in sites:
+            results = json.loads((tmp_path / name / "out" / "results.json").read_text())
+            assert (results["status"], results["hosts"]) == ("completed", [[0], [1]])
+    finally:
+        north = p2pft(sites["north"], "down", cwd=tmp_path)
+        state = json.loads((tmp_path / "south" / "p2pft" / "rehearsal" / "state.json").read_text())
+        alive = [psutil.pid_exists(process["pid"]) for process in state["processes"]]
+        south = p2pft(sites["south"], "down", cwd=tmp_path)
+    assert (north.returncode, south.returncode) == (0, 0), north.stderr + south.stderr
+    assert alive == [True, True, True]
+    assert marked(env) == []

@@ -87,6 +87,37 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         deploy(tmp_path / "run", nodes(3))
 
 
+def test_a_run_may_start_without_some_peers_and_says_who_is_missing(tmp_path):
+    four = nodes(4)
+    run_app(
+        tmp_path / "run",
+        nodes=3,
+        slots=3,
+        node_configs=[four[i] for i in (0, 1, 3)],
+        **SMALL | {"topology": "directed-ring-4", "min_peers": 3, "meet_timeout": 6.0, "iterations": 40},
+    )
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["status"] == "completed-with-3-of-4"
+    assert results["error"] == "peers [2] were not there at the start"
+    assert [p["peer"] for p in results["peers"]] == [0, 1, 3]
+    assert results["history"][-1]["accuracy"][2] is None
+    assert results["consensus_error"] < 0.05  # the ring was closed: 1 sends to 3
+    links = {(p["peer"], link["neighbour"]) for p in found(tmp_path / "run")["peers"] for link in p["links"]}
+    assert links == {(0, 1), (1, 0), (1, 3), (3, 1), (3, 0), (0, 3)}
+
+
+def test_without_leave_to_go_on_all_peers_of_the_graph_must_be_there(tmp_path):
+    four = nodes(4)
+    with pytest.raises(P2PFTError, match=r"waiting for peers \[2\]; there are the peers \[0, 1, 3\]"):
+        run_app(
+            tmp_path / "run",
+            nodes=3,
+            slots=3,
+            node_configs=[four[i] for i in (0, 1, 3)],
+            **SMALL | {"topology": "directed-ring-4", "meet_timeout": 3.0},
+        )
+
+
 def test_a_simulation_has_no_links_to_look_at(tmp_path):
     with pytest.raises(P2PFTError, match="preflight-only"):
         run_app(tmp_path / "run", preflight_only=True, **SMALL)

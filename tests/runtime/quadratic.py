@@ -11,6 +11,7 @@ from p2pft_flower.config import RunConfig
 from p2pft_flower.runtime.host import Host
 from p2pft_flower.runtime.plan import Neighbourhood, Plan, terms_digest
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.views import View
 
 Q = 300
 
@@ -84,8 +85,8 @@ def plans(graph, hosts, addresses, folder, *, iterations=20, **settings):
             config=config.to_mapping(),
             n=graph.n,
             hosts=len(hosts),
-            terms=terms_digest(config, graph, iterations),
-            peers=tuple(Neighbourhood.of(graph, p) for p in peers),
+            terms=terms_digest(config, View.whole(graph), iterations),
+            peers=tuple(Neighbourhood.of(View.whole(graph), p) for p in peers),
             loss_weights=dict.fromkeys(peers, 1.0),
             iterations=iterations,
             evaluate_every=10,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import psutil
 import pytest
 
-from p2pft_flower.runtime.running import registered, running
+from p2pft_flower.runtime.running import Running, registered, running
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +38,18 @@ def test_what_a_killed_process_left_counts_for_nothing(own_home):
         entry = {"run": "17", "peers": [0], "pid": pid, "started": when}
         (folder / f"{pid}-0.json").write_text(json.dumps(entry))
     assert running() == []
+
+
+def test_a_process_that_has_ended_is_not_alive_though_its_parent_has_not_noticed():
+    with subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
+    ) as child:
+        there = Running("17", (0,), psutil.Process(child.pid))
+        assert there.alive
+        child.stdin.close()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # until it has ended; it stays a zombie
+        assert not there.alive
+    assert not there.alive
 
 
 def test_a_home_that_cannot_be_written_is_told_and_ends_no_training(own_home, monkeypatch, caplog):
