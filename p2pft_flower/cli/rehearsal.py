@@ -36,6 +36,7 @@ from p2pft_flower.resources import home
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import parse_address
 from p2pft_flower.transport.certificates import create_authority, issue
+from p2pft_flower.transport.tls import TLS13_ENVIRONMENT
 
 __all__ = ["CONNECTION", "AlreadyUpError", "Peer", "Process", "Rehearsal", "current", "end", "start"]
 
@@ -271,7 +272,7 @@ def _start(
 ) -> Rehearsal:
     # The state first: whatever happens from here on, p2pft down finds what is running by its mark.
     _save(state)
-    environment = flower_environment() | {MARK: state.mark}
+    environment = flower_environment() | TLS13_ENVIRONMENT | {MARK: state.mark}
     here = ["--insecure", "--host", "127.0.0.1", "--port"]  # Flower's own links stay on this machine
     superlink = ["flower-superlink", *here, str(ports[-1]), "--disable-runtime-dependency-installation"]
     commands = {"the SuperLink": superlink}

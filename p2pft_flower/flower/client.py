@@ -170,8 +170,9 @@ def _preflight(message: Message, context: Context) -> dict[str, Any]:
         raise ConfigError("a preflight looks at SuperNodes of a deployment; this one has no peer-id")
     addresses = {int(p): str(a) for p, a in asked["addresses"].items()}
     access, own = site.access(), addresses.pop(site.peer_id)
+    folder = site.output_folder(asked["run"]) or Path(asked["output-dir"])
     folders = [
-        look_at("output-dir", site.output_folder(asked["run"]) or Path(asked["output-dir"])),
+        look_at("output-dir", folder.parent),  # the run's own is made by the run
         look_at("home", home()),
     ]
     with Prober(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 
@@ -22,7 +23,8 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
     """Run ``host`` to its end, or until this process is told to end.
 
     In a deployment SIGTERM and SIGINT, which is also what Flower sends itself when the SuperNode has died,
-    first stop all peers of the run: the host tells its neighbours, and they tell theirs.
+    first stop all peers of the run: the host tells its neighbours, and they tell theirs. Where the SuperNode
+    is still there, the ClientApp then answers it, as after any other stop.
 
     Raises
     ------
@@ -40,10 +42,14 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
         except BaseException as error:
             failure.append(error)
 
-    def stop(number: signal.Signals) -> None:
+    parent = os.getppid()
+
+    def stop(number: signal.Signals) -> bool:
         host.stop(
             f"its ClientApp was told to end ({number.name}); the site stopped it, or its SuperNode is gone"
         )
+        # A SuperNode of Flower 1.41 whose ClientApp obeys waits for ever for its reply.
+        return os.getppid() != parent
 
     thread = threading.Thread(target=run, name="p2pft-host", daemon=True)
     if not deployed:

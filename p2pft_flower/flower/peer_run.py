@@ -102,24 +102,25 @@ def _own_credentials() -> Credentials | None:
     return Credentials.load(Path(folder).expanduser()) if folder else None
 
 
-def _stop_peers(run: Run, key: bytes, own: Credentials | None, number: signal.Signals, parent: int) -> None:
+def _stop_peers(run: Run, key: bytes, own: Credentials | None, number: signal.Signals, parent: int) -> bool:
     """Tell the peers of a deployment that their run was stopped; a server that merely goes stops nobody.
 
     ``flwr stop`` comes here as SIGINT, as Ctrl-C does. So does the death of the SuperLink: then the process
     that started this one is gone, ``parent``. SIGTERM is how a machine ends its services.
+    Returns True, for the coordinator is to end in any case.
     """
     if not run.deployed:
-        return
+        return True
     if number != signal.SIGINT or os.getppid() != parent:
         log.warning(
             "run %s: the coordinator ends (%s); the peers train on by themselves", run.id, number.name
         )
-        return
+        return True
     log.info("run %s was stopped: telling the peers", run.id)
     reason = "the run was stopped (flwr stop)"
     missed = stop_run(run.id, key, {p: run.address(p) for p in run.peers}, reason, own)
     if len(missed) < len(run.peers):  # one that hears it tells all others
-        return
+        return True
     why = "; ".join(f"peer {p}: {problem}" for p, problem in missed.items())
     log.warning("no peer of run %s could be told at its address: %s", run.id, why)
     here = [there.process for there in running(run.id)]
@@ -133,6 +134,7 @@ def _stop_peers(run: Run, key: bytes, own: Credentials | None, number: signal.Si
             run.id,
             run.id,
         )
+    return True
 
 
 def _train(

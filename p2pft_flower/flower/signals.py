@@ -12,8 +12,10 @@ __all__ = ["before_obeying"]
 
 
 @contextlib.contextmanager
-def before_obeying(act: Callable[[signal.Signals], None]) -> Iterator[None]:
+def before_obeying(act: Callable[[signal.Signals], bool]) -> Iterator[None]:
     """Call ``act`` once when SIGINT or SIGTERM comes during a ``with`` block, then do what was to be done.
+
+    Where ``act`` returns False the signal is not obeyed: what runs ends by itself now. A second one is.
 
     Outside the main thread, where Python takes no signals, nothing changes.
     """
@@ -29,11 +31,13 @@ def before_obeying(act: Callable[[signal.Signals], None]) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's signature
         for other in before:  # a second one must not cut this short; what is done here has deadlines
             signal.signal(other, signal.SIG_IGN)
+        obey = True
         try:
-            act(signal.Signals(number))
+            obey = act(signal.Signals(number))
         finally:
             restore()
-            signal.raise_signal(number)
+            if obey:
+                signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, handle)

@@ -21,11 +21,22 @@ def test_a_signal_is_acted_on_once_and_then_obeyed():
     def act(number):
         seen.append(number)
         signal.raise_signal(signal.SIGTERM)  # an impatient second one
+        return True
 
     with pytest.raises(KeyboardInterrupt), before_obeying(act):
         signal.raise_signal(signal.SIGINT)
     assert seen == [signal.SIGINT]
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_was_enough_to_act_on_is_not_obeyed_but_a_second_one_is():
+    def twice():
+        with before_obeying(lambda number: False):
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        twice()
 
 
 def test_a_signal_is_obeyed_even_when_acting_on_it_fails():
@@ -39,7 +50,7 @@ def test_a_signal_is_obeyed_even_when_acting_on_it_fails():
 
 def test_without_a_signal_nothing_has_changed_afterwards():
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    with before_obeying(lambda number: None):
+    with before_obeying(lambda number: True):
         assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] != before
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
@@ -48,7 +59,7 @@ def test_outside_the_main_thread_signals_are_left_alone():
     handlers = []
 
     def run():
-        with before_obeying(lambda number: None):
+        with before_obeying(lambda number: True):
             handlers.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=run)
