@@ -11,7 +11,7 @@ from typing import Any
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
-from p2pft_flower.report.results import run_results
+from p2pft_flower.report.results import absent_at_start, run_results
 from p2pft_flower.runtime.progress import Progress
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
@@ -209,7 +209,7 @@ def collect_results(run: Run, outcomes: dict[int, dict[str, Any]], progress: Pro
         raise RunFailedError(f"no scores from peers {missing}")
     return run_results(
         total=1 if run.pooled else run.graph.n,
-        missing=f"peers {list(run.missing)} were not there at the start" if run.missing else None,
+        missing=absent_at_start(run.missing) if run.missing else None,
         run_id=run.id,
         config=run.config.to_mapping(),
         iterations=run.iterations,

@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from p2pft_flower.errors import DataError, TopologyError
-from p2pft_flower.report.results import run_results
+from p2pft_flower.report.results import absent_at_start, run_results
 from p2pft_flower.runtime.journal import read_last_run
 from p2pft_flower.runtime.progress import Progress, Report
 from p2pft_flower.topology import Graph
 
 __all__ = ["PeerFiles", "collect_results", "find_peers", "peer_record", "run_record"]
 
-_COMMON = ("n", "iterations", "evaluate_every", "config", "graph", "partition", "versions", "pooled")
+_COMMON = ("n", "iterations", "evaluate_every", "config", "graph", "live", "partition", "versions", "pooled")
 """What the ``run`` lines of all peers of a run say alike."""
 
 
-def run_record(graph: Graph, partition: str, versions: Mapping[str, str], *, pooled: bool) -> dict[str, Any]:
+def run_record(
+    graph: Graph, live: Sequence[int], partition: str, versions: Mapping[str, str], *, pooled: bool
+) -> dict[str, Any]:
     """Return what every peer's log says of the run, besides what its plan says anyway."""
     return {
         "graph": {"name": graph.name, "digest": graph.digest},
+        "live": list(live),
         "partition": partition,
         "versions": dict(versions),
         "pooled": pooled,
@@ -175,20 +178,24 @@ def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) ->
     run = next(iter(peers.values())).run
     total = 1 if run["pooled"] else run["n"]
     ended = {p: files for p, files in sorted(peers.items()) if files.ended}
-    missing = [p for p in range(total) if p not in ended]
+    absent = [p for p in range(total) if p not in run["live"]]  # from the start on
+    missing = [p for p in run["live"] if p not in ended]
     states = [f"peer {p}: {peers[p].state if p in peers else 'no log of it was given'}" for p in missing]
     if missing and not (partial and ended):
         remedy = "" if partial else "; give the missing peers' folders too, or --partial"
         raise DataError(f"run {run['run']} has no results of {len(missing)} of {total} peers: "
                         f"{'; '.join(states)}{remedy}")  # fmt: skip
-    progress = Progress(total, run["iterations"], lambda _: None, missing)
+    reasons = [absent_at_start(absent)] if absent else []
+    if states:
+        reasons.append(f"no results of {'; '.join(states)}")
+    progress = Progress(total, run["iterations"], lambda _: None, absent)
     for files in peers.values():
         for line in files.lines:
             if line["event"] == "evaluation":
                 progress.fill(Report.of(line))
     results = run_results(
         total=total,
-        missing=f"no results of {'; '.join(states)}" if missing else None,
+        missing="; ".join(reasons) or None,
         run_id=run["run"],
         config=run["config"],
         iterations=run["iterations"],

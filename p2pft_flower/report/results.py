@@ -18,6 +18,7 @@ from p2pft_flower.runtime.journal import finite
 __all__ = [
     "FILE",
     "SCHEMA",
+    "absent_at_start",
     "default_output_dir",
     "head",
     "holds_a_run",
@@ -61,6 +62,11 @@ def head(status: str, run_id: str, values: Any) -> dict[str, Any]:
         "algorithm": values.get("algorithm"),
         "seed": values.get("seed"),
     }
+
+
+def absent_at_start(peers: Sequence[int]) -> str:
+    """Return what is told of peers without which a run started (``min-peers``)."""
+    return f"peers {list(peers)} were not there at the start"
 
 
 def log_name(peer: int) -> str:
