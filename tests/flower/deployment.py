@@ -200,7 +200,7 @@ class Deployment:
         values = {
             "topology": f"ring:{len(self.outputs)}",
             "partition": "iid",
-            "output-dir": str(self.folder / "results"),
+            "output-dir": str(self.folder / f"results-{uuid.uuid4()}"),
         }
         values |= {key.replace("_", "-"): value for key, value in settings.items()}
         config = self.folder / "run.toml"
