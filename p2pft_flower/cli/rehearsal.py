@@ -34,7 +34,7 @@ from p2pft_flower.cli.flwr_run import (
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.resources import home
 from p2pft_flower.topology import Graph
-from p2pft_flower.transport import parse_address
+from p2pft_flower.transport import COORDINATOR_CERTIFICATES, parse_address
 from p2pft_flower.transport.certificates import create_authority, issue
 from p2pft_flower.transport.tls import TLS13_ENVIRONMENT
 
@@ -210,12 +210,13 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
             )
         ports = _free_ports(2 * graph.n + 1)  # all at once, so that they differ
         addresses = _addresses(graph, ports[: graph.n])
-        for name in ("authority", "peers", "logs"):
+        for name in ("authority", "coordinator", "peers", "logs"):
             shutil.rmtree(folder() / name, ignore_errors=True)
         (folder() / "logs").mkdir()
         show(f"certificates of {graph.n} peers of the federation {federation}: {folder() / 'peers'}")
         create_authority(folder() / "authority", federation)
         peers = [_prepare(peer, address) for peer, address in enumerate(addresses)]
+        issue(folder() / "authority", _coordinators(), graph.n)  # flwr stop needs it, for a number of no peer
         state = Rehearsal(uuid.uuid4().hex, federation, f"127.0.0.1:{ports[-1]}", tuple(peers))
         started: list[subprocess.Popen[bytes]] = []
         try:
@@ -227,6 +228,10 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
                     process.wait(PATIENCE)
                 _forget()
             raise
+
+
+def _coordinators() -> Path:
+    return folder() / "coordinator"
 
 
 def _prepare(peer: int, address: str) -> Peer:
@@ -273,6 +278,7 @@ def _start(
     # The state first: whatever happens from here on, p2pft down finds what is running by its mark.
     _save(state)
     environment = flower_environment() | TLS13_ENVIRONMENT | {MARK: state.mark}
+    environment[COORDINATOR_CERTIFICATES] = str(_coordinators())
     here = ["--insecure", "--host", "127.0.0.1", "--port"]  # Flower's own links stay on this machine
     superlink = ["flower-superlink", *here, str(ports[-1]), "--disable-runtime-dependency-installation"]
     commands = {"the SuperLink": superlink}

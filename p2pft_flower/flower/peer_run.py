@@ -28,6 +28,7 @@ from p2pft_flower.runtime.progress import Progress, Report
 from p2pft_flower.runtime.running import running
 from p2pft_flower.runtime.wires import remote_edges
 from p2pft_flower.transport import (
+    COORDINATOR_CERTIFICATES,
     Credentials,
     ObserverServer,
     PeerReport,
@@ -92,13 +93,8 @@ def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
     return collect_results(run, outcomes, progress)
 
 
-CERTIFICATES = "P2PFT_CERTIFICATES"
-"""Environment variable of the SuperLink: a folder that ``p2pft certs issue`` made, for a number that is no
-peer's. The coordinator needs it to stop peers that have certificates themselves, and for nothing else."""
-
-
 def _own_credentials() -> Credentials | None:
-    folder = os.environ.get(CERTIFICATES)
+    folder = os.environ.get(COORDINATOR_CERTIFICATES)
     return Credentials.load(Path(folder).expanduser()) if folder else None
 
 

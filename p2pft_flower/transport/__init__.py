@@ -23,10 +23,11 @@ from p2pft_flower.transport.observer import ObserverClient, ObserverServer
 from p2pft_flower.transport.p2pft_pb2 import Hello, PayloadHeader, PeerReport, Reply, Status, Stop
 from p2pft_flower.transport.probe import LinkReport, Prober
 from p2pft_flower.transport.server import PeerServer
-from p2pft_flower.transport.stops import digest_of, new_key, stop_run
+from p2pft_flower.transport.stops import COORDINATOR_CERTIFICATES, digest_of, new_key, stop_run
 from p2pft_flower.transport.tls import TLS13_ENVIRONMENT, Credentials
 
 __all__ = [
+    "COORDINATOR_CERTIFICATES",
     "MAX_PAYLOAD",
     "TLS13_ENVIRONMENT",
     "Address",

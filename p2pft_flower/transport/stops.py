@@ -19,7 +19,11 @@ from p2pft_flower.transport import p2pft_pb2 as pb
 from p2pft_flower.transport.calls import Channels
 from p2pft_flower.transport.tls import Credentials
 
-__all__ = ["digest_of", "has_key", "new_key", "stop_run"]
+__all__ = ["COORDINATOR_CERTIFICATES", "digest_of", "has_key", "new_key", "stop_run"]
+
+COORDINATOR_CERTIFICATES = "P2PFT_CERTIFICATES"
+"""Environment variable of the SuperLink: a folder that ``p2pft certs issue`` made, for a number that is no
+peer's. The coordinator needs it to stop peers that have certificates themselves, and for nothing else."""
 
 _KEY = "p2pft-stop-key-bin"
 """Metadata key of the call."""

@@ -118,6 +118,7 @@ SERVICE = {
     "security_opt": list,
     "tmpfs": list,
     "command": list,
+    "environment": dict,
     "ports": list,
     "volumes": list,
     "depends_on": list,
