@@ -134,11 +134,11 @@ def _of_one_seed(data: Path) -> Iterator[tuple[str, tuple[object, ...], dict[str
     for dataset, method in product(("Pets-37", "Flowers-17"), ("local", "p2pft", "centralized")):
         yield "attention", (dataset, method), _settings(data, "ViT-Tiny", dataset, method, 0, momentum=0.0)
     for tune in TUNES:
-        # A third of the others' length: most of these run the whole model in every step.
+        # A sixth of the others' length: most of these run the whole model in every step.
         yield (
             "tuning",
             (tune,),
-            _settings(data, "ViT-Tiny", "CIFAR-10", "p2pft", 0, tune=tune, iterations=100),
+            _settings(data, "ViT-Tiny", "CIFAR-10", "p2pft", 0, tune=tune, iterations=50),
         )
 
 
