@@ -1,1 +1,1 @@
-"""Benchmarks: each prints one table. (A package, as Opacus installs one of the same name.)"""
+"""Benchmarks, each prints one table; a package, since Opacus installs one of the same name."""

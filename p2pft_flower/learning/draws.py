@@ -10,10 +10,22 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["seeded"]
+__all__ = ["seeded", "torch_seeded"]
 
 _LOCK = threading.RLock()
 """The generators are the process's: one thread at a time may seed and use them."""
+
+
+@contextmanager
+def torch_seeded(seed: int) -> Iterator[None]:
+    """Seed torch as ``torch.manual_seed`` does, so that a new layer is what timm alone would draw.
+
+    Afterwards torch's generator of the CPU is put back. Threads that come here, or to :func:`seeded`, wait
+    for each other.
+    """
+    with _LOCK, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from timm.models import load_checkpoint
 from torch import nn
 
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.draws import torch_seeded
 from p2pft_flower.learning.embedded import MODEL_NAME, create_glyph_vit
 from p2pft_flower.learning.structure import SUPPORTED, check_structure
 from p2pft_flower.plugins import is_reference, load_reference
@@ -54,8 +55,7 @@ def create_model(name: str, weights: str, num_classes: int, seed: int) -> nn.Mod
         When the weights are not there or do not fit.
     """
     pretrained, file = _wanted(weights)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch_seeded(seed):
         model = _build(name, pretrained, file, num_classes)
         check_structure(name, model)
         torch.manual_seed(seed)  # the head must not depend on how many numbers the rest of the model drew

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.added import add_adapters, add_low_rank, add_prompts
+from p2pft_flower.learning.draws import torch_seeded
 from p2pft_flower.learning.structure import HEADS, STEM, share_copy, stages
 
 __all__ = ["TUNE", "tune_model"]
@@ -61,8 +61,7 @@ def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
     tuned = share_copy(model).requires_grad_(False)
     before = {id(p) for p in tuned.parameters()}
     if added is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with torch_seeded(seed):
             added(tuned)
     for name, parameter in tuned.named_parameters():
         if id(parameter) not in before or trains(name):

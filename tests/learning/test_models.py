@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -253,3 +254,11 @@ def test_the_model_is_not_changed_by_splitting_it():
     assert list(before) == list(model.state_dict())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_models_built_in_several_threads_at_once_start_from_the_same_weights():
+    """torch's generator is the process's: hosts of one process must not draw from each other's."""
+    with ThreadPoolExecutor(4) as pool:
+        built = pool.map(lambda _: create_model("glyph_vit_8", "none", 10, 5), range(12))
+    first, *others = [model.state_dict() for model in built]
+    assert all(torch.equal(first[name], other[name]) for other in others for name in first)
