@@ -13,6 +13,7 @@ from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.flower.run import Run
 from p2pft_flower.report.preflight import PREFLIGHT_FILE, preflight_tables
 from p2pft_flower.report.results import write_json
+from p2pft_flower.runtime.plan import terms_digest
 
 __all__ = ["preflight"]
 
@@ -87,10 +88,14 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
         rows.append(row)
     report = {
         "run": run.id,
-        "graph": run.graph.name,
-        "graph-digest": run.graph.digest,
+        "graph": run.view.graph.name,
+        "missing": list(run.missing),
+        "digests": {
+            "config and graph": terms_digest(run.config, run.view, run.iterations),
+            "graph": run.view.graph.digest,
+            **answers[run.hosts[0].node]["frozen"],
+        },
         "versions": run.versions,
-        "frozen": answers[run.hosts[0].node]["frozen"],
         "peers": rows,
         "failures": failures,
     }

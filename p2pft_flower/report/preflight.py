@@ -15,7 +15,7 @@ PREFLIGHT_FILE = "preflight.json"
 
 
 def preflight_tables(report: dict[str, Any]) -> str:
-    """Return a table of the peers and one of the links between them.
+    """Return what all peers have alike, a table of the peers, and one of the links between them.
 
     Parameters
     ----------
@@ -47,4 +47,8 @@ def preflight_tables(report: dict[str, Any]) -> str:
                 f"{human_bytes(link['bandwidth'])}/s" if ok else "–",
                 f"{number(1000 * link['skew'], '+.0f')} ms" if ok else "–",
             )
-    return render(peers, links)
+    alike = [
+        "all peers have: " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()),
+        *(f"{what}: {value}" for what, value in report["digests"].items()),
+    ]
+    return render(*alike, peers, links)

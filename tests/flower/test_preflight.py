@@ -42,6 +42,9 @@ def test_every_link_is_measured_both_ways_and_the_run_goes_on(tmp_path):
     deploy(tmp_path / "run", nodes(3))
     report = found(tmp_path / "run")
     assert report["failures"] == []
+    assert report["versions"].keys() >= {"p2pft-flower", "flwr", "torch", "timm"}
+    assert report["digests"].keys() >= {"config and graph", "graph"}
+    assert len(report["digests"]) > 2  # and those of what is frozen
     assert {(p["peer"], link["neighbour"]) for p in report["peers"] for link in p["links"]} == {
         (i, j) for i in range(3) for j in range(3) if i != j
     }
