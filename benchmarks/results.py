@@ -134,12 +134,10 @@ def _of_one_seed(data: Path) -> Iterator[tuple[str, tuple[object, ...], dict[str
     for dataset, method in product(("Pets-37", "Flowers-17"), ("local", "p2pft", "centralized")):
         yield "attention", (dataset, method), _settings(data, "ViT-Tiny", dataset, method, 0, momentum=0.0)
     for tune in TUNES:
-        # A sixth of the others' length: most of these run the whole model in every step.
-        yield (
-            "tuning",
-            (tune,),
-            _settings(data, "ViT-Tiny", "CIFAR-10", "p2pft", 0, tune=tune, iterations=50),
-        )
+        settings = _settings(data, "ViT-Tiny", "CIFAR-10", "p2pft", 0, tune=tune, shots=20)
+        # Few peers, images and steps: most of these run the whole model, in evaluation too.
+        settings |= {"epochs": 6, "topology": "directed-ring:2", "partition": "classes:0-4,5-9"}
+        yield "tuning", (tune,), settings
 
 
 def jobs(data: Path) -> list[Job]:

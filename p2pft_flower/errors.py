@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "DataError", "P2PFTError", "TopologyError"]
+__all__ = ["ConfigError", "DataError", "P2PFTError", "TopologyError", "printable"]
 
 
 class P2PFTError(Exception):
@@ -19,3 +19,8 @@ class TopologyError(P2PFTError, ValueError):
 
 class DataError(P2PFTError, ValueError):
     """A dataset, partition or weights file cannot be used; names the file, class or peer."""
+
+
+def printable(text: str) -> str:
+    """Return another's ``text`` for one line of a log: whatever moves a cursor or ends a line is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

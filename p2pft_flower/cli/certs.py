@@ -123,7 +123,7 @@ def show(
             state(facts),
             facts.fingerprint[:16],  # --json has all of it
         )
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # an IPv6 address in brackets is no tag
 
 
 def _certificates(folder: Path) -> list[tuple[str, CertificateFacts]]:

@@ -14,7 +14,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from p2pft_flower.config import RunConfig
-from p2pft_flower.errors import P2PFTError
+from p2pft_flower.errors import P2PFTError, printable
 from p2pft_flower.flower import messages
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import parse_address
@@ -116,7 +116,7 @@ def body_of(message: Message, who: str) -> dict[str, Any]:
     if "error" in body:
         if "traceback" in body:
             log.error("%s", body["traceback"])
-        raise RunFailedError(f"{who}: {body['error']}", body["kind"])
+        raise RunFailedError(f"{who}: {printable(body['error'])}", body["kind"])
     return body["ok"]  # type: ignore[no-any-return]  # JSON
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pft_flower.config import RunConfig
-from p2pft_flower.errors import ConfigError
+from p2pft_flower.errors import ConfigError, printable
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.report.results import absent_at_start, run_results
 from p2pft_flower.runtime.progress import Progress
@@ -160,7 +160,7 @@ def _tell_warnings(hosts: list[HostAssignment], told: list[dict[str, Any]]) -> N
         for warning in answer["warnings"]:
             if whose + warning not in already:
                 already.add(whose + warning)
-                log.warning("%s%s", whose, warning)
+                log.warning("%s%s", whose, printable(warning))
 
 
 def tell_plan(run: Run) -> None:

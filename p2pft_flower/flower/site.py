@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -144,5 +145,13 @@ class Site:
         return Access(self.credentials(), self.insecure, self.bind_address)
 
     def output_folder(self, run: str) -> Path | None:
-        """Return where logs and tails of ``run`` go on this machine; None: where the run-config says."""
+        """Return where logs and tails of ``run`` go on this machine; None: where the run-config says.
+
+        Raises
+        ------
+        ConfigError
+            When the run's id is no plain name, and could lead out of the folder.
+        """
+        if self.output_dir and not re.fullmatch(r"[\w-]{1,64}", run, re.ASCII):
+            raise ConfigError(f"run {run[:64]!r}: a run's id has letters, digits, - and _ only")
         return Path(self.output_dir).expanduser() / run if self.output_dir else None

@@ -13,7 +13,6 @@ adds one new gradient, and every one counts, also that at the start.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import math
 import warnings
@@ -77,11 +76,13 @@ def require_accountant() -> None:
     ConfigError
         With the command that installs it.
     """
-    if importlib.util.find_spec("opacus") is None:
+    try:
+        from opacus.accountants import RDPAccountant  # noqa: F401 - seen to work now, not after training
+    except ImportError as error:
         raise ConfigError(
-            "dp-clip > 0: Opacus, which computes what privacy is left, is not installed here; run "
+            f"dp-clip > 0: Opacus, which computes what privacy is left, cannot be used here ({error}); run "
             "pip install 'opacus>=1.5,<2' (in a clone of the repository: pip install -e '.[dp]')"
-        )
+        ) from error
 
 
 def tell_draws(noise: float, *, seeded: bool) -> None:
@@ -170,6 +171,14 @@ class Privacy:
     def of(cls, config: LearningConfig, images: int, key: tuple[int, ...] | None) -> Privacy:
         """Return what ``config``, with dp-clip > 0, means for a peer of ``images`` images."""
         delta = config.dp_delta or 1 / (10 * images)
+        if delta * images >= 1:
+            log.warning(
+                "dp-delta = %g: a peer with %d images may reveal one of them whole and keep to it; choose "
+                "less than 1 / %d",
+                delta,
+                images,
+                images,
+            )
         return cls(config.dp_clip, config.dp_noise, delta, images, min(config.batch_size, images), key)
 
     @property

@@ -33,7 +33,16 @@ RANDOM_WEIGHTS = "RANDOM WEIGHTS, no pre-training"
 def render(*parts: Any) -> str:
     """Return rich objects as plain text."""
     text = io.StringIO()
-    console = Console(file=text, width=WIDTH, force_terminal=False, color_system=None, legacy_windows=False)
+    # No markup: names and addresses are others' text, and "[fd00::1]" is none of rich's tags.
+    console = Console(
+        file=text,
+        width=WIDTH,
+        force_terminal=False,
+        color_system=None,
+        legacy_windows=False,
+        markup=False,
+        emoji=False,
+    )
     for part in parts:
         console.print(part)
     return text.getvalue().rstrip("\n")

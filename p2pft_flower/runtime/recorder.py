@@ -172,6 +172,7 @@ class Recorder:
             sketch=sketch.encode(report.sketch),
             bytes_sent=bytes_sent,
             seconds=report.seconds,
+            epsilon=(objective.privacy_spent() or (None, None))[0],  # a run that fails has spent it too
         )
         if self._observer is not None:
             self._observer.report(report)

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError, Message
 
+from p2pft_flower.errors import printable
 from p2pft_flower.transport import p2pft_pb2 as pb
 from p2pft_flower.transport.certificates import target_name
 from p2pft_flower.transport.endpoint import EXCHANGE, open_channel
@@ -82,7 +83,7 @@ class Call:
             return None
         name = pb.Status.Name(reply.status) if reply.status in pb.Status.values() else str(reply.status)
         kind = _BY_STATUS.get(reply.status, ExchangeRefusedError)
-        error = self.error(kind, f"{whom} answered {name}: {reply.reason}")
+        error = self.error(kind, f"{whom} answered {name}: {printable(reply.reason)}")
         if isinstance(error, PeerPreparingError):
             error.progress = reply.progress
         return error

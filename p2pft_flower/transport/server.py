@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from google.protobuf.message import DecodeError
 
+from p2pft_flower.errors import printable
 from p2pft_flower.transport import p2pft_pb2 as pb
 from p2pft_flower.transport.endpoint import EXCHANGE, Listener
 from p2pft_flower.transport.errors import ExchangeStoppedError
@@ -206,10 +207,8 @@ class PeerServer:
         )
         for status, what, theirs, ours in checks:
             if theirs != ours:
-                return (
-                    status,
-                    f"peer {hello.sender} has {what} {theirs!r}, peer {hello.receiver} has {ours!r}",
-                )
+                told = theirs[:200] if isinstance(theirs, str) else theirs
+                return status, f"peer {hello.sender} has {what} {told!r}, peer {hello.receiver} has {ours!r}"
         return None
 
     def _stop(self, request: bytes, context: Any, peer: int | None) -> pb.Reply:
@@ -226,7 +225,7 @@ class PeerServer:
             return self._refuse(
                 pb.NOT_NEIGHBOUR, f"a stop from peer {stop.sender}, which shares no edge with this host"
             )
-        stop.reason = stop.reason[:4096]
+        stop.reason = printable(stop.reason[:4096])
         if self._on_stop is not None:
             try:
                 self._on_stop(stop)

@@ -96,3 +96,11 @@ def test_a_run_config_has_no_key_of_a_sites_alone():
     shared = {"data-dir", "output-dir"}
     assert shared <= RunConfig().to_mapping().keys()
     assert not (FULL.keys() | {"insecure"}) - shared & RunConfig().to_mapping().keys()
+
+
+@pytest.mark.parametrize("run", ["../../etc/x", "/tmp/abs", "a/b", "", ".."])
+def test_no_run_id_leads_out_of_the_sites_folder(run, tmp_path):
+    site = Site(peer_id=0, output_dir=str(tmp_path))
+    assert site.output_folder("12345") == tmp_path / "12345"
+    with pytest.raises(ConfigError, match="run's id"):
+        site.output_folder(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -322,10 +323,16 @@ def test_without_noise_nothing_is_private_and_without_gradients_nothing_is_lost(
 
 
 def test_without_opacus_privacy_is_refused_with_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "opacus.accountants", None)  # what an import of it then raises
     with pytest.raises(ConfigError, match=r"pip install 'opacus>=1.5,<2'"):
         Workload(LearningConfig(dp_clip=1.0), n=4).check_privacy()
     Workload(LearningConfig(), n=4).check_privacy()
+
+
+@accountant
+def test_a_delta_with_which_a_whole_image_may_be_revealed_is_warned_of(caplog):
+    Privacy.of(LearningConfig(dp_clip=1.0, dp_noise=1.0, dp_delta=0.01), 100, None)
+    assert "choose less than 1 / 100" in caplog.text
 
 
 def test_pooled_images_are_not_private():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from rich.table import Table
 
-from p2pft_flower.report.tables import comparison_markdown, comparison_table, run_table, titled
+from p2pft_flower.report.tables import comparison_markdown, comparison_table, render, run_table, titled
 from tests.report.made_up import results
 
 FAILED = {"status": "failed", "algorithm": "gt-dgd", "error": "row 0 | column 1\nis not one"}
@@ -28,3 +29,14 @@ def test_a_reason_with_bars_and_line_ends_stays_in_its_cell():
     lines = comparison_markdown([FAILED, results()], "two").splitlines()
     assert r"failed: row 0 \| column 1 is not one" in lines[4]
     assert len(lines) == 6
+
+
+def test_what_others_call_their_things_is_shown_as_it_is():
+    """Brackets are markup to rich: an IPv6 address would vanish, a class named "[/x]" would raise."""
+    table = Table("address", title="[fd00::2]")
+    table.add_row("[fd00::1]:9000 :smile:")
+    table.add_row("[/x]cat")
+    text = render(table)
+    assert "[fd00::1]:9000 :smile:" in text
+    assert "[/x]cat" in text
+    assert "[fd00::2]" in text

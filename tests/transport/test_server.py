@@ -153,6 +153,20 @@ def test_a_stop_is_heard_from_neighbours_of_the_run_only(call, stops, change, st
     stops.clear()
 
 
+def test_no_neighbour_forges_lines_of_the_log(call, stops):
+    stops.clear()
+    reason = "done\n05:00:00 run 7 completed\x1b[2K\r"
+    call("Stop", Stop(run="run", sender=2, origin=7, reason=reason).SerializeToString())
+    assert [s.reason for s in stops] == ["done\\n05:00:00 run 7 completed\\x1b[2K\\r"]
+    stops.clear()
+
+
+def test_a_hellos_digest_is_not_echoed_whole(call):
+    reply = call("Hello", Hello(**(HELLO | {"config": "x" * 10_000})).SerializeToString())
+    assert Status.Name(reply.status) == "MISMATCH"
+    assert len(reply.reason) < 500
+
+
 def two_hosts(tmp_path, terms=TERMS, other=TERMS, **more):
     edges = [(0, 1), (1, 0)]
     addresses = {i: unix_address("two", i, tmp_path) for i in range(2)}
