@@ -34,8 +34,8 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"{word!r} is not of the form key=value")
         if key not in keys:
             close = difflib.get_close_matches(key, keys, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ConfigError(f"unknown run-config key {key!r}{hint} The keys are: {', '.join(keys)}")
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ConfigError(f"unknown run-config key {key!r}: {hint}The keys are {', '.join(keys)}")
         values[key] = read_value(key, text)
     return {key: _absolute(key, value) for key, value in values.items()}
 

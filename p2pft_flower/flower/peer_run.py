@@ -83,6 +83,8 @@ def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
                 log.warning("no progress will be shown while the peers train: %s", error)
         key, own = new_key(), _own_credentials() if run.deployed else None
         with before_obeying(lambda number: _stop_peers(run, key, own, number, parent)):
+            if run.deployed:
+                log.info("the peers train; how they get on stands in each site's log until they have ended")
             outcomes, evaluations = _train(grid, run, observer=address, stop_digest=digest_of(key))
     if not run.deployed:  # what the observer missed stands in the peers' own logs, on this machine
         for peer in run.peers:
