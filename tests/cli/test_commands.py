@@ -73,7 +73,7 @@ def test_values_need_no_quotes_and_get_the_type_of_their_key(tmp_path, monkeypat
     ("word", "message"),
     [
         ("epochs", "'epochs' is not of the form key=value"),
-        ("epoch=3", "unknown run-config key 'epoch'; did you mean 'epochs'"),
+        ("epoch=3", "unknown run-config key 'epoch': did you mean 'epochs'"),
         ("epochs=many", "epochs = 'many': must be a whole number"),
         ("momentum=x", "momentum = 'x': must be a number"),
         ("download=yes", "download = 'yes': must be true or false"),

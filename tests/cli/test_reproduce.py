@@ -174,7 +174,7 @@ def test_a_second_command_in_the_same_folder_is_refused(flower, tmp_path):
         (["table2", "--seeds", "0,0"], "give different whole numbers"),
         (["table2", "--seeds", "-1"], "give different whole numbers"),
         (["table2", "dogs.epochs=3"], "there is no row 'dogs'; the rows are pets"),
-        (["table2", "pets.epoch=3"], "unknown run-config key 'epoch'; did you mean 'epochs'"),
+        (["table2", "pets.epoch=3"], "unknown run-config key 'epoch': did you mean 'epochs'"),
         (["table2", "dataset=digits"], "dataset = is for one row only"),
         (["table2", "seed=3"], "seed is not for reproduce"),
         (["table2", "pets.algorithm=dgd"], "algorithm is not for reproduce"),
