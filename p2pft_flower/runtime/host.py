@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import threading
 import time
@@ -25,6 +26,8 @@ from p2pft_flower.runtime.wires import Access, Wires, remote_edges
 from p2pft_flower.transport import ExchangeStoppedError, Hello, Reply, Status, Stop, Terms
 
 __all__ = ["Host", "PeerFailedError"]
+
+log = logging.getLogger("p2pft_flower")
 
 _MEET_REMEDY = (
     "is its host running? Peers that wait for each other must run at the same time: set transport = memory, "
@@ -126,6 +129,11 @@ class Host:
         self._hear(News(self._peers[0], self._iteration, reason))
         self._wait_until_told()
 
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        """The peers elsewhere that hear of a stop from this host, ascending; none in memory."""
+        return tuple(p for p in sorted(self.plan.addresses) if p not in self._peers)
+
     def raise_if_stopped(self, longer_than: float = 0.0) -> None:
         """Raise ExchangeStoppedError when the run was stopped, so many seconds ago or earlier."""
         if self._stopped_at is not None and time.monotonic() - self._stopped_at >= longer_than:
@@ -203,27 +211,35 @@ class Host:
 
     def _open_wires(self, method: Algorithm[Any], theta0: Vector) -> Wires | None:
         always = self._config.runtime.transport == "grpc"
-        leaving, entering = remote_edges(self.plan.peers, always=always)
-        if not method.phases or not (leaving or entering):
+        leaving, entering = remote_edges(self.plan.peers, always=always) if method.phases else (set(), set())
+        alone = not (leaving or entering)
+        if alone and not self.plan.listens_for_stops:
             return None
         terms = Terms(
             run=self.plan.run,
             length=theta0.size,
             dtype=theta0.dtype,
-            phases=len(method.phases),
+            phases=max(1, len(method.phases)),  # without edges no payload is taken in at all
             config=f"{self.plan.terms}:{self.problem.model_digest}",
         )
         timeout = self._config.runtime.peer_timeout
-        return Wires(
-            self.plan,
-            terms,
-            leaving,
-            entering,
-            self._access,
-            timeout=timeout,
-            on_hello=self._on_hello,
-            on_stop=self._on_stop,
-        )
+        try:
+            return Wires(
+                self.plan,
+                terms,
+                leaving,
+                entering,
+                self._access,
+                timeout=timeout,
+                on_hello=self._on_hello,
+                on_stop=self._on_stop,
+            )
+        except P2PFTError as error:
+            if not alone:
+                raise
+            # It needs no other peer, so nothing is lost but this one way to stop it.
+            log.warning("flwr stop will not reach peers %s, which train alone: %s", self._peers, error)
+            return None
 
     def _gradient(self, peer: int, objective: Objective, recorder: Recorder) -> Gradient:
         """∇ of the peer's objective: its loss's weight, weight decay, its time, and who raised."""

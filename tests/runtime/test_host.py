@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import socket
 import threading
@@ -395,6 +396,45 @@ def test_where_peers_have_certificates_the_key_needs_one_of_their_federation(tmp
         for future in futures:
             with pytest.raises(ExchangeStoppedError, match=r"peer 2 stopped in iteration .*: flwr stop"):
                 future.result(30)
+
+
+@pytest.mark.parametrize(
+    ("graph", "algorithm"),
+    [(GRAPH, "local"), (Graph.from_weights(np.eye(1)), "p2pft")],
+    ids=["local", "a-single-peer"],
+)
+def test_a_deployed_host_without_neighbours_hears_a_stop_too(graph, algorithm, tmp_path, short):
+    reached, key = threading.Event(), new_key()
+
+    def hook(peer, drawn):
+        if drawn == 3:
+            reached.set()
+
+    own = {0: unix(short)[0]}
+    (plan, *_) = plans(
+        graph, [[p] for p in range(graph.n)], own, tmp_path, iterations=10_000_000, algorithm=algorithm
+    )
+    host = Host(replace(plan, stop_digest=digest_of(key)), Quadratics(hook=hook))
+    assert host.neighbours == ()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(host.run)
+        assert reached.wait(30)
+        missed = stop_run("test", key, own, "flwr stop", timeout=20.0)
+        if missed:
+            host.stop("the test failed")
+        assert missed == {}
+        with pytest.raises(ExchangeStoppedError, match="flwr stop"):
+            future.result(30)
+
+
+def test_a_host_without_neighbours_trains_where_it_cannot_listen_and_says_so(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("p2pft_flower"), "propagate", True)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        own = {0: f"127.0.0.1:{taken.getsockname()[1]}"}
+        (plan, *_) = plans(GRAPH, ALONE, own, tmp_path, algorithm="local")
+        (outcome,) = Host(replace(plan, stop_digest="0" * 64), Quadratics()).run()
+    assert outcome.iterations == 20
+    assert "flwr stop will not reach peers [0], which train alone: " in caplog.text
 
 
 def test_nobody_stops_a_run_without_its_key(tmp_path, short):
