@@ -56,7 +56,7 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
         _watch(host, thread, math.inf)
     else:
         peers = [p.peer for p in host.plan.peers]
-        with registered(host.plan.run, peers), before_obeying(stop):
+        with registered(host.plan.run, peers, host.neighbours), before_obeying(stop):
             _watch(host, thread, LEAVE)
     if failure:
         raise failure[0]
