@@ -70,8 +70,10 @@ def _watch(host: Host, thread: threading.Thread, leave: float) -> None:
             thread.join(0.05)  # the main thread must stay responsive to Flower's stop signal
             host.raise_if_stopped(longer_than=leave)
     except ExchangeStoppedError:
+        host.save_stopped()  # the host is still busy: its thread will not live to do so
         raise
     except BaseException:
         host.stop("its ClientApp was told to end")
-        thread.join(LEAVE)
+        thread.join(LEAVE / 2)  # Flower ends the process 5 s after the signal
+        host.save_stopped()
         raise
