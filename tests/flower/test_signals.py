@@ -10,8 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from p2pft_flower.config import RunConfig
 from p2pft_flower.flower import peer_run
+from p2pft_flower.flower.nodes import HostAssignment
+from p2pft_flower.flower.run import Run
 from p2pft_flower.flower.signals import before_obeying
+from p2pft_flower.topology import Graph
+from p2pft_flower.topology.views import View
 
 
 def test_a_signal_is_acted_on_once_and_then_obeyed():
@@ -173,3 +178,38 @@ def test_a_server_that_merely_goes_stops_nobody(number, parent, told, caplog):
 def test_a_simulation_is_ended_with_its_processes_and_tells_nobody(told):
     stop(signal.SIGINT, os.getppid(), deployed=False)
     assert told == []
+
+
+def deployment(tmp_path, *, deployed=True, addresses=("10.0.0.1:9000", "", "10.0.0.3:9000")):
+    graph = Graph.load("ring:3")
+    return Run(
+        id="7",
+        config=RunConfig.from_mapping({"algorithm": "local"}),
+        graph=graph,
+        view=View.whole(graph),
+        folder=tmp_path,
+        pooled=False,
+        exchanges=False,
+        deployed=deployed,
+        hosts=[HostAssignment(100 + p, (p,), address) for p, address in enumerate(addresses)],
+        images=dict.fromkeys(range(3), 10),
+        classes={p: ["0"] for p in range(3)},
+        class_names=["0"],
+        partition="iid",
+        versions={},
+        iterations=1,
+        epoch=1,
+        evaluate_every=1,
+    )
+
+
+def test_peers_that_exchange_nothing_are_told_where_to_listen_for_stops_and_need_no_address(tmp_path):
+    run = deployment(tmp_path)
+    told = [peer_run._host_plan(run, host, "", "digest") for host in run.hosts]
+    assert [plan.addresses for plan in told] == [{0: "10.0.0.1:9000"}, {}, {2: "10.0.0.3:9000"}]
+    assert [plan.listens_for_stops for plan in told] == [True, False, True]
+
+
+def test_a_peer_in_a_simulation_listens_for_no_stops(tmp_path):
+    run = deployment(tmp_path, deployed=False)
+    assert not any(peer_run._host_plan(run, host, "", "").listens_for_stops for host in run.hosts)
