@@ -63,7 +63,11 @@ def tail_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     found = sorted(
-        [*path.glob("peer-*.safetensors"), *path.glob("peers/peer-*.safetensors")],
+        (
+            file
+            for file in [*path.glob("peer-*.safetensors"), *path.glob("peers/peer-*.safetensors")]
+            if not file.name.endswith(".stopped.safetensors")  # only by its own name: it is no result
+        ),
         key=lambda f: (len(f.name), f.name),
     )
     if not found:

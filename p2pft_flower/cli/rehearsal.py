@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import tomlkit
 
 from p2pft_flower.cli.connections import add_connection, connection_address, remove_connection
@@ -33,6 +32,7 @@ from p2pft_flower.cli.flwr_run import (
 )
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.resources import home
+from p2pft_flower.runtime.processes import is_alive, start_mark
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES, parse_address
 from p2pft_flower.transport.certificates import create_authority, issue
@@ -66,25 +66,22 @@ class Process:
         For people, as in "the SuperNode of peer 2".
     pid : int
         Its number.
-    started : float
-        When it started, in seconds since 1970: the system may give its number to another later.
+    started : str
+        What :func:`~p2pft_flower.runtime.processes.start_mark` said of it: the system may give its number to
+        another later.
     log : str
         The file with what it says.
     """
 
     name: str
     pid: int
-    started: float
+    started: str
     log: str
 
     @property
     def alive(self) -> bool:
         """Whether this very process is still running."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < 1.0  # the clock may have been set meanwhile
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        return False
+        return is_alive(self.pid, self.started)
 
 
 @dataclass(frozen=True)
@@ -301,7 +298,7 @@ def _start(
                 start_new_session=True,
             )
         started.append(process)
-        known = Process(name, process.pid, psutil.Process(process.pid).create_time(), str(log))
+        known = Process(name, process.pid, start_mark(process.pid), str(log))
         state = replace(state, processes=(*state.processes, known))
         _save(state)
     add_connection(CONNECTION, state.superlink)

@@ -26,6 +26,8 @@ def stop(
 ) -> None:
     """End the peers that train on this machine, and through them all peers of their runs, on any machine.
 
+    Where peers exchange nothing (algorithm = local) only those of this machine end.
+
     They are looked up in P2PFT_HOME, which must be the SuperNode's. Exit codes: 0 they have ended; 1 there
     is none, or one does not end.
     """
@@ -48,6 +50,7 @@ def stop(
         if there in left:
             typer.echo(f"{who} does not end; its process is {there.process.pid}", err=True)
         else:
-            typer.echo(f"{who} has ended, and told its neighbours to")
+            told = ", and told its neighbours to" if there.neighbours else "; it has no neighbours to tell"
+            typer.echo(f"{who} has ended{told}")
     if left:
         raise typer.Exit(EXIT_FAILED)

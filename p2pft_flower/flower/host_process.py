@@ -8,6 +8,7 @@ import signal
 import threading
 
 from p2pft_flower.flower.signals import before_obeying
+from p2pft_flower.flower.supernode import watched
 from p2pft_flower.runtime.host import Host
 from p2pft_flower.runtime.recorder import Outcome
 from p2pft_flower.runtime.running import registered
@@ -43,20 +44,29 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
             failure.append(error)
 
     parent = os.getppid()
+    orphaned = threading.Event()
+
+    def supernode_died() -> None:
+        orphaned.set()
+        os.kill(os.getpid(), signal.SIGINT)  # what Flower does where it notices itself
 
     def stop(number: signal.Signals) -> bool:
         host.stop(
             f"its ClientApp was told to end ({number.name}); the site stopped it, or its SuperNode is gone"
         )
         # A SuperNode of Flower 1.41 whose ClientApp obeys waits for ever for its reply.
-        return os.getppid() != parent
+        return orphaned.is_set() or os.getppid() != parent
 
     thread = threading.Thread(target=run, name="p2pft-host", daemon=True)
     if not deployed:
         _watch(host, thread, math.inf)
     else:
         peers = [p.peer for p in host.plan.peers]
-        with registered(host.plan.run, peers), before_obeying(stop):
+        with (
+            registered(host.plan.run, peers, host.neighbours),
+            before_obeying(stop),
+            watched(supernode_died),
+        ):
             _watch(host, thread, LEAVE)
     if failure:
         raise failure[0]
@@ -70,8 +80,10 @@ def _watch(host: Host, thread: threading.Thread, leave: float) -> None:
             thread.join(0.05)  # the main thread must stay responsive to Flower's stop signal
             host.raise_if_stopped(longer_than=leave)
     except ExchangeStoppedError:
+        host.save_stopped()  # the host is still busy: its thread will not live to do so
         raise
     except BaseException:
         host.stop("its ClientApp was told to end")
-        thread.join(LEAVE)
+        thread.join(LEAVE / 2)  # Flower ends the process 5 s after the signal
+        host.save_stopped()
         raise

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ from p2pft_flower.transport import (
 __all__ = ["run_peers"]
 
 log = logging.getLogger("p2pft_flower")
+
+RETRY_AFTER = 1.0
+"""Seconds between tries to tell peers of a stop."""
 
 
 def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
@@ -85,7 +89,9 @@ def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
         with before_obeying(lambda number: _stop_peers(run, key, own, number, parent)):
             if run.deployed:
                 log.info("the peers train; how they get on stands in each site's log until they have ended")
-            outcomes, evaluations = _train(grid, run, observer=address, stop_digest=digest_of(key))
+            outcomes, evaluations = _train(
+                grid, run, observer=address, stop_digest=digest_of(key) if run.deployed else ""
+            )
     if not run.deployed:  # what the observer missed stands in the peers' own logs, on this machine
         for peer in run.peers:
             if (log_file := run.folder / log_name(peer)).is_file():
@@ -115,24 +121,54 @@ def _stop_peers(run: Run, key: bytes, own: Credentials | None, number: signal.Si
         )
         return True
     log.info("run %s was stopped: telling the peers", run.id)
-    reason = "the run was stopped (flwr stop)"
-    missed = stop_run(run.id, key, {p: run.address(p) for p in run.peers}, reason, own)
-    if len(missed) < len(run.peers):  # one that hears it tells all others
-        return True
-    why = "; ".join(f"peer {p}: {problem}" for p, problem in missed.items())
-    log.warning("no peer of run %s could be told at its address: %s", run.id, why)
-    here = [there.process for there in running(run.id)]
-    for process in here:
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
-            process.terminate()
-    if not here:
-        log.error(
-            "all peers of run %s train on, and none of them on this machine; at any one site, p2pft stop %s "
-            "stops all",
-            run.id,
-            run.id,
-        )
+    left = _tell_until_heard(run, key, own)
+    if left:
+        why = "; ".join(f"peer {p}: {problem}" for p, problem in left.items())
+        which = f"at any one site, p2pft stop {run.id} stops all"
+        if not run.exchanges:
+            which = f"at the site of each, p2pft stop {run.id} stops it alone, for nothing is exchanged"
+        log.error("run %s: peers %s train on; %s. Not told: %s", run.id, list(left), which, why)
     return True
+
+
+def _tell_until_heard(run: Run, key: bytes, own: Credentials | None) -> dict[int, str]:
+    """Tell the peers that the run was stopped; return who trains on, and why it could not be told.
+
+    A host listens only once it has its model, so nobody may hear the first try. Flower leaves the time: the
+    5 s after which it ends a ServerApp begin when its own handler of SIGINT is called, after this.
+    """
+    reason, patience = "the run was stopped (flwr stop)", run.config.runtime.meet_timeout
+    deadline = time.monotonic() + patience
+    left = dict.fromkeys(run.peers, "it has no address: set peer-address in its --node-config")
+    waiting = False
+    while True:
+        asked = {p: address for p, address in run.addresses.items() if p in left}
+        missed = stop_run(run.id, key, asked, reason, own)
+        heard = asked.keys() - missed.keys()
+        left = {p: missed.get(p, why) for p, why in left.items() if p not in heard}
+        if heard and run.exchanges:  # one that hears it tells all others
+            return {}
+        for there in running(run.id):
+            ended = [p for p in there.peers if p in left]
+            if not ended:
+                continue
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
+                there.process.terminate()
+            log.warning("peers %s could not be told at their address: their process here is ended", ended)
+            if run.exchanges:  # it tells all others
+                return {}
+            left = {p: why for p, why in left.items() if p not in ended}
+        if not left or time.monotonic() >= deadline:
+            return left
+        if not waiting:
+            log.warning(
+                "peers %s do not hear it yet: trying for %g s (meet-timeout); %s",
+                list(left),
+                patience,
+                next(iter(left.values())),
+            )
+            waiting = True
+        time.sleep(RETRY_AFTER)
 
 
 def _train(
@@ -189,7 +225,8 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
     around = (
         {p for edge in leaving | entering for p in edge} | set(host.peers) if leaving | entering else set()
     )
-    addresses = {p: run.address(p) for p in sorted(around)} if run.exchanges else {}
+    addresses = {p: address for p, address in run.addresses.items() if p in host.peers}
+    addresses |= {p: run.address(p) for p in sorted(around)} if run.exchanges else {}
     return Plan(
         run=run.id,
         config=run.config.to_mapping(),

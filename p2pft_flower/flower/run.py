@@ -79,6 +79,12 @@ class Run:
             )
         return address
 
+    @property
+    def addresses(self) -> dict[int, str]:
+        """Where the peers of a deployment are reached, without those of which nobody says; ascending."""
+        given = {p: host.address for host in self.hosts for p in host.peers if host.address}
+        return dict(sorted(given.items())) if self.deployed else {}
+
     def about(self, peer: int) -> dict[str, Any]:
         """Return what results say of a peer besides its scores."""
         name = "all" if self.pooled else self.graph.peer_names[peer]

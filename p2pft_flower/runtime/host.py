@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import threading
 import time
@@ -14,7 +15,7 @@ import numpy as np
 from p2pft_flower.algorithms.objective import local_objective
 from p2pft_flower.algorithms.registry import make_algorithm
 from p2pft_flower.algorithms.schedules import make_schedule
-from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, Step, Vector, lockstep
+from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, State, Step, Vector, lockstep
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.runtime.exchange import DivergedError, HostExchange
@@ -25,6 +26,8 @@ from p2pft_flower.runtime.wires import Access, Wires, remote_edges
 from p2pft_flower.transport import ExchangeStoppedError, Hello, Reply, Status, Stop, Terms
 
 __all__ = ["Host", "PeerFailedError"]
+
+log = logging.getLogger("p2pft_flower")
 
 _MEET_REMEDY = (
     "is its host running? Peers that wait for each other must run at the same time: set transport = memory, "
@@ -87,6 +90,9 @@ class Host:
         self._telling: threading.Thread | None = None
         self._told = False
         self._stopped_at: float | None = None
+        self._completed: tuple[int, dict[int, Vector]] | None = None
+        """Iterations that all peers of this host have done, and each one's θ after them; None before."""
+        self._saving, self._saved = threading.Lock(), False
 
     def run(self) -> list[Outcome]:
         """Prepare, meet the neighbours, train, and return how each peer ended.
@@ -115,6 +121,7 @@ class Host:
                 self._hear(self._news_of(error), own=True)
                 if recorder is not None:
                     recorder.failed(self._iteration, error)
+                    self.save_stopped()
                 raise
 
     def stop(self, reason: str) -> None:
@@ -125,6 +132,26 @@ class Host:
         """
         self._hear(News(self._peers[0], self._iteration, reason))
         self._wait_until_told()
+
+    def save_stopped(self) -> None:
+        """Save each peer's θ after the last iteration that was completed, once; from whichever thread.
+
+        :meth:`run` does so when it fails; who does not wait for it, since it is busy, does it instead. Where
+        no training has begun there is nothing to save.
+        """
+        with self._saving:  # who comes second waits until the files are there
+            completed = self._completed
+            if self._recorder is None or completed is None or self._saved:
+                return
+            self._saved = True
+            done, thetas = completed
+            for peer, theta in thetas.items():
+                self._recorder.save_stopped(peer, theta, done)
+
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        """The peers elsewhere that hear of a stop from this host, ascending; none in memory."""
+        return tuple(p for p in sorted(self.plan.addresses) if p not in self._peers)
 
     def raise_if_stopped(self, longer_than: float = 0.0) -> None:
         """Raise ExchangeStoppedError when the run was stopped, so many seconds ago or earlier."""
@@ -160,6 +187,7 @@ class Host:
         for p in self._peers:
             with self._naming(p, "it could not start"):
                 states[p] = method.start(theta0.copy(), gradients[p])
+        self._complete(0, states)
         evaluate(0)
         for k in range(plan.iterations):
             self._iteration = k
@@ -168,6 +196,7 @@ class Host:
             states = lockstep(
                 steps, lambda phase, outbox: self._mix(exchange, phase, outbox), len(method.phases)
             )
+            self._complete(k + 1, states)
             if (k + 1) % plan.evaluate_every == 0 or k + 1 == plan.iterations:
                 evaluate(k + 1)
         if self._wires is not None:
@@ -178,7 +207,12 @@ class Host:
         ]
         if None in ended:
             raise self._stopped()
+        self._saved = True  # as results
         return [outcome for outcome in ended if outcome is not None]
+
+    def _complete(self, done: int, states: Mapping[int, State]) -> None:
+        # Steps return new arrays and leave these as they are, so they can be read while the next one runs.
+        self._completed = done, {p: state.theta for p, state in states.items()}
 
     def _step(self, peer: int, step: Step[Any]) -> Step[Any]:
         with self._naming(peer, "its step failed"):
@@ -203,27 +237,35 @@ class Host:
 
     def _open_wires(self, method: Algorithm[Any], theta0: Vector) -> Wires | None:
         always = self._config.runtime.transport == "grpc"
-        leaving, entering = remote_edges(self.plan.peers, always=always)
-        if not method.phases or not (leaving or entering):
+        leaving, entering = remote_edges(self.plan.peers, always=always) if method.phases else (set(), set())
+        alone = not (leaving or entering)
+        if alone and not self.plan.listens_for_stops:
             return None
         terms = Terms(
             run=self.plan.run,
             length=theta0.size,
             dtype=theta0.dtype,
-            phases=len(method.phases),
+            phases=max(1, len(method.phases)),  # without edges no payload is taken in at all
             config=f"{self.plan.terms}:{self.problem.model_digest}",
         )
         timeout = self._config.runtime.peer_timeout
-        return Wires(
-            self.plan,
-            terms,
-            leaving,
-            entering,
-            self._access,
-            timeout=timeout,
-            on_hello=self._on_hello,
-            on_stop=self._on_stop,
-        )
+        try:
+            return Wires(
+                self.plan,
+                terms,
+                leaving,
+                entering,
+                self._access,
+                timeout=timeout,
+                on_hello=self._on_hello,
+                on_stop=self._on_stop,
+            )
+        except P2PFTError as error:
+            if not alone:
+                raise
+            # It needs no other peer, so nothing is lost but this one way to stop it.
+            log.warning("flwr stop will not reach peers %s, which train alone: %s", self._peers, error)
+            return None
 
     def _gradient(self, peer: int, objective: Objective, recorder: Recorder) -> Gradient:
         """∇ of the peer's objective: its loss's weight, weight decay, its time, and who raised."""

@@ -57,11 +57,16 @@ class Journal:
         self._file.write(json.dumps(finite(line), allow_nan=False) + "\n")
         self._file.flush()
 
-    def save_tail(self, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Path:
-        """Write ``peer-<i>.safetensors`` (named torch tensors and text metadata) and return its path."""
+    def save_tail(
+        self, tensors: Mapping[str, Any], metadata: Mapping[str, str], *, stopped: bool = False
+    ) -> Path:
+        """Write ``peer-<i>.safetensors`` (named torch tensors and text metadata) and return its path.
+
+        With ``stopped`` it is ``peer-<i>.stopped.safetensors``: of a peer that did not come to its end.
+        """
         from safetensors.torch import save_file
 
-        path = self.folder / f"peer-{self.peer}.safetensors"
+        path = self.folder / f"peer-{self.peer}{'.stopped' if stopped else ''}.safetensors"
         partial = path.with_suffix(".partial")
         save_file(dict(tensors), partial, metadata=dict(metadata))
         os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none

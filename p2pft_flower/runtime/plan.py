@@ -72,7 +72,8 @@ class Plan:
         Length of the run, and iterations between evaluations.
     addresses : dict of int to str
         Where this host's peers listen and their neighbours on other hosts are reached; ``unix:/path`` or
-        ``host:port``. Empty where everything stays in memory.
+        ``host:port``. Empty where everything stays in memory. A deployed host's own peers have one even where
+        they exchange nothing with others, unless nobody gave them any: they listen for stops.
     observer : str
         Where progress is reported to; empty for nowhere.
     pooled : bool
@@ -106,6 +107,11 @@ class Plan:
     record: dict[str, Any] = field(default_factory=dict)
     peer_records: dict[int, dict[str, Any]] = field(default_factory=dict)
     stop_digest: str = ""
+
+    @property
+    def listens_for_stops(self) -> bool:
+        """Whether the host is to listen though it may have no neighbours elsewhere."""
+        return bool(self.stop_digest) and all(p.peer in self.addresses for p in self.peers)
 
     def to_json(self) -> str:
         """Serialise for a message."""

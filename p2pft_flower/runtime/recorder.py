@@ -199,8 +199,7 @@ class Recorder:
             epsilon=epsilon,
             delta=delta,
         )
-        extra = {"run": self._plan.run, "peer": str(peer), "iterations": str(self._plan.iterations)}
-        self._journals[peer].save_tail(self._problem.named_tail(theta), {**self._problem.metadata(), **extra})
+        self._save(peer, theta, self._plan.iterations, stopped=False)
         ended = {k: v for k, v in asdict(outcome).items() if k != "peer"}
         return outcome if self._journals[peer].write_last("end", **ended) else None
 
@@ -211,6 +210,23 @@ class Recorder:
             journal.write_last(
                 "failed", iteration=iteration, error=str(error), kind=type(error).__name__, traceback=where
             )
+
+    def save_stopped(self, peer: int, theta: Vector, done: int) -> None:
+        """Leave θ after ``done`` iterations of a peer that does not come to its end, for what it is worth.
+
+        Never raises: that it cannot be written must not hide why the peer stopped.
+        """
+        try:
+            path = self._save(peer, theta, done, stopped=True)
+        except Exception:
+            log.exception("peer %d: its model after %d iterations could not be saved", peer, done)
+        else:
+            log.info("peer %d: its model after %d iterations is in %s", peer, done, path)
+
+    def _save(self, peer: int, theta: Vector, done: int, *, stopped: bool) -> Path:
+        extra = {"run": self._plan.run, "peer": str(peer), "iterations": str(done)}
+        metadata = {**self._problem.metadata(), **extra}
+        return self._journals[peer].save_tail(self._problem.named_tail(theta), metadata, stopped=stopped)
 
     def close(self) -> None:
         """Let reports that are under way leave, and close the logs."""

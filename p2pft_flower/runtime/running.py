@@ -1,7 +1,7 @@
 """Which peers train on this machine now, by their processes: what ``p2pft stop`` looks up.
 
 Each process has a file in ``$P2PFT_HOME/running`` as long as its peers train. A process that was killed
-leaves its file behind; it counts for nothing, since no process of that number and time of start is there.
+leaves its file behind; it counts for nothing, since no process of that number and start is there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from p2pft_flower.resources import home
+from p2pft_flower.runtime.processes import is_alive, start_mark
 
 __all__ = ["Running", "registered", "running"]
 
@@ -33,21 +34,24 @@ class Running:
         The run's identifier.
     peers : tuple of int
         The peers.
+    neighbours : tuple of int
+        The peers that it tells of a stop; none where it exchanges nothing with others.
     process : psutil.Process
         The process.
+    mark : str
+        What :func:`~p2pft_flower.runtime.processes.start_mark` said of it.
     """
 
     run: str
     peers: tuple[int, ...]
+    neighbours: tuple[int, ...]
     process: psutil.Process
+    mark: str
 
     @property
     def alive(self) -> bool:
         """Whether it has not ended; what its parent has not taken note of yet (a zombie) has."""
-        try:
-            return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
+        return is_alive(self.process.pid, self.mark)
 
 
 def _folder() -> Path:
@@ -55,11 +59,17 @@ def _folder() -> Path:
 
 
 @contextlib.contextmanager
-def registered(run: str, peers: Sequence[int]) -> Iterator[None]:
+def registered(run: str, peers: Sequence[int], neighbours: Sequence[int]) -> Iterator[None]:
     """Have this process among those that :func:`running` finds, during a ``with`` block."""
-    here = psutil.Process()
-    path = _folder() / f"{here.pid}-{peers[0]}.json"
-    entry = {"run": run, "peers": list(peers), "pid": here.pid, "started": here.create_time()}
+    pid = os.getpid()
+    path = _folder() / f"{pid}-{peers[0]}.json"
+    entry = {
+        "run": run,
+        "peers": list(peers),
+        "neighbours": list(neighbours),
+        "pid": pid,
+        "started": start_mark(pid),
+    }
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -80,11 +90,23 @@ def running(run: str | None = None) -> list[Running]:
     found = []
     for path in sorted(_folder().glob("*.json")):
         try:
-            entry = json.loads(path.read_text(encoding="utf-8"))
-            there = Running(entry["run"], tuple(entry["peers"]), psutil.Process(entry["pid"]))
-            same = there.process.create_time() == entry["started"]
+            there = _read(path)
         except (FileNotFoundError, psutil.NoSuchProcess):
             continue
-        if same and there.alive and run in (None, there.run):
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning(
+                "%s is left out: it cannot be read (%s: %s); remove it", path, type(error).__name__, error
+            )
+            continue
+        if there.alive and run in (None, there.run):
             found.append(there)
     return found
+
+
+def _read(path: Path) -> Running:
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    run, mark = entry["run"], entry["started"]
+    peers, neighbours = (tuple(int(p) for p in entry[key]) for key in ("peers", "neighbours"))
+    if not (isinstance(run, str) and isinstance(mark, str) and peers):
+        raise TypeError("run and started must be texts, peers a list that is not empty")
+    return Running(run, peers, neighbours, psutil.Process(entry["pid"]), mark)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
+from p2pft_flower.cli.evaluate import tail_files
 from tests.flower.engine import run_app
 
 
@@ -54,3 +55,11 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_left(finished, tmp_path)
     result = invoke(finished, "-o", tmp_path / "file" / "below")
     assert (result.exit_code, "cannot be written" in result.output) == (2, True)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_of_a_folder_only_the_models_that_came_to_their_end_are_taken(tmp_path):
+    for name in ("peer-10.safetensors", "peer-2.safetensors", "peer-2.stopped.safetensors"):
+        (tmp_path / name).touch()
+    stopped = tmp_path / "peer-2.stopped.safetensors"
+    assert [f.name for f in tail_files(tmp_path)] == ["peer-2.safetensors", "peer-10.safetensors"]
+    assert tail_files(stopped) == [stopped]

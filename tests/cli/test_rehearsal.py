@@ -179,7 +179,7 @@ def test_a_process_that_got_the_number_of_one_that_ended_is_left_alone(flower):
         file = rehearsal.folder() / "state.json"
         state = json.loads(file.read_text())
         state["processes"][1]["pid"] = stranger.pid
-        state["processes"][1]["started"] -= 60
+        state["processes"][1]["started"] += "0"
         file.write_text(json.dumps(state))
         assert not rehearsal.current().processes[1].alive
         assert runner.invoke(app, ["down"]).exit_code == 0

@@ -10,8 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from p2pft_flower.config import RunConfig
 from p2pft_flower.flower import peer_run
+from p2pft_flower.flower.nodes import HostAssignment
+from p2pft_flower.flower.run import Run
 from p2pft_flower.flower.signals import before_obeying
+from p2pft_flower.topology import Graph
+from p2pft_flower.topology.views import View
 
 
 def test_a_signal_is_acted_on_once_and_then_obeyed():
@@ -70,49 +75,93 @@ def test_outside_the_main_thread_signals_are_left_alone():
 
 @pytest.fixture
 def reached():
-    """How many peers the coordinator can reach, and the ClientApps of the run on its machine."""
-    return SimpleNamespace(count=0, here=[])
+    """Peers that hear a stop at each try (the last holds on), and the ClientApps on this machine."""
+    return SimpleNamespace(tries=[set()], here=[])
 
 
 @pytest.fixture
 def told(monkeypatch, reached):
-    """The addresses at which the coordinator told of the stop."""
+    """The addresses at which the coordinator told of the stop, try by try."""
     calls = []
 
     def stop_run(run, key, addresses, reason, credentials):
+        hearing = reached.tries[min(len(calls), len(reached.tries) - 1)]
         calls.append(addresses)
-        return dict.fromkeys(list(addresses)[reached.count :], "no answer")
+        return {p: "no answer" for p in addresses if p not in hearing}
 
     monkeypatch.setattr(peer_run, "stop_run", stop_run)
     monkeypatch.setattr(peer_run, "running", lambda run: reached.here)
-    monkeypatch.setattr(peer_run, "_address", lambda run, peer: f"10.0.0.{peer}:9000")
+    monkeypatch.setattr(peer_run, "RETRY_AFTER", 0.0)
     monkeypatch.setattr(logging.getLogger("p2pft_flower"), "propagate", True)
     return calls
 
 
-def stop(number, parent, deployed=True):
-    run = SimpleNamespace(id="7", peers=2, deployed=deployed)
+ADDRESSES = {0: "10.0.0.0:9000", 1: "10.0.0.1:9000"}
+
+
+def stop(number, parent, *, deployed=True, exchanges=True, addresses=ADDRESSES, patience=0.0):
+    runtime = SimpleNamespace(meet_timeout=patience)
+    run = SimpleNamespace(
+        id="7",
+        peers=(0, 1),
+        addresses=addresses,
+        exchanges=exchanges,
+        deployed=deployed,
+        config=SimpleNamespace(runtime=runtime),
+    )
     peer_run._stop_peers(run, b"key", None, number, parent)
 
 
 def test_a_stopped_run_is_told_to_its_peers_and_a_failure_to_reach_any_says_what_to_do(told, caplog):
     stop(signal.SIGINT, os.getppid())
-    assert told == [{0: "10.0.0.0:9000", 1: "10.0.0.1:9000"}]
-    assert "could be told at its address: peer 0: no answer; peer 1: no answer" in caplog.text
+    assert told == [ADDRESSES]
+    assert "peers [0, 1] train on" in caplog.text
+    assert "Not told: peer 0: no answer; peer 1: no answer" in caplog.text
     assert "at any one site, p2pft stop 7 stops all" in caplog.text
 
 
-@pytest.mark.parametrize("count", [0, 1])
+def test_a_stop_that_comes_before_the_hosts_listen_is_told_again_until_one_hears_it(told, reached, caplog):
+    reached.tries = [set(), set(), {1}]
+    stop(signal.SIGINT, os.getppid(), patience=60.0)
+    assert told == [ADDRESSES] * 3
+    assert "trying for 60 s (meet-timeout)" in caplog.text
+    assert "train on" not in caplog.text
+
+
+def test_where_nothing_is_exchanged_every_peer_is_told_by_itself(told, reached, caplog):
+    reached.tries = [{1}, {0}]
+    stop(signal.SIGINT, os.getppid(), exchanges=False, patience=60.0)
+    assert told == [ADDRESSES, {0: ADDRESSES[0]}]
+    assert "train on" not in caplog.text
+
+
+def test_a_peer_without_an_address_is_named_when_it_trains_on(told, reached, caplog):
+    reached.tries = [{1}]
+    stop(signal.SIGINT, os.getppid(), exchanges=False, addresses={1: ADDRESSES[1]})
+    assert "peers [0] train on" in caplog.text
+    assert "it has no address: set peer-address" in caplog.text
+    assert "at the site of each, p2pft stop 7" in caplog.text
+
+
+@pytest.mark.parametrize("hearing", [set(), {0}])
 def test_clientapps_on_the_coordinators_machine_are_ended_only_where_no_peer_heard_it(
-    count, reached, told, caplog
+    hearing, reached, told, caplog
 ):
-    reached.count = count
+    reached.tries = [hearing]
     ended = []
     process = SimpleNamespace(terminate=lambda: ended.append("terminated"))
-    reached.here = [SimpleNamespace(process=process)]
+    reached.here = [SimpleNamespace(peers=(1,), process=process)]
     stop(signal.SIGINT, os.getppid())
-    assert ended == ([] if count else ["terminated"])
+    assert ended == ([] if hearing else ["terminated"])
     assert "p2pft stop" not in caplog.text
+
+
+def test_a_peer_without_an_address_is_ended_where_it_trains_on_the_coordinators_machine(told, reached):
+    ended = []
+    process = SimpleNamespace(terminate=lambda: ended.append("terminated"))
+    reached.here = [SimpleNamespace(peers=(0, 1), process=process)]
+    stop(signal.SIGINT, os.getppid(), exchanges=False, addresses={})
+    assert ended == ["terminated"]
 
 
 @pytest.mark.parametrize(
@@ -129,3 +178,38 @@ def test_a_server_that_merely_goes_stops_nobody(number, parent, told, caplog):
 def test_a_simulation_is_ended_with_its_processes_and_tells_nobody(told):
     stop(signal.SIGINT, os.getppid(), deployed=False)
     assert told == []
+
+
+def deployment(tmp_path, *, deployed=True, addresses=("10.0.0.1:9000", "", "10.0.0.3:9000")):
+    graph = Graph.load("ring:3")
+    return Run(
+        id="7",
+        config=RunConfig.from_mapping({"algorithm": "local"}),
+        graph=graph,
+        view=View.whole(graph),
+        folder=tmp_path,
+        pooled=False,
+        exchanges=False,
+        deployed=deployed,
+        hosts=[HostAssignment(100 + p, (p,), address) for p, address in enumerate(addresses)],
+        images=dict.fromkeys(range(3), 10),
+        classes={p: ["0"] for p in range(3)},
+        class_names=["0"],
+        partition="iid",
+        versions={},
+        iterations=1,
+        epoch=1,
+        evaluate_every=1,
+    )
+
+
+def test_peers_that_exchange_nothing_are_told_where_to_listen_for_stops_and_need_no_address(tmp_path):
+    run = deployment(tmp_path)
+    told = [peer_run._host_plan(run, host, "", "digest") for host in run.hosts]
+    assert [plan.addresses for plan in told] == [{0: "10.0.0.1:9000"}, {}, {2: "10.0.0.3:9000"}]
+    assert [plan.listens_for_stops for plan in told] == [True, False, True]
+
+
+def test_a_peer_in_a_simulation_listens_for_no_stops(tmp_path):
+    run = deployment(tmp_path, deployed=False)
+    assert not any(peer_run._host_plan(run, host, "", "").listens_for_stops for host in run.hosts)

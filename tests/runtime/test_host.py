@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import socket
 import threading
@@ -12,8 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from p2pft_flower.algorithms import simulate
+from p2pft_flower.flower import host_process
 from p2pft_flower.runtime.exchange import DivergedError
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.journal import read_journal
@@ -395,6 +398,103 @@ def test_where_peers_have_certificates_the_key_needs_one_of_their_federation(tmp
         for future in futures:
             with pytest.raises(ExchangeStoppedError, match=r"peer 2 stopped in iteration .*: flwr stop"):
                 future.result(30)
+
+
+@pytest.mark.parametrize(
+    ("graph", "algorithm"),
+    [(GRAPH, "local"), (Graph.from_weights(np.eye(1)), "p2pft")],
+    ids=["local", "a-single-peer"],
+)
+def test_a_deployed_host_without_neighbours_hears_a_stop_too(graph, algorithm, tmp_path, short):
+    reached, key = threading.Event(), new_key()
+
+    def hook(peer, drawn):
+        if drawn == 3:
+            reached.set()
+
+    own = {0: unix(short)[0]}
+    (plan, *_) = plans(
+        graph, [[p] for p in range(graph.n)], own, tmp_path, iterations=10_000_000, algorithm=algorithm
+    )
+    host = Host(replace(plan, stop_digest=digest_of(key)), Quadratics(hook=hook))
+    assert host.neighbours == ()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(host.run)
+        assert reached.wait(30)
+        missed = stop_run("test", key, own, "flwr stop", timeout=20.0)
+        if missed:
+            host.stop("the test failed")
+        assert missed == {}
+        with pytest.raises(ExchangeStoppedError, match="flwr stop"):
+            future.result(30)
+
+
+def test_a_host_without_neighbours_trains_where_it_cannot_listen_and_says_so(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("p2pft_flower"), "propagate", True)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        own = {0: f"127.0.0.1:{taken.getsockname()[1]}"}
+        (plan, *_) = plans(GRAPH, ALONE, own, tmp_path, algorithm="local")
+        (outcome,) = Host(replace(plan, stop_digest="0" * 64), Quadratics()).run()
+    assert outcome.iterations == 20
+    assert "flwr stop will not reach peers [0], which train alone: " in caplog.text
+
+
+def stopped_tail(folder, peer):
+    """Return the θ that a stopped peer has left, and after how many iterations."""
+    with safe_open(folder / "peers" / f"peer-{peer}.stopped.safetensors", "np") as file:
+        return file.get_tensor("theta"), int(file.metadata()["iterations"])
+
+
+def test_peers_that_fail_leave_their_last_complete_iteration(tmp_path):
+    (plan,) = plans(GRAPH, [[0, 1, 2, 3]], {}, tmp_path / "failed")
+    with pytest.raises(PeerFailedError):
+        Host(plan, Quadratics(fail_at={3: 5})).run()  # τ⁰ takes a gradient: this is in iteration 4
+    whole, _ = train(tmp_path / "whole", [[0, 1, 2, 3]], {}, iterations=4)
+    for p in range(4):
+        theta, done = stopped_tail(tmp_path / "failed", p)
+        assert (theta.tobytes(), done) == (whole[p].tobytes(), 4)
+    assert not list((tmp_path / "whole" / "peers").glob("*.stopped.*"))
+
+
+def test_peers_that_fail_before_training_leave_no_model(tmp_path):
+    def prepare(peer, progress):
+        raise OSError("the disk is gone")
+
+    (plan,) = plans(GRAPH, [[0, 1, 2, 3]], {}, tmp_path)
+    with pytest.raises(PeerFailedError, match="the disk is gone"):
+        Host(plan, Quadratics(prepare=prepare)).run()
+    assert not list((tmp_path / "peers").glob("*.safetensors"))
+
+
+def test_a_model_that_cannot_be_saved_does_not_hide_why_the_peer_stopped(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("p2pft_flower"), "propagate", True)
+    (tmp_path / "peers" / "peer-0.stopped.safetensors").mkdir(parents=True)
+    (plan,) = plans(GRAPH, [[0, 1, 2, 3]], {}, tmp_path)
+    with pytest.raises(PeerFailedError, match="no more images"):
+        Host(plan, Quadratics(fail_at={3: 5})).run()
+    assert "peer 0: its model after 4 iterations could not be saved" in caplog.text
+    assert stopped_tail(tmp_path, 1)[1] == 4
+
+
+def test_a_busy_host_that_is_not_waited_for_leaves_its_last_complete_iteration(tmp_path, monkeypatch):
+    monkeypatch.setenv("P2PFT_HOME", str(tmp_path))
+    monkeypatch.setattr(host_process, "LEAVE", 0.1)
+    release = threading.Event()
+
+    def hook(peer, drawn):
+        if (peer, drawn) == (0, 5):
+            # From another thread, as stops come; this one is busy.
+            threading.Thread(target=host.stop, args=("the site closes",)).start()
+            release.wait(60)
+
+    (plan, *_) = plans(GRAPH, ALONE, {}, tmp_path, algorithm="local")
+    host = Host(plan, Quadratics(hook=hook))
+    try:
+        with pytest.raises(ExchangeStoppedError, match="the site closes"):
+            host_process.run_host(host, deployed=True)
+        assert stopped_tail(tmp_path, 0)[1] == 5
+    finally:
+        release.set()
 
 
 def test_nobody_stops_a_run_without_its_key(tmp_path, short):

@@ -1,0 +1,82 @@
+"""Whether the SuperNode of this ClientApp is still there, where no parent process tells.
+
+With ``--isolation process`` the ClientApp's parent is a SuperExec, which outlives the SuperNode. Flower gives
+the ClientApp the address of its SuperNode's Runtime API on the command line; nobody listens there once the
+SuperNode is dead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.transport import parse_address
+
+__all__ = ["runtime_address", "watched"]
+
+log = logging.getLogger("p2pft_flower")
+
+EVERY = 5.0
+"""Seconds between two looks."""
+
+MISSES = 4
+"""Looks in a row without a listener after which the SuperNode is dead: 15 s from the first to the last."""
+
+
+def runtime_address(arguments: Sequence[str]) -> str | None:
+    """Return what ``flwr-clientapp`` was given as ``--runtime-api-address``; None for another program."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--runtime-api-address")
+    try:
+        known, _ = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError:
+        return None
+    address: str | None = known.runtime_api_address
+    return address
+
+
+@contextlib.contextmanager
+def watched(on_death: Callable[[], None]) -> Iterator[None]:
+    """Call ``on_death`` once, from a thread, when the SuperNode dies during a ``with`` block."""
+    address = runtime_address(sys.argv[1:])
+    try:
+        parsed = None if address is None else parse_address(address)
+    except ConfigError as error:
+        log.warning("the death of the SuperNode would not be noticed: %s", error)
+        parsed = None
+    if parsed is None or parsed.host is None or parsed.port is None:
+        yield
+        return
+    host, port, over = parsed.host, parsed.port, threading.Event()
+
+    def watch() -> None:
+        missed = 0
+        while missed < MISSES:
+            if over.wait(EVERY):
+                return
+            missed = 0 if _listens(host, port) else missed + 1
+        on_death()
+
+    thread = threading.Thread(target=watch, name="p2pft-supernode", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def _listens(host: str, port: int) -> bool:
+    """Whether anybody takes connections; a machine that is slow or cut off says nothing of its processes."""
+    try:
+        socket.create_connection((host, port), timeout=2.0).close()
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    return True
