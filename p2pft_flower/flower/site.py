@@ -10,6 +10,7 @@ from typing import Any
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.report.results import default_output_dir
 from p2pft_flower.runtime.wires import Access
 from p2pft_flower.transport import Credentials, parse_address
 
@@ -41,7 +42,7 @@ class Site:
         ``data-dir``: the folder of the images, instead of the run-config's; default empty: the run-config's.
     output_dir : str
         ``output-dir``: the folder in which each run gets one of its own for logs and tails, named by the
-        run's id; default empty: the run-config's.
+        run's id; default empty: the run-config's, and without one ``runs`` in this machine's own home.
 
     Raises
     ------
@@ -143,6 +144,16 @@ class Site:
         """
         return Access(self.credentials(), self.insecure, self.bind_address)
 
-    def output_folder(self, run: str) -> Path | None:
-        """Return where logs and tails of ``run`` go on this machine; None: where the run-config says."""
-        return Path(self.output_dir).expanduser() / run if self.output_dir else None
+    def output_folder(self, run: str, chosen: str) -> Path:
+        """Return where logs and tails of ``run`` go on this machine.
+
+        Parameters
+        ----------
+        run : str
+            The run's id.
+        chosen : str
+            The run-config's ``output-dir``, for a site that chooses none; empty: this machine's default.
+        """
+        if self.output_dir:
+            return Path(self.output_dir).expanduser() / run
+        return Path(chosen).expanduser() if chosen else default_output_dir(run)
