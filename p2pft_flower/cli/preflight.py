@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -13,9 +13,10 @@ from p2pft_flower.cli.flwr_run import run_app
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.cli.settings import check, complete_settings, parse_settings
 from p2pft_flower.errors import P2PFTError
-from p2pft_flower.report.preflight import PREFLIGHT_FILE
 
 __all__ = ["preflight"]
+
+_WRITTEN = re.compile(r"^\d\d:\d\d:\d\d preflight: (.+)$", re.MULTILINE)
 
 
 def preflight(
@@ -46,32 +47,38 @@ def preflight(
     Exit codes: 0 all is well; 1 something is not, named with its remedy; 2 a setting is wrong and nothing
     was started.
     """
-    with tempfile.TemporaryDirectory(prefix="p2pft-preflight-") as scratch:
-        folder = Path(scratch) / "found"
+    try:
+        values = {**parse_settings(settings or []), "preflight-only": True}
+        check(values)
+    except P2PFTError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_USAGE) from None
+    try:
+        ended = run_app(
+            values,
+            connection=connection,
+            environment=None,
+            supernodes=None,
+            show=lambda line: typer.echo(line, err=as_json),
+            verbose=verbose,
+        )
+    except P2PFTError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(EXIT_FAILED) from None
+    if as_json:
+        # The coordinator's folder, which may be another than the sites' own, as only it knows.
+        written = _WRITTEN.findall(ended.output)
+        if not written:
+            typer.echo("error: the preflight did not get as far as writing what it found", err=True)
+            raise typer.Exit(EXIT_FAILED)
         try:
-            values = {**parse_settings(settings or []), "preflight-only": True}
-            values.setdefault("output-dir", str(folder))
-            check(values)
-        except P2PFTError as error:
-            typer.echo(f"error: {error}", err=True)
-            raise typer.Exit(EXIT_USAGE) from None
-        try:
-            ended = run_app(
-                values,
-                connection=connection,
-                environment=None,
-                supernodes=None,
-                show=lambda line: typer.echo(line, err=as_json),
-                verbose=verbose,
+            found = json.loads(Path(written[-1]).read_text(encoding="utf-8"))
+        except OSError as error:
+            typer.echo(
+                f"error: {written[-1]}: {error.strerror}; --json needs the SuperLink on this machine",
+                err=True,
             )
-        except P2PFTError as error:
-            typer.echo(f"error: {error}", err=True)
             raise typer.Exit(EXIT_FAILED) from None
-        file = Path(str(values["output-dir"])) / PREFLIGHT_FILE
-        if as_json:
-            if not file.exists():
-                typer.echo(f"error: {file} is not there: the preflight did not get as far", err=True)
-                raise typer.Exit(EXIT_FAILED)
-            typer.echo(json.dumps(json.loads(file.read_text(encoding="utf-8")), indent=2))
+        typer.echo(json.dumps(found, indent=2))
     if not ended.completed:
         raise typer.Exit(EXIT_FAILED)

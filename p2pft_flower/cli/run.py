@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from p2pft_flower.cli.flwr_run import local_superlink, run_app
 from p2pft_flower.cli.settings import check, complete_settings, parse_settings
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
+from p2pft_flower.flower.logs import PREFLIGHT_PASSED, status_in
 from p2pft_flower.report.results import (
     FILE,
     SCHEMA,
@@ -24,7 +26,7 @@ from p2pft_flower.report.results import (
 )
 from p2pft_flower.topology import Graph
 
-__all__ = ["execute", "execute_or_record", "run", "supernodes"]
+__all__ = ["Finished", "execute", "execute_or_record", "run", "supernodes"]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -40,6 +42,25 @@ def supernodes(config: RunConfig, graph: Graph) -> int:
     return max(1, min(graph.n, os.cpu_count() or 1))
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A run that did not fail.
+
+    Attributes
+    ----------
+    status : str
+        ``completed``, ``completed-with-M-of-N``, or ``preflight-passed`` where it was to look only.
+    missing : str
+        Which peers have no part in it, and why; empty where none is missing.
+    folder : Path or None
+        Of the results; None where they are on another machine, and where there are none.
+    """
+
+    status: str
+    missing: str = ""
+    folder: Path | None = None
+
+
 def execute(
     values: dict[str, Any],
     *,
@@ -47,10 +68,8 @@ def execute(
     environment: Mapping[str, str] | None,
     verbose: bool,
     show: Callable[[str], None] = typer.echo,
-) -> Path | None:
-    """Run once and return the results' folder (None where it is on another machine).
-
-    The results may be of some of the peers only, where min-peers allows it.
+) -> Finished:
+    """Run once and return how it ended: with some of the peers only, where min-peers allows it.
 
     Raises
     ------
@@ -73,15 +92,17 @@ def execute(
     try:
         results = read_results(folder)
     except DataError:
-        if ended.completed and not simulated:
-            return None
+        told = status_in(ended.output, ended.run_id)
+        if ended.completed and not simulated and told is not None:
+            return Finished(*told)
         tail = "\n".join(ended.output.splitlines()[-30:])
         raise P2PFTError(
-            f"run {ended.run_id} ended as {ended.status} and wrote no results; Flower's last lines:\n{tail}"
+            f"run {ended.run_id} ended as {ended.status} and left no results here; Flower's last "
+            f"lines:\n{tail}"
         ) from None
     if not results["status"].startswith("completed") or not ended.completed:
         raise P2PFTError(f"run {ended.run_id} {results['status']} ({ended.status}): {results.get('error')}")
-    return folder
+    return Finished(results["status"], results["error"] or "", folder)
 
 
 def execute_or_record(
@@ -161,19 +182,18 @@ def run(
         raise typer.Exit(EXIT_USAGE) from None
     try:
         if connection is not None:
-            folder = execute(values, connection=connection, environment=None, verbose=verbose)
+            ended = execute(values, connection=connection, environment=None, verbose=verbose)
         else:
             with local_superlink() as environment:
-                folder = execute(values, connection=None, environment=environment, verbose=verbose)
+                ended = execute(values, connection=None, environment=environment, verbose=verbose)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None
     except KeyboardInterrupt:
         typer.echo("stopped: the run was given up and its processes have ended", err=True)
         raise typer.Exit(EXIT_INTERRUPTED) from None
-    if folder is not None:
-        typer.echo(f"results: {folder / FILE}")
-        results = read_results(folder)
-        if results["status"] != "completed":
-            typer.echo(f"{results['status']}: {results['error']}", err=True)
-            raise typer.Exit(EXIT_PARTIAL)
+    if ended.folder is not None:
+        typer.echo(f"results: {ended.folder / FILE}")
+    if ended.status not in ("completed", PREFLIGHT_PASSED):
+        typer.echo(f"{ended.status}: {ended.missing}", err=True)
+        raise typer.Exit(EXIT_PARTIAL)

@@ -26,7 +26,7 @@ from p2pft_flower.flower.site import Site
 from p2pft_flower.resources import home
 from p2pft_flower.runtime.folders import look_at
 from p2pft_flower.runtime.host import Host, PeerFailedError
-from p2pft_flower.runtime.plan import Plan
+from p2pft_flower.runtime.plan import Plan, config_digest
 from p2pft_flower.runtime.progress import told_evaluations
 from p2pft_flower.runtime.wires import Access
 from p2pft_flower.transport import Prober
@@ -170,11 +170,9 @@ def _preflight(message: Message, context: Context) -> dict[str, Any]:
         raise ConfigError("a preflight looks at SuperNodes of a deployment; this one has no peer-id")
     addresses = {int(p): str(a) for p, a in asked["addresses"].items()}
     access, own = site.access(), addresses.pop(site.peer_id)
-    folder = site.output_folder(asked["run"]) or Path(asked["output-dir"])
-    folders = [
-        look_at("output-dir", folder.parent),  # the run's own is made by the run
-        look_at("home", home()),
-    ]
+    config = RunConfig.from_mapping(asked["config"])
+    folder = site.output_folder(asked["run"], config.runtime.output_dir)
+    folders = [look_at("output-dir", folder), look_at("home", home())]
     with Prober(
         asked["run"],
         site.peer_id,
@@ -184,7 +182,11 @@ def _preflight(message: Message, context: Context) -> dict[str, Any]:
         insecure=access.insecure,
     ) as prober:
         links = prober.probe(asked["timeout"])
-    return {"links": [asdict(link) for link in links], "folders": [asdict(f) for f in folders]}
+    return {
+        "links": [asdict(link) for link in links],
+        "folders": [asdict(f) for f in folders],
+        "config": config_digest(config),
+    }
 
 
 def _train_peers(message: Message, context: Context) -> dict[str, Any]:
@@ -193,9 +195,10 @@ def _train_peers(message: Message, context: Context) -> dict[str, Any]:
 
     plan = Plan.from_json(messages.unpack(message)["plan"])
     site = Site.of(context.node_config)
-    if site is not None and (own := site.output_folder(plan.run)) is not None:
-        plan = dataclasses.replace(plan, output_dir=str(own))
     config = RunConfig.from_mapping(plan.config)
+    if site is not None:
+        own = site.output_folder(plan.run, config.runtime.output_dir)
+        plan = dataclasses.replace(plan, output_dir=str(own))
     # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
     # same number everywhere (DESIGN invariant 2).
     torch.set_num_threads(config.runtime.threads)

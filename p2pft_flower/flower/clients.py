@@ -55,8 +55,7 @@ def answer(message: Message, act: Callable[..., RecordDict], build: Build, site:
         workload = build(config.learning, task["n"], "", None)
     else:
         workload = build(site.with_own_data(config.learning), task["n"], "", (site.peer_id,))
-        if (own := site.output_folder(str(task["run"]))) is not None:
-            task["output-dir"] = str(own)
+        task["output-dir"] = str(site.output_folder(str(task["run"]), config.runtime.output_dir))
     content = RecordDict()
     for peer in task["peers"]:
         try:

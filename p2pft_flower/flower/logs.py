@@ -9,10 +9,26 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["LINE", "kept_warnings", "log_to_stream"]
+__all__ = ["LINE", "PREFLIGHT_PASSED", "kept_warnings", "log_to_stream", "status_in", "status_line"]
 
 LINE = re.compile(r"^(?:\(\w+ pid=\d+\)\s)?\d\d:\d\d:\d\d ")
 """What a line of this package looks like in the stream; Ray puts a worker's name before it."""
+
+PREFLIGHT_PASSED = "preflight-passed"
+"""How a run ends that was to look only (``preflight-only``)."""
+
+_STATUS = re.compile(r"\d\d:\d\d:\d\d run (\d+) ended: (\S+)(?: \((.*)\))?$")
+
+
+def status_line(run: str, status: str, missing: str | None = None) -> str:
+    """Return the line by which ``p2pft run`` knows how a run ended whose results are on another machine."""
+    return f"run {run} ended: {status}" + (f" ({missing})" if missing else "")
+
+
+def status_in(output: str, run: str) -> tuple[str, str] | None:
+    """Return status and who was missing (or "") from what a run streamed; None: it does not say."""
+    found = (_STATUS.match(line) for line in reversed(output.splitlines()))
+    return next(((m[2], m[3] or "") for m in found if m is not None and m[1] == run), None)
 
 
 class _EachLine(logging.Formatter):

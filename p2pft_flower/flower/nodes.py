@@ -37,6 +37,15 @@ HOLD = 0.5
 POLL = 0.2
 """Seconds between two looks for replies."""
 
+ANSWER = 60.0
+"""Seconds beyond meet-timeout for a node that is there to answer: it may be reading its images."""
+
+ASK_AGAIN = 5.0
+"""Seconds after which a node is greeted again that Flower did not reach."""
+
+_UNREACHED = (3, 4, 5)
+"""Flower's codes of a message or reply that is gone, and of a node that is: not there, rather than wrong."""
+
 
 class RunFailedError(P2PFTError):
     """The run failed; the message says which peer or node, and why.
@@ -124,8 +133,9 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
     """Say hello to the nodes that the run can use, and return their answers by node id.
 
     In simulation a node stands for a slot, not for a site, so no more are asked than can run at once; in
-    deployment every node is, until each of the ``n`` peers is there or ``meet-timeout`` has passed. Then
-    ``min-peers`` of them are enough, where it is set.
+    deployment every node is as soon as it comes, until each of the ``n`` peers is there or ``meet-timeout``
+    has passed (:data:`ANSWER` more for a node that is there and has not answered). Then ``min-peers`` of
+    them are enough, where it is set. A node that goes meanwhile is forgotten.
 
     Raises
     ------
@@ -133,62 +143,96 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
         When no node is there in time, one cannot take part, or two claim the same peer.
     """
     deadline = time.monotonic() + config.runtime.meet_timeout
+    # More than Flower's engine can run at once (CPUs + 4) would only wait for each other.
+    most = min(n, (os.cpu_count() or 1) + 4)
+    body = {
+        "config": config.to_mapping(),
+        "n": n,
+        "pooled": config.method.objective if pooled else "",
+    }
+    asked: dict[str, int] = {}  # id of a hello to the node that has not answered it
     answers: dict[int, dict[str, Any]] = {}
+    unreached: dict[int, str] = {}
+    again: dict[int, float] = {}  # when a node that Flower did not reach is asked again
     told = ""
     while True:
-        nodes = [i for i in sorted(grid.get_node_ids()) if i not in answers]
-        simulated = any(a["peer-id"] is None for a in answers.values())
-        if nodes and not simulated:
-            # More than Flower's engine can run at once (CPUs + 4) would only wait for each other.
-            some = nodes if answers else nodes[: min(n, (os.cpu_count() or 1) + 4)]
-            hold = HOLD if config.runtime.transport != "memory" and len(some) > 1 else 0.0
-            body = {
-                "config": config.to_mapping(),
-                "n": n,
-                "pooled": config.method.objective if pooled else "",
-                "hold": hold,
-            }
-            patience = config.runtime.meet_timeout + 60
+        there = set(grid.get_node_ids())
+        asked = {i: node for i, node in asked.items() if node in there}
+        answers = {node: a for node, a in answers.items() if node in there}
+        unreached = {node: why for node, why in unreached.items() if node in there}
+        now = time.monotonic()
+        away = {node for node, when in again.items() if now < when}
+        some = sorted(there - answers.keys() - set(asked.values()) - away)
+        if not answers:
+            some = some[: max(0, most - len(asked))]
+        if some and not _simulated(answers):
+            hold = HOLD if config.runtime.transport != "memory" and len(some) + len(asked) > 1 else 0.0
             # Nobody shall be busy with a greeting for which nobody waits any more.
-            sent = [Message(messages.pack(body), i, messages.HELLO, ttl=patience) for i in some]
-            replies = collect(grid, sent, timeout=patience, grace=10)
-            for node in sorted(replies):
-                answers[node] = body_of(replies[node], f"node {node}")
-            if answers and len(some) < len(nodes) and all(a["peer-id"] is not None for a in answers.values()):
-                continue  # a deployment: whoever is there is asked before anything is said of who is wrong
-        _check_claims(answers, n)
-        if any(a["peer-id"] is None for a in answers.values()):
-            return answers
+            ttl = max(1.0, deadline + ANSWER - now)
+            hello = {**body, "hold": 0.0 if answers else hold}
+            sent = [Message(messages.pack(hello), i, messages.HELLO, ttl=ttl) for i in some]
+            asked |= dict(zip(grid.push_messages(sent), some, strict=True))
+        for message in grid.pull_messages(list(asked)) if asked else ():
+            node = asked.pop(message.metadata.reply_to_message_id)
+            if message.has_error() and message.error.code in _UNREACHED:
+                unreached[node] = str(message.error.reason)
+                again[node] = time.monotonic() + ASK_AGAIN
+                log.warning("node %d is not there: %s", node, unreached[node])
+            else:
+                answers[node] = body_of(message, f"node {node}")
+                unreached.pop(node, None)
+
+        simulated = _simulated(answers)
         missing = sorted(set(range(n)) - {a["peer-id"] for a in answers.values()})
-        if answers and not missing:
-            return answers
-        waiting = f"waiting for peers {missing}" if answers else "waiting for a SuperNode"
-        if time.monotonic() > deadline:
-            there = sorted(a["peer-id"] for a in answers.values())
-            silent = sorted(set(grid.get_node_ids()) - answers.keys())
-            held = (
-                f"The nodes {silent} are there and did not answer: a SuperNode does one thing at a time, so "
-                "another run may be holding them (flwr ls). "
-                if silent
-                else ""
-            )
-            if 0 < config.runtime.min_peers <= len(there):
-                log.warning(
-                    "after %g s (meet-timeout) still %s: the run starts without them (min-peers = %d)",
-                    config.runtime.meet_timeout,
-                    waiting,
-                    config.runtime.min_peers,
-                )
+        late = time.monotonic() - deadline
+        over = late > ANSWER or (late > 0 and (not asked or not (missing or simulated)))
+        # In a deployment whoever is there is asked before anything is said of who is wrong.
+        if over or not (asked if simulated else there - answers.keys() - unreached.keys()):
+            _check_claims(answers, n)
+            if answers and (simulated or not missing):
                 return answers
-            raise RunFailedError(
-                f"after {config.runtime.meet_timeout:g} s (meet-timeout) still {waiting}; "
-                f"there are the peers {there}. {held}"
-                "Start the SuperNodes of the others with --node-config 'peer-id=… peer-address=\"host:port\"'"
-            )
-        if waiting != told:
+        waiting = f"waiting for peers {missing}" if answers else "waiting for a SuperNode"
+        if over:
+            return _those_there(answers, config, waiting, sorted(asked.values()), unreached)
+        if waiting != told and not simulated and (answers or not asked):
             log.info("%s", waiting)
             told = waiting
-        time.sleep(1.0)  # Flower's interface is a poll
+        time.sleep(POLL if asked else 1.0)  # Flower's interface is a poll
+
+
+def _simulated(answers: dict[int, dict[str, Any]]) -> bool:
+    return any(a["peer-id"] is None for a in answers.values())
+
+
+def _those_there(
+    answers: dict[int, dict[str, Any]],
+    config: RunConfig,
+    waiting: str,
+    silent: list[int],
+    unreached: dict[int, str],
+) -> dict[int, dict[str, Any]]:
+    """Return the answers when the time is over and ``min-peers`` allows for who is missing; else raise."""
+    there = sorted(a["peer-id"] for a in answers.values())
+    if 0 < config.runtime.min_peers <= len(there):
+        log.warning(
+            "after %g s (meet-timeout) still %s: the run starts without them (min-peers = %d)",
+            config.runtime.meet_timeout,
+            waiting,
+            config.runtime.min_peers,
+        )
+        return answers
+    held = (
+        f"The nodes {silent} are there and did not answer: a SuperNode does one thing at a time, so "
+        "another run may be holding them (flwr ls). "
+        if silent
+        else ""
+    )
+    lost = "".join(f"Node {node}: {why}. " for node, why in sorted(unreached.items()))
+    raise RunFailedError(
+        f"after {config.runtime.meet_timeout:g} s (meet-timeout) still {waiting}; "
+        f"there are the peers {there}. {held}{lost}"
+        "Start the SuperNodes of the others with --node-config 'peer-id=… peer-address=\"host:port\"'"
+    )
 
 
 def overlap(answers: Sequence[dict[str, Any]]) -> int:

@@ -241,7 +241,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         addresses=addresses,
         observer=observer,
         pooled=run.pooled,
-        record=run_record(run.graph, run.peers, run.partition, run.versions, pooled=run.pooled),
+        record=run_record(run.graph, run.view, run.peers, run.partition, run.versions, pooled=run.pooled),
         peer_records={
             p.peer: run.about(p.peer) | peer_record(run.graph, range(run.graph.n) if run.pooled else [p.peer])
             for p in peers

@@ -13,7 +13,7 @@ from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.flower.run import Run
 from p2pft_flower.report.preflight import PREFLIGHT_FILE, preflight_tables
 from p2pft_flower.report.results import write_json
-from p2pft_flower.runtime.plan import terms_digest
+from p2pft_flower.runtime.plan import config_digest
 
 __all__ = ["preflight"]
 
@@ -27,6 +27,12 @@ MAX_SKEW = 60.0
 
 NOTED_SKEW = 2.0
 """Seconds from which the logs of two peers are hard to read side by side: a warning."""
+
+_ELSEWHERE = {
+    "output-dir": "output-dir in --node-config",
+    "home": "P2PFT_HOME in the SuperNode's environment",
+}
+"""How a site says where a folder is, by what it is for."""
 
 
 def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
@@ -56,10 +62,11 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
             "run": run.id,
             "addresses": {p: addresses[p] for p in sorted(around)},
             "timeout": timeout,
-            "output-dir": str(run.folder),
+            "config": run.config.to_mapping(),
         }
         sent.append(Message(messages.pack(body), dst_node_id=host.node, message_type=messages.PREFLIGHT))
     replies = nodes.collect(grid, sent, timeout=2 * timeout + 60, grace=timeout + 30)
+    digest = config_digest(run.config)
     rows, failures = [], []
     for host in run.hosts:
         peer = host.peers[0]
@@ -81,6 +88,11 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
             else:
                 found = nodes.body_of(replies[host.node], f"peer {peer}")
                 row |= {"links": found["links"], "folders": found["folders"]}
+                if found["config"] != digest:
+                    failures.append(
+                        f"peer {peer} reads the run-config otherwise (digest {found['config']}, the "
+                        f"coordinator's is {digest}): install the same build of p2pft-flower on both"
+                    )
                 failures += _failures(peer, found)
                 _warn(peer, found)
         except RunFailedError as error:
@@ -90,17 +102,14 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
         "run": run.id,
         "graph": run.view.graph.name,
         "missing": list(run.missing),
-        "digests": {
-            "config and graph": terms_digest(run.config, run.view, run.iterations),
-            "graph": run.view.graph.digest,
-            **answers[run.hosts[0].node]["frozen"],
-        },
+        "digests": {"config": digest, **answers[run.hosts[0].node]["frozen"]},
         "versions": run.versions,
         "peers": rows,
         "failures": failures,
     }
     path = write_json(run.folder / PREFLIGHT_FILE, report)
     log.info("%s", preflight_tables(report))
+    log.info("preflight: %s", path)
     if failures:
         raise RunFailedError(
             f"preflight found {len(failures)} failure{'s' if len(failures) > 1 else ''} (all in {path}):\n  "
@@ -118,7 +127,7 @@ def _failures(peer: int, found: dict[str, Any]) -> list[str]:
                 f"{where}: {link['error']}; is the address right and reachable from there, does a firewall "
                 "let it through, and do the certificates fit?"
             )
-        elif abs(link["skew"]) > MAX_SKEW:
+        elif not abs(link["skew"]) <= MAX_SKEW:  # NaN is no clock either
             failures.append(
                 f"{where}: the clocks differ by {abs(link['skew']):.0f} s (at most {MAX_SKEW:g}): "
                 "set both by NTP"
@@ -128,7 +137,10 @@ def _failures(peer: int, found: dict[str, Any]) -> list[str]:
         if f["error"]:
             failures.append(f"{where}: {f['error']}; give a folder that it may write to")
         elif f["free"] < MIN_FREE:
-            failures.append(f"{where}: {f['free'] // 2**20} MiB free (at least {MIN_FREE // 2**20})")
+            failures.append(
+                f"{where}: {f['free'] // 2**20} MiB free (at least {MIN_FREE // 2**20}): make room, or "
+                f"choose a folder on another disk ({_ELSEWHERE[f['purpose']]})"
+            )
     return failures
 
 

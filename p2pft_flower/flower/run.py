@@ -222,7 +222,11 @@ def collect_results(run: Run, outcomes: dict[int, dict[str, Any]], progress: Pro
         outcomes=outcomes,
         about={p: run.about(p) for p in run.peers},
         history=progress.history(),
-        graph={**run.graph.to_dict(), "digest": run.graph.digest},
+        graph={
+            **run.graph.to_dict(),
+            "digest": run.graph.digest,
+            "added_edges": [list(edge) for edge in run.view.added_to(run.graph)],
+        },
         partition=run.partition,
         hosts=[host.peers for host in run.hosts],
         versions=run.versions,

@@ -19,7 +19,7 @@ from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower import nodes
-from p2pft_flower.flower.logs import log_to_stream
+from p2pft_flower.flower.logs import PREFLIGHT_PASSED, log_to_stream, status_line
 from p2pft_flower.flower.peer_run import run_peers
 from p2pft_flower.flower.preflight import preflight
 from p2pft_flower.flower.run import plan_run, tell_plan
@@ -61,8 +61,10 @@ def make_server_app() -> ServerApp:
             raise
         if results is None:
             log.info("preflight passed; nothing was trained (preflight-only)")
+            log.info("%s", status_line(run_id, PREFLIGHT_PASSED))
             return
         results["seconds"] = time.monotonic() - begin
+        log.info("%s", status_line(run_id, results["status"], results["error"]))
         path = write_results(folder, results)
         log.info("%s", run_table(results))
         log.info("results: %s", path)
@@ -107,10 +109,16 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, 
     hosts = nodes.assign_hosts(answers, graph.n, config.runtime.transport, pooled=pooled)
     if any(answer["peer-id"] is not None for answer in answers.values()):
         hosts = nodes.with_addresses(hosts, graph)
-        if exchanges and not strategy:
-            check_trust(graph, hosts, answers)
     there = {answer["peer-id"] for answer in answers.values()}
     view = View.whole(graph) if there == {None} else View.without(graph, set(range(graph.n)) - there)
+    if added := view.added_to(graph):
+        log.warning(
+            "without peers %s the graph would fall apart; new neighbours (sender to receiver): %s",
+            sorted(set(range(graph.n)) - there),
+            ", ".join(f"{j} to {i}" for j, i in added),
+        )
+    if exchanges and not strategy and there != {None}:
+        check_trust(view, hosts, answers)
     if strategy and len(view.peers) < graph.n:
         raise ConfigError(
             f"peers {sorted(set(range(graph.n)) - there)} are not there, and algorithm = {name!r} needs all: "

@@ -11,6 +11,7 @@ from typing import Any
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.report.results import default_output_dir
 from p2pft_flower.runtime.wires import Access
 from p2pft_flower.transport import Credentials, parse_address
 
@@ -42,7 +43,7 @@ class Site:
         ``data-dir``: the folder of the images, instead of the run-config's; default empty: the run-config's.
     output_dir : str
         ``output-dir``: the folder in which each run gets one of its own for logs and tails, named by the
-        run's id; default empty: the run-config's.
+        run's id; default empty: the run-config's, and without one ``runs`` in this machine's own home.
 
     Raises
     ------
@@ -144,14 +145,23 @@ class Site:
         """
         return Access(self.credentials(), self.insecure, self.bind_address)
 
-    def output_folder(self, run: str) -> Path | None:
-        """Return where logs and tails of ``run`` go on this machine; None: where the run-config says.
+    def output_folder(self, run: str, chosen: str) -> Path:
+        """Return where logs and tails of ``run`` go on this machine.
+
+        Parameters
+        ----------
+        run : str
+            The run's id.
+        chosen : str
+            The run-config's ``output-dir``, for a site that chooses none; empty: this machine's default.
 
         Raises
         ------
         ConfigError
             When the run's id is no plain name, and could lead out of the folder.
         """
-        if self.output_dir and not re.fullmatch(r"[\w-]{1,64}", run, re.ASCII):
+        if not re.fullmatch(r"[\w-]{1,64}", run, re.ASCII):
             raise ConfigError(f"run {run[:64]!r}: a run's id has letters, digits, - and _ only")
-        return Path(self.output_dir).expanduser() / run if self.output_dir else None
+        if self.output_dir:
+            return Path(self.output_dir).expanduser() / run
+        return Path(chosen).expanduser() if chosen else default_output_dir(run)

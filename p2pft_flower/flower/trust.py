@@ -6,23 +6,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
-from p2pft_flower.topology import Graph
+from p2pft_flower.topology.views import View
 from p2pft_flower.transport import parse_address
 
 __all__ = ["check_trust"]
 
 
 def check_trust(
-    graph: Graph, hosts: Sequence[HostAssignment], answers: Mapping[int, Mapping[str, Any]]
+    view: View, hosts: Sequence[HostAssignment], answers: Mapping[int, Mapping[str, Any]]
 ) -> None:
     """Refuse peers of several federations, or without certificates where payloads leave a machine.
 
     Parameters
     ----------
-    graph : Graph
-        Its addresses stand in where a SuperNode says none.
+    view : View
+        Who is there, and who is whose neighbour among them.
     hosts : sequence of HostAssignment
-        One a peer.
+        One a peer, each with the address at which it is reached.
     answers : mapping of int to mapping
         What each node said to hello: ``federation``, ``insecure``.
 
@@ -50,10 +50,10 @@ def check_trust(
         if host.peers[0] not in strangers or answers[host.node]["insecure"]:
             continue
         peer = host.peers[0]
-        reached = [*graph.in_neighbours(peer), *graph.out_neighbours(peer), peer]
+        reached = sorted(view.row(peer).keys() | view.column(peer).keys())
         given = {h.peers[0]: h.address for h in hosts}
         for other in reached if len(reached) > 1 else ():
-            address = given.get(other) or graph.addresses[other]
+            address = given[other]
             if address and not parse_address(address).is_local:
                 raise RunFailedError(
                     f"peer {peer} has no certificates, and peer {other} at {address} is on another machine: "

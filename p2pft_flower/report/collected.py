@@ -16,6 +16,7 @@ from p2pft_flower.report.results import absent_at_start, run_results
 from p2pft_flower.runtime.journal import read_last_run
 from p2pft_flower.runtime.progress import Progress, Report
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.views import View
 
 __all__ = ["PeerFiles", "collect_results", "find_peers", "peer_record", "run_record"]
 
@@ -24,12 +25,19 @@ _COMMON = ("n", "iterations", "evaluate_every", "config", "graph", "live", "part
 
 
 def run_record(
-    graph: Graph, live: Sequence[int], partition: str, versions: Mapping[str, str], *, pooled: bool
+    graph: Graph,
+    view: View,
+    peers: Sequence[int],
+    partition: str,
+    versions: Mapping[str, str],
+    *,
+    pooled: bool,
 ) -> dict[str, Any]:
     """Return what every peer's log says of the run, besides what its plan says anyway."""
+    added = [list(edge) for edge in view.added_to(graph)]
     return {
-        "graph": {"name": graph.name, "digest": graph.digest},
-        "live": list(live),
+        "graph": {"name": graph.name, "digest": graph.digest, "added_edges": added},
+        "live": list(peers),
         "partition": partition,
         "versions": dict(versions),
         "pooled": pooled,
@@ -234,4 +242,4 @@ def _graph(run: Mapping[str, Any], peers: Iterable[PeerFiles]) -> dict[str, Any]
                 f"the peers' rows of weights are not those of the run's graph {told['name']!r} (digest "
                 f"{digest}, the run's is {told['digest']}): a log was changed"
             )
-    return {**graph, "digest": told["digest"]}
+    return {**graph, "digest": told["digest"], "added_edges": told["added_edges"]}

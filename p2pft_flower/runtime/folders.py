@@ -19,7 +19,7 @@ class FolderReport:
     purpose : str
         What goes there.
     path : str
-        Where it is; made if need be.
+        Where it is, or will be made.
     free : int or None
         Bytes free; None where it cannot be told.
     error : str
@@ -33,12 +33,15 @@ class FolderReport:
 
 
 def look_at(purpose: str, path: Path) -> FolderReport:
-    """Make the folder, write a file to it, remove the file, and see what is free."""
+    """Write a file to the folder, remove the file, and see what is free.
+
+    A folder that is not there yet is not made: the nearest one above it is looked at instead.
+    """
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path, prefix=".p2pft-") as file:
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        with tempfile.NamedTemporaryFile(dir=there, prefix=".p2pft-") as file:
             file.write(b"p2pft")
             file.flush()
-        return FolderReport(purpose, str(path), shutil.disk_usage(path).free, "")
+        return FolderReport(purpose, str(path), shutil.disk_usage(there).free, "")
     except OSError as error:
         return FolderReport(purpose, str(path), None, error.strerror or str(error))

@@ -11,7 +11,7 @@ from typing import Any
 from p2pft_flower.config import RunConfig
 from p2pft_flower.topology.views import View
 
-__all__ = ["Neighbourhood", "Plan", "terms_digest"]
+__all__ = ["Neighbourhood", "Plan", "config_digest", "terms_digest"]
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,14 @@ def terms_digest(config: RunConfig, view: View, iterations: int) -> str:
 
     Each host adds the digest of its own model before it says hello.
     """
-    settings = {k: v for k, v in config.to_mapping().items() if k not in PRIVATE_KEYS}
-    text = json.dumps([settings, view.peers, view.graph.digest, iterations], sort_keys=True)
+    text = json.dumps([_settings(config), view.peers, view.graph.digest, iterations], sort_keys=True)
     return sha256(text.encode()).hexdigest()
+
+
+def config_digest(config: RunConfig) -> str:
+    """Digest the settings that must be the same on all peers, as this machine's package reads them."""
+    return sha256(json.dumps(_settings(config), sort_keys=True).encode()).hexdigest()
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    return {k: v for k, v in config.to_mapping().items() if k not in PRIVATE_KEYS}

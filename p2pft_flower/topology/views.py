@@ -88,6 +88,11 @@ class View:
         j = self._index(peer)
         return {self.peers[i]: float(self.graph.B[i, j]) for i in sorted((j, *self.graph.out_neighbours(j)))}
 
+    def added_to(self, graph: Graph) -> tuple[tuple[int, int], ...]:
+        """Return the (sender, receiver) edges, ascending, that the whole ``graph`` has not."""
+        edges = {(self.peers[j], self.peers[i]) for j, i in self.graph.edges}
+        return tuple(sorted(edges.difference(graph.edges)))
+
     def _index(self, peer: int) -> int:
         if peer not in self.peers:
             raise TopologyError(f"peer {peer} is not in this view; there are {list(self.peers)}")

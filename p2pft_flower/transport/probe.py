@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import statistics
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,11 +24,16 @@ from p2pft_flower.transport.tls import Credentials, NotAuthenticError
 
 __all__ = ["LinkReport", "Prober"]
 
+log = logging.getLogger(__name__)
+
 BALLAST = 2**20
 """Bytes sent to measure the bandwidth."""
 
 ECHOES = 5
 """Round trips made; the shortest counts."""
+
+GRACE = 3.0
+"""Seconds for which a peer stays for the probe of a neighbour that refused it, so that it can tell why."""
 
 _RETRY_EVERY = 0.2  # seconds
 
@@ -99,6 +106,8 @@ class Prober:
         self._run, self._peer, self._neighbours = run, peer, dict(neighbours)
         self._credentials, self._insecure = credentials, insecure
         self._through: set[int] = set()
+        self._refused: dict[int, str] = {}  # neighbours whose probes were refused here, and why
+        self._logged: set[tuple[int, int | None]] = set()
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._listener = Listener(
@@ -117,6 +126,9 @@ class Prober:
     def probe(self, timeout: float) -> list[LinkReport]:
         """Probe every neighbour, wait until each has probed this peer, and return what was found.
 
+        Nobody is waited for who was refused here, nor for long who refused this peer: a neighbour that is
+        right shall be told what is wrong, rather than find nobody.
+
         Parameters
         ----------
         timeout : float
@@ -126,7 +138,7 @@ class Prober:
         -------
         list of LinkReport
             One a neighbour, ascending. A neighbour that was reached but has not reached this peer by the
-            deadline has an error too.
+            deadline has an error too, and one that was refused here.
         """
         end = time.monotonic() + timeout
         if not self._neighbours:
@@ -135,9 +147,15 @@ class Prober:
             reports = list(pool.map(lambda j: self._ask(j, end), sorted(self._neighbours)))
         waited_for = {r.neighbour for r in reports if not r.error}
         with self._changed:
-            self._changed.wait_for(lambda: waited_for <= self._through, max(0.0, end - time.monotonic()))
-            deaf = waited_for - self._through
-        return [self._unheard(r, timeout) if r.neighbour in deaf else r for r in reports]
+
+            def done(peers: Collection[int]) -> bool:
+                return self._through | self._refused.keys() >= set(peers)
+
+            self._changed.wait_for(lambda: done(waited_for), max(0.0, end - time.monotonic()))
+            grace = min(GRACE, max(0.0, end - time.monotonic()))
+            self._changed.wait_for(lambda: done(self._neighbours), grace)
+            deaf, refused = waited_for - self._through, dict(self._refused)
+        return [self._unheard(r, timeout, refused) if r.neighbour in deaf else r for r in reports]
 
     def close(self) -> None:
         """Stop listening and asking."""
@@ -152,11 +170,14 @@ class Prober:
     ) -> None:
         self.close()
 
-    def _unheard(self, report: LinkReport, timeout: float) -> LinkReport:
-        problem = (
-            f"peer {report.neighbour} answers, but has not reached peer {self._peer} at the address it was "
-            f"told within {timeout:g} s; does peer {self._peer}'s peer-address lead here from there?"
-        )
+    def _unheard(self, report: LinkReport, timeout: float, refused: Mapping[int, str]) -> LinkReport:
+        if report.neighbour in refused:
+            problem = f"it answers, but its own probes are refused here: {refused[report.neighbour]}"
+        else:
+            problem = (
+                f"peer {report.neighbour} answers, but has not reached peer {self._peer} at the address it "
+                f"was told within {timeout:g} s; does peer {self._peer}'s peer-address lead here from there?"
+            )
         return LinkReport(report.peer, report.neighbour, report.address, problem)
 
     def _ask(self, neighbour: int, end: float) -> LinkReport:
@@ -197,6 +218,8 @@ class Prober:
         reply = pb.ProbeReply.FromString(answer)
         if reply.status != pb.ACCEPTED:
             raise _RefusedError(f"it answered {pb.Status.Name(reply.status)}: {reply.reason}")
+        if not math.isfinite(reply.time):
+            raise _RefusedError(f"it gave {reply.time} as the time of its clock")
         return passed, reply.time - (sent + passed / 2)
 
     def _reach(self, echo: Any, neighbour: int, end: float) -> None:
@@ -222,27 +245,40 @@ class Prober:
             try:
                 caller = self._credentials.identify(context)
             except NotAuthenticError as error:
-                return pb.ProbeReply(status=pb.NOT_AUTHENTIC, reason=str(error)).SerializeToString()
+                return self._refuse(pb.NOT_AUTHENTIC, str(error), None)
         try:
             probe = pb.Probe.FromString(request)
         except DecodeError:
-            return pb.ProbeReply(status=pb.BAD_HEADER, reason="not a probe").SerializeToString()
+            return self._refuse(pb.BAD_HEADER, "not a probe", caller)
+        sender = probe.sender if caller is None else caller
         if probe.run != self._run:
-            refusal = pb.ProbeReply(status=pb.WRONG_RUN, reason=f"run {probe.run[:64]!r} is not this one")
-            return refusal.SerializeToString()
+            return self._refuse(pb.WRONG_RUN, f"run {probe.run[:64]!r} is not this one", sender)
         if probe.receiver != self._peer or probe.sender not in self._neighbours:
             reason = (
                 f"peers {probe.sender} and {probe.receiver} share no edge here; this is peer {self._peer}"
             )
-            return pb.ProbeReply(status=pb.NOT_NEIGHBOUR, reason=reason).SerializeToString()
+            return self._refuse(pb.NOT_NEIGHBOUR, reason, sender)
         if caller not in (None, probe.sender):
-            reason = f"a probe from peer {probe.sender} by peer {caller}"
-            return pb.ProbeReply(status=pb.NOT_AUTHENTIC, reason=reason).SerializeToString()
+            return self._refuse(
+                pb.NOT_AUTHENTIC, f"a probe from peer {probe.sender} by peer {caller}", sender
+            )
         if probe.last:
             with self._changed:
                 self._through.add(probe.sender)
                 self._changed.notify_all()
         return pb.ProbeReply(status=pb.ACCEPTED, time=now).SerializeToString()
+
+    def _refuse(self, status: pb.Status, reason: str, sender: int | None) -> bytes:
+        """Answer with a refusal; remember it of a neighbour, and log it once per cause and neighbour."""
+        known = sender if sender in self._neighbours else None  # strangers' numbers could be any
+        with self._changed:
+            if (status, known) not in self._logged:
+                self._logged.add((status, known))
+                log.warning("peer %d refused a probe: %s", self._peer, reason)
+            if known is not None:
+                self._refused.setdefault(known, reason)
+                self._changed.notify_all()
+        return pb.ProbeReply(status=status, reason=reason).SerializeToString()
 
 
 class _RefusedError(Exception):

@@ -9,6 +9,7 @@ import pytest
 
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import preflight
+from p2pft_flower.runtime.folders import look_at
 from tests.flower.engine import run_app
 
 
@@ -43,8 +44,8 @@ def test_every_link_is_measured_both_ways_and_the_run_goes_on(tmp_path):
     report = found(tmp_path / "run")
     assert report["failures"] == []
     assert report["versions"].keys() >= {"p2pft-flower", "flwr", "torch", "timm"}
-    assert report["digests"].keys() >= {"config and graph", "graph"}
-    assert len(report["digests"]) > 2  # and those of what is frozen
+    assert "config" in report["digests"]
+    assert len(report["digests"]) > 1  # and those of what is frozen
     assert {(p["peer"], link["neighbour"]) for p in report["peers"] for link in p["links"]} == {
         (i, j) for i in range(3) for j in range(3) if i != j
     }
@@ -78,6 +79,36 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
         deploy(tmp_path / "run", configs)
 
 
+def test_a_folder_that_the_run_will_make_is_not_made_by_looking_at_it(tmp_path):
+    report = look_at("output-dir", tmp_path / "runs" / "17")
+    assert (report.path, report.error) == (str(tmp_path / "runs" / "17"), "")
+    assert report.free > 0
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "runs").write_text("")
+    assert look_at("output-dir", tmp_path / "runs" / "17").error == "Not a directory"
+
+
+def test_the_folder_looked_at_is_the_one_the_site_will_write_to(tmp_path, monkeypatch):
+    monkeypatch.setenv("P2PFT_HOME", str(tmp_path / "home"))
+    deploy("", nodes(3))
+    [run] = (tmp_path / "home" / "runs").iterdir()
+    assert sorted(p.name for p in (run / "peers").glob("*.jsonl")) == [f"peer-{i}.jsonl" for i in range(3)]
+    for peer in found(run)["peers"]:
+        assert {f["purpose"]: f["path"] for f in peer["folders"]}["output-dir"] == str(run)
+
+
+def test_a_peer_that_reads_the_run_config_otherwise_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("p2pft_flower.flower.client.config_digest", lambda config: "another")
+    with pytest.raises(P2PFTError, match=r"peer 2 reads the run-config otherwise .*install the same build"):
+        deploy(tmp_path / "run", nodes(3))
+
+
+def test_a_clock_that_is_no_number_is_named():
+    link = {"neighbour": 1, "address": "a:1", "error": "", "skew": float("nan")}
+    [failure] = preflight._failures(0, {"links": [link], "folders": []})
+    assert "the clocks differ" in failure
+
+
 def test_clocks_that_differ_too_much_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "MAX_SKEW", -1.0)
     with pytest.raises(P2PFTError, match=r"link 0 -> 1 .*clocks differ.*NTP"):
@@ -86,11 +117,11 @@ def test_clocks_that_differ_too_much_are_named(tmp_path, monkeypatch):
 
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "MIN_FREE", 2**60)
-    with pytest.raises(P2PFTError, match=r"peer 1: output-dir .*MiB free"):
+    with pytest.raises(P2PFTError, match=r"peer 1: output-dir .*MiB free .* make room"):
         deploy(tmp_path / "run", nodes(3))
 
 
-def test_a_run_may_start_without_some_peers_and_says_who_is_missing(tmp_path):
+def test_a_run_may_start_without_some_peers_and_says_who_is_missing(tmp_path, capsys):
     four = nodes(4)
     run_app(
         tmp_path / "run",
@@ -107,6 +138,8 @@ def test_a_run_may_start_without_some_peers_and_says_who_is_missing(tmp_path):
     assert results["consensus_error"] < 0.2  # the ring was closed: 1 sends to 3
     links = {(p["peer"], link["neighbour"]) for p in found(tmp_path / "run")["peers"] for link in p["links"]}
     assert links == {(0, 1), (1, 0), (1, 3), (3, 1), (3, 0), (0, 3)}
+    assert results["graph"]["added_edges"] == [[1, 3]]
+    assert "new neighbours (sender to receiver): 1 to 3" in capsys.readouterr().out
 
 
 def test_without_leave_to_go_on_all_peers_of_the_graph_must_be_there(tmp_path):

@@ -57,12 +57,14 @@ def test_what_cannot_be_meant_is_refused(node_config, says):
         Site.of(node_config)
 
 
-def test_a_sites_own_folders_win_over_the_run_configs():
+def test_a_sites_own_folders_win_over_the_run_configs(monkeypatch):
     site, learning = Site.of(FULL), LearningConfig(data_dir="/elsewhere")
     assert site.with_own_data(learning).data_dir == "/data/ward"
     assert Site(0).with_own_data(learning) == learning
-    assert str(site.output_folder("17")) == "/var/p2pft/17"
-    assert Site(0).output_folder("17") is None
+    assert str(site.output_folder("17", "/from/the/coordinator")) == "/var/p2pft/17"
+    assert str(Site(0).output_folder("17", "/from/the/coordinator")) == "/from/the/coordinator"
+    monkeypatch.setenv("P2PFT_HOME", "/this/machines/home")
+    assert str(Site(0).output_folder("17", "")) == "/this/machines/home/runs/17"
 
 
 @pytest.mark.parametrize("algorithm", ["p2pft", "fedavg"])
@@ -101,6 +103,6 @@ def test_a_run_config_has_no_key_of_a_sites_alone():
 @pytest.mark.parametrize("run", ["../../etc/x", "/tmp/abs", "a/b", "", ".."])
 def test_no_run_id_leads_out_of_the_sites_folder(run, tmp_path):
     site = Site(peer_id=0, output_dir=str(tmp_path))
-    assert site.output_folder("12345") == tmp_path / "12345"
+    assert site.output_folder("12345", "") == tmp_path / "12345"
     with pytest.raises(ConfigError, match="run's id"):
-        site.output_folder(run)
+        site.output_folder(run, "")

@@ -9,6 +9,7 @@ import pytest
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.trust import check_trust
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.views import View
 from tests.transport.federation import Clock, Federation
 
 from .engine import run_app
@@ -17,10 +18,27 @@ from .test_app import free_ports, same, tails
 RING = Graph.load("ring:3")
 
 
-def check(federations, addresses=("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"), insecure=(False,) * 3):
-    hosts = [HostAssignment(100 + p, (p,), address) for p, address in enumerate(addresses)]
+def check(
+    federations, addresses=("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3"), insecure=(False,) * 3, view=None
+):
+    view = view or View.whole(RING)
+    hosts = [HostAssignment(100 + p, (p,), address) for p, address in enumerate(addresses) if p in view.peers]
     answers = {100 + p: {"federation": federations[p], "insecure": insecure[p]} for p in range(3)}
-    check_trust(RING, hosts, answers)
+    check_trust(view, hosts, answers)
+
+
+def test_only_the_addresses_of_those_that_are_there_matter():
+    four = Graph.from_weights(
+        Graph.load("directed-ring:4").W, addresses=[None, None, None, "far.example:9000"]
+    )
+    check([""] * 3, view=View.without(four, [3]))
+
+
+def test_new_neighbours_must_trust_each_other_too():
+    """0 to 1 to 2 to 3 to 0: without 3, what 2 sends goes to 0, which had nothing of it."""
+    view = View.without(Graph.load("directed-ring:4"), [3])
+    with pytest.raises(RunFailedError, match=r"peer 0 has no certificates, and peer 2 at far[.]example:1"):
+        check([""] * 3, ("127.0.0.1:1", "127.0.0.1:2", "far.example:1"), view=view)
 
 
 FAR = ("127.0.0.1:1", "ward.example:9000", "127.0.0.1:3")

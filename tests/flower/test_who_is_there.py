@@ -7,8 +7,10 @@ import socket
 
 import pytest
 import yaml
+from flwr.app import Error, Message
 
-from p2pft_flower.flower import messages
+from p2pft_flower.config import RunConfig, config_keys
+from p2pft_flower.flower import messages, nodes
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError, with_addresses
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport.certificates import create_authority, issue
@@ -34,28 +36,128 @@ def hosts(*addresses):
 
 
 def test_all_that_is_wrong_with_the_nodes_is_told_at_once(tmp_path):
-    nodes = [{"peer-id": i, "peer-address": "127.0.0.1:1"} for i in (0, 2, 2, 2, 9)]
+    configs = [{"peer-id": i, "peer-address": "127.0.0.1:1"} for i in (0, 2, 2, 2, 9)]
     with pytest.raises(RunFailedError) as raised:
-        run_app(tmp_path, slots=5, node_configs=nodes, iterations=1)
+        run_app(tmp_path, slots=5, node_configs=configs, iterations=1)
     said = str(raised.value)
     assert "peer 2 is claimed by nodes 1001, 1002 and 1003" in said
     assert "node 1004 says peer-id=9, but the graph has the peers 0..3" in said
     assert "Peers there: [0, 2], missing: [1, 3]" in said
 
 
-def test_nodes_that_another_run_holds_are_told_apart_from_missing_ones(tmp_path, monkeypatch):
-    """A SuperNode does one thing at a time: node 1001 does not come to the greeting."""
-    collect = engine.make_server_app.__globals__["nodes"].collect
+class Clock:
+    """Stands in for the module ``time``: whoever sleeps makes it later."""
 
-    def held(grid, sent, timeout, grace):
-        return collect(grid, [m for m in sent if m.metadata.dst_node_id != 1001], timeout, grace)
+    def __init__(self):
+        self.now = 0.0
 
-    monkeypatch.setattr("p2pft_flower.flower.nodes.collect", held)
-    nodes = sites("127.0.0.1:1", "127.0.0.1:2")
-    with pytest.raises(
-        RunFailedError, match=r"waiting for peers \[1\].*nodes \[1001\] are there and did not"
-    ):
-        run_app(tmp_path, slots=2, node_configs=nodes, topology="ring:2", iterations=1, meet_timeout=0.5)
+    def monotonic(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+
+class SuperLink:
+    """Nodes that come, go and answer as told.
+
+    ``there`` maps a node to the stretch of time in which it is there; ``answers`` to its peer, to the code of
+    Flower's error, or to None where it never answers.
+    """
+
+    def __init__(self, clock, there, answers):
+        self.clock, self.there, self.answers = clock, there, answers
+        self.asked, self.greeted = {}, []
+
+    def get_node_ids(self):
+        return [node for node, (begin, end) in self.there.items() if begin <= self.clock.now < end]
+
+    def push_messages(self, sent):
+        ids = []
+        for message in sent:
+            node = message.metadata.dst_node_id
+            ids.append(f"{node}-{len(self.greeted)}")
+            self.greeted.append((self.clock.now, node))
+            message.metadata._message_id = ids[-1]
+            self.asked[ids[-1]] = message
+        return ids
+
+    def pull_messages(self, ids):
+        found = []
+        for i in ids:
+            answer = self.answers[int(i.partition("-")[0])]
+            if callable(answer):
+                answer = answer(self.clock.now)
+            if answer is None:
+                continue
+            asked = self.asked[i]
+            if isinstance(answer, Error):
+                reply = Message(answer, reply_to=asked)
+            else:
+                reply = messages.reply(asked, {"ok": {"peer-id": answer}})
+            reply.metadata._reply_to_message_id = i
+            found.append(reply)
+        return found
+
+
+ALWAYS = (0.0, 1e9)
+
+
+def greeted(monkeypatch, there, answers, n=3, **settings):
+    clock = Clock()
+    monkeypatch.setattr(nodes, "time", clock)
+    link = SuperLink(clock, there, answers)
+    config = RunConfig.from_mapping({**config_keys(), "meet-timeout": 30.0, **settings})
+    found = nodes.greet(link, config, n, pooled=False)
+    return {node: answer["peer-id"] for node, answer in found.items()}, link
+
+
+def test_nodes_that_another_run_holds_are_told_apart_from_missing_ones(monkeypatch):
+    """A SuperNode does one thing at a time: node 11 does not come to the greeting."""
+    with pytest.raises(RunFailedError, match=r"waiting for peers \[1\].*nodes \[11\] are there and did not"):
+        greeted(monkeypatch, {10: ALWAYS, 11: ALWAYS}, {10: 0, 11: None}, n=2)
+
+
+def test_a_supernode_that_was_restarted_during_the_wait_is_one_node(monkeypatch):
+    found, _ = greeted(
+        monkeypatch, {1: ALWAYS, 3: (0, 10), 33: (12, 1e9), 2: (20, 1e9)}, {1: 0, 3: 2, 33: 2, 2: 1}
+    )
+    assert found == {1: 0, 33: 2, 2: 1}
+
+
+def test_a_node_that_flower_does_not_reach_is_absent_and_does_not_end_a_run_that_can_do_without(monkeypatch):
+    gone = Error(5, "node unavailable")
+    found, _ = greeted(
+        monkeypatch, dict.fromkeys((1, 2, 3), ALWAYS), {1: 0, 2: gone, 3: 2}, **{"min-peers": 2}
+    )
+    assert found == {1: 0, 3: 2}
+    with pytest.raises(RunFailedError, match=r"waiting for peers \[1\].*Node 2: node unavailable"):
+        greeted(monkeypatch, dict.fromkeys((1, 2, 3), ALWAYS), {1: 0, 2: gone, 3: 2})
+
+
+def test_a_node_that_flower_did_not_reach_at_first_is_asked_again(monkeypatch):
+    answers = {1: 0, 2: lambda now: 1 if now > 8 else Error(5, "node unavailable"), 3: 2}
+    found, _ = greeted(monkeypatch, dict.fromkeys((1, 2, 3), ALWAYS), answers)
+    assert found == {1: 0, 2: 1, 3: 2}
+
+
+def test_an_app_that_breaks_at_a_site_is_told_at_once(monkeypatch):
+    with pytest.raises(RunFailedError, match="node 2: Flower reports error 2: no torch"):
+        greeted(monkeypatch, dict.fromkeys((1, 2, 3), ALWAYS), {1: 0, 2: Error(2, "no torch"), 3: None})
+
+
+def test_who_comes_late_is_greeted_while_another_node_is_silent(monkeypatch):
+    there = {1: ALWAYS, 2: ALWAYS, 3: (5.0, 1e9), 4: (15.0, 1e9)}
+    found, link = greeted(monkeypatch, there, {1: 0, 2: None, 3: 1, 4: 2})
+    assert found == {1: 0, 3: 1, 4: 2}
+    assert [round(when) for when, _ in link.greeted] == [0, 0, 5, 15]
+
+
+def test_a_silent_node_holds_a_run_up_no_longer_than_its_one_deadline(monkeypatch):
+    there = {1: ALWAYS, 2: ALWAYS, 3: (29.0, 1e9)}
+    found, link = greeted(monkeypatch, there, {1: 0, 2: None, 3: 2}, **{"min-peers": 2})
+    assert found == {1: 0, 3: 2}
+    assert link.clock.now == pytest.approx(30 + nodes.ANSWER, abs=1)
 
 
 def test_a_node_config_completes_the_addresses_of_the_topology():
@@ -85,9 +187,9 @@ def test_two_peers_at_one_address_are_refused():
 
 
 def test_a_peer_without_any_address_is_named(tmp_path):
-    nodes = [{"peer-id": 0, "peer-address": "127.0.0.1:1"}, {"peer-id": 1}]
+    configs = [{"peer-id": 0, "peer-address": "127.0.0.1:1"}, {"peer-id": 1}]
     with pytest.raises(Exception, match=r"peer 1 has no address: .*peer-address.*topology ring:2"):
-        run_app(tmp_path, slots=2, node_configs=nodes, topology="ring:2", iterations=1)
+        run_app(tmp_path, slots=2, node_configs=configs, topology="ring:2", iterations=1)
 
 
 def test_each_host_is_told_its_neighbours_addresses_and_no_others(tmp_path, monkeypatch):
@@ -114,8 +216,8 @@ def test_each_host_is_told_its_neighbours_addresses_and_no_others(tmp_path, monk
 def test_addresses_may_stand_in_the_topology_alone(tmp_path):
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     file = graph_with_addresses(tmp_path, *addresses)
-    nodes = [{"peer-id": p} for p in range(2)]
-    run_app(tmp_path / "d", slots=2, node_configs=nodes, topology=str(file), iterations=2)
+    configs = [{"peer-id": p} for p in range(2)]
+    run_app(tmp_path / "d", slots=2, node_configs=configs, topology=str(file), iterations=2)
     run_app(tmp_path / "m", topology="directed-ring:2", iterations=2)
     assert same(tails(tmp_path / "d", 2), tails(tmp_path / "m", 2))
 
@@ -123,10 +225,10 @@ def test_addresses_may_stand_in_the_topology_alone(tmp_path):
 def test_what_is_listened_on_may_differ_from_what_neighbours_connect_to(tmp_path):
     """As in a container: it listens on all its addresses, and is reached at the machine's."""
     create_authority(tmp_path / "authority", "north")
-    nodes = []
+    configs = []
     for p, port in enumerate(free_ports(2)):
         issue(tmp_path / "authority", tmp_path / str(p), p)
-        nodes.append(
+        configs.append(
             {
                 "peer-id": p,
                 "peer-address": f"127.0.0.{2 + p}:{port}",
@@ -134,7 +236,7 @@ def test_what_is_listened_on_may_differ_from_what_neighbours_connect_to(tmp_path
                 "certificates": str(tmp_path / str(p)),
             }
         )
-    run_app(tmp_path / "d", slots=2, node_configs=nodes, topology="directed-ring:2", iterations=2)
+    run_app(tmp_path / "d", slots=2, node_configs=configs, topology="directed-ring:2", iterations=2)
     run_app(tmp_path / "m", topology="directed-ring:2", iterations=2)
     assert same(tails(tmp_path / "d", 2), tails(tmp_path / "m", 2))
 
@@ -153,7 +255,7 @@ def test_peers_meet_over_ipv6(tmp_path):
     ports = [s.getsockname()[1] for s in listening]
     for s in listening:
         s.close()
-    nodes = sites(*(f"[::1]:{port}" for port in ports))
-    run_app(tmp_path / "d", slots=2, node_configs=nodes, topology="directed-ring:2", iterations=2)
+    configs = sites(*(f"[::1]:{port}" for port in ports))
+    run_app(tmp_path / "d", slots=2, node_configs=configs, topology="directed-ring:2", iterations=2)
     run_app(tmp_path / "m", topology="directed-ring:2", iterations=2)
     assert same(tails(tmp_path / "d", 2), tails(tmp_path / "m", 2))

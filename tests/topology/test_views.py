@@ -34,6 +34,7 @@ def test_a_ring_without_a_peer_is_a_ring_with_the_same_weights():
     np.testing.assert_array_equal(view.graph.W, Graph.load("directed-ring:4").W)
     assert list(view.row(4)) == [1, 4]
     assert list(view.column(1)) == [1, 4]
+    assert view.added_to(Graph.load("directed-ring:6")) == ((1, 4),)
 
 
 def test_where_the_rest_is_connected_no_edge_is_added():

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.transport import BindError, Prober
+from p2pft_flower.transport import BindError, Prober, probe
 from p2pft_flower.transport import p2pft_pb2 as pb
 from p2pft_flower.transport.certificates import create_authority, issue
 from p2pft_flower.transport.tls import Credentials
@@ -95,6 +95,73 @@ def test_another_run_on_the_neighbours_port_is_told_so():
     with Prober("other", 1, one, {0: zero}), Prober("r", 0, zero, {1: one}) as prober:
         [report] = prober.probe(5.0)
     assert "WRONG_RUN" in report.error
+
+
+def test_a_peer_that_is_refused_stays_to_refuse_in_turn():
+    """Of two peers with different runs each is told the cause, whoever asks first."""
+    zero, one = free_addresses(2)
+    with ThreadPoolExecutor(1) as pool, Prober("north", 1, one, {0: zero}) as first:
+
+        def late():
+            with Prober("south", 0, zero, {1: one}) as second:
+                return second.probe(20.0)
+
+        theirs = pool.submit(late)
+        [report] = first.probe(20.0)
+        assert "WRONG_RUN" in report.error
+        assert "WRONG_RUN" in theirs.result()[0].error
+
+
+def test_a_peer_whose_only_neighbour_refused_it_waits_for_that_neighbours_probe(monkeypatch):
+    """The neighbour asks only once it has refused: without the wait it would find nobody."""
+    monkeypatch.setattr(probe, "GRACE", 30.0)
+    zero, one = free_addresses(2)
+    with Prober("north", 1, one, {0: zero}) as neighbour, ThreadPoolExecutor(1) as pool:
+
+        def refused():
+            with Prober("south", 0, zero, {1: one}) as peer:
+                return peer.probe(60.0)
+
+        theirs = pool.submit(refused)
+        with neighbour._changed:
+            assert neighbour._changed.wait_for(lambda: 0 in neighbour._refused, 30.0)
+        [report] = neighbour.probe(10.0)
+        assert "WRONG_RUN" in report.error
+        assert "WRONG_RUN" in theirs.result()[0].error
+
+
+def test_a_neighbour_that_is_refused_here_is_reported_with_the_reason_at_once():
+    """Peer 1 takes in what peer 0 sends, and sends under another run's name itself."""
+    zero, one = free_addresses(2)
+    with (
+        Prober("r", 1, one, {0: zero}),
+        Prober("r", 0, zero, {1: one}) as prober,
+        grpc.insecure_channel(zero) as channel,
+    ):
+        call = channel.unary_unary("/p2pft.v1.Probe/Echo", None, None)
+        call(pb.Probe(run="old", sender=1, receiver=0).SerializeToString(), timeout=30.0)
+        [report] = prober.probe(600.0)
+    assert "its own probes are refused here: run 'old' is not this one" in report.error
+
+
+def test_refused_probes_are_logged_once_per_cause(caplog):
+    with (
+        caplog.at_level("WARNING", logger="p2pft_flower"),
+        Prober("r", 0, "127.0.0.1:0", {1: "127.0.0.1:1"}) as prober,
+        grpc.insecure_channel(prober.address) as channel,
+    ):
+        call = channel.unary_unary("/p2pft.v1.Probe/Echo", None, None)
+        for sender in (1, 1, 7, 8, 9):
+            call(pb.Probe(run="r", sender=sender, receiver=3).SerializeToString())
+    assert len([r for r in caplog.records if "refused a probe" in r.getMessage()]) == 2
+
+
+def test_a_neighbour_whose_clock_is_no_number_is_refused(monkeypatch):
+    zero, one = free_addresses(2)
+    with Prober("r", 1, one, {0: zero}), Prober("r", 0, zero, {1: one}) as prober:
+        answer = pb.ProbeReply(status=pb.ACCEPTED, time=float("nan")).SerializeToString()
+        with pytest.raises(Exception, match="nan as the time of its clock"):
+            prober._one(lambda body, timeout: answer, 1, 1e18)
 
 
 def test_a_taken_port_and_plain_text_beyond_this_machine_are_refused():

@@ -1,0 +1,56 @@
+"""How ``p2pft run`` ends where the results are on another machine: Flower's exit code does not tell."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from p2pft_flower.cli import app
+from p2pft_flower.cli.flwr_run import Ended
+from p2pft_flower.flower.logs import status_in, status_line
+from tests.flower.engine import run_app
+
+
+@pytest.fixture
+def far(monkeypatch, tmp_path):
+    """Return a function that makes a run on another machine stream a text and complete, and its exit code."""
+
+    def exit_code(*streamed: str) -> tuple[int, str]:
+        ended = Ended("17", True, "finished:completed", "\n".join(streamed))
+        monkeypatch.setattr("p2pft_flower.cli.run.run_app", lambda *_, **__: ended)
+        monkeypatch.setenv("P2PFT_HOME", str(tmp_path))
+        found = CliRunner().invoke(app, ["run", "--connection", "far", "topology=directed-ring:4"])
+        return found.exit_code, found.output
+
+    return exit_code
+
+
+def test_a_run_far_away_that_all_peers_completed_exits_0(far):
+    assert far(f"07:05:17 {status_line('17', 'completed')}") == (0, "")
+
+
+def test_a_run_far_away_that_some_peers_completed_exits_3_and_says_who_was_missing(far):
+    line = status_line("17", "completed-with-3-of-4", "peers [2] were not there at the start")
+    code, said = far(f"07:05:17 {line}", "07:05:17 results: /far/results.json")
+    assert code == 3
+    assert said == "completed-with-3-of-4: peers [2] were not there at the start\n"
+
+
+def test_a_run_far_away_that_only_looked_exits_0(far):
+    assert far(f"07:05:17 {status_line('17', 'preflight-passed')}")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "line", ["", f"07:05:17 {status_line('16', 'completed')}", "run 17 ended: completed"]
+)
+def test_a_run_far_away_that_does_not_say_how_it_ended_is_no_success(far, line):
+    assert far(line)[0] == 1
+
+
+def test_the_coordinator_says_how_its_run_ended(tmp_path, capsys):
+    run_app(tmp_path, iterations=1)
+    said = capsys.readouterr().out
+    (run,) = re.findall(r"run (\d+) ended", said)
+    assert status_in(said, run) == ("completed", "")
