@@ -49,6 +49,9 @@ _CURVE = ec.SECP256R1()
 _CLOCKS = timedelta(minutes=5)
 """How far a peer's clock may be behind the authority's without the new certificate being refused."""
 
+_OWN_NAMES = ".p2pft.internal"
+"""How the DNS names end that stand for peers; whoever has one is that peer to all others."""
+
 _FEDERATION = r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?"
 _URI = re.compile(rf"p2pft://({_FEDERATION})/(?:authority|peer/(0|[1-9]\d{{0,8}}))")
 
@@ -131,7 +134,7 @@ def _names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
 
 def target_name(federation: str, peer: int) -> str:
     """Return the DNS name that stands for ``peer`` of ``federation`` in certificates; it resolves nowhere."""
-    return f"peer-{peer}.{federation}.p2pft.internal"
+    return f"peer-{peer}.{federation}{_OWN_NAMES}"
 
 
 @lru_cache(maxsize=1024)
@@ -206,7 +209,7 @@ def issue(
         The peer's number, from 0.
     addresses : iterable of str
         Host names and IP addresses the peer is reached at, without port. Nothing depends on them; they are
-        for people and other programs.
+        for people and other programs. None may end in ``.p2pft.internal``.
     days : float
         How long it is valid; never longer than the authority's own certificate.
 
@@ -367,12 +370,11 @@ def _sign(
 ) -> tuple[x509.Certificate, bytes]:
     """Return a peer's new certificate and its new private key in PEM form."""
     federation = CertificateFacts.of(root).identity.federation
-    own = target_name(federation, peer)
     names: list[x509.GeneralName] = [
         x509.UniformResourceIdentifier(f"p2pft://{federation}/peer/{peer}"),
-        x509.DNSName(own),
+        x509.DNSName(target_name(federation, peer)),
     ]
-    names += [_general_name(address) for address in dict.fromkeys(addresses) if address != own]
+    names += [_general_name(address) for address in dict.fromkeys(addresses)]
     key = ec.generate_private_key(_CURVE)
     issuer_key = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     certificate = (
@@ -401,9 +403,16 @@ def _general_name(address: str) -> x509.GeneralName:
     except ValueError:
         pass
     label = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-    if len(address) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*", address):
+    name = address.removesuffix(".")
+    if len(address) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*", name):
         raise ConfigError(f"address {address!r} is neither a host name nor an IP address (without a port)")
-    return x509.DNSName(address.lower())
+    name = name.lower()
+    if f".{name}".endswith(_OWN_NAMES):
+        raise ConfigError(
+            f"address {address!r} ends in {_OWN_NAMES}: such a name proves which peer its bearer is, and is "
+            "given by --peer alone; leave it out, or issue the certificate anew if it is in one already"
+        )
+    return x509.DNSName(name)
 
 
 def _load_authority(

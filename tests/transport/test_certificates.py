@@ -79,6 +79,17 @@ def test_a_federations_name_must_fit_a_dns_name(name, tmp_path):
         ({"peer": -1}, "peers are numbered from 0"),
         ({"addresses": ["host:9000"]}, r"'host:9000' is neither a host name nor an IP address"),
         ({"days": 0}, "days = 0: must be above 0"),
+        *(
+            ({"addresses": ["10.0.0.1", name]}, r"ends in \.p2pft\.internal: such a name proves which peer")
+            for name in (
+                "peer-0.north.p2pft.internal",
+                "peer-1.north.p2pft.internal",
+                "Peer-0.North.P2PFT.Internal",
+                "peer-0.north.p2pft.internal.",
+                "peer-0.south.p2pft.internal",
+                "p2pft.internal",
+            )
+        ),
     ],
 )
 def test_what_cannot_be_issued_leaves_nothing_behind(what, says, north, tmp_path):
