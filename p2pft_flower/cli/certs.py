@@ -84,14 +84,25 @@ def issue_certificate(
 def renew_certificate(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The peer's folder.")],
     authority: Authority,
+    previous: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Your own copy of the ca.pem of the authority that issued it, where that was another one.",
+        ),
+    ] = None,
     days: Days = 365,
 ) -> None:
     """Replace a peer's key and certificate by new ones, for the same peer and names.
 
-    Exit codes: 0 it was renewed; 2 folder or authority cannot be used, or they are of different federations.
+    The folder's certificate must have been issued by the authority, or by the one of --previous: a ca.pem
+    that came with the folder is no proof.
+
+    Exit codes: 0 it was renewed; 2 folder or authority cannot be used, they are of different federations, or
+    another authority issued it.
     """
     try:
-        facts = renew(authority, folder, days)
+        facts = renew(authority, folder, days, previous)
     except ConfigError as error:
         _fail(error)
     typer.echo(f"{folder}: {facts.identity}, valid until {facts.not_after:%Y-%m-%d}")

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -34,6 +35,7 @@ __all__ = [
     "create_authority",
     "facts_in",
     "identity_of",
+    "is_issued_by",
     "issue",
     "read_certificate",
     "read_certificates",
@@ -228,8 +230,12 @@ def issue(
     return CertificateFacts.of(certificate)
 
 
-def renew(authority: Path, folder: Path, days: float = 365) -> CertificateFacts:
+def renew(authority: Path, folder: Path, days: float = 365, previous: Path | None = None) -> CertificateFacts:
     """Replace a peer's key and certificate by new ones for the same peer and names.
+
+    Whose certificate it is, is taken from the old one, which must therefore be signed by an authority of the
+    caller's own files: what lies in ``folder``, its ``ca.pem`` included, comes from the peer and vouches for
+    nothing.
 
     ``ca.pem`` keeps the authorities that are still valid and gains ``authority``'s: while authorities
     change, a peer trusts the old and the new one.
@@ -242,19 +248,32 @@ def renew(authority: Path, folder: Path, days: float = 365) -> CertificateFacts:
         The peer's.
     days : float
         How long the new certificate is valid.
+    previous : Path, optional
+        While authorities change: the ``ca.pem`` of the one that issued the old certificate, from the
+        caller's own copy.
 
     Raises
     ------
     ConfigError
-        When authority or folder cannot be read or written, or they are of different federations.
+        When authority or folder cannot be read or written, or they are of different federations, or the old
+        certificate was not issued by ``authority`` or ``previous``.
     """
     roots, root, root_key = _load_authority(authority)
-    old = read_certificate(folder / PEER_FILE)
+    certificate = read_certificates(folder / PEER_FILE)[0]
+    old = facts_in(certificate, folder / PEER_FILE)
     federation = CertificateFacts.of(root).identity.federation
     if old.identity.peer is None or old.identity.federation != federation:
         raise ConfigError(
             f"{folder / PEER_FILE} is for {old.identity}, but {authority} is the authority of federation "
             f"{federation!r}: renew with the authority of the same federation"
+        )
+    vouching = roots if previous is None else [*roots, *read_certificates(previous)]
+    if not any(is_issued_by(certificate, own) for own in vouching):
+        files = str(authority / CA_FILE) if previous is None else f"{authority / CA_FILE} or {previous}"
+        raise ConfigError(
+            f"{folder / PEER_FILE} says {old.identity}, but was not issued by an authority in {files}: if "
+            "another authority of yours did, give that one's ca.pem (--previous), and never the one of the "
+            "peer's folder; otherwise issue a new certificate to whom you know to be that peer"
         )
     certificate, key = _sign(root, root_key, old.identity.peer, old.names, days)
     kept = [c for c in read_certificates(folder / CA_FILE) if c.not_valid_after_utc > utc_now()]
@@ -309,6 +328,15 @@ def facts_in(certificate: x509.Certificate, file: Path) -> CertificateFacts:
         raise ConfigError(
             f"{file} holds a certificate of no federation: {error}; make one with 'p2pft certs'"
         ) from error
+
+
+def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Return whether ``authority`` has signed ``certificate``; dates are not looked at."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def utc_now() -> datetime:

@@ -21,7 +21,6 @@ from typing import Any
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 
 from p2pft_flower.errors import ConfigError
@@ -35,6 +34,7 @@ from p2pft_flower.transport.certificates import (
     CertificateFacts,
     facts_in,
     identity_of,
+    is_issued_by,
     read_certificates,
     target_name,
 )
@@ -118,7 +118,7 @@ class Credentials:
                     f"{authority_file} holds a certificate for {root.identity}, but {file} is for {who}: use "
                     "the ca.pem of the same federation"
                 )
-        issuers = [root for certified, root in authorities if _issued(certified, certificate)]
+        issuers = [root for certified, root in authorities if is_issued_by(certificate, certified)]
         if not issuers:
             raise ConfigError(
                 f"{file} was issued by none of the authorities in {authority_file}: copy both from the same "
@@ -241,14 +241,6 @@ def _check_dates(file: Path, facts: CertificateFacts, remedy: str) -> None:
         )
     if now >= facts.not_after:
         raise ConfigError(f"{file} expired on {facts.not_after:%Y-%m-%d %H:%M} UTC: {remedy}")
-
-
-def _issued(root: x509.Certificate, certificate: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(root)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
 
 
 def _load_key(file: Path, certificate: x509.Certificate) -> bytes:

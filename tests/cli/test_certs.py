@@ -57,6 +57,15 @@ def test_from_an_authority_to_a_renewed_certificate(certs, tmp_path):
     assert "the authority of federation 'north'" in certs("show", "ca")
 
 
+def test_a_new_authority_renews_what_the_previous_one_issued(certs, tmp_path):
+    for ca in ("old", "new"):
+        certs("init", ca, "--federation", "north")
+    certs("issue", "--authority", "old", "--peer", "3", "--out", "site")
+    assert "--previous" in certs("renew", "site", "--authority", "new", code=2)
+    certs("renew", "site", "--authority", "new", "--previous", "old/ca.pem")
+    assert Credentials.load(tmp_path / "site", 3).peer == 3
+
+
 def test_what_cannot_be_done_is_an_error_of_one_line(certs):
     certs("init", "ca", "--federation", "north")
     issue = ("issue", "--authority", "ca", "--peer", "1", "--out")

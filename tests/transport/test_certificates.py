@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.transport import Credentials
+from p2pft_flower.transport import Credentials, certificates
 from p2pft_flower.transport.certificates import (
     create_authority,
     identity_of,
@@ -119,10 +119,46 @@ def test_renewing_keeps_peer_and_names_and_changes_the_key(north, clock):
 def test_while_authorities_change_a_peer_trusts_the_old_and_the_new_one(north, tmp_path):
     folder = north.issue(2)
     create_authority(tmp_path / "new", "north")
-    renew(tmp_path / "new", folder)
+    renew(tmp_path / "new", folder, previous=north.authority / "ca.pem")
     old, new = (read_certificates(f / "ca.pem")[0] for f in (north.authority, tmp_path / "new"))
     assert read_certificates(folder / "ca.pem") == [old, new]
     assert Credentials.load(folder, 2).peer == 2
+
+
+@pytest.mark.parametrize("brings_its_own_authority", [True, False])
+def test_a_peer_cannot_become_another_by_having_a_certificate_of_its_own_making_renewed(
+    brings_its_own_authority, north, tmp_path
+):
+    """It has an authority of the same name say that it is peer 0, and sends that folder in."""
+    forged = Federation(tmp_path / "forged").issue(0)
+    if not brings_its_own_authority:
+        shutil.copy(north.authority / "ca.pem", forged / "ca.pem")
+    before = {file.name: file.read_bytes() for file in forged.iterdir()}
+    says = r"says peer 0 of federation 'north', but was not issued by an authority in .*ca\.pem"
+    with pytest.raises(ConfigError, match=says):
+        renew(north.authority, forged)
+    create_authority(tmp_path / "new", "north")
+    with pytest.raises(ConfigError, match=says):
+        renew(tmp_path / "new", forged, previous=north.authority / "ca.pem")
+    assert {file.name: file.read_bytes() for file in forged.iterdir()} == before
+
+
+def test_a_new_authority_renews_what_the_old_one_issued_only_where_the_operator_names_the_old_one(
+    north, tmp_path
+):
+    folder = north.issue(2)
+    create_authority(tmp_path / "new", "north")
+    with pytest.raises(ConfigError, match=r"give that one's ca\.pem \(--previous\)"):
+        renew(tmp_path / "new", folder)
+    assert renew(tmp_path / "new", folder, previous=north.authority / "ca.pem").identity.peer == 2
+
+
+def test_a_name_that_proves_to_be_another_peer_is_not_renewed(north, monkeypatch):
+    with monkeypatch.context() as before:  # certificates were once issued with such names
+        before.setattr(certificates, "_OWN_NAMES", ".elsewhere")
+        folder = north.issue(2, addresses=["peer-0.north.p2pft.internal"])
+    with pytest.raises(ConfigError, match=r"'peer-0\.north\.p2pft\.internal' ends in .*issue the cert"):
+        renew(north.authority, folder)
 
 
 def test_renewing_with_another_federations_authority_is_refused(north, tmp_path):
