@@ -76,6 +76,23 @@ class Credentials:
     _authorities: bytes = field(repr=False)
     _chain: bytes = field(repr=False)
     _key: bytes = field(repr=False)
+    _context: ssl.SSLContext = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # OpenSSL takes a key from a file only. Read now, so that `diagnose` shows what gRPC shows, also when
+        # the files have been renewed or moved meanwhile.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_verify_locations(cadata=self._authorities.decode())
+        try:
+            context.load_cert_chain(self.folder / PEER_FILE, self.folder / KEY_FILE)
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError(
+                f"{self.folder / PEER_FILE} and {KEY_FILE} cannot be used together ({error}): if they were "
+                f"changed just now, try again; otherwise {_RENEW}"
+            ) from error
+        context.set_alpn_protocols(["h2"])
+        object.__setattr__(self, "_context", context)
 
     @classmethod
     def load(cls, folder: Path, peer: int | None = None) -> Credentials:
@@ -182,7 +199,8 @@ class Credentials:
     def diagnose(self, address: str, peer: int, timeout: float = 5.0) -> str | None:
         """Try a handshake with ``peer`` and return why it fails; None when it does not, or nobody is there.
 
-        gRPC does not tell a client why a server turned its certificate down; OpenSSL does.
+        gRPC does not tell a client why a server turned its certificate down; OpenSSL does. Raises nothing:
+        whoever asks has an error to tell of already.
 
         Parameters
         ----------
@@ -193,25 +211,21 @@ class Credentials:
         timeout : float
             Longest wait for an answer, in seconds.
         """
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_verify_locations(cadata=self._authorities.decode())
-        context.load_cert_chain(self.folder / PEER_FILE, self.folder / KEY_FILE)
-        context.set_alpn_protocols(["h2"])
+        name = target_name(self.federation, peer)
         try:
-            let_in = _is_let_in(context, parse_address(address), target_name(self.federation, peer), timeout)
+            let_in = _is_let_in(self._context, parse_address(address), name, timeout)
         except ssl.SSLCertVerificationError as error:
             return f"the certificate shown there is not accepted here: {error.verify_message}"
         except ssl.SSLEOFError:  # such as a relay in front of a host that is not there yet
             return None
         except ssl.SSLError as error:
             return f"what listens there does not speak TLS 1.3: {error.reason}"
-        except OSError:
+        except (OSError, UnicodeError):  # nobody there, or no host name; gRPC's own error says so
             return None
         if let_in:
             return None
         return (
-            f"it does not accept our certificate, {self.folder / PEER_FILE} (SHA-256 "
+            f"it closed the connection after seeing our certificate, {self.folder / PEER_FILE} (SHA-256 "
             f"{self.facts.fingerprint[:16]}…): is the authority that issued it in the ca.pem there, and the "
             "clock there right?"
         )
@@ -224,7 +238,8 @@ def _is_let_in(context: ssl.SSLContext, place: Address, name: str, timeout: floa
         context.wrap_socket(plain, server_hostname=name) as secure,
     ):
         # In TLS 1.3 the handshake is done for us before the server looks at our certificate. One that
-        # accepts it speaks HTTP/2 first, one that does not closes.
+        # accepts it speaks HTTP/2 first, one that does not closes, and
+        # gRPC's says nothing before.
         try:
             return bool(secure.recv(1))
         except TimeoutError:  # it took its time, which is no refusal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -312,7 +313,7 @@ def test_a_neighbour_that_does_not_accept_our_certificate_is_named_at_once(servi
     own = south[0]
     trusting = replace(own, facts=peers[0].facts, _authorities=peers[0]._authorities)
     says = refused_at_once(serving.address, trusting)
-    assert f"it does not accept our certificate, {own.folder}/peer.pem" in says
+    assert f"it closed the connection after seeing our certificate, {own.folder}/peer.pem" in says
 
 
 @pytest.mark.parametrize("whose", ["ours", "theirs"])
@@ -327,7 +328,33 @@ def test_a_certificate_that_expired_meanwhile_is_named_at_once(whose, tmp_path, 
     own, theirs = (old[0], good[1]) if whose == "ours" else (good[0], old[1])
     with PeerServer(Mailbox(TERMS, [(0, 1)]), {1: "127.0.0.1:0"}, credentials=theirs) as server:
         says = refused_at_once(server.bound_addresses[1], own)
-    assert ("does not accept our certificate" if whose == "ours" else "certificate has expired") in says
+    assert ("after seeing our certificate" if whose == "ours" else "certificate has expired") in says
+
+
+def test_a_failed_handshake_is_explained_also_when_our_files_have_been_moved_meanwhile(
+    serving, peers, south, tmp_path
+):
+    folder = tmp_path / "own"
+    shutil.copytree(south.issue(0), folder)
+    foreign = Credentials.load(folder)
+    own = replace(foreign, facts=peers[0].facts, _authorities=peers[0]._authorities)
+    folder.rename(tmp_path / "moved")
+    says = refused_at_once(serving.address, own)
+    assert f"it closed the connection after seeing our certificate, {folder}/peer.pem" in says
+
+
+def test_a_handshake_is_tried_with_the_certificate_that_was_loaded_not_with_the_one_renewed_since(
+    serving, north
+):
+    own = Credentials.load(north.issue(0), 0)
+    for name in ("peer.pem", "peer.key"):
+        (own.folder / name).write_text("nothing of use")
+    assert own.diagnose(serving.address, 1) is None
+
+
+@pytest.mark.parametrize("address", [f"{'a' * 64}.example:9000", "127.0.0.1:0", "unix:/nowhere/1.sock"])
+def test_where_no_handshake_can_be_tried_there_is_nothing_to_explain(address, peers):
+    assert peers[0].diagnose(address, 1) is None
 
 
 def test_a_neighbour_in_plain_text_is_named_at_once(peers):
