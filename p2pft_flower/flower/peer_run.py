@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -28,7 +27,6 @@ from p2pft_flower.runtime.progress import Progress, Report
 from p2pft_flower.runtime.running import running
 from p2pft_flower.runtime.wires import remote_edges
 from p2pft_flower.transport import (
-    COORDINATOR_CERTIFICATES,
     Credentials,
     ObserverServer,
     PeerReport,
@@ -43,8 +41,11 @@ __all__ = ["run_peers"]
 log = logging.getLogger("p2pft_flower")
 
 
-def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
-    """Start every host with one message for the whole run, listen to progress, gather how the peers ended."""
+def run_peers(grid: Grid, run: Run, own: Credentials | None = None) -> dict[str, Any]:
+    """Start every host with one message for the whole run, listen to progress, gather how the peers ended.
+
+    ``own`` is what the coordinator shows to peers that have certificates, to stop them.
+    """
     progress = Progress(
         1 if run.pooled else run.graph.n, run.iterations, lambda line: log.info("%s", line), run.missing
     )
@@ -81,7 +82,7 @@ def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
                 address = stack.enter_context(server).address
             except P2PFTError as error:
                 log.warning("no progress will be shown while the peers train: %s", error)
-        key, own = new_key(), _own_credentials() if run.deployed else None
+        key = new_key()
         with before_obeying(lambda number: _stop_peers(run, key, own, number, parent)):
             outcomes, evaluations = _train(grid, run, observer=address, stop_digest=digest_of(key))
     if not run.deployed:  # what the observer missed stands in the peers' own logs, on this machine
@@ -91,11 +92,6 @@ def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
     for evaluation in evaluations:
         progress.fill(Report.of(evaluation))
     return collect_results(run, outcomes, progress)
-
-
-def _own_credentials() -> Credentials | None:
-    folder = os.environ.get(COORDINATOR_CERTIFICATES)
-    return Credentials.load(Path(folder).expanduser()) if folder else None
 
 
 def _stop_peers(run: Run, key: bytes, own: Credentials | None, number: signal.Signals, parent: int) -> bool:

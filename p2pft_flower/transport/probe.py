@@ -235,8 +235,8 @@ class Prober:
                 f"peers {probe.sender} and {probe.receiver} share no edge here; this is peer {self._peer}"
             )
             return pb.ProbeReply(status=pb.NOT_NEIGHBOUR, reason=reason).SerializeToString()
-        if caller not in (None, probe.sender):
-            reason = f"a probe from peer {probe.sender} by peer {caller}"
+        if caller is not None and caller.peer != probe.sender:
+            reason = f"a probe from peer {probe.sender} by {caller.name}"
             return pb.ProbeReply(status=pb.NOT_AUTHENTIC, reason=reason).SerializeToString()
         if probe.last:
             with self._changed:

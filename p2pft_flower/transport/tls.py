@@ -17,7 +17,7 @@ import stat
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 from cryptography import x509
@@ -32,6 +32,7 @@ from p2pft_flower.transport.certificates import (
     KEY_FILE,
     PEER_FILE,
     CertificateFacts,
+    Identity,
     facts_in,
     identity_of,
     is_issued_by,
@@ -55,22 +56,19 @@ class NotAuthenticError(Exception):
 
 @dataclass(frozen=True)
 class Credentials:
-    """A peer's certificate, key and authorities; see :meth:`load`.
+    """A peer's, or the coordinator's, certificate, key and authorities; see :meth:`load`.
 
     Attributes
     ----------
     folder : Path
         Where they came from.
-    peer : int
-        The peer that they prove to be.
     facts : CertificateFacts
-        What the peer's certificate says.
+        What the certificate says.
     warnings : tuple of str
         What will not do for much longer.
     """
 
     folder: Path
-    peer: int
     facts: CertificateFacts
     warnings: tuple[str, ...]
     _authorities: bytes = field(repr=False)
@@ -95,21 +93,21 @@ class Credentials:
         object.__setattr__(self, "_context", context)
 
     @classmethod
-    def load(cls, folder: Path, peer: int | None = None) -> Credentials:
-        """Read and check a peer's folder.
+    def load(cls, folder: Path, holder: int | Literal["coordinator"] | None = None) -> Credentials:
+        """Read and check a peer's folder, or the coordinator's.
 
         Parameters
         ----------
         folder : Path
             With ``ca.pem``, ``peer.pem`` and ``peer.key``.
-        peer : int, optional
-            The peer it must be for.
+        holder : int or str, optional
+            The peer it must be for, or ``coordinator``; default any peer.
 
         Raises
         ------
         ConfigError
             When a file is missing or cannot be read, the key does not fit or can be read by others, the
-            certificate is expired, not valid yet, for another peer, or from none of the authorities in
+            certificate is expired, not valid yet, for somebody else, or from none of the authorities in
             ca.pem, these are of another federation, or an authority's key lies there; names the file and
             the remedy.
         """
@@ -117,8 +115,14 @@ class Credentials:
         certificate = read_certificates(file)[0]
         facts = facts_in(certificate, file)
         who = facts.identity
-        if who.peer is None or (peer is not None and who.peer != peer):
-            wanted = "a peer" if peer is None else f"peer {peer}"
+        if holder == "coordinator":
+            if who.holder != holder:
+                raise ConfigError(
+                    f"{file} is for {who}, not for the coordinator: give the folder that 'p2pft certs issue "
+                    "--coordinator' made"
+                )
+        elif who.peer is None or (holder is not None and who.peer != holder):
+            wanted = "a peer" if holder is None else f"peer {holder}"
             raise ConfigError(
                 f"{file} is for {who}, not for {wanted}: give the folder that was issued for it, or set "
                 "peer-id right"
@@ -130,7 +134,7 @@ class Credentials:
         _check_dates(file, facts, _RENEW)
         authorities = [(root, facts_in(root, authority_file)) for root in read_certificates(authority_file)]
         for _, root in authorities:
-            if root.identity.federation != who.federation or root.identity.peer is not None:
+            if root.identity.federation != who.federation or root.identity.holder != "authority":
                 raise ConfigError(
                     f"{authority_file} holds a certificate for {root.identity}, but {file} is for {who}: use "
                     "the ca.pem of the same federation"
@@ -153,7 +157,12 @@ class Credentials:
             )
         pems = (root.public_bytes(serialization.Encoding.PEM) for root, _ in authorities)
         chain = certificate.public_bytes(serialization.Encoding.PEM)
-        return cls(folder, who.peer, facts, tuple(warnings), b"".join(pems), chain, key)
+        return cls(folder, facts, tuple(warnings), b"".join(pems), chain, key)
+
+    @property
+    def peer(self) -> int | None:
+        """The peer that they prove to be; None: the coordinator."""
+        return self.facts.identity.peer
 
     @property
     def federation(self) -> str:
@@ -168,8 +177,13 @@ class Credentials:
         """Return what a client needs that shows its own certificate."""
         return grpc.ssl_channel_credentials(self._authorities, self._key, self._chain)
 
-    def identify(self, context: Any) -> int:
-        """Return the peer whose certificate a call's connection has; gRPC has verified the certificate.
+    def identify(self, context: Any) -> Identity:
+        """Return whose certificate a call's connection has; gRPC has verified the certificate.
+
+        Returns
+        -------
+        Identity
+            A peer of this federation, or its coordinator, which is no peer: there is one thing it may ask.
 
         Parameters
         ----------
@@ -179,7 +193,7 @@ class Credentials:
         Raises
         ------
         NotAuthenticError
-            When the connection is not TLS 1.3, or the certificate is for no peer of this federation.
+            When the connection is not TLS 1.3, or the certificate is for neither.
         """
         facts = context.auth_context()
         version = b", ".join(facts.get("ssl_tls_version", ())).decode()
@@ -190,11 +204,11 @@ class Credentials:
             who = identity_of(facts["x509_pem_cert"][0])
         except (KeyError, ValueError) as error:
             raise NotAuthenticError(f"the certificate cannot be used: {error}") from error
-        if who.peer is None or who.federation != self.federation:
+        if who.holder == "authority" or who.federation != self.federation:
             raise NotAuthenticError(
                 f"the certificate is for {who}; this is a peer of federation {self.federation!r}"
             )
-        return who.peer
+        return who
 
     def diagnose(self, address: str, peer: int, timeout: float = 5.0) -> str | None:
         """Try a handshake with ``peer`` and return why it fails; None when it does not, or nobody is there.

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport import Credentials, certificates
@@ -50,6 +51,29 @@ def test_a_peers_folder_holds_its_certificate_its_key_and_the_authority_and_noth
     assert 364 < (facts.not_after - facts.not_before).days < 367
     assert identity_of((folder / "peer.pem").read_bytes()) == facts.identity
     assert target_name("north", 3) == "peer-3.north.p2pft.internal"
+
+
+def test_the_coordinators_certificate_is_its_own_and_no_peers(north):
+    folder = north.coordinator()
+    assert {f.name: mode(f) for f in folder.iterdir()} == dict.fromkeys(
+        ("ca.pem", "peer.pem", "peer.key"), 0o600
+    )
+    (certificate,) = read_certificates(folder / "peer.pem")
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [name.value for name in names] == ["p2pft://north/coordinator"]
+    uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(uses) == [x509.ExtendedKeyUsageOID.CLIENT_AUTH]  # nobody may answer with it
+    for holder in (None, 0):
+        with pytest.raises(ConfigError, match="is for the coordinator of federation 'north', not for"):
+            Credentials.load(folder, holder)
+    with pytest.raises(ConfigError, match=r"is for peer 3 of .*, not for the coordinator: .*--coordinator"):
+        Credentials.load(north.issue(3), "coordinator")
+    before = Credentials.load(folder, "coordinator").facts
+    after = renew(north.authority, folder)
+    assert after.identity == before.identity
+    assert after.fingerprint != before.fingerprint
+    with pytest.raises(ConfigError, match=r"ca\.key: No such file"):
+        issue(folder, folder.parent / "by-the-coordinator", 0)
 
 
 def test_nothing_is_overwritten(north):

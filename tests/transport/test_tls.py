@@ -35,6 +35,8 @@ from p2pft_flower.transport import (
     Status,
     Stop,
     Terms,
+    digest_of,
+    new_key,
 )
 from p2pft_flower.transport.certificates import identity_of, target_name
 from p2pft_flower.transport.header import HEADER_KEY
@@ -79,7 +81,7 @@ def port_of(address):
 
 
 @contextmanager
-def calling(address, own=None, name=PEER_1):
+def calling(address, own=None, name=PEER_1, metadata=()):
     """Call methods with raw bytes, as whoever has the certificate ``own`` could."""
     options = [("grpc.ssl_target_name_override", name), ("grpc.use_local_subchannel_pool", 1)]
     channel = (
@@ -90,9 +92,9 @@ def calling(address, own=None, name=PEER_1):
     with channel:
 
         def call(method, body, header=None):
-            metadata = () if header is None else ((HEADER_KEY, header),)
+            beside = metadata if header is None else (*metadata, (HEADER_KEY, header))
             unary = channel.unary_unary(f"/p2pft.v1.Exchange/{method}", None, None)
-            return Reply.FromString(unary(body, metadata=metadata, timeout=PATIENCE))
+            return Reply.FromString(unary(body, metadata=beside, timeout=PATIENCE))
 
         yield call
 
@@ -179,6 +181,43 @@ def test_a_stranger_with_a_valid_certificate_is_refused(serving, peers, claims):
             assert reply.reason == "peer 3 shares no edge with this host"
     assert serving.stops == []
     assert serving.pending((0, 1)) == 0
+
+
+@pytest.mark.parametrize("shows_the_key", [True, False])
+def test_the_coordinator_is_heard_for_a_stop_with_the_runs_key_and_for_nothing_else(
+    shows_the_key, north, peers
+):
+    key = new_key()
+    shown = (("p2pft-stop-key-bin", key if shows_the_key else new_key()),)
+    coordinator = Credentials.load(north.coordinator(), "coordinator")
+    mailbox, stops = Mailbox(TERMS, [(0, 1)]), []
+    with PeerServer(
+        mailbox,
+        {1: "127.0.0.1:0"},
+        on_stop=stops.append,
+        stop_digest=digest_of(key),
+        credentials=peers[1],
+    ) as server:
+        address = server.bound_addresses[1]
+        with calling(address, coordinator, metadata=shown) as call:
+            for claims in (0, 3):
+                for method, arguments in (("Deliver", payload(claims)), ("Hello", (hello(claims),))):
+                    reply = call(method, *arguments)
+                    assert Status.Name(reply.status) == "NOT_NEIGHBOUR"
+                    assert reply.reason == (
+                        "the coordinator is heard for a stop with the run's key, and for no more"
+                    )
+            answer = Status.Name(call("Stop", stop(0)).status)
+        assert answer == ("ACCEPTED" if shows_the_key else "NOT_NEIGHBOUR")
+    assert len(stops) == shows_the_key
+    assert mailbox.pending((0, 1)) == 0
+
+
+def test_nobody_takes_the_coordinator_for_a_peer(north, peers):
+    coordinator = Credentials.load(north.coordinator(), "coordinator")
+    with PeerServer(Mailbox(TERMS, [(0, 1)]), {1: "127.0.0.1:0"}, credentials=coordinator) as server:
+        says = refused_at_once(server.bound_addresses[1], peers[0])
+    assert "the certificate shown there is not accepted here" in says
 
 
 def test_a_replayed_payload_is_not_used_again(serving, peers):
