@@ -133,7 +133,10 @@ class CertificateFacts:
         if len(found) != 1 or found[0] is None:
             raise ValueError("it names no federation and peer (URI p2pft://FEDERATION/peer/NUMBER)")
         federation, role, number = found[0].groups()
-        identity = Identity(federation, role or int(number))
+        if number is not None:
+            identity = Identity(federation, int(number))
+        else:
+            identity = Identity(federation, "coordinator" if role == "coordinator" else "authority")
         own = None if identity.peer is None else target_name(federation, identity.peer)
         hosts = (name for name in names.get_values_for_type(x509.DNSName) if name != own)
         addresses = (str(address) for address in names.get_values_for_type(x509.IPAddress))
