@@ -94,7 +94,7 @@ def test_a_coordinator_that_could_not_stop_the_peers_says_so_at_the_start(tmp_pa
     said = said_by(tmp_path, capsys, monkeypatch, None)
     assert said.count("flwr stop and Ctrl-C will not reach the peers") == 1
     assert "Set P2PFT_CERTIFICATES in the SuperLink's environment" in said
-    assert said.index("will not reach") < said.index("iteration   0")
+    assert said.index("will not reach") < said.index("accuracy on all classes")
 
 
 def test_a_coordinator_with_a_certificate_of_its_own_warns_of_nothing(tmp_path, capsys, monkeypatch):
