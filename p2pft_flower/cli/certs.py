@@ -22,6 +22,7 @@ from p2pft_flower.transport.certificates import (
     create_authority,
     facts_in,
     issue,
+    issue_coordinator,
     read_certificate,
     read_certificates,
     renew,
@@ -61,20 +62,31 @@ def init(
 @app.command("issue")
 def issue_certificate(
     authority: Authority,
-    peer: Annotated[int, typer.Option(help="The peer's number in the graph, from 0.")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The new folder for the peer's files.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The new folder for the files.")],
+    peer: Annotated[int | None, typer.Option(help="The peer's number in the graph, from 0.")] = None,
+    coordinator: Annotated[
+        bool,
+        typer.Option(
+            "--coordinator", help="For the SuperLink's machine instead of a peer's: for flwr stop alone."
+        ),
+    ] = False,
     address: Annotated[
         list[str] | None,
         typer.Option(help="A host name or IP address of the peer; may be given several times."),
     ] = None,
     days: Days = 365,
 ) -> None:
-    """Issue a peer's key and certificate into a folder to be copied to its machine.
+    """Issue a peer's key and certificate, or the coordinator's, into a folder to be copied to its machine.
 
     Exit codes: 0 it was issued; 2 a value or the authority cannot be used, or the folder holds certificates.
     """
     try:
-        facts = issue(authority, out, peer, address or (), days)
+        if peer is not None and not coordinator:
+            facts = issue(authority, out, peer, address or (), days)
+        elif peer is None and coordinator and not address:
+            facts = issue_coordinator(authority, out, days)
+        else:
+            _fail("say for whom: --peer NUMBER, or --coordinator, which has no --address as nobody calls it")
     except ConfigError as error:
         _fail(error)
     typer.echo(f"{out}: {facts.identity}, valid until {facts.not_after:%Y-%m-%d}")
@@ -82,16 +94,27 @@ def issue_certificate(
 
 @app.command("renew")
 def renew_certificate(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The peer's folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The peer's or coordinator's.")],
     authority: Authority,
+    previous: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Your own copy of the ca.pem of the authority that issued it, where that was another one.",
+        ),
+    ] = None,
     days: Days = 365,
 ) -> None:
     """Replace a peer's key and certificate by new ones, for the same peer and names.
 
-    Exit codes: 0 it was renewed; 2 folder or authority cannot be used, or they are of different federations.
+    The folder's certificate must have been issued by the authority, or by the one of --previous: a ca.pem
+    that came with the folder is no proof.
+
+    Exit codes: 0 it was renewed; 2 folder or authority cannot be used, they are of different federations, or
+    another authority issued it.
     """
     try:
-        facts = renew(authority, folder, days)
+        facts = renew(authority, folder, days, previous)
     except ConfigError as error:
         _fail(error)
     typer.echo(f"{folder}: {facts.identity}, valid until {facts.not_after:%Y-%m-%d}")
@@ -151,6 +174,7 @@ def as_dict(file: str, facts: CertificateFacts) -> dict[str, Any]:
         "file": file,
         "federation": facts.identity.federation,
         "peer": facts.identity.peer,
+        "role": "peer" if isinstance(facts.identity.holder, int) else facts.identity.holder,
         "names": list(facts.names),
         "not_before": facts.not_before.isoformat(),
         "not_after": facts.not_after.isoformat(),

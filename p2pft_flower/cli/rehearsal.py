@@ -35,7 +35,7 @@ from p2pft_flower.resources import home
 from p2pft_flower.runtime.processes import is_alive, start_mark
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES, parse_address
-from p2pft_flower.transport.certificates import create_authority, issue
+from p2pft_flower.transport.certificates import create_authority, issue, issue_coordinator
 from p2pft_flower.transport.tls import TLS13_ENVIRONMENT
 
 __all__ = ["CONNECTION", "AlreadyUpError", "Peer", "Process", "Rehearsal", "current", "end", "start"]
@@ -213,7 +213,7 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
         show(f"certificates of {graph.n} peers of the federation {federation}: {folder() / 'peers'}")
         create_authority(folder() / "authority", federation)
         peers = [_prepare(peer, address) for peer, address in enumerate(addresses)]
-        issue(folder() / "authority", _coordinators(), graph.n)  # flwr stop needs it, for a number of no peer
+        issue_coordinator(folder() / "authority", _coordinators())  # flwr stop needs it
         state = Rehearsal(uuid.uuid4().hex, federation, f"127.0.0.1:{ports[-1]}", tuple(peers))
         started: list[subprocess.Popen[bytes]] = []
         try:

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import time
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -29,7 +28,6 @@ from p2pft_flower.runtime.progress import Progress, Report
 from p2pft_flower.runtime.running import running
 from p2pft_flower.runtime.wires import remote_edges
 from p2pft_flower.transport import (
-    COORDINATOR_CERTIFICATES,
     Credentials,
     ObserverServer,
     PeerReport,
@@ -47,8 +45,11 @@ RETRY_AFTER = 1.0
 """Seconds between tries to tell peers of a stop."""
 
 
-def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
-    """Start every host with one message for the whole run, listen to progress, gather how the peers ended."""
+def run_peers(grid: Grid, run: Run, own: Credentials | None = None) -> dict[str, Any]:
+    """Start every host with one message for the whole run, listen to progress, gather how the peers ended.
+
+    ``own`` is what the coordinator shows to peers that have certificates, to stop them.
+    """
     progress = Progress(
         1 if run.pooled else run.graph.n, run.iterations, lambda line: log.info("%s", line), run.missing
     )
@@ -85,7 +86,7 @@ def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
                 address = stack.enter_context(server).address
             except P2PFTError as error:
                 log.warning("no progress will be shown while the peers train: %s", error)
-        key, own = new_key(), _own_credentials() if run.deployed else None
+        key = new_key()
         with before_obeying(lambda number: _stop_peers(run, key, own, number, parent)):
             if run.deployed:
                 log.info("the peers train; how they get on stands in each site's log until they have ended")
@@ -99,11 +100,6 @@ def run_peers(grid: Grid, run: Run) -> dict[str, Any]:
     for evaluation in evaluations:
         progress.fill(Report.of(evaluation))
     return collect_results(run, outcomes, progress)
-
-
-def _own_credentials() -> Credentials | None:
-    folder = os.environ.get(COORDINATOR_CERTIFICATES)
-    return Credentials.load(Path(folder).expanduser()) if folder else None
 
 
 def _stop_peers(run: Run, key: bytes, own: Credentials | None, number: signal.Signals, parent: int) -> bool:

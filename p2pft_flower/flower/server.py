@@ -25,7 +25,7 @@ from p2pft_flower.flower.preflight import preflight
 from p2pft_flower.flower.run import plan_run, tell_plan
 from p2pft_flower.flower.strategies import is_strategy, make_strategy, strategy_names
 from p2pft_flower.flower.strategy_run import run_strategy
-from p2pft_flower.flower.trust import check_trust
+from p2pft_flower.flower.trust import check_trust, coordinator_credentials
 from p2pft_flower.plugins import is_reference
 from p2pft_flower.report.results import default_output_dir, head, holds_a_run, write_results
 from p2pft_flower.report.tables import run_table
@@ -128,6 +128,7 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, 
         check_graph(method, view.graph)
     run = plan_run(run_id, config, graph, view, folder, pooled, exchanges, hosts, answers)
     tell_plan(run)
+    own = None if strategy else coordinator_credentials(answers)
     if run.deployed and run.exchanges and not strategy:
         preflight(grid, run, answers)
     elif config.runtime.preflight_only:
@@ -137,4 +138,4 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, 
         )
     if config.runtime.preflight_only:
         return None
-    return run_strategy(grid, run) if strategy else run_peers(grid, run)
+    return run_strategy(grid, run) if strategy else run_peers(grid, run, own)

@@ -1,15 +1,20 @@
-"""Whether deployed peers can trust each other: looked at before anything trains."""
+"""Whether deployed peers can trust each other, and the coordinator: looked at before anything trains."""
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.topology.views import View
-from p2pft_flower.transport import parse_address
+from p2pft_flower.transport import COORDINATOR_CERTIFICATES, Credentials, parse_address
 
-__all__ = ["check_trust"]
+__all__ = ["check_trust", "coordinator_credentials"]
+
+log = logging.getLogger("p2pft_flower")
 
 
 def check_trust(
@@ -60,3 +65,43 @@ def check_trust(
                     "set certificates in --node-config ('p2pft certs issue' makes them), or insecure = true "
                     "to send in plain text"
                 )
+
+
+def coordinator_credentials(answers: Mapping[int, Mapping[str, Any]]) -> Credentials | None:
+    """Return with what the coordinator tells the peers to stop; None where they have no certificates.
+
+    Where they have some and it has none, a warning says what will not work.
+
+    Parameters
+    ----------
+    answers : mapping of int to mapping
+        What each node said to hello: ``federation``.
+
+    Raises
+    ------
+    ConfigError
+        When the folder that the environment names cannot be used.
+    RunFailedError
+        When it is of another federation.
+    """
+    federations = sorted({answer["federation"] for answer in answers.values()} - {""})
+    if not federations:
+        return None
+    folder = os.environ.get(COORDINATOR_CERTIFICATES)
+    if not folder:
+        log.warning(
+            "the peers have certificates and the coordinator has none: flwr stop and Ctrl-C will not reach "
+            "the peers, which then train on until p2pft stop at any one site. Set %s in the SuperLink's "
+            "environment to a folder that 'p2pft certs issue --coordinator' made",
+            COORDINATOR_CERTIFICATES,
+        )
+        return None
+    own = Credentials.load(Path(folder).expanduser(), "coordinator")
+    for warning in own.warnings:
+        log.warning("%s", warning)
+    if own.federation not in federations:
+        raise RunFailedError(
+            f"{COORDINATOR_CERTIFICATES} = {folder} is for {own.facts.identity}, but the peers are of "
+            f"{', '.join(map(repr, federations))}: set it to a folder that the peers' own authority issued"
+        )
+    return own

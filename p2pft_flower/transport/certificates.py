@@ -1,9 +1,11 @@
-"""A federation's certificates: its authority (CA), and one certificate a peer that says which peer it is.
+"""A federation's certificates: its authority (CA), one a peer that says which peer it is, the coordinator's.
 
 The authority's folder holds ``ca.pem`` and ``ca.key``; a peer's folder ``ca.pem``, ``peer.pem`` and
 ``peer.key``. A peer's certificate has the URI ``p2pft://<federation>/peer/<i>`` and the DNS name
 ``peer-<i>.<federation>.p2pft.internal``. That name is what a client asks for, whatever address the peer is
-reached at, so that whoever answers proves to be peer i of this federation.
+reached at, so that whoever answers proves to be peer i of this federation. The coordinator's has the URI
+``p2pft://<federation>/coordinator`` and no name: it is good for calling only, and peers hear one call of it,
+the stop of a run. Its folder has the files of a peer's.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -34,7 +38,9 @@ __all__ = [
     "create_authority",
     "facts_in",
     "identity_of",
+    "is_issued_by",
     "issue",
+    "issue_coordinator",
     "read_certificate",
     "read_certificates",
     "renew",
@@ -49,8 +55,11 @@ _CURVE = ec.SECP256R1()
 _CLOCKS = timedelta(minutes=5)
 """How far a peer's clock may be behind the authority's without the new certificate being refused."""
 
+_OWN_NAMES = ".p2pft.internal"
+"""How the DNS names end that stand for peers; whoever has one is that peer to all others."""
+
 _FEDERATION = r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?"
-_URI = re.compile(rf"p2pft://({_FEDERATION})/(?:authority|peer/(0|[1-9]\d{{0,8}}))")
+_URI = re.compile(rf"p2pft://({_FEDERATION})/(?:(authority|coordinator)|peer/(0|[1-9]\d{{0,8}}))")
 
 
 @dataclass(frozen=True)
@@ -61,16 +70,31 @@ class Identity:
     ----------
     federation : str
         The federation's name.
-    peer : int or None
-        The peer's number; None for the authority itself.
+    holder : int or str
+        The peer's number; ``authority`` for the authority itself, ``coordinator`` for who starts its runs.
     """
 
     federation: str
-    peer: int | None
+    holder: int | Literal["authority", "coordinator"]
+
+    @property
+    def peer(self) -> int | None:
+        """The peer's number; None for who is no peer."""
+        return self.holder if isinstance(self.holder, int) else None
+
+    @property
+    def uri(self) -> str:
+        """How the certificate says it."""
+        who = self.holder if self.peer is None else f"peer/{self.peer}"
+        return f"p2pft://{self.federation}/{who}"
+
+    @property
+    def name(self) -> str:
+        """Who it is, in words, where the federation is known."""
+        return f"the {self.holder}" if self.peer is None else f"peer {self.peer}"
 
     def __str__(self) -> str:
-        who = "the authority" if self.peer is None else f"peer {self.peer}"
-        return f"{who} of federation {self.federation!r}"
+        return f"{self.name} of federation {self.federation!r}"
 
 
 @dataclass(frozen=True)
@@ -108,13 +132,16 @@ class CertificateFacts:
         found = [_URI.fullmatch(uri) for uri in names.get_values_for_type(x509.UniformResourceIdentifier)]
         if len(found) != 1 or found[0] is None:
             raise ValueError("it names no federation and peer (URI p2pft://FEDERATION/peer/NUMBER)")
-        federation, number = found[0][1], found[0][2]
-        peer = None if number is None else int(number)
-        own = None if peer is None else target_name(federation, peer)
+        federation, role, number = found[0].groups()
+        if number is not None:
+            identity = Identity(federation, int(number))
+        else:
+            identity = Identity(federation, "coordinator" if role == "coordinator" else "authority")
+        own = None if identity.peer is None else target_name(federation, identity.peer)
         hosts = (name for name in names.get_values_for_type(x509.DNSName) if name != own)
         addresses = (str(address) for address in names.get_values_for_type(x509.IPAddress))
         return cls(
-            identity=Identity(federation, peer),
+            identity=identity,
             names=(*hosts, *addresses),
             not_before=certificate.not_valid_before_utc,
             not_after=certificate.not_valid_after_utc,
@@ -131,7 +158,7 @@ def _names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
 
 def target_name(federation: str, peer: int) -> str:
     """Return the DNS name that stands for ``peer`` of ``federation`` in certificates; it resolves nowhere."""
-    return f"peer-{peer}.{federation}.p2pft.internal"
+    return f"peer-{peer}.{federation}{_OWN_NAMES}"
 
 
 @lru_cache(maxsize=1024)
@@ -170,7 +197,7 @@ def create_authority(folder: Path, federation: str, days: float = 3650) -> Certi
     key = ec.generate_private_key(_CURVE)
     name = _subject(f"{federation} authority")
     usage = _key_usage(key_cert_sign=True, crl_sign=True)
-    uri = x509.UniformResourceIdentifier(f"p2pft://{federation}/authority")
+    uri = x509.UniformResourceIdentifier(Identity(federation, "authority").uri)
     certificate = (
         _builder(name, name, key, days)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -206,7 +233,7 @@ def issue(
         The peer's number, from 0.
     addresses : iterable of str
         Host names and IP addresses the peer is reached at, without port. Nothing depends on them; they are
-        for people and other programs.
+        for people and other programs. None may end in ``.p2pft.internal``.
     days : float
         How long it is valid; never longer than the authority's own certificate.
 
@@ -218,15 +245,50 @@ def issue(
     """
     if not 0 <= peer < 10**9:
         raise ConfigError(f"peer {peer}: peers are numbered from 0")
+    return _issue(authority, folder, peer, addresses, days)
+
+
+def issue_coordinator(authority: Path, folder: Path, days: float = 365) -> CertificateFacts:
+    """Make the coordinator's folder, with which it can stop runs (``flwr stop``); files as a peer's.
+
+    Parameters
+    ----------
+    authority : Path
+        The authority's folder.
+    folder : Path
+        The coordinator's, made where it is missing; must not hold certificates yet.
+    days : float
+        How long it is valid; never longer than the authority's own certificate.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`issue`.
+    """
+    return _issue(authority, folder, "coordinator", (), days)
+
+
+def _issue(
+    authority: Path,
+    folder: Path,
+    holder: int | Literal["coordinator"],
+    addresses: Iterable[str],
+    days: float,
+) -> CertificateFacts:
     _refuse_to_overwrite(folder, (CA_FILE, CA_KEY_FILE, PEER_FILE, KEY_FILE))
     roots, root, root_key = _load_authority(authority)
-    certificate, key = _sign(root, root_key, peer, addresses, days)
+    identity = Identity(facts_in(root, authority / CA_FILE).identity.federation, holder)
+    certificate, key = _sign(root, root_key, identity, addresses, days)
     _write(folder, {CA_FILE: b"".join(map(_pem, roots)), PEER_FILE: _pem(certificate), KEY_FILE: key})
     return CertificateFacts.of(certificate)
 
 
-def renew(authority: Path, folder: Path, days: float = 365) -> CertificateFacts:
-    """Replace a peer's key and certificate by new ones for the same peer and names.
+def renew(authority: Path, folder: Path, days: float = 365, previous: Path | None = None) -> CertificateFacts:
+    """Replace a peer's, or the coordinator's, key and certificate by new ones for the same holder and names.
+
+    Whose certificate it is, is taken from the old one, which must therefore be signed by an authority of the
+    caller's own files: what lies in ``folder``, its ``ca.pem`` included, comes from the peer and vouches for
+    nothing.
 
     ``ca.pem`` keeps the authorities that are still valid and gains ``authority``'s: while authorities
     change, a peer trusts the old and the new one.
@@ -239,21 +301,34 @@ def renew(authority: Path, folder: Path, days: float = 365) -> CertificateFacts:
         The peer's.
     days : float
         How long the new certificate is valid.
+    previous : Path, optional
+        While authorities change: the ``ca.pem`` of the one that issued the old certificate, from the
+        caller's own copy.
 
     Raises
     ------
     ConfigError
-        When authority or folder cannot be read or written, or they are of different federations.
+        When authority or folder cannot be read or written, or they are of different federations, or the old
+        certificate was not issued by ``authority`` or ``previous``.
     """
     roots, root, root_key = _load_authority(authority)
-    old = read_certificate(folder / PEER_FILE)
+    certificate = read_certificates(folder / PEER_FILE)[0]
+    old = facts_in(certificate, folder / PEER_FILE)
     federation = CertificateFacts.of(root).identity.federation
-    if old.identity.peer is None or old.identity.federation != federation:
+    if old.identity.holder == "authority" or old.identity.federation != federation:
         raise ConfigError(
             f"{folder / PEER_FILE} is for {old.identity}, but {authority} is the authority of federation "
             f"{federation!r}: renew with the authority of the same federation"
         )
-    certificate, key = _sign(root, root_key, old.identity.peer, old.names, days)
+    vouching = roots if previous is None else [*roots, *read_certificates(previous)]
+    if not any(is_issued_by(certificate, own) for own in vouching):
+        files = str(authority / CA_FILE) if previous is None else f"{authority / CA_FILE} or {previous}"
+        raise ConfigError(
+            f"{folder / PEER_FILE} says {old.identity}, but was not issued by an authority in {files}: if "
+            "another authority of yours did, give that one's ca.pem (--previous), and never the one of the "
+            "peer's folder; otherwise issue a new certificate to whom you know to be that peer"
+        )
+    certificate, key = _sign(root, root_key, old.identity, old.names, days)
     kept = [c for c in read_certificates(folder / CA_FILE) if c.not_valid_after_utc > utc_now()]
     trusted = dict.fromkeys([*kept, *roots])
     if (folder / CA_KEY_FILE).exists():
@@ -306,6 +381,15 @@ def facts_in(certificate: x509.Certificate, file: Path) -> CertificateFacts:
         raise ConfigError(
             f"{file} holds a certificate of no federation: {error}; make one with 'p2pft certs'"
         ) from error
+
+
+def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Return whether ``authority`` has signed ``certificate``; dates are not looked at."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def utc_now() -> datetime:
@@ -361,30 +445,30 @@ def _builder(
 def _sign(
     root: x509.Certificate,
     root_key: ec.EllipticCurvePrivateKey,
-    peer: int,
+    identity: Identity,
     addresses: Iterable[str],
     days: float,
 ) -> tuple[x509.Certificate, bytes]:
-    """Return a peer's new certificate and its new private key in PEM form."""
-    federation = CertificateFacts.of(root).identity.federation
-    own = target_name(federation, peer)
-    names: list[x509.GeneralName] = [
-        x509.UniformResourceIdentifier(f"p2pft://{federation}/peer/{peer}"),
-        x509.DNSName(own),
-    ]
-    names += [_general_name(address) for address in dict.fromkeys(addresses) if address != own]
+    """Return the new certificate of who ``identity`` says, and its new private key in PEM form."""
+    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)]
+    uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
+    if identity.peer is not None:  # the coordinator is never called
+        names.append(x509.DNSName(target_name(identity.federation, identity.peer)))
+        uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
+    names += [_general_name(address) for address in dict.fromkeys(addresses)]
     key = ec.generate_private_key(_CURVE)
     issuer_key = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
     certificate = (
         _builder(
-            _subject(f"{federation} peer {peer}"), root.subject, key, days, last=root.not_valid_after_utc
+            _subject(f"{identity.federation} {identity.name.removeprefix('the ')}"),
+            root.subject,
+            key,
+            days,
+            last=root.not_valid_after_utc,
         )
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(), critical=True)
-        .add_extension(
-            x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
-            critical=False,
-        )
+        .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(
@@ -401,9 +485,16 @@ def _general_name(address: str) -> x509.GeneralName:
     except ValueError:
         pass
     label = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
-    if len(address) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*", address):
+    name = address.removesuffix(".")
+    if len(address) > 253 or not re.fullmatch(rf"{label}(?:\.{label})*", name):
         raise ConfigError(f"address {address!r} is neither a host name nor an IP address (without a port)")
-    return x509.DNSName(address.lower())
+    name = name.lower()
+    if f".{name}".endswith(_OWN_NAMES):
+        raise ConfigError(
+            f"address {address!r} ends in {_OWN_NAMES}: such a name proves which peer its bearer is, and is "
+            "given by --peer alone; leave it out, or issue the certificate anew if it is in one already"
+        )
+    return x509.DNSName(name)
 
 
 def _load_authority(
@@ -424,7 +515,7 @@ def _load_authority(
     if not own or not isinstance(key, ec.EllipticCurvePrivateKey):
         raise ConfigError(f"{file} does not belong to {folder / CA_FILE}: restore both from a backup")
     facts = facts_in(own[0], folder / CA_FILE)
-    if facts.identity.peer is not None:
+    if facts.identity.holder != "authority":
         raise ConfigError(f"{folder} is the folder of {facts.identity}, not of an authority")
     if own[0].not_valid_after_utc <= utc_now():
         raise ConfigError(

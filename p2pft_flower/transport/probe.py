@@ -249,8 +249,8 @@ class Prober:
         try:
             probe = pb.Probe.FromString(request)
         except DecodeError:
-            return self._refuse(pb.BAD_HEADER, "not a probe", caller)
-        sender = probe.sender if caller is None else caller
+            return self._refuse(pb.BAD_HEADER, "not a probe", None if caller is None else caller.peer)
+        sender = probe.sender if caller is None else caller.peer
         if probe.run != self._run:
             return self._refuse(pb.WRONG_RUN, f"run {probe.run[:64]!r} is not this one", sender)
         if probe.receiver != self._peer or probe.sender not in self._neighbours:
@@ -258,9 +258,9 @@ class Prober:
                 f"peers {probe.sender} and {probe.receiver} share no edge here; this is peer {self._peer}"
             )
             return self._refuse(pb.NOT_NEIGHBOUR, reason, sender)
-        if caller not in (None, probe.sender):
+        if caller is not None and caller.peer != probe.sender:
             return self._refuse(
-                pb.NOT_AUTHENTIC, f"a probe from peer {probe.sender} by peer {caller}", sender
+                pb.NOT_AUTHENTIC, f"a probe from peer {probe.sender} by {caller.name}", sender
             )
         if probe.last:
             with self._changed:

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 
 from p2pft_flower.errors import printable
 from p2pft_flower.transport import p2pft_pb2 as pb
+from p2pft_flower.transport.certificates import Identity
 from p2pft_flower.transport.endpoint import EXCHANGE, Listener
 from p2pft_flower.transport.errors import ExchangeStoppedError
 from p2pft_flower.transport.header import HEADER_KEY
@@ -45,13 +46,13 @@ class PeerServer:
     on_stop : callable, optional
         Gets a neighbour's Stop, or one that shows the run's key, in a thread of the server; must return soon.
     stop_digest : str
-        SHA-256, hexadecimal, of the key by which who is no neighbour may stop the run (`stop_run`); default
-        empty: nobody may.
+        SHA-256, hexadecimal, of the key by which the coordinator may stop the run (`stop_run`); default
+        empty: it may not. Where there are no certificates, whoever shows the key is the coordinator.
     timeout : float
         Longest wait of a payload for room in the mailbox, in seconds, where the sender's deadline is later.
     credentials : Credentials, optional
         For TLS over TCP: every caller must then have a certificate of the federation, speak TLS 1.3, be a
-        neighbour, and be the sender that its messages name.
+        neighbour, and be the sender that its messages name; or be the coordinator, for a Stop with the key.
     insecure : bool
         Whether to listen in plain text beyond this machine; default False.
 
@@ -129,16 +130,16 @@ class PeerServer:
         self.close()
 
     def _answer(
-        self, answer: Callable[[bytes, Any, int | None], pb.Reply], request: bytes, context: Any
+        self, answer: Callable[[bytes, Any, Identity | None], pb.Reply], request: bytes, context: Any
     ) -> bytes:
         """Find out who calls and whether to listen, answer, and remember what had to be refused."""
-        peer, caller = None, context.peer()
+        who, caller = None, context.peer()
         # Only this user gets at a Unix socket: a Unix socket needs neither certificates nor patience.
         trusted = caller.startswith("unix:")
         try:
             if self._credentials is not None and not trusted:
-                peer = self._credentials.identify(context)
-                caller = f"peer {peer}"
+                who = self._credentials.identify(context)
+                caller = who.name
         except NotAuthenticError as error:
             reply = self._refuse(pb.NOT_AUTHENTIC, str(error))
         else:
@@ -146,22 +147,27 @@ class PeerServer:
                 reply = self._refuse(
                     pb.THROTTLED, f"too much from {caller} was refused: nothing is looked at"
                 )
-            elif peer is not None and not self._is_heard(peer, context):
-                reply = self._refuse(pb.NOT_NEIGHBOUR, f"peer {peer} shares no edge with this host")
+            elif who is not None and who.peer is None:
+                # It trains nothing, so it may do no more than end what it has started.
+                if answer == self._stop and self._has_key(context):
+                    reply = self._stop(request, context, who)
+                else:
+                    reply = self._refuse(
+                        pb.NOT_NEIGHBOUR,
+                        f"{who.name} is heard for a stop with the run's key, and for no more",
+                    )
+            elif who is not None and all(who.peer != remote for remote, _ in self._neighbours):
+                reply = self._refuse(pb.NOT_NEIGHBOUR, f"{who.name} shares no edge with this host")
             else:
-                reply = answer(request, context, peer)
+                reply = answer(request, context, who)
         if reply.status not in _NO_FAULT:
             self._throttle.refused(caller)
         return reply.SerializeToString()
 
-    def _is_heard(self, peer: int, context: Any) -> bool:
-        """Return whether a member of the federation is a neighbour, or shows the run's key (`stop_run`)."""
-        return any(peer == remote for remote, _ in self._neighbours) or self._has_key(context)
-
     def _has_key(self, context: Any) -> bool:
         return has_key(context.invocation_metadata(), self._stop_digest)
 
-    def _deliver(self, payload: bytes, context: Any, peer: int | None) -> pb.Reply:
+    def _deliver(self, payload: bytes, context: Any, who: Identity | None) -> pb.Reply:
         header = b""
         for key, value in context.invocation_metadata():
             if key == HEADER_KEY:
@@ -171,17 +177,17 @@ class PeerServer:
         left = context.time_remaining()
         timeout = min(math.inf if left is None else left, self._timeout)
         try:
-            return self._mailbox.deliver(header, payload, timeout, peer)
+            return self._mailbox.deliver(header, payload, timeout, None if who is None else who.peer)
         except Exception as error:  # whatever the runtime failed the mailbox with is the answer
             return pb.Reply(status=pb.STOPPED, reason=str(error))
 
-    def _hello(self, request: bytes, _context: Any, peer: int | None) -> pb.Reply:
+    def _hello(self, request: bytes, _context: Any, who: Identity | None) -> pb.Reply:
         try:
             hello = pb.Hello.FromString(request)
         except DecodeError:
             return self._refuse(pb.BAD_HEADER, "a hello that cannot be parsed")
-        if peer is not None and hello.sender != peer:
-            return self._refuse(pb.NOT_AUTHENTIC, f"a hello from peer {hello.sender} by peer {peer}")
+        if who is not None and hello.sender != who.peer:
+            return self._refuse(pb.NOT_AUTHENTIC, f"a hello from peer {hello.sender} by {who.name}")
         if (wrong := self._mismatch(hello)) is not None:
             return self._refuse(*wrong)
         answer = self._on_hello(hello) if self._on_hello is not None else None
@@ -211,14 +217,15 @@ class PeerServer:
                 return status, f"peer {hello.sender} has {what} {told!r}, peer {hello.receiver} has {ours!r}"
         return None
 
-    def _stop(self, request: bytes, context: Any, peer: int | None) -> pb.Reply:
+    def _stop(self, request: bytes, context: Any, who: Identity | None) -> pb.Reply:
         try:
             stop = pb.Stop.FromString(request)
         except DecodeError:
             return self._refuse(pb.BAD_HEADER, "a stop that cannot be parsed")
-        keyed = self._has_key(context)
-        if peer is not None and stop.sender != peer and not keyed:
-            return self._refuse(pb.NOT_AUTHENTIC, f"a stop from peer {stop.sender} by peer {peer}")
+        # Where certificates say who calls, a peer is a peer, whatever key it shows.
+        keyed = (who is None or who.peer is None) and self._has_key(context)
+        if who is not None and stop.sender != who.peer and not keyed:
+            return self._refuse(pb.NOT_AUTHENTIC, f"a stop from peer {stop.sender} by {who.name}")
         if stop.run != self._mailbox.terms.run:
             return self._refuse(pb.WRONG_RUN, f"a stop of run {stop.run[:64]!r}")
         if not keyed and all(stop.sender != remote for remote, _ in self._neighbours):

@@ -22,8 +22,8 @@ from p2pft_flower.transport.tls import Credentials
 __all__ = ["COORDINATOR_CERTIFICATES", "digest_of", "has_key", "new_key", "stop_run"]
 
 COORDINATOR_CERTIFICATES = "P2PFT_CERTIFICATES"
-"""Environment variable of the SuperLink: a folder that ``p2pft certs issue`` made, for a number that is no
-peer's. The coordinator needs it to stop peers that have certificates themselves, and for nothing else."""
+"""Environment variable of the SuperLink: the folder that ``p2pft certs issue --coordinator`` made. The
+coordinator needs it to stop peers that have certificates themselves, and for nothing else."""
 
 _KEY = "p2pft-stop-key-bin"
 """Metadata key of the call."""
@@ -68,7 +68,7 @@ def stop_run(
     reason : str
         Why, in words for a person.
     credentials : Credentials, optional
-        Any of the peers' federation, whose hosts take nothing in without; default: in plain text, which
+        The coordinator's, where the peers have certificates; default: in plain text, which
         tells nothing but the reason, and a key that is worth nothing once it was used.
     timeout : float
         Seconds that all of it may take.

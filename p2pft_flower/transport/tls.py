@@ -17,11 +17,10 @@ import stat
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 
 from p2pft_flower.errors import ConfigError
@@ -33,8 +32,10 @@ from p2pft_flower.transport.certificates import (
     KEY_FILE,
     PEER_FILE,
     CertificateFacts,
+    Identity,
     facts_in,
     identity_of,
+    is_issued_by,
     read_certificates,
     target_name,
 )
@@ -55,44 +56,58 @@ class NotAuthenticError(Exception):
 
 @dataclass(frozen=True)
 class Credentials:
-    """A peer's certificate, key and authorities; see :meth:`load`.
+    """A peer's, or the coordinator's, certificate, key and authorities; see :meth:`load`.
 
     Attributes
     ----------
     folder : Path
         Where they came from.
-    peer : int
-        The peer that they prove to be.
     facts : CertificateFacts
-        What the peer's certificate says.
+        What the certificate says.
     warnings : tuple of str
         What will not do for much longer.
     """
 
     folder: Path
-    peer: int
     facts: CertificateFacts
     warnings: tuple[str, ...]
     _authorities: bytes = field(repr=False)
     _chain: bytes = field(repr=False)
     _key: bytes = field(repr=False)
+    _context: ssl.SSLContext = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # OpenSSL takes a key from a file only. Read now, so that `diagnose` shows what gRPC shows, also when
+        # the files have been renewed or moved meanwhile.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_verify_locations(cadata=self._authorities.decode())
+        try:
+            context.load_cert_chain(self.folder / PEER_FILE, self.folder / KEY_FILE)
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError(
+                f"{self.folder / PEER_FILE} and {KEY_FILE} cannot be used together ({error}): if they were "
+                f"changed just now, try again; otherwise {_RENEW}"
+            ) from error
+        context.set_alpn_protocols(["h2"])
+        object.__setattr__(self, "_context", context)
 
     @classmethod
-    def load(cls, folder: Path, peer: int | None = None) -> Credentials:
-        """Read and check a peer's folder.
+    def load(cls, folder: Path, holder: int | Literal["coordinator"] | None = None) -> Credentials:
+        """Read and check a peer's folder, or the coordinator's.
 
         Parameters
         ----------
         folder : Path
             With ``ca.pem``, ``peer.pem`` and ``peer.key``.
-        peer : int, optional
-            The peer it must be for.
+        holder : int or str, optional
+            The peer it must be for, or ``coordinator``; default any peer.
 
         Raises
         ------
         ConfigError
             When a file is missing or cannot be read, the key does not fit or can be read by others, the
-            certificate is expired, not valid yet, for another peer, or from none of the authorities in
+            certificate is expired, not valid yet, for somebody else, or from none of the authorities in
             ca.pem, these are of another federation, or an authority's key lies there; names the file and
             the remedy.
         """
@@ -100,8 +115,14 @@ class Credentials:
         certificate = read_certificates(file)[0]
         facts = facts_in(certificate, file)
         who = facts.identity
-        if who.peer is None or (peer is not None and who.peer != peer):
-            wanted = "a peer" if peer is None else f"peer {peer}"
+        if holder == "coordinator":
+            if who.holder != holder:
+                raise ConfigError(
+                    f"{file} is for {who}, not for the coordinator: give the folder that 'p2pft certs issue "
+                    "--coordinator' made"
+                )
+        elif who.peer is None or (holder is not None and who.peer != holder):
+            wanted = "a peer" if holder is None else f"peer {holder}"
             raise ConfigError(
                 f"{file} is for {who}, not for {wanted}: give the folder that was issued for it, or set "
                 "peer-id right"
@@ -113,12 +134,12 @@ class Credentials:
         _check_dates(file, facts, _RENEW)
         authorities = [(root, facts_in(root, authority_file)) for root in read_certificates(authority_file)]
         for _, root in authorities:
-            if root.identity.federation != who.federation or root.identity.peer is not None:
+            if root.identity.federation != who.federation or root.identity.holder != "authority":
                 raise ConfigError(
                     f"{authority_file} holds a certificate for {root.identity}, but {file} is for {who}: use "
                     "the ca.pem of the same federation"
                 )
-        issuers = [root for certified, root in authorities if _issued(certified, certificate)]
+        issuers = [root for certified, root in authorities if is_issued_by(certificate, certified)]
         if not issuers:
             raise ConfigError(
                 f"{file} was issued by none of the authorities in {authority_file}: copy both from the same "
@@ -136,7 +157,12 @@ class Credentials:
             )
         pems = (root.public_bytes(serialization.Encoding.PEM) for root, _ in authorities)
         chain = certificate.public_bytes(serialization.Encoding.PEM)
-        return cls(folder, who.peer, facts, tuple(warnings), b"".join(pems), chain, key)
+        return cls(folder, facts, tuple(warnings), b"".join(pems), chain, key)
+
+    @property
+    def peer(self) -> int | None:
+        """The peer that they prove to be; None: the coordinator."""
+        return self.facts.identity.peer
 
     @property
     def federation(self) -> str:
@@ -151,8 +177,13 @@ class Credentials:
         """Return what a client needs that shows its own certificate."""
         return grpc.ssl_channel_credentials(self._authorities, self._key, self._chain)
 
-    def identify(self, context: Any) -> int:
-        """Return the peer whose certificate a call's connection has; gRPC has verified the certificate.
+    def identify(self, context: Any) -> Identity:
+        """Return whose certificate a call's connection has; gRPC has verified the certificate.
+
+        Returns
+        -------
+        Identity
+            A peer of this federation, or its coordinator, which is no peer: there is one thing it may ask.
 
         Parameters
         ----------
@@ -162,7 +193,7 @@ class Credentials:
         Raises
         ------
         NotAuthenticError
-            When the connection is not TLS 1.3, or the certificate is for no peer of this federation.
+            When the connection is not TLS 1.3, or the certificate is for neither.
         """
         facts = context.auth_context()
         version = b", ".join(facts.get("ssl_tls_version", ())).decode()
@@ -173,16 +204,17 @@ class Credentials:
             who = identity_of(facts["x509_pem_cert"][0])
         except (KeyError, ValueError) as error:
             raise NotAuthenticError(f"the certificate cannot be used: {error}") from error
-        if who.peer is None or who.federation != self.federation:
+        if who.holder == "authority" or who.federation != self.federation:
             raise NotAuthenticError(
                 f"the certificate is for {who}; this is a peer of federation {self.federation!r}"
             )
-        return who.peer
+        return who
 
     def diagnose(self, address: str, peer: int, timeout: float = 5.0) -> str | None:
         """Try a handshake with ``peer`` and return why it fails; None when it does not, or nobody is there.
 
-        gRPC does not tell a client why a server turned its certificate down; OpenSSL does.
+        gRPC does not tell a client why a server turned its certificate down; OpenSSL does. Raises nothing:
+        whoever asks has an error to tell of already.
 
         Parameters
         ----------
@@ -193,25 +225,21 @@ class Credentials:
         timeout : float
             Longest wait for an answer, in seconds.
         """
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.load_verify_locations(cadata=self._authorities.decode())
-        context.load_cert_chain(self.folder / PEER_FILE, self.folder / KEY_FILE)
-        context.set_alpn_protocols(["h2"])
+        name = target_name(self.federation, peer)
         try:
-            let_in = _is_let_in(context, parse_address(address), target_name(self.federation, peer), timeout)
+            let_in = _is_let_in(self._context, parse_address(address), name, timeout)
         except ssl.SSLCertVerificationError as error:
             return f"the certificate shown there is not accepted here: {error.verify_message}"
         except ssl.SSLEOFError:  # such as a relay in front of a host that is not there yet
             return None
         except ssl.SSLError as error:
             return f"what listens there does not speak TLS 1.3: {error.reason}"
-        except OSError:
+        except (OSError, UnicodeError):  # nobody there, or no host name; gRPC's own error says so
             return None
         if let_in:
             return None
         return (
-            f"it does not accept our certificate, {self.folder / PEER_FILE} (SHA-256 "
+            f"it closed the connection after seeing our certificate, {self.folder / PEER_FILE} (SHA-256 "
             f"{self.facts.fingerprint[:16]}…): is the authority that issued it in the ca.pem there, and the "
             "clock there right?"
         )
@@ -224,7 +252,8 @@ def _is_let_in(context: ssl.SSLContext, place: Address, name: str, timeout: floa
         context.wrap_socket(plain, server_hostname=name) as secure,
     ):
         # In TLS 1.3 the handshake is done for us before the server looks at our certificate. One that
-        # accepts it speaks HTTP/2 first, one that does not closes.
+        # accepts it speaks HTTP/2 first, one that does not closes, and
+        # gRPC's says nothing before.
         try:
             return bool(secure.recv(1))
         except TimeoutError:  # it took its time, which is no refusal
@@ -241,14 +270,6 @@ def _check_dates(file: Path, facts: CertificateFacts, remedy: str) -> None:
         )
     if now >= facts.not_after:
         raise ConfigError(f"{file} expired on {facts.not_after:%Y-%m-%d %H:%M} UTC: {remedy}")
-
-
-def _issued(root: x509.Certificate, certificate: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(root)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
 
 
 def _load_key(file: Path, certificate: x509.Certificate) -> bytes:

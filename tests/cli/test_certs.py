@@ -39,6 +39,7 @@ def test_from_an_authority_to_a_renewed_certificate(certs, tmp_path):
         "file": "peer.pem",
         "federation": "north",
         "peer": 3,
+        "role": "peer",
         "names": ["ward.example", "10.0.0.3"],
         "not_before": after.not_before.isoformat(),
         "not_after": after.not_after.isoformat(),
@@ -55,6 +56,25 @@ def test_from_an_authority_to_a_renewed_certificate(certs, tmp_path):
     ):
         assert part in table
     assert "the authority of federation 'north'" in certs("show", "ca")
+
+
+def test_a_new_authority_renews_what_the_previous_one_issued(certs, tmp_path):
+    for ca in ("old", "new"):
+        certs("init", ca, "--federation", "north")
+    certs("issue", "--authority", "old", "--peer", "3", "--out", "site")
+    assert "--previous" in certs("renew", "site", "--authority", "new", code=2)
+    certs("renew", "site", "--authority", "new", "--previous", "old/ca.pem")
+    assert Credentials.load(tmp_path / "site", 3).peer == 3
+
+
+def test_a_certificate_is_for_one_peer_or_for_the_coordinator(certs, tmp_path):
+    certs("init", "ca", "--federation", "north")
+    issue = ("issue", "--authority", "ca", "--out", "office")
+    for words in ((), ("--peer", "1", "--coordinator"), ("--coordinator", "--address", "office.example")):
+        assert "say for whom: --peer NUMBER, or --coordinator" in certs(*issue, *words, code=2)
+    assert "office: the coordinator of federation 'north', valid" in certs(*issue, "--coordinator")
+    own, authority = json.loads(certs("show", "office", "--json"))
+    assert (own["peer"], own["role"], authority["role"]) == (None, "coordinator", "authority")
 
 
 def test_what_cannot_be_done_is_an_error_of_one_line(certs):

@@ -6,10 +6,12 @@ from datetime import timedelta
 
 import pytest
 
+from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
-from p2pft_flower.flower.trust import check_trust
+from p2pft_flower.flower.trust import check_trust, coordinator_credentials
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
+from p2pft_flower.transport import COORDINATOR_CERTIFICATES
 from tests.transport.federation import Clock, Federation
 
 from .engine import run_app
@@ -94,6 +96,44 @@ def test_deployed_peers_reach_the_same_theta_over_tls_and_say_what_expires(tmp_p
     (warning,) = [line for line in capsys.readouterr().out.splitlines() if "expires on" in line]
     assert " peer 1: " in warning
     assert "p2pft certs renew" in warning
+
+
+def said_by(tmp_path, capsys, monkeypatch, folder):
+    """Return what a run of two peers of north logs when the coordinator is given ``folder``."""
+    north = Federation(tmp_path / "north")
+    monkeypatch.delenv(COORDINATOR_CERTIFICATES, raising=False)
+    if folder is not None:
+        monkeypatch.setenv(COORDINATOR_CERTIFICATES, str(folder(north)))
+    run_app(tmp_path / "d", node_configs=nodes_of([north.issue(0), north.issue(1)]), **SETTINGS)
+    return capsys.readouterr().out
+
+
+def test_a_coordinator_that_could_not_stop_the_peers_says_so_at_the_start(tmp_path, capsys, monkeypatch):
+    said = said_by(tmp_path, capsys, monkeypatch, None)
+    assert said.count("flwr stop and Ctrl-C will not reach the peers") == 1
+    assert "Set P2PFT_CERTIFICATES in the SuperLink's environment" in said
+    assert said.index("will not reach") < said.index("accuracy on all classes")
+
+
+def test_a_coordinator_with_a_certificate_of_its_own_warns_of_nothing(tmp_path, capsys, monkeypatch):
+    assert "flwr stop" not in said_by(tmp_path, capsys, monkeypatch, Federation.coordinator)
+
+
+def test_peers_without_certificates_are_stopped_without_and_nothing_is_warned_of(caplog, monkeypatch):
+    monkeypatch.setenv(COORDINATOR_CERTIFICATES, "/nowhere")
+    assert coordinator_credentials({1: {"federation": ""}, 2: {"federation": ""}}) is None
+    assert caplog.text == ""
+
+
+def test_a_coordinators_certificate_of_a_peer_or_of_another_federation_is_refused(tmp_path, monkeypatch):
+    north, south = Federation(tmp_path / "north"), Federation(tmp_path / "south", "south")
+    answers = {1: {"federation": "north"}}
+    monkeypatch.setenv(COORDINATOR_CERTIFICATES, str(south.coordinator()))
+    with pytest.raises(RunFailedError, match=r"is for the coordinator of federation 'south', but the peers"):
+        coordinator_credentials(answers)
+    monkeypatch.setenv(COORDINATOR_CERTIFICATES, str(north.issue(9)))
+    with pytest.raises(ConfigError, match="is for peer 9 of federation 'north', not for the coordinator"):
+        coordinator_credentials(answers)
 
 
 @pytest.mark.parametrize(

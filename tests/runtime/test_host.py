@@ -33,7 +33,7 @@ from p2pft_flower.transport import (
     stop_run,
     unix_address,
 )
-from p2pft_flower.transport.certificates import create_authority, issue
+from p2pft_flower.transport.certificates import create_authority, issue, issue_coordinator
 
 from .quadratic import GRAPH, Peer, Quadratics, child, plans, thetas
 
@@ -376,22 +376,30 @@ def test_whoever_shows_the_runs_key_to_one_host_stops_all(tmp_path, short):
                 future.result(30)
 
 
-def test_where_peers_have_certificates_the_key_needs_one_of_their_federation(tmp_path):
+def test_where_peers_have_certificates_the_key_is_worth_something_with_the_coordinators_only(tmp_path):
     addresses = tcp()
     for name in ("ours", "theirs"):
         create_authority(tmp_path / name, name)
     for p in (0, 1, 2, 3, 99):
         issue(tmp_path / "ours", tmp_path / str(p), p, ["127.0.0.1"])
-    issue(tmp_path / "theirs", tmp_path / "stranger", 99, ["127.0.0.1"])
+    issue_coordinator(tmp_path / "ours", tmp_path / "coordinator")
+    issue_coordinator(tmp_path / "theirs", tmp_path / "stranger")
     access = [Access(Credentials.load(tmp_path / str(p), p)) for p in range(4)]
-    coordinator, stranger = (Credentials.load(tmp_path / name) for name in ("99", "stranger"))
+    coordinator, stranger = (
+        Credentials.load(tmp_path / name, "coordinator") for name in ("coordinator", "stranger")
+    )
+    no_neighbour = Credentials.load(tmp_path / "99")
     with ThreadPoolExecutor(4) as pool:
         hosts, futures, key = started(tmp_path, addresses, pool, access=access)
-        one = {2: addresses[2]}
+        one, neighbour = {2: addresses[2]}, access[1].credentials
         assert stop_run("test", key, one, "in plain text", timeout=2.0).keys() == {2}
         assert stop_run("test", key, one, "of another federation", stranger, timeout=2.0).keys() == {2}
         without = stop_run("test", new_key(), one, "another key", coordinator, timeout=20.0)
         assert "NOT_NEIGHBOUR" in without[2]
+        by_a_peer = stop_run("test", key, one, "a peer with the key", no_neighbour, timeout=20.0)
+        assert "NOT_NEIGHBOUR" in by_a_peer[2]
+        by_a_neighbour = stop_run("test", key, one, "in another's name", neighbour, timeout=20.0)
+        assert "NOT_AUTHENTIC" in by_a_neighbour[2]
         for host in hosts:
             host.raise_if_stopped()
         assert stop_run("test", key, one, "flwr stop", coordinator, timeout=20.0) == {}

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from p2pft_flower.transport import Credentials, certificates
-from p2pft_flower.transport.certificates import create_authority, issue
+from p2pft_flower.transport.certificates import create_authority, issue, issue_coordinator
 
 
 class Federation:
@@ -21,6 +21,12 @@ class Federation:
         """Return the folder of new certificates."""
         folder = self.folder / f"peer-{peer}-{len(list(self.folder.iterdir()))}"
         issue(self.authority, folder, peer, **more)
+        return folder
+
+    def coordinator(self) -> Path:
+        """Return the folder of the coordinator's new certificate."""
+        folder = self.folder / f"coordinator-{len(list(self.folder.iterdir()))}"
+        issue_coordinator(self.authority, folder)
         return folder
 
     def __getitem__(self, peer: int) -> Credentials:

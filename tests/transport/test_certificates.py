@@ -8,9 +8,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.transport import Credentials
+from p2pft_flower.transport import Credentials, certificates
 from p2pft_flower.transport.certificates import (
     create_authority,
     identity_of,
@@ -52,6 +53,29 @@ def test_a_peers_folder_holds_its_certificate_its_key_and_the_authority_and_noth
     assert target_name("north", 3) == "peer-3.north.p2pft.internal"
 
 
+def test_the_coordinators_certificate_is_its_own_and_no_peers(north):
+    folder = north.coordinator()
+    assert {f.name: mode(f) for f in folder.iterdir()} == dict.fromkeys(
+        ("ca.pem", "peer.pem", "peer.key"), 0o600
+    )
+    (certificate,) = read_certificates(folder / "peer.pem")
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert [name.value for name in names] == ["p2pft://north/coordinator"]
+    uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert list(uses) == [x509.ExtendedKeyUsageOID.CLIENT_AUTH]  # nobody may answer with it
+    for holder in (None, 0):
+        with pytest.raises(ConfigError, match="is for the coordinator of federation 'north', not for"):
+            Credentials.load(folder, holder)
+    with pytest.raises(ConfigError, match=r"is for peer 3 of .*, not for the coordinator: .*--coordinator"):
+        Credentials.load(north.issue(3), "coordinator")
+    before = Credentials.load(folder, "coordinator").facts
+    after = renew(north.authority, folder)
+    assert after.identity == before.identity
+    assert after.fingerprint != before.fingerprint
+    with pytest.raises(ConfigError, match=r"ca\.key: No such file"):
+        issue(folder, folder.parent / "by-the-coordinator", 0)
+
+
 def test_nothing_is_overwritten(north):
     folder = north.issue(0)
     before = (folder / "peer.key").read_bytes()
@@ -79,6 +103,17 @@ def test_a_federations_name_must_fit_a_dns_name(name, tmp_path):
         ({"peer": -1}, "peers are numbered from 0"),
         ({"addresses": ["host:9000"]}, r"'host:9000' is neither a host name nor an IP address"),
         ({"days": 0}, "days = 0: must be above 0"),
+        *(
+            ({"addresses": ["10.0.0.1", name]}, r"ends in \.p2pft\.internal: such a name proves which peer")
+            for name in (
+                "peer-0.north.p2pft.internal",
+                "peer-1.north.p2pft.internal",
+                "Peer-0.North.P2PFT.Internal",
+                "peer-0.north.p2pft.internal.",
+                "peer-0.south.p2pft.internal",
+                "p2pft.internal",
+            )
+        ),
     ],
 )
 def test_what_cannot_be_issued_leaves_nothing_behind(what, says, north, tmp_path):
@@ -108,10 +143,46 @@ def test_renewing_keeps_peer_and_names_and_changes_the_key(north, clock):
 def test_while_authorities_change_a_peer_trusts_the_old_and_the_new_one(north, tmp_path):
     folder = north.issue(2)
     create_authority(tmp_path / "new", "north")
-    renew(tmp_path / "new", folder)
+    renew(tmp_path / "new", folder, previous=north.authority / "ca.pem")
     old, new = (read_certificates(f / "ca.pem")[0] for f in (north.authority, tmp_path / "new"))
     assert read_certificates(folder / "ca.pem") == [old, new]
     assert Credentials.load(folder, 2).peer == 2
+
+
+@pytest.mark.parametrize("brings_its_own_authority", [True, False])
+def test_a_peer_cannot_become_another_by_having_a_certificate_of_its_own_making_renewed(
+    brings_its_own_authority, north, tmp_path
+):
+    """It has an authority of the same name say that it is peer 0, and sends that folder in."""
+    forged = Federation(tmp_path / "forged").issue(0)
+    if not brings_its_own_authority:
+        shutil.copy(north.authority / "ca.pem", forged / "ca.pem")
+    before = {file.name: file.read_bytes() for file in forged.iterdir()}
+    says = r"says peer 0 of federation 'north', but was not issued by an authority in .*ca\.pem"
+    with pytest.raises(ConfigError, match=says):
+        renew(north.authority, forged)
+    create_authority(tmp_path / "new", "north")
+    with pytest.raises(ConfigError, match=says):
+        renew(tmp_path / "new", forged, previous=north.authority / "ca.pem")
+    assert {file.name: file.read_bytes() for file in forged.iterdir()} == before
+
+
+def test_a_new_authority_renews_what_the_old_one_issued_only_where_the_operator_names_the_old_one(
+    north, tmp_path
+):
+    folder = north.issue(2)
+    create_authority(tmp_path / "new", "north")
+    with pytest.raises(ConfigError, match=r"give that one's ca\.pem \(--previous\)"):
+        renew(tmp_path / "new", folder)
+    assert renew(tmp_path / "new", folder, previous=north.authority / "ca.pem").identity.peer == 2
+
+
+def test_a_name_that_proves_to_be_another_peer_is_not_renewed(north, monkeypatch):
+    with monkeypatch.context() as before:  # certificates were once issued with such names
+        before.setattr(certificates, "_OWN_NAMES", ".elsewhere")
+        folder = north.issue(2, addresses=["peer-0.north.p2pft.internal"])
+    with pytest.raises(ConfigError, match=r"'peer-0\.north\.p2pft\.internal' ends in .*issue the cert"):
+        renew(north.authority, folder)
 
 
 def test_renewing_with_another_federations_authority_is_refused(north, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport import BindError, Prober, probe
 from p2pft_flower.transport import p2pft_pb2 as pb
-from p2pft_flower.transport.certificates import create_authority, issue
+from p2pft_flower.transport.certificates import create_authority, issue, issue_coordinator
 from p2pft_flower.transport.tls import Credentials
 from tests.transport.wire import no_threads_but
 
@@ -188,6 +188,19 @@ def test_over_mutual_tls_neighbours_are_who_they_say(tmp_path):
     ):
         theirs = pool.submit(second.probe, 20.0)
         assert [r.error for r in (*first.probe(20.0), *theirs.result())] == ["", ""]
+
+
+def test_the_coordinator_may_not_probe_in_a_peers_place(tmp_path):
+    own = credentials(tmp_path, "clinics", 0)
+    issue_coordinator(tmp_path / "clinics", tmp_path / "coordinator")
+    coordinator = Credentials.load(tmp_path / "coordinator", "coordinator")
+    zero, one = free_addresses(2)
+    with (
+        Prober("r", 0, zero, {1: one}, credentials=own[0]),
+        Prober("r", 1, one, {0: zero}, credentials=coordinator) as prober,
+    ):
+        [report] = prober.probe(20.0)
+    assert "NOT_AUTHENTIC: a probe from peer 1 by the coordinator" in report.error
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
 import ssl
 import subprocess
@@ -34,6 +35,8 @@ from p2pft_flower.transport import (
     Status,
     Stop,
     Terms,
+    digest_of,
+    new_key,
 )
 from p2pft_flower.transport.certificates import identity_of, target_name
 from p2pft_flower.transport.header import HEADER_KEY
@@ -78,7 +81,7 @@ def port_of(address):
 
 
 @contextmanager
-def calling(address, own=None, name=PEER_1):
+def calling(address, own=None, name=PEER_1, metadata=()):
     """Call methods with raw bytes, as whoever has the certificate ``own`` could."""
     options = [("grpc.ssl_target_name_override", name), ("grpc.use_local_subchannel_pool", 1)]
     channel = (
@@ -89,9 +92,9 @@ def calling(address, own=None, name=PEER_1):
     with channel:
 
         def call(method, body, header=None):
-            metadata = () if header is None else ((HEADER_KEY, header),)
+            beside = metadata if header is None else (*metadata, (HEADER_KEY, header))
             unary = channel.unary_unary(f"/p2pft.v1.Exchange/{method}", None, None)
-            return Reply.FromString(unary(body, metadata=metadata, timeout=PATIENCE))
+            return Reply.FromString(unary(body, metadata=beside, timeout=PATIENCE))
 
         yield call
 
@@ -178,6 +181,43 @@ def test_a_stranger_with_a_valid_certificate_is_refused(serving, peers, claims):
             assert reply.reason == "peer 3 shares no edge with this host"
     assert serving.stops == []
     assert serving.pending((0, 1)) == 0
+
+
+@pytest.mark.parametrize("shows_the_key", [True, False])
+def test_the_coordinator_is_heard_for_a_stop_with_the_runs_key_and_for_nothing_else(
+    shows_the_key, north, peers
+):
+    key = new_key()
+    shown = (("p2pft-stop-key-bin", key if shows_the_key else new_key()),)
+    coordinator = Credentials.load(north.coordinator(), "coordinator")
+    mailbox, stops = Mailbox(TERMS, [(0, 1)]), []
+    with PeerServer(
+        mailbox,
+        {1: "127.0.0.1:0"},
+        on_stop=stops.append,
+        stop_digest=digest_of(key),
+        credentials=peers[1],
+    ) as server:
+        address = server.bound_addresses[1]
+        with calling(address, coordinator, metadata=shown) as call:
+            for claims in (0, 3):
+                for method, arguments in (("Deliver", payload(claims)), ("Hello", (hello(claims),))):
+                    reply = call(method, *arguments)
+                    assert Status.Name(reply.status) == "NOT_NEIGHBOUR"
+                    assert reply.reason == (
+                        "the coordinator is heard for a stop with the run's key, and for no more"
+                    )
+            answer = Status.Name(call("Stop", stop(0)).status)
+        assert answer == ("ACCEPTED" if shows_the_key else "NOT_NEIGHBOUR")
+    assert len(stops) == shows_the_key
+    assert mailbox.pending((0, 1)) == 0
+
+
+def test_nobody_takes_the_coordinator_for_a_peer(north, peers):
+    coordinator = Credentials.load(north.coordinator(), "coordinator")
+    with PeerServer(Mailbox(TERMS, [(0, 1)]), {1: "127.0.0.1:0"}, credentials=coordinator) as server:
+        says = refused_at_once(server.bound_addresses[1], peers[0])
+    assert "the certificate shown there is not accepted here" in says
 
 
 def test_a_replayed_payload_is_not_used_again(serving, peers):
@@ -312,7 +352,7 @@ def test_a_neighbour_that_does_not_accept_our_certificate_is_named_at_once(servi
     own = south[0]
     trusting = replace(own, facts=peers[0].facts, _authorities=peers[0]._authorities)
     says = refused_at_once(serving.address, trusting)
-    assert f"it does not accept our certificate, {own.folder}/peer.pem" in says
+    assert f"it closed the connection after seeing our certificate, {own.folder}/peer.pem" in says
 
 
 @pytest.mark.parametrize("whose", ["ours", "theirs"])
@@ -327,7 +367,33 @@ def test_a_certificate_that_expired_meanwhile_is_named_at_once(whose, tmp_path, 
     own, theirs = (old[0], good[1]) if whose == "ours" else (good[0], old[1])
     with PeerServer(Mailbox(TERMS, [(0, 1)]), {1: "127.0.0.1:0"}, credentials=theirs) as server:
         says = refused_at_once(server.bound_addresses[1], own)
-    assert ("does not accept our certificate" if whose == "ours" else "certificate has expired") in says
+    assert ("after seeing our certificate" if whose == "ours" else "certificate has expired") in says
+
+
+def test_a_failed_handshake_is_explained_also_when_our_files_have_been_moved_meanwhile(
+    serving, peers, south, tmp_path
+):
+    folder = tmp_path / "own"
+    shutil.copytree(south.issue(0), folder)
+    foreign = Credentials.load(folder)
+    own = replace(foreign, facts=peers[0].facts, _authorities=peers[0]._authorities)
+    folder.rename(tmp_path / "moved")
+    says = refused_at_once(serving.address, own)
+    assert f"it closed the connection after seeing our certificate, {folder}/peer.pem" in says
+
+
+def test_a_handshake_is_tried_with_the_certificate_that_was_loaded_not_with_the_one_renewed_since(
+    serving, north
+):
+    own = Credentials.load(north.issue(0), 0)
+    for name in ("peer.pem", "peer.key"):
+        (own.folder / name).write_text("nothing of use")
+    assert own.diagnose(serving.address, 1) is None
+
+
+@pytest.mark.parametrize("address", [f"{'a' * 64}.example:9000", "127.0.0.1:0", "unix:/nowhere/1.sock"])
+def test_where_no_handshake_can_be_tried_there_is_nothing_to_explain(address, peers):
+    assert peers[0].diagnose(address, 1) is None
 
 
 def test_a_neighbour_in_plain_text_is_named_at_once(peers):
