@@ -19,6 +19,14 @@ from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 
 
+@pytest.fixture(autouse=True)
+def _a_signal_is_obeyed():
+    """Stand in for Flower's handler: a shell that runs the tests in the background has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_signal_is_acted_on_once_and_then_obeyed():
     before = signal.getsignal(signal.SIGTERM)
     seen = []

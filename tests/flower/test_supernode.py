@@ -14,6 +14,7 @@ from p2pft_flower.flower import supernode
 from p2pft_flower.flower.supernode import runtime_address, watched
 
 CLIENTAPP = """
+import signal
 import sys
 from pathlib import Path
 from p2pft_flower.flower import host_process, supernode
@@ -21,6 +22,7 @@ from p2pft_flower.runtime.host import Host
 from tests.runtime.quadratic import GRAPH, Quadratics, plans
 
 supernode.EVERY = 0.05
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have set it to be ignored
 def hook(peer, drawn):
     if drawn == 3:
         print("training", flush=True)

@@ -108,7 +108,7 @@ def test_a_host_that_cannot_be_reached_at_the_start_is_named_by_its_neighbours(f
 def test_an_expired_certificate_is_fatal_at_its_owner_with_file_and_remedy(federation, monkeypatch):
     past = datetime.now(UTC) - timedelta(days=30)
     with monkeypatch.context() as clock:
-        clock.setattr(certificates, "_now", lambda: past)
+        clock.setattr(certificates, "utc_now", lambda: past)
         certificates.issue(federation / "ca", federation / "old", 1, [], days=7)
     with Network(4) as net:
         sites = Sites(net, federation, **{"meet-timeout": 4.0})
