@@ -253,7 +253,6 @@ def dataset_of(labels, classes=("a", "b"), test=None):
         (dataset_of(np.array([0, 1], np.int32)), DataError, r"not an \(N,\) int64 array"),
         (dataset_of([0, 1]), DataError, r"not an \(N,\) int64 array"),
     ],
-    ids=str,
 )
 def test_what_an_own_dataset_may_not_return_is_refused(returned, error, message, monkeypatch):
     monkeypatch.setitem(sys.modules, "own_wrong", type(sys)("own_wrong"))
