@@ -36,14 +36,18 @@ class View:
         return cls(tuple(range(graph.n)), graph)
 
     @classmethod
-    def without(cls, graph: Graph, missing: Iterable[int]) -> View:
-        """Return the view of ``graph`` in which ``missing`` take no part.
+    def without(cls, graph: Graph, missing: Iterable[int], broken: Iterable[tuple[int, int]] = ()) -> View:
+        """Return the view of ``graph`` in which ``missing`` take no part and ``broken`` edges carry nothing.
 
         The rest keeps its edges and weights. Where it is no longer strongly connected, the in-neighbours of
         each missing peer d are joined to its out-neighbours, which keeps a ring a ring: i, which received
         from d with weight w_id, receives from d's in-neighbours j with w_id w_dj / Σ_j w_dj instead (added to
         what i gives to j already). A path through missing peers thus becomes one of edges, and the rest is
-        strongly connected because the whole was.
+        strongly connected because the whole was: without broken edges, nobody else ever drops out.
+
+        Where broken edges keep the rest apart nevertheless, each edge that works is used in the other
+        direction too, with its weight. Where even that fails, the largest strongly connected part remains
+        (of several, the one with the lowest peer).
 
         Parameters
         ----------
@@ -51,13 +55,15 @@ class View:
             The whole graph.
         missing : iterable of int
             Peers of it, in any order; the view does not depend on the order.
+        broken : iterable of (int, int)
+            (sender, receiver) of edges, of ``graph`` or not, that are not to be used.
 
         Raises
         ------
         TopologyError
             When a missing peer is none of the graph's, or nobody is left.
         """
-        gone = sorted(set(missing))
+        gone, cut = sorted(set(missing)), sorted(set(broken))
         if unknown := [d for d in gone if not 0 <= d < graph.n]:
             raise TopologyError(
                 f"there is no peer {unknown[0]}: {graph.name} has the peers 0 to {graph.n - 1}"
@@ -65,13 +71,23 @@ class View:
         live = [i for i in range(graph.n) if i not in gone]
         if not live:
             raise TopologyError(f"none of the {graph.n} peers of {graph.name} is left")
-        if not gone:
+        if not gone and not cut:
             return cls.whole(graph)
-        W = graph.W[np.ix_(live, live)]
-        if connected_components(W > 0, connection="strong", return_labels=False) > 1:
-            W = _joined(graph.W, gone)[np.ix_(live, live)]
+        past = _without_edges(_joined(graph.W, gone), cut)
+        for weights in (_without_edges(graph.W, cut), past, _without_edges(_both_ways(past), cut)):
+            W = weights[np.ix_(live, live)]
+            parts, part = connected_components(W > 0, connection="strong")
+            if parts == 1:
+                break
+        else:
+            largest = np.bincount(part).max()
+            kept = next(p for p in part if np.count_nonzero(part == p) == largest)
+            live = [i for i, p in zip(live, part, strict=True) if p == kept]
+            W = weights[np.ix_(live, live)]
+        absent = ", ".join(graph.peer_names[d] for d in range(graph.n) if d not in live)
+        lacks = [text for text in (absent, f"{len(cut)} edges" if cut else "") if text]
         rest = Graph(
-            f"{graph.name} without {', '.join(graph.peer_names[d] for d in gone)}",
+            f"{graph.name} without {' and '.join(lacks)}",
             W,
             tuple(graph.peer_names[i] for i in live),
             tuple(graph.addresses[i] for i in live),
@@ -110,4 +126,17 @@ def _joined(weights: npt.NDArray[np.float64], gone: list[int]) -> npt.NDArray[np
             past = np.outer(out, into / into.sum())
             np.fill_diagonal(past, 0.0)
             W += past
+    return W
+
+
+def _both_ways(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the weights with each edge's reverse added where there is none."""
+    return np.where(weights > 0, weights, weights.T)
+
+
+def _without_edges(weights: npt.NDArray[np.float64], cut: list[tuple[int, int]]) -> npt.NDArray[np.float64]:
+    """Return the weights with those of the (sender, receiver) edges in ``cut`` set to zero."""
+    W = weights.copy()
+    for sender, receiver in cut:
+        W[receiver, sender] = 0.0
     return W

@@ -62,3 +62,34 @@ def test_nobody_left_and_unknown_peers_are_refused():
 def test_nobody_missing_is_the_graph_itself():
     graph = Graph.load("directed-ring-4")
     assert View.without(graph, []) == View.whole(graph) == View((0, 1, 2, 3), graph)
+
+
+@settings(deadline=None, max_examples=200)
+@given(strongly_connected_weights(), st.data())
+def test_whatever_breaks_a_view_is_strongly_connected_and_uses_no_broken_edge(W, data):
+    graph = Graph.from_weights(W)
+    missing = data.draw(st.sets(st.integers(0, graph.n - 1), max_size=graph.n - 1))
+    pairs = st.tuples(st.integers(0, graph.n - 1), st.integers(0, graph.n - 1)).filter(lambda e: e[0] != e[1])
+    broken = data.draw(st.sets(pairs)) if graph.n > 1 else set()
+    view = View.without(graph, missing, broken)
+    assert set(view.peers).isdisjoint(missing)
+    Graph.from_weights(view.graph.W)  # refuses what is not strongly connected
+    assert broken.isdisjoint((view.peers[j], view.peers[i]) for j, i in view.graph.edges)
+
+
+def test_a_directed_ring_whose_edge_breaks_goes_on_as_a_line_in_both_directions():
+    view = View.without(Graph.load("directed-ring:4"), [], [(0, 1)])
+    assert view.peers == (0, 1, 2, 3)
+    assert list(view.row(0)) == [0, 3]  # nothing comes from 1: its link with 0 does not work
+    assert list(view.row(3)) == [0, 2, 3]
+
+
+def test_an_edge_that_breaks_both_ways_is_no_loss_where_others_connect_the_peers():
+    view = View.without(Graph.load("ring:4"), [], [(0, 1), (1, 0)])
+    assert view.peers == (0, 1, 2, 3)
+    assert list(view.row(0)) == [0, 3]
+
+
+def test_who_can_be_reached_by_nobody_is_left_out_of_the_view():
+    view = View.without(Graph.load("ring:4"), [], [(0, 1), (1, 0), (0, 3), (3, 0)])
+    assert view.peers == (1, 2, 3)
