@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import pytest
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_temporary_folder():
+    """One for each of pytest-xdist's processes: tests look whether a run leaves sockets there."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        yield
+        return
+    # A short name: the path of a Unix socket has little room.
+    with tempfile.TemporaryDirectory(prefix="t") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", None)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,0 +1,648 @@
+"""Which peers are in the next view: agreement among the survivors, without a server.
+
+A pure state machine: it is told what was heard and what time it is, and says what to tell others. No clock, no
+thread, no socket, so that tests can drive thousands of schedules of crashes, delays and losses through it.
+
+*Members* are the hosts that take part, each named by the lowest of its peers. The members of view v agree on
+view v + 1 by Paxos (Lamport, 1998) in its shared-memory form (Disk Paxos: Gafni & Lamport, 2003): each member
+writes one *record*, the records spread by gossip, and everyone draws the same conclusions from them.
+
+1. Who misses a member, or hears that another does, stops iterating (CHANGING). Its iteration is fixed from then on.
+2. The lowest member that nobody misses proposes a *ballot*, a number of its own that is higher than all others. Who
+   sees it promises to heed no lower one, and shows in its record what it has accepted before.
+3. When all that can be hoped for have promised, and they are a *quorum* of view v, the proposer chooses the next
+   view: what a promiser has accepted under the highest ballot, if anything; else those that have promised and those
+   that ask to be let in.
+4. Who sees a proposed view under a ballot as high as its promise accepts it. A view that a quorum of view v has
+   accepted under one ballot is the next view; whoever sees this, in whatever order records come, sees the same.
+
+A quorum is more than half of the members, or exactly half with the lowest of them. Two quorums have a member in
+common, so of two parts of a divided network one at most goes on, whatever is lost, delayed or repeated: there are
+never two runs that both call themselves the result. The other part waits to be connected again and then asks to
+be let in; after ``patience`` seconds it stops. What the protocol cannot promise is a time while messages take
+arbitrarily long (no protocol can: Fischer, Lynch & Paterson, 1985); rounds grow longer until one is long enough.
+
+docs/protocol.md tells the whole protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import NamedTuple
+
+from p2pft_flower.topology.graph import Graph
+from p2pft_flower.topology.views import View
+
+__all__ = ["Ballot", "Edge", "Membership", "NextView", "Phase", "Proposal", "Record", "is_quorum"]
+
+Edge = tuple[int, int]
+"""(sender, receiver), peers."""
+
+
+class Phase(Enum):
+    """What a member is doing."""
+
+    RUNNING = 1
+    """It trains in its view."""
+    CHANGING = 2
+    """It has stopped iterating; the next view is being agreed on."""
+    JOINING = 3
+    """It is in no view and asks to be let in."""
+    FINISHED = 4
+    """It has done all iterations, and stays until the others have."""
+    LEFT = 5
+    """It has gone, for a reason that it tells."""
+
+
+class Ballot(NamedTuple):
+    """A round and who opened it: no two members have the same one."""
+
+    round: int
+    member: int
+
+
+NO_BALLOT = Ballot(0, -1)
+
+_VIEWS_KEPT = 64
+
+
+class NextView(NamedTuple):
+    """What is agreed on.
+
+    Attributes
+    ----------
+    members : tuple of int
+        Who takes part, ascending.
+    incarnations : tuple of int
+        The life each of them was in: who died and came back is another member than it was.
+    broken : tuple of (int, int)
+        Edges (sender, receiver; peers) that carry nothing, ascending.
+    iteration : int
+        Where all go on: the most iterations that any of them has completed.
+    joined : tuple of int
+        Members that were not in the view before, ascending.
+    donors : tuple of int
+        From which peer each of ``joined`` takes θ.
+    """
+
+    members: tuple[int, ...]
+    incarnations: tuple[int, ...]
+    broken: tuple[Edge, ...] = ()
+    iteration: int = 0
+    joined: tuple[int, ...] = ()
+    donors: tuple[int, ...] = ()
+
+    def incarnation(self, member: int) -> int | None:
+        """Return the life that ``member`` takes part in; None where it does not."""
+        return self.incarnations[self.members.index(member)] if member in self.members else None
+
+
+class Proposal(NamedTuple):
+    """A ballot with the view proposed under it; None while promises are awaited."""
+
+    ballot: Ballot
+    value: NextView | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that one member says; newer ones (by incarnation, then version) replace older ones.
+
+    Attributes
+    ----------
+    member, incarnation, version : int
+        Who says it, in which life, and a number that grows with each change.
+    view : int
+        The view it is in; of a joining member nothing.
+    phase : Phase
+        What it is doing.
+    iteration : int
+        Iterations completed.
+    promised : Ballot
+        It heeds no lower one.
+    accepted : Proposal or None
+        The last view that it has accepted to follow ``view``.
+    proposal : Proposal or None
+        Its own.
+    suspects : tuple of int
+        Members that it has not heard for too long.
+    hanging : tuple of int
+        Members that speak, but do not get on: they are left out even where they promise.
+    broken : tuple of (int, int)
+        Edges of its peers that carry nothing.
+    reaches : tuple of int
+        Members that a joining one has spoken with directly.
+    installed : NextView or None
+        How ``view`` came about; None for the first.
+    reason : str
+        Why it has left.
+    """
+
+    member: int
+    incarnation: int
+    version: int = 0
+    view: int = 0
+    phase: Phase = Phase.RUNNING
+    iteration: int = 0
+    promised: Ballot = NO_BALLOT
+    accepted: Proposal | None = None
+    proposal: Proposal | None = None
+    suspects: tuple[int, ...] = ()
+    hanging: tuple[int, ...] = ()
+    broken: tuple[Edge, ...] = ()
+    reaches: tuple[int, ...] = ()
+    installed: NextView | None = None
+    reason: str = ""
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Order of one member's records."""
+        return self.incarnation, self.version
+
+
+def is_quorum(some: Iterable[int], members: Iterable[int]) -> bool:
+    """Tell whether ``some`` are more than half of ``members``, or half of them with the lowest."""
+    all_of, part = set(members), set(some) & set(members)
+    return 2 * len(part) > len(all_of) or (2 * len(part) == len(all_of) and min(all_of) in part)
+
+
+@dataclass
+class _Change:
+    """One change of view, as this member sees it."""
+
+    since: float
+    round_since: float
+    proposed: float | None = None  # when its own ballot was opened
+    rounds: int = 0
+
+
+@dataclass
+class Membership:
+    """One member's part in agreeing on views.
+
+    Parameters
+    ----------
+    me : int
+        This member.
+    graph : Graph
+        The whole graph.
+    groups : mapping of int to tuple of int
+        Each member's peers, of all members that the run began with.
+    round_time : float
+        Seconds after which a ballot that has not come to an end is given up for another one, at first.
+    patience : float
+        Seconds that a change of view, or waiting to be let in, may last.
+    wait : bool
+        Whether a missing member is waited for, up to ``patience``, before it is left out.
+    incarnation : int
+        This member's life; 0 for the first.
+    joining : bool
+        Whether it begins outside, after a restart.
+
+    Attributes
+    ----------
+    view : int
+        The number of the view it is in, or was in last.
+    current : NextView
+        That view.
+    record : Record
+        What it says of itself.
+    records : dict of int to Record
+        The newest of each other member.
+    excluded : bool
+        Whether the others have gone on without it; :meth:`rejoin` asks to be let in.
+    expired : str
+        Not empty: ``patience`` is over, and why; the member is to stop.
+    """
+
+    me: int
+    graph: Graph
+    groups: Mapping[int, tuple[int, ...]]
+    round_time: float
+    patience: float
+    wait: bool = False
+    incarnation: int = 0
+    joining: bool = False
+    view: int = field(default=0, init=False)
+    current: NextView = field(init=False)
+    record: Record = field(init=False)
+    records: dict[int, Record] = field(default_factory=dict, init=False)
+    excluded: bool = field(default=False, init=False)
+    expired: str = field(default="", init=False)
+    _change: _Change | None = field(default=None, init=False)
+    _joining_since: float | None = field(default=None, init=False)
+    _heard: dict[int, float] = field(default_factory=dict, init=False)
+    """When each member's newest record came."""
+    _views: dict[tuple[tuple[int, ...], tuple[Edge, ...]], View] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        members = tuple(sorted(self.groups))
+        self.current = NextView(members, (0,) * len(members))
+        phase = Phase.JOINING if self.joining else Phase.RUNNING
+        if self.joining:
+            self.incarnation = max(self.incarnation, 1)
+        self.record = Record(self.me, self.incarnation, phase=phase)
+
+    # What the runtime tells --------------------------------------------------------------------------
+
+    def complete(self, iteration: int) -> bool:
+        """Note that ``iteration`` iterations are done; False where the view changes and it does not count."""
+        if self.record.phase is not Phase.RUNNING:
+            return False
+        # No new version: nobody has to hear of each iteration. It is told with the next one.
+        self.record = replace(self.record, iteration=iteration)
+        return True
+
+    def finish(self) -> bool:
+        """Note that all iterations are done; False where the view changes first."""
+        if self.record.phase is Phase.RUNNING:
+            self._write(phase=Phase.FINISHED)
+        return self.record.phase is Phase.FINISHED
+
+    @property
+    def all_finished(self) -> bool:
+        """Whether every member of the view has done all iterations, or has left."""
+        return self.record.phase is Phase.FINISHED and all(
+            (r := self._of(m)) is not None and r.view == self.view and r.phase in (Phase.FINISHED, Phase.LEFT)
+            for m in self.current.members
+        )
+
+    def leave(self, reason: str) -> None:
+        """Note that this member goes; the others need not wait for its silence."""
+        self._write(phase=Phase.LEFT, reason=reason)
+
+    def suspect(self, member: int, now: float, *, hanging: bool = False) -> None:
+        """Note that ``member`` was not heard for too long, or that it is ``hanging``."""
+        if member not in self.current.members or member == self.me or self.record.phase is Phase.JOINING:
+            return
+        if hanging:
+            self._write(hanging=_with(self.record.hanging, member))
+        else:
+            edges = {(a, b) for a in self.groups[self.me] for b in self.groups[member]}
+            both = edges | {(b, a) for a, b in edges}
+            self._write(
+                suspects=_with(self.record.suspects, member),
+                broken=tuple(sorted({*self.record.broken, *both})),
+            )
+        self._advance(now)
+
+    def heard_again(self, member: int) -> None:
+        """Note that a suspected ``member`` speaks after all; before a view without it, it is still in."""
+        if member in self.record.suspects:
+            theirs = set(self.groups[member])
+            self._write(
+                suspects=tuple(m for m in self.record.suspects if m != member),
+                broken=tuple(e for e in self.record.broken if theirs.isdisjoint(e)),
+            )
+
+    def rejoin(self, now: float, iteration: int = 0) -> None:
+        """Ask to be let in again, after the others have gone on without this member."""
+        self.excluded, self._change, self._joining_since = False, None, now
+        self.incarnation += 1
+        self.record = Record(self.me, self.incarnation, phase=Phase.JOINING, iteration=iteration)
+
+    def reach(self, members: Iterable[int], now: float) -> None:
+        """Note whom this member, while it joins, has just spoken with directly."""
+        reaches = tuple(sorted(set(members)))
+        if self.record.phase is Phase.JOINING and reaches != self.record.reaches:
+            self._write(reaches=reaches)
+            self._advance(now)
+
+    def hear(self, records: Iterable[Record], now: float) -> bool:
+        """Take in others' records; return whether any of them, or of what this member says, is new."""
+        before, version = dict(self.records), self.record.age
+        for record in records:
+            if record.member not in self.groups:
+                continue
+            if record.member == self.me:
+                self._meet_former_life(record)
+                continue
+            known = self.records.get(record.member)
+            if known is None or record.age > known.age:
+                self.records[record.member] = record
+                self._heard[record.member] = now
+        self._advance(now)
+        return before != self.records or version != self.record.age
+
+    def tick(self, now: float) -> bool:
+        """Let time pass; return whether what this member says has changed."""
+        version = self.record.age
+        if self.record.phase is Phase.JOINING:
+            self._write()  # a sign of life: a record that does not change any more is a dead one's
+        self._advance(now)
+        return version != self.record.age
+
+    # What it tells the runtime -----------------------------------------------------------------------
+
+    @property
+    def table(self) -> list[Record]:
+        """All records known, this member's own included, ascending."""
+        return [r for _, r in sorted({**self.records, self.me: self.record}.items())]
+
+    def contacts(self) -> tuple[int, ...]:
+        """Return the members to gossip with, ascending: neighbours, and past those that are missing.
+
+        Where a neighbour is missing, its neighbours are contacts too, and so on: two members that a path of
+        the whole graph connects through missing ones find each other.
+        """
+        if self.record.phase is Phase.JOINING:
+            return tuple(m for m in sorted(self.groups) if m != self.me)
+        there = set(self.current.members) - self._missed() - set(self.record.suspects)
+        seen, queue = {self.me}, [self.me]
+        while queue:
+            member = queue.pop()
+            for other in self._around(member) - seen:
+                seen.add(other)
+                if other not in there:
+                    queue.append(other)
+        return tuple(sorted(seen - {self.me}))
+
+    def neighbourhood(self) -> View:
+        """Return the view's peers and graph."""
+        return self._graph_of(self.current.members, self.current.broken)
+
+    # Rules -------------------------------------------------------------------------------------------
+
+    def _advance(self, now: float) -> None:
+        if self.record.phase is Phase.LEFT or self.excluded or self.expired:
+            return
+        if self._install_newer():
+            return self._advance(now)
+        if self.record.phase is Phase.JOINING:
+            if self._joining_since is None:
+                self._joining_since = now
+            if now - self._joining_since >= self.patience:
+                self.expired = f"nobody has let it in for {self.patience:g} s"
+            return None
+        if self.record.phase is not Phase.CHANGING:
+            if not self._change_is_due(now):
+                return None
+            self._change = _Change(now, now)
+            self._write(phase=Phase.CHANGING, promised=NO_BALLOT, accepted=None, proposal=None)
+        self._vote(now)
+        return None
+
+    def _install_newer(self) -> bool:
+        """Go to a later view that some record proves; return whether there was one."""
+        newest = max(
+            (r for r in self.records.values() if r.installed is not None and r.phase is not Phase.JOINING),
+            key=lambda r: r.view,
+            default=None,
+        )
+        if newest is None or newest.installed is None:
+            return False
+        mine = newest.installed.incarnation(self.me)
+        if self.record.phase is Phase.JOINING:
+            if mine == self.incarnation:
+                self._install(newest.view, newest.installed)
+                return True
+            return False
+        if newest.view <= self.view:
+            return False
+        if mine == self.incarnation:
+            self._install(newest.view, newest.installed)
+        else:
+            self.excluded = True
+        return True
+
+    def _install(self, view: int, value: NextView) -> None:
+        self.view, self.current, self._change, self._joining_since = view, value, None, None
+        self.record = Record(
+            self.me,
+            self.incarnation,
+            self.record.version + 1,
+            view,
+            iteration=value.iteration,
+            installed=value,
+        )
+
+    def _change_is_due(self, now: float) -> bool:
+        if self.all_finished:
+            return False
+        if self.record.suspects or self.record.hanging or self._joiners(now):
+            return True
+        for member in self.current.members:
+            r = self._of(member)
+            if r is not None and r.view == self.view and r.phase is Phase.CHANGING:
+                return True
+            if r is not None and r.phase is Phase.LEFT:
+                return True
+        return False
+
+    def _vote(self, now: float) -> None:
+        change = self._change
+        assert change is not None  # noqa: S101 - CHANGING has begun
+        here = self._acceptors()
+        top = max((r.proposal for r in here if r.proposal is not None), default=None, key=lambda p: p.ballot)
+        if top is not None and top.ballot > self.record.promised:
+            change.round_since = now
+            self._write(promised=top.ballot)
+        accepted = self.record.accepted
+        if (
+            top is not None
+            and top.value is not None
+            and top.ballot == self.record.promised
+            and (accepted is None or accepted.ballot < top.ballot)
+        ):
+            self._write(accepted=top)
+        if (value := self._decision()) is not None:
+            if value.incarnation(self.me) == self.incarnation:
+                self._install(self.view + 1, value)
+            else:
+                self.excluded = True
+            return
+        if now - change.since >= self.patience:
+            promised = [r.member for r in self._acceptors()]
+            self.expired = (
+                f"no agreement for {self.patience:g} s: of the members {list(self.current.members)} of view "
+                f"{self.view} only {promised} are connected with this one"
+            )
+            return
+        own = self.record.proposal
+        if own is not None and own.ballot == self.record.promised and own.value is None:
+            self._choose(now, change, own.ballot)
+        elif self._turn_has_come(now, change):
+            change.rounds += 1
+            change.round_since = change.proposed = now
+            ballot = Ballot(self.record.promised.round + 1, self.me)
+            self._write(promised=ballot, proposal=Proposal(ballot))
+            self._vote(now)
+
+    def _turn_has_come(self, now: float, change: _Change) -> bool:
+        """Tell whether to open a ballot: at once for the lowest that is not missed, later for the next."""
+        missing = self._missed()
+        rank = sum(1 for m in self.current.members if m < self.me and m not in missing)
+        if self.record.promised == NO_BALLOT and rank == 0:
+            return True
+        longest = self.round_time * (1.5 ** min(change.rounds, 8))
+        if self.wait and not self._patience_over(now, change):
+            # Its proposer waits for who is missing; only if it is gone itself another one takes over.
+            holder = self._of(self.record.promised.member)
+            open_ballot = None if holder is None or holder.member in missing else holder.proposal
+            if open_ballot == Proposal(self.record.promised):
+                return False
+        return now - change.round_since >= longest * (1 + rank)
+
+    def _choose(self, now: float, change: _Change, ballot: Ballot) -> None:
+        """Propose the next view when all that can be hoped for have promised."""
+        here = self._acceptors()
+        promised = {r.member: r for r in here if r.promised == ballot}
+        if not is_quorum(promised, self.current.members):
+            return
+        elapsed = now - (change.round_since if change.proposed is None else change.proposed)
+        awaited = set(self.current.members) - promised.keys()
+        if self.wait and not self._patience_over(now, change):
+            returned = {r.member for r in self._joiners(now)}
+            ready = awaited <= returned
+        else:
+            likely = awaited - self._missed()
+            ready = not awaited or elapsed >= (self.round_time if likely else self.round_time / 4)
+        if ready:
+            # An earlier ballot may have decided already: what was accepted under the highest one stands.
+            before = max(
+                (r.accepted for r in promised.values() if r.accepted is not None),
+                default=None,
+                key=lambda p: p.ballot,
+            )
+            value = self._next_view(promised, now) if before is None else before.value
+            self._write(proposal=Proposal(ballot, value))
+            self._vote(now)
+
+    def _next_view(self, promised: Mapping[int, Record], now: float) -> NextView:
+        hanging = {m for r in promised.values() for m in r.hanging}
+        stay = [m for m in sorted(promised) if m not in hanging] or sorted(promised)
+        broken = {*self.current.broken, *(e for r in promised.values() for e in r.broken)}
+        stay, broken = self._connected(stay, broken)
+        joined: list[Record] = []
+        for joiner in self._joiners(now):
+            if (grown := self._with_joiner(stay, broken, joiner)) is not None:
+                stay, broken = grown
+                joined.append(joiner)
+        lives = {m: promised[m].incarnation for m in stay if m in promised}
+        lives |= {r.member: r.incarnation for r in joined}
+        new = {r.member for r in joined}
+        graph = self._graph_of(stay, broken)
+        donors = []
+        for joiner in joined:
+            old = [p for m in stay if m not in new for p in self.groups[m]]
+            first = self.groups[joiner.member][0]
+            near = [j for j in graph.row(first) if j in old]
+            donors.append(min(near) if near else min(old))
+        return NextView(
+            tuple(stay),
+            tuple(lives[m] for m in stay),
+            tuple(sorted(broken)),
+            max(r.iteration for r in promised.values()),
+            tuple(r.member for r in joined),
+            tuple(donors),
+        )
+
+    def _connected(self, members: Iterable[int], broken: Iterable[Edge]) -> tuple[list[int], set[Edge]]:
+        """Return the members that the graph keeps together, and the broken edges among them."""
+        stay = list(members)
+        while True:
+            inside = {p for m in stay for p in self.groups[m]}
+            among = {(j, i) for j, i in broken if j in inside and i in inside}
+            kept = set(self._graph_of(stay, among).peers)
+            rest = [m for m in stay if kept.issuperset(self.groups[m])]
+            if rest == stay or not rest:  # a host whose peers the graph tears apart is left out whole
+                return stay, among
+            stay = rest
+
+    def _with_joiner(
+        self, members: list[int], broken: set[Edge], joiner: Record
+    ) -> tuple[list[int], set[Edge]] | None:
+        """Return members and broken edges with ``joiner``; None where it cannot be connected."""
+        own = set(self.groups[joiner.member])
+        far = {p for m in members if m not in joiner.reaches for p in self.groups[m]}
+        edges = {(a, b) for a in own for b in far} | {(b, a) for a in own for b in far}
+        cut = {e for e in broken if own.isdisjoint(e)} | edges
+        wanted = sorted({*members, joiner.member})
+        stay, among = self._connected(wanted, cut)
+        return (stay, among) if stay == wanted else None
+
+    def _joiners(self, now: float) -> list[Record]:
+        """Return who asks to be let in and can be: its life is new, and it reaches its neighbours."""
+        asking = []
+        for r in self.records.values():
+            former = self.current.incarnation(r.member)
+            lives = now - self._heard[r.member] <= 2 * self.round_time
+            if r.phase is Phase.JOINING and lives and (former is None or r.incarnation > former):
+                missed = self._missed()
+                others = [m for m in self.current.members if m not in missed and m != r.member]
+                if others and self._with_joiner(others, set(self.current.broken), r) is not None:
+                    asking.append(r)
+        return sorted(asking, key=lambda r: r.member)
+
+    def _decision(self) -> NextView | None:
+        """Return the view that a quorum has accepted under one ballot."""
+        votes: dict[Ballot, list[Record]] = {}
+        for r in self._acceptors():
+            if r.accepted is not None:
+                votes.setdefault(r.accepted.ballot, []).append(r)
+        for records in votes.values():
+            if is_quorum((r.member for r in records), self.current.members):
+                proposal = records[0].accepted
+                return None if proposal is None else proposal.value
+        return None
+
+    def _acceptors(self) -> list[Record]:
+        """Return the records of the view's members that vote on the next one, this one's included."""
+        return [
+            r
+            for m in self.current.members
+            if (r := self._of(m)) is not None
+            and r.view == self.view
+            and r.phase is Phase.CHANGING
+            and r.incarnation == self.current.incarnation(m)
+        ]
+
+    def _of(self, member: int) -> Record | None:
+        return self.record if member == self.me else self.records.get(member)
+
+    def _missed(self) -> set[int]:
+        """Return the members that somebody misses, or that have left."""
+        gone = {m for m in self.current.members if self._gone(m)}
+        for r in self._acceptors():
+            gone.update(r.suspects, r.hanging)
+        return gone - {self.me}
+
+    def _gone(self, member: int) -> bool:
+        r = self.records.get(member)
+        life = self.current.incarnation(member)
+        return r is not None and (r.phase is Phase.LEFT or (life is not None and r.incarnation > life))
+
+    def _patience_over(self, now: float, change: _Change) -> bool:
+        # Half of it is left for agreeing on a view without them.
+        return now - change.since >= self.patience / 2
+
+    def _around(self, member: int) -> set[int]:
+        """Return the members that the whole graph's edges, in either direction, join to ``member``."""
+        near: set[int] = set()
+        for p in self.groups[member]:
+            near.update(self.graph.in_neighbours(p), self.graph.out_neighbours(p))
+        return {m for m, peers in self.groups.items() if not near.isdisjoint(peers)}
+
+    def _graph_of(self, members: Iterable[int], broken: Iterable[Edge]) -> View:
+        key = tuple(members), tuple(sorted(broken))
+        if key not in self._views:
+            live = {p for m in key[0] for p in self.groups[m]}
+            if len(self._views) >= _VIEWS_KEPT:
+                self._views.clear()
+            self._views[key] = View.without(self.graph, set(range(self.graph.n)) - live, key[1])
+        return self._views[key]
+
+    def _meet_former_life(self, record: Record) -> None:
+        """Make sure that this life is a later one than any that others know of this member."""
+        if self.record.phase is Phase.JOINING and record.age > self.record.age:
+            self.incarnation = record.incarnation + 1
+            self.record = replace(self.record, incarnation=self.incarnation)
+
+    def _write(self, **changes: object) -> None:
+        self.record = replace(self.record, version=self.record.version + 1, **changes)  # type: ignore[arg-type]
+
+
+def _with(members: tuple[int, ...], member: int) -> tuple[int, ...]:
+    return tuple(sorted({*members, member}))
