@@ -176,6 +176,7 @@ class _Change:
     round_since: float
     proposed: float | None = None  # when its own ballot was opened
     rounds: int = 0
+    long: bool = False  # it has lasted longer than a round
 
 
 @dataclass
@@ -344,10 +345,10 @@ class Membership:
     def contacts(self) -> tuple[int, ...]:
         """Return the members to gossip with, ascending: neighbours, and past those that are missing.
 
-        Where a neighbour is missing, its neighbours are contacts too, and so on: two members that a path of
-        the whole graph connects through missing ones find each other.
+        Where a neighbour is missing, its neighbours are contacts too, and so on, as far as this member knows
+        who is missing. In a change that lasts longer than a round, and for a joining member, all others are.
         """
-        if self.record.phase is Phase.JOINING:
+        if self.record.phase is Phase.JOINING or (self._change is not None and self._change.long):
             return tuple(m for m in sorted(self.groups) if m != self.me)
         there = set(self.current.members) - self._missed() - set(self.record.suspects)
         seen, queue = {self.me}, [self.me]
@@ -434,6 +435,7 @@ class Membership:
     def _vote(self, now: float) -> None:
         change = self._change
         assert change is not None  # noqa: S101 - CHANGING has begun
+        change.long = now - change.since >= self.round_time
         here = self._acceptors()
         top = max((r.proposal for r in here if r.proposal is not None), default=None, key=lambda p: p.ballot)
         if top is not None and top.ballot > self.record.promised:

@@ -190,6 +190,15 @@ def test_the_hub_of_a_star_dies_and_its_leaves_find_each_other():
     assert world.agreed() == {1, 2, 3, 4, 5}
 
 
+def test_several_that_follow_each_other_on_a_ring_die_at_once():
+    world = World(Graph.load("directed-ring:7"), 1)
+    world.run(10)
+    for p in (1, 2, 5):
+        world.crash(p)
+    world.run(60)
+    assert world.agreed() == {0, 3, 4, 6}
+
+
 def test_the_proposer_dies_in_the_midst_of_a_change():
     world = World(Graph.load("ring:5"), 2)
     world.run(10)

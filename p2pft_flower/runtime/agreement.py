@@ -1,0 +1,276 @@
+"""A host's part in agreeing on views, in real time: the state machine with a clock, a thread and neighbours."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from p2pft_flower.runtime import records
+from p2pft_flower.runtime.membership import Membership, Phase
+from p2pft_flower.topology.views import View
+from p2pft_flower.transport import Gossip, Loss, PeerLostError, ViewChangeError
+from p2pft_flower.transport import p2pft_pb2 as pb
+
+__all__ = ["Agreement", "LostContactError", "NewView"]
+
+log = logging.getLogger("p2pft_flower")
+
+
+class NewView(NamedTuple):
+    """A view that this host has come to.
+
+    Attributes
+    ----------
+    number : int
+        The view's number.
+    view : View
+        Its peers and graph.
+    iteration : int
+        Iterations that count as completed.
+    lost, joined : tuple of int
+        Peers that were in this host's last view and are not in this one; and those that were not.
+    why : dict of int to str
+        What this host has noticed of each lost peer.
+    seconds : float
+        From when this host stopped iterating until the view was agreed on.
+    """
+
+    number: int
+    view: View
+    iteration: int
+    lost: tuple[int, ...]
+    joined: tuple[int, ...]
+    why: dict[int, str]
+    seconds: float
+
+
+class LostContactError(Exception):
+    """This host is in no view any more, and nobody has taken it in before its deadline."""
+
+
+class Agreement:
+    """Agrees with the other hosts on who goes on; all methods may be called from any thread.
+
+    Parameters
+    ----------
+    machine : Membership
+        This host's state machine.
+    absence : callable
+        Tells of a remote neighbour peer whether it is lost (:meth:`Heartbeats.absence`).
+    neighbours : callable
+        Returns the remote neighbour peers of the present view.
+    nudge : callable
+        Has news sent at once.
+    on_change : callable
+        Called once when the view begins to change, with the error that whoever waits is to be woken with.
+    interval : float
+        Seconds between two looks at the neighbours.
+    clock : callable
+        The time in seconds; default time.monotonic.
+    """
+
+    def __init__(
+        self,
+        machine: Membership,
+        *,
+        absence: Callable[[int], PeerLostError | None],
+        neighbours: Callable[[], Iterable[int]],
+        nudge: Callable[[], None],
+        on_change: Callable[[ViewChangeError], None],
+        interval: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._machine = machine
+        self._absence, self._neighbours, self._nudge = absence, neighbours, nudge
+        self._on_change, self._interval, self._clock = on_change, interval, clock
+        self._host = {p: m for m, peers in machine.groups.items() for p in peers}
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._view = machine.view  # that this host works in
+        self._last = machine.current
+        self._paused_at: float | None = None
+        self._why: dict[int, str] = {}
+        self._closed = False
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._watch, name="p2pft-agreement", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look after the neighbours."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop it."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # For the heartbeats ------------------------------------------------------------------------------
+
+    def tell(self) -> list[pb.Record]:
+        """Return the records to gossip: its own while it trains, else all it knows."""
+        with self._lock:
+            quiet = self._machine.record.phase is Phase.RUNNING
+            table = [self._machine.record] if quiet else self._machine.table
+        return [records.encode(r) for r in table]
+
+    def contacts(self) -> Mapping[int, int]:
+        """Return a remote peer of each member to gossip with, and the local peer that speaks to it."""
+        with self._lock:
+            own = min(self._machine.groups[self._machine.me])
+            return {min(self._machine.groups[m]): own for m in self._machine.contacts()}
+
+    def hear(self, gossip: Gossip) -> None:
+        """Take in what another host says."""
+        heard = []
+        for message in gossip.records:
+            try:
+                heard.append(records.decode(message))
+            except ValueError as error:
+                log.warning("a record from peer %d is not used: %s", gossip.sender, error)
+        with self._lock:
+            if (speaker := self._host.get(gossip.sender)) is not None:
+                self._machine.heard_again(speaker)
+            news = self._machine.hear(heard, self._clock())
+            self._look(news and self._machine.record.phase is not Phase.RUNNING)
+
+    # For the training --------------------------------------------------------------------------------
+
+    def complete(self, iterations: int) -> None:
+        """Note that so many iterations are done.
+
+        Raises
+        ------
+        ViewChangeError
+            When the view changes: the last one does not count.
+        """
+        with self._lock:
+            if not self._machine.complete(iterations):
+                raise _changing(self._machine.view)
+
+    def settle(self, raise_if_stopped: Callable[[], None]) -> NewView:
+        """Wait until the next view is agreed on, and return it.
+
+        Parameters
+        ----------
+        raise_if_stopped : callable
+            Called several times a second: raises where the whole run is stopped.
+
+        Raises
+        ------
+        LostContactError
+            When there is no agreement before the deadline, or the others have gone on without this host.
+        """
+        with self._changed:
+            while self._machine.view == self._view:
+                raise_if_stopped()
+                if self._failure is not None:
+                    raise self._failure
+                if self._machine.expired:
+                    raise LostContactError(self._machine.expired)
+                if self._machine.excluded:
+                    raise LostContactError(
+                        "the other peers have gone on without it: it was not heard in time"
+                    )
+                self._changed.wait(self._interval)
+            machine, now = self._machine, self._clock()
+            view = machine.neighbourhood()
+            before = {p for m in self._last.members for p in machine.groups[m]}
+            paused = now if self._paused_at is None else self._paused_at
+            new = NewView(
+                machine.view,
+                view,
+                machine.current.iteration,
+                tuple(sorted(before.difference(view.peers))),
+                tuple(sorted(set(view.peers) - before)),
+                {p: why for p, why in self._why.items() if p not in view.peers},
+                now - paused,
+            )
+            self._view, self._last, self._paused_at, self._why = machine.view, machine.current, None, {}
+            return new
+
+    def finish(self, timeout: float, raise_if_stopped: Callable[[], None]) -> bool:
+        """Stay until all others have done all iterations; False where the view changes before.
+
+        Parameters
+        ----------
+        timeout : float
+            Longest stay, in seconds: whoever is late then is no loss to this host.
+        raise_if_stopped : callable
+            As in :meth:`settle`.
+        """
+        end = self._clock() + timeout
+        with self._changed:
+            if not self._machine.finish():
+                return False
+            self._nudge()
+            while not self._machine.all_finished and self._clock() < end:
+                raise_if_stopped()
+                if self._failure is not None:
+                    raise self._failure
+                if self._machine.record.phase is not Phase.FINISHED:
+                    return False
+                self._changed.wait(min(self._interval, max(0.0, end - self._clock())))
+        return True
+
+    def leave(self, reason: str) -> None:
+        """Tell the others that this host goes: they need not wait for its silence."""
+        with self._lock:
+            self._machine.leave(reason)
+        self._nudge()
+
+    # Its own thread ----------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    if self._closed:
+                        return
+                    self._changed.wait(self._interval)
+                    if self._closed:
+                        return
+                    running = self._machine.record.phase in (Phase.RUNNING, Phase.FINISHED)
+                lost = [self._absence(peer) for peer in self._neighbours()] if running else []
+                with self._lock:
+                    for loss in lost:
+                        if loss is not None:
+                            self._miss(loss)
+                    self._look(self._machine.tick(self._clock()))
+        except Exception as error:
+            log.exception("looking after the other peers failed")
+            with self._changed:
+                self._failure = error
+                self._changed.notify_all()
+            self._on_change(_changing(self._view))
+
+    def _miss(self, loss: PeerLostError) -> None:
+        member = self._host[loss.lost]
+        for peer in self._machine.groups[member]:
+            self._why.setdefault(peer, str(loss))
+        self._machine.suspect(member, self._clock(), hanging=loss.how is Loss.HANGING)
+
+    def _look(self, news: bool) -> None:
+        """Act on what the state machine has come to."""
+        machine = self._machine
+        for member in machine.current.members:
+            r = machine.records.get(member)
+            if r is not None and r.phase is Phase.LEFT:
+                for peer in machine.groups[member]:
+                    self._why.setdefault(peer, f"peer {peer} has left: {r.reason}")
+        changing = machine.record.phase is Phase.CHANGING or machine.view != self._view or machine.excluded
+        if changing and self._paused_at is None:
+            self._paused_at = self._clock()
+            self._on_change(_changing(self._view))
+            news = True
+        if news:
+            self._nudge()
+        self._changed.notify_all()
+
+
+def _changing(view: int) -> ViewChangeError:
+    return ViewChangeError(f"view {view} is being followed by another one")
