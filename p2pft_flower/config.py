@@ -248,7 +248,11 @@ class RuntimeConfig:
         Seconds after which a peer is given up that is missing, silent, or prepares without progress (an image
         read, a batch through the trunk) before the first iteration; peers that make progress are waited for.
     peer_timeout : float
-        Seconds that a peer waits for a payload before the run stops with the edge's name.
+        Seconds without a word (payload, heartbeat, answer) after which a peer is taken for lost. One that is
+        slow and says so is waited for.
+    hang_timeout : float
+        Most seconds that a peer may compute, or evaluate, without getting further, heartbeats or not, before
+        it is taken for lost: 20 times its longest stretch so far, at least ``peer_timeout`` and at most this.
     run_timeout : float
         Seconds after which the coordinator gives a run up.
     output_dir : str
@@ -268,6 +272,7 @@ class RuntimeConfig:
     threads: int = 1
     meet_timeout: float = 120.0
     peer_timeout: float = 120.0
+    hang_timeout: float = 1800.0
     run_timeout: float = 604_800.0
     output_dir: str = ""
     preflight_only: bool = False
@@ -280,7 +285,7 @@ class RuntimeConfig:
         _require(self.evaluate_every >= 0, "evaluate-every", self.evaluate_every, "a whole number >= 0")
         _require(self.transport in TRANSPORTS, "transport", self.transport, f"one of {', '.join(TRANSPORTS)}")
         _require(self.threads >= 1, "threads", self.threads, "a whole number >= 1")
-        for key in ("meet_timeout", "peer_timeout", "run_timeout"):
+        for key in ("meet_timeout", "peer_timeout", "hang_timeout", "run_timeout"):
             value = getattr(self, key)
             _require(
                 math.isfinite(value) and value > 0, key.replace("_", "-"), value, "a number of seconds > 0"

@@ -31,6 +31,7 @@ FREE = frozenset(
         "evaluate-every",
         "meet-timeout",
         "peer-timeout",
+        "hang-timeout",
         "run-timeout",
         "device",
         "cache",

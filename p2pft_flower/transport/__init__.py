@@ -13,14 +13,29 @@ from p2pft_flower.transport.errors import (
     ExchangeRefusedError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
+    Loss,
+    OtherViewError,
+    PeerLostError,
     PeerUnreachableError,
+    ViewChangeError,
     phase_name,
 )
 from p2pft_flower.transport.header import MAX_PAYLOAD, Terms
+from p2pft_flower.transport.heartbeats import Heartbeats, OwnPulse
 from p2pft_flower.transport.links import Links
 from p2pft_flower.transport.mailbox import Mailbox, Received
 from p2pft_flower.transport.observer import ObserverClient, ObserverServer
-from p2pft_flower.transport.p2pft_pb2 import Hello, PayloadHeader, PeerReport, Reply, Status, Stop
+from p2pft_flower.transport.p2pft_pb2 import (
+    Gossip,
+    Hello,
+    PayloadHeader,
+    PeerReport,
+    Pulse,
+    Record,
+    Reply,
+    Status,
+    Stop,
+)
 from p2pft_flower.transport.probe import LinkReport, Prober
 from p2pft_flower.transport.server import PeerServer
 from p2pft_flower.transport.stops import COORDINATOR_CERTIFICATES, digest_of, new_key, stop_run
@@ -37,22 +52,31 @@ __all__ = [
     "ExchangeRefusedError",
     "ExchangeStoppedError",
     "ExchangeTimeoutError",
+    "Gossip",
+    "Heartbeats",
     "Hello",
     "LinkReport",
     "Links",
+    "Loss",
     "Mailbox",
     "ObserverClient",
     "ObserverServer",
+    "OtherViewError",
+    "OwnPulse",
     "PayloadHeader",
+    "PeerLostError",
     "PeerReport",
     "PeerServer",
     "PeerUnreachableError",
     "Prober",
+    "Pulse",
     "Received",
+    "Record",
     "Reply",
     "Status",
     "Stop",
     "Terms",
+    "ViewChangeError",
     "digest_of",
     "new_key",
     "parse_address",

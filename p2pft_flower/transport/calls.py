@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -19,6 +19,7 @@ from p2pft_flower.transport.errors import (
     ExchangeRefusedError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
+    OtherViewError,
     PeerPreparingError,
     PeerUnreachableError,
 )
@@ -26,6 +27,8 @@ from p2pft_flower.transport.mailbox import Edge
 from p2pft_flower.transport.tls import Credentials
 
 __all__ = ["Call", "Channels"]
+
+Answer = TypeVar("Answer", pb.Reply, pb.Gossip)
 
 _BY_CODE: dict[grpc.StatusCode, type[ExchangeError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: ExchangeTimeoutError,
@@ -37,6 +40,8 @@ _BY_STATUS: dict[int, type[ExchangeError]] = {
     pb.STOPPED: ExchangeStoppedError,
     pb.BUSY: ExchangeTimeoutError,
     pb.PREPARING: PeerPreparingError,
+    pb.LATER: OtherViewError,
+    pb.WRONG_VIEW: OtherViewError,
 }
 
 
@@ -66,27 +71,50 @@ class Call:
 
     def outcome(self) -> ExchangeError | None:
         """Return what went wrong with this call, which has ended; None when the message was taken in."""
-        whom = f"peer {self.remote} at {self.address}"
-        try:
-            reply = pb.Reply.FromString(self.future.result(0))
-        except grpc.FutureCancelledError:
-            return self.error(ExchangeStoppedError, f"the call to {whom} was cancelled, this host stops")
-        except DecodeError:
-            return self.error(ExchangeError, f"{whom} gave an answer that is none of a peer's")
-        except grpc.RpcError as failure:
-            code = self.future.code()
-            problem = f"no answer from {whom} ({code.name}: {self.future.details()})"
-            error = self.error(_BY_CODE.get(code, ExchangeError), problem)
-            error.__cause__ = failure
-            return error
+        reply = self._answer(pb.Reply.FromString)
+        if isinstance(reply, ExchangeError):
+            return reply
         if reply.status in (pb.ACCEPTED, pb.DUPLICATE):
             return None
-        name = pb.Status.Name(reply.status) if reply.status in pb.Status.values() else str(reply.status)
-        kind = _BY_STATUS.get(reply.status, ExchangeRefusedError)
-        error = self.error(kind, f"{whom} answered {name}: {printable(reply.reason)}")
+        error = self._refusal(reply.status, reply.reason)
         if isinstance(error, PeerPreparingError):
             error.progress = reply.progress
         return error
+
+    def gossip(self) -> pb.Gossip | ExchangeError:
+        """Return what the called peer answered to a gossip, which has ended, or what went wrong."""
+        answer = self._answer(pb.Gossip.FromString)
+        if isinstance(answer, ExchangeError):
+            return answer
+        if answer.status != pb.ACCEPTED:
+            return self._refusal(answer.status, answer.reason)
+        if answer.sender != self.remote:
+            return self.error(ExchangeError, f"{self._whom} answered for peer {answer.sender}")
+        return answer
+
+    @property
+    def _whom(self) -> str:
+        return f"peer {self.remote} at {self.address}"
+
+    def _answer(self, parse: Callable[[bytes], Answer]) -> Answer | ExchangeError:
+        try:
+            return parse(self.future.result(0))
+        except grpc.FutureCancelledError:
+            problem = f"the call to {self._whom} was cancelled, this host stops"
+            return self.error(ExchangeStoppedError, problem)
+        except DecodeError:
+            return self.error(ExchangeError, f"{self._whom} gave an answer that is none of a peer's")
+        except grpc.RpcError as failure:
+            code = self.future.code()
+            problem = f"no answer from {self._whom} ({code.name}: {self.future.details()})"
+            error = self.error(_BY_CODE.get(code, ExchangeError), problem)
+            error.__cause__ = failure
+            return error
+
+    def _refusal(self, status: int, reason: str) -> ExchangeError:
+        name = pb.Status.Name(status) if status in pb.Status.values() else str(status)
+        kind = _BY_STATUS.get(status, ExchangeRefusedError)
+        return self.error(kind, f"{self._whom} answered {name}: {printable(reason)}")
 
 
 class Channels:
@@ -100,13 +128,23 @@ class Channels:
         For TLS over TCP: what proves who we are, and whom we trust.
     insecure : bool
         Whether plain text may leave this machine.
+    gossip : bool
+        Whether they are for gossip: connections of their own, and room for its answers; default False.
     """
 
-    def __init__(self, addresses: Mapping[int, str], credentials: Credentials | None, insecure: bool) -> None:
+    def __init__(
+        self,
+        addresses: Mapping[int, str],
+        credentials: Credentials | None,
+        insecure: bool,
+        *,
+        gossip: bool = False,
+    ) -> None:
         self.addresses = dict(addresses)
         self._credentials = credentials
         self._tls = None if credentials is None else credentials.channel()
         self._insecure = insecure
+        self._gossip = gossip
         self._lock = threading.Lock()
         self._open: dict[int, grpc.Channel] = {}
         self._closed = False
@@ -128,7 +166,7 @@ class Channels:
         Parameters
         ----------
         method : str
-            Deliver, Hello or Stop.
+            Deliver, Hello, Stop or Gossip.
         request : bytes or Message
             The request's body.
         timeout : float
@@ -159,7 +197,9 @@ class Channels:
             if channel is None:
                 own = self._credentials
                 name = None if own is None else target_name(own.federation, remote)
-                channel = open_channel(self.addresses[remote], self._tls, self._insecure, name)
+                channel = open_channel(
+                    self.addresses[remote], self._tls, self._insecure, name, gossip=self._gossip
+                )
                 self._open[remote] = channel
         body = request if isinstance(request, bytes) else request.SerializeToString()
         # No serialisers: bytes in, bytes out, no copy of a payload for protobuf's sake.

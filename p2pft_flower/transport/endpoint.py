@@ -17,13 +17,16 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport.addresses import SOCKET_FOLDER_PREFIX, Address, parse_address
 from p2pft_flower.transport.errors import BindError
 
-__all__ = ["EXCHANGE", "OBSERVER", "PROBE", "Listener", "open_channel"]
+__all__ = ["EXCHANGE", "MAX_MEMBERS", "OBSERVER", "PROBE", "Listener", "gossip_limit", "open_channel"]
 
 EXCHANGE = "p2pft.v1.Exchange"
 OBSERVER = "p2pft.v1.Observer"
 PROBE = "p2pft.v1.Probe"
 
 _SMALL_MESSAGE = 2**16  # bytes; room for Hello, Stop, Reply and PeerReport whatever q is
+
+MAX_MEMBERS = 1024
+"""Most members of a run that gossip reaches in full: a record of each fits into one."""
 
 _RETRY = {
     "methodConfig": [
@@ -45,7 +48,6 @@ _RETRY = {
 
 _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", _SMALL_MESSAGE),
     ("grpc.enable_http_proxy", 0),  # peers talk to each other, whatever http_proxy says
     ("grpc.service_config", json.dumps(_RETRY)),
     ("grpc.service_config_disable_resolution", 1),
@@ -65,6 +67,23 @@ _SERVER_OPTIONS = (
     ("grpc.server_handshake_timeout_ms", 20_000),  # who connects and says nothing is cut off
 )
 
+_GOSSIP_OPTIONS: tuple[tuple[str, str | int], ...] = (
+    # Not the connection that payloads go through: a gossip must not wait behind hundreds of megabytes.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A link that was cut is found again soon: an attempt to connect may take that long, not gRPC's 20 s.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
+)
+
+
+def gossip_limit(members: int) -> int:
+    """Return the bytes that one gossip may have in a run of so many members.
+
+    Room for a record of each, with a reason of 1 KiB, all of its three views naming all members (20 bytes a
+    member: its number, a 64-bit incarnation, whether it joined and from whom), all others suspected and
+    reached, and two broken edges for each member.
+    """
+    return _SMALL_MESSAGE + members * (2048 + 80 * members)
+
 
 def _plain_text_allowed(address: Address, insecure: bool, option: str) -> None:
     if not (insecure or address.is_local):
@@ -74,7 +93,9 @@ def _plain_text_allowed(address: Address, insecure: bool, option: str) -> None:
         )
 
 
-def open_channel(text: str, credentials: Any, insecure: bool, name: str | None = None) -> grpc.Channel:
+def open_channel(
+    text: str, credentials: Any, insecure: bool, name: str | None = None, *, gossip: bool = False
+) -> grpc.Channel:
     """Open a channel; nothing connects before the first call. Do not fork afterwards.
 
     Parameters
@@ -87,6 +108,8 @@ def open_channel(text: str, credentials: Any, insecure: bool, name: str | None =
         Whether plain text may leave this machine.
     name : str, optional
         The name that the server's certificate must have; default the address's host.
+    gossip : bool
+        Whether it is for gossip: a connection of its own, and room for answers with every member's record.
 
     Raises
     ------
@@ -94,13 +117,16 @@ def open_channel(text: str, credentials: Any, insecure: bool, name: str | None =
         When plain text would leave this machine.
     """
     address = parse_address(text)
+    answers = gossip_limit(MAX_MEMBERS) if gossip else _SMALL_MESSAGE
+    options = (*_CHANNEL_OPTIONS, ("grpc.max_receive_message_length", answers))
+    if gossip:
+        options = (*options, *_GOSSIP_OPTIONS)
     if address.path is None and credentials is not None:
-        options = _CHANNEL_OPTIONS
         if name is not None:
             options = (*options, ("grpc.ssl_target_name_override", name))
         return grpc.secure_channel(address.target, credentials, options=options)
     _plain_text_allowed(address, insecure, "TLS")
-    return grpc.insecure_channel(address.target, options=_CHANNEL_OPTIONS)
+    return grpc.insecure_channel(address.target, options=options)
 
 
 class Listener:

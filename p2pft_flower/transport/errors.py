@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from enum import Enum
+from typing import Self
+
 from p2pft_flower.errors import P2PFTError
 
 __all__ = [
@@ -10,8 +13,12 @@ __all__ = [
     "ExchangeRefusedError",
     "ExchangeStoppedError",
     "ExchangeTimeoutError",
+    "Loss",
+    "OtherViewError",
+    "PeerLostError",
     "PeerPreparingError",
     "PeerUnreachableError",
+    "ViewChangeError",
     "phase_name",
 ]
 
@@ -77,6 +84,11 @@ class ExchangeError(P2PFTError):
             place.append(f"deadline {self.deadline:g} s")
         return f"{', '.join(place)}: {self.problem}" if place else self.problem
 
+    def at(self, *, peer: int, edge: tuple[int, int], iteration: int | None, phase: int | None) -> Self:
+        """Name the exchange that failed, and return this error; what was already named of it is replaced."""
+        self.peer, self.edge, self.iteration, self.phase = peer, edge, iteration, phase
+        return self
+
 
 class ExchangeTimeoutError(ExchangeError):
     """Nothing arrived, or nothing was taken in, before the deadline."""
@@ -100,6 +112,64 @@ class PeerPreparingError(ExchangeError):
 
 class PeerUnreachableError(ExchangeError):
     """No connection to the neighbour's address."""
+
+
+class OtherViewError(ExchangeRefusedError):
+    """The neighbour is in another view: it has not come to this one yet, or has left it."""
+
+
+class ViewChangeError(ExchangeError):
+    """Exchanging in this view has ended, because another one is to follow it."""
+
+
+class Loss(Enum):
+    """How a peer was lost."""
+
+    CRASHED = "crashed"
+    """Nothing listens at its address any more."""
+    SILENT = "silent"
+    """Its machine takes connections, but its process says nothing."""
+    CUT_OFF = "cut off"
+    """Its address cannot be reached."""
+    HANGING = "hanging"
+    """It speaks, but gets no further in its own computation."""
+
+
+class PeerLostError(ExchangeError):
+    """A neighbour is not slow but lost; raised by who waits for it.
+
+    Parameters
+    ----------
+    problem : str
+        What was seen of it.
+    lost : int
+        The remote peer.
+    how : Loss
+        What it looks like from here.
+    **place
+        As for :class:`ExchangeError`.
+
+    Attributes
+    ----------
+    lost, how
+        As given.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        lost: int,
+        how: Loss,
+        peer: int | None = None,
+        edge: tuple[int, int] | None = None,
+        iteration: int | None = None,
+        phase: int | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self.lost = lost
+        self.how = how
+        super().__init__(problem, peer=peer, edge=edge, iteration=iteration, phase=phase, deadline=deadline)
 
 
 class ExchangeStoppedError(ExchangeError):

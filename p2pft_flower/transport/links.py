@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Self
 
@@ -24,11 +25,13 @@ from p2pft_flower.transport.errors import (
     ExchangeRefusedError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
+    OtherViewError,
     PeerPreparingError,
     PeerUnreachableError,
+    ViewChangeError,
 )
 from p2pft_flower.transport.header import HEADER_KEY, Terms, encode_header
-from p2pft_flower.transport.mailbox import Edge
+from p2pft_flower.transport.mailbox import ASK_EVERY, Edge, Patience, first_error
 from p2pft_flower.transport.tls import Credentials
 
 __all__ = ["Links"]
@@ -40,14 +43,34 @@ _MEET_REMEDY = "is its host running, is the address right and reachable from her
 _AGAIN = 0.5
 """Seconds until a neighbour that was not there is greeted again."""
 
+_PAUSE = 0.1
+"""Seconds until a payload that was not taken in is sent again."""
+
+_NOT_YET = (ExchangeTimeoutError, PeerUnreachableError, OtherViewError)
+"""What may pass: a payload is sent again as long as there is patience with its receiver."""
+
 _NO_HANDSHAKE = ("Tls handshake failed", "Verification Check failed", "CERTIFICATE_VERIFY_FAILED")
 """What gRPC says when TLS fails on this side."""
 
 
-class Links:
-    """Sends the payloads, hellos and stops of one host's peers; a context manager.
+@dataclass
+class _Payload:
+    """One payload on its way to one receiver, however many calls that takes; guarded by the links' lock."""
 
-    One thread sends; `fail`, `stop` and `close` may be called from any. Channels are opened when first
+    edge: Edge
+    body: bytes
+    header: bytes
+    at: tuple[int, int]
+    call: Call
+    settled: threading.Event = field(default_factory=threading.Event)
+    error: Exception | None = None
+    again: threading.Timer | None = None
+
+
+class Links:
+    """Sends the payloads, hellos, stops and gossip of one host's peers; a context manager.
+
+    One thread sends and installs; all else may be called from any. Channels are opened when first
     used; do not fork afterwards.
 
     Parameters
@@ -55,12 +78,14 @@ class Links:
     terms : Terms
         What every payload has and every neighbour must agree on.
     addresses : mapping of int to str
-        Remote neighbour to address; must cover every remote end of the edges.
+        Remote peer to address; must cover every remote end of the edges, of later views too, and whoever
+        is to be gossiped with.
     out_edges, in_edges : iterable of (int, int)
         (sender, receiver) of the edges that leave this host and that enter it. Only the first carry
         payloads; hellos and stops go to both.
     timeout : float
-        Deadline of one payload in seconds, from being handed over to being taken in; default 600.
+        Deadline of one call in seconds; of a payload, from being handed over to being taken in, where there
+        is no ``patience``. Default 600.
     credentials : Credentials, optional
         For TLS over TCP: what proves who we are, and whom we trust. Whoever answers at a neighbour's address
         must have that neighbour's certificate.
@@ -69,6 +94,12 @@ class Links:
     on_failure : callable, optional
         Gets the error of a payload as soon as it is known, in a thread of gRPC, so that a host that waits for
         its neighbours meanwhile can be woken (``mailbox.fail``). The next `send` or `flush` raises the same.
+    patience : callable, optional
+        Asked about the receiver of a payload that is not taken in: where its call timed out, found no
+        connection, or was answered that the receiver is busy or in another view, and several times a second
+        while `send` or `flush` wait. None: it is sent again, the same bytes (a payload that had come after
+        all is answered DUPLICATE); else what is returned is the payload's error. Default: such a payload
+        fails at once.
 
     Attributes
     ----------
@@ -91,29 +122,89 @@ class Links:
         timeout: float = 600.0,
         credentials: Credentials | None = None,
         insecure: bool = False,
-        on_failure: Callable[[ExchangeError], None] | None = None,
+        on_failure: Callable[[Exception], None] | None = None,
+        patience: Patience | None = None,
     ) -> None:
-        self.terms = terms
         self.timeout = timeout
         self._on_failure = on_failure
+        self._patience = patience
+        self._credentials = credentials
+        self._channels = Channels(addresses, credentials, insecure)
+        self._gossip_channels = Channels(addresses, credentials, insecure, gossip=True)
+        self.bytes_sent: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._error: Exception | None = None
+        self._payloads: dict[Edge, _Payload] = {}
+        self._hellos: dict[Edge, Call] = {}
+        self._awaited: set[int] = set()
+        self._go_to(terms, out_edges, in_edges)
+
+    @property
+    def neighbours(self) -> dict[int, int]:
+        """Each remote neighbour of the present view, ascending, and the local peer that speaks to it."""
+        # A host says things once to each remote peer, however many of its own peers share an edge with it.
+        speakers = {remote: local for local, remote in sorted(self._pairs, reverse=True)}
+        return dict(sorted(speakers.items()))
+
+    def edge_with(self, remote: int) -> Edge:
+        """Return the edge that stands for a remote neighbour and the local peer that speaks to it.
+
+        Raises
+        ------
+        ValueError
+            When it is no neighbour in the present view.
+        """
+        for pair in sorted(pairs := self._pairs):
+            if pair[1] == remote:
+                return pairs[pair]
+        raise ValueError(f"peer {remote} shares no edge with this host in view {self.terms.view}")
+
+    def address_of(self, remote: int) -> str:
+        """Return where a remote peer listens."""
+        return self._channels.addresses[remote]
+
+    def install(self, terms: Terms, out_edges: Iterable[Edge], in_edges: Iterable[Edge]) -> None:
+        """Go on to another view: its terms and its edges. Connections that are open stay open.
+
+        What is still under way of the old view is cancelled and forgotten. `fail` with a `ViewChangeError`
+        is over thereby; after any other failure nothing is sent any more, in no view.
+
+        Parameters
+        ----------
+        terms : Terms
+            Of the new view.
+        out_edges, in_edges : iterable of (int, int)
+            (sender, receiver) of the edges that leave this host and that enter it.
+
+        Raises
+        ------
+        ValueError
+            When a remote neighbour has no address.
+        Exception
+            What `fail` was called with, where that was no `ViewChangeError`.
+        """
+        self._cancel()
+        with self._lock:
+            if self._error is not None and not isinstance(self._error, ViewChangeError):
+                raise self._error
+            self._payloads.clear()
+            self._error = None
+            self._go_to(terms, out_edges, in_edges)
+
+    def _go_to(self, terms: Terms, out_edges: Iterable[Edge], in_edges: Iterable[Edge]) -> None:
         out, into = sorted(set(out_edges)), sorted(set(in_edges))
+        # (local, remote) to the edge that stands for the pair in messages.
+        pairs: dict[Edge, Edge] = {edge: edge for edge in out}
+        pairs |= {(receiver, sender): (sender, receiver) for sender, receiver in into}
+        missing = sorted({remote for _, remote in pairs} - self._channels.addresses.keys())
+        if missing:
+            raise ValueError(f"no address for the neighbours {missing}")
+        self.terms = terms
+        self._pairs = pairs
         self._receivers: dict[int, list[int]] = {}
         for sender, receiver in out:
             self._receivers.setdefault(sender, []).append(receiver)
-        # (local, remote) to the edge that stands for the pair in messages.
-        self._pairs: dict[Edge, Edge] = {edge: edge for edge in out}
-        self._pairs |= {(receiver, sender): (sender, receiver) for sender, receiver in into}
-        missing = sorted({remote for _, remote in self._pairs} - addresses.keys())
-        if missing:
-            raise ValueError(f"no address for the neighbours {missing}")
-        self._credentials = credentials
-        self._channels = Channels(addresses, credentials, insecure)
-        self.bytes_sent: dict[int, int] = dict.fromkeys(self._receivers, 0)
-        self._lock = threading.Lock()
-        self._error: Exception | None = None
-        self._payloads: dict[Edge, Call] = {}
-        self._hellos: dict[Edge, Call] = {}
-        self._awaited: set[int] = set()
+        self.bytes_sent = dict.fromkeys(self._receivers, 0) | self.bytes_sent
 
     def meet(self, timeout: float, remedy: str = _MEET_REMEDY, *, stage: int = 0) -> None:
         """Say hello to every remote neighbour and wait until all have agreed to the terms.
@@ -210,6 +301,8 @@ class Links:
         ------
         ExchangeTimeoutError, PeerUnreachableError, ExchangeRefusedError, ExchangeStoppedError
             When the *previous* payload of an edge was not taken in; says which one and why.
+        PeerLostError
+            Or whatever else the patience with its receiver ended with.
         ValueError
             When ``vector`` or ``shares`` do not fit: the caller's mistake.
         Exception
@@ -232,28 +325,27 @@ class Links:
         for receiver in receivers:
             edge = (sender, receiver)
             # The previous call ends by its own deadline; the margin only covers a stuck event loop.
-            self._settle(edge, self.timeout, time.monotonic() + self.timeout + 5.0)
+            patient = self._patience is not None
+            self._settle(edge, self.timeout, math.inf if patient else time.monotonic() + self.timeout + 5.0)
             share = 1.0 if shares is None else float(shares[receiver])
             header = encode_header(terms, edge, iteration, phase, share=share, payload_hash=payload_hash)
-            call = self._channels.start(
-                "Deliver",
-                payload,
-                self.timeout,
-                edge=edge,
-                remote=receiver,
-                at=(iteration, phase),
-                metadata=((HEADER_KEY, header),),
-            )
+            at = (iteration, phase)
+            new = _Payload(edge, payload, header, at, self._deliver(edge, payload, header, at))
             with self._lock:
-                self._payloads[edge] = call
+                self._payloads[edge] = new
             self.bytes_sent[sender] += len(payload)
-            call.future.add_done_callback(lambda _, call=call: self._report(call))
+            self._follow(new)
             if self._error is not None:  # it came before this call was listed
                 self._cancel()
                 raise self._error
 
     def flush(self, timeout: float) -> None:
         """Wait until every payload has been taken in.
+
+        Parameters
+        ----------
+        timeout : float
+            The deadline in seconds from now; may be infinite where there is patience.
 
         Raises
         ------
@@ -285,10 +377,9 @@ class Links:
         int
             How many neighbours heard it.
         """
-        senders = {remote: local for local, remote in self._pairs}
         calls = []
-        for remote, local in sorted(senders.items()):
-            edge = self._pairs[local, remote]
+        for remote, local in self.neighbours.items():
+            edge = self.edge_with(remote)
             stop = pb.Stop(
                 run=self.terms.run, sender=local, origin=origin, iteration=iteration, reason=reason[:4096]
             )
@@ -310,17 +401,83 @@ class Links:
                 log.debug("a stop was not heard: %s", error)
         return heard
 
+    def gossip(self, remote: int, message: pb.Gossip, timeout: float) -> pb.Gossip | ExchangeError:
+        """Gossip with one member, a neighbour or not, and return its answer or why there is none."""
+        return self.gossip_all({remote: message}, timeout)[remote]
+
+    def gossip_all(
+        self, messages: Mapping[int, pb.Gossip], timeout: float
+    ) -> dict[int, pb.Gossip | ExchangeError]:
+        """Gossip with several members at once.
+
+        Parameters
+        ----------
+        messages : mapping of int to Gossip
+            Remote member to what it is told; ``sender`` must be a local peer.
+        timeout : float
+            Seconds that all of it may take.
+
+        Returns
+        -------
+        dict of int to Gossip or ExchangeError
+            Each one's answer, or why there is none: it was not reached in time, or refused (which does not
+            stop this host). Never raises what `fail` was called with: who gives up may still gossip.
+
+        Raises
+        ------
+        ConfigError
+            When plain text would leave this machine.
+        """
+        answers: dict[int, pb.Gossip | ExchangeError] = {}
+        calls: dict[int, Call] = {}
+        end = time.monotonic() + timeout
+        for remote, message in messages.items():
+            try:
+                calls[remote] = self.start_gossip(remote, message, timeout)
+            except ExchangeStoppedError as closed:
+                answers[remote] = closed
+        for remote, call in calls.items():
+            try:
+                call.future.exception(max(0.0, end - time.monotonic()) + 1.0)  # the call has its own deadline
+            except grpc.FutureTimeoutError:
+                answers[remote] = call.error(ExchangeTimeoutError, f"no answer from peer {remote}")
+                continue
+            except grpc.FutureCancelledError:  # the links were closed; told below
+                pass
+            answers[remote] = call.gossip()
+        return {remote: answers[remote] for remote in messages}
+
+    def start_gossip(self, remote: int, message: pb.Gossip, timeout: float) -> Call:
+        """Start to gossip with one member; ``call.gossip()`` is its answer once ``call.future`` is done.
+
+        Raises
+        ------
+        ExchangeStoppedError
+            When the links are closed.
+        ConfigError
+            When plain text would leave this machine.
+        """
+        message.run, message.receiver = self.terms.run, remote
+        # No edge stands for it: members gossip that share none.
+        return self._gossip_channels.start(
+            "Gossip", message, timeout, edge=(message.sender, remote), remote=remote, wait_for_ready=False
+        )
+
     def fail(self, error: Exception) -> None:
-        """Wake a waiting `send`, `flush` or `meet` with ``error``; later ones raise it. `stop` goes on."""
+        """Wake a waiting `send`, `flush` or `meet` with ``error``; later ones raise it.
+
+        Stops and gossip go on.
+        The first error stays, but for a `ViewChangeError`, which gives way to any other, and to `install`.
+        """
         with self._lock:
-            if self._error is None:
-                self._error = error
+            self._error = first_error(self._error, error)
         self._cancel()
 
     def close(self) -> None:
         """Cancel what is under way and close all channels."""
         self.fail(ExchangeStoppedError("this host has closed its links"))
         self._channels.close()
+        self._gossip_channels.close()
 
     def __enter__(self) -> Self:
         return self
@@ -395,43 +552,117 @@ class Links:
             stage=stage,
         )
 
+    def _deliver(self, edge: Edge, body: bytes, header: bytes, at: tuple[int, int]) -> Call:
+        return self._channels.start(
+            "Deliver",
+            body,
+            self.timeout,
+            edge=edge,
+            remote=edge[1],
+            at=at,
+            metadata=((HEADER_KEY, header),),
+        )
+
     def _settle(self, edge: Edge, timeout: float, end: float) -> None:
         """Wait until the payload under way on ``edge`` is taken in and forget it; raise what went wrong.
 
         ``end`` is when to give up (time.monotonic), ``timeout`` the seconds to name then.
         """
         with self._lock:
-            call = self._payloads.get(edge)
+            payload = self._payloads.get(edge)
         if self._error is not None:
             raise self._error
-        if call is None:
+        if payload is None:
             return
-        try:
-            call.future.exception(max(0.0, end - time.monotonic()))
-        except grpc.FutureTimeoutError:
-            late = replace(call, deadline=timeout)
-            problem = f"peer {edge[1]} at {call.address} has not taken the payload in"
-            raise late.error(ExchangeTimeoutError, problem) from None
-        except grpc.FutureCancelledError:
-            pass
-        error = call.outcome()
+        while not payload.settled.wait(self._slice(end)):
+            if time.monotonic() >= end:
+                late = replace(payload.call, deadline=timeout)
+                problem = f"peer {edge[1]} at {late.address} has not taken the payload in"
+                raise late.error(ExchangeTimeoutError, problem)
+            if (lost := self._impatience(payload)) is not None:
+                self._settled(payload, lost)
         if self._error is not None:
             raise self._error
-        if error is not None:
-            raise error
+        if payload.error is not None:
+            raise payload.error
         with self._lock:
             self._payloads.pop(edge, None)
 
-    def _report(self, call: Call) -> None:
-        """Hand a payload's failure to `on_failure` as soon as it is known (in a thread of gRPC)."""
-        if self._error is not None or self._on_failure is None:
-            return
+    def _slice(self, end: float) -> float:
+        left = max(0.0, end - time.monotonic())
+        return left if self._patience is None else min(left, ASK_EVERY)
+
+    def _impatience(self, payload: _Payload) -> Exception | None:
+        """Ask whether to wait on for the receiver of ``payload``; return what is to be raised if not."""
+        if self._patience is None:
+            return None
+        lost = self._patience(payload.edge[1])
+        if isinstance(lost, ExchangeError):
+            iteration, phase = payload.at
+            lost.at(peer=payload.edge[0], edge=payload.edge, iteration=iteration, phase=phase)
+        return lost
+
+    def _follow(self, payload: _Payload) -> None:
+        """See to it that the outcome of the payload's call is looked at (in a thread of gRPC)."""
+        call = payload.call
+        call.future.add_done_callback(lambda _: self._ended(payload, call))
+
+    def _ended(self, payload: _Payload, call: Call) -> None:
+        """Settle a payload whose call has ended, or have it sent again after a pause."""
         error = call.outcome()
-        if error is not None:
+        with self._lock:
+            if payload.settled.is_set():
+                return
+            if not self._waits_for(payload):
+                payload.settled.set()
+                return
+            if isinstance(error, _NOT_YET) and self._patience is not None:
+                # A thread of its own: the patience may take a moment, which a thread of gRPC must not.
+                payload.again = threading.Timer(_PAUSE, self._send_again, (payload,))
+                payload.again.name, payload.again.daemon = "p2pft-again", True
+                payload.again.start()
+                return
+        self._settled(payload, error)
+        if error is not None and self._on_failure is not None:
             self._on_failure(error)
+
+    def _send_again(self, payload: _Payload) -> None:
+        """Send a payload once more, if there still is patience with its receiver (in a thread of its own)."""
+        edge = payload.edge
+        try:
+            lost = self._impatience(payload)
+            if lost is None:
+                payload.call = self._deliver(edge, payload.body, payload.header, payload.at)
+        except Exception as error:  # no place to raise it; `send` does
+            lost = error
+        if lost is None:
+            self._follow(payload)
+            with self._lock:
+                wanted = self._waits_for(payload)
+            if not wanted:  # that came before this call was listed
+                payload.call.future.cancel()
+            return
+        self._settled(payload, lost)
+        if self._waits_for(payload) and self._on_failure is not None:
+            self._on_failure(lost)
+
+    def _waits_for(self, payload: _Payload) -> bool:
+        """Return whether a payload still matters: not after a failure, nor in another view."""
+        return self._error is None and self._payloads.get(payload.edge) is payload
+
+    def _settled(self, payload: _Payload, error: Exception | None) -> None:
+        """Settle a payload, unless it was before: with ``error``, or as taken in."""
+        with self._lock:
+            if not payload.settled.is_set():
+                payload.error = error
+                payload.settled.set()
 
     def _cancel(self) -> None:
         with self._lock:
-            calls = [*self._payloads.values(), *self._hellos.values()]
-        for call in calls:
+            payloads, calls = [*self._payloads.values()], [*self._hellos.values()]
+            for payload in payloads:
+                if payload.again is not None:
+                    payload.again.cancel()
+                payload.settled.set()
+        for call in (*calls, *(payload.call for payload in payloads)):
             call.future.cancel()

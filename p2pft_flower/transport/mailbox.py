@@ -38,7 +38,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -47,14 +47,26 @@ import numpy.typing as npt
 import xxhash
 
 from p2pft_flower.transport import p2pft_pb2 as pb
-from p2pft_flower.transport.errors import ExchangeTimeoutError, phase_name
+from p2pft_flower.transport.errors import ExchangeError, ExchangeTimeoutError, ViewChangeError, phase_name
 from p2pft_flower.transport.header import Terms, all_finite, checksum, decode_header
 
-__all__ = ["Mailbox", "Received"]
+__all__ = ["ASK_EVERY", "Edge", "Mailbox", "Patience", "Received", "first_error"]
 
 log = logging.getLogger(__name__)
 
 Edge = tuple[int, int]
+
+Patience = Callable[[int], Exception | None]
+"""Given a remote peer that is waited for: None to go on waiting, or what to raise. May take a moment."""
+
+ASK_EVERY = 0.2
+"""Seconds after which who waits asks its patience again."""
+
+
+def first_error(held: Exception | None, new: Exception) -> Exception:
+    """Return which of two reasons to stop exchanging counts: the first, unless it only ended the view."""
+    ends_view = isinstance(held, ViewChangeError) and not isinstance(new, ViewChangeError)
+    return new if held is None or ends_view else held
 
 
 class Received(NamedTuple):
@@ -169,7 +181,8 @@ class Mailbox:
         Returns
         -------
         Reply
-            ACCEPTED; DUPLICATE for the payload accepted last; otherwise why it was refused, which
+            ACCEPTED; DUPLICATE for the payload accepted last; LATER for one of a view that this mailbox's
+            does not know of yet, which is no fault; otherwise why it was refused, which
             is counted and leaves everything else as it was.
 
         Raises
@@ -188,9 +201,19 @@ class Mailbox:
             received = self._check(parsed, payload, authenticated)
             return self._enter(parsed, received, timeout)
         except _Refusal as refusal:
+            if refusal.status == pb.LATER:  # no fault: it comes again, and then it may fit
+                return pb.Reply(status=refusal.status, reason=refusal.reason)
             return self.refuse(refusal.status, edge, refusal.reason)
 
-    def take(self, receiver: int, sender: int, iteration: int, phase: int, timeout: float) -> Received:
+    def take(
+        self,
+        receiver: int,
+        sender: int,
+        iteration: int,
+        phase: int,
+        timeout: float,
+        patience: Patience | None = None,
+    ) -> Received:
         """Return what ``sender`` sent to ``receiver`` in this iteration and phase; wait until it is there.
 
         Parameters
@@ -200,7 +223,10 @@ class Mailbox:
         iteration, phase : int
             Must be the next ones on the edge.
         timeout : float
-            The deadline in seconds from now.
+            The deadline in seconds from now; may be infinite where ``patience`` sets one.
+        patience : callable, optional
+            Asked about ``sender`` several times a second while nothing comes: None to go on waiting, or the
+            error to raise, which is then told where it happened.
 
         Raises
         ------
@@ -209,24 +235,39 @@ class Mailbox:
         ValueError
             When there is no such edge, or iteration and phase are not the next ones: the caller's mistake.
         Exception
-            What `fail` was called with.
+            What `fail` was called with, or what ``patience`` returned.
         """
         position = iteration * self.terms.phases + phase
         inbox = self._inboxes.get((sender, receiver))
         if inbox is None:
             raise ValueError(f"edge {sender} -> {receiver} does not come from another host")
-        with self._lock:
-            if position != inbox.next_out:
-                raise ValueError(
-                    f"{self._place(position)} asked for, but {self._place(inbox.next_out)} is next"
-                )
-            inbox.changed.wait_for(lambda: inbox.queue or self._error is not None, timeout)
-            if self._error is not None:
-                raise self._error
-            if not inbox.queue:
+        deadline = time.monotonic() + timeout
+        lost: Exception | None = None
+        while True:
+            with self._lock:
+                if position != inbox.next_out:
+                    raise ValueError(
+                        f"{self._place(position)} asked for, but {self._place(inbox.next_out)} is next"
+                    )
+                left = max(0.0, deadline - time.monotonic())
+                if lost is None:  # else it has been waited for: only what has come meanwhile counts
+                    inbox.changed.wait_for(
+                        lambda: inbox.queue or self._error is not None,
+                        left if patience is None else min(left, ASK_EVERY),
+                    )
+                if self._error is not None:
+                    raise self._error
+                if inbox.queue:
+                    inbox.next_out += 1
+                    received = inbox.queue.popleft()
+                    inbox.changed.notify_all()
+                    return received
                 refused = "".join(
                     f"; refused on this edge: {n} x {cause}" for cause, n in inbox.refused.items()
                 )
+            if lost is not None:
+                raise lost
+            if time.monotonic() >= deadline:
                 raise ExchangeTimeoutError(
                     f"no payload came from peer {sender}; it is slow, stopped or cut off{refused}",
                     peer=receiver,
@@ -235,16 +276,17 @@ class Mailbox:
                     phase=phase,
                     deadline=timeout,
                 )
-            inbox.next_out += 1
-            received = inbox.queue.popleft()
-            inbox.changed.notify_all()
-            return received
+            # Without the lock: the answer may take a moment (a connection attempt).
+            if patience is not None and isinstance(lost := patience(sender), ExchangeError):
+                lost.at(peer=receiver, edge=(sender, receiver), iteration=iteration, phase=phase)
 
     def fail(self, error: Exception) -> None:
-        """Wake every waiter with ``error`` and raise it from now on; the first error stays."""
+        """Wake every waiter with ``error`` and raise it from now on.
+
+        The first error stays, but for a `ViewChangeError`, which gives way to any other.
+        """
         with self._lock:
-            if self._error is None:
-                self._error = error
+            self._error = first_error(self._error, error)
             for inbox in self._inboxes.values():
                 inbox.changed.notify_all()
 
@@ -262,7 +304,9 @@ class Mailbox:
             self._logged.add(key)
         if first:
             where = f"edge {edge[0]} -> {edge[1]}" if edge is not None else "unknown edge"
-            log.warning("refused a message on %s: %s: %s (logged once)", where, cause, reason)
+            # Who has not heard of a view yet is no cause for concern.
+            level = logging.INFO if status == pb.WRONG_VIEW else logging.WARNING
+            log.log(level, "refused a message on %s: %s: %s (logged once)", where, cause, reason)
         return pb.Reply(status=status, reason=reason)
 
     def _place(self, position: int) -> str:
@@ -286,7 +330,8 @@ class Mailbox:
         if header.run != terms.run:
             raise _Refusal(pb.WRONG_RUN, f"run {header.run[:64]!r} is not this one")
         if header.view != terms.view:
-            raise _Refusal(pb.WRONG_VIEW, f"view {header.view}, here it is {terms.view}")
+            status = pb.LATER if header.view > terms.view else pb.WRONG_VIEW
+            raise _Refusal(status, f"view {header.view}, here it is {terms.view}")
         if (header.sender, header.receiver) not in self._inboxes:
             raise _Refusal(pb.NOT_NEIGHBOUR, f"no edge {header.sender} -> {header.receiver} into this host")
         if header.dtype != terms.wire_dtype:

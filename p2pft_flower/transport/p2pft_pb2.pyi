@@ -2,7 +2,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from typing import ClassVar as _ClassVar, Iterable as _Iterable, Optional as _Optional, Union as _Union
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -35,6 +35,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NOT_AUTHENTIC: _ClassVar[Status]
     THROTTLED: _ClassVar[Status]
     PREPARING: _ClassVar[Status]
+    LATER: _ClassVar[Status]
 DTYPE_UNSPECIFIED: Dtype
 FLOAT32: Dtype
 FLOAT64: Dtype
@@ -59,6 +60,7 @@ STOPPED: Status
 NOT_AUTHENTIC: Status
 THROTTLED: Status
 PREPARING: Status
+LATER: Status
 
 class PayloadHeader(_message.Message):
     __slots__ = ("run", "view", "sender", "receiver", "iteration", "phase", "length", "dtype", "share", "checksum")
@@ -153,6 +155,140 @@ class Stop(_message.Message):
     iteration: int
     reason: str
     def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., origin: _Optional[int] = ..., iteration: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Pulse(_message.Message):
+    __slots__ = ("view", "iteration", "activity", "progress", "busy", "slowest")
+    class Activity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        ACTIVITY_UNSPECIFIED: _ClassVar[Pulse.Activity]
+        COMPUTING: _ClassVar[Pulse.Activity]
+        WAITING: _ClassVar[Pulse.Activity]
+        EVALUATING: _ClassVar[Pulse.Activity]
+        PAUSED: _ClassVar[Pulse.Activity]
+        FINISHED: _ClassVar[Pulse.Activity]
+    ACTIVITY_UNSPECIFIED: Pulse.Activity
+    COMPUTING: Pulse.Activity
+    WAITING: Pulse.Activity
+    EVALUATING: Pulse.Activity
+    PAUSED: Pulse.Activity
+    FINISHED: Pulse.Activity
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    ITERATION_FIELD_NUMBER: _ClassVar[int]
+    ACTIVITY_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    SLOWEST_FIELD_NUMBER: _ClassVar[int]
+    view: int
+    iteration: int
+    activity: Pulse.Activity
+    progress: int
+    busy: float
+    slowest: float
+    def __init__(self, view: _Optional[int] = ..., iteration: _Optional[int] = ..., activity: _Optional[_Union[Pulse.Activity, str]] = ..., progress: _Optional[int] = ..., busy: _Optional[float] = ..., slowest: _Optional[float] = ...) -> None: ...
+
+class Edge(_message.Message):
+    __slots__ = ("sender", "receiver")
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_FIELD_NUMBER: _ClassVar[int]
+    sender: int
+    receiver: int
+    def __init__(self, sender: _Optional[int] = ..., receiver: _Optional[int] = ...) -> None: ...
+
+class Ballot(_message.Message):
+    __slots__ = ("round", "member")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    member: int
+    def __init__(self, round: _Optional[int] = ..., member: _Optional[int] = ...) -> None: ...
+
+class NextView(_message.Message):
+    __slots__ = ("members", "incarnations", "broken", "iteration", "joined", "donors")
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
+    BROKEN_FIELD_NUMBER: _ClassVar[int]
+    ITERATION_FIELD_NUMBER: _ClassVar[int]
+    JOINED_FIELD_NUMBER: _ClassVar[int]
+    DONORS_FIELD_NUMBER: _ClassVar[int]
+    members: _containers.RepeatedScalarFieldContainer[int]
+    incarnations: _containers.RepeatedScalarFieldContainer[int]
+    broken: _containers.RepeatedCompositeFieldContainer[Edge]
+    iteration: int
+    joined: _containers.RepeatedScalarFieldContainer[int]
+    donors: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, members: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., broken: _Optional[_Iterable[_Union[Edge, _Mapping]]] = ..., iteration: _Optional[int] = ..., joined: _Optional[_Iterable[int]] = ..., donors: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Proposal(_message.Message):
+    __slots__ = ("ballot", "value")
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    ballot: Ballot
+    value: NextView
+    def __init__(self, ballot: _Optional[_Union[Ballot, _Mapping]] = ..., value: _Optional[_Union[NextView, _Mapping]] = ...) -> None: ...
+
+class Record(_message.Message):
+    __slots__ = ("member", "incarnation", "version", "view", "phase", "iteration", "promised", "accepted", "proposal", "suspects", "broken", "reaches", "installed", "reason")
+    class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        PHASE_UNSPECIFIED: _ClassVar[Record.Phase]
+        RUNNING: _ClassVar[Record.Phase]
+        CHANGING: _ClassVar[Record.Phase]
+        JOINING: _ClassVar[Record.Phase]
+        FINISHED: _ClassVar[Record.Phase]
+        LEFT: _ClassVar[Record.Phase]
+    PHASE_UNSPECIFIED: Record.Phase
+    RUNNING: Record.Phase
+    CHANGING: Record.Phase
+    JOINING: Record.Phase
+    FINISHED: Record.Phase
+    LEFT: Record.Phase
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    ITERATION_FIELD_NUMBER: _ClassVar[int]
+    PROMISED_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    PROPOSAL_FIELD_NUMBER: _ClassVar[int]
+    SUSPECTS_FIELD_NUMBER: _ClassVar[int]
+    BROKEN_FIELD_NUMBER: _ClassVar[int]
+    REACHES_FIELD_NUMBER: _ClassVar[int]
+    INSTALLED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    member: int
+    incarnation: int
+    version: int
+    view: int
+    phase: Record.Phase
+    iteration: int
+    promised: Ballot
+    accepted: Proposal
+    proposal: Proposal
+    suspects: _containers.RepeatedScalarFieldContainer[int]
+    broken: _containers.RepeatedCompositeFieldContainer[Edge]
+    reaches: _containers.RepeatedScalarFieldContainer[int]
+    installed: NextView
+    reason: str
+    def __init__(self, member: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., view: _Optional[int] = ..., phase: _Optional[_Union[Record.Phase, str]] = ..., iteration: _Optional[int] = ..., promised: _Optional[_Union[Ballot, _Mapping]] = ..., accepted: _Optional[_Union[Proposal, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., suspects: _Optional[_Iterable[int]] = ..., broken: _Optional[_Iterable[_Union[Edge, _Mapping]]] = ..., reaches: _Optional[_Iterable[int]] = ..., installed: _Optional[_Union[NextView, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Gossip(_message.Message):
+    __slots__ = ("run", "sender", "receiver", "pulse", "records", "status", "reason")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_FIELD_NUMBER: _ClassVar[int]
+    PULSE_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    sender: int
+    receiver: int
+    pulse: Pulse
+    records: _containers.RepeatedCompositeFieldContainer[Record]
+    status: Status
+    reason: str
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class PeerReport(_message.Message):
     __slots__ = ("run", "peer", "iteration", "loss", "accuracy", "accuracy_unseen", "sketch", "bytes_sent", "seconds", "note")

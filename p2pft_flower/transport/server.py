@@ -10,16 +10,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from google.protobuf.message import DecodeError
 
 from p2pft_flower.errors import printable
 from p2pft_flower.transport import p2pft_pb2 as pb
 from p2pft_flower.transport.certificates import Identity
-from p2pft_flower.transport.endpoint import EXCHANGE, Listener
-from p2pft_flower.transport.errors import ExchangeStoppedError
-from p2pft_flower.transport.header import HEADER_KEY
+from p2pft_flower.transport.endpoint import EXCHANGE, Listener, gossip_limit
+from p2pft_flower.transport.errors import ExchangeStoppedError, ViewChangeError
+from p2pft_flower.transport.header import HEADER_KEY, decode_header
 from p2pft_flower.transport.mailbox import Edge, Mailbox
 from p2pft_flower.transport.stops import has_key
 from p2pft_flower.transport.tls import Credentials, NotAuthenticError
@@ -29,13 +29,29 @@ __all__ = ["PeerServer"]
 log = logging.getLogger(__name__)
 
 
+_KEPT = 1.0
+"""Seconds that a payload of a later view is kept before it is answered LATER."""
+
+
+class _View(NamedTuple):
+    """What a view lets in; replaced as a whole."""
+
+    mailbox: Mailbox
+    neighbours: frozenset[Edge]
+    """(remote, local) of every pair of neighbours, whichever way the edge goes."""
+
+    @classmethod
+    def of(cls, mailbox: Mailbox, out_edges: Iterable[Edge]) -> Self:
+        return cls(mailbox, frozenset({*mailbox.edges, *((remote, local) for local, remote in out_edges)}))
+
+
 class PeerServer:
     """Serves the peers of one host, from construction to `close`; a context manager.
 
     Parameters
     ----------
     mailbox : Mailbox
-        Where payloads go; its terms and in-edges are what neighbours are held to.
+        Where payloads go; its terms and in-edges are what neighbours are held to, until `install`.
     addresses : mapping of int to str
         Local peer to the address it listens on; port 0 lets the system choose one.
     out_edges : iterable of (int, int)
@@ -45,6 +61,12 @@ class PeerServer:
         neighbour ask again at once: keep it a moment before.
     on_stop : callable, optional
         Gets a neighbour's Stop, or one that shows the run's key, in a thread of the server; must return soon.
+    on_gossip : callable, optional
+        Gets a Gossip that passed every check here, in a thread of the server, and returns the answer's pulse
+        and records; must return soon. Default None: gossip is refused.
+    members : frozenset of int
+        The peers of the run, local ones too: any of them may gossip, and may be a neighbour in a later view.
+        Default empty: the neighbours only.
     stop_digest : str
         SHA-256, hexadecimal, of the key by which the coordinator may stop the run (`stop_run`); default
         empty: it may not. Where there are no certificates, whoever shows the key is the coordinator.
@@ -77,37 +99,75 @@ class PeerServer:
         out_edges: Iterable[Edge] = (),
         on_hello: Callable[[pb.Hello], pb.Reply | None] | None = None,
         on_stop: Callable[[pb.Stop], None] | None = None,
+        on_gossip: Callable[[pb.Gossip], pb.Gossip] | None = None,
+        members: frozenset[int] = frozenset(),
         stop_digest: str = "",
         timeout: float = 600.0,
         credentials: Credentials | None = None,
         insecure: bool = False,
     ) -> None:
-        self._mailbox = mailbox
+        self._view = _View.of(mailbox, out_edges)
+        self._installed = threading.Condition()
+        self._closed = False
+        self._members = members
+        self._local = frozenset(addresses)
         self._stop_digest = stop_digest
         self._on_hello = on_hello
         self._on_stop = on_stop
+        self._on_gossip = on_gossip
         self._timeout = timeout
-        # (remote, local) of every pair of neighbours, whichever way the edge goes.
-        self._neighbours = {*mailbox.edges, *((remote, local) for local, remote in out_edges)}
-        # An in-edge may hold one worker (its payload waits for room) and, for a moment, a second (its retry).
-        waiting = len(mailbox.edges)
-        workers = waiting + min(len(self._neighbours), 8) + 2
         self._credentials = credentials
         self._throttle = Throttle()
-        answers = {"Deliver": self._deliver, "Hello": self._hello, "Stop": self._stop}
+        answers = {"Deliver": self._deliver, "Hello": self._hello, "Stop": self._stop, "Gossip": self._gossip}
+        # Room for the view with the most edges into this host: each member's to each local peer. (Threads
+        # are started when they are needed.)
+        callers = max(len(self._view.neighbours), len(members))
+        self._gossip_limit = gossip_limit(callers)
+        # An in-edge may hold one worker (its payload waits for room) and, for a moment, a second (its retry).
+        waiting = max(len(mailbox.edges), len(members) * len(addresses))
+        workers = waiting + min(callers, 8) + 2
         self._listener = Listener(
             EXCHANGE,
             {name: partial(self._answer, answer) for name, answer in answers.items()},
             addresses,
-            max_message=mailbox.terms.nbytes,
+            max_message=max(mailbox.terms.nbytes, self._gossip_limit),
             workers=workers,
-            max_calls=workers + waiting + len(self._neighbours),
-            # One from each neighbour, one that takes its place when it broke, and some room for preflights.
-            max_connections=2 * len(self._neighbours) + 8,
+            max_calls=workers + waiting + callers,
+            # Two from each caller (payloads, gossip), two that take their place when they broke, and some
+            # room for preflights.
+            max_connections=4 * callers + 8,
             credentials=None if credentials is None else credentials.server(),
             insecure=insecure,
         )
         self.bound_addresses = self._listener.bound_addresses
+
+    def install(self, mailbox: Mailbox, out_edges: Iterable[Edge]) -> None:
+        """Go on to another view, at once and as a whole: payloads that were kept for it are taken in.
+
+        Fail the old mailbox with a `ViewChangeError` before: its senders, which may not have heard of the new
+        view, are then told WRONG_VIEW, and not that this host has stopped.
+
+        Parameters
+        ----------
+        mailbox : Mailbox
+            The new view's; of payloads no longer than the old one's.
+        out_edges : iterable of (int, int)
+            (local sender, remote receiver) of the new view.
+
+        Raises
+        ------
+        ValueError
+            When its payloads are longer, or it is of another run: the server was not made for it.
+        """
+        terms = self._view.mailbox.terms
+        if (mailbox.terms.run, mailbox.terms.nbytes) != (terms.run, terms.nbytes):
+            raise ValueError(
+                f"a server of run {terms.run!r} with payloads of {terms.nbytes} bytes cannot go on with run "
+                f"{mailbox.terms.run!r} and {mailbox.terms.nbytes} bytes"
+            )
+        with self._installed:
+            self._view = _View.of(mailbox, out_edges)
+            self._installed.notify_all()
 
     def close(self, grace: float = 5.0) -> None:
         """Stop serving: fail the mailbox, let running answers leave, remove sockets and threads.
@@ -118,7 +178,10 @@ class PeerServer:
             How long answers may take to leave, in seconds.
         """
         # Whoever still waits for room would hold a worker; nobody will make room any more.
-        self._mailbox.fail(ExchangeStoppedError("this host has finished and takes no more payloads"))
+        self._view.mailbox.fail(ExchangeStoppedError("this host has finished and takes no more payloads"))
+        with self._installed:
+            self._closed = True
+            self._installed.notify_all()
         self._listener.close(grace)
 
     def __enter__(self) -> Self:
@@ -130,12 +193,16 @@ class PeerServer:
         self.close()
 
     def _answer(
-        self, answer: Callable[[bytes, Any, Identity | None], pb.Reply], request: bytes, context: Any
+        self,
+        answer: Callable[[bytes, Any, Identity | None], pb.Reply | pb.Gossip],
+        request: bytes,
+        context: Any,
     ) -> bytes:
         """Find out who calls and whether to listen, answer, and remember what had to be refused."""
         who, caller = None, context.peer()
         # Only this user gets at a Unix socket: a Unix socket needs neither certificates nor patience.
         trusted = caller.startswith("unix:")
+        reply: pb.Reply | pb.Gossip
         try:
             if self._credentials is not None and not trusted:
                 who = self._credentials.identify(context)
@@ -156,13 +223,19 @@ class PeerServer:
                         pb.NOT_NEIGHBOUR,
                         f"{who.name} is heard for a stop with the run's key, and for no more",
                     )
-            elif who is not None and all(who.peer != remote for remote, _ in self._neighbours):
+            elif who is not None and not self._knows(who.peer):
                 reply = self._refuse(pb.NOT_NEIGHBOUR, f"{who.name} shares no edge with this host")
             else:
                 reply = answer(request, context, who)
         if reply.status not in _NO_FAULT:
             self._throttle.refused(caller)
+        if answer == self._gossip and isinstance(reply, pb.Reply):
+            reply = pb.Gossip(status=reply.status, reason=reply.reason)
         return reply.SerializeToString()
+
+    def _knows(self, peer: int | None) -> bool:
+        """Return whether a remote peer is a neighbour, or may become one in a later view."""
+        return peer in self._members or any(peer == remote for remote, _ in self._view.neighbours)
 
     def _has_key(self, context: Any) -> bool:
         return has_key(context.invocation_metadata(), self._stop_digest)
@@ -175,11 +248,30 @@ class PeerServer:
         if not header:
             return self._refuse(pb.BAD_HEADER, f"metadata key {HEADER_KEY} is missing")
         left = context.time_remaining()
-        timeout = min(math.inf if left is None else left, self._timeout)
-        try:
-            return self._mailbox.deliver(header, payload, timeout, None if who is None else who.peer)
-        except Exception as error:  # whatever the runtime failed the mailbox with is the answer
-            return pb.Reply(status=pb.STOPPED, reason=str(error))
+        end = time.monotonic() + min(math.inf if left is None else left, self._timeout)
+        kept_until = min(end, time.monotonic() + _KEPT)
+        while True:
+            mailbox = self._view.mailbox
+            timeout = max(0.0, end - time.monotonic())
+            try:
+                reply = mailbox.deliver(header, payload, timeout, None if who is None else who.peer)
+            except ViewChangeError as error:  # the sender is no stranger to the run: it will hear of it too
+                return pb.Reply(status=pb.WRONG_VIEW, reason=str(error))
+            except Exception as error:  # whatever the runtime failed the mailbox with is the answer
+                return pb.Reply(status=pb.STOPPED, reason=str(error))
+            if reply.status != pb.LATER or not self._is_installed_after(mailbox, header, kept_until):
+                return reply
+
+    def _is_installed_after(self, mailbox: Mailbox, header: bytes, end: float) -> bool:
+        """Wait until another view than that of ``mailbox`` is installed; False if it is not by ``end``."""
+        # Whom the later view will not have either is not waited for: it would hold a worker.
+        if not self._knows(decode_header(header).sender):
+            return False
+        with self._installed:
+            self._installed.wait_for(
+                lambda: self._closed or self._view.mailbox is not mailbox, end - time.monotonic()
+            )
+        return self._view.mailbox is not mailbox
 
     def _hello(self, request: bytes, _context: Any, who: Identity | None) -> pb.Reply:
         try:
@@ -193,16 +285,17 @@ class PeerServer:
         answer = self._on_hello(hello) if self._on_hello is not None else None
         if answer is not None:
             return answer if answer.status == pb.PREPARING else self._refuse(answer.status, answer.reason)
-        if self._mailbox.error is not None:
-            return pb.Reply(status=pb.STOPPED, reason=str(self._mailbox.error))
+        if (error := self._view.mailbox.error) is not None:
+            return pb.Reply(status=pb.STOPPED, reason=str(error))
         return pb.Reply(status=pb.ACCEPTED)
 
     def _mismatch(self, hello: pb.Hello) -> tuple[pb.Status, str] | None:
-        terms = self._mailbox.terms
+        view = self._view
+        terms = view.mailbox.terms
         # Who and what run first, and without our own: a stranger learns nothing about the terms.
         if hello.run != terms.run:
             return pb.WRONG_RUN, f"run {hello.run[:64]!r} is not this one"
-        if (hello.sender, hello.receiver) not in self._neighbours:
+        if (hello.sender, hello.receiver) not in view.neighbours:
             return pb.NOT_NEIGHBOUR, f"peers {hello.sender} and {hello.receiver} share no edge here"
         checks = (
             (pb.WRONG_VIEW, "view", hello.view, terms.view),
@@ -226,9 +319,9 @@ class PeerServer:
         keyed = (who is None or who.peer is None) and self._has_key(context)
         if who is not None and stop.sender != who.peer and not keyed:
             return self._refuse(pb.NOT_AUTHENTIC, f"a stop from peer {stop.sender} by {who.name}")
-        if stop.run != self._mailbox.terms.run:
+        if stop.run != self._view.mailbox.terms.run:
             return self._refuse(pb.WRONG_RUN, f"a stop of run {stop.run[:64]!r}")
-        if not keyed and all(stop.sender != remote for remote, _ in self._neighbours):
+        if not keyed and all(stop.sender != remote for remote, _ in self._view.neighbours):
             return self._refuse(
                 pb.NOT_NEIGHBOUR, f"a stop from peer {stop.sender}, which shares no edge with this host"
             )
@@ -240,8 +333,43 @@ class PeerServer:
                 log.exception("the runtime failed on a stop from peer %d", stop.sender)
         return pb.Reply(status=pb.ACCEPTED)
 
+    def _gossip(self, request: bytes, _context: Any, who: Identity | None) -> pb.Reply | pb.Gossip:
+        if self._on_gossip is None:
+            return self._refuse(pb.MISMATCH, "this host takes no gossip in this run")
+        if len(request) > self._gossip_limit:
+            return self._refuse(
+                pb.WRONG_LENGTH, f"a gossip of {len(request)} bytes: at most {self._gossip_limit} are read"
+            )
+        try:
+            gossip = pb.Gossip.FromString(request)
+        except DecodeError:
+            return self._refuse(pb.BAD_HEADER, "a gossip that cannot be parsed")
+        if (wrong := self._wrong_gossip(gossip, who)) is not None:
+            return self._refuse(*wrong)
+        for record in gossip.records:
+            record.reason = printable(record.reason)
+        try:
+            answer = self._on_gossip(gossip)
+        except Exception as error:
+            log.exception("the runtime failed on a gossip from peer %d", gossip.sender)
+            return pb.Reply(status=pb.STOPPED, reason=f"this host failed on it: {type(error).__name__}")
+        answer.run, answer.sender, answer.receiver = gossip.run, gossip.receiver, gossip.sender
+        answer.status = pb.ACCEPTED
+        return answer
+
+    def _wrong_gossip(self, gossip: pb.Gossip, who: Identity | None) -> tuple[pb.Status, str] | None:
+        if who is not None and gossip.sender != who.peer:
+            return pb.NOT_AUTHENTIC, f"a gossip from peer {gossip.sender} by {who.name}"
+        if gossip.run != self._view.mailbox.terms.run:
+            return pb.WRONG_RUN, f"a gossip of run {gossip.run[:64]!r}"
+        if gossip.receiver not in self._local:
+            return pb.NOT_NEIGHBOUR, f"a gossip for peer {gossip.receiver}, which is not on this host"
+        if not self._knows(gossip.sender):
+            return pb.NOT_NEIGHBOUR, f"a gossip from peer {gossip.sender}, which is no member of this run"
+        return None
+
     def _refuse(self, status: pb.Status, reason: str) -> pb.Reply:
-        return self._mailbox.refuse(status, None, reason)
+        return self._view.mailbox.refuse(status, None, reason)
 
 
 class Throttle:
@@ -290,5 +418,16 @@ class Throttle:
 _CALLERS = 1024
 """Callers a throttle remembers: strangers cannot make it grow."""
 
-_NO_FAULT = frozenset({pb.ACCEPTED, pb.DUPLICATE, pb.SUPERSEDED, pb.BUSY, pb.STOPPED, pb.PREPARING})
+_NO_FAULT = frozenset(
+    {
+        pb.ACCEPTED,
+        pb.DUPLICATE,
+        pb.SUPERSEDED,
+        pb.BUSY,
+        pb.STOPPED,
+        pb.PREPARING,
+        pb.LATER,
+        pb.WRONG_VIEW,  # who has not heard of a view yet is no attacker
+    }
+)
 """What a caller is answered that did nothing wrong."""

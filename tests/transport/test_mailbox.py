@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pft_flower.transport import ExchangeStoppedError, ExchangeTimeoutError, Mailbox, Status, Terms
+from p2pft_flower.transport import (
+    ExchangeStoppedError,
+    ExchangeTimeoutError,
+    Loss,
+    Mailbox,
+    PeerLostError,
+    Status,
+    Terms,
+    ViewChangeError,
+)
 from tests.transport.wire import PATIENCE, message
 
 TERMS = Terms("run", 4, view=3)
@@ -41,7 +50,7 @@ def still_works(mailbox: Mailbox) -> None:
 
 BAD = {
     "wrong run": ("WRONG_RUN", {"run": "other"}),
-    "wrong view": ("WRONG_VIEW", {"view": 4}),
+    "an earlier view": ("WRONG_VIEW", {"view": 2}),
     "sender is no neighbour": ("NOT_NEIGHBOUR", {"sender": 7}),
     "receiver is not here": ("NOT_NEIGHBOUR", {"receiver": 5}),
     "the edge goes the other way": ("NOT_NEIGHBOUR", {"sender": 0, "receiver": 1}),
@@ -197,13 +206,69 @@ def test_a_failure_wakes_takers_and_senders_and_stays(mailbox):
 
 
 def test_refusals_are_logged_once_for_each_cause_and_edge(mailbox, caplog):
-    caplog.set_level(logging.WARNING)
+    caplog.set_level(logging.INFO)
     for _ in range(3):
         put(mailbox, 0, 0, run="other")
-        put(mailbox, 0, 0, view=9)
-        put(mailbox, 0, 0, edge=(2, 0), view=9)
+        put(mailbox, 0, 0, view=1)
+        put(mailbox, 0, 0, edge=(2, 0), view=1)
         for stranger in (5, 6):
             put(mailbox, 0, 0, edge=(stranger, 0))
     assert len(caplog.records) == 4
     assert "edge 1 -> 0" in caplog.text
     assert mailbox.refused == {"WRONG_RUN": 3, "WRONG_VIEW": 6, "NOT_NEIGHBOUR": 6}
+
+
+def test_a_payload_of_a_later_view_is_no_fault_and_changes_nothing(mailbox):
+    assert put(mailbox, 0, 0, view=4) == "LATER"
+    assert mailbox.refused == {}
+    assert mailbox.pending((1, 0)) == 0
+    still_works(mailbox)
+
+
+def test_a_taker_waits_on_as_long_as_there_is_patience_with_the_sender(mailbox):
+    asked = []
+
+    def patience(sender):
+        asked.append(sender)
+        if len(asked) == 2:
+            put(mailbox, 0, 0)
+
+    assert mailbox.take(0, 1, 0, 0, float("inf"), patience).vector[0] == 0
+    assert asked == [1, 1]
+
+
+def test_what_ends_the_patience_is_raised_with_the_place_that_waited(mailbox):
+    put(mailbox, 0, 0)
+    mailbox.take(0, 1, 0, 0, PATIENCE)
+
+    def patience(sender):
+        return PeerLostError("it is gone", lost=sender, how=Loss.CRASHED, deadline=7.0)
+
+    says = "peer 0, edge 1 -> 0, iteration 0, phase tau, deadline 7 s: it is gone"
+    with pytest.raises(PeerLostError, match=says) as caught:
+        mailbox.take(0, 1, 0, 1, PATIENCE, patience)
+    assert (caught.value.lost, caught.value.how) == (1, Loss.CRASHED)
+
+
+def test_a_payload_that_came_before_its_sender_was_found_to_be_lost_counts(mailbox):
+    def patience(sender):
+        put(mailbox, 0, 0)
+        return PeerLostError("it is gone", lost=sender, how=Loss.CRASHED)
+
+    assert mailbox.take(0, 1, 0, 0, PATIENCE, patience).vector[0] == 0
+
+
+def test_the_deadline_holds_whatever_the_patience(mailbox):
+    with pytest.raises(ExchangeTimeoutError, match=r"deadline 0\.01 s"):
+        mailbox.take(0, 1, 0, 0, 0.01, lambda _: None)
+
+
+def test_the_end_of_a_view_gives_way_to_the_end_of_the_run_and_not_the_other_way_round(mailbox):
+    mailbox.fail(ViewChangeError("peer 3 is lost"))
+    mailbox.fail(ViewChangeError("peer 4 is lost"))
+    with pytest.raises(ViewChangeError, match="peer 3"):
+        mailbox.take(0, 1, 0, 0, 0)
+    mailbox.fail(ExchangeStoppedError("the user stopped the run"))
+    mailbox.fail(ViewChangeError("peer 5 is lost"))
+    with pytest.raises(ExchangeStoppedError, match="the user"):
+        mailbox.take(0, 1, 0, 0, 0)

@@ -1,0 +1,449 @@
+"""Heartbeats between neighbours, and the rule that tells a slow peer from a lost one.
+
+Each host gossips with each remote neighbour, in both directions of the edges, every min(1 s, silence / 8), on
+connections apart from those of payloads. A gossip carries a *pulse*: what the host does, and a number that
+is another one whenever it got further. Whoever waits for a peer asks `Heartbeats.absence`, which answers
+None as long as there is a point in waiting:
+
+silent
+    Nothing has been heard of the peer for ``silence`` seconds (run-config ``peer-timeout``): no gossip of its
+    own, no answer to ours, no payload. One fresh connection to its address is tried then, within 2 s, and
+    the answer of the operating system tells the cases apart:
+
+    - refused, or no such socket: *crashed*, nothing listens there any more;
+    - taken: *silent*, its process is stopped (SIGSTOP) or hangs as a whole, its machine takes connections;
+    - none, or no way there: *cut off*, its address cannot be reached: the link or the machine is down.
+
+hanging
+    The peer speaks, is at COMPUTING or EVALUATING, and its number of progress has been seen to be the same
+    for longer than 20 × the longest time that it has ever been the same at this activity, but no less than
+    ``silence`` and no more than ``hang`` seconds (run-config ``hang-timeout``); ``hang`` before there was any
+    such time. Where ``hang`` is less than ``silence``, ``silence`` counts.
+
+A peer that is WAITING, PAUSED or FINISHED does not hang: whoever it waits for may. Time is `time.monotonic`,
+so nobody is lost because a clock was set. A host that did not run itself for more than silence / 2 (SIGSTOP,
+a laptop that slept) has heard nobody meanwhile, through no fault of theirs: from when it runs again, it
+grants all of them ``silence`` seconds anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Self
+
+from p2pft_flower.transport import p2pft_pb2 as pb
+from p2pft_flower.transport.addresses import parse_address
+from p2pft_flower.transport.calls import Call
+from p2pft_flower.transport.errors import ExchangeError, ExchangeStoppedError, Loss, PeerLostError
+from p2pft_flower.transport.links import Links
+
+__all__ = ["Heartbeats", "OwnPulse", "knock"]
+
+log = logging.getLogger(__name__)
+
+_TIMES_SLOWEST = 20.0
+"""How many times its longest stretch a peer may take to get further before it hangs."""
+
+_KNOCK = 2.0
+"""Seconds that an address has to answer a connection attempt."""
+
+_BUSY = {pb.Pulse.COMPUTING: "computing", pb.Pulse.EVALUATING: "evaluating"}
+"""Activities at which a peer can hang, in words."""
+
+Clock = Callable[[], float]
+
+
+def knock(address: str, timeout: float = _KNOCK) -> tuple[Loss, str]:
+    """Try one connection to where a silent peer should listen, which hears no more than that.
+
+    Parameters
+    ----------
+    address : str
+        See `parse_address`.
+    timeout : float
+        Longest wait, in seconds.
+
+    Returns
+    -------
+    (Loss, str)
+        How the peer was lost (CRASHED, SILENT or CUT_OFF), and what the operating system said.
+    """
+    place = parse_address(address)
+    try:
+        if place.path is None:
+            socket.create_connection((place.host, place.port), timeout).close()
+        else:
+            with socket.socket(socket.AF_UNIX) as attempt:
+                attempt.settimeout(timeout)
+                attempt.connect(str(place.path))
+    except (ConnectionRefusedError, FileNotFoundError) as error:
+        return Loss.CRASHED, str(error.strerror)
+    except (OSError, UnicodeError) as error:  # the latter for what is no host name
+        told = getattr(error, "strerror", None) or str(error)
+        # No link is cut within a machine: a Unix socket that takes no connection has a queue full of them.
+        return Loss.CUT_OFF if place.path is None else Loss.SILENT, told
+    return Loss.SILENT, "connected"
+
+
+class OwnPulse:
+    """What this host does and how far it is, kept by whoever works and read by `Heartbeats`.
+
+    Every call but :meth:`read` is progress. All may come from any thread.
+
+    Parameters
+    ----------
+    clock : callable
+        The time in seconds; default time.monotonic.
+    """
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._activity: pb.Pulse.Activity = pb.Pulse.PAUSED
+        self._view = self._iteration = self._progress = 0
+        self._since = self._last = clock()
+        self._slowest: dict[int, float] = {}
+
+    def enter(self, activity: pb.Pulse.Activity) -> None:
+        """Note that the host turns to another activity, or to the same one again."""
+        with self._lock:
+            self._step()
+            self._activity, self._since = activity, self._last
+
+    def advance(self) -> None:
+        """Note that the host got further within its activity, such as by a batch of a long evaluation."""
+        with self._lock:
+            self._step()
+
+    def complete(self, iterations: int, view: int) -> None:
+        """Note how many iterations are completed, and in which view the host is."""
+        with self._lock:
+            self._step()
+            self._iteration, self._view = iterations, view
+
+    def read(self) -> pb.Pulse:
+        """Return the pulse of this moment."""
+        with self._lock:
+            return pb.Pulse(
+                view=self._view,
+                iteration=self._iteration,
+                activity=self._activity,
+                progress=self._progress,
+                busy=self._clock() - self._since,
+                slowest=self._slowest.get(self._activity, 0.0),
+            )
+
+    def _step(self) -> None:
+        now = self._clock()
+        self._slowest[self._activity] = max(self._slowest.get(self._activity, 0.0), now - self._last)
+        self._last = now
+        self._progress += 1
+
+
+@dataclass
+class _Remote:
+    """What is known of one remote neighbour; guarded by the heartbeats' lock."""
+
+    heard: float
+    """When it was last heard of, in this host's time."""
+    pulsed: float
+    """When its last pulse came."""
+    moved: float
+    """When a pulse came that told of progress."""
+    pulse: pb.Pulse | None = None
+    failure: str = ""
+    """What became of the last gossip with it, where that failed."""
+    lost: tuple[Loss, str] | None = None
+    """What a connection attempt showed, until it is heard of again."""
+
+
+class Heartbeats:
+    """Gossips with every remote neighbour of the links' view, and tells which of them are lost.
+
+    A context manager; `start` it when the server listens.
+
+    Parameters
+    ----------
+    links : Links
+        The way to the neighbours; a view installed there is followed from the next beat on.
+    silence : float
+        Seconds without a word after which a neighbour is lost (run-config ``peer-timeout``).
+    hang : float
+        Most seconds that a neighbour may compute without getting further (run-config ``hang-timeout``).
+    pulse : callable
+        Returns this host's pulse: `OwnPulse.read`.
+    tell : callable
+        Returns the records to gossip. Called in any thread; must return soon.
+    hear : callable
+        Gets every gossip that comes in, answers to ours too, in a thread of the server or in that of the
+        heartbeats; must return soon.
+    clock : callable
+        The time in seconds; default time.monotonic, which no setting of the wall clock moves.
+    attempt : callable
+        Given the address of a silent peer, tells how it was lost and why it thinks so; default `knock`.
+
+    Attributes
+    ----------
+    interval : float
+        Seconds between two beats.
+    """
+
+    def __init__(
+        self,
+        links: Links,
+        silence: float,
+        hang: float,
+        *,
+        pulse: Callable[[], pb.Pulse],
+        tell: Callable[[], Iterable[pb.Record]],
+        hear: Callable[[pb.Gossip], None],
+        clock: Clock = time.monotonic,
+        attempt: Callable[[str], tuple[Loss, str]] = knock,
+    ) -> None:
+        self.interval = min(1.0, silence / 8)
+        self._links, self._silence, self._hang = links, silence, hang
+        self._pulse, self._tell, self._hear = pulse, tell, hear
+        self._clock, self._attempt = clock, attempt
+        self._lock = threading.Lock()
+        self._remotes: dict[int, _Remote] = {}
+        self._ran = clock()
+        self._due: set[int] = set()
+        self._under_way: set[int] = set()
+        # Answers to be heard; None: there is something to send, or to end.
+        self._inbox: SimpleQueue[pb.Gossip | None] = SimpleQueue()
+        self._closed = False
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="p2pft-heartbeats", daemon=True)
+
+    def start(self) -> None:
+        """Begin to beat."""
+        self._thread.start()
+
+    def nudge(self) -> None:
+        """Gossip with all neighbours now: there is news. Does not wait for it."""
+        with self._lock:
+            self._due.update(self._links.neighbours)
+        self._inbox.put(None)
+
+    def heard(self, remote: int) -> None:
+        """Note that something came from a remote peer, such as a payload."""
+        with self._lock:
+            self._note_heard(remote)
+
+    def answer(self, gossip: pb.Gossip) -> pb.Gossip:
+        """Take a member's gossip in and return what it is answered; for `PeerServer`."""
+        self._take(gossip)
+        self._hear(gossip)
+        return pb.Gossip(pulse=self._pulse(), records=self._tell())
+
+    def pulse_of(self, remote: int) -> pb.Pulse | None:
+        """Return the last pulse of a remote neighbour; None before there was one."""
+        with self._lock:
+            known = self._remotes.get(remote)
+            return None if known is None else known.pulse
+
+    def absence(self, remote: int) -> PeerLostError | None:
+        """Tell whether a remote neighbour is lost, by the rule above; None as long as it is not.
+
+        May take 2 s, for a connection attempt: once a silence, not each time it is asked.
+
+        Raises
+        ------
+        ValueError
+            When it is no neighbour in the links' present view.
+        Exception
+            What ended the heartbeats, if anything did: without them nobody can be judged.
+        """
+        edge = self._links.edge_with(remote)
+        if self._failure is not None:
+            raise self._failure
+        with self._lock:
+            now = self._clock()
+            self._notice_a_pause(now)
+            known = self._known(remote)
+            heard, lost = known.heard, known.lost
+            silent = now - heard >= self._silence
+            hanging = None if silent else self._hanging(known)
+        if hanging is not None:
+            limit, problem = hanging
+            return self._lost(remote, edge, Loss.HANGING, problem, limit)
+        if not silent:
+            return None
+        if lost is None:
+            address = self._links.address_of(remote)
+            how, told = self._attempt(address)  # not under the lock: it takes a moment
+            lost = how, _WHAT[how].format(address=address, answer=told)
+            with self._lock:
+                if known.heard != heard:
+                    return None
+                known.lost = lost
+        how, what = lost
+        with self._lock:
+            problem = f"{what}; nothing was heard from it for {self._clock() - heard:.0f} s{_last(known)}"
+        return self._lost(remote, edge, how, problem, self._silence)
+
+    def beat(self) -> None:
+        """Gossip with every neighbour that has not still to answer; the thread does so every interval."""
+        with self._lock:
+            self._notice_a_pause(self._clock())
+            neighbours = self._links.neighbours
+            for gone in self._remotes.keys() - neighbours.keys():
+                del self._remotes[gone]
+            for remote in neighbours:
+                self._known(remote)
+            self._due.update(neighbours)
+        self._send_due()
+
+    def close(self) -> None:
+        """Stop beating; what is under way is answered or cancelled with the links."""
+        self._closed = True
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        try:
+            while not self._closed:
+                self.beat()
+                self._hear_until(time.monotonic() + self.interval)
+        except Exception as error:
+            # Raised where somebody waits for a peer: a host that cannot beat would wait for ever.
+            log.exception("the heartbeats failed")
+            self._failure = error
+
+    def _hear_until(self, next_beat: float) -> None:
+        while not self._closed:
+            with self._lock:
+                self._notice_a_pause(self._clock())
+            try:
+                gossip = self._inbox.get(timeout=max(0.0, next_beat - time.monotonic()))
+            except Empty:
+                return
+            if gossip is None:
+                self._send_due()
+            else:
+                self._hear(gossip)
+
+    def _send_due(self) -> None:
+        neighbours = self._links.neighbours
+        with self._lock:
+            now = (self._due - self._under_way) & neighbours.keys()
+            self._under_way |= now
+            self._due = (self._due & self._under_way) - now
+        if not now or self._closed:
+            return
+        message = pb.Gossip(pulse=self._pulse(), records=self._tell())
+        for remote in sorted(now):
+            message.sender = neighbours[remote]
+            try:
+                # Where a link is cut, an answer never comes: try again within the silence.
+                call = self._links.start_gossip(remote, message, self._silence / 4)
+            except ExchangeStoppedError:  # the links are closed, and with them this ends
+                return
+            call.future.add_done_callback(lambda _, remote=remote, call=call: self._answered(remote, call))
+
+    def _answered(self, remote: int, call: Call) -> None:
+        """Note what became of a gossip (in a thread of gRPC, which hears nothing itself)."""
+        answer = call.gossip()
+        if isinstance(answer, pb.Gossip):
+            self._take(answer)
+        with self._lock:
+            self._under_way.discard(remote)
+            more = remote in self._due
+            if isinstance(answer, ExchangeError) and (known := self._remotes.get(remote)) is not None:
+                known.failure = answer.problem
+        if isinstance(answer, pb.Gossip):
+            self._inbox.put(answer)
+        if more:
+            self._inbox.put(None)
+
+    def _take(self, gossip: pb.Gossip) -> None:
+        """Note that a peer was heard of, and how far it is."""
+        with self._lock:
+            if (known := self._note_heard(gossip.sender)) is None:
+                return
+            known.failure = ""
+            if not gossip.HasField("pulse"):
+                return
+            before, known.pulse, known.pulsed = known.pulse, gossip.pulse, known.heard
+            if before is None or _place(before) != _place(gossip.pulse):
+                known.moved = known.heard
+
+    def _note_heard(self, remote: int) -> _Remote | None:
+        known = self._remotes.get(remote)
+        if known is not None:
+            known.heard, known.lost = self._clock(), None
+        return known
+
+    def _known(self, remote: int) -> _Remote:
+        now = self._clock()
+        return self._remotes.setdefault(remote, _Remote(now, now, now))
+
+    def _notice_a_pause(self, now: float) -> None:
+        """Grant everybody a fresh silence when this host itself has not run."""
+        if now - self._ran > self._silence / 2:
+            for known in self._remotes.values():
+                known.heard = known.pulsed = known.moved = now
+        self._ran = now
+
+    def _hanging(self, known: _Remote) -> tuple[float, str] | None:
+        pulse = known.pulse
+        if pulse is None or (doing := _BUSY.get(pulse.activity)) is None:
+            return None
+        usual = _TIMES_SLOWEST * pulse.slowest if pulse.slowest > 0 else self._hang
+        limit = max(self._silence, min(usual, self._hang))
+        # As seen: what it has done since its last pulse is not known.
+        stuck = known.pulsed - known.moved
+        if stuck <= limit:
+            return None
+        longest = f", for which it has taken {pulse.slowest:.3g} s at most" if pulse.slowest > 0 else ""
+        return limit, (
+            f"it hangs in its own computation: {doing} since {pulse.busy:.0f} s, without getting further for "
+            f"{stuck:.0f} s{longest}; it has completed {pulse.iteration} iterations"
+        )
+
+    def _lost(
+        self, remote: int, edge: tuple[int, int], how: Loss, problem: str, deadline: float
+    ) -> PeerLostError:
+        local = edge[0] if remote == edge[1] else edge[1]
+        return PeerLostError(
+            f"peer {remote} is lost ({how.value}): {problem}",
+            lost=remote,
+            how=how,
+            peer=local,
+            edge=edge,
+            deadline=deadline,
+        )
+
+
+_WHAT = {
+    Loss.CRASHED: "nothing listens at {address} any more ({answer})",
+    Loss.SILENT: "its process is stopped or hangs as a whole: {address} takes connections ({answer}), "
+    "and says nothing",
+    Loss.CUT_OFF: "{address} cannot be reached ({answer}): its machine or the way there is down",
+}
+
+
+def _place(pulse: pb.Pulse) -> tuple[int, int, int, int]:
+    return pulse.view, pulse.iteration, pulse.activity, pulse.progress
+
+
+def _last(known: _Remote) -> str:
+    """Return what was last known of a peer, for the end of a sentence."""
+    told = "" if known.pulse is None else f"; it had completed {known.pulse.iteration} iterations then"
+    return told + (f"; the last try said: {known.failure}" if known.failure else "")
