@@ -257,8 +257,8 @@ class RuntimeConfig:
     preflight_only : bool
         Look at every peer and link of a deployment, and stop before the first gradient.
     checkpoint_every : int
-        Iterations between two checkpoints of each peer; 0: whenever peers are evaluated; -1: none, and the run
-        cannot be resumed. Flower's strategies write one after each round, whatever is not -1.
+        Iterations between two checkpoints of each peer; 0: whenever peers are evaluated; -1: none, and the
+        run cannot be resumed. Flower's strategies write one after each round, unless it is -1.
     checkpoints_kept : int
         Iterations, the newest ones, of which every peer has a checkpoint.
     resume : str
@@ -304,7 +304,6 @@ class RuntimeConfig:
             self.resume,
             "a run's id (letters, digits, - and _), or the absolute path of a run's folder",
         )
-        _require(not self.extend or bool(self.resume), "extend", self.extend, "false where resume is empty")
         _require(self.iterations >= 0, "iterations", self.iterations, "a whole number >= 0")
         _require(self.epochs >= 1 or self.iterations >= 1, "epochs", self.epochs, "a whole number >= 1")
         _require(self.evaluate_every >= 0, "evaluate-every", self.evaluate_every, "a whole number >= 0")

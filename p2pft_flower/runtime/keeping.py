@@ -267,6 +267,7 @@ class Keeper:
         return {
             "config": self._plan.config,
             "iterations": self._plan.iterations,
+            "evaluate_every": self._plan.evaluate_every,
             "checkpoint_every": self._plan.checkpoint_every,
             "model_digest": self._model_digest,
             "graph": self._plan.record.get("graph", {}),
