@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -259,6 +260,15 @@ class RuntimeConfig:
         Absolute folder for the results; empty: ``$P2PFT_HOME/runs/<run id>``.
     preflight_only : bool
         Look at every peer and link of a deployment, and stop before the first gradient.
+    checkpoint_every : int
+        Iterations between two checkpoints of each peer; 0: whenever peers are evaluated; -1: none, and the
+        run cannot be resumed. Flower's strategies write one after each round, unless it is -1.
+    checkpoints_kept : int
+        Iterations, the newest ones, of which every peer has a checkpoint.
+    resume : str
+        The run to go on from, by its id, or by its folder's absolute path; empty: none.
+    extend : bool
+        Whether a run that is resumed may be longer than it was.
     min_peers : int
         Peers with which a run on SuperNodes may start when others are missing after ``meet_timeout``; 0: all
         of the graph.
@@ -275,11 +285,30 @@ class RuntimeConfig:
     hang_timeout: float = 1800.0
     run_timeout: float = 604_800.0
     output_dir: str = ""
+    checkpoint_every: int = 0
+    checkpoints_kept: int = 2
+    resume: str = ""
+    extend: bool = False
     preflight_only: bool = False
     min_peers: int = 0
 
     def __post_init__(self) -> None:
         _require(self.min_peers >= 0, "min-peers", self.min_peers, "a whole number >= 0")
+        _require(
+            self.checkpoint_every >= -1,
+            "checkpoint-every",
+            self.checkpoint_every,
+            "a whole number of iterations, 0 (whenever peers are evaluated) or -1 (never)",
+        )
+        _require(self.checkpoints_kept >= 1, "checkpoints-kept", self.checkpoints_kept, "a whole number >= 1")
+        _require(
+            not self.resume
+            or Path(self.resume).expanduser().is_absolute()
+            or re.fullmatch(r"[\w-]{1,64}", self.resume, re.ASCII) is not None,
+            "resume",
+            self.resume,
+            "a run's id (letters, digits, - and _), or the absolute path of a run's folder",
+        )
         _require(self.iterations >= 0, "iterations", self.iterations, "a whole number >= 0")
         _require(self.epochs >= 1 or self.iterations >= 1, "epochs", self.epochs, "a whole number >= 1")
         _require(self.evaluate_every >= 0, "evaluate-every", self.evaluate_every, "a whole number >= 0")

@@ -83,6 +83,10 @@ OTHER = {
     "hang-timeout": 100.0,
     "run-timeout": 3600.0,
     "output-dir": "/results",
+    "checkpoint-every": 7,
+    "checkpoints-kept": 3,
+    "resume": "/results/earlier",
+    "extend": True,
     "preflight-only": True,
     "min-peers": 3,
 }
@@ -191,6 +195,10 @@ WRONG = [
     ("peer-timeout", float("nan"), "must be a number of seconds > 0"),
     ("peer-timeout", float("inf"), "must be a number of seconds > 0"),
     ("output-dir", "results", "must be an absolute path"),
+    ("checkpoint-every", -2, r"must be .* 0 \(whenever peers are evaluated\) or -1 \(never\)"),
+    ("checkpoints-kept", 0, "must be a whole number >= 1"),
+    ("resume", "runs/12", "must be a run's id .* or the absolute path"),
+    ("resume", "../12", "must be a run's id"),
 ]
 
 

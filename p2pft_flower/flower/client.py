@@ -28,6 +28,7 @@ from p2pft_flower.runtime.folders import look_at
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.plan import Plan, config_digest
 from p2pft_flower.runtime.progress import told_evaluations
+from p2pft_flower.runtime.resuming import look_through
 from p2pft_flower.runtime.wires import Access
 from p2pft_flower.transport import Prober
 
@@ -158,8 +159,16 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
         "certificate": "" if own is None else f"{own.facts.not_after:%Y-%m-%d}",
         "insecure": site is not None and site.insecure,
         **vars(facts),
+        "kept": _kept(config, site),
         "warnings": (*facts.warnings, *(() if own is None else own.warnings)),
     }
+
+
+def _kept(config: RunConfig, site: Site | None) -> dict[str, Any] | None:
+    """Return what this site has kept of the run that is to be resumed; None where there is none to be."""
+    if site is None or not config.runtime.resume:
+        return None
+    return vars(look_through(site.resumed_folder(config.runtime.resume), site.peer_id))
 
 
 def _preflight(message: Message, context: Context) -> dict[str, Any]:
@@ -199,6 +208,9 @@ def _train_peers(message: Message, context: Context) -> dict[str, Any]:
     if site is not None:
         own = site.output_folder(plan.run, config.runtime.output_dir)
         plan = dataclasses.replace(plan, output_dir=str(own))
+        if plan.resume is not None:
+            kept = str(site.resumed_folder(config.runtime.resume))
+            plan = dataclasses.replace(plan, resume=dataclasses.replace(plan.resume, folder=kept))
     # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
     # same number everywhere (DESIGN invariant 2).
     torch.set_num_threads(config.runtime.threads)

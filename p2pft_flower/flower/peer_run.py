@@ -23,6 +23,7 @@ from p2pft_flower.report.collected import peer_record, run_record
 from p2pft_flower.report.results import log_name
 from p2pft_flower.runtime import sketch
 from p2pft_flower.runtime.journal import read_journal
+from p2pft_flower.runtime.keeping import files_kept
 from p2pft_flower.runtime.plan import Neighbourhood, Plan, terms_digest
 from p2pft_flower.runtime.progress import Progress, Report
 from p2pft_flower.runtime.running import running
@@ -217,6 +218,8 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         objective = run.config.method.objective if run.exchanges else "uniform"
         factors = peer_weights(objective, [run.images[p] for p in run.peers])
         weights = {p: float(f) for p, f in zip(run.peers, factors, strict=True) if p in host.peers}
+    if run.loss_weights is not None:
+        weights = {p: run.loss_weights[p] for p in weights}
     leaving, entering = remote_edges(peers, always=run.config.runtime.transport == "grpc")
     around = (
         {p for edge in leaving | entering for p in edge} | set(host.peers) if leaving | entering else set()
@@ -237,10 +240,25 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         addresses=addresses,
         observer=observer,
         pooled=run.pooled,
-        record=run_record(run.graph, run.view, run.peers, run.partition, run.versions, pooled=run.pooled),
+        record=run_record(
+            run.graph,
+            run.view,
+            run.peers,
+            run.partition,
+            run.versions,
+            pooled=run.pooled,
+            resumed_from=run.resumed_from,
+        ),
         peer_records={
             p.peer: run.about(p.peer) | peer_record(run.graph, range(run.graph.n) if run.pooled else [p.peer])
             for p in peers
         },
         stop_digest=stop_digest,
+        checkpoint_every=run.checkpoint_every,
+        checkpoint_files=files_kept(
+            run.config.runtime.checkpoints_kept,
+            run.checkpoint_every,
+            run.view.graph.diameter if run.exchanges else None,
+        ),
+        resume=run.resume,
     )

@@ -12,6 +12,7 @@ from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, printable
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.report.results import absent_at_start, run_results
+from p2pft_flower.runtime.plan import ResumePoint
 from p2pft_flower.runtime.progress import Progress
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
@@ -50,6 +51,22 @@ class Run:
     epoch: int
     """Iterations of an epoch."""
     evaluate_every: int
+    resume: ResumePoint | None = None
+    """Where it goes on from; None: it begins."""
+    loss_weights: dict[int, float] | None = None
+    """Of a run that goes on: factor of each peer's loss, as it was."""
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Iterations between two checkpoints; negative: none."""
+        return self.config.runtime.checkpoint_every or self.evaluate_every
+
+    @property
+    def resumed_from(self) -> dict[str, Any] | None:
+        """What results say of the run that this one goes on from; None where there is none."""
+        if self.resume is None:
+            return None
+        return {"run": self.resume.run, "iteration": min(self.resume.iterations.values())}
 
     @property
     def peers(self) -> tuple[int, ...]:
@@ -230,4 +247,5 @@ def collect_results(run: Run, outcomes: dict[int, dict[str, Any]], progress: Pro
         partition=run.partition,
         hosts=[host.peers for host in run.hosts],
         versions=run.versions,
+        resumed_from=run.resumed_from,
     )

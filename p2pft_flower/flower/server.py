@@ -22,6 +22,7 @@ from p2pft_flower.flower import nodes
 from p2pft_flower.flower.logs import PREFLIGHT_PASSED, log_to_stream, status_line
 from p2pft_flower.flower.peer_run import run_peers
 from p2pft_flower.flower.preflight import preflight
+from p2pft_flower.flower.resume import no_extension_alone, resumed
 from p2pft_flower.flower.run import plan_run, tell_plan
 from p2pft_flower.flower.strategies import is_strategy, make_strategy, strategy_names
 from p2pft_flower.flower.strategy_run import run_strategy
@@ -82,6 +83,7 @@ def _output_dir(config: RunConfig, run_id: str) -> Path:
 
 def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, Any] | None:
     config.learning.check_data()
+    no_extension_alone(config)
     graph = Graph.load(config.runtime.topology)
     name = config.method.algorithm
     strategy = is_strategy(name)
@@ -127,6 +129,7 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, 
     if not strategy:
         check_graph(method, view.graph)
     run = plan_run(run_id, config, graph, view, folder, pooled, exchanges, hosts, answers)
+    run = resumed(run, answers)
     tell_plan(run)
     own = None if strategy else coordinator_credentials(answers)
     if run.deployed and run.exchanges and not strategy:

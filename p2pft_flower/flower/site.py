@@ -160,8 +160,35 @@ class Site:
         ConfigError
             When the run's id is no plain name, and could lead out of the folder.
         """
-        if not re.fullmatch(r"[\w-]{1,64}", run, re.ASCII):
-            raise ConfigError(f"run {run[:64]!r}: a run's id has letters, digits, - and _ only")
+        self._check_id(run)
         if self.output_dir:
             return Path(self.output_dir).expanduser() / run
         return Path(chosen).expanduser() if chosen else default_output_dir(run)
+
+    def resumed_folder(self, resume: str) -> Path:
+        """Return where logs and checkpoints of the run to be resumed lie on this machine.
+
+        Parameters
+        ----------
+        resume : str
+            The run-config's ``resume``: the run's id, or the folder's absolute path where this site chooses
+            none itself.
+
+        Raises
+        ------
+        ConfigError
+            When a path is given, but this site has an ``output-dir`` of its own.
+        """
+        if not (path := Path(resume).expanduser()).is_absolute():
+            return self.output_folder(resume, "")
+        if self.output_dir:
+            raise ConfigError(
+                f"resume = {resume!r}: this site keeps its runs by their ids in its own output-dir; give the "
+                "run's id"
+            )
+        return path
+
+    @staticmethod
+    def _check_id(run: str) -> None:
+        if not re.fullmatch(r"[\w-]{1,64}", run, re.ASCII):
+            raise ConfigError(f"run {run[:64]!r}: a run's id has letters, digits, - and _ only")

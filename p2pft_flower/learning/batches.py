@@ -6,12 +6,14 @@ But for the private batches of :class:`PoissonBatches` without a key.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Batches", "GrowingBatches", "PoissonBatches", "PooledBatches"]
+__all__ = ["Batches", "Catalogue", "GrowingBatches", "PoissonBatches", "PooledBatches"]
 
 
 class Batches:
@@ -47,11 +49,30 @@ class Batches:
             first, missing = first + len(part), missing - len(part)
         return np.concatenate(parts)
 
+    def position(self) -> Callable[[], dict[str, Any]]:
+        """Say nothing: the batch's number is all that the order depends on."""
+        return dict
+
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        """Do nothing; see :meth:`position`."""
+
     def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
         if epoch != self._epoch:
             self._order = np.random.default_rng((*self._key, epoch)).permutation(self._size)
             self._epoch = epoch
         return self._order
+
+
+class Catalogue(Protocol):
+    """Names of images, the same in every process, as an ``ImageStream`` has them."""
+
+    def names(self, positions: npt.NDArray[np.int64]) -> list[str]:
+        """Return the names of the images at ``positions``."""
+        ...
+
+    def positions(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return the positions of images by name, also of those that are gone."""
+        ...
 
 
 class GrowingBatches:
@@ -62,12 +83,15 @@ class GrowingBatches:
     are those of :class:`Batches`.
 
     Batches are drawn one after the other. One that does not follow the last is drawn as if the set had been
-    all along as it is now: so a peer that starts anew, in whatever process, needs no history.
+    all along as it is now: so a peer that starts anew, in whatever process, needs no history. One that is to
+    go on bit for bit does: what is left of its pass, and how long that was (:meth:`position`).
 
     Parameters
     ----------
     refresh : callable
         Lists the images that are there now, as an int64 array of their positions; never empty.
+    catalogue : Catalogue
+        Tells the images by names that hold in other processes too.
     batch_size : int
         Images a batch; at most as many as there are when the batch begins.
     seed, peer : int
@@ -75,9 +99,15 @@ class GrowingBatches:
     """
 
     def __init__(
-        self, refresh: Callable[[], npt.NDArray[np.int64]], batch_size: int, *, seed: int, peer: int
+        self,
+        refresh: Callable[[], npt.NDArray[np.int64]],
+        catalogue: Catalogue,
+        batch_size: int,
+        *,
+        seed: int,
+        peer: int,
     ) -> None:
-        self._refresh, self._size = refresh, batch_size
+        self._refresh, self._catalogue, self._size = refresh, catalogue, batch_size
         self._key = (seed, peer)
         self._next = -1
         self._epoch, self._offset = 0, 0
@@ -98,6 +128,26 @@ class GrowingBatches:
             self._offset, missing = self._offset + len(part), missing - len(part)
         self._next = t + 1
         return np.concatenate(parts)
+
+    def position(self) -> Callable[[], dict[str, Any]]:
+        """Take note of how far this pass is; what is returned says it, whenever it is called."""
+        return partial(self._told, self._next, self._epoch, self._offset, self._order)  # orders are replaced
+
+    def _told(self, following: int, epoch: int, offset: int, order: npt.NDArray[np.int64]) -> dict[str, Any]:
+        left = self._catalogue.names(order[offset:])
+        return {"next": following, "pass": epoch, "offset": offset, "left": left}
+
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        """Go on where :meth:`position` was, of whatever process.
+
+        Raises
+        ------
+        DataError
+            When an image that is left of the pass is of no class here.
+        """
+        self._next, self._epoch, self._offset = position["next"], position["pass"], position["offset"]
+        left = self._catalogue.positions(position["left"])
+        self._order = np.concatenate([np.full(self._offset, -1, dtype=np.int64), left])
 
     def _turn_over(self) -> None:
         """Begin the next pass where this one has ended."""
@@ -133,6 +183,16 @@ class PooledBatches:
             [part.batch(t) + offset for part, offset in zip(self._parts, self._offsets, strict=True)]
         )
 
+    def position(self) -> Callable[[], dict[str, Any]]:
+        """Take note of where every peer's stream is."""
+        parts = [part.position() for part in self._parts]
+        return lambda: {"parts": [told() for told in parts]}
+
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        """Go on where :meth:`position` was."""
+        for part, told in zip(self._parts, position["parts"], strict=True):
+            part.go_to(told)
+
 
 class PoissonBatches:
     """Batches in which each image is with the same probability, independently of all others.
@@ -161,3 +221,10 @@ class PoissonBatches:
         """Return the positions of batch ``t`` (t ≥ 0), ascending; the same ones whenever it is asked for."""
         rng = np.random.default_rng((*self._key, t, self._DRAW))
         return np.flatnonzero(rng.random(self._size) < self._rate).astype(np.int64)
+
+    def position(self) -> Callable[[], dict[str, Any]]:
+        """Say nothing: with a key the batch's number is all that matters, without one nothing may be kept."""
+        return dict
+
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        """Do nothing; see :meth:`position`."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -85,6 +87,8 @@ class PeerObjective:
     ) -> None:
         self.drawn = 0
         """Mini-batches drawn so far: the position of the data order."""
+        self._lost = 0
+        """Gradients drawn in vain, at most: of earlier processes of this run, after the checkpoint."""
         self.train_loss = float("nan")
         """Cross-entropy of the last mini-batch; not a number where that was empty."""
         self._tail = share_copy(tail)
@@ -130,6 +134,27 @@ class PeerObjective:
         self.train_loss = float(losses.mean())
         return gradient
 
+    def position(self) -> Callable[[], dict[str, Any]]:
+        """Take note of where the data order is; what is returned says it (JSON-able) when it is called."""
+        drawn, lost, order = self.drawn, self._lost, self._batches.position()
+        return lambda: {"drawn": drawn, "lost": lost, "order": order()}
+
+    def go_to(self, position: Mapping[str, Any], lost: int = 0) -> None:
+        """Go on from where another objective of the same peer was, in whatever process.
+
+        Parameters
+        ----------
+        position : mapping
+            What :meth:`position` said.
+        lost : int
+            Gradients at most that the other one drew after that. Private ones count: neighbours may know what
+            came of them, and what is drawn now has other noise. Where the seed decides, it is the very same.
+        """
+        self.drawn = position["drawn"]
+        self._batches.go_to(position["order"])
+        drawn_again = self._privacy is None or self._privacy.key is not None
+        self._lost = 0 if drawn_again else position["lost"] + lost
+
     def privacy_spent(self) -> Spent | None:
         """Return what all gradients up to the present position have cost; None where they are not private.
 
@@ -138,7 +163,7 @@ class PeerObjective:
         ConfigError
             When the accountant is not installed.
         """
-        return None if self._privacy is None else self._privacy.spent(self.drawn)
+        return None if self._privacy is None else self._privacy.spent(self.drawn + self._lost)
 
     def evaluate(self, theta: Vector) -> Evaluation:
         """Score ``theta`` on all test images."""

@@ -73,6 +73,7 @@ class ImageStream:
         self.labels: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
         """Classes of all images that were ever there, (N,) int64, by position; replaced when N grows."""
         self._files: list[Path] = []
+        self._names: list[str] = []
         self._positions: dict[Path, int] = {}
         self._there: list[set[Path]] = [set() for _ in parts]
         self._unreadable: dict[Path, int] = {}
@@ -88,6 +89,55 @@ class ImageStream:
             When it cannot be read, naming it.
         """
         return read_image(self._files[position])
+
+    def names(self, positions: Positions) -> list[str]:
+        """Return the names of images: number of their part, class and file, the same on every machine."""
+        return [self._names[p] for p in positions.tolist()]
+
+    def positions(self, names: Sequence[str]) -> Positions:
+        """Return the positions of images by name.
+
+        Those that are gone get one too: as any that goes after it was listed, they are left out when their
+        turn comes. A warning names them.
+
+        Raises
+        ------
+        DataError
+            When a name is of no part or class of this stream.
+        """
+        known = dict(zip(self._names, range(len(self._names)), strict=True))
+        gone = [name for name in names if name not in known]
+        places = [self._place(name) for name in gone]
+        for name, (number, file, _) in zip(gone, places, strict=True):
+            known[name] = self._enter(number, file)
+        if gone:
+            self.labels = np.concatenate([self.labels, np.array([label for *_, label in places])])
+            log.warning(
+                "%s stream: %d images that were listed before the run was interrupted are gone, and will be "
+                "left out: %s",
+                self._what,
+                len(gone),
+                some_names(gone),
+            )
+        return np.array([known[name] for name in names], dtype=np.int64)
+
+    def _place(self, name: str) -> tuple[int, Path, int]:
+        """Return part, file and class that :meth:`names` named."""
+        number, _, relative = name.partition("/")
+        label = relative.partition("/")[0]
+        if not number.isdecimal() or int(number) >= len(self._parts) or label not in self._classes:
+            raise DataError(
+                f"{self._what} stream: the image {name!r} was listed before the run was interrupted, and is "
+                f"of no class here ({', '.join(self._classes)}); resume with the folders that the run had"
+            )
+        return int(number), self._parts[int(number)].folder / relative, self._classes.index(label)
+
+    def _enter(self, number: int, file: Path) -> int:
+        """Give an image its position; its label is the caller's to add."""
+        position = self._positions[file] = len(self._files)
+        self._files.append(file)
+        self._names.append(f"{number}/{file.relative_to(self._parts[number].folder).as_posix()}")
+        return position
 
     def refresh(self, part: int | None = None) -> Positions:
         """List again, and return the positions of the images that are there now, by class and file name.
@@ -119,8 +169,7 @@ class ImageStream:
         waiting = self._not_yet([f for f in found if f not in before])
         new = [file for file in found if file not in waiting and file not in self._positions]
         for file in new:
-            self._positions[file] = len(self._files)
-            self._files.append(file)
+            self._enter(number, file)
         if new:
             self.labels = np.concatenate([self.labels, np.array([found[file] for file in new])])
         there = [file for file in found if file not in waiting]

@@ -312,10 +312,12 @@ class Workload:
         size, seed, stream = self.config.batch_size, self.config.seed, self.holdings.stream(peer)
         if self.pooled == "uniform":
             owners = range(self.n)
-            parts = [GrowingBatches(partial(stream.refresh, i), size, seed=seed, peer=i) for i in owners]
+            parts = [
+                GrowingBatches(partial(stream.refresh, i), stream, size, seed=seed, peer=i) for i in owners
+            ]
             return PooledBatches(parts, [0] * self.n)  # positions are the stream's, whoever's image it is
         times = self.n if self.pooled else 1
-        return GrowingBatches(stream.refresh, size * times, seed=seed, peer=peer)
+        return GrowingBatches(stream.refresh, stream, size * times, seed=seed, peer=peer)
 
     def features(self, peer: int) -> Features:
         """Return what the trunk makes of the peer's training images; where it is kept, it runs once."""

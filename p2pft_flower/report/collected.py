@@ -32,6 +32,7 @@ def run_record(
     versions: Mapping[str, str],
     *,
     pooled: bool,
+    resumed_from: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what every peer's log says of the run, besides what its plan says anyway."""
     added = [list(edge) for edge in view.added_to(graph)]
@@ -41,6 +42,7 @@ def run_record(
         "partition": partition,
         "versions": dict(versions),
         "pooled": pooled,
+        "resumed_from": None if resumed_from is None else dict(resumed_from),
     }
 
 
@@ -214,6 +216,7 @@ def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) ->
         partition=run["partition"],
         hosts=sorted({tuple(files.run["host"]) for files in peers.values()}),
         versions=run["versions"],
+        resumed_from=run.get("resumed_from"),  # logs of earlier versions do not say
     )
     results["seconds"] = max(f.lines[-1]["time"] - f.run["time"] for f in ended.values())
     return results

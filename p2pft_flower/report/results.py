@@ -93,6 +93,7 @@ def run_results(
     partition: str,
     hosts: Collection[Sequence[int]],
     versions: Mapping[str, str],
+    resumed_from: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the results of a run whose peers have ended, as results.json has them, without ``seconds``.
 
@@ -123,6 +124,8 @@ def run_results(
         The peers of each host.
     versions : mapping
         Package to version.
+    resumed_from : mapping, optional
+        ``run`` and ``iteration`` that it went on from; None: it began.
     """
     peers = [
         {
@@ -161,6 +164,7 @@ def run_results(
         "hosts": [list(host) for host in hosts],
         "config": dict(config),
         "versions": dict(versions),
+        "resumed_from": None if resumed_from is None else dict(resumed_from),
         "error": missing,
     }
 

@@ -8,6 +8,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,10 +16,11 @@ import numpy as np
 from p2pft_flower.algorithms.objective import local_objective
 from p2pft_flower.algorithms.registry import make_algorithm
 from p2pft_flower.algorithms.schedules import make_schedule
-from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, State, Step, Vector, lockstep
+from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, Step, Vector, lockstep
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.runtime.exchange import DivergedError, HostExchange
+from p2pft_flower.runtime.keeping import Keeper, Moment
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.problem import Objective, Problem
 from p2pft_flower.runtime.recorder import Outcome, Recorder
@@ -90,8 +92,9 @@ class Host:
         self._telling: threading.Thread | None = None
         self._told = False
         self._stopped_at: float | None = None
-        self._completed: tuple[int, dict[int, Vector]] | None = None
-        """Iterations that all peers of this host have done, and each one's θ after them; None before."""
+        self._keeper: Keeper | None = None
+        self._completed: Moment | None = None
+        """The peers after the last iteration that all of this host have done; None before."""
         self._saving, self._saved = threading.Lock(), False
 
     def run(self) -> list[Outcome]:
@@ -134,7 +137,7 @@ class Host:
         self._wait_until_told()
 
     def save_stopped(self) -> None:
-        """Save each peer's θ after the last iteration that was completed, once; from whichever thread.
+        """Save each peer's θ, and a checkpoint, after the last complete iteration, once; from any thread.
 
         :meth:`run` does so when it fails; who does not wait for it, since it is busy, does it instead. Where
         no training has begun there is nothing to save.
@@ -144,9 +147,11 @@ class Host:
             if self._recorder is None or completed is None or self._saved:
                 return
             self._saved = True
-            done, thetas = completed
-            for peer, theta in thetas.items():
-                self._recorder.save_stopped(peer, theta, done)
+            for peer, state in completed.states.items():
+                done = max(completed.done, self.plan.begins[peer])
+                self._recorder.save_stopped(peer, state.theta, done)
+            if self._keeper is not None:
+                self._keeper.keep_stopped(completed)
 
     @property
     def neighbours(self) -> tuple[int, ...]:
@@ -170,35 +175,57 @@ class Host:
         for p in self._peers:
             with self._naming(p, "its data could not be prepared"), recorder.telling():
                 objectives |= self.problem.objectives([p], self._note_progress)
+        exchange = HostExchange(plan.peers, self._wires, theta0.dtype.itemsize)
+        keeper = self._keeper = Keeper(plan, self.problem.model_digest, recorder)
+        begins, states = plan.begins, {}
+        if plan.resume is not None:
+            for p in self._peers:
+                with self._naming(p, "its checkpoint could not be taken up"):
+                    start = partial(method.start, theta0.copy(), np.zeros_like)
+                    states[p], exchange.bytes_sent[p] = keeper.resume(p, plan.resume, start, objectives[p])
         self._meet(timeouts.meet_timeout)
         recorder.started()
 
-        exchange = HostExchange(plan.peers, self._wires, theta0.dtype.itemsize)
         gradients = {p: self._gradient(p, objectives[p], recorder) for p in self._peers}
-
-        def evaluate(done: int) -> None:
-            for p in self._peers:
-                with self._naming(p, "its evaluation failed"):
-                    score = recorder.evaluate(p, objectives[p], states[p].theta, done, exchange.bytes_sent[p])
-                if not math.isfinite(score.loss):
-                    raise DivergedError(p, f"iteration {done}", "loss")
-
-        states = {}
         for p in self._peers:
-            with self._naming(p, "it could not start"):
-                states[p] = method.start(theta0.copy(), gradients[p])
-        self._complete(0, states)
-        evaluate(0)
-        for k in range(plan.iterations):
+            if plan.resume is None:
+                with self._naming(p, "it could not start"):
+                    states[p] = method.start(theta0.copy(), gradients[p])
+
+        def complete(done: int) -> None:
+            moment = self._completed = Moment(
+                done,
+                states,
+                {p: objectives[p].position() for p in self._peers},
+                dict(exchange.bytes_sent),
+                exchange.seconds,
+            )
+            if plan.evaluates_after(done):
+                for p in states:
+                    if begins[p] <= done:
+                        evaluate(p, done)
+            keeper.raise_if_failed()
+            if keeper.due(done):
+                keeper.keep(moment, self.raise_if_stopped, timeouts.peer_timeout)
+
+        def evaluate(p: int, done: int) -> None:
+            with self._naming(p, "its evaluation failed"):
+                score = recorder.evaluate(p, objectives[p], states[p].theta, done, exchange.bytes_sent[p])
+            if not math.isfinite(score.loss):
+                raise DivergedError(p, f"iteration {done}", "loss")
+
+        complete(min(begins.values()))
+        for k in range(min(begins.values()), plan.iterations):
             self._iteration = k
             self.raise_if_stopped()
-            steps = {p: self._step(p, method.step(k, states[p], gradients[p])) for p in self._peers}
-            states = lockstep(
+            steps = {
+                p: self._step(p, method.step(k, states[p], gradients[p])) for p in states if begins[p] <= k
+            }
+            states = states | lockstep(
                 steps, lambda phase, outbox: self._mix(exchange, phase, outbox), len(method.phases)
             )
-            self._complete(k + 1, states)
-            if (k + 1) % plan.evaluate_every == 0 or k + 1 == plan.iterations:
-                evaluate(k + 1)
+            complete(k + 1)
+        keeper.finish(self.raise_if_stopped, timeouts.peer_timeout)
         if self._wires is not None:
             self._wires.links.flush(timeouts.peer_timeout)
         ended = [
@@ -209,10 +236,6 @@ class Host:
             raise self._stopped()
         self._saved = True  # as results
         return [outcome for outcome in ended if outcome is not None]
-
-    def _complete(self, done: int, states: Mapping[int, State]) -> None:
-        # Steps return new arrays and leave these as they are, so they can be read while the next one runs.
-        self._completed = done, {p: state.theta for p, state in states.items()}
 
     def _step(self, peer: int, step: Step[Any]) -> Step[Any]:
         with self._naming(peer, "its step failed"):

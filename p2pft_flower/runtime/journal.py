@@ -57,6 +57,12 @@ class Journal:
         self._file.write(json.dumps(finite(line), allow_nan=False) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Have all lines on disk, so that also a crash of the machine keeps them."""
+        with self._lock:
+            if not self._file.closed:
+                os.fsync(self._file.fileno())
+
     def save_tail(
         self, tensors: Mapping[str, Any], metadata: Mapping[str, str], *, stopped: bool = False
     ) -> Path:

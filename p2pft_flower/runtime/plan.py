@@ -11,7 +11,7 @@ from typing import Any
 from p2pft_flower.config import RunConfig
 from p2pft_flower.topology.views import View
 
-__all__ = ["Neighbourhood", "Plan", "config_digest", "terms_digest"]
+__all__ = ["Neighbourhood", "Plan", "ResumePoint", "config_digest", "terms_digest"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,28 @@ class Neighbourhood:
     def out_neighbours(self) -> tuple[int, ...]:
         """Peers that this one sends to, ascending."""
         return tuple(j for j in sorted(self.column) if j != self.peer)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run goes on from.
+
+    Attributes
+    ----------
+    run : str
+        The run that is resumed.
+    folder : str
+        Its folder, where the host's checkpoints and logs of it lie.
+    iterations : dict of int to int
+        Iterations that each peer has done; alike for all where they exchange anything.
+    digests : dict of int to str
+        Of each peer's checkpoint.
+    """
+
+    run: str
+    folder: str
+    iterations: dict[int, int]
+    digests: dict[int, str]
 
 
 @dataclass(frozen=True)
@@ -89,6 +111,12 @@ class Plan:
     stop_digest : str
         SHA-256, hexadecimal, of the key that only the coordinator knows: whoever shows the key may stop the
         run. Empty: nobody but neighbours may.
+    checkpoint_every : int
+        Iterations between two checkpoints; negative: none are written.
+    checkpoint_files : int
+        Files that each peer keeps (:func:`p2pft_flower.runtime.keeping.files_kept`).
+    resume : ResumePoint or None
+        Where the run goes on from; None: it begins.
     """
 
     run: str
@@ -107,6 +135,19 @@ class Plan:
     record: dict[str, Any] = field(default_factory=dict)
     peer_records: dict[int, dict[str, Any]] = field(default_factory=dict)
     stop_digest: str = ""
+    checkpoint_every: int = -1
+    checkpoint_files: int = 2
+    resume: ResumePoint | None = None
+
+    @property
+    def begins(self) -> dict[int, int]:
+        """Iterations that each of these peers has done before this run."""
+        done = {} if self.resume is None else self.resume.iterations
+        return {p.peer: done.get(p.peer, 0) for p in self.peers}
+
+    def evaluates_after(self, done: int) -> bool:
+        """Tell whether the peers are evaluated after ``done`` iterations."""
+        return done % self.evaluate_every == 0 or done == self.iterations
 
     @property
     def listens_for_stops(self) -> bool:
@@ -131,6 +172,10 @@ class Plan:
         raw["loss_weights"] = by_peer(raw["loss_weights"])
         raw["addresses"] = by_peer(raw["addresses"])
         raw["peer_records"] = by_peer(raw["peer_records"])
+        if (point := raw["resume"]) is not None:
+            raw["resume"] = ResumePoint(
+                point["run"], point["folder"], by_peer(point["iterations"]), by_peer(point["digests"])
+            )
         return cls(**raw)
 
 

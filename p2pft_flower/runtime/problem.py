@@ -42,6 +42,25 @@ class Objective(Protocol):
         """Score ``theta``."""
         ...
 
+    def position(self) -> Callable[[], dict[str, Any]]:
+        """Take note of where the data order is now; what is returned says it (JSON-able) when it is called.
+
+        Two steps, since this is asked for after every iteration, and what it says is needed rarely.
+        """
+        ...
+
+    def go_to(self, position: Mapping[str, Any], lost: int) -> None:
+        """Go on from where another objective of the same peer was, in whatever process.
+
+        Parameters
+        ----------
+        position : mapping
+            What :meth:`position` said.
+        lost : int
+            Gradients at most that the other one drew after that; neighbours may know what came of them.
+        """
+        ...
+
     def privacy_spent(self) -> tuple[float, float] | None:
         """Return (ε, δ) of all gradients so far; None where they are not differentially private."""
         ...

@@ -123,7 +123,7 @@ class Progress:
                     "accuracy": [r and r.accuracy for r in present],
                     "accuracy_unseen": [r and r.accuracy_unseen for r in present],
                     "bytes_sent": sum(r.bytes_sent for r in row.values()),
-                    "consensus_error": _consensus(list(row.values()))
+                    "consensus_error": _consensus([row[p] for p in sorted(row)])  # whoever was quicker
                     if len(row) == self._reporting
                     else None,
                 }

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,8 @@ class Recorder:
         self._journals = {p.peer: Journal(Path(plan.output_dir), p.peer) for p in plan.peers}
         self._observer = ObserverClient(plan.observer) if plan.observer else None
         self._seconds = {p.peer: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in plan.peers}
+        self._before: dict[int, float] = {}
+        """Seconds in exchanges before this run, of peers that go on from a checkpoint."""
         self._sketcher: sketch.Sketcher | None = None
         self._scores: dict[int, Score] = {}
         for peer, journal in self._journals.items():
@@ -101,6 +103,35 @@ class Recorder:
                 **plan.record,
                 **plan.peer_records.get(peer, {}),
             )
+
+    def go_on(
+        self, peer: int, evaluations: Iterable[Mapping[str, Any]], seconds: Mapping[str, float]
+    ) -> None:
+        """Begin the log of a peer that goes on from a checkpoint with what the earlier log said up to there.
+
+        Parameters
+        ----------
+        peer : int
+            The peer.
+        evaluations : iterable of mapping
+            Its earlier lines; they keep their time.
+        seconds : mapping
+            Where its time went before.
+        """
+        for line in evaluations:
+            self._journals[peer].write(
+                "evaluation", **{k: v for k, v in line.items() if k not in ("event", "peer")}
+            )
+        self._seconds[peer] = dict(seconds)
+        self._before[peer] = seconds["exchange"]
+
+    def seconds(self, peer: int, exchange: float) -> dict[str, float]:
+        """Return where the peer's time went, with the ``exchange`` seconds of this host since it began."""
+        return {**self._seconds[peer], "exchange": self._before.get(peer, 0.0) + exchange}
+
+    def sync(self, peer: int) -> None:
+        """Have the peer's log on disk."""
+        self._journals[peer].sync()
 
     @contextlib.contextmanager
     def timed(self, peer: int, part: str) -> Iterator[None]:
@@ -184,14 +215,13 @@ class Recorder:
         """Leave the peer's tail and the last line of its log; return how it ended, None if it was stopped."""
         epsilon, delta = objective.privacy_spent() or (None, None)
         score = self._scores[peer]
-        self._seconds[peer]["exchange"] = exchange_seconds
         outcome = Outcome(
             peer=peer,
             loss=score.loss,
             accuracy=score.accuracy,
             accuracy_unseen=score.accuracy_unseen,
             bytes_sent=bytes_sent,
-            seconds=dict(self._seconds[peer]),
+            seconds=self.seconds(peer, exchange_seconds),
             iterations=self._plan.iterations,
             parameters=theta.size,
             model_parameters=self._problem.model_parameters,

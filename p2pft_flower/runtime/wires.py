@@ -133,7 +133,8 @@ class Wires:
             raise ConfigError(
                 f"bind-address = {access.bind_address!r} is for one peer, not for {sorted(local)}"
             )
-        self.mailbox = Mailbox(terms, entering)
+        # Where anything is exchanged, all peers begin at the same iteration.
+        self.mailbox = Mailbox(terms, entering, first_iteration=min(plan.begins.values()))
         self.links = Links(
             terms,
             {peer: plan.addresses[peer] for peer in remotes},

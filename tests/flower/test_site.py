@@ -84,7 +84,11 @@ def test_logs_and_tails_lie_where_the_site_says(algorithm, tmp_path):
     )
     for p in range(2):
         (run,) = (tmp_path / f"site-{p}").iterdir()
-        assert {f.name for f in (run / "peers").iterdir()} == {f"peer-{p}.jsonl", f"peer-{p}.safetensors"}
+        assert {f.name for f in (run / "peers").iterdir()} == {
+            f"peer-{p}.jsonl",
+            f"peer-{p}.safetensors",
+            *([f"peer-{p}.checkpoints"] if algorithm == "p2pft" else []),
+        }
     assert not (tmp_path / "coordinator" / "peers").exists()
 
 

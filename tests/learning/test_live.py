@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import threading
@@ -228,14 +229,14 @@ def test_a_folder_that_does_not_grow_is_drawn_in_the_usual_order(size, folder):
     stream = stream_of(folder)
     np.testing.assert_array_equal(stream.labels, split.labels)
     usual = Batches(12, size, seed=3, peer=1)
-    growing = GrowingBatches(stream.refresh, size, seed=3, peer=1)
+    growing = GrowingBatches(stream.refresh, stream, size, seed=3, peer=1)
     for t in [*range(30), 7, 8, 40]:
         np.testing.assert_array_equal(growing.batch(t), usual.batch(t))
 
 
 def test_new_images_join_at_the_start_of_the_next_pass_and_not_before(folder):
     stream = stream_of(folder, [1])  # four green images
-    batches = GrowingBatches(stream.refresh, 2, seed=0, peer=0)
+    batches = GrowingBatches(stream.refresh, stream, 2, seed=0, peer=0)
     first = drawn(batches, 0, 1)
     paint(folder / "train" / "green", "new.png")
     paint(folder / "train" / "red", "not-mine.png")
@@ -249,7 +250,7 @@ def test_new_images_join_at_the_start_of_the_next_pass_and_not_before(folder):
 
 def test_a_batch_may_span_two_passes_of_different_length(folder):
     stream = stream_of(folder, [0])
-    batches = GrowingBatches(stream.refresh, 3, seed=0, peer=0)
+    batches = GrowingBatches(stream.refresh, stream, 3, seed=0, peer=0)
     batches.batch(0)
     paint(folder / "train" / "blue", "new.png")
     spanning, next_ = batches.batch(1), batches.batch(2)
@@ -259,14 +260,67 @@ def test_a_batch_may_span_two_passes_of_different_length(folder):
 
 def test_a_peer_that_starts_anew_draws_what_another_process_would(folder):
     paint(folder / "train" / "red", "late.png")
-    here = GrowingBatches(stream_of(folder).refresh, 4, seed=1, peer=2)
+    mine = stream_of(folder)
+    here = GrowingBatches(mine.refresh, mine, 4, seed=1, peer=2)
     old = stream_of(folder)
     paint(folder / "train" / "blue", "zz.png")
     there = stream_of(folder)
-    resumed = GrowingBatches(old.refresh, 4, seed=1, peer=2).batch(9)
-    fresh = GrowingBatches(there.refresh, 4, seed=1, peer=2).batch(9)
+    resumed = GrowingBatches(old.refresh, old, 4, seed=1, peer=2).batch(9)
+    fresh = GrowingBatches(there.refresh, there, 4, seed=1, peer=2).batch(9)
     assert [old._files[p] for p in resumed] == [there._files[p] for p in fresh]  # positions may differ
     np.testing.assert_array_equal(here.batch(9), here.batch(9))
+
+
+def files_of(stream, batches):
+    return [[stream._files[p] for p in positions] for positions in batches]
+
+
+def resumed_at(position, folder, size):
+    """Return a stream in another process, so to speak, and batches that go on at ``position``."""
+    stream = stream_of(folder)
+    batches = GrowingBatches(stream.refresh, stream, size, seed=3, peer=1)
+    batches.go_to(json.loads(json.dumps(position)))
+    return stream, batches
+
+
+@pytest.mark.parametrize("interrupted_at", range(1, 9))
+def test_a_resumed_stream_goes_on_with_the_same_files_though_others_came_meanwhile(interrupted_at, folder):
+    stream = stream_of(folder)
+    whole = GrowingBatches(stream.refresh, stream, 5, seed=3, peer=1)
+    first = drawn(whole, 0, interrupted_at)
+    told = whole.position()
+    paint(folder / "train" / "blue", "0-comes-first.png")  # every position of a new listing is another
+    there, resumed = resumed_at(told(), folder, 5)
+    rest = drawn(whole, interrupted_at, 12)
+    assert files_of(there, drawn(resumed, interrupted_at, 12)) == files_of(stream, rest)
+    assert told()["next"] == interrupted_at  # whatever was drawn since
+    assert len(first) == interrupted_at
+
+
+def test_an_image_that_is_gone_when_a_stream_is_resumed_is_told_of_and_left_out(folder, caplog):
+    stream = stream_of(folder)
+    whole = GrowingBatches(stream.refresh, stream, 5, seed=3, peer=1)
+    whole.batch(0)
+    gone = stream._files[whole._order[whole._offset]]
+    told = whole.position()()
+    gone.unlink()
+    with caplog.at_level(logging.WARNING, "p2pft_flower"):
+        there, resumed = resumed_at(told, folder, 5)
+    assert "1 images that were listed before the run was interrupted are gone" in caplog.text
+    assert gone.name in caplog.text
+    assert files_of(there, drawn(resumed, 1, 2)) == files_of(stream, drawn(whole, 1, 2))
+    with pytest.raises(DataError, match=gone.name):
+        there.read(there._positions[gone])
+
+
+def test_a_stream_is_not_resumed_on_other_classes(folder):
+    stream = stream_of(folder)
+    whole = GrowingBatches(stream.refresh, stream, 5, seed=3, peer=1)
+    whole.batch(0)
+    told = whole.position()()
+    told["left"][0] = "0/violet/3.png"
+    with pytest.raises(DataError, match=r"'0/violet/3.png' was listed .* no class here \(blue, "):
+        resumed_at(told, folder, 5)
 
 
 def test_a_file_still_being_written_waits_for_the_next_listing(folder, caplog):

@@ -47,6 +47,12 @@ class Peer:
     def privacy_spent(self):
         return None
 
+    def position(self):
+        return lambda drawn=self.drawn: {"drawn": drawn}
+
+    def go_to(self, position, lost):
+        self.drawn, self.lost = position["drawn"], lost
+
 
 class Quadratics:
     """The peers' problem, as a host sees it."""

@@ -1,0 +1,173 @@
+"""The coordinator's part in resuming a run: where it goes on from, and whether it is the same run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from p2pft_flower.config import RunConfig
+from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.flower.run import Run
+from p2pft_flower.flower.strategies import is_strategy
+from p2pft_flower.report.results import default_output_dir
+from p2pft_flower.runtime.plan import ResumePoint
+from p2pft_flower.runtime.resuming import (
+    Kept,
+    config_differences,
+    look_through,
+    newest_common,
+    place_differences,
+    refuse,
+)
+
+__all__ = ["check_length", "no_extension_alone", "resumed", "resumed_folder"]
+
+log = logging.getLogger("p2pft_flower")
+
+
+def resumed_folder(resume: str) -> Path:
+    """Return the folder, on this machine, of the run that ``resume`` names by its id or its folder."""
+    path = Path(resume).expanduser()
+    return path if path.is_absolute() else default_output_dir(resume)
+
+
+def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
+    """Return ``run`` as one that goes on from the newest checkpoint of the run that its config names, if any.
+
+    Runs of Flower's strategies are returned as they are: their server keeps the one model.
+
+    Parameters
+    ----------
+    run : Run
+        As if it were new.
+    answers : mapping
+        What the hosts said of themselves; those of a deployment, what they have kept, too.
+
+    Raises
+    ------
+    ConfigError
+        When the run is not the same one, with every difference.
+    DataError
+        When the peers have no checkpoint in common.
+    """
+    config = run.config
+    if not config.runtime.resume or is_strategy(config.method.algorithm):
+        return run
+    kept = _kept(run, answers)
+    ids = sorted({one.run for one in kept if one.digests})
+    name = ids[0] if len(ids) == 1 else config.runtime.resume
+    if len(ids) > 1:
+        told = "; ".join(f"peer {one.peer}: run {one.run or 'none'}" for one in kept)
+        raise DataError(
+            f"resume = {config.runtime.resume!r}: the peers' checkpoints are of several runs: {told}"
+        )
+    point = newest_common(kept, exchanges=run.exchanges)
+    first = kept[0].about
+    iterations, every = _length(run, first)
+    differences = config_differences(first["config"], config.to_mapping())
+    if set(kept[0].live) != set(run.peers):
+        differences.append(f"peers: {list(kept[0].live)} in the checkpoint, {list(run.peers)} now")
+    differences += check_length(config, first["iterations"], iterations)
+    for one in kept:
+        differences += _own_differences(run, one)
+    refuse(name, differences)
+    odd = {k: v for k, v in first["versions"].items() if v != run.versions.get(k)}
+    if odd:
+        log.warning(
+            "run %s was begun with %s, now there are %s: it goes on, but not bit for bit",
+            name,
+            odd,
+            {k: run.versions.get(k) for k in odd},
+        )
+    begin = min(point.values())
+    log.info(
+        "run %s goes on from iteration %s",
+        name,
+        begin if len(set(point.values())) == 1 else ", ".join(f"{k} (peer {p})" for p, k in point.items()),
+    )
+    digests = {one.peer: one.digests[point[one.peer]] for one in kept}
+    return replace(
+        run,
+        iterations=iterations,
+        evaluate_every=every,
+        # Of a stream that has grown the weights would be others.
+        loss_weights={one.peer: float(one.about["loss_weight"]) for one in kept},
+        resume=ResumePoint(name, str(resumed_folder(config.runtime.resume)), point, digests),
+    )
+
+
+def _kept(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> list[Kept]:
+    """Return what each peer has kept, ascending: the files of a simulation lie on this machine."""
+    resume = run.config.runtime.resume
+    if run.deployed:
+        kept = [Kept.of(answers[host.node]["kept"]) for host in run.hosts]
+        return sorted(kept, key=lambda one: one.peer)
+    folder = resumed_folder(resume)
+    if not (folder / "peers").is_dir():
+        raise DataError(
+            f"resume = {resume!r}: there is no run in {folder} (no folder peers); give the id of a run in "
+            "P2PFT_HOME, or the absolute path of its folder"
+        )
+    return [look_through(folder, peer) for peer in run.peers]
+
+
+def _length(run: Run, about: Mapping[str, Any]) -> tuple[int, int]:
+    """Return iterations and those between evaluations: as they were where they are not set anew.
+
+    An epoch of a stream that has grown would be longer.
+    """
+    earlier, now = RunConfig.from_mapping(_known(about["config"])).runtime, run.config.runtime
+    same = (earlier.epochs, earlier.iterations) == (now.epochs, now.iterations)
+    iterations = int(about["iterations"]) if same else run.iterations
+    alike = earlier.evaluate_every == now.evaluate_every
+    return iterations, int(about["evaluate_every"]) if alike else run.evaluate_every
+
+
+def _known(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out keys of a version that had others; they are told as differences."""
+    known = RunConfig().to_mapping()
+    return {key: value for key, value in config.items() if key in known}
+
+
+def check_length(config: RunConfig, before: int, now: int) -> list[str]:
+    """Return what speaks against a run of ``before`` iterations having ``now``; empty where nothing does."""
+    told = f"iterations: {before} in the checkpoint, {now} now"
+    if now < before:
+        return [f"{told} (a run may become longer, not shorter)"]
+    if now > before and not config.runtime.extend:
+        return [f"{told} (extend = true, or p2pft run --extend, lengthens a run)"]
+    if now > before and config.method.schedule == "cosine":
+        return [f"{told} (schedule = cosine: its earlier learning rates follow from the length, too)"]
+    return []
+
+
+def _own_differences(run: Run, kept: Kept) -> list[str]:
+    """Return where a peer's graph or data differs."""
+    peer, about = kept.peer, kept.about
+    row, column = ({peer: 1.0}, {peer: 1.0}) if run.pooled else (run.view.row(peer), run.view.column(peer))
+    found = place_differences(peer, about, row, column)
+    if not found and about["graph"].get("digest") != run.graph.digest:
+        found.append(
+            f"graph: digest {about['graph'].get('digest')} in the checkpoint, {run.graph.digest} now"
+        )
+    if about["partition"] != run.partition:
+        found.append(f"partition: {about['partition']} in the checkpoint, {run.partition} now")
+    images = run.images[peer]
+    if about["images"] != images and not run.config.learning.stream:
+        found.append(f"peer {peer}'s training images: {about['images']} in the checkpoint, {images} now")
+    return found
+
+
+def no_extension_alone(config: RunConfig) -> None:
+    """Refuse ``extend`` without ``resume``.
+
+    Raises
+    ------
+    ConfigError
+        When there is nothing to lengthen.
+    """
+    if config.runtime.extend and not config.runtime.resume:
+        raise ConfigError("extend = true with an empty resume: name the run that is to become longer")

@@ -1,0 +1,327 @@
+"""How a host keeps its peers' checkpoints while they train, and takes them up again.
+
+Which files are kept
+--------------------
+All peers write after the same iterations: where the run begins, every E-th, and the last. A run goes on from
+an iteration of which all have a file in good state, so there must always be one, however far the peers are
+apart:
+
+- A peer that has done k iterations has what its in-neighbours sent in iteration k - 1, so they have done
+  k - 1 at least; on a graph of diameter D no two peers are more than D iterations apart.
+- One checkpoint is written at a time, beside training, and the next one waits for it. So a peer that has done
+  k iterations has on disk that of the last but one multiple of E up to k, or a newer one.
+
+So the newest files of two peers are at most 1 + ⌈D / E⌉ checkpoints apart, and with K + 1 + ⌈D / E⌉ files a
+peer, K iterations at least are everybody's; K is ``checkpoints-kept``. That of the last iteration, which may
+be less than E after the one before, comes on top: nothing is removed for it. Where peers exchange nothing,
+each goes on from its own newest file, and K files a peer are enough.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from p2pft_flower.algorithms.seam import State
+from p2pft_flower.errors import DataError
+from p2pft_flower.runtime.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    checkpoint_files,
+    checkpoint_folder,
+    forget,
+    read_checkpoint,
+    restore_state,
+    state_fields,
+    write_checkpoint,
+)
+from p2pft_flower.runtime.journal import read_last_run
+from p2pft_flower.runtime.plan import Plan, ResumePoint
+from p2pft_flower.runtime.problem import Objective
+from p2pft_flower.runtime.recorder import Recorder
+
+__all__ = ["Keeper", "Moment", "files_kept"]
+
+log = logging.getLogger("p2pft_flower")
+
+_LOOK = 0.1
+"""Seconds between two looks whether the run was stopped, while a checkpoint waits for the one before."""
+
+
+def files_kept(kept: int, every: int, diameter: int | None) -> int:
+    """Return how many files each peer keeps so that ``kept`` iterations are everybody's; see the module.
+
+    Parameters
+    ----------
+    kept : int
+        K ≥ 1.
+    every : int
+        E, iterations between two checkpoints; negative where none are written.
+    diameter : int or None
+        D of the graph; None where peers exchange nothing.
+    """
+    if diameter is None or every < 0:
+        return kept
+    return kept + 1 + math.ceil(diameter / every)
+
+
+class Moment(NamedTuple):
+    """A host's peers after an iteration: all that a checkpoint needs, and training does not change.
+
+    Attributes
+    ----------
+    done : int
+        Iterations done.
+    states : mapping of int to State
+        By peer. Steps return new arrays and leave these as they are.
+    positions : mapping of int to callable
+        What each peer's :meth:`~p2pft_flower.runtime.problem.Objective.position` returned.
+    bytes_sent : mapping of int to int
+        Payload bytes of each peer so far.
+    exchange : float
+        Seconds that the host has spent in exchanges.
+    """
+
+    done: int
+    states: Mapping[int, State]
+    positions: Mapping[int, Callable[[], dict[str, Any]]]
+    bytes_sent: Mapping[int, int]
+    exchange: float
+
+
+class Keeper:
+    """Writes the checkpoints of one host, in a thread of its own, and reads those it starts from.
+
+    Parameters
+    ----------
+    plan : Plan
+        The host's part of the run.
+    model_digest : str
+        Of the frozen weights and θ^0.
+    recorder : Recorder
+        Knows where the peers' time goes; its logs are brought to disk before a checkpoint that follows them.
+    """
+
+    def __init__(self, plan: Plan, model_digest: str, recorder: Recorder) -> None:
+        self._plan, self._model_digest, self._recorder = plan, model_digest, recorder
+        self._algorithm = str(plan.config["algorithm"])
+        self._folders = {p.peer: checkpoint_folder(Path(plan.output_dir), p.peer) for p in plan.peers}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._error: CheckpointError | None = None
+        self._written = -1
+        """Iteration of the last :class:`Moment` that was handed over."""
+
+    def due(self, done: int) -> bool:
+        """Tell whether there is a checkpoint after ``done`` iterations: also at the beginning and the end."""
+        every = self._plan.checkpoint_every
+        return every > 0 and (done % every == 0 or self._written < 0 or done == self._plan.iterations)
+
+    def keep(self, moment: Moment, check: Callable[[], None], timeout: float) -> None:
+        """Have ``moment`` written while training goes on, once the one before is on disk.
+
+        Parameters
+        ----------
+        moment : Moment
+            All peers of the host.
+        check : callable
+            Called while the one before is still being written; raises when the run was stopped.
+        timeout : float
+            Seconds that may take.
+
+        Raises
+        ------
+        CheckpointError
+            When the one before could not be written, or is still not.
+        ConfigError
+            When the method's state cannot be kept.
+        """
+        self._wait(check, timeout)
+        checkpoints = self._checkpoints(moment, stopped=False)
+        with self._lock:
+            self._written = moment.done
+            self._thread = threading.Thread(
+                target=self._write, args=(checkpoints,), name="p2pft-checkpoint", daemon=True
+            )
+            self._thread.start()
+
+    def raise_if_failed(self) -> None:
+        """Raise what went wrong when a checkpoint was written, if anything did."""
+        if self._error is not None:
+            raise self._error
+
+    def finish(self, check: Callable[[], None], timeout: float) -> None:
+        """Wait until everything is on disk; parameters and errors as of :meth:`keep`."""
+        self._wait(check, timeout)
+
+    def keep_stopped(self, moment: Moment) -> None:
+        """Write ``moment``, the last of a run that was stopped or failed; from whichever thread.
+
+        Never raises: that it cannot be written must not hide why the run stopped.
+        """
+        if self._plan.checkpoint_every < 0:
+            return
+        try:
+            with self._lock:
+                if self._thread is not None:
+                    self._thread.join(2.0)  # Flower leaves no more; a file of its own is written beside it
+                if self._written != moment.done or self._error is not None:
+                    for checkpoint in self._checkpoints(moment, stopped=True):
+                        self._recorder.sync(checkpoint.peer)
+                        path = write_checkpoint(checkpoint, self._folders[checkpoint.peer])
+                        log.info(
+                            "peer %d: its checkpoint of iteration %d is %s",
+                            checkpoint.peer,
+                            checkpoint.iteration,
+                            path,
+                        )
+        except Exception:
+            log.exception("the checkpoint of iteration %d could not be written", moment.done)
+
+    def resume(
+        self, peer: int, point: ResumePoint, start: Callable[[], State], objective: Objective
+    ) -> tuple[State, int]:
+        """Take up what ``peer`` goes on from: its data order, its log, and what is returned.
+
+        Parameters
+        ----------
+        peer : int
+            One of the host's.
+        point : ResumePoint
+            Names the checkpoint.
+        start : callable
+            Returns a state as the method starts with; only its kind is used.
+        objective : Objective
+            The peer's, at the start of its data order.
+
+        Returns
+        -------
+        tuple of State and int
+            The method's state, and payload bytes sent so far.
+
+        Raises
+        ------
+        DataError
+            When the file is not what the coordinator was told of, or of another model.
+        """
+        folder = checkpoint_folder(Path(point.folder), peer)
+        path = folder / f"iteration-{point.iterations[peer]}.safetensors"
+        checkpoint, digest = read_checkpoint(path, point.run)
+        if digest != point.digests[peer]:
+            raise DataError(f"{path}: it was changed since the run was started; start it again")
+        kept = checkpoint.about["model_digest"]
+        if kept != self._model_digest:
+            raise DataError(
+                f"run {point.run} cannot be resumed: peer {peer}'s model digest is {kept} in the checkpoint, "
+                f"{self._model_digest} now; give it the same weights"
+            )
+        state: State = restore_state(start, checkpoint, self._algorithm)
+        objective.go_to(checkpoint.position, _lost(checkpoint, folder))
+        log_file = folder.parent / f"peer-{peer}.jsonl"
+        try:
+            lines = [e for e in read_last_run(log_file) if e["event"] == "evaluation"]
+        except (OSError, ValueError, KeyError) as error:
+            log.warning(
+                "%s cannot be read (%s: %s): the results will not show the evaluations before iteration %d",
+                log_file,
+                type(error).__name__,
+                error,
+                checkpoint.iteration,
+            )
+            lines = []
+        # The iteration itself is evaluated again where that is due: the log may end just before.
+        earlier = [e for e in lines if e["iteration"] < checkpoint.iteration]
+        self._recorder.go_on(
+            peer, [e for e in earlier if self._plan.evaluates_after(e["iteration"])], checkpoint.seconds
+        )
+        return state, checkpoint.bytes_sent
+
+    def _checkpoints(self, moment: Moment, *, stopped: bool) -> list[Checkpoint]:
+        # Peers that exchange nothing may begin at different iterations: each writes from there on.
+        begins, first = self._plan.begins, self._written < 0
+        return [
+            Checkpoint(
+                run=self._plan.run,
+                peer=peer,
+                iteration=max(moment.done, begins[peer]),
+                about=self._about(peer),
+                position=moment.positions[peer](),
+                bytes_sent=moment.bytes_sent[peer],
+                seconds=self._recorder.seconds(peer, moment.exchange),
+                state=state_fields(state, self._algorithm),
+                stopped=stopped,
+                live=tuple(self._plan.record.get("live", range(self._plan.n))),
+            )
+            for peer, state in sorted(moment.states.items())
+            if first or begins[peer] <= moment.done
+        ]
+
+    def _about(self, peer: int) -> dict[str, Any]:
+        """Return what must be alike where this peer goes on, and what tells the differences."""
+        place = next(p for p in self._plan.peers if p.peer == peer)
+        return {
+            "config": self._plan.config,
+            "iterations": self._plan.iterations,
+            "evaluate_every": self._plan.evaluate_every,
+            "checkpoint_every": self._plan.checkpoint_every,
+            "model_digest": self._model_digest,
+            "graph": self._plan.record.get("graph", {}),
+            "partition": self._plan.record.get("partition"),
+            "versions": self._plan.record.get("versions", {}),
+            "loss_weight": self._plan.loss_weights[peer],
+            "images": self._plan.peer_records.get(peer, {}).get("images"),
+            "row": place.row,
+            "column": place.column,
+        }
+
+    def _wait(self, check: Callable[[], None], timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while self._thread is not None and self._thread.is_alive():
+            check()
+            if time.monotonic() >= deadline:
+                raise CheckpointError(
+                    min(self._folders),
+                    f"the checkpoint of iteration {self._written} is still being written after {timeout:g} s "
+                    f"(peer-timeout) to {self._folders[min(self._folders)]}: the disk hangs or is too slow; "
+                    "choose another output-dir, or a greater checkpoint-every",
+                )
+            self._thread.join(_LOOK)
+        self.raise_if_failed()
+
+    def _write(self, checkpoints: list[Checkpoint]) -> None:
+        try:
+            for checkpoint in checkpoints:
+                folder = self._folders[checkpoint.peer]
+                self._recorder.sync(checkpoint.peer)
+                write_checkpoint(checkpoint, folder)
+                if checkpoint.iteration < self._plan.iterations:
+                    forget(folder, list(checkpoint_files(folder))[: -self._plan.checkpoint_files])
+        except CheckpointError as error:
+            self._error = error
+        except Exception as error:
+            self._error = CheckpointError(
+                checkpoint.peer,
+                f"the checkpoint of iteration {checkpoint.iteration} cannot be written: "
+                f"{type(error).__name__}: {error}",
+            )
+
+
+def _lost(checkpoint: Checkpoint, folder: Path) -> int:
+    """Return how many gradients at most the interrupted run drew after ``checkpoint``.
+
+    The peer had done two intervals more than its newest file says at most, or one unfinished iteration where
+    the run was stopped.
+    """
+    newest, path = max(checkpoint_files(folder).items())
+    after = 2 * checkpoint.about["checkpoint_every"]
+    try:
+        after = 1 if read_checkpoint(path)[0].stopped else after
+    except DataError:  # told when the files were looked through; the greater number holds
+        log.debug("%s is torn", path)
+    last: int = min(newest + after, checkpoint.about["iterations"])
+    return last - checkpoint.iteration
