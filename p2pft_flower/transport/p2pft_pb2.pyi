@@ -227,7 +227,7 @@ class Proposal(_message.Message):
     def __init__(self, ballot: _Optional[_Union[Ballot, _Mapping]] = ..., value: _Optional[_Union[NextView, _Mapping]] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("member", "incarnation", "version", "view", "phase", "iteration", "promised", "accepted", "proposal", "suspects", "broken", "reaches", "installed", "reason")
+    __slots__ = ("member", "incarnation", "version", "view", "phase", "iteration", "promised", "accepted", "proposal", "suspects", "broken", "reaches", "installed", "reason", "hanging")
     class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         PHASE_UNSPECIFIED: _ClassVar[Record.Phase]
@@ -256,6 +256,7 @@ class Record(_message.Message):
     REACHES_FIELD_NUMBER: _ClassVar[int]
     INSTALLED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    HANGING_FIELD_NUMBER: _ClassVar[int]
     member: int
     incarnation: int
     version: int
@@ -270,7 +271,8 @@ class Record(_message.Message):
     reaches: _containers.RepeatedScalarFieldContainer[int]
     installed: NextView
     reason: str
-    def __init__(self, member: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., view: _Optional[int] = ..., phase: _Optional[_Union[Record.Phase, str]] = ..., iteration: _Optional[int] = ..., promised: _Optional[_Union[Ballot, _Mapping]] = ..., accepted: _Optional[_Union[Proposal, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., suspects: _Optional[_Iterable[int]] = ..., broken: _Optional[_Iterable[_Union[Edge, _Mapping]]] = ..., reaches: _Optional[_Iterable[int]] = ..., installed: _Optional[_Union[NextView, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+    hanging: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, member: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., view: _Optional[int] = ..., phase: _Optional[_Union[Record.Phase, str]] = ..., iteration: _Optional[int] = ..., promised: _Optional[_Union[Ballot, _Mapping]] = ..., accepted: _Optional[_Union[Proposal, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., suspects: _Optional[_Iterable[int]] = ..., broken: _Optional[_Iterable[_Union[Edge, _Mapping]]] = ..., reaches: _Optional[_Iterable[int]] = ..., installed: _Optional[_Union[NextView, _Mapping]] = ..., reason: _Optional[str] = ..., hanging: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Gossip(_message.Message):
     __slots__ = ("run", "sender", "receiver", "pulse", "records", "status", "reason")
