@@ -22,6 +22,7 @@ from p2pft_flower.errors import ConfigError
 __all__ = ["LearningConfig", "MethodConfig", "RunConfig", "RuntimeConfig", "config_keys"]
 
 TRANSPORTS = ("auto", "memory", "grpc")
+ON_FAILURE = ("continue", "wait", "stop")
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
     "cache_dtype": ("float16", "float32"),
@@ -251,6 +252,12 @@ class RuntimeConfig:
     peer_timeout : float
         Seconds without a word (payload, heartbeat, answer) after which a peer is taken for lost. One that is
         slow and says so is waited for.
+    on_failure : {"continue", "wait", "stop"}
+        What the others do when a peer is lost: go on without it, wait for it up to ``rejoin_deadline`` first,
+        or stop. Where all peers are on one host, nobody can be lost.
+    rejoin_deadline : float
+        Seconds that peers wait: for a lost one (the first half of them, where ``on_failure`` is ``wait``),
+        for an agreement on who goes on, or to be let in again; then they stop, with a checkpoint.
     hang_timeout : float
         Most seconds that a peer may compute, or evaluate, without getting further, heartbeats or not, before
         it is taken for lost: 20 times its longest stretch so far, at least ``peer_timeout`` and at most this.
@@ -271,7 +278,8 @@ class RuntimeConfig:
         Whether a run that is resumed may be longer than it was.
     min_peers : int
         Peers with which a run on SuperNodes may start when others are missing after ``meet_timeout``; 0: all
-        of the graph.
+        of the graph. With fewer than these no view goes on (``on_failure``), nor does one of less than half
+        of the view before.
     """
 
     topology: str = "directed-ring-4"
@@ -282,6 +290,8 @@ class RuntimeConfig:
     threads: int = 1
     meet_timeout: float = 120.0
     peer_timeout: float = 120.0
+    on_failure: str = "continue"
+    rejoin_deadline: float = 600.0
     hang_timeout: float = 1800.0
     run_timeout: float = 604_800.0
     output_dir: str = ""
@@ -314,7 +324,10 @@ class RuntimeConfig:
         _require(self.evaluate_every >= 0, "evaluate-every", self.evaluate_every, "a whole number >= 0")
         _require(self.transport in TRANSPORTS, "transport", self.transport, f"one of {', '.join(TRANSPORTS)}")
         _require(self.threads >= 1, "threads", self.threads, "a whole number >= 1")
-        for key in ("meet_timeout", "peer_timeout", "hang_timeout", "run_timeout"):
+        _require(
+            self.on_failure in ON_FAILURE, "on-failure", self.on_failure, f"one of {', '.join(ON_FAILURE)}"
+        )
+        for key in ("meet_timeout", "peer_timeout", "rejoin_deadline", "hang_timeout", "run_timeout"):
             value = getattr(self, key)
             _require(
                 math.isfinite(value) and value > 0, key.replace("_", "-"), value, "a number of seconds > 0"

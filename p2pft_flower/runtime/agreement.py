@@ -1,4 +1,4 @@
-"""A host's part in agreeing on views, in real time: the state machine with a clock, a thread and neighbours."""
+"""A host's part in agreeing on views, in real time: the state machine with a clock and a thread."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class NewView(NamedTuple):
 
 
 class LostContactError(Exception):
-    """This host is in no view any more, and nobody has taken it in before its deadline."""
+    """The host is in no view any more, and nobody has taken it in before its deadline."""
 
 
 class Agreement:
@@ -217,11 +217,22 @@ class Agreement:
                 self._changed.wait(min(self._interval, max(0.0, end - self._clock())))
         return True
 
+    def recheck(self) -> None:
+        """Wake whoever waits in a view that was installed, where that has begun to change meanwhile."""
+        with self._lock:
+            if self._paused_at is not None:
+                self._on_change(_changing(self._view))
+
+    def miss(self, loss: PeerLostError) -> None:
+        """Note that a peer is lost: the view is to change."""
+        with self._lock:
+            self._miss(loss)
+            self._look(news=True)
+
     def leave(self, reason: str) -> None:
-        """Tell the others that this host goes: they need not wait for its silence."""
+        """Note that this host goes; who hears of it need not wait for its silence."""
         with self._lock:
             self._machine.leave(reason)
-        self._nudge()
 
     # Its own thread ----------------------------------------------------------------------------------
 

@@ -58,6 +58,10 @@ class HostExchange:
         self.bytes_sent = dict.fromkeys(self._peers, 0)
         self.seconds = 0.0
 
+    def install(self, peers: Sequence[Neighbourhood]) -> None:
+        """Go on with other rows and columns: those of another view."""
+        self._peers = {p.peer: p for p in peers}
+
     def mix(self, iteration: int, phase: int, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
         """Exchange one phase: what each local peer yielded ↦ what each is sent.
 

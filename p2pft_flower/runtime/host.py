@@ -19,15 +19,28 @@ from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, Step, Vector, lockstep
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError
+from p2pft_flower.runtime.agreement import LostContactError, NewView
+from p2pft_flower.runtime.checkpoints import CheckpointError
 from p2pft_flower.runtime.exchange import DivergedError, HostExchange
 from p2pft_flower.runtime.keeping import Keeper, Moment
-from p2pft_flower.runtime.plan import Plan
+from p2pft_flower.runtime.plan import Neighbourhood, Plan
 from p2pft_flower.runtime.problem import Objective, Problem
 from p2pft_flower.runtime.recorder import Outcome, Recorder
 from p2pft_flower.runtime.wires import Access, Wires, remote_edges
-from p2pft_flower.transport import ExchangeStoppedError, Hello, Reply, Status, Stop, Terms
+from p2pft_flower.transport import (
+    ExchangeStoppedError,
+    Gossip,
+    Hello,
+    OwnPulse,
+    Pulse,
+    Reply,
+    Status,
+    Stop,
+    Terms,
+    ViewChangeError,
+)
 
-__all__ = ["Host", "PeerFailedError"]
+__all__ = ["Host", "PeerFailedError", "TooFewPeersError"]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -50,6 +63,10 @@ class News(NamedTuple):
     origin: int
     iteration: int
     reason: str
+
+
+class TooFewPeersError(P2PFTError):
+    """Fewer peers are left than the run is to go on with."""
 
 
 class PeerFailedError(Exception):
@@ -93,6 +110,9 @@ class Host:
         self._told = False
         self._stopped_at: float | None = None
         self._keeper: Keeper | None = None
+        self._pulse = OwnPulse()
+        self._live: tuple[int, ...] = tuple(plan.loss_weights)
+        """The peers in the view: their loss weights are scaled to a mean of one."""
         self._completed: Moment | None = None
         """The peers after the last iteration that all of this host have done; None before."""
         self._saving, self._saved = threading.Lock(), False
@@ -121,7 +141,10 @@ class Host:
                 return self._train(recorder)
             except BaseException as error:
                 # The neighbours are told first, so that they stop now and not at their deadline.
-                self._hear(self._news_of(error), own=True)
+                if self._others_go_on(error):
+                    self._leave(error)
+                else:
+                    self._hear(self._news_of(error), own=True)
                 if recorder is not None:
                     recorder.failed(self._iteration, error)
                     self.save_stopped()
@@ -156,7 +179,8 @@ class Host:
     @property
     def neighbours(self) -> tuple[int, ...]:
         """The peers elsewhere that hear of a stop from this host, ascending; none in memory."""
-        return tuple(p for p in sorted(self.plan.addresses) if p not in self._peers)
+        near = {p for place in self.plan.peers for p in (*place.in_neighbours, *place.out_neighbours)}
+        return tuple(p for p in sorted(near) if p in self.plan.addresses and p not in self._peers)
 
     def raise_if_stopped(self, longer_than: float = 0.0) -> None:
         """Raise ExchangeStoppedError when the run was stopped, so many seconds ago or earlier."""
@@ -184,6 +208,8 @@ class Host:
                     start = partial(method.start, theta0.copy(), np.zeros_like)
                     states[p], exchange.bytes_sent[p] = keeper.resume(p, plan.resume, start, objectives[p])
         self._meet(timeouts.meet_timeout)
+        if self._wires is not None:
+            self._wires.watch()
         recorder.started()
 
         gradients = {p: self._gradient(p, objectives[p], recorder) for p in self._peers}
@@ -209,25 +235,54 @@ class Host:
                 keeper.keep(moment, self.raise_if_stopped, timeouts.peer_timeout)
 
         def evaluate(p: int, done: int) -> None:
+            self._pulse.enter(Pulse.EVALUATING)
             with self._naming(p, "its evaluation failed"):
                 score = recorder.evaluate(p, objectives[p], states[p].theta, done, exchange.bytes_sent[p])
             if not math.isfinite(score.loss):
                 raise DivergedError(p, f"iteration {done}", "loss")
 
-        complete(min(begins.values()))
-        for k in range(min(begins.values()), plan.iterations):
+        def iterate(k: int) -> None:
+            nonlocal states
             self._iteration = k
             self.raise_if_stopped()
+            self._pulse.enter(Pulse.COMPUTING)
             steps = {
                 p: self._step(p, method.step(k, states[p], gradients[p])) for p in states if begins[p] <= k
             }
-            states = states | lockstep(
+            after = states | lockstep(
                 steps, lambda phase, outbox: self._mix(exchange, phase, outbox), len(method.phases)
             )
+            if agreement is not None:
+                agreement.complete(k + 1)
+            states = after
+            self._pulse.complete(k + 1, view)
             complete(k + 1)
+
+        agreement = None if self._wires is None else self._wires.agreement
+        view, done, changing = 0, min(begins.values()), False
+        complete(done)
+        while True:
+            try:
+                if changing:
+                    new = self._next_view(exchange, recorder)
+                    view, done, changing = new.number, max(done, new.iteration), False
+                    # Algorithm 1 begins again where it stands: Σ τ = Σ g at once (DESIGN invariant 1).
+                    for p in self._peers:
+                        gradients[p] = self._gradient(p, objectives[p], recorder)
+                        with self._naming(p, "it could not go on"):
+                            states = states | {p: method.start(states[p].theta, gradients[p])}
+                while done < plan.iterations:
+                    iterate(done)
+                    done += 1
+                if self._wires is not None:
+                    self._wires.links.flush(math.inf)
+                self._pulse.enter(Pulse.FINISHED)
+                if agreement is None or agreement.finish(timeouts.peer_timeout, self.raise_if_stopped):
+                    break
+                changing = True
+            except ViewChangeError:
+                changing = True
         keeper.finish(self.raise_if_stopped, timeouts.peer_timeout)
-        if self._wires is not None:
-            self._wires.links.flush(timeouts.peer_timeout)
         ended = [
             recorder.finish(p, objectives[p], states[p].theta, exchange.bytes_sent[p], exchange.seconds)
             for p in self._peers
@@ -236,6 +291,28 @@ class Host:
             raise self._stopped()
         self._saved = True  # as results
         return [outcome for outcome in ended if outcome is not None]
+
+    def _next_view(self, exchange: HostExchange, recorder: Recorder) -> NewView:
+        """Wait for the next view, and take everything that exchanges to it."""
+        wires = self._wires
+        if wires is None or wires.agreement is None:
+            raise RuntimeError("the view changes where it never does")
+        self._pulse.enter(Pulse.PAUSED)
+        new = wires.agreement.settle(self.raise_if_stopped)
+        recorder.view_changed(new)
+        least = self._config.runtime.min_peers
+        if len(new.view.peers) < least:
+            raise TooFewPeersError(
+                f"{len(new.view.peers)} peers are left after {new.iteration} iterations, {list(new.view.peers)}, "
+                f"and min-peers is {least}: the run stops"
+            )
+        self._live = new.view.peers
+        places = [Neighbourhood.of(new.view, p) for p in self._peers]
+        always = self._config.runtime.transport == "grpc"
+        wires.install(new.number, new.iteration, *remote_edges(tuple(places), always=always))
+        exchange.install(places)
+        wires.agreement.recheck()
+        return new
 
     def _step(self, peer: int, step: Step[Any]) -> Step[Any]:
         with self._naming(peer, "its step failed"):
@@ -256,7 +333,10 @@ class Host:
             self._wires.close()
 
     def _mix(self, exchange: HostExchange, phase: int, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
-        return exchange.mix(self._iteration, phase, outbox)
+        self._pulse.enter(Pulse.WAITING)
+        mixed = exchange.mix(self._iteration, phase, outbox)
+        self._pulse.enter(Pulse.COMPUTING)
+        return mixed
 
     def _open_wires(self, method: Algorithm[Any], theta0: Vector) -> Wires | None:
         always = self._config.runtime.transport == "grpc"
@@ -271,7 +351,6 @@ class Host:
             phases=max(1, len(method.phases)),  # without edges no payload is taken in at all
             config=f"{self.plan.terms}:{self.problem.model_digest}",
         )
-        timeout = self._config.runtime.peer_timeout
         try:
             return Wires(
                 self.plan,
@@ -279,9 +358,10 @@ class Host:
                 leaving,
                 entering,
                 self._access,
-                timeout=timeout,
+                config=self._config.runtime,
                 on_hello=self._on_hello,
                 on_stop=self._on_stop,
+                pulse=self._pulse,
             )
         except P2PFTError as error:
             if not alone:
@@ -300,7 +380,10 @@ class Host:
                 raise DivergedError(peer, f"iteration {self._iteration}", "gradient")
             return g
 
-        weight, decay = self.plan.loss_weights[peer], self._config.method.weight_decay
+        weights, decay = self.plan.loss_weights, self._config.method.weight_decay
+        weight = weights[peer]
+        if len(self._live) < len(weights):  # else it is one up to rounding, and bits shall not change
+            weight /= sum(weights[p] for p in self._live) / len(self._live)
         return local_objective(gradient, weight=weight, weight_decay=decay)
 
     def _meet(self, timeout: float) -> None:
@@ -373,6 +456,28 @@ class Host:
     def _stopped(self) -> ExchangeStoppedError:
         origin, iteration, reason = self._news or News(self._peers[0], self._iteration, "unknown")
         return ExchangeStoppedError(f"peer {origin} stopped in iteration {iteration}: {reason}")
+
+    def _others_go_on(self, error: BaseException) -> bool:
+        """Tell whether what went wrong here is this host's own affair, and the others agree on a view without it.
+
+        What is wrong with the run itself (it diverges, it was stopped) is not.
+        """
+        training = self._completed is not None and self._news is None
+        agreeing = self._wires is not None and self._wires.agreement is not None
+        return (
+            training and agreeing and isinstance(error, (PeerFailedError, LostContactError, CheckpointError))
+        )
+
+    def _leave(self, error: BaseException) -> None:
+        """Tell all contacts that this host goes, so that they need not wait for its silence."""
+        if self._wires is None or (agreement := self._wires.agreement) is None:
+            return
+        agreement.leave(str(error))
+        gossip = {
+            remote: Gossip(run=self.plan.run, sender=local, receiver=remote, records=agreement.tell())
+            for remote, local in agreement.contacts().items()
+        }
+        self._wires.links.gossip_all(gossip, 2.0)
 
     def _news_of(self, error: BaseException) -> News:
         """Return what the neighbours are told: the first cause where this host knows one, else its own."""

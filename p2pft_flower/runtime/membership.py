@@ -478,7 +478,7 @@ class Membership:
         rank = sum(1 for m in self.current.members if m < self.me and m not in missing)
         if self.record.promised == NO_BALLOT and rank == 0:
             return True
-        longest = self.round_time * (1.5 ** min(change.rounds, 8))
+        longest = self.round_time * (1.5 ** min(change.rounds, 4))
         if self.wait and not self._patience_over(now, change):
             # Its proposer waits for who is missing; only if it is gone itself another one takes over.
             holder = self._of(self.record.promised.member)

@@ -89,13 +89,18 @@ class Plan:
     peers : tuple of Neighbourhood
         The peers that this host runs.
     loss_weights : dict of int to float
-        Factor of each of these peers' loss (``objective``).
+        Factor of each peer's loss (``objective``), of all peers of the run; their mean is one.
     iterations, evaluate_every : int
         Length of the run, and iterations between evaluations.
     addresses : dict of int to str
         Where this host's peers listen and their neighbours on other hosts are reached; ``unix:/path`` or
         ``host:port``. Empty where everything stays in memory. A deployed host's own peers have one even where
         they exchange nothing with others, unless nobody gave them any: they listen for stops.
+    graph : dict
+        The whole graph (:meth:`Graph.to_dict`), where the view may change; else empty.
+    members : dict of int to tuple of int
+        All hosts of the run by their lowest peer, and their peers, where the view may change; else empty.
+        Then ``addresses`` has those of all of them: any two may become neighbours.
     observer : str
         Where progress is reported to; empty for nowhere.
     pooled : bool
@@ -130,6 +135,8 @@ class Plan:
     evaluate_every: int
     output_dir: str
     addresses: dict[int, str] = field(default_factory=dict)
+    graph: dict[str, Any] = field(default_factory=dict)
+    members: dict[int, tuple[int, ...]] = field(default_factory=dict)
     observer: str = ""
     pooled: bool = False
     record: dict[str, Any] = field(default_factory=dict)
@@ -170,6 +177,7 @@ class Plan:
             Neighbourhood(p["peer"], by_peer(p["row"]), by_peer(p["column"])) for p in raw["peers"]
         )
         raw["loss_weights"] = by_peer(raw["loss_weights"])
+        raw["members"] = {m: tuple(peers) for m, peers in by_peer(raw["members"]).items()}
         raw["addresses"] = by_peer(raw["addresses"])
         raw["peer_records"] = by_peer(raw["peer_records"])
         if (point := raw["resume"]) is not None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy.typing as npt
 
 from p2pft_flower.runtime import sketch
+from p2pft_flower.runtime.agreement import NewView
 from p2pft_flower.runtime.journal import Journal
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.problem import Objective, Problem, Score
@@ -208,6 +209,32 @@ class Recorder:
         if self._observer is not None:
             self._observer.report(report)
         return score
+
+    def view_changed(self, new: NewView) -> None:
+        """Note that the peers go on in another view."""
+        place = ", ".join(map(str, new.view.peers))
+        what = [f"peer {p} is gone" + (f" ({new.why[p]})" if p in new.why else "") for p in new.lost]
+        what += [f"peer {p} has come back" for p in new.joined]
+        log.warning(
+            "view %d after %d iterations: %s; going on with the peers %s after %.1f s",
+            new.number,
+            new.iteration,
+            "; ".join(what) or "nobody was lost",
+            place,
+            new.seconds,
+        )
+        for journal in self._journals.values():
+            journal.write(
+                "view",
+                number=new.number,
+                iteration=new.iteration,
+                peers=list(new.view.peers),
+                edges=[[new.view.peers[j], new.view.peers[i]] for j, i in new.view.graph.edges],
+                lost=list(new.lost),
+                joined=list(new.joined),
+                why={str(p): why for p, why in new.why.items()},
+                seconds=new.seconds,
+            )
 
     def finish(
         self, peer: int, objective: Objective, theta: Vector, bytes_sent: int, exchange_seconds: float

@@ -15,7 +15,7 @@ def encode(record: Record) -> pb.Record:
         incarnation=record.incarnation,
         version=record.version,
         view=record.view,
-        phase=pb.Record.Phase.Value(record.phase.name),
+        phase=record.phase.name,
         iteration=record.iteration,
         suspects=record.suspects,
         hanging=record.hanging,

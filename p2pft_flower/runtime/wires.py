@@ -1,18 +1,28 @@
-"""One host's connections: mailbox, server and links to peers elsewhere, opened and closed together."""
+"""One host's connections: mailbox, server, links, heartbeats; opened, taken to other views and closed together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
+from p2pft_flower.config import RuntimeConfig
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.runtime.agreement import Agreement
+from p2pft_flower.runtime.membership import Membership
 from p2pft_flower.runtime.plan import Neighbourhood, Plan
+from p2pft_flower.topology import Graph
 from p2pft_flower.transport import (
     Credentials,
     ExchangeError,
+    Heartbeats,
     Hello,
     Links,
+    Loss,
     Mailbox,
+    OwnPulse,
+    PeerLostError,
     PeerServer,
     Received,
     Reply,
@@ -82,12 +92,19 @@ class Wires:
         From :func:`remote_edges`.
     access : Access
         How the host listens and proves who it is.
-    timeout : float
-        Deadline of every payload, in seconds.
+    config : RuntimeConfig
+        Its deadlines.
     on_hello : callable
         Given a neighbour's Hello; see :class:`PeerServer`.
     on_stop : callable
         Given a neighbour's Stop, or the coordinator's.
+    pulse : OwnPulse
+        What the host does.
+
+    Attributes
+    ----------
+    agreement : Agreement or None
+        With the other hosts on who goes on; None where the view never changes.
 
     Raises
     ------
@@ -106,16 +123,15 @@ class Wires:
         entering: set[Edge],
         access: Access,
         *,
-        timeout: float,
+        config: RuntimeConfig,
         on_hello: Callable[[Hello], Reply | None],
         on_stop: Callable[[Stop], None],
+        pulse: OwnPulse,
     ) -> None:
         local = {p.peer for p in plan.peers}
-        self.timeout = timeout
-        self.edges = frozenset(entering)
-        self._receivers: dict[int, tuple[int, ...]] = {
-            j: tuple(sorted(i for s, i in leaving if s == j)) for j in sorted(local)
-        }
+        self._terms = terms
+        self._longest = 2 * max(config.hang_timeout, config.peer_timeout)
+        self._go_to(local, leaving, entering)
         remotes = {i for _, i in leaving} | {j for j, _ in entering}
         # A host that stays silent in Stop would be waited for until the deadline: check before binding.
         unknown = sorted((local | remotes) - plan.addresses.keys())
@@ -137,13 +153,29 @@ class Wires:
         self.mailbox = Mailbox(terms, entering, first_iteration=min(plan.begins.values()))
         self.links = Links(
             terms,
-            {peer: plan.addresses[peer] for peer in remotes},
+            {
+                peer: address
+                for peer, address in plan.addresses.items()
+                if peer not in local or peer in remotes
+            },
             leaving,
             entering,
-            timeout=timeout,
+            timeout=config.peer_timeout,
             credentials=own,
             insecure=access.insecure,
             on_failure=self.fail,
+            patience=self._patience,
+        )
+        self.agreement = self._agree(plan, config) if plan.members else None
+        agreement = self.agreement
+        self.heartbeats = Heartbeats(
+            self.links,
+            config.peer_timeout,
+            config.hang_timeout,
+            pulse=pulse.read,
+            tell=list if agreement is None else agreement.tell,
+            hear=(lambda gossip: None) if agreement is None else agreement.hear,
+            contacts=None if agreement is None else agreement.contacts,
         )
         try:
             self.server = PeerServer(
@@ -152,8 +184,10 @@ class Wires:
                 out_edges=leaving,
                 on_hello=on_hello,
                 on_stop=on_stop,
+                on_gossip=self.heartbeats.answer,
+                members=frozenset(p for peers in plan.members.values() for p in peers),
                 stop_digest=plan.stop_digest,
-                timeout=timeout,
+                timeout=config.peer_timeout,
                 credentials=own,
                 insecure=access.insecure,
             )
@@ -161,13 +195,76 @@ class Wires:
             self.links.close()
             raise
 
+    def _go_to(self, local: Iterable[int], leaving: set[Edge], entering: set[Edge]) -> None:
+        self.edges = frozenset(entering)
+        self._receivers: dict[int, tuple[int, ...]] = {
+            j: tuple(sorted(i for s, i in leaving if s == j)) for j in sorted(local)
+        }
+
+    def _agree(self, plan: Plan, config: RuntimeConfig) -> Agreement:
+        me = next(m for m, peers in plan.members.items() if plan.peers[0].peer in peers)
+        machine = Membership(
+            me,
+            Graph.from_dict(plan.graph),
+            plan.members,
+            round_time=config.peer_timeout / 4,
+            patience=config.rejoin_deadline,
+            wait=config.on_failure == "wait",
+        )
+        return Agreement(
+            machine,
+            absence=lambda peer: self.heartbeats.absence(peer),
+            neighbours=lambda: self.links.neighbours,
+            nudge=lambda: self.heartbeats.nudge(),
+            on_change=self.fail,
+            interval=min(1.0, config.peer_timeout / 8),
+        )
+
+    def watch(self) -> None:
+        """Begin to look after the neighbours, all of which have been met."""
+        if self.links.neighbours:
+            self.heartbeats.start()
+        if self.agreement is not None:
+            self.agreement.start()
+
+    def _patience(self, remote: int) -> Exception | None:
+        # Where views change, the agreement looks after all neighbours, and wakes whoever waits.
+        return self.heartbeats.absence(remote) if self.agreement is None else None
+
+    def install(self, number: int, first: int, leaving: set[Edge], entering: set[Edge]) -> None:
+        """Go on to view ``number``, which begins with iteration ``first``, over its edges.
+
+        Raises
+        ------
+        Exception
+            What :meth:`fail` was called with, where that was no ViewChangeError.
+        """
+        terms = replace(self._terms, view=number)
+        self.links.install(terms, leaving, entering)
+        mailbox = Mailbox(terms, entering, first)
+        self.server.install(mailbox, leaving)
+        self.mailbox = mailbox
+        self._go_to(list(self._receivers), leaving, entering)
+
     def receivers(self, peer: int) -> tuple[int, ...]:
         """Return the out-neighbours that ``peer`` reaches by the transport, ascending."""
         return self._receivers[peer]
 
     def take(self, receiver: int, sender: int, iteration: int, phase: int) -> Received:
         """Wait for one payload; see :meth:`Mailbox.take`."""
-        return self.mailbox.take(receiver, sender, iteration, phase, self.timeout)
+        begin = time.monotonic()
+
+        def patience(remote: int) -> Exception | None:
+            agreement = self.agreement
+            if agreement is not None and time.monotonic() - begin > self._longest:
+                problem = f"peer {remote} is lost (cut off): it speaks, but its payload does not come"
+                edge = (sender, receiver)
+                agreement.miss(
+                    PeerLostError(problem, lost=remote, how=Loss.CUT_OFF, peer=receiver, edge=edge)
+                )
+            return self._patience(remote)
+
+        return self.mailbox.take(receiver, sender, iteration, phase, math.inf, patience)
 
     def fail(self, error: Exception) -> None:
         """Wake whoever waits here with ``error``; stops can still be sent."""
@@ -175,6 +272,9 @@ class Wires:
         self.links.fail(error)
 
     def close(self) -> None:
-        """Close server and links; sockets and threads are gone afterwards."""
+        """Close all of it; sockets and threads are gone afterwards."""
+        if self.agreement is not None:
+            self.agreement.close()
+        self.heartbeats.close()
         self.server.close()
         self.links.close()

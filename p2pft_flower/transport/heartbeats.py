@@ -32,7 +32,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -173,6 +173,9 @@ class Heartbeats:
     ----------
     links : Links
         The way to the neighbours; a view installed there is followed from the next beat on.
+    contacts : callable, optional
+        Returns further remote members to gossip with, and the local peer that speaks to each; whether they
+        are lost is not asked.
     silence : float
         Seconds without a word after which a neighbour is lost (run-config ``peer-timeout``).
     hang : float
@@ -204,12 +207,13 @@ class Heartbeats:
         pulse: Callable[[], pb.Pulse],
         tell: Callable[[], Iterable[pb.Record]],
         hear: Callable[[pb.Gossip], None],
+        contacts: Callable[[], Mapping[int, int]] | None = None,
         clock: Clock = time.monotonic,
         attempt: Callable[[str], tuple[Loss, str]] = knock,
     ) -> None:
         self.interval = min(1.0, silence / 8)
         self._links, self._silence, self._hang = links, silence, hang
-        self._pulse, self._tell, self._hear = pulse, tell, hear
+        self._pulse, self._tell, self._hear, self._contacts = pulse, tell, hear, contacts
         self._clock, self._attempt = clock, attempt
         self._lock = threading.Lock()
         self._remotes: dict[int, _Remote] = {}
@@ -228,8 +232,9 @@ class Heartbeats:
 
     def nudge(self) -> None:
         """Gossip with all neighbours now: there is news. Does not wait for it."""
+        targets = self._targets()
         with self._lock:
-            self._due.update(self._links.neighbours)
+            self._due.update(targets)
         self._inbox.put(None)
 
     def heard(self, remote: int) -> None:
@@ -291,9 +296,9 @@ class Heartbeats:
 
     def beat(self) -> None:
         """Gossip with every neighbour that has not still to answer; the thread does so every interval."""
+        neighbours = self._targets()
         with self._lock:
             self._notice_a_pause(self._clock())
-            neighbours = self._links.neighbours
             for gone in self._remotes.keys() - neighbours.keys():
                 del self._remotes[gone]
             for remote in neighbours:
@@ -339,8 +344,13 @@ class Heartbeats:
             else:
                 self._hear(gossip)
 
+    def _targets(self) -> dict[int, int]:
+        """Return whom to gossip with, and the local peer that speaks to each."""
+        further = {} if self._contacts is None else self._contacts()
+        return {**further, **self._links.neighbours}
+
     def _send_due(self) -> None:
-        neighbours = self._links.neighbours
+        neighbours = self._targets()
         with self._lock:
             now = (self._due - self._under_way) & neighbours.keys()
             self._under_way |= now

@@ -79,8 +79,8 @@ class Quadratics:
         return {"schema": "test"}
 
 
-def plans(graph, hosts, addresses, folder, *, iterations=20, **settings):
-    """Return one plan a host; ``hosts`` is a list of lists of peers."""
+def plans(graph, hosts, addresses, folder, *, iterations=20, survive=False, **settings):
+    """Return one plan a host; ``hosts`` is a list of lists of peers; ``survive``: the view may change."""
     config = RunConfig.from_mapping(
         {"learning-rate": 0.1, "iterations": iterations, "peer-timeout": 20.0, "meet-timeout": 20.0}
         | settings
@@ -93,11 +93,13 @@ def plans(graph, hosts, addresses, folder, *, iterations=20, **settings):
             hosts=len(hosts),
             terms=terms_digest(config, View.whole(graph), iterations),
             peers=tuple(Neighbourhood.of(View.whole(graph), p) for p in peers),
-            loss_weights=dict.fromkeys(peers, 1.0),
+            loss_weights=dict.fromkeys(range(graph.n), 1.0),
             iterations=iterations,
             evaluate_every=10,
             output_dir=str(folder),
             addresses=addresses,
+            graph=graph.to_dict() if survive else {},
+            members={min(h): tuple(h) for h in hosts} if survive else {},
         )
         for peers in hosts
     ]
