@@ -12,7 +12,7 @@ import typer
 
 from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.cli.flwr_run import local_superlink, run_app
-from p2pft_flower.cli.settings import check, complete_settings, parse_settings
+from p2pft_flower.cli.settings import check, complete_settings, parse_settings, settings_of_resumed
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 from p2pft_flower.flower.logs import PREFLIGHT_PASSED, status_in
@@ -163,9 +163,22 @@ def run(
         Path | None,
         typer.Option(help="Folder for the results; default $P2PFT_HOME/runs/<run id> (~/.p2pft)."),
     ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Go on from a run's checkpoints: its id, or its folder. Its settings hold again.",
+        ),
+    ] = None,
+    extend: Annotated[
+        bool, typer.Option("--extend", help="With --resume: more epochs or iterations than it had.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's own log as well.")] = False,
 ) -> None:
     """Fine-tune peers over a graph and print how they did.
+
+    A run that was stopped, or died, goes on where it was, bit for bit: p2pft run --resume RUN. One that has
+    ended becomes longer: p2pft run --resume RUN --extend epochs=50.
 
     Exit codes: 0 the run completed; 1 it failed; 2 a setting or graph is wrong and nothing was started;
     3 it completed with some of the peers (min-peers); 130 it was interrupted.
@@ -174,6 +187,12 @@ def run(
         values = parse_settings(settings or [])
         if out is not None:
             values["output-dir"] = str(out.expanduser().absolute())
+        if resume is not None:
+            values |= parse_settings([f"resume={resume}"])
+        if extend:
+            values["extend"] = True
+        if values.get("resume"):
+            values = settings_of_resumed(values, simulated=connection is None)
         config, _ = check(values)
         if config.runtime.output_dir and holds_a_run(Path(config.runtime.output_dir)):
             raise ConfigError(f"{config.runtime.output_dir} holds an earlier run; choose another folder")

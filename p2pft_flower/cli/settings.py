@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,20 @@ from typing import Any
 from p2pft_flower.algorithms import ALGORITHMS, check_graph, make_algorithm
 from p2pft_flower.config import RunConfig, config_keys
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.flower.resume import earlier_config, no_extension_alone, resumed_folder
 from p2pft_flower.flower.strategies import is_strategy, make_strategy, strategy_names
 from p2pft_flower.plugins import is_reference
+from p2pft_flower.runtime.resuming import config_differences, refuse
 from p2pft_flower.topology import Graph
 
-__all__ = ["check", "complete_settings", "method_settings", "parse_settings", "read_value"]
+__all__ = [
+    "check",
+    "complete_settings",
+    "method_settings",
+    "parse_settings",
+    "read_value",
+    "settings_of_resumed",
+]
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, Any]:
@@ -53,6 +63,7 @@ def _absolute(key: str, value: Any) -> Any:
     is_path = {
         "data-dir": True,
         "output-dir": True,
+        "resume": os.sep in value or (path / "peers").is_dir(),
         "topology": path.suffix in (".yaml", ".yml"),
         "weights": value not in ("pretrained", "none"),
     }
@@ -89,6 +100,7 @@ def check(values: dict[str, Any]) -> tuple[RunConfig, Graph]:
     """
     config = RunConfig.from_mapping(values)
     config.learning.check_data()
+    no_extension_alone(config)
     graph = Graph.load(config.runtime.topology)
     name = config.method.algorithm
     if name in ALGORITHMS:
@@ -101,6 +113,41 @@ def check(values: dict[str, Any]) -> tuple[RunConfig, Graph]:
     if config.method.strategy_options and not is_strategy(name):
         raise ConfigError(f"strategy-options: algorithm {name!r} is no strategy of Flower")
     return config, graph
+
+
+_OWN_TO_A_RUN = ("extend", "output-dir", "preflight-only", "resume")
+"""Keys that a run does not take over from the one that it goes on from."""
+
+
+def settings_of_resumed(values: Mapping[str, Any], *, simulated: bool) -> dict[str, Any]:
+    """Return ``values`` with those of the run that their ``resume`` names, where they say nothing else.
+
+    Parameters
+    ----------
+    values : mapping
+        Run-config keys and values that were given, ``resume`` among them.
+    simulated : bool
+        Whether the run to be resumed must be on this machine; sites of a deployment keep their own.
+
+    Raises
+    ------
+    ConfigError
+        When a setting differs that must not, with every difference; when there is no such run here.
+    """
+    folder = resumed_folder(values["resume"])
+    earlier = earlier_config(folder)
+    if earlier is None:
+        if simulated:
+            raise ConfigError(
+                f"resume = {values['resume']!r}: there is no checkpoint in good state in {folder}; give the "
+                "id of a run in P2PFT_HOME, or its folder"
+            )
+        return dict(values)
+    refuse(values["resume"], config_differences(earlier, {**earlier, **values}))
+    dropped = {*_OWN_TO_A_RUN, *(("iterations",) if "epochs" in values else ())}
+    defaults = config_keys()
+    kept = {k: v for k, v in earlier.items() if k in defaults and v != defaults[k] and k not in dropped}
+    return {**kept, **values}
 
 
 def method_settings(common: Mapping[str, Any], name: str) -> dict[str, Any]:

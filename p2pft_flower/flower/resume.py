@@ -23,7 +23,7 @@ from p2pft_flower.runtime.resuming import (
     refuse,
 )
 
-__all__ = ["check_length", "no_extension_alone", "resumed", "resumed_folder"]
+__all__ = ["check_length", "earlier_config", "no_extension_alone", "resumed", "resumed_folder"]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -32,6 +32,21 @@ def resumed_folder(resume: str) -> Path:
     """Return the folder, on this machine, of the run that ``resume`` names by its id or its folder."""
     path = Path(resume).expanduser()
     return path if path.is_absolute() else default_output_dir(resume)
+
+
+def earlier_config(folder: Path) -> dict[str, Any] | None:
+    """Return the run-config of the run in ``folder``, by its checkpoints; None where none is in good state.
+
+    Raises
+    ------
+    DataError
+        When a folder cannot be read.
+    """
+    for kept in sorted((folder / "peers").glob("peer-*.checkpoints")):
+        number = kept.name.removeprefix("peer-").removesuffix(".checkpoints")
+        if number.isdecimal() and (found := look_through(folder, int(number))).digests:
+            return dict(found.about["config"])
+    return None
 
 
 def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:

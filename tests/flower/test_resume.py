@@ -1,23 +1,18 @@
-"""A run that goes on from checkpoints is the run that was never interrupted, bit for bit; or it is refused."""
+"""A run that goes on from checkpoints is the one never interrupted, bit for bit; or it is refused."""
 
 from __future__ import annotations
 
-import json
-import logging
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
 
-from p2pft_flower.errors import P2PFTError
-from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
-from p2pft_flower.runtime.checkpoints import checkpoint_files, checkpoint_folder, read_checkpoint
+from p2pft_flower.runtime.checkpoints import checkpoint_files, checkpoint_folder
 
-from .deployment import free_ports
 from .engine import run_app
+from .sameness import same_run
 
 SHORT = {
     "iterations": 7,
@@ -30,16 +25,8 @@ SHORT = {
 """Checkpoints after 0, 2, 4, 6 and 7 iterations, evaluations after 0, 3, 6 and 7."""
 
 
-def tails(folder, n=4):
-    """Return the bytes of every peer's last θ."""
-    return [
-        b"".join(t.tobytes() for t in load_file(folder / "peers" / f"peer-{p}.safetensors").values())
-        for p in range(n)
-    ]
-
-
 def killed_after(iteration, folder, to, n=4):
-    """Copy what a run would have left, had it been killed after the checkpoint of ``iteration`` was written."""
+    """Copy what a run would have left, had it been killed after the checkpoint of ``iteration``."""
     shutil.copytree(folder, to)
     (to / "results.json").unlink(missing_ok=True)
     for p in range(n):
@@ -48,18 +35,6 @@ def killed_after(iteration, folder, to, n=4):
             if k > iteration:
                 path.unlink()
     return to
-
-
-def scores(results):
-    """Return what of results must not depend on whether the run was interrupted."""
-    kept = {"iterations", "consensus_error", "history", "summary", "graph", "partition"}
-    peers = [{k: v for k, v in p.items() if k != "seconds"} for p in results["peers"]]
-    return {k: results[k] for k in kept} | {"peers": peers}
-
-
-def same_run(one, other, n=4):
-    assert tails(one, n) == tails(other, n)
-    assert scores(read_results(one)) == scores(read_results(other))
 
 
 @pytest.fixture
@@ -129,7 +104,9 @@ KINDS = {
     "drop-out": {"model": "{tmp}/models.py:dropping", "weights": "none"},
     "augmentation": {"augment": "rand-m9-mstd0.5-inc1"},
     "privacy": {"dp_clip": 1.0, "dp_noise": 0.5, "shots": 0},
-    "a folder that may grow": {"dataset": "folder:{tmp}/pictures", "stream": True, "shots": 0, "batch_size": 4},
+    "a folder that may grow": {
+        "dataset": "folder:{tmp}/pictures", "stream": True, "shots": 0, "batch_size": 4,
+    },
     "a pooled folder that may grow": {
         "dataset": "folder:{tmp}/pictures", "stream": True, "shots": 0, "batch_size": 4,
         "algorithm": "centralized",

@@ -1,0 +1,71 @@
+"""A simulation of which every process is killed, and the run that goes on from what it left."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from p2pft_flower.report.results import read_results
+from p2pft_flower.runtime.checkpoints import checkpoint_files, checkpoint_folder
+from tests.flower.deployment import wait_until
+from tests.flower.sameness import same_run
+
+from .real import environment, marked, p2pft
+
+pytestmark = pytest.mark.timeout(400)
+
+SETTINGS = [
+    "iterations=400",
+    "evaluate-every=40",
+    "checkpoint-every=5",
+    "momentum=0.5",
+    "topology=lopsided-4",
+]
+
+
+@pytest.fixture
+def env(tmp_path):
+    with tempfile.TemporaryDirectory(prefix="k") as scratch:  # killed processes tidy nothing up
+        yield (env := environment(tmp_path) | {"TMPDIR": scratch})
+        for process in marked(env):
+            process.kill()
+
+
+def newest(folder, peer):
+    return max(checkpoint_files(checkpoint_folder(folder, peer)), default=0)
+
+
+def test_a_run_of_which_all_processes_were_killed_goes_on_to_the_same_bits(env, tmp_path):
+    last = random.randrange(5, 150)  # whichever it is, the outcome is the same
+    program = str(Path(sys.executable).parent / "p2pft")
+    with subprocess.Popen(
+        [program, "run", *SETTINGS, "--out", "killed"],
+        env=env, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        wait_until(lambda: newest(tmp_path / "killed", 0) >= last, f"peer 0 has done {last} iterations")
+        for _ in range(2):  # what is being started meanwhile, too
+            left = marked(env)
+            for one in left:
+                one.kill()
+            psutil.wait_procs(left, timeout=20)
+        process.wait(20)
+    assert not marked(env)
+    assert not (tmp_path / "killed" / "results.json").exists()
+    assert all(newest(tmp_path / "killed", p) < 400 for p in range(4))
+
+    done = p2pft(env, "run", "--resume", "killed", "--out", "resumed", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = p2pft(env, "run", *SETTINGS, "--out", "whole", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    same_run(tmp_path / "resumed", tmp_path / "whole")
+    begun = read_results(tmp_path / "resumed")["resumed_from"]["iteration"]
+    assert begun % 5 == 0
+    assert last - 10 <= begun < 400
+    shutil.rmtree(tmp_path / "resumed")
