@@ -11,7 +11,7 @@ from typing import NamedTuple
 from p2pft_flower.runtime import records
 from p2pft_flower.runtime.membership import Membership, Phase
 from p2pft_flower.topology.views import View
-from p2pft_flower.transport import Gossip, Loss, PeerLostError, ViewChangeError
+from p2pft_flower.transport import Gossip, Heartbeats, Loss, PeerLostError, ViewChangeError
 from p2pft_flower.transport import p2pft_pb2 as pb
 
 __all__ = ["Agreement", "LostContactError", "NewView"]
@@ -58,12 +58,6 @@ class Agreement:
     ----------
     machine : Membership
         This host's state machine.
-    absence : callable
-        Tells of a remote neighbour peer whether it is lost (:meth:`Heartbeats.absence`).
-    neighbours : callable
-        Returns the remote neighbour peers of the present view.
-    nudge : callable
-        Has news sent at once.
     on_change : callable
         Called once when the view begins to change, with the error that whoever waits is to be woken with.
     interval : float
@@ -76,15 +70,11 @@ class Agreement:
         self,
         machine: Membership,
         *,
-        absence: Callable[[int], PeerLostError | None],
-        neighbours: Callable[[], Iterable[int]],
-        nudge: Callable[[], None],
         on_change: Callable[[ViewChangeError], None],
         interval: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._machine = machine
-        self._absence, self._neighbours, self._nudge = absence, neighbours, nudge
         self._on_change, self._interval, self._clock = on_change, interval, clock
         self._host = {p: m for m, peers in machine.groups.items() for p in peers}
         self._lock = threading.RLock()
@@ -93,12 +83,23 @@ class Agreement:
         self._last = machine.current
         self._paused_at: float | None = None
         self._why: dict[int, str] = {}
+        self._heartbeats: Heartbeats | None = None
+        self._neighbours: Callable[[], Iterable[int]] = tuple
         self._closed = False
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._watch, name="p2pft-agreement", daemon=True)
 
-    def start(self) -> None:
-        """Begin to look after the neighbours."""
+    def start(self, heartbeats: Heartbeats, neighbours: Callable[[], Iterable[int]]) -> None:
+        """Begin to look after the neighbours.
+
+        Parameters
+        ----------
+        heartbeats : Heartbeats
+            Tell whether a neighbour is lost, and carry the news.
+        neighbours : callable
+            Returns the remote neighbour peers of the present view.
+        """
+        self._heartbeats, self._neighbours = heartbeats, neighbours
         self._thread.start()
 
     def close(self) -> None:
@@ -240,13 +241,13 @@ class Agreement:
         try:
             while True:
                 with self._changed:
-                    if self._closed:
-                        return
-                    self._changed.wait(self._interval)
-                    if self._closed:
+                    if self._changed.wait_for(lambda: self._closed, self._interval):
                         return
                     running = self._machine.record.phase in (Phase.RUNNING, Phase.FINISHED)
-                lost = [self._absence(peer) for peer in self._neighbours()] if running else []
+                    heartbeats = self._heartbeats
+                lost = []
+                if running and heartbeats is not None:
+                    lost = [heartbeats.absence(peer) for peer in self._neighbours()]
                 with self._lock:
                     for loss in lost:
                         if loss is not None:
@@ -264,6 +265,10 @@ class Agreement:
         for peer in self._machine.groups[member]:
             self._why.setdefault(peer, str(loss))
         self._machine.suspect(member, self._clock(), hanging=loss.how is Loss.HANGING)
+
+    def _nudge(self) -> None:
+        if self._heartbeats is not None:
+            self._heartbeats.nudge()
 
     def _look(self, news: bool) -> None:
         """Act on what the state machine has come to."""

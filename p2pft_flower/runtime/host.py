@@ -7,25 +7,21 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from p2pft_flower.algorithms.objective import local_objective
 from p2pft_flower.algorithms.registry import make_algorithm
 from p2pft_flower.algorithms.schedules import make_schedule
-from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, Step, Vector, lockstep
+from p2pft_flower.algorithms.seam import Algorithm, Vector
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.runtime.agreement import LostContactError, NewView
 from p2pft_flower.runtime.checkpoints import CheckpointError
-from p2pft_flower.runtime.exchange import DivergedError, HostExchange
-from p2pft_flower.runtime.keeping import Keeper, Moment
+from p2pft_flower.runtime.exchange import HostExchange
+from p2pft_flower.runtime.keeping import Keeper
 from p2pft_flower.runtime.plan import Neighbourhood, Plan
 from p2pft_flower.runtime.problem import Objective, Problem
 from p2pft_flower.runtime.recorder import Outcome, Recorder
+from p2pft_flower.runtime.training import PeerFailedError, Training, naming
 from p2pft_flower.runtime.wires import Access, Wires, remote_edges
 from p2pft_flower.transport import (
     ExchangeStoppedError,
@@ -69,17 +65,6 @@ class TooFewPeersError(P2PFTError):
     """Fewer peers are left than the run is to go on with."""
 
 
-class PeerFailedError(Exception):
-    """A peer of this host raised; carries which one and where.
-
-    Not a subclass of the package's deliberate errors: the cause is whatever the peer's code raised.
-    """
-
-    def __init__(self, peer: int, iteration: int, what: str, cause: BaseException) -> None:
-        self.peer, self.iteration = peer, iteration
-        super().__init__(f"peer {peer}, iteration {iteration}: {what}: {type(cause).__name__}: {cause}")
-
-
 class Host:
     """Runs the peers of ``plan``; :meth:`stop` may be called from any thread.
 
@@ -97,7 +82,6 @@ class Host:
         self.plan, self.problem, self._access = plan, problem, access
         self._config = RunConfig.from_mapping(plan.config)
         self._peers = [p.peer for p in plan.peers]
-        self._iteration = 0
         self._news: News | None = None
         self._wires: Wires | None = None
         self._lock = threading.Lock()
@@ -111,10 +95,7 @@ class Host:
         self._stopped_at: float | None = None
         self._keeper: Keeper | None = None
         self._pulse = OwnPulse()
-        self._live: tuple[int, ...] = tuple(plan.loss_weights)
-        """The peers in the view: their loss weights are scaled to a mean of one."""
-        self._completed: Moment | None = None
-        """The peers after the last iteration that all of this host have done; None before."""
+        self._training: Training | None = None
         self._saving, self._saved = threading.Lock(), False
 
     def run(self) -> list[Outcome]:
@@ -166,7 +147,7 @@ class Host:
         no training has begun there is nothing to save.
         """
         with self._saving:  # who comes second waits until the files are there
-            completed = self._completed
+            completed = None if self._training is None else self._training.completed
             if self._recorder is None or completed is None or self._saved:
                 return
             self._saved = True
@@ -181,6 +162,11 @@ class Host:
         """The peers elsewhere that hear of a stop from this host, ascending; none in memory."""
         near = {p for place in self.plan.peers for p in (*place.in_neighbours, *place.out_neighbours)}
         return tuple(p for p in sorted(near) if p in self.plan.addresses and p not in self._peers)
+
+    @property
+    def _iteration(self) -> int:
+        """The iteration under way; 0 before training."""
+        return 0 if self._training is None else self._training.iteration
 
     def raise_if_stopped(self, longer_than: float = 0.0) -> None:
         """Raise ExchangeStoppedError when the run was stopped, so many seconds ago or earlier."""
@@ -197,94 +183,24 @@ class Host:
         self.raise_if_stopped()  # the server hears stops before self._wires can be told of them
         objectives: dict[int, Objective] = {}
         for p in self._peers:
-            with self._naming(p, "its data could not be prepared"), recorder.telling():
+            with naming(p, self._iteration, "its data could not be prepared"), recorder.telling():
                 objectives |= self.problem.objectives([p], self._note_progress)
         exchange = HostExchange(plan.peers, self._wires, theta0.dtype.itemsize)
         keeper = self._keeper = Keeper(plan, self.problem.model_digest, recorder)
-        begins, states = plan.begins, {}
-        if plan.resume is not None:
-            for p in self._peers:
-                with self._naming(p, "its checkpoint could not be taken up"):
-                    start = partial(method.start, theta0.copy(), np.zeros_like)
-                    states[p], exchange.bytes_sent[p] = keeper.resume(p, plan.resume, start, objectives[p])
+        training = self._training = Training(
+            plan, method, objectives, exchange, recorder, keeper, self._pulse, self.raise_if_stopped
+        )
+        training.take_up(theta0)
         self._meet(timeouts.meet_timeout)
         if self._wires is not None:
             self._wires.watch()
         recorder.started()
-
-        gradients = {p: self._gradient(p, objectives[p], recorder) for p in self._peers}
-        for p in self._peers:
-            if plan.resume is None:
-                with self._naming(p, "it could not start"):
-                    states[p] = method.start(theta0.copy(), gradients[p])
-
-        def complete(done: int) -> None:
-            moment = self._completed = Moment(
-                done,
-                states,
-                {p: objectives[p].position() for p in self._peers},
-                dict(exchange.bytes_sent),
-                exchange.seconds,
-            )
-            if plan.evaluates_after(done):
-                for p in states:
-                    if begins[p] <= done:
-                        evaluate(p, done)
-            keeper.raise_if_failed()
-            if keeper.due(done):
-                keeper.keep(moment, self.raise_if_stopped, timeouts.peer_timeout)
-
-        def evaluate(p: int, done: int) -> None:
-            self._pulse.enter(Pulse.EVALUATING)
-            with self._naming(p, "its evaluation failed"):
-                score = recorder.evaluate(p, objectives[p], states[p].theta, done, exchange.bytes_sent[p])
-            if not math.isfinite(score.loss):
-                raise DivergedError(p, f"iteration {done}", "loss")
-
-        def iterate(k: int) -> None:
-            nonlocal states
-            self._iteration = k
-            self.raise_if_stopped()
-            self._pulse.enter(Pulse.COMPUTING)
-            steps = {
-                p: self._step(p, method.step(k, states[p], gradients[p])) for p in states if begins[p] <= k
-            }
-            after = states | lockstep(
-                steps, lambda phase, outbox: self._mix(exchange, phase, outbox), len(method.phases)
-            )
-            if agreement is not None:
-                agreement.complete(k + 1)
-            states = after
-            self._pulse.complete(k + 1, view)
-            complete(k + 1)
-
-        agreement = None if self._wires is None else self._wires.agreement
-        view, done, changing = 0, min(begins.values()), False
-        complete(done)
-        while True:
-            try:
-                if changing:
-                    new = self._next_view(exchange, recorder)
-                    view, done, changing = new.number, max(done, new.iteration), False
-                    # Algorithm 1 begins again where it stands: Σ τ = Σ g at once (DESIGN invariant 1).
-                    for p in self._peers:
-                        gradients[p] = self._gradient(p, objectives[p], recorder)
-                        with self._naming(p, "it could not go on"):
-                            states = states | {p: method.start(states[p].theta, gradients[p])}
-                while done < plan.iterations:
-                    iterate(done)
-                    done += 1
-                if self._wires is not None:
-                    self._wires.links.flush(math.inf)
-                self._pulse.enter(Pulse.FINISHED)
-                if agreement is None or agreement.finish(timeouts.peer_timeout, self.raise_if_stopped):
-                    break
-                changing = True
-            except ViewChangeError:
-                changing = True
-        keeper.finish(self.raise_if_stopped, timeouts.peer_timeout)
+        self._iterate(training, theta0, exchange, recorder)
+        training.finish()
         ended = [
-            recorder.finish(p, objectives[p], states[p].theta, exchange.bytes_sent[p], exchange.seconds)
+            recorder.finish(
+                p, objectives[p], training.states[p].theta, exchange.bytes_sent[p], exchange.seconds
+            )
             for p in self._peers
         ]
         if None in ended:
@@ -292,21 +208,39 @@ class Host:
         self._saved = True  # as results
         return [outcome for outcome in ended if outcome is not None]
 
+    def _iterate(
+        self, training: Training, theta0: Vector, exchange: HostExchange, recorder: Recorder
+    ) -> None:
+        """Train to the end, through as many views as it takes."""
+        agreement = None if self._wires is None else self._wires.agreement
+        training.begin(theta0)
+        while True:
+            try:
+                training.go_on(agreement)
+                if self._wires is not None:
+                    self._wires.links.flush(math.inf)
+                self._pulse.enter(Pulse.FINISHED)
+                timeout = self._config.runtime.peer_timeout
+                if agreement is None or agreement.finish(timeout, self.raise_if_stopped):
+                    return
+            except ViewChangeError as change:
+                log.debug("%s", change)
+            self._pulse.enter(Pulse.PAUSED)
+            training.enter(self._next_view(exchange, recorder))
+
     def _next_view(self, exchange: HostExchange, recorder: Recorder) -> NewView:
         """Wait for the next view, and take everything that exchanges to it."""
         wires = self._wires
         if wires is None or wires.agreement is None:
             raise RuntimeError("the view changes where it never does")
-        self._pulse.enter(Pulse.PAUSED)
         new = wires.agreement.settle(self.raise_if_stopped)
         recorder.view_changed(new)
         least = self._config.runtime.min_peers
         if len(new.view.peers) < least:
             raise TooFewPeersError(
-                f"{len(new.view.peers)} peers are left after {new.iteration} iterations, {list(new.view.peers)}, "
-                f"and min-peers is {least}: the run stops"
+                f"after {new.iteration} iterations only the peers {list(new.view.peers)} are left, and "
+                f"min-peers is {least}: the run stops; its checkpoints are kept"
             )
-        self._live = new.view.peers
         places = [Neighbourhood.of(new.view, p) for p in self._peers]
         always = self._config.runtime.transport == "grpc"
         wires.install(new.number, new.iteration, *remote_edges(tuple(places), always=always))
@@ -314,29 +248,9 @@ class Host:
         wires.agreement.recheck()
         return new
 
-    def _step(self, peer: int, step: Step[Any]) -> Step[Any]:
-        with self._naming(peer, "its step failed"):
-            return (yield from step)
-
-    @contextlib.contextmanager
-    def _naming(self, peer: int, what: str) -> Iterator[None]:
-        """Turn whatever a peer's own code raises into an error that names the peer."""
-        try:
-            yield
-        except (P2PFTError, PeerFailedError):
-            raise
-        except Exception as error:
-            raise PeerFailedError(peer, self._iteration, what, error) from error
-
     def _close_wires(self) -> None:
         if self._wires is not None:
             self._wires.close()
-
-    def _mix(self, exchange: HostExchange, phase: int, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
-        self._pulse.enter(Pulse.WAITING)
-        mixed = exchange.mix(self._iteration, phase, outbox)
-        self._pulse.enter(Pulse.COMPUTING)
-        return mixed
 
     def _open_wires(self, method: Algorithm[Any], theta0: Vector) -> Wires | None:
         always = self._config.runtime.transport == "grpc"
@@ -369,22 +283,6 @@ class Host:
             # It needs no other peer, so nothing is lost but this one way to stop it.
             log.warning("flwr stop will not reach peers %s, which train alone: %s", self._peers, error)
             return None
-
-    def _gradient(self, peer: int, objective: Objective, recorder: Recorder) -> Gradient:
-        """∇ of the peer's objective: its loss's weight, weight decay, its time, and who raised."""
-
-        def gradient(theta: Vector) -> Vector:
-            with recorder.timed(peer, "gradient"), self._naming(peer, "its gradient failed"):
-                g = objective.gradient(theta)
-            if not np.isfinite(g).all():
-                raise DivergedError(peer, f"iteration {self._iteration}", "gradient")
-            return g
-
-        weights, decay = self.plan.loss_weights, self._config.method.weight_decay
-        weight = weights[peer]
-        if len(self._live) < len(weights):  # else it is one up to rounding, and bits shall not change
-            weight /= sum(weights[p] for p in self._live) / len(self._live)
-        return local_objective(gradient, weight=weight, weight_decay=decay)
 
     def _meet(self, timeout: float) -> None:
         """Wait until all peers of the run are prepared: no peer-timeout may run meanwhile.
@@ -458,11 +356,12 @@ class Host:
         return ExchangeStoppedError(f"peer {origin} stopped in iteration {iteration}: {reason}")
 
     def _others_go_on(self, error: BaseException) -> bool:
-        """Tell whether what went wrong here is this host's own affair, and the others agree on a view without it.
+        """Tell whether what went wrong is this host's own affair, and the others go on without it.
 
         What is wrong with the run itself (it diverges, it was stopped) is not.
         """
-        training = self._completed is not None and self._news is None
+        begun = self._training is not None and self._training.completed is not None
+        training = begun and self._news is None
         agreeing = self._wires is not None and self._wires.agreement is not None
         return (
             training and agreeing and isinstance(error, (PeerFailedError, LostContactError, CheckpointError))

@@ -1,26 +1,30 @@
 """Which peers are in the next view: agreement among the survivors, without a server.
 
-A pure state machine: it is told what was heard and what time it is, and says what to tell others. No clock, no
-thread, no socket, so that tests can drive thousands of schedules of crashes, delays and losses through it.
+A pure state machine: it is told what was heard and what time it is, and says what to tell others. No clock,
+no thread, no socket, so that tests can drive thousands of schedules of crashes, delays and losses through
+it.
 
-*Members* are the hosts that take part, each named by the lowest of its peers. The members of view v agree on
-view v + 1 by Paxos (Lamport, 1998) in its shared-memory form (Disk Paxos: Gafni & Lamport, 2003): each member
-writes one *record*, the records spread by gossip, and everyone draws the same conclusions from them.
+*Members* are the hosts that take part, each named by the lowest of its peers. The members of view v agree
+on view v + 1 by Paxos (Lamport, 1998) in its shared-memory form (Disk Paxos: Gafni & Lamport, 2003): each
+member writes one *record*, the records spread by gossip, and everyone draws the same conclusions from them.
 
-1. Who misses a member, or hears that another does, stops iterating (CHANGING). Its iteration is fixed from then on.
-2. The lowest member that nobody misses proposes a *ballot*, a number of its own that is higher than all others. Who
-   sees it promises to heed no lower one, and shows in its record what it has accepted before.
-3. When all that can be hoped for have promised, and they are a *quorum* of view v, the proposer chooses the next
-   view: what a promiser has accepted under the highest ballot, if anything; else those that have promised and those
-   that ask to be let in.
-4. Who sees a proposed view under a ballot as high as its promise accepts it. A view that a quorum of view v has
-   accepted under one ballot is the next view; whoever sees this, in whatever order records come, sees the same.
+1. Who misses a member, or hears that another does, stops iterating (CHANGING). Its iteration is fixed from
+   then on.
+2. The lowest member that nobody misses proposes a *ballot*, a number of its own that is higher than all
+   others. Who sees it promises to heed no lower one, and shows in its record what it has accepted before.
+3. When all that can be hoped for have promised, and they are a *quorum* of view v, the proposer chooses the
+   next view: what a promiser has accepted under the highest ballot, if anything; else those that have
+   promised and those that ask to be let in.
+4. Who sees a proposed view under a ballot as high as its promise accepts it. A view that a quorum of view v
+   has accepted under one ballot is the next view; whoever sees this, in whatever order records come, sees
+   the same.
 
-A quorum is more than half of the members, or exactly half with the lowest of them. Two quorums have a member in
-common, so of two parts of a divided network one at most goes on, whatever is lost, delayed or repeated: there are
-never two runs that both call themselves the result. The other part waits to be connected again and then asks to
-be let in; after ``patience`` seconds it stops. What the protocol cannot promise is a time while messages take
-arbitrarily long (no protocol can: Fischer, Lynch & Paterson, 1985); rounds grow longer until one is long enough.
+A quorum is more than half of the members, or exactly half with the lowest of them. Two quorums have a
+member in common, so of two parts of a divided network one at most goes on, whatever is lost, delayed or
+repeated: there are never two runs that both call themselves the result. The other part waits to be
+connected again and then asks to be let in; after ``patience`` seconds it stops. What the protocol cannot
+promise is a time while messages take arbitrarily long (no protocol can: Fischer, Lynch & Paterson, 1985);
+rounds grow longer until one is long enough.
 
 docs/protocol.md tells the whole protocol.
 """
@@ -368,7 +372,7 @@ class Membership:
 
     def _advance(self, now: float) -> None:
         if self.record.phase is Phase.LEFT or self.excluded or self.expired:
-            return
+            return None
         if self._install_newer():
             return self._advance(now)
         if self.record.phase is Phase.JOINING:

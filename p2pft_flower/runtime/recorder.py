@@ -210,6 +210,12 @@ class Recorder:
             self._observer.report(report)
         return score
 
+    def trace(self, peer: int, view: int, done: int, surplus: Vector) -> None:
+        """Write down a sketch of ``surplus``, τ_i − g_i, after ``done`` iterations."""
+        self._journals[peer].write(
+            "trace", view=view, iteration=done, surplus=sketch.encode(self._sketch(surplus))
+        )
+
     def view_changed(self, new: NewView) -> None:
         """Note that the peers go on in another view."""
         place = ", ".join(map(str, new.view.peers))

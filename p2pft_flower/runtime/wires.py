@@ -1,4 +1,4 @@
-"""One host's connections: mailbox, server, links, heartbeats; opened, taken to other views and closed together."""
+"""One host's connections: mailbox, server, links, heartbeats; opened, changed and closed together."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class Wires:
             config.hang_timeout,
             pulse=pulse.read,
             tell=list if agreement is None else agreement.tell,
-            hear=(lambda gossip: None) if agreement is None else agreement.hear,
+            hear=(lambda _: None) if agreement is None else agreement.hear,
             contacts=None if agreement is None else agreement.contacts,
         )
         try:
@@ -213,9 +213,6 @@ class Wires:
         )
         return Agreement(
             machine,
-            absence=lambda peer: self.heartbeats.absence(peer),
-            neighbours=lambda: self.links.neighbours,
-            nudge=lambda: self.heartbeats.nudge(),
             on_change=self.fail,
             interval=min(1.0, config.peer_timeout / 8),
         )
@@ -225,7 +222,7 @@ class Wires:
         if self.links.neighbours:
             self.heartbeats.start()
         if self.agreement is not None:
-            self.agreement.start()
+            self.agreement.start(self.heartbeats, lambda: self.links.neighbours)
 
     def _patience(self, remote: int) -> Exception | None:
         # Where views change, the agreement looks after all neighbours, and wakes whoever waits.

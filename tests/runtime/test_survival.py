@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
-import pytest
 
-from p2pft_flower.runtime.host import PeerFailedError, TooFewPeersError
+from p2pft_flower.runtime.host import PeerFailedError
 from p2pft_flower.runtime.journal import read_journal
 from p2pft_flower.topology import Graph
 
