@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from p2pft_flower.algorithms import ALGORITHMS
+from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.cli.flwr_run import local_superlink
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE, execute_or_record
 from p2pft_flower.cli.settings import check, complete_settings, method_settings, parse_settings
@@ -76,6 +77,8 @@ def compare(
                 raise ConfigError(
                     f"{key} is not for compare: the methods come first, --out says where results go"
                 )
+        if connection is not None:
+            check_connection(connection)
         for name in names:
             if name != "gt-dgd":  # whose refusal of a graph is a result
                 check(method_settings(common, name))

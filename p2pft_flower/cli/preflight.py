@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.cli.flwr_run import run_app
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.cli.settings import check, complete_settings, parse_settings
@@ -50,6 +51,7 @@ def preflight(
     try:
         values = {**parse_settings(settings or []), "preflight-only": True}
         check(values)
+        check_connection(connection)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None

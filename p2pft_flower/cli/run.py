@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from p2pft_flower.algorithms import ALGORITHMS
+from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.cli.flwr_run import local_superlink, run_app
 from p2pft_flower.cli.settings import check, complete_settings, parse_settings
 from p2pft_flower.config import RunConfig
@@ -177,6 +178,8 @@ def run(
         config, _ = check(values)
         if config.runtime.output_dir and holds_a_run(Path(config.runtime.output_dir)):
             raise ConfigError(f"{config.runtime.output_dir} holds an earlier run; choose another folder")
+        if connection is not None:
+            check_connection(connection)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None

@@ -14,7 +14,7 @@ from tests.flower.engine import run_app
 
 
 @pytest.fixture
-def far(monkeypatch, tmp_path):
+def far(monkeypatch, tmp_path, connections):
     """Return a function that makes a run on another machine stream a text and complete, and its exit code."""
 
     def exit_code(*streamed: str) -> tuple[int, str]:
