@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from p2pft_flower.algorithms import ALGORITHMS
+from p2pft_flower.cli.completion import complete_connections, complete_settings
 from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.cli.flwr_run import local_superlink, run_app
-from p2pft_flower.cli.settings import check, complete_settings, parse_settings
+from p2pft_flower.cli.settings import check, parse_settings
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 from p2pft_flower.flower.logs import PREFLIGHT_PASSED, status_in
@@ -157,7 +158,8 @@ def run(
     connection: Annotated[
         str | None,
         typer.Option(
-            help="A connection of Flower's config.toml; without it, this machine simulates the peers."
+            help="A connection of Flower's config.toml; without it, this machine simulates the peers.",
+            autocompletion=complete_connections,
         ),
     ] = None,
     out: Annotated[

@@ -14,7 +14,7 @@ from p2pft_flower.flower.strategies import is_strategy, make_strategy, strategy_
 from p2pft_flower.plugins import is_reference
 from p2pft_flower.topology import Graph
 
-__all__ = ["check", "complete_settings", "method_settings", "parse_settings", "read_value"]
+__all__ = ["check", "method_settings", "parse_settings", "read_value"]
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, Any]:
@@ -110,11 +110,3 @@ def method_settings(common: Mapping[str, Any], name: str) -> dict[str, Any]:
     """
     dropped = () if is_strategy(name) else ("strategy-options",)
     return {**{k: v for k, v in common.items() if k not in dropped}, "algorithm": name}
-
-
-def complete_settings(incomplete: str) -> list[str]:
-    """Offer run-config keys, and an algorithm's names after ``algorithm=``, for tab completion."""
-    if incomplete.startswith("algorithm="):
-        names = [*ALGORITHMS, *strategy_names()]
-        return [f"algorithm={n}" for n in names if f"algorithm={n}".startswith(incomplete)]
-    return [f"{key}=" for key in config_keys() if key.startswith(incomplete)]

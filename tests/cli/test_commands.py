@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.demo import regression_problem
-from p2pft_flower.cli.settings import complete_settings, parse_settings
+from p2pft_flower.cli.settings import parse_settings
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.holdings import Holdings
@@ -82,11 +82,6 @@ def test_values_need_no_quotes_and_get_the_type_of_their_key(tmp_path, monkeypat
 def test_a_wrong_word_is_refused_by_name(word, message):
     with pytest.raises(ConfigError, match=message):
         parse_settings([word])
-
-
-def test_tab_completion_offers_keys_and_algorithms():
-    assert "learning-rate=" in complete_settings("lea")
-    assert "algorithm=fedavg" in complete_settings("algorithm=fed")
 
 
 @pytest.mark.parametrize(
