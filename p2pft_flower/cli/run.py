@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from p2pft_flower.report.results import (
 from p2pft_flower.topology import Graph
 
 __all__ = ["Finished", "execute", "execute_or_record", "run", "supernodes"]
+
+RESULTS_LINE = re.compile(r"^\d\d:\d\d:\d\d results: ")
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -185,12 +188,22 @@ def run(
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None
+    told: list[str] = []
+
+    def show(line: str) -> None:
+        """Hold the coordinator's word of its results back: they are named once, at the end."""
+        if RESULTS_LINE.search(line):
+            told.append(line)
+        else:
+            typer.echo(line)
+
     try:
         if connection is not None:
-            ended = execute(values, connection=connection, environment=None, verbose=verbose)
+            ended = execute(values, connection=connection, environment=None, verbose=verbose, show=show)
         else:
+            typer.echo("starting Flower on this machine …", err=True)
             with local_superlink() as environment:
-                ended = execute(values, connection=None, environment=environment, verbose=verbose)
+                ended = execute(values, connection=None, environment=environment, verbose=verbose, show=show)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None
@@ -199,6 +212,9 @@ def run(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if ended.folder is not None:
         typer.echo(f"results: {ended.folder / FILE}")
+    else:
+        for line in told:  # where the SuperLink is
+            typer.echo(line)
     if ended.status not in ("completed", PREFLIGHT_PASSED):
         typer.echo(f"{ended.status}: {ended.missing}", err=True)
         raise typer.Exit(EXIT_PARTIAL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -89,14 +90,14 @@ class ObserverServer:
 
 
 class ObserverClient:
-    """Sends reports and forgets them; a context manager.
+    """Sends reports one after the other and forgets them; a context manager.
 
     Parameters
     ----------
     address : str
         Where an `ObserverServer` may listen.
     max_outstanding : int
-        Reports that may be under way; more are dropped. Default 64.
+        Reports that may be under way or wait for their turn; more are dropped. Default 64.
     timeout : float
         How long a report may be under way, in seconds; then it is dropped. Default 10.
     credentials : grpc.ChannelCredentials, optional
@@ -128,7 +129,8 @@ class ObserverClient:
         self._max_outstanding = max_outstanding
         self._timeout = timeout
         self._changed = threading.Condition()
-        self._outstanding: set[Any] = set()
+        self._waiting: deque[bytes] = deque()
+        self._under_way: Any = None
         self._closed = False
         self._channel = open_channel(address, credentials, insecure)
         self._call = self._channel.unary_unary(f"/{OBSERVER}/Report", None, None)
@@ -136,19 +138,21 @@ class ObserverClient:
     def report(self, report: pb.PeerReport) -> None:
         """Start sending ``report``; returns at once, and never raises because of who listens or does not."""
         with self._changed:
-            if self._closed or len(self._outstanding) >= self._max_outstanding:
+            under_way = len(self._waiting) + (self._under_way is not None)
+            if self._closed or under_way >= self._max_outstanding:
                 self.dropped += 1
                 return
-            future = self._call.future(report.SerializeToString(), timeout=self._timeout, wait_for_ready=True)
-            self._outstanding.add(future)
-        future.add_done_callback(self._done)
+            self._waiting.append(report.SerializeToString())
+            self._send_next()
 
     def close(self, timeout: float = 1.0) -> None:
         """Give reports under way up to ``timeout`` seconds to leave, then drop them."""
         end = time.monotonic() + timeout
         with self._changed:
             self._closed = True
-            self._changed.wait_for(lambda: not self._outstanding, max(0.0, end - time.monotonic()))
+            self._changed.wait_for(lambda: self._under_way is None, max(0.0, end - time.monotonic()))
+            self.dropped += len(self._waiting)
+            self._waiting.clear()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -159,9 +163,18 @@ class ObserverClient:
     ) -> None:
         self.close()
 
+    def _send_next(self) -> None:
+        """Start the next report, where none is under way: side by side they could overtake each other."""
+        if self._under_way is None and self._waiting:
+            self._under_way = self._call.future(
+                self._waiting.popleft(), timeout=self._timeout, wait_for_ready=True
+            )
+            self._under_way.add_done_callback(self._done)
+
     def _done(self, future: Any) -> None:
         with self._changed:
-            self._outstanding.discard(future)
+            self._under_way = None
             if future.cancelled() or future.code() is not grpc.StatusCode.OK:
                 self.dropped += 1
+            self._send_next()
             self._changed.notify_all()

@@ -146,6 +146,15 @@ def test_tails_load_back_and_score_what_the_run_said(finished):
     assert f"{said[2]['accuracy']:.4f}" in table.stdout
 
 
+def test_scores_fit_80_columns_with_every_word_whole(finished, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    first, *table = invoke("evaluate", str(finished)).stdout.splitlines()
+    assert first == f"{finished / 'peers'} on digits"  # a path may be longer; it is not cut
+    assert max(len(line) for line in table) <= 80
+    assert sum("peer-" in line and ".safetensors │" in line for line in table) == 4
+    assert all(word in table[1] for word in ("peer", "accuracy", "loss", "images", "tail"))
+
+
 def _altered(finished, folder, change):
     from safetensors import safe_open
 

@@ -63,3 +63,14 @@ def test_reports_leave_the_machine_in_plain_text_only_when_the_user_says_so():
         ObserverServer("0.0.0.0:0", print)
     with pytest.raises(ConfigError, match="insecure = true"):
         ObserverClient("192.0.2.1:80")
+
+
+def test_a_peers_reports_come_in_the_order_in_which_it_made_them():
+    seen = []
+    with ObserverServer("127.0.0.1:0", lambda r: seen.append(r.note)) as server:
+        client = ObserverClient(server.address, timeout=60.0)
+        for i in range(50):
+            client.report(PeerReport(run="r", peer=0, note=str(i)))
+        client.close(timeout=60.0)
+    assert seen == [str(i) for i in range(50)]
+    assert client.dropped == 0
