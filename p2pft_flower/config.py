@@ -255,6 +255,9 @@ class RuntimeConfig:
         Absolute folder for the results; empty: ``$P2PFT_HOME/runs/<run id>``.
     preflight_only : bool
         Look at every peer and link of a deployment, and stop before the first gradient.
+    observer_address : str
+        ``host:port`` where the coordinator of a deployment listens for the peers' progress, and where they
+        reach it; empty: it hears of their scores at the end. Nothing waits for it.
     min_peers : int
         Peers with which a run on SuperNodes may start when others are missing after ``meet_timeout``; 0: all
         of the graph.
@@ -271,6 +274,7 @@ class RuntimeConfig:
     run_timeout: float = 604_800.0
     output_dir: str = ""
     preflight_only: bool = False
+    observer_address: str = ""
     min_peers: int = 0
 
     def __post_init__(self) -> None:
@@ -280,6 +284,13 @@ class RuntimeConfig:
         _require(self.evaluate_every >= 0, "evaluate-every", self.evaluate_every, "a whole number >= 0")
         _require(self.transport in TRANSPORTS, "transport", self.transport, f"one of {', '.join(TRANSPORTS)}")
         _require(self.threads >= 1, "threads", self.threads, "a whole number >= 1")
+        host, _, port = self.observer_address.rpartition(":")
+        _require(
+            not self.observer_address or (bool(host) and port.isdecimal() and int(port) < 2**16),
+            "observer-address",
+            self.observer_address,
+            "empty, or host:port, such as office.example:9100",
+        )
         for key in ("meet_timeout", "peer_timeout", "run_timeout"):
             value = getattr(self, key)
             _require(

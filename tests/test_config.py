@@ -83,6 +83,7 @@ OTHER = {
     "run-timeout": 3600.0,
     "output-dir": "/results",
     "preflight-only": True,
+    "observer-address": "office.example:9100",
     "min-peers": 3,
 }
 
@@ -189,6 +190,9 @@ WRONG = [
     ("peer-timeout", float("nan"), "must be a number of seconds > 0"),
     ("peer-timeout", float("inf"), "must be a number of seconds > 0"),
     ("output-dir", "results", "must be an absolute path"),
+    ("observer-address", "office.example", "must be empty, or host:port, such as"),
+    ("observer-address", ":9100", "must be empty, or host:port, such as"),
+    ("observer-address", "office.example:99999", "must be empty, or host:port, such as"),
 ]
 
 
