@@ -219,7 +219,11 @@ def _problem(future: Any) -> str | None:
         return "cancelled"
     if future.code() is not grpc.StatusCode.OK:
         return f"{future.code().name}: {printable(future.details() or '')}"
-    reply = pb.Reply.FromString(future.result())
+    try:
+        reply = pb.Reply.FromString(future.result())
+    except DecodeError:
+        return "what answers there is no coordinator"
     if reply.status == pb.ACCEPTED:
         return None
-    return f"{pb.Status.Name(reply.status)}: {printable(reply.reason)}"
+    name = pb.Status.Name(reply.status) if reply.status in pb.Status.values() else str(reply.status)
+    return f"{name}: {printable(reply.reason)}"

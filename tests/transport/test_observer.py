@@ -7,6 +7,7 @@ import pytest
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport import Credentials, ObserverClient, ObserverServer, PeerReport, unix_address
+from p2pft_flower.transport.endpoint import OBSERVER, Listener
 from tests.transport.federation import Federation
 from tests.transport.wire import PATIENCE
 
@@ -120,3 +121,27 @@ def test_whoever_answers_in_the_coordinators_place_is_told_nothing(north, tmp_pa
                 client.close(PATIENCE)
             assert "progress does not reach the coordinator at" in caplog.text
         assert (seen, client.dropped) == ([], 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"), [(b"\xff", "what answers there is no coordinator"), (b"\x08\x63", "99: ")]
+)
+def test_an_answer_that_is_none_is_told_of_and_the_next_report_leaves(answer, says, caplog):
+    listener = Listener(
+        OBSERVER,
+        {"Report": lambda request, context: answer},
+        {0: "127.0.0.1:0"},
+        workers=1,
+        max_calls=8,
+        max_connections=8,
+    )
+    client = ObserverClient(listener.bound_addresses[0], timeout=PATIENCE)
+    try:
+        client.report(PeerReport(peer=1))
+        client.report(PeerReport(peer=1))
+    finally:
+        client.close(PATIENCE)
+        listener.close(1.0)
+    (record,) = caplog.records
+    assert says in record.getMessage()
+    assert client.dropped == 2
