@@ -276,6 +276,9 @@ class RuntimeConfig:
         The run to go on from, by its id, or by its folder's absolute path; empty: none.
     extend : bool
         Whether a run that is resumed may be longer than it was.
+    observer_address : str
+        ``host:port`` where the coordinator of a deployment listens for the peers' progress, and where they
+        reach it; empty: it hears of their scores at the end. Nothing waits for it.
     min_peers : int
         Peers with which a run on SuperNodes may start when others are missing after ``meet_timeout``; 0: all
         of the graph. With fewer than these no view goes on (``on_failure``), nor does one of less than half
@@ -300,6 +303,7 @@ class RuntimeConfig:
     resume: str = ""
     extend: bool = False
     preflight_only: bool = False
+    observer_address: str = ""
     min_peers: int = 0
 
     def __post_init__(self) -> None:
@@ -326,6 +330,13 @@ class RuntimeConfig:
         _require(self.threads >= 1, "threads", self.threads, "a whole number >= 1")
         _require(
             self.on_failure in ON_FAILURE, "on-failure", self.on_failure, f"one of {', '.join(ON_FAILURE)}"
+        )
+        host, _, port = self.observer_address.rpartition(":")
+        _require(
+            not self.observer_address or (bool(host) and port.isdecimal() and int(port) < 2**16),
+            "observer-address",
+            self.observer_address,
+            "empty, or host:port, such as office.example:9100",
         )
         for key in ("meet_timeout", "peer_timeout", "rejoin_deadline", "hang_timeout", "run_timeout"):
             value = getattr(self, key)

@@ -80,6 +80,8 @@ OTHER = {
     "threads": 2,
     "meet-timeout": 1.5,
     "peer-timeout": 2.5,
+    "on-failure": "wait",
+    "rejoin-deadline": 50.0,
     "hang-timeout": 100.0,
     "run-timeout": 3600.0,
     "output-dir": "/results",
@@ -88,6 +90,7 @@ OTHER = {
     "resume": "/results/earlier",
     "extend": True,
     "preflight-only": True,
+    "observer-address": "office.example:9100",
     "min-peers": 3,
 }
 
@@ -195,10 +198,15 @@ WRONG = [
     ("peer-timeout", float("nan"), "must be a number of seconds > 0"),
     ("peer-timeout", float("inf"), "must be a number of seconds > 0"),
     ("output-dir", "results", "must be an absolute path"),
+    ("on-failure", "panic", "must be one of continue, wait, stop"),
+    ("rejoin-deadline", 0.0, "must be a number of seconds > 0"),
     ("checkpoint-every", -2, r"must be .* 0 \(whenever peers are evaluated\) or -1 \(never\)"),
     ("checkpoints-kept", 0, "must be a whole number >= 1"),
     ("resume", "runs/12", "must be a run's id .* or the absolute path"),
     ("resume", "../12", "must be a run's id"),
+    ("observer-address", "office.example", "must be empty, or host:port, such as"),
+    ("observer-address", ":9100", "must be empty, or host:port, such as"),
+    ("observer-address", "office.example:99999", "must be empty, or host:port, such as"),
 ]
 
 

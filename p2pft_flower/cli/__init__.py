@@ -24,6 +24,7 @@ from p2pft_flower.cli import (
     topology,
     up,
 )
+from p2pft_flower.cli.completion import BashComplete
 
 __all__ = ["app", "main"]
 
@@ -74,4 +75,6 @@ def main() -> None:
     """Run the command line; a SIGTERM or a closed terminal unwinds it, so that it ends what it started."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _terminated)
-    app()
+    command = typer.main.get_command(app)
+    BashComplete.register()
+    command()

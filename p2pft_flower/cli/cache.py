@@ -8,10 +8,7 @@ import time
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
-from rich.table import Table
-from rich.text import Text
 
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.errors import ConfigError, P2PFTError
@@ -51,27 +48,26 @@ def list_stores(
     if as_json:
         typer.echo(json.dumps(as_dict(records, limit), indent=2))
         return
-    table = Table()
-    table.add_column("name", no_wrap=True)  # what `clear` is given
-    for header in ("model", "path", "computed in"):
-        table.add_column(header, overflow="fold")
-    for header in ("rows", "size", "last used", "in use"):
-        table.add_column(header, justify="right")
-    for record in records:
-        about = record.about if record.about is not None else {"model": "unreadable meta.json"}
-        table.add_row(
-            record.name,
-            *(Text(str(about.get(fact, ""))) for fact in ("model", "path", "trunk-dtype")),
-            str(record.rows),
-            decimal(record.bytes),
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(record.last_used)),
-            "yes" if record.in_use else "no",
-        )
-    console = Console()
-    if records:
-        console.print(table)
+    cells = [(r.name, f"{r.rows} rows", decimal(r.bytes), _use(r)) for r in records]
+    name, rows, size = (max((len(row[i]) for row in cells), default=0) for i in range(3))
+    for record, row in zip(records, cells, strict=True):
+        typer.echo(f"{row[0]:<{name}}  {row[1]:>{rows}}  {row[2]:>{size}}  {row[3]}")
+        typer.echo(f"  {_about(record)}")  # a line of its own: names of models have up to 50 characters
     total = decimal(sum(record.bytes for record in records))
-    console.print(Text(f"{total} of {decimal(limit)} in {home() / 'cache'}"), soft_wrap=True)
+    typer.echo(f"{total} of {decimal(limit)} in {home() / 'cache'}")
+
+
+def _use(record: StoreRecord) -> str:
+    if record.in_use:
+        return "in use"
+    return time.strftime("last used %Y-%m-%d %H:%M", time.localtime(record.last_used))
+
+
+def _about(record: StoreRecord) -> str:
+    if record.about is None:
+        return "unreadable meta.json"
+    facts = (record.about.get(fact) for fact in ("model", "path", "trunk-dtype"))
+    return ", ".join(str(fact) for fact in facts if fact)
 
 
 def as_dict(records: list[StoreRecord], limit: int) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def issue_certificate(
     coordinator: Annotated[
         bool,
         typer.Option(
-            "--coordinator", help="For the SuperLink's machine instead of a peer's: for flwr stop alone."
+            "--coordinator", help="For the SuperLink's machine instead of a peer's: flwr stop, and progress."
         ),
     ] = False,
     address: Annotated[
@@ -86,7 +86,7 @@ def issue_certificate(
         elif peer is None and coordinator and not address:
             facts = issue_coordinator(authority, out, days)
         else:
-            _fail("say for whom: --peer NUMBER, or --coordinator, which has no --address as nobody calls it")
+            _fail("say for whom: --peer NUMBER, or --coordinator, which has no --address")
     except ConfigError as error:
         _fail(error)
     typer.echo(f"{out}: {facts.identity}, valid until {facts.not_after:%Y-%m-%d}")

@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from p2pft_flower.algorithms import ALGORITHMS
+from p2pft_flower.cli.completion import complete_connections, complete_settings
+from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.cli.flwr_run import local_superlink
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE, execute_or_record
-from p2pft_flower.cli.settings import check, complete_settings, method_settings, parse_settings
+from p2pft_flower.cli.settings import check, method_settings, parse_settings
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower.strategies import strategy_names
 from p2pft_flower.report.figures import draw_comparison
@@ -56,7 +58,10 @@ def compare(
     out: Annotated[
         Path, typer.Option(help="Folder: one of its own for each method, the table and a picture.")
     ] = Path("comparison"),
-    connection: Annotated[str | None, typer.Option(help="A connection of Flower's config.toml.")] = None,
+    connection: Annotated[
+        str | None,
+        typer.Option(help="A connection of Flower's config.toml.", autocompletion=complete_connections),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the comparison as JSON instead of the table.")
     ] = False,
@@ -76,6 +81,8 @@ def compare(
                 raise ConfigError(
                     f"{key} is not for compare: the methods come first, --out says where results go"
                 )
+        if connection is not None:
+            check_connection(connection)
         for name in names:
             if name != "gt-dgd":  # whose refusal of a graph is a result
                 check(method_settings(common, name))

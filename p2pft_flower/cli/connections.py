@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
@@ -13,7 +16,14 @@ from tomlkit.exceptions import TOMLKitError
 from p2pft_flower.cli.flwr_run import FlowerError, flower_environment, program
 from p2pft_flower.errors import ConfigError
 
-__all__ = ["add_connection", "config_file", "connection_address", "remove_connection"]
+__all__ = [
+    "add_connection",
+    "check_connection",
+    "config_file",
+    "connection_address",
+    "connection_names",
+    "remove_connection",
+]
 
 ASK_TIMEOUT = 60.0
 """Seconds that Flower's command line may take to write its default file."""
@@ -35,8 +45,43 @@ def connection_address(name: str) -> str | None:
     file = config_file()
     if not file.exists():
         return None
-    found = _read(file).get("superlink", {}).get(name)
+    found = _connections(file).get(name)
     return None if found is None else str(found.get("address", ""))
+
+
+def connection_names() -> list[str]:
+    """Return the connections of Flower's config.toml, in its order; none where there is no file.
+
+    Raises
+    ------
+    ConfigError
+        When the file is not TOML or cannot be read.
+    """
+    file = config_file()
+    return list(_connections(file)) if file.exists() else []
+
+
+def check_connection(name: str) -> None:
+    """Refuse a connection that Flower does not know, before anything is started.
+
+    Raises
+    ------
+    ConfigError
+        When there is none of that name, or the file is not TOML or cannot be read; lists those there are.
+    FlowerError
+        When there is no file yet and Flower does not write its default one.
+    """
+    _have_file()
+    names = connection_names()
+    if name in names:
+        return
+    if name == "rehearsal":
+        remedy = "'p2pft up' starts the SuperLink and SuperNodes that it leads to"
+    else:
+        close = difflib.get_close_matches(name, names, n=1)
+        remedy = f"did you mean {close[0]!r}?" if close else f"choose one, or add [superlink.{name}] there"
+    there = f"has {', '.join(names)}" if names else "has none"
+    raise ConfigError(f"unknown connection {name!r}: {config_file()} {there}; {remedy}")
 
 
 def add_connection(name: str, address: str) -> None:
@@ -56,22 +101,7 @@ def add_connection(name: str, address: str) -> None:
     FlowerError
         When there is no file yet and Flower does not write its default one.
     """
-    file = config_file()
-    if not file.exists():
-        # Flower writes its own connections only where there is no file at all: it goes first.
-        try:
-            asked = subprocess.run(  # noqa: S603 - a program of this environment
-                [program("flwr"), "config", "list"],
-                env=flower_environment(),
-                capture_output=True,
-                text=True,
-                timeout=ASK_TIMEOUT,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise FlowerError(f"flwr config list did not answer within {ASK_TIMEOUT:g} s") from error
-        if not file.exists():
-            raise FlowerError(f"flwr config list did not write {file}: {asked.stdout}{asked.stderr}")
+    file = _have_file()
     document = _read(file)
     table = tomlkit.table()
     table.add("address", address)
@@ -94,6 +124,33 @@ def remove_connection(name: str) -> None:
     document = _read(file)
     del document["superlink"][name]
     _write(file, document)
+
+
+def _have_file() -> Path:
+    """Return Flower's file; where there is none, Flower writes its default one first."""
+    file = config_file()
+    if not file.exists():
+        # Flower writes its own connections only where there is no file at all: it goes first.
+        try:
+            asked = subprocess.run(  # noqa: S603 - a program of this environment
+                [program("flwr"), "config", "list"],
+                env=flower_environment(),
+                capture_output=True,
+                text=True,
+                timeout=ASK_TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise FlowerError(f"flwr config list did not answer within {ASK_TIMEOUT:g} s") from error
+        if not file.exists():
+            raise FlowerError(f"flwr config list did not write {file}: {asked.stdout}{asked.stderr}")
+    return file
+
+
+def _connections(file: Path) -> dict[str, Any]:
+    """Return the tables of ``[superlink]``; ``default`` beside them is a name."""
+    found = _read(file).get("superlink", {})
+    return {name: table for name, table in found.items() if isinstance(table, Mapping)}
 
 
 def _read(file: Path) -> tomlkit.TOMLDocument:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from p2pft_flower.cli.settings import check, complete_settings, parse_settings
+from p2pft_flower.cli.completion import complete_settings
+from p2pft_flower.cli.settings import check, parse_settings
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.report.figures import draw_shares
 

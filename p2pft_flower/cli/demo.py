@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from p2pft_flower.algorithms import simulate
+from p2pft_flower.cli.completion import complete_graphs
 from p2pft_flower.topology import Graph
 
 __all__ = ["app", "regression_problem"]
@@ -41,7 +42,9 @@ def regression_problem(n: int, seed: int) -> tuple[list[Array], list[Array]]:
 
 @app.command()
 def regression(
-    topology: Annotated[str, typer.Option(help="A graph; every peer holds a stretch of x.")] = "lopsided-4",
+    topology: Annotated[
+        str, typer.Option(help="A graph; every peer holds a stretch of x.", autocompletion=complete_graphs)
+    ] = "lopsided-4",
     iterations: Annotated[int, typer.Option(min=1)] = 4000,
     alpha: Annotated[float, typer.Option(help="Learning rate.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0)] = 0,

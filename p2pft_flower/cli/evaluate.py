@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from p2pft_flower.errors import DataError, P2PFTError
 from p2pft_flower.report.tables import RANDOM_WEIGHTS
@@ -38,18 +40,15 @@ def evaluate(
         typer.echo(json.dumps(scores, indent=2))
         return
     title = RANDOM_WEIGHTS if any(s["weights"] == "none" for s in scores) else None
-    table = Table("peer", "accuracy", "loss", "images", "dataset", "tail", title=title)
-    for s in scores:
-        row = (
-            s["peer"],
-            f"{s['accuracy']:.4f}",
-            f"{s['loss']:.4f}",
-            str(s["images"]),
-            s["dataset"],
-            s["tail"],
-        )
-        table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    # What is long and the same for many stands above its table, in a line that no column cuts.
+    for (folder, data), rows in itertools.groupby(scores, lambda s: (Path(s["tail"]).parent, s["dataset"])):
+        console.print(Text(f"{folder} on {data}"), soft_wrap=True)
+        table = Table("peer", "accuracy", "loss", "images", "tail", title=title)
+        for s in rows:
+            file = Text(Path(s["tail"]).name, overflow="fold")
+            table.add_row(s["peer"], f"{s['accuracy']:.4f}", f"{s['loss']:.4f}", str(s["images"]), file)
+        console.print(table)
 
 
 def tail_files(path: Path) -> list[Path]:

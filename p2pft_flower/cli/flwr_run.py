@@ -282,6 +282,7 @@ def run_app(
             )
             command += ["--federation-config", options]
         run_id, output = None, []
+        show("asking Flower for a run …")
         with subprocess.Popen(  # noqa: S603 - a program of this environment
             command,
             env=env,
@@ -298,6 +299,7 @@ def run_app(
                     output.append(line)
                     if (started := _STARTED.search(line)) is not None:
                         run_id = started[1]
+                        show(f"run {run_id} has started; it looks for its peers …")
                     if verbose or LINE.match(line):
                         show(line)
             except BaseException:

@@ -9,9 +9,11 @@ from typing import Annotated
 
 import typer
 
+from p2pft_flower.cli.completion import complete_connections, complete_settings
+from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.cli.flwr_run import run_app
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
-from p2pft_flower.cli.settings import check, complete_settings, parse_settings
+from p2pft_flower.cli.settings import check, parse_settings
 from p2pft_flower.errors import P2PFTError
 
 __all__ = ["preflight"]
@@ -29,7 +31,11 @@ def preflight(
         ),
     ] = None,
     connection: Annotated[
-        str, typer.Option(help="The connection of Flower's config.toml whose SuperNodes are looked at.")
+        str,
+        typer.Option(
+            help="The connection of Flower's config.toml whose SuperNodes are looked at.",
+            autocompletion=complete_connections,
+        ),
     ] = "rehearsal",
     as_json: Annotated[
         bool,
@@ -50,6 +56,7 @@ def preflight(
     try:
         values = {**parse_settings(settings or []), "preflight-only": True}
         check(values)
+        check_connection(connection)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None

@@ -16,9 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
+from p2pft_flower.cli.completion import complete_settings
 from p2pft_flower.cli.flwr_run import local_superlink
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, execute_or_record
-from p2pft_flower.cli.settings import check, complete_settings, method_settings, parse_settings
+from p2pft_flower.cli.settings import check, method_settings, parse_settings
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.report.paper import DATASETS, NODES, TABLES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from p2pft_flower.algorithms import ALGORITHMS
+from p2pft_flower.cli.completion import complete_connections, complete_settings
+from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.cli.flwr_run import local_superlink, run_app
-from p2pft_flower.cli.settings import check, complete_settings, parse_settings, settings_of_resumed
+from p2pft_flower.cli.settings import check, parse_settings, settings_of_resumed
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 from p2pft_flower.flower.logs import PREFLIGHT_PASSED, status_in
@@ -27,6 +30,8 @@ from p2pft_flower.report.results import (
 from p2pft_flower.topology import Graph
 
 __all__ = ["Finished", "execute", "execute_or_record", "run", "supernodes"]
+
+RESULTS_LINE = re.compile(r"^\d\d:\d\d:\d\d results: ")
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -156,7 +161,8 @@ def run(
     connection: Annotated[
         str | None,
         typer.Option(
-            help="A connection of Flower's config.toml; without it, this machine simulates the peers."
+            help="A connection of Flower's config.toml; without it, this machine simulates the peers.",
+            autocompletion=complete_connections,
         ),
     ] = None,
     out: Annotated[
@@ -196,15 +202,27 @@ def run(
         config, _ = check(values)
         if config.runtime.output_dir and holds_a_run(Path(config.runtime.output_dir)):
             raise ConfigError(f"{config.runtime.output_dir} holds an earlier run; choose another folder")
+        if connection is not None:
+            check_connection(connection)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None
+    told: list[str] = []
+
+    def show(line: str) -> None:
+        """Hold the coordinator's word of its results back: they are named once, at the end."""
+        if RESULTS_LINE.search(line):
+            told.append(line)
+        else:
+            typer.echo(line)
+
     try:
         if connection is not None:
-            ended = execute(values, connection=connection, environment=None, verbose=verbose)
+            ended = execute(values, connection=connection, environment=None, verbose=verbose, show=show)
         else:
+            typer.echo("starting Flower on this machine …", err=True)
             with local_superlink() as environment:
-                ended = execute(values, connection=None, environment=environment, verbose=verbose)
+                ended = execute(values, connection=None, environment=environment, verbose=verbose, show=show)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None
@@ -213,6 +231,9 @@ def run(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if ended.folder is not None:
         typer.echo(f"results: {ended.folder / FILE}")
+    else:
+        for line in told:  # where the SuperLink is
+            typer.echo(line)
     if ended.status not in ("completed", PREFLIGHT_PASSED):
         typer.echo(f"{ended.status}: {ended.missing}", err=True)
         raise typer.Exit(EXIT_PARTIAL)

@@ -19,7 +19,6 @@ from p2pft_flower.topology import Graph
 
 __all__ = [
     "check",
-    "complete_settings",
     "method_settings",
     "parse_settings",
     "read_value",
@@ -157,11 +156,3 @@ def method_settings(common: Mapping[str, Any], name: str) -> dict[str, Any]:
     """
     dropped = () if is_strategy(name) else ("strategy-options",)
     return {**{k: v for k, v in common.items() if k not in dropped}, "algorithm": name}
-
-
-def complete_settings(incomplete: str) -> list[str]:
-    """Offer run-config keys, and an algorithm's names after ``algorithm=``, for tab completion."""
-    if incomplete.startswith("algorithm="):
-        names = [*ALGORITHMS, *strategy_names()]
-        return [f"algorithm={n}" for n in names if f"algorithm={n}".startswith(incomplete)]
-    return [f"{key}=" for key in config_keys() if key.startswith(incomplete)]

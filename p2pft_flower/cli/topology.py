@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from p2pft_flower.cli.completion import complete_graphs
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.generators import GENERATORS
@@ -35,7 +36,9 @@ def show(
     graph: Annotated[
         str,
         typer.Argument(
-            metavar="NAME|PATH|SPEC", help="A shipped graph, a YAML file, or a spec such as exponential:16."
+            metavar="NAME|PATH|SPEC",
+            help="A shipped graph, a YAML file, or a spec such as exponential:16.",
+            autocompletion=complete_graphs,
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,

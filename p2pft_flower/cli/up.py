@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from p2pft_flower.cli.completion import complete_graphs
 from p2pft_flower.cli.rehearsal import CONNECTION, AlreadyUpError, end, start
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from p2pft_flower.config import RunConfig
@@ -42,7 +43,8 @@ def up(
     topology: Annotated[
         str | None,
         typer.Option(
-            help="A graph's name, path or generator; gives the number of peers and their addresses."
+            help="A graph's name, path or generator; gives the number of peers and their addresses.",
+            autocompletion=complete_graphs,
         ),
     ] = None,
     federation: Annotated[

@@ -8,7 +8,7 @@ import signal
 import threading
 
 from p2pft_flower.flower.signals import before_obeying
-from p2pft_flower.flower.supernode import watched
+from p2pft_flower.flower.supernode import answers, watched
 from p2pft_flower.runtime.host import Host
 from p2pft_flower.runtime.recorder import Outcome
 from p2pft_flower.runtime.running import registered
@@ -54,8 +54,9 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
         host.stop(
             f"its ClientApp was told to end ({number.name}); the site stopped it, or its SuperNode is gone"
         )
-        # A SuperNode of Flower 1.41 whose ClientApp obeys waits for ever for its reply.
-        return orphaned.is_set() or os.getppid() != parent
+        # A SuperNode of Flower 1.41 whose ClientApp obeys waits for ever for its reply, also where the
+        # parent that is gone was a SuperExec of the site's own.
+        return orphaned.is_set() or (os.getppid() != parent and not answers())
 
     thread = threading.Thread(target=run, name="p2pft-host", daemon=True)
     if not deployed:

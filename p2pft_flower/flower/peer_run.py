@@ -14,7 +14,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from p2pft_flower.algorithms.objective import peer_weights
-from p2pft_flower.errors import P2PFTError
+from p2pft_flower.errors import P2PFTError, printable
 from p2pft_flower.flower import messages, nodes
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.run import Run, collect_results
@@ -26,8 +26,9 @@ from p2pft_flower.runtime.journal import read_journal
 from p2pft_flower.runtime.keeping import files_kept
 from p2pft_flower.runtime.plan import Neighbourhood, Plan, terms_digest
 from p2pft_flower.runtime.progress import Progress, Report
+from p2pft_flower.runtime.recorder import MAX_NOTE
 from p2pft_flower.runtime.running import running
-from p2pft_flower.runtime.wires import remote_edges
+from p2pft_flower.runtime.wires import Access, remote_edges
 from p2pft_flower.transport import (
     Credentials,
     ObserverServer,
@@ -42,14 +43,20 @@ __all__ = ["run_peers"]
 
 log = logging.getLogger("p2pft_flower")
 
+MAX_NOTES = 1000
+"""Notes of a run that are shown; what a peer says beyond is left out."""
+
 RETRY_AFTER = 1.0
 """Seconds between tries to tell peers of a stop."""
 
 
-def run_peers(grid: Grid, run: Run, own: Credentials | None = None) -> dict[str, Any]:
+def run_peers(
+    grid: Grid, run: Run, own: Credentials | None = None, hears: Access | None = None
+) -> dict[str, Any]:
     """Start every host with one message for the whole run, listen to progress, gather how the peers ended.
 
-    ``own`` is what the coordinator shows to peers that have certificates, to stop them.
+    ``own`` is what the coordinator shows to peers that have certificates, to stop them; ``hears`` is how it
+    listens to their progress, None: not at all.
     """
     progress = Progress(
         1 if run.pooled else run.graph.n, run.iterations, lambda line: log.info("%s", line), run.missing
@@ -60,11 +67,17 @@ def run_peers(grid: Grid, run: Run, own: Credentials | None = None) -> dict[str,
 
     def on_report(report: PeerReport) -> None:
         if report.run == run.id and report.note and report.peer in run.peers:
-            if report.note not in notes:  # hosts that do the same say the same
-                notes.add(report.note)
-                log.info("%s", report.note)
+            note = printable(report.note[:MAX_NOTE])
+            if note not in notes and len(notes) < MAX_NOTES:  # hosts that do the same say the same
+                notes.add(note)
+                log.info("%s", note)
             return
-        if report.run != run.id or report.peer not in run.peers or len(report.sketch) != sketch.SIZE:
+        if (
+            report.run != run.id
+            or report.peer not in run.peers
+            or report.iteration > run.iterations
+            or len(report.sketch) != sketch.SIZE
+        ):
             log.warning("a report that is none of this run's was left out")
             return
         progress.add(
@@ -81,15 +94,19 @@ def run_peers(grid: Grid, run: Run, own: Credentials | None = None) -> dict[str,
 
     with contextlib.ExitStack() as stack:
         address = ""
-        if not run.deployed:
+        if hears is not None:
+            own_socket = unix_address(f"{run.id}-observer", 0)
+            where = run.config.runtime.observer_address if run.deployed else own_socket
             try:
-                server = ObserverServer(unix_address(f"{run.id}-observer", 0), on_report)
+                server = ObserverServer(
+                    where, on_report, credentials=hears.credentials, insecure=hears.insecure
+                )
                 address = stack.enter_context(server).address
             except P2PFTError as error:
                 log.warning("no progress will be shown while the peers train: %s", error)
         key = new_key()
         with before_obeying(lambda number: _stop_peers(run, key, own, number, parent)):
-            if run.deployed:
+            if run.deployed and not address:
                 log.info("the peers train; how they get on stands in each site's log until they have ended")
             outcomes, evaluations = _train(
                 grid, run, observer=address, stop_digest=digest_of(key) if run.deployed else ""

@@ -65,6 +65,7 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
             "config": run.config.to_mapping(),
         }
         sent.append(Message(messages.pack(body), dst_node_id=host.node, message_type=messages.PREFLIGHT))
+    log.info("the peers look at their links to each other and at their folders, before anything trains")
     replies = nodes.collect(grid, sent, timeout=2 * timeout + 60, grace=timeout + 30)
     digest = config_digest(run.config)
     rows, failures = [], []

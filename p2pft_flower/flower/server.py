@@ -26,10 +26,11 @@ from p2pft_flower.flower.resume import no_extension_alone, resumed
 from p2pft_flower.flower.run import plan_run, tell_plan
 from p2pft_flower.flower.strategies import is_strategy, make_strategy, strategy_names
 from p2pft_flower.flower.strategy_run import run_strategy
-from p2pft_flower.flower.trust import check_trust, coordinator_credentials
+from p2pft_flower.flower.trust import check_trust, coordinator_credentials, observer_access
 from p2pft_flower.plugins import is_reference
 from p2pft_flower.report.results import default_output_dir, head, holds_a_run, write_results
 from p2pft_flower.report.tables import run_table
+from p2pft_flower.runtime.wires import Access
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 
@@ -141,4 +142,5 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, 
         )
     if config.runtime.preflight_only:
         return None
-    return run_strategy(grid, run) if strategy else run_peers(grid, run, own)
+    hears = observer_access(config, answers, own) if run.deployed and not strategy else Access()
+    return run_strategy(grid, run) if strategy else run_peers(grid, run, own, hears)

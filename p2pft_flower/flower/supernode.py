@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport import parse_address
 
-__all__ = ["runtime_address", "watched"]
+__all__ = ["answers", "runtime_address", "watched"]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -44,16 +44,11 @@ def runtime_address(arguments: Sequence[str]) -> str | None:
 @contextlib.contextmanager
 def watched(on_death: Callable[[], None]) -> Iterator[None]:
     """Call ``on_death`` once, from a thread, when the SuperNode dies during a ``with`` block."""
-    address = runtime_address(sys.argv[1:])
-    try:
-        parsed = None if address is None else parse_address(address)
-    except ConfigError as error:
-        log.warning("the death of the SuperNode would not be noticed: %s", error)
-        parsed = None
-    if parsed is None or parsed.host is None or parsed.port is None:
+    listener = _listener()
+    if listener is None:
         yield
         return
-    host, port, over = parsed.host, parsed.port, threading.Event()
+    (host, port), over = listener, threading.Event()
 
     def watch() -> None:
         missed = 0
@@ -69,6 +64,28 @@ def watched(on_death: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         over.set()
+
+
+def answers() -> bool:
+    """Whether the SuperNode that started this ClientApp's task still listens for its reply.
+
+    False outside ``flwr-clientapp`` too, where there is no SuperNode.
+    """
+    listener = _listener()
+    return listener is not None and _listens(*listener)
+
+
+def _listener() -> tuple[str, int] | None:
+    """Return host and port of the SuperNode's Runtime API; None where Flower named none."""
+    address = runtime_address(sys.argv[1:])
+    try:
+        parsed = None if address is None else parse_address(address)
+    except ConfigError as error:
+        log.warning("the death of the SuperNode would not be noticed: %s", error)
+        return None
+    if parsed is None or parsed.host is None or parsed.port is None:
+        return None
+    return parsed.host, parsed.port
 
 
 def _listens(host: str, port: int) -> bool:

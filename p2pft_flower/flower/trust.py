@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from p2pft_flower.config import RunConfig
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
+from p2pft_flower.runtime.wires import Access
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES, Credentials, parse_address
 
-__all__ = ["check_trust", "coordinator_credentials"]
+__all__ = ["check_trust", "coordinator_credentials", "observer_access"]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -105,3 +107,34 @@ def coordinator_credentials(answers: Mapping[int, Mapping[str, Any]]) -> Credent
             f"{', '.join(map(repr, federations))}: set it to a folder that the peers' own authority issued"
         )
     return own
+
+
+def observer_access(
+    config: RunConfig, answers: Mapping[int, Mapping[str, Any]], own: Credentials | None
+) -> Access | None:
+    """Return how the coordinator listens for the progress of deployed peers; None: not at all.
+
+    With its certificate where the peers have some. In plain text beyond this machine only where all peers
+    say ``insecure``.
+
+    Parameters
+    ----------
+    config : RunConfig
+        The run's, with ``observer-address``.
+    answers : mapping of int to mapping
+        What each node said to hello: ``federation``, ``insecure``.
+    own : Credentials or None
+        From :func:`coordinator_credentials`.
+    """
+    address = config.runtime.observer_address
+    if not address:
+        return None
+    if own is None and any(answer["federation"] for answer in answers.values()):
+        log.warning(
+            "observer-address = %s: nobody listens there, as the peers have certificates and the coordinator "
+            "has none; set %s in the SuperLink's environment, or leave observer-address out",
+            address,
+            COORDINATOR_CERTIFICATES,
+        )
+        return None
+    return Access(own, own is None and all(answer["insecure"] for answer in answers.values()))

@@ -25,7 +25,7 @@ def preflight_tables(report: dict[str, Any]) -> str:
     peers = Table(title=f"preflight of {report['graph']}: peers")
     for name in ("peer", "address", "images", "classes", "certificate until", "writes to", "free"):
         peers.add_column(name, overflow="fold")
-    links = Table(title="links, each as the first peer found it")
+    links = Table(title="links")
     for name in ("link", "result", "round trip", "bandwidth", "clock ahead"):
         links.add_column(name, overflow="fold", justify="left" if name in ("link", "result") else "right")
     for row in report["peers"]:
@@ -45,10 +45,11 @@ def preflight_tables(report: dict[str, Any]) -> str:
                 "ok" if ok else link["error"],
                 f"{number(1000 * link['round_trip'], '.1f')} ms" if ok else "–",
                 f"{human_bytes(link['bandwidth'])}/s" if ok else "–",
-                f"{number(1000 * link['skew'], '+.0f')} ms" if ok else "–",
+                f"{number(1000 * link['skew'], '+z.0f')} ms" if ok else "–",
             )
     alike = [
         "all peers have: " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()),
         *(f"{what}: {value}" for what, value in report["digests"].items()),
     ]
-    return render(*alike, peers, links)
+    ends = "each link is looked at from both of its ends: the row 0 to 1 is what peer 0 found"
+    return render(*alike, peers, links, ends)

@@ -117,7 +117,7 @@ class Host:
             stack.callback(self._wait_until_told)
             recorder = None
             try:
-                recorder = self._recorder = Recorder(self.plan, self.problem)
+                recorder = self._recorder = Recorder(self.plan, self.problem, self._access)
                 stack.callback(recorder.close)
                 return self._train(recorder)
             except BaseException as error:

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy.typing as npt
 
+from p2pft_flower.errors import ConfigError
 from p2pft_flower.runtime import sketch
 from p2pft_flower.runtime.agreement import NewView
 from p2pft_flower.runtime.journal import Journal
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.problem import Objective, Problem, Score
+from p2pft_flower.runtime.wires import Access
 from p2pft_flower.transport import ObserverClient, PeerReport
 
 __all__ = ["Outcome", "Recorder"]
@@ -71,6 +73,15 @@ class Outcome:
     delta: float | None = None
 
 
+def _observer(address: str, access: Access) -> ObserverClient | None:
+    """Return who tells the observer; None where this site does not let it: it is worth no run."""
+    try:
+        return ObserverClient(address, credentials=access.credentials, insecure=access.insecure)
+    except ConfigError as error:
+        log.warning("the coordinator is told of no progress: observer-address = %s: %s", address, error)
+        return None
+
+
 class Recorder:
     """Evaluates peers, writes their logs and tails, and tells the observer; nothing waits for the latter.
 
@@ -80,13 +91,15 @@ class Recorder:
         The host's part of the run.
     problem : Problem
         What is learned.
+    access : Access
+        How this machine proves to the observer who it is.
     """
 
-    def __init__(self, plan: Plan, problem: Problem) -> None:
+    def __init__(self, plan: Plan, problem: Problem, access: Access) -> None:
         self._plan, self._problem = plan, problem
         self._begin = time.monotonic()
         self._journals = {p.peer: Journal(Path(plan.output_dir), p.peer) for p in plan.peers}
-        self._observer = ObserverClient(plan.observer) if plan.observer else None
+        self._observer = _observer(plan.observer, access) if plan.observer else None
         self._seconds = {p.peer: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in plan.peers}
         self._before: dict[int, float] = {}
         """Seconds in exchanges before this run, of peers that go on from a checkpoint."""

@@ -4,8 +4,8 @@ The authority's folder holds ``ca.pem`` and ``ca.key``; a peer's folder ``ca.pem
 ``peer.key``. A peer's certificate has the URI ``p2pft://<federation>/peer/<i>`` and the DNS name
 ``peer-<i>.<federation>.p2pft.internal``. That name is what a client asks for, whatever address the peer is
 reached at, so that whoever answers proves to be peer i of this federation. The coordinator's has the URI
-``p2pft://<federation>/coordinator`` and no name: it is good for calling only, and peers hear one call of it,
-the stop of a run. Its folder has the files of a peer's.
+``p2pft://<federation>/coordinator`` and the name ``coordinator.<federation>.p2pft.internal``: peers hear one
+call of it, the stop of a run, and tell it how they get on. Its folder has the files of a peer's.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class CertificateFacts:
             identity = Identity(federation, int(number))
         else:
             identity = Identity(federation, "coordinator" if role == "coordinator" else "authority")
-        own = None if identity.peer is None else target_name(federation, identity.peer)
+        own = None if identity.holder == "authority" else target_name(federation, identity.holder)
         hosts = (name for name in names.get_values_for_type(x509.DNSName) if name != own)
         addresses = (str(address) for address in names.get_values_for_type(x509.IPAddress))
         return cls(
@@ -156,9 +156,10 @@ def _names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
         raise ValueError("it has no names (subjectAltName)") from error
 
 
-def target_name(federation: str, peer: int) -> str:
-    """Return the DNS name that stands for ``peer`` of ``federation`` in certificates; it resolves nowhere."""
-    return f"peer-{peer}.{federation}{_OWN_NAMES}"
+def target_name(federation: str, holder: int | Literal["coordinator"]) -> str:
+    """Return the DNS name of a peer, or the coordinator, in certificates; it resolves nowhere."""
+    who = holder if holder == "coordinator" else f"peer-{holder}"
+    return f"{who}.{federation}{_OWN_NAMES}"
 
 
 @lru_cache(maxsize=1024)
@@ -249,7 +250,7 @@ def issue(
 
 
 def issue_coordinator(authority: Path, folder: Path, days: float = 365) -> CertificateFacts:
-    """Make the coordinator's folder, with which it can stop runs (``flwr stop``); files as a peer's.
+    """Make the coordinator's folder, with which it can stop runs (``flwr stop``) and hear of their progress.
 
     Parameters
     ----------
@@ -452,8 +453,8 @@ def _sign(
     """Return the new certificate of who ``identity`` says, and its new private key in PEM form."""
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)]
     uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
-    if identity.peer is not None:  # the coordinator is never called
-        names.append(x509.DNSName(target_name(identity.federation, identity.peer)))
+    if identity.holder != "authority":  # which calls nobody and answers nobody
+        names.append(x509.DNSName(target_name(identity.federation, identity.holder)))
         uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
     names += [_general_name(address) for address in dict.fromkeys(addresses)]
     key = ec.generate_private_key(_CURVE)

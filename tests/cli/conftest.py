@@ -46,3 +46,16 @@ def flower(monkeypatch):
     for command in ("compare", "reproduce"):
         monkeypatch.setattr(f"p2pft_flower.cli.{command}.local_superlink", lambda: contextlib.nullcontext({}))
     return stand_in
+
+
+@pytest.fixture
+def connections(monkeypatch, tmp_path):
+    """Give Flower a config.toml with the connections ``far`` and ``rehearsal``; return its path."""
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    file = tmp_path / "flwr" / "config.toml"
+    file.parent.mkdir()
+    file.write_text(
+        '[superlink]\ndefault = "far"\n\n[superlink.far]\naddress = "192.0.2.7:8000"\n\n'
+        '[superlink.rehearsal]\naddress = "127.0.0.1:18000"\ninsecure = true\n'
+    )
+    return file

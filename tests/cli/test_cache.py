@@ -23,7 +23,7 @@ def own_home(tmp_path, monkeypatch):
 
 
 def invoke(*words, **options):
-    return CliRunner().invoke(app, ["cache", *words], env={"COLUMNS": "160"}, **options)
+    return CliRunner().invoke(app, ["cache", *words], env={"COLUMNS": "80"}, **options)
 
 
 def made(name: str, rows: int = 3) -> Store:
@@ -45,10 +45,12 @@ def test_list_shows_model_layout_rows_size_and_use(tmp_path):
     lines = {
         n: next(line for line in shown.output.splitlines() if n in line) for n in (name, open_one.folder.name)
     }
-    for word in ("vit_tiny", "class-token", "float32", " 3 ", "bytes"):
-        assert word in lines[name]
-    assert " no " in lines[name]
-    assert " yes " in lines[open_one.folder.name]
+    assert " 3 rows " in lines[name]
+    assert " bytes " in lines[name]
+    assert " last used 20" in lines[name]
+    assert lines[open_one.folder.name].endswith(" in use")
+    assert shown.output.count("\n  vit_tiny, class-token, float32\n") == 2
+    assert max(len(line) for line in lines.values()) <= 80
     assert f"of 50.0 GB in {tmp_path}/cache" in shown.output
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.demo import regression_problem
-from p2pft_flower.cli.settings import complete_settings, parse_settings
+from p2pft_flower.cli.settings import parse_settings
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.holdings import Holdings
@@ -84,11 +84,6 @@ def test_a_wrong_word_is_refused_by_name(word, message):
         parse_settings([word])
 
 
-def test_tab_completion_offers_keys_and_algorithms():
-    assert "learning-rate=" in complete_settings("lea")
-    assert "algorithm=fedavg" in complete_settings("algorithm=fed")
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -149,6 +144,15 @@ def test_tails_load_back_and_score_what_the_run_said(finished):
     assert [s["loss"] for s in scores] == pytest.approx([p["loss"] for p in said], abs=1e-6)
     table = invoke("evaluate", str(finished / "peers" / "peer-2.safetensors"))
     assert f"{said[2]['accuracy']:.4f}" in table.stdout
+
+
+def test_scores_fit_80_columns_with_every_word_whole(finished, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    first, *table = invoke("evaluate", str(finished)).stdout.splitlines()
+    assert first == f"{finished / 'peers'} on digits"  # a path may be longer; it is not cut
+    assert max(len(line) for line in table) <= 80
+    assert sum("peer-" in line and ".safetensors │" in line for line in table) == 4
+    assert all(word in table[1] for word in ("peer", "accuracy", "loss", "images", "tail"))
 
 
 def _altered(finished, folder, change):

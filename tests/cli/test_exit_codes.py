@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -10,11 +11,12 @@ from typer.testing import CliRunner
 from p2pft_flower.cli import app
 from p2pft_flower.cli.flwr_run import Ended
 from p2pft_flower.flower.logs import status_in, status_line
+from p2pft_flower.report.results import SCHEMA, write_results
 from tests.flower.engine import run_app
 
 
 @pytest.fixture
-def far(monkeypatch, tmp_path):
+def far(monkeypatch, tmp_path, connections):
     """Return a function that makes a run on another machine stream a text and complete, and its exit code."""
 
     def exit_code(*streamed: str) -> tuple[int, str]:
@@ -36,6 +38,31 @@ def test_a_run_far_away_that_some_peers_completed_exits_3_and_says_who_was_missi
     code, said = far(f"07:05:17 {line}", "07:05:17 results: /far/results.json")
     assert code == 3
     assert said == "completed-with-3-of-4: peers [2] were not there at the start\n"
+
+
+def test_where_the_results_are_is_said_once_at_the_end(monkeypatch, connections, tmp_path):
+    """By the coordinator where they are on its machine only, else by the command."""
+
+    def run(values, *, show, **_):
+        lines = [
+            "07:05:12 first",
+            f"07:05:17 {status_line('17', 'completed')}",
+            "07:05:17 results: /far/r.json",
+        ]
+        for line in (*lines, "07:05:18 last"):
+            show(line)
+        if folder := values.get("output-dir"):
+            write_results(Path(folder), {"schema": SCHEMA, "status": "completed", "error": None})
+        return Ended("17", True, "finished:completed", "\n".join(lines))
+
+    monkeypatch.setattr("p2pft_flower.cli.run.run_app", run)
+    monkeypatch.setenv("P2PFT_HOME", str(tmp_path))
+    words = ["run", "--connection", "far", "topology=directed-ring:4"]
+    far = CliRunner().invoke(app, words)
+    near = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "out")])
+    assert (far.exit_code, near.exit_code) == (0, 0), far.output + near.output
+    assert far.stdout.splitlines()[2:] == ["07:05:18 last", "07:05:17 results: /far/r.json"]
+    assert near.stdout.splitlines()[2:] == ["07:05:18 last", f"results: {tmp_path}/out/results.json"]
 
 
 def test_a_run_far_away_that_only_looked_exits_0(far):

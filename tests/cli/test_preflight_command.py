@@ -12,7 +12,7 @@ from p2pft_flower.cli.flwr_run import Ended
 
 
 @pytest.fixture
-def flower(monkeypatch):
+def flower(monkeypatch, connections):
     """Return a list of what was asked for, and a function that sets what the run streams."""
     asked, streamed = [], [""]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -54,7 +55,9 @@ def test_a_rehearsal_reaches_the_simulations_theta_bit_for_bit_run_after_run(env
         assert first.returncode == 0, first.stdout + first.stderr
         assert json.loads((tmp_path / "first" / "results.json").read_text())["hosts"] == [[0], [1], [2], [3]]
 
-        config = " ".join([*SETTINGS, f'output-dir="{tmp_path}/second"'])
+        assert "iteration 4/4 |" not in first.stdout  # the coordinator hears of the scores at the end
+        observer = 'observer-address="127.0.0.1:0"'  # the peers are told which port it became
+        config = " ".join([*SETTINGS, "evaluate-every=1", observer, f'output-dir="{tmp_path}/second"'])
         flwr, app = Path(sys.executable).parent / "flwr", ROOT / "apps" / "p2pft"
         second = subprocess.run(
             [flwr, "run", app, "rehearsal", "--stream", "--run-config", config],
@@ -67,6 +70,9 @@ def test_a_rehearsal_reaches_the_simulations_theta_bit_for_bit_run_after_run(env
         )
         assert second.returncode == 0, second.stdout + second.stderr
         assert f"results: {tmp_path}/second/results.json" in second.stdout, second.stdout
+        # Over mutual TLS, while they trained: these lines are written only when a report comes in.
+        told = re.findall(r"iteration (\d)/4 \| loss", second.stdout)
+        assert told == ["0", "1", "2", "3", "4"], second.stdout
     finally:
         down = p2pft(env, "down", cwd=tmp_path)
     assert (down.returncode, down.stdout) == (0, "ended the rehearsal of 4 peers\n"), down.stderr

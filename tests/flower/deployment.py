@@ -111,13 +111,17 @@ class Deployment:
         The SuperLink.
     supernodes : list of subprocess.Popen
         By peer.
+    superexecs : list of subprocess.Popen
+        By peer, where ``isolation`` is ``process``: the sites' own executors, which no SuperNode starts.
     proxies : list of Proxy
         By peer; empty unless asked for.
     ports : list of int
         Where the peers listen.
     """
 
-    def __init__(self, folder: Path, n: int = 2, *, proxied: bool = False) -> None:
+    def __init__(
+        self, folder: Path, n: int = 2, *, proxied: bool = False, isolation: str = "subprocess"
+    ) -> None:
         self.folder = folder
         self.outputs = [folder / f"site-{p}" for p in range(n)]
         self._mark = str(uuid.uuid4())
@@ -140,7 +144,7 @@ class Deployment:
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
         port, *ports = free_ports(1 + 2 * n)
-        self.ports = ports[:n]
+        self.ports, self._runtime = ports[:n], ports[n:]
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "test"\n\n'
             f'[superlink.test]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
@@ -152,13 +156,22 @@ class Deployment:
         )
         wait_until(lambda: _healthy(port), "the SuperLink answers")
         self.proxies = [Proxy(port) for _ in range(n)] if proxied else []
-        self.supernodes = []
+        self.supernodes: list[subprocess.Popen[bytes]] = []
+        self.superexecs: list[subprocess.Popen[bytes]] = []
         for p in range(n):
             link = self.proxies[p].port if proxied else port
             config = f'peer-id={p} peer-address="127.0.0.1:{self.ports[p]}" output-dir="{self.outputs[p]}"'
             command = ["flower-supernode", *options, "--superlink", f"127.0.0.1:{link}"]
-            command += ["--port", str(ports[n + p]), "--node-config", config]
+            command += ["--port", str(self._runtime[p]), "--node-config", config, "--isolation", isolation]
             self.supernodes.append(self._start(f"supernode-{p}", command))
+            if isolation == "process":
+                self.start_superexec(p)
+
+    def start_superexec(self, peer: int) -> None:
+        """Start an executor for the SuperNode of ``peer``; it is the last of ``superexecs``."""
+        address = f"127.0.0.1:{self._runtime[peer]}"
+        command = ["flower-superexec", "--insecure", "--runtime-api-address", address]
+        self.superexecs.append(self._start(f"superexec-{len(self.superexecs)}", command))
 
     def _start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         program = shutil.which(command[0], path=self.environment["PATH"])
@@ -254,7 +267,7 @@ class Deployment:
             for process in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(number)
-            for mine in (self.superlink, *self.supernodes):
+            for mine in (self.superlink, *self.supernodes, *self.superexecs):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     mine.wait(10)  # reaped, so that those who watch it see that it is gone
             psutil.wait_procs(left, timeout=10)

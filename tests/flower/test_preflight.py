@@ -9,6 +9,7 @@ import pytest
 
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import preflight
+from p2pft_flower.report.preflight import preflight_tables
 from p2pft_flower.runtime.folders import look_at
 from tests.flower.engine import run_app
 
@@ -107,6 +108,16 @@ def test_a_clock_that_is_no_number_is_named():
     link = {"neighbour": 1, "address": "a:1", "error": "", "skew": float("nan")}
     [failure] = preflight._failures(0, {"links": [link], "folders": []})
     assert "the clocks differ" in failure
+
+
+def test_a_clock_that_is_hardly_behind_is_not_said_to_be_minus_0_ms_ahead():
+    link = {"neighbour": 1, "error": "", "round_trip": 0.001, "bandwidth": 1e6, "skew": -0.0003}
+    row = {"name": "a", "peer": 0, "address": "x:1", "images": 3, "classes": ["0"], "certificate": ""}
+    report = {"graph": "g", "peers": [{**row, "folders": [], "links": [link]}], "versions": {}, "digests": {}}
+    said = preflight_tables(report)
+    assert "+0 ms" in said
+    assert "-0 ms" not in said
+    assert "each link is looked at from both of its ends: the row 0 to 1 is what peer 0 found" in said
 
 
 def test_clocks_that_differ_too_much_are_named(tmp_path, monkeypatch):

@@ -165,3 +165,29 @@ def test_one_site_ends_all_by_its_command_and_by_the_death_of_its_supernode(depl
     deployment.supernodes[1].kill()
     deployment.supernodes[1].wait()
     all_stop(deployment, run, "was told to end (SIGINT); the site stopped it, or its SuperNode is gone")
+
+
+def test_executors_of_the_sites_own_train_the_peers_and_end_them_with_their_supernode(tmp_path):
+    """SuperNodes with ``--isolation process`` start nothing themselves."""
+    ended = "was told to end (SIGINT); the site stopped it, or its SuperNode is gone"
+    with Deployment(tmp_path, isolation="process") as deployment:
+        run = deployment.run(iterations=LONG, evaluate_every=100)
+        training(deployment, run)
+        parents = {p.ppid() for p in deployment.processes("flwr-clientapp")}
+        assert parents == {executor.pid for executor in deployment.superexecs}
+        deployment.superexecs[1].kill()
+        deployment.superexecs[1].wait()
+        all_stop(deployment, run, ended)
+        assert deployment.ended(run)["status"] == "finished:failed"
+
+        deployment.start_superexec(1)  # as a service manager does; the SuperNode has not been restarted
+        run = deployment.run(iterations=6, evaluate_every=2)
+        assert deployment.ended(run)["status"] == "finished:completed", deployment.said()
+        collected(deployment, run)
+
+        run = deployment.run(iterations=LONG, evaluate_every=100)
+        training(deployment, run)
+        deployment.supernodes[1].kill()
+        deployment.supernodes[1].wait()
+        all_stop(deployment, run, ended)
+    assert not list(deployment.started())

@@ -63,6 +63,16 @@ def test_a_port_is_looked_at_and_one_that_times_out_is_no_sign_of_death(monkeypa
     assert supernode._listens("127.0.0.1", port)
 
 
+def test_a_supernode_that_listens_waits_for_an_answer_and_outside_a_clientapp_there_is_none(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pytest", "-q"])
+    assert not supernode.answers()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(sys, "argv", ["flwr-clientapp", "--runtime-api-address", address])
+        assert supernode.answers()
+    assert not supernode.answers()
+
+
 def test_an_orphan_stops_its_peer_and_ends(tmp_path, monkeypatch):
     monkeypatch.setenv("P2PFT_HOME", str(tmp_path / "home"))
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 
 import pytest
 
+from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
-from p2pft_flower.flower.trust import check_trust, coordinator_credentials
+from p2pft_flower.flower.trust import check_trust, coordinator_credentials, observer_access
+from p2pft_flower.runtime.wires import Access
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES
@@ -98,13 +101,13 @@ def test_deployed_peers_reach_the_same_theta_over_tls_and_say_what_expires(tmp_p
     assert "p2pft certs renew" in warning
 
 
-def said_by(tmp_path, capsys, monkeypatch, folder):
+def said_by(tmp_path, capsys, monkeypatch, folder, **settings):
     """Return what a run of two peers of north logs when the coordinator is given ``folder``."""
     north = Federation(tmp_path / "north")
     monkeypatch.delenv(COORDINATOR_CERTIFICATES, raising=False)
     if folder is not None:
         monkeypatch.setenv(COORDINATOR_CERTIFICATES, str(folder(north)))
-    run_app(tmp_path / "d", node_configs=nodes_of([north.issue(0), north.issue(1)]), **SETTINGS)
+    run_app(tmp_path / "d", node_configs=nodes_of([north.issue(0), north.issue(1)]), **SETTINGS, **settings)
     return capsys.readouterr().out
 
 
@@ -117,6 +120,28 @@ def test_a_coordinator_that_could_not_stop_the_peers_says_so_at_the_start(tmp_pa
 
 def test_a_coordinator_with_a_certificate_of_its_own_warns_of_nothing(tmp_path, capsys, monkeypatch):
     assert "flwr stop" not in said_by(tmp_path, capsys, monkeypatch, Federation.coordinator)
+
+
+def test_a_coordinator_with_a_certificate_hears_of_progress_where_it_listens(tmp_path, capsys, monkeypatch):
+    where = {"observer_address": "127.0.0.1:0", "evaluate_every": 2}
+    said = said_by(tmp_path, capsys, monkeypatch, Federation.coordinator, **where)
+    assert re.findall(r"iteration (\d)/4 \| loss", said) == ["0", "2", "4"]
+    assert "stands in each site's log" not in said
+    assert "does not reach" not in said
+
+
+def test_a_coordinator_without_one_says_that_it_does_not_listen(tmp_path, capsys, monkeypatch):
+    said = said_by(tmp_path, capsys, monkeypatch, None, observer_address="127.0.0.1:0")
+    assert "observer-address = 127.0.0.1:0: nobody listens there" in said
+    assert "| loss" not in said
+
+
+def test_progress_is_heard_in_plain_text_only_where_all_peers_say_insecure():
+    config = RunConfig.from_mapping({"observer-address": "192.0.2.7:9100"})
+    plain = [{"federation": "", "insecure": insecure} for insecure in (True, False)]
+    assert observer_access(config, {1: plain[0], 2: plain[0]}, None) == Access(insecure=True)
+    assert observer_access(config, {1: plain[0], 2: plain[1]}, None) == Access(insecure=False)
+    assert observer_access(RunConfig(), {1: plain[0]}, None) is None
 
 
 def test_peers_without_certificates_are_stopped_without_and_nothing_is_warned_of(caplog, monkeypatch):

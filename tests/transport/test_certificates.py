@@ -60,9 +60,13 @@ def test_the_coordinators_certificate_is_its_own_and_no_peers(north):
     )
     (certificate,) = read_certificates(folder / "peer.pem")
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert [name.value for name in names] == ["p2pft://north/coordinator"]
+    assert [name.value for name in names] == [
+        "p2pft://north/coordinator",
+        "coordinator.north.p2pft.internal",
+    ]
     uses = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    assert list(uses) == [x509.ExtendedKeyUsageOID.CLIENT_AUTH]  # nobody may answer with it
+    assert set(uses) == {x509.ExtendedKeyUsageOID.CLIENT_AUTH, x509.ExtendedKeyUsageOID.SERVER_AUTH}
+    assert Credentials.load(folder, "coordinator").facts.names == ()
     for holder in (None, 0):
         with pytest.raises(ConfigError, match="is for the coordinator of federation 'north', not for"):
             Credentials.load(folder, holder)

@@ -1,0 +1,134 @@
+"""Tab completion: what is offered for settings, graphs and connections, and how bash breaks words.
+
+The script that ``p2pft --install-completion`` installs is typer's. Two things of bash it does not know: bash
+breaks words at ``=`` and ``:`` and replaces only what follows the last of them, and it puts a space behind an
+offer that stands alone. :class:`BashComplete` answers the first, :func:`complete_settings` the second.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from click.shell_completion import BashComplete as ClicksBashComplete
+from click.shell_completion import CompletionItem, add_completion_class, split_arg_string
+
+from p2pft_flower.algorithms import ALGORITHMS
+from p2pft_flower.algorithms.objective import OBJECTIVES
+from p2pft_flower.cli.connections import connection_names
+from p2pft_flower.config import CHOICES, TRANSPORTS, config_keys
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.flower.strategies import strategy_names
+from p2pft_flower.topology.generators import GENERATORS
+from p2pft_flower.topology.sources import shipped
+
+__all__ = ["BashComplete", "complete_connections", "complete_graphs", "complete_settings"]
+
+EXAMPLES = {
+    "schedule": ("constant", "cosine", "step:500:0.5"),
+    "model": ("glyph_vit_8", "vit_base_patch16_224", "deit_base_patch16_224", "swin_base_patch4_window7_224"),
+    "weights": ("pretrained", "none"),
+    "tune": (
+        *("last-block", "last-blocks:2", "head", "full", "bias", "bias+norm"),
+        *("lora:8", "adapter:16", "prompt:10", "prompt-deep:10"),
+    ),
+    "dataset": ("digits", "cifar10", "cifar100", "oxford-iiit-pet", "oxford-flowers102", "folder:/"),
+    "partition": ("auto", "classes:0-1,2-3,4-6,7-9", "iid", "dirichlet:0.5", "shards:2", "own"),
+    "augment": ("none", "basic", "rand-m9-mstd0.5-inc1"),
+}
+"""Values to begin with, of keys that take others too; a test holds them to what the keys accept.
+
+They are written here because the modules that know them import torch, which takes seconds.
+"""
+
+BREAKS = re.compile(r"[=:]+")
+"""Of bash's COMP_WORDBREAKS, those that stand in our words; bash makes a word of its own of each row."""
+
+
+class BashComplete(ClicksBashComplete):
+    """Completion for words in which ``=`` and ``:`` stand, as bash takes them apart."""
+
+    name = "bash"
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """Return the words before the cursor and the one at it, each put together again."""
+        parts, at = split_arg_string(os.environ["COMP_WORDS"]), int(os.environ["COMP_CWORD"])
+        words = [""] if at >= len(parts) else []  # at a new word, which is empty, nothing is glued
+        words = [*_glued(parts[1 : at + 1]), *words]
+        current = words.pop() if words else ""
+        # What bash keeps in front of its own last word. An option's value is offered without the option.
+        own = "" if at >= len(parts) or BREAKS.fullmatch(parts[at]) else parts[at]
+        kept = current.removesuffix(own)
+        self._kept = kept.partition("=")[2] if current.startswith("-") else kept
+        return words, current
+
+    def format_completion(self, item: CompletionItem[str]) -> str:
+        """Return the part of an offer that bash is to put behind what it keeps."""
+        return item.value.removeprefix(self._kept)
+
+    def complete(self) -> str:
+        """Return one offer a line, as typer's script reads them."""
+        return "\n".join(self.format_completion(i) for i in self.get_completions(*self.get_completion_args()))
+
+    @classmethod
+    def register(cls) -> None:
+        """Take the place of typer's own class, which it registers when it builds a command."""
+        add_completion_class(cls)
+
+
+def _glued(parts: list[str]) -> list[str]:
+    words: list[str] = []
+    glue = False
+    for part in parts:
+        breaks = BREAKS.fullmatch(part) is not None
+        if words and (glue or breaks):
+            words[-1] += part
+        else:
+            words.append(part)
+        glue = breaks
+    return words
+
+
+def complete_settings(incomplete: str) -> list[str]:
+    """Offer run-config keys, and after ``key=`` its values or its default.
+
+    A key that is the only one offered comes with its values, at least two words: a shell then inserts what
+    they have in common, up to ``=``, and no space behind it.
+    """
+    name, equals, _ = incomplete.partition("=")
+    keys = [key for key in config_keys() if (key == name if equals else key.startswith(name))]
+    if len(keys) != 1:
+        return [f"{key}=" for key in keys]
+    (key,) = keys
+    offers = [f"{key}={value}" for value in _values(key)]
+    if not equals and len(offers) < 2:
+        offers = [f"{key}=", *(offers or [f"{key}=…"])]
+    return [offer for offer in offers if offer.startswith(incomplete)]
+
+
+def complete_graphs(incomplete: str) -> list[str]:
+    """Offer the shipped graphs, and each generator with its example's numbers."""
+    names = [*shipped(), *(generator.example for generator in GENERATORS.values())]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_connections(incomplete: str) -> list[str]:
+    """Offer the connections of Flower's config.toml."""
+    try:
+        names = connection_names()
+    except ConfigError:  # who runs the command is told; a message here would tear the line being typed
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _values(key: str) -> list[str]:
+    default = config_keys()[key]
+    if key == "algorithm":
+        return [*ALGORITHMS, *strategy_names()]
+    if key == "topology":
+        return complete_graphs("")
+    choices = {**EXAMPLES, **{k.replace("_", "-"): v for k, v in CHOICES.items()}}
+    choices |= {"transport": TRANSPORTS, "objective": OBJECTIVES}
+    if isinstance(default, bool):
+        return ["true", "false"]
+    return list(choices.get(key, [str(default)] if default != "" else []))

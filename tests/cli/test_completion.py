@@ -1,0 +1,139 @@
+"""Tab completion, as a real bash has it after ``p2pft --install-completion``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+
+import p2pft_flower
+from p2pft_flower.algorithms import ALGORITHMS
+from p2pft_flower.cli.completion import EXAMPLES, complete_connections, complete_graphs, complete_settings
+from p2pft_flower.config import RunConfig, config_keys
+from p2pft_flower.flower.strategies import strategy_names
+from p2pft_flower.learning.datasets import DATASETS, TORCHVISION
+from p2pft_flower.learning.live import augmentation
+from p2pft_flower.learning.models import MODELS, create_model
+from p2pft_flower.learning.partitions import partition_images
+from p2pft_flower.learning.tuning import tune_model
+from p2pft_flower.topology import Graph
+
+SCRIPT = """
+. "$HOME/.bash_completions/p2pft.sh"
+tab() {
+    COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+    _p2pft_completion p2pft
+    (IFS=" "; echo "${COMPREPLY[*]}")
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def bash(tmp_path_factory):
+    """Return a function that gives bash's COMPREPLY for each line, which is a list of bash's words."""
+    if shutil.which("bash") is None:
+        pytest.skip("there is no bash")
+    home = tmp_path_factory.mktemp("home")
+    root = Path(p2pft_flower.__file__).resolve().parent.parent
+    environment = {
+        **os.environ,
+        "HOME": str(home),
+        "FLWR_HOME": str(home / "flwr"),
+        "PYTHONPATH": str(root),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1",  # pytest's own shell is not what is tested
+    }
+    (home / "flwr").mkdir()
+    (home / "flwr" / "config.toml").write_text(
+        '[superlink]\ndefault = "far"\n[superlink.far]\naddress = "x:1"\n'
+    )
+
+    def said(*command):
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    said("p2pft", "--install-completion", "bash")
+
+    def replies(*lines):
+        script = SCRIPT + "\n".join(shlex.join(["tab", "p2pft", *words]) for words in lines)
+        return [line.split() for line in said("bash", "--norc", "-c", script).splitlines()]
+
+    return replies
+
+
+def test_bash_completes_keys_values_and_the_part_after_the_last_break(bash):
+    key, methods, some, numbers, graph, followed, connection, option = bash(
+        ["run", "algor"],
+        ["run", "algorithm", "="],
+        ["run", "algorithm", "=", "d"],
+        ["run", "topology", "=", "ring", ":"],
+        ["topology", "show", "directed"],
+        ["run", "topology", "=", "ring", ":", "4", "learning"],
+        ["run", "--connection", ""],
+        ["up", "--topology", "=", "exponential"],
+    )
+    every = [*ALGORITHMS, *strategy_names()]
+    assert key == [f"algorithm={name}" for name in every]  # bash inserts what they share, and no space
+    assert methods == every
+    assert some == [name for name in every if name.startswith("d")]
+    assert numbers == ["8"]
+    assert graph == ["directed-ring-4", "directed-ring:8"]
+    assert followed == ["learning-rate=", "learning-rate=0.1"]
+    assert connection == ["far"]
+    assert option == ["exponential-16", "exponential:16"]
+
+
+@pytest.mark.parametrize("key", config_keys())
+def test_a_key_alone_is_offered_with_two_words_or_more_that_share_only_its_beginning(key):
+    """A shell that has one offer only puts a space behind it."""
+    offers = complete_settings(key)
+    assert len(offers) > 1
+    if not any(other != key and other.startswith(key) for other in config_keys()):
+        assert all(offer.startswith(f"{key}=") for offer in offers)
+
+
+def test_after_a_key_its_choices_its_default_or_the_files_are_offered():
+    assert complete_settings("device=c") == ["device=cpu", "device=cuda"]
+    assert complete_settings("download=") == ["download=true", "download=false"]
+    assert complete_settings("epochs=") == ["epochs=25"]
+    assert complete_settings("output-dir=") == []  # nothing of ours: bash goes on with files
+    assert complete_settings("epoch=") == []
+
+
+def test_every_value_offered_is_one_that_the_key_accepts():
+    for key in config_keys():
+        for offer in complete_settings(f"{key}="):
+            text = offer.partition("=")[2]
+            default = config_keys()[key]
+            RunConfig.from_mapping(
+                {key: text == "true" if isinstance(default, bool) else type(default)(text)}
+            )
+    for graph in complete_graphs(""):
+        Graph.load(graph)
+
+
+def test_the_examples_are_values_that_the_learning_layer_knows():
+    for tune in EXAMPLES["tune"]:
+        tune_model(create_model("glyph_vit_8", "none", 10, 0), tune)
+    for augment in set(EXAMPLES["augment"]) - {"none"}:
+        augmentation(create_model("glyph_vit_8", "none", 10, 0), augment)
+    for model in EXAMPLES["model"]:
+        assert model in MODELS or timm.is_model(model)
+    assert EXAMPLES["dataset"] == (*DATASETS, *TORCHVISION, "folder:/")
+    for partition in set(EXAMPLES["partition"]) - {"auto", "own"}:
+        partition_images(partition, np.arange(400) % 10, 4, 10, 0)
+
+
+def test_a_config_file_of_flower_that_cannot_be_read_offers_nothing(connections):
+    connections.write_text("[superlink\n")
+    assert complete_connections("") == []
