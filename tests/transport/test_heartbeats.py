@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import socket
-import threading
 
 import pytest
 
@@ -19,13 +18,13 @@ from p2pft_flower.transport import (
     Mailbox,
     OwnPulse,
     PeerLostError,
-    PeerServer,
     Pulse,
     Record,
     Terms,
     unix_address,
 )
 from p2pft_flower.transport.heartbeats import knock
+from tests.transport.beating import Beating
 from tests.transport.federation import Federation
 from tests.transport.test_processes import process
 from tests.transport.wire import PATIENCE
@@ -316,45 +315,6 @@ def test_a_name_that_nobody_knows_is_cut_off_and_says_why():
 
 
 # Over sockets
-
-
-class Beating:
-    """A peer with server, links and heartbeats."""
-
-    def __init__(self, peer, edges, addresses, credentials=None, silence=PATIENCE) -> None:
-        self.peer, self.records, self.heard = peer, [Record(member=peer)], []
-        self.news = threading.Condition()
-        self.own = OwnPulse()
-        out, into = [e for e in edges if e[0] == peer], [e for e in edges if e[1] == peer]
-        self.links = Links(TERMS, addresses, out, into, credentials=credentials)
-        self.beats = Heartbeats(
-            self.links, silence, HANG, pulse=self.own.read, tell=lambda: self.records, hear=self._hear
-        )
-        self.server = PeerServer(
-            Mailbox(TERMS, into),
-            {peer: addresses[peer]},
-            out_edges=out,
-            on_gossip=self.beats.answer,
-            members=frozenset(addresses),
-            credentials=credentials,
-        )
-
-    def _hear(self, gossip) -> None:
-        with self.news:
-            self.heard.append(gossip)
-            self.news.notify_all()
-
-    def wait_until(self, true) -> None:
-        with self.news:
-            assert self.news.wait_for(lambda: any(true(g) for g in self.heard), PATIENCE)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.beats.close()
-        self.server.close()
-        self.links.close()
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["unix", "tls"])
