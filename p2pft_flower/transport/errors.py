@@ -119,7 +119,7 @@ class OtherViewError(ExchangeRefusedError):
 
 
 class ViewChangeError(ExchangeError):
-    """Exchanging in this view has ended, because another one is to follow it."""
+    """Exchanging in this view has ended, which need not end the run: another view may follow."""
 
 
 class Loss(Enum):
@@ -135,7 +135,7 @@ class Loss(Enum):
     """It speaks, but gets no further in its own computation."""
 
 
-class PeerLostError(ExchangeError):
+class PeerLostError(ViewChangeError):
     """A neighbour is not slow but lost; raised by who waits for it.
 
     Parameters

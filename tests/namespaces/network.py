@@ -110,6 +110,21 @@ class Network:
         """Take a host off the network."""
         _run("ip", "-n", self._names[host], "link", "set", "eth0", "down")
 
+    def restore(self, host: int) -> None:
+        """Take a host back into the network."""
+        _run("ip", "-n", self._names[host], "link", "set", "eth0", "up")
+
+    def cut_one_way(self, sender: int, receiver: int) -> None:
+        """Lose whatever one host sends to another: it goes to an interface that nobody has."""
+        self._neighbour("replace", sender, receiver, "lladdr", "02:00:00:00:00:01", "nud", "permanent")
+
+    def restore_one_way(self, sender: int, receiver: int) -> None:
+        """Undo `cut_one_way`."""
+        self._neighbour("del", sender, receiver)
+
+    def _neighbour(self, what: str, sender: int, receiver: int, *more: str) -> None:
+        _run("ip", "-n", self._names[sender], "neigh", what, self.address(receiver), *more, "dev", "eth0")
+
     def finish(self, process: subprocess.Popen[str], timeout: float = 120.0) -> Sequence[str]:
         """Return what a process printed and complained of, once it has ended."""
         return process.communicate(timeout=timeout)

@@ -1,0 +1,470 @@
+"""Telling slow from dead: the rule with a clock that the test turns, and heartbeats over real sockets."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+
+import pytest
+
+from p2pft_flower.transport import (
+    ExchangeTimeoutError,
+    Gossip,
+    Heartbeats,
+    Links,
+    Loss,
+    Mailbox,
+    OwnPulse,
+    PeerLostError,
+    Pulse,
+    Record,
+    Terms,
+    unix_address,
+)
+from p2pft_flower.transport.heartbeats import knock
+from tests.transport.beating import Beating
+from tests.transport.federation import Federation
+from tests.transport.test_processes import process
+from tests.transport.wire import PATIENCE
+
+TERMS = Terms("run", 8)
+SILENCE, HANG = 8.0, 100.0
+COMPUTING, WAITING, EVALUATING = Pulse.COMPUTING, Pulse.WAITING, Pulse.EVALUATING
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Bench:
+    """Heartbeats of peer 0, which sends to 1 and hears from 2, without a thread: the test turns the clock."""
+
+    def __init__(self, hang: float = HANG, attempt=None) -> None:
+        self.clock, self.knocked, self.loss, self.heard = Clock(), [], Loss.CRASHED, []
+        addresses = {i: f"127.0.0.1:{i}" for i in range(4)}
+        self.links = Links(TERMS, addresses, [(0, 1)], [(2, 0)])
+        self.beats = Heartbeats(
+            self.links,
+            SILENCE,
+            hang,
+            pulse=Pulse,
+            tell=list,
+            hear=self.heard.append,
+            clock=self.clock,
+            attempt=attempt or self._attempt,
+        )
+        for remote in (1, 2):  # known from now on
+            assert self.beats.absence(remote) is None
+
+    def _attempt(self, address):
+        self.knocked.append(address)
+        return self.loss, "the system's words"
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass in which this host runs."""
+        while seconds > 0:
+            step = min(seconds, SILENCE / 4)
+            self.clock.now += step
+            seconds -= step
+            self.beats.absence(1)
+
+    def say(self, sender: int = 1, activity=WAITING, **pulse) -> None:
+        self.beats.answer(Gossip(sender=sender, pulse=Pulse(activity=activity, **pulse)))
+
+    def say_for(self, seconds: float, **pulse) -> None:
+        """Have peer 1 send the same pulse every 2 s."""
+        for _ in range(int(seconds // 2)):
+            self.wait(2.0)
+            self.say(**pulse)
+
+
+@pytest.fixture
+def bench():
+    bench = Bench()
+    with bench.links:
+        yield bench
+
+
+# Silence
+
+
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        (
+            Loss.CRASHED,
+            r"lost \(crashed\): nothing listens at 127\.0\.0\.1:1 any more \(the system's words\)",
+        ),
+        (Loss.SILENT, r"lost \(silent\): its process is stopped or hangs as a whole: 127\.0\.0\.1:1 takes"),
+        (Loss.CUT_OFF, r"lost \(cut off\): 127\.0\.0\.1:1 cannot be reached"),
+    ],
+)
+def test_a_peer_is_lost_after_a_silence_and_a_connection_attempt_says_how(bench, loss, says):
+    bench.loss = loss
+    bench.say(iteration=17)
+    bench.wait(SILENCE - 0.1)
+    assert bench.beats.absence(1) is None
+    assert bench.knocked == []
+    bench.wait(0.2)
+    lost = bench.beats.absence(1)
+    assert isinstance(lost, PeerLostError)
+    assert (lost.lost, lost.how, lost.peer, lost.edge, lost.deadline) == (1, loss, 0, (0, 1), SILENCE)
+    with pytest.raises(PeerLostError, match=says):
+        raise lost
+    assert "it had completed 17 iterations then" in str(lost)
+
+
+def test_a_connection_is_tried_once_a_silence(bench):
+    bench.wait(3 * SILENCE)
+    assert [bench.beats.absence(1).how for _ in range(3)] == [Loss.CRASHED] * 3
+    assert bench.knocked == ["127.0.0.1:1"]
+    bench.say()
+    assert bench.beats.absence(1) is None
+    bench.loss = Loss.CUT_OFF
+    bench.wait(SILENCE)
+    assert bench.beats.absence(1).how is Loss.CUT_OFF
+
+
+def test_a_payload_counts_as_a_word(bench):
+    bench.wait(SILENCE / 2)
+    bench.beats.heard(1)
+    bench.wait(SILENCE / 2)
+    assert bench.beats.absence(1) is None
+    assert bench.beats.absence(2).edge == (2, 0)
+
+
+def test_a_peer_that_speaks_while_its_address_is_tried_is_not_lost():
+    bench = Bench(attempt=lambda _: (bench.say(), (Loss.CRASHED, ""))[1])
+    with bench.links:
+        bench.wait(SILENCE + 1)
+        assert bench.beats.absence(1) is None
+
+
+def test_a_host_that_was_suspended_itself_grants_everybody_a_fresh_silence(bench):
+    bench.say()
+    bench.clock.now += 100 * SILENCE  # nothing of this host ran meanwhile
+    assert bench.beats.absence(1) is None
+    bench.wait(SILENCE - 0.1)
+    assert bench.beats.absence(1) is None
+    bench.wait(0.2)
+    assert bench.beats.absence(1).how is Loss.CRASHED
+
+
+def test_a_host_that_was_suspended_does_not_take_the_others_for_hanging(bench):
+    bench.say(activity=COMPUTING, progress=1, slowest=0.1)
+    bench.clock.now += 100 * SILENCE
+    bench.say(activity=COMPUTING, progress=1, slowest=0.1)
+    assert bench.beats.absence(1) is None
+
+
+def test_who_is_no_neighbour_is_not_judged(bench):
+    with pytest.raises(ValueError, match="peer 3 shares no edge with this host in view 0"):
+        bench.beats.absence(3)
+
+
+def test_a_new_view_is_followed_and_its_new_neighbours_begin_with_a_fresh_silence(bench):
+    bench.wait(2 * SILENCE)
+    bench.links.install(Terms("run", 8, view=1), [(0, 3)], [(2, 0)])
+    assert bench.beats.absence(3) is None
+    assert bench.beats.absence(2).how is Loss.CRASHED
+    with pytest.raises(ValueError, match="peer 1 shares no edge"):
+        bench.beats.absence(1)
+
+
+# Hanging
+
+
+@pytest.mark.parametrize("activity", [COMPUTING, EVALUATING])
+def test_a_peer_that_gets_no_further_for_20_times_its_longest_stretch_hangs(bench, activity):
+    bench.say(activity=activity, progress=5, slowest=2.0, iteration=17, busy=1.0)
+    bench.say_for(40, activity=activity, progress=5, slowest=2.0, iteration=17, busy=41.0)
+    assert bench.beats.absence(1) is None
+    bench.say_for(2, activity=activity, progress=5, slowest=2.0, iteration=17, busy=43.0)
+    lost = bench.beats.absence(1)
+    assert (lost.lost, lost.how, lost.deadline) == (1, Loss.HANGING, 40.0)
+    for part in ("hangs in its own computation", "since 43 s", "for 42 s", "2 s at most", "17 iterations"):
+        assert part in str(lost)
+    assert bench.knocked == []
+    bench.say(activity=activity, progress=6, slowest=44.0, iteration=18)
+    assert bench.beats.absence(1) is None
+
+
+@pytest.mark.parametrize(("slowest", "limit"), [(0.001, SILENCE), (0.0, HANG), (1.0, 20.0), (50.0, HANG)])
+def test_the_limit_of_a_stretch_is_bounded_and_before_the_first_there_is_time(bench, slowest, limit):
+    pulse = {"activity": COMPUTING, "progress": 1, "slowest": slowest}
+    bench.say(**pulse)
+    bench.say_for(limit, **pulse)
+    assert bench.beats.absence(1) is None
+    bench.say_for(2, **pulse)
+    assert bench.beats.absence(1).deadline == limit
+
+
+def test_a_hang_timeout_below_the_silence_counts_as_the_silence():
+    bench = Bench(hang=1.0)
+    with bench.links:
+        bench.say(activity=COMPUTING)
+        bench.say_for(SILENCE, activity=COMPUTING)
+        assert bench.beats.absence(1) is None
+        bench.say_for(2, activity=COMPUTING)
+        assert bench.beats.absence(1).how is Loss.HANGING
+
+
+@pytest.mark.parametrize("activity", [WAITING, Pulse.PAUSED, Pulse.FINISHED])
+def test_a_peer_that_waits_does_not_hang(bench, activity):
+    bench.say_for(5 * HANG, activity=activity, progress=1, slowest=0.1)
+    assert bench.beats.absence(1) is None
+
+
+def test_a_peer_that_computes_for_long_and_gets_further_is_alive(bench):
+    for progress in range(200):
+        bench.say_for(4, activity=COMPUTING, progress=progress, slowest=0.1)
+    assert bench.beats.absence(1) is None
+
+
+def test_what_a_peer_does_while_no_word_comes_through_is_not_held_against_it(bench):
+    bench.say(activity=COMPUTING, progress=1, slowest=0.1)
+    bench.say_for(6, activity=COMPUTING, progress=1, slowest=0.1)
+    bench.wait(SILENCE - 1)  # the link is cut for a while: more than the limit since it was seen to move
+    assert bench.beats.absence(1) is None
+
+
+def test_gossip_without_a_pulse_is_a_word_and_says_nothing_of_progress(bench):
+    bench.say(activity=COMPUTING, progress=1, slowest=0.1, iteration=4)
+    bench.wait(2.0)
+    bench.beats.answer(Gossip(sender=1))
+    assert bench.beats.pulse_of(1).iteration == 4
+    assert bench.beats.pulse_of(2) is None
+
+
+# This host's own pulse
+
+
+def test_a_pulse_tells_the_longest_stretch_of_its_activity_and_any_progress():
+    clock = Clock()
+    own = OwnPulse(clock)
+    seen = []
+
+    def pulse():
+        seen.append(own.read())
+        return seen[-1]
+
+    own.enter(EVALUATING)
+    clock.now += 30.0
+    assert (pulse().activity, pulse().busy, pulse().slowest) == (EVALUATING, 30.0, 0.0)
+    own.enter(COMPUTING)
+    clock.now += 2.0
+    own.advance()
+    clock.now += 3.0
+    assert (pulse().slowest, pulse().busy) == (2.0, 5.0)
+    own.complete(1, view=4)
+    assert (pulse().slowest, pulse().iteration, pulse().view) == (3.0, 1, 4)
+    own.enter(EVALUATING)
+    assert pulse().slowest == 30.0
+    assert [p.progress for p in seen] == sorted(p.progress for p in seen)
+    assert len({p.progress for p in seen}) == 4  # to be asked twice is no progress
+
+
+# One connection attempt
+
+
+def test_an_address_where_nothing_listens_any_more_is_a_crash(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert knock(address) == (Loss.SILENT, "connected")
+    assert knock(address) == (Loss.CRASHED, "Connection refused")
+    path = tmp_path / "0.sock"
+    assert knock(f"unix:{path}") == (Loss.CRASHED, "No such file or directory")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        assert knock(f"unix:{path}") == (Loss.CRASHED, "Connection refused")
+        listening.listen(0)
+        assert knock(f"unix:{path}") == (Loss.SILENT, "connected")
+
+
+def test_a_unix_socket_that_takes_no_more_connections_is_not_cut_off(tmp_path):
+    path = str(tmp_path / "0.sock")
+    with socket.socket(socket.AF_UNIX) as listening, socket.socket(socket.AF_UNIX) as first:
+        listening.bind(path)
+        listening.listen(0)
+        first.connect(path)
+        assert knock(f"unix:{path}", 0.05)[0] is Loss.SILENT
+
+
+def test_an_address_that_does_not_answer_is_cut_off():
+    # A queue of one connection that is full: the system drops what else would connect, as a cut link does.
+    with socket.socket() as listening, socket.socket() as first, socket.socket() as second:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        port = listening.getsockname()[1]
+        for filling in (first, second):
+            filling.setblocking(False)
+            filling.connect_ex(("127.0.0.1", port))
+        assert knock(f"127.0.0.1:{port}", 0.1)[0] is Loss.CUT_OFF
+
+
+def test_a_name_that_nobody_knows_is_cut_off_and_says_why():
+    how, told = knock("no-such-host.invalid:1")
+    assert how is Loss.CUT_OFF
+    assert told
+
+
+# Over sockets
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["unix", "tls"])
+def test_neighbours_hear_of_each_other_in_both_directions_of_one_edge(tmp_path, tls):
+    if tls:
+        federation = Federation(tmp_path)
+        with socket.create_server(("127.0.0.1", 0)) as a, socket.create_server(("127.0.0.1", 0)) as b:
+            addresses = {i: f"127.0.0.1:{s.getsockname()[1]}" for i, s in enumerate((a, b))}
+        own = [{"credentials": federation[i]} for i in range(2)]
+    else:
+        addresses = {i: unix_address("run", i, tmp_path) for i in range(2)}
+        own = [{}, {}]
+    with (
+        Beating(0, [(0, 1)], addresses, **own[0]) as zero,
+        Beating(1, [(0, 1)], addresses, **own[1]) as one,
+    ):
+        zero.own.complete(5, view=0)
+        zero.beats.start()  # one of them is enough: answers are heard too
+        for this, other in ((zero, 1), (one, 0)):
+            this.wait_until(lambda g, other=other: g.sender == other and g.records[0].member == other)
+        assert one.beats.absence(0) is None
+        assert zero.beats.absence(1) is None
+        assert zero.beats.pulse_of(1).activity == Pulse.PAUSED
+
+
+def test_news_goes_out_at_once_when_nudged(tmp_path):
+    addresses = {i: unix_address("run", i, tmp_path) for i in range(2)}
+    with Beating(0, [(0, 1)], addresses) as zero, Beating(1, [(0, 1)], addresses) as one:
+        zero.beats.interval = 10 * PATIENCE  # no beat but the first
+        zero.beats.start()
+        one.wait_until(lambda g: g.sender == 0)
+        for version in range(1, 4):
+            zero.records = [Record(member=0, version=version)]
+            zero.beats.nudge()
+            one.wait_until(lambda g, v=version: g.records[0].version == v)
+
+
+def test_a_neighbour_that_never_answers_does_not_keep_the_others_waiting(tmp_path):
+    addresses = {i: unix_address("run", i, tmp_path) for i in range(2)}
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        addresses[2] = f"127.0.0.1:{mute.getsockname()[1]}"
+        with Beating(0, [(0, 1), (0, 2)], addresses) as zero, Beating(1, [(0, 1)], addresses) as one:
+            zero.beats.interval = 0.01
+            zero.beats.start()
+            with one.news:
+                assert one.news.wait_for(lambda: len(one.heard) > 10, PATIENCE)
+
+
+def test_heartbeats_that_fail_are_told_of_where_somebody_waits(tmp_path, caplog):
+    addresses = {i: unix_address("run", i, tmp_path) for i in range(2)}
+    with Beating(0, [(0, 1)], addresses) as zero:
+        zero.records = "no records"
+        zero.beats.start()
+        zero.beats._thread.join(PATIENCE)
+        with pytest.raises(TypeError):
+            zero.beats.absence(1)
+    assert "the heartbeats failed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("silence", "interval"), [(120.0, 1.0), (8.0, 1.0), (2.0, 0.25)], ids=["default", "8 s", "2 s"]
+)
+def test_a_beat_comes_each_second_or_eight_times_a_silence(silence, interval):
+    with Links(TERMS, {1: "127.0.0.1:1"}, [(0, 1)]) as links:
+        beats = Heartbeats(links, silence, HANG, pulse=Pulse, tell=list, hear=print)
+        assert beats.interval == interval
+
+
+# Processes
+
+
+def beat_until_told(addresses, pipe):
+    with Beating(1, [(0, 1)], addresses) as one:
+        one.beats.start()
+        pipe.send("beats")
+        pipe.recv()
+
+
+def address_of(wire, tmp_path):
+    if wire == "unix":
+        return unix_address("run", 1, tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.mark.parametrize("wire", ["unix", "tcp"])
+@pytest.mark.parametrize(
+    ("blow", "how"), [(signal.SIGKILL, Loss.CRASHED), (signal.SIGSTOP, Loss.SILENT)], ids=["kill", "stop"]
+)
+def test_a_peer_that_was_killed_and_one_that_was_stopped_are_told_apart(tmp_path, wire, blow, how):
+    addresses = {0: unix_address("run", 0, tmp_path), 1: address_of(wire, tmp_path)}
+    child, pipe = process(beat_until_told, addresses)
+    mailbox = Mailbox(TERMS, [(1, 0)])
+    try:
+        with Beating(0, [(1, 0)], addresses, silence=1.0) as zero:
+            assert pipe.poll(PATIENCE)
+            zero.beats.start()
+            zero.wait_until(lambda g: g.sender == 1)
+            assert zero.beats.absence(1) is None
+            os.kill(child.pid, blow)
+            with pytest.raises(
+                PeerLostError, match="peer 0, edge 1 -> 0, iteration 0, phase theta"
+            ) as caught:
+                mailbox.take(0, 1, 0, 0, PATIENCE, zero.beats.absence)
+            assert (caught.value.lost, caught.value.how) == (1, how)
+            if blow == signal.SIGSTOP:
+                zero.heard.clear()
+                os.kill(child.pid, signal.SIGCONT)
+                zero.wait_until(lambda g: g.sender == 1)
+                assert zero.beats.absence(1) is None
+    finally:
+        child.kill()
+        child.join(PATIENCE)
+        child.close()
+        pipe.close()
+
+
+def stop_itself_and_look(addresses, pipe):
+    """Beat, be stopped from outside, and say whom it takes for lost right after it was woken."""
+    with Beating(1, [(0, 1)], addresses, silence=1.0) as one:
+        one.beats.start()
+        one.wait_until(lambda g: g.sender == 0)
+        pipe.send("beats")
+        pipe.recv()
+        pipe.send(str(one.beats.absence(0)))
+        pipe.recv()
+
+
+def test_a_process_that_is_woken_after_a_long_stop_takes_nobody_for_lost(tmp_path):
+    addresses = {i: unix_address("run", i, tmp_path) for i in range(2)}
+    with Beating(0, [(0, 1)], addresses) as zero:
+        child, pipe = process(stop_itself_and_look, addresses)
+        try:
+            assert pipe.poll(PATIENCE)
+            assert pipe.recv() == "beats"
+            os.kill(child.pid, signal.SIGSTOP)
+            pipe.send("look")  # read as soon as it is woken
+            # Time, not a state, is what this is about: longer than the stopped one's silence.
+            with pytest.raises(ExchangeTimeoutError):
+                Mailbox(TERMS, [(1, 0)]).take(0, 1, 0, 0, 1.5)
+            os.kill(child.pid, signal.SIGCONT)
+            assert pipe.poll(PATIENCE)
+            assert pipe.recv() == "None"
+            pipe.send("end")
+            child.join(PATIENCE)
+            assert child.exitcode == 0
+            assert zero.heard
+        finally:
+            child.kill()
+            child.join(PATIENCE)
+            child.close()
+            pipe.close()
+    assert multiprocessing.active_children() == []
