@@ -149,6 +149,33 @@ def execute_or_record(
     return read_results(folder)
 
 
+def _values(
+    settings: list[str], connection: str | None, out: Path | None, resume: str | None, *, extend: bool
+) -> dict[str, Any]:
+    """Return the run-config of the command's words.
+
+    Raises
+    ------
+    P2PFTError
+        When something is wrong with them.
+    """
+    values = parse_settings(settings)
+    if out is not None:
+        values["output-dir"] = str(out.expanduser().absolute())
+    if resume is not None:
+        values |= parse_settings([f"resume={resume}"])
+    if extend:
+        values["extend"] = True
+    if values.get("resume"):
+        values = settings_of_resumed(values, simulated=connection is None)
+    config, _ = check(values)
+    if config.runtime.output_dir and holds_a_run(Path(config.runtime.output_dir)):
+        raise ConfigError(f"{config.runtime.output_dir} holds an earlier run; choose another folder")
+    if connection is not None:
+        check_connection(connection)
+    return values
+
+
 def run(
     settings: Annotated[
         list[str] | None,
@@ -190,20 +217,7 @@ def run(
     3 it completed with some of the peers (min-peers); 130 it was interrupted.
     """
     try:
-        values = parse_settings(settings or [])
-        if out is not None:
-            values["output-dir"] = str(out.expanduser().absolute())
-        if resume is not None:
-            values |= parse_settings([f"resume={resume}"])
-        if extend:
-            values["extend"] = True
-        if values.get("resume"):
-            values = settings_of_resumed(values, simulated=connection is None)
-        config, _ = check(values)
-        if config.runtime.output_dir and holds_a_run(Path(config.runtime.output_dir)):
-            raise ConfigError(f"{config.runtime.output_dir} holds an earlier run; choose another folder")
-        if connection is not None:
-            check_connection(connection)
+        values = _values(settings or [], connection, out, resume, extend=extend)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None

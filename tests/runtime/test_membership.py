@@ -394,6 +394,9 @@ def test_whatever_happens_those_who_go_on_agree_and_nobody_waits_for_ever(schedu
     newest = max(world.values, default=0)
     members = world.values[newest].members if newest else tuple(range(graph.n))
     voters = {m for m in members if m in fit and world.nodes[m].machine.record.phase is not Phase.JOINING}
+    accepted = [
+        r.accepted.value for m in voters for r in world.nodes[m].machine.table if r.accepted is not None
+    ]
     while world.now < 50 + 1.5 * PATIENCE and not world.quiet(3 * SILENCE):
         world.run(world.now + 5)
     # Nobody waits for ever: whoever lives runs, or has stopped and says why.
@@ -401,7 +404,8 @@ def test_whatever_happens_those_who_go_on_agree_and_nobody_waits_for_ever(schedu
         phase = node.machine.record.phase
         assert not node.alive or node.stopped or phase is Phase.RUNNING, phase
     together = world.agreed()
-    # Where those who can decide were still there when the weather cleared, all that live go on together.
-    if is_quorum(voters, members):
+    # Where those who can decide were still there when the weather cleared, all that live go on together. What
+    # may have been decided already, unknown to those that live, stands too: its members must be there.
+    if is_quorum(voters, members) and all(is_quorum(fit, value.members) for value in accepted):
         assert together
         assert together == {p for p, n in world.nodes.items() if n.alive and not n.stopped}
