@@ -54,6 +54,9 @@ _TIMES_SLOWEST = 20.0
 _KNOCK = 2.0
 """Seconds that an address has to answer a connection attempt."""
 
+_END = 5.0
+"""Seconds that the thread has to end."""
+
 _BUSY = {pb.Pulse.COMPUTING: "computing", pb.Pulse.EVALUATING: "evaluating"}
 """Activities at which a peer can hang, in words."""
 
@@ -311,7 +314,9 @@ class Heartbeats:
         self._closed = True
         self._inbox.put(None)
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_END)
+            if self._thread.is_alive():
+                log.warning("the heartbeats have not ended within %g s: what hears gossip is busy", _END)
 
     def __enter__(self) -> Self:
         return self

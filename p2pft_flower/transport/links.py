@@ -92,8 +92,8 @@ class Links:
     insecure : bool
         Whether plain text may leave this machine; default False.
     on_failure : callable, optional
-        Gets the error of a payload as soon as it is known, in a thread of gRPC, so that a host that waits for
-        its neighbours meanwhile can be woken (``mailbox.fail``). The next `send` or `flush` raises the same.
+        Gets the error of a payload as soon as it is known, in another thread, so that a host that waits for its
+        neighbours meanwhile can be woken (``mailbox.fail``). The next `send` or `flush` raises the same.
     patience : callable, optional
         Asked about the receiver of a payload that is not taken in: where its call timed out, found no
         connection, or was answered that the receiver is busy or in another view, and several times a second
@@ -154,10 +154,11 @@ class Links:
         ValueError
             When it is no neighbour in the present view.
         """
-        for pair in sorted(pairs := self._pairs):
-            if pair[1] == remote:
-                return pairs[pair]
-        raise ValueError(f"peer {remote} shares no edge with this host in view {self.terms.view}")
+        pairs = self._pairs
+        speakers = [local for local, other in pairs if other == remote]
+        if not speakers:
+            raise ValueError(f"peer {remote} shares no edge with this host in view {self.terms.view}")
+        return pairs[min(speakers), remote]
 
     def address_of(self, remote: int) -> str:
         """Return where a remote peer listens."""
@@ -187,9 +188,9 @@ class Links:
         with self._lock:
             if self._error is not None and not isinstance(self._error, ViewChangeError):
                 raise self._error
+            self._go_to(terms, out_edges, in_edges)
             self._payloads.clear()
             self._error = None
-            self._go_to(terms, out_edges, in_edges)
 
     def _go_to(self, terms: Terms, out_edges: Iterable[Edge], in_edges: Iterable[Edge]) -> None:
         out, into = sorted(set(out_edges)), sorted(set(in_edges))
@@ -466,8 +467,8 @@ class Links:
     def fail(self, error: Exception) -> None:
         """Wake a waiting `send`, `flush` or `meet` with ``error``; later ones raise it.
 
-        Stops and gossip go on.
-        The first error stays, but for a `ViewChangeError`, which gives way to any other, and to `install`.
+        Stops and gossip go on. The first error stays, but for a `ViewChangeError`, which gives way to any
+        other, and to `install`.
         """
         with self._lock:
             self._error = first_error(self._error, error)
@@ -611,9 +612,7 @@ class Links:
         """Settle a payload whose call has ended, or have it sent again after a pause."""
         error = call.outcome()
         with self._lock:
-            if payload.settled.is_set():
-                return
-            if not self._waits_for(payload):
+            if payload.settled.is_set() or not self._waits_for(payload):
                 payload.settled.set()
                 return
             if isinstance(error, _NOT_YET) and self._patience is not None:
@@ -628,11 +627,14 @@ class Links:
 
     def _send_again(self, payload: _Payload) -> None:
         """Send a payload once more, if there still is patience with its receiver (in a thread of its own)."""
-        edge = payload.edge
+        with self._lock:
+            body = payload.body
+            if payload.settled.is_set():
+                return
         try:
             lost = self._impatience(payload)
             if lost is None:
-                payload.call = self._deliver(edge, payload.body, payload.header, payload.at)
+                payload.call = self._deliver(payload.edge, body, payload.header, payload.at)
         except Exception as error:  # no place to raise it; `send` does
             lost = error
         if lost is None:
@@ -656,8 +658,10 @@ class Links:
             if not payload.settled.is_set():
                 payload.error = error
                 payload.settled.set()
+            payload.body = b""  # not to be kept until the next one is sent
 
     def _cancel(self) -> None:
+        """Settle all payloads, whose calls and those of hellos are ended."""
         with self._lock:
             payloads, calls = [*self._payloads.values()], [*self._hellos.values()]
             for payload in payloads:
