@@ -32,6 +32,8 @@ FREE = frozenset(
         "meet-timeout",
         "peer-timeout",
         "hang-timeout",
+        "on-failure",
+        "rejoin-deadline",
         "run-timeout",
         "device",
         "cache",

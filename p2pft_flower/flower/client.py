@@ -221,4 +221,4 @@ def _train_peers(message: Message, context: Context) -> dict[str, Any]:
     folder = Path(plan.output_dir) / "peers"
     # In simulation the coordinator can read the peers' logs; in a deployment it has only what it is told.
     told = [] if site is None else [e for o in outcomes for e in told_evaluations(folder, o.peer, plan.n)]
-    return {"outcomes": [vars(outcome) for outcome in outcomes], "evaluations": told, "folder": str(folder)}
+    return {"outcomes": [vars(outcome) for outcome in outcomes], "evaluations": told, "views": host.views}

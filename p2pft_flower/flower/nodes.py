@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,18 @@ class HostAssignment:
     address: str = ""
 
 
-def collect(grid: Grid, sent: Sequence[Message], timeout: float, grace: float) -> dict[int, Message]:
+def is_failure(message: Message) -> bool:
+    """Tell whether a reply says that something failed."""
+    return message.has_error() or "error" in messages.unpack(message)
+
+
+def collect(
+    grid: Grid,
+    sent: Sequence[Message],
+    timeout: float,
+    grace: float,
+    ends: Callable[[Message], bool] = is_failure,
+) -> dict[int, Message]:
     """Send messages and gather the replies by node id.
 
     Parameters
@@ -89,7 +100,9 @@ def collect(grid: Grid, sent: Sequence[Message], timeout: float, grace: float) -
     timeout : float
         Seconds to wait for all replies.
     grace : float
-        Seconds to wait for the others once one reply tells of a failure.
+        Seconds to wait for the others after a reply that ends it.
+    ends : callable
+        Tells whether a reply does: the others are to come soon, or not at all. Default: one of a failure.
 
     Returns
     -------
@@ -104,7 +117,7 @@ def collect(grid: Grid, sent: Sequence[Message], timeout: float, grace: float) -
         for message in grid.pull_messages(list(nodes)):
             node = nodes.pop(message.metadata.reply_to_message_id)
             replies[node] = message
-            if message.has_error() or "error" in messages.unpack(message):
+            if ends(message):
                 deadline = min(deadline, time.monotonic() + grace)
         if nodes:
             time.sleep(POLL)  # Flower's interface is a poll

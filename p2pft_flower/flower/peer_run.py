@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 from flwr.app import Message
@@ -20,7 +20,7 @@ from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.run import Run, collect_results
 from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.report.collected import peer_record, run_record
-from p2pft_flower.report.results import log_name
+from p2pft_flower.report.results import log_name, lost_on_the_way, merged_views
 from p2pft_flower.runtime import sketch
 from p2pft_flower.runtime.journal import read_journal
 from p2pft_flower.runtime.keeping import files_kept
@@ -67,6 +67,8 @@ def run_peers(
 
     def on_report(report: PeerReport) -> None:
         if report.run == run.id and report.note and report.peer in run.peers:
+            if live := {p for p in report.live if p in run.peers}:
+                progress.go_on_with(live)
             note = printable(report.note[:MAX_NOTE])
             if note not in notes and len(notes) < MAX_NOTES:  # hosts that do the same say the same
                 notes.add(note)
@@ -108,7 +110,7 @@ def run_peers(
         with before_obeying(lambda number: _stop_peers(run, key, own, number, parent)):
             if run.deployed and not address:
                 log.info("the peers train; how they get on stands in each site's log until they have ended")
-            outcomes, evaluations = _train(
+            outcomes, evaluations, told, failures = _train(
                 grid, run, observer=address, stop_digest=digest_of(key) if run.deployed else ""
             )
     if not run.deployed:  # what the observer missed stands in the peers' own logs, on this machine
@@ -117,7 +119,11 @@ def run_peers(
                 evaluations += [e for e in read_journal(log_file) if e["event"] == "evaluation"]
     for evaluation in evaluations:
         progress.fill(Report.of(evaluation))
-    return collect_results(run, outcomes, progress)
+    views = merged_views(told)
+    lost = sorted(set(run.peers) - set(views[-1]["peers"])) if views else []
+    for failure in failures:
+        log.warning("the others have gone on without it: %s", failure)
+    return collect_results(run, outcomes, progress, views, lost_on_the_way(views, lost))
 
 
 def _stop_peers(run: Run, key: bytes, own: Credentials | None, number: signal.Signals, parent: int) -> bool:
@@ -185,10 +191,27 @@ def _tell_until_heard(run: Run, key: bytes, own: Credentials | None) -> dict[int
         time.sleep(RETRY_AFTER)
 
 
-def _train(
-    grid: Grid, run: Run, observer: str, stop_digest: str
-) -> tuple[dict[int, dict[str, Any]], list[dict[str, Any]]]:
-    """Return how each peer ended, and the evaluations that deployed ones tell of."""
+class _Told(NamedTuple):
+    """What the hosts' replies tell."""
+
+    outcomes: dict[int, dict[str, Any]]
+    """How each peer ended."""
+    evaluations: list[dict[str, Any]]
+    """Those that deployed peers tell of."""
+    views: list[dict[str, Any]]
+    """Changes of view, as each host tells them."""
+    failures: list[RunFailedError]
+    """Of hosts without which the others have gone on."""
+
+
+def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
+    """Run every host's peers.
+
+    Raises
+    ------
+    RunFailedError
+        When a host fails without which the others did not go on, or none has come to its end.
+    """
     sent = []
     for host in run.hosts:
         plan = _host_plan(run, host, observer, stop_digest)
@@ -200,26 +223,50 @@ def _train(
         )
         sent.append(message)
     grace = run.config.runtime.peer_timeout + 60
-    replies = nodes.collect(grid, sent, timeout=run.config.runtime.run_timeout, grace=grace)
+    # Who has come to its end has waited for the others; who fails alone tells nothing of when they end.
+    ends = nodes.is_failure if not _survives(run) else _ends_all
+    replies = nodes.collect(grid, sent, timeout=run.config.runtime.run_timeout, grace=grace, ends=ends)
     outcomes: dict[int, dict[str, Any]] = {}
     evaluations: list[dict[str, Any]] = []
+    views: list[dict[str, Any]] = []
     failures: list[RunFailedError] = []
+    failed: set[int] = set()
     for host in run.hosts:
         who = f"peers {list(host.peers)}" if len(host.peers) > 1 else f"peer {host.peers[0]}"
         if host.node not in replies:
             failures.append(RunFailedError(f"{who}: no reply from node {host.node}", "NoReply"))
+            failed.update(host.peers)
             continue
         try:
             facts = nodes.body_of(replies[host.node], who)
         except RunFailedError as failure:
             failures.append(failure)
+            failed.update(host.peers)
             continue
+        views += facts["views"]
         outcomes |= {o["peer"]: o for o in facts["outcomes"]}
         evaluations += facts["evaluations"]
-    if failures:
+    last = max(views, key=lambda v: int(v["number"]), default={"peers": run.peers})
+    if failures and (not outcomes or not failed.isdisjoint(last["peers"])):
         raise min(failures, key=lambda f: _HEARSAY.get(f.kind, 0))
-    return outcomes, evaluations
+    return _Told(outcomes, evaluations, views, failures)
 
+
+def _survives(run: Run) -> bool:
+    """Tell whether the others may go on when a host is lost."""
+    return run.exchanges and len(run.hosts) > 1 and run.config.runtime.on_failure != "stop"
+
+
+def _ends_all(reply: Message) -> bool:
+    """Tell whether a host's reply means that the others are to end soon."""
+    if reply.has_error():
+        return False
+    body = messages.unpack(reply)
+    return "error" not in body or body["kind"] not in _OWN_AFFAIR
+
+
+_OWN_AFFAIR = frozenset({"PeerFailedError", "LostContactError", "CheckpointError", "TooFewPeersError"})
+"""Errors of a host without which the others may go on."""
 
 _HEARSAY = {"ExchangeTimeoutError": 1, "PeerUnreachableError": 1, "NoReply": 2, "ExchangeStoppedError": 3}
 """Errors that others' failures cause, by how little they say of the cause."""
@@ -234,7 +281,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         # Where nothing is exchanged there is nobody to be weighed against.
         objective = run.config.method.objective if run.exchanges else "uniform"
         factors = peer_weights(objective, [run.images[p] for p in run.peers])
-        weights = {p: float(f) for p, f in zip(run.peers, factors, strict=True) if p in host.peers}
+        weights = {p: float(f) for p, f in zip(run.peers, factors, strict=True)}
     if run.loss_weights is not None:
         weights = {p: run.loss_weights[p] for p in weights}
     leaving, entering = remote_edges(peers, always=run.config.runtime.transport == "grpc")
@@ -242,6 +289,8 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         {p for edge in leaving | entering for p in edge} | set(host.peers) if leaving | entering else set()
     )
     addresses = {p: address for p, address in run.addresses.items() if p in host.peers}
+    # Any two peers may become neighbours when others are lost.
+    around |= set(run.peers) if around and _survives(run) else set()
     addresses |= {p: run.address(p) for p in sorted(around)} if run.exchanges else {}
     return Plan(
         run=run.id,
@@ -255,6 +304,8 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         evaluate_every=run.evaluate_every,
         output_dir=str(run.folder),
         addresses=addresses,
+        graph=run.graph.to_dict() if around and _survives(run) else {},
+        members={min(h.peers): h.peers for h in run.hosts} if around and _survives(run) else {},
         observer=observer,
         pooled=run.pooled,
         record=run_record(

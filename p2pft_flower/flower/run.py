@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,20 +220,30 @@ def tell_plan(run: Run) -> None:
     )
 
 
-def collect_results(run: Run, outcomes: dict[int, dict[str, Any]], progress: Progress) -> dict[str, Any]:
+def collect_results(
+    run: Run,
+    outcomes: dict[int, dict[str, Any]],
+    progress: Progress,
+    views: Sequence[Mapping[str, Any]] = (),
+    lost: str = "",
+) -> dict[str, Any]:
     """Return the results of a run that completed, as results.json has them.
+
+    ``views`` are its changes of view; ``lost`` says what became of peers that the last one is without.
 
     Raises
     ------
     RunFailedError
-        When a peer's scores are missing: a run on a subset is none that completed.
+        When the scores of a peer of the last view are missing: a run on a subset is none that completed.
     """
-    missing = sorted(set(run.peers) - outcomes.keys())
+    live = views[-1]["peers"] if views else run.peers
+    missing = sorted(set(live) - outcomes.keys())
     if missing:
         raise RunFailedError(f"no scores from peers {missing}")
+    absent = [absent_at_start(run.missing)] if run.missing else []
     return run_results(
         total=1 if run.pooled else run.graph.n,
-        missing=absent_at_start(run.missing) if run.missing else None,
+        missing="; ".join([*absent, *([lost] if lost else [])]) or None,
         run_id=run.id,
         config=run.config.to_mapping(),
         iterations=run.iterations,
@@ -248,4 +259,5 @@ def collect_results(run: Run, outcomes: dict[int, dict[str, Any]], progress: Pro
         hosts=[host.peers for host in run.hosts],
         versions=run.versions,
         resumed_from=run.resumed_from,
+        views=views,
     )

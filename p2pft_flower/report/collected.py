@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pft_flower.errors import DataError, TopologyError
-from p2pft_flower.report.results import absent_at_start, run_results
+from p2pft_flower.report.results import absent_at_start, lost_on_the_way, merged_views, run_results
 from p2pft_flower.runtime.journal import read_last_run
 from p2pft_flower.runtime.progress import Progress, Report
 from p2pft_flower.topology import Graph
@@ -59,6 +59,10 @@ def peer_record(graph: Graph, peers: Iterable[int]) -> dict[str, Any]:
             for i in peers
         ]
     }
+
+
+_VIEW = ("number", "iteration", "peers", "edges", "lost", "joined", "why", "seconds")
+"""What results tell of a change of view, of a log's line of it."""
 
 
 @dataclass(frozen=True)
@@ -189,13 +193,18 @@ def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) ->
     total = 1 if run["pooled"] else run["n"]
     ended = {p: files for p, files in sorted(peers.items()) if files.ended}
     absent = [p for p in range(total) if p not in run["live"]]  # from the start on
-    missing = [p for p in run["live"] if p not in ended]
+    views = merged_views(line for files in peers.values() for line in files.lines if line["event"] == "view")
+    # The others have gone on without these: that they have not ended is no gap.
+    lost = [p for p in run["live"] if views and p not in views[-1]["peers"] and p not in ended]
+    missing = [p for p in run["live"] if p not in ended and p not in lost]
     states = [f"peer {p}: {peers[p].state if p in peers else 'no log of it was given'}" for p in missing]
     if missing and not (partial and ended):
         remedy = "" if partial else "; give the missing peers' folders too, or --partial"
         raise DataError(f"run {run['run']} has no results of {len(missing)} of {total} peers: "
                         f"{'; '.join(states)}{remedy}")  # fmt: skip
     reasons = [absent_at_start(absent)] if absent else []
+    if lost:
+        reasons.append(lost_on_the_way(views, lost))
     if states:
         reasons.append(f"no results of {'; '.join(states)}")
     progress = Progress(total, run["iterations"], lambda _: None, absent)
@@ -217,6 +226,7 @@ def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) ->
         hosts=sorted({tuple(files.run["host"]) for files in peers.values()}),
         versions=run["versions"],
         resumed_from=run.get("resumed_from"),  # logs of earlier versions do not say
+        views=[{key: view[key] for key in _VIEW} for view in views],
     )
     results["seconds"] = max(f.lines[-1]["time"] - f.run["time"] for f in ended.values())
     return results

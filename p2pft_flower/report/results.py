@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ __all__ = [
     "head",
     "holds_a_run",
     "log_name",
+    "lost_on_the_way",
+    "merged_views",
     "read_results",
     "run_results",
     "summary",
@@ -69,6 +71,35 @@ def absent_at_start(peers: Sequence[int]) -> str:
     return f"peers {list(peers)} were not there at the start"
 
 
+def lost_on_the_way(changes: Sequence[Mapping[str, Any]], missing: Sequence[int]) -> str:
+    """Return what is told of peers that were lost while the others trained."""
+    told = []
+    for peer in missing:
+        change = next((c for c in reversed(changes) if peer in c["lost"]), None)
+        if change is None:
+            told.append(f"peer {peer} did not come to its end")
+        else:
+            why = change["why"].get(str(peer), "the others did not hear from it any more")
+            told.append(f"peer {peer} was lost after {change['iteration']} iterations: {why}")
+    return "; ".join(told)
+
+
+def merged_views(told: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return every change of view once, ascending, from what several hosts tell of the same ones.
+
+    What one has noticed of a lost peer stands beside what others have; ``seconds`` is the longest of theirs.
+    """
+    views: dict[int, dict[str, Any]] = {}
+    for change in sorted(told, key=lambda c: int(c["number"])):
+        one = views.setdefault(change["number"], {**change, "why": {}, "lost": [], "joined": []})
+        one["why"] = {**change["why"], **one["why"]}
+        # A host that comes back sees more at once than those that were there.
+        for key in ("lost", "joined"):
+            one[key] = sorted({*one[key], *change[key]}) if not one[key] else one[key]
+        one["seconds"] = max(one["seconds"], change["seconds"])
+    return list(views.values())
+
+
 def log_name(peer: int) -> str:
     """Return a peer's log, relative to a run's folder."""
     return f"peers/peer-{peer}.jsonl"
@@ -94,6 +125,7 @@ def run_results(
     hosts: Collection[Sequence[int]],
     versions: Mapping[str, str],
     resumed_from: Mapping[str, Any] | None = None,
+    views: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return the results of a run whose peers have ended, as results.json has them, without ``seconds``.
 
@@ -126,6 +158,8 @@ def run_results(
         Package to version.
     resumed_from : mapping, optional
         ``run`` and ``iteration`` that it went on from; None: it began.
+    views : sequence of mapping
+        From :func:`merged_views`.
     """
     peers = [
         {
@@ -159,6 +193,7 @@ def run_results(
             [sketch.decode(o["sketch"]) for _, o in sorted(outcomes.items())]
         ),
         "history": history,
+        "views": [dict(view) for view in views],
         "graph": dict(graph),
         "partition": partition,
         "hosts": [list(host) for host in hosts],

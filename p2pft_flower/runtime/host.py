@@ -164,6 +164,11 @@ class Host:
         return tuple(p for p in sorted(near) if p in self.plan.addresses and p not in self._peers)
 
     @property
+    def views(self) -> list[dict[str, Any]]:
+        """Every change of view so far, as the peers' logs tell it."""
+        return [] if self._recorder is None else list(self._recorder.views)
+
+    @property
     def _iteration(self) -> int:
         """The iteration under way; 0 before training."""
         return 0 if self._training is None else self._training.iteration

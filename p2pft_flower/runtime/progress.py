@@ -87,7 +87,7 @@ class Progress:
         self, n: int, iterations: int, tell: Callable[[str], None], missing: Collection[int] = ()
     ) -> None:
         self._n, self._iterations, self._tell = n, iterations, tell
-        self._reporting = n - len(missing)
+        self._live = set(range(n)) - set(missing)
         self._reports: dict[int, dict[int, Report]] = {}
         self._begin: float | None = None
         """When the first evaluation was complete: what came before it says nothing of what is left."""
@@ -98,12 +98,17 @@ class Progress:
         """Take a report in; a second one of the same peer and iteration changes nothing."""
         with self._lock:
             row = self._reports.setdefault(report.iteration, {})
-            complete = len(row) == self._reporting
+            complete = self._live <= row.keys()
             row.setdefault(report.peer, report)
-            if complete or len(row) < self._reporting:
+            if complete or not self._live <= row.keys():
                 return
             line = self._line(report.iteration, [row[p] for p in sorted(row)])
         self._tell(line)
+
+    def go_on_with(self, peers: Collection[int]) -> None:
+        """From now on, an iteration's reports are complete with those of ``peers``."""
+        with self._lock:
+            self._live = set(peers)
 
     def fill(self, report: Report) -> None:
         """Take in what the observer missed, telling nothing."""
@@ -124,7 +129,7 @@ class Progress:
                     "accuracy_unseen": [r and r.accuracy_unseen for r in present],
                     "bytes_sent": sum(r.bytes_sent for r in row.values()),
                     "consensus_error": _consensus([row[p] for p in sorted(row)])  # whoever was quicker
-                    if len(row) == self._reporting
+                    if row.keys() >= self._live
                     else None,
                 }
             )

@@ -105,6 +105,8 @@ class Recorder:
         """Seconds in exchanges before this run, of peers that go on from a checkpoint."""
         self._sketcher: sketch.Sketcher | None = None
         self._scores: dict[int, Score] = {}
+        self.views: list[dict[str, Any]] = []
+        """Every change of view so far, as the logs tell it."""
         for peer, journal in self._journals.items():
             journal.write(
                 "run",
@@ -232,28 +234,33 @@ class Recorder:
     def view_changed(self, new: NewView) -> None:
         """Note that the peers go on in another view."""
         place = ", ".join(map(str, new.view.peers))
-        what = [f"peer {p} is gone" + (f" ({new.why[p]})" if p in new.why else "") for p in new.lost]
-        what += [f"peer {p} has come back" for p in new.joined]
-        log.warning(
-            "view %d after %d iterations: %s; going on with the peers %s after %.1f s",
-            new.number,
-            new.iteration,
-            "; ".join(what) or "nobody was lost",
-            place,
-            new.seconds,
+        what = [f"peer {p} is gone" for p in new.lost] + [f"peer {p} has come back" for p in new.joined]
+        note = (
+            f"view {new.number} after {new.iteration} iterations: {'; '.join(what) or 'nobody was lost'}; "
+            f"going on with the peers {place}"
         )
+        log.warning("%s, %.1f s after they stopped", note, new.seconds)
+        notes = [note, *(f"peer {p} is gone: {why}" for p, why in sorted(new.why.items()))]
+        for text in notes[1:]:
+            log.warning("%s", text)
+        if self._observer is not None:
+            peer = self._plan.peers[0].peer
+            for text in notes:
+                report = PeerReport(run=self._plan.run, peer=peer, note=text[:MAX_NOTE], live=new.view.peers)
+                self._observer.report(report)
+        change = {
+            "number": new.number,
+            "iteration": new.iteration,
+            "peers": list(new.view.peers),
+            "edges": [[new.view.peers[j], new.view.peers[i]] for j, i in new.view.graph.edges],
+            "lost": list(new.lost),
+            "joined": list(new.joined),
+            "why": {str(p): why for p, why in new.why.items()},
+            "seconds": new.seconds,
+        }
+        self.views.append(change)
         for journal in self._journals.values():
-            journal.write(
-                "view",
-                number=new.number,
-                iteration=new.iteration,
-                peers=list(new.view.peers),
-                edges=[[new.view.peers[j], new.view.peers[i]] for j, i in new.view.graph.edges],
-                lost=list(new.lost),
-                joined=list(new.joined),
-                why={str(p): why for p, why in new.why.items()},
-                seconds=new.seconds,
-            )
+            journal.write("view", **change)
 
     def finish(
         self, peer: int, objective: Objective, theta: Vector, bytes_sent: int, exchange_seconds: float

@@ -293,7 +293,7 @@ class Gossip(_message.Message):
     def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class PeerReport(_message.Message):
-    __slots__ = ("run", "peer", "iteration", "loss", "accuracy", "accuracy_unseen", "sketch", "bytes_sent", "seconds", "note")
+    __slots__ = ("run", "peer", "iteration", "loss", "accuracy", "accuracy_unseen", "sketch", "bytes_sent", "seconds", "note", "live")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     ITERATION_FIELD_NUMBER: _ClassVar[int]
@@ -304,6 +304,7 @@ class PeerReport(_message.Message):
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
     run: str
     peer: int
     iteration: int
@@ -314,4 +315,5 @@ class PeerReport(_message.Message):
     bytes_sent: int
     seconds: float
     note: str
-    def __init__(self, run: _Optional[str] = ..., peer: _Optional[int] = ..., iteration: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., accuracy_unseen: _Optional[float] = ..., sketch: _Optional[_Iterable[float]] = ..., bytes_sent: _Optional[int] = ..., seconds: _Optional[float] = ..., note: _Optional[str] = ...) -> None: ...
+    live: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, run: _Optional[str] = ..., peer: _Optional[int] = ..., iteration: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., accuracy_unseen: _Optional[float] = ..., sketch: _Optional[_Iterable[float]] = ..., bytes_sent: _Optional[int] = ..., seconds: _Optional[float] = ..., note: _Optional[str] = ..., live: _Optional[_Iterable[int]] = ...) -> None: ...
