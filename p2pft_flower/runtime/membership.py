@@ -119,7 +119,7 @@ class Record:
     member, incarnation, version : int
         Who says it, in which life, and a number that grows with each change.
     view : int
-        The view it is in; of a joining member nothing.
+        The view it is in, or the newest that it knows of where that is without it.
     phase : Phase
         What it is doing.
     iteration : int
@@ -139,7 +139,7 @@ class Record:
     reaches : tuple of int
         Members that a joining one has spoken with directly.
     installed : NextView or None
-        How ``view`` came about; None for the first.
+        What ``view`` is; None for the first.
     reason : str
         Why it has left.
     """
@@ -306,7 +306,14 @@ class Membership:
         """Ask to be let in again, after the others have gone on without this member."""
         self.excluded, self._change, self._joining_since = False, None, now
         self.incarnation += 1
-        self.record = Record(self.me, self.incarnation, phase=Phase.JOINING, iteration=iteration)
+        self.record = Record(
+            self.me,
+            self.incarnation,
+            view=self.record.view,
+            phase=Phase.JOINING,
+            iteration=iteration,
+            installed=self.record.installed,
+        )
 
     def reach(self, members: Iterable[int], now: float) -> None:
         """Note whom this member, while it joins, has just spoken with directly."""
@@ -392,7 +399,7 @@ class Membership:
     def _install_newer(self) -> bool:
         """Go to a later view that some record proves; return whether there was one."""
         newest = max(
-            (r for r in self.records.values() if r.installed is not None and r.phase is not Phase.JOINING),
+            (r for r in self.records.values() if r.installed is not None),
             key=lambda r: r.view,
             default=None,
         )
@@ -406,11 +413,17 @@ class Membership:
             return False
         if newest.view <= self.view:
             return False
-        if mine == self.incarnation:
-            self._install(newest.view, newest.installed)
-        else:
-            self.excluded = True
+        self._follow(newest.view, newest.installed)
         return True
+
+    def _follow(self, view: int, value: NextView) -> None:
+        """Go to a view that was decided, or note that it is without this member."""
+        if value.incarnation(self.me) == self.incarnation:
+            self._install(view, value)
+        else:
+            # It may be the only one that knows of the decision: its record says so, also while it joins.
+            self.excluded = True
+            self._write(view=view, installed=value)
 
     def _install(self, view: int, value: NextView) -> None:
         self.view, self.current, self._change, self._joining_since = view, value, None, None
@@ -454,10 +467,7 @@ class Membership:
         ):
             self._write(accepted=top)
         if (value := self._decision()) is not None:
-            if value.incarnation(self.me) == self.incarnation:
-                self._install(self.view + 1, value)
-            else:
-                self.excluded = True
+            self._follow(self.view + 1, value)
             return
         if now - change.since >= self.patience:
             promised = [r.member for r in self._acceptors()]
