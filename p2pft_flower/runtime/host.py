@@ -229,6 +229,8 @@ class Host:
                 if agreement is None or agreement.finish(timeout, self.raise_if_stopped):
                     return
             except ViewChangeError as change:
+                if agreement is None:
+                    raise
                 log.debug("%s", change)
             self._pulse.enter(Pulse.PAUSED)
             training.enter(self._next_view(exchange, recorder))
