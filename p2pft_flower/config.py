@@ -257,7 +257,8 @@ class RuntimeConfig:
         or stop. Where all peers are on one host, nobody can be lost.
     rejoin_deadline : float
         Seconds that peers wait: for a lost one (the first half of them, where ``on_failure`` is ``wait``),
-        for an agreement on who goes on, or to be let in again; then they stop, with a checkpoint.
+        for an agreement on who goes on, or to be let in again; then they stop, with a checkpoint. In
+        a simulation, where none comes back, at most four times ``peer_timeout``.
     hang_timeout : float
         Most seconds that a peer may compute, or evaluate, without getting further, heartbeats or not, before
         it is taken for lost: 20 times its longest stretch so far, at least ``peer_timeout`` and at most this.

@@ -28,6 +28,7 @@ from p2pft_flower.transport import (
     Reply,
     Stop,
     Terms,
+    parse_address,
 )
 
 __all__ = ["Access", "Wires", "remote_edges"]
@@ -202,13 +203,16 @@ class Wires:
         }
 
     def _agree(self, plan: Plan, config: RuntimeConfig) -> Agreement:
+        # Whom a simulation loses does not come back.
+        local = all(parse_address(plan.addresses[p]).path is not None for p in plan.loss_weights)
+        patience = min(config.rejoin_deadline, 4 * config.peer_timeout) if local else config.rejoin_deadline
         me = next(m for m, peers in plan.members.items() if plan.peers[0].peer in peers)
         machine = Membership(
             me,
             Graph.from_dict(plan.graph),
             plan.members,
             round_time=config.peer_timeout / 4,
-            patience=config.rejoin_deadline,
+            patience=patience,
             wait=config.on_failure == "wait",
         )
         return Agreement(
