@@ -92,8 +92,8 @@ class Links:
     insecure : bool
         Whether plain text may leave this machine; default False.
     on_failure : callable, optional
-        Gets the error of a payload as soon as it is known, in another thread, so that a host that waits for its
-        neighbours meanwhile can be woken (``mailbox.fail``). The next `send` or `flush` raises the same.
+        Gets the error of a payload as soon as it is known, in another thread, so that a host that waits for
+        its neighbours meanwhile can be woken (``mailbox.fail``). The next `send` or `flush` raises the same.
     patience : callable, optional
         Asked about the receiver of a payload that is not taken in: where its call timed out, found no
         connection, or was answered that the receiver is busy or in another view, and several times a second
