@@ -249,7 +249,11 @@ class Links:
                 if error is None:
                     del unmet[pair]
                     continue
-                unmet[pair], due[pair] = error, time.monotonic() + _AGAIN
+                due[pair] = time.monotonic() + _AGAIN
+                # A last call that had only what was left of the time knows less than the one before it.
+                short = isinstance(error, ExchangeTimeoutError) and call.deadline < timeout / 2
+                if not short or unmet[pair] is None:
+                    unmet[pair] = error
                 if isinstance(error, PeerPreparingError):
                     self._tell_of_waiting(call)
                     due[pair] = 0.0  # it was kept there
