@@ -92,8 +92,8 @@ class Links:
     insecure : bool
         Whether plain text may leave this machine; default False.
     on_failure : callable, optional
-        Gets the error of a payload as soon as it is known, in another thread, so that a host that waits for its
-        neighbours meanwhile can be woken (``mailbox.fail``). The next `send` or `flush` raises the same.
+        Gets the error of a payload as soon as it is known, in another thread, so that a host that waits for
+        its neighbours meanwhile can be woken (``mailbox.fail``). The next `send` or `flush` raises the same.
     patience : callable, optional
         Asked about the receiver of a payload that is not taken in: where its call timed out, found no
         connection, or was answered that the receiver is busy or in another view, and several times a second
@@ -249,7 +249,11 @@ class Links:
                 if error is None:
                     del unmet[pair]
                     continue
-                unmet[pair], due[pair] = error, time.monotonic() + _AGAIN
+                due[pair] = time.monotonic() + _AGAIN
+                # A last call that had only what was left of the time knows less than the one before it.
+                short = isinstance(error, ExchangeTimeoutError) and call.deadline < timeout / 2
+                if not short or unmet[pair] is None:
+                    unmet[pair] = error
                 if isinstance(error, PeerPreparingError):
                     self._tell_of_waiting(call)
                     due[pair] = 0.0  # it was kept there

@@ -18,7 +18,9 @@ class Beating:
         self.news = threading.Condition()
         self.own = OwnPulse()
         out, into = [e for e in edges if e[0] == peer], [e for e in edges if e[1] == peer]
-        self.links = Links(TERMS, addresses, out, into, credentials=credentials, insecure=insecure)
+        self.links = Links(
+            TERMS, addresses, out, into, credentials=credentials, insecure=insecure, patience=self._patience
+        )
         self.beats = Heartbeats(
             self.links, silence, 1800.0, pulse=self.own.read, tell=lambda: self.records, hear=self._hear
         )
@@ -32,6 +34,9 @@ class Beating:
             credentials=credentials,
             insecure=insecure,
         )
+
+    def _patience(self, remote):
+        return self.beats.absence(remote)
 
     def _hear(self, gossip) -> None:
         with self.news:
