@@ -79,16 +79,19 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
         raise DataError(
             f"resume = {config.runtime.resume!r}: the peers' checkpoints are of several runs: {told}"
         )
-    point = newest_common(kept, exchanges=run.exchanges)
-    first = kept[0].about
+    there = [one for one in kept if one.digests]
+    if not there:
+        newest_common(kept, exchanges=run.exchanges)
+    first = there[0].about
     iterations, every = _length(run, first)
     differences = config_differences(first["config"], config.to_mapping())
-    if set(kept[0].live) != set(run.peers):
-        differences.append(f"peers: {list(kept[0].live)} in the checkpoint, {list(run.peers)} now")
+    if set(there[0].live) != set(run.peers):
+        differences.append(f"peers: {list(there[0].live)} in the checkpoint, {list(run.peers)} now")
     differences += check_length(config, first["iterations"], iterations)
-    for one in kept:
+    for one in there:
         differences += _own_differences(run, one)
     refuse(name, differences)
+    point = newest_common(kept, exchanges=run.exchanges)
     odd = {k: v for k, v in first["versions"].items() if v != run.versions.get(k)}
     if odd:
         log.warning(

@@ -131,7 +131,9 @@ def state_fields(state: Any, algorithm: str) -> dict[str, Any]:
     else:
         raise ConfigError(f"algorithm = {algorithm!r}: its state is a {type(state).__name__}, {remedy}")
     for name, value in fields.items():
-        numeric = isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiub"
+        numeric = (
+            isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiub" and value.itemsize <= 8
+        )
         if not numeric and not isinstance(value, (bool, int, float, type(None))):
             raise ConfigError(
                 f"algorithm = {algorithm!r}: {name!r} of its state is a {type(value).__name__}, {remedy}"
@@ -210,15 +212,15 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     CheckpointError
         When it cannot be written: a full disk, a folder that is read-only or none. Earlier files stay.
     """
-    from safetensors.numpy import save
-
     path = folder / f"iteration-{checkpoint.iteration}.safetensors"
     partial = path.with_suffix(".partial")
     try:
         tensors, document = _packed(checkpoint)
         folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            file.write(save(tensors, {_DOCUMENT: json.dumps(document)}))
+            file.write(_header(document, tensors))
+            for tensor in tensors.values():
+                file.write(tensor.reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
@@ -234,6 +236,24 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
             "checkpoint-every = -1 does without checkpoints",
         ) from error
     return path
+
+
+_DTYPES = {"f": "F", "i": "I", "u": "U"}
+"""Letters of safetensors for NumPy's kinds of numbers; truth values are ``BOOL``."""
+
+
+def _header(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
+    """Return what a safetensors file begins with: the library's own writer copies all tensors twice."""
+    entries: dict[str, Any] = {"__metadata__": {_DOCUMENT: json.dumps(document)}}
+    end = 0
+    for name, tensor in tensors.items():
+        kind = tensor.dtype.kind
+        dtype = "BOOL" if kind == "b" else f"{_DTYPES[kind]}{8 * tensor.itemsize}"
+        begin, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
 
 
 def _sync(folder: Path) -> None:
@@ -254,7 +274,11 @@ def _packed(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray[Any, Any]], di
     document["fields"] = list(state)
     document["scalars"] = [k for k, v in arrays.items() if isinstance(v, np.generic)]
     document["values"] = {k: v for k, v in state.items() if k not in arrays}
-    tensors = {k: np.ascontiguousarray(v).reshape(np.shape(v)) for k, v in arrays.items()}
+    # Little-endian, as the format wants it; the largest items first, so that all of them are aligned.
+    tensors = {
+        k: np.ascontiguousarray(v, v.dtype.newbyteorder("<")).reshape(np.shape(v))
+        for k, v in sorted(arrays.items(), key=lambda item: -item[1].itemsize)
+    }
     document = json.loads(json.dumps(document))  # as it is read again: texts for keys, lists for tuples
     return tensors, document | {"digest": _digest(document, tensors)}
 
