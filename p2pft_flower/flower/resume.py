@@ -13,6 +13,7 @@ from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.flower.run import Run
 from p2pft_flower.flower.strategies import is_strategy
 from p2pft_flower.report.results import default_output_dir
+from p2pft_flower.runtime.checkpoints import SERVER
 from p2pft_flower.runtime.plan import ResumePoint
 from p2pft_flower.runtime.resuming import (
     Kept,
@@ -42,9 +43,12 @@ def earlier_config(folder: Path) -> dict[str, Any] | None:
     DataError
         When a folder cannot be read.
     """
-    for kept in sorted((folder / "peers").glob("peer-*.checkpoints")):
-        number = kept.name.removeprefix("peer-").removesuffix(".checkpoints")
-        if number.isdecimal() and (found := look_through(folder, int(number))).digests:
+    named = (
+        path.name.removeprefix("peer-") for path in sorted((folder / "peers").glob("peer-*.checkpoints"))
+    )
+    peers = [int(p) for name in named if (p := name.removesuffix(".checkpoints")).isdecimal()]
+    for peer in (SERVER, *peers):
+        if (found := look_through(folder, peer)).digests:
             return dict(found.about["config"])
     return None
 
@@ -81,7 +85,7 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
         )
     there = [one for one in kept if one.digests]
     if not there:
-        newest_common(kept, exchanges=run.exchanges)
+        newest_common(kept, exchanges=run.exchanges)  # raises, with what each has: nothing
     first = there[0].about
     iterations, every = _length(run, first)
     differences = config_differences(first["config"], config.to_mapping())

@@ -27,6 +27,7 @@ from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 
 __all__ = [
     "SCHEMA",
+    "SERVER",
     "Checkpoint",
     "CheckpointError",
     "checkpoint_files",
@@ -39,6 +40,9 @@ __all__ = [
 ]
 
 SCHEMA = "p2pft.checkpoint/1"
+
+SERVER = -1
+"""In a peer's place: the server of one of Flower's strategies."""
 
 _DOCUMENT = "p2pft"
 """The one key of the file's metadata."""
@@ -53,7 +57,11 @@ class CheckpointError(P2PFTError):
 
     def __init__(self, peer: int, message: str) -> None:
         self.peer = peer
-        super().__init__(f"peer {peer}: {message}")
+        super().__init__(f"{_who(peer)}: {message}")
+
+
+def _who(peer: int) -> str:
+    return "the server" if peer == SERVER else f"peer {peer}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Checkpoint:
     run : str
         The run that wrote it.
     peer : int
-        The peer.
+        The peer, or :data:`SERVER`.
     iteration : int
         Iterations done.
     about : dict
@@ -176,7 +184,9 @@ def restore_state(start: Callable[[], Any], checkpoint: Checkpoint, algorithm: s
 
 
 def checkpoint_folder(output_dir: Path, peer: int) -> Path:
-    """Return where a run in ``output_dir`` keeps the checkpoints of ``peer``."""
+    """Return where a run in ``output_dir`` keeps the checkpoints of ``peer``, or of :data:`SERVER`."""
+    if peer == SERVER:
+        return output_dir / "server.checkpoints"
     return output_dir / "peers" / f"peer-{peer}.checkpoints"
 
 
@@ -333,7 +343,7 @@ def read_checkpoint(path: Path, run: str | None = None) -> tuple[Checkpoint, str
     named = _NAME.fullmatch(path.name)
     if named is None or place != (_peer_of(path), int(named[1])):
         raise DataError(
-            f"{path}: it is peer {place[0]}'s checkpoint of iteration {place[1]}, out of its place"
+            f"{path}: it is {_who(place[0])}'s checkpoint of iteration {place[1]}, out of its place"
         )
     if run is not None and document["run"] != run:
         raise DataError(f"{path}: it is of run {document['run']}, not of run {run}")
@@ -341,6 +351,8 @@ def read_checkpoint(path: Path, run: str | None = None) -> tuple[Checkpoint, str
 
 
 def _peer_of(path: Path) -> int | None:
+    if path.parent.name == "server.checkpoints":
+        return SERVER
     found = re.fullmatch(r"peer-(\d+)\.checkpoints", path.parent.name)
     return int(found[1]) if found is not None else None
 

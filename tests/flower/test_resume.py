@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from p2pft_flower.config import MethodConfig
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import client
+from p2pft_flower.flower.rounds import STATELESS
+from p2pft_flower.flower.strategies import make_strategy, strategy_names
 from p2pft_flower.learning.privacy import epsilon
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
-from p2pft_flower.runtime.checkpoints import checkpoint_files, checkpoint_folder, read_checkpoint
+from p2pft_flower.runtime.checkpoints import SERVER, checkpoint_files, checkpoint_folder, read_checkpoint
 
 from .deployment import free_ports
 from .engine import run_app
@@ -345,3 +348,62 @@ def test_private_gradients_of_a_deployment_cost_more_when_they_are_drawn_again(t
         images, delta = one["images"], one["delta"]
         spent = [epsilon(noise=1.0, rate=32 / images, releases=n, delta=delta) for n in (8, 8 + 4)]
         assert [one["epsilon"], other["epsilon"]] == spent  # at most 4 gradients after the second iteration's
+
+
+# --- Flower's strategies ---
+
+ROUNDS = {"epochs": 3, "shots": 4, "batch_size": 4, "checkpoints_kept": 50, "momentum": 0.5}
+
+
+@pytest.mark.parametrize("name", ["fedavg", "FedProx", "fedmedian", "qfedavg"])
+def test_a_strategy_whose_only_state_is_the_model_goes_on_bit_for_bit(name, tmp_path):
+    settings = ROUNDS | {"algorithm": name}
+    settings |= {"strategy_options": "proximal-mu=0.1"} if name == "FedProx" else {}
+    run_app(tmp_path / "whole", slots=1, **settings)
+    rounds = list(checkpoint_files(checkpoint_folder(tmp_path / "whole", SERVER)))
+    assert rounds[0] == 0
+    assert len(rounds) == 4
+    shutil.copytree(tmp_path / "whole" / "server.checkpoints", tmp_path / "killed" / "server.checkpoints")
+    (tmp_path / "killed" / "server.checkpoints" / f"iteration-{rounds[3]}.safetensors").unlink()
+    run_app(tmp_path / "x", slots=2, **settings | {"resume": str(tmp_path / "killed")})
+    same_run(tmp_path / "x", tmp_path / "whole")
+    whole = read_results(tmp_path / "whole")
+    assert read_results(tmp_path / "x")["resumed_from"] == {"run": whole["run"], "iteration": rounds[2]}
+
+    with pytest.raises(P2PFTError, match=r"momentum: 0.5 in the checkpoint, 0.0 now"):
+        run_app(tmp_path / "y", slots=1, **settings | {"momentum": 0.0, "resume": str(tmp_path / "killed")})
+    with pytest.raises(P2PFTError, match=r"has done all its \d+ iterations; p2pft run --extend"):
+        run_app(tmp_path / "z", slots=1, **settings | {"resume": str(tmp_path / "whole")})
+
+
+def test_a_strategys_run_can_be_lengthened_from_its_last_whole_round(tmp_path):
+    settings = ROUNDS | {"algorithm": "fedavg", "local_epochs": 2}
+    run_app(tmp_path / "short", slots=1, **settings)  # three epochs: its second round is half a one
+    longer = settings | {"epochs": 6}
+    run_app(tmp_path / "x", slots=1, **longer | {"resume": str(tmp_path / "short"), "extend": True})
+    run_app(tmp_path / "whole", slots=1, **longer)
+    assert tails(tmp_path / "x") == tails(tmp_path / "whole")
+    assert read_results(tmp_path / "x")["history"] == read_results(tmp_path / "whole")["history"]
+
+
+@pytest.mark.parametrize("name", sorted(set(strategy_names()) - STATELESS))
+def test_a_strategy_with_state_of_its_own_is_refused_with_the_reason(name, tmp_path):
+    with pytest.raises(P2PFTError, match=rf"algorithm = '{name}' keeps state of its own"):
+        run_app(tmp_path / "x", slots=1, **ROUNDS | {"algorithm": name, "resume": str(tmp_path)})
+
+
+@pytest.mark.parametrize("name", sorted(STATELESS))
+def test_a_strategy_that_goes_on_keeps_nothing_between_rounds_but_the_model(name):
+    """What it noted in a round (the arrays it sent out) is noted anew in the next one before it is read."""
+    strategy = make_strategy(MethodConfig(algorithm=name), 4)
+    assert set(vars(strategy)) - set(vars(make_strategy(MethodConfig(algorithm="fedavg"), 4))) <= {
+        "beta", "client_learning_rate", "current_arrays", "num_malicious_nodes", "num_nodes_to_select",
+        "proximal_mu", "q", "selection_rule", "train_loss_key",
+    }  # fmt: skip
+
+
+def test_a_strategys_full_disk_is_a_clear_error(tmp_path, monkeypatch):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "server.checkpoints").write_text("a file")
+    with pytest.raises(P2PFTError, match="the server: the checkpoint of iteration 0 cannot be written"):
+        run_app(tmp_path / "x", slots=1, **ROUNDS | {"algorithm": "fedavg"})
