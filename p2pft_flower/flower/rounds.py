@@ -140,7 +140,7 @@ class RoundKeeper:
         if name not in STATELESS:
             raise ConfigError(
                 f"resume = {resume!r}: algorithm = {name!r} keeps state of its own from round to round "
-                "(momenta), which Flower's strategies do not hand out, so it cannot go on; those that can are "
+                "(momenta), which Flower's strategies do not hand out, so it cannot go on; those that can: "
                 f"{', '.join(sorted(STATELESS))}"
             )
         folder = resumed_folder(resume)
@@ -163,8 +163,8 @@ class RoundKeeper:
         whole = [k for k in kept.digests if k % self._steps == 0 or now["iterations"] == before["iterations"]]
         if not whole or max(whole) >= now["iterations"]:
             raise ConfigError(
-                f"run {kept.run} has done all its {now['iterations']} iterations; p2pft run --extend with more "
-                "epochs lengthens it"
+                f"run {kept.run} has done all its {now['iterations']} iterations; p2pft run --extend with "
+                "more epochs lengthens it"
             )
         path = checkpoint_files(checkpoint_folder(folder, SERVER))[max(whole)]
         self._take_up(read_checkpoint(path, kept.run)[0])

@@ -111,6 +111,7 @@ KINDS = {
     "local": {"algorithm": "local", "momentum": 0.9},
     "centralized": {"algorithm": "centralized", "momentum": 0.9},
     "drop-out": {"model": "{tmp}/models.py:dropping", "weights": "none"},
+    "low rank": {"tune": "lora:2"},
     "augmentation": {"augment": "rand-m9-mstd0.5-inc1"},
     "privacy": {"dp_clip": 1.0, "dp_noise": 0.5, "shots": 0},
     "a folder that may grow": {
