@@ -73,6 +73,11 @@ def answer(message: Message, act: Callable[..., RecordDict], build: Build, site:
     return Message(content, reply_to=message)
 
 
+def _rounds(task: dict[str, Any], told: ConfigRecord) -> int:
+    """Return the number of the present round, counted from the beginning also where the run goes on."""
+    return int(task["first-round"]) + int(cast(int, told["server-round"]))
+
+
 def train(
     task: dict[str, Any],
     config: RunConfig,
@@ -89,7 +94,7 @@ def train(
     objective = workload.objectives([peer])[peer]
     server = theta = theta_of(workload, arrays)
     mu = float(cast(float, told.get("proximal-mu", 0.0)))
-    first = (int(cast(int, told["server-round"])) - 1) * task["steps"]
+    first = (_rounds(task, told) - 1) * task["steps"]
     schedule = make_schedule(config.method.schedule, config.method.learning_rate, task["iterations"])
     gradient = local_objective(objective.gradient, weight_decay=config.method.weight_decay)
     objective.drawn = first  # the order is the peer's own, whichever process plays it
@@ -132,7 +137,7 @@ def evaluate(
     passed = time.perf_counter() - begin
     if not math.isfinite(score.loss):
         raise DivergedError(peer, f"round {told['server-round']!r}", "loss")
-    done = min(int(cast(int, told["server-round"])) * task["steps"], task["iterations"])
+    done = min(_rounds(task, told) * task["steps"], task["iterations"])
     told_back: dict[str, Any] = {
         "peer": peer,
         "iteration": done,
@@ -148,7 +153,8 @@ def evaluate(
         if done == task["iterations"]:
             extra = {"run": task["run"], "peer": str(peer), "iterations": str(done)}
             journal.save_tail(workload.named_tail(theta), {**workload.metadata(), **extra})
-            objective.drawn = done  # one gradient an iteration, whichever process took it
+            # One gradient an iteration, whichever process took it, and those that came to nothing.
+            objective.drawn = done + task["lost"]
             epsilon, delta = objective.privacy_spent() or (None, None)
             told_back |= {"epsilon": epsilon, "delta": delta}
             journal.write("end", iteration=done, epsilon=epsilon, delta=delta)

@@ -13,6 +13,7 @@ from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.flower.run import Run
 from p2pft_flower.flower.strategies import is_strategy
 from p2pft_flower.report.results import default_output_dir
+from p2pft_flower.runtime.checkpoints import SERVER
 from p2pft_flower.runtime.plan import ResumePoint
 from p2pft_flower.runtime.resuming import (
     Kept,
@@ -42,9 +43,12 @@ def earlier_config(folder: Path) -> dict[str, Any] | None:
     DataError
         When a folder cannot be read.
     """
-    for kept in sorted((folder / "peers").glob("peer-*.checkpoints")):
-        number = kept.name.removeprefix("peer-").removesuffix(".checkpoints")
-        if number.isdecimal() and (found := look_through(folder, int(number))).digests:
+    named = (
+        path.name.removeprefix("peer-") for path in sorted((folder / "peers").glob("peer-*.checkpoints"))
+    )
+    peers = [int(p) for name in named if (p := name.removesuffix(".checkpoints")).isdecimal()]
+    for peer in (SERVER, *peers):
+        if (found := look_through(folder, peer)).digests:
             return dict(found.about["config"])
     return None
 
@@ -79,16 +83,19 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
         raise DataError(
             f"resume = {config.runtime.resume!r}: the peers' checkpoints are of several runs: {told}"
         )
-    point = newest_common(kept, exchanges=run.exchanges)
-    first = kept[0].about
+    there = [one for one in kept if one.digests]
+    if not there:
+        newest_common(kept, exchanges=run.exchanges)  # raises, with what each has: nothing
+    first = there[0].about
     iterations, every = _length(run, first)
     differences = config_differences(first["config"], config.to_mapping())
-    if set(kept[0].live) != set(run.peers):
-        differences.append(f"peers: {list(kept[0].live)} in the checkpoint, {list(run.peers)} now")
+    if set(there[0].live) != set(run.peers):
+        differences.append(f"peers: {list(there[0].live)} in the checkpoint, {list(run.peers)} now")
     differences += check_length(config, first["iterations"], iterations)
-    for one in kept:
+    for one in there:
         differences += _own_differences(run, one)
     refuse(name, differences)
+    point = newest_common(kept, exchanges=run.exchanges)
     odd = {k: v for k, v in first["versions"].items() if v != run.versions.get(k)}
     if odd:
         log.warning(

@@ -18,7 +18,7 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 
-__all__ = ["PeersGrid", "is_strategy", "make_strategy", "strategy_names"]
+__all__ = ["PeersGrid", "is_strategy", "make_strategy", "plain_name", "strategy_names"]
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +43,11 @@ def strategy_names() -> list[str]:
 
 def is_strategy(name: str) -> bool:
     """Tell whether ``name`` is a strategy of Flower; ``FedProx`` and ``fed-prox`` are ``fedprox``."""
-    return _plain(name) in _strategies()
+    return plain_name(name) in _strategies()
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a strategy's name as :func:`strategy_names` has it."""
     return name.lower().replace("-", "").replace("_", "")
 
 
@@ -65,7 +66,7 @@ def make_strategy(method: MethodConfig, n: int) -> Strategy:
     ConfigError
         When the strategy or an argument is unknown, or refused by the strategy.
     """
-    name, options, kinds = _plain(method.algorithm), method.strategy_options, _strategies()
+    name, options, kinds = plain_name(method.algorithm), method.strategy_options, _strategies()
     if name not in kinds:
         raise ConfigError(
             f"algorithm = {name!r} is no strategy of Flower; choose one of {', '.join(sorted(kinds))}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
 from p2pft_flower.flower.nodes import RunFailedError
+from p2pft_flower.flower.rounds import RoundKeeper
 from p2pft_flower.flower.run import Run, collect_results
 from p2pft_flower.flower.strategies import PeersGrid, make_strategy
 from p2pft_flower.runtime.progress import Progress, Report
@@ -32,8 +34,12 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
     rounds = math.ceil(run.iterations / steps)
     payload = workload.theta0.nbytes
     progress = Progress(n, run.iterations, lambda line: log.info("%s", line))
-    seconds = {p: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in range(n)}
-    sent = dict.fromkeys(range(n), 0)
+    keeper = RoundKeeper(run, steps, workload.model_digest)
+    run = replace(run, resume=keeper.resume)
+    for report in keeper.reports:
+        progress.fill(report)
+    seconds, sent = keeper.seconds, keeper.sent
+    before = {p: dict(parts) for p, parts in seconds.items()}
     last: dict[int, Report] = {}
     privacy: dict[int, dict[str, float | None]] = {}
 
@@ -47,6 +53,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
                 seconds[peer]["evaluation"] += note["evaluation"]
                 last[peer] = Report.of({**note, "bytes_sent": sent[peer]})
                 progress.add(last[peer])
+                keeper.reports.append(last[peer])
                 privacy[peer] = {key: note.get(key) for key in ("epsilon", "delta")}
 
     weights = {p: float(run.images[p]) if method.objective == "examples" else 1.0 for p in range(n)}
@@ -56,26 +63,30 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
         "run": run.id,
         "iterations": run.iterations,
         "steps": steps,
+        "first-round": keeper.first_round,
+        "lost": keeper.lost,
         "weights": weights,
         "output-dir": str(run.folder),
     }
     begin = time.monotonic()
     result = strategy.start(
         grid=PeersGrid(grid, run.hosts, task, on_reply),
-        initial_arrays=clients.to_arrays(workload, workload.theta0),
-        num_rounds=rounds,
+        initial_arrays=keeper.arrays or clients.to_arrays(workload, workload.theta0),
+        num_rounds=rounds - keeper.first_round,
         timeout=run.config.runtime.run_timeout,
         train_config=ConfigRecord(),
         evaluate_config=ConfigRecord(),
+        evaluate_fn=keeper.keep,
     )
     if not result.arrays:
         raise RunFailedError(f"{method.algorithm} returned no model; see Flower's log above")
     passed = time.monotonic() - begin
     for host in run.hosts:
         # What is nobody's gradient or evaluation on a host went into messages and waiting.
-        busy = sum(seconds[p]["gradient"] + seconds[p]["evaluation"] for p in host.peers)
+        parts = ("gradient", "evaluation")
+        busy = sum(seconds[p][part] - before[p][part] for p in host.peers for part in parts)
         for p in host.peers:
-            seconds[p]["exchange"] = max(0.0, passed - busy)
+            seconds[p]["exchange"] = before[p]["exchange"] + max(0.0, passed - busy)
     model_parameters = workload.model_parameters
     outcomes = {
         p: {

@@ -27,6 +27,7 @@ from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 
 __all__ = [
     "SCHEMA",
+    "SERVER",
     "Checkpoint",
     "CheckpointError",
     "checkpoint_files",
@@ -39,6 +40,9 @@ __all__ = [
 ]
 
 SCHEMA = "p2pft.checkpoint/1"
+
+SERVER = -1
+"""In a peer's place: the server of one of Flower's strategies."""
 
 _DOCUMENT = "p2pft"
 """The one key of the file's metadata."""
@@ -53,7 +57,11 @@ class CheckpointError(P2PFTError):
 
     def __init__(self, peer: int, message: str) -> None:
         self.peer = peer
-        super().__init__(f"peer {peer}: {message}")
+        super().__init__(f"{_who(peer)}: {message}")
+
+
+def _who(peer: int) -> str:
+    return "the server" if peer == SERVER else f"peer {peer}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Checkpoint:
     run : str
         The run that wrote it.
     peer : int
-        The peer.
+        The peer, or :data:`SERVER`.
     iteration : int
         Iterations done.
     about : dict
@@ -131,7 +139,9 @@ def state_fields(state: Any, algorithm: str) -> dict[str, Any]:
     else:
         raise ConfigError(f"algorithm = {algorithm!r}: its state is a {type(state).__name__}, {remedy}")
     for name, value in fields.items():
-        numeric = isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiub"
+        numeric = (
+            isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiub" and value.itemsize <= 8
+        )
         if not numeric and not isinstance(value, (bool, int, float, type(None))):
             raise ConfigError(
                 f"algorithm = {algorithm!r}: {name!r} of its state is a {type(value).__name__}, {remedy}"
@@ -174,7 +184,9 @@ def restore_state(start: Callable[[], Any], checkpoint: Checkpoint, algorithm: s
 
 
 def checkpoint_folder(output_dir: Path, peer: int) -> Path:
-    """Return where a run in ``output_dir`` keeps the checkpoints of ``peer``."""
+    """Return where a run in ``output_dir`` keeps the checkpoints of ``peer``, or of :data:`SERVER`."""
+    if peer == SERVER:
+        return output_dir / "server.checkpoints"
     return output_dir / "peers" / f"peer-{peer}.checkpoints"
 
 
@@ -210,15 +222,15 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     CheckpointError
         When it cannot be written: a full disk, a folder that is read-only or none. Earlier files stay.
     """
-    from safetensors.numpy import save
-
     path = folder / f"iteration-{checkpoint.iteration}.safetensors"
     partial = path.with_suffix(".partial")
     try:
         tensors, document = _packed(checkpoint)
         folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            file.write(save(tensors, {_DOCUMENT: json.dumps(document)}))
+            file.write(_header(document, tensors))
+            for tensor in tensors.values():
+                file.write(tensor.reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
@@ -234,6 +246,24 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
             "checkpoint-every = -1 does without checkpoints",
         ) from error
     return path
+
+
+_DTYPES = {"f": "F", "i": "I", "u": "U"}
+"""Letters of safetensors for NumPy's kinds of numbers; truth values are ``BOOL``."""
+
+
+def _header(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
+    """Return what a safetensors file begins with: the library's own writer copies all tensors twice."""
+    entries: dict[str, Any] = {"__metadata__": {_DOCUMENT: json.dumps(document)}}
+    end = 0
+    for name, tensor in tensors.items():
+        kind = tensor.dtype.kind
+        dtype = "BOOL" if kind == "b" else f"{_DTYPES[kind]}{8 * tensor.itemsize}"
+        begin, end = end, end + tensor.nbytes
+        entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
 
 
 def _sync(folder: Path) -> None:
@@ -254,7 +284,11 @@ def _packed(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray[Any, Any]], di
     document["fields"] = list(state)
     document["scalars"] = [k for k, v in arrays.items() if isinstance(v, np.generic)]
     document["values"] = {k: v for k, v in state.items() if k not in arrays}
-    tensors = {k: np.ascontiguousarray(v).reshape(np.shape(v)) for k, v in arrays.items()}
+    # Little-endian, as the format wants it; the largest items first, so that all of them are aligned.
+    tensors = {
+        k: np.ascontiguousarray(v, v.dtype.newbyteorder("<")).reshape(np.shape(v))
+        for k, v in sorted(arrays.items(), key=lambda item: -item[1].itemsize)
+    }
     document = json.loads(json.dumps(document))  # as it is read again: texts for keys, lists for tuples
     return tensors, document | {"digest": _digest(document, tensors)}
 
@@ -309,7 +343,7 @@ def read_checkpoint(path: Path, run: str | None = None) -> tuple[Checkpoint, str
     named = _NAME.fullmatch(path.name)
     if named is None or place != (_peer_of(path), int(named[1])):
         raise DataError(
-            f"{path}: it is peer {place[0]}'s checkpoint of iteration {place[1]}, out of its place"
+            f"{path}: it is {_who(place[0])}'s checkpoint of iteration {place[1]}, out of its place"
         )
     if run is not None and document["run"] != run:
         raise DataError(f"{path}: it is of run {document['run']}, not of run {run}")
@@ -317,6 +351,8 @@ def read_checkpoint(path: Path, run: str | None = None) -> tuple[Checkpoint, str
 
 
 def _peer_of(path: Path) -> int | None:
+    if path.parent.name == "server.checkpoints":
+        return SERVER
     found = re.fullmatch(r"peer-(\d+)\.checkpoints", path.parent.name)
     return int(found[1]) if found is not None else None
 

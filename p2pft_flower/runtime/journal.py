@@ -60,8 +60,13 @@ class Journal:
     def sync(self) -> None:
         """Have all lines on disk, so that also a crash of the machine keeps them."""
         with self._lock:
-            if not self._file.closed:
-                os.fsync(self._file.fileno())
+            if self._file.closed:
+                return
+            number = os.dup(self._file.fileno())
+        try:  # whoever writes meanwhile does not wait for the disk
+            os.fsync(number)
+        finally:
+            os.close(number)
 
     def save_tail(
         self, tensors: Mapping[str, Any], metadata: Mapping[str, str], *, stopped: bool = False

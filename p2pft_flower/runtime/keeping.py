@@ -169,7 +169,14 @@ class Keeper:
         try:
             with self._lock:
                 if self._thread is not None:
-                    self._thread.join(2.0)  # Flower leaves no more; a file of its own is written beside it
+                    self._thread.join(2.0)  # Flower leaves little more
+                    if self._thread.is_alive():
+                        log.error(
+                            "no checkpoint of iteration %d: that of %d is still being written",
+                            moment.done,
+                            self._written,
+                        )
+                        return
                 if self._written != moment.done or self._error is not None:
                     for checkpoint in self._checkpoints(moment, stopped=True):
                         self._recorder.sync(checkpoint.peer)

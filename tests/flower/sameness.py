@@ -7,11 +7,11 @@ from safetensors.numpy import load_file
 from p2pft_flower.report.results import read_results
 
 
-def tails(folder, n=4):
-    """Return the bytes of every peer's last θ."""
+def tails(folder, peers=range(4)):
+    """Return the bytes of each one's last θ."""
     return [
         b"".join(t.tobytes() for t in load_file(folder / "peers" / f"peer-{p}.safetensors").values())
-        for p in range(n)
+        for p in peers
     ]
 
 
@@ -23,5 +23,5 @@ def scores(results):
 
 
 def same_run(one, other, n=4):
-    assert tails(one, n) == tails(other, n)
+    assert tails(one, range(n)) == tails(other, range(n))
     assert scores(read_results(one)) == scores(read_results(other))

@@ -1,0 +1,182 @@
+"""Checkpoints of Flower's strategies: after each round the server keeps the one model that there is.
+
+Flower's strategies offer no way to take out or put back what they keep themselves from round to round. Those
+whose only state is the model go on bit for bit; the others are refused (``STATELESS``).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord
+
+from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.flower.resume import check_length, resumed_folder
+from p2pft_flower.flower.run import Run
+from p2pft_flower.flower.strategies import plain_name
+from p2pft_flower.runtime.checkpoints import (
+    SERVER,
+    Checkpoint,
+    checkpoint_files,
+    checkpoint_folder,
+    forget,
+    read_checkpoint,
+    write_checkpoint,
+)
+from p2pft_flower.runtime.plan import ResumePoint
+from p2pft_flower.runtime.progress import Report
+from p2pft_flower.runtime.resuming import config_differences, look_through, refuse
+
+__all__ = ["STATELESS", "RoundKeeper"]
+
+log = logging.getLogger("p2pft_flower")
+
+STATELESS = frozenset(
+    {"bulyan", "fedavg", "fedmedian", "fedprox", "fedtrimmedavg", "krum", "multikrum", "qfedavg"}
+)
+"""Strategies of Flower 1.41 that keep nothing from one round to the next but the model."""
+
+
+class RoundKeeper:
+    """Writes the server's checkpoints, and reads the one that the run goes on from.
+
+    Parameters
+    ----------
+    run : Run
+        The run.
+    steps : int
+        Local iterations of a round.
+    model_digest : str
+        Of the frozen weights and θ^0.
+
+    Attributes
+    ----------
+    first_round : int
+        Rounds done before this run.
+    arrays : ArrayRecord or None
+        The model after them; None where the run begins.
+    reports : list of Report
+        The peers' scores after each round so far.
+    sent : dict of int to int
+        Payload bytes of each peer so far.
+    seconds : dict of int to dict
+        Where each peer's time went so far.
+    lost : int
+        Gradients at most of each peer that an interrupted run drew in vain.
+
+    Raises
+    ------
+    ConfigError
+        When the run cannot go on: the strategy keeps state of its own, or something differs.
+    DataError
+        When there is no checkpoint in good state.
+    """
+
+    def __init__(self, run: Run, steps: int, model_digest: str) -> None:
+        self._run, self._steps, self._model_digest = run, steps, model_digest
+        self._folder = checkpoint_folder(run.folder, SERVER)
+        self.first_round = 0
+        self.arrays: ArrayRecord | None = None
+        self.reports: list[Report] = []
+        self.sent = dict.fromkeys(run.peers, 0)
+        self.seconds = {p: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in run.peers}
+        self.lost = 0
+        self.resume: ResumePoint | None = None
+        if run.config.runtime.resume:
+            self._go_on(run.config.runtime.resume)
+
+    def keep(self, server_round: int, arrays: ArrayRecord) -> None:
+        """Write the model after a round of this run; given to the strategy as its ``evaluate_fn``.
+
+        Raises
+        ------
+        CheckpointError
+            When it cannot be written.
+        """
+        if self._run.checkpoint_every < 0:
+            return
+        done = min((self.first_round + server_round) * self._steps, self._run.iterations)
+        checkpoint = Checkpoint(
+            run=self._run.id,
+            peer=SERVER,
+            iteration=done,
+            about=self._about(),
+            position={
+                "round": self.first_round + server_round,
+                "reports": [asdict(report) for report in self.reports],
+                "sent": self.sent,
+                "seconds": self.seconds,
+                "lost": self.lost,
+            },
+            bytes_sent=sum(self.sent.values()),
+            seconds={},
+            state={name: array.numpy() for name, array in arrays.items()},
+            live=self._run.peers,
+        )
+        write_checkpoint(checkpoint, self._folder)
+        if done < self._run.iterations:
+            forget(
+                self._folder,
+                list(checkpoint_files(self._folder))[: -self._run.config.runtime.checkpoints_kept],
+            )
+
+    def _about(self) -> dict[str, Any]:
+        run = self._run
+        return {
+            "config": run.config.to_mapping(),
+            "iterations": run.iterations,
+            "steps": self._steps,
+            "model_digest": self._model_digest,
+            "partition": run.partition,
+            "versions": run.versions,
+            "images": {str(p): images for p, images in sorted(run.images.items())},
+        }
+
+    def _go_on(self, resume: str) -> None:
+        run, name = self._run, plain_name(self._run.config.method.algorithm)
+        if name not in STATELESS:
+            raise ConfigError(
+                f"resume = {resume!r}: algorithm = {name!r} keeps state of its own from round to round "
+                "(momenta), which Flower's strategies do not hand out, so it cannot go on; those that can: "
+                f"{', '.join(sorted(STATELESS))}"
+            )
+        folder = resumed_folder(resume)
+        kept = look_through(folder, SERVER)
+        if not kept.digests:
+            raise DataError(
+                f"resume = {resume!r}: the server has no checkpoint in good state in "
+                f"{checkpoint_folder(folder, SERVER)}"
+            )
+        before, now = kept.about, self._about()
+        differences = config_differences(before["config"], now["config"])
+        differences += check_length(run.config, before["iterations"], now["iterations"])
+        differences += [
+            f"{what.replace('_', ' ')}: {before[what]} in the checkpoint, {now[what]} now"
+            for what in ("steps", "model_digest", "partition", "images")
+            if before[what] != now[what]
+        ]
+        refuse(kept.run, differences)
+        # A longer run has no shortened round where the shorter one ended.
+        whole = [k for k in kept.digests if k % self._steps == 0 or now["iterations"] == before["iterations"]]
+        if not whole or max(whole) >= now["iterations"]:
+            raise ConfigError(
+                f"run {kept.run} has done all its {now['iterations']} iterations; p2pft run --extend with "
+                "more epochs lengthens it"
+            )
+        path = checkpoint_files(checkpoint_folder(folder, SERVER))[max(whole)]
+        self._take_up(read_checkpoint(path, kept.run)[0])
+        self.resume = ResumePoint(kept.run, str(folder), dict.fromkeys(run.peers, max(whole)), {})
+        log.info("run %s goes on from iteration %d, after %d rounds", kept.run, max(whole), self.first_round)
+
+    def _take_up(self, checkpoint: Checkpoint) -> None:
+        told = checkpoint.position
+        self.first_round = int(told["round"])
+        self.arrays = ArrayRecord({name: Array(np.asarray(a)) for name, a in checkpoint.state.items()})
+        self.reports = [Report(**report) for report in told["reports"]]
+        self.sent = {int(p): int(count) for p, count in told["sent"].items()}
+        self.seconds = {int(p): dict(parts) for p, parts in told["seconds"].items()}
+        # With noise from a machine's entropy, what an unfinished round drew stays spent.
+        self.lost = int(told["lost"]) + (self._steps if self._run.deployed else 0)

@@ -1,0 +1,52 @@
+"""A deployment of which every process is killed, and the run that goes on from what its sites kept."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from p2pft_flower.report.collected import collect_results, find_peers
+from p2pft_flower.report.results import read_results
+from p2pft_flower.runtime.checkpoints import checkpoint_files, checkpoint_folder
+
+from .deployment import Deployment, wait_until
+from .engine import run_app
+from .sameness import scores, tails
+
+pytestmark = pytest.mark.timeout(600)
+
+SETTINGS = {
+    "topology": "ring:2",
+    "partition": "iid",
+    "momentum": 0.5,
+    "iterations": 120,
+    "evaluate_every": 30,
+    "checkpoint_every": 5,
+}
+
+
+def test_a_deployment_of_which_all_processes_were_killed_goes_on_to_the_same_bits(tmp_path):
+    last = random.randrange(5, 60)  # whichever it is, the outcome is the same
+    with Deployment(tmp_path / "first") as killed:
+        run = killed.run(**SETTINGS)
+        own = checkpoint_folder(killed.outputs[0] / run, 0)
+        wait_until(
+            lambda: max(checkpoint_files(own), default=0) >= last, f"{last} iterations", said=killed.said
+        )
+        killed.kill()
+    assert not any(killed.lines(run, p, "end") for p in range(2))
+
+    folder = tmp_path / "results"
+    with Deployment(tmp_path / "second", outputs=killed.outputs) as deployment:
+        again = deployment.run(**SETTINGS, resume=run, output_dir=str(folder))
+        assert deployment.ended(again)["status"] == "finished:completed", deployment.said()
+    results = read_results(folder)
+    assert results["resumed_from"]["run"] == run
+    assert last - 10 <= results["resumed_from"]["iteration"] < 120
+
+    run_app(tmp_path / "whole", slots=1, **SETTINGS)  # in memory, never interrupted
+    sites = [output / again for output in killed.outputs]
+    assert [tails(site, [p])[0] for p, site in enumerate(sites)] == tails(tmp_path / "whole", range(2))
+    assert scores(results) == scores(read_results(tmp_path / "whole"))
+    assert scores(collect_results(find_peers(sites))) == scores(results)

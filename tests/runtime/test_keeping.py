@@ -1,0 +1,352 @@
+"""Hosts that write checkpoints while they train, and hosts that go on from them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.runtime.checkpoints import (
+    CheckpointError,
+    checkpoint_files,
+    checkpoint_folder,
+    read_checkpoint,
+)
+from p2pft_flower.runtime.host import Host, PeerFailedError
+from p2pft_flower.runtime.journal import read_last_run
+from p2pft_flower.runtime.keeping import files_kept
+from p2pft_flower.runtime.plan import Plan, ResumePoint
+from p2pft_flower.runtime.resuming import Kept, look_through, newest_common
+from p2pft_flower.topology import Graph
+from p2pft_flower.transport import ExchangeStoppedError
+
+from .quadratic import GRAPH, Quadratics, plans, thetas
+from .test_host import ALONE, FOLDED, run_together, short, unix  # noqa: F401 - a fixture
+
+TOGETHER = [[0, 1, 2, 3]]
+
+
+def keeping(folder, hosts=TOGETHER, addresses=(), every=4, files=50, **settings):
+    """Return one plan a host, with checkpoints."""
+    made = plans(GRAPH, hosts, dict(addresses), folder, **settings)
+    return [replace(plan, checkpoint_every=every, checkpoint_files=files) for plan in made]
+
+
+def point(folder, exchanges=True):
+    """Return where a run of ``folder`` goes on from."""
+    kept = [look_through(folder, p, "test") for p in range(4)]
+    common = newest_common(kept, exchanges=exchanges)
+    digests = {one.peer: one.digests[common[one.peer]] for one in kept}
+    return ResumePoint("test", str(folder), common, digests)
+
+
+def going_on(folder, source, exchanges=True, **how):
+    return [replace(plan, resume=point(source, exchanges)) for plan in keeping(folder, **how)]
+
+
+def run_all(all_plans, problems=None):
+    problems = problems or [Quadratics() for _ in all_plans]
+    for result in run_together(all_plans, problems):
+        if isinstance(result, Exception):
+            raise result
+    return thetas(problems)
+
+
+def iterations_of(folder, peer=0):
+    return list(checkpoint_files(checkpoint_folder(folder, peer)))
+
+
+# --- which files there are ---
+
+
+def test_a_run_writes_at_its_beginning_at_the_interval_and_at_its_end(tmp_path):
+    run_all(keeping(tmp_path, iterations=10))
+    for p in range(4):
+        assert iterations_of(tmp_path, p) == [0, 4, 8, 10]
+
+
+def test_a_run_without_checkpoints_writes_none(tmp_path):
+    run_all(keeping(tmp_path, every=-1))
+    assert not list(tmp_path.glob("peers/*.checkpoints"))
+
+
+def test_the_newest_files_are_kept_and_that_of_the_end_costs_none(tmp_path):
+    run_all(keeping(tmp_path, iterations=22, files=3))
+    assert iterations_of(tmp_path) == [12, 16, 20, 22]
+
+
+def test_checkpoints_do_not_change_the_run(tmp_path):
+    with_them = run_all(keeping(tmp_path / "with", momentum=0.5))
+    assert with_them.tobytes() == run_all(keeping(tmp_path / "without", every=-1, momentum=0.5)).tobytes()
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_there_is_always_an_iteration_that_all_peers_have(data):
+    """Peers that may be as far apart as a graph lets them, and writers that are as slow as they may be."""
+    n, every = data.draw(st.integers(2, 6)), data.draw(st.integers(1, 5))
+    kept, end = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 30))
+    graph = Graph.load(data.draw(st.sampled_from([f"directed-ring:{n}", f"ring:{n}", f"complete:{n}"])))
+    files = files_kept(kept, every, graph.diameter)
+    done, disk, writing = [0] * n, [[] for _ in range(n)], [0] * n
+    for _ in range(data.draw(st.integers(0, 40 * n))):
+        i = data.draw(st.integers(0, n - 1))
+        if writing[i] is not None and data.draw(st.booleans()):  # the writer ends
+            disk[i] = [*disk[i], writing[i]] if writing[i] == end else [*disk[i], writing[i]][-files:]
+            writing[i] = None
+        due = (done[i] + 1) % every == 0 or done[i] + 1 == end
+        if (
+            done[i] < end
+            and all(done[j] >= done[i] for j in graph.in_neighbours(i))  # they have sent for this iteration
+            and not (due and writing[i] is not None)  # one is written at a time
+        ):
+            done[i] += 1
+            writing[i] = done[i] if due else writing[i]
+        if all(disk):
+            common = set.intersection(*map(set, disk))
+            everybody = sum(k <= min(max(d) for d in disk) for k in {0, *range(0, end, every), end})
+            assert len(common) >= min(kept, everybody), (disk, done)
+
+
+# --- going on ---
+
+
+@pytest.mark.parametrize("before", [TOGETHER, FOLDED, ALONE], ids=["together", "folded", "alone"])
+@pytest.mark.parametrize("after", [TOGETHER, FOLDED, ALONE], ids=["together", "folded", "alone"])
+def test_hosts_may_be_others_and_theta_stays_bit_identical(before, after, tmp_path, short):  # noqa: F811
+    how = {"momentum": 0.9, "schedule": "cosine", "weight-decay": 0.01}
+    whole = run_all(keeping(tmp_path / "whole", every=-1, **how))
+    first = keeping(tmp_path / "first", before, unix(short), **how)
+    with pytest.raises((PeerFailedError, ExchangeStoppedError)):
+        run_all(first, [Quadratics(fail_at={2: 12}) for _ in before])
+    assert max(point(tmp_path / "first").iterations.values()) >= 8
+    rest = run_all(going_on(tmp_path / "rest", tmp_path / "first", hosts=after, addresses=unix(short), **how))
+    assert rest.tobytes() == whole.tobytes()
+
+
+def test_a_resumed_run_can_be_resumed_from_its_first_moment_on(tmp_path):
+    whole = run_all(keeping(tmp_path / "whole"))
+    source = tmp_path / "whole"
+    for p in range(4):
+        for k in (16, 20):
+            (checkpoint_folder(source, p) / f"iteration-{k}.safetensors").unlink()
+    for name, fail in (("second", 14), ("third", 15)):
+        with pytest.raises(PeerFailedError):
+            run_all(going_on(tmp_path / name, source), [Quadratics(fail_at={1: fail})])
+        source = tmp_path / name
+    assert iterations_of(tmp_path / "third") == [
+        13,
+        14,
+    ]  # where it was stopped, twice
+    assert run_all(going_on(tmp_path / "rest", source)).tobytes() == whole.tobytes()
+    evaluations = [
+        e["iteration"]
+        for e in read_last_run(tmp_path / "rest" / "peers" / "peer-3.jsonl")
+        if e["event"] == "evaluation"
+    ]
+    assert evaluations == [0, 10, 20]
+
+
+def test_a_host_whose_peer_fails_or_that_is_stopped_leaves_its_last_complete_iteration(tmp_path, short):  # noqa: F811
+    with pytest.raises(PeerFailedError):
+        run_all(keeping(tmp_path / "failed"), [Quadratics(fail_at={3: 7})])  # in iteration 6
+    for p in range(4):
+        assert iterations_of(tmp_path / "failed", p) == [0, 4, 6]
+        last, _ = read_checkpoint(checkpoint_files(checkpoint_folder(tmp_path / "failed", p))[6])
+        assert last.stopped
+        assert last.position == {"drawn": 7}  # though peer 3 alone has not drawn an eighth
+
+    reached = threading.Event()
+
+    def hook(peer, drawn):
+        if drawn == 9:
+            reached.set()
+
+    all_plans = keeping(tmp_path / "stopped", FOLDED, unix(short), iterations=10**6)
+    hosts = [Host(plan, Quadratics(hook=hook)) for plan in all_plans]
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(host.run) for host in hosts]
+        assert reached.wait(30)
+        hosts[0].stop("the operator said so")
+        for future in futures:
+            with pytest.raises(ExchangeStoppedError):
+                future.result(30)
+    for p in range(4):
+        assert iterations_of(tmp_path / "stopped", p)[-1] >= 7
+
+
+def test_peers_that_exchange_nothing_go_on_each_from_its_own_newest(tmp_path):
+    how = {"algorithm": "local", "momentum": 0.5}
+    whole = run_all(keeping(tmp_path / "whole", **how))
+    source = tmp_path / "whole"
+    for p, left in enumerate([[0, 4], [0, 4, 8], [0], [0, 4, 8, 12, 16, 20]]):
+        for k, path in checkpoint_files(checkpoint_folder(source, p)).items():
+            if k not in left:
+                path.unlink()
+    assert point(source, exchanges=False).iterations == {0: 4, 1: 8, 2: 0, 3: 20}
+    rest = tmp_path / "rest"
+    problem = Quadratics()
+    assert run_all(going_on(rest, source, exchanges=False, **how), [problem]).tobytes() == whole.tobytes()
+    for p in range(4):
+        log = read_last_run(rest / "peers" / f"peer-{p}.jsonl")
+        assert [e["iteration"] for e in log if e["event"] == "evaluation"] == [0, 10, 20]
+        assert iterations_of(rest, p)[-1] == 20
+    assert iterations_of(rest, 1) == [8, 12, 16, 20]
+
+
+def test_gradients_that_were_drawn_in_vain_are_counted(tmp_path):
+    """For private gradients, whose noise is drawn anew: two intervals at most, one iteration after a stop."""
+    run_all(keeping(tmp_path / "whole", iterations=40))
+    killed, problem = tmp_path / "killed", Quadratics()
+    shutil.copytree(tmp_path / "whole", killed)
+    for p in range(4):
+        for k, path in checkpoint_files(checkpoint_folder(killed, p)).items():
+            if k > 12 + 4 * (p == 1):  # peer 1 had one more
+                path.unlink()
+    run_all(going_on(tmp_path / "a", killed, iterations=40), [problem])
+    assert [problem.built[p].lost for p in range(4)] == [8, 12, 8, 8]
+
+    with pytest.raises(PeerFailedError):
+        run_all(keeping(tmp_path / "stopped", iterations=40), [Quadratics(fail_at={3: 7})])
+    problem = Quadratics()
+    run_all(going_on(tmp_path / "b", tmp_path / "stopped", iterations=40), [problem])
+    assert [problem.built[p].lost for p in range(4)] == [1, 1, 1, 1]
+
+
+# --- files that are not what they were ---
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_file_is_named_and_the_one_before_is_used(damage, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("p2pft_flower"), "propagate", True)
+    whole = run_all(keeping(tmp_path / "whole"))
+    path = checkpoint_folder(tmp_path / "whole", 2) / "iteration-20.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 64
+    path.write_bytes({"cut": data[:-100], "flipped": data, "empty": b""}[damage])
+    assert set(point(tmp_path / "whole").iterations.values()) == {16}
+    assert str(path) in caplog.text
+    assert run_all(going_on(tmp_path / "rest", tmp_path / "whole")).tobytes() == whole.tobytes()
+
+
+def test_a_file_that_was_changed_after_it_was_chosen_is_refused(tmp_path):
+    run_all(keeping(tmp_path / "whole"))
+    (plan,) = going_on(tmp_path / "rest", tmp_path / "whole")
+    changed = replace(plan, resume=replace(plan.resume, digests=plan.resume.digests | {1: "0" * 32}))
+    with pytest.raises(DataError, match=r"peer-1.checkpoints.iteration-20.safetensors: it was changed"):
+        run_all([changed])
+
+
+def test_another_model_is_refused_by_its_digest(tmp_path):
+    run_all(keeping(tmp_path / "whole"))
+    problem = Quadratics()
+    problem.model_digest = "another"
+    with pytest.raises(DataError, match="model digest is quadratics in the checkpoint, another now"):
+        run_all(going_on(tmp_path / "rest", tmp_path / "whole"), [problem])
+
+
+def test_where_no_iteration_is_everybodys_each_ones_are_told():
+    kept = [Kept(0, "1", {4: "a", 8: "b"}, {}, ()), Kept(1, "1", {12: "c"}, {}, ()), Kept(2, "", {}, {}, ())]
+    with pytest.raises(DataError, match=r"peer 0: 4, 8; peer 1: 12; peer 2: none"):
+        newest_common(kept, exchanges=True)
+    with pytest.raises(DataError, match=r"peer 2: none"):
+        newest_common(kept, exchanges=False)
+    assert newest_common(kept[:2], exchanges=False) == {0: 8, 1: 12}
+
+
+# --- what goes wrong while a run writes ---
+
+
+def test_a_disk_that_fills_stops_the_run_with_a_clear_error_and_harms_no_good_file(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def full(number):
+        name = str(Path(f"/proc/self/fd/{number}").readlink())
+        if "peer-2." in name and name.endswith(".partial") and len(iterations_of(tmp_path, 2)) == 3:
+            raise OSError(28, "No space left on device")
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        CheckpointError, match=r"peer 2: the checkpoint of iteration 12 .*No space left on device"
+    ):
+        run_all(keeping(tmp_path, iterations=1000))
+    monkeypatch.undo()
+    kept = look_through(tmp_path, 2, "test")
+    assert list(kept.digests) == [0, 4, 8]
+    (last,) = [e for e in read_last_run(tmp_path / "peers" / "peer-0.jsonl") if e["event"] == "failed"]
+    assert "No space left on device" in last["error"]
+
+
+def test_a_folder_that_cannot_be_written_to_ends_the_run_at_its_first_checkpoint(tmp_path):
+    (tmp_path / "peers").mkdir()
+    (tmp_path / "peers" / "peer-1.checkpoints").write_text("a file")
+    with pytest.raises(CheckpointError, match=r"peer 1: the checkpoint of iteration 0 cannot be written"):
+        run_all(keeping(tmp_path, iterations=1000))
+
+
+def test_a_disk_that_hangs_is_told_of_after_the_deadline(tmp_path, monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr(os, "fsync", lambda _: release.wait(60))
+    try:
+        with pytest.raises(CheckpointError, match=r"still being written after 0.5 s \(peer-timeout\)"):
+            run_all(keeping(tmp_path, **{"peer-timeout": 0.5}))
+    finally:
+        release.set()
+
+
+OWN = """
+class Method:
+    phases = ()
+
+    def __init__(self, alpha, momentum):
+        pass
+
+    def start(self, theta, gradient):
+        return State(theta, {"step": 0})
+
+    def step(self, k, state, gradient):
+        yield from ()
+        return state
+
+class State:
+    def __init__(self, theta, notes):
+        self.theta, self.notes = theta, notes
+"""
+
+
+def test_a_method_whose_state_cannot_be_kept_says_so_and_trains_without_checkpoints(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    method = {"algorithm": f"{tmp_path}/own.py:Method"}
+    with pytest.raises(ConfigError, match=r"its state is a State, .*checkpoint-every = -1"):
+        run_all(keeping(tmp_path / "a", **method))
+    run_all(keeping(tmp_path / "b", every=-1, **method))
+
+
+def test_a_plan_with_a_point_to_go_on_from_survives_the_message():
+    (plan,) = keeping(Path("/nowhere"), files=7)
+    plan = replace(plan, resume=ResumePoint("12", "/runs/12", {0: 8, 3: 8}, {0: "a", 3: "b"}))
+    assert Plan.from_json(plan.to_json()) == plan
+    assert plan.begins == {0: 8, 1: 0, 2: 0, 3: 8}
+
+
+def test_what_peers_tell_of_their_checkpoints_survives_the_message(tmp_path):
+    run_all(keeping(tmp_path))
+    kept = look_through(tmp_path, 1, "test")
+    told = json.loads(json.dumps(vars(kept)))
+    assert Kept.of(told) == kept
+    assert list(kept.digests) == [0, 4, 8, 12, 16, 20]
+    np.testing.assert_equal(
+        kept.about["row"], {str(j): w for j, w in keeping(tmp_path)[0].peers[1].row.items()}
+    )
