@@ -265,7 +265,9 @@ class Wires:
                 )
             return self._patience(remote)
 
-        return self.mailbox.take(receiver, sender, iteration, phase, math.inf, patience)
+        received = self.mailbox.take(receiver, sender, iteration, phase, math.inf, patience)
+        self.heartbeats.heard(sender)
+        return received
 
     def fail(self, error: Exception) -> None:
         """Wake whoever waits here with ``error``; stops can still be sent."""

@@ -1,0 +1,63 @@
+"""Sites that are lost while the others train: these go on, and the results say so. Real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from p2pft_flower.report.collected import collect_results, find_peers
+from p2pft_flower.report.results import read_results
+
+from .deployment import Deployment, wait_until
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture
+def deployment(tmp_path):
+    with Deployment(tmp_path, 3) as started:
+        yield started
+    assert not list(started.started())
+
+
+def kill_site(deployment, peer):
+    """Kill a site's SuperNode and all its children at once, as a power cut would."""
+    deployment.supernodes[peer].send_signal(signal.SIGSTOP)  # it starts nothing meanwhile
+    group = os.getpgid(deployment.supernodes[peer].pid)
+    os.killpg(group, signal.SIGKILL)
+
+
+def test_a_site_that_dies_is_left_behind_and_named_in_the_results(deployment):
+    folder = deployment.folder / "results"
+    settings = {"iterations": 2000, "evaluate-every": 20, "peer-timeout": 5.0, "output-dir": str(folder)}
+    run = deployment.run(topology="directed-ring:3", **settings)
+    for peer in range(3):
+        wait_until(
+            lambda peer=peer: len(deployment.lines(run, peer, "evaluation")) > 1,
+            f"peer {peer} trains",
+            said=deployment.said,
+        )
+    kill_site(deployment, 1)
+    for peer in (0, 2):
+        wait_until(
+            lambda peer=peer: deployment.lines(run, peer, "end"), f"peer {peer} ends", said=deployment.said
+        )
+        (view,) = deployment.lines(run, peer, "view")
+        assert (view["number"], view["peers"], view["lost"]) == (1, [0, 2], [1])
+        assert [0, 2] in view["edges"]  # 1 stood between them
+    deployment.ended(run)
+    results = read_results(Path(folder))
+    assert results["status"] == "completed-with-2-of-3"
+    assert [p["peer"] for p in results["peers"]] == [0, 2]
+    assert "peer 1 was lost after" in results["error"]
+    assert "crashed" in results["error"]
+    (view,) = results["views"]
+    assert view["peers"] == [0, 2]
+    assert "(crashed)" in view["why"]["1"]  # as whoever missed it first found
+    assert results["history"][-1]["accuracy"][1] is None
+    collected = collect_results(find_peers([output / run for output in deployment.outputs]))
+    assert collected["views"] == results["views"]
+    assert collected["status"] == results["status"]
