@@ -31,11 +31,14 @@ class NewView(NamedTuple):
     iteration : int
         Iterations that count as completed.
     lost, joined : tuple of int
-        Peers that were in this host's last view and are not in this one; and those that were not.
+        Peers that were in this host's last view and are not in this one; and those that were not, or that
+        have come back in another life, this host's own among them.
     why : dict of int to str
         What this host has noticed of each lost peer.
     seconds : float
         From when this host stopped iterating until the view was agreed on.
+    donor : int or None
+        The peer from which this host, which was let in by this view, takes θ; None where it was in before.
     """
 
     number: int
@@ -45,6 +48,7 @@ class NewView(NamedTuple):
     joined: tuple[int, ...]
     why: dict[int, str]
     seconds: float
+    donor: int | None = None
 
 
 class LostContactError(Exception):
@@ -62,6 +66,8 @@ class Agreement:
         Called once when the view begins to change, with the error that whoever waits is to be woken with.
     interval : float
         Seconds between two looks at the neighbours.
+    direct : float
+        Seconds for which a word from another host says that it can be reached (run-config ``peer-timeout``).
     clock : callable
         The time in seconds; default time.monotonic.
     """
@@ -72,15 +78,20 @@ class Agreement:
         *,
         on_change: Callable[[ViewChangeError], None],
         interval: float,
+        direct: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._machine = machine
+        self._machine, self._direct = machine, direct
         self._on_change, self._interval, self._clock = on_change, interval, clock
         self._host = {p: m for m, peers in machine.groups.items() for p in peers}
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
         self._view = machine.view  # that this host works in
+        self._installed = machine.view  # whose neighbours are looked after
         self._last = machine.current
+        self._spoken: dict[int, float] = {}
+        """When each member last spoke to this host itself."""
+        self._asked_at: float | None = None
         self._paused_at: float | None = None
         self._why: dict[int, str] = {}
         self._heartbeats: Heartbeats | None = None
@@ -135,6 +146,7 @@ class Agreement:
                 log.warning("a record from peer %d is not used: %s", gossip.sender, error)
         with self._lock:
             if (speaker := self._host.get(gossip.sender)) is not None:
+                self._spoken[speaker] = self._clock()
                 self._machine.heard_again(speaker)
             news = self._machine.hear(heard, self._clock())
             self._look(news and self._machine.record.phase is not Phase.RUNNING)
@@ -153,46 +165,65 @@ class Agreement:
             if not self._machine.complete(iterations):
                 raise _changing(self._machine.view)
 
-    def settle(self, raise_if_stopped: Callable[[], None]) -> NewView:
-        """Wait until the next view is agreed on, and return it.
+    def settle(self, raise_if_stopped: Callable[[], None], on_excluded: Callable[[], None]) -> NewView:
+        """Wait until the next view that this host is in is agreed on, and return it.
+
+        Where the others have gone on without it, it asks to be let in, again and again.
 
         Parameters
         ----------
         raise_if_stopped : callable
             Called several times a second: raises where the whole run is stopped.
+        on_excluded : callable
+            Called when this host learns that the others have gone on without it.
 
         Raises
         ------
         LostContactError
-            When there is no agreement before the deadline, or the others have gone on without this host.
+            When there is no agreement before the deadline, or nobody has let this host in.
         """
-        with self._changed:
-            while self._machine.view == self._view:
-                raise_if_stopped()
-                if self._failure is not None:
-                    raise self._failure
-                if self._machine.expired:
-                    raise LostContactError(self._machine.expired)
-                if self._machine.excluded:
-                    raise LostContactError(
-                        "the other peers have gone on without it: it was not heard in time"
-                    )
-                self._changed.wait(self._interval)
-            machine, now = self._machine, self._clock()
-            view = machine.neighbourhood()
-            before = {p for m in self._last.members for p in machine.groups[m]}
-            paused = now if self._paused_at is None else self._paused_at
-            new = NewView(
-                machine.view,
-                view,
-                machine.current.iteration,
-                tuple(sorted(before.difference(view.peers))),
-                tuple(sorted(set(view.peers) - before)),
-                {p: why for p, why in self._why.items() if p not in view.peers},
-                now - paused,
-            )
-            self._view, self._last, self._paused_at, self._why = machine.view, machine.current, None, {}
-            return new
+        while True:
+            with self._changed:
+                while self._machine.view == self._view and not self._machine.excluded:
+                    raise_if_stopped()
+                    if self._failure is not None:
+                        raise self._failure
+                    if self._machine.expired:
+                        raise LostContactError(self._machine.expired)
+                    self._changed.wait(self._interval)
+                if not self._machine.excluded:
+                    return self._settled()
+            on_excluded()  # takes a moment, in which this host still gossips
+            with self._lock:
+                self._machine.rejoin(self._clock(), self._machine.record.iteration)
+                self._asked_at = None
+                self._nudge()
+
+    def _settled(self) -> NewView:
+        machine, now = self._machine, self._clock()
+        view, last = machine.neighbourhood(), self._last
+        before = {p for m in last.members for p in machine.groups[m]}
+        joined = {
+            p
+            for m in machine.current.members
+            if machine.current.incarnation(m) != last.incarnation(m)
+            for p in machine.groups[m]
+        }
+        donors = dict(zip(machine.current.joined, machine.current.donors, strict=True))
+        new = NewView(
+            machine.view,
+            view,
+            machine.current.iteration,
+            tuple(sorted(before.difference(view.peers))),
+            tuple(sorted(joined)),
+            {p: why for p, why in self._why.items() if p not in view.peers},
+            now - (now if self._paused_at is None else self._paused_at),
+            donors.get(machine.me),
+        )
+        self._view, self._last = machine.view, machine.current
+        self._asked_at = self._paused_at = None
+        self._why = {}
+        return new
 
     def finish(self, timeout: float, raise_if_stopped: Callable[[], None]) -> bool:
         """Stay until all others have done all iterations; False where the view changes before.
@@ -219,8 +250,12 @@ class Agreement:
         return True
 
     def recheck(self) -> None:
-        """Wake whoever waits in a view that was installed, where that has begun to change meanwhile."""
+        """Look after the neighbours of the view that was settled on and that this host has now installed.
+
+        Wakes whoever waits there, where it has begun to change meanwhile.
+        """
         with self._lock:
+            self._installed = self._view
             if self._paused_at is not None:
                 self._on_change(_changing(self._view))
 
@@ -244,6 +279,8 @@ class Agreement:
                     if self._changed.wait_for(lambda: self._closed, self._interval):
                         return
                     running = self._machine.record.phase in (Phase.RUNNING, Phase.FINISHED)
+                    # Between two views the neighbours are still those of the old one.
+                    running = running and self._machine.view == self._installed
                     heartbeats = self._heartbeats
                 lost = []
                 if running and heartbeats is not None:
@@ -252,6 +289,7 @@ class Agreement:
                     for loss in lost:
                         if loss is not None:
                             self._miss(loss)
+                    self._reach()
                     self._look(self._machine.tick(self._clock()))
         except Exception as error:
             log.exception("looking after the other peers failed")
@@ -259,6 +297,18 @@ class Agreement:
                 self._failure = error
                 self._changed.notify_all()
             self._on_change(_changing(self._view))
+
+    def _reach(self) -> None:
+        """Where this host asks to be let in, tell whom it has spoken with itself."""
+        if self._machine.record.phase is not Phase.JOINING:
+            return
+        now = self._clock()
+        if self._asked_at is None:
+            self._asked_at = now
+        reached = {m for m, when in self._spoken.items() if now - when <= self._direct}
+        # What a joining host does not reach is cut out of the next graph: it first tries all of them.
+        if reached.issuperset(self._machine.near()) or now - self._asked_at >= self._direct / 2:
+            self._machine.reach(reached, now)
 
     def _miss(self, loss: PeerLostError) -> None:
         member = self._host[loss.lost]

@@ -13,8 +13,8 @@ from p2pft_flower.algorithms.registry import make_algorithm
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.algorithms.seam import Algorithm, Vector
 from p2pft_flower.config import RunConfig
-from p2pft_flower.errors import P2PFTError
-from p2pft_flower.runtime.agreement import LostContactError, NewView
+from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.runtime.agreement import Agreement, LostContactError, NewView
 from p2pft_flower.runtime.checkpoints import CheckpointError
 from p2pft_flower.runtime.exchange import HostExchange
 from p2pft_flower.runtime.keeping import Keeper
@@ -76,10 +76,27 @@ class Host:
         What is learned.
     access : Access
         How this machine's peers listen and prove who they are; default: in plain text, on this machine only.
+    joining : bool
+        Whether the others train already, and this host, which was started anew, asks them to be let in again;
+        default False.
+
+    Raises
+    ------
+    ConfigError
+        When it is to join a run whose view never changes.
     """
 
-    def __init__(self, plan: Plan, problem: Problem, access: Access = _PLAIN) -> None:
+    def __init__(
+        self, plan: Plan, problem: Problem, access: Access = _PLAIN, *, joining: bool = False
+    ) -> None:
+        if joining and not plan.members:
+            raise ConfigError(
+                f"nobody can come back to run {plan.run}: its peers exchange nothing, or on-failure = 'stop'"
+            )
         self.plan, self.problem, self._access = plan, problem, access
+        self._joining = joining
+        self._without_theta = joining
+        """Whether the others were in a view without it, and it has not got θ from them yet."""
         self._config = RunConfig.from_mapping(plan.config)
         self._peers = [p.peer for p in plan.peers]
         self._news: News | None = None
@@ -109,6 +126,8 @@ class Host:
             When a peer's gradient, payload or loss is not finite.
         PeerFailedError
             When a peer's own code raised.
+        LostContactError
+            When the others have gone on without this host, and have not let it in again in time.
         P2PFTError
             When data or model cannot be used.
         """
@@ -195,8 +214,11 @@ class Host:
         training = self._training = Training(
             plan, method, objectives, exchange, recorder, keeper, self._pulse, self.raise_if_stopped
         )
-        training.take_up(theta0)
-        self._meet(timeouts.meet_timeout)
+        if self._joining:
+            self._reach(math.inf)  # the others have met long ago
+        else:
+            training.take_up(theta0)
+            self._meet(timeouts.meet_timeout)
         if self._wires is not None:
             self._wires.watch()
         recorder.started()
@@ -218,7 +240,10 @@ class Host:
     ) -> None:
         """Train to the end, through as many views as it takes."""
         agreement = None if self._wires is None else self._wires.agreement
-        training.begin(theta0)
+        if self._joining:
+            self._change_view(training, exchange, recorder)
+        else:
+            training.begin(theta0)
         while True:
             try:
                 training.go_on(agreement)
@@ -232,15 +257,53 @@ class Host:
                 if agreement is None:
                     raise
                 log.debug("%s", change)
-            self._pulse.enter(Pulse.PAUSED)
-            training.enter(self._next_view(exchange, recorder))
+            self._change_view(training, exchange, recorder)
 
-    def _next_view(self, exchange: HostExchange, recorder: Recorder) -> NewView:
-        """Wait for the next view, and take everything that exchanges to it."""
+    def _change_view(self, training: Training, exchange: HostExchange, recorder: Recorder) -> None:
+        """Begin again in the next view; from a donor's θ where the others had one without this host."""
         wires = self._wires
         if wires is None or wires.agreement is None:
             raise RuntimeError("the view changes where it never does")
-        new = wires.agreement.settle(self.raise_if_stopped)
+        while True:
+            self._pulse.enter(Pulse.PAUSED)
+            new = self._next_view(wires, wires.agreement, exchange, recorder)
+            try:
+                theta = self._fetch(wires, new) if self._without_theta else None
+            except ViewChangeError as change:
+                log.info("view %d has changed before this host got a vector: %s", new.number, change)
+                continue
+            if self._joining and training.completed is None:
+                training.come_back(new)
+            training.enter(new, theta)
+            self._without_theta = False
+            thetas = {p: state.theta for p, state in training.states.items()}
+            wires.offer(new.iteration, thetas, new.view.peers)
+            return
+
+    def _fetch(self, wires: Wires, new: NewView) -> Vector:
+        """Take θ from the donor that the view names, or from whoever else in the view has one."""
+        near = [j for p in self._peers for j in new.view.row(p)]
+        first = [] if new.donor is None else [new.donor]
+        order = dict.fromkeys([*first, *sorted(near), *new.view.peers])
+        donors = [p for p in order if p not in self._peers]
+        timeout = self._config.runtime.rejoin_deadline
+        theta = wires.fetch(self._peers[0], donors, timeout, self.raise_if_stopped)
+        log.info("peers %s go on from the vector of another peer of view %d", self._peers, new.number)
+        return theta
+
+    def _excluded(self) -> None:
+        """Keep what there is: the others have gone on without this host, which asks to be let in again."""
+        log.warning("peers %s: the others have gone on without them; asking to be let in again", self._peers)
+        completed = None if self._training is None else self._training.completed
+        if self._keeper is not None and completed is not None:
+            self._keeper.keep_stopped(completed)
+        self._without_theta = True
+
+    def _next_view(
+        self, wires: Wires, agreement: Agreement, exchange: HostExchange, recorder: Recorder
+    ) -> NewView:
+        """Wait for the next view, and take everything that exchanges to it."""
+        new = agreement.settle(self.raise_if_stopped, self._excluded)
         recorder.view_changed(new)
         least = self._config.runtime.min_peers
         if len(new.view.peers) < least:
@@ -250,9 +313,10 @@ class Host:
             )
         places = [Neighbourhood.of(new.view, p) for p in self._peers]
         always = self._config.runtime.transport == "grpc"
-        wires.install(new.number, new.iteration, *remote_edges(tuple(places), always=always))
+        back = set(new.joined).difference(self._peers)
+        wires.install(new.number, new.iteration, *remote_edges(tuple(places), always=always), back)
         exchange.install(places)
-        wires.agreement.recheck()
+        agreement.recheck()
         return new
 
     def _close_wires(self) -> None:
@@ -283,6 +347,7 @@ class Host:
                 on_hello=self._on_hello,
                 on_stop=self._on_stop,
                 pulse=self._pulse,
+                joining=self._joining,
             )
         except P2PFTError as error:
             if not alone:
@@ -367,12 +432,12 @@ class Host:
 
         What is wrong with the run itself (it diverges, it was stopped) is not.
         """
+        if self._news is not None or self._wires is None or self._wires.agreement is None:
+            return False
         begun = self._training is not None and self._training.completed is not None
-        training = begun and self._news is None
-        agreeing = self._wires is not None and self._wires.agreement is not None
-        return (
-            training and agreeing and isinstance(error, (PeerFailedError, LostContactError, CheckpointError))
-        )
+        if not begun:
+            return self._joining  # they train without it
+        return isinstance(error, (PeerFailedError, LostContactError, CheckpointError))
 
     def _leave(self, error: BaseException) -> None:
         """Tell all contacts that this host goes, so that they need not wait for its silence."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -11,7 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-__all__ = ["Journal", "finite", "read_journal", "read_last_run"]
+__all__ = ["Journal", "finite", "read_journal", "read_last_run", "read_runs"]
+
+
+_PIECE = 2**16
+"""Bytes that are looked through at once."""
 
 
 class Journal:
@@ -30,6 +35,7 @@ class Journal:
         self.folder = folder / "peers"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / f"peer-{peer}.jsonl"
+        _cut_torn_end(self.path)
         self._file: TextIO = self.path.open("a", encoding="utf-8")
         self._lock = threading.Lock()
         self._over = False
@@ -90,6 +96,21 @@ class Journal:
             self._file.close()
 
 
+def _cut_torn_end(path: Path) -> None:
+    """Cut off a last line that a crash has torn, so that what is appended begins a line of its own."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            begin = max(0, end - _PIECE)
+            file.seek(begin)
+            newline = file.read(end - begin).rfind(b"\n")
+            if newline >= 0:
+                end = begin + newline + 1
+                break
+            end = begin
+        file.truncate(end)
+
+
 def finite(value: Any) -> Any:
     """Return ``value`` with numbers that are not finite (a loss that diverged) as None: JSON has no NaN."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -111,10 +132,15 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
 
 def read_last_run(path: Path) -> list[dict[str, Any]]:
     """Return the lines of the last run in a log: from its ``run`` line on; none without such a line."""
-    lines: list[dict[str, Any]] = []
+    return (read_runs(path) or [[]])[-1]
+
+
+def read_runs(path: Path) -> list[list[dict[str, Any]]]:
+    """Return the lines of each run, or life of the peer in a run, in a log; each begins with ``run``."""
+    runs: list[list[dict[str, Any]]] = []
     for line in read_journal(path):
         if line["event"] == "run":
-            lines = [line]
-        elif lines:
-            lines.append(line)
-    return lines
+            runs.append([line])
+        elif runs:
+            runs[-1].append(line)
+    return runs

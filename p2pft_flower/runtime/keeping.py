@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 from p2pft_flower.algorithms.seam import State
 from p2pft_flower.errors import DataError
+from p2pft_flower.runtime.agreement import NewView
 from p2pft_flower.runtime.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -40,14 +41,18 @@ from p2pft_flower.runtime.checkpoints import (
     state_fields,
     write_checkpoint,
 )
-from p2pft_flower.runtime.journal import read_last_run
+from p2pft_flower.runtime.journal import read_last_run, read_runs
 from p2pft_flower.runtime.plan import Plan, ResumePoint
 from p2pft_flower.runtime.problem import Objective
 from p2pft_flower.runtime.recorder import Recorder
+from p2pft_flower.runtime.resuming import look_through
 
 __all__ = ["Keeper", "Moment", "files_kept"]
 
 log = logging.getLogger("p2pft_flower")
+
+KEPT_EVENTS = ("evaluation", "view")
+"""What the log of a peer's later life repeats of the earlier one."""
 
 _LOOK = 0.1
 """Seconds between two looks whether the run was stopped, while a checkpoint waits for the one before."""
@@ -247,6 +252,44 @@ class Keeper:
             peer, [e for e in earlier if self._plan.evaluates_after(e["iteration"])], checkpoint.seconds
         )
         return state, checkpoint.bytes_sent
+
+    def come_back(self, peer: int, objective: Objective, new: NewView) -> int:
+        """Take up what ``peer`` has kept of its earlier life in this run: its data order and its log.
+
+        Where no checkpoint is left it begins its data order anew.
+
+        Parameters
+        ----------
+        peer : int
+            One of the host's.
+        objective : Objective
+            The peer's, at the start of its data order.
+        new : NewView
+            The view that has let it in.
+
+        Returns
+        -------
+        int
+            Payload bytes it had sent when the checkpoint was written.
+        """
+        folder = self._folders[peer]
+        # Each change of view costs two gradients at most: of the iteration given up, and of the new start.
+        more, position, sent = 2 * new.number, objective.position()(), 0
+        lost, seconds = new.iteration + more, None
+        if kept := look_through(Path(self._plan.output_dir), peer, self._plan.run).digests:
+            path = folder / f"iteration-{max(kept)}.safetensors"
+            checkpoint, _ = read_checkpoint(path, self._plan.run)
+            position, sent, seconds = checkpoint.position, checkpoint.bytes_sent, checkpoint.seconds
+            lost = _lost(checkpoint, folder) + more
+        objective.go_to(position, lost)
+        try:
+            lives = read_runs(folder.parent / f"peer-{peer}.jsonl")
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("peer %d: its earlier log cannot be read (%s)", peer, error)
+            lives = []
+        earlier = [e for e in lives[-2] if e["event"] in KEPT_EVENTS] if len(lives) > 1 else []
+        self._recorder.go_on(peer, [e for e in earlier if e["iteration"] < new.iteration], seconds)
+        return sent
 
     def _checkpoints(self, moment: Moment, *, stopped: bool) -> list[Checkpoint]:
         # Peers that exchange nothing may begin at different iterations: each writes from there on.

@@ -254,7 +254,7 @@ class Membership:
 
     def complete(self, iteration: int) -> bool:
         """Note that ``iteration`` iterations are done; False where the view changes and it does not count."""
-        if self.record.phase is not Phase.RUNNING:
+        if self.record.phase is not Phase.RUNNING or self.excluded:
             return False
         # No new version: nobody has to hear of each iteration. It is told with the next one.
         self.record = replace(self.record, iteration=iteration)
@@ -262,9 +262,9 @@ class Membership:
 
     def finish(self) -> bool:
         """Note that all iterations are done; False where the view changes first."""
-        if self.record.phase is Phase.RUNNING:
+        if self.record.phase is Phase.RUNNING and not self.excluded:
             self._write(phase=Phase.FINISHED)
-        return self.record.phase is Phase.FINISHED
+        return self.record.phase is Phase.FINISHED and not self.excluded
 
     @property
     def all_finished(self) -> bool:
@@ -370,6 +370,12 @@ class Membership:
                 if other not in there:
                     queue.append(other)
         return tuple(sorted(seen - {self.me}))
+
+    def near(self) -> tuple[int, ...]:
+        """Return the members of the newest view known that share an edge of the whole graph with this one."""
+        newest = max((r for r in self.table if r.installed is not None), key=lambda r: r.view, default=None)
+        value = self.current if newest is None or newest.installed is None else newest.installed
+        return tuple(sorted(self._around(self.me).intersection(value.members) - {self.me}))
 
     def neighbourhood(self) -> View:
         """Return the view's peers and graph."""
@@ -545,7 +551,8 @@ class Membership:
             old = [p for m in stay if m not in new for p in self.groups[m]]
             first = self.groups[joiner.member][0]
             near = [j for j in graph.row(first) if j in old]
-            donors.append(min(near) if near else min(old))
+            reached = [p for m in joiner.reaches if m in stay and m not in new for p in self.groups[m]]
+            donors.append(min(near or reached or old))
         return NextView(
             tuple(stay),
             tuple(lives[m] for m in stay),

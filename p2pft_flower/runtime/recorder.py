@@ -121,7 +121,7 @@ class Recorder:
             )
 
     def go_on(
-        self, peer: int, evaluations: Iterable[Mapping[str, Any]], seconds: Mapping[str, float]
+        self, peer: int, lines: Iterable[Mapping[str, Any]], seconds: Mapping[str, float] | None
     ) -> None:
         """Begin the log of a peer that goes on from a checkpoint with what the earlier log said up to there.
 
@@ -129,17 +129,17 @@ class Recorder:
         ----------
         peer : int
             The peer.
-        evaluations : iterable of mapping
+        lines : iterable of mapping
             Its earlier lines; they keep their time.
-        seconds : mapping
-            Where its time went before.
+        seconds : mapping or None
+            Where its time went before; None where nothing tells.
         """
-        for line in evaluations:
-            self._journals[peer].write(
-                "evaluation", **{k: v for k, v in line.items() if k not in ("event", "peer")}
-            )
-        self._seconds[peer] = dict(seconds)
-        self._before[peer] = seconds["exchange"]
+        for line in lines:
+            fields = {k: v for k, v in line.items() if k not in ("event", "peer")}
+            self._journals[peer].write(line["event"], **fields)
+        if seconds is not None:
+            self._seconds[peer] = dict(seconds)
+            self._before[peer] = seconds["exchange"]
 
     def seconds(self, peer: int, exchange: float) -> dict[str, float]:
         """Return where the peer's time went, with the ``exchange`` seconds of this host since it began."""

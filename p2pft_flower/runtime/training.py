@@ -150,17 +150,33 @@ class Training:
             self.states = self.states | after
             self._complete(k + 1)
 
-    def enter(self, new: NewView) -> None:
+    def come_back(self, new: NewView) -> None:
+        """Take up data order and log of the peers' earlier life, known by its files only."""
+        for p in self._peers:
+            with naming(p, new.iteration, "what it has kept could not be taken up"):
+                self._exchange.bytes_sent[p] = self._keeper.come_back(p, self._objectives[p], new)
+
+    def enter(self, new: NewView, theta: Vector | None = None) -> None:
         """Begin the method again, from each peer's θ, among the peers of another view.
 
         The tracker starts afresh, τ_i := ∇L_i(θ_i), so Σ τ = Σ g at once (DESIGN invariant 1).
+
+        Parameters
+        ----------
+        new : NewView
+            That view.
+        theta : numpy.ndarray, optional
+            (q,), what the peers of this host, which was not in the last view, begin with; default: their own.
         """
+        self._pulse.enter(Pulse.COMPUTING)
         self._view, behind = new.number, self.done < new.iteration
         self.iteration = new.iteration
         self._gradients = self._weighed(new.view.peers)
         for p in self._peers:
-            self._start(p, self.states[p].theta)
-        if behind:  # what is due after the iterations that the others had completed is due here too
+            self._start(p, self.states[p].theta if theta is None else theta.copy())
+        if (
+            behind or theta is not None
+        ):  # what is due after the iterations that the others had completed is due here too
             self._complete(new.iteration)
 
     def finish(self) -> None:

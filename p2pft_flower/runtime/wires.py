@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.config import RuntimeConfig
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.runtime.agreement import Agreement
+from p2pft_flower.runtime.agreement import Agreement, LostContactError
 from p2pft_flower.runtime.membership import Membership
 from p2pft_flower.runtime.plan import Neighbourhood, Plan
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import (
     Credentials,
     ExchangeError,
+    ExchangeStoppedError,
     Heartbeats,
     Hello,
     Links,
@@ -28,12 +31,18 @@ from p2pft_flower.transport import (
     Reply,
     Stop,
     Terms,
+    ViewChangeError,
     parse_address,
 )
 
 __all__ = ["Access", "Wires", "remote_edges"]
 
 Edge = tuple[int, int]
+
+log = logging.getLogger("p2pft_flower")
+
+_AGAIN = 0.1
+"""Seconds until donors are asked again."""
 
 
 def remote_edges(peers: tuple[Neighbourhood, ...], *, always: bool) -> tuple[set[Edge], set[Edge]]:
@@ -101,6 +110,8 @@ class Wires:
         Given a neighbour's Stop, or the coordinator's.
     pulse : OwnPulse
         What the host does.
+    joining : bool
+        Whether the others train already, and this host is to ask to be let in; default False.
 
     Attributes
     ----------
@@ -128,9 +139,10 @@ class Wires:
         on_hello: Callable[[Hello], Reply | None],
         on_stop: Callable[[Stop], None],
         pulse: OwnPulse,
+        joining: bool = False,
     ) -> None:
         local = {p.peer for p in plan.peers}
-        self._terms = terms
+        self._terms, self._offered_until = terms, math.inf
         self._longest = 2 * max(config.hang_timeout, config.peer_timeout)
         self._go_to(local, leaving, entering)
         remotes = {i for _, i in leaving} | {j for j, _ in entering}
@@ -167,7 +179,7 @@ class Wires:
             on_failure=self.fail,
             patience=self._patience,
         )
-        self.agreement = self._agree(plan, config) if plan.members else None
+        self.agreement = self._agree(plan, config, joining) if plan.members else None
         agreement = self.agreement
         self.heartbeats = Heartbeats(
             self.links,
@@ -202,7 +214,7 @@ class Wires:
             j: tuple(sorted(i for s, i in leaving if s == j)) for j in sorted(local)
         }
 
-    def _agree(self, plan: Plan, config: RuntimeConfig) -> Agreement:
+    def _agree(self, plan: Plan, config: RuntimeConfig, joining: bool) -> Agreement:
         # Whom a simulation loses does not come back.
         local = all(parse_address(plan.addresses[p]).path is not None for p in plan.loss_weights)
         patience = min(config.rejoin_deadline, 4 * config.peer_timeout) if local else config.rejoin_deadline
@@ -214,11 +226,16 @@ class Wires:
             round_time=config.peer_timeout / 4,
             patience=patience,
             wait=config.on_failure == "wait",
+            # A later life than all before, also where the clock of this machine was set back a little: a
+            # record of an earlier life that comes back to this host raises it further.
+            incarnation=time.time_ns() if joining else 0,
+            joining=joining,
         )
         return Agreement(
             machine,
             on_change=self.fail,
             interval=min(1.0, config.peer_timeout / 8),
+            direct=config.peer_timeout,
         )
 
     def watch(self) -> None:
@@ -232,8 +249,17 @@ class Wires:
         # Where views change, the agreement looks after all neighbours, and wakes whoever waits.
         return self.heartbeats.absence(remote) if self.agreement is None else None
 
-    def install(self, number: int, first: int, leaving: set[Edge], entering: set[Edge]) -> None:
+    def install(
+        self,
+        number: int,
+        first: int,
+        leaving: set[Edge],
+        entering: set[Edge],
+        joined: Iterable[int] = (),
+    ) -> None:
         """Go on to view ``number``, which begins with iteration ``first``, over its edges.
+
+        To the peers ``joined``, which have come back, connections are made anew.
 
         Raises
         ------
@@ -241,11 +267,56 @@ class Wires:
             What :meth:`fail` was called with, where that was no ViewChangeError.
         """
         terms = replace(self._terms, view=number)
-        self.links.install(terms, leaving, entering)
+        self.links.install(terms, leaving, entering, joined)
         mailbox = Mailbox(terms, entering, first)
         self.server.install(mailbox, leaving)
         self.mailbox = mailbox
         self._go_to(list(self._receivers), leaving, entering)
+
+    def offer(self, first: int, thetas: Mapping[int, Vector], peers: Sequence[int]) -> None:
+        """Let the peers of the view, which begins with iteration ``first``, fetch θ of this host's peers."""
+        self.server.offer(first, thetas, peers)
+        # Who still lacks θ has sent nothing, so no other peer gets further than its distance from it.
+        self._offered_until = first + len(peers)
+
+    def fetch(self, peer: int, donors: Sequence[int], timeout: float, check: Callable[[], None]) -> Vector:
+        """Take θ from the first of ``donors`` that has one; ask all of them again and again.
+
+        Parameters
+        ----------
+        peer : int
+            The local peer that asks.
+        donors : sequence of int
+            Other peers of the view, in the order in which they are asked.
+        timeout : float
+            Seconds after which this is given up.
+        check : callable
+            Called several times a second; may raise.
+
+        Raises
+        ------
+        LostContactError
+            When nobody has given any; says what each one answered.
+        ViewChangeError
+            When the view changes meanwhile.
+        """
+        end, answers = time.monotonic() + timeout, dict[int, str]()
+        while donors and time.monotonic() < end:
+            for donor in donors:
+                check()
+                try:
+                    return self.links.fetch(peer, donor, self.links.timeout, check)
+                except (ViewChangeError, ExchangeStoppedError):
+                    raise
+                except ExchangeError as error:
+                    log.info("peer %d has no vector from peer %d yet: %s", peer, donor, error)
+                    answers[donor] = str(error)
+            time.sleep(_AGAIN)
+        told = "; ".join(f"peer {p}: {what}" for p, what in answers.items()) or "there is no other"
+        raise LostContactError(
+            f"it was let in again, but no other peer of view {self.links.terms.view} has given it a vector "
+            f"to go on from within {timeout:g} s ({told}); the checkpoints are kept"
+        )
 
     def receivers(self, peer: int) -> tuple[int, ...]:
         """Return the out-neighbours that ``peer`` reaches by the transport, ascending."""
@@ -254,6 +325,9 @@ class Wires:
     def take(self, receiver: int, sender: int, iteration: int, phase: int) -> Received:
         """Wait for one payload; see :meth:`Mailbox.take`."""
         begin = time.monotonic()
+        if iteration >= self._offered_until:
+            self.server.withdraw()
+            self._offered_until = math.inf
 
         def patience(remote: int) -> Exception | None:
             agreement = self.agreement

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ from p2pft_flower.transport.tls import Credentials
 
 __all__ = ["Call", "Channels"]
 
-Answer = TypeVar("Answer", pb.Reply, pb.Gossip)
+Answer = TypeVar("Answer", pb.Reply, pb.Gossip, pb.Fetched)
 
 _BY_CODE: dict[grpc.StatusCode, type[ExchangeError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: ExchangeTimeoutError,
@@ -92,6 +92,13 @@ class Call:
             return self.error(ExchangeError, f"{self._whom} answered for peer {answer.sender}")
         return answer
 
+    def fetched(self) -> pb.Fetched | ExchangeError:
+        """Return the called peer's answer to a fetch, which has ended, unchecked, or what went wrong."""
+        answer = self._answer(pb.Fetched.FromString)
+        if isinstance(answer, ExchangeError) or answer.status == pb.ACCEPTED:
+            return answer
+        return self._refusal(answer.status, answer.reason)
+
     @property
     def _whom(self) -> str:
         return f"peer {self.remote} at {self.address}"
@@ -130,6 +137,8 @@ class Channels:
         Whether plain text may leave this machine.
     gossip : bool
         Whether they are for gossip: connections of their own, and room for its answers; default False.
+    largest : int
+        Bytes of a vector that an answer may hold; default 0: none does.
     """
 
     def __init__(
@@ -139,12 +148,13 @@ class Channels:
         insecure: bool,
         *,
         gossip: bool = False,
+        largest: int = 0,
     ) -> None:
         self.addresses = dict(addresses)
         self._credentials = credentials
         self._tls = None if credentials is None else credentials.channel()
         self._insecure = insecure
-        self._gossip = gossip
+        self._gossip, self._largest = gossip, largest
         self._lock = threading.Lock()
         self._open: dict[int, grpc.Channel] = {}
         self._closed = False
@@ -166,7 +176,7 @@ class Channels:
         Parameters
         ----------
         method : str
-            Deliver, Hello, Stop or Gossip.
+            Deliver, Hello, Stop, Gossip or Fetch.
         request : bytes or Message
             The request's body.
         timeout : float
@@ -198,7 +208,12 @@ class Channels:
                 own = self._credentials
                 name = None if own is None else target_name(own.federation, remote)
                 channel = open_channel(
-                    self.addresses[remote], self._tls, self._insecure, name, gossip=self._gossip
+                    self.addresses[remote],
+                    self._tls,
+                    self._insecure,
+                    name,
+                    gossip=self._gossip,
+                    largest=self._largest,
                 )
                 self._open[remote] = channel
         body = request if isinstance(request, bytes) else request.SerializeToString()
@@ -208,6 +223,17 @@ class Channels:
         )
         iteration, phase = (None, None) if at is None else at
         return Call(future, self.addresses[remote], edge, local, remote, timeout, iteration, phase)
+
+    def renew(self, remotes: Iterable[int]) -> None:
+        """Close the channels to ``remotes``, which cancels their calls; the next call opens new ones.
+
+        A channel to a peer that was gone may still wait for its next attempt to connect, or for answers on
+        a connection that broke without a word.
+        """
+        with self._lock:
+            old = [channel for remote in set(remotes) if (channel := self._open.pop(remote, None))]
+        for channel in old:
+            channel.close()
 
     def close(self) -> None:
         """Close every channel, which cancels its calls."""

@@ -94,7 +94,13 @@ def _plain_text_allowed(address: Address, insecure: bool, option: str) -> None:
 
 
 def open_channel(
-    text: str, credentials: Any, insecure: bool, name: str | None = None, *, gossip: bool = False
+    text: str,
+    credentials: Any,
+    insecure: bool,
+    name: str | None = None,
+    *,
+    gossip: bool = False,
+    largest: int = 0,
 ) -> grpc.Channel:
     """Open a channel; nothing connects before the first call. Do not fork afterwards.
 
@@ -110,6 +116,8 @@ def open_channel(
         The name that the server's certificate must have; default the address's host.
     gossip : bool
         Whether it is for gossip: a connection of its own, and room for answers with every member's record.
+    largest : int
+        Bytes of a vector that an answer may hold; default 0: none does.
 
     Raises
     ------
@@ -117,7 +125,7 @@ def open_channel(
         When plain text would leave this machine.
     """
     address = parse_address(text)
-    answers = gossip_limit(MAX_MEMBERS) if gossip else _SMALL_MESSAGE
+    answers = gossip_limit(MAX_MEMBERS) if gossip else _SMALL_MESSAGE + largest
     options = (*_CHANNEL_OPTIONS, ("grpc.max_receive_message_length", answers))
     if gossip:
         options = (*options, *_GOSSIP_OPTIONS)

@@ -13,7 +13,17 @@ from google.protobuf.message import DecodeError
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport import p2pft_pb2 as pb
 
-__all__ = ["HEADER_KEY", "MAX_PAYLOAD", "Terms", "all_finite", "checksum", "decode_header", "encode_header"]
+__all__ = [
+    "HEADER_KEY",
+    "MAX_PAYLOAD",
+    "Terms",
+    "all_finite",
+    "checksum",
+    "decode_header",
+    "encode_header",
+    "fetched",
+    "wrong_vector",
+]
 
 HEADER_KEY = "p2pft-header-bin"
 """The metadata key of the header; gRPC carries the values of keys ending in ``-bin`` as bytes."""
@@ -148,3 +158,32 @@ def decode_header(raw: bytes) -> pb.PayloadHeader:
         return pb.PayloadHeader.FromString(raw)
     except DecodeError as error:
         raise ValueError(f"{len(raw)} bytes that are no header") from error
+
+
+def fetched(
+    terms: Terms, edge: tuple[int, int], iteration: int, vector: npt.NDArray[np.floating]
+) -> pb.Fetched:
+    """Return the answer that carries the donor's ``vector``, (q,), along ``edge`` = (donor, who asks)."""
+    raw = vector.astype(terms.numpy_dtype, copy=False).tobytes()
+    header = encode_header(terms, edge, iteration, 0, share=1.0, payload_hash=xxhash.xxh3_64_intdigest(raw))
+    return pb.Fetched(status=pb.ACCEPTED, header=decode_header(header), vector=raw)
+
+
+def wrong_vector(terms: Terms, edge: tuple[int, int], answer: pb.Fetched) -> str | None:
+    """Return why a fetched vector is not what was asked for along ``edge`` = (donor, who asks), or None."""
+    header, raw = answer.header, answer.vector
+    for what, theirs, ours in (
+        ("run", header.run[:64], terms.run),
+        ("view", header.view, terms.view),
+        ("edge", (header.sender, header.receiver), edge),
+        ("number of trainable parameters", header.length, terms.length),
+        ("dtype number", header.dtype, terms.wire_dtype),
+        ("number of bytes", len(raw), terms.nbytes),
+    ):
+        if theirs != ours:
+            return f"its {what} is {theirs!r}, and {ours!r} was asked for"
+    if checksum(header, xxhash.xxh3_64_intdigest(raw)) != header.checksum:
+        return "its checksum does not fit: bits changed on the way"
+    if not all_finite(np.frombuffer(raw, dtype=terms.numpy_dtype)):
+        return "it holds a NaN or an infinity"
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import queue
@@ -30,7 +31,7 @@ from p2pft_flower.transport.errors import (
     PeerUnreachableError,
     ViewChangeError,
 )
-from p2pft_flower.transport.header import HEADER_KEY, Terms, encode_header
+from p2pft_flower.transport.header import HEADER_KEY, Terms, encode_header, wrong_vector
 from p2pft_flower.transport.mailbox import ASK_EVERY, Edge, Patience, first_error
 from p2pft_flower.transport.tls import Credentials
 
@@ -42,6 +43,9 @@ _MEET_REMEDY = "is its host running, is the address right and reachable from her
 
 _AGAIN = 0.5
 """Seconds until a neighbour that was not there is greeted again."""
+
+_ASK = 0.1
+"""Seconds between two looks whether what is waited for is still wanted."""
 
 _PAUSE = 0.1
 """Seconds until a payload that was not taken in is sent again."""
@@ -128,7 +132,7 @@ class Links:
         self.timeout = timeout
         self._on_failure = on_failure
         self._patience = patience
-        self._credentials = credentials
+        self._credentials, self._insecure = credentials, insecure
         self._channels = Channels(addresses, credentials, insecure)
         self._gossip_channels = Channels(addresses, credentials, insecure, gossip=True)
         self.bytes_sent: dict[int, int] = {}
@@ -164,7 +168,13 @@ class Links:
         """Return where a remote peer listens."""
         return self._channels.addresses[remote]
 
-    def install(self, terms: Terms, out_edges: Iterable[Edge], in_edges: Iterable[Edge]) -> None:
+    def install(
+        self,
+        terms: Terms,
+        out_edges: Iterable[Edge],
+        in_edges: Iterable[Edge],
+        returned: Iterable[int] = (),
+    ) -> None:
         """Go on to another view: its terms and its edges. Connections that are open stay open.
 
         What is still under way of the old view is cancelled and forgotten. `fail` with a `ViewChangeError`
@@ -176,6 +186,8 @@ class Links:
             Of the new view.
         out_edges, in_edges : iterable of (int, int)
             (sender, receiver) of the edges that leave this host and that enter it.
+        returned : iterable of int
+            Remote peers that were gone: their payloads get connections anew. Default none.
 
         Raises
         ------
@@ -185,6 +197,7 @@ class Links:
             What `fail` was called with, where that was no `ViewChangeError`.
         """
         self._cancel()
+        self._channels.renew(returned)
         with self._lock:
             if self._error is not None and not isinstance(self._error, ViewChangeError):
                 raise self._error
@@ -467,6 +480,64 @@ class Links:
         return self._gossip_channels.start(
             "Gossip", message, timeout, edge=(message.sender, remote), remote=remote, wait_for_ready=False
         )
+
+    def fetch(
+        self, local: int, donor: int, timeout: float, check: Callable[[], None]
+    ) -> npt.NDArray[np.floating]:
+        """Ask another peer of the present view for its θ as of when the view began.
+
+        Parameters
+        ----------
+        local : int
+            The peer that asks.
+        donor : int
+            The remote peer that is asked; it need not be a neighbour.
+        timeout : float
+            The deadline in seconds.
+        check : callable
+            Called several times a second; may raise.
+
+        Returns
+        -------
+        numpy.ndarray
+            (q,), of the terms' dtype, finite; its own memory.
+
+        Raises
+        ------
+        OtherViewError
+            When the donor has not come to this view yet, has no θ itself yet, or has left the view.
+        ExchangeTimeoutError, PeerUnreachableError
+            When there is no answer.
+        ExchangeRefusedError
+            When the donor refuses, or its answer is not what was asked for; says which.
+        Exception
+            What `fail` was called with, or what ``check`` raised.
+        """
+        terms, edge = self.terms, (donor, local)
+        message = pb.Fetch(run=terms.run, view=terms.view, sender=local, receiver=donor)
+        # Channels of its own: only here an answer is as long as a vector.
+        channels = Channels(
+            {donor: self.address_of(donor)}, self._credentials, self._insecure, largest=terms.nbytes
+        )
+        end = time.monotonic() + timeout
+        try:
+            call = channels.start("Fetch", message, timeout, edge=edge, remote=donor, wait_for_ready=False)
+            while not call.future.done():
+                if self._error is not None:
+                    raise self._error
+                check()
+                if time.monotonic() > end + 5.0:  # the call has its own deadline: a stuck event loop
+                    raise call.error(ExchangeTimeoutError, f"no answer from peer {donor}")
+                with contextlib.suppress(grpc.FutureTimeoutError, grpc.FutureCancelledError, grpc.RpcError):
+                    call.future.exception(_ASK)  # what it is, the outcome tells
+            answer = call.fetched()
+        finally:
+            channels.close()
+        if isinstance(answer, ExchangeError):
+            raise answer
+        if (wrong := wrong_vector(terms, edge, answer)) is not None:
+            raise call.error(ExchangeRefusedError, f"the vector from peer {donor} is not used: {wrong}")
+        return np.frombuffer(answer.vector, dtype=terms.numpy_dtype).copy()
 
     def fail(self, error: Exception) -> None:
         """Wake a waiting `send`, `flush` or `meet` with ``error``; later ones raise it.

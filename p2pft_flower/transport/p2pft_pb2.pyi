@@ -292,6 +292,30 @@ class Gossip(_message.Message):
     reason: str
     def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class Fetch(_message.Message):
+    __slots__ = ("run", "view", "sender", "receiver")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    view: int
+    sender: int
+    receiver: int
+    def __init__(self, run: _Optional[str] = ..., view: _Optional[int] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ...) -> None: ...
+
+class Fetched(_message.Message):
+    __slots__ = ("status", "reason", "header", "vector")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
+    status: Status
+    reason: str
+    header: PayloadHeader
+    vector: bytes
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., header: _Optional[_Union[PayloadHeader, _Mapping]] = ..., vector: _Optional[bytes] = ...) -> None: ...
+
 class PeerReport(_message.Message):
     __slots__ = ("run", "peer", "iteration", "loss", "accuracy", "accuracy_unseen", "sketch", "bytes_sent", "seconds", "note", "live")
     RUN_FIELD_NUMBER: _ClassVar[int]

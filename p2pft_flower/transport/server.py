@@ -12,6 +12,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import numpy as np
+import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from p2pft_flower.errors import printable
@@ -19,7 +21,7 @@ from p2pft_flower.transport import p2pft_pb2 as pb
 from p2pft_flower.transport.certificates import Identity
 from p2pft_flower.transport.endpoint import EXCHANGE, Listener, gossip_limit
 from p2pft_flower.transport.errors import ExchangeStoppedError, ViewChangeError
-from p2pft_flower.transport.header import HEADER_KEY, decode_header
+from p2pft_flower.transport.header import HEADER_KEY, decode_header, fetched
 from p2pft_flower.transport.mailbox import Edge, Mailbox
 from p2pft_flower.transport.stops import has_key
 from p2pft_flower.transport.tls import Credentials, NotAuthenticError
@@ -30,15 +32,27 @@ log = logging.getLogger(__name__)
 
 
 _KEPT = 1.0
-"""Seconds that a payload of a later view is kept before it is answered LATER."""
+"""Seconds that a payload or a fetch of a later view is kept before it is answered LATER."""
+
+_Answer = pb.Reply | pb.Gossip | pb.Fetched
+_Answerer = Callable[[bytes, Any, Identity | None], _Answer]
+
+
+class _Offer(NamedTuple):
+    """What peers without a θ may fetch."""
+
+    iteration: int
+    thetas: Mapping[int, npt.NDArray[np.floating]]
+    to: frozenset[int]
 
 
 class _View(NamedTuple):
-    """What a view lets in; replaced as a whole."""
+    """What a view lets in and gives out; replaced as a whole."""
 
     mailbox: Mailbox
     neighbours: frozenset[Edge]
     """(remote, local) of every pair of neighbours, whichever way the edge goes."""
+    offer: _Offer | None = None
 
     @classmethod
     def of(cls, mailbox: Mailbox, out_edges: Iterable[Edge]) -> Self:
@@ -118,7 +132,13 @@ class PeerServer:
         self._timeout = timeout
         self._credentials = credentials
         self._throttle = Throttle()
-        answers = {"Deliver": self._deliver, "Hello": self._hello, "Stop": self._stop, "Gossip": self._gossip}
+        answers: dict[str, _Answerer] = {
+            "Deliver": self._deliver,
+            "Hello": self._hello,
+            "Stop": self._stop,
+            "Gossip": self._gossip,
+            "Fetch": self._fetch,
+        }
         # Room for the view with the most edges into this host: each member's to each local peer. (Threads
         # are started when they are needed.)
         callers = max(len(self._view.neighbours), len(members))
@@ -169,6 +189,29 @@ class PeerServer:
             self._view = _View.of(mailbox, out_edges)
             self._installed.notify_all()
 
+    def offer(
+        self, iteration: int, thetas: Mapping[int, npt.NDArray[np.floating]], to: Iterable[int]
+    ) -> None:
+        """Let other peers of the present view fetch θ of this host's peers, until `install` or `withdraw`.
+
+        Parameters
+        ----------
+        iteration : int
+            The one that the view begins with.
+        thetas : mapping of int to numpy.ndarray
+            Local peer to its θ when the view began, (q,), of the terms' dtype; must not be changed.
+        to : iterable of int
+            The peers of the view.
+        """
+        with self._installed:
+            self._view = self._view._replace(offer=_Offer(iteration, dict(thetas), frozenset(to)))
+            self._installed.notify_all()
+
+    def withdraw(self) -> None:
+        """Take back what `offer` offered."""
+        with self._installed:
+            self._view = self._view._replace(offer=None)
+
     def close(self, grace: float = 5.0) -> None:
         """Stop serving: fail the mailbox, let running answers leave, remove sockets and threads.
 
@@ -194,7 +237,7 @@ class PeerServer:
 
     def _answer(
         self,
-        answer: Callable[[bytes, Any, Identity | None], pb.Reply | pb.Gossip],
+        answer: _Answerer,
         request: bytes,
         context: Any,
     ) -> bytes:
@@ -202,7 +245,7 @@ class PeerServer:
         who, caller = None, context.peer()
         # Only this user gets at a Unix socket: a Unix socket needs neither certificates nor patience.
         trusted = caller.startswith("unix:")
-        reply: pb.Reply | pb.Gossip
+        reply: _Answer
         try:
             if self._credentials is not None and not trusted:
                 who = self._credentials.identify(context)
@@ -231,6 +274,8 @@ class PeerServer:
             self._throttle.refused(caller)
         if answer == self._gossip and isinstance(reply, pb.Reply):
             reply = pb.Gossip(status=reply.status, reason=reply.reason)
+        if answer == self._fetch and isinstance(reply, pb.Reply):
+            reply = pb.Fetched(status=reply.status, reason=reply.reason)
         return reply.SerializeToString()
 
     def _knows(self, peer: int | None) -> bool:
@@ -356,6 +401,52 @@ class PeerServer:
         answer.run, answer.sender, answer.receiver = gossip.run, gossip.receiver, gossip.sender
         answer.status = pb.ACCEPTED
         return answer
+
+    def _fetch(self, request: bytes, context: Any, who: Identity | None) -> pb.Reply | pb.Fetched:
+        try:
+            asked = pb.Fetch.FromString(request)
+        except DecodeError:
+            return self._refuse(pb.BAD_HEADER, "a fetch that cannot be parsed")
+        if (wrong := self._wrong_fetch(asked, who)) is not None:
+            return self._refuse(*wrong)
+        left = context.time_remaining()
+        kept = _KEPT if left is None else min(_KEPT, left)
+
+        def decided() -> bool:
+            view = self._view
+            there = view.mailbox.terms.view
+            return self._closed or there > asked.view or (there == asked.view and view.offer is not None)
+
+        with self._installed:
+            self._installed.wait_for(decided, kept)
+            view = self._view
+        terms = view.mailbox.terms
+        if terms.view > asked.view:
+            return pb.Reply(
+                status=pb.WRONG_VIEW, reason=f"view {asked.view} was followed by view {terms.view}"
+            )
+        if terms.view < asked.view or view.offer is None:
+            return pb.Reply(
+                status=pb.LATER,
+                reason=f"it has no vector of view {asked.view} to give: it is in {terms.view}",
+            )
+        if asked.sender not in view.offer.to:
+            return self._refuse(
+                pb.NOT_NEIGHBOUR, f"a fetch by peer {asked.sender}, which is not in view {terms.view}"
+            )
+        edge = (asked.receiver, asked.sender)
+        return fetched(terms, edge, view.offer.iteration, view.offer.thetas[asked.receiver])
+
+    def _wrong_fetch(self, asked: pb.Fetch, who: Identity | None) -> tuple[pb.Status, str] | None:
+        if who is not None and asked.sender != who.peer:
+            return pb.NOT_AUTHENTIC, f"a fetch by peer {asked.sender} by {who.name}"
+        if asked.run != self._view.mailbox.terms.run:
+            return pb.WRONG_RUN, f"a fetch of run {asked.run[:64]!r}"
+        if asked.receiver not in self._local:
+            return pb.NOT_NEIGHBOUR, f"a fetch from peer {asked.receiver}, which is not on this host"
+        if asked.sender not in self._members:
+            return pb.NOT_NEIGHBOUR, f"a fetch by peer {asked.sender}, which is no member of this run"
+        return None
 
     def _wrong_gossip(self, gossip: pb.Gossip, who: Identity | None) -> tuple[pb.Status, str] | None:
         if who is not None and gossip.sender != who.peer:

@@ -1,0 +1,254 @@
+"""Hosts that come back: let in by a change of view, with a donor's θ; Σ τ = Σ g, the optimum of all."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.runtime import sketch
+from p2pft_flower.runtime.agreement import LostContactError
+from p2pft_flower.runtime.host import Host, PeerFailedError
+from p2pft_flower.runtime.journal import read_journal
+from p2pft_flower.runtime.plan import Plan
+from p2pft_flower.runtime.training import TRACE
+from p2pft_flower.topology import Graph
+from p2pft_flower.transport import Pulse
+
+from .quadratic import Peer, Quadratics, plans
+from .test_host import run_together, short, tcp, unix  # noqa: F401
+
+RING = Graph.load("directed-ring:4")
+ALONE = [[0], [1], [2], [3]]
+
+
+def best(*peers):
+    return np.mean([Peer(p).minimiser for p in peers], axis=0)
+
+
+def events(folder, peer, kind):
+    return [e for e in read_journal(folder / "peers" / f"peer-{peer}.jsonl") if e["event"] == kind]
+
+
+def assert_invariant_1(folder, n):
+    """Σ τ = Σ g over the peers of each view, after each iteration that all of them have completed."""
+    surplus, peers = {}, {0: range(n)}
+    for p in range(n):
+        peers |= {e["number"]: e["peers"] for e in events(folder, p, "view")}
+        for e in events(folder, p, "trace"):
+            surplus.setdefault((e["view"], e["iteration"]), {})[p] = sketch.decode(e["surplus"])
+    complete = {key: told for key, told in surplus.items() if set(told) >= set(peers[key[0]])}
+    assert {view for view, _ in complete} == set(peers)
+    for (view, _), told in complete.items():
+        total = np.sum([told[p] for p in peers[view]], axis=0)
+        assert np.abs(total).max() < 1e-2, view
+
+
+class Federation:
+    """Hosts in threads; a peer's gradient waits a little as long as somebody is away."""
+
+    def __init__(self, folder, addresses, monkeypatch, graph=RING, hosts=ALONE, **settings):
+        monkeypatch.setenv(TRACE, "1")
+        settings = {"iterations": 400, "survive": True, "peer-timeout": 4.0} | settings
+        self.folder = folder
+        self.plans = plans(graph, hosts, addresses, folder, **settings)
+        self.all_there = threading.Event()
+        self.pool = ThreadPoolExecutor(2 * len(hosts))
+        self.problems = {}
+        self.hosts = {}
+
+    def start(self, host, joining=False, hook=None, **faults):
+        def paced(peer, drawn):
+            if hook is not None:
+                hook(peer, drawn)
+            self.all_there.wait(0.02)
+
+        problem = self.problems[host] = Quadratics(hook=paced, **faults)
+        life = self.hosts[host] = Host(self.plans[host], problem, joining=joining)
+        return self.pool.submit(life.run)
+
+    def pauses(self, host):
+        """Whether a host has stopped iterating until a view is agreed on."""
+        return self.hosts[host]._pulse.read().activity == Pulse.PAUSED
+
+    def kept(self, peer):
+        return next(p.built[peer].kept for p in self.problems.values() if peer in p.built)
+
+
+@pytest.fixture
+def federation(tmp_path, monkeypatch):
+    made = []
+
+    def make(addresses, **settings):
+        made.append(Federation(tmp_path, addresses, monkeypatch, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.all_there.set()
+        one.pool.shutdown()
+
+
+def test_a_host_that_crashed_and_is_started_again_trains_on_with_the_others(federation, tmp_path):
+    net = federation(tcp())
+    runs = [net.start(p, fail_at={2: 30}) for p in range(4)]
+    with pytest.raises(PeerFailedError):
+        runs[2].result(60)
+    runs[2] = net.start(2, joining=True, hook=lambda *_: net.all_there.set())
+    outcomes = [run.result(60) for run in runs]
+    assert [o.iterations for (o,) in outcomes] == [400] * 4
+    for p in range(4):
+        assert events(tmp_path, p, "view")[-1]["peers"] == [0, 1, 2, 3]
+        assert events(tmp_path, p, "view")[-1]["joined"] == [2]
+        assert np.abs(net.kept(p) - best(0, 1, 2, 3)).max() < 0.3
+    assert_invariant_1(tmp_path, 4)
+
+
+def test_nobody_comes_back_to_a_run_whose_view_never_changes(tmp_path):
+    (plan,) = plans(RING, [[0, 1, 2, 3]], {}, tmp_path)
+    with pytest.raises(ConfigError, match="nobody can come back"):
+        Host(plan, Quadratics(), joining=True)
+
+
+def test_who_finds_nobody_gives_up_at_the_deadline_and_stops_no_other(federation, tmp_path):
+    net = federation(tcp(), **{"rejoin-deadline": 1.0, "peer-timeout": 1.0})
+    with pytest.raises(LostContactError, match="nobody has let it in for 1 s"):
+        net.start(1, joining=True).result(60)
+
+
+def until(condition, seconds=60.0):
+    """Wait for what another thread or process does; a broken test waits to the end."""
+    end, never = time.monotonic() + seconds, threading.Event()
+    while not condition():
+        assert time.monotonic() < end, "it never came to be"
+        never.wait(0.02)
+
+
+def views(folder, peer):
+    path = folder / "peers" / f"peer-{peer}.jsonl"
+    return events(folder, peer, "view") if path.is_file() else []
+
+
+def test_a_host_may_crash_and_come_back_twice(federation, tmp_path):
+    net = federation(tcp(), iterations=800)
+    runs = [net.start(p, fail_at={2: 20}) for p in range(4)]
+    with pytest.raises(PeerFailedError):
+        runs[2].result(60)
+    with pytest.raises(PeerFailedError):
+        net.start(2, joining=True, fail_at={2: 60}).result(60)
+    runs[2] = net.start(2, joining=True, hook=lambda *_: net.all_there.set())
+    assert [run.result(60)[0].iterations for run in runs] == [800] * 4
+    for p in range(4):
+        assert events(tmp_path, p, "view")[-1]["peers"] == [0, 1, 2, 3]
+        assert np.abs(net.kept(p) - best(0, 1, 2, 3)).max() < 0.3
+    assert_invariant_1(tmp_path, 4)
+
+
+def test_a_host_comes_back_while_another_fails(federation, tmp_path):
+    net = federation(tcp(), iterations=800)
+    both = threading.Event()
+    fell = threading.Event()
+
+    def fall(peer, drawn):
+        if both.is_set():
+            fell.set()
+            raise ValueError("no more images")
+
+    runs = [net.start(p, hook=fall if p == 0 else None, fail_at={2: 20}) for p in range(4)]
+    with pytest.raises(PeerFailedError):
+        runs[2].result(60)
+    both.set()
+    runs[2] = net.start(2, joining=True)
+    with pytest.raises(PeerFailedError):
+        runs[0].result(60)
+    until(lambda: views(tmp_path, 2)[-1:] and views(tmp_path, 2)[-1]["peers"] == [1, 2, 3])
+    net.all_there.set()
+    assert [runs[p].result(60)[0].iterations for p in (1, 2, 3)] == [800] * 3
+    for p in (1, 2, 3):
+        assert np.abs(net.kept(p) - best(1, 2, 3)).max() < 0.3
+    assert_invariant_1(tmp_path, 4)
+
+
+def test_a_host_that_hung_comes_back_when_its_gradient_is_done(federation, tmp_path):
+    net = federation(tcp(), iterations=800, **{"hang-timeout": 2.0, "peer-timeout": 2.0})
+    stuck = threading.Event()
+
+    def hang(peer, drawn):
+        if drawn == 30:
+            assert stuck.wait(60)
+
+    runs = [net.start(p, hook=hang if p == 2 else None) for p in range(4)]
+    until(lambda: all(views(tmp_path, p) for p in (0, 1, 3)))
+    assert views(tmp_path, 0)[0]["peers"] == [0, 1, 3]
+    stuck.set()
+    until(lambda: views(tmp_path, 2))
+    net.all_there.set()
+    assert [run.result(60)[0].iterations for run in runs] == [800] * 4
+    for p in range(4):
+        assert np.abs(net.kept(p) - best(0, 1, 2, 3)).max() < 0.3
+    assert_invariant_1(tmp_path, 4)
+
+
+def suspended_child(plan_json, pipe):
+    """Run one host in a process of its own, slowly until ``pipe`` says that all are there."""
+
+    def paced(peer, drawn):
+        if not pipe.closed and pipe.poll(0.02):
+            pipe.close()
+
+    os.environ[TRACE] = "1"
+    plan, problem = Plan.from_json(plan_json), Quadratics(hook=paced)
+    Host(plan, problem).run()
+
+
+@pytest.mark.parametrize("on_failure", ["continue", "wait"])
+def test_a_suspended_process_comes_back_beyond_the_deadline(federation, tmp_path, on_failure):
+    net = federation(
+        tcp(), iterations=800, **{"peer-timeout": 2.0, "on-failure": on_failure, "rejoin-deadline": 60.0}
+    )
+    here, there = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=suspended_child, args=(net.plans[2].to_json(), there)
+    )
+    process.start()
+    runs = {p: net.start(p) for p in (0, 1, 3)}
+    until(lambda: (tmp_path / "peers" / "peer-2.jsonl").is_file() and events(tmp_path, 2, "trace"))
+    os.kill(process.pid, signal.SIGSTOP)
+    if on_failure == "continue":
+        until(lambda: all(views(tmp_path, p) for p in runs))
+    else:
+        until(lambda: all(net.pauses(p) for p in runs))
+    os.kill(process.pid, signal.SIGCONT)
+    until(lambda: views(tmp_path, 2))
+    net.all_there.set()
+    here.send(None)
+    process.join(60)
+    assert process.exitcode == 0
+    assert [run.result(60)[0].iterations for run in runs.values()] == [800] * 3
+    for p in range(4):
+        assert views(tmp_path, p)[-1]["peers"] == [0, 1, 2, 3]
+    if on_failure == "wait":
+        assert [view["lost"] for p in range(4) for view in views(tmp_path, p)] == [[]] * 4
+    for p in runs:
+        assert np.abs(net.kept(p) - best(0, 1, 2, 3)).max() < 0.3
+    assert_invariant_1(tmp_path, 4)
+
+
+def test_where_the_others_wait_a_host_started_again_is_in_the_next_view(federation, tmp_path):
+    net = federation(tcp(), **{"on-failure": "wait", "rejoin-deadline": 60.0})
+    runs = [net.start(p, fail_at={2: 30}) for p in range(4)]
+    with pytest.raises(PeerFailedError):
+        runs[2].result(60)
+    runs[2] = net.start(2, joining=True, hook=lambda *_: net.all_there.set())
+    assert [run.result(60)[0].iterations for run in runs] == [400] * 4
+    for p in (0, 1, 3):
+        assert [(e["peers"], e["joined"]) for e in events(tmp_path, p, "view")] == [([0, 1, 2, 3], [2])]
+        assert np.abs(net.kept(p) - best(0, 1, 2, 3)).max() < 0.3
+    assert_invariant_1(tmp_path, 4)
