@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import pytest
 
 from p2pft_flower.algorithms import simulate
 from p2pft_flower.runtime.invariants import tracker_surplus
@@ -47,7 +48,8 @@ class Fault(Enum):
     LINK_CUT_BOTH_WAYS = "a link carries nothing, in neither direction"
     LINK_CUT_ONE_WAY = "a link carries nothing, in one direction"
     CUT_OFF = "a peer's machine is taken off the network"
-    STRAGGLER = "a gradient that takes several deadlines"
+    STRAGGLER = "a peer whose gradients are slow takes several deadlines for one of them"
+    HANG = "a gradient that never ends, while heartbeats go on"
     SLOW_LINK = "a link that is slow"
     CORRUPTED = "payloads arrive with a bit flipped"
     DUPLICATED = "payloads arrive twice"
@@ -59,6 +61,11 @@ class Fault(Enum):
     KILL_BALLOT = "SIGKILL of who has opened a ballot"
     KILL_PROPOSER = "SIGKILL of who has proposed the next view"
     KILL_CHECKPOINT = "SIGKILL while a checkpoint is written"
+
+
+def injects(*faults: Fault) -> pytest.MarkDecorator:
+    """Mark a test as the one that injects ``faults``."""
+    return pytest.mark.injects(*faults)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from p2pft_flower.runtime.agreement import Agreement, LostContactError
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.recorder import Recorder
+from p2pft_flower.runtime.wires import Access
 from p2pft_flower.transport import PayloadHeader
 from p2pft_flower.transport.header import checksum
 from p2pft_flower.transport.links import Links
@@ -110,7 +111,7 @@ def main(plan_json: str, pipe: Connection, orders: Orders) -> None:
     if orders.payloads:
         PAYLOADS[orders.payloads]()
     try:
-        Host(plan, problem).run()
+        Host(plan, problem, Access(insecure=bool(orders.namespace))).run()
     except (P2PFTError, PeerFailedError, LostContactError) as error:
         logging.exception("it ended with an error")
         reporter.say("error", type(error).__name__, str(error))
