@@ -40,6 +40,7 @@ _BY_CODE: dict[grpc.StatusCode, type[ExchangeError]] = {
 _BY_STATUS: dict[int, type[ExchangeError]] = {
     pb.STOPPED: ExchangeStoppedError,
     pb.CORRUPT: CorruptedError,
+    pb.THROTTLED: ExchangeTimeoutError,  # others at its address, or in its name, may be to blame
     pb.BUSY: ExchangeTimeoutError,
     pb.PREPARING: PeerPreparingError,
     pb.LATER: OtherViewError,

@@ -15,18 +15,16 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-
-import xxhash
+from types import SimpleNamespace
 
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.runtime import training
 from p2pft_flower.runtime.agreement import Agreement, LostContactError
 from p2pft_flower.runtime.host import Host, PeerFailedError
+from p2pft_flower.runtime.membership import Membership
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.recorder import Recorder
 from p2pft_flower.runtime.wires import Access
-from p2pft_flower.transport import PayloadHeader
-from p2pft_flower.transport.header import checksum
 from p2pft_flower.transport.links import Links
 from tests.runtime.quadratic import Quadratics
 
@@ -48,7 +46,7 @@ class Orders:
     ----------
     hold : tuple of str
         Where it waits for a word: ``"gradient 20"`` (the 21st it computes), ``"ballot"`` (it has opened one and
-        told it), ``"proposal"`` (the same, with the next view), ``"checkpoint 20"`` (half of it is written).
+        told it), ``"proposal"`` (a quorum has accepted the view that it proposed, and only it knows), ``"checkpoint 20"`` (half of it is written).
     namespace : str
         The network namespace to live in; empty: this one.
     clock_jump : float
@@ -143,6 +141,11 @@ def _call(name: str, *words: object) -> None:
 def move_clock(seconds: float) -> None:
     """Let the wall clock jump: whoever asks for the time of day is told another one."""
     real = time.time
+    # Not gRPC's Python half: its other half, in C, asks the kernel, whose clock stays where it is.
+    still = SimpleNamespace(**vars(time))
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "grpc" and getattr(module, "time", None) is time:
+            module.time = still
     time.time = lambda: real() + seconds
 
 
@@ -158,19 +161,23 @@ def watch_views(reporter: Reporter) -> None:
 
 
 def watch_ballots(reporter: Reporter) -> None:
-    """Hold where this peer has told others of a ballot of its own, and of the view that it proposes."""
-    original, told = Agreement.tell, set()
+    """Hold where this peer has told of a ballot of its own, and where its proposal was just accepted."""
+    tell, follow, told = Agreement.tell, Membership._follow, []
 
-    def tell(self):
+    def tell_of_ballots(self):
         own = self._machine.record.proposal
-        if own is not None:
-            stage = "ballot" if own.value is None else "proposal"
-            if stage in told:  # told once before
-                reporter.at(stage)
-            told.add(stage)
-        return original(self)
+        if own is not None and own.value is None:
+            if told:
+                reporter.at("ballot")
+            told.append(own)
+        return tell(self)
 
-    Agreement.tell = tell
+    def follow_own_proposal(self, view, value):
+        if self.record.proposal is not None and self.record.proposal.value == value:
+            reporter.at("proposal")
+        follow(self, view, value)
+
+    Agreement.tell, Membership._follow = tell_of_ballots, follow_own_proposal
 
 
 def watch_checkpoints(reporter: Reporter) -> None:
@@ -220,28 +227,27 @@ def duplicate() -> None:
 
 
 def reorder() -> None:
-    """Send what is next but one before what is next: the τ payload of an iteration before its θ."""
-    original, kept = Links._deliver, []
+    """Send a copy of each payload once more after the one that follows it, which overtakes it."""
+    original, kept, before = Links._deliver, [], {}
 
     def deliver(self, edge, body, header, at):
-        if at[0] >= JUMP_AT and at[1] == 0:
-            early = PayloadHeader.FromString(header)
-            early.phase = 1
-            early.checksum = checksum(early, xxhash.xxh3_64_intdigest(body))
-            kept.append(original(self, edge, body, early.SerializeToString(), (at[0], 1)))
-        return original(self, edge, body, header, at)
+        call = original(self, edge, body, header, at)
+        if JUMP_AT <= at[0] < JUMP_AT + 5 and edge in before:
+            kept.append(original(self, edge, *before[edge]))
+        before[edge] = body, header, at
+        return call
 
     Links._deliver = deliver
 
 
 def replay() -> None:
-    """Send what was sent ten iterations before once more, each time."""
+    """Send what was sent ten iterations before once more."""
     original, kept, sent = Links._deliver, [], {}
 
     def deliver(self, edge, body, header, at):
         sent[edge, at] = body, header
         before = at[0] - 10, at[1]
-        if at[0] >= JUMP_AT and (edge, before) in sent:
+        if JUMP_AT <= at[0] < JUMP_AT + 20 and (edge, before) in sent:
             kept.append(original(self, edge, *sent[edge, before], before))
         return original(self, edge, body, header, at)
 

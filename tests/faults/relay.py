@@ -26,12 +26,14 @@ class Link:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self._ends: list[socket.socket] = []
-        self._cut, self._closed = threading.Event(), threading.Event()
+        self._cut = {way: threading.Event() for way in ("there", "back")}
+        self._closed = threading.Event()
         self._threads = [spawn(self._accept)]
 
-    def cut(self) -> None:
-        """Pass nothing on any more: neither data nor that a connection has ended."""
-        self._cut.set()
+    def cut(self, *ways: str) -> None:
+        """Pass nothing on any more, ``"there"`` or ``"back"``: neither data nor that a connection has ended."""
+        for way in ways:
+            self._cut[way].set()
 
     def _accept(self) -> None:
         while True:
@@ -42,20 +44,24 @@ class Link:
             self._ends.append(near)
             try:
                 far = socket.create_connection((self._target[0], int(self._target[2])), timeout=PATIENCE)
+                far.settimeout(None)
             except OSError:  # nobody there
                 near.close()
                 continue
             self._ends.append(far)
-            self._threads += [spawn(lambda a=a, b=b: self._pump(a, b)) for a, b in ((near, far), (far, near))]
+            self._threads += [
+                spawn(lambda a=near, b=far: self._pump(a, b, self._cut["there"])),
+                spawn(lambda a=far, b=near: self._pump(a, b, self._cut["back"])),
+            ]
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, cut: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 self._closed.wait(self._delay)
-                if self._cut.is_set():
+                if cut.is_set():
                     return
                 sink.sendall(data)
-        if not self._cut.is_set():
+        if not cut.is_set():
             for end in (source, sink):
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)

@@ -24,15 +24,19 @@ def between(addresses, a, b, stack, delay=0.0):
 
 
 @injects(Fault.LINK_CUT_BOTH_WAYS, Fault.LINK_CUT_ONE_WAY)
-@pytest.mark.parametrize("ways", [1, 2])
+@pytest.mark.parametrize("ways", ["one", "both"])
 def test_when_a_link_goes_dead_nobody_is_lost_and_the_graph_does_without_it(ways, tmp_path):
     addresses = loopback(6)
     with contextlib.ExitStack() as stack:
         routes, links = between(addresses, 2, 3, stack)
         peers = stack.enter_context(Federation(tmp_path, addresses=addresses, routes=routes, orders={3: HELD}))
         peers.hold(3, "gradient 20")
-        for link in links[:ways]:
-            link.cut()
+        there, back = links
+        there.cut("there")  # whichever end has opened the connection: nothing of peer 2 comes to peer 3
+        back.cut("back")
+        if ways == "both":
+            there.cut("back")
+            back.cut("there")
         peers.release(3)
         ended = peers.ended()
         peers.check_survivors(peers.peers, ended)
@@ -69,7 +73,7 @@ def test_when_packets_between_two_machines_are_lost_nobody_else_is(ways, tmp_pat
 @networks
 @injects(Fault.CUT_OFF)
 def test_when_a_machine_is_off_the_network_it_is_called_cut_off_and_stops_alone(tmp_path):
-    with Network(6) as net, Hosts(net, tmp_path, {3: HELD}, **{"rejoin-deadline": 8.0}).peers as peers:
+    with Network(6) as net, Hosts(net, tmp_path, {3: HELD}, **{"rejoin-deadline": 5.0}).peers as peers:
         peers.hold(3, "gradient 20")
         net.cut(3)
         peers.release(3)
@@ -77,7 +81,7 @@ def test_when_a_machine_is_off_the_network_it_is_called_cut_off_and_stops_alone(
         survivors = [0, 1, 2, 4, 5]
         peers.check_survivors(survivors, ended)
         peers.check_told(survivors, {3: "cannot be reached"})
-        assert "no agreement for 8 s" in ended[3].error
+        assert "no agreement for 5 s" in ended[3].error
 
 
 @injects(Fault.SLOW_LINK)
@@ -104,5 +108,5 @@ def test_a_slow_link_changes_nothing(tmp_path):
 def test_payloads_that_are_altered_or_come_twice_early_or_late_are_used_once_and_in_order(harm, tmp_path):
     with Federation(tmp_path, orders={2: Orders(payloads=harm)}) as peers:
         peers.check_same(peers.ended())
-        if harm in ("corrupt", "reorder", "replay"):
+        if harm in ("corrupt", "replay"):
             assert "refused a message on edge 2 -> 3" in peers.log(3)

@@ -61,7 +61,7 @@ def test_when_who_has_opened_a_ballot_is_killed_another_one_opens_the_next(tmp_p
 
 
 @injects(Fault.KILL_PROPOSER)
-def test_when_who_has_proposed_the_next_view_is_killed_the_others_still_agree(tmp_path):
+def test_when_the_proposer_is_killed_as_its_view_is_accepted_the_others_still_agree(tmp_path):
     with Federation(tmp_path, orders={0: Orders(hold=("proposal",)), 3: HELD}) as peers:
         peers.hold(3, "gradient 20")
         peers.kill(3)
