@@ -15,6 +15,7 @@ from p2pft_flower.transport import p2pft_pb2 as pb
 from p2pft_flower.transport.certificates import target_name
 from p2pft_flower.transport.endpoint import EXCHANGE, open_channel
 from p2pft_flower.transport.errors import (
+    CorruptedError,
     ExchangeError,
     ExchangeRefusedError,
     ExchangeStoppedError,
@@ -38,6 +39,8 @@ _BY_CODE: dict[grpc.StatusCode, type[ExchangeError]] = {
 }
 _BY_STATUS: dict[int, type[ExchangeError]] = {
     pb.STOPPED: ExchangeStoppedError,
+    pb.CORRUPT: CorruptedError,
+    pb.THROTTLED: ExchangeTimeoutError,  # others at its address, or in its name, may be to blame
     pb.BUSY: ExchangeTimeoutError,
     pb.PREPARING: PeerPreparingError,
     pb.LATER: OtherViewError,

@@ -9,6 +9,7 @@ from p2pft_flower.errors import P2PFTError
 
 __all__ = [
     "BindError",
+    "CorruptedError",
     "ExchangeError",
     "ExchangeRefusedError",
     "ExchangeStoppedError",
@@ -96,6 +97,10 @@ class ExchangeTimeoutError(ExchangeError):
 
 class ExchangeRefusedError(ExchangeError):
     """The neighbour looked at a message and refused it; the reason is the neighbour's."""
+
+
+class CorruptedError(ExchangeRefusedError):
+    """What arrived at the neighbour was not what was sent: its checksum does not fit."""
 
 
 class PeerPreparingError(ExchangeError):

@@ -22,6 +22,7 @@ from p2pft_flower.errors import P2PFTError
 from p2pft_flower.transport import p2pft_pb2 as pb
 from p2pft_flower.transport.calls import Call, Channels
 from p2pft_flower.transport.errors import (
+    CorruptedError,
     ExchangeError,
     ExchangeRefusedError,
     ExchangeStoppedError,
@@ -53,6 +54,9 @@ _PAUSE = 0.1
 _NOT_YET = (ExchangeTimeoutError, PeerUnreachableError, OtherViewError)
 """What may pass: a payload is sent again as long as there is patience with its receiver."""
 
+_CORRUPTED = 10
+"""How often one payload may arrive altered before its link is given up: then it is no accident."""
+
 _NO_HANDSHAKE = ("Tls handshake failed", "Verification Check failed", "CERTIFICATE_VERIFY_FAILED")
 """What gRPC says when TLS fails on this side."""
 
@@ -69,6 +73,7 @@ class _Payload:
     settled: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
     again: threading.Timer | None = None
+    corrupted: int = 0
 
 
 class Links:
@@ -103,7 +108,7 @@ class Links:
         connection, or was answered that the receiver is busy or in another view, and several times a second
         while `send` or `flush` wait. None: it is sent again, the same bytes (a payload that had come after
         all is answered DUPLICATE); else what is returned is the payload's error. Default: such a payload
-        fails at once.
+        fails at once. One that arrived altered is sent again either way, a few times.
 
     Attributes
     ----------
@@ -690,7 +695,9 @@ class Links:
             if payload.settled.is_set() or not self._waits_for(payload):
                 payload.settled.set()
                 return
-            if isinstance(error, _NOT_YET) and self._patience is not None:
+            payload.corrupted += isinstance(error, CorruptedError)
+            altered = isinstance(error, CorruptedError) and payload.corrupted < _CORRUPTED
+            if altered or (isinstance(error, _NOT_YET) and self._patience is not None):
                 # A thread of its own: the patience may take a moment, which a thread of gRPC must not.
                 payload.again = threading.Timer(_PAUSE, self._send_again, (payload,))
                 payload.again.name, payload.again.daemon = "p2pft-again", True

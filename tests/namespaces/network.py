@@ -85,6 +85,10 @@ class Network:
         """Return a host's IP address."""
         return f"{PREFIX}{host + 1}"
 
+    def name(self, host: int) -> str:
+        """Return the name of a host's namespace."""
+        return self._names[host]
+
     def start(self, host: int, *words: str) -> subprocess.Popen[str]:
         """Start this Python with ``words`` on a host."""
         process = subprocess.Popen(

@@ -435,15 +435,32 @@ def test_a_man_in_the_middle_cannot_alter_a_payload(secure, peers):
         Links(terms, {1: relay.address}, [(0, 1)], timeout=PATIENCE, credentials=own[0]) as links,
     ):
         links.send(0, 0, 0, vector)
+        links.flush(PATIENCE)
+        assert mailbox.take(1, 0, 0, 0, PATIENCE).vector.tobytes() == vector.tobytes()
         if secure:  # the connection breaks, and the payload is sent again over a new one
-            links.flush(PATIENCE)
-            assert mailbox.take(1, 0, 0, 0, PATIENCE).vector.tobytes() == vector.tobytes()
             assert len(relay.connections) == 2
             assert not mailbox.refused
-        else:
-            with pytest.raises(ExchangeRefusedError, match=r"edge 0 -> 1, iteration 0.*CORRUPT"):
-                links.flush(PATIENCE)
-            assert mailbox.pending((0, 1)) == 0
+        else:  # the checksum tells, and it is sent again over the same one
+            assert mailbox.refused == {"CORRUPT": 1}
+
+
+def test_a_link_that_alters_every_payload_is_given_up():
+    terms, mailbox = Terms("run", 1000), Mailbox(Terms("run", 1000), [(0, 1)])
+    at_first = np.zeros(terms.length, np.float32).tobytes()[:64]
+
+    def zeros_to_ones(connection, passed, data):
+        return data.replace(at_first, b"\x01" * 64)
+
+    with (
+        PeerServer(mailbox, {1: "127.0.0.1:0"}) as server,
+        Relay(port_of(server.bound_addresses[1]), alter=zeros_to_ones) as relay,
+        Links(terms, {1: relay.address}, [(0, 1)], timeout=PATIENCE) as links,
+    ):
+        links.send(0, 0, 0, np.zeros(terms.length, np.float32))
+        with pytest.raises(ExchangeRefusedError, match=r"edge 0 -> 1, iteration 0.*CORRUPT"):
+            links.flush(PATIENCE)
+        assert mailbox.refused["CORRUPT"] == 10
+        assert mailbox.pending((0, 1)) == 0
 
 
 def tls_context(own, version):

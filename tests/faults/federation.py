@@ -1,0 +1,274 @@
+"""Peers as processes over sockets, what is done to them, and what must be true afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pytest
+
+from p2pft_flower.algorithms import simulate
+from p2pft_flower.runtime.invariants import tracker_surplus
+from p2pft_flower.runtime.journal import read_journal
+from p2pft_flower.topology import Graph
+from tests.faults.peer import Orders, main
+from tests.runtime.quadratic import Peer, Quadratics, plans
+
+PATIENCE = 60.0
+"""Seconds after which a run has not ended; only a broken one takes that long."""
+
+DEADLINE = 2.0
+"""``peer-timeout`` of these runs, in seconds."""
+
+ITERATIONS = 120
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["tests.faults.peer"])
+
+
+class Fault(Enum):
+    """What is done to peers, each by one test at least."""
+
+    KILL_ONE = "SIGKILL of a peer"
+    KILL_TWO = "SIGKILL of two peers at once"
+    KILL_CUT_VERTEX = "SIGKILL of the peer without which the graph falls apart"
+    PAUSE = "SIGSTOP, and SIGCONT within the deadline"
+    LONG_PAUSE = "SIGSTOP, and SIGCONT after the others have gone on"
+    LINK_CUT_BOTH_WAYS = "a link carries nothing, in neither direction"
+    LINK_CUT_ONE_WAY = "a link carries nothing, in one direction"
+    CUT_OFF = "a peer's machine is taken off the network"
+    STRAGGLER = "a peer whose gradients are slow takes several deadlines for one of them"
+    HANG = "a gradient that never ends, while heartbeats go on"
+    SLOW_LINK = "a link that is slow"
+    CORRUPTED = "payloads arrive with a bit flipped"
+    DUPLICATED = "payloads arrive twice"
+    REORDERED = "payloads overtake each other"
+    REPLAYED = "old payloads arrive again"
+    FULL_DISK = "no room for a checkpoint"
+    UNWRITABLE = "checkpoints cannot be written"
+    CLOCK_JUMP = "the wall clock is set"
+    KILL_BALLOT = "SIGKILL of who has opened a ballot"
+    KILL_PROPOSER = "SIGKILL of who has proposed the next view"
+    KILL_CHECKPOINT = "SIGKILL while a checkpoint is written"
+
+
+def injects(*faults: Fault) -> pytest.MarkDecorator:
+    """Mark a test as the one that injects ``faults``."""
+    return pytest.mark.injects(*faults)
+
+
+@dataclass
+class Ended:
+    """How one peer's process ended."""
+
+    exitcode: int | None
+    theta: np.ndarray[Any, Any] | None = None
+    error: str = ""
+
+
+@dataclass
+class _Child:
+    process: Any
+    pipe: Any
+    said: list[tuple[Any, ...]] = field(default_factory=list)
+
+
+class Federation:
+    """Peers of one run; a context manager that leaves no process.
+
+    Parameters
+    ----------
+    folder : Path
+        For plans, logs and tails.
+    graph : str
+        What `Graph.load` knows.
+    orders : mapping of int to Orders
+        What peers do besides their work.
+    addresses : mapping of int to str
+        Where they listen; default ports of loopback.
+    routes : mapping of (int, int) to str
+        The address under which one peer knows another, where that is another one: a relay's.
+    **settings
+        Run-config.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        graph: str = "directed-ring:6",
+        *,
+        orders: Mapping[int, Orders] | None = None,
+        addresses: Mapping[int, str] | None = None,
+        routes: Mapping[tuple[int, int], str] | None = None,
+        checkpoint_every: int = -1,
+        **settings: Any,
+    ) -> None:
+        self.folder, self.graph = folder, Graph.load(graph)
+        self.iterations = settings.get("iterations", ITERATIONS)
+        self.addresses = dict(addresses or loopback(self.graph.n))
+        self._orders, self._routes = orders or {}, routes or {}
+        self._every = checkpoint_every
+        settings = {
+            "iterations": ITERATIONS,
+            "peer-timeout": DEADLINE,
+            "rejoin-deadline": 20.0,
+            "meet-timeout": PATIENCE,
+        } | settings
+        self._settings = settings
+        self._children: dict[int, _Child] = {}
+
+    @property
+    def peers(self) -> range:
+        return range(self.graph.n)
+
+    def __enter__(self) -> Self:
+        alone = [[p] for p in self.peers]
+        all_plans = plans(self.graph, alone, self.addresses, self.folder, survive=True, **self._settings)
+        for p, plan in enumerate(all_plans):
+            known = {q: self._routes.get((p, q), at) for q, at in self.addresses.items()}
+            plan = replace(plan, addresses=known, checkpoint_every=self._every)
+            here, there = _SERVER.Pipe()
+            orders = self._orders.get(p, Orders())
+            process = _SERVER.Process(target=main, args=(plan.to_json(), there, orders), name=f"peer {p}")
+            process.start()
+            there.close()
+            self._children[p] = _Child(process, here)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for child in self._children.values():
+            if child.process.is_alive():
+                child.process.kill()
+            child.process.join(PATIENCE)
+            child.pipe.close()
+            child.process.close()
+
+    # What is done to them ----------------------------------------------------------------------------
+
+    def await_word(self, peer: int, *words: Any) -> None:
+        """Wait until a peer has said ``words``."""
+        child, end = self._children[peer], time.monotonic() + PATIENCE
+        while words not in child.said:
+            assert child.pipe.poll(max(0.0, end - time.monotonic())), f"peer {peer} does not say {words}: {self.log(peer)}"
+            try:
+                child.said.append(child.pipe.recv())
+            except EOFError:
+                raise AssertionError(f"peer {peer} ended before it said {words}: {self.log(peer)}") from None
+
+    def hold(self, peer: int, place: str) -> None:
+        """Wait until a peer holds at ``place``."""
+        self.await_word(peer, "at", place)
+
+    def release(self, peer: int) -> None:
+        """Let a peer that holds go on."""
+        self._children[peer].pipe.send("go on")
+
+    def signal(self, peer: int, number: signal.Signals) -> None:
+        os.kill(self._children[peer].process.pid, number)
+
+    def kill(self, *peers: int) -> None:
+        for peer in peers:
+            self.signal(peer, signal.SIGKILL)
+        for peer in peers:
+            self._children[peer].process.join(PATIENCE)
+
+    # What is true of them ----------------------------------------------------------------------------
+
+    def ended(self, peers: Iterable[int] | None = None) -> dict[int, Ended]:
+        """Wait until all of ``peers`` (default: all) have ended, and return how."""
+        end = time.monotonic() + PATIENCE
+        found = {}
+        for peer in self.peers if peers is None else peers:
+            child = self._children[peer]
+            # What a peer says last may not fit into the pipe: it is read before its end is waited for.
+            with contextlib.suppress(EOFError, ConnectionResetError):
+                while child.pipe.poll(max(0.0, end - time.monotonic())):
+                    child.said.append(child.pipe.recv())
+            child.process.join(max(0.0, end - time.monotonic()))
+            found[peer] = Ended(child.process.exitcode)
+            for word, *more in child.said:
+                if word == "end":
+                    found[peer].theta = np.frombuffer(more[0], np.float32)
+                elif word == "error":
+                    found[peer].error = f"{more[0]}: {more[1]}"
+        return found
+
+    def journal(self, peer: int) -> list[dict[str, Any]]:
+        return list(read_journal(self.folder / "peers" / f"peer-{peer}.jsonl"))
+
+    def views(self, peer: int) -> list[dict[str, Any]]:
+        return [line for line in self.journal(peer) if line["event"] == "view"]
+
+    def log(self, peer: int) -> str:
+        path = self.folder / f"peer-{peer}.txt"
+        return path.read_text() if path.is_file() else "it has no log"
+
+    def logs(self) -> str:
+        return "\n".join(f"--- peer {p}\n{self.log(p)}" for p in self.peers)
+
+    def check_survivors(self, survivors: Sequence[int], ended: Mapping[int, Ended]) -> None:
+        """Check that exactly ``survivors`` come to the end, agree, and are at their own optimum."""
+        for p in survivors:
+            assert ended[p].exitcode == 0, (p, ended[p].error, self.logs())
+        thetas = np.stack([ended[p].theta for p in survivors])
+        best = np.mean([Peer(p).minimiser for p in survivors], axis=0)
+        assert np.abs(thetas - thetas.mean(axis=0)).max() < 0.1
+        assert np.abs(thetas.mean(axis=0) - best).max() < 0.1
+        self.check_invariant()
+
+    def check_same(self, ended: Mapping[int, Ended]) -> None:
+        """Check that all peers end with the very bits that they end with undisturbed, in one view."""
+        for p in self.peers:
+            assert ended[p].exitcode == 0, (p, ended[p].error, self.logs())
+            assert self.views(p) == []
+        gradients = [Peer(p).gradient for p in self.peers]
+        undisturbed = simulate(
+            "p2pft", self.graph, gradients, Quadratics.theta0, alpha=0.1, iterations=self.iterations
+        ).theta
+        for p in self.peers:
+            assert ended[p].theta.tobytes() == undisturbed[p].tobytes(), p
+        self.check_invariant()
+
+    def check_invariant(self) -> None:
+        """Check Σ τ = Σ g after each iteration of each view, and that both were looked at."""
+        surplus = tracker_surplus(self.folder, self.peers)
+        last = max(v["number"] for p in self.peers for v in [{"number": 0}, *self.views(p)])
+        assert (last, self.iterations) in {(s.view, s.iteration) for s in surplus}
+        assert max(s.relative for s in surplus) < 1e-4, max(surplus, key=lambda s: s.relative)
+
+    def check_told(self, survivors: Iterable[int], lost: Mapping[int, str], number: int = 1) -> None:
+        """Check that every survivor tells of view ``number`` alike, and some of them why each peer was lost."""
+        seen = [next(v for v in self.views(p) if v["number"] == number) for p in survivors]
+        for view in seen:
+            assert view["lost"] == sorted(lost)
+            assert (view["peers"], view["edges"], view["iteration"]) == (
+                seen[0]["peers"],
+                seen[0]["edges"],
+                seen[0]["iteration"],
+            )
+        for peer, how in lost.items():
+            told = [view["why"][str(peer)] for view in seen if str(peer) in view["why"]]
+            assert told, (peer, seen)
+            assert all(how in why for why in told), told
+
+
+def loopback(n: int) -> dict[int, str]:
+    """Return ``n`` addresses that nobody listens at."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    addresses = {p: f"127.0.0.1:{s.getsockname()[1]}" for p, s in enumerate(sockets)}
+    for s in sockets:
+        s.close()
+    return addresses

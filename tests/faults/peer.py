@@ -1,0 +1,257 @@
+"""One peer in a process of its own, to which a test does harm.
+
+The test's process holds the other end of a pipe. The peer says where it is, and where it was told to hold it
+waits there for a word: so a fault is injected at a certain moment, whatever the machine's speed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+
+from p2pft_flower.errors import P2PFTError
+from p2pft_flower.runtime import training
+from p2pft_flower.runtime.agreement import Agreement, LostContactError
+from p2pft_flower.runtime.host import Host, PeerFailedError
+from p2pft_flower.runtime.membership import Membership
+from p2pft_flower.runtime.plan import Plan
+from p2pft_flower.runtime.recorder import Recorder
+from p2pft_flower.runtime.wires import Access
+from p2pft_flower.transport.links import Links
+from tests.runtime.quadratic import Quadratics
+
+EXIT_ERROR = 3
+"""How a peer's process ends that has ended with an error of ours."""
+
+JUMP_AT = 20
+"""The gradient at which a clock jumps, and the iteration whose payloads suffer."""
+
+_MOUNTS, _NETWORK = 0x00020000, 0x40000000  # CLONE_NEWNS, CLONE_NEWNET
+_PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What one peer's process does besides its work.
+
+    Attributes
+    ----------
+    hold : tuple of str
+        Where it waits for a word: ``"gradient 20"`` (the 21st it computes), ``"ballot"`` (it has opened one and
+        told it), ``"proposal"`` (a quorum has accepted the view that it proposed, and only it knows), ``"checkpoint 20"`` (half of it is written).
+    namespace : str
+        The network namespace to live in; empty: this one.
+    clock_jump : float
+        Seconds by which the wall clock moves at gradient `JUMP_AT`.
+    payloads : str
+        What is done to payloads of iteration `JUMP_AT` on: a key of `PAYLOADS`; empty: nothing.
+    disk : int
+        Bytes of the disk that its checkpoints go to; 0: enough.
+    """
+
+    hold: tuple[str, ...] = ()
+    namespace: str = ""
+    clock_jump: float = 0.0
+    payloads: str = ""
+    disk: int = 0
+
+
+class Reporter:
+    """Tells the test where the peer is, and waits there where it shall."""
+
+    def __init__(self, pipe: Connection, hold: tuple[str, ...]) -> None:
+        self._pipe, self._hold = pipe, set(hold)
+        self._lock = threading.Lock()
+
+    def say(self, *words: object) -> None:
+        with self._lock:
+            self._pipe.send(words)
+
+    def at(self, place: str) -> None:
+        if place in self._hold:
+            self._hold.discard(place)
+            self.say("at", place)
+            self._pipe.recv()
+
+
+def main(plan_json: str, pipe: Connection, orders: Orders) -> None:
+    """Run one peer and say how it ended."""
+    os.environ[training.TRACE] = "1"
+    plan = Plan.from_json(plan_json)
+    (peer,) = (p.peer for p in plan.peers)
+    folder = Path(plan.output_dir)
+    logging.basicConfig(
+        filename=folder / f"peer-{peer}.txt", level=logging.INFO, format="%(relativeCreated)d %(message)s"
+    )
+    if orders.namespace:
+        enter_network(orders.namespace)
+    if orders.disk:
+        mount_disk(folder / "peers" / f"peer-{peer}.checkpoints", orders.disk)
+    reporter = Reporter(pipe, orders.hold)
+
+    def reached(peer: int, drawn: int) -> None:
+        if drawn == JUMP_AT and orders.clock_jump:
+            move_clock(orders.clock_jump)
+        reporter.at(f"gradient {drawn}")
+
+    problem = Quadratics(hook=reached)
+    watch_views(reporter)
+    watch_ballots(reporter)
+    watch_checkpoints(reporter)
+    if orders.payloads:
+        PAYLOADS[orders.payloads]()
+    try:
+        Host(plan, problem, Access(insecure=bool(orders.namespace))).run()
+    except (P2PFTError, PeerFailedError, LostContactError) as error:
+        logging.exception("it ended with an error")
+        reporter.say("error", type(error).__name__, str(error))
+        sys.exit(EXIT_ERROR)
+    reporter.say("end", problem.built[peer].kept.tobytes())
+
+
+def enter_network(name: str) -> None:
+    """Live in a network namespace from here on: this thread, and all that it starts."""
+    with Path("/run/netns", name).open() as file:
+        _call("setns", file.fileno(), _NETWORK)
+
+
+def mount_disk(folder: Path, size: int) -> None:
+    """Give ``folder`` a disk of ``size`` bytes that only this process sees, and that goes with it."""
+    folder.mkdir(parents=True)
+    _call("unshare", _MOUNTS)
+    _call("mount", b"none", b"/", None, _PRIVATE, None)
+    _call("mount", b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=%d" % size)
+
+
+def _call(name: str, *words: object) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, name)(*words) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{name}: {os.strerror(number)}")
+
+
+def move_clock(seconds: float) -> None:
+    """Let the wall clock jump: whoever asks for the time of day is told another one."""
+    real = time.time
+    # Not gRPC's Python half: its other half, in C, asks the kernel, whose clock stays where it is.
+    still = SimpleNamespace(**vars(time))
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "grpc" and getattr(module, "time", None) is time:
+            module.time = still
+    time.time = lambda: real() + seconds
+
+
+def watch_views(reporter: Reporter) -> None:
+    """Say when a view is installed."""
+    original = Recorder.view_changed
+
+    def view_changed(self, new):
+        original(self, new)
+        reporter.say("view", new.number)
+
+    Recorder.view_changed = view_changed
+
+
+def watch_ballots(reporter: Reporter) -> None:
+    """Hold where this peer has told of a ballot of its own, and where its proposal was just accepted."""
+    tell, follow, told = Agreement.tell, Membership._follow, []
+
+    def tell_of_ballots(self):
+        own = self._machine.record.proposal
+        if own is not None and own.value is None:
+            if told:
+                reporter.at("ballot")
+            told.append(own)
+        return tell(self)
+
+    def follow_own_proposal(self, view, value):
+        if self.record.proposal is not None and self.record.proposal.value == value:
+            reporter.at("proposal")
+        follow(self, view, value)
+
+    Agreement.tell, Membership._follow = tell_of_ballots, follow_own_proposal
+
+
+def watch_checkpoints(reporter: Reporter) -> None:
+    """Hold where half of a checkpoint is written."""
+    original = os.replace
+
+    def replace_file(source, target):
+        source = Path(source)
+        if source.suffix == ".partial" and f"checkpoint {_number(source)}" in reporter._hold:
+            os.truncate(source, source.stat().st_size // 2)
+            reporter.at(f"checkpoint {_number(source)}")
+        original(source, target)
+
+    os.replace = replace_file
+
+
+def _number(path: Path) -> str:
+    return path.stem.rpartition("-")[2]
+
+
+# What is done to payloads: each wraps `Links._deliver`, which sends one once.
+
+
+def corrupt() -> None:
+    """Flip a bit of each payload of one iteration the first time that it is sent."""
+    original, done = Links._deliver, set()
+
+    def deliver(self, edge, body, header, at):
+        if at[0] == JUMP_AT and (edge, at) not in done:
+            done.add((edge, at))
+            body = bytes([body[0] ^ 1]) + body[1:]
+        return original(self, edge, body, header, at)
+
+    Links._deliver = deliver
+
+
+def duplicate() -> None:
+    """Send everything twice, from one iteration on."""
+    original, kept = Links._deliver, []
+
+    def deliver(self, edge, body, header, at):
+        if at[0] >= JUMP_AT:
+            kept.append(original(self, edge, body, header, at))  # gRPC cancels a call that nobody keeps
+        return original(self, edge, body, header, at)
+
+    Links._deliver = deliver
+
+
+def reorder() -> None:
+    """Send a copy of each payload once more after the one that follows it, which overtakes it."""
+    original, kept, before = Links._deliver, [], {}
+
+    def deliver(self, edge, body, header, at):
+        call = original(self, edge, body, header, at)
+        if JUMP_AT <= at[0] < JUMP_AT + 5 and edge in before:
+            kept.append(original(self, edge, *before[edge]))
+        before[edge] = body, header, at
+        return call
+
+    Links._deliver = deliver
+
+
+def replay() -> None:
+    """Send what was sent ten iterations before once more."""
+    original, kept, sent = Links._deliver, [], {}
+
+    def deliver(self, edge, body, header, at):
+        sent[edge, at] = body, header
+        before = at[0] - 10, at[1]
+        if JUMP_AT <= at[0] < JUMP_AT + 20 and (edge, before) in sent:
+            kept.append(original(self, edge, *sent[edge, before], before))
+        return original(self, edge, body, header, at)
+
+    Links._deliver = deliver
+
+
+PAYLOADS = {"corrupt": corrupt, "duplicate": duplicate, "reorder": reorder, "replay": replay}

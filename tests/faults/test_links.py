@@ -1,0 +1,112 @@
+"""Links that are cut, slow, or do harm to what they carry."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from tests.faults.federation import Fault, Federation, injects, loopback
+from tests.faults.peer import Orders
+from tests.faults.relay import Link
+from tests.namespaces.network import Network, missing
+
+HELD = Orders(hold=("gradient 20",))
+WHY_NOT = missing()
+networks = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "network namespaces can be made")
+
+
+def between(addresses, a, b, stack, delay=0.0):
+    """Return routes of the peers ``a`` and ``b`` to each other, and the links that they lead over."""
+    there = stack.enter_context(Link(addresses[b], delay))
+    back = stack.enter_context(Link(addresses[a], delay))
+    return {(a, b): there.address, (b, a): back.address}, (there, back)
+
+
+@injects(Fault.LINK_CUT_BOTH_WAYS, Fault.LINK_CUT_ONE_WAY)
+@pytest.mark.parametrize("ways", ["one", "both"])
+def test_when_a_link_goes_dead_nobody_is_lost_and_the_graph_does_without_it(ways, tmp_path):
+    addresses = loopback(6)
+    with contextlib.ExitStack() as stack:
+        routes, links = between(addresses, 2, 3, stack)
+        peers = stack.enter_context(Federation(tmp_path, addresses=addresses, routes=routes, orders={3: HELD}))
+        peers.hold(3, "gradient 20")
+        there, back = links
+        there.cut("there")  # whichever end has opened the connection: nothing of peer 2 comes to peer 3
+        back.cut("back")
+        if ways == "both":
+            there.cut("back")
+            back.cut("there")
+        peers.release(3)
+        ended = peers.ended()
+        peers.check_survivors(peers.peers, ended)
+        peers.check_told(peers.peers, {})
+        assert [2, 3] not in peers.views(0)[0]["edges"]
+
+
+class Hosts:
+    """Six peers on hosts of their own in a network."""
+
+    def __init__(self, net, folder, orders, **settings):
+        self.net = net
+        orders = {p: Orders(hold=orders.get(p, Orders()).hold, namespace=net.name(p)) for p in range(6)}
+        addresses = {p: f"{net.address(p)}:9000" for p in range(6)}
+        self.peers = Federation(folder, addresses=addresses, orders=orders, **settings)
+
+
+@networks
+@injects(Fault.LINK_CUT_BOTH_WAYS, Fault.LINK_CUT_ONE_WAY)
+@pytest.mark.parametrize("ways", ["one", "both"])
+def test_when_packets_between_two_machines_are_lost_nobody_else_is(ways, tmp_path):
+    with Network(6) as net, Hosts(net, tmp_path, {3: HELD}).peers as peers:
+        peers.hold(3, "gradient 20")
+        net.cut_one_way(2, 3)
+        if ways == "both":
+            net.cut_one_way(3, 2)
+        peers.release(3)
+        ended = peers.ended()
+        peers.check_survivors(peers.peers, ended)
+        peers.check_told(peers.peers, {})
+        assert [2, 3] not in peers.views(0)[0]["edges"]
+
+
+@networks
+@injects(Fault.CUT_OFF)
+def test_when_a_machine_is_off_the_network_it_is_called_cut_off_and_stops_alone(tmp_path):
+    with Network(6) as net, Hosts(net, tmp_path, {3: HELD}, **{"rejoin-deadline": 5.0}).peers as peers:
+        peers.hold(3, "gradient 20")
+        net.cut(3)
+        peers.release(3)
+        ended = peers.ended()
+        survivors = [0, 1, 2, 4, 5]
+        peers.check_survivors(survivors, ended)
+        peers.check_told(survivors, {3: "cannot be reached"})
+        assert "no agreement for 5 s" in ended[3].error
+
+
+@injects(Fault.SLOW_LINK)
+def test_a_slow_link_changes_nothing(tmp_path):
+    addresses = loopback(6)
+    with contextlib.ExitStack() as stack:
+        routes, _ = between(addresses, 2, 3, stack, delay=0.05)
+        peers = stack.enter_context(Federation(tmp_path, addresses=addresses, routes=routes, iterations=20))
+        peers.check_same(peers.ended())
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param(harm, marks=injects(fault))
+        for harm, fault in {
+            "corrupt": Fault.CORRUPTED,
+            "duplicate": Fault.DUPLICATED,
+            "reorder": Fault.REORDERED,
+            "replay": Fault.REPLAYED,
+        }.items()
+    ],
+)
+def test_payloads_that_are_altered_or_come_twice_early_or_late_are_used_once_and_in_order(harm, tmp_path):
+    with Federation(tmp_path, orders={2: Orders(payloads=harm)}) as peers:
+        peers.check_same(peers.ended())
+        if harm in ("corrupt", "replay"):
+            assert "refused a message on edge 2 -> 3" in peers.log(3)

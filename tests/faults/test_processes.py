@@ -1,0 +1,126 @@
+"""Peers that are killed, stopped or slow: the others agree on who goes on, and find the survivors' optimum."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+from tests.faults.federation import DEADLINE, Fault, Federation, injects
+from tests.faults.peer import Orders
+
+HELD = Orders(hold=("gradient 20",))
+
+
+@injects(Fault.KILL_ONE)
+def test_when_a_peer_is_killed_the_others_go_on_to_their_own_optimum(tmp_path):
+    with Federation(tmp_path, orders={3: HELD}) as peers:
+        peers.hold(3, "gradient 20")
+        peers.kill(3)
+        ended = peers.ended()
+        survivors = [0, 1, 2, 4, 5]
+        assert ended[3].exitcode == -signal.SIGKILL
+        peers.check_survivors(survivors, ended)
+        peers.check_told(survivors, {3: "crashed"})
+
+
+@injects(Fault.KILL_TWO)
+def test_when_two_peers_are_killed_at_once_the_others_go_on_without_both(tmp_path):
+    with Federation(tmp_path, orders={2: HELD, 3: HELD}) as peers:
+        for p in (2, 3):
+            peers.hold(p, "gradient 20")
+        peers.kill(2, 3)
+        ended = peers.ended()
+        survivors = [0, 1, 4, 5]
+        peers.check_survivors(survivors, ended)
+        last = max(view["number"] for view in peers.views(0))
+        assert {p for view in peers.views(0) for p in view["lost"]} == {2, 3}
+        assert all(peers.views(p)[-1]["number"] == last for p in survivors)
+
+
+@injects(Fault.KILL_CUT_VERTEX)
+def test_when_the_hub_of_a_star_is_killed_its_leaves_are_joined_and_go_on(tmp_path):
+    with Federation(tmp_path, "star:6", orders={0: HELD}) as peers:
+        peers.hold(0, "gradient 20")
+        peers.kill(0)
+        ended = peers.ended()
+        survivors = [1, 2, 3, 4, 5]
+        peers.check_survivors(survivors, ended)
+        peers.check_told(survivors, {0: "crashed"})
+
+
+@injects(Fault.KILL_BALLOT)
+def test_when_who_has_opened_a_ballot_is_killed_another_one_opens_the_next(tmp_path):
+    with Federation(tmp_path, orders={0: Orders(hold=("ballot",)), 3: HELD}) as peers:
+        peers.hold(3, "gradient 20")
+        peers.kill(3)
+        peers.hold(0, "ballot")
+        peers.kill(0)
+        ended = peers.ended()
+        peers.check_survivors([1, 2, 4, 5], ended)
+        assert {p for view in peers.views(1) for p in view["lost"]} == {0, 3}
+
+
+@injects(Fault.KILL_PROPOSER)
+def test_when_the_proposer_is_killed_as_its_view_is_accepted_the_others_still_agree(tmp_path):
+    with Federation(tmp_path, orders={0: Orders(hold=("proposal",)), 3: HELD}) as peers:
+        peers.hold(3, "gradient 20")
+        peers.kill(3)
+        peers.hold(0, "proposal")
+        peers.kill(0)
+        ended = peers.ended()
+        peers.check_survivors([1, 2, 4, 5], ended)
+        assert {p for view in peers.views(1) for p in view["lost"]} == {0, 3}
+
+
+@injects(Fault.PAUSE)
+def test_a_peer_that_is_stopped_and_goes_on_within_the_deadline_changes_nothing(tmp_path):
+    with Federation(tmp_path, orders={3: HELD}) as peers:
+        peers.hold(3, "gradient 20")
+        peers.signal(3, signal.SIGSTOP)
+        peers.release(3)
+        threading.Event().wait(DEADLINE / 2)  # this is the fault itself
+        peers.signal(3, signal.SIGCONT)
+        peers.check_same(peers.ended())
+
+
+@injects(Fault.LONG_PAUSE)
+def test_a_peer_that_is_stopped_for_too_long_is_called_silent_and_hears_that_the_others_have_gone_on(tmp_path):
+    with Federation(tmp_path, orders={0: Orders(hold=("gradient 100",)), 3: HELD}) as peers:
+        peers.hold(3, "gradient 20")
+        peers.signal(3, signal.SIGSTOP)
+        peers.release(3)
+        peers.hold(0, "gradient 100")  # the others are there to be asked when it wakes
+        peers.signal(3, signal.SIGCONT)
+        assert "the other peers have gone on without it" in peers.ended([3])[3].error
+        peers.release(0)
+        survivors = [0, 1, 2, 4, 5]
+        peers.check_survivors(survivors, peers.ended(survivors))
+        peers.check_told(survivors, {3: "its process is stopped"})
+
+
+@injects(Fault.STRAGGLER)
+def test_who_is_slow_as_a_rule_is_waited_for_also_for_several_deadlines(tmp_path):
+    with Federation(tmp_path, orders={3: Orders(hold=("gradient 5", "gradient 20"))}) as peers:
+        for place, deadlines in (("gradient 5", 0.5), ("gradient 20", 3)):
+            peers.hold(3, place)
+            threading.Event().wait(deadlines * DEADLINE)  # this is the fault itself
+            peers.release(3)
+        peers.check_same(peers.ended())
+
+
+@injects(Fault.HANG)
+def test_a_gradient_that_never_ends_is_told_from_a_slow_one_and_called_hanging(tmp_path):
+    with Federation(tmp_path, orders={3: HELD}) as peers:
+        peers.hold(3, "gradient 20")
+        survivors = [0, 1, 2, 4, 5]
+        peers.check_survivors(survivors, peers.ended(survivors))
+        peers.check_told(survivors, {3: "hang"})
+
+
+@injects(Fault.CLOCK_JUMP)
+def test_clocks_that_are_set_an_hour_on_or_back_change_nothing(tmp_path):
+    orders = {1: Orders(clock_jump=3600.0), 4: Orders(clock_jump=-3600.0)}
+    with Federation(tmp_path, orders=orders) as peers:
+        peers.check_same(peers.ended())
+        times = [line["time"] for line in peers.journal(1)]
+        assert max(b - a for a, b in zip(times, times[1:], strict=False)) > 3000  # it has jumped
