@@ -137,10 +137,10 @@ class Federation:
         all_plans = plans(self.graph, alone, self.addresses, self.folder, survive=True, **self._settings)
         for p, plan in enumerate(all_plans):
             known = {q: self._routes.get((p, q), at) for q, at in self.addresses.items()}
-            plan = replace(plan, addresses=known, checkpoint_every=self._every)
+            own = replace(plan, addresses=known, checkpoint_every=self._every)
             here, there = _SERVER.Pipe()
             orders = self._orders.get(p, Orders())
-            process = _SERVER.Process(target=main, args=(plan.to_json(), there, orders), name=f"peer {p}")
+            process = _SERVER.Process(target=main, args=(own.to_json(), there, orders), name=f"peer {p}")
             process.start()
             there.close()
             self._children[p] = _Child(process, here)
@@ -162,7 +162,9 @@ class Federation:
         """Wait until a peer has said ``words``."""
         child, end = self._children[peer], time.monotonic() + PATIENCE
         while words not in child.said:
-            assert child.pipe.poll(max(0.0, end - time.monotonic())), f"peer {peer} does not say {words}: {self.log(peer)}"
+            assert child.pipe.poll(max(0.0, end - time.monotonic())), (
+                f"peer {peer} does not say {words}: {self.log(peer)}"
+            )
             try:
                 child.said.append(child.pipe.recv())
             except EOFError:
@@ -250,7 +252,7 @@ class Federation:
         assert max(s.relative for s in surplus) < 1e-4, max(surplus, key=lambda s: s.relative)
 
     def check_told(self, survivors: Iterable[int], lost: Mapping[int, str], number: int = 1) -> None:
-        """Check that every survivor tells of view ``number`` alike, and some of them why each peer was lost."""
+        """Check that survivors tell of view ``number`` alike, and some of them why each peer was lost."""
         seen = [next(v for v in self.views(p) if v["number"] == number) for p in survivors]
         for view in seen:
             assert view["lost"] == sorted(lost)

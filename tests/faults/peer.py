@@ -45,8 +45,9 @@ class Orders:
     Attributes
     ----------
     hold : tuple of str
-        Where it waits for a word: ``"gradient 20"`` (the 21st it computes), ``"ballot"`` (it has opened one and
-        told it), ``"proposal"`` (a quorum has accepted the view that it proposed, and only it knows), ``"checkpoint 20"`` (half of it is written).
+        Where it waits for a word: ``"gradient 20"`` (the 21st it computes), ``"ballot"`` (it has opened one
+        and told it), ``"proposal"`` (a quorum has accepted the view that it proposed, and only it knows),
+        ``"checkpoint 20"`` (half of it is written).
     namespace : str
         The network namespace to live in; empty: this one.
     clock_jump : float

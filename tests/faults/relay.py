@@ -31,7 +31,7 @@ class Link:
         self._threads = [spawn(self._accept)]
 
     def cut(self, *ways: str) -> None:
-        """Pass nothing on any more, ``"there"`` or ``"back"``: neither data nor that a connection has ended."""
+        """Pass nothing on any more, ``"there"`` or ``"back"``: no data, nor that a connection has ended."""
         for way in ways:
             self._cut[way].set()
 

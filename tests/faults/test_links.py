@@ -29,7 +29,9 @@ def test_when_a_link_goes_dead_nobody_is_lost_and_the_graph_does_without_it(ways
     addresses = loopback(6)
     with contextlib.ExitStack() as stack:
         routes, links = between(addresses, 2, 3, stack)
-        peers = stack.enter_context(Federation(tmp_path, addresses=addresses, routes=routes, orders={3: HELD}))
+        peers = stack.enter_context(
+            Federation(tmp_path, addresses=addresses, routes=routes, orders={3: HELD})
+        )
         peers.hold(3, "gradient 20")
         there, back = links
         there.cut("there")  # whichever end has opened the connection: nothing of peer 2 comes to peer 3
