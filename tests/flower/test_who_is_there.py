@@ -192,8 +192,9 @@ def test_a_peer_without_any_address_is_named(tmp_path):
         run_app(tmp_path, slots=2, node_configs=configs, topology="ring:2", iterations=1)
 
 
-def test_each_host_is_told_its_neighbours_addresses_and_no_others(tmp_path, monkeypatch):
-    """On a directed ring of four nobody learns where the peer across is."""
+@pytest.mark.parametrize("on_failure", ["stop", "continue"])
+def test_each_host_is_told_the_addresses_that_it_may_need_and_no_others(on_failure, tmp_path, monkeypatch):
+    """On a directed ring of four: the peer across is a neighbour only where another one may be lost."""
     told = {}
     execute = engine.Engine._execute
 
@@ -204,12 +205,12 @@ def test_each_host_is_told_its_neighbours_addresses_and_no_others(tmp_path, monk
 
     monkeypatch.setattr(engine.Engine, "_execute", listening)
     addresses = [f"127.0.0.1:{port}" for port in free_ports(4)]
-    run_app(tmp_path, slots=4, node_configs=sites(*addresses), iterations=1)
+    run_app(tmp_path, slots=4, node_configs=sites(*addresses), iterations=1, on_failure=on_failure)
     for peer, plan in told.items():
-        neighbours = {(peer - 1) % 4, peer, (peer + 1) % 4}
-        assert {int(p) for p in plan["addresses"]} == neighbours
+        near = {(peer - 1) % 4, peer, (peer + 1) % 4}
+        assert {int(p) for p in plan["addresses"]} == (near if on_failure == "stop" else {0, 1, 2, 3})
         across = addresses[(peer + 2) % 4]
-        assert across not in json.dumps(plan)
+        assert (across in json.dumps(plan)) == (on_failure == "continue")
     assert sorted(told) == [0, 1, 2, 3]
 
 
