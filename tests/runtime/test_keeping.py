@@ -488,5 +488,5 @@ def test_what_peers_tell_of_their_checkpoints_survives_the_message(tmp_path):
     assert Kept.of(told) == kept
     assert list(kept.digests) == [0, 4, 8, 12, 16, 20]
     np.testing.assert_equal(
-        kept.about["row"], {str(j): w for j, w in keeping(tmp_path)[0].peers[1].row.items()}
+        kept.newest.about["row"], {str(j): w for j, w in keeping(tmp_path)[0].peers[1].row.items()}
     )
