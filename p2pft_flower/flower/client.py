@@ -168,7 +168,7 @@ def _kept(config: RunConfig, site: Site | None) -> dict[str, Any] | None:
     """Return what this site has kept of the run that is to be resumed; None where there is none to be."""
     if site is None or not config.runtime.resume:
         return None
-    return vars(look_through(site.resumed_folder(config.runtime.resume), site.peer_id))
+    return asdict(look_through(site.resumed_folder(config.runtime.resume), site.peer_id))
 
 
 def _preflight(message: Message, context: Context) -> dict[str, Any]:

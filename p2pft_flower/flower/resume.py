@@ -17,7 +17,9 @@ from p2pft_flower.runtime.checkpoints import SERVER
 from p2pft_flower.runtime.plan import ResumePoint
 from p2pft_flower.runtime.resuming import (
     Kept,
+    KeptView,
     config_differences,
+    given_up,
     look_through,
     newest_common,
     place_differences,
@@ -48,8 +50,8 @@ def earlier_config(folder: Path) -> dict[str, Any] | None:
     )
     peers = [int(p) for name in named if (p := name.removesuffix(".checkpoints")).isdecimal()]
     for peer in (SERVER, *peers):
-        if (found := look_through(folder, peer)).digests:
-            return dict(found.about["config"])
+        if (found := look_through(folder, peer)).views:
+            return dict(found.newest.about["config"])
     return None
 
 
@@ -76,26 +78,31 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
     if not config.runtime.resume or is_strategy(config.method.algorithm):
         return run
     kept = _kept(run, answers)
-    ids = sorted({one.run for one in kept if one.digests})
+    there = [one for one in kept if one.views]
+    ids = sorted({one.run for one in there})
     name = ids[0] if len(ids) == 1 else config.runtime.resume
     if len(ids) > 1:
         told = "; ".join(f"peer {one.peer}: run {one.run or 'none'}" for one in kept)
         raise DataError(
             f"resume = {config.runtime.resume!r}: the peers' checkpoints are of several runs: {told}"
         )
-    there = [one for one in kept if one.digests]
     if not there:
         newest_common(kept, exchanges=run.exchanges)  # raises, with what each has: nothing
-    first = there[0].about
+    compared = {one.peer: one.among(run.peers) or one.newest for one in there}
+    first = compared[there[0].peer].about
     iterations, every = _length(run, first)
     differences = config_differences(first["config"], config.to_mapping())
-    if set(there[0].live) != set(run.peers):
-        differences.append(f"peers: {list(there[0].live)} in the checkpoint, {list(run.peers)} now")
+    for in_view in compared.values():
+        if set(in_view.live) != set(run.peers):
+            differences.append(f"peers: {list(in_view.live)} in the checkpoint, {list(run.peers)} now")
     differences += check_length(config, first["iterations"], iterations)
-    for one in there:
-        differences += _own_differences(run, one)
-    refuse(name, differences)
-    point = newest_common(kept, exchanges=run.exchanges)
+    try:
+        view, point = newest_common(kept, exchanges=run.exchanges)
+    except DataError:
+        refuse(name, differences + _own_differences(run, compared))  # what can be changed is said first
+        raise
+    compared = {one.peer: one.views[view] for one in kept}
+    refuse(name, differences + _own_differences(run, compared))
     odd = {k: v for k, v in first["versions"].items() if v != run.versions.get(k)}
     if odd:
         log.warning(
@@ -110,13 +117,20 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
         name,
         begin if len(set(point.values())) == 1 else ", ".join(f"{k} (peer {p})" for p, k in point.items()),
     )
-    digests = {one.peer: one.digests[point[one.peer]] for one in kept}
+    if later := given_up(kept, view):
+        log.warning(
+            "run %s: all its peers go on from the newest iteration that they all have; what some did "
+            "since then without the others is given up: %s",
+            name,
+            "; ".join(later),
+        )
+    digests = {one.peer: one.views[view].digests[point[one.peer]] for one in kept}
     return replace(
         run,
         iterations=iterations,
         evaluate_every=every,
         # Of a stream that has grown the weights would be others.
-        loss_weights={one.peer: float(one.about["loss_weight"]) for one in kept},
+        loss_weights={one.peer: float(compared[one.peer].about["loss_weight"]) for one in kept},
         resume=ResumePoint(name, str(resumed_folder(config.runtime.resume)), point, digests),
     )
 
@@ -166,9 +180,12 @@ def check_length(config: RunConfig, before: int, now: int) -> list[str]:
     return []
 
 
-def _own_differences(run: Run, kept: Kept) -> list[str]:
-    """Return where a peer's graph or data differs."""
-    peer, about = kept.peer, kept.about
+def _own_differences(run: Run, compared: Mapping[int, KeptView]) -> list[str]:
+    """Return where the peers' graph or data differ."""
+    return [told for peer, one in compared.items() for told in _peers_differences(run, peer, one.about)]
+
+
+def _peers_differences(run: Run, peer: int, about: Mapping[str, Any]) -> list[str]:
     row, column = ({peer: 1.0}, {peer: 1.0}) if run.pooled else (run.view.row(peer), run.view.column(peer))
     found = place_differences(peer, about, row, column)
     if not found and about["graph"].get("digest") != run.graph.digest:

@@ -145,12 +145,12 @@ class RoundKeeper:
             )
         folder = resumed_folder(resume)
         kept = look_through(folder, SERVER)
-        if not kept.digests:
+        if not kept.views:
             raise DataError(
                 f"resume = {resume!r}: the server has no checkpoint in good state in "
                 f"{checkpoint_folder(folder, SERVER)}"
             )
-        before, now = kept.about, self._about()
+        before, now = kept.newest.about, self._about()
         differences = config_differences(before["config"], now["config"])
         differences += check_length(run.config, before["iterations"], now["iterations"])
         differences += [

@@ -15,6 +15,11 @@ So the newest files of two peers are at most 1 + ⌈D / E⌉ checkpoints apart, 
 peer, K iterations at least are everybody's; K is ``checkpoints-kept``. That of the last iteration, which may
 be less than E after the one before, comes on top: nothing is removed for it. Where peers exchange nothing,
 each goes on from its own newest file, and K files a peer are enough.
+
+When the view changes, the method begins again, so files of one iteration but of two views do not belong
+together. All this holds of the files of one view, with the longest diameter so far. Those of the views
+before stay until there are so many of the present one. And as long as peers are missing, those of the last
+view that all were in stay, too: from there all can go on when they are back.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,17 +47,20 @@ from p2pft_flower.runtime.checkpoints import (
     write_checkpoint,
 )
 from p2pft_flower.runtime.journal import read_last_run, read_runs
-from p2pft_flower.runtime.plan import Plan, ResumePoint
+from p2pft_flower.runtime.plan import Neighbourhood, Plan, ResumePoint
 from p2pft_flower.runtime.problem import Objective
 from p2pft_flower.runtime.recorder import Recorder
 from p2pft_flower.runtime.resuming import look_through
 
-__all__ = ["Keeper", "Moment", "files_kept"]
+__all__ = ["Keeper", "Moment", "files_kept", "spared_files"]
 
 log = logging.getLogger("p2pft_flower")
 
 KEPT_EVENTS = ("evaluation", "view")
 """What the log of a peer's later life repeats of the earlier one."""
+
+_UNKNOWN = -1
+"""In place of a view's number."""
 
 _LOOK = 0.1
 """Seconds between two looks whether the run was stopped, while a checkpoint waits for the one before."""
@@ -75,6 +83,35 @@ def files_kept(kept: int, every: int, diameter: int | None) -> int:
     return kept + 1 + math.ceil(diameter / every)
 
 
+def spared_files(views: Mapping[int, int], whole: Collection[int], files: int) -> set[int]:
+    """Return the iterations of which a peer's files stay; see the module.
+
+    Parameters
+    ----------
+    views : mapping of int to int
+        The view in which each file was written, by its iteration.
+    whole : collection of int
+        The views that all peers of the run are in.
+    files : int
+        How many are kept of a view (:func:`files_kept`).
+    """
+    spared: set[int] = set()
+    for among in (set(views.values()), set(views.values()).intersection(whole)):
+        for view in sorted(among, reverse=True):
+            newest = sorted(k for k, v in views.items() if v == view)[-files:]
+            spared.update(newest)
+            if len(newest) == files:
+                break
+    return spared
+
+
+class _InView(NamedTuple):
+    """The peers of a view, and the places in its graph of the host's own."""
+
+    live: tuple[int, ...]
+    places: tuple[Neighbourhood, ...]
+
+
 class Moment(NamedTuple):
     """A host's peers after an iteration: all that a checkpoint needs, and training does not change.
 
@@ -90,6 +127,8 @@ class Moment(NamedTuple):
         Payload bytes of each peer so far.
     exchange : float
         Seconds that the host has spent in exchanges.
+    view : int
+        Number of the view in which the last of these iterations was done.
     """
 
     done: int
@@ -97,6 +136,7 @@ class Moment(NamedTuple):
     positions: Mapping[int, Callable[[], dict[str, Any]]]
     bytes_sent: Mapping[int, int]
     exchange: float
+    view: int = 0
 
 
 class Keeper:
@@ -116,11 +156,23 @@ class Keeper:
         self._plan, self._model_digest, self._recorder = plan, model_digest, recorder
         self._algorithm = str(plan.config["algorithm"])
         self._folders = {p.peer: checkpoint_folder(Path(plan.output_dir), p.peer) for p in plan.peers}
+        self._views = {0: _InView(tuple(plan.record.get("live", range(plan.n))), plan.peers)}
+        self._files = plan.checkpoint_files
+        self._written_in: dict[int, dict[int, int]] = {p.peer: {} for p in plan.peers}
+        """By peer, the view of each iteration's file."""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
         self._written = -1
         """Iteration of the last :class:`Moment` that was handed over."""
+
+    def enter(self, new: NewView) -> None:
+        """Note that what is completed from now on is so in another view."""
+        places = tuple(Neighbourhood.of(new.view, p) for p in self._folders)
+        self._views[new.number] = _InView(new.view.peers, places)
+        kept, every = int(self._plan.config["checkpoints-kept"]), self._plan.checkpoint_every
+        # What a longer way between two peers asks for also holds where the way was shorter.
+        self._files = max(self._files, files_kept(kept, every, new.view.graph.diameter))
 
     def due(self, done: int) -> bool:
         """Tell whether there is a checkpoint after ``done`` iterations: also at the beginning and the end."""
@@ -185,6 +237,7 @@ class Keeper:
                 if self._written != moment.done or self._error is not None:
                     for checkpoint in self._checkpoints(moment, stopped=True):
                         self._recorder.sync(checkpoint.peer)
+                        self._written_in[checkpoint.peer][checkpoint.iteration] = checkpoint.view
                         path = write_checkpoint(checkpoint, self._folders[checkpoint.peer])
                         log.info(
                             "peer %d: its checkpoint of iteration %d is %s",
@@ -233,10 +286,9 @@ class Keeper:
                 f"{self._model_digest} now; give it the same weights"
             )
         state: State = restore_state(start, checkpoint, self._algorithm)
-        objective.go_to(checkpoint.position, _lost(checkpoint, folder))
         log_file = folder.parent / f"peer-{peer}.jsonl"
         try:
-            lines = [e for e in read_last_run(log_file) if e["event"] == "evaluation"]
+            lines = read_last_run(log_file)
         except (OSError, ValueError, KeyError) as error:
             log.warning(
                 "%s cannot be read (%s: %s): the results will not show the evaluations before iteration %d",
@@ -246,8 +298,10 @@ class Keeper:
                 checkpoint.iteration,
             )
             lines = []
+        view = max((e["number"] for e in lines if e["event"] == "view"), default=0)
+        objective.go_to(checkpoint.position, _lost(checkpoint, folder, view))
         # The iteration itself is evaluated again where that is due: the log may end just before.
-        earlier = [e for e in lines if e["iteration"] < checkpoint.iteration]
+        earlier = [e for e in lines if e["event"] == "evaluation" and e["iteration"] < checkpoint.iteration]
         self._recorder.go_on(
             peer, [e for e in earlier if self._plan.evaluates_after(e["iteration"])], checkpoint.seconds
         )
@@ -276,8 +330,11 @@ class Keeper:
         # Each change of view costs two gradients at most: of the iteration given up, and of the new start.
         more, position, sent = 2 * new.number, objective.position()(), 0
         lost, seconds = new.iteration + more, None
-        if kept := look_through(Path(self._plan.output_dir), peer, self._plan.run).digests:
-            path = folder / f"iteration-{max(kept)}.safetensors"
+        kept = look_through(Path(self._plan.output_dir), peer, self._plan.run)
+        self._written_in[peer] = {k: v for v, one in kept.views.items() for k in one.digests}
+        self._views |= {v: _InView(one.live, ()) for v, one in kept.views.items() if v not in self._views}
+        if kept.digests:
+            path = folder / f"iteration-{max(kept.digests)}.safetensors"
             checkpoint, _ = read_checkpoint(path, self._plan.run)
             position, sent, seconds = checkpoint.position, checkpoint.bytes_sent, checkpoint.seconds
             lost = _lost(checkpoint, folder) + more
@@ -299,21 +356,23 @@ class Keeper:
                 run=self._plan.run,
                 peer=peer,
                 iteration=max(moment.done, begins[peer]),
-                about=self._about(peer),
+                about=self._about(peer, moment.view),
                 position=moment.positions[peer](),
                 bytes_sent=moment.bytes_sent[peer],
                 seconds=self._recorder.seconds(peer, moment.exchange),
                 state=state_fields(state, self._algorithm),
                 stopped=stopped,
-                live=tuple(self._plan.record.get("live", range(self._plan.n))),
+                view=moment.view,
+                live=self._views[moment.view].live,
             )
             for peer, state in sorted(moment.states.items())
             if first or begins[peer] <= moment.done
         ]
 
-    def _about(self, peer: int) -> dict[str, Any]:
+    def _about(self, peer: int, view: int) -> dict[str, Any]:
         """Return what must be alike where this peer goes on, and what tells the differences."""
-        place = next(p for p in self._plan.peers if p.peer == peer)
+        live, places = self._views[view]
+        place = next(p for p in places if p.peer == peer)
         return {
             "config": self._plan.config,
             "iterations": self._plan.iterations,
@@ -323,7 +382,7 @@ class Keeper:
             "graph": self._plan.record.get("graph", {}),
             "partition": self._plan.record.get("partition"),
             "versions": self._plan.record.get("versions", {}),
-            "loss_weight": self._plan.loss_weights[peer],
+            "loss_weight": self._plan.weights_among(live)[peer],
             "images": self._plan.peer_records.get(peer, {}).get("images"),
             "row": place.row,
             "column": place.column,
@@ -343,14 +402,24 @@ class Keeper:
             self._thread.join(_LOOK)
         self.raise_if_failed()
 
+    def _forget(self, peer: int) -> None:
+        """Remove the files of ``peer`` that are no longer needed."""
+        folder, views = self._folders[peer], dict(self._views)  # training may come to another view meanwhile
+        # What an earlier run, or nobody whom this one can read, has left there goes first.
+        written_in = {k: self._written_in[peer].get(k, _UNKNOWN) for k in checkpoint_files(folder)}
+        whole = {v for v, one in views.items() if one.live == views[0].live}
+        spared = spared_files(written_in, whole, self._files)
+        forget(folder, [k for k in written_in if k not in spared])
+
     def _write(self, checkpoints: list[Checkpoint]) -> None:
         try:
             for checkpoint in checkpoints:
                 folder = self._folders[checkpoint.peer]
                 self._recorder.sync(checkpoint.peer)
                 write_checkpoint(checkpoint, folder)
+                self._written_in[checkpoint.peer][checkpoint.iteration] = checkpoint.view
                 if checkpoint.iteration < self._plan.iterations:
-                    forget(folder, list(checkpoint_files(folder))[: -self._plan.checkpoint_files])
+                    self._forget(checkpoint.peer)
         except CheckpointError as error:
             self._error = error
         except Exception as error:
@@ -361,8 +430,8 @@ class Keeper:
             )
 
 
-def _lost(checkpoint: Checkpoint, folder: Path) -> int:
-    """Return how many gradients at most the interrupted run drew after ``checkpoint``.
+def _lost(checkpoint: Checkpoint, folder: Path, view: int = 0) -> int:
+    """Return how many gradients at most the interrupted run drew after ``checkpoint``, up to ``view``.
 
     The peer had done two intervals more than its newest file says at most, or one unfinished iteration where
     the run was stopped.
@@ -374,4 +443,5 @@ def _lost(checkpoint: Checkpoint, folder: Path) -> int:
     except DataError:  # told when the files were looked through; the greater number holds
         log.debug("%s is torn", path)
     last: int = min(newest + after, checkpoint.about["iterations"])
-    return last - checkpoint.iteration
+    # Each change of view costs two more at most: of the iteration given up, and of the new start.
+    return last - checkpoint.iteration + 2 * max(0, view - checkpoint.view)

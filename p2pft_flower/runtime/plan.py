@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -151,6 +151,13 @@ class Plan:
         """Iterations that each of these peers has done before this run."""
         done = {} if self.resume is None else self.resume.iterations
         return {p.peer: done.get(p.peer, 0) for p in self.peers}
+
+    def weights_among(self, live: Collection[int]) -> dict[int, float]:
+        """Return the factor of each peer's loss where the peers ``live`` train; the mean of theirs is one."""
+        weights = self.loss_weights
+        # Of all peers the mean is one, up to rounding: bits shall not change where nobody is missing.
+        mean = sum(weights[p] for p in live) / len(live) if len(live) < len(weights) else 1.0
+        return {p: weight / mean for p, weight in weights.items()}
 
     def evaluates_after(self, done: int) -> bool:
         """Tell whether the peers are evaluated after ``done`` iterations."""

@@ -261,6 +261,7 @@ class Recorder:
         self.views.append(change)
         for journal in self._journals.values():
             journal.write("view", **change)
+            journal.sync()  # a resumed run that counts gradients must know of each change
 
     def finish(
         self, peer: int, objective: Objective, theta: Vector, bytes_sent: int, exchange_seconds: float

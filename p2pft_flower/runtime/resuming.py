@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from p2pft_flower.runtime.plan import PRIVATE_KEYS
 __all__ = [
     "FREE_KEYS",
     "Kept",
+    "KeptView",
     "config_differences",
+    "given_up",
     "look_through",
     "newest_common",
     "place_differences",
@@ -56,6 +58,25 @@ log = logging.getLogger("p2pft_flower")
 
 
 @dataclass(frozen=True)
+class KeptView:
+    """What one peer has kept of one view.
+
+    Attributes
+    ----------
+    live : tuple of int
+        The peers of that view, ascending.
+    about : dict
+        What the newest checkpoint in it says must be alike.
+    digests : dict of int to str
+        Of each checkpoint in good state, by iteration, ascending.
+    """
+
+    live: tuple[int, ...]
+    about: dict[str, Any]
+    digests: dict[int, str]
+
+
+@dataclass(frozen=True)
 class Kept:
     """What one peer has kept of a run.
 
@@ -65,25 +86,40 @@ class Kept:
         The peer.
     run : str
         The run's id; empty where nothing is kept.
-    digests : dict of int to str
-        Of each checkpoint in good state, by iteration, ascending.
-    about : dict
-        What the newest of them says must be alike.
-    live : tuple of int
-        The peers of the run when it was written, ascending.
+    views : dict of int to KeptView
+        By the number of the view, ascending.
     """
 
     peer: int
     run: str
-    digests: dict[int, str]
-    about: dict[str, Any]
-    live: tuple[int, ...]
+    views: dict[int, KeptView]
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Kept:
-        """Read what ``vars`` of another machine's says, after a message."""
-        digests = {int(k): str(v) for k, v in told["digests"].items()}
-        return cls(int(told["peer"]), str(told["run"]), digests, dict(told["about"]), tuple(told["live"]))
+        """Read what :func:`dataclasses.asdict` of another machine's says, after a message."""
+        views = {
+            int(v): KeptView(
+                tuple(one["live"]), dict(one["about"]), {int(k): str(d) for k, d in one["digests"].items()}
+            )
+            for v, one in told["views"].items()
+        }
+        return cls(int(told["peer"]), str(told["run"]), views)
+
+    @property
+    def digests(self) -> dict[int, str]:
+        """Of each checkpoint in good state, by iteration, ascending."""
+        return dict(sorted((k, d) for one in self.views.values() for k, d in one.digests.items()))
+
+    @property
+    def newest(self) -> KeptView:
+        """The view of the newest checkpoint."""
+        return self.views[max(self.views)]
+
+    def among(self, peers: Collection[int]) -> KeptView | None:
+        """Return the newest view of exactly ``peers``; None where there is none."""
+        return next(
+            (one for _, one in sorted(self.views.items(), reverse=True) if set(one.live) == set(peers)), None
+        )
 
 
 def look_through(output_dir: Path, peer: int, run: str | None = None) -> Kept:
@@ -105,45 +141,82 @@ def look_through(output_dir: Path, peer: int, run: str | None = None) -> Kept:
     DataError
         When the folder cannot be read.
     """
-    kept = Kept(peer, run or "", {}, {}, ())
+    views: dict[int, KeptView] = {}
     for path in reversed(checkpoint_files(checkpoint_folder(output_dir, peer)).values()):
         try:
-            found, digest = read_checkpoint(path, kept.run or None)
+            found, digest = read_checkpoint(path, run)
         except DataError as error:
             log.warning("left out, and the one before is looked at: %s", error)
             continue
-        newest = kept if kept.digests else Kept(peer, found.run, {}, found.about, found.live)
-        kept = Kept(peer, newest.run, {found.iteration: digest, **newest.digests}, newest.about, newest.live)
-    return kept
+        run = found.run
+        newer = views.get(found.view, KeptView(found.live, found.about, {}))
+        views[found.view] = replace(newer, digests={found.iteration: digest, **newer.digests})
+    return Kept(peer, run or "", dict(sorted(views.items())))
 
 
-def newest_common(kept: Sequence[Kept], *, exchanges: bool) -> dict[int, int]:
-    """Return the iteration from which each peer goes on.
+def newest_common(kept: Sequence[Kept], *, exchanges: bool) -> tuple[int, dict[int, int]]:
+    """Return the view from which the peers go on, and the iteration of each.
+
+    Checkpoints of one iteration belong together only where they are of one view: after a change of view the
+    method has begun again.
 
     Parameters
     ----------
     kept : sequence of Kept
-        Of all peers of the run.
+        Of all peers that are to go on.
     exchanges : bool
-        Whether peers exchange anything: then it is the newest iteration that all have; else each one's.
+        Whether peers exchange anything: then it is the newest iteration that all have, in a view of exactly
+        these peers; else each one's newest.
 
     Raises
     ------
     DataError
         When there is none; says what each peer has.
     """
-    common = set.intersection(*(set(one.digests) for one in kept))
-    if exchanges and common:
-        return dict.fromkeys((one.peer for one in kept), max(common))
-    if not exchanges and all(one.digests for one in kept):
-        return {one.peer: max(one.digests) for one in kept}
+    peers = {one.peer for one in kept}
+    if exchanges:
+        common = set.intersection(
+            *(
+                {
+                    (v, k)
+                    for v, in_view in one.views.items()
+                    if set(in_view.live) == peers
+                    for k in in_view.digests
+                }
+                for one in kept
+            )
+        )
+        if common:
+            view, iteration = max(common)
+            return view, dict.fromkeys(sorted(peers), iteration)
+    elif all(one.views for one in kept):
+        return 0, {one.peer: max(one.digests) for one in kept}
     has = "; ".join(
-        f"peer {one.peer}: {', '.join(map(str, one.digests)) or 'none'}" for one in sorted(kept, key=_number)
+        f"peer {one.peer}: {', '.join(_of_view(*item) for item in one.views.items()) or 'none'}"
+        for one in sorted(kept, key=_number)
     )
     raise DataError(
         "there is no iteration of which all peers have a checkpoint in good state, so the run cannot be "
         f"resumed; the peers have those of iterations: {has}"
     )
+
+
+def given_up(kept: Sequence[Kept], view: int) -> list[str]:
+    """Return, ascending, what was done in later views than ``view``, the one from which the run goes on."""
+    later: dict[int, KeptView] = {}
+    last: dict[int, int] = {}
+    for one in kept:
+        for number, in_view in one.views.items():
+            if number > view:
+                later[number] = in_view
+                last[number] = max(last.get(number, 0), *in_view.digests)
+    return [f"view {v} of the peers {list(later[v].live)}, up to iteration {last[v]}" for v in sorted(later)]
+
+
+def _of_view(number: int, view: KeptView) -> str:
+    """Tell a view's iterations; also the view, where it is not the first."""
+    iterations = ", ".join(map(str, view.digests))
+    return iterations if number == 0 else f"{iterations} (view {number}, peers {list(view.live)})"
 
 
 def _number(kept: Kept) -> int:

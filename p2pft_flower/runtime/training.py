@@ -172,6 +172,7 @@ class Training:
         self._view, behind = new.number, self.done < new.iteration
         self.iteration = new.iteration
         self._gradients = self._weighed(new.view.peers)
+        self._keeper.enter(new)
         for p in self._peers:
             self._start(p, self.states[p].theta if theta is None else theta.copy())
         if (
@@ -207,6 +208,7 @@ class Training:
             {p: self._objectives[p].position() for p in self._peers},
             dict(self._exchange.bytes_sent),
             self._exchange.seconds,
+            self._view,
         )
         if self._trace:
             for p, state in self.states.items():
@@ -231,11 +233,9 @@ class Training:
 
     def _weighed(self, live: Sequence[int]) -> dict[int, Gradient]:
         """Return each peer's gradient of its objective among the peers ``live``."""
-        weights = self._plan.loss_weights
-        # Of all peers the mean is one, up to rounding: bits shall not change where nobody is missing.
-        mean = sum(weights[p] for p in live) / len(live) if len(live) < len(weights) else 1.0
+        weights = self._plan.weights_among(live)
         return {
-            p: local_objective(self._checked(p), weight=weights[p] / mean, weight_decay=self._decay)
+            p: local_objective(self._checked(p), weight=weights[p], weight_decay=self._decay)
             for p in self._peers
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,13 @@ from p2pft_flower.flower.strategies import make_strategy, strategy_names
 from p2pft_flower.learning.privacy import epsilon
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
-from p2pft_flower.runtime.checkpoints import SERVER, checkpoint_files, checkpoint_folder, read_checkpoint
+from p2pft_flower.runtime.checkpoints import (
+    SERVER,
+    checkpoint_files,
+    checkpoint_folder,
+    read_checkpoint,
+    write_checkpoint,
+)
 
 from .deployment import free_ports
 from .engine import run_app
@@ -263,6 +270,23 @@ def test_a_damaged_file_of_one_peer_takes_all_back_to_the_one_before(earlier, tm
     run_app(tmp_path / "x", slots=1, **SHORT | {"resume": str(killed)})
     assert str(torn) in capsys.readouterr().out
     assert read_results(tmp_path / "x")["resumed_from"]["iteration"] == 4
+    same_run(tmp_path / "x", earlier)
+
+
+def test_a_run_that_lost_a_peer_goes_on_with_all_from_where_all_were_there(earlier, tmp_path, capsys):
+    """Peer 2 was lost after 4 iterations, having done 6 by itself; the others did theirs without it."""
+    killed = killed_after(7, earlier, tmp_path / "killed")
+    for p in range(4):
+        folder = checkpoint_folder(killed, p)
+        for k in (6, 7):
+            path = folder / f"iteration-{k}.safetensors"
+            if p == 2 and k == 7:
+                path.unlink()
+            elif p != 2:
+                write_checkpoint(replace(read_checkpoint(path)[0], view=1, live=(0, 1, 3)), folder)
+    run_app(tmp_path / "x", slots=1, **SHORT | {"resume": str(killed)})
+    assert read_results(tmp_path / "x")["resumed_from"]["iteration"] == 4
+    assert "is given up: view 1 of the peers [0, 1, 3], up to iteration 7" in capsys.readouterr().out
     same_run(tmp_path / "x", earlier)
 
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +25,15 @@ from p2pft_flower.runtime.checkpoints import (
 )
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.journal import read_last_run
-from p2pft_flower.runtime.keeping import files_kept
-from p2pft_flower.runtime.plan import Plan, ResumePoint
-from p2pft_flower.runtime.resuming import Kept, look_through, newest_common
+from p2pft_flower.runtime.keeping import files_kept, spared_files
+from p2pft_flower.runtime.plan import Neighbourhood, Plan, ResumePoint
+from p2pft_flower.runtime.resuming import Kept, KeptView, given_up, look_through, newest_common
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.views import View
 from p2pft_flower.transport import ExchangeStoppedError
 
 from .quadratic import GRAPH, Quadratics, plans, thetas
-from .test_host import ALONE, FOLDED, run_together, short, unix  # noqa: F401 - a fixture
+from .test_host import ALONE, FOLDED, run_together, short, tcp, unix  # noqa: F401 - a fixture
 
 TOGETHER = [[0, 1, 2, 3]]
 
@@ -46,7 +47,7 @@ def keeping(folder, hosts=TOGETHER, addresses=(), every=4, files=50, **settings)
 def point(folder, exchanges=True):
     """Return where a run of ``folder`` goes on from."""
     kept = [look_through(folder, p, "test") for p in range(4)]
-    common = newest_common(kept, exchanges=exchanges)
+    _, common = newest_common(kept, exchanges=exchanges)
     digests = {one.peer: one.digests[common[one.peer]] for one in kept}
     return ResumePoint("test", str(folder), common, digests)
 
@@ -65,6 +66,15 @@ def run_all(all_plans, problems=None):
 
 def iterations_of(folder, peer=0):
     return list(checkpoint_files(checkpoint_folder(folder, peer)))
+
+
+def has(peer, views, live=(0, 1, 2)):
+    """Return what a peer has kept: iterations by view; peer 2 is not in the odd ones."""
+    return Kept(
+        peer,
+        "1",
+        {v: KeptView(live[: 3 - v % 2], {}, {k: f"{v}:{k}" for k in ks}) for v, ks in views.items()},
+    )
 
 
 # --- which files there are ---
@@ -91,7 +101,7 @@ def test_checkpoints_do_not_change_the_run(tmp_path):
     assert with_them.tobytes() == run_all(keeping(tmp_path / "without", every=-1, momentum=0.5)).tobytes()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_there_is_always_an_iteration_that_all_peers_have(data):
     """Peers that may be as far apart as a graph lets them, and writers that are as slow as they may be."""
@@ -117,6 +127,65 @@ def test_there_is_always_an_iteration_that_all_peers_have(data):
             common = set.intersection(*map(set, disk))
             everybody = sum(k <= min(max(d) for d in disk) for k in {0, *range(0, end, every), end})
             assert len(common) >= min(kept, everybody), (disk, done)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_there_is_always_an_iteration_that_all_peers_have_of_one_view(data):
+    """Also while peers are lost and come back: of all, always; of those left, once there are enough files."""
+    n, every = data.draw(st.integers(3, 5)), data.draw(st.integers(1, 4))
+    whole = tuple(range(n))
+    live, view, views = whole, 0, {0: whole}
+    graph = View.whole(Graph.load(f"directed-ring:{n}"))
+    files = files_kept(data.draw(st.integers(1, 2)), every, n - 1)
+    done, disk, writing = [0] * n, [{0: 0} for _ in whole], [None] * n
+
+    def written(i):
+        if writing[i] is not None:
+            disk[i] |= [writing[i]]
+            spared = spared_files(disk[i], {v for v, there in views.items() if there == whole}, files)
+            disk[i] = {k: v for k, v in disk[i].items() if k in spared}
+            writing[i] = None
+
+    for _ in range(data.draw(st.integers(0, 30 * n))):
+        what = data.draw(st.sampled_from(["iterate"] * 8 + ["write"] * 4 + ["change"]))
+        i = data.draw(st.sampled_from(live))
+        if what == "write":
+            written(i)
+        elif what == "change":
+            live = tuple(sorted(data.draw(st.sets(st.sampled_from(whole), min_size=2))))
+            view += 1
+            graph = View.without(Graph.load(f"directed-ring:{n}"), set(whole) - set(live))
+            was_in, views[view] = views[view - 1], live
+            start = max(done[j] for j in was_in)
+            for j in live:
+                behind, done[j] = done[j] < start or j not in was_in, start
+                if behind and start % every == 0:
+                    written(j)
+                    writing[j] = (start, view)
+        elif all(done[j] >= done[i] for j in graph.row(i) if j != i):
+            due = (done[i] + 1) % every == 0
+            if not (due and writing[i] is not None):
+                done[i] += 1
+                writing[i] = (done[i], view) if due else writing[i]
+        of_all = {v for v, there in views.items() if there == whole}
+        assert set.intersection(*({(k, v) for k, v in kept.items() if v in of_all} for kept in disk))
+        of_this = [{k for k, v in disk[j].items() if v == view} for j in live]
+        if all(len(iterations) >= files for iterations in of_this):
+            assert set.intersection(*of_this), (disk, views)
+
+
+def test_files_of_an_earlier_view_stay_until_there_are_as_many_of_the_next():
+    views = dict.fromkeys(range(10), 0) | {10: 1, 11: 1}
+    assert spared_files(views, {0, 1}, 3) == {7, 8, 9, 10, 11}
+    assert spared_files(views | {12: 1}, {0, 1}, 3) == {10, 11, 12}
+
+
+def test_files_of_the_last_view_of_all_stay_while_somebody_is_missing():
+    views = dict.fromkeys(range(10), 0) | dict.fromkeys(range(10, 20), 1)
+    assert spared_files(views, {0}, 3) == {7, 8, 9, 17, 18, 19}
+    assert spared_files(views | {20: 2}, {0, 2}, 3) == {7, 8, 9, 17, 18, 19, 20}
+    assert spared_files(views | {20: 2, 21: 2, 22: 2}, {0, 2}, 3) == {20, 21, 22}
 
 
 # --- going on ---
@@ -257,12 +326,83 @@ def test_another_model_is_refused_by_its_digest(tmp_path):
 
 
 def test_where_no_iteration_is_everybodys_each_ones_are_told():
-    kept = [Kept(0, "1", {4: "a", 8: "b"}, {}, ()), Kept(1, "1", {12: "c"}, {}, ()), Kept(2, "", {}, {}, ())]
+    kept = [has(0, {0: [4, 8]}), has(1, {0: [12]}), has(2, {})]
     with pytest.raises(DataError, match=r"peer 0: 4, 8; peer 1: 12; peer 2: none"):
         newest_common(kept, exchanges=True)
     with pytest.raises(DataError, match=r"peer 2: none"):
         newest_common(kept, exchanges=False)
-    assert newest_common(kept[:2], exchanges=False) == {0: 8, 1: 12}
+    assert newest_common(kept[:2], exchanges=False) == (0, {0: 8, 1: 12})
+
+
+# --- runs that have lost a peer ---
+
+
+def test_files_of_one_iteration_but_of_two_views_do_not_belong_together():
+    alone = has(2, {0: [4, 8, 12]})  # it had done 12 when the others went on from 8
+    kept = [has(0, {0: [4, 8], 1: [12, 16]}), has(1, {0: [8], 1: [12, 16]}), alone]
+    assert newest_common(kept, exchanges=True) == (0, dict.fromkeys(range(3), 8))
+    assert given_up(kept, 0) == ["view 1 of the peers [0, 1], up to iteration 16"]
+    assert newest_common(kept[:2], exchanges=True) == (1, {0: 16, 1: 16})
+    back = [replace(one, views=one.views | has(one.peer, {2: [20]}).views) for one in kept]
+    assert newest_common(back, exchanges=True) == (2, dict.fromkeys(range(3), 20))
+    assert given_up(back, 2) == []
+    with pytest.raises(DataError, match=r"peer 0: 12 \(view 1, peers \[0, 1\]\); peer 1: 8; peer 2: 12"):
+        newest_common([has(0, {1: [12]}), has(1, {0: [8]}), has(2, {0: [12]})], exchanges=True)
+
+
+@pytest.fixture
+def lost(tmp_path):
+    """The folder of a run of four, of which peer 2 fails in iteration 29 of 80, and the others' θ."""
+    ring = Graph.load("directed-ring:4")
+    made = plans(ring, ALONE, tcp(), tmp_path / "lost", iterations=80, survive=True, **LOSING)
+    problems = [Quadratics(fail_at={2: 30}) for _ in made]
+    made = [replace(plan, checkpoint_every=4, checkpoint_files=4) for plan in made]
+    results = run_together(made, problems)
+    assert [isinstance(r, Exception) for r in results] == [False, False, True, False]
+    return tmp_path / "lost", [problems[p].built[p].kept for p in (0, 1, 3)]
+
+
+LOSING = {"peer-timeout": 5.0, "momentum": 0.5, "on-failure": "continue"}
+
+
+def resumed_among(peers, source, folder):
+    """Return the θ of ``peers``, which go on by themselves from what they have kept in ``source``."""
+    ring = Graph.load("directed-ring:4")
+    view = View.without(ring, set(range(4)) - set(peers))
+    kept = [look_through(source, p, "test") for p in peers]
+    number, common = newest_common(kept, exchanges=True)
+    digests = {one.peer: one.digests[common[one.peer]] for one in kept}
+    (plan,) = plans(ring, TOGETHER, {}, folder, iterations=80, **LOSING)
+    plan = replace(
+        plan,
+        peers=tuple(Neighbourhood.of(view, p) for p in peers),
+        loss_weights={p: float(kept[0].views[number].about["loss_weight"]) for p in peers},
+        resume=ResumePoint("test", str(source), common, digests),
+    )
+    problem = Quadratics()
+    return common, run_all([plan], [problem])
+
+
+def test_a_run_that_lost_a_peer_goes_on_with_all_from_before_the_loss(lost, tmp_path):
+    folder, _ = lost
+    common, rest = resumed_among(range(4), folder, tmp_path / "rest")
+    assert common[0] >= 24  # the survivors, who are at 80, have kept what the lost peer has
+    (plan,) = plans(Graph.load("directed-ring:4"), TOGETHER, {}, tmp_path / "x", iterations=80, **LOSING)
+    assert rest.tobytes() == run_all([plan]).tobytes()
+
+
+def test_those_who_went_on_without_a_peer_can_be_resumed_by_themselves(lost, tmp_path):
+    folder, ended = lost
+    for p in (0, 1, 3):
+        for k, path in checkpoint_files(checkpoint_folder(folder, p)).items():
+            if k > 72:  # as if all had been killed there
+                path.unlink()
+    common, rest = resumed_among((0, 1, 3), folder, tmp_path / "rest")
+    assert common == dict.fromkeys((0, 1, 3), 72)
+    assert rest.tobytes() == np.stack(ended).tobytes()
+    read, _ = read_checkpoint(checkpoint_files(checkpoint_folder(folder, 3))[72])
+    assert (read.view, read.live) == (1, (0, 1, 3))
+    assert set(read.about["row"]) == {"1", "3"}  # 2 stood between them
 
 
 # --- what goes wrong while a run writes ---
@@ -344,9 +484,9 @@ def test_a_plan_with_a_point_to_go_on_from_survives_the_message():
 def test_what_peers_tell_of_their_checkpoints_survives_the_message(tmp_path):
     run_all(keeping(tmp_path))
     kept = look_through(tmp_path, 1, "test")
-    told = json.loads(json.dumps(vars(kept)))
+    told = json.loads(json.dumps(asdict(kept)))
     assert Kept.of(told) == kept
     assert list(kept.digests) == [0, 4, 8, 12, 16, 20]
     np.testing.assert_equal(
-        kept.about["row"], {str(j): w for j, w in keeping(tmp_path)[0].peers[1].row.items()}
+        kept.newest.about["row"], {str(j): w for j, w in keeping(tmp_path)[0].peers[1].row.items()}
     )
