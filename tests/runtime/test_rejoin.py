@@ -45,7 +45,8 @@ def assert_invariant_1(folder, n):
         for e in events(folder, p, "trace"):
             surplus.setdefault((e["view"], e["iteration"]), {})[p] = sketch.decode(e["surplus"])
     complete = {key: told for key, told in surplus.items() if set(told) >= set(peers[key[0]])}
-    assert {view for view, _ in complete} == set(peers)
+    # A view in between may end before anybody has completed an iteration of it.
+    assert {view for view, _ in complete} >= {0, max(peers)}
     for (view, _), told in complete.items():
         total = np.sum([told[p] for p in peers[view]], axis=0)
         assert np.abs(total).max() < 1e-2, view
