@@ -279,7 +279,7 @@ def test_when_the_donor_dies_while_it_is_asked_the_next_view_has_another(federat
     with pytest.raises(PeerFailedError):
         runs[1].result(60)
     until(lambda: views(tmp_path, 2)[-1:] and views(tmp_path, 2)[-1]["peers"] == [0, 2, 3])
-    assert not events(tmp_path, 2, "trace")[20:]  # it has no vector yet
+    assert len(events(tmp_path, 2, "trace")) <= 20  # of its first life: it has no vector yet
     without_donor.set()
     net.all_there.set()
     assert [runs[p].result(60)[0].iterations for p in (0, 2, 3)] == [800] * 3
