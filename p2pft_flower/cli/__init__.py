@@ -18,6 +18,7 @@ from p2pft_flower.cli import (
     evaluate,
     export,
     preflight,
+    rejoin,
     reproduce,
     run,
     stop,
@@ -43,6 +44,7 @@ app.command("export")(export.export)
 app.command("attention")(attention.attention)
 app.command("collect")(collect.collect)
 app.command("stop")(stop.stop)
+app.command("rejoin")(rejoin.rejoin)
 app.command("up")(up.up)
 app.command("down")(up.down)
 app.add_typer(topology.app, name="topology")
@@ -74,7 +76,8 @@ def _terminated(number: int, frame: object) -> None:  # noqa: ARG001 - a signal 
 def main() -> None:
     """Run the command line; a SIGTERM or a closed terminal unwinds it, so that it ends what it started."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _terminated)
+        if signal.getsignal(number) != signal.SIG_IGN:  # what nohup asks for
+            signal.signal(number, _terminated)
     command = typer.main.get_command(app)
     BashComplete.register()
     command()

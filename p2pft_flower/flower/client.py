@@ -28,6 +28,8 @@ from p2pft_flower.runtime.folders import look_at
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.plan import Plan, config_digest
 from p2pft_flower.runtime.progress import told_evaluations
+from p2pft_flower.runtime.recorder import Outcome
+from p2pft_flower.runtime.rejoining import kept_plan, save_plan
 from p2pft_flower.runtime.resuming import look_through
 from p2pft_flower.runtime.wires import Access
 from p2pft_flower.transport import Prober
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
     # torch and timm take seconds to import: Flower loads the app in processes that never train.
     from p2pft_flower.learning.workload import Workload
 
-__all__ = ["make_client_app", "versions"]
+__all__ = ["make_client_app", "rejoin", "versions"]
 
 log = logging.getLogger(__name__)
 
@@ -198,10 +200,64 @@ def _preflight(message: Message, context: Context) -> dict[str, Any]:
     }
 
 
-def _train_peers(message: Message, context: Context) -> dict[str, Any]:
-    """Run this host's peers for the whole run."""
+def _host(plan: Plan, site: Site | None, *, joining: bool = False) -> Host:
+    """Return the host of ``plan``'s peers, ready to run in this process."""
     import torch
 
+    config = RunConfig.from_mapping(plan.config)
+    # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
+    # same number everywhere (DESIGN invariant 2).
+    torch.set_num_threads(config.runtime.threads)
+    pooled = config.method.objective if plan.pooled else ""
+    problem = workload(_learning(config, site), plan.n, pooled, _peers_here(site))
+    return Host(plan, problem, Access() if site is None else site.access(), joining=joining)
+
+
+def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, Path]:
+    """Start a deployed run's peer of this machine again, while the others train, and see it to its end.
+
+    Parameters
+    ----------
+    run : str
+        The run's id.
+    site : Site
+        What the site's SuperNode is given.
+    folder : Path, optional
+        The run's folder here; default: where the site's runs go.
+
+    Returns
+    -------
+    outcome : Outcome
+        How the peer ended.
+    folder : Path
+        The run's folder.
+
+    Raises
+    ------
+    P2PFTError
+        When there is no such run here, it has ended or runs already, or data, model or certificates cannot
+        be used; names what and where.
+    LostContactError
+        When nobody has let the peer in before ``rejoin-deadline``.
+    ExchangeStoppedError
+        When the run was stopped.
+    PeerFailedError
+        When the peer's own code raised.
+    """
+    folder = (site.output_folder(run, "") if folder is None else folder.expanduser()).absolute()
+    plan = dataclasses.replace(kept_plan(folder, run, site.peer_id), output_dir=str(folder))
+    told = plan.record.get("versions", {})
+    if differing := [
+        f"{p} {v} (the run has {told[p]})" for p, v in versions().items() if told.get(p, v) != v
+    ]:
+        log.warning("not the versions that the run began with: %s", ", ".join(differing))
+    host = _host(plan, site, joining=True)
+    (outcome,) = run_host(host, deployed=True)
+    return outcome, folder
+
+
+def _train_peers(message: Message, context: Context) -> dict[str, Any]:
+    """Run this host's peers for the whole run."""
     plan = Plan.from_json(messages.unpack(message)["plan"])
     site = Site.of(context.node_config)
     config = RunConfig.from_mapping(plan.config)
@@ -211,12 +267,9 @@ def _train_peers(message: Message, context: Context) -> dict[str, Any]:
         if plan.resume is not None:
             kept = str(site.resumed_folder(config.runtime.resume))
             plan = dataclasses.replace(plan, resume=dataclasses.replace(plan.resume, folder=kept))
-    # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
-    # same number everywhere (DESIGN invariant 2).
-    torch.set_num_threads(config.runtime.threads)
-    pooled = config.method.objective if plan.pooled else ""
-    access = Access() if site is None else site.access()
-    host = Host(plan, workload(_learning(config, site), plan.n, pooled, _peers_here(site)), access)
+        if plan.members:
+            save_plan(plan)
+    host = _host(plan, site)
     outcomes = run_host(host, deployed=site is not None)
     folder = Path(plan.output_dir) / "peers"
     # In simulation the coordinator can read the peers' logs; in a deployment it has only what it is told.

@@ -110,7 +110,7 @@ def run_peers(
         with before_obeying(lambda number: _stop_peers(run, key, own, number, parent)):
             if run.deployed and not address:
                 log.info("the peers train; how they get on stands in each site's log until they have ended")
-            outcomes, evaluations, told, failures = _train(
+            outcomes, evaluations, told, failures, elsewhere = _train(
                 grid, run, observer=address, stop_digest=digest_of(key) if run.deployed else ""
             )
     if not run.deployed:  # what the observer missed stands in the peers' own logs, on this machine
@@ -123,7 +123,13 @@ def run_peers(
     lost = sorted(set(run.peers) - set(views[-1]["peers"])) if views else []
     for failure in failures:
         log.warning("the others have gone on without it: %s", failure)
-    return collect_results(run, outcomes, progress, views, lost_on_the_way(views, lost))
+    reasons = [lost_on_the_way(views, lost)] if lost else []
+    if elsewhere:
+        reasons.append(
+            f"peers {elsewhere} came back through p2pft rejoin and trained on with the others: their results "
+            "are at their sites, and p2pft collect puts all together"
+        )
+    return collect_results(run, outcomes, progress, views, "; ".join(reasons), elsewhere)
 
 
 def _stop_peers(run: Run, key: bytes, own: Credentials | None, number: signal.Signals, parent: int) -> bool:
@@ -202,6 +208,8 @@ class _Told(NamedTuple):
     """Changes of view, as each host tells them."""
     failures: list[RunFailedError]
     """Of hosts without which the others have gone on."""
+    elsewhere: list[int]
+    """Peers that failed and came back in another process, which does not reply to the coordinator."""
 
 
 def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
@@ -247,9 +255,11 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
         outcomes |= {o["peer"]: o for o in facts["outcomes"]}
         evaluations += facts["evaluations"]
     last = max(views, key=lambda v: int(v["number"]), default={"peers": run.peers})
-    if failures and (not outcomes or not failed.isdisjoint(last["peers"])):
+    # Whoever has come to its end has waited for all peers of the last view: those that came back too.
+    elsewhere = sorted(failed & set(last["peers"]) & {p for view in views for p in view["joined"]})
+    if failures and (not outcomes or not failed.isdisjoint(set(last["peers"]).difference(elsewhere))):
         raise min(failures, key=lambda f: _HEARSAY.get(f.kind, 0))
-    return _Told(outcomes, evaluations, views, failures)
+    return _Told(outcomes, evaluations, views, failures, elsewhere)
 
 
 def _survives(run: Run) -> bool:

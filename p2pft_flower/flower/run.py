@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,10 +226,12 @@ def collect_results(
     progress: Progress,
     views: Sequence[Mapping[str, Any]] = (),
     lost: str = "",
+    elsewhere: Collection[int] = (),
 ) -> dict[str, Any]:
     """Return the results of a run that completed, as results.json has them.
 
-    ``views`` are its changes of view; ``lost`` says what became of peers that the last one is without.
+    ``views`` are its changes of view; ``lost`` says what became of peers that the last one is without,
+    and of those whose results are ``elsewhere``, at their sites.
 
     Raises
     ------
@@ -237,7 +239,7 @@ def collect_results(
         When the scores of a peer of the last view are missing: a run on a subset is none that completed.
     """
     live = views[-1]["peers"] if views else run.peers
-    missing = sorted(set(live) - outcomes.keys())
+    missing = sorted(set(live) - outcomes.keys() - set(elsewhere))
     if missing:
         raise RunFailedError(f"no scores from peers {missing}")
     absent = [absent_at_start(run.missing)] if run.missing else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from p2pft_flower.runtime.wires import Access
 from p2pft_flower.transport import Credentials, parse_address
 
 __all__ = ["Site"]
+
+_PAIR = re.compile(r"(\S+?)=('[^']*'|\"[^\"]*\"|\S+)")
+"""A key and its value as Flower finds them in ``--node-config``."""
 
 _FLOWERS = frozenset({"partition-id", "num-partitions"})
 """Keys that Flower sets itself, in simulation."""
@@ -116,6 +120,32 @@ class Site:
                     f"{key} = {value!r} in --node-config is of type {type(value).__name__}, not {form}"
                 )
         return cls(**{known[key].name: value for key, value in given.items()})
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """Read what a SuperNode is given as ``--node-config``: pairs ``key=value``, or a TOML file's path.
+
+        Raises
+        ------
+        ConfigError
+            When it cannot be read, and as :meth:`of`.
+        """
+        try:
+            if text.endswith(".toml"):
+                pairs = Path(text).expanduser().read_text(encoding="utf-8")
+            else:
+                pairs = "\n".join(f"{key} = {value}" for key, value in _PAIR.findall(text))
+            given = tomllib.loads(pairs)
+        except OSError as error:
+            raise ConfigError(f"--node-config: {text} cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise ConfigError(
+                f'--node-config {text!r}: {error}; write pairs such as peer-id=3 certificates="/etc/p2pft"'
+            ) from error
+        site = cls.of(given)
+        if site is None:
+            raise ConfigError(f"--node-config {text!r} has no peer-id: give the text that the SuperNode has")
+        return site
 
     def with_own_data(self, learning: LearningConfig) -> LearningConfig:
         """Return ``learning`` with the images taken from this site's folder, where it names one."""

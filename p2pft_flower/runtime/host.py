@@ -154,7 +154,8 @@ class Host:
         """Stop this host's peers and, through their neighbours, all others; returns once these were told.
 
         :meth:`run` raises ExchangeStoppedError: at the next iteration, or at once where it waits. The peers'
-        logs have their last line when this returns, whatever :meth:`run` is busy with.
+        logs have their last line when this returns, whatever :meth:`run` is busy with. A host that joins, and
+        has not been let in yet, stops alone.
         """
         self._hear(News(self._peers[0], self._iteration, reason))
         self._wait_until_told()
@@ -191,6 +192,11 @@ class Host:
     def _iteration(self) -> int:
         """The iteration under way; 0 before training."""
         return 0 if self._training is None else self._training.iteration
+
+    @property
+    def _begun(self) -> bool:
+        """Whether this host's peers have a state: where it joins, whether it was let in."""
+        return self._training is not None and self._training.completed is not None
 
     def raise_if_stopped(self, longer_than: float = 0.0) -> None:
         """Raise ExchangeStoppedError when the run was stopped, so many seconds ago or earlier."""
@@ -414,7 +420,8 @@ class Host:
             self._recorder.failed(self._iteration, self._stopped())
         if self._wires is not None and self._news is not None:
             self._told = True
-            self._wires.links.stop(*self._news)
+            if self._begun or not self._joining:  # who has not been let in yet stops nobody
+                self._wires.links.stop(*self._news)
 
     def _wait_until_told(self) -> None:
         """Return once the neighbours have heard the news, if there is any; each is given 2 s."""
@@ -434,8 +441,7 @@ class Host:
         """
         if self._news is not None or self._wires is None or self._wires.agreement is None:
             return False
-        begun = self._training is not None and self._training.completed is not None
-        if not begun:
+        if not self._begun:
             return self._joining  # they train without it
         return isinstance(error, (PeerFailedError, LostContactError, CheckpointError))
 

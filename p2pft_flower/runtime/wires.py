@@ -218,7 +218,13 @@ class Wires:
         # Whom a simulation loses does not come back.
         local = all(parse_address(plan.addresses[p]).path is not None for p in plan.loss_weights)
         patience = min(config.rejoin_deadline, 4 * config.peer_timeout) if local else config.rejoin_deadline
-        me = next(m for m, peers in plan.members.items() if plan.peers[0].peer in peers)
+        own = tuple(p.peer for p in plan.peers)
+        me = next((m for m, peers in plan.members.items() if set(peers) == set(own)), None)
+        if me is None:
+            raise ConfigError(
+                f"peers {list(own)} are no member of run {plan.run}, whose members are "
+                f"{[list(peers) for peers in plan.members.values()]}: the plan was changed"
+            )
         machine = Membership(
             me,
             Graph.from_dict(plan.graph),

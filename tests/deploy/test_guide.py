@@ -78,7 +78,8 @@ def test_the_guide_can_be_followed_on_one_machine_exactly_as_written(env, tmp_pa
     assert results["hosts"] == [[0], [1], [2]]
     for p, site in enumerate(("north", "south", "east")):
         (peers,) = (folder / site / "results").glob("*/peers")
-        assert {f.name for f in peers.iterdir()} == {f"peer-{p}.jsonl", f"peer-{p}.safetensors"}
+        kept = ("jsonl", "safetensors", "checkpoints", "plan.json")
+        assert {f.name for f in peers.iterdir()} == {f"peer-{p}.{what}" for what in kept}
 
 
 def options_of(program):

@@ -200,10 +200,25 @@ class Deployment:
         """Run this package's command line, with the P2PFT_HOME of the SuperNodes; return what it prints."""
         return self._run("p2pft", *arguments)
 
+    def p2pft_fails(self, *arguments: str) -> str:
+        """Run this package's command line, which is to exit with 2; return what it says of the error."""
+        done = self._done("p2pft", *arguments)
+        assert done.returncode == 2, done.stdout + done.stderr
+        return done.stderr
+
+    def start_p2pft(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start this package's command line and go on; its output is among what was :meth:`said`."""
+        return self._start(f"p2pft-{arguments[0]}", ["p2pft", *arguments])
+
     def _run(self, name: str, *arguments: str) -> str:
+        done = self._done(name, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def _done(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         program = shutil.which(name, path=self.environment["PATH"])
         assert program is not None
-        done = subprocess.run(
+        return subprocess.run(
             [program, *arguments],
             env=self.environment,
             capture_output=True,
@@ -211,8 +226,6 @@ class Deployment:
             timeout=120,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
     def run(self, **settings: Any) -> str:
         """Start a run of the app and return its number; it goes on by itself."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from flwr.common.config import parse_config_args
 
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import ConfigError
@@ -27,6 +30,36 @@ def test_every_key_is_read():
         3, "ward-3.example:9000", "0.0.0.0:9000", "/etc/p2pft/peer-3", False, "/data/ward", "/var/p2pft"
     )
     assert Site.of({"peer-id": 0, "insecure": True}) == Site(0, insecure=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'peer-id=3 peer-address="ward-3.example:9000" bind-address="0.0.0.0:9000" '
+        'certificates="/etc/p2pft/peer-3" data-dir="/data/ward" output-dir="/var/p2pft"',
+        "peer-id=0 insecure=true output-dir='/with space/x'",
+    ],
+)
+def test_the_text_of_a_node_config_is_read_as_flower_reads_it(text, tmp_path):
+    assert Site.parse(text) == Site.of(parse_config_args([text]))
+    file = tmp_path / "node.toml"
+    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in FULL.items()))
+    assert Site.parse(str(file)) == Site.of(parse_config_args([str(file)])) == Site.of(FULL)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "has no peer-id"),
+        ("3", "has no peer-id"),
+        ("peer-id=three", "--node-config 'peer-id=three': .*write pairs such as"),
+        ("/nowhere/node.toml", "/nowhere/node.toml cannot be read"),
+        ("peerid=3", "did you mean 'peer-id'"),
+    ],
+)
+def test_a_text_that_is_no_node_config_is_refused(text, says):
+    with pytest.raises(ConfigError, match=says):
+        Site.parse(text)
 
 
 def test_simulation_has_no_site():
@@ -87,7 +120,7 @@ def test_logs_and_tails_lie_where_the_site_says(algorithm, tmp_path):
         assert {f.name for f in (run / "peers").iterdir()} == {
             f"peer-{p}.jsonl",
             f"peer-{p}.safetensors",
-            *([f"peer-{p}.checkpoints"] if algorithm == "p2pft" else []),
+            *([f"peer-{p}.checkpoints", f"peer-{p}.plan.json"] if algorithm == "p2pft" else []),
         }
     assert not (tmp_path / "coordinator" / "peers").exists()
 

@@ -1,0 +1,63 @@
+"""``p2pft rejoin``: what it refuses, and how it ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from p2pft_flower.cli import app
+from p2pft_flower.flower import client
+from p2pft_flower.runtime.agreement import LostContactError
+from p2pft_flower.runtime.host import PeerFailedError
+from p2pft_flower.runtime.recorder import Outcome
+from p2pft_flower.transport import ExchangeStoppedError
+
+
+def rejoin(*arguments):
+    return CliRunner().invoke(app, ["rejoin", "17", *arguments])
+
+
+def test_a_site_without_the_run_is_told_where_it_was_looked_for(tmp_path):
+    said = rejoin("--node-config", f'peer-id=2 output-dir="{tmp_path}"')
+    assert said.exit_code == 2
+    assert f"peer 2 of run 17 cannot be started again here: there is no {tmp_path / '17'}" in said.output
+    said = rejoin("--node-config", "peer-id=2", "--output-dir", str(tmp_path))
+    assert said.exit_code == 2
+    assert f"{tmp_path} has no plan of it" in said.output
+
+
+@pytest.mark.parametrize("text", ["", "peer-id=two", "peer=2"])
+def test_a_wrong_node_config_starts_nothing(text):
+    said = rejoin("--node-config", text)
+    assert said.exit_code == 2
+    assert "--node-config" in said.output
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LostContactError("nobody has let it in for 600 s"),
+        ExchangeStoppedError("peer 0 stopped in iteration 9: flwr stop"),
+        PeerFailedError(2, 9, "its gradient failed", ValueError("no more images")),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whoever_does_not_get_to_the_end_exits_1_and_says_why(monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(client, "rejoin", fail)
+    said = rejoin("--node-config", "peer-id=2")
+    assert said.exit_code == 1
+    assert f"error: {error}" in said.output
+
+
+def test_whoever_gets_to_the_end_exits_0_and_says_where_the_model_is(monkeypatch):
+    outcome = Outcome(2, 0.1, 0.96, None, 10, {}, 300, 5, 9, "")
+    monkeypatch.setattr(client, "rejoin", lambda *_: (outcome, Path("/var/p2pft/17")))
+    said = rejoin("--node-config", "peer-id=2")
+    assert said.exit_code == 0
+    assert "peer 2 has trained to the end: 300 iterations, accuracy 0.960" in said.output
+    assert "/var/p2pft/17/peers" in said.output

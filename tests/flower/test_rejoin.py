@@ -1,0 +1,67 @@
+"""``p2pft rejoin``: a site that died comes back while the others train. Real processes."""
+
+from __future__ import annotations
+
+import re
+import stat
+from pathlib import Path
+
+import pytest
+
+from p2pft_flower.report.collected import collect_results, find_peers
+from p2pft_flower.report.results import read_results
+
+from .deployment import Deployment, wait_until
+from .test_lost_sites import kill_site
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture
+def deployment(tmp_path):
+    with Deployment(tmp_path, 3) as started:
+        yield started
+    assert not list(started.started())
+
+
+def node_config(deployment, peer):
+    address, folder = f"127.0.0.1:{deployment.ports[peer]}", deployment.outputs[peer]
+    return f'peer-id={peer} peer-address="{address}" output-dir="{folder}"'
+
+
+def test_a_site_that_died_comes_back_and_all_peers_train_to_the_end(deployment):
+    folder = deployment.folder / "results"
+    settings = {"iterations": 600, "evaluate-every": 20, "peer-timeout": 5.0, "output-dir": str(folder)}
+    # The others wait for it, so that they have not ended before it is there, on however fast a machine.
+    run = deployment.run(topology="directed-ring:3", **settings, on_failure="wait")
+    for peer in range(3):
+        wait_until(
+            lambda peer=peer: len(deployment.lines(run, peer, "evaluation")) > 1,
+            f"peer {peer} trains",
+            said=deployment.said,
+        )
+    plan = deployment.outputs[1] / run / "peers" / "peer-1.plan.json"
+    assert stat.S_IMODE(plan.stat().st_mode) == 0o600
+    refused = deployment.p2pft_fails("rejoin", run, "--node-config", node_config(deployment, 1))
+    assert re.search(rf"peer 1 of run {run} trains already, in process \d+", refused)
+    kill_site(deployment, 1)
+    rejoined = deployment.start_p2pft("rejoin", run, "--node-config", node_config(deployment, 1))
+    for peer in range(3):
+        wait_until(
+            lambda peer=peer: deployment.lines(run, peer, "end"), f"peer {peer} ends", said=deployment.said
+        )
+    assert rejoined.wait(60) == 0, deployment.said()
+    for peer in range(3):
+        views = deployment.lines(run, peer, "view")
+        assert [(view["peers"], view["joined"]) for view in views] == [([0, 1, 2], [1])]
+    deployment.ended(run)
+    results = read_results(Path(folder))
+    assert results["status"] == "completed-with-2-of-3"
+    assert "peers [1] came back through p2pft rejoin" in results["error"]
+    assert [view["joined"] for view in results["views"]] == [[1]]
+    collected = collect_results(find_peers([output / run for output in deployment.outputs]))
+    assert collected["status"] == "completed"
+    assert collected["error"] is None
+    assert collected["history"][-1]["accuracy"][1] is not None
+    refused = deployment.p2pft_fails("rejoin", run, "--node-config", node_config(deployment, 1))
+    assert f"peer 1 of run {run} has trained to its end" in refused
