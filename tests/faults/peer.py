@@ -34,6 +34,9 @@ EXIT_ERROR = 3
 JUMP_AT = 20
 """The gradient at which a clock jumps, and the iteration whose payloads suffer."""
 
+SLOW = 0.2
+"""Seconds that a slow gradient takes."""
+
 _MOUNTS, _NETWORK = 0x00020000, 0x40000000  # CLONE_NEWNS, CLONE_NEWNET
 _PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE
 
@@ -56,6 +59,10 @@ class Orders:
         What is done to payloads of iteration `JUMP_AT` on: a key of `PAYLOADS`; empty: nothing.
     disk : int
         Bytes of the disk that its checkpoints go to; 0: enough.
+    slow_from : int
+        From this gradient on, each takes `SLOW` seconds, until the test's process says to hurry: so a run
+        does not come to its end before all has been done to it. Negative: none. Not together with a hold
+        that is no gradient: two threads would read the pipe.
     """
 
     hold: tuple[str, ...] = ()
@@ -63,13 +70,14 @@ class Orders:
     clock_jump: float = 0.0
     payloads: str = ""
     disk: int = 0
+    slow_from: int = -1
 
 
 class Reporter:
     """Tells the test where the peer is, and waits there where it shall."""
 
     def __init__(self, pipe: Connection, hold: tuple[str, ...]) -> None:
-        self._pipe, self._hold = pipe, set(hold)
+        self._pipe, self._hold, self._hurries = pipe, set(hold), False
         self._lock = threading.Lock()
 
     def say(self, *words: object) -> None:
@@ -80,11 +88,17 @@ class Reporter:
         if place in self._hold:
             self._hold.discard(place)
             self.say("at", place)
-            self._pipe.recv()
+            while (word := self._pipe.recv()) != "go on":
+                self._hurries |= word == "hurry"
+
+    def linger(self) -> None:
+        """Take a moment, unless the test has said to hurry."""
+        if not self._hurries and self._pipe.poll(SLOW):
+            self._hurries = self._pipe.recv() == "hurry"
 
 
-def main(plan_json: str, pipe: Connection, orders: Orders) -> None:
-    """Run one peer and say how it ended."""
+def main(plan_json: str, pipe: Connection, orders: Orders, joining: bool) -> None:
+    """Run one peer, which asks to be let in where the others train already, and say how it ended."""
     os.environ[training.TRACE] = "1"
     plan = Plan.from_json(plan_json)
     (peer,) = (p.peer for p in plan.peers)
@@ -102,6 +116,8 @@ def main(plan_json: str, pipe: Connection, orders: Orders) -> None:
         if drawn == JUMP_AT and orders.clock_jump:
             move_clock(orders.clock_jump)
         reporter.at(f"gradient {drawn}")
+        if 0 <= orders.slow_from <= drawn:
+            reporter.linger()
 
     problem = Quadratics(hook=reached)
     watch_views(reporter)
@@ -110,7 +126,7 @@ def main(plan_json: str, pipe: Connection, orders: Orders) -> None:
     if orders.payloads:
         PAYLOADS[orders.payloads]()
     try:
-        Host(plan, problem, Access(insecure=bool(orders.namespace))).run()
+        Host(plan, problem, Access(insecure=bool(orders.namespace)), joining=joining).run()
     except (P2PFTError, PeerFailedError, LostContactError) as error:
         logging.exception("it ended with an error")
         reporter.say("error", type(error).__name__, str(error))
@@ -151,12 +167,12 @@ def move_clock(seconds: float) -> None:
 
 
 def watch_views(reporter: Reporter) -> None:
-    """Say when a view is installed."""
+    """Say which peers are in a view that is installed."""
     original = Recorder.view_changed
 
     def view_changed(self, new):
         original(self, new)
-        reporter.say("view", new.number)
+        reporter.say("view", *new.view.peers)
 
     Recorder.view_changed = view_changed
 
