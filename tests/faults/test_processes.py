@@ -6,6 +6,8 @@ import signal
 import threading
 from itertools import pairwise
 
+import pytest
+
 from tests.faults.federation import DEADLINE, Fault, Federation, injects
 from tests.faults.peer import Orders
 
@@ -119,6 +121,21 @@ def test_a_peer_that_is_killed_and_started_again_three_times_is_let_in_each_time
         lives = [view for view in peers.views(0) if 3 in view["joined"]]
         assert len(lives) == 3
         assert {p for view in peers.views(0) for p in (*view["lost"], *view["joined"])} == {3}
+
+
+@injects(Fault.ALL_KILLED_AND_RESUMED)
+@pytest.mark.parametrize(("place", "kept"), [("gradient 59", {40, 50}), ("checkpoint 50", {30, 40})])
+def test_when_all_are_killed_and_resumed_they_end_as_if_nothing_had_happened(place, kept, tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    for folder in (before, after):
+        folder.mkdir()
+    with Federation(before, orders={3: Orders(hold=(place,))}, checkpoint_every=10) as peers:
+        peers.hold(3, place)
+        peers.kill(*peers.peers)
+    with Federation(after, resumed=before, checkpoint_every=10) as peers:
+        peers.check_same(peers.ended())
+        (begun,) = {peers.first_iteration(p) for p in peers.peers}
+        assert begun in kept  # checkpoints are written beside training: the last one but one is there
 
 
 @injects(Fault.STRAGGLER)
