@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import socket
@@ -38,6 +38,7 @@ ITERATIONS = 120
 RATE = 0.05
 """Learning rate; with the twice of it the method itself does not settle on a directed ring of six."""
 
+multiprocessing.util.get_temp_dir()  # outside the tests' own, which goes before this process does
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tests.faults.peer"])
 
@@ -153,7 +154,13 @@ class Federation:
         point = None if self._resumed is None else _newest(self._resumed, self.peers)
         for p, plan in enumerate(all_plans):
             known = {q: self._routes.get((p, q), at) for q, at in self.addresses.items()}
-            own = replace(plan, addresses=known, checkpoint_every=self._every, resume=point)
+            own = replace(
+                plan,
+                addresses=known,
+                evaluate_every=self._settings.get("evaluate-every", plan.evaluate_every),
+                checkpoint_every=self._every,
+                resume=point,
+            )
             self._plans[p] = own if point is None else replace(own, run=f"{point.run} resumed")
         for p in self.peers:
             self._start(p, self._orders.get(p, Orders()))

@@ -12,12 +12,17 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+
+from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError
+from p2pft_flower.learning.workload import Workload
 from p2pft_flower.runtime import training
 from p2pft_flower.runtime.agreement import Agreement, LostContactError
 from p2pft_flower.runtime.host import Host, PeerFailedError
@@ -63,6 +68,8 @@ class Orders:
         From this gradient on, each takes `SLOW` seconds, until the test's process says to hurry: so a run
         does not come to its end before all has been done to it. Negative: none. Not together with a hold
         that is no gradient: two threads would read the pipe.
+    digits : bool
+        Whether it learns what the plan's config says, the app's default job, instead of quadratics.
     """
 
     hold: tuple[str, ...] = ()
@@ -71,6 +78,7 @@ class Orders:
     payloads: str = ""
     disk: int = 0
     slow_from: int = -1
+    digits: bool = False
 
 
 class Reporter:
@@ -119,7 +127,7 @@ def main(plan_json: str, pipe: Connection, orders: Orders, joining: bool) -> Non
         if 0 <= orders.slow_from <= drawn:
             reporter.linger()
 
-    problem = Quadratics(hook=reached)
+    problem = Learning(plan, reached) if orders.digits else Quadratics(hook=reached)
     watch_views(reporter)
     watch_ballots(reporter)
     watch_checkpoints(reporter)
@@ -132,6 +140,38 @@ def main(plan_json: str, pipe: Connection, orders: Orders, joining: bool) -> Non
         reporter.say("error", type(error).__name__, str(error))
         sys.exit(EXIT_ERROR)
     reporter.say("end", problem.built[peer].kept.tobytes())
+
+
+class Learning(Workload):
+    """What a plan says is to be learned; ``reached`` is told of each gradient before it is computed."""
+
+    def __init__(self, plan: Plan, reached: Callable[[int, int], None]) -> None:
+        torch.set_num_threads(1)
+        super().__init__(RunConfig.from_mapping(plan.config).learning, plan.n)
+        self._reached = reached
+        self.built: dict[int, Watched] = {}
+
+    def objectives(self, peers, progress):
+        self.built = {p: Watched(o, p, self._reached) for p, o in super().objectives(peers, progress).items()}
+        return self.built
+
+
+class Watched:
+    """An objective that tells where it is, and keeps what it was scored at last."""
+
+    def __init__(self, objective, peer, reached):
+        self._objective, self._peer, self._reached = objective, peer, reached
+
+    def gradient(self, theta):
+        self._reached(self._peer, self._objective.drawn)
+        return self._objective.gradient(theta)
+
+    def evaluate(self, theta):
+        self.kept = theta.copy()
+        return self._objective.evaluate(theta)
+
+    def __getattr__(self, name):
+        return getattr(self._objective, name)
 
 
 def enter_network(name: str) -> None:
