@@ -6,7 +6,7 @@ so those of all peers of a view, added, are the sketch of Σ τ − Σ g, which 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.runtime import sketch
-from p2pft_flower.runtime.journal import read_last_run
+from p2pft_flower.runtime.journal import read_runs
 
 __all__ = ["Surplus", "tracker_surplus"]
 
@@ -56,7 +56,7 @@ def tracker_surplus(folder: Path, peers: Iterable[int]) -> list[Surplus]:
         path = folder / "peers" / f"peer-{peer}.jsonl"
         if not path.is_file():
             raise DataError(f"{path}: peer {peer} has left no log")
-        for line in read_last_run(path):
+        for line in _last_run(path):
             if line["event"] == "view":
                 _note_view(views, line, path)
             elif line["event"] == "trace":
@@ -67,6 +67,14 @@ def tracker_surplus(folder: Path, peers: Iterable[int]) -> list[Surplus]:
         for (view, iteration), terms in sorted(traces.items())
         if terms.keys() == views.get(view)
     ]
+
+
+def _last_run(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Yield the lines of the last run in a log, of all lives that the peer had in it."""
+    lives = read_runs(path)
+    for life in lives:
+        if life[0]["run"] == lives[-1][0]["run"]:
+            yield from life
 
 
 def _note_view(views: dict[int, frozenset[int]], line: Mapping[str, Any], path: Path) -> None:

@@ -164,6 +164,9 @@ class Wires:
             )
         # Where anything is exchanged, all peers begin at the same iteration.
         self.mailbox = Mailbox(terms, entering, first_iteration=min(plan.begins.values()))
+        if joining:
+            # What neighbours still send to its former life is no fault of theirs: they are told WRONG_VIEW.
+            self.mailbox.fail(ViewChangeError("this host was started again and is in no view yet"))
         self.links = Links(
             terms,
             {

@@ -270,7 +270,9 @@ class PeerServer:
                 reply = self._refuse(pb.NOT_NEIGHBOUR, f"{who.name} shares no edge with this host")
             else:
                 reply = answer(request, context, who)
-        if reply.status not in _NO_FAULT:
+        # What is not looked at costs nothing, so it does not count: a peer that sends again and again what is
+        # right would else be kept out for ever.
+        if reply.status not in _NO_FAULT and reply.status != pb.THROTTLED:
             self._throttle.refused(caller)
         if answer == self._gossip and isinstance(reply, pb.Reply):
             reply = pb.Gossip(status=reply.status, reason=reply.reason)
@@ -491,8 +493,7 @@ class Throttle:
     def refused(self, caller: str) -> None:
         """Note that something of ``caller``'s was refused."""
         with self._lock:
-            # Also what is not looked at counts, up to a bound: who goes on is kept out, who stops is let in
-            # after a while.
+            # Up to a bound: however many calls were under way at once, the caller is heard again soon.
             self._levels[caller] = (
                 min(self._level(caller) + 1, self._burst + 10 * self._rate),
                 self._clock(),

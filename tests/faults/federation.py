@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import socket
@@ -21,6 +21,8 @@ import pytest
 from p2pft_flower.algorithms import simulate
 from p2pft_flower.runtime.invariants import tracker_surplus
 from p2pft_flower.runtime.journal import read_journal
+from p2pft_flower.runtime.plan import Plan, ResumePoint
+from p2pft_flower.runtime.resuming import look_through, newest_common
 from p2pft_flower.topology import Graph
 from tests.faults.peer import Orders, main
 from tests.runtime.quadratic import Peer, Quadratics, plans
@@ -33,6 +35,10 @@ DEADLINE = 2.0
 
 ITERATIONS = 120
 
+RATE = 0.05
+"""Learning rate; with the twice of it the method itself does not settle on a directed ring of six."""
+
+multiprocessing.util.get_temp_dir()  # outside the tests' own, which goes before this process does
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tests.faults.peer"])
 
@@ -45,9 +51,12 @@ class Fault(Enum):
     KILL_CUT_VERTEX = "SIGKILL of the peer without which the graph falls apart"
     PAUSE = "SIGSTOP, and SIGCONT within the deadline"
     LONG_PAUSE = "SIGSTOP, and SIGCONT after the others have gone on"
+    KILL_AND_REJOIN = "SIGKILL of a peer that is started again, three times"
+    ALL_KILLED_AND_RESUMED = "SIGKILL of all peers, whose run is resumed"
     LINK_CUT_BOTH_WAYS = "a link carries nothing, in neither direction"
     LINK_CUT_ONE_WAY = "a link carries nothing, in one direction"
     CUT_OFF = "a peer's machine is taken off the network"
+    PARTITION = "the network falls into two halves"
     STRAGGLER = "a peer whose gradients are slow takes several deadlines for one of them"
     HANG = "a gradient that never ends, while heartbeats go on"
     SLOW_LINK = "a link that is slow"
@@ -96,9 +105,13 @@ class Federation:
     orders : mapping of int to Orders
         What peers do besides their work.
     addresses : mapping of int to str
-        Where they listen; default ports of loopback.
+        Where they listen; default free ports of loopback.
     routes : mapping of (int, int) to str
         The address under which one peer knows another, where that is another one: a relay's.
+    checkpoint_every : int
+        Iterations between two checkpoints; negative: none are written.
+    resumed : Path, optional
+        The folder of a run from whose checkpoints this one goes on.
     **settings
         Run-config.
     """
@@ -112,21 +125,24 @@ class Federation:
         addresses: Mapping[int, str] | None = None,
         routes: Mapping[tuple[int, int], str] | None = None,
         checkpoint_every: int = -1,
+        resumed: Path | None = None,
         **settings: Any,
     ) -> None:
         self.folder, self.graph = folder, Graph.load(graph)
         self.iterations = settings.get("iterations", ITERATIONS)
         self.addresses = dict(addresses or loopback(self.graph.n))
         self._orders, self._routes = orders or {}, routes or {}
-        self._every = checkpoint_every
+        self._every, self._resumed = checkpoint_every, resumed
         settings = {
             "iterations": ITERATIONS,
+            "learning-rate": RATE,
             "peer-timeout": DEADLINE,
             "rejoin-deadline": 20.0,
             "meet-timeout": PATIENCE,
         } | settings
         self._settings = settings
         self._children: dict[int, _Child] = {}
+        self._plans: dict[int, Plan] = {}
 
     @property
     def peers(self) -> range:
@@ -135,15 +151,19 @@ class Federation:
     def __enter__(self) -> Self:
         alone = [[p] for p in self.peers]
         all_plans = plans(self.graph, alone, self.addresses, self.folder, survive=True, **self._settings)
+        point = None if self._resumed is None else _newest(self._resumed, self.peers)
         for p, plan in enumerate(all_plans):
             known = {q: self._routes.get((p, q), at) for q, at in self.addresses.items()}
-            own = replace(plan, addresses=known, checkpoint_every=self._every)
-            here, there = _SERVER.Pipe()
-            orders = self._orders.get(p, Orders())
-            process = _SERVER.Process(target=main, args=(own.to_json(), there, orders), name=f"peer {p}")
-            process.start()
-            there.close()
-            self._children[p] = _Child(process, here)
+            own = replace(
+                plan,
+                addresses=known,
+                evaluate_every=self._settings.get("evaluate-every", plan.evaluate_every),
+                checkpoint_every=self._every,
+                resume=point,
+            )
+            self._plans[p] = own if point is None else replace(own, run=f"{point.run} resumed")
+        for p in self.peers:
+            self._start(p, self._orders.get(p, Orders()))
         return self
 
     def __exit__(
@@ -155,6 +175,21 @@ class Federation:
             child.process.join(PATIENCE)
             child.pipe.close()
             child.process.close()
+
+    def _start(self, peer: int, orders: Orders, *, joining: bool = False) -> None:
+        here, there = _SERVER.Pipe()
+        process = _SERVER.Process(
+            target=main, args=(self._plans[peer].to_json(), there, orders, joining), name=f"peer {peer}"
+        )
+        process.start()
+        there.close()
+        self._children[peer] = _Child(process, here)
+
+    def start_again(self, peer: int, orders: Orders) -> None:
+        """Start a peer that has ended in a new process, which asks to be let in."""
+        self._children[peer].pipe.close()
+        self._children[peer].process.close()
+        self._start(peer, orders, joining=True)
 
     # What is done to them ----------------------------------------------------------------------------
 
@@ -170,6 +205,11 @@ class Federation:
             except EOFError:
                 raise AssertionError(f"peer {peer} ended before it said {words}: {self.log(peer)}") from None
 
+    def await_view(self, among: Iterable[int], members: Iterable[int]) -> None:
+        """Wait until all peers ``among`` are in a view of ``members``."""
+        for peer in among:
+            self.await_word(peer, "view", *members)
+
     def hold(self, peer: int, place: str) -> None:
         """Wait until a peer holds at ``place``."""
         self.await_word(peer, "at", place)
@@ -177,6 +217,11 @@ class Federation:
     def release(self, peer: int) -> None:
         """Let a peer that holds go on."""
         self._children[peer].pipe.send("go on")
+
+    def hurry(self, *peers: int) -> None:
+        """Let peers be slow no more."""
+        for peer in peers:
+            self._children[peer].pipe.send("hurry")
 
     def signal(self, peer: int, number: signal.Signals) -> None:
         os.kill(self._children[peer].process.pid, number)
@@ -212,7 +257,13 @@ class Federation:
         return list(read_journal(self.folder / "peers" / f"peer-{peer}.jsonl"))
 
     def views(self, peer: int) -> list[dict[str, Any]]:
-        return [line for line in self.journal(peer) if line["event"] == "view"]
+        """Return the changes of view that a peer tells of in all its lives, each once, ascending."""
+        told = {line["number"]: line for line in self.journal(peer) if line["event"] == "view"}
+        return [told[number] for number in sorted(told)]
+
+    def first_iteration(self, peer: int) -> int:
+        """Return how many iterations a peer had completed when it began."""
+        return next(line["iteration"] for line in self.journal(peer) if line["event"] == "trace")
 
     def log(self, peer: int) -> str:
         path = self.folder / f"peer-{peer}.txt"
@@ -238,14 +289,14 @@ class Federation:
             assert self.views(p) == []
         gradients = [Peer(p).gradient for p in self.peers]
         undisturbed = simulate(
-            "p2pft", self.graph, gradients, Quadratics.theta0, alpha=0.1, iterations=self.iterations
+            "p2pft", self.graph, gradients, Quadratics.theta0, alpha=RATE, iterations=self.iterations
         ).theta
         for p in self.peers:
             assert ended[p].theta.tobytes() == undisturbed[p].tobytes(), p
         self.check_invariant()
 
     def check_invariant(self) -> None:
-        """Check Σ τ = Σ g after each iteration of each view, and that both were looked at."""
+        """Check Σ τ = Σ g after each iteration of each view, and that the last one was looked at."""
         surplus = tracker_surplus(self.folder, self.peers)
         last = max(v["number"] for p in self.peers for v in [{"number": 0}, *self.views(p)])
         assert (last, self.iterations) in {(s.view, s.iteration) for s in surplus}
@@ -265,6 +316,14 @@ class Federation:
             told = [view["why"][str(peer)] for view in seen if str(peer) in view["why"]]
             assert told, (peer, seen)
             assert all(how in why for why in told), told
+
+
+def _newest(folder: Path, peers: Iterable[int]) -> ResumePoint:
+    """Return the newest iteration of which all peers of a run have a checkpoint."""
+    kept = [look_through(folder, p) for p in peers]
+    iterations = newest_common(kept, exchanges=True)
+    digests = {one.peer: one.digests[iterations[one.peer]] for one in kept}
+    return ResumePoint(kept[0].run, str(folder), iterations, digests)
 
 
 def loopback(n: int) -> dict[int, str]:

@@ -12,12 +12,17 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
+import torch
+
+from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError
+from p2pft_flower.learning.workload import Workload
 from p2pft_flower.runtime import training
 from p2pft_flower.runtime.agreement import Agreement, LostContactError
 from p2pft_flower.runtime.host import Host, PeerFailedError
@@ -33,6 +38,9 @@ EXIT_ERROR = 3
 
 JUMP_AT = 20
 """The gradient at which a clock jumps, and the iteration whose payloads suffer."""
+
+SLOW = 0.2
+"""Seconds that a slow gradient takes."""
 
 _MOUNTS, _NETWORK = 0x00020000, 0x40000000  # CLONE_NEWNS, CLONE_NEWNET
 _PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE
@@ -56,6 +64,12 @@ class Orders:
         What is done to payloads of iteration `JUMP_AT` on: a key of `PAYLOADS`; empty: nothing.
     disk : int
         Bytes of the disk that its checkpoints go to; 0: enough.
+    slow_from : int
+        From this gradient on, each takes `SLOW` seconds, until the test's process says to hurry: so a run
+        does not come to its end before all has been done to it. Negative: none. Not together with a hold
+        that is no gradient: two threads would read the pipe.
+    digits : bool
+        Whether it learns what the plan's config says, the app's default job, instead of quadratics.
     """
 
     hold: tuple[str, ...] = ()
@@ -63,13 +77,15 @@ class Orders:
     clock_jump: float = 0.0
     payloads: str = ""
     disk: int = 0
+    slow_from: int = -1
+    digits: bool = False
 
 
 class Reporter:
     """Tells the test where the peer is, and waits there where it shall."""
 
     def __init__(self, pipe: Connection, hold: tuple[str, ...]) -> None:
-        self._pipe, self._hold = pipe, set(hold)
+        self._pipe, self._hold, self._hurries = pipe, set(hold), False
         self._lock = threading.Lock()
 
     def say(self, *words: object) -> None:
@@ -80,11 +96,17 @@ class Reporter:
         if place in self._hold:
             self._hold.discard(place)
             self.say("at", place)
-            self._pipe.recv()
+            while (word := self._pipe.recv()) != "go on":
+                self._hurries |= word == "hurry"
+
+    def linger(self) -> None:
+        """Take a moment, unless the test has said to hurry."""
+        if not self._hurries and self._pipe.poll(SLOW):
+            self._hurries = self._pipe.recv() == "hurry"
 
 
-def main(plan_json: str, pipe: Connection, orders: Orders) -> None:
-    """Run one peer and say how it ended."""
+def main(plan_json: str, pipe: Connection, orders: Orders, joining: bool) -> None:
+    """Run one peer, which asks to be let in where the others train already, and say how it ended."""
     os.environ[training.TRACE] = "1"
     plan = Plan.from_json(plan_json)
     (peer,) = (p.peer for p in plan.peers)
@@ -102,20 +124,54 @@ def main(plan_json: str, pipe: Connection, orders: Orders) -> None:
         if drawn == JUMP_AT and orders.clock_jump:
             move_clock(orders.clock_jump)
         reporter.at(f"gradient {drawn}")
+        if 0 <= orders.slow_from <= drawn:
+            reporter.linger()
 
-    problem = Quadratics(hook=reached)
+    problem = Learning(plan, reached) if orders.digits else Quadratics(hook=reached)
     watch_views(reporter)
     watch_ballots(reporter)
     watch_checkpoints(reporter)
     if orders.payloads:
         PAYLOADS[orders.payloads]()
     try:
-        Host(plan, problem, Access(insecure=bool(orders.namespace))).run()
+        Host(plan, problem, Access(insecure=bool(orders.namespace)), joining=joining).run()
     except (P2PFTError, PeerFailedError, LostContactError) as error:
         logging.exception("it ended with an error")
         reporter.say("error", type(error).__name__, str(error))
         sys.exit(EXIT_ERROR)
     reporter.say("end", problem.built[peer].kept.tobytes())
+
+
+class Learning(Workload):
+    """What a plan says is to be learned; ``reached`` is told of each gradient before it is computed."""
+
+    def __init__(self, plan: Plan, reached: Callable[[int, int], None]) -> None:
+        torch.set_num_threads(1)
+        super().__init__(RunConfig.from_mapping(plan.config).learning, plan.n)
+        self._reached = reached
+        self.built: dict[int, Watched] = {}
+
+    def objectives(self, peers, progress):
+        self.built = {p: Watched(o, p, self._reached) for p, o in super().objectives(peers, progress).items()}
+        return self.built
+
+
+class Watched:
+    """An objective that tells where it is, and keeps what it was scored at last."""
+
+    def __init__(self, objective, peer, reached):
+        self._objective, self._peer, self._reached = objective, peer, reached
+
+    def gradient(self, theta):
+        self._reached(self._peer, self._objective.drawn)
+        return self._objective.gradient(theta)
+
+    def evaluate(self, theta):
+        self.kept = theta.copy()
+        return self._objective.evaluate(theta)
+
+    def __getattr__(self, name):
+        return getattr(self._objective, name)
 
 
 def enter_network(name: str) -> None:
@@ -151,12 +207,12 @@ def move_clock(seconds: float) -> None:
 
 
 def watch_views(reporter: Reporter) -> None:
-    """Say when a view is installed."""
+    """Say which peers are in a view that is installed."""
     original = Recorder.view_changed
 
     def view_changed(self, new):
         original(self, new)
-        reporter.say("view", new.number)
+        reporter.say("view", *new.view.peers)
 
     Recorder.view_changed = view_changed
 
@@ -242,13 +298,14 @@ def reorder() -> None:
 
 
 def replay() -> None:
-    """Send what was sent ten iterations before once more."""
+    """Send what was sent ten iterations before once more, before the first try of each payload."""
     original, kept, sent = Links._deliver, [], {}
 
     def deliver(self, edge, body, header, at):
+        first = (edge, at) not in sent
         sent[edge, at] = body, header
         before = at[0] - 10, at[1]
-        if JUMP_AT <= at[0] < JUMP_AT + 20 and (edge, before) in sent:
+        if first and JUMP_AT <= at[0] < JUMP_AT + 20 and (edge, before) in sent:
             kept.append(original(self, edge, *sent[edge, before], before))
         return original(self, edge, body, header, at)
 

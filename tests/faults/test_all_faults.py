@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from tests.faults import test_disks, test_links, test_processes
+from tests.faults import test_accuracy, test_disks, test_links, test_processes
 from tests.faults.federation import Fault
 
 
 def test_every_fault_is_injected_by_a_test():
     injected = set()
-    for module in (test_processes, test_links, test_disks):
+    for module in (test_processes, test_links, test_disks, test_accuracy):
         for test in vars(module).values():
             injected |= faults_of(getattr(test, "pytestmark", []))
     assert injected == set(Fault)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.faults.relay import Link
 from tests.namespaces.network import Network, missing
 
 HELD = Orders(hold=("gradient 20",))
+SLOW = Orders(slow_from=20)
 WHY_NOT = missing()
 networks = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "network namespaces can be made")
 
@@ -51,7 +53,7 @@ class Hosts:
 
     def __init__(self, net, folder, orders, **settings):
         self.net = net
-        orders = {p: Orders(hold=orders.get(p, Orders()).hold, namespace=net.name(p)) for p in range(6)}
+        orders = {p: replace(orders.get(p, Orders()), namespace=net.name(p)) for p in range(6)}
         addresses = {p: f"{net.address(p)}:9000" for p in range(6)}
         self.peers = Federation(folder, addresses=addresses, orders=orders, **settings)
 
@@ -84,6 +86,42 @@ def test_when_a_machine_is_off_the_network_it_is_called_cut_off_and_stops_alone(
         peers.check_survivors(survivors, ended)
         peers.check_told(survivors, {3: "cannot be reached"})
         assert "no agreement for 5 s" in ended[3].error
+
+
+@networks
+@injects(Fault.CUT_OFF)
+def test_when_a_machine_is_back_on_the_network_its_peer_comes_back(tmp_path):
+    orders = dict.fromkeys(range(6), SLOW) | {3: replace(SLOW, hold=("gradient 20",))}
+    with Network(6) as net, Hosts(net, tmp_path, orders, iterations=240).peers as peers:
+        peers.hold(3, "gradient 20")
+        net.cut(3)
+        peers.release(3)
+        survivors = [0, 1, 2, 4, 5]
+        peers.await_view(survivors, survivors)
+        net.restore(3)
+        peers.await_view(peers.peers, peers.peers)
+        peers.hurry(*peers.peers)
+        peers.check_survivors(peers.peers, peers.ended())
+        peers.check_told(survivors, {3: "cannot be reached"})
+
+
+@networks
+@injects(Fault.PARTITION)
+def test_of_two_halves_the_one_with_the_lowest_peer_goes_on_and_the_other_comes_back(tmp_path):
+    orders = dict.fromkeys(range(6), SLOW) | {3: replace(SLOW, hold=("gradient 20",))}
+    low, high = [0, 1, 2], [3, 4, 5]
+    with Network(6) as net, Hosts(net, tmp_path, orders, iterations=240).peers as peers:
+        peers.hold(3, "gradient 20")
+        net.part(*high)
+        peers.release(3)
+        peers.await_view(low, low)
+        assert [peers.views(p) for p in high] == [[], [], []]
+        net.heal(*high)
+        peers.await_view(peers.peers, peers.peers)
+        peers.hurry(*peers.peers)
+        peers.check_survivors(peers.peers, peers.ended())  # and that a view of one number has the same peers
+        told = {view["number"]: view["peers"] for p in peers.peers for view in peers.views(p)}
+        assert all(set(low) <= set(members) for members in told.values()), told
 
 
 @injects(Fault.SLOW_LINK)

@@ -6,10 +6,14 @@ import signal
 import threading
 from itertools import pairwise
 
+import pytest
+
 from tests.faults.federation import DEADLINE, Fault, Federation, injects
 from tests.faults.peer import Orders
 
 HELD = Orders(hold=("gradient 20",))
+SLOW = Orders(slow_from=20)
+SURVIVORS = [0, 1, 2, 4, 5]
 
 
 @injects(Fault.KILL_ONE)
@@ -85,20 +89,53 @@ def test_a_peer_that_is_stopped_and_goes_on_within_the_deadline_changes_nothing(
 
 
 @injects(Fault.LONG_PAUSE)
-def test_a_peer_that_is_stopped_for_too_long_is_called_silent_and_hears_that_the_others_have_gone_on(
-    tmp_path,
-):
-    with Federation(tmp_path, orders={0: Orders(hold=("gradient 100",)), 3: HELD}) as peers:
+def test_a_peer_that_is_stopped_for_too_long_is_called_silent_and_comes_back_when_it_wakes(tmp_path):
+    orders = dict.fromkeys(SURVIVORS, SLOW) | {3: Orders(hold=("gradient 20",), slow_from=20)}
+    with Federation(tmp_path, orders=orders, iterations=240) as peers:
         peers.hold(3, "gradient 20")
         peers.signal(3, signal.SIGSTOP)
         peers.release(3)
-        peers.hold(0, "gradient 100")  # the others are there to be asked when it wakes
+        peers.await_view(SURVIVORS, SURVIVORS)
         peers.signal(3, signal.SIGCONT)
-        assert "the other peers have gone on without it" in peers.ended([3])[3].error
-        peers.release(0)
-        survivors = [0, 1, 2, 4, 5]
-        peers.check_survivors(survivors, peers.ended(survivors))
-        peers.check_told(survivors, {3: "its process is stopped"})
+        peers.await_view(peers.peers, peers.peers)
+        peers.hurry(*peers.peers)
+        peers.check_survivors(peers.peers, peers.ended())
+        peers.check_told(SURVIVORS, {3: "its process is stopped"})
+        assert [view["joined"] for view in peers.views(0)] == [[], [3]]
+
+
+@injects(Fault.KILL_AND_REJOIN)
+def test_a_peer_that_is_killed_and_started_again_three_times_is_let_in_each_time(tmp_path):
+    orders = dict.fromkeys(SURVIVORS, SLOW) | {3: Orders(hold=("gradient 20",))}
+    with Federation(tmp_path, orders=orders, iterations=240, checkpoint_every=10) as peers:
+        peers.hold(3, "gradient 20")
+        for life in range(3):
+            peers.kill(3)
+            # It goes on from the data order of its last checkpoint, 10 or later, and is killed in a gradient.
+            peers.start_again(3, Orders(slow_from=0, hold=() if life == 2 else ("gradient 30",)))
+            if life < 2:
+                peers.hold(3, "gradient 30")
+        peers.await_view([3], peers.peers)
+        peers.hurry(*peers.peers)
+        peers.check_survivors(peers.peers, peers.ended())
+        lives = [view for view in peers.views(0) if 3 in view["joined"]]
+        assert len(lives) == 3
+        assert {p for view in peers.views(0) for p in (*view["lost"], *view["joined"])} == {3}
+
+
+@injects(Fault.ALL_KILLED_AND_RESUMED)
+@pytest.mark.parametrize(("place", "kept"), [("gradient 59", {40, 50}), ("checkpoint 50", {30, 40})])
+def test_when_all_are_killed_and_resumed_they_end_as_if_nothing_had_happened(place, kept, tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    for folder in (before, after):
+        folder.mkdir()
+    with Federation(before, orders={3: Orders(hold=(place,))}, checkpoint_every=10) as peers:
+        peers.hold(3, place)
+        peers.kill(*peers.peers)
+    with Federation(after, resumed=before, checkpoint_every=10) as peers:
+        peers.check_same(peers.ended())
+        (begun,) = {peers.first_iteration(p) for p in peers.peers}
+        assert begun in kept  # checkpoints are written beside training: the last one but one is there
 
 
 @injects(Fault.STRAGGLER)

@@ -64,6 +64,8 @@ class Network:
                 _run("ip", "-n", name, "link", "set", "lo", "up")
             _run("ip", "-n", self._bridge, "link", "add", "br0", "type", "bridge")
             _run("ip", "-n", self._bridge, "link", "set", "br0", "up")
+            _run("ip", "-n", self._bridge, "link", "add", "br1", "type", "bridge")
+            _run("ip", "-n", self._bridge, "link", "set", "br1", "up")
             for i, name in enumerate(self._names):
                 end = ["peer", "name", f"p{i}", "netns", self._bridge]
                 _run("ip", "-n", name, "link", "add", "eth0", "type", "veth", *end)
@@ -117,6 +119,18 @@ class Network:
     def restore(self, host: int) -> None:
         """Take a host back into the network."""
         _run("ip", "-n", self._names[host], "link", "set", "eth0", "up")
+
+    def part(self, *hosts: int) -> None:
+        """Join these hosts to a bridge of their own: they reach each other, and none of the others."""
+        self._plug("br1", hosts)
+
+    def heal(self, *hosts: int) -> None:
+        """Undo `part`."""
+        self._plug("br0", hosts)
+
+    def _plug(self, bridge: str, hosts: Sequence[int]) -> None:
+        for i in hosts:
+            _run("ip", "-n", self._bridge, "link", "set", f"p{i}", "master", bridge)
 
     def cut_one_way(self, sender: int, receiver: int) -> None:
         """Lose whatever one host sends to another: it goes to an interface that nobody has."""

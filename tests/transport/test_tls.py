@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import textwrap
+import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -539,6 +540,16 @@ def test_who_sends_what_is_refused_again_and_again_is_no_longer_looked_at(servin
         assert bad("Deliver", *payload(0)).status == Status.THROTTLED  # also what would have been good
         assert good("Hello", hello(2)).status == Status.ACCEPTED  # the others are not concerned
     assert serving.pending((0, 1)) == 0
+
+
+def test_who_was_refused_too_often_and_sends_what_is_right_again_and_again_is_heard(serving, peers):
+    with calling(serving.address, peers[0]) as caller:
+        while caller("Deliver", b"not a payload", b"not a header").status != Status.THROTTLED:
+            pass
+        end = time.monotonic() + PATIENCE
+        while (status := caller("Deliver", *payload(0)).status) == Status.THROTTLED:
+            assert time.monotonic() < end
+    assert status == Status.ACCEPTED
 
 
 def test_a_caller_in_plain_text_is_counted_by_its_connection():
