@@ -164,6 +164,9 @@ class Wires:
             )
         # Where anything is exchanged, all peers begin at the same iteration.
         self.mailbox = Mailbox(terms, entering, first_iteration=min(plan.begins.values()))
+        if joining:
+            # What is on its way to its former life, in whatever view, is none of this one's.
+            self.mailbox.fail(ViewChangeError("this host was started again, and is in no view yet"))
         self.links = Links(
             terms,
             {
