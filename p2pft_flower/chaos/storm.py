@@ -12,7 +12,7 @@ from typing import Any
 from p2pft_flower.chaos.federation import Federation, free_addresses, plan_peers
 from p2pft_flower.chaos.relays import Relays
 from p2pft_flower.chaos.schedule import Event, Kind, draw, leaves_quorum
-from p2pft_flower.chaos.watch import Check, Fault, Violation, Watch
+from p2pft_flower.chaos.watch import Check, Fault, Loss, Violation, Watch
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.topology import Graph
 
@@ -59,8 +59,8 @@ class Report:
         Changes of view, iterations completed, and iterations after which Σ τ − Σ g was looked at.
     surplus : float
         The largest of these, relative.
-    unprovoked : int
-        How often a view was without a peer to which nothing had been done.
+    unprovoked : list of Loss
+        Each time that a view was without a peer to which nothing had been done.
     deviation : float or None
         The peers' largest relative distance from their mean at the end.
     accuracy, loss : dict of int to float
@@ -82,7 +82,7 @@ class Report:
     iterations: int = 0
     sums: int = 0
     surplus: float = 0.0
-    unprovoked: int = 0
+    unprovoked: list[Loss] = field(default_factory=list)
     deviation: float | None = None
     accuracy: dict[int, float] = field(default_factory=dict)
     loss: dict[int, float] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class Report:
             "iterations": self.iterations,
             "iterations-checked": self.sums,
             "largest-relative-surplus": self.surplus,
-            "left-out-unprovoked": self.unprovoked,
+            "left-out-unprovoked": [loss._asdict() for loss in self.unprovoked],
             "largest-relative-deviation": self.deviation,
             "accuracy": {str(p): a for p, a in self.accuracy.items()},
             "loss": {str(p): loss for p, loss in self.loss.items()},
@@ -247,9 +247,11 @@ class Storm:
         if watch.settled:
             self._sure, self._doubtful = watch.members, set()
         for peer, code in federation.ended().items():
+            watch.poll()
             watch.violated(
                 Check.PROCESSES,
-                f"peer {peer} gave up (exit code {code}): see {self._folder / f'peer-{peer}.log'}",
+                f"peer {peer} gave up (exit code {code}): {watch.error_of(peer) or 'it does not say why'}; "
+                f"see {self._folder / f'peer-{peer}.log'}",
             )
         idle = time.time() - max(watch.last, self._done)
         if idle > PATIENCE:

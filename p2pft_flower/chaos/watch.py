@@ -20,7 +20,7 @@ from p2pft_flower.runtime import sketch
 from p2pft_flower.runtime.invariants import TrackerSums
 from p2pft_flower.topology import Graph
 
-__all__ = ["Check", "Fault", "Violation", "Watch"]
+__all__ = ["Check", "Fault", "Loss", "Violation", "Watch"]
 
 SURPLUS = 1e-4
 """Largest Σ τ − Σ g, by the largest of its terms, that is rounding."""
@@ -77,6 +77,14 @@ class Score(NamedTuple):
     sketch: npt.NDArray[np.float32]
 
 
+class Loss(NamedTuple):
+    """A view that is without a peer of the one before, and why."""
+
+    view: int
+    peer: int
+    why: str
+
+
 @dataclass
 class _Seen:
     """What one peer's log has told up to now."""
@@ -92,6 +100,8 @@ class _Seen:
     last: float = 0.0
     """When it completed its last iteration, Unix seconds."""
     scores: dict[int, Score] = field(default_factory=dict)
+    error: str = ""
+    """Why it gave up."""
 
 
 class Watch:
@@ -129,6 +139,8 @@ class Watch:
         self._times: dict[int, list[float]] = defaultdict(list)
         self.violations: list[Violation] = []
         self.worst, self.sums = 0.0, 0
+        self._summed: set[int] = set()
+        """Views in which it was looked at."""
 
     # Reading -----------------------------------------------------------------------------------------
 
@@ -156,6 +168,8 @@ class Watch:
                 self._take_view(line, seen)
             case "trace":
                 self._take_trace(line, seen)
+            case "failed":
+                seen.error = line["error"]
             case "evaluation":
                 score = Score(line["accuracy"], line["loss"], sketch.decode(line["sketch"]))
                 seen.scores = {**dict(list(seen.scores.items())[-20:]), line["iteration"]: score}
@@ -195,6 +209,7 @@ class Watch:
         surplus = self._sums.note_trace(line)
         if surplus is not None:
             self.sums += 1
+            self._summed.add(surplus.view)
             self.worst = max(self.worst, surplus.relative)
             if not surplus.relative <= SURPLUS:  # NaN is no agreement either
                 self.violated(
@@ -260,6 +275,10 @@ class Watch:
     def last_of(self, peer: int) -> float:
         """Return when ``peer`` last completed an iteration, Unix seconds; 0 before it has."""
         return self._seen[peer].last
+
+    def error_of(self, peer: int) -> str:
+        """Return why ``peer`` says that it gave up; empty where it does not."""
+        return self._seen[peer].error
 
     def scores(self) -> tuple[int, dict[int, Score]] | None:
         """Return the last iteration after which all peers of the newest view were scored in it, and how."""
@@ -336,6 +355,8 @@ class Watch:
 
     def check_agreement(self) -> None:
         """Look whether the newest view has all peers, and they agree."""
+        if self.newest not in self._summed:
+            self.violated(Check.INVARIANT, f"no iteration of view {self.newest} could be looked at")
         if missing := sorted(set(self._peers) - self.members):
             self.violated(Check.AGREEMENT, f"at the end view {self.newest} is without the peers {missing}")
         deviation = self.deviation()
@@ -346,8 +367,8 @@ class Watch:
                 Check.AGREEMENT, f"the peers are {deviation:.2f} of the mean's norm apart, not {DEVIATION:g}"
             )
 
-    def unprovoked(self, faults: Sequence[Fault], slack: float) -> int:
-        """Return how often a view was without a peer of the one before to which nothing had been done.
+    def unprovoked(self, faults: Sequence[Fault], slack: float) -> list[Loss]:
+        """Return each time that a view was without a peer of the one before to which nothing had been done.
 
         It was slow for too long on this machine, or links were cut so that no graph holds all together.
 
@@ -358,15 +379,17 @@ class Watch:
         slack : float
             Seconds after the end of a fault in which it may still have others go on without a peer.
         """
-        numbers, count = sorted(self._views), 0
+        numbers, losses = sorted(self._views), list[Loss]()
         for before, number in pairwise(numbers):
             told = min((line["time"] for line in self._told[number].values()), default=0.0)
             hurt = {
                 p for f in faults for p in f.event.peers if f.time <= told <= f.time + f.event.lasts + slack
             }
             lost = set(self._views[before]["peers"]) - set(self._views[number]["peers"])
-            count += len(lost - hurt)
-        return count
+            for peer in sorted(lost - hurt):
+                whys = (line["why"].get(str(peer)) for line in self._told[number].values())
+                losses.append(Loss(number, peer, next((why for why in whys if why), "nobody says why")))
+        return losses
 
 
 def _in_order(value: Any) -> Any:

@@ -115,7 +115,7 @@ def _show(report: Report, console: Console) -> None:
     console.print(faults)
     facts = Table(show_header=False)
     facts.add_row("changes of view", str(report.views))
-    facts.add_row("left out with nothing done to them", str(report.unprovoked))
+    facts.add_row("left out with nothing done to them", str(len(report.unprovoked)))
     facts.add_row("iterations", str(report.iterations))
     facts.add_row(f"Σ τ − Σ g, worst of {report.sums}", f"{report.surplus:.1e} of its largest term")
     if report.deviation is not None:
@@ -124,6 +124,8 @@ def _show(report: Report, console: Console) -> None:
         low, high = min(report.accuracy.values()), max(report.accuracy.values())
         facts.add_row("accuracy at the end, lowest and highest", f"{low:.3f} {high:.3f}")
     console.print(facts)
+    for loss in report.unprovoked:
+        console.print(f"view {loss.view} is without peer {loss.peer}: {loss.why}", markup=False)
     broken = {violation.check for violation in report.violations}
     for check in Check:
         if check in broken:
