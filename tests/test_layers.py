@@ -14,7 +14,7 @@ import p2pft_flower
 ROOT = Path(p2pft_flower.__file__).resolve().parent
 PACKAGE = "p2pft_flower"
 
-# topology, algorithms ← learning, transport ← runtime ← report ← flower ← cli.
+# topology, algorithms ← learning, transport ← runtime ← report ← flower ← cli; runtime ← chaos ← cli.
 # What a layer may import of the others; "" stands for the modules beside the layers (errors, config, …).
 MAY_IMPORT = {
     "": {"topology", "algorithms"},
@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "runtime": {"topology", "algorithms", "transport"},
     "report": {"topology", "algorithms", "transport", "runtime"},
     "flower": {"topology", "algorithms", "learning", "transport", "runtime", "report"},
-    "cli": {"topology", "algorithms", "learning", "transport", "runtime", "report", "flower"},
+    "chaos": {"topology", "algorithms", "learning", "transport", "runtime"},
+    "cli": {"topology", "algorithms", "learning", "transport", "runtime", "report", "flower", "chaos"},
 }
 # A library that only some layers may import.
 HOME = {

@@ -11,6 +11,7 @@ from p2pft_flower.cli import (
     attention,
     cache,
     certs,
+    chaos,
     collect,
     compare,
     data,
@@ -43,6 +44,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("attention")(attention.attention)
 app.command("collect")(collect.collect)
+app.command("chaos")(chaos.chaos)
 app.command("stop")(stop.stop)
 app.command("rejoin")(rejoin.rejoin)
 app.command("up")(up.up)

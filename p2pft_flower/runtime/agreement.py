@@ -209,12 +209,16 @@ class Agreement:
             if machine.current.incarnation(m) != last.incarnation(m)
             for p in machine.groups[m]
         }
+        lost = tuple(sorted(before.difference(view.peers)))
+        if machine.view == self._view + 1 and machine.me in last.members and machine.me not in joined:
+            for peer in lost:
+                self._explain(peer)
         donors = dict(zip(machine.current.joined, machine.current.donors, strict=True))
         new = NewView(
             machine.view,
             view,
             machine.current.iteration,
-            tuple(sorted(before.difference(view.peers))),
+            lost,
             tuple(sorted(joined)),
             {p: why for p, why in self._why.items() if p not in view.peers},
             now - (now if self._paused_at is None else self._paused_at),
@@ -224,6 +228,18 @@ class Agreement:
         self._asked_at = self._paused_at = None
         self._why = {}
         return new
+
+    def _explain(self, peer: int) -> None:
+        """Say why the view that was agreed on is without ``peer``, where no member has missed it."""
+        member, machine = self._host[peer], self._machine
+        if any(member in (*r.suspects, *r.hanging) for r in machine.table):
+            return  # who has missed it says why
+        r = machine.records.get(member)
+        if r is not None and r.view == self._view and r.phase is Phase.CHANGING:
+            why = f"the links that work do not connect peer {peer} with the others"
+        else:
+            why = f"peer {peer} took no part in agreeing on view {machine.view}, and was waited for no longer"
+        self._why.setdefault(peer, why)
 
     def finish(self, timeout: float, raise_if_stopped: Callable[[], None]) -> bool:
         """Stay until all others have done all iterations; False where the view changes before.

@@ -12,7 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import xxhash
 
+from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.runtime import sketch
 from p2pft_flower.runtime.agreement import LostContactError
@@ -20,8 +22,10 @@ from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.journal import read_journal
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.training import TRACE
+from p2pft_flower.runtime.wires import Access, Wires
 from p2pft_flower.topology import Graph
-from p2pft_flower.transport import ExchangeStoppedError, Pulse, unix_address
+from p2pft_flower.transport import ExchangeStoppedError, OwnPulse, Pulse, Terms, ViewChangeError, unix_address
+from p2pft_flower.transport.header import encode_header
 
 from .quadratic import Peer, Quadratics, plans
 from .test_host import run_together, short, tcp, unix  # noqa: F401
@@ -338,3 +342,19 @@ def test_who_is_stopped_before_it_is_let_in_stops_nobody_else(federation, tmp_pa
     net.all_there.set()
     assert [runs[p].result(60)[0].iterations for p in (0, 1, 3)] == [400] * 3
     assert [[view["peers"] for view in views(tmp_path, p)] for p in (0, 1, 3)] == [[[0, 1, 3]]] * 3
+
+
+def test_a_host_that_was_started_again_refuses_what_was_sent_to_its_former_life(tmp_path):
+    # In view 0 as well: an answer that it does not fit here would end the sender's run.
+    plan = plans(RING, ALONE, tcp(), tmp_path, survive=True)[2]
+    terms = Terms(plan.run, 4)
+    config = RunConfig.from_mapping(plan.config).runtime
+    hooks = {"on_hello": lambda _: None, "on_stop": lambda _: None, "pulse": OwnPulse()}
+    wires = Wires(plan, terms, {(2, 3)}, {(1, 2)}, Access(), config=config, joining=True, **hooks)
+    payload = np.zeros(4, dtype="<f4").tobytes()
+    header = encode_header(terms, (1, 2), 66, 1, share=1.0, payload_hash=xxhash.xxh3_64_intdigest(payload))
+    try:
+        with pytest.raises(ViewChangeError, match="in no view yet"):
+            wires.mailbox.deliver(header, payload, 1.0)
+    finally:
+        wires.close()

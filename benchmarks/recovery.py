@@ -1,0 +1,251 @@
+"""How long survivors stand still when a peer is killed: from SIGKILL to the first iteration of the next view.
+
+Peers on a directed ring train noisy quadratics over TCP on loopback, as sites do, but for the model: what is
+measured is how a loss is noticed and agreed on. The victim is a process of its own; the others share the
+processes that the table names, each of them several hosts in threads, a peer a host. Killed is the last
+peer, which is no proposer; an iteration that a survivor had completed and does again would be lost.
+
+    python -m benchmarks.recovery [--timeout 4] [--runs 3]
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from p2pft_flower.chaos.federation import free_addresses
+from p2pft_flower.config import RunConfig
+from p2pft_flower.runtime import training
+from p2pft_flower.runtime.host import Host
+from p2pft_flower.runtime.journal import read_journal
+from p2pft_flower.runtime.plan import Neighbourhood, Plan, terms_digest
+from p2pft_flower.topology import Graph
+from p2pft_flower.topology.views import View
+from p2pft_flower.transport import ExchangeStoppedError
+
+Q = 1000
+PROCESSES = {4: 3, 16: 4, 64: 8}
+"""Processes that the survivors share, by number of peers."""
+
+PAUSE = 0.2
+"""Seconds of a gradient: 64 peers on a few cores shall have time to speak."""
+
+BEFORE, AFTER = 5, 3
+"""Iterations that all complete before the kill, and in the next view."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of an evaluation that nobody reads."""
+
+    loss: float = 0.0
+    accuracy: float = 0.0
+    accuracy_unseen: float | None = None
+
+
+class Quadratic:
+    """One peer's objective: ∇L_i(θ) = θ − c_i, after a pause."""
+
+    def __init__(self, peer: int) -> None:
+        self._minimiser = np.random.default_rng(peer).normal(size=Q).astype(np.float32)
+
+    def gradient(self, theta: Any) -> Any:
+        """Return θ − c_i, late."""
+        time.sleep(PAUSE)  # not to synchronise: this is the work
+        return theta - self._minimiser
+
+    def evaluate(self, theta: Any) -> Score:  # noqa: ARG002 - a protocol's
+        """Score nothing."""
+        return Score()
+
+    def privacy_spent(self) -> None:
+        """Nothing is private."""
+        return
+
+    def position(self) -> Any:
+        """There is no data order."""
+        return dict
+
+    def go_to(self, position: Any, lost: int) -> None:
+        """There is no data order."""
+
+
+class Quadratics:
+    """The problem of all peers."""
+
+    theta0 = np.zeros(Q, dtype=np.float32)
+    model_digest = "quadratics"
+    model_parameters = Q
+
+    def objectives(self, peers: Any, progress: Any) -> dict[int, Quadratic]:  # noqa: ARG002
+        """Return the objectives of ``peers``."""
+        return {p: Quadratic(p) for p in peers}
+
+    def named_tail(self, theta: Any) -> dict[str, Any]:
+        """Return θ as a tensor."""
+        import torch
+
+        return {"theta": torch.from_numpy(theta.copy())}
+
+    def metadata(self) -> dict[str, str]:
+        """Say nothing."""
+        return {}
+
+
+def hosts(texts: list[str], pipe: Connection) -> None:
+    """Run a host a plan, each in a thread, until a word comes through ``pipe``."""
+    os.environ[training.TRACE] = "1"
+    running = [Host(Plan.from_json(text), Quadratics()) for text in texts]
+
+    def run(host: Host) -> None:
+        try:
+            host.run()
+        except ExchangeStoppedError:
+            return
+
+    threads = [threading.Thread(target=run, args=(host,)) for host in running]
+    for thread in threads:
+        thread.start()
+    pipe.recv()
+    running[0].stop("measured")
+    for thread in threads:
+        thread.join()
+
+
+def plans(n: int, folder: Path, timeout: float) -> list[Plan]:
+    """Return a plan a peer."""
+    config = RunConfig.from_mapping(
+        {"iterations": 10**6, "peer-timeout": timeout, "meet-timeout": 300.0, "rejoin-deadline": 120.0}
+    )
+    graph = Graph.load(f"directed-ring:{n}")
+    view, addresses = View.whole(graph), free_addresses(n)
+    return [
+        Plan(
+            run=f"recovery-{n}",
+            config=config.to_mapping(),
+            n=n,
+            hosts=n,
+            terms=terms_digest(config, view, 10**6),
+            peers=(Neighbourhood.of(view, p),),
+            loss_weights=dict.fromkeys(range(n), 1.0),
+            iterations=10**6,
+            evaluate_every=10**6,
+            output_dir=str(folder),
+            addresses=addresses,
+            graph=graph.to_dict(),
+            members={q: (q,) for q in range(n)},
+        )
+        for p in range(n)
+    ]
+
+
+def lines(folder: Path, peer: int, event: str) -> list[dict[str, Any]]:
+    """Return what a peer's log tells of ``event``."""
+    path = folder / "peers" / f"peer-{peer}.jsonl"
+    return [line for line in read_journal(path) if line["event"] == event] if path.is_file() else []
+
+
+def wait_for(folder: Path, peers: range, view: int, iterations: int) -> None:
+    """Return when all ``peers`` have completed so many iterations in ``view``."""
+    end = time.monotonic() + 300.0
+    for peer in peers:
+        while sum(line["view"] == view for line in lines(folder, peer, "trace")) < iterations:
+            if time.monotonic() > end:
+                raise TimeoutError(f"peer {peer} does not complete {iterations} iterations in view {view}")
+            time.sleep(0.2)
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What one kill cost: seconds to the first survivor's and the last one's first iteration; iterations."""
+
+    first: float
+    last: float
+    lost: int
+
+
+def measure(n: int, timeout: float) -> Recovery:
+    """Kill the last of ``n`` peers once."""
+    context = multiprocessing.get_context("spawn")
+    survivors, shares = range(n - 1), PROCESSES[n]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        texts = [plan.to_json() for plan in plans(n, folder, timeout)]
+        groups = [*(texts[s : n - 1 : shares] for s in range(shares)), [texts[-1]]]
+        pipes, processes = [], []
+        for group in groups:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=hosts, args=(group, theirs), daemon=True)
+            process.start()
+            pipes.append(ours)
+            processes.append(process)
+        wait_for(folder, range(n), 0, BEFORE)
+        killed = time.time()
+        os.kill(processes[-1].pid or 0, signal.SIGKILL)
+        wait_for(folder, survivors, 1, AFTER)
+        pipes[0].send(None)
+        for pipe in pipes[1:-1]:
+            pipe.send(None)
+        for process in processes:
+            process.join()
+        firsts, lost = [], 0
+        for peer in survivors:
+            traces = lines(folder, peer, "trace")
+            done = max(line["iteration"] for line in traces if line["view"] == 0)
+            begin = lines(folder, peer, "view")[0]["iteration"]
+            lost += max(0, done - begin)
+            firsts.append(next(line["time"] for line in traces if line["view"] == 1) - killed)
+        return Recovery(min(firsts), max(firsts), lost)
+
+
+def main(
+    timeout: Annotated[float, typer.Option(help="peer-timeout, in seconds.")] = 4.0,
+    runs: Annotated[int, typer.Option(min=1, help="Kills for each number of peers.")] = 3,
+    peers: Annotated[list[int] | None, typer.Option(help="Only so many peers: 4, 16 or 64.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every kill's figures instead.")] = False,
+) -> None:
+    """Print the table."""
+    measured = {n: [measure(n, timeout) for _ in range(runs)] for n in peers or PROCESSES}
+    if as_json:
+        typer.echo(json.dumps({n: [vars(r) for r in kills] for n, kills in measured.items()}))
+        return
+    table = Table(title=f"from SIGKILL to the next view's first iteration; peer-timeout {timeout:g} s")
+    for column in (
+        "peers",
+        "processes of survivors",
+        "s, median of kills",
+        "s, longest",
+        "longest / peer-timeout",
+        "iterations lost",
+    ):
+        table.add_column(column)
+    for n, kills in measured.items():
+        longest = max(kill.last for kill in kills)
+        table.add_row(
+            str(n),
+            str(PROCESSES[n]),
+            f"{statistics.median(kill.last for kill in kills):.2f}",
+            f"{longest:.2f}",
+            f"{longest / timeout:.2f}",
+            str(sum(kill.lost for kill in kills)),
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""Faults at random on processes of this machine, and whether all that is promised held."""

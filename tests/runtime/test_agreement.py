@@ -1,0 +1,47 @@
+"""What hosts tell of a change of view that they have agreed on."""
+
+from __future__ import annotations
+
+from p2pft_flower.runtime.agreement import Agreement
+from p2pft_flower.runtime.membership import Membership
+from p2pft_flower.topology import Graph
+from p2pft_flower.transport import Gossip
+
+RING = Graph.load("directed-ring:4")
+GROUPS = {p: (p,) for p in range(4)}
+
+
+class Quiet:
+    """Heartbeats that miss nobody."""
+
+    def nudge(self):
+        pass
+
+
+def agreement(me, **life):
+    machine = Membership(me, RING, GROUPS, round_time=0.2, patience=60.0, **life)
+    made = Agreement(machine, on_change=lambda change: None, interval=0.02, direct=0.4)
+    made.start(Quiet(), tuple)
+    return made
+
+
+def gossip(hosts):
+    """Let each host hear all others."""
+    for sender, one in hosts.items():
+        for receiver, other in hosts.items():
+            if receiver != sender:
+                other.hear(Gossip(sender=sender, receiver=receiver, records=one.tell()))
+
+
+def test_who_is_left_out_though_nobody_had_missed_it_yet_is_named_with_a_reason():
+    # Peer 3 has just been suspended when peer 2, which was started again, has the view change.
+    hosts = {0: agreement(0), 1: agreement(1), 2: agreement(2, joining=True, incarnation=7)}
+    try:
+        views = {p: hosts[p].settle(lambda: gossip(hosts), lambda: None) for p in (0, 1, 2)}
+    finally:
+        for host in hosts.values():
+            host.close()
+    for p in (0, 1):
+        assert (views[p].view.peers, views[p].lost, views[p].joined) == ((0, 1, 2), (3,), (2,))
+        assert views[p].why[3] == "peer 3 took no part in agreeing on view 1, and was waited for no longer"
+    assert views[2].why == {}  # it does not know what was before
