@@ -37,8 +37,8 @@ def rejoin(
     """Start a site's peer of a deployed run again while the others train; it needs no server, no SuperNode.
 
     The others let it in, it takes the model of one of them, and trains on with them to the end; its log and
-    its model are where the run's are. Before it is let in nothing here stops anybody else; afterwards SIGTERM
-    and Ctrl-C stop all peers, as at any site.
+    its model are where the run's are. SIGTERM and Ctrl-C end it alone, as at any site; p2pft stop ends the
+    whole run once it has been let in.
 
     Exit codes: 0 it has trained to the end; 1 nobody has let it in before rejoin-deadline, or it failed or
     was stopped; 2 it was not started, with the reason.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import Annotated
 
-import psutil
 import typer
 
 from p2pft_flower.runtime.running import running
@@ -40,8 +38,7 @@ def stop(
         )
         raise typer.Exit(EXIT_FAILED)
     for there in found:
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
-            there.process.terminate()
+        there.stop_run()
     deadline = time.monotonic() + PATIENCE
     while (left := [there for there in found if there.alive]) and time.monotonic() < deadline:
         time.sleep(0.1)  # they are no children of this process: nothing else tells that they have ended

@@ -24,8 +24,9 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
     """Run ``host`` to its end, or until this process is told to end.
 
     In a deployment SIGTERM and SIGINT, which is also what Flower sends itself when the SuperNode has died,
-    first stop all peers of the run: the host tells its neighbours, and they tell theirs. Where the SuperNode
-    is still there, the ClientApp then answers it, as after any other stop.
+    first have the host tell the others that it goes; what they do then is for ``on-failure`` to say. After
+    ``p2pft stop`` the same signals stop all peers of the run: the host tells its neighbours, and they tell
+    theirs. Where the SuperNode is still there, the ClientApp then answers it, as after any other stop.
 
     Raises
     ------
@@ -51,9 +52,11 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
         os.kill(os.getpid(), signal.SIGINT)  # what Flower does where it notices itself
 
     def stop(number: signal.Signals) -> bool:
-        host.stop(
-            f"its ClientApp was told to end ({number.name}); the site stopped it, or its SuperNode is gone"
-        )
+        if entry.stops_run():
+            host.stop(f"the run was stopped at a site of it (p2pft stop, {number.name})")
+        else:
+            why = "the site stopped it, or its SuperNode is gone"
+            host.leave(f"its ClientApp was told to end ({number.name}); {why}")
         # A SuperNode of Flower 1.41 whose ClientApp obeys waits for ever for its reply, also where the
         # parent that is gone was a SuperExec of the site's own.
         return orphaned.is_set() or (os.getppid() != parent and not answers())
@@ -64,7 +67,7 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
     else:
         peers = [p.peer for p in host.plan.peers]
         with (
-            registered(host.plan.run, peers, host.neighbours),
+            registered(host.plan.run, peers, host.neighbours) as entry,
             before_obeying(stop),
             watched(supernode_died),
         ):
@@ -84,7 +87,7 @@ def _watch(host: Host, thread: threading.Thread, leave: float) -> None:
         host.save_stopped()  # the host is still busy: its thread will not live to do so
         raise
     except BaseException:
-        host.stop("its ClientApp was told to end")
+        host.leave("its ClientApp was told to end")
         thread.join(LEAVE / 2)  # Flower ends the process 5 s after the signal
         host.save_stopped()
         raise

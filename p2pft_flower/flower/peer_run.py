@@ -275,7 +275,9 @@ def _ends_all(reply: Message) -> bool:
     return "error" not in body or body["kind"] not in _OWN_AFFAIR
 
 
-_OWN_AFFAIR = frozenset({"PeerFailedError", "LostContactError", "CheckpointError", "TooFewPeersError"})
+_OWN_AFFAIR = frozenset(
+    {"PeerFailedError", "LostContactError", "CheckpointError", "TooFewPeersError", "DepartedError"}
+)
 """Errors of a host without which the others may go on."""
 
 _HEARSAY = {"ExchangeTimeoutError": 1, "PeerUnreachableError": 1, "NoReply": 2, "ExchangeStoppedError": 3}

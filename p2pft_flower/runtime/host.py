@@ -36,7 +36,7 @@ from p2pft_flower.transport import (
     ViewChangeError,
 )
 
-__all__ = ["Host", "PeerFailedError", "TooFewPeersError"]
+__all__ = ["DepartedError", "Host", "PeerFailedError", "TooFewPeersError"]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -65,8 +65,12 @@ class TooFewPeersError(P2PFTError):
     """Fewer peers are left than the run is to go on with."""
 
 
+class DepartedError(ExchangeStoppedError):
+    """Raised in a host that was told to end, where the others go on without it."""
+
+
 class Host:
-    """Runs the peers of ``plan``; :meth:`stop` may be called from any thread.
+    """Runs the peers of ``plan``; :meth:`stop` and :meth:`leave` may be called from any thread.
 
     Parameters
     ----------
@@ -100,6 +104,7 @@ class Host:
         self._config = RunConfig.from_mapping(plan.config)
         self._peers = [p.peer for p in plan.peers]
         self._news: News | None = None
+        self._departed: DepartedError | None = None
         self._wires: Wires | None = None
         self._lock = threading.Lock()
         self._stage = 0.0
@@ -142,7 +147,8 @@ class Host:
             except BaseException as error:
                 # The neighbours are told first, so that they stop now and not at their deadline.
                 if self._others_go_on(error):
-                    self._leave(error)
+                    if error is not self._departed:  # else they were told when it left
+                        self._leave(error)
                 else:
                     self._hear(self._news_of(error), own=True)
                 if recorder is not None:
@@ -159,6 +165,29 @@ class Host:
         """
         self._hear(News(self._peers[0], self._iteration, reason))
         self._wait_until_told()
+
+    def leave(self, reason: str) -> None:
+        """End this host's peers alone, where the others can go on without it; else :meth:`stop` all.
+
+        They can where views change (``on-failure``) and the training has begun. :meth:`run` raises
+        DepartedError: at the next iteration, or at once where it waits. Returns once the others were told,
+        within 2 s.
+        """
+        wires = self._wires
+        if wires is None or wires.agreement is None or not (self._begun or self._joining):
+            self.stop(reason)
+            return
+        with self._lock:
+            first = self._news is None and self._departed is None
+            if first:
+                self._departed = DepartedError(f"peers {self._peers} leave the run: {reason}")
+                self._stopped_at = time.monotonic()
+        if not first or self._departed is None:
+            return
+        self._leave(self._departed)
+        wires.fail(self._departed)
+        if self._recorder is not None:
+            self._recorder.failed(self._iteration, self._departed)
 
     def save_stopped(self) -> None:
         """Save each peer's θ, and a checkpoint, after the last complete iteration, once; from any thread.
@@ -199,7 +228,7 @@ class Host:
         return self._training is not None and self._training.completed is not None
 
     def raise_if_stopped(self, longer_than: float = 0.0) -> None:
-        """Raise ExchangeStoppedError when the run was stopped, so many seconds ago or earlier."""
+        """Raise ExchangeStoppedError when the run was stopped, or this host left, so many seconds ago."""
         if self._stopped_at is not None and time.monotonic() - self._stopped_at >= longer_than:
             raise self._stopped()
 
@@ -431,6 +460,8 @@ class Host:
                 self._tell(own=True)
 
     def _stopped(self) -> ExchangeStoppedError:
+        if self._departed is not None:
+            return self._departed
         origin, iteration, reason = self._news or News(self._peers[0], self._iteration, "unknown")
         return ExchangeStoppedError(f"peer {origin} stopped in iteration {iteration}: {reason}")
 
@@ -443,7 +474,7 @@ class Host:
             return False
         if not self._begun:
             return self._joining  # they train without it
-        return isinstance(error, (PeerFailedError, LostContactError, CheckpointError))
+        return isinstance(error, (PeerFailedError, LostContactError, CheckpointError, DepartedError))
 
     def _leave(self, error: BaseException) -> None:
         """Tell all contacts that this host goes, so that they need not wait for its silence."""

@@ -19,7 +19,7 @@ import psutil
 from p2pft_flower.resources import home
 from p2pft_flower.runtime.processes import is_alive, start_mark
 
-__all__ = ["Running", "registered", "running"]
+__all__ = ["Entry", "Running", "registered", "running"]
 
 log = logging.getLogger(__name__)
 
@@ -53,16 +53,44 @@ class Running:
         """Whether it has not ended; what its parent has not taken note of yet (a zombie) has."""
         return is_alive(self.process.pid, self.mark)
 
+    def stop_run(self) -> None:
+        """Have it end, and stop all peers of its run; a mere SIGTERM ends its own peers.
+
+        Raises
+        ------
+        OSError
+            When what tells it so cannot be written.
+        """
+        _stop_mark(self.process.pid, self.peers[0]).touch(mode=0o600)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
+            self.process.terminate()
+
+
+class Entry:
+    """What says that this process is among those that :func:`running` finds."""
+
+    def __init__(self, pid: int, peer: int) -> None:
+        self._mark = _stop_mark(pid, peer)
+
+    def stops_run(self) -> bool:
+        """Whether it was told to stop its whole run."""
+        return self._mark.exists()
+
+
+def _stop_mark(pid: int, peer: int) -> Path:
+    return _folder() / f"{pid}-{peer}.stop"
+
 
 def _folder() -> Path:
     return home() / "running"
 
 
 @contextlib.contextmanager
-def registered(run: str, peers: Sequence[int], neighbours: Sequence[int]) -> Iterator[None]:
+def registered(run: str, peers: Sequence[int], neighbours: Sequence[int]) -> Iterator[Entry]:
     """Have this process among those that :func:`running` finds, during a ``with`` block."""
     pid = os.getpid()
-    path = _folder() / f"{pid}-{peers[0]}.json"
+    path, mark = _folder() / f"{pid}-{peers[0]}.json", _stop_mark(pid, peers[0])
+    there = Entry(pid, peers[0])
     entry = {
         "run": run,
         "peers": list(peers),
@@ -72,17 +100,19 @@ def registered(run: str, peers: Sequence[int], neighbours: Sequence[int]) -> Ite
     }
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mark.unlink(missing_ok=True)  # a killed process of the same number may have left it
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(entry), encoding="utf-8")
         os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
     except OSError as error:
         log.warning("p2pft stop will not find these peers: %s cannot be written (%s)", path, error.strerror)
-        yield
+        yield there
         return
     try:
-        yield
+        yield there
     finally:
         path.unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)
 
 
 def running(run: str | None = None) -> list[Running]:

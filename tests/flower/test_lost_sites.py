@@ -30,7 +30,8 @@ def kill_site(deployment, peer):
     os.killpg(group, signal.SIGKILL)
 
 
-def test_a_site_that_dies_is_left_behind_and_named_in_the_results(deployment):
+@pytest.mark.parametrize("how", ["its machine dies", "its SuperNode dies"])
+def test_a_site_that_dies_is_left_behind_and_named_in_the_results(how, deployment):
     folder = deployment.folder / "results"
     settings = {"iterations": 2000, "evaluate-every": 20, "peer-timeout": 5.0, "output-dir": str(folder)}
     run = deployment.run(topology="directed-ring:3", **settings)
@@ -40,7 +41,12 @@ def test_a_site_that_dies_is_left_behind_and_named_in_the_results(deployment):
             f"peer {peer} trains",
             said=deployment.said,
         )
-    kill_site(deployment, 1)
+    if how == "its machine dies":
+        kill_site(deployment, 1)
+        why = "(crashed)"  # as whoever missed it first found
+    else:
+        deployment.supernodes[1].kill()
+        why = "was told to end (SIGINT); the site stopped it, or its SuperNode is gone"
     for peer in (0, 2):
         wait_until(
             lambda peer=peer: deployment.lines(run, peer, "end"), f"peer {peer} ends", said=deployment.said
@@ -53,10 +59,10 @@ def test_a_site_that_dies_is_left_behind_and_named_in_the_results(deployment):
     assert results["status"] == "completed-with-2-of-3"
     assert [p["peer"] for p in results["peers"]] == [0, 2]
     assert "peer 1 was lost after" in results["error"]
-    assert "crashed" in results["error"]
+    assert why in results["error"]
     (view,) = results["views"]
     assert view["peers"] == [0, 2]
-    assert "(crashed)" in view["why"]["1"]  # as whoever missed it first found
+    assert why in view["why"]["1"]
     assert results["history"][-1]["accuracy"][1] is None
     collected = collect_results(find_peers([output / run for output in deployment.outputs]))
     assert collected["views"] == results["views"]

@@ -152,15 +152,15 @@ def test_a_network_cut_to_the_superlink_changes_nothing_for_the_peers(tmp_path):
         collected(deployment, run)
 
 
-def test_one_site_ends_all_by_its_command_and_by_the_death_of_its_supernode(deployment):
+def test_one_site_ends_all_by_its_command_and_where_nobody_goes_on_alone_by_its_supernodes_death(deployment):
     run = deployment.run(iterations=LONG, evaluate_every=100)
     training(deployment, run)
     said = deployment.p2pft("stop", run)
     assert f"run {run}: peer 0 has ended" in said
-    all_stop(deployment, run, "was told to end (SIGTERM)")
+    all_stop(deployment, run, "the run was stopped at a site of it (p2pft stop, SIGTERM)")
     assert deployment.ended(run)["status"] == "finished:failed"
 
-    run = deployment.run(iterations=LONG, evaluate_every=100)
+    run = deployment.run(iterations=LONG, evaluate_every=100, on_failure="stop")
     training(deployment, run)
     deployment.supernodes[1].kill()
     deployment.supernodes[1].wait()
@@ -171,7 +171,7 @@ def test_executors_of_the_sites_own_train_the_peers_and_end_them_with_their_supe
     """SuperNodes with ``--isolation process`` start nothing themselves."""
     ended = "was told to end (SIGINT); the site stopped it, or its SuperNode is gone"
     with Deployment(tmp_path, isolation="process") as deployment:
-        run = deployment.run(iterations=LONG, evaluate_every=100)
+        run = deployment.run(iterations=LONG, evaluate_every=100, on_failure="stop")
         training(deployment, run)
         parents = {p.ppid() for p in deployment.processes("flwr-clientapp")}
         assert parents == {executor.pid for executor in deployment.superexecs}
@@ -185,7 +185,7 @@ def test_executors_of_the_sites_own_train_the_peers_and_end_them_with_their_supe
         assert deployment.ended(run)["status"] == "finished:completed", deployment.said()
         collected(deployment, run)
 
-        run = deployment.run(iterations=LONG, evaluate_every=100)
+        run = deployment.run(iterations=LONG, evaluate_every=100, on_failure="stop")
         training(deployment, run)
         deployment.supernodes[1].kill()
         deployment.supernodes[1].wait()
