@@ -226,7 +226,9 @@ def test_a_suspended_process_comes_back_beyond_the_deadline(federation, tmp_path
     )
     process.start()
     runs = {p: net.start(p) for p in (0, 1, 3)}
-    until(lambda: (tmp_path / "peers" / "peer-2.jsonl").is_file() and events(tmp_path, 2, "trace"))
+    logs = [tmp_path / "peers" / f"peer-{p}.jsonl" for p in range(4)]
+    # All train: before that a host pauses too.
+    until(lambda: all(log.is_file() and len(events(tmp_path, p, "trace")) > 1 for p, log in enumerate(logs)))
     os.kill(process.pid, signal.SIGSTOP)
     if on_failure == "continue":
         until(lambda: all(views(tmp_path, p) for p in runs))
