@@ -304,7 +304,11 @@ class Federation:
 
     def check_told(self, survivors: Iterable[int], lost: Mapping[int, str], number: int = 1) -> None:
         """Check that survivors tell of view ``number`` alike, and some of them why each peer was lost."""
-        seen = [next(v for v in self.views(p) if v["number"] == number) for p in survivors]
+        seen = []
+        for p in survivors:
+            named = [view for view in self.views(p) if view["number"] == number]
+            assert named, f"peer {p} was not in view {number}: {self.logs()}"
+            seen += named
         for view in seen:
             assert view["lost"] == sorted(lost)
             assert (view["peers"], view["edges"], view["iteration"]) == (
