@@ -11,6 +11,7 @@ peer, which is no proposer; an iteration that a survivor had completed and does 
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -110,6 +111,7 @@ class Quadratics:
 def hosts(texts: list[str], pipe: Connection) -> None:
     """Run a host a plan, each in a thread, until a word comes through ``pipe``."""
     os.environ[training.TRACE] = "1"
+    logging.getLogger("p2pft_flower").setLevel(logging.ERROR)  # each survivor tells of the view
     running = [Host(Plan.from_json(text), Quadratics()) for text in texts]
 
     def run(host: Host) -> None:
@@ -227,10 +229,10 @@ def main(
     table = Table(title=f"from SIGKILL to the next view's first iteration; peer-timeout {timeout:g} s")
     for column in (
         "peers",
-        "processes of survivors",
-        "s, median of kills",
-        "s, longest",
-        "longest / peer-timeout",
+        "survivors' processes",
+        "median, s",
+        "longest, s",
+        "longest / timeout",
         "iterations lost",
     ):
         table.add_column(column)

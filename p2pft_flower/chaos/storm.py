@@ -235,7 +235,8 @@ class Storm:
             return
         self._undo(federation, relays, float("inf"))
         self._say("no more faults; waiting until all peers train in one view")
-        while not self._look(federation):
+        end = time.monotonic() + 3 * PATIENCE
+        while not self._look(federation) and time.monotonic() < end:  # what is missing then is told
             if self._watch.settled and len(self._watch.members) == self._graph.n and self._watch.scores():
                 return
             time.sleep(_TICK)

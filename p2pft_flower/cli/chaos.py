@@ -28,7 +28,7 @@ EXIT_BROKEN = 3
 
 
 def chaos(
-    peers: Annotated[int, typer.Option(min=3, help="Processes to start, about 0.3 GB each.")] = 8,
+    peers: Annotated[int, typer.Option(min=3, help="Processes to start, about 0.15 GB each.")] = 8,
     minutes: Annotated[float, typer.Option(help="How long faults go on.")] = 5.0,
     seed: Annotated[int, typer.Option(min=0, help="Decides what is done to whom, and when.")] = 0,
     topology: Annotated[
