@@ -519,7 +519,7 @@ class Membership:
             returned = {r.member for r in self._joiners(now)}
             ready = awaited <= returned
         else:
-            likely = awaited - self._missed()
+            likely = {m for m in awaited if not self._given_up(m, promised)}
             ready = not awaited or elapsed >= (self.round_time if likely else self.round_time / 4)
         if ready:
             # An earlier ballot may have decided already: what was accepted under the highest one stands.
@@ -631,6 +631,15 @@ class Membership:
         for r in self._acceptors():
             gone.update(r.suspects, r.hanging)
         return gone - {self.me}
+
+    def _given_up(self, member: int, promised: Mapping[int, Record]) -> bool:
+        """Tell whether ``member`` has gone, or is missed by all its neighbours that have promised.
+
+        Whom one of them still hears, behind another's cut link, has a promise under way.
+        """
+        near = [promised[m] for m in self._around(member) & promised.keys()]
+        missed = all(member in r.suspects or member in r.hanging for r in near)
+        return self._gone(member) or (member in self._missed() and missed)
 
     def _gone(self, member: int) -> bool:
         r = self.records.get(member)
