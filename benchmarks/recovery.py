@@ -29,7 +29,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from p2pft_flower.chaos.federation import free_addresses
+from p2pft_flower.chaos.relays import free_addresses
 from p2pft_flower.config import RunConfig
 from p2pft_flower.runtime import training
 from p2pft_flower.runtime.host import Host

@@ -6,7 +6,6 @@ import math
 import multiprocessing
 import os
 import signal
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from p2pft_flower.runtime.plan import Neighbourhood, Plan, terms_digest
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 
-__all__ = ["Federation", "free_addresses", "plan_peers"]
+__all__ = ["Federation", "plan_peers"]
 
 ENDLESS = 10**9
 """Iterations of a run that lasts until it is stopped."""
@@ -33,15 +32,6 @@ END = 20.0
 
 _PRELOADED = ["__main__", "p2pft_flower.chaos.peer", "sklearn.datasets", "timm"]
 """Imported once, by the process that all peers are copies of: a peer that is started again is there soon."""
-
-
-def free_addresses(n: int) -> dict[int, str]:
-    """Return ``host:port`` of loopback for ``n`` peers, where nobody listens."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]  # at once: all differ
-    addresses = {p: f"127.0.0.1:{s.getsockname()[1]}" for p, s in enumerate(sockets)}
-    for s in sockets:
-        s.close()
-    return addresses
 
 
 def plan_peers(

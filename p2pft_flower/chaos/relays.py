@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -12,10 +13,19 @@ from typing import Self
 
 from p2pft_flower.transport.addresses import Address, parse_address
 
-__all__ = ["Relays"]
+__all__ = ["Relays", "free_addresses"]
 
 _PIECE = 2**16
 _START = 10.0
+
+
+def free_addresses(n: int) -> dict[int, str]:
+    """Return ``host:port`` of loopback for ``n`` peers, where nobody listens."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]  # at once: all differ
+    addresses = {p: f"127.0.0.1:{s.getsockname()[1]}" for p, s in enumerate(sockets)}
+    for s in sockets:
+        s.close()
+    return addresses
 
 
 class Relays:

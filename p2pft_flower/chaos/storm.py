@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from p2pft_flower.chaos.federation import Federation, free_addresses, plan_peers
-from p2pft_flower.chaos.relays import Relays
+from p2pft_flower.chaos.federation import Federation, plan_peers
+from p2pft_flower.chaos.relays import Relays, free_addresses
 from p2pft_flower.chaos.schedule import Event, Kind, draw, leaves_quorum
 from p2pft_flower.chaos.watch import Check, Fault, Loss, Violation, Watch
 from p2pft_flower.errors import P2PFTError

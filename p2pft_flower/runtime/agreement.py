@@ -236,7 +236,10 @@ class Agreement:
             return  # who has missed it says why
         r = machine.records.get(member)
         if r is not None and r.view == self._view and r.phase is Phase.CHANGING:
-            why = f"the links that work do not connect peer {peer} with the others"
+            why = (
+                f"peer {peer} was too late for agreeing on view {machine.view}, or the links that work do "
+                "not connect it with the others"
+            )
         else:
             why = f"peer {peer} took no part in agreeing on view {machine.view}, and was waited for no longer"
         self._why.setdefault(peer, why)
