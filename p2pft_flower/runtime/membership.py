@@ -178,7 +178,8 @@ class _Change:
 
     since: float
     round_since: float
-    proposed: float | None = None  # when its own ballot was opened
+    promises: int = 0  # that its own ballot has
+    promised_at: float = 0.0  # when its own ballot was opened, or got the last of them
     rounds: int = 0
     long: bool = False  # it has lasted longer than a round
 
@@ -487,7 +488,8 @@ class Membership:
             self._choose(now, change, own.ballot)
         elif self._turn_has_come(now, change):
             change.rounds += 1
-            change.round_since = change.proposed = now
+            change.round_since = change.promised_at = now
+            change.promises = 0
             ballot = Ballot(self.record.promised.round + 1, self.me)
             self._write(promised=ballot, proposal=Proposal(ballot))
             self._vote(now)
@@ -513,7 +515,9 @@ class Membership:
         promised = {r.member: r for r in here if r.promised == ballot}
         if not is_quorum(promised, self.current.members):
             return
-        elapsed = now - (change.round_since if change.proposed is None else change.proposed)
+        if len(promised) > change.promises:  # as long as promises come in, nobody slow is left out
+            change.promises, change.promised_at = len(promised), now
+        elapsed = now - change.promised_at
         awaited = set(self.current.members) - promised.keys()
         if self.wait and not self._patience_over(now, change):
             returned = {r.member for r in self._joiners(now)}
