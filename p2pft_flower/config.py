@@ -256,9 +256,9 @@ class RuntimeConfig:
         What the others do when a peer is lost: go on without it, wait for it up to ``rejoin_deadline`` first,
         or stop. Where all peers are on one host, nobody can be lost.
     rejoin_deadline : float
-        Seconds that peers wait: for a lost one (the first half of them, where ``on_failure`` is ``wait``),
-        for an agreement on who goes on, or to be let in again; then they stop, with a checkpoint. In
-        a simulation, where none comes back, at most four times ``peer_timeout``.
+        Seconds that peers wait: for a lost one where ``on_failure`` is ``wait``, and then as long again for
+        an agreement on who goes on; or to be let in again. Then they stop, with a checkpoint. In a
+        simulation, where none comes back, at most four times ``peer_timeout``.
     hang_timeout : float
         Most seconds that a peer may compute, or evaluate, without getting further, heartbeats or not, before
         it is taken for lost: 20 times its longest stretch so far, at least ``peer_timeout`` and at most this.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 from p2pft_flower.runtime import records
-from p2pft_flower.runtime.membership import Membership, Phase
+from p2pft_flower.runtime.membership import Membership, Phase, is_quorum
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import Gossip, Heartbeats, Loss, PeerLostError, ViewChangeError
 from p2pft_flower.transport import p2pft_pb2 as pb
@@ -250,7 +250,8 @@ class Agreement:
         Parameters
         ----------
         timeout : float
-            Longest stay, in seconds: whoever is late then is no loss to this host.
+            Longest stay, in seconds, after the last word from one that still trains: it needs nothing of this
+            host any more but its vote where another one is lost.
         raise_if_stopped : callable
             As in :meth:`settle`.
         """
@@ -266,6 +267,8 @@ class Agreement:
                 if self._machine.record.phase is not Phase.FINISHED:
                     return False
                 self._changed.wait(min(self._interval, max(0.0, end - self._clock())))
+                still = [self._spoken[m] for m in self._machine.unfinished if m in self._spoken]
+                end = max([end, *(spoken + timeout for spoken in still)])
         return True
 
     def recheck(self) -> None:
@@ -284,6 +287,14 @@ class Agreement:
             self._miss(loss)
             self._look(news=True)
 
+    def spares(self, least: int) -> bool:
+        """Whether the others can go on without this host: a quorum of the view, and ``least`` peers."""
+        with self._lock:
+            machine = self._machine
+            others = [m for m in machine.current.members if m != machine.me and m not in machine.missed]
+            enough = sum(len(machine.groups[m]) for m in others) >= least
+            return enough and is_quorum(others, machine.current.members)
+
     def leave(self, reason: str) -> None:
         """Note that this host goes; who hears of it need not wait for its silence."""
         with self._lock:
@@ -301,13 +312,9 @@ class Agreement:
                     # Between two views the neighbours are still those of the old one.
                     running = running and self._machine.view == self._installed
                     heartbeats = self._heartbeats
-                lost = []
                 if running and heartbeats is not None:
-                    lost = [heartbeats.absence(peer) for peer in self._neighbours()]
+                    self._look_after(heartbeats)
                 with self._lock:
-                    for loss in lost:
-                        if loss is not None:
-                            self._miss(loss)
                     self._reach()
                     self._look(self._machine.tick(self._clock()))
         except Exception as error:
@@ -316,6 +323,17 @@ class Agreement:
                 self._failure = error
                 self._changed.notify_all()
             self._on_change(_changing(self._view))
+
+    def _look_after(self, heartbeats: Heartbeats) -> None:
+        """Miss each neighbour that is lost as soon as this is known: the next one may take a moment."""
+        for peer in tuple(self._neighbours()):
+            loss = heartbeats.absence(peer)
+            with self._lock:
+                if self._closed or self._machine.view != self._installed:
+                    return  # of another view by now
+                if loss is not None:
+                    self._miss(loss)
+                    self._look(news=True)
 
     def _reach(self) -> None:
         """Where this host asks to be let in, tell whom it has spoken with itself."""

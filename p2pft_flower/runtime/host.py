@@ -169,12 +169,15 @@ class Host:
     def leave(self, reason: str) -> None:
         """End this host's peers alone, where the others can go on without it; else :meth:`stop` all.
 
-        They can where views change (``on-failure``) and the training has begun. :meth:`run` raises
-        DepartedError: at the next iteration, or at once where it waits. Returns once the others were told,
-        within 2 s.
+        They can where views change (``on-failure``), the training has begun, and they are a quorum and not
+        fewer than ``min-peers``. :meth:`run` raises DepartedError: at the next iteration, or at once where it
+        waits. Returns once the others were told, within 2 s.
         """
         wires = self._wires
-        if wires is None or wires.agreement is None or not (self._begun or self._joining):
+        agreement = None if wires is None else wires.agreement
+        alone = self._joining and not self._begun  # not let in yet: nobody counts on it
+        spared = agreement is not None and agreement.spares(self._config.runtime.min_peers)
+        if wires is None or agreement is None or not (alone or (self._begun and spared)):
             self.stop(reason)
             return
         with self._lock:

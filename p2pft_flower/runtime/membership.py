@@ -275,6 +275,12 @@ class Membership:
             for m in self.current.members
         )
 
+    @property
+    def unfinished(self) -> list[int]:
+        """The other members of the view that still train."""
+        done = (Phase.FINISHED, Phase.LEFT)
+        return [m for m in self.current.members if (r := self._of(m)) is None or r.phase not in done]
+
     def leave(self, reason: str) -> None:
         """Note that this member goes; the others need not wait for its silence."""
         self._write(phase=Phase.LEFT, reason=reason)
@@ -283,6 +289,9 @@ class Membership:
         """Note that ``member`` was not heard for too long, or that it is ``hanging``."""
         if member not in self.current.members or member == self.me or self.record.phase is Phase.JOINING:
             return
+        r = self.records.get(member)
+        if r is not None and r.phase is Phase.FINISHED and r.view == self.view:
+            return  # it has sent all that it owes, and may go
         if hanging:
             self._write(hanging=_with(self.record.hanging, member))
         else:
@@ -362,7 +371,7 @@ class Membership:
         """
         if self.record.phase is Phase.JOINING or (self._change is not None and self._change.long):
             return tuple(m for m in sorted(self.groups) if m != self.me)
-        there = set(self.current.members) - self._missed() - set(self.record.suspects)
+        there = set(self.current.members) - self.missed - set(self.record.suspects)
         seen, queue = {self.me}, [self.me]
         while queue:
             member = queue.pop()
@@ -452,7 +461,7 @@ class Membership:
             r = self._of(member)
             if r is not None and r.view == self.view and r.phase is Phase.CHANGING:
                 return True
-            if r is not None and r.phase is Phase.LEFT:
+            if self._has_left(member):
                 return True
         return False
 
@@ -496,7 +505,7 @@ class Membership:
 
     def _turn_has_come(self, now: float, change: _Change) -> bool:
         """Tell whether to open a ballot: at once for the lowest that is not missed, later for the next."""
-        missing = self._missed()
+        missing = self.missed
         rank = sum(1 for m in self.current.members if m < self.me and m not in missing)
         if self.record.promised == NO_BALLOT and rank == 0:
             return True
@@ -597,7 +606,7 @@ class Membership:
             former = self.current.incarnation(r.member)
             lives = now - self._heard[r.member] <= 2 * self.round_time
             if r.phase is Phase.JOINING and lives and (former is None or r.incarnation > former):
-                missed = self._missed()
+                missed = self.missed
                 others = [m for m in self.current.members if m not in missed and m != r.member]
                 if others and self._with_joiner(others, set(self.current.broken), r) is not None:
                     asking.append(r)
@@ -629,8 +638,9 @@ class Membership:
     def _of(self, member: int) -> Record | None:
         return self.record if member == self.me else self.records.get(member)
 
-    def _missed(self) -> set[int]:
-        """Return the members that somebody misses, or that have left."""
+    @property
+    def missed(self) -> set[int]:
+        """The members of the view that somebody misses, or that have left."""
         gone = {m for m in self.current.members if self._gone(m)}
         for r in self._acceptors():
             gone.update(r.suspects, r.hanging)
@@ -643,12 +653,18 @@ class Membership:
         """
         near = [promised[m] for m in self._around(member) & promised.keys()]
         missed = all(member in r.suspects or member in r.hanging for r in near)
-        return self._gone(member) or (member in self._missed() and missed)
+        return self._gone(member) or (member in self.missed and missed)
 
     def _gone(self, member: int) -> bool:
         r = self.records.get(member)
         life = self.current.incarnation(member)
-        return r is not None and (r.phase is Phase.LEFT or (life is not None and r.incarnation > life))
+        begun_anew = r is not None and life is not None and r.incarnation > life
+        return begun_anew or self._has_left(member)
+
+    def _has_left(self, member: int) -> bool:
+        """Tell whether ``member`` has left in the life that is in the view, not in one before."""
+        r = self._of(member)
+        return r is not None and r.phase is Phase.LEFT and r.incarnation == self.current.incarnation(member)
 
     def _patience_over(self, now: float, change: _Change) -> bool:
         # Half of it is left for agreeing on a view without them.

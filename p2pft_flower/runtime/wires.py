@@ -221,6 +221,7 @@ class Wires:
         # Whom a simulation loses does not come back.
         local = all(parse_address(plan.addresses[p]).path is not None for p in plan.loss_weights)
         patience = min(config.rejoin_deadline, 4 * config.peer_timeout) if local else config.rejoin_deadline
+        waits = config.on_failure == "wait"
         own = tuple(p.peer for p in plan.peers)
         me = next((m for m, peers in plan.members.items() if set(peers) == set(own)), None)
         if me is None:
@@ -233,10 +234,10 @@ class Wires:
             Graph.from_dict(plan.graph),
             plan.members,
             round_time=config.peer_timeout / 4,
-            patience=patience,
-            wait=config.on_failure == "wait",
-            # A later life than all before, also where the clock of this machine was set back a little: a
-            # record of an earlier life that comes back to this host raises it further.
+            patience=2 * patience if waits else patience,  # the first half is for who is waited for
+            wait=waits,
+            # A later life than all before. Where the clock was set back since, a record of an earlier life
+            # raises it; those that hear nothing new do not tell one, so that may take until they do.
             incarnation=time.time_ns() if joining else 0,
             joining=joining,
         )

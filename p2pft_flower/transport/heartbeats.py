@@ -260,18 +260,20 @@ class Heartbeats:
     def absence(self, remote: int) -> PeerLostError | None:
         """Tell whether a remote neighbour is lost, by the rule above; None as long as it is not.
 
-        May take 2 s, for a connection attempt: once a silence, not each time it is asked.
+        None also of a peer that is no neighbour in the links' present view. May take 2 s, for a connection
+        attempt: once a silence, not each time it is asked.
 
         Raises
         ------
-        ValueError
-            When it is no neighbour in the links' present view.
         Exception
             What ended the heartbeats, if anything did: without them nobody can be judged.
         """
-        edge = self._links.edge_with(remote)
         if self._failure is not None:
             raise self._failure
+        try:
+            edge = self._links.edge_with(remote)
+        except ValueError:  # another view was installed since it was asked for
+            return None
         with self._lock:
             now = self._clock()
             self._notice_a_pause(now)

@@ -402,7 +402,10 @@ class Links:
         """
         calls = []
         for remote, local in self.neighbours.items():
-            edge = self.edge_with(remote)
+            try:
+                edge = self.edge_with(remote)
+            except ValueError:  # another view was installed meanwhile
+                continue
             stop = pb.Stop(
                 run=self.terms.run, sender=local, origin=origin, iteration=iteration, reason=reason[:4096]
             )

@@ -325,8 +325,8 @@ class Federation:
 def _newest(folder: Path, peers: Iterable[int]) -> ResumePoint:
     """Return the newest iteration of which all peers of a run have a checkpoint."""
     kept = [look_through(folder, p) for p in peers]
-    iterations = newest_common(kept, exchanges=True)
-    digests = {one.peer: one.digests[iterations[one.peer]] for one in kept}
+    view, iterations = newest_common(kept, exchanges=True)
+    digests = {one.peer: one.views[view].digests[iterations[one.peer]] for one in kept}
     return ResumePoint(kept[0].run, str(folder), iterations, digests)
 
 
