@@ -31,7 +31,7 @@ def node_config(deployment, peer):
 
 def test_a_site_that_died_comes_back_and_all_peers_train_to_the_end(deployment):
     folder = deployment.folder / "results"
-    settings = {"iterations": 600, "evaluate-every": 20, "peer-timeout": 5.0, "output-dir": str(folder)}
+    settings = {"iterations": 2000, "evaluate-every": 20, "peer-timeout": 5.0, "output-dir": str(folder)}
     # The others wait for it, so that they have not ended before it is there, on however fast a machine.
     run = deployment.run(topology="directed-ring:3", **settings, on_failure="wait")
     for peer in range(3):

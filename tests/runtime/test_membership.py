@@ -393,7 +393,8 @@ def test_whatever_happens_those_who_go_on_agree_and_nobody_waits_for_ever(schedu
     fit = {p for p, n in world.nodes.items() if n.alive and not n.stopped}
     newest = max(world.values, default=0)
     members = world.values[newest].members if newest else tuple(range(graph.n))
-    voters = {m for m in members if m in fit and world.nodes[m].machine.record.phase is not Phase.JOINING}
+    able = {p for p in fit if world.nodes[p].machine.record.phase is not Phase.JOINING}  # to vote
+    voters = able.intersection(members)
     accepted = [
         r.accepted.value for m in voters for r in world.nodes[m].machine.table if r.accepted is not None
     ]
@@ -406,6 +407,6 @@ def test_whatever_happens_those_who_go_on_agree_and_nobody_waits_for_ever(schedu
     together = world.agreed()
     # Where those who can decide were still there when the weather cleared, all that live go on together. What
     # may have been decided already, unknown to those that live, stands too: its members must be there.
-    if is_quorum(voters, members) and all(is_quorum(fit, value.members) for value in accepted):
+    if is_quorum(voters, members) and all(is_quorum(able, value.members) for value in accepted):
         assert together
         assert together == {p for p, n in world.nodes.items() if n.alive and not n.stopped}

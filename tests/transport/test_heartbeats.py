@@ -165,8 +165,8 @@ def test_a_host_that_was_suspended_does_not_take_the_others_for_hanging(bench):
 
 
 def test_who_is_no_neighbour_is_not_judged(bench):
-    with pytest.raises(ValueError, match="peer 3 shares no edge with this host in view 0"):
-        bench.beats.absence(3)
+    bench.wait(2 * SILENCE)
+    assert bench.beats.absence(3) is None
 
 
 def test_a_new_view_is_followed_and_its_new_neighbours_begin_with_a_fresh_silence(bench):
@@ -174,8 +174,7 @@ def test_a_new_view_is_followed_and_its_new_neighbours_begin_with_a_fresh_silenc
     bench.links.install(Terms("run", 8, view=1), [(0, 3)], [(2, 0)])
     assert bench.beats.absence(3) is None
     assert bench.beats.absence(2).how is Loss.CRASHED
-    with pytest.raises(ValueError, match="peer 1 shares no edge"):
-        bench.beats.absence(1)
+    assert bench.beats.absence(1) is None  # no neighbour any more
 
 
 # Hanging
