@@ -5,7 +5,7 @@ from __future__ import annotations
 from p2pft_flower.runtime.agreement import Agreement
 from p2pft_flower.runtime.membership import Membership
 from p2pft_flower.topology import Graph
-from p2pft_flower.transport import Gossip
+from p2pft_flower.transport import Gossip, Loss, PeerLostError
 
 RING = Graph.load("directed-ring:4")
 GROUPS = {p: (p,) for p in range(4)}
@@ -45,3 +45,22 @@ def test_who_is_left_out_though_nobody_had_missed_it_yet_is_named_with_a_reason(
         assert (views[p].view.peers, views[p].lost, views[p].joined) == ((0, 1, 2), (3,), (2,))
         assert views[p].why[3] == "peer 3 took no part in agreeing on view 1, and was waited for no longer"
     assert views[2].why == {}  # it does not know what was before
+
+
+def test_a_host_is_spared_where_the_others_are_a_quorum_and_enough():
+    two = Graph.load("ring:2")
+    machines = [Membership(p, two, {0: (0,), 1: (1,)}, round_time=0.2, patience=60.0) for p in (0, 1)]
+    lowest, other = (Agreement(m, on_change=lambda change: None, interval=0.02) for m in machines)
+    assert not lowest.spares(1)  # half of two, without the lowest, is no quorum
+    assert other.spares(1)
+    assert not other.spares(2)
+    four = agreement(1)
+    try:
+        assert four.spares(3)
+        assert not four.spares(4)
+        four.miss(PeerLostError("silent", lost=3, how=Loss.SILENT, peer=1, edge=(3, 1)))
+        assert four.spares(2)  # 0 and 2 of four, with the lowest
+        four.miss(PeerLostError("silent", lost=0, how=Loss.SILENT, peer=1, edge=(0, 1)))
+        assert not four.spares(1)
+    finally:
+        four.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -331,6 +331,33 @@ def test_nobody_leaves_before_all_have_finished():
     for a, b in itertools.permutations(machines, 2):
         a.hear([b.record], world.now)
     assert all(m.all_finished for m in machines)
+
+
+def test_who_has_finished_may_go_and_is_not_missed():
+    world = World(Graph.load("ring:3"), 9)
+    world.run(10)
+    slow, done = world.nodes[0].machine, world.nodes[1].machine
+    assert done.finish()
+    slow.hear([done.record], world.now)
+    assert slow.unfinished == [0, 2]
+    slow.suspect(1, world.now)
+    assert (slow.record.phase, slow.record.suspects) == (Phase.RUNNING, ())
+    slow.suspect(2, world.now)
+    assert slow.record.phase is Phase.CHANGING
+
+
+def test_who_left_in_an_earlier_life_is_there_in_this_one():
+    world = World(Graph.load("ring:3"), 9)
+    world.run(10)
+    machine, former = world.nodes[0].machine, replace(world.nodes[1].machine.record, phase=Phase.LEFT)
+    world.crash(1)
+    world.restart(1)
+    world.run(60)
+    assert world.agreed() == {0, 1, 2}
+    view = machine.view
+    machine.records[1] = former  # what somebody still tells
+    machine.tick(world.now)
+    assert (machine.record.phase, machine.missed, machine.view) == (Phase.RUNNING, set(), view)
 
 
 def test_a_quorum_is_more_than_half_or_half_with_the_lowest():
