@@ -322,7 +322,7 @@ class Watch:
         for before, number in pairwise(numbers):
             lost = set(self._views[before]["peers"]) - set(self._views[number]["peers"])
             # A host that missed a view tells of it with the next one.
-            why = {p for line in self._told[number].values() for p in line["why"]}
+            why = {p for line in self._told[number].values() for p in {**line["presumed"], **line["why"]}}
             for peer in sorted(lost):
                 if str(peer) not in why:
                     self.violated(Check.LOSSES, f"view {number} is without peer {peer}, and nobody says why")
@@ -387,7 +387,8 @@ class Watch:
             }
             lost = set(self._views[before]["peers"]) - set(self._views[number]["peers"])
             for peer in sorted(lost - hurt):
-                whys = (line["why"].get(str(peer)) for line in self._told[number].values())
+                lines = self._told[number].values()
+                whys = [line[key].get(str(peer)) for key in ("why", "presumed") for line in lines]
                 losses.append(Loss(number, peer, next((why for why in whys if why), "nobody says why")))
         return losses
 

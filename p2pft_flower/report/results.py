@@ -87,16 +87,20 @@ def lost_on_the_way(changes: Sequence[Mapping[str, Any]], missing: Sequence[int]
 def merged_views(told: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return every change of view once, ascending, from what several hosts tell of the same ones.
 
-    What one has noticed of a lost peer stands beside what others have; ``seconds`` is the longest of theirs.
+    What one has noticed of a lost peer stands beside what others have, and what they presume stands only
+    where nobody has noticed anything; ``seconds`` is the longest of theirs.
     """
     views: dict[int, dict[str, Any]] = {}
     for change in sorted(told, key=lambda c: int(c["number"])):
         one = views.setdefault(change["number"], {**change, "why": {}, "lost": [], "joined": []})
         one["why"] = {**change["why"], **one["why"]}
+        one["presumed"] = {**change["presumed"], **one["presumed"]}
         # A host that comes back sees more at once than those that were there.
         for key in ("lost", "joined"):
             one[key] = sorted({*one[key], *change[key]}) if not one[key] else one[key]
         one["seconds"] = max(one["seconds"], change["seconds"])
+    for one in views.values():
+        one["why"] = {**one.pop("presumed"), **one["why"]}
     return list(views.values())
 
 

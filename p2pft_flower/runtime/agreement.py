@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from p2pft_flower.runtime import records
@@ -35,6 +36,8 @@ class NewView(NamedTuple):
         have come back in another life, this host's own among them.
     why : dict of int to str
         What this host has noticed of each lost peer.
+    presumed : dict of int to str
+        What it presumes of those of which it has noticed nothing; somebody else may have.
     seconds : float
         From when this host stopped iterating until the view was agreed on.
     donor : int or None
@@ -49,6 +52,7 @@ class NewView(NamedTuple):
     why: dict[int, str]
     seconds: float
     donor: int | None = None
+    presumed: Mapping[int, str] = MappingProxyType({})
 
 
 class LostContactError(Exception):
@@ -210,9 +214,8 @@ class Agreement:
             for p in machine.groups[m]
         }
         lost = tuple(sorted(before.difference(view.peers)))
-        if machine.view == self._view + 1 and machine.me in last.members and machine.me not in joined:
-            for peer in lost:
-                self._explain(peer)
+        was_there = machine.view == self._view + 1 and machine.me in last.members and machine.me not in joined
+        presumed = {p: self._presume(p) for p in lost if p not in self._why} if was_there else {}
         donors = dict(zip(machine.current.joined, machine.current.donors, strict=True))
         new = NewView(
             machine.view,
@@ -223,26 +226,23 @@ class Agreement:
             {p: why for p, why in self._why.items() if p not in view.peers},
             now - (now if self._paused_at is None else self._paused_at),
             donors.get(machine.me),
+            presumed,
         )
         self._view, self._last = machine.view, machine.current
         self._asked_at = self._paused_at = None
         self._why = {}
         return new
 
-    def _explain(self, peer: int) -> None:
-        """Say why the view that was agreed on is without ``peer``, where no member has missed it."""
-        member, machine = self._host[peer], self._machine
-        if any(member in (*r.suspects, *r.hanging) for r in machine.table):
-            return  # who has missed it says why
-        r = machine.records.get(member)
+    def _presume(self, peer: int) -> str:
+        """Return why the view that was agreed on is without ``peer``, where this host has not missed it."""
+        machine = self._machine
+        r = machine.records.get(self._host[peer])
         if r is not None and r.view == self._view and r.phase is Phase.CHANGING:
-            why = (
+            return (
                 f"peer {peer} was too late for agreeing on view {machine.view}, or the links that work do "
                 "not connect it with the others"
             )
-        else:
-            why = f"peer {peer} took no part in agreeing on view {machine.view}, and was waited for no longer"
-        self._why.setdefault(peer, why)
+        return f"peer {peer} took no part in agreeing on view {machine.view}, and was waited for no longer"
 
     def finish(self, timeout: float, raise_if_stopped: Callable[[], None]) -> bool:
         """Stay until all others have done all iterations; False where the view changes before.

@@ -256,6 +256,7 @@ class Recorder:
             "lost": list(new.lost),
             "joined": list(new.joined),
             "why": {str(p): why for p, why in new.why.items()},
+            "presumed": {str(p): why for p, why in new.presumed.items()},
             "seconds": new.seconds,
         }
         self.views.append(change)

@@ -46,7 +46,7 @@ class Logs:
     def view(self, number, peers, iteration, *, lost=(), joined=(), why=None, told_by=None, edges=None):
         for p in peers if told_by is None else told_by:
             fields = {"peers": list(peers), "edges": edges or [], "iteration": iteration, "seconds": 0.1}
-            fields |= {"lost": list(lost), "joined": list(joined), "why": why or {}}
+            fields |= {"lost": list(lost), "joined": list(joined), "why": why or {}, "presumed": {}}
             self.write(p, "view", number=number, **fields)
 
     def sound(self):

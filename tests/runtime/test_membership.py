@@ -397,6 +397,7 @@ def schedules(draw):
     )
 
 
+@pytest.mark.timeout(1200)  # two minutes of a processor's time
 @settings(deadline=None, max_examples=2000)
 @given(schedules())
 def test_whatever_happens_those_who_go_on_agree_and_nobody_waits_for_ever(schedule):
