@@ -42,6 +42,7 @@ _BY_STATUS: dict[int, type[ExchangeError]] = {
     pb.CORRUPT: CorruptedError,
     pb.THROTTLED: ExchangeTimeoutError,  # others at its address, or in its name, may be to blame
     pb.BUSY: ExchangeTimeoutError,
+    pb.SUPERSEDED: ExchangeTimeoutError,  # by a copy that came late: asked again, it is there or taken in
     pb.PREPARING: PeerPreparingError,
     pb.LATER: OtherViewError,
     pb.WRONG_VIEW: OtherViewError,

@@ -13,18 +13,19 @@ if ! [[ $rounds =~ ^[1-9][0-9]*$ ]]; then
     exit 2
 fi
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit
-log=$(mktemp) || exit
-trap 'rm -f "$log"' EXIT
+work=$(mktemp -d) || exit
+log=$work/log
 export OMP_NUM_THREADS=1
 
 for ((round = 1; round <= rounds; round++)); do
     SECONDS=0
-    python -m pytest tests/faults --durations=25 --dist load >"$log" 2>&1
+    python -m pytest tests/faults -vv --durations=25 --dist load --basetemp="$work/t" >"$log" 2>&1
     code=$?
     if ((code)); then
         cat "$log"
-        echo "round $round of $rounds: failed after $SECONDS s"
+        echo "round $round of $rounds: failed after $SECONDS s; what its peers left is in $work"
         exit "$code"
     fi
     echo "round $round of $rounds: $(tail -n 1 "$log" | tr -d '=')"
 done
+rm -rf "$work"
