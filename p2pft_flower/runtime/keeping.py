@@ -28,7 +28,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,7 @@ from p2pft_flower.runtime.checkpoints import (
     state_fields,
     write_checkpoint,
 )
-from p2pft_flower.runtime.journal import read_last_run, read_runs
+from p2pft_flower.runtime.journal import read_runs
 from p2pft_flower.runtime.plan import Neighbourhood, Plan, ResumePoint
 from p2pft_flower.runtime.problem import Objective
 from p2pft_flower.runtime.recorder import Recorder
@@ -288,7 +288,7 @@ class Keeper:
         state: State = restore_state(start, checkpoint, self._algorithm)
         log_file = folder.parent / f"peer-{peer}.jsonl"
         try:
-            lines = read_last_run(log_file)
+            lives = _lives(log_file, point.run)
         except (OSError, ValueError, KeyError) as error:
             log.warning(
                 "%s cannot be read (%s: %s): the results will not show the evaluations before iteration %d",
@@ -297,11 +297,11 @@ class Keeper:
                 error,
                 checkpoint.iteration,
             )
-            lines = []
-        view = max((e["number"] for e in lines if e["event"] == "view"), default=0)
+            lives = []
+        view = max((e["number"] for life in lives for e in life if e["event"] == "view"), default=0)
         objective.go_to(checkpoint.position, _lost(checkpoint, folder, view))
         # The iteration itself is evaluated again where that is due: the log may end just before.
-        earlier = [e for e in lines if e["event"] == "evaluation" and e["iteration"] < checkpoint.iteration]
+        earlier = [e for e in _history(lives, checkpoint.iteration) if e["event"] == "evaluation"]
         self._recorder.go_on(
             peer, [e for e in earlier if self._plan.evaluates_after(e["iteration"])], checkpoint.seconds
         )
@@ -340,12 +340,11 @@ class Keeper:
             lost = _lost(checkpoint, folder) + more
         objective.go_to(position, lost)
         try:
-            lives = read_runs(folder.parent / f"peer-{peer}.jsonl")
+            lives = _lives(folder.parent / f"peer-{peer}.jsonl", self._plan.run)[:-1]  # the last is this one
         except (OSError, ValueError, KeyError) as error:
             log.warning("peer %d: its earlier log cannot be read (%s)", peer, error)
             lives = []
-        earlier = [e for e in lives[-2] if e["event"] in KEPT_EVENTS] if len(lives) > 1 else []
-        self._recorder.go_on(peer, [e for e in earlier if e["iteration"] < new.iteration], seconds)
+        self._recorder.go_on(peer, _history(lives, new.iteration), seconds)
         return sent
 
     def _checkpoints(self, moment: Moment, *, stopped: bool) -> list[Checkpoint]:
@@ -428,6 +427,26 @@ class Keeper:
                 f"the checkpoint of iteration {checkpoint.iteration} cannot be written: "
                 f"{type(error).__name__}: {error}",
             )
+
+
+def _lives(log_file: Path, run: str) -> list[list[dict[str, Any]]]:
+    """Return the lines of each life of a peer in ``run``; the log may begin with an earlier run's."""
+    return [life for life in read_runs(log_file) if life[0]["run"] == run]
+
+
+def _history(lives: Iterable[Iterable[dict[str, Any]]], before: int) -> list[dict[str, Any]]:
+    """Return the evaluations and views of a peer's ``lives`` before an iteration, each once, by their time.
+
+    A life repeats what the earlier ones have told once it was let in; one that ended sooner tells nothing, so
+    all are looked at. What an earlier one did after the iteration at which a later one was let in is given up.
+    """
+    told: dict[tuple[str, int], dict[str, Any]] = {}
+    for life in lives:
+        kept = [e for e in life if e["event"] in KEPT_EVENTS]
+        if kept and kept[0]["event"] == "view":  # it was let in; a first life begins with an evaluation
+            told = {key: e for key, e in told.items() if e["iteration"] < kept[0]["iteration"]}
+        told |= {(e["event"], e["number" if e["event"] == "view" else "iteration"]): e for e in kept}
+    return sorted((e for e in told.values() if e["iteration"] < before), key=lambda e: e["time"])
 
 
 def _lost(checkpoint: Checkpoint, folder: Path, view: int = 0) -> int:

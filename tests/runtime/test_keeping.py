@@ -405,6 +405,27 @@ def test_those_who_went_on_without_a_peer_can_be_resumed_by_themselves(lost, tmp
     assert set(read.about["row"]) == {"1", "3"}  # 2 stood between them
 
 
+def test_a_life_that_was_not_let_in_hides_nothing_of_the_lives_before(lost, tmp_path):
+    """Evaluations, and the changes of view that cost private gradients: two each."""
+    folder, _ = lost
+    before = Quadratics()
+    ring = Graph.load("directed-ring:4")
+    (plan,) = plans(ring, TOGETHER, {}, tmp_path / "before", iterations=80, **LOSING)
+    run_all([replace(plan, resume=point(folder))], [before])
+    short_life = [{"time": 2e9, "event": e, "peer": 0, "run": "test"} for e in ("run", "start")]
+    other_run = {"time": 2e9, "event": "run", "peer": 0, "run": "another"}
+    with (folder / "peers" / "peer-0.jsonl").open("a") as log:
+        log.writelines(json.dumps(line) + "\n" for line in (*short_life, other_run))
+    problem = Quadratics()
+    (plan,) = plans(ring, TOGETHER, {}, tmp_path / "after", iterations=80, **LOSING)
+    run_all([replace(plan, resume=point(folder))], [problem])
+    assert problem.built[0].lost == before.built[0].lost
+    assert problem.built[0].lost > problem.built[2].lost  # which saw no other view
+    for part in ("before", "after"):
+        told = read_last_run(tmp_path / part / "peers" / "peer-0.jsonl")
+        assert [e["iteration"] for e in told if e["event"] == "evaluation"] == [*range(0, 81, 10)]
+
+
 # --- what goes wrong while a run writes ---
 
 
