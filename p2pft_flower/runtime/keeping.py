@@ -437,8 +437,8 @@ def _lives(log_file: Path, run: str) -> list[list[dict[str, Any]]]:
 def _history(lives: Iterable[Iterable[dict[str, Any]]], before: int) -> list[dict[str, Any]]:
     """Return the evaluations and views of a peer's ``lives`` before an iteration, each once, by their time.
 
-    A life repeats what the earlier ones have told once it was let in; one that ended sooner tells nothing, so
-    all are looked at. What an earlier one did after the iteration at which a later one was let in is given up.
+    A life repeats what the earlier ones have told once it was let in; one that ended sooner tells nothing, so all
+    are looked at. What an earlier one did after the iteration at which a later one was let in is given up.
     """
     told: dict[tuple[str, int], dict[str, Any]] = {}
     for life in lives:
