@@ -235,8 +235,8 @@ class Host:
     def raise_if_lost(self) -> None:
         """Give up a host that is too busy to be let in again before its deadline; from any thread.
 
-        Its gradient may never end, and :meth:`run` with it. When this raises, its log has its last line, and θ
-        and a checkpoint are saved; :meth:`run`, should it go on, raises DepartedError.
+        Its gradient may never end, and :meth:`run` with it. When this raises, its log has its last line, and
+        θ and a checkpoint are saved; :meth:`run`, should it go on, raises DepartedError.
 
         Raises
         ------
@@ -248,8 +248,9 @@ class Host:
         if wires is None or wires.agreement is None or not (why := wires.agreement.overdue()):
             return
         error = LostContactError(
-            f"peers {self._peers}, busy in iteration {self._iteration}: {why}; what they compute does not end: "
-            "does an accelerator or a disk hang? p2pft rejoin starts a deployed peer again while others train"
+            f"peers {self._peers}, busy in iteration {self._iteration}: {why}; what they compute does not "
+            "end: does an accelerator or a disk hang? p2pft rejoin starts a deployed peer again while "
+            "others train"
         )
         with self._lock:
             if self._news is not None or self._departed is not None:
