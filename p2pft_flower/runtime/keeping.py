@@ -202,7 +202,12 @@ class Keeper:
             When the method's state cannot be kept.
         """
         self._wait(check, timeout)
-        checkpoints = self._checkpoints(moment, stopped=False)
+        # Who comes back to the iteration that it left at keeps its file of it: the others have that one, too.
+        checkpoints = [
+            checkpoint
+            for checkpoint in self._checkpoints(moment, stopped=False)
+            if checkpoint.iteration not in self._written_in[checkpoint.peer]
+        ]
         with self._lock:
             self._written = moment.done
             self._thread = threading.Thread(

@@ -166,7 +166,7 @@ def test_there_is_always_an_iteration_that_all_peers_have_of_one_view(data):
                 behind, done[j] = done[j] < start or j not in was_in, start
                 if behind and start % every == 0:
                     written(j)
-                    writing[j] = (start, view)
+                    writing[j] = None if start in disk[j] else (start, view)
         elif all(done[j] >= done[i] for j in graph.row(i) if j != i):
             due = (done[i] + 1) % every == 0
             if not (due and writing[i] is not None):
@@ -454,6 +454,9 @@ def test_while_a_link_is_cut_the_files_of_the_last_view_that_had_all_links_stay(
     try:
         assert train(0, 0, 10) == [6, 7, 8, 9]
         enter(1, [(0, 1), (1, 0)])
+        train(1, 9, 10)  # as who comes back to the iteration that it left at
+        read, _ = read_checkpoint(checkpoint_files(checkpoint_folder(tmp_path, 2))[9])
+        assert read.view == 0
         in_the_cut_view = train(1, 10, 30)
         assert in_the_cut_view[:4] == [6, 7, 8, 9]
         assert min(in_the_cut_view[4:]) > 20
