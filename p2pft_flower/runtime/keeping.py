@@ -340,8 +340,9 @@ class Keeper:
         lost, seconds = new.iteration + more, None
         kept = look_through(Path(self._plan.output_dir), peer, self._plan.run)
         self._written_in[peer] = {k: v for v, one in kept.views.items() for k in one.digests}
+        # A file of an earlier version does not tell; then older ones stay.
         self._views |= {
-            v: _InView(one.live, (), one.about["whole"])
+            v: _InView(one.live, (), one.about.get("whole", False))
             for v, one in kept.views.items()
             if v not in self._views
         }
