@@ -91,7 +91,7 @@ class _Seen:
 
     offset: int = 0
     view: int | None = 0
-    """The view that it is in; None while it is in none."""
+    """The newest view that it has told of; None in a later life that has told of none yet."""
     iteration: int = 0
     traced: int | None = None
     """The view in which it completed its last iteration."""
@@ -205,6 +205,11 @@ class Watch:
             self.violated(Check.ONE_RUN, f"peer {peer} iterates in view {view}, of which no log tells")
         elif peer not in self._views[view]["peers"]:
             self.violated(Check.ONE_RUN, f"peer {peer} iterates in view {view}, which is without it")
+        elif view != seen.view:  # it goes on beside the view that it has come to, or was not let in
+            where = "none" if seen.view is None else f"view {seen.view}"
+            self.violated(
+                Check.ONE_RUN, f"peer {peer} iterates in view {view}, its log says it is in {where}"
+            )
         self._look_for_two_runs(view)
         surplus = self._sums.note_trace(line)
         if surplus is not None:
@@ -271,10 +276,6 @@ class Watch:
             self._seen[p].traced == self.newest and self._seen[p].fresh > 2 * len(self.members)
             for p in self.members
         )
-
-    def last_of(self, peer: int) -> float:
-        """Return when ``peer`` last completed an iteration, Unix seconds; 0 before it has."""
-        return self._seen[peer].last
 
     def error_of(self, peer: int) -> str:
         """Return why ``peer`` says that it gave up; empty where it does not."""

@@ -9,6 +9,7 @@ import threading
 
 from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.flower.supernode import answers, watched
+from p2pft_flower.runtime.agreement import LostContactError
 from p2pft_flower.runtime.host import Host
 from p2pft_flower.runtime.recorder import Outcome
 from p2pft_flower.runtime.running import registered
@@ -32,6 +33,8 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
     ------
     ExchangeStoppedError
         When a neighbour or the coordinator stopped the run.
+    LostContactError
+        When the others have gone on without this host, and it was not let in again in time.
     Exception
         What :meth:`~p2pft_flower.runtime.host.Host.run` raises.
     """
@@ -83,8 +86,11 @@ def _watch(host: Host, thread: threading.Thread, leave: float) -> None:
         while thread.is_alive():
             thread.join(0.05)  # the main thread must stay responsive to Flower's stop signal
             host.raise_if_stopped(longer_than=leave)
+            host.raise_if_lost()  # it may be busy with a gradient that never ends
     except ExchangeStoppedError:
         host.save_stopped()  # the host is still busy: its thread will not live to do so
+        raise
+    except LostContactError:
         raise
     except BaseException:
         host.leave("its ClientApp was told to end")

@@ -88,7 +88,12 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
         )
     if not there:
         newest_common(kept, exchanges=run.exchanges)  # raises, with what each has: nothing
-    compared = {one.peer: one.among(run.peers) or one.newest for one in there}
+    fitting = [_of_this_graph(run, one) for one in kept]
+    compared = {
+        one.peer: fits.among(run.peers) or one.among(run.peers) or one.newest
+        for one, fits in zip(kept, fitting, strict=True)
+        if one.views
+    }
     first = compared[there[0].peer].about
     iterations, every = _length(run, first)
     differences = config_differences(first["config"], config.to_mapping())
@@ -97,7 +102,7 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
             differences.append(f"peers: {list(in_view.live)} in the checkpoint, {list(run.peers)} now")
     differences += check_length(config, first["iterations"], iterations)
     try:
-        view, point = newest_common(kept, exchanges=run.exchanges)
+        view, point = newest_common(fitting, exchanges=run.exchanges)
     except DataError:
         refuse(name, differences + _own_differences(run, compared))  # what can be changed is said first
         raise
@@ -119,8 +124,8 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
     )
     if later := given_up(kept, view):
         log.warning(
-            "run %s: all its peers go on from the newest iteration that they all have; what some did "
-            "since then without the others is given up: %s",
+            "run %s: all its peers go on from the newest iteration that they all have in its graph; what "
+            "was done since then without some peers or links is given up: %s",
             name,
             "; ".join(later),
         )
@@ -133,6 +138,17 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
         loss_weights={one.peer: float(compared[one.peer].about["loss_weight"]) for one in kept},
         resume=ResumePoint(name, str(resumed_folder(config.runtime.resume)), point, digests),
     )
+
+
+def _of_this_graph(run: Run, kept: Kept) -> Kept:
+    """Leave out the views in which the peer had other neighbours or weights: links of theirs were cut."""
+    if not run.exchanges:
+        return kept
+    row, column = run.view.row(kept.peer), run.view.column(kept.peer)
+    views = {
+        v: one for v, one in kept.views.items() if not place_differences(kept.peer, one.about, row, column)
+    }
+    return replace(kept, views=views)
 
 
 def _kept(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> list[Kept]:
@@ -188,7 +204,10 @@ def _own_differences(run: Run, compared: Mapping[int, KeptView]) -> list[str]:
 def _peers_differences(run: Run, peer: int, about: Mapping[str, Any]) -> list[str]:
     row, column = ({peer: 1.0}, {peer: 1.0}) if run.pooled else (run.view.row(peer), run.view.column(peer))
     found = place_differences(peer, about, row, column)
-    if not found and about["graph"].get("digest") != run.graph.digest:
+    same = about["graph"].get("digest") == run.graph.digest
+    if found and same:
+        found.append("these links were cut, and no checkpoint in which all peers had all links is left")
+    elif not same and not found:
         found.append(
             f"graph: digest {about['graph'].get('digest')} in the checkpoint, {run.graph.digest} now"
         )

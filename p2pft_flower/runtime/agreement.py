@@ -97,6 +97,9 @@ class Agreement:
         """When each member last spoke to this host itself."""
         self._asked_at: float | None = None
         self._paused_at: float | None = None
+        self._excluded_at: float | None = None
+        """Since when the others have gone on without this host, and it has not asked to be let in."""
+        self._settling = False
         self._why: dict[int, str] = {}
         self._heartbeats: Heartbeats | None = None
         self._neighbours: Callable[[], Iterable[int]] = tuple
@@ -186,6 +189,15 @@ class Agreement:
         LostContactError
             When there is no agreement before the deadline, or nobody has let this host in.
         """
+        with self._lock:
+            self._settling = True
+        try:
+            return self._settle(raise_if_stopped, on_excluded)
+        finally:
+            with self._lock:
+                self._settling = False
+
+    def _settle(self, raise_if_stopped: Callable[[], None], on_excluded: Callable[[], None]) -> NewView:
         while True:
             with self._changed:
                 while self._machine.view == self._view and not self._machine.excluded:
@@ -200,8 +212,26 @@ class Agreement:
             on_excluded()  # takes a moment, in which this host still gossips
             with self._lock:
                 self._machine.rejoin(self._clock(), self._machine.record.iteration)
-                self._asked_at = None
+                self._asked_at = self._excluded_at = None
                 self._nudge()
+
+    def overdue(self) -> str:
+        """Return why a host that is busy with something else can be in no view any more; empty where it can.
+
+        :meth:`settle` looks at the deadline itself; a gradient that does not end keeps a host from there.
+        """
+        with self._lock:
+            if self._settling or self._machine.record.phase in (Phase.FINISHED, Phase.LEFT):
+                return ""
+            if self._machine.expired:
+                return self._machine.expired
+            waited = 0.0 if self._excluded_at is None else self._clock() - self._excluded_at
+            if waited < self._machine.patience:
+                return ""
+            return (
+                "the others have gone on without it, and it was too busy to ask to be let in again for "
+                f"{self._machine.patience:g} s"
+            )
 
     def _settled(self) -> NewView:
         machine, now = self._machine, self._clock()
@@ -365,6 +395,8 @@ class Agreement:
             if r is not None and r.phase is Phase.LEFT:
                 for peer in machine.groups[member]:
                     self._why.setdefault(peer, f"peer {peer} has left: {r.reason}")
+        if machine.excluded and self._excluded_at is None:
+            self._excluded_at = self._clock()
         changing = machine.record.phase is Phase.CHANGING or machine.view != self._view or machine.excluded
         if changing and self._paused_at is None:
             self._paused_at = self._clock()

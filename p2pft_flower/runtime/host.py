@@ -235,6 +235,38 @@ class Host:
         if self._stopped_at is not None and time.monotonic() - self._stopped_at >= longer_than:
             raise self._stopped()
 
+    def raise_if_lost(self) -> None:
+        """Give up a host that is too busy to be let in again before its deadline; from any thread.
+
+        Its gradient may never end, and :meth:`run` with it. When this raises, its log has its last line, and
+        θ and a checkpoint are saved; :meth:`run`, should it go on, raises DepartedError.
+
+        Raises
+        ------
+        LostContactError
+            When the others have gone on without it for longer than ``rejoin-deadline``, or no view was agreed
+            on for so long.
+        """
+        wires = self._wires
+        if wires is None or wires.agreement is None or not (why := wires.agreement.overdue()):
+            return
+        error = LostContactError(
+            f"peers {self._peers}, busy in iteration {self._iteration}: {why}; what they compute does not "
+            "end: does an accelerator or a disk hang? p2pft rejoin starts a deployed peer again while "
+            "others train"
+        )
+        with self._lock:
+            if self._news is not None or self._departed is not None:
+                return  # it goes already, for another reason
+            self._departed = DepartedError(str(error))
+            self._stopped_at = time.monotonic()
+        self._leave(error)
+        wires.fail(self._departed)
+        if self._recorder is not None:
+            self._recorder.failed(self._iteration, error)
+        self.save_stopped()
+        raise error
+
     def _train(self, recorder: Recorder) -> list[Outcome]:
         plan, settings, timeouts = self.plan, self._config.method, self._config.runtime
         schedule = make_schedule(settings.schedule, settings.learning_rate, plan.iterations)

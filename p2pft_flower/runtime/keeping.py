@@ -18,8 +18,8 @@ each goes on from its own newest file, and K files a peer are enough.
 
 When the view changes, the method begins again, so files of one iteration but of two views do not belong
 together. All this holds of the files of one view, with the longest diameter so far. Those of the views
-before stay until there are so many of the present one. And as long as peers are missing, those of the last
-view that all were in stay, too: from there all can go on when they are back.
+before stay until there are so many of the present one. And as long as peers or links are missing, those of
+the last view that had all stay, too: from there all can go on when they are back.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,11 +46,13 @@ from p2pft_flower.runtime.checkpoints import (
     state_fields,
     write_checkpoint,
 )
-from p2pft_flower.runtime.journal import read_last_run, read_runs
+from p2pft_flower.runtime.journal import read_runs
 from p2pft_flower.runtime.plan import Neighbourhood, Plan, ResumePoint
 from p2pft_flower.runtime.problem import Objective
 from p2pft_flower.runtime.recorder import Recorder
 from p2pft_flower.runtime.resuming import look_through
+from p2pft_flower.topology import Graph
+from p2pft_flower.topology.views import View
 
 __all__ = ["Keeper", "Moment", "files_kept", "spared_files"]
 
@@ -91,7 +93,7 @@ def spared_files(views: Mapping[int, int], whole: Collection[int], files: int) -
     views : mapping of int to int
         The view in which each file was written, by its iteration.
     whole : collection of int
-        The views that all peers of the run are in.
+        The views with all peers and links of the run.
     files : int
         How many are kept of a view (:func:`files_kept`).
     """
@@ -106,10 +108,11 @@ def spared_files(views: Mapping[int, int], whole: Collection[int], files: int) -
 
 
 class _InView(NamedTuple):
-    """The peers of a view, and the places in its graph of the host's own."""
+    """A view's peers, the places in its graph of the host's own, and whether it has all peers and links."""
 
     live: tuple[int, ...]
     places: tuple[Neighbourhood, ...]
+    whole: bool
 
 
 class Moment(NamedTuple):
@@ -156,7 +159,7 @@ class Keeper:
         self._plan, self._model_digest, self._recorder = plan, model_digest, recorder
         self._algorithm = str(plan.config["algorithm"])
         self._folders = {p.peer: checkpoint_folder(Path(plan.output_dir), p.peer) for p in plan.peers}
-        self._views = {0: _InView(tuple(plan.record.get("live", range(plan.n))), plan.peers)}
+        self._views = {0: _InView(tuple(plan.record.get("live", range(plan.n))), plan.peers, whole=True)}
         self._files = plan.checkpoint_files
         self._written_in: dict[int, dict[int, int]] = {p.peer: {} for p in plan.peers}
         """By peer, the view of each iteration's file."""
@@ -169,7 +172,7 @@ class Keeper:
     def enter(self, new: NewView) -> None:
         """Note that what is completed from now on is so in another view."""
         places = tuple(Neighbourhood.of(new.view, p) for p in self._folders)
-        self._views[new.number] = _InView(new.view.peers, places)
+        self._views[new.number] = _InView(new.view.peers, places, self._is_whole(new.view))
         kept, every = int(self._plan.config["checkpoints-kept"]), self._plan.checkpoint_every
         # What a longer way between two peers asks for also holds where the way was shorter.
         self._files = max(self._files, files_kept(kept, every, new.view.graph.diameter))
@@ -199,7 +202,12 @@ class Keeper:
             When the method's state cannot be kept.
         """
         self._wait(check, timeout)
-        checkpoints = self._checkpoints(moment, stopped=False)
+        # Who comes back to the iteration that it left at keeps its file of it: the others have that one, too.
+        checkpoints = [
+            checkpoint
+            for checkpoint in self._checkpoints(moment, stopped=False)
+            if checkpoint.iteration not in self._written_in[checkpoint.peer]
+        ]
         with self._lock:
             self._written = moment.done
             self._thread = threading.Thread(
@@ -288,7 +296,7 @@ class Keeper:
         state: State = restore_state(start, checkpoint, self._algorithm)
         log_file = folder.parent / f"peer-{peer}.jsonl"
         try:
-            lines = read_last_run(log_file)
+            lives = _lives(log_file, point.run)
         except (OSError, ValueError, KeyError) as error:
             log.warning(
                 "%s cannot be read (%s: %s): the results will not show the evaluations before iteration %d",
@@ -297,11 +305,11 @@ class Keeper:
                 error,
                 checkpoint.iteration,
             )
-            lines = []
-        view = max((e["number"] for e in lines if e["event"] == "view"), default=0)
+            lives = []
+        view = max((e["number"] for life in lives for e in life if e["event"] == "view"), default=0)
         objective.go_to(checkpoint.position, _lost(checkpoint, folder, view))
         # The iteration itself is evaluated again where that is due: the log may end just before.
-        earlier = [e for e in lines if e["event"] == "evaluation" and e["iteration"] < checkpoint.iteration]
+        earlier = [e for e in _history(lives, checkpoint.iteration) if e["event"] == "evaluation"]
         self._recorder.go_on(
             peer, [e for e in earlier if self._plan.evaluates_after(e["iteration"])], checkpoint.seconds
         )
@@ -332,7 +340,12 @@ class Keeper:
         lost, seconds = new.iteration + more, None
         kept = look_through(Path(self._plan.output_dir), peer, self._plan.run)
         self._written_in[peer] = {k: v for v, one in kept.views.items() for k in one.digests}
-        self._views |= {v: _InView(one.live, ()) for v, one in kept.views.items() if v not in self._views}
+        # A file of an earlier version does not tell; then older ones stay.
+        self._views |= {
+            v: _InView(one.live, (), one.about.get("whole", False))
+            for v, one in kept.views.items()
+            if v not in self._views
+        }
         if kept.digests:
             path = folder / f"iteration-{max(kept.digests)}.safetensors"
             checkpoint, _ = read_checkpoint(path, self._plan.run)
@@ -340,12 +353,11 @@ class Keeper:
             lost = _lost(checkpoint, folder) + more
         objective.go_to(position, lost)
         try:
-            lives = read_runs(folder.parent / f"peer-{peer}.jsonl")
+            lives = _lives(folder.parent / f"peer-{peer}.jsonl", self._plan.run)[:-1]  # the last is this one
         except (OSError, ValueError, KeyError) as error:
             log.warning("peer %d: its earlier log cannot be read (%s)", peer, error)
             lives = []
-        earlier = [e for e in lives[-2] if e["event"] in KEPT_EVENTS] if len(lives) > 1 else []
-        self._recorder.go_on(peer, [e for e in earlier if e["iteration"] < new.iteration], seconds)
+        self._recorder.go_on(peer, _history(lives, new.iteration), seconds)
         return sent
 
     def _checkpoints(self, moment: Moment, *, stopped: bool) -> list[Checkpoint]:
@@ -371,7 +383,7 @@ class Keeper:
 
     def _about(self, peer: int, view: int) -> dict[str, Any]:
         """Return what must be alike where this peer goes on, and what tells the differences."""
-        live, places = self._views[view]
+        live, places, whole = self._views[view]
         place = next(p for p in places if p.peer == peer)
         return {
             "config": self._plan.config,
@@ -386,7 +398,14 @@ class Keeper:
             "images": self._plan.peer_records.get(peer, {}).get("images"),
             "row": place.row,
             "column": place.column,
+            "whole": whole,
         }
+
+    def _is_whole(self, view: View) -> bool:
+        """Tell whether ``view`` has the peers and the links that the run began with."""
+        live, graph = self._views[0].live, Graph.from_dict(self._plan.graph)
+        first = View.without(graph, set(range(graph.n)).difference(live))
+        return (view.peers, view.graph.digest) == (first.peers, first.graph.digest)
 
     def _wait(self, check: Callable[[], None], timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -407,7 +426,7 @@ class Keeper:
         folder, views = self._folders[peer], dict(self._views)  # training may come to another view meanwhile
         # What an earlier run, or nobody whom this one can read, has left there goes first.
         written_in = {k: self._written_in[peer].get(k, _UNKNOWN) for k in checkpoint_files(folder)}
-        whole = {v for v, one in views.items() if one.live == views[0].live}
+        whole = {v for v, one in views.items() if one.whole}
         spared = spared_files(written_in, whole, self._files)
         forget(folder, [k for k in written_in if k not in spared])
 
@@ -428,6 +447,26 @@ class Keeper:
                 f"the checkpoint of iteration {checkpoint.iteration} cannot be written: "
                 f"{type(error).__name__}: {error}",
             )
+
+
+def _lives(log_file: Path, run: str) -> list[list[dict[str, Any]]]:
+    """Return the lines of each life of a peer in ``run``; the log may begin with an earlier run's."""
+    return [life for life in read_runs(log_file) if life[0]["run"] == run]
+
+
+def _history(lives: Iterable[Iterable[dict[str, Any]]], before: int) -> list[dict[str, Any]]:
+    """Return the evaluations and views of a peer's ``lives`` before an iteration, each once, by their time.
+
+    A life repeats what the earlier ones have told once it was let in; one that ended sooner tells nothing, so
+    all are looked at. What an earlier one did after a later one was let in is given up.
+    """
+    told: dict[tuple[str, int], dict[str, Any]] = {}
+    for life in lives:
+        kept = [e for e in life if e["event"] in KEPT_EVENTS]
+        if kept and kept[0]["event"] == "view":  # it was let in; a first life begins with an evaluation
+            told = {key: e for key, e in told.items() if e["iteration"] < kept[0]["iteration"]}
+        told |= {(e["event"], e["number" if e["event"] == "view" else "iteration"]): e for e in kept}
+    return sorted((e for e in told.values() if e["iteration"] < before), key=lambda e: e["time"])
 
 
 def _lost(checkpoint: Checkpoint, folder: Path, view: int = 0) -> int:

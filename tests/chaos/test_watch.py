@@ -134,6 +134,25 @@ def test_a_peer_that_iterates_in_a_view_without_it_is_found(logs):
     assert Check.ONE_RUN in logs.broken()
 
 
+def test_a_peer_that_iterates_in_a_view_that_it_has_left_behind_is_found(logs):
+    logs.sound()
+    logs.view(3, [0, 1, 2], 15)
+    logs.iterate(3, [0, 1, 2], 16)
+    logs.score([0, 1, 2], 16)
+    logs.watch.poll()
+    assert logs.watch.violations == []
+    logs.iterate(2, [1], 16)
+    logs.iterate(3, [0, 1, 2], *range(17, 24))
+    assert logs.broken() == {Check.ONE_RUN}
+
+
+def test_a_peer_that_iterates_before_it_is_let_in_again_is_found(logs):
+    logs.sound()
+    logs.write(2, "run", run="r")  # a later life
+    logs.iterate(2, [2], 16)
+    assert logs.broken() == {Check.ONE_RUN}
+
+
 def test_a_peer_that_is_left_out_without_a_word_is_found(logs):
     logs.sound()
     logs.view(3, [0, 1], 15, lost=[2])

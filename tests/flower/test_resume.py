@@ -290,6 +290,37 @@ def test_a_run_that_lost_a_peer_goes_on_with_all_from_where_all_were_there(earli
     same_run(tmp_path / "x", earlier)
 
 
+def without_a_link(folder, iterations):
+    """Have what all peers kept after ``iterations`` look as if a link between peers 0 and 1 had been cut."""
+    for p in range(4):
+        kept = checkpoint_folder(folder, p)
+        for k in iterations:
+            found, _ = read_checkpoint(kept / f"iteration-{k}.safetensors")
+            row = {j: w for j, w in found.about["row"].items() if {p, int(j)} != {0, 1}}
+            column = {j: w for j, w in found.about["column"].items() if {p, int(j)} != {0, 1}}
+            about = found.about | {"row": row, "column": column}
+            write_checkpoint(replace(found, view=1, about=about), kept)
+
+
+def test_a_run_whose_link_was_cut_goes_on_from_where_all_links_were_there(earlier, tmp_path, capsys):
+    killed = killed_after(7, earlier, tmp_path / "killed")
+    without_a_link(killed, (6, 7))
+    run_app(tmp_path / "x", slots=1, **SHORT | {"resume": str(killed)})
+    assert read_results(tmp_path / "x")["resumed_from"]["iteration"] == 4
+    told = "without some peers or links is given up: view 1 of the peers [0, 1, 2, 3], up to iteration 7"
+    assert told in capsys.readouterr().out
+    same_run(tmp_path / "x", earlier)
+
+
+def test_a_run_of_which_only_files_without_a_cut_link_are_left_is_refused_with_the_reason(earlier, tmp_path):
+    killed = killed_after(7, earlier, tmp_path / "killed")
+    without_a_link(killed, (0, 2, 4, 6, 7))
+    with pytest.raises(
+        P2PFTError, match=r"edge .*none in the checkpoint.*these links were cut, and no checkpoint"
+    ):
+        run_app(tmp_path / "x", slots=1, **SHORT | {"resume": str(killed)})
+
+
 def test_a_stream_that_has_grown_keeps_the_length_and_weights_of_the_run(tmp_path, pictures):
     settings = {
         "dataset": f"folder:{pictures}", "stream": True, "epochs": 3, "batch_size": 4,

@@ -16,7 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pft_flower.algorithms.registry import make_algorithm
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.runtime.agreement import NewView
 from p2pft_flower.runtime.checkpoints import (
     CheckpointError,
     checkpoint_files,
@@ -25,9 +27,11 @@ from p2pft_flower.runtime.checkpoints import (
 )
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.journal import read_last_run
-from p2pft_flower.runtime.keeping import files_kept, spared_files
+from p2pft_flower.runtime.keeping import Keeper, Moment, files_kept, spared_files
 from p2pft_flower.runtime.plan import Neighbourhood, Plan, ResumePoint
+from p2pft_flower.runtime.recorder import Recorder
 from p2pft_flower.runtime.resuming import Kept, KeptView, given_up, look_through, newest_common
+from p2pft_flower.runtime.wires import Access
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import ExchangeStoppedError
@@ -162,7 +166,7 @@ def test_there_is_always_an_iteration_that_all_peers_have_of_one_view(data):
                 behind, done[j] = done[j] < start or j not in was_in, start
                 if behind and start % every == 0:
                     written(j)
-                    writing[j] = (start, view)
+                    writing[j] = None if start in disk[j] else (start, view)
         elif all(done[j] >= done[i] for j in graph.row(i) if j != i):
             due = (done[i] + 1) % every == 0
             if not (due and writing[i] is not None):
@@ -403,6 +407,63 @@ def test_those_who_went_on_without_a_peer_can_be_resumed_by_themselves(lost, tmp
     read, _ = read_checkpoint(checkpoint_files(checkpoint_folder(folder, 3))[72])
     assert (read.view, read.live) == (1, (0, 1, 3))
     assert set(read.about["row"]) == {"1", "3"}  # 2 stood between them
+
+
+def test_a_life_that_was_not_let_in_hides_nothing_of_the_lives_before(lost, tmp_path):
+    """Evaluations, and the changes of view that cost private gradients: two each."""
+    folder, _ = lost
+    before = Quadratics()
+    ring = Graph.load("directed-ring:4")
+    (plan,) = plans(ring, TOGETHER, {}, tmp_path / "before", iterations=80, **LOSING)
+    run_all([replace(plan, resume=point(folder))], [before])
+    short_life = [{"time": 2e9, "event": e, "peer": 0, "run": "test"} for e in ("run", "start")]
+    other_run = {"time": 2e9, "event": "run", "peer": 0, "run": "another"}
+    with (folder / "peers" / "peer-0.jsonl").open("a") as log:
+        log.writelines(json.dumps(line) + "\n" for line in (*short_life, other_run))
+    problem = Quadratics()
+    (plan,) = plans(ring, TOGETHER, {}, tmp_path / "after", iterations=80, **LOSING)
+    run_all([replace(plan, resume=point(folder))], [problem])
+    assert problem.built[0].lost == before.built[0].lost
+    assert problem.built[0].lost > problem.built[2].lost  # which saw no other view
+    for part in ("before", "after"):
+        told = read_last_run(tmp_path / part / "peers" / "peer-0.jsonl")
+        assert [e["iteration"] for e in told if e["event"] == "evaluation"] == [*range(0, 81, 10)]
+
+
+def test_while_a_link_is_cut_the_files_of_the_last_view_that_had_all_links_stay(tmp_path):
+    """Also those of peer 2, which has not lost a link itself."""
+    ring = Graph.load("ring:4")
+    plan = plans(ring, ALONE, tcp(), tmp_path, survive=True, iterations=100)[2]
+    plan = replace(plan, checkpoint_every=1, checkpoint_files=4)
+    problem = Quadratics()
+    recorder = Recorder(plan, problem, Access())
+    keeper = Keeper(plan, problem.model_digest, recorder)
+    state = make_algorithm("p2pft", alpha=lambda k: 0.1, momentum=0.0).start(problem.theta0, np.zeros_like)
+
+    def train(view, begin, end):
+        for done in range(begin, end):
+            drawn = {"drawn": done}
+            keeper.keep(Moment(done, {2: state}, {2: lambda at=drawn: at}, {2: 0}, 0.0, view), bool, 60.0)
+        keeper.finish(bool, 60.0)
+        return iterations_of(tmp_path, 2)
+
+    def enter(number, broken):
+        view = View.without(ring, (), broken)
+        keeper.enter(NewView(number, view, 0, (), (), {}, 0.0))
+
+    try:
+        assert train(0, 0, 10) == [6, 7, 8, 9]
+        enter(1, [(0, 1), (1, 0)])
+        train(1, 9, 10)  # as who comes back to the iteration that it left at
+        read, _ = read_checkpoint(checkpoint_files(checkpoint_folder(tmp_path, 2))[9])
+        assert read.view == 0
+        in_the_cut_view = train(1, 10, 30)
+        assert in_the_cut_view[:4] == [6, 7, 8, 9]
+        assert min(in_the_cut_view[4:]) > 20
+        enter(2, [])
+        assert min(train(2, 30, 50)) > 40
+    finally:
+        recorder.close()
 
 
 # --- what goes wrong while a run writes ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -19,7 +20,7 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.runtime import sketch
 from p2pft_flower.runtime.agreement import LostContactError
 from p2pft_flower.runtime.host import Host, PeerFailedError
-from p2pft_flower.runtime.journal import read_journal
+from p2pft_flower.runtime.journal import read_journal, read_last_run
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.training import TRACE
 from p2pft_flower.runtime.wires import Access, Wires
@@ -116,6 +117,30 @@ def test_a_host_that_crashed_and_is_started_again_trains_on_with_the_others(fede
         assert events(tmp_path, p, "view")[-1]["joined"] == [2]
         assert np.abs(net.kept(p) - best(0, 1, 2, 3)).max() < 0.3
     assert_invariant_1(tmp_path, 4)
+
+
+def test_a_life_that_was_not_let_in_hides_nothing_of_the_one_before(federation, tmp_path):
+    net = federation(tcp(), iterations=200)
+    runs = [net.start(p, fail_at={2: 30}) for p in range(4)]
+    with pytest.raises(PeerFailedError):
+        runs[2].result(60)
+    former = events(tmp_path, 2, "evaluation")
+    assert [e["iteration"] for e in former] == [0, 10, 20]
+    short_life = [{"time": 2e9, "event": e, "peer": 2, "run": "test"} for e in ("run", "start")]
+    with (tmp_path / "peers" / "peer-2.jsonl").open("a") as log:
+        log.writelines(json.dumps(line) + "\n" for line in short_life)
+    runs[2] = net.start(2, joining=True, hook=lambda *_: net.all_there.set())
+    for run in runs:
+        run.result(60)
+    told = [
+        e for e in read_last_run(tmp_path / "peers" / "peer-2.jsonl") if e["event"] in ("evaluation", "view")
+    ]
+    let_in = told[0]
+    assert let_in["joined"] == [2]
+    assert told[1:4] == former
+    due = range(30, 201, 10)
+    rest = [e["iteration"] for e in told[4:] if e["event"] == "evaluation"]
+    assert rest == [k for k in due if k >= let_in["iteration"]]
 
 
 def test_nobody_comes_back_to_a_run_whose_view_never_changes(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -91,3 +92,50 @@ def test_a_home_that_cannot_be_written_is_told_and_ends_no_training(own_home, mo
     with registered("17", [0], []):
         pass
     assert "p2pft stop will not find these peers" in caplog.text
+
+
+@pytest.fixture
+def terminated():
+    """Have SIGTERM do no more than be counted."""
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    yield seen
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_who_stops_a_run_ends_the_process_and_leaves_word_that_the_whole_run_is_meant(own_home, terminated):
+    with registered("17", [2, 3], [0]) as entry:
+        assert not entry.stops_run()
+        (there,) = running("17")
+        there.stop_run()
+        assert terminated == [signal.SIGTERM]
+        assert entry.stops_run()
+    assert not list((own_home / "running").iterdir())
+
+
+def test_a_mere_sigterm_is_no_word_for_the_whole_run(terminated):
+    with registered("17", [0], []) as entry:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert terminated == [signal.SIGTERM]
+        assert not entry.stops_run()
+
+
+def test_a_word_for_one_host_of_a_process_is_none_for_another(terminated):
+    with registered("17", [0], []) as one, registered("18", [1], []) as other:
+        running("18")[0].stop_run()
+        assert (one.stops_run(), other.stops_run()) == (False, True)
+
+
+def test_what_a_killed_process_of_the_same_number_was_told_does_not_count(own_home):
+    (own_home / "running").mkdir()
+    (own_home / "running" / f"{os.getpid()}-0.stop").touch()
+    with registered("17", [0], []) as entry:
+        assert not entry.stops_run()
+
+
+def test_a_process_that_has_just_ended_by_itself_is_stopped_without_an_error(own_home):
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        there = Running("17", (0,), (), psutil.Process(child.pid), start_mark(child.pid))
+    (own_home / "running").mkdir()
+    there.stop_run()
+    assert not there.alive
