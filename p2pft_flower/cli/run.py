@@ -14,7 +14,7 @@ import typer
 from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.cli.completion import complete_connections, complete_settings
 from p2pft_flower.cli.connections import check_connection
-from p2pft_flower.cli.flwr_run import local_superlink, run_app
+from p2pft_flower.cli.flwr_run import FLOWER_STOPPED, local_superlink, run_app
 from p2pft_flower.cli.settings import check, parse_settings, settings_of_resumed
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
@@ -29,13 +29,14 @@ from p2pft_flower.report.results import (
 )
 from p2pft_flower.topology import Graph
 
-__all__ = ["Finished", "execute", "execute_or_record", "run", "supernodes"]
+__all__ = ["Finished", "RunStoppedError", "execute", "execute_or_record", "run", "supernodes"]
 
 RESULTS_LINE = re.compile(r"^\d\d:\d\d:\d\d results: ")
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_PARTIAL = 3
+EXIT_STOPPED = 4
 EXIT_INTERRUPTED = 130
 
 
@@ -45,6 +46,10 @@ def supernodes(config: RunConfig, graph: Graph) -> int:
     if pooled or config.runtime.transport == "memory":
         return 1
     return max(1, min(graph.n, os.cpu_count() or 1))
+
+
+class RunStoppedError(P2PFTError):
+    """Somebody stopped the run on purpose: at a site of it, or with flwr stop."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,12 @@ def execute(
     verbose: bool,
     show: Callable[[str], None] = typer.echo,
 ) -> Finished:
-    """Run once and return how it ended: with some of the peers only, where min-peers allows it.
+    """Run once and return how it ended: perhaps with some of the peers only (min-peers, on-failure).
 
     Raises
     ------
+    RunStoppedError
+        When somebody stopped it.
     P2PFTError
         When the run failed, with the one reason that matters.
     """
@@ -98,6 +105,13 @@ def execute(
         results = read_results(folder)
     except DataError:
         told = status_in(ended.output, ended.run_id)
+        if told is not None and told[0] == "stopped":
+            raise RunStoppedError(f"run {ended.run_id} stopped ({ended.status}): {told[1]}") from None
+        if ended.status == FLOWER_STOPPED:
+            raise RunStoppedError(
+                f"run {ended.run_id} stopped ({ended.status}); once the peers are told, its coordinator writes "
+                f"{folder / FILE}"
+            ) from None
         if ended.completed and not simulated and told is not None:
             return Finished(*told)
         tail = "\n".join(ended.output.splitlines()[-30:])
@@ -105,6 +119,9 @@ def execute(
             f"run {ended.run_id} ended as {ended.status} and left no results here; Flower's last "
             f"lines:\n{tail}"
         ) from None
+    if results["status"] == "stopped" or ended.status == FLOWER_STOPPED:
+        why = results["error"] or "flwr stop came when its results were there"
+        raise RunStoppedError(f"run {ended.run_id} stopped ({ended.status}): {why}")
     if not results["status"].startswith("completed") or not ended.completed:
         raise P2PFTError(f"run {ended.run_id} {results['status']} ({ended.status}): {results.get('error')}")
     return Finished(results["status"], results["error"] or "", folder)
@@ -143,7 +160,8 @@ def execute_or_record(
     except P2PFTError as error:
         # A run that wrote its results and failed after that has failed.
         if not (folder / FILE).exists() or read_results(folder)["status"] == "completed":
-            failed = {"schema": SCHEMA, "status": "failed", "algorithm": values["algorithm"]}
+            status = "stopped" if isinstance(error, RunStoppedError) else "failed"
+            failed = {"schema": SCHEMA, "status": status, "algorithm": values["algorithm"]}
             write_results(folder, {**failed, "error": str(error)})
         typer.echo(f"error: {error}", err=True)
     return read_results(folder)
@@ -214,7 +232,8 @@ def run(
     ended becomes longer: p2pft run --resume RUN --extend epochs=50.
 
     Exit codes: 0 the run completed; 1 it failed; 2 a setting or graph is wrong and nothing was started;
-    3 it completed with some of the peers (min-peers); 130 it was interrupted.
+    3 it completed with some of the peers: others were not there at the start (min-peers) or were lost on the
+    way (on-failure); 4 it was stopped, by p2pft stop or flwr stop; 130 it was interrupted here (Ctrl-C).
     """
     try:
         values = _values(settings or [], connection, out, resume, extend=extend)
@@ -237,6 +256,9 @@ def run(
             typer.echo("starting Flower on this machine …", err=True)
             with local_superlink() as environment:
                 ended = execute(values, connection=None, environment=environment, verbose=verbose, show=show)
+    except RunStoppedError as error:
+        typer.echo(f"stopped: {error}", err=True)
+        raise typer.Exit(EXIT_STOPPED) from None
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None
