@@ -109,8 +109,8 @@ def execute(
             raise RunStoppedError(f"run {ended.run_id} stopped ({ended.status}): {told[1]}") from None
         if ended.status == FLOWER_STOPPED:
             raise RunStoppedError(
-                f"run {ended.run_id} stopped ({ended.status}); once the peers are told, its coordinator writes "
-                f"{folder / FILE}"
+                f"run {ended.run_id} stopped ({ended.status}): flwr stop; its coordinator writes "
+                f"{folder / FILE} once it has told the peers"
             ) from None
         if ended.completed and not simulated and told is not None:
             return Finished(*told)
