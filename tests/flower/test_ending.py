@@ -62,7 +62,7 @@ def test_a_failed_run_says_its_cause_and_not_that_the_others_were_stopped_by_it(
 ):
     def failing(host, deployed, real):
         if 2 in [p.peer for p in host.plan.peers]:
-            raise CheckpointError("no space is left")
+            raise CheckpointError(2, "no space is left")
         raise ExchangeStoppedError("peer 2 stopped in iteration 4: no space is left")
 
     hosts(monkeypatch, failing, [VIEW])
@@ -74,11 +74,11 @@ def test_a_failed_run_says_its_cause_and_not_that_the_others_were_stopped_by_it(
     assert "view 1 after iteration 3" in capsys.readouterr().out
 
 
-def full_disk(peer, kind=CheckpointError):
+def full_disk(peer, error=None):
     def run_host(host, deployed, real):
         outcomes = real(host, deployed=deployed)
         if peer in [p.peer for p in host.plan.peers]:
-            raise kind(f"peer {peer}: no space is left for its last checkpoint")
+            raise error or CheckpointError(peer, "no space is left for its last checkpoint")
         return outcomes
 
     return run_host
@@ -97,12 +97,14 @@ def test_a_host_that_fails_by_itself_when_all_have_trained_leaves_the_others_the
 
 
 @pytest.mark.parametrize(
-    ("settings", "kind"), [({"on_failure": "stop"}, CheckpointError), ({}, ValueError)], ids=str
+    ("settings", "error"),
+    [({"on_failure": "stop"}, None), ({}, ValueError("no space is left"))],
+    ids=["nobody-goes-on-alone", "the-runs-own-affair"],
 )
 def test_where_nobody_goes_on_alone_or_what_failed_is_the_runs_own_affair_the_run_fails(
-    settings, kind, tmp_path, monkeypatch
+    settings, error, tmp_path, monkeypatch
 ):
-    hosts(monkeypatch, full_disk(2, kind))
+    hosts(monkeypatch, full_disk(2, error))
     with pytest.raises(RunFailedError, match="no space is left"):
         run_app(tmp_path, nodes=4, slots=4, iterations=6, **settings)
     assert (read_results(tmp_path)["status"], read_results(tmp_path)["views"]) == ("failed", [])
