@@ -23,6 +23,7 @@ from p2pft_flower.report.results import (
     FILE,
     SCHEMA,
     default_output_dir,
+    head,
     holds_a_run,
     read_results,
     write_results,
@@ -31,6 +32,7 @@ from p2pft_flower.topology import Graph
 
 __all__ = ["Finished", "RunStoppedError", "execute", "execute_or_record", "run", "supernodes"]
 
+STARTED_LINE = re.compile(r"^run (\d+) has started")
 RESULTS_LINE = re.compile(r"^\d\d:\d\d:\d\d results: ")
 
 EXIT_FAILED = 1
@@ -194,6 +196,26 @@ def _values(
     return values
 
 
+def _record_given_up(values: Mapping[str, Any], started: str | None) -> None:
+    """Write that a run was stopped that was simulated here, and whose processes have ended.
+
+    Flower ends a simulation's process without a word to the thread in which its ServerApp runs.
+    """
+    if started is None:
+        return  # Flower had not begun it
+    config = RunConfig.from_mapping(values)
+    folder = Path(config.runtime.output_dir) if config.runtime.output_dir else default_output_dir(started)
+    told = config.to_mapping()
+    error = "the run was stopped: p2pft run, which simulated it, was told to end (Ctrl-C or a signal)"
+    try:
+        if (folder / FILE).exists() and read_results(folder)["status"].startswith("completed"):
+            return
+        results = {**head("stopped", started, told), "views": None, "error": error, "config": told}
+        write_results(folder, results)
+    except (OSError, DataError) as problem:
+        typer.echo(f"{folder / FILE} cannot say that the run was stopped: {problem}", err=True)
+
+
 def run(
     settings: Annotated[
         list[str] | None,
@@ -241,9 +263,12 @@ def run(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None
     told: list[str] = []
+    started: list[str] = []
 
     def show(line: str) -> None:
         """Hold the coordinator's word of its results back: they are named once, at the end."""
+        if (begun := STARTED_LINE.match(line)) is not None:
+            started.append(begun[1])
         if RESULTS_LINE.search(line):
             told.append(line)
         else:
@@ -254,8 +279,14 @@ def run(
             ended = execute(values, connection=connection, environment=None, verbose=verbose, show=show)
         else:
             typer.echo("starting Flower on this machine …", err=True)
-            with local_superlink() as environment:
-                ended = execute(values, connection=None, environment=environment, verbose=verbose, show=show)
+            try:
+                with local_superlink() as environment:
+                    ended = execute(
+                        values, connection=None, environment=environment, verbose=verbose, show=show
+                    )
+            except (KeyboardInterrupt, SystemExit):  # the latter is what SIGTERM becomes
+                _record_given_up(values, started[0] if started else None)
+                raise
     except RunStoppedError as error:
         typer.echo(f"stopped: {error}", err=True)
         raise typer.Exit(EXIT_STOPPED) from None

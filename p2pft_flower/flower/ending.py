@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from flwr.supercore.exit import add_exit_handler
 
 from p2pft_flower.report.results import head, write_results
 
@@ -16,7 +15,7 @@ __all__ = ["STOPPED", "Ending"]
 
 log = logging.getLogger("p2pft_flower")
 
-STOPPED = "the run was stopped: its ServerApp was told to end (flwr stop, Ctrl-C, or its machine)"
+STOPPED = "the run was stopped: its ServerApp was told to end"
 """Why a run ended whose ServerApp was ended by a signal, where nothing more is known."""
 
 
@@ -44,28 +43,24 @@ class Ending:
         self._run_id, self._values = run_id, dict(values)
         self._claimed = threading.Lock()
 
-    def watch(self) -> None:
-        """Have :meth:`was_stopped` called before Flower ends this process, whichever signal it obeys.
-
-        In a simulation the ServerApp runs in a thread, where Python takes no signals: Flower's way out is
-        the only one that both kinds of runs come by.
-        """
-        add_exit_handler(self.was_stopped)
-
     def claim(self) -> bool:
         """Tell whether the caller is the first one, who is to write the results."""
         return self._claimed.acquire(blocking=False)  # never waits: a signal's handler may be the other one
 
-    def was_stopped(self) -> None:
-        """Write results of a run that was stopped, unless it has ended otherwise or its peers train on."""
+    def was_stopped(self, number: signal.Signals) -> bool:
+        """Write results of a run that was stopped, unless it has ended otherwise or its peers train on.
+
+        Returns True: the signal is to be obeyed.
+        """
         if self.folder is None or self.reason is None or not self.claim():
-            return
+            return True
         try:
-            path = self.write("stopped", self.reason, None)
-        except OSError as error:  # Flower would drop it without a word
+            path = self.write("stopped", f"{self.reason} ({number.name})", None)
+        except OSError as error:  # it must not keep the signal from being obeyed
             log.error("run %s: %s; its results cannot be written: %s", self._run_id, self.reason, error)  # noqa: TRY400
         else:
             log.warning("run %s: %s; what there is was written to %s", self._run_id, self.reason, path)
+        return True
 
     def write(self, status: str, reason: str, views: list[dict[str, Any]] | None) -> Path:
         """Write results of a run that did not complete, and return their path.

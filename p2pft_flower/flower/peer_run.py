@@ -158,7 +158,7 @@ def _stop_peers(
         return None
     log.info("run %s was stopped: telling the peers", run.id)
     left = _tell_until_heard(run, key, own)
-    reason = "the run was stopped (flwr stop)"
+    reason = "the run was stopped by flwr stop or Ctrl-C"
     if left:
         why = "; ".join(f"peer {p}: {problem}" for p, problem in left.items())
         which = f"at any one site, p2pft stop {run.id} stops all"

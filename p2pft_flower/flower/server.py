@@ -26,6 +26,7 @@ from p2pft_flower.flower.peer_run import run_peers
 from p2pft_flower.flower.preflight import preflight
 from p2pft_flower.flower.resume import no_extension_alone, resumed
 from p2pft_flower.flower.run import plan_run, tell_plan
+from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.flower.strategies import is_strategy, make_strategy, strategy_names
 from p2pft_flower.flower.strategy_run import run_strategy
 from p2pft_flower.flower.trust import check_trust, coordinator_credentials, observer_access
@@ -50,16 +51,16 @@ def make_server_app() -> ServerApp:
         log_to_stream()
         run_id, begin = str(context.run_id), time.monotonic()
         ending = Ending(run_id, context.run_config)
-        ending.watch()
         try:
             config = RunConfig.from_mapping(context.run_config)
             folder = ending.folder = _output_dir(config, run_id)
-            results = _run(grid, config, run_id, folder, ending)
+            with before_obeying(ending.was_stopped):  # in a simulation this is a thread, and hears of none
+                results = _run(grid, config, run_id, folder, ending)
         except Exception as error:
             _tell_failure(error, run_id, ending)
             raise
         if not ending.claim():
-            return  # it was stopped at this very moment, and its results say so
+            return  # the results say already that it was stopped
         if results is None:
             log.info("preflight passed; nothing was trained (preflight-only)")
             log.info("%s", status_line(run_id, PREFLIGHT_PASSED))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 
 import pytest
 
@@ -11,6 +12,7 @@ from p2pft_flower.flower import client
 from p2pft_flower.flower.ending import Ending
 from p2pft_flower.flower.logs import status_in
 from p2pft_flower.flower.nodes import RunFailedError
+from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.report.results import read_results
 from p2pft_flower.runtime.checkpoints import CheckpointError
 from p2pft_flower.runtime.host import Host
@@ -70,7 +72,7 @@ def test_a_failed_run_says_its_cause_and_not_that_the_others_were_stopped_by_it(
         run_app(tmp_path, nodes=4, slots=4, iterations=6)
     results = read_results(tmp_path)
     assert (results["status"], results["views"]) == ("failed", [VIEW])
-    assert results["error"] == "peer 2: no space is left"
+    assert results["error"] == "peer 2: peer 2: no space is left"
     assert "view 1 after iteration 3" in capsys.readouterr().out
 
 
@@ -111,6 +113,14 @@ def test_where_nobody_goes_on_alone_or_what_failed_is_the_runs_own_affair_the_ru
 
 
 @pytest.fixture
+def _a_signal_is_obeyed():
+    """Stand in for Flower's handler: a shell that runs the tests in the background has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def ending(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("p2pft_flower"), "propagate", True)
     made = Ending("7", {"algorithm": "p2pft", "seed": 3})
@@ -118,11 +128,13 @@ def ending(tmp_path, caplog, monkeypatch):
     return made
 
 
+@pytest.mark.usefixtures("_a_signal_is_obeyed")
 def test_a_signal_that_ends_the_serverapp_leaves_results_that_say_stopped(ending):
-    ending.was_stopped()
+    with pytest.raises(KeyboardInterrupt), before_obeying(ending.was_stopped):
+        signal.raise_signal(signal.SIGINT)
     results = read_results(ending.folder)
     assert (results["status"], results["run"], results["algorithm"]) == ("stopped", "7", "p2pft")
-    assert "the run was stopped" in results["error"]
+    assert results["error"] == "the run was stopped: its ServerApp was told to end (SIGINT)"
     assert results["views"] is None  # nobody could be asked any more
     assert not ending.claim()
 
@@ -136,12 +148,12 @@ def test_a_signal_writes_no_results_where_there_is_nothing_to_say(why, ending):
         ending.reason = None
     else:
         ending.folder = None
-    ending.was_stopped()
+    assert ending.was_stopped(signal.SIGTERM)
     assert not folder.exists()
 
 
-def test_results_that_cannot_be_written_are_told_of_for_flower_would_not(ending, caplog):
+def test_results_that_cannot_be_written_are_told_of(ending, caplog):
     ending.folder.write_text("a file where the folder should be")
-    ending.was_stopped()
+    assert ending.was_stopped(signal.SIGTERM)  # and the signal is obeyed all the same
     assert "run 7: the run was stopped" in caplog.text
     assert "its results cannot be written" in caplog.text

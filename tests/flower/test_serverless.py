@@ -134,7 +134,10 @@ def test_a_killed_serverapp_changes_nothing_for_the_peers_and_flwr_stop_ends_the
     all_stop(deployment, run, "the run was stopped (flwr stop)")
     wait_until((folder / FILE).exists, "the coordinator writes its results", said=deployment.said)
     results = read_results(folder)
-    assert (results["status"], results["error"]) == ("stopped", "the run was stopped (flwr stop)")
+    assert (results["status"], results["error"]) == (
+        "stopped",
+        "the run was stopped by flwr stop or Ctrl-C (SIGINT)",
+    )
 
 
 def test_a_killed_superlink_changes_nothing_for_the_peers(deployment):

@@ -131,7 +131,7 @@ def test_a_stopped_run_is_told_to_its_peers_and_a_failure_to_reach_any_says_what
 
 def test_a_stop_that_comes_before_the_hosts_listen_is_told_again_until_one_hears_it(told, reached, caplog):
     reached.tries = [set(), set(), {1}]
-    assert stop(signal.SIGINT, os.getppid(), patience=60.0) == "the run was stopped (flwr stop)"
+    assert stop(signal.SIGINT, os.getppid(), patience=60.0) == "the run was stopped by flwr stop or Ctrl-C"
     assert told == [ADDRESSES] * 3
     assert "trying for 60 s (meet-timeout)" in caplog.text
     assert "train on" not in caplog.text
@@ -192,7 +192,7 @@ def test_a_clientapp_that_cannot_be_told_is_named_with_the_file_and_the_next_one
     assert "4711-1.stop" in caplog.text
     assert "train on" in reason
     reached.here = [Here(1, full=True), other := Here(0)]
-    assert stop(signal.SIGINT, os.getppid()) == "the run was stopped (flwr stop)"
+    assert stop(signal.SIGINT, os.getppid()) == "the run was stopped by flwr stop or Ctrl-C"
     assert other.told == ["stop the run"]
 
 
