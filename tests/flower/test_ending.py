@@ -56,7 +56,7 @@ def test_a_run_that_was_stopped_at_a_site_says_so_in_results_and_log_with_its_vi
     said = capsys.readouterr().out
     (run,) = re.findall(r"run (\d+) ended", said)
     assert status_in(said, run) == ("stopped", results["error"])
-    assert "view 1 after iteration 3: peer 3 lost (the disk was full); 0.5 s without training" in said
+    assert "view 1 after iteration 3: peer 3 lost (the disk was full); 0.5 s until they agreed" in said
 
 
 def test_a_failed_run_says_its_cause_and_not_that_the_others_were_stopped_by_it(

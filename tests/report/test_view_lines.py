@@ -33,9 +33,9 @@ def words(text):
 
 def test_a_line_says_when_who_why_how_long_and_which_graph_followed():
     assert view_lines([LOST, BACK]) == [
-        "view 1 after iteration 240: peer 1 lost (not heard from for 5 s (crashed)); 6.3 s without "
-        "training, then peers 0 2, 2 edges (sender to receiver: 0 to 2, 2 to 0)",
-        "view 2 after iteration 300: peer 1 joined; 0.5 s without training, then peers 0 1 2, 3 edges "
+        "view 1 after iteration 240: peer 1 lost (not heard from for 5 s (crashed)); 6.3 s until "
+        "they agreed, then peers 0 2, 2 edges (sender to receiver: 0 to 2, 2 to 0)",
+        "view 2 after iteration 300: peer 1 joined; 0.5 s until they agreed, then peers 0 1 2, 3 edges "
         "(sender to receiver: 0 to 1, 1 to 2, 2 to 0)",
     ]
 
