@@ -136,8 +136,8 @@ def view_lines(views: Sequence[Mapping[str, Any]]) -> list[str]:
             graph += f" (sender to receiver: {', '.join(f'{j} to {i}' for j, i in edges)})"
         place, peers = f"view {view['number']} after iteration {view['iteration']}", map(str, view["peers"])
         lines.append(
-            f"{place}: {', '.join(changes) or 'nobody lost'}; {view['seconds']:.1f} s until they agreed, then "
-            f"peers {' '.join(peers)}, {graph}"
+            f"{place}: {', '.join(changes) or 'nobody lost'}; {view['seconds']:.1f} s until they agreed, "
+            f"then peers {' '.join(peers)}, {graph}"
         )
     return lines
 
