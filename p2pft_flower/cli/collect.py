@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from p2pft_flower.cli.run import EXIT_PARTIAL, EXIT_USAGE
 from p2pft_flower.errors import DataError, P2PFTError
 from p2pft_flower.report.collected import PeerFiles, collect_results, find_peers
 from p2pft_flower.report.results import FILE, log_name, tail_name, write_results
@@ -17,9 +18,6 @@ from p2pft_flower.report.tables import run_table
 from p2pft_flower.runtime.journal import finite
 
 __all__ = ["collect"]
-
-EXIT_PARTIAL = 1
-EXIT_USAGE = 2
 
 
 def collect(
@@ -39,7 +37,8 @@ def collect(
 ) -> None:
     """Make a run's results of its peers' own files, where the coordinator is gone.
 
-    Exit codes: 0 the results of all peers; 1 of some, with --partial; 2 no results.
+    Exit codes: 0 the results of all peers; 2 no results; 3 of some: others were lost on the
+    way, or are missing and --partial was given.
     """
     try:
         peers = find_peers(folders)

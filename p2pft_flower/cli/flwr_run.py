@@ -28,6 +28,7 @@ from p2pft_flower.flower.logs import LINE
 from p2pft_flower.resources import resource_dir
 
 __all__ = [
+    "FLOWER_STOPPED",
     "MARK",
     "Ended",
     "FlowerError",
@@ -51,6 +52,9 @@ _STARTED = re.compile(r"Successfully started run (\d+)")
 
 SHORT = 24
 """Longest system folder for temporary files, in characters, below which Ray's sockets still have room."""
+
+FLOWER_STOPPED = "finished:stopped"
+"""Flower's word for a run that was stopped through it."""
 
 MARK = "P2PFT_SUPERLINK"
 """Environment variable by which the processes of a SuperLink of ours are known."""

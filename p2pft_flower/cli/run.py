@@ -14,7 +14,7 @@ import typer
 from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.cli.completion import complete_connections, complete_settings
 from p2pft_flower.cli.connections import check_connection
-from p2pft_flower.cli.flwr_run import local_superlink, run_app
+from p2pft_flower.cli.flwr_run import FLOWER_STOPPED, local_superlink, run_app
 from p2pft_flower.cli.settings import check, parse_settings, settings_of_resumed
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
@@ -23,19 +23,22 @@ from p2pft_flower.report.results import (
     FILE,
     SCHEMA,
     default_output_dir,
+    head,
     holds_a_run,
     read_results,
     write_results,
 )
 from p2pft_flower.topology import Graph
 
-__all__ = ["Finished", "execute", "execute_or_record", "run", "supernodes"]
+__all__ = ["Finished", "RunStoppedError", "execute", "execute_or_record", "run", "supernodes"]
 
+STARTED_LINE = re.compile(r"^run (\d+) has started")
 RESULTS_LINE = re.compile(r"^\d\d:\d\d:\d\d results: ")
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_PARTIAL = 3
+EXIT_STOPPED = 4
 EXIT_INTERRUPTED = 130
 
 
@@ -45,6 +48,10 @@ def supernodes(config: RunConfig, graph: Graph) -> int:
     if pooled or config.runtime.transport == "memory":
         return 1
     return max(1, min(graph.n, os.cpu_count() or 1))
+
+
+class RunStoppedError(P2PFTError):
+    """Somebody stopped the run on purpose: at a site of it, or with flwr stop."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +81,12 @@ def execute(
     verbose: bool,
     show: Callable[[str], None] = typer.echo,
 ) -> Finished:
-    """Run once and return how it ended: with some of the peers only, where min-peers allows it.
+    """Run once and return how it ended: perhaps with some of the peers only (min-peers, on-failure).
 
     Raises
     ------
+    RunStoppedError
+        When somebody stopped it.
     P2PFTError
         When the run failed, with the one reason that matters.
     """
@@ -98,6 +107,13 @@ def execute(
         results = read_results(folder)
     except DataError:
         told = status_in(ended.output, ended.run_id)
+        if told is not None and told[0] == "stopped":
+            raise RunStoppedError(f"run {ended.run_id} stopped ({ended.status}): {told[1]}") from None
+        if ended.status == FLOWER_STOPPED:
+            raise RunStoppedError(
+                f"run {ended.run_id} stopped ({ended.status}): flwr stop; its coordinator writes "
+                f"{folder / FILE} once it has told the peers"
+            ) from None
         if ended.completed and not simulated and told is not None:
             return Finished(*told)
         tail = "\n".join(ended.output.splitlines()[-30:])
@@ -105,6 +121,9 @@ def execute(
             f"run {ended.run_id} ended as {ended.status} and left no results here; Flower's last "
             f"lines:\n{tail}"
         ) from None
+    if results["status"] == "stopped" or ended.status == FLOWER_STOPPED:
+        why = results["error"] or "flwr stop came when its results were there"
+        raise RunStoppedError(f"run {ended.run_id} stopped ({ended.status}): {why}")
     if not results["status"].startswith("completed") or not ended.completed:
         raise P2PFTError(f"run {ended.run_id} {results['status']} ({ended.status}): {results.get('error')}")
     return Finished(results["status"], results["error"] or "", folder)
@@ -143,7 +162,8 @@ def execute_or_record(
     except P2PFTError as error:
         # A run that wrote its results and failed after that has failed.
         if not (folder / FILE).exists() or read_results(folder)["status"] == "completed":
-            failed = {"schema": SCHEMA, "status": "failed", "algorithm": values["algorithm"]}
+            status = "stopped" if isinstance(error, RunStoppedError) else "failed"
+            failed = {"schema": SCHEMA, "status": status, "algorithm": values["algorithm"]}
             write_results(folder, {**failed, "error": str(error)})
         typer.echo(f"error: {error}", err=True)
     return read_results(folder)
@@ -174,6 +194,26 @@ def _values(
     if connection is not None:
         check_connection(connection)
     return values
+
+
+def _record_given_up(values: Mapping[str, Any], started: str | None) -> None:
+    """Write that a run was stopped that was simulated here, and whose processes have ended.
+
+    Flower ends a simulation's process without a word to the thread in which its ServerApp runs.
+    """
+    if started is None:
+        return  # Flower had not begun it
+    config = RunConfig.from_mapping(values)
+    folder = Path(config.runtime.output_dir) if config.runtime.output_dir else default_output_dir(started)
+    told = config.to_mapping()
+    error = "the run was stopped: p2pft run, which simulated it, was told to end (Ctrl-C or a signal)"
+    try:
+        if (folder / FILE).exists() and read_results(folder)["status"].startswith("completed"):
+            return
+        results = {**head("stopped", started, told), "views": None, "error": error, "config": told}
+        write_results(folder, results)
+    except (OSError, DataError) as problem:
+        typer.echo(f"{folder / FILE} cannot say that the run was stopped: {problem}", err=True)
 
 
 def run(
@@ -214,7 +254,8 @@ def run(
     ended becomes longer: p2pft run --resume RUN --extend epochs=50.
 
     Exit codes: 0 the run completed; 1 it failed; 2 a setting or graph is wrong and nothing was started;
-    3 it completed with some of the peers (min-peers); 130 it was interrupted.
+    3 it completed with some of the peers: others were not there at the start (min-peers) or were lost on the
+    way (on-failure); 4 it was stopped, by p2pft stop or flwr stop; 130 it was interrupted here (Ctrl-C).
     """
     try:
         values = _values(settings or [], connection, out, resume, extend=extend)
@@ -222,9 +263,12 @@ def run(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None
     told: list[str] = []
+    started: list[str] = []
 
     def show(line: str) -> None:
         """Hold the coordinator's word of its results back: they are named once, at the end."""
+        if (begun := STARTED_LINE.match(line)) is not None:
+            started.append(begun[1])
         if RESULTS_LINE.search(line):
             told.append(line)
         else:
@@ -235,8 +279,17 @@ def run(
             ended = execute(values, connection=connection, environment=None, verbose=verbose, show=show)
         else:
             typer.echo("starting Flower on this machine …", err=True)
-            with local_superlink() as environment:
-                ended = execute(values, connection=None, environment=environment, verbose=verbose, show=show)
+            try:
+                with local_superlink() as environment:
+                    ended = execute(
+                        values, connection=None, environment=environment, verbose=verbose, show=show
+                    )
+            except (KeyboardInterrupt, SystemExit):  # the latter is what SIGTERM becomes
+                _record_given_up(values, started[0] if started else None)
+                raise
+    except RunStoppedError as error:
+        typer.echo(f"stopped: {error}", err=True)
+        raise typer.Exit(EXIT_STOPPED) from None
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None

@@ -27,7 +27,7 @@ def stop(
     Where peers exchange nothing (algorithm = local) only those of this machine end.
 
     They are looked up in P2PFT_HOME, which must be the SuperNode's. Exit codes: 0 they have ended; 1 there
-    is none, or one does not end.
+    is none, one cannot be told, or one does not end.
     """
     found = running(run)
     if not found:
@@ -37,17 +37,28 @@ def stop(
             err=True,
         )
         raise typer.Exit(EXIT_FAILED)
+    told = []
     for there in found:
-        there.stop_run()
+        try:
+            there.stop_run()
+        except OSError as error:
+            typer.echo(
+                f"run {there.run}: peer {', '.join(map(str, there.peers))} cannot be told to stop its run "
+                f"({error}): see to it that this user can write there and the disk is not full, and try "
+                f"again; kill {there.process.pid} ends the peers of that process alone",
+                err=True,
+            )
+        else:
+            told.append(there)
     deadline = time.monotonic() + PATIENCE
-    while (left := [there for there in found if there.alive]) and time.monotonic() < deadline:
+    while (left := [there for there in told if there.alive]) and time.monotonic() < deadline:
         time.sleep(0.1)  # they are no children of this process: nothing else tells that they have ended
-    for there in found:
+    for there in told:
         who = f"run {there.run}: peer {', '.join(map(str, there.peers))}"
         if there in left:
             typer.echo(f"{who} does not end; its process is {there.process.pid}", err=True)
         else:
-            told = ", and told its neighbours to" if there.neighbours else "; it has no neighbours to tell"
-            typer.echo(f"{who} has ended{told}")
-    if left:
+            also = ", and told its neighbours to" if there.neighbours else "; it has no neighbours to tell"
+            typer.echo(f"{who} has ended{also}")
+    if left or len(told) < len(found):
         raise typer.Exit(EXIT_FAILED)

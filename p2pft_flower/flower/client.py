@@ -107,7 +107,9 @@ def make_client_app() -> ClientApp:
 
     @app.train("peers")
     def train_peers(message: Message, context: Context) -> Message:
-        return messages.reply(message, _guarded(_train_peers, message, context))
+        views: list[dict[str, Any]] = []  # told also when the host fails
+        body = _guarded(_train_peers, message, context, views)
+        return messages.reply(message, {**body, "views": views})
 
     @app.train("clients")
     def train_clients(message: Message, context: Context) -> Message:
@@ -256,8 +258,8 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     return outcome, folder
 
 
-def _train_peers(message: Message, context: Context) -> dict[str, Any]:
-    """Run this host's peers for the whole run."""
+def _train_peers(message: Message, context: Context, views: list[dict[str, Any]]) -> dict[str, Any]:
+    """Run this host's peers for the whole run, and put its changes of view into ``views``."""
     plan = Plan.from_json(messages.unpack(message)["plan"])
     site = Site.of(context.node_config)
     config = RunConfig.from_mapping(plan.config)
@@ -270,8 +272,11 @@ def _train_peers(message: Message, context: Context) -> dict[str, Any]:
         if plan.members:
             save_plan(plan)
     host = _host(plan, site)
-    outcomes = run_host(host, deployed=site is not None)
+    try:
+        outcomes = run_host(host, deployed=site is not None)
+    finally:
+        views += host.views
     folder = Path(plan.output_dir) / "peers"
     # In simulation the coordinator can read the peers' logs; in a deployment it has only what it is told.
     told = [] if site is None else [e for o in outcomes for e in told_evaluations(folder, o.peer, plan.n)]
-    return {"outcomes": [vars(outcome) for outcome in outcomes], "evaluations": told, "views": host.views}
+    return {"outcomes": [vars(outcome) for outcome in outcomes], "evaluations": told}

@@ -17,7 +17,7 @@ from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError, printable
 from p2pft_flower.flower import messages
 from p2pft_flower.topology import Graph
-from p2pft_flower.transport import parse_address
+from p2pft_flower.transport import ExchangeStoppedError, parse_address
 
 __all__ = [
     "HostAssignment",
@@ -50,12 +50,19 @@ _UNREACHED = (3, 4, 5)
 class RunFailedError(P2PFTError):
     """The run failed; the message says which peer or node, and why.
 
-    ``kind`` is the name of the error's class where it was raised; empty where there is none.
+    ``kind`` is the name of the error's class where it was raised; empty where there is none. ``views`` are
+    the changes of view that the hosts told of.
     """
 
-    def __init__(self, message: str, kind: str = "") -> None:
+    def __init__(self, message: str, kind: str = "", views: Sequence[dict[str, Any]] = ()) -> None:
         self.kind = kind
+        self.views = list(views)
         super().__init__(message)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether somebody stopped the run, at a site of it or by its coordinator: nothing went wrong."""
+        return self.kind == ExchangeStoppedError.__name__
 
 
 @dataclass(frozen=True)

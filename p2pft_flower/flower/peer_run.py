@@ -9,13 +9,13 @@ import signal
 import time
 from typing import Any, NamedTuple
 
-import psutil
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from p2pft_flower.algorithms.objective import peer_weights
 from p2pft_flower.errors import P2PFTError, printable
 from p2pft_flower.flower import messages, nodes
+from p2pft_flower.flower.ending import STOPPED, Ending
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.run import Run, collect_results
 from p2pft_flower.flower.signals import before_obeying
@@ -51,10 +51,11 @@ RETRY_AFTER = 1.0
 
 
 def run_peers(
-    grid: Grid, run: Run, own: Credentials | None = None, hears: Access | None = None
+    grid: Grid, run: Run, ending: Ending, own: Credentials | None = None, hears: Access | None = None
 ) -> dict[str, Any]:
     """Start every host with one message for the whole run, listen to progress, gather how the peers ended.
 
+    ``ending`` is told what the results are to say where a signal ends this process.
     ``own`` is what the coordinator shows to peers that have certificates, to stop them; ``hears`` is how it
     listens to their progress, None: not at all.
     """
@@ -107,54 +108,65 @@ def run_peers(
             except P2PFTError as error:
                 log.warning("no progress will be shown while the peers train: %s", error)
         key = new_key()
-        with before_obeying(lambda number: _stop_peers(run, key, own, number, parent)):
+
+        def stop(number: signal.Signals) -> bool:
+            ending.reason = _stop_peers(run, key, own, number, parent)
+            return True  # the coordinator is to end in any case
+
+        with before_obeying(stop):
             if run.deployed and not address:
                 log.info("the peers train; how they get on stands in each site's log until they have ended")
-            outcomes, evaluations, told, failures, elsewhere = _train(
-                grid, run, observer=address, stop_digest=digest_of(key) if run.deployed else ""
-            )
+            told = _train(grid, run, observer=address, stop_digest=digest_of(key) if run.deployed else "")
+    evaluations = list(told.evaluations)
     if not run.deployed:  # what the observer missed stands in the peers' own logs, on this machine
         for peer in run.peers:
             if (log_file := run.folder / log_name(peer)).is_file():
                 evaluations += [e for e in read_journal(log_file) if e["event"] == "evaluation"]
     for evaluation in evaluations:
         progress.fill(Report.of(evaluation))
-    views = merged_views(told)
+    views = told.views
     lost = sorted(set(run.peers) - set(views[-1]["peers"])) if views else []
-    for failure in failures:
+    for failure in told.failures:
         log.warning("the others have gone on without it: %s", failure)
     reasons = [lost_on_the_way(views, lost)] if lost else []
-    if elsewhere:
+    for peers, failure in told.at_the_end:
+        reasons.append(f"peers {list(peers)} were lost at the end: {failure}")
+    if told.elsewhere:
         reasons.append(
-            f"peers {elsewhere} came back through p2pft rejoin and trained on with the others: their results "
-            "are at their sites, and p2pft collect puts all together"
+            f"peers {told.elsewhere} came back through p2pft rejoin and trained on with the others: their "
+            "results are at their sites, and p2pft collect puts all together"
         )
-    return collect_results(run, outcomes, progress, views, "; ".join(reasons), elsewhere)
+    without = [*told.elsewhere, *(p for peers, _ in told.at_the_end for p in peers)]
+    return collect_results(run, told.outcomes, progress, views, "; ".join(reasons), without)
 
 
-def _stop_peers(run: Run, key: bytes, own: Credentials | None, number: signal.Signals, parent: int) -> bool:
+def _stop_peers(
+    run: Run, key: bytes, own: Credentials | None, number: signal.Signals, parent: int
+) -> str | None:
     """Tell the peers of a deployment that their run was stopped; a server that merely goes stops nobody.
 
     ``flwr stop`` comes here as SIGINT, as Ctrl-C does. So does the death of the SuperLink: then the process
     that started this one is gone, ``parent``. SIGTERM is how a machine ends its services.
-    Returns True, for the coordinator is to end in any case.
+    Returns what the results are to say; None where the peers train on, and nothing has ended.
     """
     if not run.deployed:
-        return True
+        return STOPPED
     if number != signal.SIGINT or os.getppid() != parent:
         log.warning(
             "run %s: the coordinator ends (%s); the peers train on by themselves", run.id, number.name
         )
-        return True
+        return None
     log.info("run %s was stopped: telling the peers", run.id)
     left = _tell_until_heard(run, key, own)
+    reason = "the run was stopped by flwr stop or Ctrl-C"
     if left:
         why = "; ".join(f"peer {p}: {problem}" for p, problem in left.items())
         which = f"at any one site, p2pft stop {run.id} stops all"
         if not run.exchanges:
             which = f"at the site of each, p2pft stop {run.id} stops it alone, for nothing is exchanged"
         log.error("run %s: peers %s train on; %s. Not told: %s", run.id, list(left), which, why)
-    return True
+        reason += f", but peers {list(left)} could not be told and train on; {which}"
+    return reason
 
 
 def _tell_until_heard(run: Run, key: bytes, own: Credentials | None) -> dict[int, str]:
@@ -178,8 +190,12 @@ def _tell_until_heard(run: Run, key: bytes, own: Credentials | None) -> dict[int
             ended = [p for p in there.peers if p in left]
             if not ended:
                 continue
-            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
-                there.process.terminate()
+            try:
+                there.stop_run()
+            except OSError as error:
+                here = f"nor can its process {there.process.pid} here: {error}"
+                left |= {p: f"{left[p]}; {here}" for p in ended}
+                continue
             log.warning("peers %s could not be told at their address: their process here is ended", ended)
             if run.exchanges:  # it tells all others
                 return {}
@@ -205,11 +221,13 @@ class _Told(NamedTuple):
     evaluations: list[dict[str, Any]]
     """Those that deployed peers tell of."""
     views: list[dict[str, Any]]
-    """Changes of view, as each host tells them."""
+    """Changes of view, each once, ascending."""
     failures: list[RunFailedError]
     """Of hosts without which the others have gone on."""
     elsewhere: list[int]
     """Peers that failed and came back in another process, which does not reply to the coordinator."""
+    at_the_end: list[tuple[tuple[int, ...], RunFailedError]]
+    """Peers whose host failed by itself when the others had done all iterations with it, and how."""
 
 
 def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
@@ -237,29 +255,37 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
     outcomes: dict[int, dict[str, Any]] = {}
     evaluations: list[dict[str, Any]] = []
     views: list[dict[str, Any]] = []
-    failures: list[RunFailedError] = []
-    failed: set[int] = set()
+    failures: list[tuple[tuple[int, ...], RunFailedError]] = []
     for host in run.hosts:
         who = f"peers {list(host.peers)}" if len(host.peers) > 1 else f"peer {host.peers[0]}"
         if host.node not in replies:
-            failures.append(RunFailedError(f"{who}: no reply from node {host.node}", "NoReply"))
-            failed.update(host.peers)
+            no_reply = RunFailedError(f"{who}: no reply from node {host.node}", "NoReply")
+            failures.append((host.peers, no_reply))
             continue
+        if not replies[host.node].has_error():
+            views += messages.unpack(replies[host.node])["views"]
         try:
             facts = nodes.body_of(replies[host.node], who)
         except RunFailedError as failure:
-            failures.append(failure)
-            failed.update(host.peers)
+            failures.append((host.peers, failure))
             continue
-        views += facts["views"]
         outcomes |= {o["peer"]: o for o in facts["outcomes"]}
         evaluations += facts["evaluations"]
     last = max(views, key=lambda v: int(v["number"]), default={"peers": run.peers})
     # Whoever has come to its end has waited for all peers of the last view: those that came back too.
+    failed = {p for peers, _ in failures for p in peers}
     elsewhere = sorted(failed & set(last["peers"]) & {p for view in views for p in view["joined"]})
-    if failures and (not outcomes or not failed.isdisjoint(set(last["peers"]).difference(elsewhere))):
-        raise min(failures, key=lambda f: _HEARSAY.get(f.kind, 0))
-    return _Told(outcomes, evaluations, views, failures, elsewhere)
+    counted = [
+        (peers, f) for peers, f in failures if not set(last["peers"]).difference(elsewhere).isdisjoint(peers)
+    ]
+    # The others have come to their end, so whoever of them fails by itself, its disk full, has failed later.
+    at_the_end = [(peers, f) for peers, f in counted if _survives(run) and f.kind in _OWN_AFFAIR]
+    if failures and (not outcomes or len(at_the_end) < len(counted)):
+        first = min((f for _, f in failures), key=lambda f: _HEARSAY.get(f.kind, 0))
+        first.views = merged_views(views)
+        raise first
+    gone_before = [f for peers, f in failures if (peers, f) not in at_the_end]
+    return _Told(outcomes, evaluations, merged_views(views), gone_before, elsewhere, at_the_end)
 
 
 def _survives(run: Run) -> bool:

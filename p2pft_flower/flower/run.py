@@ -231,7 +231,7 @@ def collect_results(
     """Return the results of a run that completed, as results.json has them.
 
     ``views`` are its changes of view; ``lost`` says what became of peers that the last one is without,
-    and of those whose results are ``elsewhere``, at their sites.
+    and of those without results here, ``elsewhere``: theirs are at their sites, or they failed at the end.
 
     Raises
     ------
@@ -241,7 +241,7 @@ def collect_results(
     live = views[-1]["peers"] if views else run.peers
     missing = sorted(set(live) - outcomes.keys() - set(elsewhere))
     if missing:
-        raise RunFailedError(f"no scores from peers {missing}")
+        raise RunFailedError(f"no scores from peers {missing}", views=[dict(view) for view in views])
     absent = [absent_at_start(run.missing)] if run.missing else []
     return run_results(
         total=1 if run.pooled else run.graph.n,

@@ -19,17 +19,20 @@ from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower import nodes
+from p2pft_flower.flower.ending import Ending
 from p2pft_flower.flower.logs import PREFLIGHT_PASSED, log_to_stream, status_line
+from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.flower.peer_run import run_peers
 from p2pft_flower.flower.preflight import preflight
 from p2pft_flower.flower.resume import no_extension_alone, resumed
 from p2pft_flower.flower.run import plan_run, tell_plan
+from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.flower.strategies import is_strategy, make_strategy, strategy_names
 from p2pft_flower.flower.strategy_run import run_strategy
 from p2pft_flower.flower.trust import check_trust, coordinator_credentials, observer_access
 from p2pft_flower.plugins import is_reference
-from p2pft_flower.report.results import default_output_dir, head, holds_a_run, write_results
-from p2pft_flower.report.tables import run_table
+from p2pft_flower.report.results import default_output_dir, holds_a_run, write_results
+from p2pft_flower.report.tables import run_table, view_lines
 from p2pft_flower.runtime.wires import Access
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
@@ -47,20 +50,17 @@ def make_server_app() -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         log_to_stream()
         run_id, begin = str(context.run_id), time.monotonic()
-        folder = None
+        ending = Ending(run_id, context.run_config)
         try:
             config = RunConfig.from_mapping(context.run_config)
-            folder = _output_dir(config, run_id)
-            results = _run(grid, config, run_id, folder)
+            folder = ending.folder = _output_dir(config, run_id)
+            with before_obeying(ending.was_stopped):  # in a simulation this is a thread, and hears of none
+                results = _run(grid, config, run_id, folder, ending)
         except Exception as error:
-            # Flower prints the traceback of what is raised here; this line is for people.
-            reason = str(error) if isinstance(error, P2PFTError) else f"{type(error).__name__}: {error}"
-            log.error("run %s failed: %s", run_id, reason)  # noqa: TRY400
-            if folder is not None:
-                failed = {"error": reason, "config": dict(context.run_config)}
-                path = write_results(folder, head("failed", run_id, context.run_config) | failed)
-                log.error("what there is was written to %s", path)  # noqa: TRY400
+            _tell_failure(error, run_id, ending)
             raise
+        if not ending.claim():
+            return  # the results say already that it was stopped
         if results is None:
             log.info("preflight passed; nothing was trained (preflight-only)")
             log.info("%s", status_line(run_id, PREFLIGHT_PASSED))
@@ -74,6 +74,22 @@ def make_server_app() -> ServerApp:
     return app
 
 
+def _tell_failure(error: Exception, run_id: str, ending: Ending) -> None:
+    """Log and write how a run ended that did not complete."""
+    # Flower prints the traceback of what is raised; these lines are for people.
+    reason = str(error) if isinstance(error, P2PFTError) else f"{type(error).__name__}: {error}"
+    failure = error if isinstance(error, RunFailedError) else RunFailedError(reason)
+    if failure.stopped:
+        log.error("%s", status_line(run_id, "stopped", reason))
+    else:
+        log.error("run %s failed: %s", run_id, reason)
+    for line in view_lines(failure.views):
+        log.error("%s", line)
+    if ending.folder is not None and ending.claim():
+        path = ending.write("stopped" if failure.stopped else "failed", reason, failure.views)
+        log.error("what there is was written to %s", path)
+
+
 def _output_dir(config: RunConfig, run_id: str) -> Path:
     chosen = config.runtime.output_dir
     folder = Path(chosen).expanduser() if chosen else default_output_dir(run_id)
@@ -82,7 +98,7 @@ def _output_dir(config: RunConfig, run_id: str) -> Path:
     return folder
 
 
-def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, Any] | None:
+def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Ending) -> dict[str, Any] | None:
     config.learning.check_data()
     no_extension_alone(config)
     graph = Graph.load(config.runtime.topology)
@@ -143,4 +159,4 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path) -> dict[str, 
     if config.runtime.preflight_only:
         return None
     hears = observer_access(config, answers, own) if run.deployed and not strategy else Access()
-    return run_strategy(grid, run) if strategy else run_peers(grid, run, own, hears)
+    return run_strategy(grid, run) if strategy else run_peers(grid, run, ending, own, hears)

@@ -403,7 +403,7 @@ def _notes(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
     failed = [
         f"{DATASETS[run['dataset']].name}, {run['method']}, seed {run['seed']}: {run['error']}"
         for run in body["runs"]
-        if run["status"] == "failed"
+        if run["status"] in ("failed", "stopped")
     ]
     notes = [
         ("Made with", [f"ours: {over}", *_shared(rows, [_made_with(row) for row in rows])]),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from p2pft_flower.errors import printable
 from p2pft_flower.runtime.progress import human_bytes
 
 __all__ = [
@@ -21,7 +22,11 @@ __all__ = [
     "render",
     "run_table",
     "titled",
+    "view_lines",
 ]
+
+EDGES_SHOWN = 16
+"""Edges of a view's graph that a line of it names; of more it tells the number alone."""
 
 WIDTH = 140
 """Columns of a rendered table; logs have no terminal whose width could be asked."""
@@ -111,7 +116,30 @@ def run_table(results: dict[str, Any]) -> str:
     )
     if private:
         lines += privacy_lines(results)
+    lines += view_lines(results.get("views") or [])
     return render(table, *lines)
+
+
+def view_lines(views: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each change of view: when, who was lost or came back, why, and what followed."""
+    lines = []
+    for view in views:
+        why = view["why"]
+        changes = [
+            f"peer {p} lost ({printable(why[str(p)])})" if str(p) in why else f"peer {p} lost"
+            for p in view["lost"]
+        ]
+        changes += [f"peer {p} joined" for p in view["joined"]]
+        edges = view["edges"]
+        graph = f"{len(edges)} edges"
+        if len(edges) <= EDGES_SHOWN:
+            graph += f" (sender to receiver: {', '.join(f'{j} to {i}' for j, i in edges)})"
+        place, peers = f"view {view['number']} after iteration {view['iteration']}", map(str, view["peers"])
+        lines.append(
+            f"{place}: {', '.join(changes) or 'nobody lost'}; {view['seconds']:.1f} s until they agreed, "
+            f"then peers {' '.join(peers)}, {graph}"
+        )
+    return lines
 
 
 def bound(epsilon: float | None) -> str:

@@ -19,8 +19,8 @@ from tests.flower.engine import run_app
 def far(monkeypatch, tmp_path, connections):
     """Return a function that makes a run on another machine stream a text and complete, and its exit code."""
 
-    def exit_code(*streamed: str) -> tuple[int, str]:
-        ended = Ended("17", True, "finished:completed", "\n".join(streamed))
+    def exit_code(*streamed: str, status: str = "finished:completed") -> tuple[int, str]:
+        ended = Ended("17", status == "finished:completed", status, "\n".join(streamed))
         monkeypatch.setattr("p2pft_flower.cli.run.run_app", lambda *_, **__: ended)
         monkeypatch.setenv("P2PFT_HOME", str(tmp_path))
         found = CliRunner().invoke(app, ["run", "--connection", "far", "topology=directed-ring:4"])
@@ -38,6 +38,49 @@ def test_a_run_far_away_that_some_peers_completed_exits_3_and_says_who_was_missi
     code, said = far(f"07:05:17 {line}", "07:05:17 results: /far/results.json")
     assert code == 3
     assert said == "completed-with-3-of-4: peers [2] were not there at the start\n"
+
+
+def test_a_run_far_away_that_was_stopped_at_a_site_exits_4_and_says_where(far):
+    line = status_line("17", "stopped", "peer 0: the run was stopped at a site of it (p2pft stop, SIGTERM)")
+    code, said = far(f"07:05:17 {line}", status="finished:failed")
+    assert code == 4
+    assert said.splitlines()[-1] == (
+        "stopped: run 17 stopped (finished:failed): peer 0: the run was stopped at a site of it "
+        "(p2pft stop, SIGTERM)"
+    )
+
+
+def test_a_run_far_away_that_flower_stopped_exits_4_and_one_that_failed_exits_1(far):
+    code, said = far("07:05:17 waiting", status="finished:stopped")
+    assert code == 4
+    assert "run 17 stopped (finished:stopped): flwr stop" in said
+    assert far("07:05:17 run 17 failed: no", status="finished:failed")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "flowers", "code"),
+    [
+        ("completed", "finished:completed", 0),
+        ("completed-with-3-of-4", "finished:completed", 3),
+        ("failed", "finished:failed", 1),
+        ("stopped", "finished:failed", 4),
+        ("stopped", "finished:stopped", 4),
+        ("completed", "finished:stopped", 4),
+    ],
+)
+def test_the_exit_code_tells_completed_partial_failed_and_stopped_apart(
+    status, flowers, code, monkeypatch, connections, tmp_path
+):
+    def run(values, **_):
+        results = {"schema": SCHEMA, "status": status, "error": None if status == "completed" else "a reason"}
+        write_results(Path(values["output-dir"]), results)
+        return Ended("17", flowers == "finished:completed", flowers, "")
+
+    monkeypatch.setattr("p2pft_flower.cli.run.run_app", run)
+    words = ["run", "--connection", "far", "topology=directed-ring:4", "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == code, done.output
+    assert ("a reason" in done.output) == (status != "completed")
 
 
 def test_where_the_results_are_is_said_once_at_the_end(monkeypatch, connections, tmp_path):

@@ -129,6 +129,7 @@ def test_giving_a_run_up_ends_all_its_processes(number, code, env, tmp_path):
         process.send_signal(number)
         process.communicate(timeout=120)
     assert process.returncode == code
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["status"] == "stopped"
     assert marked(env) == []
     assert sockets() == before
 

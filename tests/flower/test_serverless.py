@@ -11,7 +11,7 @@ import socket
 import pytest
 
 from p2pft_flower.report.collected import collect_results, find_peers
-from p2pft_flower.report.results import read_results
+from p2pft_flower.report.results import FILE, read_results
 
 from .deployment import Deployment, wait_until
 
@@ -127,10 +127,17 @@ def test_a_killed_serverapp_changes_nothing_for_the_peers_and_flwr_stop_ends_the
     collected(deployment, run)
     wait_until(lambda: not deployment.processes("flwr-clientapp"), "ClientApps end", said=deployment.said)
 
-    run = deployment.run(iterations=LONG, evaluate_every=100)
+    folder = deployment.folder / "stopped"
+    run = deployment.run(iterations=LONG, evaluate_every=100, output_dir=str(folder))
     training(deployment, run)
     deployment.flwr("stop", run, "test")
     all_stop(deployment, run, "the run was stopped (flwr stop)")
+    wait_until((folder / FILE).exists, "the coordinator writes its results", said=deployment.said)
+    results = read_results(folder)
+    assert (results["status"], results["error"]) == (
+        "stopped",
+        "the run was stopped by flwr stop or Ctrl-C (SIGINT)",
+    )
 
 
 def test_a_killed_superlink_changes_nothing_for_the_peers(deployment):
@@ -153,12 +160,16 @@ def test_a_network_cut_to_the_superlink_changes_nothing_for_the_peers(tmp_path):
 
 
 def test_one_site_ends_all_by_its_command_and_where_nobody_goes_on_alone_by_its_supernodes_death(deployment):
-    run = deployment.run(iterations=LONG, evaluate_every=100)
+    folder = deployment.folder / "stopped"
+    run = deployment.run(iterations=LONG, evaluate_every=100, output_dir=str(folder))
     training(deployment, run)
     said = deployment.p2pft("stop", run)
     assert f"run {run}: peer 0 has ended" in said
     all_stop(deployment, run, "the run was stopped at a site of it (p2pft stop, SIGTERM)")
     assert deployment.ended(run)["status"] == "finished:failed"
+    results = read_results(folder)
+    assert (results["status"], results["views"]) == ("stopped", [])
+    assert "(p2pft stop, SIGTERM)" in results["error"]
 
     run = deployment.run(iterations=LONG, evaluate_every=100, on_failure="stop")
     training(deployment, run)

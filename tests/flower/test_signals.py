@@ -117,20 +117,21 @@ def stop(number, parent, *, deployed=True, exchanges=True, addresses=ADDRESSES, 
         deployed=deployed,
         config=SimpleNamespace(runtime=runtime),
     )
-    peer_run._stop_peers(run, b"key", None, number, parent)
+    return peer_run._stop_peers(run, b"key", None, number, parent)
 
 
 def test_a_stopped_run_is_told_to_its_peers_and_a_failure_to_reach_any_says_what_to_do(told, caplog):
-    stop(signal.SIGINT, os.getppid())
+    reason = stop(signal.SIGINT, os.getppid())
     assert told == [ADDRESSES]
     assert "peers [0, 1] train on" in caplog.text
+    assert "but peers [0, 1] could not be told and train on" in reason
     assert "Not told: peer 0: no answer; peer 1: no answer" in caplog.text
     assert "at any one site, p2pft stop 7 stops all" in caplog.text
 
 
 def test_a_stop_that_comes_before_the_hosts_listen_is_told_again_until_one_hears_it(told, reached, caplog):
     reached.tries = [set(), set(), {1}]
-    stop(signal.SIGINT, os.getppid(), patience=60.0)
+    assert stop(signal.SIGINT, os.getppid(), patience=60.0) == "the run was stopped by flwr stop or Ctrl-C"
     assert told == [ADDRESSES] * 3
     assert "trying for 60 s (meet-timeout)" in caplog.text
     assert "train on" not in caplog.text
@@ -151,25 +152,48 @@ def test_a_peer_without_an_address_is_named_when_it_trains_on(told, reached, cap
     assert "at the site of each, p2pft stop 7" in caplog.text
 
 
+class Here:
+    """A process on the coordinator's machine in which ``peers`` train, and what it was told."""
+
+    def __init__(self, *peers, full=False):
+        self.peers, self.full, self.told = peers, full, []
+        self.process = SimpleNamespace(pid=4711, terminate=lambda: self.told.append("leave alone"))
+
+    def stop_run(self):
+        if self.full:
+            raise OSError(28, "No space left on device", "/home/running/4711-1.stop")
+        self.told.append("stop the run")
+
+
 @pytest.mark.parametrize("hearing", [set(), {0}])
-def test_clientapps_on_the_coordinators_machine_are_ended_only_where_no_peer_heard_it(
+def test_clientapps_on_the_coordinators_machine_stop_the_run_only_where_no_peer_heard_it(
     hearing, reached, told, caplog
 ):
     reached.tries = [hearing]
-    ended = []
-    process = SimpleNamespace(terminate=lambda: ended.append("terminated"))
-    reached.here = [SimpleNamespace(peers=(1,), process=process)]
+    reached.here = [here := Here(1)]
     stop(signal.SIGINT, os.getppid())
-    assert ended == ([] if hearing else ["terminated"])
+    assert here.told == ([] if hearing else ["stop the run"])
     assert "p2pft stop" not in caplog.text
 
 
-def test_a_peer_without_an_address_is_ended_where_it_trains_on_the_coordinators_machine(told, reached):
-    ended = []
-    process = SimpleNamespace(terminate=lambda: ended.append("terminated"))
-    reached.here = [SimpleNamespace(peers=(0, 1), process=process)]
+def test_a_peer_without_an_address_is_stopped_where_it_trains_on_the_coordinators_machine(told, reached):
+    reached.here = [here := Here(0, 1)]
     stop(signal.SIGINT, os.getppid(), exchanges=False, addresses={})
-    assert ended == ["terminated"]
+    assert here.told == ["stop the run"]
+
+
+def test_a_clientapp_that_cannot_be_told_is_named_with_the_file_and_the_next_one_is_told(
+    told, reached, caplog
+):
+    reached.here = [Here(1, full=True)]
+    reason = stop(signal.SIGINT, os.getppid())
+    assert "peers [0, 1] train on" in caplog.text
+    assert "peer 1: no answer; nor can its process 4711 here: [Errno 28] No space left" in caplog.text
+    assert "4711-1.stop" in caplog.text
+    assert "train on" in reason
+    reached.here = [Here(1, full=True), other := Here(0)]
+    assert stop(signal.SIGINT, os.getppid()) == "the run was stopped by flwr stop or Ctrl-C"
+    assert other.told == ["stop the run"]
 
 
 @pytest.mark.parametrize(
@@ -178,13 +202,13 @@ def test_a_peer_without_an_address_is_ended_where_it_trains_on_the_coordinators_
     ids=["the-service-is-ended", "the-superlink-has-died"],
 )
 def test_a_server_that_merely_goes_stops_nobody(number, parent, told, caplog):
-    stop(number, parent)
+    assert stop(number, parent) is None  # so no results say that the run was stopped
     assert told == []
     assert "the peers train on by themselves" in caplog.text
 
 
 def test_a_simulation_is_ended_with_its_processes_and_tells_nobody(told):
-    stop(signal.SIGINT, os.getppid(), deployed=False)
+    assert "the run was stopped" in stop(signal.SIGINT, os.getppid(), deployed=False)
     assert told == []
 
 

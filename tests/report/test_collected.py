@@ -94,7 +94,7 @@ def test_a_part_of_the_peers_says_so_in_status_error_and_exit_code(sites, tmp_pa
     said = CliRunner().invoke(
         app, ["collect", *map(str, folders), "--partial", "--json", "-o", str(tmp_path / "out")]
     )
-    assert said.exit_code == 1, said.output
+    assert said.exit_code == 3, said.output
     results = read_results(tmp_path / "out")
     assert results["status"] == "completed-with-3-of-4"
     assert "peer 3: no log of it was given" in results["error"]

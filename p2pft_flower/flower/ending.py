@@ -1,0 +1,75 @@
+"""How a run ends that a signal ends: Flower leaves its ServerApp no say, and results.json is to tell it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from p2pft_flower.report.results import head, write_results
+
+__all__ = ["STOPPED", "Ending"]
+
+log = logging.getLogger("p2pft_flower")
+
+STOPPED = "the run was stopped: its ServerApp was told to end"
+"""Why a run ended whose ServerApp was ended by a signal, where nothing more is known."""
+
+
+class Ending:
+    """Sees to it that the results of a run are written once: by its ServerApp, or when a signal ends that.
+
+    Parameters
+    ----------
+    run_id : str
+        Flower's id of the run.
+    values : mapping
+        The run-config.
+
+    Attributes
+    ----------
+    folder : Path or None
+        Where the results go; None as long as that is not known: nothing is written.
+    reason : str or None
+        What the results say when a signal ends the run; None: nothing is written, for its peers train on.
+    """
+
+    def __init__(self, run_id: str, values: Mapping[str, Any]) -> None:
+        self.folder: Path | None = None
+        self.reason: str | None = STOPPED
+        self._run_id, self._values = run_id, dict(values)
+        self._claimed = threading.Lock()
+
+    def claim(self) -> bool:
+        """Tell whether the caller is the first one, who is to write the results."""
+        return self._claimed.acquire(blocking=False)  # never waits: a signal's handler may be the other one
+
+    def was_stopped(self, number: signal.Signals) -> bool:
+        """Write results of a run that was stopped, unless it has ended otherwise or its peers train on.
+
+        Returns True: the signal is to be obeyed.
+        """
+        if self.folder is None or self.reason is None or not self.claim():
+            return True
+        try:
+            path = self.write("stopped", f"{self.reason} ({number.name})", None)
+        except OSError as error:  # it must not keep the signal from being obeyed
+            log.error("run %s: %s; its results cannot be written: %s", self._run_id, self.reason, error)  # noqa: TRY400
+        else:
+            log.warning("run %s: %s; what there is was written to %s", self._run_id, self.reason, path)
+        return True
+
+    def write(self, status: str, reason: str, views: list[dict[str, Any]] | None) -> Path:
+        """Write results of a run that did not complete, and return their path.
+
+        ``views`` are the changes of view that its hosts told of; None: they could not be asked any more.
+        """
+        if self.folder is None:
+            raise RuntimeError("nobody has said where the results go")
+        results = head(status, self._run_id, self._values)
+        return write_results(
+            self.folder, {**results, "views": views, "error": reason, "config": self._values}
+        )
