@@ -169,12 +169,14 @@ class Federation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        left = [peer for peer, child in self._children.items() if child.process.is_alive()]
         for child in self._children.values():
             if child.process.is_alive():
                 child.process.kill()
             child.process.join(PATIENCE)
             child.pipe.close()
             child.process.close()
+        assert kind is not None or not left, f"peers {left} were still running"
 
     def _start(self, peer: int, orders: Orders, *, joining: bool = False) -> None:
         here, there = _SERVER.Pipe()
@@ -274,8 +276,8 @@ class Federation:
 
     def check_survivors(self, survivors: Sequence[int], ended: Mapping[int, Ended]) -> None:
         """Check that exactly ``survivors`` come to the end, agree, and are at their own optimum."""
-        for p in survivors:
-            assert ended[p].exitcode == 0, (p, ended[p].error, self.logs())
+        for p in ended:
+            assert (ended[p].exitcode == 0) == (p in survivors), (p, ended[p].error, self.logs())
         thetas = np.stack([ended[p].theta for p in survivors])
         best = np.mean([Peer(p).minimiser for p in survivors], axis=0)
         assert np.abs(thetas - thetas.mean(axis=0)).max() < 0.1
