@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import socket
 import threading
 from collections.abc import Iterable, Mapping
@@ -20,12 +21,23 @@ _START = 10.0
 
 
 def free_addresses(n: int) -> dict[int, str]:
-    """Return ``host:port`` of loopback for ``n`` peers, where nobody listens."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]  # at once: all differ
-    addresses = {p: f"127.0.0.1:{s.getsockname()[1]}" for p, s in enumerate(sockets)}
+    """Return ``host:port`` of loopback for ``n`` peers, where nobody listens.
+
+    Of an address of their own where the machine has all of 127.0.0.0/8, as Linux has: at 127.0.0.1 any
+    connection that somebody opens until they listen may take one of the ports.
+    """
+    try:
+        sockets = _bound(f"127.{secrets.randbelow(254) + 1}.{secrets.randbelow(256)}.1", n)
+    except OSError:
+        sockets = _bound("127.0.0.1", n)
+    addresses = {p: "{}:{}".format(*s.getsockname()) for p, s in enumerate(sockets)}
     for s in sockets:
         s.close()
     return addresses
+
+
+def _bound(host: str, n: int) -> list[socket.socket]:
+    return [socket.create_server((host, 0)) for _ in range(n)]  # at once: all differ
 
 
 class Relays:

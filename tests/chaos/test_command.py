@@ -37,10 +37,22 @@ def test_peers_that_are_harmed_for_some_seconds_keep_what_is_promised(tmp_path):
     assert "all held" in ended.stderr
 
 
+# Whoever starts the tests in the background has them inherit an ignored SIGINT.
+INTERRUPTIBLE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from p2pft_flower.cli import main
+main()
+"""
+
+
 def test_who_interrupts_it_leaves_no_process(tmp_path):
     words = ["--peers", "3", "--minutes", "5", "--out", str(tmp_path / "out")]
     with subprocess.Popen(
-        [PROGRAM, "chaos", *words], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", INTERRUPTIBLE, "chaos", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as command:
         for line in command.stdout:
             if "all 3 peers train" in line:

@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing.util
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 
 from p2pft_flower.algorithms import simulate
+from p2pft_flower.chaos.relays import free_addresses
 from p2pft_flower.runtime.invariants import tracker_surplus
 from p2pft_flower.runtime.journal import read_journal
 from p2pft_flower.runtime.plan import Plan, ResumePoint
@@ -130,7 +130,7 @@ class Federation:
     ) -> None:
         self.folder, self.graph = folder, Graph.load(graph)
         self.iterations = settings.get("iterations", ITERATIONS)
-        self.addresses = dict(addresses or loopback(self.graph.n))
+        self.addresses = dict(addresses or free_addresses(self.graph.n))
         self._orders, self._routes = orders or {}, routes or {}
         self._every, self._resumed = checkpoint_every, resumed
         settings = {
@@ -330,12 +330,3 @@ def _newest(folder: Path, peers: Iterable[int]) -> ResumePoint:
     view, iterations = newest_common(kept, exchanges=True)
     digests = {one.peer: one.views[view].digests[iterations[one.peer]] for one in kept}
     return ResumePoint(kept[0].run, str(folder), iterations, digests)
-
-
-def loopback(n: int) -> dict[int, str]:
-    """Return ``n`` addresses that nobody listens at."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    addresses = {p: f"127.0.0.1:{s.getsockname()[1]}" for p, s in enumerate(sockets)}
-    for s in sockets:
-        s.close()
-    return addresses

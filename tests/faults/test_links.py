@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.faults.federation import Fault, Federation, injects, loopback
+from p2pft_flower.chaos.relays import free_addresses
+from tests.faults.federation import Fault, Federation, injects
 from tests.faults.peer import Orders
 from tests.faults.relay import Link
 from tests.namespaces.network import Network, missing
@@ -28,7 +29,7 @@ def between(addresses, a, b, stack, delay=0.0):
 @injects(Fault.LINK_CUT_BOTH_WAYS, Fault.LINK_CUT_ONE_WAY)
 @pytest.mark.parametrize("ways", ["one", "both"])
 def test_when_a_link_goes_dead_nobody_is_lost_and_the_graph_does_without_it(ways, tmp_path):
-    addresses = loopback(6)
+    addresses = free_addresses(6)
     with contextlib.ExitStack() as stack:
         routes, links = between(addresses, 2, 3, stack)
         peers = stack.enter_context(
@@ -126,7 +127,7 @@ def test_of_two_halves_the_one_with_the_lowest_peer_goes_on_and_the_other_comes_
 
 @injects(Fault.SLOW_LINK)
 def test_a_slow_link_changes_nothing(tmp_path):
-    addresses = loopback(6)
+    addresses = free_addresses(6)
     with contextlib.ExitStack() as stack:
         routes, _ = between(addresses, 2, 3, stack, delay=0.05)
         peers = stack.enter_context(Federation(tmp_path, addresses=addresses, routes=routes, iterations=20))
