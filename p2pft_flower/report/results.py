@@ -94,13 +94,13 @@ def merged_views(told: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for change in sorted(told, key=lambda c: int(c["number"])):
         one = views.setdefault(change["number"], {**change, "why": {}, "lost": [], "joined": []})
         one["why"] = {**change["why"], **one["why"]}
-        one["presumed"] = {**change["presumed"], **one["presumed"]}
+        one["presumed"] = {**change.get("presumed", {}), **one.get("presumed", {})}
         # A host that comes back sees more at once than those that were there.
         for key in ("lost", "joined"):
             one[key] = sorted({*one[key], *change[key]}) if not one[key] else one[key]
         one["seconds"] = max(one["seconds"], change["seconds"])
     for one in views.values():
-        one["why"] = {**one.pop("presumed"), **one["why"]}
+        one["why"] = {**one.pop("presumed", {}), **one["why"]}
     return list(views.values())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import textwrap
@@ -143,7 +144,8 @@ def test_a_process_that_ends_is_named_with_its_last_words_and_nothing_is_left(fl
     flower("flower-supernode", "raise SystemExit('the port of this site is taken')")
     done = up("--peers", "3")
     assert done.exit_code == 1
-    assert "the SuperNode of peer 0 ended with code 1 before all had registered" in done.stderr
+    # All three end; which one is seen first is chance.
+    assert re.search(r"the SuperNode of peer \d ended with code 1 before all had registered", done.stderr)
     assert "the port of this site is taken" in done.stderr
     assert marked(marks[0]) == []
     assert rehearsal.current() is None
@@ -164,9 +166,10 @@ def test_supernodes_that_do_not_register_in_time_are_counted(flower, monkeypatch
 def test_what_a_restart_of_the_machine_left_of_a_rehearsal_does_not_stand_in_the_way(flower):
     assert up("--peers", "3").exit_code == 0
     before = rehearsal.current()
-    for process in marked(before.mark):
-        process.kill()
-        process.wait(10)
+    while left := marked(before.mark):  # one may have started another meanwhile
+        for process in left:
+            process.kill()
+        psutil.wait_procs(left, timeout=10)
     assert up("--peers", "3").exit_code == 0
     assert rehearsal.current().mark != before.mark
     assert runner.invoke(app, ["down"]).exit_code == 0
