@@ -97,6 +97,7 @@ class Network:
             ["ip", "netns", "exec", self._names[host], sys.executable, *words],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

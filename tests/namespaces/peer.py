@@ -1,4 +1,4 @@
-"""One peer on a host of its own: runs until it ends, and prints how.
+"""One peer on a host of its own: says that it could run, waits for a line, runs, and prints how it ended.
 
 Usage: python -m tests.namespaces.peer PLAN.json [CERTIFICATES]
 """
@@ -23,6 +23,8 @@ def main(plan_file: str, certificates: str = "") -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     plan, problem = Plan.from_json(Path(plan_file).read_text()), Quadratics()
     (peer,) = (p.peer for p in plan.peers)
+    print("ready", flush=True)
+    sys.stdin.readline()
     try:
         credentials = Credentials.load(Path(certificates), peer) if certificates else None
         Host(plan, problem, Access(credentials)).run()

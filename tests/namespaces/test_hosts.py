@@ -55,6 +55,15 @@ class Sites:
         words = [str(self.certificates[peer])] if self.certificates[peer] else []
         return self.net.start(peer, "-m", "tests.namespaces.peer", str(file), *words)
 
+    @staticmethod
+    def let_run(*processes) -> None:
+        """Once all could: how long a process takes to start is none of the run's deadlines."""
+        for process in processes:
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+
     def through_a_man_in_the_middle(self, untouched: str) -> None:
         """Let what peer 0 sends to peer 1 pass a relay on the fifth host, which alters it."""
         relay = f"{Network.address(4)}:9000"
@@ -66,6 +75,7 @@ class Sites:
     def run(self, peers=range(4)) -> dict[int, dict]:
         """Return how each peer ended."""
         started = {p: self.start(p) for p in peers}
+        self.let_run(*started.values())
         ended = {}
         for peer, process in started.items():
             out, err = self.net.finish(process)
@@ -146,6 +156,7 @@ def test_a_member_of_the_federation_that_is_no_neighbour_is_refused_and_disturbs
     with Network(5) as net:
         sites = Sites(net, federation)
         first = sites.start(0)
+        sites.let_run(first)
         said = net.finish(
             net.start(4, "-m", "tests.namespaces.stranger", str(federation / "stranger"), "10.77.0.1:9000")
         )
