@@ -169,8 +169,9 @@ class Agreement:
             When the view changes: the last one does not count.
         """
         with self._lock:
-            if not self._machine.complete(iterations):
-                raise _changing(self._machine.view)
+            # Where nothing comes from elsewhere nobody wakes this host: the next view may be there already.
+            if self._machine.view != self._view or not self._machine.complete(iterations):
+                raise _changing(self._view)
 
     def settle(self, raise_if_stopped: Callable[[], None], on_excluded: Callable[[], None]) -> NewView:
         """Wait until the next view that this host is in is agreed on, and return it.
@@ -287,7 +288,7 @@ class Agreement:
         """
         end = self._clock() + timeout
         with self._changed:
-            if not self._machine.finish():
+            if self._machine.view != self._view or not self._machine.finish():
                 return False
             self._nudge()
             while not self._machine.all_finished and self._clock() < end:

@@ -230,9 +230,10 @@ class Credentials:
             let_in = _is_let_in(self._context, parse_address(address), name, timeout)
         except ssl.SSLCertVerificationError as error:
             return f"the certificate shown there is not accepted here: {error.verify_message}"
-        except ssl.SSLEOFError:  # such as a relay in front of a host that is not there yet
-            return None
         except ssl.SSLError as error:
+            # Without a reason the connection was closed: by a relay in front of a host that is not there yet.
+            if isinstance(error, ssl.SSLEOFError) or error.reason is None:
+                return None
             return f"what listens there does not speak TLS 1.3: {error.reason}"
         except (OSError, UnicodeError):  # nobody there, or no host name; gRPC's own error says so
             return None

@@ -50,7 +50,7 @@ def wait_until(
     while time.monotonic() < deadline:
         if found := true():
             return found
-        time.sleep(0.1)
+        time.sleep(0.2)
     raise AssertionError(f"waited {patience:g} s in vain until {what}\n{said()}")
 
 
@@ -251,6 +251,8 @@ class Deployment:
         """Wait until Flower says that a run has finished, and return what it lists of it."""
 
         def finished() -> dict[str, Any] | None:
+            if self.processes("flwr-serverapp"):  # cheaper to ask for than Flower's list
+                return None
             row = self.listed(run)
             return row if row["status"].startswith("finished") else None
 

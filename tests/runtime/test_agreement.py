@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from p2pft_flower.runtime.agreement import Agreement
 from p2pft_flower.runtime.membership import Membership
 from p2pft_flower.topology import Graph
-from p2pft_flower.transport import Gossip, Loss, PeerLostError
+from p2pft_flower.transport import Gossip, Loss, PeerLostError, ViewChangeError
 
+TWO = Graph.load("ring:2")
 RING = Graph.load("directed-ring:4")
-GROUPS = {p: (p,) for p in range(4)}
 
 
 class Quiet:
@@ -18,8 +20,9 @@ class Quiet:
         pass
 
 
-def agreement(me, **life):
-    machine = Membership(me, RING, GROUPS, round_time=0.2, patience=60.0, **life)
+def agreement(me, graph=RING, **life):
+    groups = {p: (p,) for p in range(graph.n)}
+    machine = Membership(me, graph, groups, round_time=0.2, patience=60.0, **life)
     made = Agreement(machine, on_change=lambda change: None, interval=0.02, direct=0.4)
     made.start(Quiet(), tuple)
     return made
@@ -50,8 +53,7 @@ def test_who_is_left_out_though_nobody_had_missed_it_yet_is_named_with_a_reason(
 
 
 def test_a_host_is_spared_where_the_others_are_a_quorum_and_enough():
-    two = Graph.load("ring:2")
-    machines = [Membership(p, two, {0: (0,), 1: (1,)}, round_time=0.2, patience=60.0) for p in (0, 1)]
+    machines = [Membership(p, TWO, {0: (0,), 1: (1,)}, round_time=0.2, patience=60.0) for p in (0, 1)]
     lowest, other = (Agreement(m, on_change=lambda change: None, interval=0.02) for m in machines)
     assert not lowest.spares(1)  # half of two, without the lowest, is no quorum
     assert other.spares(1)
@@ -66,3 +68,24 @@ def test_a_host_is_spared_where_the_others_are_a_quorum_and_enough():
         assert not four.spares(1)
     finally:
         four.close()
+
+
+def test_who_iterates_alone_completes_nothing_in_a_view_that_another_one_has_followed():
+    # Nothing comes from elsewhere, so no payload that is missing tells its training that the other is back.
+    alone, other = agreement(0, TWO), agreement(1, TWO, joining=True, incarnation=7)
+    told = []
+    try:
+        alone.miss(PeerLostError("silent", lost=1, how=Loss.SILENT, peer=0, edge=(1, 0)))
+        assert alone.settle(lambda: None, lambda: None).view.peers == (0,)
+        alone.complete(1)
+        alone._on_change = told.append
+        other.settle(lambda: gossip({0: alone, 1: other}), lambda: None)
+        assert told  # it trains, and nobody waits who could be woken
+        with pytest.raises(ViewChangeError):
+            alone.complete(2)
+        assert not alone.finish(60.0, lambda: None)
+        new = alone.settle(lambda: None, lambda: None)
+    finally:
+        alone.close()
+        other.close()
+    assert (new.view.peers, new.joined, new.iteration) == ((0, 1), (1,), 1)
