@@ -35,7 +35,12 @@ def test_a_site_that_dies_is_left_behind_and_named_in_the_results(how, deploymen
     folder = deployment.folder / "results"
     # Its peer trains on until it is told of its SuperNode's death, which takes Flower some seconds.
     iterations = 800 if how == "its machine dies" else 4000
-    settings = {"iterations": iterations, "evaluate-every": 20, "peer-timeout": 5.0, "output-dir": str(folder)}
+    settings = {
+        "iterations": iterations,
+        "evaluate-every": 20,
+        "peer-timeout": 5.0,
+        "output-dir": str(folder),
+    }
     run = deployment.run(topology="directed-ring:3", **settings)
     for peer in range(3):
         wait_until(
