@@ -33,7 +33,7 @@ def env(tmp_path):
 
 
 def tails(folder):
-    return [load_file(folder / "peers" / f"peer-{p}.safetensors") for p in range(4)]
+    return [load_file(folder / "peers" / f"peer-{p}.safetensors") for p in range(3)]
 
 
 def same(a, b):
@@ -43,21 +43,30 @@ def same(a, b):
 
 
 def test_a_rehearsal_reaches_the_simulations_theta_bit_for_bit_run_after_run(env, tmp_path):
-    up = p2pft(env, "up", "--peers", "4", "--json", cwd=tmp_path, timeout=300)
+    settings = ("topology=directed-ring:3", *SETTINGS)
+    up = p2pft(env, "up", "--peers", "3", "--json", cwd=tmp_path, timeout=300)
     try:
         assert up.returncode == 0, up.stderr
         peers = json.loads(up.stdout)["peers"]
         assert all((Path(peer["certificates"]) / "peer.key").is_file() for peer in peers)
-        assert p2pft(env, "up", "--peers", "4", cwd=tmp_path).returncode == 3
+        assert p2pft(env, "up", "--peers", "3", cwd=tmp_path).returncode == 3
 
-        words = ("run", "--connection", "rehearsal", *SETTINGS, "--out", "first")
+        words = ("run", "--connection", "rehearsal", *settings, "--out", "first")
         first = p2pft(env, *words, cwd=tmp_path, timeout=400)
         assert first.returncode == 0, first.stdout + first.stderr
-        assert json.loads((tmp_path / "first" / "results.json").read_text())["hosts"] == [[0], [1], [2], [3]]
+        assert json.loads((tmp_path / "first" / "results.json").read_text())["hosts"] == [[0], [1], [2]]
 
         assert "iteration 4/4 |" not in first.stdout  # the coordinator hears of the scores at the end
         observer = 'observer-address="127.0.0.1:0"'  # the peers are told which port it became
-        config = " ".join([*SETTINGS, "evaluate-every=1", observer, f'output-dir="{tmp_path}/second"'])
+        config = " ".join(
+            [
+                "topology='directed-ring:3'",
+                *SETTINGS,
+                "evaluate-every=1",
+                observer,
+                f'output-dir="{tmp_path}/second"',
+            ]
+        )
         flwr, app = Path(sys.executable).parent / "flwr", ROOT / "apps" / "p2pft"
         second = subprocess.run(
             [flwr, "run", app, "rehearsal", "--stream", "--run-config", config],
@@ -75,11 +84,11 @@ def test_a_rehearsal_reaches_the_simulations_theta_bit_for_bit_run_after_run(env
         assert told == ["0", "1", "2", "3", "4"], second.stdout
     finally:
         down = p2pft(env, "down", cwd=tmp_path)
-    assert (down.returncode, down.stdout) == (0, "ended the rehearsal of 4 peers\n"), down.stderr
+    assert (down.returncode, down.stdout) == (0, "ended the rehearsal of 3 peers\n"), down.stderr
     assert marked(env) == []
     assert "rehearsal" not in (tmp_path / "flwr" / "config.toml").read_text()
 
-    run_app(tmp_path / "simulated", iterations=4)
+    run_app(tmp_path / "simulated", topology="directed-ring:3", iterations=4)
     simulated = tails(tmp_path / "simulated")
     assert same(tails(tmp_path / "first"), simulated)
     assert same(tails(tmp_path / "second"), simulated)

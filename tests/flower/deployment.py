@@ -15,7 +15,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -263,13 +263,39 @@ class Deployment:
         path = self.outputs[peer] / run / log_name(peer)
         return [e for e in read_journal(path) if e["event"] == event] if path.is_file() else []
 
+    def trains(self, run: str) -> None:
+        """Wait until every peer of ``run`` has trained for a while, and is not near its end."""
+        peers = range(len(self.outputs))
+        for peer in peers:
+            wait_until(
+                lambda peer=peer: len(self.lines(run, peer, "evaluation")) > 1,  # type: ignore[misc]
+                f"peer {peer} trains",
+                said=self.said,
+            )
+        assert not any(self.lines(run, peer, "end") for peer in peers)
+
+    def peers_end(self, run: str, *peers: int) -> None:
+        """Wait until these peers of ``run`` have trained to the end; all where none is named."""
+        for peer in peers or range(len(self.outputs)):
+            wait_until(
+                lambda peer=peer: self.lines(run, peer, "end"),  # type: ignore[misc]
+                f"peer {peer} has ended",
+                said=self.said,
+            )
+
     def processes(self, program: str) -> list[psutil.Process]:
         """Return the processes of this deployment that run ``program``."""
-        return [p for p in self.started() if any(Path(word).name == program for word in _command(p)[:2])]
+        named = (
+            p for p in psutil.process_iter() if any(Path(word).name == program for word in _command(p)[:2])
+        )
+        return list(self._mine(named))
 
     def started(self) -> Iterator[psutil.Process]:
         """Yield every process of this deployment that is alive."""
-        for process in psutil.process_iter():
+        return self._mine(psutil.process_iter())
+
+    def _mine(self, processes: Iterable[psutil.Process]) -> Iterator[psutil.Process]:
+        for process in processes:
             with contextlib.suppress(psutil.Error):  # gone meanwhile, or somebody else's
                 if process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
                     yield process

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import stat
 from pathlib import Path
 
@@ -11,8 +13,7 @@ import pytest
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
 
-from .deployment import Deployment, wait_until
-from .test_lost_sites import kill_site
+from .deployment import Deployment
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -29,27 +30,26 @@ def node_config(deployment, peer):
     return f'peer-id={peer} peer-address="{address}" output-dir="{folder}"'
 
 
+def kill_site(deployment, peer):
+    """Kill a site's SuperNode and all its children at once, as a power cut would."""
+    deployment.supernodes[peer].send_signal(signal.SIGSTOP)  # it starts nothing meanwhile
+    group = os.getpgid(deployment.supernodes[peer].pid)
+    os.killpg(group, signal.SIGKILL)
+
+
 def test_a_site_that_died_comes_back_and_all_peers_train_to_the_end(deployment):
     folder = deployment.folder / "results"
-    settings = {"iterations": 2000, "evaluate-every": 20, "peer-timeout": 5.0, "output-dir": str(folder)}
+    settings = {"iterations": 1000, "evaluate-every": 20, "peer-timeout": 5.0, "output-dir": str(folder)}
     # The others wait for it, so that they have not ended before it is there, on however fast a machine.
     run = deployment.run(topology="directed-ring:3", **settings, on_failure="wait")
-    for peer in range(3):
-        wait_until(
-            lambda peer=peer: len(deployment.lines(run, peer, "evaluation")) > 1,
-            f"peer {peer} trains",
-            said=deployment.said,
-        )
+    deployment.trains(run)
     plan = deployment.outputs[1] / run / "peers" / "peer-1.plan.json"
     assert stat.S_IMODE(plan.stat().st_mode) == 0o600
     refused = deployment.p2pft_fails("rejoin", run, "--node-config", node_config(deployment, 1))
     assert re.search(rf"peer 1 of run {run} trains already, in process \d+", refused)
     kill_site(deployment, 1)
     rejoined = deployment.start_p2pft("rejoin", run, "--node-config", node_config(deployment, 1))
-    for peer in range(3):
-        wait_until(
-            lambda peer=peer: deployment.lines(run, peer, "end"), f"peer {peer} ends", said=deployment.said
-        )
+    deployment.peers_end(run)
     assert rejoined.wait(60) == 0, deployment.said()
     for peer in range(3):
         views = deployment.lines(run, peer, "view")
