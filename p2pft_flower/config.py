@@ -269,8 +269,9 @@ class RuntimeConfig:
     preflight_only : bool
         Look at every peer and link of a deployment, and stop before the first gradient.
     checkpoint_every : int
-        Iterations between two checkpoints of each peer; 0: whenever peers are evaluated; -1: none, and the
-        run cannot be resumed. Flower's strategies write one after each round, unless it is -1.
+        Iterations between two checkpoints of each peer; 0: when peers are evaluated, but 50 iterations apart
+        at least; -1: none, and the run cannot be resumed. Flower's strategies write one after each round,
+        unless it is -1.
     checkpoints_kept : int
         Iterations, the newest ones, of which every peer has a checkpoint.
     resume : str
@@ -313,7 +314,7 @@ class RuntimeConfig:
             self.checkpoint_every >= -1,
             "checkpoint-every",
             self.checkpoint_every,
-            "a whole number of iterations, 0 (whenever peers are evaluated) or -1 (never)",
+            "a whole number of iterations, 0 (when peers are evaluated) or -1 (never)",
         )
         _require(self.checkpoints_kept >= 1, "checkpoints-kept", self.checkpoints_kept, "a whole number >= 1")
         _require(

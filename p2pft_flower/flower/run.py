@@ -13,6 +13,7 @@ from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, printable
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.report.results import absent_at_start, run_results
+from p2pft_flower.runtime.keeping import iterations_apart
 from p2pft_flower.runtime.plan import ResumePoint
 from p2pft_flower.runtime.progress import Progress
 from p2pft_flower.topology import Graph
@@ -60,7 +61,7 @@ class Run:
     @property
     def checkpoint_every(self) -> int:
         """Iterations between two checkpoints; negative: none."""
-        return self.config.runtime.checkpoint_every or self.evaluate_every
+        return iterations_apart(self.config.runtime.checkpoint_every, self.evaluate_every)
 
     @property
     def resumed_from(self) -> dict[str, Any] | None:

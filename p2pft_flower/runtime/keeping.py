@@ -54,18 +54,35 @@ from p2pft_flower.runtime.resuming import look_through
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 
-__all__ = ["Keeper", "Moment", "files_kept", "spared_files"]
+__all__ = ["Keeper", "Moment", "files_kept", "iterations_apart", "spared_files"]
 
 log = logging.getLogger("p2pft_flower")
 
 KEPT_EVENTS = ("evaluation", "view")
 """What the log of a peer's later life repeats of the earlier one."""
 
+_APART = 50
+"""Iterations between two checkpoints at least, where the run-config leaves it open. Where iterations take
+milliseconds and an epoch has a dozen, one after each evaluation took 5 % of the time."""
+
 _UNKNOWN = -1
 """In place of a view's number."""
 
 _LOOK = 0.1
 """Seconds between two looks whether the run was stopped, while a checkpoint waits for the one before."""
+
+
+def iterations_apart(asked: int, evaluate_every: int) -> int:
+    """Return E, the iterations between two checkpoints; negative where none are written.
+
+    Parameters
+    ----------
+    asked : int
+        Run-config ``checkpoint-every``; 0 leaves it open: after evaluations, 50 iterations apart at least.
+    evaluate_every : int
+        Iterations between two evaluations.
+    """
+    return asked or evaluate_every * math.ceil(_APART / evaluate_every)
 
 
 def files_kept(kept: int, every: int, diameter: int | None) -> int:

@@ -27,7 +27,7 @@ from p2pft_flower.runtime.checkpoints import (
 )
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.journal import read_last_run
-from p2pft_flower.runtime.keeping import Keeper, Moment, files_kept, spared_files
+from p2pft_flower.runtime.keeping import Keeper, Moment, files_kept, iterations_apart, spared_files
 from p2pft_flower.runtime.plan import Neighbourhood, Plan, ResumePoint
 from p2pft_flower.runtime.recorder import Recorder
 from p2pft_flower.runtime.resuming import Kept, KeptView, given_up, look_through, newest_common
@@ -82,6 +82,14 @@ def has(peer, views, live=(0, 1, 2)):
 
 
 # --- which files there are ---
+
+
+@pytest.mark.parametrize(
+    ("asked", "evaluate_every", "apart"),
+    [(0, 12, 60), (0, 50, 50), (0, 51, 51), (0, 900, 900), (0, 1, 50), (7, 12, 7), (-1, 12, -1)],
+)
+def test_left_open_checkpoints_follow_evaluations_that_are_50_iterations_apart(asked, evaluate_every, apart):
+    assert iterations_apart(asked, evaluate_every) == apart
 
 
 def test_a_run_writes_at_its_beginning_at_the_interval_and_at_its_end(tmp_path):
