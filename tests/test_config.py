@@ -200,7 +200,7 @@ WRONG = [
     ("output-dir", "results", "must be an absolute path"),
     ("on-failure", "panic", "must be one of continue, wait, stop"),
     ("rejoin-deadline", 0.0, "must be a number of seconds > 0"),
-    ("checkpoint-every", -2, r"must be .* 0 \(whenever peers are evaluated\) or -1 \(never\)"),
+    ("checkpoint-every", -2, r"must be .* 0 \(when peers are evaluated\) or -1 \(never\)"),
     ("checkpoints-kept", 0, "must be a whole number >= 1"),
     ("resume", "runs/12", "must be a run's id .* or the absolute path"),
     ("resume", "../12", "must be a run's id"),
