@@ -268,7 +268,7 @@ class Deployment:
         peers = range(len(self.outputs))
         for peer in peers:
             wait_until(
-                lambda peer=peer: len(self.lines(run, peer, "evaluation")) > 1,  # type: ignore[misc]
+                lambda peer=peer: len(self.lines(run, peer, "evaluation")) > 1,
                 f"peer {peer} trains",
                 said=self.said,
             )
@@ -278,7 +278,7 @@ class Deployment:
         """Wait until these peers of ``run`` have trained to the end; all where none is named."""
         for peer in peers or range(len(self.outputs)):
             wait_until(
-                lambda peer=peer: self.lines(run, peer, "end"),  # type: ignore[misc]
+                lambda peer=peer: self.lines(run, peer, "end"),
                 f"peer {peer} has ended",
                 said=self.said,
             )
