@@ -412,6 +412,18 @@ def test_a_relay_with_nobody_behind_it_is_waited_for(peers):
     assert "start it" in str(error)
 
 
+def test_of_a_handshake_that_was_closed_without_a_reason_nothing_is_said(peers, monkeypatch):
+    """As happens now and then behind such a relay."""
+
+    def closed(*_):
+        error = ssl.SSLError("closed")
+        error.reason = None
+        raise error
+
+    monkeypatch.setattr("p2pft_flower.transport.tls._is_let_in", closed)
+    assert peers[0].diagnose("127.0.0.1:9", 1) is None
+
+
 # In the middle
 
 
