@@ -251,7 +251,8 @@ class RuntimeConfig:
         read, a batch through the trunk) before the first iteration; peers that make progress are waited for.
     peer_timeout : float
         Seconds without a word (payload, heartbeat, answer) after which a peer is taken for lost. One that is
-        slow and says so is waited for.
+        slow and says so is waited for. A payload's first call has as long; where a link needs longer, the
+        next calls have twice as long each, up to ``hang_timeout``.
     on_failure : {"continue", "wait", "stop"}
         What the others do when a peer is lost: go on without it, wait for it up to ``rejoin_deadline`` first,
         or stop. Where all peers are on one host, nobody can be lost.
@@ -262,6 +263,8 @@ class RuntimeConfig:
     hang_timeout : float
         Most seconds that a peer may compute, or evaluate, without getting further, heartbeats or not, before
         it is taken for lost: 20 times its longest stretch so far, at least ``peer_timeout`` and at most this.
+        Also the longest deadline of a payload's call: after twice as long without one that gets through,
+        though heartbeats do, the graph does without the edge (``on_failure = "stop"``: the run ends).
     run_timeout : float
         Seconds after which the coordinator gives a run up.
     output_dir : str

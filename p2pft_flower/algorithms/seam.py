@@ -121,7 +121,7 @@ def weighted_sum(terms: Iterable[tuple[float, Vector]]) -> Vector:
     """Return Σ w x over ``terms`` in the order given, in the vectors' own dtype.
 
     Callers pass the terms in ascending peer order: the order of floating-point additions is what makes
-    a run bit-identical over every transport (DESIGN invariant 2).
+    a run bit-identical over every transport (invariant 2 of docs/architecture.md).
 
     Parameters
     ----------

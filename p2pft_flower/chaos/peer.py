@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -41,6 +42,9 @@ def main(plan_json: str, pipe: Connection, joining: bool) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C; whoever started this process ends it
     os.environ[training.TRACE] = "1"
+    # To look through all that torch has imported keeps the interpreter for a quarter of a second of the
+    # processor's time, which many peers on a busy core stretch to a peer-timeout.
+    gc.freeze()
     plan = Plan.from_json(plan_json)
     (peer,) = (p.peer for p in plan.peers)
     logging.basicConfig(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import secrets
 import socket
 import threading
@@ -17,14 +18,20 @@ from p2pft_flower.transport.addresses import Address, parse_address
 __all__ = ["Relays", "free_addresses"]
 
 _PIECE = 2**16
+_PORTS = range(15_000, 32_000)
+"""Below those that Linux (from 32768 on) and others (from 49152 on) give to who asks for any."""
+
+_TRIES = 1000
+"""Ports that may be in use before none is looked for any more."""
+
 _START = 10.0
 
 
 def free_addresses(n: int) -> dict[int, str]:
     """Return ``host:port`` of loopback for ``n`` peers, where nobody listens.
 
-    Of an address of their own where the machine has all of 127.0.0.0/8, as Linux has: at 127.0.0.1 any
-    connection that somebody opens until they listen may take one of the ports.
+    Of an address of their own where the machine has all of 127.0.0.0/8, as Linux has, and with ports that no
+    operating system gives to who asks for any: until they listen, nobody else shall take one.
     """
     try:
         sockets = _bound(f"127.{secrets.randbelow(254) + 1}.{secrets.randbelow(256)}.1", n)
@@ -37,7 +44,20 @@ def free_addresses(n: int) -> dict[int, str]:
 
 
 def _bound(host: str, n: int) -> list[socket.socket]:
-    return [socket.create_server((host, 0)) for _ in range(n)]  # at once: all differ
+    bound: list[socket.socket] = []
+    try:
+        tries = iter(range(_TRIES))
+        while len(bound) < n:  # at once: all differ
+            try:
+                bound.append(socket.create_server((host, secrets.choice(_PORTS))))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE or next(tries, None) is None:
+                    raise
+    except OSError:
+        for one in bound:
+            one.close()
+        raise
+    return bound
 
 
 class Relays:

@@ -199,7 +199,9 @@ class Watch:
         seen.iteration, seen.traced, seen.last = line["iteration"], view, line["time"]
         seen.fresh += 1
         self._times[peer].append(line["time"])
-        self._first[view] = min(line["time"], self._first.get(view, line["time"]))
+        # Whoever was behind, or was let in, also traces the beginning of the view.
+        if view in self._views and line["iteration"] > self._views[view]["iteration"]:
+            self._first[view] = min(line["time"], self._first.get(view, line["time"]))
         self._reached[view] = max(line["iteration"], self._reached[view])
         if view not in self._views:
             self.violated(Check.ONE_RUN, f"peer {peer} iterates in view {view}, of which no log tells")

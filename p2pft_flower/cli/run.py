@@ -161,7 +161,7 @@ def execute_or_record(
         )
     except P2PFTError as error:
         # A run that wrote its results and failed after that has failed.
-        if not (folder / FILE).exists() or read_results(folder)["status"] == "completed":
+        if not (folder / FILE).exists() or read_results(folder)["status"].startswith("completed"):
             status = "stopped" if isinstance(error, RunStoppedError) else "failed"
             failed = {"schema": SCHEMA, "status": status, "algorithm": values["algorithm"]}
             write_results(folder, {**failed, "error": str(error)})

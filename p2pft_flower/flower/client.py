@@ -208,7 +208,7 @@ def _host(plan: Plan, site: Site | None, *, joining: bool = False) -> Host:
 
     config = RunConfig.from_mapping(plan.config)
     # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
-    # same number everywhere (DESIGN invariant 2).
+    # same number everywhere (invariant 2 of docs/architecture.md).
     torch.set_num_threads(config.runtime.threads)
     pooled = config.method.objective if plan.pooled else ""
     problem = workload(_learning(config, site), plan.n, pooled, _peers_here(site))

@@ -125,7 +125,8 @@ def run_peers(
     for evaluation in evaluations:
         progress.fill(Report.of(evaluation))
     views = told.views
-    lost = sorted(set(run.peers) - set(views[-1]["peers"])) if views else []
+    # Who had done all iterations and gone is not in a view that came later, and was not lost.
+    lost = sorted(set(run.peers) - set(views[-1]["peers"]) - told.outcomes.keys()) if views else []
     for failure in told.failures:
         log.warning("the others have gone on without it: %s", failure)
     reasons = [lost_on_the_way(views, lost)] if lost else []
@@ -282,10 +283,10 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
     at_the_end = [(peers, f) for peers, f in counted if _survives(run) and f.kind in _OWN_AFFAIR]
     if failures and (not outcomes or len(at_the_end) < len(counted)):
         first = min((f for _, f in failures), key=lambda f: _HEARSAY.get(f.kind, 0))
-        first.views = merged_views(views)
+        first.views = merged_views(views, run.peers)
         raise first
     gone_before = [f for peers, f in failures if (peers, f) not in at_the_end]
-    return _Told(outcomes, evaluations, merged_views(views), gone_before, elsewhere, at_the_end)
+    return _Told(outcomes, evaluations, merged_views(views, run.peers), gone_before, elsewhere, at_the_end)
 
 
 def _survives(run: Run) -> bool:
@@ -302,7 +303,14 @@ def _ends_all(reply: Message) -> bool:
 
 
 _OWN_AFFAIR = frozenset(
-    {"PeerFailedError", "LostContactError", "CheckpointError", "TooFewPeersError", "DepartedError"}
+    {
+        "PeerFailedError",
+        "LostContactError",
+        "CheckpointError",
+        "JournalError",
+        "TooFewPeersError",
+        "DepartedError",
+    }
 )
 """Errors of a host without which the others may go on."""
 

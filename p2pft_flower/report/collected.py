@@ -193,7 +193,8 @@ def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) ->
     total = 1 if run["pooled"] else run["n"]
     ended = {p: files for p, files in sorted(peers.items()) if files.ended}
     absent = [p for p in range(total) if p not in run["live"]]  # from the start on
-    views = merged_views(line for files in peers.values() for line in files.lines if line["event"] == "view")
+    changes = (line for files in peers.values() for line in files.lines if line["event"] == "view")
+    views = merged_views(changes, run["live"])
     # The others have gone on without these: that they have not ended is no gap.
     lost = [p for p in run["live"] if views and p not in views[-1]["peers"] and p not in ended]
     missing = [p for p in run["live"] if p not in ended and p not in lost]

@@ -84,23 +84,39 @@ def lost_on_the_way(changes: Sequence[Mapping[str, Any]], missing: Sequence[int]
     return "; ".join(told)
 
 
-def merged_views(told: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def merged_views(told: Iterable[Mapping[str, Any]], first: Iterable[int]) -> list[dict[str, Any]]:
     """Return every change of view once, ascending, from what several hosts tell of the same ones.
 
-    What one has noticed of a lost peer stands beside what others have, and what they presume stands only
-    where nobody has noticed anything; ``seconds`` is the longest of theirs.
+    ``lost`` of each is by the view before. What one has noticed of a lost peer stands beside what others
+    have, and what they presume stands only where nobody has noticed anything; ``seconds`` is the longest of
+    theirs.
+
+    Parameters
+    ----------
+    told : iterable of mapping
+        Lines of event ``view``, in any order. Each host compares a view with the last one that it was in.
+    first : iterable of int
+        The peers of view 0.
     """
+    changes = sorted(told, key=lambda c: int(c["number"]))
     views: dict[int, dict[str, Any]] = {}
-    for change in sorted(told, key=lambda c: int(c["number"])):
-        one = views.setdefault(change["number"], {**change, "why": {}, "lost": [], "joined": []})
-        one["why"] = {**change["why"], **one["why"]}
-        one["presumed"] = {**change.get("presumed", {}), **one.get("presumed", {})}
-        # A host that comes back sees more at once than those that were there.
-        for key in ("lost", "joined"):
-            one[key] = sorted({*one[key], *change[key]}) if not one[key] else one[key]
+    for change in changes:
+        one = views.setdefault(
+            change["number"], {k: v for k, v in change.items() if k != "presumed"} | {"why": {}}
+        )
+        # A host that was away also names those that joined meanwhile; all name those of this view.
+        one["joined"] = sorted({*one["joined"]}.intersection(change["joined"]))
         one["seconds"] = max(one["seconds"], change["seconds"])
+    before = set(first)
     for one in views.values():
-        one["why"] = {**one.pop("presumed", {}), **one["why"]}
+        one["lost"], before = sorted(before.difference(one["peers"])), set(one["peers"])
+    for key in ("why", "presumed"):
+        for change in changes:
+            for peer, why in change.get(key, {}).items():
+                # A host that comes over several views at once tells only in the last one whom it missed.
+                gone = [v for v, o in views.items() if v <= change["number"] and int(peer) in o["lost"]]
+                if gone:
+                    views[gone[-1]]["why"].setdefault(peer, why)
     return list(views.values())
 
 

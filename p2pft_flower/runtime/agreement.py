@@ -10,14 +10,17 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from p2pft_flower.runtime import records
-from p2pft_flower.runtime.membership import Membership, Phase, is_quorum
+from p2pft_flower.runtime.membership import Membership, Phase
 from p2pft_flower.topology.views import View
-from p2pft_flower.transport import Gossip, Heartbeats, Loss, PeerLostError, ViewChangeError
+from p2pft_flower.transport import EdgeBrokenError, Gossip, Heartbeats, Loss, PeerLostError, ViewChangeError
 from p2pft_flower.transport import p2pft_pb2 as pb
 
 __all__ = ["Agreement", "LostContactError", "NewView"]
 
 log = logging.getLogger("p2pft_flower")
+
+_END = 5.0
+"""Seconds that the thread has to end."""
 
 
 class NewView(NamedTuple):
@@ -126,16 +129,17 @@ class Agreement:
             self._closed = True
             self._changed.notify_all()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_END)
+            if self._thread.is_alive():
+                log.warning("what looks after the other peers has not ended within %g s", _END)
 
     # For the heartbeats ------------------------------------------------------------------------------
 
     def tell(self) -> list[pb.Record]:
-        """Return the records to gossip: its own while it trains, else all it knows."""
+        """Return the records to gossip."""
         with self._lock:
-            quiet = self._machine.record.phase is Phase.RUNNING
-            table = [self._machine.record] if quiet else self._machine.table
-        return [records.encode(r) for r in table]
+            news = self._machine.news
+        return [records.encode(r) for r in news]
 
     def contacts(self) -> Mapping[int, int]:
         """Return a remote peer of each member to gossip with, and the local peer that speaks to it."""
@@ -148,7 +152,7 @@ class Agreement:
         heard = []
         for message in gossip.records:
             try:
-                heard.append(records.decode(message))
+                heard.append(records.decode(message, self._machine.groups))
             except ValueError as error:
                 log.warning("a record from peer %d is not used: %s", gossip.sender, error)
         with self._lock:
@@ -318,13 +322,17 @@ class Agreement:
             self._miss(loss)
             self._look(news=True)
 
+    def do_without(self, broken: EdgeBrokenError) -> None:
+        """Note that an edge carries no payloads: the next view is to be without it, but with its receiver."""
+        with self._lock:
+            if broken.edge is not None and self._machine.do_without(broken.edge, self._clock()):
+                log.warning("the graph is to do without an edge: %s", broken)
+            self._look(news=True)
+
     def spares(self, least: int) -> bool:
         """Whether the others can go on without this host: a quorum of the view, and ``least`` peers."""
         with self._lock:
-            machine = self._machine
-            others = [m for m in machine.current.members if m != machine.me and m not in machine.missed]
-            enough = sum(len(machine.groups[m]) for m in others) >= least
-            return enough and is_quorum(others, machine.current.members)
+            return self._machine.spares(least)
 
     def leave(self, reason: str) -> None:
         """Note that this host goes; who hears of it need not wait for its silence."""
@@ -356,15 +364,14 @@ class Agreement:
             self._on_change(_changing(self._view))
 
     def _look_after(self, heartbeats: Heartbeats) -> None:
-        """Miss each neighbour that is lost as soon as this is known: the next one may take a moment."""
+        """Miss each neighbour that is lost; none of them is waited for."""
         for peer in tuple(self._neighbours()):
             loss = heartbeats.absence(peer)
             with self._lock:
                 if self._closed or self._machine.view != self._installed:
                     return  # of another view by now
                 if loss is not None:
-                    self._miss(loss)
-                    self._look(news=True)
+                    self.miss(loss)
 
     def _reach(self) -> None:
         """Where this host asks to be let in, tell whom it has spoken with itself."""

@@ -24,6 +24,7 @@ import numpy as np
 import xxhash
 
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
+from p2pft_flower.runtime.folders import sync
 
 __all__ = [
     "SCHEMA",
@@ -33,6 +34,7 @@ __all__ = [
     "checkpoint_files",
     "checkpoint_folder",
     "forget",
+    "forget_torn",
     "read_checkpoint",
     "restore_state",
     "state_fields",
@@ -208,7 +210,7 @@ def checkpoint_files(folder: Path) -> dict[int, Path]:
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Write ``checkpoint`` into ``folder`` and return its path; it is on disk, or nothing has changed.
+    """Write ``checkpoint`` into ``folder`` and return its path; it is on disk then.
 
     Parameters
     ----------
@@ -220,7 +222,8 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     Raises
     ------
     CheckpointError
-        When it cannot be written: a full disk, a folder that is read-only or none. Earlier files stay.
+        When it cannot be written: a full disk, a folder that is read-only or none. Files of other iterations
+        stay. It may be there itself, whole, where the disk fails only when asked to keep its name.
     """
     path = folder / f"iteration-{checkpoint.iteration}.safetensors"
     partial = path.with_suffix(".partial")
@@ -234,14 +237,14 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
-        _sync(folder)
+        sync(folder)
     except OSError as error:
         with contextlib.suppress(OSError):  # the folder may be what is wrong
             partial.unlink(missing_ok=True)
         raise CheckpointError(
             checkpoint.peer,
             f"the checkpoint of iteration {checkpoint.iteration} cannot be written: "
-            f"{error.strerror or error} ({path}). Earlier checkpoints are untouched. "
+            f"{error.strerror or error} ({path}). Those of other iterations are untouched. "
             "Make room there, or make the folder writable, and resume the run; or choose another output-dir; "
             "checkpoint-every = -1 does without checkpoints",
         ) from error
@@ -264,14 +267,6 @@ def _header(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, A
     text = json.dumps(entries).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
     return len(text).to_bytes(8, "little") + text
-
-
-def _sync(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _packed(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
@@ -373,3 +368,12 @@ def forget(folder: Path, iterations: Sequence[int]) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("%s: a checkpoint that is no longer needed stays (%s)", path, error.strerror)
+
+
+def forget_torn(folder: Path) -> None:
+    """Remove what a killed process had begun to write; what cannot be removed stays, with a warning."""
+    for path in sorted(folder.glob("iteration-*.partial")):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s: a torn checkpoint stays (%s)", path, error.strerror)

@@ -1,7 +1,8 @@
 """The exchange of one host: its peers' payloads mixed with each other's and with those of other hosts.
 
 Neighbours on this host are read in memory, neighbours elsewhere through the transport; the sums run in
-ascending peer order either way, so a run's θ does not depend on who lives where (DESIGN invariant 2).
+ascending peer order either way, so a run's θ does not depend on who lives where (invariant 2 of
+docs/architecture.md).
 """
 
 from __future__ import annotations

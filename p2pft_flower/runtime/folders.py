@@ -1,13 +1,14 @@
-"""Whether a folder that a run will write to can be written to, and how much room it has."""
+"""Folders that a run writes to: whether they can be written to, what room they have, and what is on disk."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["FolderReport", "look_at"]
+__all__ = ["FolderReport", "look_at", "sync"]
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,18 @@ def look_at(purpose: str, path: Path) -> FolderReport:
         return FolderReport(purpose, str(path), shutil.disk_usage(there).free, "")
     except OSError as error:
         return FolderReport(purpose, str(path), None, error.strerror or str(error))
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or the names in a folder, on disk: then also a crash of the machine keeps them.
+
+    Raises
+    ------
+    OSError
+        When the disk fails.
+    """
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)

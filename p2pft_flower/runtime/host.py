@@ -17,6 +17,7 @@ from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.runtime.agreement import Agreement, LostContactError, NewView
 from p2pft_flower.runtime.checkpoints import CheckpointError
 from p2pft_flower.runtime.exchange import HostExchange
+from p2pft_flower.runtime.journal import JournalError
 from p2pft_flower.runtime.keeping import Keeper
 from p2pft_flower.runtime.plan import Neighbourhood, Plan
 from p2pft_flower.runtime.problem import Objective, Problem
@@ -49,6 +50,9 @@ _MEET_REMEDY = (
 _KEPT = 1.0
 """Seconds that a hello is kept before it is answered PREPARING; less where meet-timeout is short."""
 
+
+_LEFT = 5.0
+"""Seconds that telling of a departure may take: 2 s for the others to hear it, and what is noted of it."""
 
 _PLAIN = Access()
 
@@ -105,6 +109,8 @@ class Host:
         self._peers = [p.peer for p in plan.peers]
         self._news: News | None = None
         self._departed: DepartedError | None = None
+        self._parted = threading.Event()
+        """Whoever noted `_departed` has told the others, and needs nothing of this host any more."""
         self._wires: Wires | None = None
         self._lock = threading.Lock()
         self._stage = 0.0
@@ -133,6 +139,8 @@ class Host:
             When a peer's own code raised.
         LostContactError
             When the others have gone on without this host, and have not let it in again in time.
+        CheckpointError, JournalError
+            When a checkpoint, log or tail cannot be written.
         P2PFTError
             When data or model cannot be used.
         """
@@ -143,6 +151,7 @@ class Host:
             try:
                 recorder = self._recorder = Recorder(self.plan, self.problem, self._access)
                 stack.callback(recorder.close)
+                stack.callback(self._wait_until_parted)  # first: what is closed tells nobody
                 return self._train(recorder)
             except BaseException as error:
                 # The neighbours are told first, so that they stop now and not at their deadline.
@@ -187,10 +196,13 @@ class Host:
                 self._stopped_at = time.monotonic()
         if not first or self._departed is None:
             return
-        self._leave(self._departed)
-        wires.fail(self._departed)
-        if self._recorder is not None:
-            self._recorder.failed(self._iteration, self._departed)
+        try:
+            self._leave(self._departed)
+            wires.fail(self._departed)
+            if self._recorder is not None:
+                self._recorder.failed(self._iteration, self._departed)
+        finally:
+            self._parted.set()
 
     def save_stopped(self) -> None:
         """Save each peer's θ, and a checkpoint, after the last complete iteration, once; from any thread.
@@ -260,11 +272,14 @@ class Host:
                 return  # it goes already, for another reason
             self._departed = DepartedError(str(error))
             self._stopped_at = time.monotonic()
-        self._leave(error)
-        wires.fail(self._departed)
-        if self._recorder is not None:
-            self._recorder.failed(self._iteration, error)
-        self.save_stopped()
+        try:
+            self._leave(error)
+            wires.fail(self._departed)
+            if self._recorder is not None:
+                self._recorder.failed(self._iteration, error)
+            self.save_stopped()
+        finally:
+            self._parted.set()
         raise error
 
     def _train(self, recorder: Recorder) -> list[Outcome]:
@@ -318,6 +333,7 @@ class Host:
             try:
                 training.go_on(agreement)
                 if self._wires is not None:
+                    self._pulse.enter(Pulse.WAITING)  # for receivers, who may be slow: it does not hang
                     self._wires.links.flush(math.inf)
                 self._pulse.enter(Pulse.FINISHED)
                 timeout = self._config.runtime.peer_timeout
@@ -494,6 +510,11 @@ class Host:
             if not self._told:  # the news came before there were links
                 self._tell(own=True)
 
+    def _wait_until_parted(self) -> None:
+        """Return once another thread, which has this host leave, has told the others; 5 s at most."""
+        if self._departed is not None and not self._parted.wait(_LEFT):
+            log.warning("peers %s: what is to be done when they leave takes longer than 5 s", self._peers)
+
     def _stopped(self) -> ExchangeStoppedError:
         if self._departed is not None:
             return self._departed
@@ -509,7 +530,8 @@ class Host:
             return False
         if not self._begun:
             return self._joining  # they train without it
-        return isinstance(error, (PeerFailedError, LostContactError, CheckpointError, DepartedError))
+        own = (PeerFailedError, LostContactError, CheckpointError, JournalError, DepartedError)
+        return isinstance(error, own)
 
     def _leave(self, error: BaseException) -> None:
         """Tell all contacts that this host goes, so that they need not wait for its silence."""

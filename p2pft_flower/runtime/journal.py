@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import threading
@@ -12,11 +13,28 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-__all__ = ["Journal", "finite", "read_journal", "read_last_run", "read_runs"]
+from p2pft_flower.errors import P2PFTError
+from p2pft_flower.runtime.folders import sync
+
+__all__ = ["Journal", "JournalError", "finite", "read_journal", "read_last_run", "read_runs"]
 
 
 _PIECE = 2**16
 """Bytes that are looked through at once."""
+
+log = logging.getLogger("p2pft_flower")
+
+
+class JournalError(P2PFTError):
+    """A peer's log or tail cannot be written; carries whose."""
+
+    def __init__(self, peer: int, path: Path, error: Exception) -> None:
+        self.peer = peer
+        why = getattr(error, "strerror", None) or str(error)
+        super().__init__(
+            f"peer {peer}: {path} cannot be written: {why}: make room there, or set output-dir to a folder "
+            "that can be written"
+        )
 
 
 class Journal:
@@ -28,6 +46,11 @@ class Journal:
         The run's folder; made if need be.
     peer : int
         The peer.
+
+    Raises
+    ------
+    JournalError
+        By every method that writes, when the disk is full, read-only or broken.
     """
 
     def __init__(self, folder: Path, peer: int) -> None:
@@ -60,8 +83,19 @@ class Journal:
 
     def _append(self, event: str, fields: Mapping[str, Any]) -> None:
         line = {"time": time.time(), "event": event, "peer": self.peer, **fields}
-        self._file.write(json.dumps(finite(line), allow_nan=False) + "\n")
-        self._file.flush()
+        text = json.dumps(finite(line), allow_nan=False) + "\n"
+        with self._on_disk(self.path):
+            self._file.write(text)
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _on_disk(self, path: Path) -> Iterator[None]:
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise JournalError(self.peer, path, error) from error
 
     def sync(self) -> None:
         """Have all lines on disk, so that also a crash of the machine keeps them."""
@@ -70,7 +104,8 @@ class Journal:
                 return
             number = os.dup(self._file.fileno())
         try:  # whoever writes meanwhile does not wait for the disk
-            os.fsync(number)
+            with self._on_disk(self.path):
+                os.fsync(number)
         finally:
             os.close(number)
 
@@ -79,21 +114,30 @@ class Journal:
     ) -> Path:
         """Write ``peer-<i>.safetensors`` (named torch tensors and text metadata) and return its path.
 
-        With ``stopped`` it is ``peer-<i>.stopped.safetensors``: of a peer that did not come to its end.
+        It is on disk then. With ``stopped`` it is ``peer-<i>.stopped.safetensors``, of a peer that did not
+        come to its end: nobody waits for the disk, which may be why the peer stops.
         """
         from safetensors.torch import save_file
 
         path = self.folder / f"peer-{self.peer}{'.stopped' if stopped else ''}.safetensors"
         partial = path.with_suffix(".partial")
-        save_file(dict(tensors), partial, metadata=dict(metadata))
-        os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
+        with self._on_disk(path):
+            save_file(dict(tensors), partial, metadata=dict(metadata))
+            if not stopped:
+                sync(partial)
+            os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
+            if not stopped:
+                sync(self.folder)
         return path
 
     def close(self) -> None:
         """Close the log."""
         with self._lock:
             self._over = True
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError as error:  # a line that the disk did not take: whoever wrote it was told
+                log.warning("peer %d: the end of %s is not written: %s", self.peer, self.path, error)
 
 
 def _cut_torn_end(path: Path) -> None:

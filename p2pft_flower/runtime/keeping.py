@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -41,6 +42,7 @@ from p2pft_flower.runtime.checkpoints import (
     checkpoint_files,
     checkpoint_folder,
     forget,
+    forget_torn,
     read_checkpoint,
     restore_state,
     state_fields,
@@ -51,6 +53,7 @@ from p2pft_flower.runtime.plan import Neighbourhood, Plan, ResumePoint
 from p2pft_flower.runtime.problem import Objective
 from p2pft_flower.runtime.recorder import Recorder
 from p2pft_flower.runtime.resuming import look_through
+from p2pft_flower.runtime.running import running
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 
@@ -176,10 +179,16 @@ class Keeper:
         self._plan, self._model_digest, self._recorder = plan, model_digest, recorder
         self._algorithm = str(plan.config["algorithm"])
         self._folders = {p.peer: checkpoint_folder(Path(plan.output_dir), p.peer) for p in plan.peers}
+        busy = {p for there in running(plan.run) if there.process.pid != os.getpid() for p in there.peers}
+        for peer, folder in self._folders.items():
+            if peer not in busy:  # else another process may be writing there
+                forget_torn(folder)
         self._views = {0: _InView(tuple(plan.record.get("live", range(plan.n))), plan.peers, whole=True)}
         self._files = plan.checkpoint_files
         self._written_in: dict[int, dict[int, int]] = {p.peer: {} for p in plan.peers}
         """By peer, the view of each iteration's file."""
+        self._begin = min(plan.begins.values())
+        """Iterations with which the present view began."""
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
@@ -188,6 +197,7 @@ class Keeper:
 
     def enter(self, new: NewView) -> None:
         """Note that what is completed from now on is so in another view."""
+        self._begin = new.iteration
         places = tuple(Neighbourhood.of(new.view, p) for p in self._folders)
         self._views[new.number] = _InView(new.view.peers, places, self._is_whole(new.view))
         kept, every = int(self._plan.config["checkpoints-kept"]), self._plan.checkpoint_every
@@ -220,10 +230,12 @@ class Keeper:
         """
         self._wait(check, timeout)
         # Who comes back to the iteration that it left at keeps its file of it: the others have that one, too.
+        # What it had done beyond is done again by all, and kept again.
         checkpoints = [
             checkpoint
             for checkpoint in self._checkpoints(moment, stopped=False)
-            if checkpoint.iteration not in self._written_in[checkpoint.peer]
+            if checkpoint.iteration != self._begin
+            or checkpoint.iteration not in self._written_in[checkpoint.peer]
         ]
         with self._lock:
             self._written = moment.done

@@ -84,7 +84,7 @@ class NextView(NamedTuple):
     broken : tuple of (int, int)
         Edges (sender, receiver; peers) that carry nothing, ascending.
     iteration : int
-        Where all go on: the most iterations that any of them has completed.
+        Where all go on: the most iterations that any of them, those of ``joined`` aside, has completed.
     joined : tuple of int
         Members that were not in the view before, ascending.
     donors : tuple of int
@@ -241,6 +241,10 @@ class Membership:
     _joining_since: float | None = field(default=None, init=False)
     _heard: dict[int, float] = field(default_factory=dict, init=False)
     """When each member's newest record came."""
+    _ran: float | None = field(default=None, init=False)
+    """When time passed last, or something was heard."""
+    _useless: set[Edge] = field(default_factory=set, init=False)
+    """Edges that the next view is to be without, whoever speaks."""
     _views: dict[tuple[tuple[int, ...], tuple[Edge, ...]], View] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -309,12 +313,31 @@ class Membership:
             theirs = set(self.groups[member])
             self._write(
                 suspects=tuple(m for m in self.record.suspects if m != member),
-                broken=tuple(e for e in self.record.broken if theirs.isdisjoint(e)),
+                broken=tuple(e for e in self.record.broken if e in self._useless or theirs.isdisjoint(e)),
             )
+
+    def do_without(self, edge: Edge, now: float) -> bool:
+        """Note that ``edge``, of this member's, carries no payloads, though both of its ends speak.
+
+        Unlike what :meth:`suspect` notes, it stands until the view has changed, whoever is heard. Returns
+        whether there is such an edge in the view, which is then to change.
+        """
+        if self.record.phase in (Phase.JOINING, Phase.LEFT) or self.excluded:
+            return False
+        if edge in self.current.broken or not self._inside(edge):
+            return False
+        self._useless.add(edge)
+        self._write(broken=tuple(sorted({*self.record.broken, edge})))
+        self._advance(now)
+        return True
+
+    def _inside(self, edge: Edge) -> bool:
+        return {p for m in self.current.members for p in self.groups[m]}.issuperset(edge)
 
     def rejoin(self, now: float, iteration: int = 0) -> None:
         """Ask to be let in again, after the others have gone on without this member."""
         self.excluded, self._change, self._joining_since = False, None, now
+        self._useless.clear()
         self.incarnation += 1
         self.record = Record(
             self.me,
@@ -334,6 +357,7 @@ class Membership:
 
     def hear(self, records: Iterable[Record], now: float) -> bool:
         """Take in others' records; return whether any of them, or of what this member says, is new."""
+        self._allow_for_a_pause(now)
         before, version = dict(self.records), self.record.age
         for record in records:
             if record.member not in self.groups:
@@ -350,6 +374,7 @@ class Membership:
 
     def tick(self, now: float) -> bool:
         """Let time pass; return whether what this member says has changed."""
+        self._allow_for_a_pause(now)
         version = self.record.age
         if self.record.phase is Phase.JOINING:
             self._write()  # a sign of life: a record that does not change any more is a dead one's
@@ -363,11 +388,23 @@ class Membership:
         """All records known, this member's own included, ascending."""
         return [r for _, r in sorted({**self.records, self.me: self.record}.items())]
 
+    @property
+    def news(self) -> list[Record]:
+        """The records to gossip: its own while it trains, else all it knows."""
+        return [self.record] if self.record.phase is Phase.RUNNING else self.table
+
+    def spares(self, least: int) -> bool:
+        """Tell whether the others can go on without this one: a quorum of the view, and ``least`` peers."""
+        others = set(self.current.members) - self.missed - {self.me}
+        enough = sum(len(self.groups[m]) for m in others) >= least
+        return enough and is_quorum(others, self.current.members)
+
     def contacts(self) -> tuple[int, ...]:
         """Return the members to gossip with, ascending: neighbours, and past those that are missing.
 
         Where a neighbour is missing, its neighbours are contacts too, and so on, as far as this member knows
         who is missing. In a change that lasts longer than a round, and for a joining member, all others are.
+        One that has finished stays as long as it hears those that still train, so these are its contacts too.
         """
         if self.record.phase is Phase.JOINING or (self._change is not None and self._change.long):
             return tuple(m for m in sorted(self.groups) if m != self.me)
@@ -379,6 +416,8 @@ class Membership:
                 seen.add(other)
                 if other not in there:
                     queue.append(other)
+        if self.record.phase is Phase.FINISHED:
+            seen.update(self.unfinished)
         return tuple(sorted(seen - {self.me}))
 
     def near(self) -> tuple[int, ...]:
@@ -443,6 +482,7 @@ class Membership:
 
     def _install(self, view: int, value: NextView) -> None:
         self.view, self.current, self._change, self._joining_since = view, value, None, None
+        self._useless.clear()
         self.record = Record(
             self.me,
             self.incarnation,
@@ -455,7 +495,7 @@ class Membership:
     def _change_is_due(self, now: float) -> bool:
         if self.all_finished:
             return False
-        if self.record.suspects or self.record.hanging or self._joiners(now):
+        if self.record.suspects or self.record.hanging or self._useless or self._joiners(now):
             return True
         for member in self.current.members:
             r = self._of(member)
@@ -481,6 +521,7 @@ class Membership:
             and top.ballot == self.record.promised
             and (accepted is None or accepted.ballot < top.ballot)
         ):
+            change.round_since = now  # others need a moment to see and accept it, too
             self._write(accepted=top)
         if (value := self._decision()) is not None:
             self._follow(self.view + 1, value)
@@ -570,7 +611,7 @@ class Membership:
             tuple(stay),
             tuple(lives[m] for m in stay),
             tuple(sorted(broken)),
-            max(r.iteration for r in promised.values()),
+            max(promised[m].iteration for m in stay if m in promised),
             tuple(r.member for r in joined),
             tuple(donors),
         )
@@ -685,6 +726,20 @@ class Membership:
                 self._views.clear()
             self._views[key] = View.without(self.graph, set(range(self.graph.n)) - live, key[1])
         return self._views[key]
+
+    def _allow_for_a_pause(self, now: float) -> None:
+        """Let no deadline run while this member itself did not: it was suspended, and heard nobody."""
+        pause = 0.0 if self._ran is None else now - self._ran
+        self._ran = now
+        if pause <= 2 * self.round_time:
+            return
+        self._heard = {m: when + pause for m, when in self._heard.items()}
+        if self._joining_since is not None:
+            self._joining_since += pause
+        if self._change is not None:
+            self._change.since += pause
+            self._change.round_since += pause
+            self._change.promised_at += pause
 
     def _meet_former_life(self, record: Record) -> None:
         """Make sure that this life is a later one than any that others know of this member."""

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.runtime import sketch
 from p2pft_flower.runtime.agreement import NewView
-from p2pft_flower.runtime.journal import Journal
+from p2pft_flower.runtime.journal import Journal, JournalError
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.problem import Objective, Problem, Score
 from p2pft_flower.runtime.wires import Access
@@ -289,12 +289,22 @@ class Recorder:
         return outcome if self._journals[peer].write_last("end", **ended) else None
 
     def failed(self, iteration: int, error: BaseException) -> None:
-        """Note in the log of every peer that has not ended why the host gave up; from whichever thread."""
+        """Note in the log of every peer that has not ended why the host gave up; from whichever thread.
+
+        Never raises: that it cannot be written must not hide why the host gave up.
+        """
         where = "".join(traceback.format_exception(error))
         for journal in self._journals.values():
-            journal.write_last(
-                "failed", iteration=iteration, error=str(error), kind=type(error).__name__, traceback=where
-            )
+            try:
+                journal.write_last(
+                    "failed",
+                    iteration=iteration,
+                    error=str(error),
+                    kind=type(error).__name__,
+                    traceback=where,
+                )
+            except JournalError as unwritten:
+                log.error("the last line of a log is missing: %s", unwritten)  # noqa: TRY400 - one line
 
     def save_stopped(self, peer: int, theta: Vector, done: int) -> None:
         """Leave θ after ``done`` iterations of a peer that does not come to its end, for what it is worth.

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
+from p2pft_flower.errors import printable
 from p2pft_flower.runtime.membership import NO_BALLOT, Ballot, Edge, NextView, Phase, Proposal, Record
 from p2pft_flower.transport import p2pft_pb2 as pb
 
-__all__ = ["decode", "encode"]
+__all__ = ["MAX_REASON", "decode", "encode"]
+
+MAX_REASON = 1024
+"""Characters of the reason why a member has left: the size of a gossip is limited."""
 
 
 def encode(record: Record) -> pb.Record:
@@ -21,7 +27,7 @@ def encode(record: Record) -> pb.Record:
         hanging=record.hanging,
         broken=_edges(record.broken),
         reaches=record.reaches,
-        reason=record.reason,
+        reason=record.reason[:MAX_REASON],
     )
     if record.promised != NO_BALLOT:
         message.promised.CopyFrom(pb.Ballot(round=record.promised.round, member=record.promised.member))
@@ -34,14 +40,26 @@ def encode(record: Record) -> pb.Record:
     return message
 
 
-def decode(message: pb.Record) -> Record:
+def decode(message: pb.Record, groups: Mapping[int, tuple[int, ...]]) -> Record:
     """Return the record that a message holds.
+
+    Parameters
+    ----------
+    message : p2pft_pb2.Record
+        What another host says.
+    groups : mapping of int to tuple of int
+        The peers of each member that the run began with.
 
     Raises
     ------
     ValueError
-        When it is none, with what is wrong.
+        When it is none of this run's, with what is wrong.
     """
+    views = [v for v in (message.installed, message.accepted.value, message.proposal.value) if v.members]
+    named = [message.member, *message.suspects, *message.hanging, *message.reaches]
+    _check("member", [*named, *(m for v in views for m in (*v.members, *v.joined))], groups)
+    peers = [p for edges in (message.broken, *(v.broken for v in views)) for e in edges for p in _ends(e)]
+    _check("peer", [*peers, *(p for v in views for p in v.donors)], {p for g in groups.values() for p in g})
     if message.phase not in (p.value for p in Phase):
         raise ValueError(f"a record of member {message.member} in phase number {message.phase}")
     return Record(
@@ -59,16 +77,25 @@ def decode(message: pb.Record) -> Record:
         broken=_read_edges(message.broken),
         reaches=tuple(message.reaches),
         installed=_read_view(message.installed) if message.HasField("installed") else None,
-        reason=message.reason,
+        reason=printable(message.reason[:MAX_REASON])[:MAX_REASON],
     )
+
+
+def _check(what: str, named: Iterable[int], known: Iterable[int]) -> None:
+    if unknown := sorted(set(named).difference(known)):
+        raise ValueError(f"a record names {what} {unknown[0]}, which the run does not have")
+
+
+def _ends(edge: pb.Edge) -> Edge:
+    return edge.sender, edge.receiver
 
 
 def _edges(edges: tuple[Edge, ...]) -> list[pb.Edge]:
     return [pb.Edge(sender=j, receiver=i) for j, i in edges]
 
 
-def _read_edges(edges: object) -> tuple[Edge, ...]:
-    return tuple((e.sender, e.receiver) for e in edges)  # type: ignore[attr-defined]
+def _read_edges(edges: Iterable[pb.Edge]) -> tuple[Edge, ...]:
+    return tuple(_ends(e) for e in edges)
 
 
 def _ballot(ballot: pb.Ballot) -> Ballot:

@@ -27,7 +27,8 @@ __all__ = ["TRACE", "PeerFailedError", "Training", "naming"]
 
 TRACE = "P2PFT_TRACE_TRACKER"
 """Environment variable: not empty, each peer's log tells its τ_i − g_i after each iteration, as a sketch.
-Sketches are linear: summed over the peers of a view they show whether Σ τ = Σ g (DESIGN invariant 1)."""
+Sketches are linear: summed over the peers of a view they show whether Σ τ = Σ g (invariant 1 of
+docs/architecture.md)."""
 
 
 class PeerFailedError(Exception):
@@ -159,7 +160,8 @@ class Training:
     def enter(self, new: NewView, theta: Vector | None = None) -> None:
         """Begin the method again, from each peer's θ, among the peers of another view.
 
-        The tracker starts afresh, τ_i := ∇L_i(θ_i), so Σ τ = Σ g at once (DESIGN invariant 1).
+        The tracker starts afresh, τ_i := ∇L_i(θ_i), so Σ τ = Σ g at once (invariant 1 of
+        docs/architecture.md).
 
         Parameters
         ----------

@@ -17,15 +17,13 @@ from p2pft_flower.runtime.plan import Neighbourhood, Plan
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import (
     Credentials,
+    EdgeBrokenError,
     ExchangeError,
-    ExchangeStoppedError,
     Heartbeats,
     Hello,
     Links,
-    Loss,
     Mailbox,
     OwnPulse,
-    PeerLostError,
     PeerServer,
     Received,
     Reply,
@@ -143,7 +141,6 @@ class Wires:
     ) -> None:
         local = {p.peer for p in plan.peers}
         self._terms, self._offered_until = terms, math.inf
-        self._longest = 2 * max(config.hang_timeout, config.peer_timeout)
         self._go_to(local, leaving, entering)
         remotes = {i for _, i in leaving} | {j for j, _ in entering}
         # A host that stays silent in Stop would be waited for until the deadline: check before binding.
@@ -179,8 +176,11 @@ class Wires:
             timeout=config.peer_timeout,
             credentials=own,
             insecure=access.insecure,
-            on_failure=self.fail,
+            on_failure=self._payload_failed,
             patience=self._patience,
+            longest=config.hang_timeout,
+            speaks=self._speaks,
+            views_change=bool(plan.members),
         )
         self.agreement = self._agree(plan, config, joining) if plan.members else None
         agreement = self.agreement
@@ -259,6 +259,9 @@ class Wires:
         # Where views change, the agreement looks after all neighbours, and wakes whoever waits.
         return self.heartbeats.absence(remote) if self.agreement is None else None
 
+    def _speaks(self, remote: int) -> bool:
+        return self.heartbeats.speaks(remote)  # which are made after the links
+
     def install(
         self,
         number: int,
@@ -309,16 +312,18 @@ class Wires:
             When nobody has given any; says what each one answered.
         ViewChangeError
             When the view changes meanwhile.
+        Exception
+            What :meth:`fail` was called with.
         """
         end, answers = time.monotonic() + timeout, dict[int, str]()
         while donors and time.monotonic() < end:
             for donor in donors:
                 check()
                 try:
-                    return self.links.fetch(peer, donor, self.links.timeout, check)
-                except (ViewChangeError, ExchangeStoppedError):
-                    raise
+                    return self.links.fetch(peer, donor, check)
                 except ExchangeError as error:
+                    if error is self.links.error:  # not the donor's answer, but this host's own affair
+                        raise
                     log.info("peer %d has no vector from peer %d yet: %s", peer, donor, error)
                     answers[donor] = str(error)
             time.sleep(_AGAIN)
@@ -334,24 +339,19 @@ class Wires:
 
     def take(self, receiver: int, sender: int, iteration: int, phase: int) -> Received:
         """Wait for one payload; see :meth:`Mailbox.take`."""
-        begin = time.monotonic()
         if iteration >= self._offered_until:
             self.server.withdraw()
             self._offered_until = math.inf
 
-        def patience(remote: int) -> Exception | None:
-            agreement = self.agreement
-            if agreement is not None and time.monotonic() - begin > self._longest:
-                problem = f"peer {remote} is lost (cut off): it speaks, but its payload does not come"
-                edge = (sender, receiver)
-                agreement.miss(
-                    PeerLostError(problem, lost=remote, how=Loss.CUT_OFF, peer=receiver, edge=edge)
-                )
-            return self._patience(remote)
-
-        received = self.mailbox.take(receiver, sender, iteration, phase, math.inf, patience)
+        received = self.mailbox.take(receiver, sender, iteration, phase, math.inf, self._patience)
         self.heartbeats.heard(sender)
         return received
+
+    def _payload_failed(self, error: Exception) -> None:
+        if self.agreement is not None and isinstance(error, EdgeBrokenError):
+            self.agreement.do_without(error)  # which wakes whoever waits here
+        else:
+            self.fail(error)
 
     def fail(self, error: Exception) -> None:
         """Wake whoever waits here with ``error``; stops can still be sent."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from p2pft_flower.transport.addresses import Address, parse_address, unix_address
 from p2pft_flower.transport.errors import (
     BindError,
+    EdgeBrokenError,
     ExchangeError,
     ExchangeRefusedError,
     ExchangeStoppedError,
@@ -48,6 +49,7 @@ __all__ = [
     "Address",
     "BindError",
     "Credentials",
+    "EdgeBrokenError",
     "ExchangeError",
     "ExchangeRefusedError",
     "ExchangeStoppedError",

@@ -23,6 +23,7 @@ from p2pft_flower.transport.errors import (
     OtherViewError,
     PeerPreparingError,
     PeerUnreachableError,
+    UnansweredError,
 )
 from p2pft_flower.transport.mailbox import Edge
 from p2pft_flower.transport.tls import Credentials
@@ -32,11 +33,11 @@ __all__ = ["Call", "Channels"]
 Answer = TypeVar("Answer", pb.Reply, pb.Gossip, pb.Fetched)
 
 _BY_CODE: dict[grpc.StatusCode, type[ExchangeError]] = {
-    grpc.StatusCode.DEADLINE_EXCEEDED: ExchangeTimeoutError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: UnansweredError,
     grpc.StatusCode.UNAVAILABLE: PeerUnreachableError,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: ExchangeRefusedError,
     grpc.StatusCode.CANCELLED: ExchangeStoppedError,
 }
+"""What gRPC says for want of an answer; what is not here is an ExchangeError and no more."""
 _BY_STATUS: dict[int, type[ExchangeError]] = {
     pb.STOPPED: ExchangeStoppedError,
     pb.CORRUPT: CorruptedError,
@@ -84,6 +85,11 @@ class Call:
         if isinstance(error, PeerPreparingError):
             error.progress = reply.progress
         return error
+
+    @property
+    def answered(self) -> bool:
+        """Whether this call, which has ended, got through: the called peer has answered, whatever it said."""
+        return bool(self.future.code() is grpc.StatusCode.OK)
 
     def gossip(self) -> pb.Gossip | ExchangeError:
         """Return what the called peer answered to a gossip, which has ended, or what went wrong."""

@@ -10,6 +10,7 @@ from p2pft_flower.errors import P2PFTError
 __all__ = [
     "BindError",
     "CorruptedError",
+    "EdgeBrokenError",
     "ExchangeError",
     "ExchangeRefusedError",
     "ExchangeStoppedError",
@@ -19,6 +20,7 @@ __all__ = [
     "PeerLostError",
     "PeerPreparingError",
     "PeerUnreachableError",
+    "UnansweredError",
     "ViewChangeError",
     "phase_name",
 ]
@@ -95,6 +97,10 @@ class ExchangeTimeoutError(ExchangeError):
     """Nothing arrived, or nothing was taken in, before the deadline."""
 
 
+class UnansweredError(ExchangeTimeoutError):
+    """A call's deadline passed before any answer came: what it carries may not have got through."""
+
+
 class ExchangeRefusedError(ExchangeError):
     """The neighbour looked at a message and refused it; the reason is the neighbour's."""
 
@@ -125,6 +131,10 @@ class OtherViewError(ExchangeRefusedError):
 
 class ViewChangeError(ExchangeError):
     """Exchanging in this view has ended, which need not end the run: another view may follow."""
+
+
+class EdgeBrokenError(ViewChangeError):
+    """Payloads do not get through along an edge, though its receiver speaks; raised at the sender."""
 
 
 class Loss(Enum):

@@ -7,12 +7,14 @@ None as long as there is a point in waiting:
 
 silent
     Nothing has been heard of the peer for ``silence`` seconds (run-config ``peer-timeout``): no gossip of its
-    own, no answer to ours, no payload. One fresh connection to its address is tried then, within 2 s, and
-    the answer of the operating system tells the cases apart:
+    own, no answer to ours, no payload. One fresh connection to its address is tried then, for 2 s in all,
+    and the answer of the operating system tells the cases apart. Nobody waits for it: until it is there, the
+    peer is not lost yet.
 
     - refused, or no such socket: *crashed*, nothing listens there any more;
     - taken: *silent*, its process is stopped (SIGSTOP) or hangs as a whole, its machine takes connections;
-    - none, or no way there: *cut off*, its address cannot be reached: the link or the machine is down.
+    - none, or no way there, or no word from the name service: *cut off*, its address cannot be reached: the
+      link or the machine is down.
 
 hanging
     The peer speaks, is at COMPUTING or EVALUATING, and its number of progress has been seen to be the same
@@ -36,7 +38,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from p2pft_flower.transport import p2pft_pb2 as pb
 from p2pft_flower.transport.addresses import parse_address
@@ -52,7 +54,7 @@ _TIMES_SLOWEST = 20.0
 """How many times its longest stretch a peer may take to get further before it hangs."""
 
 _KNOCK = 2.0
-"""Seconds that an address has to answer a connection attempt."""
+"""Seconds that an address has to answer a connection attempt, its name's resolution included."""
 
 _END = 5.0
 """Seconds that the thread has to end."""
@@ -71,7 +73,7 @@ def knock(address: str, timeout: float = _KNOCK) -> tuple[Loss, str]:
     address : str
         See `parse_address`.
     timeout : float
-        Longest wait, in seconds.
+        Longest wait, in seconds, for all of it: the name service, and every address that the name has.
 
     Returns
     -------
@@ -81,7 +83,7 @@ def knock(address: str, timeout: float = _KNOCK) -> tuple[Loss, str]:
     place = parse_address(address)
     try:
         if place.path is None:
-            socket.create_connection((place.host, place.port), timeout).close()
+            _connect(place.host, place.port, timeout)
         else:
             with socket.socket(socket.AF_UNIX) as attempt:
                 attempt.settimeout(timeout)
@@ -93,6 +95,45 @@ def knock(address: str, timeout: float = _KNOCK) -> tuple[Loss, str]:
         # No link is cut within a machine: a Unix socket that takes no connection has a queue full of them.
         return Loss.CUT_OFF if place.path is None else Loss.SILENT, told
     return Loss.SILENT, "connected"
+
+
+def _connect(host: str, port: int, timeout: float) -> None:
+    """Connect to one of a name's addresses, within ``timeout``; raise what the last one failed with."""
+    end = time.monotonic() + timeout
+    failure: OSError | None = None
+    for family, kind, protocol, _, place in _resolve(host, port, timeout):
+        left = end - time.monotonic()
+        if left <= 0:
+            break
+        try:
+            with socket.socket(family, kind, protocol) as attempt:
+                attempt.settimeout(left)
+                attempt.connect(place)
+                return
+        except OSError as error:
+            failure = error
+    raise failure or TimeoutError(f"no answer within {timeout:g} s")
+
+
+def _resolve(host: str, port: int, timeout: float) -> list[Any]:
+    """Return what `socket.getaddrinfo` knows of a name; it has no deadline of its own."""
+    answer: SimpleQueue[list[Any] | Exception] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answer.put(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        except (OSError, UnicodeError) as error:
+            answer.put(error)
+
+    # A thread that a name service keeps waiting ends when that gives up; nobody waits for it.
+    threading.Thread(target=ask, name="p2pft-resolve", daemon=True).start()
+    try:
+        found = answer.get(timeout=timeout)
+    except Empty:
+        raise TimeoutError(f"its name could not be resolved within {timeout:g} s") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 class OwnPulse:
@@ -150,6 +191,36 @@ class OwnPulse:
         self._progress += 1
 
 
+class _Attempt:
+    """A connection attempt to a silent peer, in a thread of its own: a name service may keep it waiting."""
+
+    def __init__(self, address: str, attempt: Callable[[str], tuple[Loss, str]]) -> None:
+        self._address, self._attempt = address, attempt
+        self._found: tuple[Loss, str] | None = None
+        self._failure: Exception | None = None
+        threading.Thread(target=self._run, name="p2pft-knock", daemon=True).start()
+
+    def _run(self) -> None:
+        try:
+            how, told = self._attempt(self._address)
+            self._found = how, _WHAT[how].format(address=self._address, answer=told)
+        except Exception as error:  # raised where it is asked for
+            self._failure = error
+
+    @property
+    def found(self) -> tuple[Loss, str] | None:
+        """How the peer was lost, and what was seen; None as long as that is not known.
+
+        Raises
+        ------
+        Exception
+            What the attempt raised.
+        """
+        if self._failure is not None:
+            raise self._failure
+        return self._found
+
+
 @dataclass
 class _Remote:
     """What is known of one remote neighbour; guarded by the heartbeats' lock."""
@@ -163,8 +234,8 @@ class _Remote:
     pulse: pb.Pulse | None = None
     failure: str = ""
     """What became of the last gossip with it, where that failed."""
-    lost: tuple[Loss, str] | None = None
-    """What a connection attempt showed, until it is heard of again."""
+    attempt: _Attempt | None = None
+    """The connection attempt of this silence, until it is heard of again."""
 
 
 class Heartbeats:
@@ -193,7 +264,8 @@ class Heartbeats:
     clock : callable
         The time in seconds; default time.monotonic, which no setting of the wall clock moves.
     attempt : callable
-        Given the address of a silent peer, tells how it was lost and why it thinks so; default `knock`.
+        Given the address of a silent peer, tells how it was lost and why it thinks so; called in a thread of
+        its own, must come to an end; default `knock`.
 
     Attributes
     ----------
@@ -245,6 +317,12 @@ class Heartbeats:
         with self._lock:
             self._note_heard(remote)
 
+    def speaks(self, remote: int) -> bool:
+        """Return whether a remote peer was heard of in the last half of a silence."""
+        with self._lock:
+            known = self._remotes.get(remote)
+            return known is not None and self._clock() - known.heard < self._silence / 2
+
     def answer(self, gossip: pb.Gossip) -> pb.Gossip:
         """Take a member's gossip in and return what it is answered; for `PeerServer`."""
         self._take(gossip)
@@ -260,13 +338,14 @@ class Heartbeats:
     def absence(self, remote: int) -> PeerLostError | None:
         """Tell whether a remote neighbour is lost, by the rule above; None as long as it is not.
 
-        None also of a peer that is no neighbour in the links' present view. May take 2 s, for a connection
-        attempt: once a silence, not each time it is asked.
+        None also of a peer that is no neighbour in the links' present view. Returns at once: a connection is
+        tried once a silence, in the background, and the answer is None until its result is there, for 2 s.
 
         Raises
         ------
         Exception
-            What ended the heartbeats, if anything did: without them nobody can be judged.
+            What ended the heartbeats, or a connection attempt, if anything did: without them nobody can be
+            judged.
         """
         if self._failure is not None:
             raise self._failure
@@ -278,25 +357,23 @@ class Heartbeats:
             now = self._clock()
             self._notice_a_pause(now)
             known = self._known(remote)
-            heard, lost = known.heard, known.lost
-            silent = now - heard >= self._silence
+            silent = now - known.heard >= self._silence
             hanging = None if silent else self._hanging(known)
+            if silent and known.attempt is None:
+                known.attempt = _Attempt(self._links.address_of(remote), self._attempt)
+            attempt = known.attempt
         if hanging is not None:
             limit, problem = hanging
             return self._lost(remote, edge, Loss.HANGING, problem, limit)
-        if not silent:
+        if not silent or attempt is None or (lost := attempt.found) is None:
             return None
-        if lost is None:
-            address = self._links.address_of(remote)
-            how, told = self._attempt(address)  # not under the lock: it takes a moment
-            lost = how, _WHAT[how].format(address=address, answer=told)
-            with self._lock:
-                if known.heard != heard:
-                    return None
-                known.lost = lost
         how, what = lost
         with self._lock:
-            problem = f"{what}; nothing was heard from it for {self._clock() - heard:.0f} s{_last(known)}"
+            if known.attempt is not attempt:  # it was heard of meanwhile
+                return None
+            problem = (
+                f"{what}; nothing was heard from it for {self._clock() - known.heard:.0f} s{_last(known)}"
+            )
         return self._lost(remote, edge, how, problem, self._silence)
 
     def beat(self) -> None:
@@ -404,7 +481,7 @@ class Heartbeats:
     def _note_heard(self, remote: int) -> _Remote | None:
         known = self._remotes.get(remote)
         if known is not None:
-            known.heard, known.lost = self._clock(), None
+            known.heard, known.attempt = self._clock(), None
         return known
 
     def _known(self, remote: int) -> _Remote:
@@ -416,6 +493,7 @@ class Heartbeats:
         if now - self._ran > self._silence / 2:
             for known in self._remotes.values():
                 known.heard = known.pulsed = known.moved = now
+                known.attempt = None
         self._ran = now
 
     def _hanging(self, known: _Remote) -> tuple[float, str] | None:

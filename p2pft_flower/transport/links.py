@@ -23,6 +23,7 @@ from p2pft_flower.transport import p2pft_pb2 as pb
 from p2pft_flower.transport.calls import Call, Channels
 from p2pft_flower.transport.errors import (
     CorruptedError,
+    EdgeBrokenError,
     ExchangeError,
     ExchangeRefusedError,
     ExchangeStoppedError,
@@ -30,6 +31,7 @@ from p2pft_flower.transport.errors import (
     OtherViewError,
     PeerPreparingError,
     PeerUnreachableError,
+    UnansweredError,
     ViewChangeError,
 )
 from p2pft_flower.transport.header import HEADER_KEY, Terms, encode_header, wrong_vector
@@ -50,6 +52,9 @@ _ASK = 0.1
 
 _PAUSE = 0.1
 """Seconds until a payload that was not taken in is sent again."""
+
+_LONG_PAUSE = 0.5
+"""Seconds until a payload is sent again whose receiver is stopping, or whose call failed in no known way."""
 
 _NOT_YET = (ExchangeTimeoutError, PeerUnreachableError, OtherViewError)
 """What may pass: a payload is sent again as long as there is patience with its receiver."""
@@ -74,6 +79,8 @@ class _Payload:
     error: Exception | None = None
     again: threading.Timer | None = None
     corrupted: int = 0
+    through: float = field(default_factory=time.monotonic)
+    """When one of its calls last got through, be it to be told to come again; at first when it was made."""
 
 
 class Links:
@@ -94,7 +101,18 @@ class Links:
         payloads; hellos and stops go to both.
     timeout : float
         Deadline of one call in seconds; of a payload, from being handed over to being taken in, where there
-        is no ``patience``. Default 600.
+        is no ``patience``, else of its first call. Default 600.
+    longest : float, optional
+        Where there is ``patience``: longest deadline of a call that carries a vector, in seconds. One whose
+        deadline passed while its receiver speaks is followed by one with twice as long, up to this, and the
+        edge keeps what it needed. After twice as long as this without a call that got through, the payload's
+        error is an `EdgeBrokenError`. Default, and at least: ``timeout``.
+    speaks : callable, optional
+        Whether a remote peer was heard of lately, so that a call without an answer is the link's fault.
+        Default: all do.
+    views_change : bool
+        Whether peers may go on in another view: then a receiver that stops, and a call that failed in no
+        known way, fail no payload, which is sent again after a moment. Default False.
     credentials : Credentials, optional
         For TLS over TCP: what proves who we are, and whom we trust. Whoever answers at a neighbour's address
         must have that neighbour's certificate.
@@ -108,7 +126,8 @@ class Links:
         connection, or was answered that the receiver is busy or in another view, and several times a second
         while `send` or `flush` wait. None: it is sent again, the same bytes (a payload that had come after
         all is answered DUPLICATE); else what is returned is the payload's error. Default: such a payload
-        fails at once. One that arrived altered is sent again either way, a few times.
+        fails at once. One that arrived altered is sent again either way, a few times;
+        then, where there is patience, it has broken its edge.
 
     Attributes
     ----------
@@ -133,8 +152,17 @@ class Links:
         insecure: bool = False,
         on_failure: Callable[[Exception], None] | None = None,
         patience: Patience | None = None,
+        longest: float | None = None,
+        speaks: Callable[[int], bool] = lambda _: True,
+        views_change: bool = False,
     ) -> None:
         self.timeout = timeout
+        self._longest = max(timeout, longest or 0.0)
+        self._speaks, self._views_change = speaks, views_change
+        self._deadlines: dict[Edge, float] = {}
+        """Of each edge that needed more than `timeout`: the deadline of its calls."""
+        self._fetch_deadline = timeout
+        self._told: set[tuple[Edge, str]] = set()
         self._on_failure = on_failure
         self._patience = patience
         self._credentials, self._insecure = credentials, insecure
@@ -147,6 +175,11 @@ class Links:
         self._hellos: dict[Edge, Call] = {}
         self._awaited: set[int] = set()
         self._go_to(terms, out_edges, in_edges)
+
+    @property
+    def error(self) -> Exception | None:
+        """What `fail` was called with first, if it was."""
+        return self._error
 
     @property
     def neighbours(self) -> dict[int, int]:
@@ -410,7 +443,8 @@ class Links:
                 run=self.terms.run, sender=local, origin=origin, iteration=iteration, reason=reason[:4096]
             )
             try:
-                call = self._channels.start(
+                # Not on the connection of payloads: it would wait behind one that takes minutes.
+                call = self._gossip_channels.start(
                     "Stop", stop, timeout, edge=edge, remote=remote, wait_for_ready=False
                 )
             except P2PFTError as error:  # closed meanwhile, or the address is refused
@@ -489,10 +523,11 @@ class Links:
             "Gossip", message, timeout, edge=(message.sender, remote), remote=remote, wait_for_ready=False
         )
 
-    def fetch(
-        self, local: int, donor: int, timeout: float, check: Callable[[], None]
-    ) -> npt.NDArray[np.floating]:
+    def fetch(self, local: int, donor: int, check: Callable[[], None]) -> npt.NDArray[np.floating]:
         """Ask another peer of the present view for its θ as of when the view began.
+
+        Its deadline is ``timeout``, and after a fetch that ran into its deadline twice as long as that one's,
+        whoever is asked.
 
         Parameters
         ----------
@@ -500,8 +535,6 @@ class Links:
             The peer that asks.
         donor : int
             The remote peer that is asked; it need not be a neighbour.
-        timeout : float
-            The deadline in seconds.
         check : callable
             Called several times a second; may raise.
 
@@ -521,7 +554,7 @@ class Links:
         Exception
             What `fail` was called with, or what ``check`` raised.
         """
-        terms, edge = self.terms, (donor, local)
+        terms, edge, timeout = self.terms, (donor, local), self._fetch_deadline
         message = pb.Fetch(run=terms.run, view=terms.view, sender=local, receiver=donor)
         # Channels of its own: only here an answer is as long as a vector.
         channels = Channels(
@@ -541,6 +574,8 @@ class Links:
             answer = call.fetched()
         finally:
             channels.close()
+        if isinstance(answer, UnansweredError):
+            self._fetch_deadline = self._more(edge, timeout, terms.nbytes)
         if isinstance(answer, ExchangeError):
             raise answer
         if (wrong := wrong_vector(terms, edge, answer)) is not None:
@@ -640,7 +675,7 @@ class Links:
         return self._channels.start(
             "Deliver",
             body,
-            self.timeout,
+            max(self.timeout, self._deadlines.get(edge, 0.0)),
             edge=edge,
             remote=edge[1],
             at=at,
@@ -694,34 +729,112 @@ class Links:
     def _ended(self, payload: _Payload, call: Call) -> None:
         """Settle a payload whose call has ended, or have it sent again after a pause."""
         error = call.outcome()
+        altered = isinstance(error, CorruptedError)
         with self._lock:
             if payload.settled.is_set() or not self._waits_for(payload):
                 payload.settled.set()
                 return
-            payload.corrupted += isinstance(error, CorruptedError)
-            altered = isinstance(error, CorruptedError) and payload.corrupted < _CORRUPTED
-            if altered or (isinstance(error, _NOT_YET) and self._patience is not None):
+            payload.corrupted += altered
+            if call.answered and not altered:
+                payload.through = time.monotonic()
+            if (altered and payload.corrupted < _CORRUPTED) or self._may_pass(error):
                 # A thread of its own: the patience may take a moment, which a thread of gRPC must not.
-                payload.again = threading.Timer(_PAUSE, self._send_again, (payload,))
+                pause = _PAUSE if altered or isinstance(error, _NOT_YET) else _LONG_PAUSE
+                payload.again = threading.Timer(pause, self._send_again, (payload, error))
                 payload.again.name, payload.again.daemon = "p2pft-again", True
                 payload.again.start()
                 return
+        if altered and self._patience is not None:
+            error = self._broken(
+                payload,
+                f"a payload arrived altered {payload.corrupted} times, which is no accident",
+                "what alters bytes on the way there, a memory, a network card or somebody?",
+            )
         self._settled(payload, error)
         if error is not None and self._on_failure is not None:
             self._on_failure(error)
 
-    def _send_again(self, payload: _Payload) -> None:
-        """Send a payload once more, if there still is patience with its receiver (in a thread of its own)."""
+    def _may_pass(self, error: ExchangeError | None) -> bool:
+        """Return whether a payload whose call ended so is sent again as long as there is patience."""
+        if error is None or self._patience is None:
+            return False
+        # Where views change, a receiver that ends need not end this host; and a stop comes as a Stop.
+        return isinstance(error, _NOT_YET) or (
+            self._views_change and not isinstance(error, ExchangeRefusedError)
+        )
+
+    def _look_at_link(self, payload: _Payload, error: ExchangeError | None) -> EdgeBrokenError | None:
+        """Look at what a payload's last call says of its edge; return an error where that is to be given up.
+
+        Else the next call may have more time.
+        """
+        edge, deadline = payload.edge, payload.call.deadline
+        stuck = time.monotonic() - payload.through
+        if self._patience is not None and stuck >= 2 * self._longest:
+            return self._broken(
+                payload,
+                f"a payload of {_size(len(payload.body))} has not got through for {stuck:.0f} s, in calls of "
+                f"up to {deadline:g} s; the last one: {error.problem if error else 'no answer'}",
+                f"does the way there lose large packets (MTU, a proxy's limit), or carry less than "
+                f"{_rate(len(payload.body), deadline)}? Mend it, or raise hang-timeout",
+            )
+        if isinstance(error, UnansweredError) and self._speaks(edge[1]):
+            self._deadlines[edge] = self._more(edge, deadline, len(payload.body))
+        elif error is not None and not isinstance(error, (*_NOT_YET, CorruptedError, ExchangeStoppedError)):
+            self._tell_once(
+                edge, "failed", "%s; it is sent again, for as long as the receiver is there", error
+            )
+        return None
+
+    def _more(self, edge: Edge, deadline: float, size: int) -> float:
+        """Return the next deadline for a vector that did not come through in time, and tell of it once."""
+        longer = min(2 * deadline, self._longest)
+        if self._patience is not None:
+            self._tell_once(
+                edge,
+                "slow",
+                "edge %d -> %d is slow: %s did not get through within %g s, so it carries less than %s, or "
+                "loses large packets; from now on it has longer, up to %g s (hang-timeout)",
+                *edge,
+                _size(size),
+                deadline,
+                _rate(size, deadline),
+                self._longest,
+            )
+        return max(longer, self.timeout)
+
+    def _tell_once(self, edge: Edge, kind: str, text: str, *values: object) -> None:
+        with self._lock:
+            known = (edge, kind) in self._told
+            self._told.add((edge, kind))
+        if not known:
+            log.warning(f"{text} (logged once an edge)", *values)
+
+    def _broken(self, payload: _Payload, problem: str, remedy: str) -> EdgeBrokenError:
+        return EdgeBrokenError(
+            f"this edge is broken, though peer {payload.edge[1]} speaks: {problem}; {remedy}",
+            peer=payload.edge[0],
+            edge=payload.edge,
+            iteration=payload.at[0],
+            phase=payload.at[1],
+            deadline=2 * self._longest,
+        )
+
+    def _send_again(self, payload: _Payload, error: ExchangeError | None) -> None:
+        """Send a payload once more, if there still is patience with its receiver (in a thread of its own).
+
+        ``error`` is what its last call came to.
+        """
         with self._lock:
             body = payload.body
             if payload.settled.is_set():
                 return
         try:
-            lost = self._impatience(payload)
+            lost = self._impatience(payload) or self._look_at_link(payload, error)
             if lost is None:
                 payload.call = self._deliver(payload.edge, body, payload.header, payload.at)
-        except Exception as error:  # no place to raise it; `send` does
-            lost = error
+        except Exception as failure:  # no place to raise it; `send` does
+            lost = failure
         if lost is None:
             self._follow(payload)
             with self._lock:
@@ -755,3 +868,13 @@ class Links:
                 payload.settled.set()
         for call in (*calls, *(payload.call for payload in payloads)):
             call.future.cancel()
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes for people."""
+    return f"{count / 1e6:.3g} MB" if count >= 100_000 else f"{count} bytes"
+
+
+def _rate(count: int, seconds: float) -> str:
+    """Return for people how fast a link is that carries so many bytes in so many seconds."""
+    return f"{8e-6 * count / seconds:.3g} Mbit/s"

@@ -87,6 +87,18 @@ def test_in_logs_of_a_sound_run_nothing_is_found(logs):
     assert [loss.peer for loss in logs.watch.unprovoked([], slack=1.0)] == [2]
 
 
+def test_a_view_goes_on_with_its_first_iteration_not_with_the_trace_of_its_beginning(logs):
+    logs.iterate(0, [0, 1, 2], 1, 2, 3)
+    logs.iterate(0, [0], 4)
+    killed = Fault(Event(0.0, Kind.KILL, (2,), 1.0), logs.now, 0)
+    logs.view(1, [0, 1], 4, lost=[2], why={"2": "crashed"})
+    logs.iterate(1, [1], 4)  # which was behind
+    logs.now += 7.0
+    logs.iterate(1, [0, 1], 5)
+    logs.watch.poll()
+    assert logs.watch.seconds_to_next(killed) > 7.0
+
+
 def test_trackers_that_do_not_sum_up_to_the_gradients_are_found(logs):
     logs.sound()
     logs.iterate(2, [0, 1, 2], 16, excess=0.01)

@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.cli.flwr_run import Ended
+from p2pft_flower.cli.run import RunStoppedError, execute_or_record
+from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower.logs import status_in, status_line
 from p2pft_flower.report.results import SCHEMA, write_results
 from tests.flower.engine import run_app
@@ -124,3 +126,18 @@ def test_the_coordinator_says_how_its_run_ended(tmp_path, capsys):
     said = capsys.readouterr().out
     (run,) = re.findall(r"run (\d+) ended", said)
     assert status_in(said, run) == ("completed", "")
+
+
+@pytest.mark.parametrize("status", ["completed", "completed-with-3-of-4"])
+@pytest.mark.parametrize(("error", "told"), [(P2PFTError, "failed"), (RunStoppedError, "stopped")])
+def test_a_run_of_a_table_that_failed_after_it_wrote_results_has_failed(
+    status, error, told, tmp_path, monkeypatch
+):
+    def execute(*_, **__):
+        write_results(tmp_path, {"schema": SCHEMA, "status": status, "error": None})
+        raise error("the processes could not be ended")
+
+    monkeypatch.setattr("p2pft_flower.cli.run.execute", execute)
+    values = {"output-dir": str(tmp_path), "algorithm": "p2pft"}
+    results = execute_or_record(values, connection=None, environment=None, verbose=False)
+    assert (results["status"], results["error"]) == (told, "the processes could not be ended")

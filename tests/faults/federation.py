@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing.util
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ import pytest
 
 from p2pft_flower.algorithms import simulate
 from p2pft_flower.chaos.relays import free_addresses
+from p2pft_flower.runtime.checkpoints import checkpoint_files, checkpoint_folder
 from p2pft_flower.runtime.invariants import tracker_surplus
 from p2pft_flower.runtime.journal import read_journal
 from p2pft_flower.runtime.plan import Plan, ResumePoint
@@ -30,7 +32,7 @@ from tests.runtime.quadratic import Peer, Quadratics, plans
 PATIENCE = 60.0
 """Seconds after which a run has not ended; only a broken one takes that long."""
 
-DEADLINE = 2.0
+DEADLINE = 3.0
 """``peer-timeout`` of these runs, in seconds."""
 
 ITERATIONS = 120
@@ -58,13 +60,13 @@ class Fault(Enum):
     CUT_OFF = "a peer's machine is taken off the network"
     PARTITION = "the network falls into two halves"
     STRAGGLER = "a peer whose gradients are slow takes several deadlines for one of them"
-    HANG = "a gradient that never ends, while heartbeats go on"
+    HANG = "a gradient that never ends, waiting or in a loop, while heartbeats go on"
     SLOW_LINK = "a link that is slow"
     CORRUPTED = "payloads arrive with a bit flipped"
     DUPLICATED = "payloads arrive twice"
-    REORDERED = "payloads overtake each other"
+    REORDERED = "payloads arrive again after a later one"
     REPLAYED = "old payloads arrive again"
-    FULL_DISK = "no room for a checkpoint"
+    FULL_DISK = "no room for a checkpoint, or for the log"
     UNWRITABLE = "checkpoints cannot be written"
     CLOCK_JUMP = "the wall clock is set"
     KILL_BALLOT = "SIGKILL of who has opened a ballot"
@@ -150,7 +152,8 @@ class Federation:
 
     def __enter__(self) -> Self:
         alone = [[p] for p in self.peers]
-        all_plans = plans(self.graph, alone, self.addresses, self.folder, survive=True, **self._settings)
+        survive = self._settings.get("on-failure") != "stop"
+        all_plans = plans(self.graph, alone, self.addresses, self.folder, survive=survive, **self._settings)
         point = None if self._resumed is None else _newest(self._resumed, self.peers)
         for p, plan in enumerate(all_plans):
             known = {q: self._routes.get((p, q), at) for q, at in self.addresses.items()}
@@ -186,6 +189,11 @@ class Federation:
         process.start()
         there.close()
         self._children[peer] = _Child(process, here)
+
+    def forget(self, peer: int) -> None:
+        """Remove all that a peer which has ended had written."""
+        shutil.rmtree(checkpoint_folder(self.folder, peer))
+        (self.folder / "peers" / f"peer-{peer}.jsonl").unlink()
 
     def start_again(self, peer: int, orders: Orders) -> None:
         """Start a peer that has ended in a new process, which asks to be let in."""
@@ -255,6 +263,10 @@ class Federation:
                     found[peer].error = f"{more[0]}: {more[1]}"
         return found
 
+    def said(self, peer: int) -> list[tuple[Any, ...]]:
+        """Return what a peer has said by now; all of it, once it is known how it ended."""
+        return self._children[peer].said
+
     def journal(self, peer: int) -> list[dict[str, Any]]:
         return list(read_journal(self.folder / "peers" / f"peer-{peer}.jsonl"))
 
@@ -297,11 +309,30 @@ class Federation:
             assert ended[p].theta.tobytes() == undisturbed[p].tobytes(), p
         self.check_invariant()
 
+    def check_kept(self, peer: int) -> None:
+        """Check that a peer that stopped has left its model and a checkpoint of its last iteration."""
+        done = [line["iteration"] for line in self.journal(peer) if line["event"] == "trace"]
+        assert max(checkpoint_files(checkpoint_folder(self.folder, peer))) == max(done), self.log(peer)
+        assert (self.folder / "peers" / f"peer-{peer}.stopped.safetensors").is_file()
+
     def check_invariant(self) -> None:
-        """Check Σ τ = Σ g after each iteration of each view, and that the last one was looked at."""
+        """Check Σ τ = Σ g after each iteration that all peers of a view have completed, to the last one."""
         surplus = tracker_surplus(self.folder, self.peers)
-        last = max(v["number"] for p in self.peers for v in [{"number": 0}, *self.views(p)])
-        assert (last, self.iterations) in {(s.view, s.iteration) for s in surplus}
+        told = {v["number"]: v for p in self.peers for v in self.views(p)}
+        looked_at = {(s.view, s.iteration) for s in surplus}
+        for number in (0, *told):
+            begin = told[number]["iteration"] if number else 0
+            members = told[number]["peers"] if number else self.peers
+            lines = {p: [t for t in self.journal(p) if t["event"] == "trace"] for p in members}
+            done = {p: [t["iteration"] for t in lines[p] if t["view"] == number] for p in members}
+            if number == 0 and self._resumed is not None:
+                begin = self.first_iteration(min(members))
+            # Somebody may die in the view, or be ahead when it ends: what all have completed counts.
+            common = min(max(one, default=begin) for one in done.values())
+            missing = {(number, k) for k in range(begin + 1, common + 1)} - looked_at
+            assert not missing, sorted(missing)
+        last = max((0, *told))
+        assert (last, self.iterations) in looked_at
         assert max(s.relative for s in surplus) < 1e-4, max(surplus, key=lambda s: s.relative)
 
     def check_told(self, survivors: Iterable[int], lost: Mapping[int, str], number: int = 1) -> None:

@@ -7,8 +7,10 @@ waits there for a word: so a fault is injected at a certain moment, whatever the
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 import os
+import resource
 import sys
 import threading
 import time
@@ -64,6 +66,11 @@ class Orders:
         What is done to payloads of iteration `JUMP_AT` on: a key of `PAYLOADS`; empty: nothing.
     disk : int
         Bytes of the disk that its checkpoints go to; 0: enough.
+    full : str
+        From when on no file of it can grow, its log included: ``"gradient 20"``, ``"view"`` (the next one
+        that it comes to, before it notes it); empty: never.
+    spin : bool
+        Whether the gradient `JUMP_AT` is a loop that never ends.
     slow_from : int
         From this gradient on, each takes `SLOW` seconds, until the test's process says to hurry: so a run
         does not come to its end before all has been done to it. Negative: none. Not together with a hold
@@ -77,6 +84,8 @@ class Orders:
     clock_jump: float = 0.0
     payloads: str = ""
     disk: int = 0
+    full: str = ""
+    spin: bool = False
     slow_from: int = -1
     digits: bool = False
 
@@ -86,11 +95,17 @@ class Reporter:
 
     def __init__(self, pipe: Connection, hold: tuple[str, ...]) -> None:
         self._pipe, self._hold, self._hurries = pipe, set(hold), False
+        self._said: set[tuple[object, ...]] = set()
         self._lock = threading.Lock()
 
     def say(self, *words: object) -> None:
         with self._lock:
             self._pipe.send(words)
+
+    def say_once(self, *words: object) -> None:
+        if words not in self._said:
+            self._said.add(words)
+            self.say(*words)
 
     def at(self, place: str) -> None:
         if place in self._hold:
@@ -108,6 +123,9 @@ class Reporter:
 def main(plan_json: str, pipe: Connection, orders: Orders, joining: bool) -> None:
     """Run one peer, which asks to be let in where the others train already, and say how it ended."""
     os.environ[training.TRACE] = "1"
+    # To look through all that torch has imported keeps the interpreter for a quarter of a second of the
+    # processor's time, which six peers on a busy core stretch to a deadline.
+    gc.freeze()
     plan = Plan.from_json(plan_json)
     (peer,) = (p.peer for p in plan.peers)
     folder = Path(plan.output_dir)
@@ -123,16 +141,20 @@ def main(plan_json: str, pipe: Connection, orders: Orders, joining: bool) -> Non
     def reached(peer: int, drawn: int) -> None:
         if drawn == JUMP_AT and orders.clock_jump:
             move_clock(orders.clock_jump)
+        if f"gradient {drawn}" == orders.full:
+            fill_disks()
+        while drawn == JUMP_AT and orders.spin:
+            pass
         reporter.at(f"gradient {drawn}")
         if 0 <= orders.slow_from <= drawn:
             reporter.linger()
 
     problem = Learning(plan, reached) if orders.digits else Quadratics(hook=reached)
-    watch_views(reporter)
+    watch_views(reporter, fill=orders.full == "view")
     watch_ballots(reporter)
     watch_checkpoints(reporter)
     if orders.payloads:
-        PAYLOADS[orders.payloads]()
+        PAYLOADS[orders.payloads](reporter)
     try:
         Host(plan, problem, Access(insecure=bool(orders.namespace)), joining=joining).run()
     except (P2PFTError, PeerFailedError, LostContactError) as error:
@@ -206,11 +228,18 @@ def move_clock(seconds: float) -> None:
     time.time = lambda: real() + seconds
 
 
-def watch_views(reporter: Reporter) -> None:
-    """Say which peers are in a view that is installed."""
+def fill_disks() -> None:
+    """Let no file of this process grow from here on, which needs no root."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+
+
+def watch_views(reporter: Reporter, *, fill: bool) -> None:
+    """Say which peers are in a view that is installed; before it is noted, ``fill`` the disk."""
     original = Recorder.view_changed
 
     def view_changed(self, new):
+        if fill:
+            fill_disks()
         original(self, new)
         reporter.say("view", *new.view.peers)
 
@@ -255,10 +284,10 @@ def _number(path: Path) -> str:
     return path.stem.rpartition("-")[2]
 
 
-# What is done to payloads: each wraps `Links._deliver`, which sends one once.
+# What is done to payloads: each wraps `Links._deliver`, which sends one once, and says that it was done.
 
 
-def corrupt() -> None:
+def corrupt(reporter: Reporter) -> None:
     """Flip a bit of each payload of one iteration the first time that it is sent."""
     original, done = Links._deliver, set()
 
@@ -266,30 +295,33 @@ def corrupt() -> None:
         if at[0] == JUMP_AT and (edge, at) not in done:
             done.add((edge, at))
             body = bytes([body[0] ^ 1]) + body[1:]
+            reporter.say_once("harmed")
         return original(self, edge, body, header, at)
 
     Links._deliver = deliver
 
 
-def duplicate() -> None:
+def duplicate(reporter: Reporter) -> None:
     """Send everything twice, from one iteration on."""
     original, kept = Links._deliver, []
 
     def deliver(self, edge, body, header, at):
         if at[0] >= JUMP_AT:
+            reporter.say_once("harmed")
             kept.append(original(self, edge, body, header, at))  # gRPC cancels a call that nobody keeps
         return original(self, edge, body, header, at)
 
     Links._deliver = deliver
 
 
-def reorder() -> None:
+def reorder(reporter: Reporter) -> None:
     """Send a copy of each payload once more after the one that follows it, which overtakes it."""
     original, kept, before = Links._deliver, [], {}
 
     def deliver(self, edge, body, header, at):
         call = original(self, edge, body, header, at)
         if JUMP_AT <= at[0] < JUMP_AT + 5 and edge in before:
+            reporter.say_once("harmed")
             kept.append(original(self, edge, *before[edge]))
         before[edge] = body, header, at
         return call
@@ -297,7 +329,7 @@ def reorder() -> None:
     Links._deliver = deliver
 
 
-def replay() -> None:
+def replay(reporter: Reporter) -> None:
     """Send what was sent ten iterations before once more, before the first try of each payload."""
     original, kept, sent = Links._deliver, [], {}
 
@@ -306,6 +338,7 @@ def replay() -> None:
         sent[edge, at] = body, header
         before = at[0] - 10, at[1]
         if first and JUMP_AT <= at[0] < JUMP_AT + 20 and (edge, before) in sent:
+            reporter.say_once("harmed")
             kept.append(original(self, edge, *sent[edge, before], before))
         return original(self, edge, body, header, at)
 

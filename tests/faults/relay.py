@@ -83,3 +83,10 @@ class Link:
 
     def __exit__(self, *_):
         self.close()
+
+
+def between(addresses, a, b, stack, delay=0.0):
+    """Return routes of the peers ``a`` and ``b`` to each other, and the links that they lead over."""
+    there = stack.enter_context(Link(addresses[b], delay))
+    back = stack.enter_context(Link(addresses[a], delay))
+    return {(a, b): there.address, (b, a): back.address}, (there, back)

@@ -10,20 +10,13 @@ import pytest
 from p2pft_flower.chaos.relays import free_addresses
 from tests.faults.federation import Fault, Federation, injects
 from tests.faults.peer import Orders
-from tests.faults.relay import Link
+from tests.faults.relay import between
 from tests.namespaces.network import Network, missing
 
 HELD = Orders(hold=("gradient 20",))
 SLOW = Orders(slow_from=20)
 WHY_NOT = missing()
 networks = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "network namespaces can be made")
-
-
-def between(addresses, a, b, stack, delay=0.0):
-    """Return routes of the peers ``a`` and ``b`` to each other, and the links that they lead over."""
-    there = stack.enter_context(Link(addresses[b], delay))
-    back = stack.enter_context(Link(addresses[a], delay))
-    return {(a, b): there.address, (b, a): back.address}, (there, back)
 
 
 @injects(Fault.LINK_CUT_BOTH_WAYS, Fault.LINK_CUT_ONE_WAY)
@@ -78,7 +71,8 @@ def test_when_packets_between_two_machines_are_lost_nobody_else_is(ways, tmp_pat
 @networks
 @injects(Fault.CUT_OFF)
 def test_when_a_machine_is_off_the_network_it_is_called_cut_off_and_stops_alone(tmp_path):
-    with Network(6) as net, Hosts(net, tmp_path, {3: HELD}, **{"rejoin-deadline": 5.0}).peers as peers:
+    settings = {"rejoin-deadline": 5.0, "checkpoint_every": 10}
+    with Network(6) as net, Hosts(net, tmp_path, {3: HELD}, **settings).peers as peers:
         peers.hold(3, "gradient 20")
         net.cut(3)
         peers.release(3)
@@ -87,6 +81,7 @@ def test_when_a_machine_is_off_the_network_it_is_called_cut_off_and_stops_alone(
         peers.check_survivors(survivors, ended)
         peers.check_told(survivors, {3: "cannot be reached"})
         assert "no agreement for 5 s" in ended[3].error
+        peers.check_kept(3)
 
 
 @networks
@@ -149,5 +144,6 @@ def test_a_slow_link_changes_nothing(tmp_path):
 def test_payloads_that_are_altered_or_come_twice_early_or_late_are_used_once_and_in_order(harm, tmp_path):
     with Federation(tmp_path, orders={2: Orders(payloads=harm)}) as peers:
         peers.check_same(peers.ended())
+        assert ("harmed",) in peers.said(2)
         if harm in ("corrupt", "replay"):
             assert "refused a message on edge 2 -> 3" in peers.log(3)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.report.results import read_results
 from p2pft_flower.runtime.checkpoints import CheckpointError
 from p2pft_flower.runtime.host import Host
+from p2pft_flower.runtime.journal import JournalError
 from p2pft_flower.transport import ExchangeStoppedError
 
 from .engine import run_app
@@ -86,16 +89,20 @@ def full_disk(peer, error=None):
     return run_host
 
 
+NO_LOG = JournalError(2, Path("peer-2.jsonl"), OSError(errno.ENOSPC, "no space is left"))
+
+
+@pytest.mark.parametrize("error", [None, NO_LOG], ids=["checkpoint", "log"])
 def test_a_host_that_fails_by_itself_when_all_have_trained_leaves_the_others_their_results(
-    tmp_path, monkeypatch
+    error, tmp_path, monkeypatch
 ):
-    hosts(monkeypatch, full_disk(2))
+    hosts(monkeypatch, full_disk(2, error))
     run_app(tmp_path, nodes=4, slots=4, iterations=6)
     results = read_results(tmp_path)
     assert results["status"] == "completed-with-3-of-4"
     assert [p["peer"] for p in results["peers"]] == [0, 1, 3]
     assert "peers [2] were lost at the end" in results["error"]
-    assert "no space is left for its last checkpoint" in results["error"]
+    assert "no space is left" in results["error"]
 
 
 @pytest.mark.parametrize(

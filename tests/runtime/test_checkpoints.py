@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import subprocess
 import tempfile
@@ -278,6 +279,24 @@ def test_a_file_in_the_place_of_the_folder_is_a_clear_error(tmp_path):
         write_checkpoint(checkpoint(), folder)
 
 
+def test_a_folder_that_has_become_read_only_is_a_clear_error_and_harms_no_good_checkpoint(
+    tmp_path, monkeypatch
+):
+    folder = checkpoint_folder(tmp_path, 3)
+    good = write_checkpoint(checkpoint(), folder)
+    before, real = good.read_bytes(), Path.open
+
+    def read_only(path, mode="r", *more, **options):
+        if "w" in mode:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, mode, *more, **options)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    with pytest.raises(CheckpointError, match=r"peer 3: .* iteration 36 .*Read-only file system.*writable"):
+        write_checkpoint(checkpoint(iteration=36), folder)
+    assert good.read_bytes() == before
+
+
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_crash_while_writing_leaves_the_earlier_files_and_no_half_one_in_place(call, tmp_path, monkeypatch):
     folder = checkpoint_folder(tmp_path, 3)
@@ -294,3 +313,24 @@ def test_a_crash_while_writing_leaves_the_earlier_files_and_no_half_one_in_place
     read_checkpoint(good)
     write_checkpoint(checkpoint(iteration=36), folder)  # what was left there is in nobody's way
     assert list(checkpoint_files(folder)) == [24, 36]
+
+
+def test_a_disk_that_fails_when_the_new_name_is_written_is_told_and_leaves_whole_files_only(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "peer-3.checkpoints"
+    first = write_checkpoint(checkpoint(iteration=12), folder)
+    real = os.fsync
+
+    def fail(number):
+        if Path(f"/proc/self/fd/{number}").readlink() == folder:
+            raise OSError(5, "Input/output error")
+        real(number)
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(CheckpointError, match=r"iteration 24 cannot be written: .*Those of other iterations"):
+        write_checkpoint(checkpoint(iteration=24), folder)
+    monkeypatch.undo()
+    files = checkpoint_files(folder)
+    assert (list(files), files[12]) == ([12, 24], first)
+    assert read_checkpoint(files[24])[0].iteration == 24

@@ -29,6 +29,7 @@ from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.journal import read_last_run
 from p2pft_flower.runtime.keeping import Keeper, Moment, files_kept, iterations_apart, spared_files
 from p2pft_flower.runtime.plan import Neighbourhood, Plan, ResumePoint
+from p2pft_flower.runtime.processes import start_mark
 from p2pft_flower.runtime.recorder import Recorder
 from p2pft_flower.runtime.resuming import Kept, KeptView, given_up, look_through, newest_common
 from p2pft_flower.runtime.wires import Access
@@ -438,43 +439,97 @@ def test_a_life_that_was_not_let_in_hides_nothing_of_the_lives_before(lost, tmp_
         assert [e["iteration"] for e in told if e["event"] == "evaluation"] == [*range(0, 81, 10)]
 
 
-def test_while_a_link_is_cut_the_files_of_the_last_view_that_had_all_links_stay(tmp_path):
-    """Also those of peer 2, which has not lost a link itself."""
-    ring = Graph.load("ring:4")
-    plan = plans(ring, ALONE, tcp(), tmp_path, survive=True, iterations=100)[2]
-    plan = replace(plan, checkpoint_every=1, checkpoint_files=4)
-    problem = Quadratics()
-    recorder = Recorder(plan, problem, Access())
-    keeper = Keeper(plan, problem.model_digest, recorder)
-    state = make_algorithm("p2pft", alpha=lambda k: 0.1, momentum=0.0).start(problem.theta0, np.zeros_like)
+class KeptByHand:
+    """Peer 2 of a ring, whose iterations and views a test goes through without training."""
 
-    def train(view, begin, end):
+    def __init__(self, folder):
+        self.folder, self.ring, problem = folder, Graph.load("ring:4"), Quadratics()
+        plan = plans(self.ring, ALONE, tcp(), folder, survive=True, iterations=100)[2]
+        plan = replace(plan, checkpoint_every=1, checkpoint_files=4)
+        self.recorder = Recorder(plan, problem, Access())
+        self.keeper = Keeper(plan, problem.model_digest, self.recorder)
+        method = make_algorithm("p2pft", alpha=lambda k: 0.1, momentum=0.0)
+        self.state = method.start(problem.theta0, np.zeros_like)
+
+    def train(self, view, begin, end):
+        """Complete the iterations ``begin`` up to ``end`` and return of which there are files."""
         for done in range(begin, end):
-            drawn = {"drawn": done}
-            keeper.keep(Moment(done, {2: state}, {2: lambda at=drawn: at}, {2: 0}, 0.0, view), bool, 60.0)
-        keeper.finish(bool, 60.0)
-        return iterations_of(tmp_path, 2)
+            position = {2: lambda at=done: {"drawn": at}}
+            self.keeper.keep(Moment(done, {2: self.state}, position, {2: 0}, 0.0, view), bool, 60.0)
+        self.keeper.finish(bool, 60.0)
+        return iterations_of(self.folder, 2)
 
-    def enter(number, broken):
-        view = View.without(ring, (), broken)
-        keeper.enter(NewView(number, view, 0, (), (), {}, 0.0))
+    def enter(self, number, iteration, broken=()):
+        view = View.without(self.ring, (), broken)
+        self.keeper.enter(NewView(number, view, iteration, (), (), {}, 0.0))
 
-    try:
-        assert train(0, 0, 10) == [6, 7, 8, 9]
-        enter(1, [(0, 1), (1, 0)])
-        train(1, 9, 10)  # as who comes back to the iteration that it left at
-        read, _ = read_checkpoint(checkpoint_files(checkpoint_folder(tmp_path, 2))[9])
-        assert read.view == 0
-        in_the_cut_view = train(1, 10, 30)
-        assert in_the_cut_view[:4] == [6, 7, 8, 9]
-        assert min(in_the_cut_view[4:]) > 20
-        enter(2, [])
-        assert min(train(2, 30, 50)) > 40
-    finally:
-        recorder.close()
+    def views(self):
+        """Return the view of each iteration's file."""
+        files = checkpoint_files(checkpoint_folder(self.folder, 2))
+        return {k: read_checkpoint(path)[0].view for k, path in files.items()}
+
+
+@pytest.fixture
+def by_hand(tmp_path):
+    made = KeptByHand(tmp_path)
+    yield made
+    made.recorder.close()
+
+
+def test_while_a_link_is_cut_the_files_of_the_last_view_that_had_all_links_stay(by_hand):
+    """Also those of peer 2, which has not lost a link itself."""
+    assert by_hand.train(0, 0, 10) == [6, 7, 8, 9]
+    by_hand.enter(1, 9, [(0, 1), (1, 0)])
+    by_hand.train(1, 9, 10)  # as who comes back to the iteration that it left at
+    assert by_hand.views()[9] == 0
+    in_the_cut_view = by_hand.train(1, 10, 30)
+    assert in_the_cut_view[:4] == [6, 7, 8, 9]
+    assert min(in_the_cut_view[4:]) > 20
+    by_hand.enter(2, 29)
+    assert min(by_hand.train(2, 30, 50)) > 40
+
+
+def test_who_was_ahead_keeps_what_it_does_again_with_the_others_in_the_view_that_let_it_in(by_hand):
+    by_hand.train(0, 0, 10)
+    by_hand.enter(1, 7)  # the others had come to 7 when it was lost
+    assert by_hand.train(1, 7, 10) == [6, 7, 8, 9]
+    assert by_hand.views() == {6: 0, 7: 0, 8: 1, 9: 1}  # the others have that of 7 from view 0 as well
 
 
 # --- what goes wrong while a run writes ---
+
+
+@pytest.fixture
+def torn(tmp_path, monkeypatch):
+    """What was begun to be written of peer 2, and a function that has a process train that peer."""
+    monkeypatch.setenv("P2PFT_HOME", str(tmp_path / "home"))
+    path = checkpoint_folder(tmp_path, 2) / "iteration-7.partial"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"half")
+
+    def alive(pid):
+        entry = {"run": "test", "peers": [2], "neighbours": [], "pid": pid, "started": start_mark(pid)}
+        folder = tmp_path / "home" / "running"
+        folder.mkdir(parents=True)
+        (folder / f"{pid}-2.json").write_text(json.dumps(entry))
+
+    return path, alive
+
+
+@pytest.mark.parametrize("pid", [None, os.getpid()], ids=["nobody", "this-process"])
+def test_what_a_killed_process_had_begun_to_write_is_removed(pid, torn, request):
+    path, alive = torn
+    if pid is not None:
+        alive(pid)
+    request.getfixturevalue("by_hand")
+    assert not path.exists()
+
+
+def test_what_another_process_that_lives_has_begun_to_write_stays(torn, request):
+    path, alive = torn
+    alive(os.getppid())
+    request.getfixturevalue("by_hand")
+    assert path.exists()
 
 
 def test_a_disk_that_fills_stops_the_run_with_a_clear_error_and_harms_no_good_file(tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def links(donor):
 
 def test_who_is_in_the_view_gets_the_donors_theta(donor, links):
     donor.offer(17, {1: THETA}, [0, 1, 2])
-    got = links.fetch(0, 1, PATIENCE, nothing)
+    got = links.fetch(0, 1, nothing)
     assert got.tobytes() == THETA.tobytes()
     assert got.flags.writeable
 
@@ -64,7 +64,7 @@ def test_a_theta_larger_than_any_other_answer_comes_through(tmp_path):
         Links(terms, server.bound_addresses, [], [(1, 0)]) as links,
     ):
         server.offer(0, {1: theta}, [0, 1])
-        assert links.fetch(0, 1, PATIENCE, nothing).tobytes() == theta.tobytes()
+        assert links.fetch(0, 1, nothing).tobytes() == theta.tobytes()
 
 
 def test_a_donor_that_has_not_come_to_the_view_says_later_and_gives_once_it_has(tmp_path):
@@ -73,15 +73,15 @@ def test_a_donor_that_has_not_come_to_the_view_says_later_and_gives_once_it_has(
         Links(VIEWS[1], server.bound_addresses, [], [(1, 0)]) as links,
     ):
         with pytest.raises(OtherViewError, match="LATER"):
-            links.fetch(0, 1, PATIENCE, nothing)
+            links.fetch(0, 1, nothing)
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(links.fetch, 0, 1, PATIENCE, nothing)
+            waiting = pool.submit(links.fetch, 0, 1, nothing)
             server.install(Mailbox(VIEWS[1], []), [])
             server.offer(17, {1: THETA}, [0, 1])
             try:
                 got = waiting.result(PATIENCE)
             except OtherViewError:  # it asked long before: it asks again
-                got = links.fetch(0, 1, PATIENCE, nothing)
+                got = links.fetch(0, 1, nothing)
         assert got.tobytes() == THETA.tobytes()
 
 
@@ -89,11 +89,11 @@ def test_an_offer_ends_with_its_view_and_when_it_is_withdrawn(donor, links):
     donor.offer(17, {1: THETA}, [0, 1])
     donor.withdraw()
     with pytest.raises(OtherViewError, match="LATER"):
-        links.fetch(0, 1, PATIENCE, nothing)
+        links.fetch(0, 1, nothing)
     donor.offer(17, {1: THETA}, [0, 1])
     donor.install(Mailbox(VIEWS[2], []), [])
     with pytest.raises(OtherViewError, match="view 1 was followed by view 2"):
-        links.fetch(0, 1, PATIENCE, nothing)
+        links.fetch(0, 1, nothing)
 
 
 def test_who_is_not_in_the_view_or_no_member_or_of_another_run_gets_nothing(donor):
@@ -120,18 +120,18 @@ def test_a_certificate_of_another_peer_gets_nothing(tmp_path):
     with serve("127.0.0.1:0", credentials=north[1]) as server:
         server.offer(17, {1: THETA}, [0, 1, 2])
         with Links(VIEWS[1], server.bound_addresses, [], [(1, 0)], credentials=north[0]) as links:
-            assert links.fetch(0, 1, PATIENCE, nothing).tobytes() == THETA.tobytes()
+            assert links.fetch(0, 1, nothing).tobytes() == THETA.tobytes()
         with (
             Links(VIEWS[1], server.bound_addresses, [], [(1, 0)], credentials=north[2]) as links,
             pytest.raises(ExchangeRefusedError, match=r"NOT_AUTHENTIC.*a fetch by peer 0"),
         ):
-            links.fetch(0, 1, PATIENCE, nothing)
+            links.fetch(0, 1, nothing)
 
 
 def test_another_change_of_view_ends_the_wait_for_a_vector(donor, links):
     links.fail(ViewChangeError("peer 1 is lost"))
     with pytest.raises(ViewChangeError, match="peer 1 is lost"):
-        links.fetch(0, 1, PATIENCE, nothing)
+        links.fetch(0, 1, nothing)
 
 
 def _flip(answer):

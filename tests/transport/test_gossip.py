@@ -552,7 +552,7 @@ def test_a_payload_whose_calls_time_out_is_sent_again_and_used_once(peer):
 def test_a_payload_to_a_receiver_that_is_not_there_yet_is_sent_again_until_it_is(tmp_path):
     patience = Asked()
     address = unix_address("run", 1, tmp_path)
-    with Links(VIEWS[0], {1: address}, [(0, 1)], timeout=0.2, patience=patience) as links:
+    with Links(VIEWS[0], {1: address}, [(0, 1)], timeout=0.2, longest=PATIENCE, patience=patience) as links:
         links.send(0, 0, 0, np.ones(8, np.float32))
         patience.wait_for(2)
         with Peer1(address) as peer:
@@ -568,6 +568,7 @@ def test_the_end_of_patience_is_raised_with_the_place_of_the_payload_and_reporte
         {1: address},
         [(0, 1)],
         timeout=0.2,
+        longest=PATIENCE,
         patience=patience,
         on_failure=lambda error: (reported.append(error), known.set()),
     ) as links:
@@ -594,7 +595,7 @@ def test_a_patience_that_fails_ends_the_payload_with_what_it_raised(tmp_path):
         raise RuntimeError("the heartbeats failed")
 
     nobody = unix_address("nobody", 1, tmp_path)
-    with Links(VIEWS[0], {1: nobody}, [(0, 1)], timeout=0.1, patience=patience) as links:
+    with Links(VIEWS[0], {1: nobody}, [(0, 1)], timeout=0.1, longest=PATIENCE, patience=patience) as links:
         links.send(0, 0, 0, np.ones(8, np.float32))
         with pytest.raises(RuntimeError, match="the heartbeats failed"):
             links.flush(PATIENCE)
@@ -610,7 +611,12 @@ def test_a_payload_that_is_refused_is_not_sent_again_whatever_the_patience(peer)
 
 def test_flush_keeps_its_deadline_whatever_the_patience(tmp_path):
     with Links(
-        VIEWS[0], {1: unix_address("nobody", 1, tmp_path)}, [(0, 1)], timeout=0.1, patience=Asked()
+        VIEWS[0],
+        {1: unix_address("nobody", 1, tmp_path)},
+        [(0, 1)],
+        timeout=0.1,
+        longest=PATIENCE,
+        patience=Asked(),
     ) as links:
         links.send(0, 0, 0, np.ones(8, np.float32))
         with pytest.raises(ExchangeTimeoutError, match=r"deadline 0\.5 s"):
@@ -620,7 +626,12 @@ def test_flush_keeps_its_deadline_whatever_the_patience(tmp_path):
 def test_a_stop_wakes_who_sends_again_and_leaves_nothing_behind(tmp_path):
     patience = Asked()
     links = Links(
-        VIEWS[0], {1: unix_address("nobody", 1, tmp_path)}, [(0, 1)], timeout=0.1, patience=patience
+        VIEWS[0],
+        {1: unix_address("nobody", 1, tmp_path)},
+        [(0, 1)],
+        timeout=0.1,
+        longest=PATIENCE,
+        patience=patience,
     )
     links.send(0, 0, 0, np.ones(8, np.float32))
     woken = []

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 
 import pytest
 
@@ -42,6 +43,12 @@ class Clock:
         return self.now
 
 
+def end_attempts():
+    for thread in threading.enumerate():
+        if thread.name == "p2pft-knock":
+            thread.join(PATIENCE)
+
+
 class Bench:
     """Heartbeats of peer 0, which sends to 1 and hears from 2, without a thread: the test turns the clock."""
 
@@ -61,6 +68,12 @@ class Bench:
         )
         for remote in (1, 2):  # known from now on
             assert self.beats.absence(remote) is None
+
+    def absence(self, remote: int):
+        """Ask whether a peer is lost, and once more when the connection attempt has had its answer."""
+        self.beats.absence(remote)
+        end_attempts()
+        return self.beats.absence(remote)
 
     def _attempt(self, address):
         self.knocked.append(address)
@@ -109,10 +122,10 @@ def test_a_peer_is_lost_after_a_silence_and_a_connection_attempt_says_how(bench,
     bench.loss = loss
     bench.say(iteration=17)
     bench.wait(SILENCE - 0.1)
-    assert bench.beats.absence(1) is None
+    assert bench.absence(1) is None
     assert bench.knocked == []
     bench.wait(0.2)
-    lost = bench.beats.absence(1)
+    lost = bench.absence(1)
     assert isinstance(lost, PeerLostError)
     assert (lost.lost, lost.how, lost.peer, lost.edge, lost.deadline) == (1, loss, 0, (0, 1), SILENCE)
     with pytest.raises(PeerLostError, match=says):
@@ -122,21 +135,21 @@ def test_a_peer_is_lost_after_a_silence_and_a_connection_attempt_says_how(bench,
 
 def test_a_connection_is_tried_once_a_silence(bench):
     bench.wait(3 * SILENCE)
-    assert [bench.beats.absence(1).how for _ in range(3)] == [Loss.CRASHED] * 3
+    assert [bench.absence(1).how for _ in range(3)] == [Loss.CRASHED] * 3
     assert bench.knocked == ["127.0.0.1:1"]
     bench.say()
-    assert bench.beats.absence(1) is None
+    assert bench.absence(1) is None
     bench.loss = Loss.CUT_OFF
     bench.wait(SILENCE)
-    assert bench.beats.absence(1).how is Loss.CUT_OFF
+    assert bench.absence(1).how is Loss.CUT_OFF
 
 
 def test_a_payload_counts_as_a_word(bench):
     bench.wait(SILENCE / 2)
     bench.beats.heard(1)
     bench.wait(SILENCE / 2)
-    assert bench.beats.absence(1) is None
-    assert bench.beats.absence(2).edge == (2, 0)
+    assert bench.absence(1) is None
+    assert bench.absence(2).edge == (2, 0)
 
 
 def test_a_peer_that_speaks_while_its_address_is_tried_is_not_lost():
@@ -144,37 +157,67 @@ def test_a_peer_that_speaks_while_its_address_is_tried_is_not_lost():
     with bench.links:
         bench.wait(SILENCE - 1)
         bench.clock.now += 1
+        assert bench.absence(1) is None
+
+
+def test_silent_peers_are_tried_at_the_same_time_and_nobody_waits_for_the_answers():
+    both, answer = threading.Barrier(3), threading.Event()
+
+    def attempt(address):
+        both.wait(PATIENCE)  # neither attempt ends before the other has begun
+        assert answer.wait(PATIENCE)
+        return Loss.CUT_OFF, f"no way to {address}"
+
+    bench = Bench(attempt=attempt)
+    with bench.links:
+        bench.clock.now += SILENCE / 2
         assert bench.beats.absence(1) is None
+        bench.clock.now += SILENCE / 2
+        assert [bench.beats.absence(p) for p in (1, 2, 1, 2)] == [None] * 4
+        both.wait(PATIENCE)
+        assert bench.beats.absence(1) is None
+        answer.set()
+        assert [bench.absence(p).how for p in (1, 2)] == [Loss.CUT_OFF] * 2
+
+
+def test_what_goes_wrong_in_a_connection_attempt_is_told_of_where_somebody_asks():
+    bench = Bench(attempt=lambda address: 1 / 0)
+    with bench.links:
+        bench.clock.now += SILENCE / 2
+        bench.beats.absence(1)
+        bench.clock.now += SILENCE / 2
+        with pytest.raises(ZeroDivisionError):
+            bench.absence(1)
 
 
 def test_a_host_that_was_suspended_itself_grants_everybody_a_fresh_silence(bench):
     bench.say()
     bench.clock.now += 100 * SILENCE  # nothing of this host ran meanwhile
-    assert bench.beats.absence(1) is None
+    assert bench.absence(1) is None
     bench.wait(SILENCE - 0.1)
-    assert bench.beats.absence(1) is None
+    assert bench.absence(1) is None
     bench.wait(0.2)
-    assert bench.beats.absence(1).how is Loss.CRASHED
+    assert bench.absence(1).how is Loss.CRASHED
 
 
 def test_a_host_that_was_suspended_does_not_take_the_others_for_hanging(bench):
     bench.say(activity=COMPUTING, progress=1, slowest=0.1)
     bench.clock.now += 100 * SILENCE
     bench.say(activity=COMPUTING, progress=1, slowest=0.1)
-    assert bench.beats.absence(1) is None
+    assert bench.absence(1) is None
 
 
 def test_who_is_no_neighbour_is_not_judged(bench):
     bench.wait(2 * SILENCE)
-    assert bench.beats.absence(3) is None
+    assert bench.absence(3) is None
 
 
 def test_a_new_view_is_followed_and_its_new_neighbours_begin_with_a_fresh_silence(bench):
     bench.wait(2 * SILENCE)
     bench.links.install(Terms("run", 8, view=1), [(0, 3)], [(2, 0)])
-    assert bench.beats.absence(3) is None
-    assert bench.beats.absence(2).how is Loss.CRASHED
-    assert bench.beats.absence(1) is None  # no neighbour any more
+    assert bench.absence(3) is None
+    assert bench.absence(2).how is Loss.CRASHED
+    assert bench.absence(1) is None  # no neighbour any more
 
 
 # Hanging
@@ -184,15 +227,15 @@ def test_a_new_view_is_followed_and_its_new_neighbours_begin_with_a_fresh_silenc
 def test_a_peer_that_gets_no_further_for_20_times_its_longest_stretch_hangs(bench, activity):
     bench.say(activity=activity, progress=5, slowest=2.0, iteration=17, busy=1.0)
     bench.say_for(40, activity=activity, progress=5, slowest=2.0, iteration=17, busy=41.0)
-    assert bench.beats.absence(1) is None
+    assert bench.absence(1) is None
     bench.say_for(2, activity=activity, progress=5, slowest=2.0, iteration=17, busy=43.0)
-    lost = bench.beats.absence(1)
+    lost = bench.absence(1)
     assert (lost.lost, lost.how, lost.deadline) == (1, Loss.HANGING, 40.0)
     for part in ("hangs in its own computation", "since 43 s", "for 42 s", "2 s at most", "17 iterations"):
         assert part in str(lost)
     assert bench.knocked == []
     bench.say(activity=activity, progress=6, slowest=44.0, iteration=18)
-    assert bench.beats.absence(1) is None
+    assert bench.absence(1) is None
 
 
 @pytest.mark.parametrize(("slowest", "limit"), [(0.001, SILENCE), (0.0, HANG), (1.0, 20.0), (50.0, HANG)])
@@ -200,9 +243,9 @@ def test_the_limit_of_a_stretch_is_bounded_and_before_the_first_there_is_time(be
     pulse = {"activity": COMPUTING, "progress": 1, "slowest": slowest}
     bench.say(**pulse)
     bench.say_for(limit, **pulse)
-    assert bench.beats.absence(1) is None
+    assert bench.absence(1) is None
     bench.say_for(2, **pulse)
-    assert bench.beats.absence(1).deadline == limit
+    assert bench.absence(1).deadline == limit
 
 
 def test_a_hang_timeout_below_the_silence_counts_as_the_silence():
@@ -210,28 +253,28 @@ def test_a_hang_timeout_below_the_silence_counts_as_the_silence():
     with bench.links:
         bench.say(activity=COMPUTING)
         bench.say_for(SILENCE, activity=COMPUTING)
-        assert bench.beats.absence(1) is None
+        assert bench.absence(1) is None
         bench.say_for(2, activity=COMPUTING)
-        assert bench.beats.absence(1).how is Loss.HANGING
+        assert bench.absence(1).how is Loss.HANGING
 
 
 @pytest.mark.parametrize("activity", [WAITING, Pulse.PAUSED, Pulse.FINISHED])
 def test_a_peer_that_waits_does_not_hang(bench, activity):
     bench.say_for(5 * HANG, activity=activity, progress=1, slowest=0.1)
-    assert bench.beats.absence(1) is None
+    assert bench.absence(1) is None
 
 
 def test_a_peer_that_computes_for_long_and_gets_further_is_alive(bench):
     for progress in range(200):
         bench.say_for(4, activity=COMPUTING, progress=progress, slowest=0.1)
-    assert bench.beats.absence(1) is None
+    assert bench.absence(1) is None
 
 
 def test_what_a_peer_does_while_no_word_comes_through_is_not_held_against_it(bench):
     bench.say(activity=COMPUTING, progress=1, slowest=0.1)
     bench.say_for(6, activity=COMPUTING, progress=1, slowest=0.1)
     bench.wait(SILENCE - 1)  # the link is cut for a while: more than the limit since it was seen to move
-    assert bench.beats.absence(1) is None
+    assert bench.absence(1) is None
 
 
 def test_gossip_without_a_pulse_is_a_word_and_says_nothing_of_progress(bench):
@@ -312,6 +355,39 @@ def test_a_name_that_nobody_knows_is_cut_off_and_says_why():
     how, told = knock("no-such-host.invalid:1")
     assert how is Loss.CUT_OFF
     assert told
+
+
+def test_a_name_service_that_does_not_answer_keeps_nobody_waiting(monkeypatch):
+    asked, answer = threading.Event(), threading.Event()
+
+    def getaddrinfo(*_, **__):
+        asked.set()
+        assert answer.wait(PATIENCE)
+        raise OSError("nobody waits for this any more")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    try:
+        told = knock("hospital.example:9000", 0.05)
+        assert asked.is_set()
+        assert told == (Loss.CUT_OFF, "its name could not be resolved within 0.05 s")
+    finally:
+        answer.set()
+
+
+def test_all_addresses_of_a_name_share_one_deadline(monkeypatch):
+    given = []
+
+    class Mute(socket.socket):
+        def connect(self, place):
+            given.append(self.gettimeout())
+            raise TimeoutError("timed out")
+
+    one = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 9000))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [one] * 3)
+    monkeypatch.setattr(socket, "socket", Mute)
+    assert knock("hospital.example:9000", 100.0) == (Loss.CUT_OFF, "timed out")
+    assert len(given) == 3
+    assert 100.0 > given[0] > given[1] > given[2]
 
 
 # Over sockets

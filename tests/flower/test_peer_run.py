@@ -1,0 +1,50 @@
+"""What the coordinator makes of how the hosts ended."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from p2pft_flower.flower import peer_run
+from p2pft_flower.flower.ending import Ending
+from p2pft_flower.runtime import sketch
+
+from .test_signals import deployment
+
+OUTCOME = {
+    "loss": 0.1,
+    "accuracy": 0.9,
+    "accuracy_unseen": 0.8,
+    "bytes_sent": 10,
+    "seconds": {"gradient": 1.0, "exchange": 1.0, "evaluation": 1.0},
+    "iterations": 1,
+    "parameters": 5,
+    "model_parameters": 9,
+    "sketch": sketch.encode(np.zeros(sketch.SIZE, np.float32)),
+    "epsilon": None,
+    "delta": None,
+}
+
+
+def view(number, peers, **why):
+    told = {"number": number, "iteration": 1, "peers": peers, "edges": [], "why": why, "seconds": 0.1}
+    return {**told, "lost": [int(p) for p in why], "joined": []}
+
+
+def results(tmp_path, monkeypatch, ended, views):
+    """Return the results of three peers, of which ``ended`` have an outcome."""
+    told = peer_run._Told(dict.fromkeys(ended, OUTCOME), [], views, [], [], [])
+    monkeypatch.setattr(peer_run, "_train", lambda *arguments, **more: told)
+    return peer_run.run_peers(None, deployment(tmp_path), Ending("7", {}))
+
+
+def test_who_had_finished_and_gone_before_the_last_view_counts_and_was_not_lost(tmp_path, monkeypatch):
+    # Peer 1 has its results and has gone; then peer 2 crashes, and view 1 is without both.
+    views = [view(1, [0], **{"1": "took no part", "2": "crashed"})]
+    made = results(tmp_path, monkeypatch, (0, 1), views)
+    assert made["status"] == "completed-with-2-of-3"
+    assert made["error"] == "peer 2 was lost after 1 iterations: crashed"
+
+
+def test_a_run_whose_peers_all_have_results_misses_nobody(tmp_path, monkeypatch):
+    made = results(tmp_path, monkeypatch, (0, 1, 2), [view(1, [0, 2], **{"1": "took no part"})])
+    assert (made["status"], made["error"]) == ("completed", None)

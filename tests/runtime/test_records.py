@@ -1,0 +1,84 @@
+"""What a host takes from others' records."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2pft_flower.runtime.membership import Ballot, NextView, Phase, Proposal, Record
+from p2pft_flower.runtime.records import MAX_REASON, decode, encode
+
+GROUPS = {0: (0, 1), 2: (2,), 3: (3,)}
+VIEW = NextView((0, 2), (0, 7), ((1, 2), (2, 1)), 40, (2,), (1,))
+RECORD = Record(
+    2,
+    7,
+    version=3,
+    view=1,
+    phase=Phase.CHANGING,
+    iteration=41,
+    promised=Ballot(2, 0),
+    accepted=Proposal(Ballot(1, 0), VIEW),
+    proposal=Proposal(Ballot(2, 2)),
+    suspects=(3,),
+    hanging=(0,),
+    broken=((2, 3),),
+    reaches=(0,),
+    installed=VIEW,
+    reason="why",
+)
+
+
+def test_a_record_comes_as_it_was_sent():
+    assert decode(encode(RECORD), GROUPS) == RECORD
+
+
+def test_a_reason_is_one_short_line_whatever_was_sent():
+    message = encode(RECORD)
+    message.reason = "a line\nanother" + "x" * 10 * MAX_REASON
+    reason = decode(message, GROUPS).reason
+    assert reason.startswith("a line\\nanother")
+    assert len(reason) == MAX_REASON
+
+
+def test_a_long_reason_is_cut_before_it_is_sent():
+    assert len(encode(Record(0, 0, reason="x" * 10 * MAX_REASON)).reason) == MAX_REASON
+
+
+def _installed(record, **fields):
+    for name, value in fields.items():
+        getattr(record.installed, name)[:] = value
+
+
+@pytest.mark.parametrize(
+    ("harm", "what"),
+    [
+        (lambda r: setattr(r, "member", 1), "member 1"),  # a peer of member 0
+        (lambda r: r.suspects.append(9), "member 9"),
+        (lambda r: r.hanging.append(4), "member 4"),
+        (lambda r: r.reaches.append(5), "member 5"),
+        (lambda r: r.broken.add(sender=2, receiver=6), "peer 6"),
+        (lambda r: _installed(r, members=[0, 8]), "member 8"),
+        (lambda r: _installed(r, joined=[8]), "member 8"),
+        (lambda r: _installed(r, donors=[11]), "peer 11"),
+        (lambda r: r.accepted.value.broken.add(sender=12, receiver=0), "peer 12"),
+    ],
+)
+def test_what_names_somebody_whom_the_run_does_not_have_is_no_record(harm, what):
+    message = encode(RECORD)
+    harm(message)
+    with pytest.raises(ValueError, match=f"names {what}, which the run does not have"):
+        decode(message, GROUPS)
+
+
+def test_a_phase_that_nobody_knows_is_no_record():
+    message = encode(RECORD)
+    message.phase = 77
+    with pytest.raises(ValueError, match="phase number 77"):
+        decode(message, GROUPS)
+
+
+def test_a_view_whose_lists_do_not_fit_is_no_record():
+    message = encode(RECORD)
+    message.installed.incarnations.append(1)
+    with pytest.raises(ValueError, match="2 members with 3 incarnations"):
+        decode(message, GROUPS)
