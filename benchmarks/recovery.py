@@ -1,6 +1,6 @@
 """How long survivors stand still when a peer is killed: from SIGKILL to the first iteration of the next view.
 
-Peers on a directed ring train noisy quadratics over TCP on loopback, as sites do, but for the model: what is
+Peers on a directed ring train quadratics over TCP on loopback, as sites do, but for the model: what is
 measured is how a loss is noticed and agreed on. The victim is a process of its own; the others share the
 processes that the table names, each of them several hosts in threads, a peer a host. Killed is the last
 peer, which is no proposer; an iteration that a survivor had completed and does again would be lost.
@@ -211,7 +211,9 @@ def measure(n: int, timeout: float) -> Recovery:
             done = max(line["iteration"] for line in traces if line["view"] == 0)
             begin = lines(folder, peer, "view")[0]["iteration"]
             lost += max(0, done - begin)
-            firsts.append(next(line["time"] for line in traces if line["view"] == 1) - killed)
+            # A host that was behind also traces the beginning of the view.
+            after = (t["time"] for t in traces if t["view"] == 1 and t["iteration"] > begin)
+            firsts.append(next(after) - killed)
         return Recovery(min(firsts), max(firsts), lost)
 
 
