@@ -314,7 +314,13 @@ _OWN_AFFAIR = frozenset(
 )
 """Errors of a host without which the others may go on."""
 
-_HEARSAY = {"ExchangeTimeoutError": 1, "PeerUnreachableError": 1, "NoReply": 2, "ExchangeStoppedError": 3}
+_HEARSAY = {
+    "ExchangeTimeoutError": 1,
+    "PeerUnreachableError": 1,
+    "LostContactError": 1,
+    "NoReply": 2,
+    "ExchangeStoppedError": 3,
+}
 """Errors that others' failures cause, by how little they say of the cause."""
 
 

@@ -192,7 +192,8 @@ class Agreement:
         Raises
         ------
         LostContactError
-            When there is no agreement before the deadline, or nobody has let this host in.
+            When there is no agreement before the deadline, or can be none any more, or nobody has let this
+            host in.
         """
         with self._lock:
             self._settling = True
@@ -209,8 +210,8 @@ class Agreement:
                     raise_if_stopped()
                     if self._failure is not None:
                         raise self._failure
-                    if self._machine.expired:
-                        raise LostContactError(self._machine.expired)
+                    if why := self._machine.expired or self._machine.stranded:
+                        raise LostContactError(why)
                     self._changed.wait(self._interval)
                 if not self._machine.excluded:
                     return self._settled()

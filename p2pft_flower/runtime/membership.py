@@ -22,9 +22,10 @@ member writes one *record*, the records spread by gossip, and everyone draws the
 A quorum is more than half of the members, or exactly half with the lowest of them. Two quorums have a
 member in common, so of two parts of a divided network one at most goes on, whatever is lost, delayed or
 repeated: there are never two runs that both call themselves the result. The other part waits to be
-connected again and then asks to be let in; after ``patience`` seconds it stops. What the protocol cannot
-promise is a time while messages take arbitrarily long (no protocol can: Fischer, Lynch & Paterson, 1985);
-rounds grow longer until one is long enough.
+connected again and then asks to be let in; after ``patience`` seconds it stops. Where so many have said that
+they go that no quorum can come together, those that are left stop at once. What the protocol cannot promise
+is a time while messages take arbitrarily long (no protocol can: Fischer, Lynch & Paterson, 1985); rounds
+grow longer until one is long enough.
 
 docs/protocol.md tells the whole protocol.
 """
@@ -398,6 +399,20 @@ class Membership:
         others = set(self.current.members) - self.missed - {self.me}
         enough = sum(len(self.groups[m]) for m in others) >= least
         return enough and is_quorum(others, self.current.members)
+
+    @property
+    def stranded(self) -> str:
+        """Why nothing can come of the change under way; empty where something can, or none is.
+
+        Who has left, or begun anew, never votes on what follows this view: without a quorum of the others
+        there is nothing to wait for.
+        """
+        members = self.current.members
+        gone = {m for m in members if m != self.me and self._gone(m)}
+        if self.record.phase is not Phase.CHANGING or is_quorum(set(members) - gone, members):
+            return ""
+        who = "; ".join(f"{m}: {self.records[m].reason or 'it began anew'}" for m in sorted(gone))
+        return f"of the members {list(members)} of view {self.view} too many have gone for a quorum ({who})"
 
     def contacts(self) -> tuple[int, ...]:
         """Return the members to gossip with, ascending: neighbours, and past those that are missing.

@@ -83,14 +83,14 @@ class World:
         self.at(0.0, self.tick, p, node)
 
     def leave(self, p):
-        """Go and say so once, as a host that is told to end."""
+        """Go and say so once, as a host that fails by itself: also where the others are no quorum."""
         node = self.nodes[p]
         machine = node.machine
         trains = (
             machine.record.phase in (Phase.RUNNING, Phase.CHANGING, Phase.FINISHED) and not machine.excluded
         )
-        if node.there and trains and machine.spares(1):
-            machine.leave("told to")
+        if node.there and trains:
+            machine.leave("its disk is full")
             for other in machine.contacts():
                 self.send(p, other, self.receive, machine.news, False)
             node.left = True
@@ -184,8 +184,8 @@ class World:
 
     def look(self, p, node):
         machine = node.machine
-        if machine.expired:
-            node.stopped = machine.expired
+        if why := machine.expired or machine.stranded:
+            node.stopped = why
         if machine.view and machine.view not in node.installed:  # be it to go on to the next one at once
             node.installed.append(machine.view)
             node.last = dict.fromkeys(node.last, self.now)
@@ -326,6 +326,31 @@ def test_too_few_to_decide_stop_after_their_patience_and_say_so():
         world.crash(p)
     world.run(30 + PATIENCE)
     assert "view 0 only [3] are connected" in world.nodes[3].stopped
+
+
+@pytest.mark.parametrize(("n", "gone"), [(2, (0,)), (4, (0, 2)), (5, (1, 2, 4))], ids=str)
+@pytest.mark.parametrize("wait", [False, True], ids=["continue", "wait"])
+def test_who_can_be_no_quorum_since_too_many_have_gone_stops_at_once_and_names_them(n, gone, wait):
+    world = World(Graph.load(f"complete:{n}"), 4, wait=wait)
+    world.run(10)
+    for p in gone:
+        world.leave(p)
+    world.run(10 + 2 * INTERVAL)
+    assert not world.there()
+    for p in set(range(n)).difference(gone):
+        assert "too many have gone for a quorum" in world.nodes[p].stopped
+        for other in gone:
+            assert f"{other}: its disk is full" in world.nodes[p].stopped
+
+
+def test_who_has_begun_anew_is_waited_for_no_longer_by_those_that_are_no_quorum_without_it():
+    world = World(Graph.load("complete:4"), 4)
+    world.run(10)
+    for p in (0, 1):
+        world.crash(p)
+        world.restart(p)
+    world.run(20)
+    assert all("0: it began anew; 1: it began anew" in world.nodes[p].stopped for p in (2, 3))
 
 
 def test_a_cut_link_between_two_that_live_is_gone_around():

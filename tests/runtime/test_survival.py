@@ -48,6 +48,21 @@ def test_when_a_peers_own_code_fails_the_others_go_on_to_their_optimum(tmp_path)
         assert np.abs(problems[p].built[p].kept - best(0, 1, 3)).max() < 0.3
 
 
+def test_of_two_hosts_the_one_that_can_be_no_quorum_ends_as_soon_as_the_other_has_failed(tmp_path):
+    problems = [Quadratics(fail_at={0: 30}) for _ in range(2)]
+    settings = {"iterations": 300, "survive": True, "peer-timeout": 4.0, "rejoin-deadline": 10_000.0}
+    ring = Graph.load("ring:4")
+    results = run_together(plans(ring, [[0, 1], [2, 3]], unix(tmp_path), tmp_path, **settings), problems)
+    assert isinstance(results[0], PeerFailedError)
+    assert isinstance(results[1], LostContactError)
+    why = str(results[1])
+    assert "too many have gone for a quorum (0: " in why
+    assert str(results[0]) in why
+    for p in (2, 3):
+        _, done = stopped_tail(tmp_path, p)
+        assert done in (29, 30, 31)
+
+
 # --- hosts that are told to leave ---
 
 PATIENT = {"peer-timeout": 48.0, "hang-timeout": 60.0}
