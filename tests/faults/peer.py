@@ -33,7 +33,7 @@ from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.recorder import Recorder
 from p2pft_flower.runtime.wires import Access
 from p2pft_flower.transport.links import Links
-from tests.runtime.quadratic import Quadratics
+from tests.faults.digits import Digits
 
 EXIT_ERROR = 3
 """How a peer's process ends that has ended with an error of ours."""
@@ -75,8 +75,8 @@ class Orders:
         From this gradient on, each takes `SLOW` seconds, until the test's process says to hurry: so a run
         does not come to its end before all has been done to it. Negative: none. Not together with a hold
         that is no gradient: two threads would read the pipe.
-    digits : bool
-        Whether it learns what the plan's config says, the app's default job, instead of quadratics.
+    default_job : bool
+        Whether it learns what the plan's config says, the app's default job, instead of means of digits.
     """
 
     hold: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class Orders:
     full: str = ""
     spin: bool = False
     slow_from: int = -1
-    digits: bool = False
+    default_job: bool = False
 
 
 class Reporter:
@@ -149,7 +149,7 @@ def main(plan_json: str, pipe: Connection, orders: Orders, joining: bool) -> Non
         if 0 <= orders.slow_from <= drawn:
             reporter.linger()
 
-    problem = Learning(plan, reached) if orders.digits else Quadratics(hook=reached)
+    problem = Learning(plan, reached) if orders.default_job else Digits(hook=reached)
     watch_views(reporter, fill=orders.full == "view")
     watch_ballots(reporter)
     watch_checkpoints(reporter)

@@ -22,8 +22,8 @@ from tests.faults.relay import between
 RING = "directed-ring-4"
 ITERATIONS, RATE = 120, 0.1
 SETTINGS = {"iterations": ITERATIONS, "learning-rate": RATE, "evaluate-every": ITERATIONS}
-DIGITS, SLOW = Orders(digits=True), Orders(digits=True, slow_from=20)
-HELD = Orders(digits=True, hold=("gradient 20",))
+TRAINS, SLOW = Orders(default_job=True), Orders(default_job=True, slow_from=20)
+HELD = Orders(default_job=True, hold=("gradient 20",))
 
 
 def check_accuracy(ended, trained):
@@ -53,7 +53,7 @@ def check_accuracy(ended, trained):
 @injects(Fault.KILL_ONE)
 def test_survivors_are_as_accurate_as_the_same_peers_trained_without_the_fault(tmp_path):
     survivors = [0, 2, 3]
-    with Federation(tmp_path, RING, orders=dict.fromkeys(range(4), DIGITS) | {1: HELD}, **SETTINGS) as peers:
+    with Federation(tmp_path, RING, orders=dict.fromkeys(range(4), TRAINS) | {1: HELD}, **SETTINGS) as peers:
         peers.hold(1, "gradient 20")
         peers.kill(1)
         ended = peers.ended()
@@ -83,7 +83,7 @@ def test_a_graph_that_does_without_a_cut_link_costs_nobody_any_accuracy(tmp_path
     addresses = free_addresses(4)
     with contextlib.ExitStack() as stack:
         routes, links = between(addresses, 1, 2, stack)
-        orders = dict.fromkeys(range(4), DIGITS) | {2: HELD}
+        orders = dict.fromkeys(range(4), TRAINS) | {2: HELD}
         peers = stack.enter_context(
             Federation(tmp_path, RING, addresses=addresses, routes=routes, orders=orders, **SETTINGS)
         )

@@ -36,9 +36,13 @@ class Peer:
             self.hook(self.peer, self.drawn)
         if self.fail_at == self.drawn:
             raise ValueError("no more images")
-        noise = np.random.default_rng([self.peer, self.drawn]).normal(size=Q).astype(np.float32)
+        theirs = self.batch_minimiser()
         self.drawn += 1
-        return theta - self.minimiser + np.float32(0.1) * noise
+        return theta - theirs
+
+    def batch_minimiser(self):
+        noise = np.random.default_rng([self.peer, self.drawn]).normal(size=Q).astype(np.float32)
+        return self.minimiser - np.float32(0.1) * noise
 
     def evaluate(self, theta):
         self.kept = theta.copy()
@@ -60,6 +64,7 @@ class Quadratics:
     theta0 = np.zeros(Q, dtype=np.float32)
     model_digest = "quadratics"
     model_parameters = 10 * Q
+    peer = Peer
 
     def __init__(self, **faults):
         self.faults = faults
@@ -68,7 +73,7 @@ class Quadratics:
     def objectives(self, peers, progress):
         for p in peers:
             self.faults.get("prepare", lambda peer, progress: None)(p, progress)
-        new = {p: Peer(p, self.faults.get("fail_at", {}).get(p), self.faults.get("hook")) for p in peers}
+        new = {p: self.peer(p, self.faults.get("fail_at", {}).get(p), self.faults.get("hook")) for p in peers}
         self.built |= new
         return new
 
