@@ -29,7 +29,7 @@ from tests.faults.digits import accuracy, held, optimum, undisturbed
 from tests.faults.peer import Orders, main
 from tests.runtime.quadratic import plans
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds after which a run has not ended; only a broken one takes that long."""
 
 DEADLINE = 3.0

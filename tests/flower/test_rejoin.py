@@ -30,24 +30,25 @@ def node_config(deployment, peer):
     return f'peer-id={peer} peer-address="{address}" output-dir="{folder}"'
 
 
-def kill_site(deployment, peer):
-    """Kill a site's SuperNode and all its children at once, as a power cut would."""
+def signal_site(deployment, peer, number):
+    """Signal a site's SuperNode and all its children at once."""
     deployment.supernodes[peer].send_signal(signal.SIGSTOP)  # it starts nothing meanwhile
     group = os.getpgid(deployment.supernodes[peer].pid)
-    os.killpg(group, signal.SIGKILL)
+    os.killpg(group, number)
 
 
 def test_a_site_that_died_comes_back_and_all_peers_train_to_the_end(deployment):
     folder = deployment.folder / "results"
     settings = {"iterations": 1000, "evaluate-every": 20, "peer-timeout": 5.0, "output-dir": str(folder)}
-    # The others wait for it, so that they have not ended before it is there, on however fast a machine.
+    # The others wait for it from when it is suspended: on however fast a machine they do not end before.
     run = deployment.run(topology="directed-ring:3", **settings, on_failure="wait")
     deployment.trains(run)
+    signal_site(deployment, 1, signal.SIGSTOP)
     plan = deployment.outputs[1] / run / "peers" / "peer-1.plan.json"
     assert stat.S_IMODE(plan.stat().st_mode) == 0o600
     refused = deployment.p2pft_fails("rejoin", run, "--node-config", node_config(deployment, 1))
     assert re.search(rf"peer 1 of run {run} trains already, in process \d+", refused)
-    kill_site(deployment, 1)
+    signal_site(deployment, 1, signal.SIGKILL)  # as a power cut would
     rejoined = deployment.start_p2pft("rejoin", run, "--node-config", node_config(deployment, 1))
     deployment.peers_end(run)
     assert rejoined.wait(60) == 0, deployment.said()

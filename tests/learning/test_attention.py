@@ -247,7 +247,7 @@ def test_the_words_say_whose_attention_it_is():
 
 
 def test_a_whole_model_answers_and_looks_as_its_tail_does():
-    workload = Workload(LearningConfig(cache_dtype="float32"), n=1)
+    workload = Workload(LearningConfig(cache_dtype="float32", trunk_dtype="float32"), n=1)
     theta = workload.theta0 + np.random.default_rng(0).normal(0, 0.05, workload.theta0.shape).astype(
         np.float32
     )

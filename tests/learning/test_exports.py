@@ -44,7 +44,13 @@ def pictures(tmp_path_factory):
 def trained_tail(folder, pictures, model, tune):
     """Take two steps and leave the tail in a file, as a run does."""
     config = LearningConfig(
-        dataset=pictures, model=model, weights="none", tune=tune, batch_size=2, cache_dtype="float32"
+        trunk_dtype="float32",  # as a model that is loaded elsewhere computes, whatever this machine can do
+        dataset=pictures,
+        model=model,
+        weights="none",
+        tune=tune,
+        batch_size=2,
+        cache_dtype="float32",
     )
     workload = Workload(config, n=1)
     objective = workload.objectives([0])[0]
