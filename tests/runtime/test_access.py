@@ -14,8 +14,8 @@ from p2pft_flower.runtime.wires import Access
 from p2pft_flower.transport import ExchangeRefusedError, ExchangeStoppedError, PeerUnreachableError
 from tests.transport.federation import Federation
 
+from .hosts import ALONE, tcp, train
 from .quadratic import GRAPH, Quadratics, plans, thetas
-from .test_host import ALONE, tcp, train
 
 
 @pytest.fixture(scope="module")

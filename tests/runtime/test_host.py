@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 from p2pft_flower.algorithms import simulate
 from p2pft_flower.flower import host_process
@@ -33,59 +32,11 @@ from p2pft_flower.transport import (
     digest_of,
     new_key,
     stop_run,
-    unix_address,
 )
 from p2pft_flower.transport.certificates import create_authority, issue, issue_coordinator
 
-from .quadratic import GRAPH, Peer, Quadratics, child, plans, thetas
-
-ALONE = [[0], [1], [2], [3]]
-FOLDED = [[0, 1], [2, 3]]
-
-
-def unix(folder):
-    return {p: unix_address("test", p, folder) for p in range(4)}
-
-
-def tcp():
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
-    addresses = {p: f"127.0.0.1:{s.getsockname()[1]}" for p, s in enumerate(sockets)}
-    for s in sockets:
-        s.close()
-    return addresses
-
-
-def run_together(all_plans, problems):
-    """Run hosts in threads of this process; return their outcomes or errors, in order."""
-
-    def run(plan, problem):
-        try:
-            with np.errstate(all="ignore"):  # runs that diverge on purpose
-                return Host(plan, problem).run()
-        except Exception as error:  # the tests look at it
-            return error
-
-    with ThreadPoolExecutor(len(all_plans)) as pool:
-        return list(pool.map(run, all_plans, problems))
-
-
-def train(folder, hosts, addresses, **settings):
-    problems = [Quadratics() for _ in hosts]
-    results = run_together(plans(GRAPH, hosts, addresses, folder, **settings), problems)
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-    return thetas(problems), [outcome for result in results for outcome in result]
-
-
-@pytest.fixture
-def short(tmp_path_factory):
-    """A folder whose path is short enough for Unix sockets."""
-    import tempfile
-    from pathlib import Path
-
-    with tempfile.TemporaryDirectory(prefix="t") as folder:
-        yield Path(folder)
+from .hosts import ALONE, FOLDED, run_together, stopped_tail, tcp, train, unix
+from .quadratic import GRAPH, Peer, Quadratics, child, plans
 
 
 @pytest.mark.parametrize("algorithm", ["p2pft", "dgd"])
@@ -448,12 +399,6 @@ def test_a_host_without_neighbours_trains_where_it_cannot_listen_and_says_so(tmp
         (outcome,) = Host(replace(plan, stop_digest="0" * 64), Quadratics()).run()
     assert outcome.iterations == 20
     assert "flwr stop will not reach peers [0], which train alone: " in caplog.text
-
-
-def stopped_tail(folder, peer):
-    """Return the θ that a stopped peer has left, and after how many iterations."""
-    with safe_open(folder / "peers" / f"peer-{peer}.stopped.safetensors", "np") as file:
-        return file.get_tensor("theta"), int(file.metadata()["iterations"])
 
 
 def test_peers_that_fail_leave_their_last_complete_iteration(tmp_path):

@@ -37,8 +37,8 @@ from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import ExchangeStoppedError
 
+from .hosts import ALONE, FOLDED, run_together, tcp, unix
 from .quadratic import GRAPH, Quadratics, plans, thetas
-from .test_host import ALONE, FOLDED, run_together, short, tcp, unix  # noqa: F401 - a fixture
 
 TOGETHER = [[0, 1, 2, 3]]
 
@@ -206,7 +206,7 @@ def test_files_of_the_last_view_of_all_stay_while_somebody_is_missing():
 
 @pytest.mark.parametrize("before", [TOGETHER, FOLDED, ALONE], ids=["together", "folded", "alone"])
 @pytest.mark.parametrize("after", [TOGETHER, FOLDED, ALONE], ids=["together", "folded", "alone"])
-def test_hosts_may_be_others_and_theta_stays_bit_identical(before, after, tmp_path, short):  # noqa: F811
+def test_hosts_may_be_others_and_theta_stays_bit_identical(before, after, tmp_path, short):
     how = {"momentum": 0.9, "schedule": "cosine", "weight-decay": 0.01}
     whole = run_all(keeping(tmp_path / "whole", every=-1, **how))
     first = keeping(tmp_path / "first", before, unix(short), **how)
@@ -240,7 +240,7 @@ def test_a_resumed_run_can_be_resumed_from_its_first_moment_on(tmp_path):
     assert evaluations == [0, 10, 20]
 
 
-def test_a_host_whose_peer_fails_or_that_is_stopped_leaves_its_last_complete_iteration(tmp_path, short):  # noqa: F811
+def test_a_host_whose_peer_fails_or_that_is_stopped_leaves_its_last_complete_iteration(tmp_path, short):
     with pytest.raises(PeerFailedError):
         run_all(keeping(tmp_path / "failed"), [Quadratics(fail_at={3: 7})])  # in iteration 6
     for p in range(4):

@@ -21,9 +21,8 @@ from p2pft_flower.transport import (
 )
 from tests.transport.relay import Relay
 
+from .hosts import RING, best, events, tcp
 from .quadratic import plans
-from .test_host import tcp
-from .test_rejoin import RING, best, events, federation  # noqa: F401
 
 SHORT = {"peer-timeout": 2.0, "hang-timeout": 3.0}
 
@@ -44,7 +43,7 @@ class Harm:
 
 
 @pytest.fixture
-def relayed(federation):  # noqa: F811
+def relayed(federation):
     """Make four hosts on a ring; what peer 1 sends to peer 2 passes a relay that does ``harm`` to it."""
     relays = []
 
@@ -119,7 +118,7 @@ def test_where_peers_do_not_go_on_without_one_another_such_an_edge_ends_the_run_
 
 
 def test_a_host_whose_sender_hears_that_it_ends_before_it_hears_that_it_leaves_ends_alone(
-    federation,  # noqa: F811
+    federation,
     tmp_path,
     monkeypatch,
 ):
@@ -149,7 +148,7 @@ def test_a_host_whose_sender_hears_that_it_ends_before_it_hears_that_it_leaves_e
 
 
 def test_a_host_that_leaves_closes_nothing_before_the_others_have_been_told(
-    federation,  # noqa: F811
+    federation,
     tmp_path,
     monkeypatch,
 ):

@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -20,27 +18,16 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.runtime import sketch
 from p2pft_flower.runtime.agreement import LostContactError
 from p2pft_flower.runtime.host import Host, PeerFailedError
-from p2pft_flower.runtime.journal import read_journal, read_last_run
+from p2pft_flower.runtime.journal import read_last_run
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.training import TRACE
 from p2pft_flower.runtime.wires import Access, Wires
 from p2pft_flower.topology import Graph
-from p2pft_flower.transport import ExchangeStoppedError, OwnPulse, Pulse, Terms, ViewChangeError, unix_address
+from p2pft_flower.transport import ExchangeStoppedError, OwnPulse, Terms, ViewChangeError, unix_address
 from p2pft_flower.transport.header import encode_header
 
-from .quadratic import Peer, Quadratics, plans
-from .test_host import run_together, short, tcp, unix  # noqa: F401
-
-RING = Graph.load("directed-ring:4")
-ALONE = [[0], [1], [2], [3]]
-
-
-def best(*peers):
-    return np.mean([Peer(p).minimiser for p in peers], axis=0)
-
-
-def events(folder, peer, kind):
-    return [e for e in read_journal(folder / "peers" / f"peer-{peer}.jsonl") if e["event"] == kind]
+from .hosts import ALONE, RING, best, events, tcp, until
+from .quadratic import Quadratics, plans
 
 
 def assert_invariant_1(folder, n):
@@ -57,51 +44,6 @@ def assert_invariant_1(folder, n):
     for (view, _), told in complete.items():
         total = np.sum([told[p] for p in peers[view]], axis=0)
         assert np.abs(total).max() < 1e-2, view
-
-
-class Federation:
-    """Hosts in threads; a peer's gradient waits a little as long as somebody is away."""
-
-    def __init__(self, folder, addresses, monkeypatch, graph=RING, hosts=ALONE, **settings):
-        monkeypatch.setenv(TRACE, "1")
-        settings = {"iterations": 400, "survive": True, "peer-timeout": 4.0} | settings
-        self.folder = folder
-        self.plans = plans(graph, hosts, addresses, folder, **settings)
-        self.all_there = threading.Event()
-        self.pool = ThreadPoolExecutor(2 * len(hosts))
-        self.problems = {}
-        self.hosts = {}
-
-    def start(self, host, joining=False, hook=None, **faults):
-        def paced(peer, drawn):
-            if hook is not None:
-                hook(peer, drawn)
-            self.all_there.wait(0.02)
-
-        problem = self.problems[host] = Quadratics(hook=paced, **faults)
-        life = self.hosts[host] = Host(self.plans[host], problem, joining=joining)
-        return self.pool.submit(life.run)
-
-    def pauses(self, host):
-        """Whether a host has stopped iterating until a view is agreed on."""
-        return self.hosts[host]._pulse.read().activity == Pulse.PAUSED
-
-    def kept(self, peer):
-        return next(p.built[peer].kept for p in self.problems.values() if peer in p.built)
-
-
-@pytest.fixture
-def federation(tmp_path, monkeypatch):
-    made = []
-
-    def make(addresses, **settings):
-        made.append(Federation(tmp_path, addresses, monkeypatch, **settings))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.all_there.set()
-        one.pool.shutdown()
 
 
 def test_a_host_that_crashed_and_is_started_again_trains_on_with_the_others(federation, tmp_path):
@@ -153,14 +95,6 @@ def test_who_finds_nobody_gives_up_at_the_deadline_and_stops_no_other(federation
     net = federation(tcp(), **{"rejoin-deadline": 1.0, "peer-timeout": 1.0})
     with pytest.raises(LostContactError, match="nobody has let it in for 1 s"):
         net.start(1, joining=True).result(60)
-
-
-def until(condition, seconds=60.0):
-    """Wait for what another thread or process does; a broken test waits to the end."""
-    end, never = time.monotonic() + seconds, threading.Event()
-    while not condition():
-        assert time.monotonic() < end, "it never came to be"
-        never.wait(0.02)
 
 
 def views(folder, peer):
@@ -320,7 +254,7 @@ def test_when_the_donor_dies_while_it_is_asked_the_next_view_has_another(federat
     assert_invariant_1(tmp_path, 4)
 
 
-def test_who_is_none_of_the_run_is_not_let_in(federation, tmp_path, short):  # noqa: F811
+def test_who_is_none_of_the_run_is_not_let_in(federation, tmp_path, short):
     addresses = tcp()
     net = federation(addresses)
     addresses |= {4: unix_address("stranger", 4, short)}

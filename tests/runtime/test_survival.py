@@ -19,15 +19,8 @@ from p2pft_flower.runtime.running import running
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import ExchangeStoppedError
 
-from .quadratic import Peer, Quadratics, plans
-from .test_host import run_together, short, stopped_tail, tcp, unix  # noqa: F401
-from .test_rejoin import federation, until  # noqa: F401
-
-RING = Graph.load("directed-ring:4")
-
-
-def best(*peers):
-    return np.mean([Peer(p).minimiser for p in peers], axis=0)
+from .hosts import RING, best, run_together, stopped_tail, tcp, unix, until
+from .quadratic import Quadratics, plans
 
 
 def views(folder, peer):
@@ -48,11 +41,11 @@ def test_when_a_peers_own_code_fails_the_others_go_on_to_their_optimum(tmp_path)
         assert np.abs(problems[p].built[p].kept - best(0, 1, 3)).max() < 0.3
 
 
-def test_of_two_hosts_the_one_that_can_be_no_quorum_ends_as_soon_as_the_other_has_failed(tmp_path):
+def test_of_two_hosts_the_one_that_can_be_no_quorum_ends_as_soon_as_the_other_has_failed(tmp_path, short):
     problems = [Quadratics(fail_at={0: 30}) for _ in range(2)]
     settings = {"iterations": 300, "survive": True, "peer-timeout": 4.0, "rejoin-deadline": 10_000.0}
     ring = Graph.load("ring:4")
-    results = run_together(plans(ring, [[0, 1], [2, 3]], unix(tmp_path), tmp_path, **settings), problems)
+    results = run_together(plans(ring, [[0, 1], [2, 3]], unix(short), tmp_path, **settings), problems)
     assert isinstance(results[0], PeerFailedError)
     assert isinstance(results[1], LostContactError)
     why = str(results[1])
@@ -98,7 +91,7 @@ def assert_the_others_went_on(net, runs, why):
     assert told == {f"peer 2 has left: {why}"}
 
 
-def test_a_host_that_is_told_to_leave_goes_and_the_others_go_on_to_their_optimum(federation, tmp_path):  # noqa: F811
+def test_a_host_that_is_told_to_leave_goes_and_the_others_go_on_to_their_optimum(federation, tmp_path):
     net = federation(tcp(), **PATIENT)
     checkpoints(net)
     reached = threading.Event()
@@ -112,7 +105,7 @@ def test_a_host_that_is_told_to_leave_goes_and_the_others_go_on_to_their_optimum
     assert_gone(tmp_path, 2, "the ward closes")
 
 
-def test_a_host_leaves_though_it_is_busy_and_leaving_twice_is_once(federation, tmp_path):  # noqa: F811
+def test_a_host_leaves_though_it_is_busy_and_leaving_twice_is_once(federation, tmp_path):
     net = federation(tcp(), **PATIENT)
     checkpoints(net)
     reached, release = threading.Event(), threading.Event()
@@ -141,7 +134,7 @@ def test_a_host_leaves_though_it_is_busy_and_leaving_twice_is_once(federation, t
     assert_gone(tmp_path, 2, "the ward closes")
 
 
-def test_who_leaves_before_the_training_has_begun_stops_all(federation):  # noqa: F811
+def test_who_leaves_before_the_training_has_begun_stops_all(federation):
     net = federation(tcp(), **PATIENT)
     preparing, release = threading.Event(), threading.Event()
 
@@ -158,7 +151,7 @@ def test_who_leaves_before_the_training_has_begun_stops_all(federation):  # noqa
             run.result(60)
 
 
-def test_where_peers_do_not_go_on_without_one_another_who_leaves_stops_all(federation, tmp_path):  # noqa: F811
+def test_where_peers_do_not_go_on_without_one_another_who_leaves_stops_all(federation, tmp_path):
     net = federation(tcp(), survive=False, **PATIENT)
     reached = threading.Event()
     runs = [net.start(p, hook=lambda p, drawn: drawn > 20 and reached.set()) for p in range(4)]
@@ -192,7 +185,7 @@ def started_with_a_clientapp(net, tmp_path, monkeypatch, at_30):
     return runs, caught.value
 
 
-def test_a_clientapp_that_is_told_to_end_leaves_alone(federation, tmp_path, monkeypatch):  # noqa: F811
+def test_a_clientapp_that_is_told_to_end_leaves_alone(federation, tmp_path, monkeypatch):
     net = federation(tcp(), **PATIENT)
     runs, error = started_with_a_clientapp(
         net, tmp_path, monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM)
@@ -203,7 +196,7 @@ def test_a_clientapp_that_is_told_to_end_leaves_alone(federation, tmp_path, monk
     assert_gone(tmp_path, 2, why)
 
 
-def test_a_clientapp_that_p2pft_stop_ends_stops_all(federation, tmp_path, monkeypatch):  # noqa: F811
+def test_a_clientapp_that_p2pft_stop_ends_stops_all(federation, tmp_path, monkeypatch):
     net = federation(tcp(), **PATIENT)
 
     def stop():
@@ -221,7 +214,7 @@ def test_a_clientapp_that_p2pft_stop_ends_stops_all(federation, tmp_path, monkey
 
 
 def test_a_host_whose_gradient_never_ends_is_given_up_when_it_can_come_back_no_more(
-    federation,  # noqa: F811
+    federation,
     tmp_path,
     monkeypatch,
 ):
