@@ -135,11 +135,11 @@ class Agreement:
 
     # For the heartbeats ------------------------------------------------------------------------------
 
-    def tell(self) -> list[pb.Record]:
-        """Return the records to gossip."""
+    def tell(self, remote: int) -> pb.Gossip:
+        """Return what to tell the host of a remote peer: records, and what this host knows."""
         with self._lock:
-            news = self._machine.news
-        return [records.encode(r) for r in news]
+            news, known = self._machine.news(self._host[remote]), self._machine.known
+        return pb.Gossip(records=map(records.encode, news), known=records.encode_known(known))
 
     def contacts(self) -> Mapping[int, int]:
         """Return a remote peer of each member to gossip with, and the local peer that speaks to it."""
@@ -149,16 +149,21 @@ class Agreement:
 
     def hear(self, gossip: Gossip) -> None:
         """Take in what another host says."""
-        heard = []
+        heard, known = [], {}
         for message in gossip.records:
             try:
                 heard.append(records.decode(message, self._machine.groups))
             except ValueError as error:
                 log.warning("a record from peer %d is not used: %s", gossip.sender, error)
+        try:
+            known = records.decode_known(gossip.known)
+        except ValueError as error:
+            log.warning("what peer %d says that it knows is not used: %s", gossip.sender, error)
         with self._lock:
             if (speaker := self._host.get(gossip.sender)) is not None:
                 self._spoken[speaker] = self._clock()
                 self._machine.heard_again(speaker)
+                self._machine.hear_known(speaker, known)
             news = self._machine.hear(heard, self._clock())
             self._look(news and self._machine.record.phase is not Phase.RUNNING)
 
@@ -348,11 +353,12 @@ class Agreement:
                 with self._changed:
                     if self._changed.wait_for(lambda: self._closed, self._interval):
                         return
-                    running = self._machine.record.phase in (Phase.RUNNING, Phase.FINISHED)
-                    # Between two views the neighbours are still those of the old one.
-                    running = running and self._machine.view == self._installed
+                    # In a change too: whom all its neighbours miss is not waited for. Between two views the
+                    # neighbours are still those of the old one.
+                    phases = (Phase.RUNNING, Phase.CHANGING, Phase.FINISHED)
+                    there = self._machine.record.phase in phases and self._machine.view == self._installed
                     heartbeats = self._heartbeats
-                if running and heartbeats is not None:
+                if there and heartbeats is not None:
                     self._look_after(heartbeats)
                 with self._lock:
                     self._reach()

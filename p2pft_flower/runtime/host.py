@@ -26,7 +26,6 @@ from p2pft_flower.runtime.training import PeerFailedError, Training, naming
 from p2pft_flower.runtime.wires import Access, Wires, remote_edges
 from p2pft_flower.transport import (
     ExchangeStoppedError,
-    Gossip,
     Hello,
     OwnPulse,
     Pulse,
@@ -538,10 +537,10 @@ class Host:
         if self._wires is None or (agreement := self._wires.agreement) is None:
             return
         agreement.leave(str(error))
-        gossip = {
-            remote: Gossip(run=self.plan.run, sender=local, receiver=remote, records=agreement.tell())
-            for remote, local in agreement.contacts().items()
-        }
+        gossip = {}
+        for remote, local in agreement.contacts().items():
+            gossip[remote] = agreement.tell(remote)
+            gossip[remote].sender = local
         self._wires.links.gossip_all(gossip, 2.0)
 
     def _news_of(self, error: BaseException) -> News:

@@ -32,6 +32,7 @@ docs/protocol.md tells the whole protocol.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -40,10 +41,27 @@ from typing import NamedTuple
 from p2pft_flower.topology.graph import Graph
 from p2pft_flower.topology.views import View
 
-__all__ = ["Ballot", "Edge", "Membership", "NextView", "Phase", "Proposal", "Record", "is_quorum"]
+__all__ = [
+    "CONTACTS",
+    "Age",
+    "Ballot",
+    "Edge",
+    "Membership",
+    "NextView",
+    "Phase",
+    "Proposal",
+    "Record",
+    "is_quorum",
+]
 
 Edge = tuple[int, int]
 """(sender, receiver), peers."""
+
+Age = tuple[int, int]
+"""(incarnation, version) of a record: of two of one member the greater is the newer."""
+
+CONTACTS = 8
+"""Members whose turn it is to be gossiped with at once, at least; an eighth of all where that is more."""
 
 
 class Phase(Enum):
@@ -162,7 +180,7 @@ class Record:
     reason: str = ""
 
     @property
-    def age(self) -> tuple[int, int]:
+    def age(self) -> Age:
         """Order of one member's records."""
         return self.incarnation, self.version
 
@@ -242,6 +260,10 @@ class Membership:
     _joining_since: float | None = field(default=None, init=False)
     _heard: dict[int, float] = field(default_factory=dict, init=False)
     """When each member's newest record came."""
+    _known_to: dict[int, Mapping[int, Age]] = field(default_factory=dict, init=False)
+    """What each other member has said last that it knows."""
+    _turn: int = field(default=0, init=False)
+    """How often time has passed: whose turn it is to be gossiped with."""
     _ran: float | None = field(default=None, init=False)
     """When time passed last, or something was heard."""
     _useless: set[Edge] = field(default_factory=set, init=False)
@@ -297,9 +319,9 @@ class Membership:
         r = self.records.get(member)
         if r is not None and r.phase is Phase.FINISHED and r.view == self.view:
             return  # it has sent all that it owes, and may go
-        if hanging:
+        if hanging and member not in self.record.hanging:
             self._write(hanging=_with(self.record.hanging, member))
-        else:
+        elif not hanging and member not in self.record.suspects:
             edges = {(a, b) for a in self.groups[self.me] for b in self.groups[member]}
             both = edges | {(b, a) for a, b in edges}
             self._write(
@@ -373,9 +395,15 @@ class Membership:
         self._advance(now)
         return before != self.records or version != self.record.age
 
+    def hear_known(self, other: int, known: Mapping[int, Age]) -> None:
+        """Take in what ``other`` says that it knows; nothing where it trains, which it does not say then."""
+        if known:
+            self._known_to[other] = known
+
     def tick(self, now: float) -> bool:
         """Let time pass; return whether what this member says has changed."""
         self._allow_for_a_pause(now)
+        self._turn += 1
         version = self.record.age
         if self.record.phase is Phase.JOINING:
             self._write()  # a sign of life: a record that does not change any more is a dead one's
@@ -390,9 +418,21 @@ class Membership:
         return [r for _, r in sorted({**self.records, self.me: self.record}.items())]
 
     @property
-    def news(self) -> list[Record]:
-        """The records to gossip: its own while it trains, else all it knows."""
-        return [self.record] if self.record.phase is Phase.RUNNING else self.table
+    def known(self) -> dict[int, Age]:
+        """How new the records are that this member knows, by whom they are of; none while it trains."""
+        return {} if self.record.phase is Phase.RUNNING else {r.member: r.age for r in self.table}
+
+    def news(self, other: int) -> list[Record]:
+        """Return the records to tell ``other``.
+
+        All that are new to it, by what it has said that it knows; only this member's own while this one
+        trains, or where the other has not said so yet, which it does in its answer unless it trains itself
+        (van Renesse et al., Efficient Reconciliation and Flow Control for Anti-Entropy Protocols, 2008).
+        """
+        known = self._known_to.get(other)
+        if known is None or self.record.phase is Phase.RUNNING:
+            return [self.record]
+        return [r for r in self.table if r.member not in known or known[r.member] < r.age]
 
     def spares(self, least: int) -> bool:
         """Tell whether the others can go on without this one: a quorum of the view, and ``least`` peers."""
@@ -418,11 +458,13 @@ class Membership:
         """Return the members to gossip with, ascending: neighbours, and past those that are missing.
 
         Where a neighbour is missing, its neighbours are contacts too, and so on, as far as this member knows
-        who is missing. In a change that lasts longer than a round, and for a joining member, all others are.
-        One that has finished stays as long as it hears those that still train, so these are its contacts too.
+        who is missing. In a change that lasts longer than a round all others are in turn, some of them (see
+        `CONTACTS`) between two ticks; for a joining member all are at once. One that has finished stays as
+        long as it hears those that still train, so these are its contacts too.
         """
-        if self.record.phase is Phase.JOINING or (self._change is not None and self._change.long):
-            return tuple(m for m in sorted(self.groups) if m != self.me)
+        others = [m for m in sorted(self.groups) if m != self.me]
+        if self.record.phase is Phase.JOINING:
+            return tuple(others)
         there = set(self.current.members) - self.missed - set(self.record.suspects)
         seen, queue = {self.me}, [self.me]
         while queue:
@@ -433,6 +475,11 @@ class Membership:
                     queue.append(other)
         if self.record.phase is Phase.FINISHED:
             seen.update(self.unfinished)
+        if self._change is not None and self._change.long:
+            some = max(CONTACTS, -(-len(others) // 8))
+            # Each begins with those after it: not all turn to the same ones.
+            begin = bisect(others, self.me) + self._turn * some
+            seen.update(others[(begin + k) % len(others)] for k in range(min(some, len(others))))
         return tuple(sorted(seen - {self.me}))
 
     def near(self) -> tuple[int, ...]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from p2pft_flower.errors import printable
-from p2pft_flower.runtime.membership import NO_BALLOT, Ballot, Edge, NextView, Phase, Proposal, Record
+from p2pft_flower.runtime.membership import NO_BALLOT, Age, Ballot, Edge, NextView, Phase, Proposal, Record
 from p2pft_flower.transport import p2pft_pb2 as pb
 
-__all__ = ["MAX_REASON", "decode", "encode"]
+__all__ = ["MAX_REASON", "decode", "decode_known", "encode", "encode_known"]
 
 MAX_REASON = 1024
 """Characters of the reason why a member has left: the size of a gossip is limited."""
@@ -79,6 +79,30 @@ def decode(message: pb.Record, groups: Mapping[int, tuple[int, ...]]) -> Record:
         installed=_read_view(message.installed) if message.HasField("installed") else None,
         reason=printable(message.reason[:MAX_REASON])[:MAX_REASON],
     )
+
+
+def encode_known(known: Mapping[int, Age]) -> pb.Known | None:
+    """Return how new the records are that a member knows, as a message; None where it says nothing."""
+    if not known:
+        return None
+    lives, versions = zip(*known.values(), strict=True)
+    return pb.Known(members=known, incarnations=lives, versions=versions)
+
+
+def decode_known(message: pb.Known) -> dict[int, Age]:
+    """Return how new the records are that another member knows; empty where it says nothing.
+
+    Raises
+    ------
+    ValueError
+        When it does not say it of all that it names.
+    """
+    members, lives, versions = message.members, message.incarnations, message.versions
+    if not len(members) == len(lives) == len(versions):
+        raise ValueError(
+            f"{len(members)} members' records with {len(lives)} incarnations and {len(versions)} versions"
+        )
+    return dict(zip(members, zip(lives, versions, strict=True), strict=True))
 
 
 def _check(what: str, named: Iterable[int], known: Iterable[int]) -> None:

@@ -19,6 +19,7 @@ from p2pft_flower.transport import (
     Credentials,
     EdgeBrokenError,
     ExchangeError,
+    Gossip,
     Heartbeats,
     Hello,
     Links,
@@ -189,7 +190,7 @@ class Wires:
             config.peer_timeout,
             config.hang_timeout,
             pulse=pulse.read,
-            tell=list if agreement is None else agreement.tell,
+            tell=(lambda _: Gossip()) if agreement is None else agreement.tell,
             hear=(lambda _: None) if agreement is None else agreement.hear,
             contacts=None if agreement is None else agreement.contacts,
         )

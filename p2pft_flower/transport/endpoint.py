@@ -80,9 +80,9 @@ def gossip_limit(members: int) -> int:
 
     Room for a record of each, with a reason of 1 KiB, all of its three views naming all members (20 bytes a
     member: its number, a 64-bit incarnation, whether it joined and from whom), all others suspected and
-    reached, and two broken edges for each member.
+    reached, and two broken edges for each member; and for how new each record is that the sender has.
     """
-    return _SMALL_MESSAGE + members * (2048 + 80 * members)
+    return _SMALL_MESSAGE + members * (2080 + 80 * members)
 
 
 def _plain_text_allowed(address: Address, insecure: bool, option: str) -> None:

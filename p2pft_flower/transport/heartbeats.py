@@ -34,7 +34,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -257,7 +257,8 @@ class Heartbeats:
     pulse : callable
         Returns this host's pulse: `OwnPulse.read`.
     tell : callable
-        Returns the records to gossip. Called in any thread; must return soon.
+        Given the remote peer that is spoken to, returns a gossip with what it is to be told, to be completed
+        here. Called in any thread; must return soon.
     hear : callable
         Gets every gossip that comes in, answers to ours too, in a thread of the server or in that of the
         heartbeats; must return soon.
@@ -280,7 +281,7 @@ class Heartbeats:
         hang: float,
         *,
         pulse: Callable[[], pb.Pulse],
-        tell: Callable[[], Iterable[pb.Record]],
+        tell: Callable[[int], pb.Gossip],
         hear: Callable[[pb.Gossip], None],
         contacts: Callable[[], Mapping[int, int]] | None = None,
         clock: Clock = time.monotonic,
@@ -294,6 +295,7 @@ class Heartbeats:
         self._remotes: dict[int, _Remote] = {}
         self._ran = clock()
         self._due: set[int] = set()
+        self._nudged: set[int] = set()
         self._under_way: set[int] = set()
         # Answers to be heard; None: there is something to send, or to end.
         self._inbox: SimpleQueue[pb.Gossip | None] = SimpleQueue()
@@ -306,10 +308,10 @@ class Heartbeats:
         self._thread.start()
 
     def nudge(self) -> None:
-        """Gossip with all neighbours now: there is news. Does not wait for it."""
+        """Gossip now with all neighbours to which there are records to tell. Does not wait for it."""
         targets = self._targets()
         with self._lock:
-            self._due.update(targets)
+            self._nudged.update(targets)
         self._inbox.put(None)
 
     def heard(self, remote: int) -> None:
@@ -327,7 +329,7 @@ class Heartbeats:
         """Take a member's gossip in and return what it is answered; for `PeerServer`."""
         self._take(gossip)
         self._hear(gossip)
-        return pb.Gossip(pulse=self._pulse(), records=self._tell())
+        return self._message(gossip.sender)
 
     def pulse_of(self, remote: int) -> pb.Pulse | None:
         """Return the last pulse of a remote neighbour; None before there was one."""
@@ -433,16 +435,27 @@ class Heartbeats:
         further = {} if self._contacts is None else self._contacts()
         return {**further, **self._links.neighbours}
 
+    def _message(self, remote: int) -> pb.Gossip:
+        message = self._tell(remote)
+        message.pulse.CopyFrom(self._pulse())
+        return message
+
     def _send_due(self) -> None:
         neighbours = self._targets()
         with self._lock:
-            now = (self._due - self._under_way) & neighbours.keys()
+            due = (self._due - self._under_way) & neighbours.keys()
+            now = due | ((self._nudged - self._under_way) & neighbours.keys())
+            self._due &= self._under_way
+            self._nudged &= self._under_way
             self._under_way |= now
-            self._due = (self._due & self._under_way) - now
-        if not now or self._closed:
+        if self._closed:
             return
-        message = pb.Gossip(pulse=self._pulse(), records=self._tell())
         for remote in sorted(now):
+            message = self._message(remote)
+            if remote not in due and not message.records:
+                with self._lock:
+                    self._under_way.discard(remote)
+                continue
             message.sender = neighbours[remote]
             try:
                 # Where a link is cut, an answer never comes: try again within the silence.
@@ -458,7 +471,7 @@ class Heartbeats:
             self._take(answer)
         with self._lock:
             self._under_way.discard(remote)
-            more = remote in self._due
+            more = remote in self._due or remote in self._nudged
             if isinstance(answer, ExchangeError) and (known := self._remotes.get(remote)) is not None:
                 known.failure = answer.problem
         if isinstance(answer, pb.Gossip):

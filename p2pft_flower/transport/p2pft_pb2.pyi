@@ -274,8 +274,18 @@ class Record(_message.Message):
     hanging: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, member: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., view: _Optional[int] = ..., phase: _Optional[_Union[Record.Phase, str]] = ..., iteration: _Optional[int] = ..., promised: _Optional[_Union[Ballot, _Mapping]] = ..., accepted: _Optional[_Union[Proposal, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., suspects: _Optional[_Iterable[int]] = ..., broken: _Optional[_Iterable[_Union[Edge, _Mapping]]] = ..., reaches: _Optional[_Iterable[int]] = ..., installed: _Optional[_Union[NextView, _Mapping]] = ..., reason: _Optional[str] = ..., hanging: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class Known(_message.Message):
+    __slots__ = ("members", "incarnations", "versions")
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    members: _containers.RepeatedScalarFieldContainer[int]
+    incarnations: _containers.RepeatedScalarFieldContainer[int]
+    versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, members: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class Gossip(_message.Message):
-    __slots__ = ("run", "sender", "receiver", "pulse", "records", "status", "reason")
+    __slots__ = ("run", "sender", "receiver", "pulse", "records", "status", "reason", "known")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
@@ -283,6 +293,7 @@ class Gossip(_message.Message):
     RECORDS_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
     run: str
     sender: int
     receiver: int
@@ -290,7 +301,8 @@ class Gossip(_message.Message):
     records: _containers.RepeatedCompositeFieldContainer[Record]
     status: Status
     reason: str
-    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ...) -> None: ...
+    known: Known
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., known: _Optional[_Union[Known, _Mapping]] = ...) -> None: ...
 
 class Fetch(_message.Message):
     __slots__ = ("run", "view", "sender", "receiver")

@@ -248,15 +248,15 @@ def watch_views(reporter: Reporter, *, fill: bool) -> None:
 
 def watch_ballots(reporter: Reporter) -> None:
     """Hold where this peer has told of a ballot of its own, and where its proposal was just accepted."""
-    tell, follow, told = Agreement.tell, Membership._follow, []
+    tell, follow, told = Agreement.tell, Membership._follow, set()
 
-    def tell_of_ballots(self):
+    def tell_of_ballots(self, remote):
         own = self._machine.record.proposal
         if own is not None and own.value is None:
-            if told:
+            if remote in told:
                 reporter.at("ballot")
-            told.append(own)
-        return tell(self)
+            told.add(remote)
+        return tell(self, remote)
 
     def follow_own_proposal(self, view, value):
         if self.record.proposal is not None and self.record.proposal.value == value:

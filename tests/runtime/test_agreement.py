@@ -7,7 +7,7 @@ import pytest
 from p2pft_flower.runtime.agreement import Agreement
 from p2pft_flower.runtime.membership import Membership
 from p2pft_flower.topology import Graph
-from p2pft_flower.transport import Gossip, Loss, PeerLostError, ViewChangeError
+from p2pft_flower.transport import Loss, PeerLostError, ViewChangeError
 
 TWO = Graph.load("ring:2")
 RING = Graph.load("directed-ring:4")
@@ -33,7 +33,9 @@ def gossip(hosts):
     for sender, one in hosts.items():
         for receiver, other in hosts.items():
             if receiver != sender:
-                other.hear(Gossip(sender=sender, receiver=receiver, records=one.tell()))
+                gossip = one.tell(receiver)
+                gossip.sender, gossip.receiver = sender, receiver
+                other.hear(gossip)
 
 
 def test_who_is_left_out_though_nobody_had_missed_it_yet_is_named_with_a_reason():

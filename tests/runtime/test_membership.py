@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pft_flower.runtime.membership import Membership, NextView, Phase, is_quorum
+from p2pft_flower.runtime.membership import CONTACTS, Membership, NextView, Phase, is_quorum
 from p2pft_flower.topology import Graph
 
 INTERVAL, SILENCE, ROUND, PATIENCE = 1.0, 8.0, 4.0, 80.0
@@ -92,7 +92,7 @@ class World:
         if node.there and trains:
             machine.leave("its disk is full")
             for other in machine.contacts():
-                self.send(p, other, self.receive, machine.news, False)
+                self.gossip(p, node, other, asks=False)
             node.left = True
 
     def separate(self, some):
@@ -110,7 +110,7 @@ class World:
         self.train(p, node)
         if machine.excluded:
             machine.rejoin(self.now, node.iteration)
-        if machine.record.phase in (Phase.RUNNING, Phase.FINISHED):
+        if machine.record.phase in (Phase.RUNNING, Phase.CHANGING, Phase.FINISHED):
             for other in self.neighbours(machine):
                 if self.now - node.last[other] > SILENCE:
                     machine.suspect(other, self.now)
@@ -121,7 +121,7 @@ class World:
         machine.tick(self.now)
         self.look(p, node)
         for other in sorted({*machine.contacts(), *self.neighbours(machine)}):
-            self.send(p, other, self.receive, machine.news, True)
+            self.gossip(p, node, other, asks=True)
         self.at(INTERVAL, self.tick, p, node)
 
     def train(self, p, node):
@@ -172,15 +172,19 @@ class World:
             return set()
         return {*view.row(machine.me), *view.column(machine.me)} - {machine.me}
 
-    def receive(self, source, target, records, asks):
+    def gossip(self, p, node, other, *, asks):
+        self.send(p, other, self.receive, node.machine.news(other), node.machine.known, asks)
+
+    def receive(self, source, target, records, known, asks):
         node = self.nodes[target]
         if not node.there:
             return
         node.last[source] = self.now
+        node.machine.hear_known(source, known)
         node.machine.hear(records, self.now)
         self.look(target, node)
         if asks:
-            self.send(target, source, self.receive, node.machine.news, False)
+            self.gossip(target, node, source, asks=False)
 
     def look(self, p, node):
         machine = node.machine
@@ -499,6 +503,45 @@ def test_who_has_finished_gossips_with_all_that_still_train_and_no_longer_with_t
     assert machine.finish()
     machine.hear([replace(world.nodes[3].machine.record, phase=Phase.FINISHED, version=99)], world.now)
     assert machine.contacts() == (1, 2, 4, 5)
+
+
+def test_in_a_long_change_of_view_all_others_are_gossiped_with_in_turn_and_a_few_at_once():
+    world = World(Graph.load("directed-ring:40"), 9)
+    world.run(5)
+    machine = world.nodes[7].machine
+    machine.suspect(8, world.now)
+    machine.tick(world.now + ROUND)
+    met = set()
+    for turn in range(5):
+        now = set(machine.contacts())
+        assert {6, 8, 9} <= now  # its neighbours, and that of the one that it misses, each time
+        assert len(now) <= 3 + CONTACTS
+        met |= now
+        machine.tick(world.now + ROUND + turn)
+    assert met == set(range(40)) - {7}
+
+
+def test_a_record_is_told_to_whom_has_not_said_to_know_it_and_again_until_then():
+    a, b = (Membership(p, Graph.load("ring:3"), {p: (p,) for p in range(3)}, ROUND, PATIENCE) for p in (0, 1))
+    assert a.news(1) == [a.record]  # while it trains
+    assert a.known == {}
+    a.suspect(2, 0.0)
+    assert a.news(1) == a.news(1) == [a.record]  # which may be lost
+    b.hear(a.news(1), 0.0)
+    assert b.news(0) == [b.record]  # of which it has not said what it knows
+    b.hear_known(0, {2: (0, 0)})
+    assert [r.member for r in b.news(0)] == [0, 1]
+    b.hear_known(0, a.known)
+    assert b.news(0) == [b.record]
+    a.hear(b.news(0), 0.0)
+    a.hear_known(1, b.known)
+    assert a.news(1) == []
+    a.tick(ROUND)
+    assert a.news(1) == [a.record]  # it has proposed a view
+    a.hear_known(1, {})  # of one that trains, which forgets nothing
+    assert a.news(1) == [a.record]
+    a.hear_known(1, {1: (5, 0)})  # another life of its knows nothing
+    assert [r.member for r in a.news(1)] == [0]
 
 
 def test_a_view_begins_with_the_most_iterations_of_those_that_are_in_it():

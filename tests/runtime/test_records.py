@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from p2pft_flower.runtime.membership import Ballot, NextView, Phase, Proposal, Record
-from p2pft_flower.runtime.records import MAX_REASON, decode, encode
+from p2pft_flower.runtime.records import MAX_REASON, decode, decode_known, encode, encode_known
+from p2pft_flower.transport.p2pft_pb2 import Known
 
 GROUPS = {0: (0, 1), 2: (2,), 3: (3,)}
 VIEW = NextView((0, 2), (0, 7), ((1, 2), (2, 1)), 40, (2,), (1,))
@@ -82,3 +83,15 @@ def test_a_view_whose_lists_do_not_fit_is_no_record():
     message.installed.incarnations.append(1)
     with pytest.raises(ValueError, match="2 members with 3 incarnations"):
         decode(message, GROUPS)
+
+
+def test_how_new_the_known_records_are_comes_as_it_was_sent():
+    known = {0: (0, 3), 7: (1795324472489512700, 1)}
+    assert decode_known(Known.FromString(encode_known(known).SerializeToString())) == known
+    assert encode_known({}) is None
+    assert decode_known(Known()) == {}
+
+
+def test_who_does_not_say_how_new_a_record_is_says_nothing():
+    with pytest.raises(ValueError, match="2 members' records with 1 incarnations and 2 versions"):
+        decode_known(Known(members=[1, 2], incarnations=[0], versions=[4, 4]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from p2pft_flower.transport import Heartbeats, Links, Mailbox, OwnPulse, PeerServer, Record, Terms
+from p2pft_flower.transport import Gossip, Heartbeats, Links, Mailbox, OwnPulse, PeerServer, Record, Terms
 from tests.transport.wire import PATIENCE
 
 TERMS = Terms("run", 8)
@@ -22,7 +22,7 @@ class Beating:
             TERMS, addresses, out, into, credentials=credentials, insecure=insecure, patience=self._patience
         )
         self.beats = Heartbeats(
-            self.links, silence, 1800.0, pulse=self.own.read, tell=lambda: self.records, hear=self._hear
+            self.links, silence, 1800.0, pulse=self.own.read, tell=self._tell, hear=self._hear
         )
         self.mailbox = Mailbox(TERMS, into)
         self.server = PeerServer(
@@ -37,6 +37,9 @@ class Beating:
 
     def _patience(self, remote):
         return self.beats.absence(remote)
+
+    def _tell(self, _) -> Gossip:
+        return Gossip(records=self.records)
 
     def _hear(self, gossip) -> None:
         with self.news:

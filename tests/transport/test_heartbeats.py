@@ -61,7 +61,7 @@ class Bench:
             SILENCE,
             hang,
             pulse=Pulse,
-            tell=list,
+            tell=lambda _: Gossip(),
             hear=self.heard.append,
             clock=self.clock,
             attempt=attempt or self._attempt,
@@ -455,7 +455,7 @@ def test_heartbeats_that_fail_are_told_of_where_somebody_waits(tmp_path, caplog)
 )
 def test_a_beat_comes_each_second_or_eight_times_a_silence(silence, interval):
     with Links(TERMS, {1: "127.0.0.1:1"}, [(0, 1)]) as links:
-        beats = Heartbeats(links, silence, HANG, pulse=Pulse, tell=list, hear=print)
+        beats = Heartbeats(links, silence, HANG, pulse=Pulse, tell=lambda _: Gossip(), hear=print)
         assert beats.interval == interval
 
 
