@@ -447,9 +447,11 @@ class Membership:
         Who has left, or begun anew, never votes on what follows this view: without a quorum of the others
         there is nothing to wait for.
         """
+        if self.record.phase is not Phase.CHANGING:
+            return ""
         members = self.current.members
         gone = {m for m in members if m != self.me and self._gone(m)}
-        if self.record.phase is not Phase.CHANGING or is_quorum(set(members) - gone, members):
+        if is_quorum(set(members) - gone, members):
             return ""
         who = "; ".join(f"{m}: {self.records[m].reason or 'it began anew'}" for m in sorted(gone))
         return f"of the members {list(members)} of view {self.view} too many have gone for a quorum ({who})"
