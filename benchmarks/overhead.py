@@ -2,29 +2,37 @@
 
 Two processes with two peers each train over a Unix socket, as the default job's simulation does. Runs take
 turns: ``on``, with default settings (heartbeats, the agreement that looks after all neighbours, checkpoints),
-and ``off``, without any of it. What is measured is a peer's time from its first iteration to its end,
-evaluations included, by iteration; the first run of each kind is not counted.
+and ``off``, without any of it. A sample is what a peer's iterations take from one checkpoint to the next,
+evaluations and one checkpoint included, by iteration: in seconds that pass, and in seconds that both
+processes together compute. The latter say less, as waiting for a disk is not in them, but what else runs on
+the machine changes them less.
 
-    python -m benchmarks.overhead [--runs 7]
+A block is four short runs, off on on off, or on off off on in every second block: a machine that becomes
+slower slows both kinds. Its ratio is that of the sums of its samples. Printed is the blocks' geometric mean,
+with its 95 % confidence interval (Student's t); the first run of each kind is not counted.
+
+    python -m benchmarks.overhead [--minutes 8]
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-import statistics
 import tempfile
-from dataclasses import replace
+import time
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
+from scipy import stats
 
 from p2pft_flower.config import RunConfig
-from p2pft_flower.runtime.journal import read_journal
 from p2pft_flower.runtime.keeping import iterations_apart
 from p2pft_flower.runtime.plan import Neighbourhood, Plan, terms_digest
 from p2pft_flower.topology import Graph
@@ -32,32 +40,53 @@ from p2pft_flower.topology.views import View
 from p2pft_flower.transport import unix_address
 
 HOSTS = ((0, 1), (2, 3))
-JOBS: dict[str, tuple[int, dict[str, Any]]] = {
-    "default job": (240, {"evaluate-every": 12}),
-    "ViT-Tiny": (
-        120,
-        {"model": "vit_tiny_patch16_224", "weights": "none", "shots": 40, "evaluate-every": 12},
-    ),
+EVERY = 12
+"""Iterations between two evaluations."""
+
+SAMPLES = 2
+"""Stretches of a run that count; one more before them, which ends with the first checkpoint, does not."""
+
+JOBS: dict[str, dict[str, Any]] = {
+    "default job": {"evaluate-every": EVERY},
+    "ViT-Tiny": {
+        "model": "vit_tiny_patch16_224",
+        "weights": "none",
+        "shots": 40,
+        "evaluate-every": EVERY,
+    },
 }
-"""Iterations, and settings that differ from the default job's."""
+"""Settings that differ from the default job's."""
 
 
 def host(pipe: Connection, settings: dict[str, Any]) -> None:
-    """Run the plans that come through ``pipe``, one after the other; None ends it."""
+    """Run the plans that come through ``pipe``, one after the other; None ends it.
+
+    Sends of each run (iterations done, time, time computed) whenever its first peer is evaluated.
+    """
     import torch
 
     from p2pft_flower.learning.workload import Workload
     from p2pft_flower.runtime.host import Host
+    from p2pft_flower.runtime.recorder import Recorder
     from p2pft_flower.runtime.wires import Wires
 
     torch.set_num_threads(1)
     workload = Workload(RunConfig.from_mapping(settings).learning, 4)
-    watch = Wires.watch
+    watch, evaluate = Wires.watch, Recorder.evaluate
+    times: list[tuple[int, float, float]] = []
+
+    def timed(recorder: Recorder, peer: int, objective: Any, theta: Any, done: int, sent: int) -> Any:
+        if peer in (peers[0] for peers in HOSTS):
+            times.append((done, time.perf_counter(), time.process_time()))
+        return evaluate(recorder, peer, objective, theta, done, sent)
+
+    Recorder.evaluate = timed  # type: ignore[method-assign]
     while (order := pipe.recv()) is not None:
         text, on = order
+        times.clear()
         Wires.watch = watch if on else lambda _: None  # type: ignore[method-assign]
         Host(Plan.from_json(text), workload).run()
-        pipe.send(None)
+        pipe.send(list(times))
 
 
 def plans(run: str, folder: Path, iterations: int, settings: dict[str, Any], *, on: bool) -> list[Plan]:
@@ -87,15 +116,44 @@ def plans(run: str, folder: Path, iterations: int, settings: dict[str, Any], *, 
     return [replace(plan, peers=tuple(Neighbourhood.of(view, p) for p in peers)) for peers in HOSTS]
 
 
-def an_iteration(folder: Path, iterations: int) -> float:
-    """Return the seconds of an iteration of peer 0, of its log."""
-    lines = {line["event"]: line["time"] for line in read_journal(folder / "peers" / "peer-0.jsonl")}
-    return float((lines["end"] - lines["start"]) / iterations)
+@dataclass(frozen=True)
+class Sample:
+    """An iteration in one stretch: seconds that passed, and that the processes computed."""
+
+    passed: float
+    computed: float
 
 
-def measure(name: str, runs: int) -> dict[str, list[float]]:
-    """Return the seconds of an iteration, run by run, with and without."""
-    iterations, settings = JOBS[name]
+def samples(hosts: list[list[tuple[int, float, float]]], every: int) -> list[Sample]:
+    """Return what each stretch of ``every`` iterations took; the first one is left out."""
+    ends = [{done: (passed, computed) for done, passed, computed in times} for times in hosts]
+    return [
+        Sample(
+            (ends[0][begin + every][0] - ends[0][begin][0]) / every,
+            sum(end[begin + every][1] - end[begin][1] for end in ends) / every,
+        )
+        for begin in range(every, every * (SAMPLES + 1), every)
+    ]
+
+
+@dataclass(frozen=True)
+class Block:
+    """All samples of four runs, two of each kind."""
+
+    off: list[Sample]
+    on: list[Sample]
+
+    def ratio(self, what: str) -> float:
+        """Return with to without, of ``passed`` or ``computed``."""
+        return sum(getattr(s, what) for s in self.on) / sum(getattr(s, what) for s in self.off)
+
+
+def measure(name: str, minutes: float) -> list[Block]:
+    """Return what each block measured, of those that begin within so many minutes; two at least."""
+    settings = JOBS[name]
+    runtime = RunConfig.from_mapping(settings).runtime
+    every = iterations_apart(runtime.checkpoint_every, runtime.evaluate_every)
+    iterations = (SAMPLES + 1) * every
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []
     for _ in HOSTS:
@@ -104,41 +162,59 @@ def measure(name: str, runs: int) -> dict[str, list[float]]:
         process.start()
         pipes.append(ours)
         processes.append(process)
-    seconds: dict[str, list[float]] = {"off": [], "on": []}
-    with tempfile.TemporaryDirectory(prefix="t") as short:
-        for turn in range(2 * (runs + 1)):
-            on = turn % 4 in (1, 2)  # off on on off: a machine that slows down slows both
-            folder = Path(short)
-            for pipe, plan in zip(pipes, plans(f"r{turn}", folder, iterations, settings, on=on), strict=True):
+
+    def run(kind: str) -> list[Sample]:
+        on = kind == "on"
+        with tempfile.TemporaryDirectory(prefix="t") as folder:
+            for pipe, plan in zip(pipes, plans("r", Path(folder), iterations, settings, on=on), strict=True):
                 pipe.send((plan.to_json(), on))
-            for pipe in pipes:
-                pipe.recv()
-            if turn > 1:
-                seconds["on" if on else "off"].append(an_iteration(folder / f"r{turn}", iterations))
+            return samples([pipe.recv() for pipe in pipes], every)
+
+    for kind in ("off", "on"):
+        run(kind)
+    measured: list[Block] = []
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task, begin = progress.add_task(name, total=60 * minutes), time.monotonic()
+        while (passed := time.monotonic() - begin) < 60 * minutes or len(measured) < 2:
+            progress.update(task, completed=passed)
+            taken: dict[str, list[Sample]] = {"off": [], "on": []}
+            for kind in ("on", "off", "off", "on") if len(measured) % 2 else ("off", "on", "on", "off"):
+                taken[kind] += run(kind)
+            measured.append(Block(**taken))
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(None)
         process.join()
-    return seconds
+    return measured
+
+
+def mean(ratios: list[float]) -> str:
+    """Return the geometric mean of some ratios and its 95 % confidence interval."""
+    logs = np.log(ratios)
+    low, high = stats.t.interval(0.95, len(logs) - 1, logs.mean(), stats.sem(logs))
+    return f"{np.exp(logs.mean()):.3f} ({np.exp(low):.3f} to {np.exp(high):.3f})"
 
 
 def main(
-    runs: Annotated[int, typer.Option(help="Runs of each kind that count.")] = 7,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every run's seconds instead.")] = False,
+    minutes: Annotated[float, typer.Option(min=0, help="How long to measure each job.")] = 8.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every sample instead.")] = False,
 ) -> None:
     """Print the table."""
-    measured = {name: measure(name, runs) for name in JOBS}
+    measured = {name: measure(name, minutes) for name in JOBS}
     if as_json:
-        typer.echo(json.dumps(measured))
+        typer.echo(json.dumps({name: [asdict(block) for block in of] for name, of in measured.items()}))
         return
-    table = Table(title=f"an iteration, ms, medians of {runs} runs each")
-    for column in ("job", "without", "with", "median of ratios", "lowest to lowest"):
+    table = Table(title="an iteration with what survives failures, and without; 95 % intervals")
+    for column in ("job", "blocks", "without, ms", "with, ms", "time that passes", "time computed"):
         table.add_column(column)
-    for name, seconds in measured.items():
-        without, with_it = (statistics.median(seconds[key]) for key in ("off", "on"))
-        pairs = zip(seconds["on"], seconds["off"], strict=True)  # that ran one after the other
-        ratio = statistics.median(on / off for on, off in pairs)
-        lowest = min(seconds["on"]) / min(seconds["off"])
-        table.add_row(name, f"{1e3 * without:.2f}", f"{1e3 * with_it:.2f}", f"{ratio:.3f}", f"{lowest:.3f}")
+    for name, of in measured.items():
+        without, with_it = [s for b in of for s in b.off], [s for b in of for s in b.on]
+        table.add_row(
+            name,
+            str(len(of)),
+            *(f"{1e3 * np.median([s.passed for s in kind]):.2f}" for kind in (without, with_it)),
+            mean([block.ratio("passed") for block in of]),
+            mean([block.ratio("computed") for block in of]),
+        )
     Console().print(table)
 
 
