@@ -91,3 +91,24 @@ def test_who_iterates_alone_completes_nothing_in_a_view_that_another_one_has_fol
         alone.close()
         other.close()
     assert (new.view.peers, new.joined, new.iteration) == ((0, 1), (1,), 1)
+
+
+class Silence:
+    """Heartbeats by which all remote peers are lost."""
+
+    def absence(self, peer):
+        return PeerLostError(f"peer {peer} is lost", lost=peer, how=Loss.CRASHED, peer=0)
+
+    def nudge(self):
+        return
+
+
+def test_who_falls_silent_while_the_view_changes_is_missed_too():
+    machine = Membership(0, RING, {p: (p,) for p in range(4)}, round_time=1e3, patience=1e6)
+    agreement = Agreement(machine, on_change=lambda _: None, interval=0.01)
+    machine.suspect(3, 0.0)  # it changes already
+    agreement.start(Silence(), lambda: (1,))
+    with agreement._changed:
+        assert agreement._changed.wait_for(lambda: 1 in machine.record.suspects, 60)
+    agreement.close()
+    assert machine.record.suspects == (1, 3)

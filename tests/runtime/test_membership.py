@@ -521,6 +521,16 @@ def test_in_a_long_change_of_view_all_others_are_gossiped_with_in_turn_and_a_few
     assert met == set(range(40)) - {7}
 
 
+def test_who_is_missed_again_and_again_is_news_once():
+    machine = World(Graph.load("ring:4"), 9).nodes[1].machine
+    for hanging in (False, True):
+        machine.suspect(2, 0.0, hanging=hanging)
+        version = machine.record.version
+        machine.suspect(2, 0.0, hanging=hanging)
+        assert machine.record.version == version
+    assert (machine.record.suspects, machine.record.hanging) == ((2,), (2,))
+
+
 def test_a_record_is_told_to_whom_has_not_said_to_know_it_and_again_until_then():
     a, b = (Membership(p, Graph.load("ring:3"), {p: (p,) for p in range(3)}, ROUND, PATIENCE) for p in (0, 1))
     assert a.news(1) == [a.record]  # while it trains

@@ -428,6 +428,27 @@ def test_news_goes_out_at_once_when_nudged(tmp_path):
             one.wait_until(lambda g, v=version: g.records[0].version == v)
 
 
+def test_a_nudge_says_nothing_to_whom_there_is_nothing_to_tell(tmp_path):
+    addresses = {i: unix_address("run", i, tmp_path) for i in range(3)}
+    edges = [(0, 1), (0, 2)]
+    with (
+        Beating(0, edges, addresses) as zero,
+        Beating(1, edges, addresses) as one,
+        Beating(2, edges, addresses) as two,
+    ):
+        zero.beats.interval = 10 * PATIENCE  # no beat but the first
+        zero.beats.start()
+        one.wait_until(lambda g: g.sender == 0)
+        two.wait_until(lambda g: g.sender == 0)
+        zero.beats._tell = lambda remote: Gossip(records=[Record(member=0, version=7)] if remote == 2 else [])
+        zero.beats.nudge()
+        two.wait_until(lambda g: g.records and g.records[0].version == 7)  # told after 1 would be
+        assert len(one.heard) == 1
+        zero.beats._tell = zero._tell
+        zero.beats.nudge()
+        one.wait_until(lambda g: g is one.heard[-1] and len(one.heard) == 2)  # and it can still be told
+
+
 def test_a_neighbour_that_never_answers_does_not_keep_the_others_waiting(tmp_path):
     addresses = {i: unix_address("run", i, tmp_path) for i in range(2)}
     with socket.create_server(("127.0.0.1", 0)) as mute:
