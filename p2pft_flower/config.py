@@ -19,7 +19,7 @@ from p2pft_flower.algorithms.objective import OBJECTIVES
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.errors import ConfigError
 
-__all__ = ["LearningConfig", "MethodConfig", "RunConfig", "RuntimeConfig", "config_keys"]
+__all__ = ["LearningConfig", "MethodConfig", "RunConfig", "RuntimeConfig", "config_keys", "read_channels"]
 
 TRANSPORTS = ("auto", "memory", "grpc")
 ON_FAILURE = ("continue", "wait", "stop")
@@ -28,6 +28,7 @@ CHOICES = {
     "cache_dtype": ("float16", "float32"),
     "bad_images": ("refuse", "skip"),
     "trunk_dtype": ("auto", "float32", "bfloat16"),
+    "interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
 }
 """Values of the learning keys that have a few only."""
 
@@ -35,6 +36,40 @@ CHOICES = {
 def _require(condition: bool, key: str, value: object, right: str) -> None:
     if not condition:
         raise ConfigError(f"{key} = {value!r}: must be {right}")
+
+
+def read_channels(key: str, text: str) -> tuple[float, ...]:
+    """Read one number, or one a channel: ``"0.5"``, ``"0.485,0.456,0.406"``; empty: none.
+
+    Raises
+    ------
+    ConfigError
+        When it is something else, naming ``key``.
+    """
+    try:
+        numbers = tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        numbers = (math.nan,)
+    right = "a number, or one for each of three channels as 0.485,0.456,0.406"
+    _require(len(numbers) in (0, 1, 3) and all(map(math.isfinite, numbers)), key, text, right)
+    return numbers
+
+
+def _read_range(whole: str, text: str) -> tuple[float, float] | None:
+    if text == "auto":
+        return None
+    low, colon, high = text.partition(":")
+    try:
+        black, white = float(low), float(high)
+    except ValueError:
+        black, white = math.nan, math.nan
+    _require(
+        bool(colon) and math.isfinite(black) and math.isfinite(white) and black < white,
+        "pixel-range",
+        whole,
+        "auto or LOW:HIGH with LOW < HIGH, such as -1000:400",
+    )
+    return black, white
 
 
 @dataclass(frozen=True)
@@ -95,6 +130,17 @@ class LearningConfig:
         ``glyph_vit_8`` (embedded), a ViT, DeiT or Swin of timm by name, or ``my_module:my_model``.
     weights : str
         ``pretrained`` (the model's own), ``none`` (random, said loudly), or a file's absolute path.
+    image_size : int
+        Pixels of a side of the images that the model sees; 0: what the model says. Position embeddings are
+        resampled to it.
+    crop_pct : float
+        Share of the shorter side that the centre crop keeps, in (0, 1]; 0: what the model says.
+    interpolation : str
+        How images are resized: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``, ``box``, ``hamming``;
+        empty: what the model says.
+    mean, std : str
+        Subtracted from, and then divides, pixels of 0..1: one number, or one a channel as
+        ``"0.485,0.456,0.406"``; empty: what the model says.
     tune : str
         ``last-block``, ``last-blocks:K``, ``head``, ``full``, ``bias``, ``bias+norm``, ``lora:R``,
         ``adapter:R``, ``prompt:N`` or ``prompt-deep:N``.
@@ -123,6 +169,10 @@ class LearningConfig:
         for each peer), or ``my_module:my_partition``.
     stream : bool
         Whether a folder's training images are listed again at the start of each pass over them.
+    pixel_range : str
+        ``auto``, or ``LOW:HIGH``: the values that are black and white where an image has more than 8 bits a
+        sample, signs or fractions (``"-1000:400"``); with a folder for each peer also one of these a peer,
+        separated by commas.
     bad_images : {"refuse", "skip"}
         Whether an image that cannot be read ends the run, or is left out and named in a warning.
     augment : str
@@ -144,6 +194,11 @@ class LearningConfig:
 
     model: str = "glyph_vit_8"
     weights: str = "pretrained"
+    image_size: int = 0
+    crop_pct: float = 0.0
+    interpolation: str = ""
+    mean: str = ""
+    std: str = ""
     tune: str = "last-block"
     device: str = "auto"
     cache: bool = True
@@ -156,6 +211,7 @@ class LearningConfig:
     shots: int = 0
     partition: str = "auto"
     stream: bool = False
+    pixel_range: str = "auto"
     bad_images: str = "refuse"
     augment: str = "none"
     batch_size: int = 32
@@ -167,7 +223,14 @@ class LearningConfig:
     def __post_init__(self) -> None:
         for key, choices in CHOICES.items():
             value = getattr(self, key)
-            _require(value in choices, key.replace("_", "-"), value, f"one of {', '.join(choices)}")
+            named = ", ".join(choice or "empty" for choice in choices)
+            _require(value in choices, key.replace("_", "-"), value, f"one of {named}")
+        _require(self.image_size >= 0, "image-size", self.image_size, "a whole number >= 0")
+        _require(0.0 <= self.crop_pct <= 1.0, "crop-pct", self.crop_pct, "in (0, 1], or 0")
+        read_channels("mean", self.mean)
+        deviations = read_channels("std", self.std)
+        _require(all(d > 0 for d in deviations), "std", self.std, "numbers > 0")
+        self.pixel_ranges  # noqa: B018 - refuses what it cannot read
         _require(self.shots >= 0, "shots", self.shots, "a whole number >= 0")
         _require(self.batch_size >= 1, "batch-size", self.batch_size, "a whole number >= 1")
         for key in ("dp_clip", "dp_noise"):
@@ -180,6 +243,11 @@ class LearningConfig:
     def sited(self) -> bool:
         """Whether each peer has a folder of its own."""
         return self.dataset.startswith("folder:") and "{peer}" in self.dataset
+
+    @property
+    def pixel_ranges(self) -> tuple[tuple[float, float] | None, ...]:
+        """Black and white of ``pixel_range``, None for ``auto``: one for all peers, or one a peer."""
+        return tuple(_read_range(self.pixel_range, text.strip()) for text in self.pixel_range.split(","))
 
     def check_data(self) -> None:
         """Look at the settings of the data together; each alone was checked when it was set.
@@ -198,6 +266,11 @@ class LearningConfig:
             raise ConfigError(
                 f"partition = 'own' with dataset = {self.dataset!r}: give dataset = folder:/path with "
                 "{peer} in it, as folder:/data/site-{peer}"
+            )
+        if len(self.pixel_ranges) > 1 and not self.sited:
+            raise ConfigError(
+                f"pixel-range = {self.pixel_range!r} with dataset = {self.dataset!r}: one range a peer needs "
+                "a folder for each peer (dataset = folder:/path with {peer} in it); give one for all images"
             )
         for key, value in (("dp-noise", self.dp_noise), ("dp-delta", self.dp_delta)):
             if value and not self.dp_clip:
