@@ -192,7 +192,6 @@ def _pictures(
     ConfigError
         When there are fewer test images of a kind than wanted, or nothing is wanted at all.
     """
-    from p2pft_flower.learning.images import read_image
     from p2pft_flower.learning.likeness import choose_images
 
     test, classes = workload.holdings.scored_test, workload.holdings.classes
@@ -207,8 +206,10 @@ def _pictures(
             )
         for position in choose_images(test.labels, candidates, count, workload.config.seed).tolist():
             label = int(test.labels[position])
-            pictures.append(_Picture(partial(test.read, position), classes[label], label, group))
-    pictures += [_Picture(partial(read_image, file), file.name, None, "own images") for file in files]
+            pictures.append(_Picture(partial(test.picture, position), classes[label], label, group))
+    pictures += [
+        _Picture(partial(workload.holdings.picture_of, file), file.name, None, "own images") for file in files
+    ]
     if not pictures:
         raise ConfigError("nothing to draw: --seen and --unseen are 0 and there is no --images")
     return pictures
@@ -276,7 +277,7 @@ def _numbers(
         reading = read_maps(
             workload.model,
             changes,
-            [partial(test.read, position) for position in range(len(test))],
+            [partial(test.picture, position) for position in range(len(test))],
             kind,
             lambda images: progress.advance(task, images),
         )

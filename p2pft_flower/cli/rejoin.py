@@ -10,8 +10,10 @@ import typer
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 from p2pft_flower.flower.logs import log_to_stream
 from p2pft_flower.flower.site import Site
+from p2pft_flower.report.tables import number
 from p2pft_flower.runtime.agreement import LostContactError
 from p2pft_flower.runtime.host import PeerFailedError
+from p2pft_flower.runtime.progress import scored
 
 __all__ = ["rejoin"]
 
@@ -57,6 +59,6 @@ def rejoin(
         raise typer.Exit(EXIT_FAILED) from None
     typer.echo(
         f"peer {outcome.peer} has trained to the end: {outcome.iterations} iterations, accuracy "
-        f"{outcome.accuracy:.3f}; its log and its model are in {where / 'peers'}; p2pft collect puts the "
-        "results of all peers together"
+        f"{number(scored(outcome.accuracy))}; its log and its model are in {where / 'peers'}; p2pft collect "
+        "puts the results of all peers together"
     )

@@ -135,7 +135,8 @@ def evaluate(
     begin = time.perf_counter()
     score = objective.evaluate(theta)
     passed = time.perf_counter() - begin
-    if not math.isfinite(score.loss):
+    scored = not math.isnan(score.accuracy)
+    if scored and not math.isfinite(score.loss):
         raise DivergedError(peer, f"round {told['server-round']!r}", "loss")
     done = min(_rounds(task, told) * task["steps"], task["iterations"])
     told_back: dict[str, Any] = {
@@ -160,7 +161,13 @@ def evaluate(
             journal.write("end", iteration=done, epsilon=epsilon, delta=delta)
     finally:
         journal.close()
-    metrics = {"num-examples": task["weights"][str(peer)], "loss": score.loss, "accuracy": score.accuracy}
+    metrics: dict[str, Any] = {"num-examples": 0, "loss": 0.0, "accuracy": 0.0}  # counts for nothing
+    if scored:
+        metrics = {
+            "num-examples": task["weights"][str(peer)],
+            "loss": score.loss,
+            "accuracy": score.accuracy,
+        }
     return RecordDict(
         {"metrics": MetricRecord(metrics), "peer": ConfigRecord({"json": json.dumps(told_back)})}
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,10 @@ import xxhash
 from PIL import Image
 
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.learning.images import array_content, file_content, image_files, read_image
+from p2pft_flower.learning.decoding import REMEDY, UNREADABLE, Look, decode, look_at
+from p2pft_flower.learning.images import Listing, array_content, file_content, find_images, folders_in
+from p2pft_flower.learning.names import differing_unseen, in_order, look_alikes, some_names
+from p2pft_flower.learning.pixels import Pixels, Source
 from p2pft_flower.plugins import is_reference, load_reference
 
 __all__ = [
@@ -24,14 +28,10 @@ __all__ = [
     "Split",
     "load_dataset",
     "load_sites",
-    "some_names",
 ]
 
 TEST_SHARE = 0.2
 """Share of the digits that is kept for testing; the split is fixed, whatever the run's seed."""
-
-NAMED = 10
-"""A warning names this many files, and counts the others."""
 
 log = logging.getLogger(__name__)
 
@@ -45,46 +45,72 @@ class Split:
     labels : (N,) int64 array
         Class of each image.
     read : callable
-        Position ↦ the image, as PIL has it. It may be called from several threads at once.
+        Position ↦ the image as its reader has it: a PIL image, an (H, W) or (H, W, 1..4) array, or
+        :class:`~p2pft_flower.learning.decoding.Samples`. It may be called from several threads at once.
     content : callable, optional
-        Position ↦ bytes that tell the image from every other, faster than reading it does: a file's
-        content (:func:`file_content`), an array's pixels with their shape (:func:`array_content`). Without
-        it, mode, size and pixels of what ``read`` returns.
+        Position ↦ bytes that tell what ``read`` returns from every other image, faster than reading it does:
+        a file's content (:func:`file_content`), an array's pixels with their shape (:func:`array_content`).
+        Without it, the picture itself.
     files : sequence of Path, optional
         The images' files, where each has one of its own; errors name them.
+    look : callable, optional
+        Position ↦ what can be said of the image before it is decoded; without it, it is read.
+    pixels : Pixels, optional
+        How what is read becomes a picture; None: ``read`` returns pictures that ``content`` tells apart.
     """
 
     labels: npt.NDArray[np.int64]
-    read: Callable[[int], Image.Image]
+    read: Callable[[int], Source]
     content: Callable[[int], bytes] | None = None
     files: Sequence[Path] | None = None
+    look: Callable[[int], Look] | None = None
+    pixels: Pixels | None = field(default_factory=Pixels)
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def identity(self, index: int) -> bytes:
-        """Return the bytes that tell image ``index`` from every other.
+    def picture(self, index: int) -> Image.Image:
+        """Return image ``index`` as a viewer shows it, mode ``L`` or ``RGB``: what every model is given.
 
         Raises
         ------
         DataError
             When its file cannot be read.
+        ValueError, OSError
+            When an image without a file of its own cannot be read.
         """
-        if self.content is not None:
-            return self.content(index)
-        image = self.read(index)
-        palette = bytes(image.getpalette() or ()) if image.mode in ("P", "PA") else b""
-        return f"{image.mode} {image.size} ".encode() + palette + image.tobytes()
+        try:
+            return (self.pixels or Pixels()).picture(self.read(index))
+        except DataError:
+            raise
+        except UNREADABLE as error:
+            if self.files is None:
+                raise
+            raise DataError(f"{self.files[index]}: not a readable image ({error}){REMEDY}") from error
 
     def digest(self, index: int) -> bytes:
-        """Return 16 bytes (XXH3-128 of :meth:`identity`) by which a cache may know image ``index``.
+        """Return 16 bytes (XXH3-128) by which a cache may know the picture of image ``index``.
 
         Raises
         ------
         DataError
             When its file cannot be read.
         """
-        return xxhash.xxh3_128_digest(self.identity(index))
+        found = xxhash.xxh3_128()
+        for part in self._identity(index):
+            found.update(part)
+        return found.digest()
+
+    def _identity(self, index: int) -> Iterator[bytes]:
+        """Yield the bytes that tell the picture of image ``index`` from every other."""
+        if self.content is None:
+            picture = self.picture(index)
+            yield f"{picture.mode} {picture.size} ".encode()
+            yield picture.tobytes()
+            return
+        if self.pixels is not None:
+            yield self.pixels.key
+        yield self.content(index)
 
     def name(self, index: int, what: str) -> str:
         """Return how errors call image ``index``: by its file, else ``what`` images it is one of."""
@@ -95,14 +121,15 @@ class Split:
         """Return the images of ``files``, with their ``labels``, (N,) int64."""
         return cls(
             labels,
-            lambda index: read_image(files[index]),
+            lambda index: decode(files[index]),
             lambda index: file_content(files[index]),
             files,
+            lambda index: look_at(files[index]),
         )
 
     @classmethod
     def joined(cls, parts: Sequence[Split]) -> Split:
-        """Return the images of ``parts``, one after the other, as one split."""
+        """Return the pictures of ``parts``, one after the other, as one split."""
         starts = np.cumsum([0, *(len(part) for part in parts)])
 
         def of(index: int) -> tuple[Split, int]:
@@ -112,15 +139,15 @@ class Split:
 
         def read(index: int) -> Image.Image:
             part, inside = of(index)
-            return part.read(inside)
+            return part.picture(inside)
 
         def content(index: int) -> bytes:
             part, inside = of(index)
-            return part.identity(inside)
+            return b"".join(part._identity(inside))
 
         named = [part.files for part in parts if part.files is not None]
         files = [file for some in named for file in some] if len(named) == len(parts) else None
-        return cls(np.concatenate([part.labels for part in parts]), read, content, files)
+        return cls(np.concatenate([part.labels for part in parts]), read, content, files, pixels=None)
 
 
 @dataclass(frozen=True)
@@ -155,15 +182,19 @@ def digits(data_dir: str) -> Dataset:  # noqa: ARG001 - a dataset's signature
     return Dataset("digits", tuple(str(d) for d in range(10)), split(train), split(test))
 
 
-def folder(path: str, *, empty_classes: bool = False) -> Dataset:
-    """Read ``path/train/<class>/<image>`` and ``path/test/<class>/<image>``.
+def folder(path: str, *, site: bool = False) -> Dataset:
+    """Read ``path/train/<class>/<image>`` and ``path/test/<class>/<image>``; classes are in natural order.
+
+    Hidden files and folders are passed over, links to folders followed; what is no picture that can be opened
+    is counted in a warning.
 
     Parameters
     ----------
     path : str
         The folder.
-    empty_classes : bool
-        Whether a class may have a folder in train/ without an image; a warning names it then.
+    site : bool
+        Whether it is one peer's own: a class may then have a folder in train/ without an image, and test/ may
+        be missing or empty. Warnings say so.
 
     Raises
     ------
@@ -177,32 +208,39 @@ def folder(path: str, *, empty_classes: bool = False) -> Dataset:
             f"dataset folder {path!r} does not exist; give an absolute path that the peers' machine has"
         )
     for part in ("train", "test"):
-        if not (root / part).is_dir():
+        if not (root / part).is_dir() and not (site and part == "test"):
             raise DataError(
                 f"dataset folder {path!r} has no {part}/; it needs train/ and test/ with a folder a class"
             )
-    classes = sorted(p.name for p in (root / "train").iterdir() if p.is_dir())
-    strange = sorted({p.name for p in (root / "test").iterdir() if p.is_dir()} - set(classes))
-    if strange:
+    found, passed_over = folders_in(root / "train")
+    tested, beside = folders_in(root / "test")
+    passed_over.add(beside)
+    classes = in_order(found)
+    for alike in look_alikes(classes):
+        log.warning("%s: the names of the classes %s", root / "train", alike)
+    for name in in_order(set(tested) - set(classes)):
         raise DataError(
-            f"{root / 'test'}: class {strange[0]!r} has no folder in train/; the classes there: {classes}"
+            f"{root / 'test'}: class {name!r} has no folder in train/{differing_unseen(name, classes)}; the "
+            f"classes there: {classes}"
         )
+    outside, passed_over.files = passed_over.files, []
 
     def split(part: str) -> Split:
         files: list[Path] = []
         labels: list[int] = []
         empty: list[str] = []
         for label, name in enumerate(classes):
-            found = image_files(root / part / name)
-            if part == "train" and not found:
-                if not empty_classes:
+            listing = find_images(root / part / name)
+            passed_over.add(listing)
+            if part == "train" and not listing.files:
+                if not site:
                     raise DataError(
                         f"{root / part / name}: no image of class {name!r}; add some or remove the folder"
                     )
                 empty.append(name)
-            files += found
-            labels += [label] * len(found)
-        if not files:
+            files += listing.files
+            labels += [label] * len(listing.files)
+        if not files and (part == "train" or not site):
             raise DataError(f"{root / part}: no image in any class folder")
         if empty:
             log.warning(
@@ -210,24 +248,74 @@ def folder(path: str, *, empty_classes: bool = False) -> Dataset:
             )
         return Split.of_files(files, np.array(labels, dtype=np.int64))
 
-    return Dataset(f"folder:{path}", tuple(classes), split("train"), split("test"))
+    train, test = split("train"), split("test")
+    _tell_passed_over(root, passed_over, outside)
+    return Dataset(f"folder:{path}", tuple(classes), train, test)
+
+
+def _tell_passed_over(root: Path, found: Listing, outside: Sequence[Path]) -> None:
+    """Log what lies in a dataset's folders and is not used, a line for each kind."""
+    if found.hidden:
+        log.info(
+            "%s: %d hidden files and folders are passed over: %s",
+            root,
+            found.hidden.total(),
+            some_names([*found.hidden]),
+        )
+    if found.others:
+        kinds = [f"{number} {suffix or 'without a suffix'}" for suffix, number in found.others.most_common()]
+        log.warning(
+            "%s: %d files are no pictures that can be opened here and are not used: %s",
+            root,
+            found.others.total(),
+            some_names(kinds),
+        )
+    if found.loops:
+        log.warning("%s: links that lead back to a folder above them: %s", root, some_names(found.loops))
+    if outside:
+        log.warning(
+            "%s: %d pictures lie in no class's folder and are not used: %s",
+            root,
+            len(outside),
+            some_names(outside),
+        )
 
 
 @dataclass(frozen=True)
 class Sites:
-    """Folders of several peers as one dataset, and who holds what of it.
+    """Folders of several peers as one dataset.
 
     Attributes
     ----------
-    dataset : Dataset
-        The images of all these folders, one folder after the other.
-    train, test : dict of int to int64 array
-        Peer ↦ positions of its own images in the dataset's training and test split.
+    name : str
+        The dataset, with ``{peer}`` in it.
+    folders : dict of int to Dataset
+        Each peer's own, over the same classes.
     """
 
-    dataset: Dataset
-    train: Mapping[int, npt.NDArray[np.int64]]
-    test: Mapping[int, npt.NDArray[np.int64]]
+    name: str
+    folders: Mapping[int, Dataset]
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The images of all these folders, one folder after the other."""
+        train, test = ([getattr(f, part) for f in self.folders.values()] for part in ("train", "test"))
+        classes = next(iter(self.folders.values())).classes
+        return Dataset(self.name, classes, Split.joined(train), Split.joined(test))
+
+    @property
+    def train(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Peer ↦ positions of its own images in the dataset's training split."""
+        return self._positions([f.train for f in self.folders.values()])
+
+    @property
+    def test(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Peer ↦ positions of its own images in the dataset's test split."""
+        return self._positions([f.test for f in self.folders.values()])
+
+    def _positions(self, splits: Sequence[Split]) -> dict[int, npt.NDArray[np.int64]]:
+        starts = np.cumsum([0, *(len(split) for split in splits)])
+        return {p: np.arange(starts[i], starts[i + 1]) for i, p in enumerate(self.folders)}
 
 
 def load_sites(name: str, peers: Sequence[int]) -> Sites:
@@ -249,33 +337,19 @@ def load_sites(name: str, peers: Sequence[int]) -> Sites:
     for peer in peers:
         path = name.removeprefix("folder:").replace("{peer}", str(peer))
         try:
-            folders[peer] = folder(path, empty_classes=True)
+            folders[peer] = folder(path, site=True)
         except DataError as error:
             raise DataError(f"peer {peer}: {error}") from error
         first = folders[peers[0]]
         if folders[peer].classes != first.classes:
+            new = [c for c in folders[peer].classes if c not in first.classes]
+            unseen = [differing_unseen(c, first.classes) for c in new]
             raise DataError(
                 f"the class folders in train/ differ: {first.name} has {list(first.classes)}, "
-                f"{folders[peer].name} has {list(folders[peer].classes)}; every peer needs the same folders, "
-                "empty ones for the classes that it does not hold"
+                f"{folders[peer].name} has {list(folders[peer].classes)}{next(filter(None, unseen), '')}; "
+                "every peer needs the same folders, empty ones for the classes that it does not hold"
             )
-
-    def positions(splits: Mapping[int, Split]) -> dict[int, npt.NDArray[np.int64]]:
-        starts = np.cumsum([0, *(len(split) for split in splits.values())])
-        return {p: np.arange(starts[i], starts[i + 1]) for i, p in enumerate(splits)}
-
-    train = {peer: site.train for peer, site in folders.items()}
-    test = {peer: site.test for peer, site in folders.items()}
-    whole = Dataset(
-        name, folders[peers[0]].classes, Split.joined([*train.values()]), Split.joined([*test.values()])
-    )
-    return Sites(whole, positions(train), positions(test))
-
-
-def some_names(names: Sequence[object]) -> str:
-    """Write the first names, and count the others."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(str(name) for name in names[:NAMED]) + more
+    return Sites(name, folders)
 
 
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": digits}

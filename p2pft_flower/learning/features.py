@@ -204,7 +204,7 @@ class TrunkStore:
         return outputs
 
     def _run(self, split: Split, positions: Sequence[int]) -> tuple[torch.Tensor, ...]:
-        images = torch.stack([self._transform(split.read(p)) for p in positions])
+        images = torch.stack([self._transform(split.picture(p)) for p in positions])
         return tuple(t.cpu() for t in self.run(images))
 
     def run(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.learning.datasets import Dataset, Sites, Split, load_dataset, load_sites, some_names
+from p2pft_flower.learning.datasets import Dataset, Sites, Split, load_dataset, load_sites
+from p2pft_flower.learning.names import some_names
 from p2pft_flower.learning.partitions import (
     Partition,
     class_owners,
@@ -21,8 +23,10 @@ from p2pft_flower.learning.partitions import (
     partition_images,
     resolve_partition,
 )
+from p2pft_flower.learning.pixels import Pixels, Range
 from p2pft_flower.learning.readable import require_readable, unreadable_images
 from p2pft_flower.learning.streams import ImageStream, StreamPart
+from p2pft_flower.learning.survey import Statistics, Survey, statistics_of, survey
 
 __all__ = ["Holdings", "PeerData"]
 
@@ -94,6 +98,11 @@ class Holdings:
         self.unreadable = 0
         self._classes = classes
         self._streams: dict[int, ImageStream] = {}
+        if len(config.pixel_ranges) not in (1, n):
+            raise ConfigError(
+                f"pixel-range = {config.pixel_range!r} has {len(config.pixel_ranges)} ranges for {n} peers: "
+                "give one for all, or one a peer"
+            )
         if pooled and config.sited and peers is not None:
             raise ConfigError(
                 f"dataset = {config.dataset!r}: the peers' folders are on separate machines, so their images "
@@ -121,6 +130,77 @@ class Holdings:
     def _sites(self) -> Sites:
         return load_sites(self.config.dataset, self.here)
 
+    @cached_property
+    def surveys(self) -> dict[int | None, Survey]:
+        """What the images of each peer's own folder are like, by peer; of one dataset for all, by None.
+
+        Raises
+        ------
+        ConfigError
+            When nothing says which samples of some images are black and white, naming each peer.
+        """
+        if self.config.sited:
+            looked_at: dict[int | None, Dataset] = dict(self._sites.folders.items())
+        else:
+            looked_at = {None: self.dataset}
+        found: dict[int | None, Survey] = {}
+        unclear = []
+        for peer, images in looked_at.items():
+            whose = "the dataset's" if peer is None else f"peer {peer}'s"
+            try:
+                found[peer] = survey([images.train, images.test], self._window(peer), whose)
+            except ConfigError as error:
+                unclear.append(str(error))
+                continue
+            if line := str(found[peer]):
+                log.info("%s images: %s", whose, line)
+            for warning in found[peer].warnings:
+                log.warning("%s images: %s", whose, warning)
+        if unclear:
+            raise ConfigError("; ".join(unclear))
+        return found
+
+    def _window(self, peer: int | None) -> Range | None:
+        ranges = self.config.pixel_ranges
+        return ranges[0] if peer is None or len(ranges) == 1 else ranges[peer]
+
+    def _pixels(self, peer: int) -> Pixels:
+        return self.surveys[peer if self.config.sited else None].pixels
+
+    @cached_property
+    def pictures(self) -> Dataset:
+        """The images of :attr:`dataset`, at the same positions, as pictures.
+
+        Raises
+        ------
+        ConfigError
+            As :attr:`surveys`.
+        """
+        surveys = self.surveys
+        if not self.config.sited:
+            return _with_pixels(self.dataset, surveys[None].pixels)
+        folders = {p: _with_pixels(f, surveys[p].pixels) for p, f in self._sites.folders.items()}
+        return replace(self._sites, folders=folders).dataset
+
+    def picture_of(self, file: Path) -> Image.Image:
+        """Return an image file that is none of the dataset's as the picture that these settings make of it.
+
+        Raises
+        ------
+        ConfigError
+            When nothing says which of its samples are black and white.
+        DataError
+            When it cannot be read, naming it.
+        """
+        alone = Split.of_files([file], np.zeros(1, dtype=np.int64))
+        ranges = self.config.pixel_ranges
+        window = ranges[0] if len(ranges) == 1 else None
+        return replace(alone, pixels=survey([alone], window, f"{file}'s").pixels).picture(0)
+
+    def statistics(self, peer: int) -> Statistics | None:
+        """Return statistics of some of the peer's training pictures; None where none can be read."""
+        return statistics_of(self.pictures.train, self.partition[peer], f"peer {peer}'s")
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the head's outputs."""
@@ -129,7 +209,7 @@ class Holdings:
     @cached_property
     def partition_spec(self) -> str:
         """The partition with ``auto`` resolved."""
-        spec = resolve_partition(self.config.partition, self.config.dataset, self.n, len(self.classes))
+        spec = resolve_partition(self.config.partition, self.config.dataset, self.n, self.classes)
         if self.config.stream and not self.config.sited and not spec.startswith("classes:"):
             raise ConfigError(
                 f"stream = true: with {self.n} peers and {len(self.classes)} classes, partition = auto means "
@@ -140,33 +220,37 @@ class Holdings:
 
     @cached_property
     def shares(self) -> Partition:
-        """Positions in the training split, one array for each of the n peers, pooled or not."""
+        """Positions in the training split, one array for each of the n peers, pooled or not.
+
+        Images that are left out as unreadable are left out before shots are drawn and shares are dealt.
+        """
         labels, classes, seed = self.dataset.train.labels, self.dataset.classes, self.config.seed
+        usable = self._usable
         if self.config.sited:
             # Each draws from its own folder: it sees no other's.
-            held = [self._sites.train.get(p, np.empty(0, dtype=np.int64)) for p in range(self.n)]
-            dealt = [p[draw_shots(labels[p], self.config.shots, classes, seed)] for p in held]
-        else:
-            kept = draw_shots(labels, self.config.shots, classes, seed)
-            parts = partition_images(self.partition_spec, labels[kept], self.n, len(classes), seed)
-            dealt = [kept[positions] for positions in parts]
-        if self.config.bad_images == "skip" and not self.config.stream:
-            dealt = self._without_unreadable(dealt)
-        return dealt
+            mine = self._sites.train
+            held = [np.intersect1d(mine.get(p, np.empty(0, dtype=np.int64)), usable) for p in range(self.n)]
+            return [p[draw_shots(labels[p], self.config.shots, classes, seed)] for p in held]
+        kept = usable[draw_shots(labels[usable], self.config.shots, classes, seed)]
+        parts = partition_images(self.partition_spec, labels[kept], self.n, classes, seed)
+        return [kept[positions] for positions in parts]
 
-    def _without_unreadable(self, shares: Partition) -> Partition:
-        """Leave out what cannot be read of the images of the peers here; others' machines do the same."""
-        mine = np.concatenate([shares[p] for p in self.here])
-        wrong = self._unreadable(self.dataset.train, mine, "training")
-        left = [positions[~np.isin(positions, wrong)] for positions in shares]
-        for peer in self.here:
-            if not len(left[peer]):
-                raise DataError(
-                    f"peer {peer}: none of its {len(shares[peer])} training images can be read "
-                    "(the warnings above name them); repair them, or run without this peer"
-                )
+    @cached_property
+    def _usable(self) -> npt.NDArray[np.int64]:
+        """Positions of the training images that can be read, as far as that is asked for."""
+        every = np.arange(len(self.dataset.train))
+        if self.config.bad_images != "skip" or self.config.stream:
+            return every
+        left = np.setdiff1d(every, self._unreadable(self.pictures.train, every, "training"))
+        if self.config.sited:
+            for peer, mine in self._sites.train.items():
+                if not np.isin(mine, left).any():
+                    raise DataError(
+                        f"peer {peer}: none of its {len(mine)} training images can be read "
+                        "(the warnings above name them); repair them, or run without this peer"
+                    )
         labels = self.dataset.train.labels
-        lost = sorted(set(labels[mine].tolist()) - set(labels[np.setdiff1d(mine, wrong)].tolist()))
+        lost = sorted(set(labels.tolist()) - set(labels[left].tolist()))
         if lost:
             raise DataError(
                 f"dataset = {self.config.dataset!r}: no training image can be read of the classes "
@@ -202,18 +286,23 @@ class Holdings:
         """Positions in the test split, one array for each of the n peers; unreadable images left out."""
         every = np.arange(len(self.dataset.test))
         if self.config.bad_images == "skip":
-            every = np.setdiff1d(every, self._unreadable(self.dataset.test, every, "test"))
+            every = np.setdiff1d(every, self._unreadable(self.pictures.test, every, "test"))
         if not self.config.sited:
             self._check_test(every, "")
             return [every] * self.n
         tests = [np.intersect1d(every, self._sites.test.get(p, [])).astype(np.int64) for p in range(self.n)]
         for peer in self.here:
-            self._check_test(tests[peer], f"peer {peer}: ")
+            if len(tests[peer]):
+                self._check_test(tests[peer], f"peer {peer}: ")
+            else:
+                log.warning("peer %d has no test image: it trains with the others and is not scored", peer)
+            if len(self._sites.train[peer]) == 1:
+                log.warning("peer %d has one training image", peer)
         return tests
 
     def _check_test(self, positions: npt.NDArray[np.int64], whose: str) -> None:
         if not len(positions):
-            raise DataError(f"{whose}no test image can be read (the warnings above name them); repair them")
+            raise DataError("no test image can be read (the warnings above name them); repair them")
         held = set(self.dataset.test.labels[positions].tolist())
         absent = [name for label, name in enumerate(self.classes) if label not in held]
         if absent:
@@ -227,8 +316,8 @@ class Holdings:
     @property
     def scored_test(self) -> Split:
         """The test images that are scored on this machine, as a split of their own."""
-        split, positions = self.dataset.test, self.test_positions
-        return Split(split.labels[positions], lambda index: split.read(int(positions[index])))
+        split, positions = self.pictures.test, self.test_positions
+        return Split(split.labels[positions], lambda index: split.picture(int(positions[index])), pixels=None)
 
     def check_images(self, peers: Sequence[int]) -> None:
         """Decode once all images that ``peers`` use; for runs that read them only as they go.
@@ -240,8 +329,8 @@ class Holdings:
         """
         if not self.config.stream:  # a stream looks at its images itself
             mine = np.unique(np.concatenate([self.partition[p] for p in peers]))
-            require_readable(self.dataset.train, mine, "training")
-        require_readable(self.dataset.test, self.test_positions, "test")
+            require_readable(self.pictures.train, mine, "training")
+        require_readable(self.pictures.test, self.test_positions, "test")
 
     def stream(self, peer: int) -> ImageStream:
         """Return the growing set of the peer's training images; the same one whenever it is asked for.
@@ -262,10 +351,14 @@ class Holdings:
         path = self.config.dataset.removeprefix("folder:").replace("{peer}", str(peer))
         every = np.arange(len(self.classes))
         if not self.config.sited:
-            every = np.flatnonzero(class_owners(self.partition_spec, self.n, len(every)) == peer)
-        return StreamPart(Path(path).expanduser() / "train", every)
+            every = np.flatnonzero(class_owners(self.partition_spec, self.n, self.classes) == peer)
+        return StreamPart(Path(path).expanduser() / "train", every, self._pixels(peer))
 
     def data(self, peer: int) -> PeerData:
         """Say what ``peer`` holds."""
         labels = np.unique(self.dataset.train.labels[self.partition[peer]])
         return PeerData(len(self.partition[peer]), tuple(self.dataset.classes[c] for c in labels))
+
+
+def _with_pixels(data: Dataset, pixels: Pixels) -> Dataset:
+    return replace(data, train=replace(data.train, pixels=pixels), test=replace(data.test, pixels=pixels))

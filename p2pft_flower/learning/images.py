@@ -1,8 +1,12 @@
-"""Images of arrays and files: found, read, and told from each other by their content."""
+"""Images of arrays and files: found in folders, and told from each other by their content."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +15,152 @@ import numpy.typing as npt
 from PIL import Image
 
 from p2pft_flower.errors import DataError
+from p2pft_flower.learning.decoding import REMEDY, formats
 
-__all__ = ["REMEDY", "UNREADABLE", "array_content", "file_content", "image_files", "read_image"]
+__all__ = ["Listing", "array_content", "file_content", "find_images", "folders_in", "is_hidden"]
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What Pillow raises of files that are no images, or broken ones."""
+_SYSTEM = frozenset(
+    {
+        "#recycle",
+        "#snapshot",
+        "$RECYCLE.BIN",
+        "@Recently-Snapshot",
+        "@Recycle",
+        "@eaDir",
+        "@tmp",
+        "System Volume Information",
+        "__MACOSX",
+        "__pycache__",
+        "lost+found",
+    }
+)
+"""Names of folders that systems, archives and network storage leave beside one's own."""
 
-REMEDY = "; repair or remove it, or set bad-images = skip"
-"""What to do about an image that cannot be read."""
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or folder of this name is none of the user's: a system or program made it."""
+    return name.startswith(".") or name in _SYSTEM
 
 
-def image_files(folder: Path) -> list[Path]:
-    """Return the files in and below ``folder`` that have the extension of an image, sorted.
+@dataclass
+class Listing:
+    """What was found in and below a folder.
+
+    Attributes
+    ----------
+    files : list of Path
+        The image files, sorted.
+    hidden : Counter of str
+        Names of hidden files and folders that were passed over.
+    others : Counter of str
+        Suffixes, in lower case, of files that are no pictures which can be opened here; empty: none.
+    loops : list of Path
+        Links that lead back to a folder above them; not followed.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    hidden: Counter[str] = field(default_factory=Counter)
+    others: Counter[str] = field(default_factory=Counter)
+    loops: list[Path] = field(default_factory=list)
+
+    def add(self, other: Listing) -> None:
+        """Add what was found elsewhere."""
+        self.files += other.files
+        self.hidden += other.hidden
+        self.others += other.others
+        self.loops += other.loops
+
+
+def find_images(folder: Path) -> Listing:
+    """List the image files in and below ``folder``; links to folders are followed.
 
     Raises
     ------
     DataError
         When a folder may not be read. One that is not there has no files.
     """
+    found = Listing()
+    above = frozenset(_identity(parent) for parent in folder.absolute().parents)
+    _walk(folder, above, found)
+    found.files.sort()
+    return found
 
-    def refuse(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):  # as when it was removed while this looked
-            raise DataError(f"{error.filename}: the folder cannot be read ({error.strerror})") from error
 
-    known = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return sorted(
-        Path(here, name)
-        for here, _, names in os.walk(folder, onerror=refuse)
-        for name in names
-        if os.path.splitext(name)[1].lower() in known  # noqa: PTH122 - of each of many names
-    )
+def folders_in(folder: Path) -> tuple[list[str], Listing]:
+    """Return the names of the folders in ``folder``, hidden ones left out, and what else lies beside them.
+
+    Raises
+    ------
+    DataError
+        When the folder may not be read.
+    """
+    names, beside = [], Listing()
+    for entry in _entries(folder):
+        if is_hidden(entry.name):
+            beside.hidden[entry.name] += 1
+        elif _is_folder(entry):
+            names.append(entry.name)
+        else:
+            _add_file(Path(entry.path), beside)
+    return names, beside
+
+
+def _walk(folder: Path, above: frozenset[tuple[int, int]], found: Listing) -> None:
+    identity = _identity(folder)
+    if identity in above:
+        found.loops.append(folder)
+        return
+    for entry in _entries(folder):
+        if is_hidden(entry.name):
+            found.hidden[entry.name] += 1
+        elif _is_folder(entry):
+            _walk(Path(entry.path), above | {identity}, found)
+        else:
+            _add_file(Path(entry.path), found)
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except FileNotFoundError:  # as when it was removed while this looked
+        return
+    except OSError as error:
+        raise DataError(f"{folder}: the folder cannot be read ({error.strerror})") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere is no folder; as a file it will be named
+        return False
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        found = folder.stat()
+    except OSError:  # gone, or not to be looked at: nothing leads back to it
+        return (-1, hash(folder))
+    return found.st_dev, found.st_ino
+
+
+def _add_file(file: Path, found: Listing) -> None:
+    suffix = file.suffix.lower()
+    if suffix in _suffixes():
+        found.files.append(file)
+    else:
+        found.others[suffix] += 1
+
+
+@cache
+def _suffixes() -> frozenset[str]:
+    kinds = formats()  # fills the registry
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds)
 
 
 def array_content(pixels: npt.NDArray[Any]) -> bytes:
     """Return the bytes that tell an array of pixels from every other."""
-    return f"{pixels.dtype} {pixels.shape} ".encode() + pixels.tobytes()
+    return f"{pixels.dtype} {pixels.shape} ".encode() + np.ascontiguousarray(pixels).tobytes()
 
 
 def file_content(file: Path) -> bytes:
@@ -60,26 +175,3 @@ def file_content(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise DataError(f"{file}: not a readable image ({error}){REMEDY}") from error
-
-
-def read_image(file: Path) -> Image.Image:
-    """Read an image file; greys of 16 bits become 8.
-
-    Raises
-    ------
-    DataError
-        When it cannot be read, naming it.
-    """
-    try:
-        with Image.open(file) as image:
-            image.load()
-            return _eight_bits(image)
-    except UNREADABLE as error:
-        raise DataError(f"{file}: not a readable image ({error}){REMEDY}") from error
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    # Pillow's own conversion of 16-bit greys clips at 255: nearly all would be white.
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image

@@ -21,8 +21,8 @@ from torch import nn
 
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.datasets import Split
+from p2pft_flower.learning.decoding import UNREADABLE
 from p2pft_flower.learning.draws import seeded
-from p2pft_flower.learning.images import UNREADABLE
 from p2pft_flower.learning.models import data_config
 from p2pft_flower.learning.streams import ImageStream
 
@@ -149,7 +149,7 @@ class LiveFeatures:
         ValueError
             When ``draw`` is None, but the images are augmented.
         """
-        images = [self._split.read(int(p)) for p in self._positions[positions]]
+        images = [self._split.picture(int(p)) for p in self._positions[positions]]
         inputs = self._prepare(images, draw)
         return inputs, self.labels[torch.from_numpy(positions)].to(inputs[0].device)
 
@@ -229,7 +229,7 @@ class StreamFeatures:
         kept: list[int] = []
         for position in positions.tolist():
             try:
-                images.append(self._stream.read(position))
+                images.append(self._stream.picture(position))
                 kept.append(position)
             except UNREADABLE as error:
                 log.warning("left out of a mini-batch, as it was listed but cannot be read now: %s", error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -43,9 +44,9 @@ class Evaluation:
     Attributes
     ----------
     loss : float
-        Mean cross-entropy.
+        Mean cross-entropy; not a number where there is no test image.
     accuracy : float
-        Share of all test images that are classified right, 0..1.
+        Share of all test images that are classified right, 0..1; not a number where there is none.
     accuracy_unseen : float or None
         The same on the classes of which the peer holds no training image; None where it holds all.
     """
@@ -186,6 +187,8 @@ def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tenso
     unseen : (N,) bool tensor
         Which of them are of classes that the peer holds no training image of.
     """
+    if not len(test):
+        return Evaluation(math.nan, math.nan, None)
     tail.eval()
     _set(trained_parameters(tail), theta)
     losses, right = [], []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -11,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.names import differing_unseen, some_names
 from p2pft_flower.plugins import is_reference, load_reference
 
 __all__ = ["OWN", "Partition", "class_owners", "draw_shots", "partition_images", "resolve_partition"]
@@ -41,8 +44,8 @@ OWN = "own"
 log = logging.getLogger(__name__)
 
 
-def resolve_partition(spec: str, dataset: str, n: int, num_classes: int) -> str:
-    """Say what ``auto`` means.
+def resolve_partition(spec: str, dataset: str, n: int, classes: Sequence[str]) -> str:
+    """Say what ``auto`` means for ``n`` peers and these classes.
 
     Own folders where the dataset has one for each peer, else Table 1's ranges, disjoint classes if there are
     enough, else Dirichlet.
@@ -53,9 +56,10 @@ def resolve_partition(spec: str, dataset: str, n: int, num_classes: int) -> str:
         return OWN
     if (dataset, n) in TABLE_1:
         return TABLE_1[dataset, n]
-    if n <= num_classes:
-        chunks = np.array_split(np.arange(num_classes), n)
-        return "classes:" + ",".join(f"{c[0]}-{c[-1]}" for c in chunks)
+    if n <= len(classes):
+        chunks = np.array_split(np.arange(len(classes)), n)
+        names = classes if _misnumbered(classes) is not None else [str(c) for c in range(len(classes))]
+        return "classes:" + ",".join(f"{names[c[0]]}-{names[c[-1]]}" for c in chunks)
     return f"dirichlet:{AUTO_DIRICHLET}"
 
 
@@ -95,13 +99,14 @@ def draw_shots(labels: Labels, shots: int, classes: Sequence[str], seed: int) ->
     return np.sort(np.concatenate(drawn))
 
 
-def partition_images(spec: str, labels: Labels, n: int, num_classes: int, seed: int) -> Partition:
+def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], seed: int) -> Partition:
     """Deal the training images out to ``n`` peers.
 
     Parameters
     ----------
     spec : str
-        ``"classes:0-1,2-3,4-6,7-9"`` (one range a peer; ``+`` joins ranges: ``0-1+5``), ``"iid"``,
+        ``"classes:0-1,2-3,4-6,7-9"`` (one range a peer, by position or name; ``+`` joins ranges:
+        ``0-1+5``, ``cat+dog``; where classes are named by other numbers, numbers are names), ``"iid"``,
         ``"dirichlet:ALPHA"``, ``"shards:K"`` (each peer holds images of K classes, of which the first is
         the peer's number, counted round, and the others are drawn), or ``"my_module:my_partition"``: a
         callable ``(labels, n, seed) -> n arrays of positions``.
@@ -109,8 +114,8 @@ def partition_images(spec: str, labels: Labels, n: int, num_classes: int, seed: 
         Classes of the training images.
     n : int
         Number of peers.
-    num_classes : int
-        Number of classes of the dataset.
+    classes : sequence of str
+        Names of the dataset's classes.
     seed : int
         Decides every draw.
 
@@ -128,7 +133,7 @@ def partition_images(spec: str, labels: Labels, n: int, num_classes: int, seed: 
     """
     kind, _, argument = spec.partition(":")
     if kind == "classes" and argument:
-        owners = class_owners(spec, n, num_classes)
+        owners = class_owners(spec, n, classes)
         parts = [np.flatnonzero(owners[labels] == peer) for peer in range(n)]
     elif spec == "iid":
         parts = _library("IidPartitioner", labels, n, {}, seed)
@@ -146,19 +151,21 @@ def partition_images(spec: str, labels: Labels, n: int, num_classes: int, seed: 
     return _checked(spec, parts, len(labels), n)
 
 
-def class_owners(spec: str, n: int, num_classes: int) -> npt.NDArray[np.int64]:
+def class_owners(spec: str, n: int, classes: Sequence[str]) -> npt.NDArray[np.int64]:
     """Say which peer holds which class.
 
     Parameters
     ----------
     spec : str
         ``"classes:0-1,2-3,4-6,7-9"``, as in :func:`partition_images`.
-    n, num_classes : int
-        Number of peers and of classes.
+    n : int
+        Number of peers.
+    classes : sequence of str
+        Names of the classes.
 
     Returns
     -------
-    (num_classes,) int64 array
+    (C,) int64 array
         The peer of each class; -1 for a class that nobody is given.
 
     Raises
@@ -173,22 +180,57 @@ def class_owners(spec: str, n: int, num_classes: int) -> npt.NDArray[np.int64]:
         )
     owner: dict[int, int] = {}
     for peer, group in enumerate(groups):
-        for span in group.split("+"):
-            first, dash, last = span.partition("-")
-            last = last if dash else first
-            if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
-                raise ConfigError(f"partition = {spec!r}: {span!r} is neither a class (7) nor a range (7-9)")
-            for c in range(int(first), int(last) + 1):
-                if c >= num_classes:
-                    raise ConfigError(
-                        f"partition = {spec!r}: class {c} does not exist; classes are 0-{num_classes - 1}"
-                    )
+        for span in [group] if group in classes else group.split("+"):
+            for c in _span(spec, span, classes):
                 if c in owner:
+                    called = f"class {c}" if classes[c] == str(c) else f"class {classes[c]!r}"
                     raise ConfigError(
-                        f"partition = {spec!r}: class {c} is given to peers {owner[c]} and {peer}"
+                        f"partition = {spec!r}: {called} is given to peers {owner[c]} and {peer}"
                     )
                 owner[c] = peer
-    return np.array([owner.get(c, -1) for c in range(num_classes)], dtype=np.int64)
+    return np.array([owner.get(c, -1) for c in range(len(classes))], dtype=np.int64)
+
+
+def _span(spec: str, span: str, classes: Sequence[str]) -> range:
+    """Return the classes of ``7``, ``7-9``, ``cat`` or ``cat-dog``: positions, or names in their order."""
+    alone = _position(spec, span, classes)
+    if alone is not None:
+        return range(alone, alone + 1)
+    for dash in (match.start() for match in re.finditer("-", span)):
+        first = _position(spec, span[:dash], classes)
+        last = _position(spec, span[dash + 1 :], classes)
+        if first is not None and last is not None and first <= last:
+            return range(first, last + 1)
+    close = difflib.get_close_matches(span, classes, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else differing_unseen(span, classes)
+    raise ConfigError(
+        f"partition = {spec!r}: {span!r} is neither a class (7, or its name) nor a range (7-9){hint}"
+    )
+
+
+def _position(spec: str, text: str, classes: Sequence[str]) -> int | None:
+    """Return the position of a class by its name or number; None where ``text`` is neither."""
+    if text in classes:
+        return classes.index(text)
+    if not (text.isascii() and text.isdecimal()):
+        return None
+    if (odd := _misnumbered(classes)) is not None:
+        raise ConfigError(
+            f"partition = {spec!r}: no class is called {text!r}, and numbers are names here, as class "
+            f"{odd!r} has position {classes.index(odd)}: give the classes by their names, "
+            f"{some_names(classes)}"
+        )
+    if int(text) >= len(classes):
+        raise ConfigError(
+            f"partition = {spec!r}: class {text} does not exist; classes are 0-{len(classes) - 1}"
+        )
+    return int(text)
+
+
+def _misnumbered(classes: Sequence[str]) -> str | None:
+    """Return a class whose name is a number, but not that of its position; None where there is none."""
+    numbered = ((position, name) for position, name in enumerate(classes) if name.isdecimal())
+    return next((name for position, name in numbered if int(name) != position), None)
 
 
 def _dirichlet(spec: str, argument: str, labels: Labels, n: int, seed: int) -> Partition:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -13,8 +13,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.datasets import Split, some_names
-from p2pft_flower.learning.images import image_files, read_image
+from p2pft_flower.learning.datasets import Split
+from p2pft_flower.learning.images import find_images, is_hidden
+from p2pft_flower.learning.names import some_names
+from p2pft_flower.learning.pixels import Pixels
 from p2pft_flower.learning.readable import unreadable_images
 
 __all__ = ["ImageStream", "StreamPart"]
@@ -37,10 +39,13 @@ class StreamPart:
         Holds a folder for each class (``train/``).
     labels : (K,) int64 array
         The classes, by number.
+    pixels : Pixels
+        How its images become pictures.
     """
 
     folder: Path
     labels: npt.NDArray[np.int64]
+    pixels: Pixels = field(default_factory=Pixels)
 
 
 class ImageStream:
@@ -73,6 +78,7 @@ class ImageStream:
         self.labels: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
         """Classes of all images that were ever there, (N,) int64, by position; replaced when N grows."""
         self._files: list[Path] = []
+        self._part_of: list[int] = []
         self._names: list[str] = []
         self._positions: dict[Path, int] = {}
         self._there: list[set[Path]] = [set() for _ in parts]
@@ -80,15 +86,15 @@ class ImageStream:
         self._strange: set[Path] = set()
         self.refresh()
 
-    def read(self, position: int) -> Image.Image:
-        """Read an image.
+    def picture(self, position: int) -> Image.Image:
+        """Return an image as a viewer shows it, mode ``L`` or ``RGB``.
 
         Raises
         ------
         DataError
             When it cannot be read, naming it.
         """
-        return read_image(self._files[position])
+        return self._split([self._files[position]], self._parts[self._part_of[position]]).picture(0)
 
     def names(self, positions: Positions) -> list[str]:
         """Return the names of images: number of their part, class and file, the same on every machine."""
@@ -136,6 +142,7 @@ class ImageStream:
         """Give an image its position; its label is the caller's to add."""
         position = self._positions[file] = len(self._files)
         self._files.append(file)
+        self._part_of.append(number)
         self._names.append(f"{number}/{file.relative_to(self._parts[number].folder).as_posix()}")
         return position
 
@@ -162,11 +169,11 @@ class ImageStream:
     def _list(self, number: int) -> list[int]:
         part, before = self._parts[number], self._there[number]
         self._warn_of_new_classes(part.folder)
-        found = {f: int(c) for c in part.labels for f in image_files(part.folder / self._classes[c])}
+        found = {f: int(c) for c in part.labels for f in find_images(part.folder / self._classes[c]).files}
         gone = sorted(before - found.keys())
         if gone:
             log.warning("%s stream: %d images are gone: %s", self._what, len(gone), some_names(gone))
-        waiting = self._not_yet([f for f in found if f not in before])
+        waiting = self._not_yet([f for f in found if f not in before], part)
         new = [file for file in found if file not in waiting and file not in self._positions]
         for file in new:
             self._enter(number, file)
@@ -179,9 +186,12 @@ class ImageStream:
             log.info("%s stream: %d new images, %d in all", self._what, come, len(there))
         return [self._positions[file] for file in there]
 
-    def _not_yet(self, files: list[Path]) -> set[Path]:
+    def _split(self, files: list[Path], part: StreamPart) -> Split:
+        return replace(Split.of_files(files, np.zeros(len(files), dtype=np.int64)), pixels=part.pixels)
+
+    def _not_yet(self, files: list[Path], part: StreamPart) -> set[Path]:
         """Return those of ``files`` that cannot be read."""
-        fresh = Split.of_files(files, np.zeros(len(files), dtype=np.int64))
+        fresh = self._split(files, part)
         wrong = {files[i]: why for i, why in unreadable_images(fresh, range(len(files)), self._what).items()}
         for file in files:
             if file not in wrong:
@@ -203,7 +213,8 @@ class ImageStream:
 
     def _warn_of_new_classes(self, folder: Path) -> None:
         try:
-            here = {p for p in folder.iterdir() if p.is_dir() and p.name not in self._classes}
+            others = (p for p in folder.iterdir() if p.name not in self._classes and not is_hidden(p.name))
+            here = {p for p in others if p.is_dir()}
         except OSError as error:
             raise DataError(f"{folder}: the folder cannot be read ({error.strerror})") from error
         new = sorted(here - self._strange)

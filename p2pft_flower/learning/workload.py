@@ -186,7 +186,7 @@ class Workload:
         return sha256(b"".join(a.cpu().numpy().tobytes() for a in answers)).hexdigest()
 
     def _features_of(self, split: Split, positions: npt.NDArray[np.int64], what: str) -> Features:
-        if self.parts.path == "full" or not self.config.cache:
+        if self.parts.path == "full" or not self.config.cache or not len(positions):
             return self._live(split, positions, preprocessing(self.model))
         return self._trunk_store.features(split, positions, what)
 
@@ -210,7 +210,7 @@ class Workload:
     @cached_property
     def test_features(self) -> Features:
         """What the trunk makes of all test images that are scored on this machine."""
-        return self._features_of(self.holdings.dataset.test, self.holdings.test_positions, "test")
+        return self._features_of(self.holdings.pictures.test, self.holdings.test_positions, "test")
 
     def objectives(
         self, peers: Sequence[int], progress: Callable[[], None] = lambda: None
@@ -292,7 +292,7 @@ class Workload:
         if peer not in self._own_tests:
             what = f"peer {peer}'s test"
             self._own_tests[peer] = self._features_of(
-                self.holdings.dataset.test, self.holdings.tests[peer], what
+                self.holdings.pictures.test, self.holdings.tests[peer], what
             )
         return self._own_tests[peer]
 
@@ -326,7 +326,7 @@ class Workload:
         return self._features[peer]
 
     def _training_features(self, peer: int) -> Features:
-        config, split, held = self.config, self.holdings.dataset.train, self.holdings.partition[peer]
+        config, split, held = self.config, self.holdings.pictures.train, self.holdings.partition[peer]
         self._tell_what_is_not_kept()
         augmented = config.augment != "none"
         transform = augmentation(self.model, config.augment) if augmented else preprocessing(self.model)

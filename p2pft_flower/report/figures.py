@@ -32,12 +32,16 @@ def draw_comparison(runs: Sequence[dict[str, Any]], title: str, png: Path) -> No
     figure = Figure(figsize=(8.4, 4.6), layout="constrained")
     axis = figure.subplots()
     for number, results in enumerate(runs):
-        rows = [h for h in results["history"] if None not in h["accuracy"]]
-        iterations = [h["iteration"] for h in rows]
-        accuracy = np.array([h["accuracy"] for h in rows])
         final = results["summary"]["accuracy"]
+        if final is None:  # no peer has a test image
+            continue
+        scored = [peer["peer"] for peer in results["peers"] if peer["accuracy"] is not None]
+        history = [(h["iteration"], [h["accuracy"][i] for i in scored]) for h in results["history"]]
+        rows = [(iteration, each) for iteration, each in history if None not in each]
+        iterations = [iteration for iteration, _ in rows]
+        accuracy = np.array([each for _, each in rows])
         label = f"{results['algorithm']}: {final['mean']:.3f}"
-        if len(results["peers"]) > 1:
+        if len(scored) > 1:
             label += f" ({final['min']:.3f} to {final['max']:.3f})"
         colour = f"C{number % 10}"
         axis.plot(iterations, accuracy.mean(axis=1), color=colour, lw=1.8, label=label)

@@ -14,6 +14,7 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.resources import home
 from p2pft_flower.runtime import sketch
 from p2pft_flower.runtime.journal import finite
+from p2pft_flower.runtime.progress import scored
 
 __all__ = [
     "FILE",
@@ -187,9 +188,9 @@ def run_results(
             "name": about[p]["name"],
             "classes": about[p]["classes"],
             "images": about[p]["images"],
-            "accuracy": o["accuracy"],
+            "accuracy": scored(o["accuracy"]),
             "accuracy_unseen": o["accuracy_unseen"],
-            "loss": o["loss"],
+            "loss": scored(o["loss"]),
             "bytes_sent": o["bytes_sent"],
             "epsilon": o["epsilon"],
             "delta": o["delta"],

@@ -203,14 +203,14 @@ def _comparison_rows(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
         each = (
             " ".join(number(p["accuracy"]) for p in peers)
             if len(peers) <= 8
-            else f"{accuracy['min']:.3f} to {accuracy['max']:.3f}"
+            else f"{number(accuracy and accuracy['min'])} to {number(accuracy and accuracy['max'])}"
         )
         rows.append(
             [
                 results["algorithm"],
                 each,
-                number(accuracy["mean"]),
-                number(accuracy["std"]),
+                number(accuracy and accuracy["mean"]),
+                number(accuracy and accuracy["std"]),
                 number(unseen and unseen["mean"]),
                 number(results["summary"]["loss"] and results["summary"]["loss"]["mean"]),
                 number(results["consensus_error"], ".1e"),

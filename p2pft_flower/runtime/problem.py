@@ -17,12 +17,12 @@ class Score(Protocol):
 
     @property
     def loss(self) -> float:
-        """Mean loss on the test split."""
+        """Mean loss on the test split; not a number where the peer has no test image."""
         ...
 
     @property
     def accuracy(self) -> float:
-        """Share of all test images classified right, 0..1."""
+        """Share of all test images classified right, 0..1; not a number where the peer has none."""
         ...
 
     @property

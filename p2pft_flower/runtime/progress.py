@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from p2pft_flower.runtime.journal import read_last_run
 from p2pft_flower.runtime.sketch import consensus_error, decode
 
-__all__ = ["Progress", "Report", "told_evaluations"]
+__all__ = ["Progress", "Report", "scored", "told_evaluations"]
 
 TOLD = 128
 """Evaluations, about 900 bytes each, that all peers of a deployed run together tell the coordinator."""
@@ -25,12 +26,15 @@ EACH_PEER = 8
 
 @dataclass(frozen=True)
 class Report:
-    """One peer's scores after an iteration; ``sketch`` as text."""
+    """One peer's scores after an iteration; ``sketch`` as text.
+
+    Loss and accuracy are NaN, or None when they were read from a log, where the peer has no test image.
+    """
 
     peer: int
     iteration: int
-    loss: float
-    accuracy: float
+    loss: float | None
+    accuracy: float | None
     accuracy_unseen: float | None
     sketch: str
     bytes_sent: int
@@ -124,8 +128,8 @@ class Progress:
             rows.append(
                 {
                     "iteration": iteration,
-                    "loss": [r and r.loss for r in present],
-                    "accuracy": [r and r.accuracy for r in present],
+                    "loss": [r and scored(r.loss) for r in present],
+                    "accuracy": [r and scored(r.accuracy) for r in present],
                     "accuracy_unseen": [r and r.accuracy_unseen for r in present],
                     "bytes_sent": sum(r.bytes_sent for r in row.values()),
                     "consensus_error": _consensus([row[p] for p in sorted(row)])  # whoever was quicker
@@ -153,10 +157,18 @@ class Progress:
         return " | ".join(parts)
 
 
-def _spread(values: Sequence[float], form: str) -> str:
+def scored(value: float | None) -> float | None:
+    """Return a score; None where the peer has no test image to be scored on."""
+    return None if value is None or math.isnan(value) else value
+
+
+def _spread(values: Sequence[float | None], form: str) -> str:
     if len(values) <= EACH_PEER:
-        return " ".join(format(v, form) for v in values)
-    return f"{min(values):{form}}/{float(np.mean(values)):{form}}/{max(values):{form}} (min/mean/max)"
+        return " ".join("–" if scored(v) is None else format(v, form) for v in values)
+    there = [v for v in map(scored, values) if v is not None]
+    if not there:
+        return "–"
+    return f"{min(there):{form}}/{float(np.mean(there)):{form}}/{max(there):{form}} (min/mean/max)"
 
 
 def _consensus(reports: Sequence[Report]) -> float:

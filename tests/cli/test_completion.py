@@ -131,7 +131,7 @@ def test_the_examples_are_values_that_the_learning_layer_knows():
         assert model in MODELS or timm.is_model(model)
     assert EXAMPLES["dataset"] == (*DATASETS, *TORCHVISION, "folder:/")
     for partition in set(EXAMPLES["partition"]) - {"auto", "own"}:
-        partition_images(partition, np.arange(400) % 10, 4, 10, 0)
+        partition_images(partition, np.arange(400) % 10, 4, [str(c) for c in range(10)], 0)
 
 
 def test_a_config_file_of_flower_that_cannot_be_read_offers_nothing(connections):

@@ -13,7 +13,7 @@ from PIL import Image
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
 from p2pft_flower.flower.nodes import RunFailedError
-from p2pft_flower.learning.datasets import Split
+from p2pft_flower.learning.datasets import Split, load_dataset
 from p2pft_flower.learning.readable import require_readable, unreadable_images
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.report.results import read_results
@@ -85,20 +85,47 @@ def test_a_long_list_of_skipped_images_is_cut_and_counted(folder, caplog):
     assert "and 4 more" in caplog.text
 
 
-def test_a_deployed_peer_looks_at_no_other_peers_images(folder):
+def test_all_peers_leave_out_the_same_images_of_a_dataset_that_is_dealt_out(folder):
     spoil(folder / "train" / "green" / "2.PNG")
-    config = LearningConfig(dataset=f"folder:{folder}", bad_images="skip")
-    alone = Workload(config, n=3, peers=(0,))
-    assert alone.holdings.data(0).images == 4
-    assert alone.holdings.unreadable == 0
+    config = LearningConfig(dataset=f"folder:{folder}", bad_images="skip", partition="iid")
+    together = Workload(config, n=3).holdings
+    for peer in range(3):
+        alone = Workload(config, n=3, peers=(peer,)).holdings
+        np.testing.assert_array_equal(alone.partition[peer], together.partition[peer])
+        assert alone.unreadable == 1
+
+
+def test_a_deployed_peer_looks_at_no_other_peers_folder(folder, tmp_path):
+    for peer in range(2):
+        shutil.copytree(folder, tmp_path / f"site-{peer}")
+    spoil(tmp_path / "site-1" / "train" / "green" / "2.PNG")
+    config = LearningConfig(dataset=f"folder:{tmp_path}/site-{{peer}}", bad_images="skip")
+    assert Workload(config, n=2, peers=(0,)).holdings.data(0).images == 12
+    assert Workload(config, n=2, peers=(1,)).holdings.data(1).images == 11
+
+
+def test_images_are_left_out_before_shots_are_drawn_and_shares_are_dealt(folder):
+    spoil(folder / "train" / "green" / "2.PNG")
+    (folder / "train" / "green" / "5.png").write_bytes((folder / "train" / "green" / "0.png").read_bytes())
+    labels = load_dataset(f"folder:{folder}").train.labels
+    few = workload(folder, n=1, bad_images="skip", shots=4).holdings
+    assert np.bincount(labels[few.partition[0]]).tolist() == [4, 4, 4]
+    even = workload(folder, n=4, bad_images="skip", partition="iid").holdings
+    assert [len(part) for part in even.partition] == [3, 3, 3, 3]
 
 
 def test_a_class_or_a_peer_that_loses_all_its_images_is_named(folder):
     spoil(*(folder / "train" / "green").iterdir())
-    with pytest.raises(DataError, match=r"peer 1: none of its 4 training images can be read"):
-        workload(folder, bad_images="skip").holdings.data(0)
-    with pytest.raises(DataError, match=r"no training image can be read of the classes green"):
-        workload(folder, n=1, bad_images="skip").holdings.data(0)
+    for peers in (1, 3):
+        with pytest.raises(DataError, match=r"no training image can be read of the classes green"):
+            workload(folder, n=peers, bad_images="skip").holdings.data(0)
+    sites = folder.parent / "sites"
+    shutil.copytree(folder, sites / "site-0")
+    spoil(*(file for file in (sites / "site-0").rglob("*.*")))
+    with pytest.raises(DataError, match=r"peer 0: none of its 12 training images can be read"):
+        Workload(
+            LearningConfig(dataset=f"folder:{sites}/site-{{peer}}", bad_images="skip"), n=1
+        ).holdings.data(0)
 
 
 def test_a_test_class_that_loses_all_its_images_is_not_scored_and_an_empty_test_is_refused(folder, caplog):

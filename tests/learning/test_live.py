@@ -245,7 +245,7 @@ def test_new_images_join_at_the_start_of_the_next_pass_and_not_before(folder):
     second = [*chain(*drawn(batches, 2, 4)), *drawn(batches, 4, 5)[0][:1]]
     assert sorted(second) == [0, 1, 2, 3, 4]
     assert stream.labels.tolist() == [1] * 5
-    assert stream.read(4).getpixel((0, 0)) == COLOURS["green"]
+    assert stream.picture(4).getpixel((0, 0)) == COLOURS["green"]
 
 
 def test_a_batch_may_span_two_passes_of_different_length(folder):
@@ -310,7 +310,7 @@ def test_an_image_that_is_gone_when_a_stream_is_resumed_is_told_of_and_left_out(
     assert gone.name in caplog.text
     assert files_of(there, drawn(resumed, 1, 2)) == files_of(stream, drawn(whole, 1, 2))
     with pytest.raises(DataError, match=gone.name):
-        there.read(there._positions[gone])
+        there.picture(there._positions[gone])
 
 
 def test_a_stream_is_not_resumed_on_other_classes(folder):

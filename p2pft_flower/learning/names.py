@@ -1,0 +1,68 @@
+"""Names of classes and files: their order, those that differ only in what nobody sees, and lists of them."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+from natsort import natsorted
+
+__all__ = ["differing_unseen", "in_order", "look_alikes", "some_names"]
+
+NAMED = 10
+"""A message names this many, and counts the others."""
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Return names in natural order: numbers in them count as numbers, so that 2 comes before 10."""
+    return natsorted(sorted(names))  # names that count the same, as 2 and 02, by their letters
+
+
+def differing_unseen(name: str, others: Iterable[str]) -> str:
+    """Say, for the end of a message, in what ``name`` differs from one of ``others`` if only unseen.
+
+    Returns
+    -------
+    str
+        As ``"; it differs from 'cat' only in case"``; empty where there is no such name.
+    """
+    for other in others:
+        if other != name and _bare(other) == _bare(name):
+            return f"; it differs from {other!a} only in {_difference(name, other)}"
+    return ""
+
+
+def look_alikes(names: Iterable[str]) -> list[str]:
+    """Say which of ``names`` differ from each other only in Unicode form, blanks or case."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_bare(name), []).append(name)
+    return [
+        f"{' and '.join(ascii(name) for name in group)} differ only in "
+        f"{' and '.join(dict.fromkeys(_difference(group[0], other) for other in group[1:]))}"
+        for group in groups.values()
+        if len(group) > 1
+    ]
+
+
+def some_names(names: Sequence[object]) -> str:
+    """Write the first names, and count the others."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(str(name) for name in names[:NAMED]) + more
+
+
+def _bare(name: str) -> str:
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def _difference(one: str, other: str) -> str:
+    """Say in what two names differ of which :func:`_bare` makes the same."""
+    forms = {
+        "Unicode form": lambda name: unicodedata.normalize("NFKC", name),
+        "blanks": lambda name: "".join(name.split()),
+        "case": str.casefold,
+    }
+    for what, form in forms.items():
+        if form(one) == form(other):
+            return what
+    return "Unicode form, blanks or case"

@@ -1,0 +1,319 @@
+"""What a site's images are like, looked at before a run: which samples are black and white, what is turned.
+
+The head of every file is read; of images with deep samples (more than 8 bits, signs, fractions) some are
+decoded. Where files declare which samples are black and white, and the images use that range, it is taken.
+Where they declare nothing, or the images use little of what they declare, the range could only be guessed:
+the run is refused until ``pixel-range`` says it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.datasets import Split
+from p2pft_flower.learning.decoding import Form, Look, Samples, look_at_image
+from p2pft_flower.learning.looking import each
+from p2pft_flower.learning.pixels import Pixels, Range, as_source
+
+__all__ = ["Statistics", "Survey", "statistics_of", "survey"]
+
+LOOKED_AT = 256
+"""Images of a form that are decoded, and of a split without files that are read: evenly spaced ones."""
+
+VALUES = 4096
+"""Samples of each of them that are counted, evenly spaced."""
+
+BRIGHT = 99.9
+"""Percentile of the samples that must reach half of the declared range, for that to be believed."""
+
+DARK_IMAGE = 1 / 8
+"""Share of the declared range below which an image that has not one colour only counts as dark."""
+
+DARK_IMAGES = 0.05
+"""Share of dark images from which two kinds of images may be mixed."""
+
+CLIPPED = 0.99
+"""Share of the samples beyond a given range from which that is probably meant for other images."""
+
+STATISTICS = 256
+"""Images of a site, evenly spaced, that its statistics are made of."""
+
+BLACK, WHITE = 5, 250
+"""Grey levels up to which, and from which, a pixel counts as black and white."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found.
+
+    Attributes
+    ----------
+    pixels : Pixels
+        How the images become pictures.
+    looked_at : int
+        Images whose head was read.
+    turned : int
+        Those with an orientation tag that turns or mirrors them.
+    transparent : int
+        Those with an alpha channel or a transparent colour.
+    pages : int
+        Those with several pages or frames.
+    deep : dict of str to int
+        Kinds of deep samples, with their black and white ↦ number of images.
+    warnings : tuple of str
+        What a user should look at.
+    """
+
+    pixels: Pixels
+    looked_at: int
+    turned: int
+    transparent: int
+    pages: int
+    deep: Mapping[str, int]
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return one line on what was done to the images; empty where nothing was."""
+        parts = [
+            (self.turned, "turned upright as their orientation tags say"),
+            (self.transparent, "with transparency, laid on white"),
+            (self.pages, "with several pages, of which the first is read"),
+            *((number, what) for what, number in self.deep.items()),
+        ]
+        done = [f"{number} {what}" for number, what in parts if number]
+        return f"of {self.looked_at} images {'; '.join(done)}" if done else ""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Simple statistics of a site's pictures in grey, to be held against those of other sites.
+
+    Attributes
+    ----------
+    images : int
+        How many pictures they are made of; each counts the same.
+    mean, deviation : float
+        Of all pixels, 0 (black) to 1 (white).
+    black, white : float
+        Shares of pixels that are black and white, 0..1.
+    """
+
+    images: int
+    mean: float
+    deviation: float
+    black: float
+    white: float
+
+
+def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
+    """Look at the images of one site.
+
+    Parameters
+    ----------
+    splits : sequence of Split
+        Its training and test images; those that cannot be read are left to be found by who reads them.
+    window : (float, float) or None
+        Black and white as the run-config gives them; None: auto.
+    whose : str
+        Whose images they are, for messages, e.g. ``"peer 1's"``.
+
+    Raises
+    ------
+    ConfigError
+        When nothing says which samples of some images are black and white; names the values seen and the key.
+    """
+    looks = [look for split in splits for look in _looks(split, whose)]
+    forms = Counter(look.form for _, _, look in looks if look.form is not None)
+    seen = {form: _see(form, [(s, i) for s, i, look in looks if look.form == form], whose) for form in forms}
+    warnings = []
+    ranges: dict[Form, Range] = {}
+    unclear = []
+    for form, samples in seen.items():
+        if window is not None:
+            warnings += _unfit(form, samples, window)
+            continue
+        found = _declared(form, samples)
+        if isinstance(found, str):
+            unclear.append(f"{forms[form]} images of {form} samples {found}")
+        else:
+            ranges[form] = found
+            warnings += _dark(form, samples, found[1])
+    if unclear:
+        raise ConfigError(
+            f"{whose} images: {'; '.join(unclear)}: set pixel-range = LOW:HIGH, the values that are to be "
+            f"black and white ({_advice(seen)}); a site of a deployment can set its own in --node-config"
+        )
+    if window is not None and looks and not forms:
+        warnings.append(
+            f"pixel-range = {window[0]:g}:{window[1]:g} changes nothing: no sample has more than 8 bits"
+        )
+    pixels = Pixels(window, ranges)
+    return Survey(
+        pixels,
+        len(looks),
+        sum(look.turned for _, _, look in looks),
+        sum(look.transparent for _, _, look in looks),
+        sum(look.pages for _, _, look in looks),
+        {_described(form, pixels.range_of(form)): number for form, number in forms.items()},
+        tuple(warnings),
+    )
+
+
+def statistics_of(split: Split, positions: npt.NDArray[np.int64], whose: str) -> Statistics | None:
+    """Return statistics of some pictures, evenly spaced among ``positions``; None where none can be read."""
+    histograms = []
+    with closing(each(split.picture, _spaced(positions, STATISTICS), whose)) as found:
+        for _, picture in found:
+            if not isinstance(picture, Exception):
+                counts = np.array(picture.convert("L").histogram(), dtype=np.float64)
+                histograms.append(counts / counts.sum())
+    if not histograms:
+        return None
+    shares = np.mean(histograms, axis=0)
+    levels = np.arange(256) / 255
+    mean = float(shares @ levels)
+    return Statistics(
+        len(histograms),
+        mean,
+        float(np.sqrt(shares @ (levels - mean) ** 2)),
+        float(shares[: BLACK + 1].sum()),
+        float(shares[WHITE:].sum()),
+    )
+
+
+def _looks(split: Split, whose: str) -> list[tuple[Split, int, Look]]:
+    """Look at the heads of files; of other images some are read."""
+    positions = np.arange(len(split))
+    look = split.look
+    if look is None:
+        positions = _spaced(positions, LOOKED_AT)
+
+        def look(position: int) -> Look:
+            source = as_source(split.read(position))
+            if not isinstance(source, Samples):
+                return look_at_image(source)
+            deep = source.form.kind != "unsigned" or source.form.bits > 8
+            turned = source.orientation != 1
+            return Look(source.form if deep else None, turned, source.alpha is not None, False)
+
+    with closing(each(look, positions, whose)) as found:
+        return [(split, p, seen) for p, seen in found if not isinstance(seen, Exception)]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Samples of some images of a form."""
+
+    lowest: float
+    highest: float
+    bright: float
+    """The percentile :data:`BRIGHT`."""
+    values: npt.NDArray[np.float64]
+    """Some samples of all of them."""
+    tops: npt.NDArray[np.float64]
+    """The largest sample of each image that has not one colour only."""
+
+
+def _see(form: Form, images: Sequence[tuple[Split, int]], whose: str) -> _Seen | None:
+    """Decode some images; None where none can be."""
+    some = [images[i] for i in _spaced(np.arange(len(images)), LOOKED_AT)]
+    lows, highs, tops, values = [], [], [], []
+
+    def read(number: int) -> npt.NDArray[np.float64] | None:
+        split, position = some[number]
+        source = as_source(split.read(position))
+        if not isinstance(source, Samples) or source.form != form or not np.isfinite(source.values).all():
+            return None
+        return np.ravel(source.values).astype(np.float64)
+
+    with closing(each(read, range(len(some)), whose)) as found:
+        for _, samples in found:
+            if samples is None or isinstance(samples, Exception):
+                continue
+            lows.append(samples.min())
+            highs.append(samples.max())
+            if samples.max() > samples.min():
+                tops.append(samples.max())
+            values.append(samples[:: max(1, len(samples) // VALUES)])
+    if not values:
+        return None
+    joined = np.concatenate(values)
+    return _Seen(min(lows), max(highs), float(np.percentile(joined, BRIGHT)), joined, np.array(tops))
+
+
+def _declared(form: Form, seen: _Seen | None) -> Range | str:
+    """Return black and white as the files declare them, or why that is not to be believed."""
+    if seen is None:
+        return (0.0, float(form.white)) if form.white is not None else "of which none can be read"
+    values = f"hold {seen.lowest:g} to {seen.highest:g}"
+    if form.white is None:
+        return f"{values}, and nothing says which are black and white"
+    white = form.white
+    if form.significant < form.bits and seen.highest < 2**form.significant:
+        white = 2**form.significant - 1  # the low bits are the significant ones
+    if seen.bright < white / 2:
+        return f"{values} (99.9 % of them up to {seen.bright:g}), though they declare 0 to {white}"
+    dark = float(np.mean(seen.tops < white * DARK_IMAGE)) if len(seen.tops) else 0.0
+    if dark >= DARK_IMAGES:
+        return (
+            f"declare 0 to {white}, but {100 * dark:.0f} % of those looked at hold at most "
+            f"{seen.tops[seen.tops < white * DARK_IMAGE].max():g}, as if two kinds were mixed"
+        )
+    return 0.0, float(white)
+
+
+def _described(form: Form, black_white: Range) -> str:
+    return f"of {form} samples, black {black_white[0]:g}, white {black_white[1]:g}"
+
+
+def _dark(form: Form, seen: _Seen | None, white: float) -> list[str]:
+    """Warn of single images that use little of the range that the others use."""
+    if seen is None:
+        return []
+    dark = int(np.sum(seen.tops < white * DARK_IMAGE))
+    if not dark:
+        return []
+    return [
+        f"{dark} of {len(seen.tops)} images of {form} samples that were looked at hold at most "
+        f"{white * DARK_IMAGE:g} of 0 to {white:g}, and are nearly black"
+    ]
+
+
+def _unfit(form: Form, seen: _Seen | None, window: Range) -> list[str]:
+    if seen is None:
+        return []
+    clipped = float(np.mean((seen.values < window[0]) | (seen.values > window[1])))
+    if clipped < CLIPPED and seen.highest > seen.lowest:
+        levels = 255 * (seen.highest - seen.lowest) / (window[1] - window[0])
+        if levels >= 2:
+            return []
+    return [
+        f"pixel-range = {window[0]:g}:{window[1]:g} leaves nearly nothing of {form} samples, which hold "
+        f"{seen.lowest:g} to {seen.highest:g}"
+    ]
+
+
+def _advice(seen: Mapping[Form, _Seen | None]) -> str:
+    """Give examples of ranges that fit what was seen."""
+    found = [one for one in seen.values() if one is not None]
+    low, high = min((s.lowest for s in found), default=0.0), max((s.highest for s in found), default=0.0)
+    if low < 0:
+        return "-1000:400 is usual for CT in Hounsfield units"
+    if high <= 1:
+        return "0:1 where they are shares of white"
+    fitting = [f"0:{2**bits - 1} for {bits} bits" for bits in (8, 10, 12, 14, 16) if high < 2**bits]
+    return " or ".join([*fitting[:1], *fitting[-1:]] if len(fitting) > 1 else fitting) or f"0:{high:g}"
+
+
+def _spaced(positions: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """Return at most ``most`` of the positions, evenly spaced."""
+    if len(positions) <= most:
+        return positions
+    return positions[np.linspace(0, len(positions) - 1, most).round().astype(np.int64)]
