@@ -19,7 +19,15 @@ from p2pft_flower.algorithms.objective import OBJECTIVES
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.errors import ConfigError
 
-__all__ = ["LearningConfig", "MethodConfig", "RunConfig", "RuntimeConfig", "config_keys", "read_channels"]
+__all__ = [
+    "LearningConfig",
+    "MethodConfig",
+    "RunConfig",
+    "RuntimeConfig",
+    "config_keys",
+    "read_channels",
+    "read_range",
+]
 
 TRANSPORTS = ("auto", "memory", "grpc")
 ON_FAILURE = ("continue", "wait", "stop")
@@ -55,7 +63,14 @@ def read_channels(key: str, text: str) -> tuple[float, ...]:
     return numbers
 
 
-def _read_range(whole: str, text: str) -> tuple[float, float] | None:
+def read_range(text: str) -> tuple[float, float] | None:
+    """Read one ``pixel-range``: ``"LOW:HIGH"``, or ``"auto"``: None.
+
+    Raises
+    ------
+    ConfigError
+        When it is something else.
+    """
     if text == "auto":
         return None
     low, colon, high = text.partition(":")
@@ -66,7 +81,7 @@ def _read_range(whole: str, text: str) -> tuple[float, float] | None:
     _require(
         bool(colon) and math.isfinite(black) and math.isfinite(white) and black < white,
         "pixel-range",
-        whole,
+        text,
         "auto or LOW:HIGH with LOW < HIGH, such as -1000:400",
     )
     return black, white
@@ -247,7 +262,7 @@ class LearningConfig:
     @property
     def pixel_ranges(self) -> tuple[tuple[float, float] | None, ...]:
         """Black and white of ``pixel_range``, None for ``auto``: one for all peers, or one a peer."""
-        return tuple(_read_range(self.pixel_range, text.strip()) for text in self.pixel_range.split(","))
+        return tuple(read_range(text.strip()) for text in self.pixel_range.split(","))
 
     def check_data(self) -> None:
         """Look at the settings of the data together; each alone was checked when it was set.

@@ -65,6 +65,10 @@ class _Facts:
     partition: str
     classes: tuple[str, ...]
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+    """What was done to the images so that they are pictures."""
+    pixels: dict[int, dict[str, Any]]
+    """Statistics of the pictures of peers that have images of their own."""
     frozen: dict[str, str]
     """What must be the same on all machines; empty in simulation, where there is one machine."""
 
@@ -79,8 +83,13 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
         there = range(len(holdings.partition))
         data = {p: vars(holdings.data(p)) for p in peers or there if p in there}
         holdings.test_positions  # noqa: B018 - test images that cannot be used are told of now
+        surveys = holdings.surveys  # refuses images of which it is not clear what is black and white
+        sites = (peers is not None or config.sited) and not pooled
+        own = data if sites and not config.dp_clip else ()  # statistics would cost privacy, too
+        pixels = {p: asdict(found) for p in own if (found := holdings.statistics(p)) is not None}
         frozen = {} if peers is None else problem.frozen_facts()
-    return _Facts(data, holdings.partition_spec, holdings.classes, tuple(warnings), frozen)
+    notes = tuple(line for line in map(str, surveys.values()) if line)
+    return _Facts(data, holdings.partition_spec, holdings.classes, tuple(warnings), notes, pixels, frozen)
 
 
 def _peers_here(site: Site | None) -> tuple[int, ...] | None:
@@ -148,7 +157,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     site = Site.of(context.node_config)
     here = _peers_here(site)
     own = None if site is None else site.credentials()  # what is wrong with them shall be known now
-    facts = _Facts({}, "", (), (), {})
+    facts = _Facts({}, "", (), (), (), {}, {})
     if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses who is none of its peers
         facts = _facts(_learning(config, site), asked["n"], asked["pooled"], here)
     time.sleep(asked["hold"])  # not to synchronise: the overlap of these stretches is what is measured

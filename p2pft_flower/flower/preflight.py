@@ -80,6 +80,7 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
             "images": hello["data"][str(peer)]["images"],
             "classes": hello["data"][str(peer)]["classes"],
             "certificate": hello["certificate"],
+            "pixels": hello["pixels"].get(str(peer)),
             "links": [],
             "folders": [],
         }

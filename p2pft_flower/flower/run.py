@@ -12,6 +12,7 @@ from typing import Any
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, printable
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
+from p2pft_flower.flower.unlike import unlike
 from p2pft_flower.report.results import absent_at_start, run_results
 from p2pft_flower.runtime.keeping import iterations_apart
 from p2pft_flower.runtime.plan import ResumePoint
@@ -151,6 +152,7 @@ def plan_run(
                     "trunk-dtype where machines choose differently"
                 )
     _tell_warnings(hosts, told)
+    _tell_pixels(hosts, told)
     data = {int(p): d for answer in told for p, d in answer["data"].items()}
     images = {p: int(d["images"]) for p, d in data.items()}
     # An epoch: as many iterations as a peer's mean share of the data has batches.
@@ -186,6 +188,17 @@ def _tell_warnings(hosts: list[HostAssignment], told: list[dict[str, Any]]) -> N
             if whose + warning not in already:
                 already.add(whose + warning)
                 log.warning("%s%s", whose, printable(warning))
+
+
+def _tell_pixels(hosts: list[HostAssignment], told: list[dict[str, Any]]) -> None:
+    """Log what sites did to their images, and warn where two sites' pictures are unlike each other."""
+    for host, answer in zip(hosts, told, strict=True):
+        if answer["peer-id"] is not None:  # in simulation the host's log is shown as it is
+            for note in answer["notes"]:
+                log.info("peer %d: %s", host.peers[0], printable(note))
+    statistics = {int(p): found for answer in told for p, found in answer["pixels"].items()}
+    if warning := unlike(statistics):
+        log.warning("%s", warning)
 
 
 def tell_plan(run: Run) -> None:

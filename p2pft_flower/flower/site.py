@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from p2pft_flower.config import LearningConfig
+from p2pft_flower.config import LearningConfig, read_range
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.report.results import default_output_dir
 from p2pft_flower.runtime.wires import Access
@@ -48,6 +48,9 @@ class Site:
     output_dir : str
         ``output-dir``: the folder in which each run gets one of its own for logs and tails, named by the
         run's id; default empty: the run-config's, and without one ``runs`` in this machine's own home.
+    pixel_range : str
+        ``pixel-range``: ``auto`` or ``LOW:HIGH``, black and white of this site's images, instead of the
+        run-config's; default empty: the run-config's.
 
     Raises
     ------
@@ -62,6 +65,7 @@ class Site:
     insecure: bool = False
     data_dir: str = ""
     output_dir: str = ""
+    pixel_range: str = ""
 
     def __post_init__(self) -> None:
         if self.peer_id < 0:
@@ -78,6 +82,11 @@ class Site:
                     f"{key} = {address!r} in --node-config: neighbours cannot know which port is chosen for "
                     "port 0; give a fixed one"
                 )
+        if self.pixel_range:
+            try:
+                read_range(self.pixel_range)
+            except ConfigError as error:
+                raise ConfigError(f"{error} (in --node-config)") from error
         if self.certificates and self.insecure:
             raise ConfigError(
                 "certificates and insecure = true in --node-config exclude each other: leave insecure out to "
@@ -148,8 +157,12 @@ class Site:
         return site
 
     def with_own_data(self, learning: LearningConfig) -> LearningConfig:
-        """Return ``learning`` with the images taken from this site's folder, where it names one."""
-        return replace(learning, data_dir=self.data_dir) if self.data_dir else learning
+        """Return ``learning`` with this site's own folder and pixel range, where it has them."""
+        return replace(
+            learning,
+            data_dir=self.data_dir or learning.data_dir,
+            pixel_range=self.pixel_range or learning.pixel_range,
+        )
 
     def credentials(self) -> Credentials | None:
         """Return the peer's certificates, checked; None where the site has none.

@@ -164,7 +164,9 @@ def _opaque(image: Image.Image) -> Image.Image:
 def _from_lab(image: Image.Image) -> Image.Image:
     """Return CIELAB (D50) as sRGB; Pillow's own conversion knows no such colours."""
     lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    shown = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+    # Exactly, not through a table of colours that is made first.
+    exact = ImageCms.Flags.NOOPTIMIZE
+    shown = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB", flags=exact)
     if shown is None:  # only where it was to change the image itself
         raise ValueError("CIELAB was not converted")
     return shown

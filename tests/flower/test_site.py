@@ -22,12 +22,20 @@ FULL = {
     "certificates": "/etc/p2pft/peer-3",
     "data-dir": "/data/ward",
     "output-dir": "/var/p2pft",
+    "pixel-range": "-1000:400",
 }
 
 
 def test_every_key_is_read():
     assert Site.of(FULL) == Site(
-        3, "ward-3.example:9000", "0.0.0.0:9000", "/etc/p2pft/peer-3", False, "/data/ward", "/var/p2pft"
+        3,
+        "ward-3.example:9000",
+        "0.0.0.0:9000",
+        "/etc/p2pft/peer-3",
+        False,
+        "/data/ward",
+        "/var/p2pft",
+        "-1000:400",
     )
     assert Site.of({"peer-id": 0, "insecure": True}) == Site(0, insecure=True)
 
@@ -36,7 +44,8 @@ def test_every_key_is_read():
     "text",
     [
         'peer-id=3 peer-address="ward-3.example:9000" bind-address="0.0.0.0:9000" '
-        'certificates="/etc/p2pft/peer-3" data-dir="/data/ward" output-dir="/var/p2pft"',
+        'certificates="/etc/p2pft/peer-3" data-dir="/data/ward" output-dir="/var/p2pft" '
+        'pixel-range="-1000:400"',
         "peer-id=0 insecure=true output-dir='/with space/x'",
     ],
 )
@@ -83,6 +92,8 @@ def test_simulation_has_no_site():
         ({"peer-id": 0, "bind-address": "::1:80"}, "bind-address in --node-config"),
         ({"peer-id": 0, "peer-address": "h:0"}, r"peer-address = 'h:0'.*fixed one"),
         ({"peer-id": 0, "certificates": "/c", "insecure": True}, "exclude each other"),
+        ({"peer-id": 0, "pixel-range": "0:4095,auto"}, r"pixel-range = '0:4095,auto': must be .*node-config"),
+        ({"peer-id": 0, "pixel-range": "400:-1000"}, r"pixel-range = '400:-1000': must be auto or LOW:HIGH"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(node_config, says):
@@ -93,6 +104,8 @@ def test_what_cannot_be_meant_is_refused(node_config, says):
 def test_a_sites_own_folders_win_over_the_run_configs(monkeypatch):
     site, learning = Site.of(FULL), LearningConfig(data_dir="/elsewhere")
     assert site.with_own_data(learning).data_dir == "/data/ward"
+    assert site.with_own_data(learning).pixel_range == "-1000:400"
+    assert Site.of({"peer-id": 0}).with_own_data(learning) == learning
     assert Site(0).with_own_data(learning) == learning
     assert str(site.output_folder("17", "/from/the/coordinator")) == "/var/p2pft/17"
     assert str(Site(0).output_folder("17", "/from/the/coordinator")) == "/from/the/coordinator"
@@ -132,7 +145,7 @@ def test_a_mistake_in_node_config_ends_the_run_before_training_and_names_the_nod
 
 
 def test_a_run_config_has_no_key_of_a_sites_alone():
-    shared = {"data-dir", "output-dir"}
+    shared = {"data-dir", "output-dir", "pixel-range"}
     assert shared <= RunConfig().to_mapping().keys()
     assert not (FULL.keys() | {"insecure"}) - shared & RunConfig().to_mapping().keys()
 

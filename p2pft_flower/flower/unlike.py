@@ -1,0 +1,58 @@
+"""Sites that read the same pictures differently, found by simple statistics of some images of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+__all__ = ["unlike"]
+
+MEAN = 0.25
+"""Difference of two sites' mean grey, black 0 and white 1, from which their pictures are unlike."""
+
+SHARE = 0.25
+"""Difference of their shares of black pixels, or of white ones."""
+
+DEVIATION = 2.5
+"""Factor between the standard deviations of their pixels."""
+
+
+def unlike(statistics: Mapping[int, Mapping[str, Any]]) -> str | None:
+    """Say which sites' pictures are unlike those of others, with the numbers; None where none are.
+
+    Sites with other classes have other pictures, so this is a hint to look at both, not an error.
+
+    Parameters
+    ----------
+    statistics : mapping of int to mapping
+        Fields of :class:`~p2pft_flower.learning.survey.Statistics` by peer.
+    """
+    pairs = [
+        (i, j, differences)
+        for i, j in combinations(sorted(statistics), 2)
+        if (differences := _differences(statistics[i], statistics[j]))
+    ]
+    if not pairs:
+        return None
+    i, j, differences = max(pairs, key=lambda pair: len(pair[2]))
+    numbers = "; ".join(
+        f"peer {p}: mean {s['mean']:.2f}, deviation {s['deviation']:.2f}, black {100 * s['black']:.0f} %, "
+        f"white {100 * s['white']:.0f} % ({s['images']} images)"
+        for p, s in sorted(statistics.items())
+    )
+    return (
+        f"the pictures of peers {i} and {j} differ in {', '.join(differences)}, as if one site read them "
+        f"inverted or in another range (pixel-range), or had images of another kind: {numbers}"
+    )
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    found = []
+    if abs(one["mean"] - other["mean"]) > MEAN:
+        found.append("mean")
+    low, high = sorted((one["deviation"], other["deviation"]))
+    if high > DEVIATION * low:
+        found.append("deviation")
+    shares = [share for share in ("black", "white") if abs(one[share] - other[share]) > SHARE]
+    return [*found, *(f"share of {share} pixels" for share in shares)]
