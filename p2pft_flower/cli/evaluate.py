@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from p2pft_flower.errors import DataError, P2PFTError
-from p2pft_flower.report.tables import RANDOM_WEIGHTS
+from p2pft_flower.report.tables import RANDOM_WEIGHTS, number
+from p2pft_flower.runtime.progress import scored
 
 __all__ = ["evaluate", "tail_files"]
 
@@ -47,7 +48,9 @@ def evaluate(
         table = Table("peer", "accuracy", "loss", "images", "tail", title=title)
         for s in rows:
             file = Text(Path(s["tail"]).name, overflow="fold")
-            table.add_row(s["peer"], f"{s['accuracy']:.4f}", f"{s['loss']:.4f}", str(s["images"]), file)
+            table.add_row(
+                s["peer"], number(s["accuracy"], ".4f"), number(s["loss"], ".4f"), str(s["images"]), file
+            )
         console.print(table)
 
 
@@ -87,8 +90,8 @@ def _scores(files: list[Path], dataset: str | None, data_dir: str | None) -> lis
                 "dataset": tail.workload.config.dataset,
                 "weights": tail.workload.config.weights,
                 "images": len(tail.workload.holdings.test_positions),
-                "accuracy": score.accuracy,
-                "loss": score.loss,
+                "accuracy": scored(score.accuracy),
+                "loss": scored(score.loss),
             }
         )
     return scores

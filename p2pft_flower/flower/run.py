@@ -13,6 +13,7 @@ from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, printable
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.unlike import unlike
+from p2pft_flower.learning.names import differing_unseen
 from p2pft_flower.report.results import absent_at_start, run_results
 from p2pft_flower.runtime.keeping import iterations_apart
 from p2pft_flower.runtime.plan import ResumePoint
@@ -139,9 +140,11 @@ def plan_run(
                 "install the same versions"
             )
         if answer["classes"] != told[0]["classes"]:
+            new = [c for c in answer["classes"] if c not in told[0]["classes"]]
+            unseen = next(filter(None, (differing_unseen(c, told[0]["classes"]) for c in new)), "")
             raise RunFailedError(
                 f"the classes differ: peers {list(host.peers)} have {answer['classes']}, peers "
-                f"{list(hosts[0].peers)} have {told[0]['classes']}; give all peers the same classes "
+                f"{list(hosts[0].peers)} have {told[0]['classes']}{unseen}; give all peers the same classes "
                 "(in folders, an empty one in train/ for a class that a peer does not hold)"
             )
         for what, value in answer["frozen"].items():

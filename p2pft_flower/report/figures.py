@@ -50,7 +50,8 @@ def draw_comparison(runs: Sequence[dict[str, Any]], title: str, png: Path) -> No
         )
     axis.set(xlabel="iteration", ylabel="accuracy on all classes", ylim=(0, 1), title=title)
     axis.grid(alpha=0.25)
-    axis.legend(title="mean of the peers at the end (worst to best)", fontsize=9, loc="center right")
+    if axis.lines:
+        axis.legend(title="mean of the peers at the end (worst to best)", fontsize=9, loc="center right")
     figure.savefig(png, dpi=130)
 
 

@@ -15,7 +15,7 @@ from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.datasets import load_dataset
 from p2pft_flower.learning.holdings import Holdings
-from p2pft_flower.learning.partitions import draw_shots, partition_images, resolve_partition
+from p2pft_flower.learning.partitions import class_owners, draw_shots, partition_images, resolve_partition
 
 NUMBERED = tuple(str(c) for c in range(400))
 LABELS = np.random.default_rng(5).integers(0, 6, 300)
@@ -115,6 +115,37 @@ def test_a_dirichlet_draw_that_leaves_a_peer_short_is_drawn_again_without_a_warn
     labels = np.arange(300) % 6
     parts = [partition_images("dirichlet:0.5", labels, 30, NUMBERED[:6], seed=s) for s in range(6)]
     assert all(min(map(len, p)) >= 1 for p in parts)
+
+
+NAMED = ("cat", "dog", "great-tit", "x-ray", "C++", "wolf")
+
+
+@pytest.mark.parametrize(
+    ("spec", "owners"),
+    [
+        ("classes:cat+dog,wolf", [0, 0, -1, -1, -1, 1]),
+        ("classes:cat-great-tit,x-ray-wolf", [0, 0, 0, 1, 1, 1]),
+        ("classes:great-tit,x-ray", [-1, -1, 0, 1, -1, -1]),
+        ("classes:C++,cat-dog+wolf", [1, 1, -1, -1, 0, 1]),
+        ("classes:0-1,wolf+3", [0, 0, -1, 1, -1, 1]),
+    ],
+)
+def test_classes_may_be_named(spec, owners):
+    assert class_owners(spec, 2, NAMED).tolist() == owners
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("classes:cat,dgo", r"'dgo' is neither a class .*; did you mean 'dog'\?"),
+        ("classes:cat,DOG", r"'DOG' is neither a class .*; it differs from 'dog' only in case"),
+        ("classes:wolf-cat,dog", r"'wolf-cat' is neither a class"),
+        ("classes:cat,cat-dog", r"class 'cat' is given to peers 0 and 1"),
+    ],
+)
+def test_a_name_that_no_class_has_is_refused_with_the_nearest(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        class_owners(spec, 2, NAMED)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.learning.holdings import Holdings
 from p2pft_flower.learning.workload import Workload
+from p2pft_flower.report.figures import draw_comparison
 from p2pft_flower.report.results import read_results
+from p2pft_flower.report.tables import comparison_markdown, run_table
 from tests.cli.test_commands import invoke
 from tests.flower.engine import run_app
 from tests.flower.test_app import free_ports
@@ -129,6 +131,64 @@ def test_sites_train_in_simulation_and_deployed_to_the_same_scores(sites, tmp_pa
         for key in ("images", "classes", "accuracy", "loss"):
             assert a[key] == b[key], key
     assert [p["images"] for p in deployed["peers"]] == [9, 8, 2]
+
+
+def without_tests(sites):
+    """Site 1 has no test/ at all, site 2 an empty one and one training image."""
+    shutil.rmtree(sites / "site-1" / "test")
+    for file in (sites / "site-2" / "test").rglob("*.*"):
+        file.unlink()
+    for file in sorted((sites / "site-2" / "train" / "green").iterdir())[1:]:
+        file.unlink()
+
+
+def test_a_site_without_test_images_or_with_one_training_image_is_said_to_be_so(sites, caplog):
+    without_tests(sites)
+    problem = Workload(config_of(sites), n=3)
+    assert len(problem.holdings.test_positions) == 6
+    for peer in (1, 2):
+        assert f"peer {peer} has no test image: it trains with the others and is not scored" in caplog.text
+    assert "peer 2 has one training image" in caplog.text
+    score = problem.objectives([1])[1].evaluate(problem.theta0)
+    assert np.isnan(score.accuracy)
+    assert np.isnan(score.loss)
+    assert score.accuracy_unseen is None
+
+
+@pytest.mark.parametrize("algorithm", ["p2pft", "fedavg", "centralized"])
+@pytest.mark.parametrize("cache", [True, False])
+def test_sites_without_test_images_train_with_the_others_and_have_no_scores(
+    algorithm, cache, sites, tmp_path, capsys
+):
+    without_tests(sites)
+    run_app(tmp_path / "r", **settings_of(sites, algorithm=algorithm, cache=cache, epochs=3, iterations=0))
+    results = read_results(tmp_path / "r")
+    assert results["status"] == "completed"
+    if algorithm == "centralized":
+        assert results["peers"][0]["accuracy"] is not None
+        return
+    accuracy = [peer["accuracy"] for peer in results["peers"]]
+    assert [a is None for a in accuracy] == [False, True, True]
+    assert [peer["loss"] is None for peer in results["peers"]] == [False, True, True]
+    assert results["summary"]["accuracy"]["mean"] == results["summary"]["accuracy"]["min"] == accuracy[0]
+    assert [a is None for a in results["history"][-1]["accuracy"]] == [False, True, True]
+    assert f"accuracy {accuracy[0]:.3f} – – " in capsys.readouterr().out
+    assert "mean" in run_table(results)
+    draw_comparison([results], "x", tmp_path / "x.png")
+    scored = _json(invoke("evaluate", str(tmp_path / "r"), "--json").stdout)
+    assert [line["accuracy"] for line in scored] == accuracy
+    assert "–" in invoke("evaluate", str(tmp_path / "r")).stdout
+
+
+def test_where_no_site_has_test_images_nothing_is_scored_and_the_run_completes(sites, tmp_path):
+    for site in range(3):
+        shutil.rmtree(sites / f"site-{site}" / "test")
+    run_app(tmp_path / "r", **settings_of(sites))
+    results = read_results(tmp_path / "r")
+    assert (results["status"], results["summary"]["accuracy"]) == ("completed", None)
+    assert "accuracy" in run_table(results)
+    draw_comparison([results], "x", tmp_path / "x.png")
+    assert "–" in comparison_markdown([results], "x")
 
 
 def test_tails_of_sites_are_scored_again_on_their_own_test_images(sites, tmp_path):
