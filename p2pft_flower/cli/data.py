@@ -53,6 +53,8 @@ def show(
 ) -> None:
     """Print how many training images of each class each peer would hold in a run with these settings.
 
+    Below stands what is done to the images: how many are turned, laid on white, or windowed.
+
     Exit codes: 0 it was shown; 2 a setting is wrong or the data cannot be used.
     """
     try:
@@ -75,6 +77,8 @@ def show(
         return
     console = Console()
     console.print((_by_class if len(names) <= COLUMNS else _by_peer)(shares, title))
+    for note in shares["notes"]:
+        console.print(Text(note), soft_wrap=True)
     if png is not None:
         console.print(Text(f"drawn into {png}"), soft_wrap=True)
 
@@ -86,6 +90,8 @@ def _shares(values: dict[str, Any]) -> dict[str, Any]:
     config, graph = check(values)
     holdings = Holdings(config.learning, graph.n)
     data, size = holdings.dataset, len(holdings.dataset.classes)
+    whose = {peer: "" if peer is None else f"{graph.peer_names[peer]}: " for peer in holdings.surveys}
+    notes = [f"{whose[peer]}{line}" for peer, found in holdings.surveys.items() if (line := str(found))]
     counts = [np.bincount(data.train.labels[positions], minlength=size) for positions in holdings.partition]
     unused = np.bincount(data.train.labels, minlength=size) - np.sum(counts, axis=0)
     test = np.bincount(data.test.labels[holdings.test_positions], minlength=size)
@@ -101,6 +107,7 @@ def _shares(values: dict[str, Any]) -> dict[str, Any]:
         "unused": unused.tolist(),
         "test": test.tolist(),
         "unreadable": holdings.unreadable,
+        "notes": notes,
     }
 
 

@@ -14,6 +14,7 @@ from p2pft_flower.learning.datasets import Dataset, Split
 from p2pft_flower.learning.holdings import Holdings
 from p2pft_flower.learning.survey import statistics_of, survey
 from p2pft_flower.learning.workload import Workload
+from tests.cli.test_commands import invoke
 
 from .image_files import exif, png, pnm, tiff, window
 
@@ -293,3 +294,25 @@ def test_statistics_say_how_bright_pictures_are(tmp_path):
         [0.225, np.sqrt((0.25 + 0.04) / 2 - 0.225**2), 0.375, 0.125],
     )
     assert statistics_of(split, np.array([2]), "x") is None
+
+
+def test_data_show_says_what_is_done_to_the_images_and_refuses_what_a_run_would(tmp_path):
+    make_folder(tmp_path / "site-0", lambda g: png(g, 8, 0, eXIf=exif(6)))
+    make_folder(tmp_path / "site-1", lambda g: png(g * 16, 16, 0))
+    words = ["data", "show", f"dataset=folder:{tmp_path}/site-{{peer}}", "topology=ring:2"]
+    refused = invoke(*words)
+    assert refused.exit_code == 2
+    assert "peer 1's images: 16 images of 16-bit unsigned PNG samples hold 0 to 4080" in refused.stderr
+    shown = invoke(*words, "pixel-range=auto,0:4080")
+    assert "0: of 16 images 16 turned upright" in shown.stdout
+    assert "1: of 16 images 16 of 16-bit unsigned PNG samples, black 0, white 4080" in shown.stdout
+
+
+def test_an_image_of_ones_own_becomes_a_picture_as_the_datasets_do(tmp_path):
+    folder = make_folder(tmp_path / "pictures", lambda g: png(g, 8, 0))
+    file = tmp_path / "own.png"
+    file.write_bytes(png(LEVELS[0] * 16, 16, 0, eXIf=exif(6)))
+    with pytest.raises(ConfigError, match=r"own\.png's images: 1 images of 16-bit unsigned PNG samples hold"):
+        Holdings(LearningConfig(dataset=f"folder:{folder}"), n=1).picture_of(file)
+    shown = Holdings(LearningConfig(dataset=f"folder:{folder}", pixel_range="0:4080"), n=1).picture_of(file)
+    np.testing.assert_array_equal(np.asarray(shown), np.rot90(LEVELS[0], -1))
