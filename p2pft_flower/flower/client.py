@@ -36,6 +36,7 @@ from p2pft_flower.transport import Prober
 
 if TYPE_CHECKING:
     # torch and timm take seconds to import: Flower loads the app in processes that never train.
+    from p2pft_flower.learning.survey import Survey
     from p2pft_flower.learning.workload import Workload
 
 __all__ = ["make_client_app", "rejoin", "versions"]
@@ -88,8 +89,15 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
         own = data if sites and not config.dp_clip else ()  # statistics would cost privacy, too
         pixels = {p: asdict(found) for p in own if (found := holdings.statistics(p)) is not None}
         frozen = {} if peers is None else problem.frozen_facts()
-    notes = tuple(line for line in map(str, surveys.values()) if line)
+    notes = tuple(_noted(peer, found) for peer, found in surveys.items() if str(found))
     return _Facts(data, holdings.partition_spec, holdings.classes, tuple(warnings), notes, pixels, frozen)
+
+
+def _noted(peer: int | None, found: Survey) -> str:
+    """Say what was done to images, and log it on this machine."""
+    note = f"{'the dataset' if peer is None else f'peer {peer}'}: {found}"
+    log.info("%s", note)
+    return note
 
 
 def _peers_here(site: Site | None) -> tuple[int, ...] | None:

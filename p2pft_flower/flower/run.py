@@ -155,7 +155,7 @@ def plan_run(
                     "trunk-dtype where machines choose differently"
                 )
     _tell_warnings(hosts, told)
-    _tell_pixels(hosts, told)
+    _tell_pixels(told)
     data = {int(p): d for answer in told for p, d in answer["data"].items()}
     images = {p: int(d["images"]) for p, d in data.items()}
     # An epoch: as many iterations as a peer's mean share of the data has batches.
@@ -193,12 +193,10 @@ def _tell_warnings(hosts: list[HostAssignment], told: list[dict[str, Any]]) -> N
                 log.warning("%s%s", whose, printable(warning))
 
 
-def _tell_pixels(hosts: list[HostAssignment], told: list[dict[str, Any]]) -> None:
+def _tell_pixels(told: list[dict[str, Any]]) -> None:
     """Log what sites did to their images, and warn where two sites' pictures are unlike each other."""
-    for host, answer in zip(hosts, told, strict=True):
-        if answer["peer-id"] is not None:  # in simulation the host's log is shown as it is
-            for note in answer["notes"]:
-                log.info("peer %d: %s", host.peers[0], printable(note))
+    for note in dict.fromkeys(note for answer in told for note in answer["notes"]):
+        log.info("%s", printable(note))
     statistics = {int(p): found for answer in told for p, found in answer["pixels"].items()}
     if warning := unlike(statistics):
         log.warning("%s", warning)

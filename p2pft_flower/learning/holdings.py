@@ -152,8 +152,6 @@ class Holdings:
             except ConfigError as error:
                 unclear.append(str(error))
                 continue
-            if line := str(found[peer]):
-                log.info("%s images: %s", whose, line)
             for warning in found[peer].warnings:
                 log.warning("%s images: %s", whose, warning)
         if unclear:

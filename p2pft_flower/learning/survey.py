@@ -131,7 +131,8 @@ def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
     """
     looks = [look for split in splits for look in _looks(split, whose)]
     forms = Counter(look.form for _, _, look in looks if look.form is not None)
-    seen = {form: _see(form, [(s, i) for s, i, look in looks if look.form == form], whose) for form in forms}
+    images = {form: [(split, i) for split, i, look in looks if look.form == form] for form in forms}
+    seen = {form: _see(form, images[form], whose) for form in forms}
     warnings = []
     ranges: dict[Form, Range] = {}
     unclear = []
@@ -141,7 +142,8 @@ def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
             continue
         found = _declared(form, samples)
         if isinstance(found, str):
-            unclear.append(f"{forms[form]} images of {form} samples {found}")
+            split, first = images[form][0]
+            unclear.append(f"{forms[form]} of {form} samples, as {split.name(first, 'its')}, {found}")
         else:
             ranges[form] = found
             warnings += _dark(form, samples, found[1])
@@ -259,7 +261,8 @@ def _declared(form: Form, seen: _Seen | None) -> Range | str:
     if form.significant < form.bits and seen.highest < 2**form.significant:
         white = 2**form.significant - 1  # the low bits are the significant ones
     if seen.bright < white / 2:
-        return f"{values} (99.9 % of them up to {seen.bright:g}), though they declare 0 to {white}"
+        most = f" ({BRIGHT:g} % of them up to {seen.bright:g})" if seen.bright < seen.highest else ""
+        return f"{values}{most}, though they declare 0 to {white}"
     dark = float(np.mean(seen.tops < white * DARK_IMAGE)) if len(seen.tops) else 0.0
     if dark >= DARK_IMAGES:
         return (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -57,29 +55,32 @@ def test_the_range_that_files_declare_and_use_is_taken(kind, tmp_path):
     assert range_of(tmp_path, [make(g) for g in LEVELS]) == expected
 
 
-PNG_16, TIFF_16 = "16-bit unsigned PNG samples hold 0 to", "16-bit unsigned TIFF samples hold 0 to"
+PNG_16, TIFF_16 = (
+    "16-bit unsigned PNG samples, as .*, hold 0 to",
+    "16-bit unsigned TIFF samples, as .*, hold 0 to",
+)
 DECLARES, SAYS_NOTHING = ".*though they declare 0 to 65535", ", and nothing says which are black and white"
 
 UNCLEAR = {
     "12 bits in a PNG of 16": (
         lambda g: png(g * 16, 16, 0),
-        f"20 images of {PNG_16} 4080 {DECLARES}.*0:4095 for 12 bits or 0:65535 for 16 bits",
+        f"20 of {PNG_16} 4080{DECLARES}.*0:4095 for 12 bits or 0:65535 for 16 bits",
     ),
     "12 bits of colour in a PNG of 16": (
         lambda g: png(np.stack([g * 16] * 3, 2), 16, 2),
-        f"{PNG_16} 4080 {DECLARES}",
+        f"{PNG_16} 4080{DECLARES}",
     ),
     "12 bits in a TIFF of 16": (
         lambda g: tiff((g * 16).astype(np.uint16)),
-        f"{TIFF_16} 4080 {DECLARES}",
+        f"{TIFF_16} 4080{DECLARES}",
     ),
     "12 bits of colour in a TIFF of 16": (
         lambda g: tiff(np.stack([g * 16] * 3, 2).astype(np.uint16), photometric=2),
-        f"{TIFF_16} 4080 {DECLARES}",
+        f"{TIFF_16} 4080{DECLARES}",
     ),
     "15 bits in a PGM of 16": (
         lambda g: pnm(g * 100, 65535),
-        f"16-bit unsigned PNM samples hold 0 to 25500 {DECLARES}",
+        f"16-bit unsigned PNM samples, as .*, hold 0 to 25500{DECLARES}",
     ),
     "10 bits where 12 are significant": (
         lambda g: png(g * 4, 16, 0, sBIT=b"\x0c"),
@@ -87,27 +88,27 @@ UNCLEAR = {
     ),
     "signed": (
         lambda g: tiff((g * 5 - 1000).astype(np.int16)),
-        f"16-bit signed TIFF samples hold -1000 to 275{SAYS_NOTHING}.*-1000:400 is usual for CT",
+        f"16-bit signed TIFF samples, as .*, hold -1000 to 275{SAYS_NOTHING}.*-1000:400 is usual for CT",
     ),
     "signed bytes": (
         lambda g: tiff((g - 128).astype(np.int8)),
-        f"8-bit signed TIFF samples hold -128 to 127{SAYS_NOTHING}",
+        f"8-bit signed TIFF samples, as .*, hold -128 to 127{SAYS_NOTHING}",
     ),
     "32 bits": (
         lambda g: tiff(g.astype(np.uint32)),
-        f"32-bit unsigned TIFF samples hold 0 to 255{SAYS_NOTHING}.*0:255 for 8 bits",
+        f"32-bit unsigned TIFF samples, as .*, hold 0 to 255{SAYS_NOTHING}.*0:255 for 8 bits",
     ),
     "32 bits signed": (
         lambda g: tiff(g.astype(np.int32)),
-        f"32-bit signed TIFF samples hold 0 to 255{SAYS_NOTHING}",
+        f"32-bit signed TIFF samples, as .*, hold 0 to 255{SAYS_NOTHING}",
     ),
     "shares of one": (
         lambda g: tiff((g / 255).astype(np.float32)),
-        f"32-bit floating-point TIFF samples hold 0 to 1{SAYS_NOTHING}.*0:1 where they are shares of white",
+        f"32-bit floating-point TIFF samples, as .*, hold 0 to 1{SAYS_NOTHING}.*0:1 where they are shares",
     ),
     "doubles": (
         lambda g: tiff(g * 257.0),
-        f"64-bit floating-point TIFF samples hold 0 to 65535{SAYS_NOTHING}",
+        f"64-bit floating-point TIFF samples, as .*, hold 0 to 65535{SAYS_NOTHING}",
     ),
 }
 
@@ -199,11 +200,9 @@ def test_what_is_done_to_images_is_counted_in_one_line(tmp_path):
     assert str(survey([split_of(tmp_path, [png(grey, 8, 0)] * 12)], None, "x")) == ""
 
 
-def test_the_line_and_the_warnings_of_a_site_stand_in_the_log(tmp_path, caplog):
+def test_what_a_user_should_look_at_is_warned_of(tmp_path, caplog):
     folder = make_folder(tmp_path, lambda g: png(g, 8, 0, eXIf=exif(3)))
-    with caplog.at_level(logging.INFO, "p2pft_flower"):
-        Holdings(LearningConfig(dataset=f"folder:{folder}", pixel_range="0:9"), n=2).pictures  # noqa: B018
-    assert "the dataset's images: of 16 images 16 turned upright" in caplog.text
+    Holdings(LearningConfig(dataset=f"folder:{folder}", pixel_range="0:9"), n=2).pictures  # noqa: B018
     assert "the dataset's images: pixel-range = 0:9 changes nothing" in caplog.text
 
 
@@ -272,7 +271,9 @@ def test_own_datasets_are_looked_at_as_files_are(monkeypatch, tmp_path):
         return Dataset("own", ("a", "b"), split, split)
 
     for read in (lambda i: deep[i], lambda i: Image.fromarray(deep[i])):
-        with pytest.raises(ConfigError, match=r"16-bit unsigned (array|image) samples hold 0 to 4080"):
+        with pytest.raises(
+            ConfigError, match=r"16-bit unsigned (array|image) samples, as .*, hold 0 to 4080"
+        ):
             survey([make(read).train], None, "x")
         found = survey([make(read).train], (0, 4080), "x")
         np.testing.assert_array_equal(np.asarray(found.pixels.picture(read(3))), LEVELS[3])
@@ -302,7 +303,7 @@ def test_data_show_says_what_is_done_to_the_images_and_refuses_what_a_run_would(
     words = ["data", "show", f"dataset=folder:{tmp_path}/site-{{peer}}", "topology=ring:2"]
     refused = invoke(*words)
     assert refused.exit_code == 2
-    assert "peer 1's images: 16 images of 16-bit unsigned PNG samples hold 0 to 4080" in refused.stderr
+    assert "peer 1's images: 16 of 16-bit unsigned PNG samples, as " in refused.stderr
     shown = invoke(*words, "pixel-range=auto,0:4080")
     assert "0: of 16 images 16 turned upright" in shown.stdout
     assert "1: of 16 images 16 of 16-bit unsigned PNG samples, black 0, white 4080" in shown.stdout
@@ -312,7 +313,9 @@ def test_an_image_of_ones_own_becomes_a_picture_as_the_datasets_do(tmp_path):
     folder = make_folder(tmp_path / "pictures", lambda g: png(g, 8, 0))
     file = tmp_path / "own.png"
     file.write_bytes(png(LEVELS[0] * 16, 16, 0, eXIf=exif(6)))
-    with pytest.raises(ConfigError, match=r"own\.png's images: 1 images of 16-bit unsigned PNG samples hold"):
+    with pytest.raises(
+        ConfigError, match=r"own\.png's images: 1 of 16-bit unsigned PNG samples, as .*, hold"
+    ):
         Holdings(LearningConfig(dataset=f"folder:{folder}"), n=1).picture_of(file)
     shown = Holdings(LearningConfig(dataset=f"folder:{folder}", pixel_range="0:4080"), n=1).picture_of(file)
     np.testing.assert_array_equal(np.asarray(shown), np.rot90(LEVELS[0], -1))
