@@ -84,7 +84,7 @@ UNCLEAR = {
     ),
     "10 bits where 12 are significant": (
         lambda g: png(g * 4, 16, 0, sBIT=b"\x0c"),
-        f"{PNG_16} 1020 .*though they declare 0 to 4095",
+        f"{PNG_16} 1020, though they declare 0 to 4095",
     ),
     "signed": (
         lambda g: tiff((g * 5 - 1000).astype(np.int16)),
