@@ -1,4 +1,7 @@
-"""For all tests: nothing is kept in the home of whoever runs them."""
+"""For all tests: nothing is kept in the home of whoever runs them, and random examples never change.
+
+``HYPOTHESIS_PROFILE=search pytest …`` draws new ones; what fails there becomes a test of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,11 @@ import os
 import tempfile
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("repeat", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
 @pytest.fixture(autouse=True, scope="session")

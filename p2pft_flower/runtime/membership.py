@@ -652,7 +652,9 @@ class Membership:
 
     def _next_view(self, promised: Mapping[int, Record], now: float) -> NextView:
         hanging = {m for r in promised.values() for m in r.hanging}
-        stay = [m for m in sorted(promised) if m not in hanging] or sorted(promised)
+        # A member may have died after it promised: its promise counts, but it is in no view.
+        dead = {m for m in promised if self._given_up(m, promised)}
+        stay = [m for m in sorted(promised) if m not in hanging | dead] or sorted(promised)
         broken = {*self.current.broken, *(e for r in promised.values() for e in r.broken)}
         stay, broken = self._connected(stay, broken)
         joined: list[Record] = []
@@ -780,7 +782,7 @@ class Membership:
         near: set[int] = set()
         for p in self.groups[member]:
             near.update(self.graph.in_neighbours(p), self.graph.out_neighbours(p))
-        return {m for m, peers in self.groups.items() if not near.isdisjoint(peers)}
+        return {m for m, peers in self.groups.items() if m != member and not near.isdisjoint(peers)}
 
     def _graph_of(self, members: Iterable[int], broken: Iterable[Edge]) -> View:
         key = tuple(members), tuple(sorted(broken))

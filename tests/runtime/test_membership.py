@@ -448,6 +448,43 @@ def test_waiting_in_vain_ends_in_a_view_without_the_missing_one():
     assert world.agreed() == {0, 1, 3, 4}
 
 
+@pytest.mark.parametrize("wait", [False, True], ids=["continue", "wait"])
+def test_a_member_that_dies_after_it_promised_is_in_no_view(wait):
+    world = World(Graph.load("directed-ring:5"), 7, wait=wait)
+    world.run(10)
+    world.crash(2)
+    while not world.nodes[4].machine.record.promised.round:
+        world.run(world.now + 0.25)
+    world.crash(4)
+    while not world.values:
+        world.run(world.now + 0.25)
+    assert world.values[1].members == (0, 1, 3)
+    world.run(world.now + 60)
+    assert world.agreed() == {0, 1, 3}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("swallow", [0, 1, 2])
+@pytest.mark.parametrize("second", [0, 1, 2])
+@pytest.mark.parametrize("when", [14.0, 20.0, 40.0])
+def test_a_loss_while_a_broken_edge_waits_for_another_loss_leaves_nobody_waiting(seed, swallow, second, when):
+    W = np.array([[1, 0, 1, 0], [1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 1.0]])
+    world = World(Graph.from_weights(W), seed, wait=True, iterations=9)
+    faults = [(5.0, ("crash", 3)), (13.0, ("swallow", swallow)), (when, ("crash", second))]
+    decisive = live_through(world, faults)
+    while world.now < 69 + 3 * PATIENCE and world.there():
+        world.run(world.now + 5)
+    world.check_invariant()
+    assert not world.there()
+    assert decisive == any(n.done for n in world.nodes.values())
+
+
+def test_a_host_of_several_peers_is_given_up_when_all_its_neighbours_miss_it():
+    groups = {0: (0,), 1: (1, 2), 3: (3,), 4: (4,)}  # an edge runs between the peers of member 1
+    machine = Membership(0, Graph.load("ring:5"), groups, ROUND, PATIENCE)
+    assert machine._around(1) == {0, 3}
+
+
 def test_who_hangs_is_left_out_though_it_speaks():
     world = World(Graph.load("ring:5"), 8)
     world.run(10)
