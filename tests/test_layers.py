@@ -118,6 +118,13 @@ def pickles(source: str) -> list[str]:
             if called in ("torch.load", "torch.save") or node.attr in ("read_pickle", "to_pickle"):
                 found.append(f"line {node.lineno}: {called}")
         if (
+            # The one way to files of weights as others publish them: tensors and plain containers only.
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func) == "torch.serialization.load"
+            and not any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+        ):
+            found.append(f"line {node.lineno}: torch.serialization.load")
+        if (
             isinstance(node, ast.keyword)
             and node.arg == "allow_pickle"
             and ast.unparse(node.value) != "False"
@@ -214,6 +221,8 @@ def test_what_is_allowed_is_not_reported(module: str, source: str) -> None:
         "def f():\n    import dill as d",
         "import torch\ntorch.load('x')",
         "from torch import load",
+        "import torch\ntorch.serialization.load('x')",
+        "import torch\ntorch.serialization.load('x', weights_only=flag)",
         "import numpy as np\nnp.load('x', allow_pickle=True)",
         "import numpy as np\nnp.load('x', allow_pickle=flag)",
         "import pandas as pd\npd.read_pickle('x')",

@@ -3,63 +3,91 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.data import create_transform, resolve_data_config
-from timm.models import load_checkpoint
+from timm.data import create_transform
+from timm.models import get_pretrained_cfg
 from torch import nn
 
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.draws import torch_seeded
 from p2pft_flower.learning.embedded import MODEL_NAME, create_glyph_vit
+from p2pft_flower.learning.image_settings import ImageKeys, image_settings, set_image_settings
+from p2pft_flower.learning.image_size import options_for_size, resize_model
 from p2pft_flower.learning.structure import SUPPORTED, check_structure
+from p2pft_flower.learning.weight_files import number_fault
+from p2pft_flower.learning.weights import FROM_HUB, load_weights
 from p2pft_flower.plugins import is_reference, load_reference
 
 __all__ = ["MODELS", "bare_model", "create_model", "data_config", "preprocessing"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {MODEL_NAME: create_glyph_vit}
 
-_PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-
 log = logging.getLogger(__name__)
 
 
-def create_model(name: str, weights: str, num_classes: int, seed: int) -> nn.Module:
+def create_model(
+    name: str, weights: str, num_classes: int, seed: int, images: ImageKeys | None = None
+) -> nn.Module:
     """Build a model with pre-trained weights and a head of ``num_classes`` drawn from ``seed``.
 
     Parameters
     ----------
     name : str
-        A key of :data:`MODELS`, a timm ViT, DeiT or Swin such as ``vit_tiny_patch16_224``, or
-        ``"my_module:my_model"``: a callable ``(num_classes, pretrained) -> nn.Module`` that is built like
-        them (``blocks``, or ``layers`` with ``downsample`` and ``blocks``; ``norm``, ``forward_features``,
-        ``forward_head``, ``reset_classifier``; each block takes the tokens of the one before and nothing
-        else).
+        A key of :data:`MODELS`, a timm ViT, DeiT or Swin such as ``vit_tiny_patch16_224``, perhaps with the
+        tag of some of its weights (``vit_small_patch16_224.dino``), or ``"my_module:my_model"``: a callable
+        ``(num_classes, pretrained) -> nn.Module`` that is built like them (``blocks``, or ``layers`` with
+        ``downsample`` and ``blocks``; ``norm``, ``forward_features``, ``forward_head``,
+        ``reset_classifier``; each block takes the tokens of the one before and nothing else; ``forward`` is
+        ``forward_head`` of ``forward_features``).
     weights : str
-        ``"pretrained"``, ``"none"``, or the absolute path of a checkpoint that timm can read.
+        ``"pretrained"``, ``"none"``, or the absolute path of a file
+        (:func:`~p2pft_flower.learning.weights.load_weights`).
     num_classes : int
         Classes of the dataset.
     seed : int
         Draws the new head, and all weights where ``weights = "none"``.
+    images : ImageKeys, optional
+        What the run-config says of the images that the model sees; the rest is what the model says.
+
+    Returns
+    -------
+    nn.Module
+        Frozen, in eval mode; its ``pretrained_cfg`` says which images it sees (:func:`data_config`).
 
     Raises
     ------
     ConfigError
-        When there is no such model, or it is built otherwise.
+        When there is no such model, it is built otherwise, or it cannot see such images.
     DataError
         When the weights are not there or do not fit.
     """
     pretrained, file = _wanted(weights)
-    with torch_seeded(seed):
-        model = _build(name, pretrained, file, num_classes)
-        check_structure(name, model)
-        torch.manual_seed(seed)  # the head must not depend on how many numbers the rest of the model drew
-        model.reset_classifier(num_classes)  # type: ignore[operator]  # timm's method, looked for above
+    keys = images or ImageKeys()
+    if _is_own(name):
+        if file is not None:
+            raise ConfigError(
+                f"weights = {str(file)!r}: model {name!r} brings its own; choose pretrained or none"
+            )
+        with torch_seeded(seed):
+            model = _own_model(name, pretrained, num_classes)
+            _with_new_head(model, seed, num_classes)
+        resize_model(name, model, keys.image_size)
+        set_image_settings(name, model, keys, "the model's pretrained_cfg")
+        _check_own(name, model, num_classes)
+    else:
+        plan, size = _outline(name, pretrained and file is None, keys.image_size)
+        with torch_seeded(seed):
+            if pretrained:
+                model = load_weights(name, plan, file, **size)
+            else:
+                model = timm.create_model(name, pretrained=False, num_classes=num_classes, **size)
+            _with_new_head(model, seed, num_classes)
+        set_image_settings(name, model, keys, _origin(plan, name, file, pretrained))
     if not pretrained:
         log.warning(
             "weights = none: %s starts from RANDOM weights; its figures say nothing about transfer", name
@@ -67,16 +95,23 @@ def create_model(name: str, weights: str, num_classes: int, seed: int) -> nn.Mod
     return model.eval().requires_grad_(False)
 
 
-def bare_model(name: str, num_classes: int) -> nn.Module:
+def bare_model(name: str, num_classes: int, images: ImageKeys | None = None) -> nn.Module:
     """Build a model to load a whole state dict into; what it holds until then is random.
 
     Raises
     ------
     ConfigError
-        When there is no such model, or it is built otherwise.
+        When there is no such model, it is built otherwise, or it cannot see such images.
     """
-    model = _build(name, False, None, num_classes)
-    check_structure(name, model)
+    keys = images or ImageKeys()
+    if _is_own(name):
+        model = _own_model(name, False, num_classes)
+        resize_model(name, model, keys.image_size)
+        set_image_settings(name, model, keys, "the model's pretrained_cfg")
+    else:
+        plan, size = _outline(name, False, keys.image_size)
+        model = timm.create_model(name, pretrained=False, num_classes=num_classes, **size)
+        set_image_settings(name, model, keys, _origin(plan, name, None, False))
     return model.eval().requires_grad_(False)
 
 
@@ -84,67 +119,136 @@ def _wanted(weights: str) -> tuple[bool, Path | None]:
     if weights in ("pretrained", "none"):
         return weights == "pretrained", None
     file = Path(weights).expanduser()
-    if not file.is_absolute():
+    if not file.is_absolute() and not file.is_file():  # peers need not run in this folder
         raise ConfigError(f"weights = {weights!r}: choose pretrained, none, or the absolute path of a file")
-    if not file.is_file():
+    if not file.exists():
         raise DataError(f"weights = {weights!r}: there is no such file on the peers' machine")
-    return True, file
+    return True, file.absolute()
 
 
-def _build(name: str, pretrained: bool, file: Path | None, num_classes: int) -> nn.Module:
-    options: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
-    if is_reference(name) or name in MODELS:
-        if file is not None:
-            raise ConfigError(
-                f"weights = {str(file)!r}: model {name!r} brings its own; choose pretrained or none"
-            )
-        factory = MODELS[name] if name in MODELS else load_reference(name, key="model")
-        return factory(**options)
+def _is_own(name: str) -> bool:
+    return is_reference(name) or name in MODELS
+
+
+def _own_model(name: str, pretrained: bool, num_classes: int) -> nn.Module:
+    factory = MODELS[name] if name in MODELS else load_reference(name, key="model")
+    model: nn.Module = factory(num_classes=num_classes, pretrained=pretrained)
+    check_structure(name, model)
+    return model
+
+
+def _with_new_head(model: nn.Module, seed: int, num_classes: int) -> None:
+    torch.manual_seed(seed)  # the head must not depend on how many numbers the rest of the model drew
+    model.reset_classifier(num_classes)  # type: ignore[operator]  # timm's method, looked for before
+
+
+def _outline(name: str, of_hub: bool, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Build a timm model without values, as it is looked at before any weight is read or downloaded.
+
+    Returns the outline, without a head, and what timm builds a model of this image size with.
+    """
     if not timm.is_model(name):
         raise ConfigError(
             f"model = {name!r} is unknown; choose one of {', '.join(MODELS)}, my_module:my_model, or by name "
             f"a model of {SUPPORTED}"
         )
+    plain, _, tag = name.partition(".")
     try:
-        if file is None:
-            return timm.create_model(name, **options)  # type: ignore[no-any-return]  # untyped library
-        model: nn.Module = timm.create_model(name, num_classes=0)  # the file's head is left out
-        odd = _load(model, file)
-    except Exception as error:  # the readers of timm, torch and safetensors raise what they like
-        source = file or "timm's hub (offline? give weights = /path/file.safetensors)"
-        raise DataError(
-            f"model = {name!r}: its weights could not be loaded from {source}: {error}"
+        entry = get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"model = {name!r}: timm has no weights tagged {tag!r} for {plain}; choose one of "
+            f"{', '.join(_tags(plain)) or 'none, without a tag'}"
         ) from error
-    if odd:
-        raise DataError(
-            f"weights = {str(file)!r} do not fit model {name!r}: {len(odd)} tensors, as {odd[0]!r}"
+    if of_hub and not (entry and entry.has_weights):
+        raise ConfigError(
+            f"model = {name!r}: timm has no pre-trained weights of that name; give weights = "
+            "/path/file.safetensors, or choose a tag that has some"
+            + (f": {', '.join(_tags(plain))}" if _tags(plain) else "")
         )
-    return model
+
+    def outline(**size: Any) -> nn.Module:
+        try:
+            with torch.device("meta"):
+                return timm.create_model(name, pretrained=False, num_classes=0, **size)  # type: ignore[no-any-return]
+        except Exception as error:  # timm's builders raise what they like
+            hub = f", nor its weights loaded {FROM_HUB}" if of_hub else ""
+            raise DataError(f"model = {name!r}: it could not be built{hub}: {error}") from error
+
+    plan = outline()
+    check_structure(name, plan)
+    size = options_for_size(name, plan, image_size)
+    return (outline(**size) if size else plan), size
 
 
-def _load(model: nn.Module, file: Path) -> list[str]:
-    """Load a checkpoint; return the names of what it lacks, or has in blocks that the model has not.
+def _tags(plain: str) -> list[str]:
+    return [name.partition(".")[2] for name in timm.list_pretrained(f"{plain}.*")]
 
-    timm's own ``pretrained`` fills in what it finds and leaves the rest random without a word.
+
+def _origin(model: Any, name: str, file: Path | None, pretrained: bool) -> str:
+    """Say where a timm model's settings of images come from."""
+    plain, _, chosen = name.partition(".")
+    tag = model.pretrained_cfg.get("tag") or chosen
+    entry = f"{plain}.{tag}" if tag else plain
+    if pretrained and file is None:
+        return f"timm's hub entry of the weights, {entry}"
+    if chosen:
+        return f"timm's {entry}, by the tag in model"
+    said = "; the file may have been made with others: a tag in model, or mean and std, choose them"
+    return f"timm's default for the name ({entry}{said if file is not None else ''})"
+
+
+def _check_own(name: str, model: nn.Module, num_classes: int) -> None:
+    """Refuse an own model that breaks its promises: finite weights, its image size, an answer a class.
+
+    Raises
+    ------
+    ConfigError, DataError
+        Saying what it promises, and what was found.
     """
-    other_names = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    keys = load_checkpoint(model, str(file), strict=False, filter_fn=other_names, weights_only=True)
-    if keys is None:  # .npz: timm's reader looks every tensor up by name
-        return []
-    return [
-        *keys.missing_keys,
-        *(key for key in keys.unexpected_keys if key.startswith(("blocks.", "layers."))),
-    ]
+    for tensor_name, parameter in model.named_parameters():
+        if fault := number_fault(parameter):
+            raise DataError(f"model = {name!r}: its own weights cannot be used: {tensor_name!r} has {fault}")
+    for tensor_name, buffer in model.named_buffers():
+        if buffer.is_floating_point() and buffer.isnan().any():  # masks may well have infinities
+            raise DataError(f"model = {name!r}: its buffer {tensor_name!r} has NaN")
+    settings = image_settings(model)
+    shape = " × ".join(map(str, settings.input_size))
+    said = f"images of {shape} (channels, height, width), from {settings.origins['input_size']}"
+    generator = torch.Generator().manual_seed(0)
+    try:
+        with torch.no_grad():  # what an own model caches may be needed for gradients later
+            answer = model.eval()(torch.randn(2, *settings.input_size, generator=generator))
+    except Exception as error:  # whatever the user's own code raises
+        raise ConfigError(
+            f"model = {name!r} does not take {said}: {type(error).__name__}: {error}; correct input_size in "
+            "its pretrained_cfg, or set the key image-size"
+        ) from error
+    found = (
+        f"{tuple(answer.shape)} of {answer.dtype}"
+        if isinstance(answer, torch.Tensor)
+        else f"a {type(answer).__name__}"
+    )
+    fits = isinstance(answer, torch.Tensor) and tuple(answer.shape) == (2, num_classes)
+    if fits and answer.is_floating_point() and not answer.isfinite().all():
+        fits, found = False, "NaN or infinity"
+    if not fits or not answer.is_floating_point():
+        raise ConfigError(
+            f"model = {name!r} answers two {said} with {found}; it must answer with (2, {num_classes}) "
+            "floating-point numbers, one a class"
+        )
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
-    """Return how the very weights want images: input size, interpolation, mean, std, crop."""
-    config = resolve_data_config({}, model=model)
-    return {key: config[key] for key in _PREPROCESSING}
+    """Return which images a model sees: input size, interpolation, mean, std, crop.
+
+    :func:`~p2pft_flower.learning.image_settings.image_settings` also says where each comes from.
+    """
+    return image_settings(model).data_config
 
 
 def preprocessing(model: nn.Module) -> Callable[[Any], torch.Tensor]:
-    """Return PIL image ↦ (C, H, W) float32, as the model's own data config says (size, crop, mean, std)."""
+    """Return PIL image ↦ (C, H, W) float32, as the model sees it (size, crop, mean, std)."""
     config = data_config(model)
     transform = create_transform(**config, is_training=False)
     mode = "L" if config["input_size"][0] == 1 else "RGB"

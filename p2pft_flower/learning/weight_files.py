@@ -1,0 +1,271 @@
+"""Files of weights: what a file is, by its content, and the tensors in it by the file's own names.
+
+What a file is called says little: a safetensors file may be named ``.pth``, and a download may have left a
+web page. Nothing of a pickle but tensors and plain containers is ever read (``weights_only``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from p2pft_flower.errors import DataError
+
+__all__ = ["UnreadableError", "flatten", "number_fault", "read_tensors"]
+
+_LOOK = 1024
+"""Bytes at the beginning of a file that say what it is."""
+
+_HEADER = 8
+"""Bytes of a safetensors file before its header: the header's length."""
+
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_OTHER_KINDS = {
+    b"\x89HDF\r\n": "an HDF5 file, as Keras writes them",
+    b"GGUF": "a GGUF file",
+    b"\x93NUMPY": "a single NumPy array (.npy)",
+}
+_TORCH = rb"\x80.\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\."
+"""What a checkpoint of torch begins with that is no archive: its number, pickled."""
+
+_ADVICE = "weights_only"
+"""Named in the errors of torch that advise to read a pickle with all the code in it."""
+
+_REMEDY = "save the tensors alone: torch.save(model.state_dict(), FILE), or as safetensors"
+
+
+class UnreadableError(DataError):
+    """A file is none of weights, or a broken one; the message says what "it is", not how it is called."""
+
+
+def read_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """Read all tensors of a safetensors file or a checkpoint of torch, whatever the file is called.
+
+    Returns
+    -------
+    dict of str to tensor
+        By the file's own names; those of nested containers are joined by dots, as in
+        ``state_dict.model.norm.weight``.
+
+    Raises
+    ------
+    UnreadableError
+        When it is something else, saying what.
+    """
+    if file.is_dir():
+        inside = ", ".join(sorted(p.name for p in file.iterdir())[:8]) or "nothing"
+        raise UnreadableError(f"it is a folder, with {inside} in it: give the file of weights itself")
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            begin = opened.read(_LOOK)
+    except OSError as error:
+        raise UnreadableError(f"it cannot be read ({error.strerror})") from error
+    _refuse_other_kinds(begin, size)
+    if begin[_HEADER : _HEADER + 1] == b"{":
+        return _read_safetensors(file, size)
+    if begin.startswith(b"PK"):
+        _refuse_other_archives(file)
+    elif not re.match(_TORCH, begin, re.DOTALL):
+        kind = "a pickle, but none of torch's" if begin[:1] == b"\x80" else "of no kind that is read"
+        raise UnreadableError(f"it is {kind}: it begins with the bytes {begin[:8].hex(' ')}; {_REMEDY}")
+    return flatten(_read_torch(file))
+
+
+def flatten(checkpoint: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors of nested containers by their dotted names.
+
+    Raises
+    ------
+    UnreadableError
+        When there are none, they have no names, or two have the same; when one is sparse or quantised.
+    """
+    if isinstance(checkpoint, torch.Tensor):
+        raise UnreadableError(
+            f"it is a single tensor of shape {tuple(checkpoint.shape)}, without a name; {_REMEDY}"
+        )
+    if not isinstance(checkpoint, Mapping):
+        raise UnreadableError(f"it holds a {type(checkpoint).__name__}, not tensors by name; {_REMEDY}")
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in _walk(checkpoint, ""):
+        if name in found:
+            raise UnreadableError(f"it has two tensors named {name!r}")
+        if tensor.is_quantized or tensor.layout is not torch.strided:
+            kind = "quantised" if tensor.is_quantized else "sparse"
+            raise UnreadableError(f"its tensor {name!r} is {kind}: give the weights as plain numbers")
+        found[name] = tensor.detach()
+    if not found:
+        keys = ", ".join(repr(key) for key in list(checkpoint)[:8]) or "nothing"
+        raise UnreadableError(f"it has no tensor, but {keys}")
+    return found
+
+
+def number_fault(tensor: torch.Tensor) -> str:
+    """Say which numbers a tensor has that are no weights; empty where all is well.
+
+    Weights are finite floating-point numbers of 16 bits or more: fewer, and whole numbers, are quantised
+    ones, whose scale stands elsewhere.
+    """
+    if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        return f"{kind} numbers: was it quantised? Weights are floating-point numbers of 16 bits or more"
+    if tensor.isfinite().all():
+        return ""
+    return "NaN" if tensor.isnan().any() else "infinity"
+
+
+def _walk(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+        return
+    items: Iterator[tuple[Any, Any]]
+    if isinstance(value, Mapping):
+        items = iter(value.items())
+    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        items = iter(enumerate(value))
+    else:
+        return  # epochs, learning rates and the like
+    for key, inner in items:
+        yield from _walk(inner, f"{name}.{key}" if name else str(key))
+
+
+def _refuse_other_kinds(begin: bytes, size: int) -> None:
+    """Refuse what its first bytes show to be no file of tensors."""
+    if size == 0:
+        raise UnreadableError("it is empty (0 bytes): was a download or a copy cut off?")
+    if begin.startswith(b"version https://git-lfs.github.com"):
+        raise UnreadableError("it is a Git-LFS pointer, not the weights that it stands for: run git lfs pull")
+    text = begin.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text[:1] == b"<":
+        raise UnreadableError(
+            "it is a web page (HTML or XML), not weights: a download that needs a login or another address "
+            "leaves one; download the file itself"
+        )
+    for mark, kind in _COMPRESSED.items():
+        if begin.startswith(mark):
+            raise UnreadableError(f"it is compressed ({kind}): unpack it first")
+    for mark, kind in _OTHER_KINDS.items():
+        if begin.startswith(mark):
+            raise UnreadableError(f"it is {kind}, which is not read; {_REMEDY}")
+    if begin[257:262] == b"ustar":
+        raise UnreadableError("it is a tar archive: unpack it first")
+    if text[:1] in (b"{", b"[") and _is_text(begin):
+        index = " (the index of weights that lie in several files)" if b"weight_map" in begin else ""
+        raise UnreadableError(f"it is JSON{index}, not weights")
+    if _is_text(begin):
+        raise UnreadableError(f"it is a text, not weights; it begins {begin[:40].decode(errors='replace')!r}")
+    if begin.strip(b"\0") == b"":
+        raise UnreadableError("it has only zeros at its beginning: was a download or a copy cut off?")
+
+
+def _is_text(begin: bytes) -> bool:
+    """Tell whether bytes are UTF-8 (the last character may be cut) without control characters."""
+    try:
+        text = begin.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(begin) - 3:
+            return False
+        text = begin[: error.start].decode()
+    return all(c.isprintable() or c in "\t\r\n" for c in text)
+
+
+def _read_safetensors(file: Path, size: int) -> dict[str, torch.Tensor]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        whole = _safetensors_size(file)
+        if whole is not None and size < whole:
+            raise UnreadableError(
+                f"it is a truncated safetensors file, {size:,} bytes of at least {whole:,}: was a download "
+                "or a copy cut off?"
+            ) from error
+        raise UnreadableError(f"it is a damaged safetensors file ({_first_line(error)})") from error
+
+
+def _safetensors_size(file: Path) -> int | None:
+    """Return how many bytes a safetensors file should have by its header; at least, where that is cut off."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(_HEADER), "little")
+        if length > 2**30:
+            return None
+        header = opened.read(length)
+    if len(header) < length:
+        return _HEADER + length
+    try:
+        ends = [e["data_offsets"][1] for name, e in json.loads(header).items() if name != "__metadata__"]
+        return _HEADER + length + max(ends, default=0)
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
+
+
+def _refuse_other_archives(file: Path) -> None:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UnreadableError(
+            "it is truncated or damaged: the end of the archive is missing; was a download or a copy cut off?"
+        ) from error
+    if not any(name.endswith("data.pkl") for name in names):
+        inside = ", ".join(names[:4]) or "nothing"
+        raise UnreadableError(
+            f"it is a zip archive of other files ({inside}): unpack it, and give the weights"
+        )
+    if any(name.endswith("constants.pkl") for name in names):
+        raise UnreadableError(f"it is a TorchScript module, that is code and not weights only; {_REMEDY}")
+
+
+def _read_torch(file: Path) -> Any:
+    # Checkpoints of DeiT, MAE and DINO carry the arguments of their training script.
+    safe = getattr(torch.serialization, "safe_globals", None)  # torch >= 2.5
+    allowed = contextlib.nullcontext() if safe is None else safe([argparse.Namespace])
+    try:
+        with allowed, file.open("rb") as opened:  # by its name torch would take it for another format
+            return torch.serialization.load(opened, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's readers raise what they like
+        needs = _code_in(file, error)
+        if not needs:
+            raise UnreadableError(
+                f"it is a truncated or damaged file of torch ({type(error).__name__}: {_first_line(error)})"
+            ) from error
+        whole = "a whole pickled module" if any(_is_model(name) for name in needs) else "a pickle of objects"
+        named = ", ".join(needs[:4]) + (", …" if len(needs) > 4 else "")
+        raise UnreadableError(
+            f"it is {whole} that needs code ({named}), and weights only, never code, are read from a file; "
+            f"{_REMEDY}"
+        ) from error
+
+
+def _code_in(file: Path, error: Exception) -> list[str]:
+    """Return the classes and functions that a pickle asks for, as far as torch tells."""
+    if _ADVICE not in str(error):
+        return []
+    ask = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)  # torch >= 2.6
+    named: list[str] = []
+    if ask is not None:
+        with contextlib.suppress(Exception), file.open("rb") as opened:  # it reads the same damaged file
+            named = [name for name in ask(opened) if name != "argparse.Namespace"]
+    told = re.findall(r"(?:GLOBAL|global|type) ([\w.]+\.\w+)", str(error))[:1]
+    return sorted(named or told, key=lambda name: (".models." not in name, not _is_model(name), name))
+
+
+def _is_model(name: str) -> bool:
+    return name.startswith(
+        ("timm.models.", "torch.nn.modules.", "torchvision.models.", "transformers.models.")
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    """Return what an error says, without torch's advice to read code from files."""
+    lines = str(error).strip().splitlines() or [""]
+    return "it cannot be unpickled" if _ADVICE in lines[0] else lines[0][:200]
