@@ -72,6 +72,8 @@ class _Facts:
     """Statistics of the pictures of peers that have images of their own."""
     frozen: dict[str, str]
     """What must be the same on all machines; empty in simulation, where there is one machine."""
+    images: str
+    """Which images the model sees, in a line for the log; empty in simulation."""
 
 
 @lru_cache(maxsize=2)
@@ -88,9 +90,10 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
         sites = (peers is not None or config.sited) and not pooled
         own = data if sites and not config.dp_clip else ()  # statistics would cost privacy, too
         pixels = {p: asdict(found) for p in own if (found := holdings.statistics(p)) is not None}
-        frozen = {} if peers is None else problem.frozen_facts()
+        frozen, images = ({}, "") if peers is None else (problem.frozen_facts(), problem.images_line)
     notes = tuple(_noted(peer, found) for peer, found in surveys.items() if str(found))
-    return _Facts(data, holdings.partition_spec, holdings.classes, tuple(warnings), notes, pixels, frozen)
+    told = tuple(warnings)
+    return _Facts(data, holdings.partition_spec, holdings.classes, told, notes, pixels, frozen, images)
 
 
 def _noted(peer: int | None, found: Survey) -> str:
@@ -165,7 +168,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     site = Site.of(context.node_config)
     here = _peers_here(site)
     own = None if site is None else site.credentials()  # what is wrong with them shall be known now
-    facts = _Facts({}, "", (), (), (), {}, {})
+    facts = _Facts({}, "", (), (), (), {}, {}, "")
     if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses who is none of its peers
         facts = _facts(_learning(config, site), asked["n"], asked["pooled"], here)
     time.sleep(asked["hold"])  # not to synchronise: the overlap of these stretches is what is measured

@@ -153,6 +153,7 @@ def evaluate(
         journal.write("evaluation", **{k: v for k, v in told_back.items() if k != "peer"})
         if done == task["iterations"]:
             extra = {"run": task["run"], "peer": str(peer), "iterations": str(done)}
+            extra["preprocessing"] = json.dumps(workload.preprocessing)
             journal.save_tail(workload.named_tail(theta), {**workload.metadata(), **extra})
             # One gradient an iteration, whichever process took it, and those that came to nothing.
             objective.drawn = done + task["lost"]

@@ -63,7 +63,7 @@ def run_peers(
         1 if run.pooled else run.graph.n, run.iterations, lambda line: log.info("%s", line), run.missing
     )
 
-    notes: set[str] = set()
+    notes = {printable(run.images_line)}  # what was said already
     parent = os.getppid()
 
     def on_report(report: PeerReport) -> None:

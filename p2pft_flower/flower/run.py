@@ -26,6 +26,17 @@ __all__ = ["Run", "collect_results", "plan_run", "tell_plan"]
 
 log = logging.getLogger("p2pft_flower")
 
+_SAME_WEIGHTS = "give all peers the same weights file, and set trunk-dtype where machines choose differently"
+_SAME_IMAGES = "give all peers the same model, or set {} in the run-config"
+_REMEDIES = {
+    "image size": _SAME_IMAGES.format("image-size"),
+    "crop": _SAME_IMAGES.format("crop-pct"),
+    "interpolation": _SAME_IMAGES.format("interpolation"),
+    "mean": _SAME_IMAGES.format("mean"),
+    "deviation": _SAME_IMAGES.format("std"),
+}
+"""What to do where sites differ in a frozen fact, by its name."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -59,6 +70,8 @@ class Run:
     """Where it goes on from; None: it begins."""
     loss_weights: dict[int, float] | None = None
     """Of a run that goes on: factor of each peer's loss, as it was."""
+    images_line: str = ""
+    """Which images the peers' models see, as their sites told; empty in simulation, where a host tells it."""
 
     @property
     def checkpoint_every(self) -> int:
@@ -151,8 +164,7 @@ def plan_run(
             if value != told[0]["frozen"][what]:
                 raise RunFailedError(
                     f"{what} differs: peers {list(host.peers)} have {value}, peers {list(hosts[0].peers)} "
-                    f"have {told[0]['frozen'][what]}; give all peers the same weights file, and set "
-                    "trunk-dtype where machines choose differently"
+                    f"have {told[0]['frozen'][what]}; {_REMEDIES.get(what, _SAME_WEIGHTS)}"
                 )
     _tell_warnings(hosts, told)
     _tell_pixels(told)
@@ -179,6 +191,7 @@ def plan_run(
         iterations=iterations,
         epoch=epoch,
         evaluate_every=config.runtime.evaluate_every or epoch,
+        images_line=told[0].get("images", ""),
     )
 
 
@@ -223,6 +236,8 @@ def tell_plan(run: Run) -> None:
         log.warning(
             "weights = none: RANDOM weights, no pre-training; these figures say nothing about transfer"
         )
+    if run.images_line:
+        log.info("%s", printable(run.images_line))
     log.info(
         "%d iterations (an epoch has %d), batch size %d, learning rate %g (%s), objective %s, seed %d",
         run.iterations,

@@ -87,7 +87,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
         busy = sum(seconds[p][part] - before[p][part] for p in host.peers for part in parts)
         for p in host.peers:
             seconds[p]["exchange"] = before[p]["exchange"] + max(0.0, passed - busy)
-    model_parameters = workload.model_parameters
+    model_parameters, preprocessing = workload.model_parameters, workload.preprocessing
     outcomes = {
         p: {
             **vars(r),
@@ -96,6 +96,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
             "iterations": run.iterations,
             "parameters": workload.theta0.size,
             "model_parameters": model_parameters,
+            "preprocessing": preprocessing,
         }
         for p, r in last.items()
     }

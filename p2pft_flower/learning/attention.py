@@ -25,7 +25,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from timm.data import resolve_data_config
 from timm.models.swin_transformer import (
     SwinTransformer,
     SwinTransformerBlock,
@@ -38,7 +37,7 @@ from torch import nn
 from torch.func import functional_call
 
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.learning.models import preprocessing
+from p2pft_flower.learning.models import data_config, preprocessing
 
 __all__ = [
     "MAPS",
@@ -244,7 +243,7 @@ def read_maps(
 
 def shown_image(model: nn.Module, image: Image.Image) -> Array:
     """Return the image as the model sees it, cropped and resized: (H, W, C) float32 in 0..1."""
-    config = resolve_data_config({}, model=model)
+    config = data_config(model)
     mean, std = (np.array(config[key], dtype=np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
     seen = preprocessing(model)(image).numpy()
     return np.asarray(np.clip(np.moveaxis(seen * std + mean, 0, -1), 0, 1))

@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from p2pft_flower.errors import DataError
+from p2pft_flower.learning.image_settings import ImageKeys, ImageSettings
 from p2pft_flower.learning.models import bare_model
 from p2pft_flower.learning.tails import Tail
 from p2pft_flower.learning.tuning import tune_model
+from p2pft_flower.learning.weight_files import number_fault
 
 __all__ = ["load_export", "write_export"]
 
@@ -57,6 +59,8 @@ def write_export(tail: Tail, file: Path) -> dict[str, Any]:
         "classes": json.dumps(workload.holdings.classes),
         "run": tail.metadata.get("run", ""),
         "peer": tail.metadata.get("peer", ""),
+        "image-size": str(config.image_size),
+        "preprocessing": json.dumps(workload.preprocessing),
     }
     partial = file.with_name(f".{file.name}.partial")
     try:
@@ -82,7 +86,7 @@ def load_export(file: Path) -> tuple[nn.Module, tuple[str, ...]]:
     Returns
     -------
     model : nn.Module
-        In eval mode.
+        In eval mode; its ``pretrained_cfg`` says which images it was trained on.
     classes : tuple of str
         Names of its outputs.
 
@@ -101,10 +105,17 @@ def load_export(file: Path) -> tuple[nn.Module, tuple[str, ...]]:
         raise DataError(f"{file}: schema {metadata.get('schema')!r}, this version reads {SCHEMA!r}")
     try:
         classes = tuple(json.loads(metadata["classes"]))
-        model = bare_model(metadata["model"], len(classes))
+        model = bare_model(
+            metadata["model"], len(classes), ImageKeys(image_size=int(metadata.get("image-size", "0")))
+        )
+        if "preprocessing" in metadata:  # exports of earlier versions do not say
+            ImageSettings.from_dict(json.loads(metadata["preprocessing"])).put_on(model)
         if metadata["tune"]:
             model = tune_model(model, metadata["tune"]).requires_grad_(False)
         model.load_state_dict(state, strict=True)
     except (KeyError, ValueError, RuntimeError) as error:  # RuntimeError: torch's of names and shapes
         raise DataError(f"{file}: not the export that its metadata tells of ({error})") from error
+    for name, tensor in state.items():
+        if fault := number_fault(tensor):
+            raise DataError(f"{file}: its tensor {name!r} has {fault}")
     return model.eval(), classes

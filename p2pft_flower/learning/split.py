@@ -22,7 +22,7 @@ from p2pft_flower.learning.class_token import (
 from p2pft_flower.learning.structure import HEADS, STEM, set_submodule, share_copy, stages
 from p2pft_flower.learning.tuning import tune_model
 
-__all__ = ["PATHS", "Parts", "split_model"]
+__all__ = ["PATHS", "Parts", "split_model", "split_tuned"]
 
 PATHS = {
     "pooled": "the pooled feature is kept, only the head runs",
@@ -78,7 +78,14 @@ def split_model(model: nn.Module, tune: str, seed: int = 0, *, path: str = "") -
     ValueError
         When the model does not allow ``path``.
     """
-    tuned = tune_model(model, tune, seed)
+    return split_tuned(tune_model(model, tune, seed), path=path)
+
+
+def split_tuned(tuned: nn.Module, *, path: str = "") -> Parts:
+    """Cut a model into trunk and tail whose trained parameters have ``requires_grad`` already.
+
+    Both share the memory of its parameters. Parameters and errors as of :func:`split_model`.
+    """
     refused = _refusals(tuned)
     allowed = [name for name in PATHS if name not in refused]
     if path and path not in allowed:

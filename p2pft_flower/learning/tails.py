@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
+from p2pft_flower.learning.image_settings import ImageSettings
 from p2pft_flower.learning.workload import TAIL_SCHEMA, Workload
 
 __all__ = ["Tail", "load_tail", "load_tails"]
@@ -87,8 +88,32 @@ def load_tails(files: Iterable[Path], dataset: str | None = None, data_dir: str 
                 f"model {config.model!r} has {workload.model_digest[:12]}…: "
                 "the frozen part differs, its scores would mean nothing"
             )
+        _check_images(file, metadata, workload)
         tails.append(Tail(file, workload, workload.theta_from(tensors, str(file)), metadata))
     return tails
+
+
+def _check_images(file: Path, metadata: dict[str, str], workload: Workload) -> None:
+    """Refuse a tail whose model saw other images than the model does here: a mean, a crop, ….
+
+    Raises
+    ------
+    DataError
+        Naming what differs.
+    """
+    if "preprocessing" not in metadata:  # tails of earlier versions do not say
+        return
+    try:
+        then = ImageSettings.from_dict(json.loads(metadata["preprocessing"])).facts
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file}: its metadata's preprocessing cannot be read ({error})") from error
+    for what, now in workload.images.facts.items():
+        if then[what] != now:
+            raise DataError(
+                f"{file}: it was trained on images with {what} {then[what]}, here model "
+                f"{workload.config.model!r} sees them with {now}: its scores would mean nothing; was the "
+                "model's code or timm changed?"
+            )
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -24,9 +24,11 @@ from p2pft_flower.learning.datasets import Split
 from p2pft_flower.learning.devices import choose_device, choose_trunk_dtype
 from p2pft_flower.learning.features import Features, TrunkStore
 from p2pft_flower.learning.holdings import Holdings
+from p2pft_flower.learning.image_settings import ImageKeys, ImageSettings, image_settings
 from p2pft_flower.learning.live import LiveFeatures, StreamFeatures, augmentation
 from p2pft_flower.learning.models import MODELS, create_model, data_config, preprocessing
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
+from p2pft_flower.learning.own_forward import check_own_forward
 from p2pft_flower.learning.preparing import progress_told_to
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, require_accountant, tell_draws
 from p2pft_flower.learning.split import PATHS, Parts, split_model
@@ -97,7 +99,18 @@ class Workload:
     def model(self) -> nn.Module:
         """The whole model with its new head; frozen, in eval mode."""
         config = self.config
-        return create_model(config.model, config.weights, len(self.holdings.classes), config.seed)
+        classes, images = len(self.holdings.classes), ImageKeys.of(config)
+        return create_model(config.model, config.weights, classes, config.seed, images)
+
+    @property
+    def images(self) -> ImageSettings:
+        """Which images the model sees, and where each setting comes from."""
+        return image_settings(self.model)
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """The same as results and tails say it, in terms of JSON."""
+        return self.images.to_dict()
 
     @cached_property
     def device(self) -> str:
@@ -106,8 +119,14 @@ class Workload:
 
     @cached_property
     def parts(self) -> Parts:
-        """The model cut in two; what is trained, how large it is and how it is run stands in the log."""
-        parts = split_model(self.model, self.config.tune, self.config.seed)
+        """The model cut in two, and held to its own forward.
+
+        Which images it sees, what is trained, how large it is and how it is run stands in the log.
+        """
+        config = self.config
+        log.info("%s", self.images_line)
+        parts = split_model(self.model, config.tune, config.seed)
+        check_own_forward(config.model, self.model, config.tune, config.seed, self.device)
         own, trained = self.model_parameters, tail_vector(parts.tail).size
         log.info(
             "tune = %s: q = %d trained parameters, %.2f %% of the model's %d; payload %.2f MB",
@@ -143,11 +162,16 @@ class Workload:
         """SHA-256 of all weights and θ^0, as they are before the first iteration."""
         return sha256(_digest(self.model).encode() + self.theta0.tobytes()).hexdigest()
 
+    @property
+    def images_line(self) -> str:
+        """What the log says of the images that the model sees."""
+        return f"{self.config.model} sees: {self.images.describe()}"
+
     def frozen_facts(self) -> dict[str, str]:
         """Return what decides the frozen part's output, and must be the same on all peers' machines."""
         return {
             "model digest": self.model_digest,
-            "preprocessing": repr(sorted(data_config(self.model).items())),
+            **self.images.facts,
             "trunk-dtype": str(choose_trunk_dtype(self.config.trunk_dtype, self.device)),
         }
 

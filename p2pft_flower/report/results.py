@@ -208,6 +208,7 @@ def run_results(
         "iterations": iterations,
         "trainable_parameters": one["parameters"],
         "model_parameters": one["model_parameters"],
+        "preprocessing": one.get("preprocessing"),  # logs of earlier versions do not say
         "peers": peers,
         "summary": {key: summary([p[key] for p in peers]) for key in ("accuracy", "accuracy_unseen", "loss")},
         "consensus_error": sketch.consensus_error(

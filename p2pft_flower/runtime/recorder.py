@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import threading
 import time
@@ -57,6 +58,8 @@ class Outcome:
         Of its last θ (:mod:`p2pft_flower.runtime.sketch`).
     epsilon, delta : float or None
         What all its gradients together reveal of an image at most; None where they are not private.
+    preprocessing : dict or None
+        Which images its model saw, and where each setting came from; None where the problem says nothing.
     """
 
     peer: int
@@ -71,6 +74,7 @@ class Outcome:
     sketch: str
     epsilon: float | None = None
     delta: float | None = None
+    preprocessing: dict[str, Any] | None = None
 
 
 def _observer(address: str, access: Access) -> ObserverClient | None:
@@ -283,6 +287,7 @@ class Recorder:
             sketch=sketch.encode(self._sketch(theta)),
             epsilon=epsilon,
             delta=delta,
+            preprocessing=self._preprocessing,
         )
         self._save(peer, theta, self._plan.iterations, stopped=False)
         ended = {k: v for k, v in asdict(outcome).items() if k != "peer"}
@@ -318,8 +323,15 @@ class Recorder:
         else:
             log.info("peer %d: its model after %d iterations is in %s", peer, done, path)
 
+    @property
+    def _preprocessing(self) -> dict[str, Any] | None:
+        """Which images the model sees; None of a problem without images."""
+        return getattr(self._problem, "preprocessing", None)
+
     def _save(self, peer: int, theta: Vector, done: int, *, stopped: bool) -> Path:
         extra = {"run": self._plan.run, "peer": str(peer), "iterations": str(done)}
+        if self._preprocessing is not None:
+            extra["preprocessing"] = json.dumps(self._preprocessing)
         metadata = {**self._problem.metadata(), **extra}
         return self._journals[peer].save_tail(self._problem.named_tail(theta), metadata, stopped=stopped)
 

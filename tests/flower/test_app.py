@@ -81,6 +81,8 @@ def test_the_results_hold_what_the_schema_promises(tmp_path):
         24,
     )
     assert results["trainable_parameters"] == 50762
+    assert results["preprocessing"]["input_size"] == [1, 8, 8]
+    assert results["preprocessing"]["from"]["mean"] == "the model's pretrained_cfg"
     assert [h["iteration"] for h in results["history"]] == [0, 8, 16, 24]
     assert all(len(h["accuracy"]) == 4 and None not in h["accuracy"] for h in results["history"])
     assert [p["classes"] for p in results["peers"]] == [
@@ -380,7 +382,11 @@ def test_every_strategy_of_flower_that_aggregates_arrays_is_offered():
 def test_what_hosts_say_while_they_prepare_reaches_the_coordinator(tmp_path, capsys):
     run_app(tmp_path, nodes=2, slots=1, iterations=1, seed=4711)  # a problem that no other test has prepared
     told = capsys.readouterr().out
-    for line in ("tune = last-block: q = 50762 trained parameters, 25.11 %", "path class-token"):
+    for line in (
+        "glyph_vit_8 sees: image size 8 × 8 pixels, grey",
+        "tune = last-block: q = 50762 trained parameters, 25.11 %",
+        "path class-token",
+    ):
         assert told.count(line) == 2, line  # the host's own log is this process's too
 
 
