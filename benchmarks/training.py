@@ -35,6 +35,7 @@ from rich.table import Table
 from p2pft_flower.learning.batches import Batches
 from p2pft_flower.learning.datasets import Split
 from p2pft_flower.learning.features import Features, StoredFeatures, TrunkStore
+from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.models import preprocessing
 from p2pft_flower.learning.objective import PeerObjective, tail_vector
 from p2pft_flower.learning.split import Parts, split_model
@@ -85,9 +86,8 @@ def kept(name: str, parts: Parts, transform: Any, split: Split) -> StoredFeature
 
 def objective(tail: torch.nn.Module, features: Features, batch: int) -> PeerObjective:
     """Return one peer's objective."""
-    return PeerObjective(
-        tail, features, features, Batches(len(features), batch, seed=0, peer=0), seed=0, peer=0
-    )
+    images = MiniBatches(features, Batches(len(features), batch, seed=0, peer=0))
+    return PeerObjective(tail, images, features, seed=0, peer=0)
 
 
 def rate(peer: PeerObjective, theta: Any, batch: int, seconds: float) -> float:

@@ -19,7 +19,10 @@ from torch.nn.utils import parametrize
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.structure import stages
 
-__all__ = ["add_adapters", "add_low_rank", "add_prompts", "merge_low_rank"]
+__all__ = ["PROMPTS", "add_adapters", "add_low_rank", "add_prompts", "merge_low_rank"]
+
+PROMPTS = "prompts"
+"""Name of the parameter that holds a block's, or an attention's, prompt tokens."""
 
 
 class LowRank(nn.Module):

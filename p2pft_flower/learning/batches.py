@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Batches", "Catalogue", "GrowingBatches", "PoissonBatches", "PooledBatches"]
+__all__ = ["Batches", "Catalogue", "GrowingBatches", "PoissonBatches"]
 
 
 class Batches:
@@ -157,41 +157,6 @@ class GrowingBatches:
 
     def _permutation(self, there: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         return there[np.random.default_rng((*self._key, self._epoch)).permutation(len(there))]
-
-
-class PooledBatches:
-    """Batch t of several peers, laid end to end: what n peers draw in one iteration, for one model.
-
-    The mean loss over such a batch is the mean of the peers' losses, so that one model on pooled data
-    minimises the objective in which every peer counts the same (peers with fewer images than a batch
-    count by what they draw).
-
-    Parameters
-    ----------
-    parts : sequence of Batches or GrowingBatches
-        The peers' own streams.
-    offsets : sequence of int
-        Where each peer's images begin in the pooled data.
-    """
-
-    def __init__(self, parts: Sequence[Batches | GrowingBatches], offsets: Sequence[int]) -> None:
-        self._parts, self._offsets = parts, offsets
-
-    def batch(self, t: int) -> npt.NDArray[np.int64]:
-        """Return the positions, in the pooled data, of batch ``t`` of every peer."""
-        return np.concatenate(
-            [part.batch(t) + offset for part, offset in zip(self._parts, self._offsets, strict=True)]
-        )
-
-    def position(self) -> Callable[[], dict[str, Any]]:
-        """Take note of where every peer's stream is."""
-        parts = [part.position() for part in self._parts]
-        return lambda: {"parts": [told() for told in parts]}
-
-    def go_to(self, position: Mapping[str, Any]) -> None:
-        """Go on where :meth:`position` was."""
-        for part, told in zip(self._parts, position["parts"], strict=True):
-            part.go_to(told)
 
 
 class PoissonBatches:

@@ -333,15 +333,18 @@ class Holdings:
     def stream(self, peer: int) -> ImageStream:
         """Return the growing set of the peer's training images; the same one whenever it is asked for.
 
+        Pooled images with the objective ``"examples"`` are one set, peer 0's; with ``"uniform"`` each peer
+        has its own.
+
         Raises
         ------
         DataError
             When it is empty.
         """
         if peer not in self._streams:
-            owners = range(self.n) if self.pooled else [peer]
-            parts = [self._stream_part(owner) for owner in owners]
-            whose = "the pooled" if self.pooled else f"peer {peer}'s"
+            pooled = self.pooled == "examples"
+            parts = [self._stream_part(owner) for owner in (range(self.n) if pooled else [peer])]
+            whose = "the pooled" if pooled else f"peer {peer}'s"
             self._streams[peer] = ImageStream(parts, self.classes, whose)
         return self._streams[peer]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ import torch
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from p2pft_flower.learning.batches import Batches, GrowingBatches, PoissonBatches, PooledBatches
 from p2pft_flower.learning.draws import seeded
 from p2pft_flower.learning.features import Features
+from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches, PooledMiniBatches
+from p2pft_flower.learning.modes import training
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, Spent
 from p2pft_flower.learning.structure import share_copy
 
@@ -63,12 +63,10 @@ class PeerObjective:
     ----------
     tail : nn.Module
         Copied: peers of one host share nothing that training writes to.
-    features : Features
-        What the trunk makes of the peer's training images.
+    images : MiniBatches or PooledMiniBatches
+        What the trunk makes of the peer's training images, mini-batch by mini-batch.
     test : Features
         What it makes of the test images; shared.
-    batches : Batches, GrowingBatches, PooledBatches or PoissonBatches
-        The peer's order of images; ``privacy`` has its own.
     seed, peer : int
         Decide drop-out masks, where the tail has any.
     privacy : Privacy, optional
@@ -78,9 +76,8 @@ class PeerObjective:
     def __init__(
         self,
         tail: nn.Module,
-        features: Features,
+        images: MiniBatches | PooledMiniBatches,
         test: Features,
-        batches: Batches | GrowingBatches | PooledBatches | PoissonBatches,
         *,
         seed: int,
         peer: int,
@@ -91,53 +88,42 @@ class PeerObjective:
         self._lost = 0
         """Gradients drawn in vain, at most: of earlier processes of this run, after the checkpoint."""
         self.train_loss = float("nan")
-        """Cross-entropy of the last mini-batch; not a number where that was empty."""
+        """L_i of the last mini-batch; not a number where that was empty."""
         self._tail = share_copy(tail)
         self._trained = trained_parameters(self._tail)
-        self._features, self._test, self._batches = features, test, batches
+        self._images, self._test = images, test
         self._key = (seed, peer)
         self._privacy = privacy
         self._clipped = None if privacy is None else ClippedGradients(self._tail, privacy.clip)
 
     def gradient(self, theta: Vector) -> Vector:
         """Return ∇L_i(θ; next mini-batch), (q,) float32; ``theta`` is not written to."""
-        if self._privacy is not None and self._clipped is not None:
-            return self._private_gradient(theta, self._privacy, self._clipped)
-        inputs, labels = self._features.read(self._batches.batch(self.drawn), self.drawn)
-        self._features.ahead(partial(self._batches.batch, self.drawn + 1))
-        if not self._tail.training:  # walking through all modules is not for every step
-            self._tail.train()
+        batch = self._images.read(self.drawn)
         _set(self._trained, theta)
         # Drop-out must be a function of seed, peer and position too, wherever the peer lives.
-        with seeded(*self._key, self.drawn):
-            loss = nn.functional.cross_entropy(self._tail(*inputs), labels)
-            gradients = torch.autograd.grad(loss, self._trained)
+        with training(self._tail), seeded(*self._key, self.drawn):
+            if self._privacy is None or self._clipped is None:
+                loss = batch.loss(self._tail(*batch.inputs))
+                gradients = torch.autograd.grad(loss, self._trained)
+                gradient = parameters_to_vector(gradients).cpu().numpy()
+                self.train_loss = float(loss.detach())
+            else:
+                gradient, self.train_loss = self._private(batch, theta.size, self._privacy, self._clipped)
         self.drawn += 1
-        self.train_loss = float(loss.detach())
-        return parameters_to_vector(gradients).cpu().numpy()
-
-    def _private_gradient(self, theta: Vector, privacy: Privacy, clipped: ClippedGradients) -> Vector:
-        positions = self._batches.batch(self.drawn)
-        total, losses = np.zeros(theta.size, np.float32), torch.full((1,), torch.nan)
-        if not self._tail.training:
-            self._tail.train()
-        _set(self._trained, theta)
-        if len(positions):  # an empty batch's gradient is noise alone
-            inputs, labels = self._features.read(positions, self.drawn)
-            with seeded(*self._key, self.drawn):
-                summed, losses = clipped.total(inputs, labels)
-            total = summed.cpu().numpy()
-        following = self._batches.batch(self.drawn + 1)
-        if len(following):
-            self._features.ahead(lambda: following)
-        gradient = privacy.release(total, self.drawn)
-        self.drawn += 1
-        self.train_loss = float(losses.mean())
         return gradient
+
+    def _private(
+        self, batch: MiniBatch, q: int, privacy: Privacy, clipped: ClippedGradients
+    ) -> tuple[Vector, float]:
+        total, loss = np.zeros(q, np.float32), float("nan")
+        if len(batch.labels):  # an empty batch's gradient is noise alone
+            summed, losses = clipped.total(batch.inputs, batch.labels)
+            total, loss = summed.cpu().numpy(), float(losses.mean())
+        return privacy.release(total, self.drawn), loss
 
     def position(self) -> Callable[[], dict[str, Any]]:
         """Take note of where the data order is; what is returned says it (JSON-able) when it is called."""
-        drawn, lost, order = self.drawn, self._lost, self._batches.position()
+        drawn, lost, order = self.drawn, self._lost, self._images.position()
         return lambda: {"drawn": drawn, "lost": lost, "order": order()}
 
     def go_to(self, position: Mapping[str, Any], lost: int = 0) -> None:
@@ -152,7 +138,7 @@ class PeerObjective:
             came of them, and what is drawn now has other noise. Where the seed decides, it is the very same.
         """
         self.drawn = position["drawn"]
-        self._batches.go_to(position["order"])
+        self._images.go_to(position["order"])
         drawn_again = self._privacy is None or self._privacy.key is not None
         self._lost = 0 if drawn_again else position["lost"] + lost
 
@@ -168,7 +154,7 @@ class PeerObjective:
 
     def evaluate(self, theta: Vector) -> Evaluation:
         """Score ``theta`` on all test images."""
-        held = torch.unique(self._features.labels.cpu())  # of a stream: more and more
+        held = torch.unique(self._images.labels)  # of a stream: more and more
         unseen = ~torch.isin(self._test.labels.cpu(), held)
         return evaluate(self._tail, theta, self._test, unseen)
 

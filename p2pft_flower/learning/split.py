@@ -19,6 +19,7 @@ from p2pft_flower.learning.class_token import (
     why_not_normalised,
     why_not_query,
 )
+from p2pft_flower.learning.modes import switched_on
 from p2pft_flower.learning.structure import HEADS, STEM, set_submodule, share_copy, stages
 from p2pft_flower.learning.tuning import tune_model
 
@@ -189,31 +190,18 @@ class _Trunk(nn.Module):
 
 
 class _Tail(nn.Module):
-    """Keeps frozen modules in eval mode when the tail is trained (the trunk never changes)."""
+    """The model's trained part; training mode is for what belongs to what is trained, and nothing else."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        super().train(False)
+        self._on = [self, *switched_on(model)]
 
     def train(self, mode: bool = True) -> _Tail:
-        super().train(False)
-        if mode:
-            stem = [m for n, m in self.model.named_modules() if n.startswith(STEM)]
-            for module in self.modules():
-                if any(p.requires_grad for p in module.parameters()):
-                    # Drop-out layers have no parameters: they follow the trained module that holds them.
-                    module.training = True
-                    for child in module.children():
-                        if next(child.parameters(), None) is None:
-                            child.train(True)
-            if not any(p.requires_grad for m in stem for p in m.parameters()) and not self._trains_tokens():
-                for module in stem:
-                    module.train(False)
+        for module in self._on:  # found once: walking through all modules is not for every step
+            module.training = mode
         return self
-
-    def _trains_tokens(self) -> bool:
-        """Say whether class token, position embedding and the like are trained."""
-        return any(p.requires_grad for p in self.model.parameters(recurse=False))
 
 
 class _FullTail(_Tail):
@@ -230,7 +218,6 @@ class _TokensTail(_Tail):
             setattr(model, name, None)
         super().__init__(model)
         self.stages = stages(tuned)[first:]
-        self.eval()
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         for name in self.stages:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from functools import cached_property, partial
+from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
@@ -19,13 +19,14 @@ from torch import nn
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.added import merge_low_rank
-from p2pft_flower.learning.batches import Batches, GrowingBatches, PooledBatches
+from p2pft_flower.learning.batches import Batches, GrowingBatches
 from p2pft_flower.learning.datasets import Split
 from p2pft_flower.learning.devices import choose_device, choose_trunk_dtype
 from p2pft_flower.learning.features import Features, TrunkStore
 from p2pft_flower.learning.holdings import Holdings
 from p2pft_flower.learning.image_settings import ImageKeys, ImageSettings, image_settings
 from p2pft_flower.learning.live import LiveFeatures, StreamFeatures, augmentation
+from p2pft_flower.learning.minibatches import MiniBatches, PooledMiniBatches
 from p2pft_flower.learning.models import MODELS, create_model, data_config, preprocessing
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
 from p2pft_flower.learning.own_forward import check_own_forward
@@ -287,15 +288,21 @@ class Workload:
 
     def _objective(self, peer: int) -> PeerObjective:
         privacy = self._privacy(peer)
+        images = self.mini_batches(peer)
+        if privacy is not None:
+            images = MiniBatches(self.features(peer), privacy.batches())
         return PeerObjective(
-            self.tail,
-            self.features(peer),
-            self._test_of(peer),
-            self._batches(peer) if privacy is None else privacy.batches(),
-            seed=self.config.seed,
-            peer=peer,
-            privacy=privacy,
+            self.tail, images, self._test_of(peer), seed=self.config.seed, peer=peer, privacy=privacy
         )
+
+    def mini_batches(self, peer: int) -> MiniBatches | PooledMiniBatches:
+        """Return what the peer's gradients are taken of, from the start.
+
+        Of pooled images with the objective ``"uniform"`` these are the n peers' own mini-batches.
+        """
+        if self.pooled != "uniform":
+            return MiniBatches(self.features(peer), self.batches(peer))
+        return PooledMiniBatches([MiniBatches(self.features(i), self.batches(i)) for i in range(self.n)])
 
     def _privacy(self, peer: int) -> Privacy | None:
         config = self.config
@@ -320,37 +327,31 @@ class Workload:
             )
         return self._own_tests[peer]
 
-    def _batches(self, peer: int) -> Batches | GrowingBatches | PooledBatches:
+    def batches(self, peer: int) -> Batches | GrowingBatches:
+        """Return the order in which images are drawn as the peer's, from the start; see :meth:`features`."""
+        # For the objective "examples" a pooled batch is one of the union, n times as large: all images alike.
+        size = self.config.batch_size * (self.n if self.pooled == "examples" else 1)
         if self.config.stream:
-            return self.growing_batches(peer)
-        size, seed = self.config.batch_size, self.config.seed
-        if self.pooled == "uniform":
-            sizes = [len(share) for share in self.holdings.shares]
-            parts = [Batches(n, size, seed=seed, peer=i) for i, n in enumerate(sizes)]
-            return PooledBatches(parts, [sum(sizes[:i]) for i in range(len(sizes))])
-        times = self.n if self.pooled else 1
-        return Batches(len(self.holdings.partition[peer]), size * times, seed=seed, peer=peer)
+            stream = self.holdings.stream(peer)
+            return GrowingBatches(stream.refresh, stream, size, seed=self.config.seed, peer=peer)
+        return Batches(len(self._held(peer)), size, seed=self.config.seed, peer=peer)
 
-    def growing_batches(self, peer: int) -> GrowingBatches | PooledBatches:
-        """Return the peer's order of images in its :meth:`stream`, from the start."""
-        size, seed, stream = self.config.batch_size, self.config.seed, self.holdings.stream(peer)
-        if self.pooled == "uniform":
-            owners = range(self.n)
-            parts = [
-                GrowingBatches(partial(stream.refresh, i), stream, size, seed=seed, peer=i) for i in owners
-            ]
-            return PooledBatches(parts, [0] * self.n)  # positions are the stream's, whoever's image it is
-        times = self.n if self.pooled else 1
-        return GrowingBatches(stream.refresh, stream, size * times, seed=seed, peer=peer)
+    def _held(self, peer: int) -> npt.NDArray[np.int64]:
+        """Return the positions of the images that are drawn as the peer's: its own, or of the union."""
+        return (self.holdings.partition if self.pooled == "examples" else self.holdings.shares)[peer]
 
     def features(self, peer: int) -> Features:
-        """Return what the trunk makes of the peer's training images; where it is kept, it runs once."""
+        """Return what the trunk makes of the peer's training images; where it is kept, it runs once.
+
+        Of pooled images with the objective ``"uniform"`` ``peer`` is any of the n whose images they are; with
+        ``"examples"`` it is the one that has them all.
+        """
         if peer not in self._features:
             self._features[peer] = self._training_features(peer)
         return self._features[peer]
 
     def _training_features(self, peer: int) -> Features:
-        config, split, held = self.config, self.holdings.pictures.train, self.holdings.partition[peer]
+        config, split, held = self.config, self.holdings.pictures.train, self._held(peer)
         self._tell_what_is_not_kept()
         augmented = config.augment != "none"
         transform = augmentation(self.model, config.augment) if augmented else preprocessing(self.model)

@@ -117,6 +117,22 @@ def test_objective_examples_weighs_peers_by_their_images(tmp_path):
     assert not same(tails(tmp_path / "e"), tails(tmp_path / "u"))
 
 
+def test_on_the_complete_graph_p2pft_is_centralised_training_however_few_images_the_peers_have(tmp_path):
+    """One image of each of the ten digits: 2, 2, 3 and 3 images, all in every mini-batch."""
+    few = {"shots": 1, "iterations": 20, "momentum": 0.5}
+    run_app(tmp_path / "p", topology="complete-4", **few)
+    run_app(tmp_path / "c", algorithm="centralized", **few)
+    run_app(tmp_path / "d", topology="directed-ring-4", **few)
+    (union,) = tails(tmp_path / "c", 1)
+    for own in tails(tmp_path / "p"):
+        for key in union:
+            np.testing.assert_allclose(own[key], union[key], rtol=1e-3, atol=1e-5)
+    apart = max(np.abs(own[key] - union[key]).max() for own in tails(tmp_path / "d") for key in union)
+    assert apart > 1e-2  # where peers do not agree at once, they take another way
+    complete, pooled = (read_results(tmp_path / name)["summary"]["accuracy"] for name in "pc")
+    assert complete["mean"] == pooled["mean"]
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -12,6 +12,7 @@ from torch import nn
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.added import merge_low_rank
 from p2pft_flower.learning.batches import Batches
+from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.objective import PeerObjective, tail_vector
 from p2pft_flower.learning.split import split_model
 from p2pft_flower.learning.tuning import tune_model
@@ -39,7 +40,8 @@ def test_every_way_of_tuning_learns(build, tune):
     trunk, tail, *_ = split_model(model, tune)
     with torch.no_grad():
         features = MemoryFeatures(trunk(batch), LABELS)
-    objective = PeerObjective(tail, features, features, Batches(6, 6, seed=0, peer=0), seed=0, peer=0)
+    images = MiniBatches(features, Batches(6, 6, seed=0, peer=0))
+    objective = PeerObjective(tail, images, features, seed=0, peer=0)
     theta = tail_vector(tail)
     before = objective.evaluate(theta).loss
     for _ in range(10):

@@ -405,8 +405,8 @@ def test_a_workload_gives_a_new_image_to_the_peer_that_holds_its_class(folder):
     assert set(streams[0].labels.tolist()) == {2}
     usual = Workload(LearningConfig(dataset=f"folder:{folder}", batch_size=2), n=3)
     for peer in range(3):
-        growing = workload(f"folder:{folder}").growing_batches(peer)
-        np.testing.assert_array_equal(growing.batch(1), usual._batches(peer).batch(1))
+        growing = workload(f"folder:{folder}").batches(peer)
+        np.testing.assert_array_equal(growing.batch(1), usual.batches(peer).batch(1))
 
 
 def test_a_workload_gives_a_new_image_in_a_peers_own_folder_to_that_peer(tmp_path):
@@ -422,17 +422,18 @@ def test_a_workload_gives_a_new_image_in_a_peers_own_folder_to_that_peer(tmp_pat
 def test_the_pooled_stream_draws_the_very_images_of_the_peers(folder):
     alone = workload(f"folder:{folder}")
     pooled = workload(f"folder:{folder}", pooled="uniform")
-    both = pooled.growing_batches(0)
-    apart = [alone.growing_batches(p) for p in range(3)]
+    both = pooled.mini_batches(0)
+    apart = [alone.mini_batches(p) for p in range(3)]
     for t in range(5):
         if t == 2:
             paint(folder / "train" / "green", "new.png")
-        files = [
-            alone.holdings.stream(p)._files[i] for p, batches in enumerate(apart) for i in batches.batch(t)
-        ]
-        assert [pooled.holdings.stream(0)._files[i] for i in both.batch(t)] == files
-    union = workload(f"folder:{folder}", pooled="examples").growing_batches(0)
-    assert len(union.batch(0)) == 6
+        drawn, parts = both.read(t), [batches.read(t) for batches in apart]
+        assert drawn.sizes == (2, 2, 2)
+        assert torch.equal(drawn.labels, torch.cat([part.labels for part in parts]))
+        for field, own in zip(drawn.inputs, zip(*(part.inputs for part in parts), strict=True), strict=True):
+            torch.testing.assert_close(field, torch.cat(own))
+    union = workload(f"folder:{folder}", pooled="examples").mini_batches(0)
+    assert union.read(0).sizes == (6,)
 
 
 def test_a_stream_is_refused_where_no_rule_says_whose_a_new_image_is(folder):

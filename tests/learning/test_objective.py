@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from p2pft_flower.learning.batches import Batches
+from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.objective import PeerObjective, evaluate, tail_vector
 from p2pft_flower.learning.split import split_model
 
@@ -29,7 +30,7 @@ def problem():
 def objective_of(problem, seed=0, peer=0, batch=4):
     tail, features, _ = problem
     batches = Batches(len(features), batch, seed=seed, peer=peer)
-    return PeerObjective(tail, features, features, batches, seed=seed, peer=peer)
+    return PeerObjective(tail, MiniBatches(features, batches), features, seed=seed, peer=peer)
 
 
 def gradients(objective, theta, count):
@@ -122,7 +123,7 @@ def test_drop_out_masks_differ_by_seed_by_peer_and_by_position(problem):
     tail, features, theta = problem
 
     def drawn(seed, peer):
-        return PeerObjective(tail, features, features, AllInOrder(), seed=seed, peer=peer)
+        return PeerObjective(tail, MiniBatches(features, AllInOrder()), features, seed=seed, peer=peer)
 
     vectors = [*gradients(drawn(0, 0), theta, 2), drawn(0, 1).gradient(theta), drawn(1, 0).gradient(theta)]
     for i, a in enumerate(vectors):
@@ -156,7 +157,8 @@ def test_the_training_loss_is_that_of_the_last_mini_batch():
     features = MemoryFeatures(
         (torch.randn(4, 16, generator=torch.Generator().manual_seed(0)),), torch.arange(4)
     )
-    objective = PeerObjective(tail, features, features, Batches(4, 4, seed=0, peer=0), seed=0, peer=0)
+    images = MiniBatches(features, Batches(4, 4, seed=0, peer=0))
+    objective = PeerObjective(tail, images, features, seed=0, peer=0)
     assert math.isnan(objective.train_loss)
     objective.gradient(tail_vector(tail))
     with torch.no_grad():
@@ -183,8 +185,8 @@ def test_unseen_accuracy_counts_the_images_of_classes_that_the_peer_does_not_hol
     test = answers([0, 0, 1, 2, 2, 3, 0, 3], [0, 1, 1, 2, 2, 2, 3, 3])
     for held, unseen in [([0, 1], 3 / 5), ([0, 1, 1, 0, 2], 1 / 2), ([3], 4 / 6), ([0, 1, 2, 3], None)]:
         train = answers(held, held)
-        batches = Batches(len(held), 2, seed=0, peer=0)
-        objective = PeerObjective(Answers(), train, test, batches, seed=0, peer=0)
+        images = MiniBatches(train, Batches(len(held), 2, seed=0, peer=0))
+        objective = PeerObjective(Answers(), images, test, seed=0, peer=0)
         score = objective.evaluate(np.zeros(4, np.float32))
         assert score.accuracy == 5 / 8
         assert score.accuracy_unseen == (None if unseen is None else pytest.approx(unseen))

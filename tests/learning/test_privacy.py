@@ -17,6 +17,7 @@ from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning import privacy as module
 from p2pft_flower.learning.batches import Batches, PoissonBatches
+from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.objective import PeerObjective, tail_vector, trained_parameters
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, epsilon
 from p2pft_flower.learning.split import split_model
@@ -212,7 +213,8 @@ def objective_of(settings, tune="last-block", model=small_vit, batches=None, pee
         images = torch.randn(20, 3, 8, 8, generator=torch.Generator().manual_seed(2))
         features = MemoryFeatures(parts.trunk(images), torch.arange(20) % 5)
     batches = batches or settings.batches()
-    objective = PeerObjective(parts.tail, features, features, batches, seed=0, peer=peer, privacy=settings)
+    images = MiniBatches(features, batches)
+    objective = PeerObjective(parts.tail, images, features, seed=0, peer=peer, privacy=settings)
     return objective, tail_vector(parts.tail)
 
 

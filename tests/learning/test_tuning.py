@@ -12,7 +12,9 @@ from torch import nn
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.batches import Batches
+from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.models import create_model
+from p2pft_flower.learning.modes import switched_on
 from p2pft_flower.learning.objective import PeerObjective, tail_vector
 from p2pft_flower.learning.split import split_model
 
@@ -145,11 +147,12 @@ def test_only_the_head_and_its_drop_out_train_where_the_head_alone_is_tuned():
 
 
 def test_a_frozen_module_between_trained_ones_stays_in_eval_mode():
-    _, tail, *_ = split_model(small_vit(**DROPS), "last-block")
-    tail.model.blocks.requires_grad_(False)
-    tail.train()
-    assert not any(name.startswith("blocks") for name in in_training(tail))
-    assert {"norm", "head", "head_drop"} <= in_training(tail)
+    model = small_vit(**DROPS).requires_grad_(True)
+    model.blocks[1].requires_grad_(False)
+    on = switched_on(model)
+    assert not any(module in on for module in model.blocks[1].modules())
+    for name in ("pos_drop", "blocks.0.drop_path1", "blocks.2.attn.proj_drop", "norm", "head", "head_drop"):
+        assert model.get_submodule(name) in on, name
 
 
 def test_drop_out_inside_a_container_trains_too():
@@ -182,7 +185,8 @@ def test_the_gradient_on_cached_features_is_that_of_the_whole_model(kind, tune, 
         parts = zip(trunk(images[:4]), trunk(images[4:]), strict=True)
         cached = tuple(torch.cat(pair) for pair in parts)
     features = MemoryFeatures(tuple(t.clone() for t in cached), LABELS)
-    objective = PeerObjective(tail, features, features, Batches(6, 6, seed=0, peer=0), seed=0, peer=0)
+    drawn = MiniBatches(features, Batches(6, 6, seed=0, peer=0))
+    objective = PeerObjective(tail, drawn, features, seed=0, peer=0)
     gradient = torch.from_numpy(objective.gradient(tail_vector(tail)))
 
     model.requires_grad_(True)

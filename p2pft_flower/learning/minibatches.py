@@ -1,0 +1,135 @@
+"""What a gradient is taken of: a peer's mini-batch, or those of several peers, which count the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from p2pft_flower.learning.batches import Batches, GrowingBatches, PoissonBatches
+from p2pft_flower.learning.features import Features
+
+__all__ = ["MiniBatch", "MiniBatches", "PooledMiniBatches"]
+
+
+class MiniBatch(NamedTuple):
+    """Images with labels, of one peer or of several, one peer's after the other's.
+
+    Attributes
+    ----------
+    inputs : tuple of (B, …) float32 tensors
+        The tail's inputs; empty where B is 0.
+    labels : (B,) int64 tensor
+        Classes.
+    sizes : tuple of int
+        Images of each peer; they add up to B.
+    """
+
+    inputs: tuple[torch.Tensor, ...]
+    labels: torch.Tensor
+    sizes: tuple[int, ...]
+
+    def loss(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return the mean over peers of each peer's mean cross-entropy.
+
+        Parameters
+        ----------
+        logits : (B, classes) tensor
+            What the tail makes of ``inputs``.
+        """
+        if len(set(self.sizes)) == 1:  # then it is the mean over all images
+            return nn.functional.cross_entropy(logits, self.labels)
+        sizes = list(self.sizes)
+        parts = zip(torch.split(logits, sizes), torch.split(self.labels, sizes), strict=True)
+        return torch.stack([nn.functional.cross_entropy(own, labels) for own, labels in parts]).mean()
+
+
+class MiniBatches:
+    """A peer's mini-batches: its images in the order in which it sees them.
+
+    Parameters
+    ----------
+    features : Features
+        What the trunk makes of the images.
+    batches : Batches, GrowingBatches or PoissonBatches
+        The order.
+    """
+
+    def __init__(self, features: Features, batches: Batches | GrowingBatches | PoissonBatches) -> None:
+        self._features, self._batches = features, batches
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Classes of all images that can be drawn, (N,) int64, on the CPU; of a stream: more and more."""
+        return self._features.labels.cpu()
+
+    def read(self, t: int) -> MiniBatch:
+        """Return mini-batch ``t`` (t ≥ 0), and begin to fetch the one after it.
+
+        Raises
+        ------
+        DataError
+            When an image cannot be read, naming it.
+        """
+        positions = self._batches.batch(t)
+        if len(positions):
+            inputs, labels = self._features.read(positions, t)
+        else:
+            inputs, labels = (), torch.empty(0, dtype=torch.int64)
+        self._features.ahead(partial(self._batches.batch, t + 1))
+        return MiniBatch(inputs, labels, (len(labels),))
+
+    def position(self) -> Callable[[], dict[str, Any]]:
+        """Take note of where the order is; what is returned says it (JSON-able) when it is called."""
+        return self._batches.position()
+
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        """Go on where :meth:`position` was, of whatever process."""
+        self._batches.go_to(position)
+
+
+class PooledMiniBatches:
+    """What n peers draw in one iteration, for one model on pooled data.
+
+    The loss of such a mini-batch is the mean of the peers' own, whatever their sizes: so one model minimises
+    the objective in which every peer counts the same, on the very images that the peers would see.
+
+    Parameters
+    ----------
+    parts : sequence of MiniBatches
+        The peers' own.
+    """
+
+    def __init__(self, parts: Sequence[MiniBatches]) -> None:
+        self._parts = parts
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """Classes of all images that can be drawn, (N,) int64, on the CPU."""
+        return torch.cat([part.labels for part in self._parts])
+
+    def read(self, t: int) -> MiniBatch:
+        """Return mini-batch ``t`` of every peer, laid end to end, and begin to fetch the ones after it.
+
+        Raises
+        ------
+        DataError
+            When an image cannot be read, naming it.
+        """
+        read = [part.read(t) for part in self._parts]
+        inputs = tuple(torch.cat(tensors) for tensors in zip(*(r.inputs for r in read), strict=True))
+        labels = torch.cat([r.labels for r in read])
+        return MiniBatch(inputs, labels, tuple(len(r.labels) for r in read))
+
+    def position(self) -> Callable[[], dict[str, Any]]:
+        """Take note of where every peer's order is."""
+        parts = [part.position() for part in self._parts]
+        return lambda: {"parts": [told() for told in parts]}
+
+    def go_to(self, position: Mapping[str, Any]) -> None:
+        """Go on where :meth:`position` was."""
+        for part, told in zip(self._parts, position["parts"], strict=True):
+            part.go_to(told)
