@@ -31,6 +31,7 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.batches import PoissonBatches
 from p2pft_flower.learning.draws import seeded
 from p2pft_flower.learning.features import Features
+from p2pft_flower.learning.modes import training
 
 __all__ = ["ClippedGradients", "Privacy", "Spent", "epsilon", "require_accountant", "tell_draws"]
 
@@ -287,14 +288,13 @@ class ClippedGradients:
             When it does not, naming ``what``.
         """
         inputs, labels = features.read(np.zeros(1, dtype=np.int64), 0)
-        self._tail.train()
         try:
-            with seeded(0):
+            with training(self._tail), seeded(0):
                 self.total(inputs, labels)
         except (RuntimeError, NotImplementedError, ValueError) as error:
             first = str(error).strip().partition("\n")[0]
             raise ConfigError(
                 f"dp-clip > 0 with {what}: torch cannot take the gradient of each image by itself, which "
-                f"clipping needs ({first}); a model whose layers keep statistics of a batch is one such: "
+                f"clipping needs ({first}); a model whose layers look at a whole batch is one such: "
                 "choose another model or tune, or dp-clip = 0"
             ) from error

@@ -23,11 +23,13 @@ from p2pft_flower.learning.batches import Batches, GrowingBatches
 from p2pft_flower.learning.datasets import Split
 from p2pft_flower.learning.devices import choose_device, choose_trunk_dtype
 from p2pft_flower.learning.features import Features, TrunkStore
+from p2pft_flower.learning.hidden_state import refuse_hidden_state
 from p2pft_flower.learning.holdings import Holdings
 from p2pft_flower.learning.image_settings import ImageKeys, ImageSettings, image_settings
 from p2pft_flower.learning.live import LiveFeatures, StreamFeatures, augmentation
 from p2pft_flower.learning.minibatches import MiniBatches, PooledMiniBatches
 from p2pft_flower.learning.models import MODELS, create_model, data_config, preprocessing
+from p2pft_flower.learning.modes import keeps_statistics
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
 from p2pft_flower.learning.own_forward import check_own_forward
 from p2pft_flower.learning.preparing import progress_told_to
@@ -123,10 +125,20 @@ class Workload:
         """The model cut in two, and held to its own forward.
 
         Which images it sees, what is trained, how large it is and how it is run stands in the log.
+
+        Raises
+        ------
+        ConfigError
+            When ``tune`` does not fit the model, or a model of the user's own keeps a state besides θ, or does
+            more in its forward than its parts do.
         """
         config = self.config
         log.info("%s", self.images_line)
         parts = split_model(self.model, config.tune, config.seed)
+        parts = parts._replace(trunk=parts.trunk.to(self.device), tail=parts.tail.to(self.device))
+        if is_reference(config.model):  # in a copy, and before any other call: what changes is not changed yet
+            what = f"model = {config.model!r} with tune = {config.tune!r}"
+            refuse_hidden_state(parts, self.images.input_size, what)
         check_own_forward(config.model, self.model, config.tune, config.seed, self.device)
         own, trained = self.model_parameters, tail_vector(parts.tail).size
         log.info(
@@ -139,7 +151,15 @@ class Workload:
         )
         because = f"; no cheaper way, for {parts.why}" if parts.why else ""
         log.info("path %s: %s%s", parts.path, PATHS[parts.path], because)
-        return parts._replace(trunk=parts.trunk.to(self.device), tail=parts.tail.to(self.device))
+        still = [type(module).__name__ for module in parts.tail.modules() if keeps_statistics(module)]
+        if still:
+            log.info(
+                "%d batch-norm layers (%s) keep their statistics, in training too; scales and shifts are "
+                "trained where tune says so",
+                len(still),
+                ", ".join(sorted(set(still))),
+            )
+        return parts
 
     @property
     def model_parameters(self) -> int:

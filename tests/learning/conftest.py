@@ -1,11 +1,15 @@
-"""A small ViT, and folders of images, for the tests of learning."""
+"""Small models, and folders of images, for the tests of learning."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.layers import BatchNormAct2d, HybridEmbed
+from timm.models.resnetv2 import ResNetV2
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 
@@ -44,6 +48,46 @@ def small_swin(seed=0, **options):
         for p in model.parameters():
             torch.nn.init.normal_(p, std=0.2)
     return model.eval().requires_grad_(False)
+
+
+def small_hybrid(seed=0, **options):
+    """A ViT of 3 blocks over a small ResNet with batch norm, for (3, 16, 16) images, 5 classes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = ResNetV2(
+            layers=(1,), channels=(8,), stem_chs=8, num_classes=0, global_pool="", preact=False,
+            stem_type="same", norm_layer=BatchNormAct2d,
+        )  # fmt: skip
+        model = VisionTransformer(
+            img_size=16,
+            patch_size=1,
+            embed_dim=16,
+            depth=3,
+            num_heads=2,
+            num_classes=5,
+            embed_layer=partial(HybridEmbed, backbone=backbone),
+            **options,
+        )
+        for p in model.parameters():
+            torch.nn.init.normal_(p, std=0.2)
+        set_statistics(model)
+    return model.eval().requires_grad_(False)
+
+
+def set_statistics(model):
+    """Give batch-norm layers statistics as if they had seen images, far from those of any batch."""
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_mean"):
+            torch.nn.init.normal_(buffer, std=0.5)
+        elif name.endswith("running_var"):
+            torch.nn.init.uniform_(buffer, 0.3, 3.0)
+
+
+class TokenBatchNorm(torch.nn.BatchNorm1d):
+    """Batch norm of (N, T, D) tokens."""
+
+    def forward(self, x):
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
 class MemoryFeatures:

@@ -132,7 +132,7 @@ def test_drop_out_draws_another_mask_for_each_image(make):
 
 
 class PerBatch(nn.Module):
-    """Mean and variance of a batch go into everybody's answer, and are kept."""
+    """Mean and variance of a batch go into everybody's answer."""
 
     def __init__(self, norm_layer):
         super().__init__()
@@ -144,7 +144,7 @@ class PerBatch(nn.Module):
 
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm1d, nn.BatchNorm2d])
-def test_a_model_with_statistics_of_a_batch_is_refused_by_name(layer):
+def test_a_tail_that_looks_at_a_whole_batch_is_refused_by_name(layer):
     shape = (2, 4) if layer is nn.BatchNorm1d else (2, 4, 5, 5)
     features = MemoryFeatures((torch.randn(shape),), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ConfigError, match=r"dp-clip > 0 with model = 'mine'.*choose another model"):
