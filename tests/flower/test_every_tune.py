@@ -1,0 +1,139 @@
+"""Each way of tuning × ViT, DeiT, Swin, hybrid ViT: files score as the run did, resumed is uninterrupted."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from p2pft_flower.cli import app
+from p2pft_flower.flower import client
+from p2pft_flower.report.results import read_results
+
+from .engine import run_app
+from .sameness import same_run
+from .test_resume import killed_after
+
+MODELS = '''
+"""All with drop-path, as timm's Swin has by default; the hybrid ViT with batch norm, as ResNets have it."""
+
+from functools import partial
+
+from timm.layers import BatchNormAct2d, HybridEmbed
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.resnetv2 import ResNetV2
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+
+from tests.learning.conftest import set_statistics
+
+SIZES = {"img_size": 16, "embed_dim": 12, "num_heads": 2, "depth": 3}
+
+
+def wanting(model):
+    model.pretrained_cfg = {
+        "input_size": (3, 16, 16), "interpolation": "bilinear", "mean": (0.5,) * 3, "std": (0.5,) * 3,
+        "crop_pct": 1.0, "crop_mode": "center",
+    }
+    return model
+
+
+def vit(num_classes, pretrained):
+    drops = {"drop_path_rate": 0.2, "proj_drop_rate": 0.1}
+    return wanting(VisionTransformer(**SIZES, patch_size=4, num_classes=num_classes, **drops))
+
+
+def deit(num_classes, pretrained):
+    return wanting(
+        VisionTransformerDistilled(**SIZES, patch_size=4, num_classes=num_classes, drop_path_rate=0.2)
+    )
+
+
+def swin(num_classes, pretrained):
+    sizes = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 2), "window_size": 2}
+    return wanting(SwinTransformer(img_size=16, patch_size=2, num_classes=num_classes, **sizes))
+
+
+def hybrid(num_classes, pretrained):
+    backbone = ResNetV2(
+        layers=(1,), channels=(8,), stem_chs=8, num_classes=0, global_pool="", preact=False,
+        stem_type="same", norm_layer=BatchNormAct2d,
+    )
+    embed = partial(HybridEmbed, backbone=backbone)
+    model = VisionTransformer(
+        **SIZES, patch_size=1, num_classes=num_classes, embed_layer=embed, drop_path_rate=0.2
+    )
+    set_statistics(model)
+    return wanting(model)
+'''
+
+KINDS = ["vit", "deit", "swin", "hybrid"]
+TUNES = [
+    "last-block",
+    "last-blocks:2",
+    "head",
+    "full",
+    "bias",
+    "bias+norm",
+    "lora:4",
+    "adapter:8",
+    "prompt:4",
+    "prompt-deep:4",
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with the models, and noise in two classes."""
+    root = tmp_path_factory.mktemp("made")
+    (root / "models.py").write_text(MODELS)
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 5), ("test", 20)):
+        for label in range(2):
+            folder = root / "pictures" / part / f"class-{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 200, (16, 16, 3), dtype=np.uint8) + np.uint8(20 * label)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def run(made, folder, kind, tune, **more):
+    """Run as a process of its own would: nothing is left of an earlier one."""
+    client.workload.cache_clear()
+    client._facts.cache_clear()
+    run_app(
+        folder,
+        nodes=1,
+        model=f"{made}/models.py:{kind}",
+        weights="none",
+        dataset=f"folder:{made}/pictures",
+        tune=tune,
+        topology="directed-ring:2",
+        batch_size=3,
+        learning_rate=0.5,
+        iterations=5,
+        evaluate_every=4,
+        checkpoint_every=2,
+        checkpoints_kept=9,
+        **more,
+    )
+    return read_results(folder)
+
+
+@pytest.mark.parametrize("tune", TUNES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_score_as_the_run_did_and_a_resumed_run_is_the_uninterrupted_one(kind, tune, made, tmp_path):
+    results = run(made, tmp_path / "whole", kind, tune)
+    killed = killed_after(2, tmp_path / "whole", tmp_path / "killed", n=2)
+    assert run(made, tmp_path / "resumed", kind, tune, resume=str(killed))["resumed_from"]["iteration"] == 2
+    same_run(tmp_path / "resumed", tmp_path / "whole", n=2)
+
+    told = CliRunner().invoke(app, ["evaluate", "--json", str(tmp_path / "whole")])
+    assert told.exit_code == 0, told.output
+    for scored, peer in zip(json.loads(told.stdout), results["peers"], strict=True):
+        assert (scored["accuracy"], scored["loss"]) == (peer["accuracy"], peer["loss"])
+    assert results["history"][0]["loss"] != results["history"][-1]["loss"]
