@@ -87,12 +87,12 @@ TUNES = [
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with the models, and noise in two classes."""
+    """A folder with the models, and noise in three classes."""
     root = tmp_path_factory.mktemp("made")
     (root / "models.py").write_text(MODELS)
     rng = np.random.default_rng(0)
-    for part, count in (("train", 5), ("test", 20)):
-        for label in range(2):
+    for part, count in (("train", 5), ("test", 6)):
+        for label in range(3):
             folder = root / "pictures" / part / f"class-{label}"
             folder.mkdir(parents=True)
             for i in range(count):
@@ -112,7 +112,7 @@ def run(made, folder, kind, tune, **more):
         weights="none",
         dataset=f"folder:{made}/pictures",
         tune=tune,
-        topology="directed-ring:2",
+        topology="directed-ring:3",
         batch_size=3,
         learning_rate=0.5,
         iterations=5,
@@ -128,9 +128,9 @@ def run(made, folder, kind, tune, **more):
 @pytest.mark.parametrize("kind", KINDS)
 def test_files_score_as_the_run_did_and_a_resumed_run_is_the_uninterrupted_one(kind, tune, made, tmp_path):
     results = run(made, tmp_path / "whole", kind, tune)
-    killed = killed_after(2, tmp_path / "whole", tmp_path / "killed", n=2)
+    killed = killed_after(2, tmp_path / "whole", tmp_path / "killed", n=3)
     assert run(made, tmp_path / "resumed", kind, tune, resume=str(killed))["resumed_from"]["iteration"] == 2
-    same_run(tmp_path / "resumed", tmp_path / "whole", n=2)
+    same_run(tmp_path / "resumed", tmp_path / "whole", n=3)
 
     told = CliRunner().invoke(app, ["evaluate", "--json", str(tmp_path / "whole")])
     assert told.exit_code == 0, told.output
