@@ -72,6 +72,23 @@ GRAPHS = ("directed-ring-4", "ring-4", "complete-4", "lopsided-4")
 PLAIN = {"directed-ring-4": ("local", "p2pft", "centralized"), "lopsided-4": ("p2pft", "dgd")}
 PLAIN_EPOCHS = (10, 40)
 """Runs without momentum: as long as the others, and four times as long."""
+SHOTS = (1, 5, 10)
+"""Training images of each class."""
+FEW: dict[float, list[tuple[str, str]]] = {
+    0.9: [
+        ("directed-ring-4", "local"),
+        ("directed-ring-4", "p2pft"),
+        ("complete-4", "p2pft"),
+        ("directed-ring-4", "fedavg"),
+        ("directed-ring-4", "centralized"),
+    ],
+    0.0: [
+        ("directed-ring-4", "p2pft"),
+        ("complete-4", "p2pft"),
+        ("directed-ring-4", "centralized"),
+    ],
+}
+"""Graphs and methods of the runs with few images, by momentum; the graph matters to p2pft alone."""
 LENGTHS: dict[str, dict[str, Any]] = {
     "15": {"epochs": 15},
     "30 cosine": {"epochs": 30, "schedule": "cosine"},
@@ -119,9 +136,11 @@ def _of_a_seed(data: Path, seed: int) -> Iterator[tuple[str, tuple[object, ...],
         yield "graphs", (graph, method, seed), settings("ViT-Tiny", "CIFAR-10", method, topology=graph)
     for model, dataset, method in product(MODELS, DATASETS, METHODS):
         yield "methods", (model, dataset, method, seed), settings(model, dataset, method)
-    for shots, method in product((1, 5, 10), ("local", "p2pft", "fedavg", "centralized")):
-        few = settings("ViT-Tiny", "CIFAR-10", method, shots=shots, epochs=100)
-        yield "shots", (shots, method, seed), few
+    for shots, (momentum, cells) in product(SHOTS, FEW.items()):
+        for graph, method in cells:
+            more = {"shots": shots, "epochs": 100, "momentum": momentum, "topology": graph}
+            few = settings("ViT-Tiny", "CIFAR-10", method, **more)
+            yield "shots", (shots, momentum, graph, method, seed), few
     exact = settings("ViT-Tiny", "CIFAR-10", "p2pft", cache_dtype="float32")
     yield "precision", ("float32", seed), exact
     for epochs, (graph, methods) in product(PLAIN_EPOCHS, PLAIN.items()):
@@ -252,10 +271,15 @@ def _below(runs: list[dict[str, Any]], centralised: list[dict[str, Any]]) -> str
     return f"{100 * max(gaps):.1f}" if gaps else "–"
 
 
-def _mean_below(runs: list[dict[str, Any]], centralised: list[dict[str, Any]]) -> str:
-    """Return how far the peers' mean is from centralised, mean over the seeds that both have."""
+def _gaps(runs: list[dict[str, Any]], centralised: list[dict[str, Any]]) -> list[float]:
+    """Return how far the peers' mean is below centralised, for each seed that both have."""
     best = {r["seed"]: r["peers"][0]["accuracy"] for r in centralised}
-    gaps = [best[r["seed"]] - r["summary"]["accuracy"]["mean"] for r in runs if r["seed"] in best]
+    return [best[r["seed"]] - r["summary"]["accuracy"]["mean"] for r in runs if r["seed"] in best]
+
+
+def _mean_below(runs: list[dict[str, Any]], centralised: list[dict[str, Any]]) -> str:
+    """Return how far the peers' mean is below centralised, mean over the seeds that both have."""
+    gaps = _gaps(runs, centralised)
     return f"{100 * statistics.mean(gaps):.1f}" if gaps else "–"
 
 
@@ -341,12 +365,18 @@ def _attention(results: Results) -> str:
 
 
 def _shots(results: Results) -> str:
-    methods = ("local", "p2pft", "fedavg", "centralized")
+    columns = ("local", "p2pft, directed ring", "p2pft, complete", "fedavg", "centralized")
     rows = []
-    for shots in (1, 5, 10):
-        by = [results.seeds("shots", shots, m) for m in methods]
-        rows.append([str(shots), *map(_mean, by), _seeds(*by)])
-    return _table(["images a class", *methods, "seeds"], rows)
+    for momentum, shots in product(FEW, SHOTS):
+        by = {cell: results.seeds("shots", shots, momentum, *cell) for cell in FEW[momentum]}
+        runs = [by.get(cell, []) for cell in FEW[0.9]]
+        ring, complete, centralised = (by[cell] for cell in FEW[0.0])
+        gains = " ".join(f"{-100 * gap:+.1f}" for gap in _gaps(ring, centralised))
+        farthest = max((abs(100 * gap) for gap in _gaps(complete, centralised)), default=float("nan"))
+        told = [gains, f"{farthest:.1f}", _seeds(*by.values())]
+        rows.append([f"{momentum:g}", str(shots), *map(_mean, runs), *told])
+    told = ["directed ring above centralized, each seed", "complete and centralized apart at most", "seeds"]
+    return _table(["momentum", "images a class", *columns, *told], rows)
 
 
 def _precision(results: Results) -> str:
