@@ -199,8 +199,9 @@ class _Tail(nn.Module):
         self._on = [self, *switched_on(model)]
 
     def train(self, mode: bool = True) -> _Tail:
-        for module in self._on:  # found once: walking through all modules is not for every step
-            module.training = mode
+        # In every step, so: found once, and not through torch's setattr, which looks for parameters first.
+        for module in self._on:
+            vars(module)["training"] = mode
         return self
 
 
