@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.learning.datasets import some_names
 from p2pft_flower.learning.draws import seeded
 from p2pft_flower.learning.modes import training
+from p2pft_flower.learning.names import some_names
 from p2pft_flower.learning.split import Parts
 
 __all__ = ["refuse_hidden_state"]

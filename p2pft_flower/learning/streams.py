@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
 
@@ -146,23 +147,18 @@ class ImageStream:
         self._names.append(f"{number}/{file.relative_to(self._parts[number].folder).as_posix()}")
         return position
 
-    def refresh(self, part: int | None = None) -> Positions:
+    def refresh(self) -> Positions:
         """List again, and return the positions of the images that are there now, by class and file name.
-
-        Parameters
-        ----------
-        part : int, optional
-            Number of the part to list; without it, all of them.
 
         Raises
         ------
         DataError
             When no image is there, or a folder cannot be read.
         """
-        which = range(len(self._parts)) if part is None else [part]
-        there = np.array([p for number in which for p in self._list(number)], dtype=np.int64)
+        listed = (self._list(number) for number in range(len(self._parts)))
+        there = np.array(list(chain.from_iterable(listed)), dtype=np.int64)
         if not len(there):
-            folders = some_names([self._parts[number].folder for number in which])
+            folders = some_names([part.folder for part in self._parts])
             raise DataError(f"{self._what} stream: no readable image of its classes in {folders}; add some")
         return there
 
