@@ -18,7 +18,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -65,6 +65,7 @@ CONTROLS: dict[str, tuple[float, int]] = {
     "iterations × 4": (1.0, 4),
 }
 """Centralised training that goes less far or further: factors of step size and iterations."""
+NAMES = (CENTRALISED, *CONTROLS, *GRAPHS)
 
 
 def graph_of(name: str) -> Graph:
@@ -147,8 +148,7 @@ class Outcome:
 
 def cases() -> list[Case]:
     """Return every run."""
-    names = (CENTRALISED, *CONTROLS, *GRAPHS)
-    return [Case(*c) for c in product(names, SHOTS, SEEDS, MOMENTA)]
+    return [Case(*c) for c in product(NAMES, SHOTS, SEEDS, MOMENTA)]
 
 
 def read(case: Case, out: Path) -> Outcome | None:
@@ -272,119 +272,112 @@ class Row:
         The case's.
     momentum : float
         β.
-    accuracy, gain : list of float
-        Of each seed: mean of the peers, and by how much that is above centralised training with this seed.
-    train_loss, test_loss, apart, apart_at_the_end, own_gap : float
-        Means over the seeds; of the losses the geometric mean.
+    accuracy : float
+        Mean of peers and seeds.
+    gain : list of float
+        Of each seed: by how much the mean of the peers is above centralised training with this seed.
+    train_loss, apart, own_gap : float
+        Means over the seeds.
     """
 
     name: str
     momentum: float
-    accuracy: list[float]
+    accuracy: float
     gain: list[float]
     train_loss: float
-    test_loss: float
     apart: float
-    apart_at_the_end: float
     own_gap: float
 
+    @property
+    def points(self) -> tuple[float, float]:
+        """The gain in points, mean over seeds, and its standard error."""
+        points = [100 * gain for gain in self.gain]
+        return statistics.mean(points), statistics.stdev(points) / len(points) ** 0.5
 
-def rows(out: Path, shots: int) -> Iterator[Row]:
-    """Yield the rows of all cases that were run with every seed."""
-    for momentum, name in product(MOMENTA, (CENTRALISED, *CONTROLS, *GRAPHS)):
-        found = [read(Case(name, shots, seed, momentum), out) for seed in SEEDS]
-        yardstick = [read(Case(CENTRALISED, shots, seed, momentum), out) for seed in SEEDS]
-        runs, best = [r for r in found if r is not None], [r for r in yardstick if r is not None]
+
+def rows(out: Path, shots: int) -> dict[tuple[float, str], Row]:
+    """Return the rows of all cases that were run with every seed, by momentum and name."""
+    made = {}
+    for momentum, name in product(MOMENTA, NAMES):
+        runs = [r for seed in SEEDS if (r := read(Case(name, shots, seed, momentum), out)) is not None]
+        best = [r for seed in SEEDS if (r := read(Case(CENTRALISED, shots, seed, momentum), out)) is not None]
         if len(runs) < len(SEEDS) or len(best) < len(SEEDS):
             continue
         accuracy = [statistics.mean(r.accuracy) for r in runs]
-        yield Row(
+        made[momentum, name] = Row(
             name,
             momentum,
-            accuracy,
+            statistics.mean(accuracy),
             [a - statistics.mean(b.accuracy) for a, b in zip(accuracy, best, strict=True)],
-            *(float(np.exp(np.mean(np.log([max(getattr(r, k), 1e-12) for r in runs])))) for k in _LOSSES),
-            *(statistics.mean(getattr(r, k) for r in runs) for k in _DISTANCES),
+            statistics.mean(r.train_loss for r in runs),
+            statistics.mean(r.apart for r in runs),
+            statistics.mean(r.own_gap for r in runs),
         )
+    return made
 
 
-_LOSSES = ("train_loss", "test_loss")
-_DISTANCES = ("apart", "apart_at_the_end", "own_gap")
-
-
-def table(out: Path, shots: int) -> str:
-    """Return one number of shots as Markdown."""
+def table(out: Path) -> str:
+    """Return all numbers of shots in one Markdown table, a number for each in every cell."""
+    numbers = ", ".join(map(str, SHOTS))
     head = [
         "momentum",
         "graph",
-        "consensus error, rms",
-        "at the end",
+        f"accuracy with {numbers} images a class",
+        "above centralised",
+        "consensus error",
         "own loss at θ_i − at θ̄",
-        "accuracy",
-        "above centralised, each seed",
-        "mean",
         "training loss",
-        "test loss",
     ]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for row in rows(out, shots):
+    by_shots = [rows(out, shots) for shots in SHOTS]
+    for momentum, name in product(MOMENTA, NAMES):
+        found = [r[momentum, name] for r in by_shots if (momentum, name) in r]
+        if len(found) < len(SHOTS):
+            continue
         cells = [
-            f"{row.momentum:g}",
-            row.name if row.name in GRAPHS else f"*{_long(row.name)}*",
-            f"{row.apart:.3f}",
-            f"{row.apart_at_the_end:.0e}",
-            f"{row.own_gap:+.3f}",
-            f"{100 * statistics.mean(row.accuracy):.1f}",
-            " ".join(f"{100 * g:+.1f}" for g in row.gain),
-            f"{100 * statistics.mean(row.gain):+.1f}",
-            f"{row.train_loss:.1e}",
-            f"{row.test_loss:.2f}",
+            " ".join(f"{100 * r.accuracy:.1f}" for r in found),
+            ", ".join("{:+.1f} ± {:.1f}".format(*r.points) for r in found),
+            " ".join(f"{r.apart:.3f}" for r in found),
+            " ".join(f"{r.own_gap:+.2f}" for r in found),
+            " ".join(f"{r.train_loss:.0e}" for r in found),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        control = name if name == CENTRALISED else f"{CENTRALISED}, {name}"
+        told = name if name in GRAPHS else f"*{control}*"
+        lines.append("| " + " | ".join([f"{momentum:g}", told, *cells]) + " |")
     return "\n".join(lines)
 
 
-def _long(name: str) -> str:
-    return name if name == CENTRALISED else f"{CENTRALISED}, {name}"
-
-
 COLOURS = {0.0: "#1b6ca8", 0.9: "#d1495b"}
-NAMED = {"directed-ring-4": "directed ring", "paper-4": "paper-4", "lopsided-4": "lopsided", "ring-4": "ring"}
+NAMED = {"directed-ring-4": "directed ring", "paper-4": "paper-4"}
+"""Graphs whose names stand in the figure."""
 
 
 def draw(out: Path, figure: Path) -> None:
     """Draw accuracy above centralised, against the consensus error and against the training loss."""
     from matplotlib import pyplot
+    from matplotlib.ticker import NullFormatter
 
     panels, axes = pyplot.subplots(2, len(SHOTS), figsize=(12, 7.6), sharey="col", layout="constrained")
-    columns: tuple[tuple[str, Callable[[Row], float]], ...] = (
-        ("consensus error, root mean square over the run", lambda row: row.apart),
-        ("training loss at the end", lambda row: row.train_loss),
-    )
     for column, shots in enumerate(SHOTS):
-        found = list(rows(out, shots))
-        axes[0, column].set_title(f"{shots} image{'s' * (shots > 1)} a class")
-        for (what, measure), ax in zip(columns, axes[:, column], strict=True):
+        found = rows(out, shots).values()
+        upper, lower = axes[:, column]
+        upper.set_title(f"{shots} image{'s' * (shots > 1)} a class")
+        upper.set_xlabel("consensus error, root mean square over the run")
+        lower.set_xlabel("training loss at the end")
+        for ax in (upper, lower):
             ax.axhline(0, color="grey", linewidth=0.8)
             ax.set_xscale("log")
-            ax.set_xlabel(what)
+            ax.xaxis.set_minor_formatter(NullFormatter())
             ax.grid(alpha=0.25)
-            for row in found:
-                if row.name in GRAPHS and row.apart > 0:  # one that agrees at once is centralised training
-                    _mark(ax, row, measure(row))
-            if what.startswith("training"):
-                for momentum in MOMENTA:
-                    own = [r for r in found if r.name not in GRAPHS and r.momentum == momentum]
-                    own.sort(key=lambda row: row.train_loss)
-                    ax.plot(
-                        [row.train_loss for row in own],
-                        [100 * statistics.mean(row.gain) for row in own],
-                        "s--",
-                        color=COLOURS[momentum],
-                        markersize=4,
-                        linewidth=1,
-                        alpha=0.6,
-                    )
+        for row in found:
+            if row.name in GRAPHS and row.apart > 0:  # one that agrees at once is centralised training
+                _mark(upper, row, row.apart)
+                _mark(lower, row, row.train_loss)
+        for momentum, colour in COLOURS.items():
+            own = [r for r in found if r.name not in GRAPHS and r.momentum == momentum]
+            own.sort(key=lambda row: row.train_loss)
+            x, y = [row.train_loss for row in own], [row.points[0] for row in own]
+            lower.plot(x, y, "s--", color=colour, markersize=4, linewidth=1, alpha=0.6)
     for ax in axes[:, 0]:
         ax.set_ylabel("accuracy above centralised, points")
     _legend(panels)
@@ -394,23 +387,12 @@ def draw(out: Path, figure: Path) -> None:
 
 
 def _mark(ax: Any, row: Row, x: float) -> None:
-    gain = [100 * g for g in row.gain]
-    error = statistics.stdev(gain) / len(gain) ** 0.5
+    points, error = row.points
     marker = "o" if graph_of(row.name).undirected else "^"
-    ax.errorbar(
-        x,
-        statistics.mean(gain),
-        error,
-        fmt=marker,
-        color=COLOURS[row.momentum],
-        markersize=6,
-        elinewidth=0.8,
-        alpha=0.85,
-    )
+    look = {"color": COLOURS[row.momentum], "markersize": 6, "elinewidth": 0.8, "alpha": 0.85}
+    ax.errorbar(x, points, error, fmt=marker, **look)
     if row.name in NAMED:
-        ax.annotate(
-            NAMED[row.name], (x, statistics.mean(gain)), (5, 4), textcoords="offset points", fontsize=7
-        )
+        ax.annotate(NAMED[row.name], (x, points), (6, 4), textcoords="offset points", fontsize=7)
 
 
 def _legend(panels: Any) -> None:
@@ -431,9 +413,8 @@ def show(
     out: Annotated[Path, typer.Option(help="Where the runs' outcomes are.")],
     figure: Annotated[Path | None, typer.Option(help="Draw the figure, a PNG, too.")] = None,
 ) -> None:
-    """Print a table for each number of images as Markdown."""
-    for shots in SHOTS:
-        typer.echo(f"### {shots} image{'s' * (shots > 1)} a class\n\n{table(out, shots)}\n")
+    """Print the table as Markdown."""
+    typer.echo(table(out))
     if figure is not None:
         draw(out, figure)
 

@@ -82,7 +82,7 @@ def _scores(files: list[Path], dataset: str | None, data_dir: str | None) -> lis
 
     scores = []
     for tail in load_tails(files, dataset, data_dir):
-        score = tail.workload.score(tail.theta)
+        score = tail.score()
         scores.append(
             {
                 "peer": tail.metadata["peer"],

@@ -10,11 +10,13 @@ from typing import Any, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors import SafetensorError, safe_open
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.image_settings import ImageSettings
+from p2pft_flower.learning.objective import Evaluation
 from p2pft_flower.learning.workload import TAIL_SCHEMA, Workload
 
 __all__ = ["Tail", "load_tail", "load_tails"]
@@ -37,12 +39,27 @@ class Tail:
         The trained parameters.
     metadata : dict of str to str
         What the file says of itself (docs/results-schema.md).
+    threads : int
+        Torch threads that it was trained and scored with.
     """
 
     file: Path
     workload: Workload
     theta: npt.NDArray[np.float32]
     metadata: dict[str, str]
+    threads: int
+
+    def score(self) -> Evaluation:
+        """Score θ on all test images as its run did, to the last bit on the same machine.
+
+        With as many torch threads, for sums and roundings depend on them.
+        """
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            return self.workload.score(self.theta)
+        finally:
+            torch.set_num_threads(before)
 
 
 def load_tail(file: Path, dataset: str | None = None, data_dir: str | None = None) -> Tail:
@@ -89,7 +106,8 @@ def load_tails(files: Iterable[Path], dataset: str | None = None, data_dir: str 
                 "the frozen part differs, its scores would mean nothing"
             )
         _check_images(file, metadata, workload)
-        tails.append(Tail(file, workload, workload.theta_from(tensors, str(file)), metadata))
+        theta = workload.theta_from(tensors, str(file))
+        tails.append(Tail(file, workload, theta, metadata, _threads(metadata, file)))
     return tails
 
 
@@ -129,6 +147,13 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
         if key not in metadata:
             raise DataError(f"{file}: its metadata has no {key}; was it changed after the run?")
     return tensors, metadata
+
+
+def _threads(metadata: dict[str, str], file: Path) -> int:
+    text = metadata.get("threads", "1")
+    if not text.isdecimal() or int(text) < 1:
+        raise DataError(f"{file}: its metadata says threads = {text!r}, not a whole number >= 1")
+    return int(text)
 
 
 def _settings(metadata: dict[str, str], file: Path) -> dict[str, Any]:

@@ -129,14 +129,14 @@ class Workload:
         Raises
         ------
         ConfigError
-            When ``tune`` does not fit the model, or a model of the user's own keeps a state besides θ, or does
+            When ``tune`` does not fit the model, or a model of the user's own keeps a state besides θ or does
             more in its forward than its parts do.
         """
         config = self.config
         log.info("%s", self.images_line)
         parts = split_model(self.model, config.tune, config.seed)
         parts = parts._replace(trunk=parts.trunk.to(self.device), tail=parts.tail.to(self.device))
-        if is_reference(config.model):  # in a copy, and before any other call: what changes is not changed yet
+        if is_reference(config.model):  # first of all: a copy is tried, which no call has changed yet
             what = f"model = {config.model!r} with tune = {config.tune!r}"
             refuse_hidden_state(parts, self.images.input_size, what)
         check_own_forward(config.model, self.model, config.tune, config.seed, self.device)
@@ -418,6 +418,7 @@ class Workload:
             "schema": TAIL_SCHEMA,
             "model-digest": self.model_digest,
             "classes": json.dumps(self.holdings.classes),
+            "threads": str(torch.get_num_threads()),  # roundings depend on them
             **settings,
         }
         if self.pooled and self.config.sited:

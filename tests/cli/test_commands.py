@@ -141,7 +141,7 @@ def test_tails_load_back_and_score_what_the_run_said(finished):
     scores = json.loads(result.stdout)
     said = json.loads((finished / "results.json").read_text())["peers"]
     assert [s["accuracy"] for s in scores] == [p["accuracy"] for p in said]
-    assert [s["loss"] for s in scores] == pytest.approx([p["loss"] for p in said], abs=1e-6)
+    assert [s["loss"] for s in scores] == [p["loss"] for p in said]
     table = invoke("evaluate", str(finished / "peers" / "peer-2.safetensors"))
     assert f"{said[2]['accuracy']:.4f}" in table.stdout
 
@@ -174,8 +174,9 @@ def _altered(finished, folder, change):
         (lambda t, m: t.update({"head.bias": t["head.bias"][:5].clone()}), "has shape (5,), not (10,)"),
         (lambda t, m: m.update(schema="other/9"), "schema 'other/9'"),
         (lambda t, m: m.update({"model-digest": "0" * 64}), "the frozen part differs"),
+        (lambda t, m: m.update(threads="0"), "its metadata says threads = '0', not a whole number >= 1"),
     ],
-    ids=["missing", "shape", "schema", "digest"],
+    ids=["missing", "shape", "schema", "digest", "threads"],
 )
 def test_a_tail_that_does_not_fit_is_refused_by_name(change, message, finished, tmp_path):
     result = invoke("evaluate", _altered(finished, tmp_path, change))

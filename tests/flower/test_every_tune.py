@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -132,7 +133,13 @@ def test_files_score_as_the_run_did_and_a_resumed_run_is_the_uninterrupted_one(k
     assert run(made, tmp_path / "resumed", kind, tune, resume=str(killed))["resumed_from"]["iteration"] == 2
     same_run(tmp_path / "resumed", tmp_path / "whole", n=3)
 
-    told = CliRunner().invoke(app, ["evaluate", "--json", str(tmp_path / "whole")])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)  # as in a process of its own on this machine; the run had one
+        told = CliRunner().invoke(app, ["evaluate", "--json", str(tmp_path / "whole")])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
     assert told.exit_code == 0, told.output
     for scored, peer in zip(json.loads(told.stdout), results["peers"], strict=True):
         assert (scored["accuracy"], scored["loss"]) == (peer["accuracy"], peer["loss"])
