@@ -285,7 +285,7 @@ def _mean_below(runs: list[dict[str, Any]], centralised: list[dict[str, Any]]) -
 
 def _seeds(*cells: list[dict[str, Any]]) -> str:
     """Return how many seeds each of the cells has at least."""
-    return str(min(map(len, cells)))
+    return str(min(map(len, cells), default=0))
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
