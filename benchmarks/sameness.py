@@ -26,6 +26,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 MODELS = (
     "vit_tiny_patch16_224",
@@ -140,19 +141,18 @@ def main(
     """Print a table; the exit code is 1 when anything differs."""
     wanted = list(product(model or MODELS, tune or TUNES))
     found: dict[tuple[str, str], Found] = {}
-    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        images = Path(name) / "images"
+    with tempfile.TemporaryDirectory() as root, ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        images = Path(root) / "images"
         draw(images)
         futures = {pool.submit(look, *case, images): case for case in wanted}
         for number, future in enumerate(as_completed(futures), start=1):
             case = futures[future]
             found[case] = future.result()
             typer.echo(f"{number}/{len(wanted)} {' '.join(case)}: {found[case].seconds:.0f} s", err=True)
-    table = Table("model", "tune", "accuracy", "evaluate gives the same", "resumed is the same")
-    for case in wanted:
-        one = found[case]
+    table = Table("model", "tune", "accuracy", "evaluate: the same", "resumed: the same")
+    for (name, way), one in sorted(found.items(), key=lambda item: wanted.index(item[0])):
         words = ("yes" if one.scored else "NO", "yes" if one.resumed else "NO")
-        table.add_row(*case, f"{one.accuracy:.4f}", *words)
+        table.add_row(Text(name, overflow="fold"), way, f"{one.accuracy:.4f}", *words)
     Console().print(table)
     raise typer.Exit(0 if all(one.scored and one.resumed for one in found.values()) else 1)
 
