@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from p2pft_flower.errors import ConfigError
 
-__all__ = ["is_reference", "load_reference"]
+__all__ = [
+    "CARRIES",
+    "app_bundle",
+    "call_reference",
+    "check_reference",
+    "is_reference",
+    "load_reference",
+    "telling_of_the_bundle",
+]
 
 
 def is_reference(value: str) -> bool:
@@ -49,11 +61,9 @@ def load_reference(value: str, *, key: str) -> Callable[..., Any]:
             if location.endswith(".py")
             else importlib.import_module(location)
         )
-    except (ImportError, OSError) as error:
-        raise ConfigError(
-            f"{key} = {value!r}: cannot import {location!r} ({error}); install the module where the peers "
-            "run, put it into the app's folder, or give the file's absolute path as /path/my_file.py:my_name"
-        ) from error
+    except (ImportError, OSError, SyntaxError) as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        raise _cannot_import(key, value, error, missing or location) from error
     target = getattr(module, name, None)
     if target is None:
         public = ", ".join(n for n in vars(module) if not n.startswith("_")) or "nothing"
@@ -61,6 +71,178 @@ def load_reference(value: str, *, key: str) -> Callable[..., Any]:
     if not callable(target):
         raise ConfigError(f"{key} = {value!r}: {name!r} is a {type(target).__name__}, not something to call")
     return target  # type: ignore[no-any-return]  # callable() was just asked
+
+
+def call_reference(value: str, *arguments: Any, key: str, **named: Any) -> Any:
+    """Import what ``value`` names and call it.
+
+    Parameters
+    ----------
+    value, key : str
+        As for :func:`load_reference`.
+    *arguments, **named
+        Of the call.
+
+    Raises
+    ------
+    ConfigError
+        As :func:`load_reference`; when it looks for a file or module that is not in the app's bundle.
+    """
+    target = load_reference(value, key=key)
+    with telling_of_the_bundle(value, key=key):
+        return target(*arguments, **named)
+
+
+@contextmanager
+def telling_of_the_bundle(value: str, *, key: str) -> Iterator[None]:
+    """Say that a file or module is not in the app's bundle, if code of ``value`` looks for it in the block.
+
+    Raises
+    ------
+    ConfigError
+        In place of an error of a file that is missing in the bundle, or of a module that cannot be imported.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if app_bundle() is None:
+            raise
+        raise _cannot_import(key, value, error, error.name or "") from error
+    except FileNotFoundError as error:
+        bundle = app_bundle()
+        told = f"{error.filename or error}"
+        if bundle is None or not any(str(folder) in told for folder in (bundle, bundle.resolve())):
+            raise
+        raise ConfigError(
+            f"{key} = {value!r}: there is no {told}; {CARRIES}. Install the module with its data on every "
+            "machine that runs peers, or have it look at an absolute path"
+        ) from error
+
+
+CARRIES = (
+    "Flower's bundle of an app carries .py, .toml, .md, .yaml, .json and .jsonl files only, and leaves out "
+    "test_*.py, *_test.py, links, what .gitignore names, and folders such as lib/ and build/ beside "
+    "pyproject.toml"
+)
+"""What Flower ships of the app's folder to the processes of a run."""
+
+_NO_TOP_FOLDERS = ("build", "eggs", "lib", "lib64", "parts", "env", "venv", "ENV")
+
+
+def _left_out(module: str) -> str:
+    """Return why a module of the app's folder is in no bundle, by its name; empty: it may be in it."""
+    first, *_ = parts = module.split(".")
+    if any(part.startswith("test_") or part.endswith("_test") for part in parts):
+        return "Flower's bundle of an app leaves out test_*.py and *_test.py: rename it"
+    if first in _NO_TOP_FOLDERS:
+        return f"Flower's bundle of an app leaves out the folder {first}/: rename it"
+    return ""
+
+
+def app_bundle() -> Path | None:
+    """Return the folder into which Flower has put the app's bundle, in a process that runs it; else None."""
+    try:
+        apps = (Path(os.environ.get("FLWR_HOME") or "~/.flwr").expanduser() / "apps").resolve()
+    except RuntimeError:  # no home folder
+        return None
+    folders = (Path(entry) for entry in sys.path if entry)
+    return next((folder for folder in folders if folder.resolve().parent == apps), None)
+
+
+def _cannot_import(key: str, value: str, error: Exception, missing: str) -> ConfigError:
+    location = value.rpartition(":")[0]
+    told = _left_out(missing) or (f"of the app's folder, {CARRIES}" if app_bundle() is not None else "")
+    return ConfigError(
+        f"{key} = {value!r}: cannot import {location!r} ({error}); install the module where the peers run, "
+        "put it into the app's folder, or give the file's absolute path as /path/my_file.py:my_name"
+        + (f" ({told})" if told else "")
+    )
+
+
+def check_reference(value: str, *, key: str, beside: Sequence[Path] = ()) -> None:
+    """Refuse what :func:`load_reference` would not find, as far as it is known without running any code.
+
+    Parameters
+    ----------
+    value, key : str
+        As for :func:`load_reference`.
+    beside : sequence of Path
+        Folders in which the processes of the run look for modules, beside those of ``sys.path``.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such module, it is no Python, or it has no such name.
+    """
+    location, _, name = value.rpartition(":")
+    if location.endswith(".py"):
+        file: Path | None = Path(location).expanduser()
+    else:
+        file = _source(location, beside, key, value)
+    if file is None:
+        return  # compiled, or found by means that only an import would try
+    try:
+        tree = ast.parse(file.read_bytes(), str(file))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _cannot_import(key, value, error, location) from error
+    if not _may_define(tree, name):
+        raise ConfigError(f"{key} = {value!r}: {location!r} has no {name!r}")
+
+
+def _source(module: str, beside: Sequence[Path], key: str, value: str) -> Path | None:
+    """Return a module's source file, found without importing the packages that it is in; None: not known."""
+    first, *inner = module.split(".")
+    if first in sys.modules:
+        spec = getattr(sys.modules[first], "__spec__", None)
+        if spec is None:
+            return None
+    else:
+        spec = importlib.util.find_spec(first)
+        if spec is None and not _left_out(module):
+            spec = PathFinder.find_spec(first, [str(folder) for folder in beside])
+    if spec is None:
+        raise _cannot_import(key, value, ModuleNotFoundError(f"No module named {first!r}"), module)
+    file = None if spec.origin is None else Path(spec.origin)
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    name = first
+    for part in inner:
+        name = f"{name}.{part}"
+        package = file
+        file, folders = _inside(folders, part)
+        if file is None and not folders:
+            if package is not None and package.name == "__init__.py":
+                return None  # it may look elsewhere once it is imported
+            raise _cannot_import(key, value, ModuleNotFoundError(f"No module named {name!r}"), module)
+    return file if file is not None and file.suffix == ".py" else None
+
+
+def _inside(folders: Sequence[Path], part: str) -> tuple[Path | None, list[Path]]:
+    """Return the file of a module or package in one of ``folders``, and the folders of what is in it."""
+    for folder in folders:
+        if (package := folder / part / "__init__.py").is_file():
+            return package, [package.parent]
+        for file in (folder / f"{part}.py", *folder.glob(f"{part}.*")):
+            if file.is_file() and file.suffix in (".py", ".so", ".pyd"):
+                return file, []
+    return None, [folder / part for folder in folders if (folder / part).is_dir()]
+
+
+_DYNAMIC = frozenset({"exec", "eval", "globals", "vars", "setattr", "__getattr__"})
+"""Names with which a module may define others."""
+
+
+def _may_define(tree: ast.Module, name: str) -> bool:
+    """Tell whether a module may have the name, by everything in it that is bound anywhere."""
+    bound: set[str] = set()
+    used: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            bound.add(node.name)
+        elif isinstance(node, ast.alias):
+            bound.add(node.asname or node.name.partition(".")[0])
+        elif isinstance(node, ast.Name):
+            (bound if isinstance(node.ctx, ast.Store) else used).add(node.id)
+    return name in bound or "*" in bound or not _DYNAMIC.isdisjoint(bound | used)
 
 
 def _load_file(path: Path) -> ModuleType:

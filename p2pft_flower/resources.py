@@ -5,14 +5,33 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["home", "resource_dir"]
+from p2pft_flower.errors import ConfigError
+
+__all__ = ["home", "home_named", "resource_dir"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
 
 def home() -> Path:
-    """Return ``$P2PFT_HOME``, by default ``~/.p2pft``; nothing else is written below the home folder."""
-    return Path(os.environ.get("P2PFT_HOME") or "~/.p2pft").expanduser()
+    """Return ``$P2PFT_HOME``, by default ``~/.p2pft``; nothing else is written below the home folder.
+
+    Raises
+    ------
+    ConfigError
+        When nobody knows where ``~`` is.
+    """
+    try:
+        return Path(os.environ.get("P2PFT_HOME") or "~/.p2pft").expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{home_named()}: this user has no home folder; set P2PFT_HOME to a folder that can be written"
+        ) from error
+
+
+def home_named() -> str:
+    """Return how errors name :func:`home`: by the variable, if it is set."""
+    chosen = os.environ.get("P2PFT_HOME")
+    return f"P2PFT_HOME = {chosen!r}" if chosen else "~/.p2pft (P2PFT_HOME is not set)"
 
 
 def resource_dir(name: str) -> Path:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import zipfile
+from pathlib import Path
 
 import pytest
 
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.plugins import is_reference, load_reference
+from p2pft_flower.plugins import (
+    _left_out,
+    call_reference,
+    check_reference,
+    is_reference,
+    load_reference,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(
@@ -99,3 +110,164 @@ def test_what_cannot_be_used_is_refused_with_the_key_and_the_value(value, messag
     with pytest.raises(ConfigError, match=message) as raised:
         load_reference(value, key="partition")
     assert str(raised.value).startswith(f"partition = {value!r}: ")
+
+
+# --- what is known without running any code -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("no_such_module:f", r"cannot import 'no_such_module' \(No module named 'no_such_module'\)"),
+        ("json.no_such:f", r"^$"),  # a package may look elsewhere once it is imported
+        ("json.decoder:f", r"'json\.decoder' has no 'f'"),
+        ("/no/such.py:f", r"cannot import '/no/such\.py' .*No such file"),
+        ("{own}:quadruple", r"has no 'quadruple'"),
+        ("beside.inner.deep:g", r"has no 'g'"),
+        ("beside.other:f", r"cannot import 'beside\.other' \(No module named 'beside\.other'\)"),
+        ("test_beside:f", r"leaves out test_\*\.py"),
+        ("lib.beside:f", r"leaves out the folder lib/"),
+    ],
+)
+def test_what_would_not_be_found_is_refused_without_an_import(value, message, own, tmp_path):
+    (tmp_path / "beside" / "inner").mkdir(parents=True)  # packages without __init__.py
+    (tmp_path / "beside" / "inner" / "deep.py").write_text("raise RuntimeError\ndef f(): ...\n")
+    (tmp_path / "test_beside.py").write_text("def f(): ...\n")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "beside.py").write_text("def f(): ...\n")
+    check_reference("beside.inner.deep:f", key="model", beside=[tmp_path])
+    value = value.format(own=own)
+    if message == "^$":
+        check_reference(value, key="partition", beside=[tmp_path])
+        return
+    with pytest.raises(ConfigError, match=message) as raised:
+        check_reference(value, key="partition", beside=[tmp_path])
+    assert str(raised.value).startswith(f"partition = {value!r}: ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def name(): ...",
+        "async def name(): ...",
+        "class name: ...",
+        "name = 1",
+        "(a, [name, *b]) = c",
+        "import name",
+        "from a import b as name",
+        "from a import *",
+        "if 1:\n    name = 2",
+        "globals()['na' + 'me'] = 3",
+        "def __getattr__(key): ...",
+        "with open() as name: ...",
+        "def set_it():\n    global name\n    name = 4",
+    ],
+)
+def test_a_module_that_may_have_the_name_passes(text, tmp_path):
+    (tmp_path / "m.py").write_text(text + "\n")
+    check_reference(f"{tmp_path}/m.py:name", key="model")
+
+
+@pytest.mark.parametrize("text", ["", "name", "print(name)", "other = 1", "x.name = 1", "def f(name): ..."])
+def test_a_module_that_has_not_the_name_is_refused(text, tmp_path):
+    (tmp_path / "m.py").write_text(text + "\n")
+    with pytest.raises(ConfigError, match="has no 'name'"):
+        check_reference(f"{tmp_path}/m.py:name", key="model")
+
+
+@pytest.mark.parametrize("content", [b"def f(:\n", b"\xff\xfe", b"x\0y"])
+def test_a_file_that_is_no_python_is_refused(content, tmp_path):
+    (tmp_path / "m.py").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"cannot import '.*/m\.py'"):
+        check_reference(f"{tmp_path}/m.py:f", key="model")
+
+
+# --- what Flower's bundle of the app leaves out -------------------------------------------------------------
+
+LACKING = """
+from pathlib import Path
+
+def reads(where="pixels.npy"):
+    return Path(__file__).with_name(where).read_bytes()
+
+def reads_elsewhere():
+    return Path("/no/such/pixels.npy").read_bytes()
+
+def imports():
+    import test_helper
+"""
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    """An app as Flower unpacks it for the processes of a run."""
+    folder = tmp_path / "flwr" / "apps" / "p2pft.p2pft.0.1.0.01234567"
+    folder.mkdir(parents=True)
+    (folder / "plugins_lacking.py").write_text(LACKING)
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    monkeypatch.syspath_prepend(folder)
+    yield folder
+    sys.modules.pop("plugins_lacking", None)
+
+
+def test_data_beside_a_module_is_said_not_to_be_in_the_bundle(bundle):
+    with pytest.raises(ConfigError) as raised:
+        call_reference("plugins_lacking:reads", key="dataset")
+    said = str(raised.value)
+    assert said.startswith(
+        f"dataset = 'plugins_lacking:reads': there is no {bundle}/pixels.npy; Flower's bundle"
+    )
+    assert "carries .py, .toml, .md, .yaml, .json and .jsonl files only" in said
+    assert "absolute path" in said
+
+
+def test_a_file_that_is_missing_elsewhere_is_no_matter_of_the_bundle(bundle, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="/no/such/pixels"):
+        call_reference("plugins_lacking:reads_elsewhere", key="dataset")
+    monkeypatch.setenv("FLWR_HOME", "/elsewhere")  # the same module, beside no app of Flower's
+    with pytest.raises(FileNotFoundError, match=r"pixels\.npy"):
+        call_reference("plugins_lacking:reads", key="dataset")
+    with pytest.raises(ModuleNotFoundError, match="test_helper"):
+        call_reference("plugins_lacking:imports", key="dataset")
+
+
+def test_a_module_that_a_bundle_never_has_is_said_to_be_left_out_by_its_name(bundle):
+    with pytest.raises(
+        ConfigError, match=r"No module named 'test_helper'.* leaves out test_\*\.py and \*_test\.py"
+    ):
+        call_reference("plugins_lacking:imports", key="dataset")
+    for value, left_out in [
+        ("test_model:vit", r"leaves out test_\*\.py and \*_test\.py: rename it"),
+        ("vit_test:vit", r"leaves out test_\*\.py and \*_test\.py: rename it"),
+        ("lib.model:vit", r"leaves out the folder lib/: rename it"),
+        ("build.model:vit", r"leaves out the folder build/: rename it"),
+        ("model:vit", r"of the app's folder, Flower's bundle of an app carries \.py"),
+    ]:
+        with pytest.raises(ConfigError, match=left_out):
+            load_reference(value, key="model")
+
+
+@pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")  # of Flower
+def test_what_is_said_of_the_bundle_is_what_flower_bundles(tmp_path):
+    """Flower's own builder, on an app with one file of each kind."""
+    from flwr.cli.build import build_fab_from_disk
+
+    app = tmp_path / "app"
+    (app / "inner").mkdir(parents=True)
+    source = ROOT / "apps" / "p2pft" / "pyproject.toml"
+    (app / "pyproject.toml").write_text(source.read_text())
+    (app / ".gitignore").write_text("ignored.py\n")
+    kept = [f"inner/f.{kind}" for kind in ("py", "toml", "md", "yaml", "yml", "json", "jsonl")]
+    left = [f"inner/f.{kind}" for kind in ("csv", "npy", "npz", "txt", "png", "safetensors", "so")]
+    left += ["test_a.py", "inner/test_a.py", "inner/a_test.py", "ignored.py", "link.py"]
+    left += [f"{folder}/a.py" for folder in ("build", "eggs", "lib", "lib64", "parts", "env", "venv", "ENV")]
+    for name in [*kept, *left]:
+        (app / name).parent.mkdir(exist_ok=True)
+        (app / name).write_text("{}\n")
+    (app / "link.py").unlink()
+    (app / "link.py").symlink_to(app / "inner" / "f.py")
+    with zipfile.ZipFile(io.BytesIO(build_fab_from_disk(app))) as archive:
+        assert set(archive.namelist()) - {".info/CONTENT"} == {"pyproject.toml", *kept}
+    assert all(_left_out(name.removesuffix(".py").replace("/", ".")) for name in left if "/a.py" in name)
+    assert all(_left_out(name) for name in ("test_a", "inner.test_a", "inner.a_test"))
+    assert not any(_left_out(name) for name in ("inner.f", "inner.lib.f", "contest", "testing"))

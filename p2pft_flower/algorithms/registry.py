@@ -12,7 +12,7 @@ from p2pft_flower.algorithms.local import Local
 from p2pft_flower.algorithms.p2pft import P2PFT
 from p2pft_flower.algorithms.seam import Algorithm, Schedule
 from p2pft_flower.errors import ConfigError, TopologyError
-from p2pft_flower.plugins import is_reference, load_reference
+from p2pft_flower.plugins import call_reference, is_reference
 from p2pft_flower.topology import Graph
 
 __all__ = ["ALGORITHMS", "check_graph", "make_algorithm"]
@@ -48,7 +48,7 @@ def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0) -> Algo
     if not 0.0 <= momentum < 1.0:
         raise ConfigError(f"momentum = {momentum}: must be in [0, 1)")
     if is_reference(name):
-        method = load_reference(name, key="algorithm")(alpha=alpha, momentum=momentum)
+        method = call_reference(name, key="algorithm", alpha=alpha, momentum=momentum)
         missing = [part for part in ("phases", "start", "step") if not hasattr(method, part)]
         if missing:
             raise ConfigError(

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from p2pft_flower.cli.method_runs import POOLED, MethodRun, load_run_tails, read_runs
-from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.errors import ConfigError, P2PFTError, printable
 from p2pft_flower.report.attention_figure import (
     Panel,
     Row,
@@ -25,6 +25,7 @@ from p2pft_flower.report.attention_figure import (
     draw_attention,
     method_name,
 )
+from p2pft_flower.runtime.folders import require_writable
 from p2pft_flower.runtime.journal import finite
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def _check_output(output: Path) -> None:
         raise ConfigError(f"-o {output}: matplotlib cannot write such a file; end it in .png")
     if not output.absolute().parent.is_dir():
         raise ConfigError(f"-o {output}: there is no folder {output.absolute().parent}")
+    require_writable(f"-o {output}", output.parent, "choose another place")
 
 
 def _study(
@@ -144,9 +146,11 @@ def _study(
     legend = "; r: correlation with the centralised map" if measured else ""
     numbers: dict[str, Any] = {
         "schema": SCHEMA,
-        "title": f"Attention maps: {config.model}{random} on {config.dataset}",
-        "subtitle": f"{what[0].upper()}{what[1:]}; {drawn_peer}, partition {runs[0].results['partition']}, "
-        f"seed {config.seed}{legend}",
+        "title": printable(f"Attention maps: {config.model}{random} on {config.dataset}"),
+        "subtitle": printable(
+            f"{what[0].upper()}{what[1:]}; {drawn_peer}, partition {runs[0].results['partition']}, "
+            f"seed {config.seed}{legend}"
+        ),
         "map": kind,
         "model": config.model,
         "weights": config.weights,

@@ -12,8 +12,7 @@ from rich.filesize import decimal
 
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.errors import ConfigError, P2PFTError
-from p2pft_flower.learning.cache import StoreRecord, get_limit, remove, set_limit, stores
-from p2pft_flower.resources import home
+from p2pft_flower.learning.cache import StoreRecord, cache_folder, get_limit, remove, set_limit, stores
 
 __all__ = ["app"]
 
@@ -54,7 +53,7 @@ def list_stores(
         typer.echo(f"{row[0]:<{name}}  {row[1]:>{rows}}  {row[2]:>{size}}  {row[3]}")
         typer.echo(f"  {_about(record)}")  # a line of its own: names of models have up to 50 characters
     total = decimal(sum(record.bytes for record in records))
-    typer.echo(f"{total} of {decimal(limit)} in {home() / 'cache'}")
+    typer.echo(f"{total} of {decimal(limit)} in {cache_folder()}")
 
 
 def _use(record: StoreRecord) -> str:
@@ -73,7 +72,7 @@ def _about(record: StoreRecord) -> str:
 def as_dict(records: list[StoreRecord], limit: int) -> dict[str, Any]:
     """Return what ``--json`` prints (bytes, seconds since the epoch); keys are only ever added."""
     return {
-        "folder": str(home() / "cache"),
+        "folder": str(cache_folder()),
         "limit": limit,
         "stores": [
             {

@@ -16,7 +16,8 @@ from rich.table import Table
 from p2pft_flower.cli.completion import complete_graphs
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from p2pft_flower.errors import ConfigError, P2PFTError
-from p2pft_flower.resources import home
+from p2pft_flower.resources import home, home_named
+from p2pft_flower.runtime.folders import require_writable
 from p2pft_flower.topology import Graph
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def chaos(
             raise ConfigError(f"{graph.n} peers for {minutes:g} minutes: give 3 peers or more, and some time")
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-seed-{seed}"
         folder = out.expanduser().absolute() if out is not None else home() / "chaos" / name
+        named = f"--out {out}" if out is not None else home_named()
+        require_writable(named, folder, "give the logs another folder with --out")
         if folder.exists() and any(folder.iterdir()):
             raise ConfigError(f"{folder} is not empty; choose another folder")
     except P2PFTError as error:

@@ -15,6 +15,7 @@ from p2pft_flower.errors import DataError, P2PFTError
 from p2pft_flower.report.collected import PeerFiles, collect_results, find_peers
 from p2pft_flower.report.results import FILE, log_name, tail_name, write_results
 from p2pft_flower.report.tables import run_table
+from p2pft_flower.runtime.folders import require_writable
 from p2pft_flower.runtime.journal import finite
 
 __all__ = ["collect"]
@@ -44,6 +45,7 @@ def collect(
         peers = find_peers(folders)
         results = collect_results(peers, partial=partial)
         if out is not None:
+            require_writable(f"--out {out}", out, "choose another folder")
             if (out / FILE).exists():
                 raise DataError(f"{out / FILE} is there already; choose another folder or remove it")
             _copy(peers.values(), out)

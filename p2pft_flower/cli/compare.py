@@ -14,6 +14,7 @@ from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.cli.completion import complete_connections, complete_settings
 from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.cli.flwr_run import local_superlink
+from p2pft_flower.cli.places import require_places
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE, execute_or_record
 from p2pft_flower.cli.settings import check, method_settings, parse_settings
 from p2pft_flower.errors import ConfigError, P2PFTError
@@ -21,6 +22,7 @@ from p2pft_flower.flower.strategies import strategy_names
 from p2pft_flower.report.figures import draw_comparison
 from p2pft_flower.report.results import holds_a_run
 from p2pft_flower.report.tables import comparison_markdown, comparison_table, titled
+from p2pft_flower.runtime.folders import require_writable
 
 __all__ = ["compare"]
 
@@ -75,6 +77,7 @@ def compare(
     folder = out.expanduser().absolute()
     try:
         names = _names(methods)
+        require_writable(f"--out {out}", folder, "choose another folder")
         common = parse_settings(settings or [])
         for key in ("algorithm", "output-dir"):
             if key in common:
@@ -84,8 +87,12 @@ def compare(
         if connection is not None:
             check_connection(connection)
         for name in names:
-            if name != "gt-dgd":  # whose refusal of a graph is a result
-                check(method_settings(common, name))
+            # That gt-dgd refuses a graph is a result.
+            of = "p2pft" if name == "gt-dgd" else name
+            values = {**method_settings(common, of), "output-dir": str(folder / _folder(name))}
+            config, graph = check(values, here=connection is None)
+            if connection is None:
+                require_places(config.learning)
             if holds_a_run(folder / _folder(name)):
                 raise ConfigError(f"{folder / _folder(name)} holds an earlier run; choose another --out")
     except P2PFTError as error:
@@ -100,7 +107,6 @@ def compare(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None
 
-    _, graph = check(method_settings(common, "p2pft"))
     title = titled(f"{', '.join(names)} on {graph.name}", runs)
     (folder / "comparison.md").write_text(comparison_markdown(runs, title), encoding="utf-8")
     body = {"schema": SCHEMA, "title": title, "settings": common, "runs": runs}

@@ -15,6 +15,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from p2pft_flower.cli.flwr_run import FlowerError, flower_environment, program
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.runtime.folders import require_writable
 
 __all__ = [
     "add_connection",
@@ -23,6 +24,7 @@ __all__ = [
     "connection_address",
     "connection_names",
     "remove_connection",
+    "require_flower_home",
 ]
 
 ASK_TIMEOUT = 60.0
@@ -30,8 +32,36 @@ ASK_TIMEOUT = 60.0
 
 
 def config_file() -> Path:
-    """Return where Flower keeps its connections: ``$FLWR_HOME/config.toml``, by default ``~/.flwr``."""
-    return Path(os.environ.get("FLWR_HOME") or "~/.flwr").expanduser().absolute() / "config.toml"
+    """Return where Flower keeps its connections: ``$FLWR_HOME/config.toml``, by default ``~/.flwr``.
+
+    Raises
+    ------
+    ConfigError
+        When nobody knows where ``~`` is.
+    """
+    try:
+        return Path(os.environ.get("FLWR_HOME") or "~/.flwr").expanduser().absolute() / "config.toml"
+    except RuntimeError as error:
+        raise ConfigError(
+            "~/.flwr (FLWR_HOME is not set): this user has no home folder; set FLWR_HOME to a folder that "
+            "can be written"
+        ) from error
+
+
+def require_flower_home() -> None:
+    """Refuse a home of Flower to which nothing can be written, before a program of Flower's is started.
+
+    Raises
+    ------
+    ConfigError
+        Names variable, folder, and what to choose instead.
+    """
+    chosen = os.environ.get("FLWR_HOME")
+    require_writable(
+        f"FLWR_HOME = {chosen!r}" if chosen else "~/.flwr (FLWR_HOME is not set)",
+        config_file().parent,
+        "Flower keeps its apps and connections there: set FLWR_HOME to a folder that can be written",
+    )
 
 
 def connection_address(name: str) -> str | None:
@@ -43,7 +73,7 @@ def connection_address(name: str) -> str | None:
         When the file is not TOML or cannot be read.
     """
     file = config_file()
-    if not file.exists():
+    if not _is_there(file):
         return None
     found = _connections(file).get(name)
     return None if found is None else str(found.get("address", ""))
@@ -58,7 +88,7 @@ def connection_names() -> list[str]:
         When the file is not TOML or cannot be read.
     """
     file = config_file()
-    return list(_connections(file)) if file.exists() else []
+    return list(_connections(file)) if _is_there(file) else []
 
 
 def check_connection(name: str) -> None:
@@ -69,7 +99,7 @@ def check_connection(name: str) -> None:
     ConfigError
         When there is none of that name, or the file is not TOML or cannot be read; lists those there are.
     FlowerError
-        When there is no file yet and Flower does not write its default one.
+        When there is no file yet, though it could be written, and Flower does not write its default one.
     """
     _have_file()
     names = connection_names()
@@ -129,7 +159,8 @@ def remove_connection(name: str) -> None:
 def _have_file() -> Path:
     """Return Flower's file; where there is none, Flower writes its default one first."""
     file = config_file()
-    if not file.exists():
+    if not _is_there(file):
+        require_flower_home()
         # Flower writes its own connections only where there is no file at all: it goes first.
         try:
             asked = subprocess.run(  # noqa: S603 - a program of this environment
@@ -142,9 +173,13 @@ def _have_file() -> Path:
             )
         except subprocess.TimeoutExpired as error:
             raise FlowerError(f"flwr config list did not answer within {ASK_TIMEOUT:g} s") from error
-        if not file.exists():
+        if not _is_there(file):
             raise FlowerError(f"flwr config list did not write {file}: {asked.stdout}{asked.stderr}")
     return file
+
+
+def _is_there(file: Path) -> bool:
+    return os.path.exists(file)  # noqa: PTH110 - Path's own raises where a folder may not be searched
 
 
 def _connections(file: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from p2pft_flower.cli.completion import complete_settings
 from p2pft_flower.cli.settings import check, parse_settings
-from p2pft_flower.errors import P2PFTError
+from p2pft_flower.errors import P2PFTError, printable
 from p2pft_flower.report.figures import draw_shares
 
 __all__ = ["app"]
@@ -62,7 +62,7 @@ def show(
     except P2PFTError as error:
         _fail(error)
     names = [peer["name"] for peer in shares["peers"]]
-    title = f"{shares['dataset']}, partition {shares['partition']}"
+    title = printable(f"{shares['dataset']}, partition {shares['partition']}")
     if shares["shots"]:
         title += f", {shares['shots']} shots"
     if shares["unreadable"]:
@@ -78,7 +78,7 @@ def show(
     console = Console()
     console.print((_by_class if len(names) <= COLUMNS else _by_peer)(shares, title))
     for note in shares["notes"]:
-        console.print(Text(note), soft_wrap=True)
+        console.print(Text(printable(note)), soft_wrap=True)
     if png is not None:
         console.print(Text(f"drawn into {png}"), soft_wrap=True)
 
@@ -87,7 +87,7 @@ def _shares(values: dict[str, Any]) -> dict[str, Any]:
     """Return what ``--json`` prints; keys are only ever added."""
     from p2pft_flower.learning.holdings import Holdings
 
-    config, graph = check(values)
+    config, graph = check(values, here=True)
     holdings = Holdings(config.learning, graph.n)
     data, size = holdings.dataset, len(holdings.dataset.classes)
     whose = {peer: "" if peer is None else f"{graph.peer_names[peer]}: " for peer in holdings.surveys}
@@ -119,7 +119,7 @@ def _by_class(shares: dict[str, Any], title: str) -> Table:
         table.add_column(Text(name), footer=str(sum(images)), justify="right")
     numbers = zip(*(images for _, images in columns), shares["unused"], shares["test"], strict=True)
     for label, (name, row) in enumerate(zip(shares["classes"], numbers, strict=True)):
-        shown = name if name == str(label) else f"{label} {name}"
+        shown = name if name == str(label) else f"{label} {printable(name)}"
         table.add_row(Text(shown), *(str(number) if number else "·" for number in row))
     return table
 
@@ -131,7 +131,9 @@ def _by_peer(shares: dict[str, Any], title: str) -> Table:
     table.add_column("images by class", overflow="fold")
     rows = [*((peer["name"], peer["images"]) for peer in shares["peers"]), ("nobody", shares["unused"])]
     for name, images in [*rows, ("test", shares["test"])]:
-        held = [f"{c}:{number}" for c, number in zip(shares["classes"], images, strict=True) if number]
+        held = [
+            f"{printable(c)}:{number}" for c, number in zip(shares["classes"], images, strict=True) if number
+        ]
         more = f" … {len(held) - SHOWN_CLASSES} more" if len(held) > SHOWN_CLASSES else ""
         table.add_row(
             Text(name), str(sum(images)), str(len(held)), Text(", ".join(held[:SHOWN_CLASSES]) + more)

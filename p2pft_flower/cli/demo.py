@@ -81,7 +81,11 @@ def regression(
     console = Console()
     console.print(table)
     console.print(f"global least-squares line: slope {best[0]:+.4f}, offset {best[1]:+.4f}")
-    _draw(graph, features, targets, {name: run.theta for name, run in runs.items()}, best, png)
+    try:
+        _draw(graph, features, targets, {name: run.theta for name, run in runs.items()}, best, png)
+    except (OSError, ValueError) as error:  # ValueError: matplotlib knows no such kind of file
+        typer.echo(f"error: --png {png}: {error}", err=True)
+        raise typer.Exit(2) from None
     console.print(f"picture: {png}")
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from p2pft_flower.errors import DataError, P2PFTError
+from p2pft_flower.errors import DataError, P2PFTError, printable
 from p2pft_flower.report.tables import RANDOM_WEIGHTS, number
 from p2pft_flower.runtime.progress import scored
 
@@ -22,12 +22,17 @@ __all__ = ["evaluate", "tail_files"]
 def evaluate(
     paths: Annotated[list[Path], typer.Argument(help="A run's folder, or tails (peer-<i>.safetensors).")],
     dataset: Annotated[
-        str | None, typer.Option(help="Score on another dataset with the same classes.")
+        str | None,
+        typer.Option(
+            help="Score on another dataset with the same classes, or on the same one at another path."
+        ),
     ] = None,
     data_dir: Annotated[str | None, typer.Option(help="Where the dataset lies on this machine.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Score fine-tuned tails on the test images of all classes.
+
+    Without --dataset they must be the images of the run, wherever these lie now.
 
     Exit codes: 0 all were scored; 2 a file cannot be used.
     """
@@ -43,8 +48,9 @@ def evaluate(
     title = RANDOM_WEIGHTS if any(s["weights"] == "none" for s in scores) else None
     console = Console()
     # What is long and the same for many stands above its table, in a line that no column cuts.
-    for (folder, data), rows in itertools.groupby(scores, lambda s: (Path(s["tail"]).parent, s["dataset"])):
-        console.print(Text(f"{folder} on {data}"), soft_wrap=True)
+    for (folder, data, same), rows in itertools.groupby(scores, _place):
+        note = "; these are other images than those of its run" if same is False else ""
+        console.print(Text(printable(f"{folder} on {data}{note}")), soft_wrap=True)
         table = Table("peer", "accuracy", "loss", "images", "tail", title=title)
         for s in rows:
             file = Text(Path(s["tail"]).name, overflow="fold")
@@ -52,6 +58,10 @@ def evaluate(
                 s["peer"], number(s["accuracy"], ".4f"), number(s["loss"], ".4f"), str(s["images"]), file
             )
         console.print(table)
+
+
+def _place(score: dict[str, Any]) -> tuple[Path, str, bool | None]:
+    return Path(score["tail"]).parent, score["dataset"], score["same_images"]
 
 
 def tail_files(path: Path) -> list[Path]:
@@ -82,6 +92,13 @@ def _scores(files: list[Path], dataset: str | None, data_dir: str | None) -> lis
 
     scores = []
     for tail in load_tails(files, dataset, data_dir):
+        same = tail.same_images
+        if same is False and dataset is None:
+            raise DataError(
+                f"{tail.file}: the test images of {tail.workload.config.dataset} are other ones here than in "
+                "its run (their labels, file names or sizes differ): name the place of the same ones with "
+                "--data-dir or --dataset, or give --dataset, also with the same value, to score it on these"
+            )
         score = tail.score()
         scores.append(
             {
@@ -89,6 +106,7 @@ def _scores(files: list[Path], dataset: str | None, data_dir: str | None) -> lis
                 "tail": str(tail.file),
                 "dataset": tail.workload.config.dataset,
                 "weights": tail.workload.config.weights,
+                "same_images": same,
                 "images": len(tail.workload.holdings.test_positions),
                 "accuracy": scored(score.accuracy),
                 "loss": scored(score.loss),

@@ -10,6 +10,7 @@ import typer
 
 from p2pft_flower.cli.evaluate import tail_files
 from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.runtime.folders import require_writable
 
 __all__ = ["export"]
 
@@ -37,6 +38,7 @@ def export(
         single = out.suffix == ".safetensors"
         if single and len(files) > 1:
             raise ConfigError(f"-o {out}: that is one file, but there are {len(files)} tails; give a folder")
+        require_writable(f"--out {out}", out.parent if single else out, "choose another place")
         names = [out] if single else [out / file.name for file in files]
         if len(set(names)) < len(names):
             raise ConfigError("two of the tails have the same file name; export them to folders of their own")

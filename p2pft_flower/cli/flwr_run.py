@@ -13,8 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,9 +21,11 @@ from typing import Any
 
 import psutil
 
-from p2pft_flower.errors import P2PFTError
+from p2pft_flower.cli.proxies import answers, without_local_proxies
+from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower.logs import LINE
 from p2pft_flower.resources import resource_dir
+from p2pft_flower.runtime.folders import require_writable
 
 __all__ = [
     "FLOWER_STOPPED",
@@ -38,6 +38,7 @@ __all__ = [
     "marked",
     "program",
     "run_app",
+    "temporary_folder",
     "undisturbed",
 ]
 
@@ -95,10 +96,13 @@ class Ended:
 
 
 def flower_environment() -> dict[str, str]:
-    """Return this process's environment with Flower's programs found first, and Flower offline."""
+    """Return this process's environment with Flower's programs found first, and Flower offline.
+
+    Programs on this machine reach each other without the proxies that it names.
+    """
     # The environment's own programs come first, also where its bin is not on PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, **_OFFLINE, "PATH": path, "PYTHONUNBUFFERED": "1"}
+    return {**without_local_proxies(os.environ), **_OFFLINE, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def program(name: str) -> str:
@@ -135,13 +139,34 @@ def local_superlink() -> Iterator[dict[str, str]]:
 
     Raises
     ------
+    ConfigError
+        When there is no folder for temporary files.
     FlowerError
         When it does not answer in time.
     """
-    # The paths of Ray's sockets have room for a short folder only.
-    base = tempfile.gettempdir() if len(tempfile.gettempdir()) <= SHORT else "/tmp"  # noqa: S108 - 0700 inside
+    base = temporary_folder()
     with tempfile.TemporaryDirectory(prefix="p2pft-", dir=base, ignore_cleanup_errors=True) as scratch:
         yield from _superlink(Path(scratch))
+
+
+def temporary_folder() -> Path:
+    """Return the folder for a run's temporary files.
+
+    Raises
+    ------
+    ConfigError
+        When nothing can be written there.
+    """
+    remedy = f"set TMPDIR to a folder that can be written, with a path of at most {SHORT} characters"
+    named = f"TMPDIR = {os.environ.get('TMPDIR', '')!r}"
+    try:
+        chosen = tempfile.gettempdir()
+    except OSError as error:
+        raise ConfigError(f"{named}: there is no folder for temporary files ({error}); {remedy}") from error
+    # The paths of Ray's sockets have room for a short folder only.
+    base = Path(chosen if len(chosen) <= SHORT else "/tmp")  # noqa: S108 - a folder of mode 0700 is made in it
+    require_writable(named, base, remedy)
+    return base
 
 
 def _superlink(scratch: Path) -> Iterator[dict[str, str]]:
@@ -181,12 +206,8 @@ def _superlink(scratch: Path) -> Iterator[dict[str, str]]:
 def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Any) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and process.poll() is None:
-        with (
-            contextlib.suppress(OSError, urllib.error.URLError),
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1) as answer,
-        ):
-            if answer.status == 200:
-                return
+        if answers(f"127.0.0.1:{port}"):
+            return
         time.sleep(0.1)  # its interface is a poll
     log.seek(0)
     said = log.read().decode(errors="replace")[-2000:]
@@ -276,7 +297,9 @@ def run_app(
     env = dict(environment or flower_environment())
     flwr = program("flwr")
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as config:
-        config.write("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+        # Of JSON's texts TOML lacks one character only.
+        written = (f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+        config.write("".join(written).replace("\x7f", "\\u007f"))
         config.flush()
         command = [flwr, "run", str(resource_dir("apps") / "p2pft"), *([connection] if connection else [])]
         command += ["--stream", "--run-config", config.name]

@@ -130,7 +130,8 @@ def load_run_tails(runs: Sequence[MethodRun], peer: int | None) -> list[list[Tai
     Raises
     ------
     ConfigError, DataError
-        When a run has no such peer, a tail cannot be used, or the runs started from different weights.
+        When a run has no such peer, a tail cannot be used, the test images are others than the run's, or the
+        runs started from different weights.
     """
     from p2pft_flower.learning.tails import load_tails
 
@@ -142,6 +143,12 @@ def load_run_tails(runs: Sequence[MethodRun], peer: int | None) -> list[list[Tai
         files.append([run.folder / p["tail"] for p in chosen])
     loaded = iter(load_tails(file for group in files for file in group))
     tails = [[next(loaded) for _ in group] for group in files]
+    for tail in (tail for group in tails for tail in group):
+        if tail.same_images is False:
+            raise DataError(
+                f"{tail.file}: the test images of {tail.workload.config.dataset} are other ones here than in "
+                "its run (their labels, file names or sizes differ)"
+            )
     start = tails[0][0]
     for group in tails[1:]:
         one, two = (tail.metadata["model-digest"] for tail in (start, group[0]))

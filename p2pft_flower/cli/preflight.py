@@ -55,7 +55,7 @@ def preflight(
     """
     try:
         values = {**parse_settings(settings or []), "preflight-only": True}
-        check(values)
+        check(values, here=False)
         check_connection(connection)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import random
 import shutil
 import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,12 @@ from typing import Any
 
 import tomlkit
 
-from p2pft_flower.cli.connections import add_connection, connection_address, remove_connection
+from p2pft_flower.cli.connections import (
+    add_connection,
+    connection_address,
+    remove_connection,
+    require_flower_home,
+)
 from p2pft_flower.cli.flwr_run import (
     MARK,
     START_TIMEOUT,
@@ -30,8 +34,10 @@ from p2pft_flower.cli.flwr_run import (
     program,
     undisturbed,
 )
+from p2pft_flower.cli.proxies import answers
 from p2pft_flower.errors import ConfigError, P2PFTError
-from p2pft_flower.resources import home
+from p2pft_flower.resources import home, home_named
+from p2pft_flower.runtime.folders import require_writable
 from p2pft_flower.runtime.processes import is_alive, start_mark
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES, parse_address
@@ -190,10 +196,12 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
     AlreadyUpError
         When a rehearsal is up.
     ConfigError
-        When the graph has an address that is not on this machine, or a connection of that name is another's.
+        When the graph has an address that is not on this machine, a connection of that name is another's, or
+        nothing can be written to P2PFT_HOME or FLWR_HOME.
     P2PFTError
         When a process ended or did not register in time; then nothing is left running.
     """
+    require_flower_home()
     with _alone():
         before = current()
         if before is not None:
@@ -249,9 +257,13 @@ def end(show: Callable[[str], None]) -> Rehearsal | None:
     ------
     AlreadyUpError
         When a rehearsal is being started or ended.
+    ConfigError
+        When nothing can be written to the rehearsal's folder.
     P2PFTError
         When a process does not end.
     """
+    if not os.path.exists(folder()):  # noqa: PTH110 - Path's own raises where a folder may not be searched
+        return None
     with _alone():
         state = current()
         if state is None:
@@ -314,7 +326,7 @@ def _wait_for_registration(
 ) -> None:
     patience = START_TIMEOUT + PATIENCE * len(state.peers)
     deadline = time.monotonic() + patience
-    told, seen, answers = -1, 0, False
+    told, seen, there = -1, 0, False
     while seen < len(state.peers):
         for known, process in zip(state.processes, started, strict=True):
             if process.poll() is not None:
@@ -327,23 +339,14 @@ def _wait_for_registration(
                 f"after {patience:g} s {seen} of {len(state.peers)} SuperNodes have registered; "
                 + "; ".join(_last_lines(known, 3) for known in state.processes)
             )
-        answers = answers or _answers(state.superlink)
-        if not answers:
+        there = there or answers(state.superlink)
+        if not there:
             time.sleep(0.1)  # its interface is a poll
             continue
         seen = _registered(environment)
         if seen != told:
             show(f"{seen} of {len(state.peers)} SuperNodes have registered")
             told = seen
-
-
-def _answers(superlink: str) -> bool:
-    with (
-        contextlib.suppress(OSError, urllib.error.URLError),
-        urllib.request.urlopen(f"http://{superlink}/health", timeout=1) as answer,
-    ):
-        return bool(answer.status == 200)
-    return False
 
 
 def _registered(environment: Mapping[str, str]) -> int:
@@ -416,6 +419,7 @@ def _free_ports(count: int) -> list[int]:
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
     """Let one command at a time start or end a rehearsal."""
+    require_writable(home_named(), folder(), "set P2PFT_HOME to a folder that can be written")
     folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     with (folder() / "lock").open("w") as lock:
         try:

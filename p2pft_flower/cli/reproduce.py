@@ -18,6 +18,7 @@ import typer
 
 from p2pft_flower.cli.completion import complete_settings
 from p2pft_flower.cli.flwr_run import local_superlink
+from p2pft_flower.cli.places import require_places
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, execute_or_record
 from p2pft_flower.cli.settings import check, method_settings, parse_settings
 from p2pft_flower.config import RunConfig
@@ -32,6 +33,8 @@ from p2pft_flower.report.reproduction import (
 )
 from p2pft_flower.report.results import FILE, holds_a_run, read_results
 from p2pft_flower.resources import resource_dir
+from p2pft_flower.runtime.folders import require_writable
+from p2pft_flower.topology import Graph
 
 __all__ = ["preset", "reproduce"]
 
@@ -163,7 +166,10 @@ def reproduce(
                 raise ConfigError(f"{table!r} is no table of the paper's; choose one of {', '.join(TABLES)}")
             numbers = _seeds(seeds or ("0" if quick else SEEDS))
             chosen = _settings(table, _rows(datasets), settings or [], quick, data_dir)
-            rows = [_row(dataset, values, numbers[0], methods) for dataset, values in chosen.items()]
+            require_writable(f"--out {folder}", folder, "choose another folder")
+            for values in chosen.values():
+                _check_row({**values, "seed": numbers[0], "output-dir": str(folder)}, methods)
+            rows = [_row(dataset, values, numbers[0]) for dataset, values in chosen.items()]
             stack.enter_context(_alone_in(folder))
             jobs = [
                 _job(row, chosen[row.dataset], method, seed, folder)
@@ -253,24 +259,34 @@ def _settings(
     return chosen
 
 
-def _row(dataset: str, values: Mapping[str, Any], seed: int, methods: Sequence[str]) -> Row:
-    """Check all that a row's runs need, before anything is started, and note what they run on.
+def _check_row(values: Mapping[str, Any], methods: Sequence[str]) -> None:
+    """Refuse what is known to be wrong with a row's runs without looking at data and model.
 
     Raises
     ------
     P2PFTError
-        When a setting, the graph, the data, the partition, the model or its weights cannot be used.
+        When a setting or the graph cannot be used.
+    """
+    topology = RunConfig.from_mapping(values).runtime.topology
+    if (peers := Graph.load(topology).n) != NODES:
+        raise ConfigError(f"topology = {topology!r} has {peers} peers: the tables have {NODES} nodes")
+    for method in methods:
+        # That gt-dgd refuses a graph is a result.
+        config, _ = check(method_settings(values, "p2pft" if method == "gt-dgd" else method), here=True)
+        require_places(config.learning)
+
+
+def _row(dataset: str, values: Mapping[str, Any], seed: int) -> Row:
+    """Look at all that a row's runs need, before anything is started, and note what they run on.
+
+    Raises
+    ------
+    P2PFTError
+        When the data, the partition, the model or its weights cannot be used.
     """
     from p2pft_flower.learning.workload import Workload
 
-    for method in methods:
-        if method != "gt-dgd":  # whose refusal of a graph is a result
-            check(method_settings({**values, "seed": seed}, method))
-    config, graph = check(method_settings({**values, "seed": seed}, "p2pft"))
-    if graph.n != NODES:
-        raise ConfigError(
-            f"topology = {config.runtime.topology!r} has {graph.n} peers: the tables have {NODES} nodes"
-        )
+    config, _ = check(method_settings({**values, "seed": seed}, "p2pft"), here=True)
     typer.echo(f"{DATASETS[dataset].name}: looking at the data, the model and its weights", err=True)
     workload = Workload(config.learning, NODES)
     holdings = workload.holdings

@@ -15,6 +15,7 @@ from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.cli.completion import complete_connections, complete_settings
 from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.cli.flwr_run import FLOWER_STOPPED, local_superlink, run_app
+from p2pft_flower.cli.places import require_places
 from p2pft_flower.cli.settings import check, parse_settings, settings_of_resumed
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
@@ -26,6 +27,8 @@ from p2pft_flower.report.results import (
     head,
     holds_a_run,
     read_results,
+    require_place,
+    take_place,
     write_results,
 )
 from p2pft_flower.topology import Graph
@@ -90,8 +93,10 @@ def execute(
     P2PFTError
         When the run failed, with the one reason that matters.
     """
-    config, graph = check(values)
     simulated = connection is None
+    config, graph = check(values, here=simulated)
+    if config.runtime.output_dir:
+        take_place(Path(config.runtime.output_dir))
     ended = run_app(
         values,
         connection=connection,
@@ -188,11 +193,14 @@ def _values(
         values["extend"] = True
     if values.get("resume"):
         values = settings_of_resumed(values, simulated=connection is None)
-    config, _ = check(values)
+    config, _ = check(values, here=connection is None)
+    if connection is None:
+        require_place(config.runtime.output_dir)
+        require_places(config.learning)
+    else:
+        check_connection(connection)
     if config.runtime.output_dir and holds_a_run(Path(config.runtime.output_dir)):
         raise ConfigError(f"{config.runtime.output_dir} holds an earlier run; choose another folder")
-    if connection is not None:
-        check_connection(connection)
     return values
 
 

@@ -12,8 +12,11 @@ from p2pft_flower.algorithms import ALGORITHMS, check_graph, make_algorithm
 from p2pft_flower.config import RunConfig, config_keys
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.resume import earlier_config, no_extension_alone, resumed_folder
-from p2pft_flower.flower.strategies import is_strategy, make_strategy, strategy_names
-from p2pft_flower.plugins import is_reference
+from p2pft_flower.flower.rounds import check_resumable
+from p2pft_flower.flower.strategies import is_strategy, make_strategy, unknown_algorithm
+from p2pft_flower.learning.settings import check_learning, require_here
+from p2pft_flower.plugins import check_reference, is_reference
+from p2pft_flower.resources import resource_dir
 from p2pft_flower.runtime.resuming import config_differences, refuse
 from p2pft_flower.topology import Graph
 
@@ -89,29 +92,82 @@ def read_value(key: str, text: str) -> bool | int | float | str:
         raise ConfigError(f"{key} = {text!r}: must be {kinds[wanted]}") from error
 
 
-def check(values: dict[str, Any]) -> tuple[RunConfig, Graph]:
-    """Refuse what can be refused without starting anything.
+def check(values: dict[str, Any], *, here: bool) -> tuple[RunConfig, Graph]:
+    """Refuse what can be refused without starting anything, and without importing torch: within a second.
+
+    Parameters
+    ----------
+    values : dict
+        Run-config keys and values.
+    here : bool
+        Whether the peers run on this machine, so that what settings name must be here: files, folders,
+        modules, devices. In a deployment the sites have their own.
 
     Raises
     ------
-    ConfigError, TopologyError
-        As the coordinator would.
+    ConfigError, DataError, TopologyError
+        As the coordinator or the peers would.
     """
     config = RunConfig.from_mapping(values)
-    config.learning.check_data()
+    for key, value in values.items():
+        if isinstance(value, str) and not _is_unicode(value):
+            raise ConfigError(
+                f"{key} = {value!r}: it is not UTF-8, and Flower's run-config carries nothing else; rename it"
+            )
     no_extension_alone(config)
     graph = Graph.load(config.runtime.topology)
     name = config.method.algorithm
+    method = None
     if name in ALGORITHMS:
-        check_graph(make_algorithm(name, alpha=lambda _: 0.0, momentum=config.method.momentum), graph)
+        method = make_algorithm(name, alpha=lambda _: 0.0, momentum=config.method.momentum)
+        check_graph(method, graph)
     elif is_strategy(name):
         make_strategy(config.method, graph.n)
+        check_resumable(config)
     elif not is_reference(name):
-        choices = ", ".join([*ALGORITHMS, *strategy_names()])
-        raise ConfigError(f"algorithm = {name!r} is unknown; choose one of {choices}, or my_module:my_method")
+        raise unknown_algorithm(name)
     if config.method.strategy_options and not is_strategy(name):
         raise ConfigError(f"strategy-options: algorithm {name!r} is no strategy of Flower")
+    pooled = bool(getattr(method, "pooled", False))
+    check_learning(config.learning, graph.n, pooled=pooled)
+    _check_runtime(config, graph, here=here, pooled=pooled)
+    if here:
+        app = resource_dir("apps") / "p2pft"
+        if is_reference(name) and name not in ALGORITHMS:
+            check_reference(name, key="algorithm", beside=[app])  # the coordinator looks nowhere else
+        require_here(config.learning, graph.n, [app, Path.cwd()])
     return config, graph
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_runtime(config: RunConfig, graph: Graph, *, here: bool, pooled: bool) -> None:
+    """Refuse what a simulation (``here``) or a deployment cannot do.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key.
+    """
+    runtime = config.runtime
+    if runtime.min_peers > graph.n:
+        raise ConfigError(f"min-peers = {runtime.min_peers}: the graph {graph.name} has {graph.n} peers")
+    if here and runtime.preflight_only:
+        raise ConfigError(
+            "preflight-only = true: a preflight looks at the links between SuperNodes of a deployment, and a "
+            "simulation has none: p2pft preflight --connection …"
+        )
+    if not here and (pooled or (runtime.transport == "memory" and graph.n > 1)):
+        raise ConfigError(
+            "the peers run on separate SuperNodes, so their data cannot be pooled nor their payloads stay in "
+            "memory: run algorithm = centralized and transport = memory in simulation"
+        )
 
 
 _OWN_TO_A_RUN = ("extend", "output-dir", "preflight-only", "resume")

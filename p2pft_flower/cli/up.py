@@ -88,13 +88,17 @@ def up(
 def down() -> None:
     """End what 'p2pft up' started, and nothing else; logs and certificates stay until the next one.
 
-    Exit codes: 0 nothing of it is running; 1 a process does not end; 3 another up or down is at work.
+    Exit codes: 0 nothing of it is running; 1 a process does not end; 2 its folder cannot be used; 3 another
+    up or down is at work.
     """
     try:
         state = end(_say)
     except AlreadyUpError as error:
         _say(str(error))
         raise typer.Exit(EXIT_ALREADY) from None
+    except ConfigError as error:
+        _say(f"error: {error}")
+        raise typer.Exit(EXIT_USAGE) from None
     except P2PFTError as error:
         _say(f"error: {error}")
         raise typer.Exit(EXIT_FAILED) from None

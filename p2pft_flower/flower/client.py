@@ -284,7 +284,7 @@ def _train_peers(message: Message, context: Context, views: list[dict[str, Any]]
     site = Site.of(context.node_config)
     config = RunConfig.from_mapping(plan.config)
     if site is not None:
-        own = site.output_folder(plan.run, config.runtime.output_dir)
+        own = site.writable_folder(plan.run, config.runtime.output_dir)
         plan = dataclasses.replace(plan, output_dir=str(own))
         if plan.resume is not None:
             kept = str(site.resumed_folder(config.runtime.resume))

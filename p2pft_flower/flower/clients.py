@@ -55,7 +55,7 @@ def answer(message: Message, act: Callable[..., RecordDict], build: Build, site:
         workload = build(config.learning, task["n"], "", None)
     else:
         workload = build(site.with_own_data(config.learning), task["n"], "", (site.peer_id,))
-        task["output-dir"] = str(site.output_folder(str(task["run"]), config.runtime.output_dir))
+        task["output-dir"] = str(site.writable_folder(str(task["run"]), config.runtime.output_dir))
     content = RecordDict()
     for peer in task["peers"]:
         try:
@@ -152,8 +152,13 @@ def evaluate(
     try:
         journal.write("evaluation", **{k: v for k, v in told_back.items() if k != "peer"})
         if done == task["iterations"]:
-            extra = {"run": task["run"], "peer": str(peer), "iterations": str(done)}
-            extra["preprocessing"] = json.dumps(workload.preprocessing)
+            extra = {
+                "run": task["run"],
+                "peer": str(peer),
+                "iterations": str(done),
+                "preprocessing": json.dumps(workload.preprocessing),
+                "test-digest": workload.holdings.test_digest(peer),
+            }
             journal.save_tail(workload.named_tail(theta), {**workload.metadata(), **extra})
             # One gradient an iteration, whichever process took it, and those that came to nothing.
             objective.drawn = done + task["lost"]

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from p2pft_flower.errors import printable
+
 __all__ = ["LINE", "PREFLIGHT_PASSED", "kept_warnings", "log_to_stream", "status_in", "status_line"]
 
 LINE = re.compile(r"^(?:\(\w+ pid=\d+\)\s)?\d\d:\d\d:\d\d ")
@@ -32,11 +34,15 @@ def status_in(output: str, run: str) -> tuple[str, str] | None:
 
 
 class _EachLine(logging.Formatter):
-    """Puts the time before every line of a message, so that tables can be told from other lines too."""
+    """Puts the time before every line of a message, so that tables can be told from other lines too.
+
+    Names of users' files and classes stand in messages: what Flower's stream or a terminal cannot carry is
+    escaped, or the whole message would be lost.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         when = self.formatTime(record, "%H:%M:%S")
-        return "\n".join(f"{when} {line}" for line in record.getMessage().splitlines())
+        return "\n".join(f"{when} {printable(line)}" for line in record.getMessage().splitlines())
 
 
 def log_to_stream() -> None:

@@ -19,6 +19,7 @@ from p2pft_flower.runtime.resuming import (
     Kept,
     KeptView,
     config_differences,
+    data_differences,
     given_up,
     look_through,
     newest_common,
@@ -213,10 +214,7 @@ def _peers_differences(run: Run, peer: int, about: Mapping[str, Any]) -> list[st
         )
     if about["partition"] != run.partition:
         found.append(f"partition: {about['partition']} in the checkpoint, {run.partition} now")
-    images = run.images[peer]
-    if about["images"] != images and not run.config.learning.stream:
-        found.append(f"peer {peer}'s training images: {about['images']} in the checkpoint, {images} now")
-    return found
+    return found + data_differences(peer, about, run.about(peer), run.config.to_mapping())
 
 
 def no_extension_alone(config: RunConfig) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord
 
+from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.flower.resume import check_length, resumed_folder
 from p2pft_flower.flower.run import Run
@@ -28,9 +29,9 @@ from p2pft_flower.runtime.checkpoints import (
 )
 from p2pft_flower.runtime.plan import ResumePoint
 from p2pft_flower.runtime.progress import Report
-from p2pft_flower.runtime.resuming import config_differences, look_through, refuse
+from p2pft_flower.runtime.resuming import config_differences, data_differences, look_through, refuse
 
-__all__ = ["STATELESS", "RoundKeeper"]
+__all__ = ["STATELESS", "RoundKeeper", "check_resumable"]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -38,6 +39,23 @@ STATELESS = frozenset(
     {"bulyan", "fedavg", "fedmedian", "fedprox", "fedtrimmedavg", "krum", "multikrum", "qfedavg"}
 )
 """Strategies of Flower 1.41 that keep nothing from one round to the next but the model."""
+
+
+def check_resumable(config: RunConfig) -> None:
+    """Refuse to resume a run of a strategy that keeps more from round to round than the model.
+
+    Raises
+    ------
+    ConfigError
+        With the strategies that can go on.
+    """
+    name, resume = plain_name(config.method.algorithm), config.runtime.resume
+    if resume and name not in STATELESS:
+        raise ConfigError(
+            f"resume = {resume!r}: algorithm = {name!r} keeps state of its own from round to round "
+            "(momenta), which Flower's strategies do not hand out, so it cannot go on; those that can: "
+            f"{', '.join(sorted(STATELESS))}"
+        )
 
 
 class RoundKeeper:
@@ -133,16 +151,12 @@ class RoundKeeper:
             "partition": run.partition,
             "versions": run.versions,
             "images": {str(p): images for p, images in sorted(run.images.items())},
+            "digests": {str(p): digests for p, digests in sorted(run.digests.items())},
         }
 
     def _go_on(self, resume: str) -> None:
-        run, name = self._run, plain_name(self._run.config.method.algorithm)
-        if name not in STATELESS:
-            raise ConfigError(
-                f"resume = {resume!r}: algorithm = {name!r} keeps state of its own from round to round "
-                "(momenta), which Flower's strategies do not hand out, so it cannot go on; those that can: "
-                f"{', '.join(sorted(STATELESS))}"
-            )
+        run = self._run
+        check_resumable(run.config)
         folder = resumed_folder(resume)
         kept = look_through(folder, SERVER)
         if not kept.views:
@@ -155,9 +169,17 @@ class RoundKeeper:
         differences += check_length(run.config, before["iterations"], now["iterations"])
         differences += [
             f"{what.replace('_', ' ')}: {before[what]} in the checkpoint, {now[what]} now"
-            for what in ("steps", "model_digest", "partition", "images")
+            for what in ("steps", "model_digest", "partition")
             if before[what] != now[what]
         ]
+        if before["images"].keys() != now["images"].keys():
+            differences.append(f"images: {before['images']} in the checkpoint, {now['images']} now")
+        for peer, images in before["images"].items():
+            if peer in now["images"]:
+                kept_of = {"images": images, "config": before["config"]} | before.get("digests", {}).get(
+                    peer, {}
+                )
+                differences += data_differences(int(peer), kept_of, run.about(int(peer)), now["config"])
         refuse(kept.run, differences)
         # A longer run has no shortened round where the shorter one ended.
         whole = [k for k in kept.digests if k % self._steps == 0 or now["iterations"] == before["iterations"]]

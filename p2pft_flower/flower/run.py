@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from p2pft_flower.report.results import absent_at_start, run_results
 from p2pft_flower.runtime.keeping import iterations_apart
 from p2pft_flower.runtime.plan import ResumePoint
 from p2pft_flower.runtime.progress import Progress
+from p2pft_flower.runtime.resuming import DIGESTS
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import unix_address
@@ -72,6 +73,8 @@ class Run:
     """Of a run that goes on: factor of each peer's loss, as it was."""
     images_line: str = ""
     """Which images the peers' models see, as their sites told; empty in simulation, where a host tells it."""
+    digests: dict[int, dict[str, str]] = field(default_factory=dict)
+    """By what each peer's images are known again, by :data:`DIGESTS`; empty ones say nothing."""
 
     @property
     def checkpoint_every(self) -> int:
@@ -122,7 +125,8 @@ class Run:
     def about(self, peer: int) -> dict[str, Any]:
         """Return what results say of a peer besides its scores."""
         name = "all" if self.pooled else self.graph.peer_names[peer]
-        return {"name": name, "classes": self.classes[peer], "images": self.images[peer]}
+        images = {"images": self.images[peer], **self.digests.get(peer, {})}
+        return {"name": name, "classes": self.classes[peer], **images}
 
 
 def plan_run(
@@ -185,6 +189,7 @@ def plan_run(
         hosts=hosts,
         images=images,
         classes={p: list(d["classes"]) for p, d in data.items()},
+        digests={p: {key: str(d[key]) for key in DIGESTS} for p, d in data.items()},
         class_names=list(told[0]["classes"]),
         partition=told[0]["partition"],
         versions=told[0]["versions"],

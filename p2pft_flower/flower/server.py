@@ -27,11 +27,12 @@ from p2pft_flower.flower.preflight import preflight
 from p2pft_flower.flower.resume import no_extension_alone, resumed
 from p2pft_flower.flower.run import plan_run, tell_plan
 from p2pft_flower.flower.signals import before_obeying
-from p2pft_flower.flower.strategies import is_strategy, make_strategy, strategy_names
+from p2pft_flower.flower.strategies import is_strategy, make_strategy, unknown_algorithm
 from p2pft_flower.flower.strategy_run import run_strategy
 from p2pft_flower.flower.trust import check_trust, coordinator_credentials, observer_access
+from p2pft_flower.learning.settings import check_learning
 from p2pft_flower.plugins import is_reference
-from p2pft_flower.report.results import default_output_dir, holds_a_run, write_results
+from p2pft_flower.report.results import default_output_dir, require_place, take_place, write_results
 from p2pft_flower.report.tables import run_table, view_lines
 from p2pft_flower.runtime.wires import Access
 from p2pft_flower.topology import Graph
@@ -92,14 +93,13 @@ def _tell_failure(error: Exception, run_id: str, ending: Ending) -> None:
 
 def _output_dir(config: RunConfig, run_id: str) -> Path:
     chosen = config.runtime.output_dir
+    require_place(chosen)
     folder = Path(chosen).expanduser() if chosen else default_output_dir(run_id)
-    if holds_a_run(folder):
-        raise ConfigError(f"output-dir = {str(folder)!r} holds an earlier run; choose another or remove it")
+    take_place(folder)
     return folder
 
 
 def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Ending) -> dict[str, Any] | None:
-    config.learning.check_data()
     no_extension_alone(config)
     graph = Graph.load(config.runtime.topology)
     name = config.method.algorithm
@@ -108,10 +108,7 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Endin
     pooled = False
     if not strategy:
         if name not in ALGORITHMS and not is_reference(name):
-            choices = ", ".join([*ALGORITHMS, *strategy_names()])
-            raise ConfigError(
-                f"algorithm = {name!r} is unknown; choose one of {choices}, or my_module:my_method"
-            )
+            raise unknown_algorithm(name)
         schedule = make_schedule(config.method.schedule, config.method.learning_rate, 1)
         method = make_algorithm(name, alpha=schedule, momentum=config.method.momentum)
         check_graph(method, graph)
@@ -123,6 +120,7 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Endin
             )
     else:
         make_strategy(config.method, graph.n)  # refuse wrong options before anything starts
+    check_learning(config.learning, graph.n, pooled=pooled)
 
     answers = nodes.greet(grid, config, graph.n, pooled=pooled)
     hosts = nodes.assign_hosts(answers, graph.n, config.runtime.transport, pooled=pooled)

@@ -12,7 +12,9 @@ from typing import Any
 
 from p2pft_flower.config import LearningConfig, read_range
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.dataset_names import refuse_data_dir
 from p2pft_flower.report.results import default_output_dir
+from p2pft_flower.runtime.folders import require_writable
 from p2pft_flower.runtime.wires import Access
 from p2pft_flower.transport import Credentials, parse_address
 
@@ -157,7 +159,14 @@ class Site:
         return site
 
     def with_own_data(self, learning: LearningConfig) -> LearningConfig:
-        """Return ``learning`` with this site's own folder and pixel range, where it has them."""
+        """Return ``learning`` with this site's own folder and pixel range, where it has them.
+
+        Raises
+        ------
+        ConfigError
+            When the dataset would not look at the folder.
+        """
+        refuse_data_dir(learning.dataset, self.data_dir, " in --node-config")
         return replace(
             learning,
             data_dir=self.data_dir or learning.data_dir,
@@ -207,6 +216,23 @@ class Site:
         if self.output_dir:
             return Path(self.output_dir).expanduser() / run
         return Path(chosen).expanduser() if chosen else default_output_dir(run)
+
+    def writable_folder(self, run: str, chosen: str) -> Path:
+        """Return :meth:`output_folder`, to which something can be written.
+
+        Raises
+        ------
+        ConfigError
+            Also when nothing can be.
+        """
+        folder = self.output_folder(run, chosen)
+        named = f"output-dir = {self.output_dir!r} in --node-config" if self.output_dir else "output-dir"
+        require_writable(
+            named,
+            folder,
+            "choose another output-dir in --node-config, or another P2PFT_HOME of the SuperNode",
+        )
+        return folder
 
     def resumed_folder(self, resume: str) -> Path:
         """Return where logs and checkpoints of the run to be resumed lie on this machine.

@@ -13,12 +13,20 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
+from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.config import MethodConfig
-from p2pft_flower.errors import ConfigError
+from p2pft_flower.errors import ConfigError, did_you_mean
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 
-__all__ = ["PeersGrid", "is_strategy", "make_strategy", "plain_name", "strategy_names"]
+__all__ = [
+    "PeersGrid",
+    "is_strategy",
+    "make_strategy",
+    "plain_name",
+    "strategy_names",
+    "unknown_algorithm",
+]
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +52,15 @@ def strategy_names() -> list[str]:
 def is_strategy(name: str) -> bool:
     """Tell whether ``name`` is a strategy of Flower; ``FedProx`` and ``fed-prox`` are ``fedprox``."""
     return plain_name(name) in _strategies()
+
+
+def unknown_algorithm(name: str) -> ConfigError:
+    """Return the error of an ``algorithm`` that is neither a method nor a strategy."""
+    known = [*ALGORITHMS, *strategy_names()]
+    return ConfigError(
+        f"algorithm = {name!r} is unknown; choose one of {', '.join(known)}, or "
+        f"my_module:my_method{did_you_mean(name, known)}"
+    )
 
 
 def plain_name(name: str) -> str:

@@ -28,6 +28,7 @@ from p2pft_flower.resources import home
 __all__ = [
     "DEFAULT_LIMIT",
     "StoreRecord",
+    "cache_folder",
     "get_limit",
     "remove",
     "set_limit",
@@ -83,14 +84,15 @@ class StoreRecord:
         return self.folder.name
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Return where this machine's stores lie."""
     return home() / "cache"
 
 
 def store_folder(digest_parts: Mapping[str, str]) -> Path:
     """Return the folder of the store that all of ``digest_parts`` (the trunk's weights, …) name together."""
     text = json.dumps(dict(digest_parts), sort_keys=True)
-    return _cache() / hashlib.sha256(text.encode()).hexdigest()[:16]
+    return cache_folder() / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def stores() -> list[StoreRecord]:
@@ -102,8 +104,8 @@ def stores() -> list[StoreRecord]:
         When the cache's folder cannot be read.
     """
     found = []
-    with telling(_cache()):
-        for in_use in _cache().glob(f"*/{IN_USE}"):
+    with telling(cache_folder()):
+        for in_use in cache_folder().glob(f"*/{IN_USE}"):
             try:
                 found.append(_record(in_use))
             except FileNotFoundError:  # another process has removed it since
@@ -177,8 +179,8 @@ def get_limit() -> int:
     DataError
         When the file that holds it does not hold a number.
     """
-    path = _cache() / "limit"
-    with telling(_cache()):
+    path = cache_folder() / "limit"
+    with telling(cache_folder()):
         try:
             text = path.read_text(encoding="utf-8").strip()
         except FileNotFoundError:
@@ -196,8 +198,8 @@ def set_limit(limit: int) -> None:
     DataError
         When it cannot be written.
     """
-    path = _cache() / "limit"
-    with telling(_cache()):
+    path = cache_folder() / "limit"
+    with telling(cache_folder()):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(f"{limit}\n", encoding="utf-8")
@@ -227,7 +229,7 @@ def make_room(needed: int) -> None:
             decimal(needed),
             decimal(total),
             decimal(limit),
-            _cache() / "limit",
+            cache_folder() / "limit",
         )
 
 

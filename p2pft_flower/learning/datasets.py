@@ -14,11 +14,12 @@ import xxhash
 from PIL import Image
 
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.dataset_names import TORCHVISION, check_dataset_name, require_parts
 from p2pft_flower.learning.decoding import REMEDY, UNREADABLE, Look, decode, look_at
 from p2pft_flower.learning.images import Listing, array_content, file_content, find_images, folders_in
 from p2pft_flower.learning.names import differing_unseen, in_order, look_alikes, some_names
 from p2pft_flower.learning.pixels import Pixels, Source
-from p2pft_flower.plugins import is_reference, load_reference
+from p2pft_flower.plugins import call_reference, telling_of_the_bundle
 
 __all__ = [
     "DATASETS",
@@ -202,16 +203,7 @@ def folder(path: str, *, site: bool = False) -> Dataset:
         When a folder is missing, a class has no training image, train/ or test/ has none at all, or test/
         has a class that train/ has not.
     """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise DataError(
-            f"dataset folder {path!r} does not exist; give an absolute path that the peers' machine has"
-        )
-    for part in ("train", "test"):
-        if not (root / part).is_dir() and not (site and part == "test"):
-            raise DataError(
-                f"dataset folder {path!r} has no {part}/; it needs train/ and test/ with a folder a class"
-            )
+    root = require_parts(path, site=site)
     found, passed_over = folders_in(root / "train")
     tested, beside = folders_in(root / "test")
     passed_over.add(beside)
@@ -354,9 +346,6 @@ def load_sites(name: str, peers: Sequence[int]) -> Sites:
 
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": digits}
 
-TORCHVISION = ("cifar10", "cifar100", "oxford-iiit-pet", "oxford-flowers102")
-"""The sets of :mod:`p2pft_flower.learning.torchvision_sets`, which is heavy to import."""
-
 
 def load_dataset(name: str, data_dir: str = "", *, download: bool = False, verify: bool = True) -> Dataset:
     """Load a dataset by its run-config value.
@@ -381,6 +370,7 @@ def load_dataset(name: str, data_dir: str = "", *, download: bool = False, verif
     DataError
         When its files cannot be used.
     """
+    check_dataset_name(name)
     if name.startswith("folder:"):
         return folder(name.removeprefix("folder:"))
     if name in DATASETS:
@@ -389,15 +379,18 @@ def load_dataset(name: str, data_dir: str = "", *, download: bool = False, verif
         from p2pft_flower.learning.torchvision_sets import load_torchvision
 
         return _checked(name, load_torchvision(name, data_dir, download=download, verify=verify))
-    if is_reference(name):
-        own = _checked(name, load_reference(name, key="dataset")(data_dir))
+    own = _checked(name, call_reference(name, data_dir, key="dataset"))
+
+    def reading(split: Split) -> Split:
+        def read(index: int) -> Source:
+            with telling_of_the_bundle(name, key="dataset"):
+                return split.read(index)
+
         # What its reader makes of a file may change: only what it returns can name an image.
-        train, test = (replace(split, content=None) for split in (own.train, own.test))
-        return replace(own, train=train, test=test)
-    raise ConfigError(
-        f"dataset = {name!r} is unknown; choose one of {', '.join([*DATASETS, *TORCHVISION])}, "
-        "folder:/path, my_module:my_dataset"
-    )
+        return replace(split, read=read, content=None)
+
+    train, test = reading(own.train), reading(own.test)
+    return replace(own, train=train, test=test)
 
 
 def _checked(name: str, dataset: object) -> Dataset:

@@ -2,11 +2,61 @@
 
 from __future__ import annotations
 
-import torch
+import importlib.util
+import os
+import platform
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from p2pft_flower.errors import ConfigError
 
-__all__ = ["choose_device", "choose_trunk_dtype"]
+if TYPE_CHECKING:
+    import torch  # takes seconds
+
+__all__ = ["check_device", "choose_device", "choose_trunk_dtype"]
+
+_GPUS = ("nvidia*", "nvhost*", "nvmap", "nvgpu*", "kfd", "dxg")
+"""What Linux has in /dev of NVIDIA's and AMD's GPUs, one of which torch needs for ``cuda``."""
+
+
+def check_device(setting: str) -> None:
+    """Refuse a device that this machine cannot have, as far as it is known without torch.
+
+    Parameters
+    ----------
+    setting : str
+        The run-config's ``device``.
+
+    Raises
+    ------
+    ConfigError
+        With the reason.
+    """
+    system, why = platform.system(), ""
+    if setting == "mps" and system != "Darwin":
+        why = "only Apple's machines have it"
+    elif setting == "cuda":
+        if _built_without_gpus():
+            why = "torch is installed without support of GPUs"
+        elif system == "Darwin":
+            why = "Apple's machines have none; there is mps"
+        elif system == "Linux" and not any(next(Path("/dev").glob(name), None) for name in _GPUS):
+            why = "there is no GPU in /dev"
+        elif os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+            why = f"CUDA_VISIBLE_DEVICES = {os.environ['CUDA_VISIBLE_DEVICES']!r} hides all GPUs"
+    if why:
+        raise ConfigError(f"device = {setting!r}: torch finds none on this machine ({why}); give auto or cpu")
+
+
+def _built_without_gpus() -> bool:
+    """Tell whether torch says in its file version.py that it was built for neither CUDA nor ROCm."""
+    spec = importlib.util.find_spec("torch")
+    file = None if spec is None or spec.origin is None else Path(spec.origin).with_name("version.py")
+    if file is None or not file.is_file():
+        return False
+    told = dict(re.findall(r"^(cuda|hip)\b[^=\n]*=\s*(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE))
+    return set(told.values()) == {"None"}
 
 
 def choose_device(setting: str) -> str:
@@ -17,6 +67,8 @@ def choose_device(setting: str) -> str:
     ConfigError
         When this machine has no such device.
     """
+    import torch
+
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if setting == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if there[name])
@@ -30,6 +82,8 @@ def choose_device(setting: str) -> str:
 
 def choose_trunk_dtype(setting: str, device: str) -> torch.dtype:
     """Return the dtype that the trunk computes in; ``auto``: bfloat16 where the hardware multiplies in it."""
+    import torch
+
     if setting != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[setting]
     if device == "cuda":

@@ -14,6 +14,8 @@ from PIL import Image
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.data_digest import images_digest
+from p2pft_flower.learning.dataset_names import refuse_data_dir
 from p2pft_flower.learning.datasets import Dataset, Sites, Split, load_dataset, load_sites
 from p2pft_flower.learning.names import some_names
 from p2pft_flower.learning.partitions import (
@@ -25,6 +27,7 @@ from p2pft_flower.learning.partitions import (
 )
 from p2pft_flower.learning.pixels import Pixels, Range
 from p2pft_flower.learning.readable import require_readable, unreadable_images
+from p2pft_flower.learning.settings import check_ranges
 from p2pft_flower.learning.streams import ImageStream, StreamPart
 from p2pft_flower.learning.survey import Statistics, Survey, statistics_of, survey
 
@@ -43,10 +46,17 @@ class PeerData:
         Training images.
     classes : tuple of str
         Names of the classes of which it holds at least one.
+    train_digest : str
+        By what its training images are known again; empty where they may change (``stream``), or where
+        nothing is to be told of them (``dp_clip``).
+    test_digest : str
+        By what the images are known again that it is scored on.
     """
 
     images: int
     classes: tuple[str, ...]
+    train_digest: str = ""
+    test_digest: str = ""
 
 
 class Holdings:
@@ -93,16 +103,13 @@ class Holdings:
         classes: Sequence[str] | None = None,
     ) -> None:
         config.check_data()
+        refuse_data_dir(config.dataset, config.data_dir)
         self.config, self.n, self.pooled = config, n, pooled
         self.here = tuple(range(n)) if peers is None else tuple(peers)
         self.unreadable = 0
         self._classes = classes
         self._streams: dict[int, ImageStream] = {}
-        if len(config.pixel_ranges) not in (1, n):
-            raise ConfigError(
-                f"pixel-range = {config.pixel_range!r} has {len(config.pixel_ranges)} ranges for {n} peers: "
-                "give one for all, or one a peer"
-            )
+        check_ranges(config, n)
         if pooled and config.sited and peers is not None:
             raise ConfigError(
                 f"dataset = {config.dataset!r}: the peers' folders are on separate machines, so their images "
@@ -357,8 +364,25 @@ class Holdings:
 
     def data(self, peer: int) -> PeerData:
         """Say what ``peer`` holds."""
-        labels = np.unique(self.dataset.train.labels[self.partition[peer]])
-        return PeerData(len(self.partition[peer]), tuple(self.dataset.classes[c] for c in labels))
+        train, mine = self.dataset.train, self.partition[peer]
+        labels = np.unique(train.labels[mine])
+        untold = self.config.stream or self.config.dp_clip
+        return PeerData(
+            len(mine),
+            tuple(self.dataset.classes[c] for c in labels),
+            "" if untold else images_digest(train, mine, self.classes),
+            self.test_digest(peer),
+        )
+
+    def test_digest(self, peer: int) -> str:
+        """Return by what the images are known again that ``peer`` is scored on."""
+        if self.config.sited and not self.pooled:
+            return images_digest(self.dataset.test, self.tests[peer], self.classes)
+        return self._test_digest
+
+    @cached_property
+    def _test_digest(self) -> str:
+        return images_digest(self.dataset.test, self.test_positions, self.classes)
 
 
 def _with_pixels(data: Dataset, pixels: Pixels) -> Dataset:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.weight_files import UnreadableError
+from p2pft_flower.learning.weight_kinds import UnreadableError
 
 __all__ = ["is_jax_archive", "load_archive"]
 

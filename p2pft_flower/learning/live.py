@@ -8,7 +8,6 @@ run through the frozen trunk batch by batch.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
@@ -19,7 +18,8 @@ from PIL import Image
 from timm.data import create_transform
 from torch import nn
 
-from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.errors import DataError
+from p2pft_flower.learning.augmenting import check_augment, refusal
 from p2pft_flower.learning.datasets import Split
 from p2pft_flower.learning.decoding import UNREADABLE
 from p2pft_flower.learning.draws import seeded
@@ -60,11 +60,10 @@ def augmentation(model: nn.Module, augment: str) -> Transform:
     ConfigError
         When timm has no such augmentation.
     """
+    check_augment(augment)
     config = data_config(model)
     policy = None if augment == "basic" else augment
     try:
-        if policy is not None:
-            _check_sections(policy)
         transform = create_transform(
             **{key: config[key] for key in ("input_size", "interpolation", "mean", "std")},
             is_training=True,
@@ -72,24 +71,9 @@ def augmentation(model: nn.Module, augment: str) -> Transform:
             auto_augment=policy,
         )
     except (AssertionError, KeyError, ValueError) as error:  # what timm raises of strings it does not know
-        raise ConfigError(
-            f"augment = {augment!r}: choose none, basic, or an auto-augmentation of timm, such as "
-            f"rand-m9-mstd0.5-inc1 or augmix-m3 ({error})"
-        ) from error
+        raise refusal(augment, error) from error
     mode = "L" if config["input_size"][0] == 1 else "RGB"
     return lambda image: transform(image.convert(mode))
-
-
-def _check_sections(policy: str) -> None:
-    """Refuse what timm passes over without a word: an empty policy, sections without a number."""
-    name, *sections = policy.split("-")
-    odd = [
-        s
-        for s in sections
-        if not re.fullmatch(r"[a-z]+[0-9.]+", s) and not (name == "rand" and re.fullmatch(r"t[a-z0-9]+", s))
-    ]
-    if not name or odd:
-        raise ValueError(f"{odd[0]!r} is no setting of it" if odd else "it is empty")
 
 
 class LiveFeatures:

@@ -18,10 +18,11 @@ from p2pft_flower.learning.draws import torch_seeded
 from p2pft_flower.learning.embedded import MODEL_NAME, create_glyph_vit
 from p2pft_flower.learning.image_settings import ImageKeys, image_settings, set_image_settings
 from p2pft_flower.learning.image_size import options_for_size, resize_model
-from p2pft_flower.learning.structure import SUPPORTED, check_structure
+from p2pft_flower.learning.model_names import check_model_name, check_weights, weights_file
+from p2pft_flower.learning.structure import check_structure
 from p2pft_flower.learning.weight_files import number_fault
 from p2pft_flower.learning.weights import FROM_HUB, load_weights
-from p2pft_flower.plugins import is_reference, load_reference
+from p2pft_flower.plugins import call_reference, is_reference
 
 __all__ = ["MODELS", "bare_model", "create_model", "data_config", "preprocessing"]
 
@@ -66,13 +67,11 @@ def create_model(
     DataError
         When the weights are not there or do not fit.
     """
-    pretrained, file = _wanted(weights)
+    check_model_name(name)
+    check_weights(name, weights, here=True)
+    pretrained, file = weights != "none", weights_file(weights)
     keys = images or ImageKeys()
     if _is_own(name):
-        if file is not None:
-            raise ConfigError(
-                f"weights = {str(file)!r}: model {name!r} brings its own; choose pretrained or none"
-            )
         with torch_seeded(seed):
             model = _own_model(name, pretrained, num_classes)
             _with_new_head(model, seed, num_classes)
@@ -103,6 +102,7 @@ def bare_model(name: str, num_classes: int, images: ImageKeys | None = None) -> 
     ConfigError
         When there is no such model, it is built otherwise, or it cannot see such images.
     """
+    check_model_name(name)
     keys = images or ImageKeys()
     if _is_own(name):
         model = _own_model(name, False, num_classes)
@@ -115,24 +115,15 @@ def bare_model(name: str, num_classes: int, images: ImageKeys | None = None) -> 
     return model.eval().requires_grad_(False)
 
 
-def _wanted(weights: str) -> tuple[bool, Path | None]:
-    if weights in ("pretrained", "none"):
-        return weights == "pretrained", None
-    file = Path(weights).expanduser()
-    if not file.is_absolute() and not file.is_file():  # peers need not run in this folder
-        raise ConfigError(f"weights = {weights!r}: choose pretrained, none, or the absolute path of a file")
-    if not file.exists():
-        raise DataError(f"weights = {weights!r}: there is no such file on the peers' machine")
-    return True, file.absolute()
-
-
 def _is_own(name: str) -> bool:
     return is_reference(name) or name in MODELS
 
 
 def _own_model(name: str, pretrained: bool, num_classes: int) -> nn.Module:
-    factory = MODELS[name] if name in MODELS else load_reference(name, key="model")
-    model: nn.Module = factory(num_classes=num_classes, pretrained=pretrained)
+    options: dict[str, Any] = {"num_classes": num_classes, "pretrained": pretrained}
+    model: nn.Module = (
+        MODELS[name](**options) if name in MODELS else call_reference(name, key="model", **options)
+    )
     check_structure(name, model)
     return model
 
@@ -147,11 +138,6 @@ def _outline(name: str, of_hub: bool, image_size: int) -> tuple[nn.Module, dict[
 
     Returns the outline, without a head, and what timm builds a model of this image size with.
     """
-    if not timm.is_model(name):
-        raise ConfigError(
-            f"model = {name!r} is unknown; choose one of {', '.join(MODELS)}, my_module:my_model, or by name "
-            f"a model of {SUPPORTED}"
-        )
     plain, _, tag = name.partition(".")
     try:
         entry = get_pretrained_cfg(name)

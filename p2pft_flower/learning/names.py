@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from natsort import natsorted
 
+from p2pft_flower.errors import printable
+
 __all__ = ["differing_unseen", "in_order", "look_alikes", "some_names"]
 
 NAMED = 10
@@ -46,9 +48,9 @@ def look_alikes(names: Iterable[str]) -> list[str]:
 
 
 def some_names(names: Sequence[object]) -> str:
-    """Write the first names, and count the others."""
+    """Write the first names for one line of a log, and count the others."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(str(name) for name in names[:NAMED]) + more
+    return ", ".join(printable(str(name)) for name in names[:NAMED]) + more
 
 
 def _bare(name: str) -> str:

@@ -12,11 +12,19 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.errors import ConfigError, DataError, did_you_mean
 from p2pft_flower.learning.names import differing_unseen, some_names
-from p2pft_flower.plugins import is_reference, load_reference
+from p2pft_flower.plugins import call_reference, is_reference
 
-__all__ = ["OWN", "Partition", "class_owners", "draw_shots", "partition_images", "resolve_partition"]
+__all__ = [
+    "OWN",
+    "Partition",
+    "check_partition",
+    "class_owners",
+    "draw_shots",
+    "partition_images",
+    "resolve_partition",
+]
 
 Partition: TypeAlias = list[npt.NDArray[np.int64]]
 """One array of positions in the training split a peer, ascending."""
@@ -61,6 +69,45 @@ def resolve_partition(spec: str, dataset: str, n: int, classes: Sequence[str]) -
         names = classes if _misnumbered(classes) is not None else [str(c) for c in range(len(classes))]
         return "classes:" + ",".join(f"{names[c[0]]}-{names[c[-1]]}" for c in chunks)
     return f"dirichlet:{AUTO_DIRICHLET}"
+
+
+def check_partition(spec: str, n: int, classes: Sequence[str] | None = None) -> None:
+    """Refuse a partition that cannot be read, or does not fit the number of peers or the classes.
+
+    Parameters
+    ----------
+    spec : str
+        The run-config's ``partition``.
+    n : int
+        Number of peers.
+    classes : sequence of str, optional
+        Names of the dataset's classes, where they are known.
+
+    Raises
+    ------
+    ConfigError
+        With what would be right.
+    """
+    kind, _, argument = spec.partition(":")
+    if kind == "classes" and argument:
+        if classes is None:
+            _groups(spec, n)
+        else:
+            class_owners(spec, n, classes)
+    elif kind == "dirichlet" and argument:
+        _alpha(spec, argument)
+    elif kind == "shards" and argument:
+        _classes_a_peer(spec, argument, None if classes is None else len(classes))
+    elif spec not in ("auto", "iid", OWN) and not is_reference(spec):
+        raise _unknown(spec)
+
+
+def _unknown(spec: str) -> ConfigError:
+    named = ("auto", "classes:0-1,2-3,…", "iid", "dirichlet:ALPHA", "shards:K")
+    return ConfigError(
+        f"partition = {spec!r} is unknown; choose one of {', '.join(named)}, my_module:my_partition, "
+        f"{OWN} (with dataset = folder:/path/with/{{peer}}){did_you_mean(spec, (*named, OWN))}"
+    )
 
 
 def draw_shots(labels: Labels, shots: int, classes: Sequence[str], seed: int) -> npt.NDArray[np.int64]:
@@ -138,16 +185,13 @@ def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], 
     elif spec == "iid":
         parts = _library("IidPartitioner", labels, n, {}, seed)
     elif kind == "dirichlet" and argument:
-        parts = _dirichlet(spec, argument, labels, n, seed)
+        parts = _dirichlet(_alpha(spec, argument), labels, n, seed)
     elif kind == "shards" and argument:
-        parts = _shards(spec, argument, labels, n, seed)
+        parts = _shards(_classes_a_peer(spec, argument, len(np.unique(labels))), labels, n, seed)
     elif is_reference(spec):
-        parts = load_reference(spec, key="partition")(labels, n, seed)
+        parts = call_reference(spec, labels, n, seed, key="partition")
     else:
-        raise ConfigError(
-            f"partition = {spec!r} is unknown; choose one of auto, classes:0-1,2-3,…, iid, dirichlet:ALPHA, "
-            "shards:K, my_module:my_partition, own (with dataset = folder:/path/with/{peer})"
-        )
+        raise _unknown(spec)
     return _checked(spec, parts, len(labels), n)
 
 
@@ -173,13 +217,8 @@ def class_owners(spec: str, n: int, classes: Sequence[str]) -> npt.NDArray[np.in
     ConfigError
         When the value cannot be read, does not fit n and the classes, or gives a class to two peers.
     """
-    groups = spec.partition(":")[2].split(",")
-    if len(groups) != n:
-        raise ConfigError(
-            f"partition = {spec!r} names {len(groups)} groups of classes for {n} peers: give one a peer"
-        )
     owner: dict[int, int] = {}
-    for peer, group in enumerate(groups):
+    for peer, group in enumerate(_groups(spec, n)):
         for span in [group] if group in classes else group.split("+"):
             for c in _span(spec, span, classes):
                 if c in owner:
@@ -233,13 +272,39 @@ def _misnumbered(classes: Sequence[str]) -> str | None:
     return next((name for position, name in numbered if int(name) != position), None)
 
 
-def _dirichlet(spec: str, argument: str, labels: Labels, n: int, seed: int) -> Partition:
+def _groups(spec: str, n: int) -> list[str]:
+    """Return the peers' groups of classes, which ``classes:`` names."""
+    groups = spec.partition(":")[2].split(",")
+    if len(groups) != n:
+        raise ConfigError(
+            f"partition = {spec!r} names {len(groups)} groups of classes for {n} peers: give one a peer"
+        )
+    return groups
+
+
+def _alpha(spec: str, argument: str) -> float:
     try:
         alpha = float(argument)
     except ValueError:
         alpha = -1.0
     if not (np.isfinite(alpha) and alpha > 0):
         raise ConfigError(f"partition = {spec!r}: ALPHA must be a positive number, as dirichlet:0.5")
+    return alpha
+
+
+def _classes_a_peer(spec: str, argument: str, most: int | None) -> int:
+    """Return K of ``shards:K``; ``most`` is the number of classes, None where it is not known."""
+    number = int(argument) if argument.isdecimal() else 0
+    if number < 1 or (most is not None and number > most):
+        upto = "" if most is None else f" to {most}"
+        raise ConfigError(
+            f"partition = {spec!r}: K, the classes of a peer, must be a whole number from 1{upto}, "
+            "as shards:2"
+        )
+    return number
+
+
+def _dirichlet(alpha: float, labels: Labels, n: int, seed: int) -> Partition:
     # The library draws again until each peer has this many images, and gives up after ten draws: of few
     # images it must not be asked for much.
     at_least = min(10, max(1, len(labels) // (8 * n)))
@@ -247,16 +312,10 @@ def _dirichlet(spec: str, argument: str, labels: Labels, n: int, seed: int) -> P
     return _library("DirichletPartitioner", labels, n, options, seed)
 
 
-def _shards(spec: str, argument: str, labels: Labels, n: int, seed: int) -> Partition:
-    there = len(np.unique(labels))
-    if not (argument.isdecimal() and 1 <= int(argument) <= there):
-        raise ConfigError(
-            f"partition = {spec!r}: K, the classes of a peer, must be a whole number from 1 to {there}, "
-            "as shards:2"
-        )
+def _shards(classes: int, labels: Labels, n: int, seed: int) -> Partition:
     options: dict[str, object] = {
         "partition_by": "label",
-        "num_classes_per_partition": int(argument),
+        "num_classes_per_partition": classes,
         "class_assignment_mode": "first-deterministic",
     }
     return _library("PathologicalPartitioner", labels, n, options, seed)

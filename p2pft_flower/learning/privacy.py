@@ -32,6 +32,7 @@ from p2pft_flower.learning.batches import PoissonBatches
 from p2pft_flower.learning.draws import seeded
 from p2pft_flower.learning.features import Features
 from p2pft_flower.learning.modes import training
+from p2pft_flower.learning.settings import no_accountant
 
 __all__ = ["ClippedGradients", "Privacy", "Spent", "epsilon", "require_accountant", "tell_draws"]
 
@@ -80,10 +81,7 @@ def require_accountant() -> None:
     try:
         from opacus.accountants import RDPAccountant  # noqa: F401 - seen to work now, not after training
     except ImportError as error:
-        raise ConfigError(
-            f"dp-clip > 0: Opacus, which computes what privacy is left, cannot be used here ({error}); run "
-            "pip install 'opacus>=1.5,<2' (in a clone of the repository: pip install -e '.[dp]')"
-        ) from error
+        raise no_accountant(error) from error
 
 
 def tell_draws(noise: float, *, seeded: bool) -> None:

@@ -11,16 +11,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.model_names import SUPPORTED
 
-__all__ = ["HEADS", "STEM", "SUPPORTED", "check_structure", "set_submodule", "share_copy", "stages"]
+__all__ = ["HEADS", "STEM", "check_structure", "set_submodule", "share_copy", "stages"]
 
 HEADS = ("head.", "head_dist.")
 """Prefixes of the heads' parameters; distilled ViTs answer with the mean of two heads."""
 
 STEM = ("patch_embed", "pos_drop", "patch_drop", "norm_pre")
 """Modules before the first block."""
-
-SUPPORTED = "timm's VisionTransformer (ViT, DeiT, distilled DeiT) and SwinTransformer (V1, V2)"
 
 _PARTS = ("norm", "forward_features", "forward_head", "reset_classifier")
 

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
+from p2pft_flower.learning.dataset_names import reads_data_dir
 from p2pft_flower.learning.image_settings import ImageSettings
 from p2pft_flower.learning.objective import Evaluation
 from p2pft_flower.learning.workload import TAIL_SCHEMA, Workload
@@ -61,6 +62,18 @@ class Tail:
         finally:
             torch.set_num_threads(before)
 
+    @property
+    def same_images(self) -> bool | None:
+        """Whether it is scored on the images of its run here; None where the file does not say which.
+
+        Labels, names below the dataset's folder and some sizes are compared.
+        """
+        known = self.metadata.get("test-digest")
+        if known is None:
+            return None
+        holdings = self.workload.holdings
+        return holdings.test_digest(holdings.here[0]) == known
+
 
 def load_tail(file: Path, dataset: str | None = None, data_dir: str | None = None) -> Tail:
     """Read a ``peer-<i>.safetensors`` and build the model and data that it belongs to.
@@ -91,6 +104,8 @@ def load_tails(files: Iterable[Path], dataset: str | None = None, data_dir: str 
     for file in files:
         tensors, metadata = _read(file)
         values = _settings(metadata, file)
+        if not reads_data_dir(dataset or values.get("dataset", "")):
+            values.pop("data_dir", None)  # it was of another dataset, or of none
         values |= {k: v for k, v in (("dataset", dataset), ("data_dir", data_dir)) if v is not None}
         # Who held which training image, and whether more came, does not matter to the test images.
         config = LearningConfig(**{**values, "partition": "auto", "stream": False, "shots": 0})

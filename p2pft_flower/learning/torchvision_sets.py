@@ -18,7 +18,7 @@ from torchvision.datasets.utils import check_integrity
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.datasets import Dataset, Split
 from p2pft_flower.learning.images import array_content
-from p2pft_flower.resources import home
+from p2pft_flower.learning.torchvision_folders import FOLDERS, data_root, find_folder, require_folder
 
 __all__ = ["load_torchvision"]
 
@@ -27,22 +27,19 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """How one of the datasets lies on disk.
+    """How one of the datasets is fetched and read; where it lies says `torchvision_folders.py`.
 
     Attributes
     ----------
-    folder : str
-        Its folder below ``data-dir``.
-    needs : dict
-        Files and folders in it, with the official md5 sums of those that have one.
+    md5 : dict
+        The official md5 sums of the files that have one.
     fetch : callable
-        Makes ``folder`` in the folder that it is given, from the network.
+        Makes the dataset's folder in the folder that it is given, from the network.
     read : callable
         Folder ``data-dir`` ↦ the dataset; the md5 sums have been looked at before.
     """
 
-    folder: str
-    needs: dict[str, str | None]
+    md5: dict[str, str]
     fetch: Callable[[str], object]
     read: Callable[[Path], Dataset]
 
@@ -69,23 +66,11 @@ def load_torchvision(name: str, data_dir: str, *, download: bool, verify: bool) 
     DataError
         When the folder is not there or incomplete, cannot be fetched or read, or differs from the official.
     """
-    source = SOURCES[name]
-    root = Path(data_dir).expanduser() if data_dir else home() / "data"
-    folder = root / source.folder
-    if not folder.is_dir():
-        if not download:
-            raise DataError(
-                f"dataset = {name!r}: there is no folder {folder}; "
-                f"give data-dir = the folder that holds {source.folder}/, or download = true"
-            )
-        _download(name, source, root)
-    missing = [file for file in source.needs if not (folder / file).exists()]
-    if missing:
-        raise DataError(
-            f"dataset = {name!r}: {folder} lacks {', '.join(missing)}; "
-            "complete it, or remove it and set download = true"
-        )
-    odd = [file for file, md5 in source.needs.items() if md5 and not check_integrity(folder / file, md5)]
+    source, root = SOURCES[name], data_root(data_dir)
+    if download and find_folder(name, data_dir) is None:
+        _download(name, source.fetch, root)
+    folder = require_folder(name, data_dir)
+    odd = [file for file, md5 in source.md5.items() if not check_integrity(folder / file, md5)]
     if odd and verify:
         raise DataError(
             f"dataset = {name!r}: in {folder} the md5 sums of {', '.join(odd)} are not the official ones; "
@@ -107,28 +92,28 @@ def load_torchvision(name: str, data_dir: str, *, download: bool, verify: bool) 
         raise DataError(f"dataset = {name!r}: {folder} cannot be read: {error!r}") from error
 
 
-def _download(name: str, source: Source, root: Path) -> None:
+def _download(name: str, fetch: Callable[[str], object], root: Path) -> None:
     """Fetch into a folder aside and rename it: other processes see a whole dataset or none."""
+    folder = FOLDERS[name].name
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with (root / f".{source.folder}.lock").open("w") as lock:
+        with (root / f".{folder}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if (root / source.folder).is_dir():  # another process was faster
+            if (root / folder).is_dir():  # another process was faster
                 return
             log.info("dataset %s: downloading into %s", name, root)
             with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as aside:
-                source.fetch(aside)
-                (Path(aside) / source.folder).rename(root / source.folder)
+                fetch(aside)
+                (Path(aside) / folder).rename(root / folder)
     except Exception as error:  # network, disk, archives: torchvision raises what they raise
         raise DataError(
             f"dataset = {name!r}: the download into {root} failed: {error}; "
-            f"give data-dir = a folder that holds {source.folder}/"
+            f"give data-dir = a folder that holds {folder}/"
         ) from error
 
 
 def _cifar(name: str, reader: Any) -> Source:
-    files: dict[str, str | None] = dict([*reader.train_list, *reader.test_list])
-    files[reader.meta["filename"]] = reader.meta["md5"]
+    md5 = dict([*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])])
     # torchvision checks md5 sums while it reads; a subclass without them reads copies too.
     lenient = type(
         f"Lenient{reader.__name__}",
@@ -151,7 +136,7 @@ def _cifar(name: str, reader: Any) -> Source:
         train, test = lenient(str(root), train=True), lenient(str(root), train=False)
         return Dataset(name, tuple(train.classes), split(train), split(test))
 
-    return Source(reader.base_folder, files, lambda root: reader(root, download=True), read)
+    return Source(md5, lambda root: reader(root, download=True), read)
 
 
 # torchvision's readers of Pets and Flowers give labels only with the decoded images, one by one.
@@ -165,7 +150,7 @@ def _files(files: Sequence[Path], labels: Sequence[int]) -> Split:
 
 
 def _read_pets(root: Path) -> Dataset:
-    folder = root / "oxford-iiit-pet"
+    folder = root / FOLDERS["oxford-iiit-pet"].name
     names: dict[int, str] = {}
 
     def split(part: str) -> Split:
@@ -183,7 +168,7 @@ def _read_pets(root: Path) -> Dataset:
 def _read_flowers(root: Path) -> Dataset:
     from scipy.io import loadmat
 
-    folder = root / "flowers-102"
+    folder = root / FOLDERS["oxford-flowers102"].name
     of_image = loadmat(folder / "imagelabels.mat")["labels"].ravel().astype(np.int64) - 1
     numbers = loadmat(folder / "setid.mat")
 
@@ -201,15 +186,12 @@ SOURCES = {
     "cifar10": _cifar("cifar10", torchvision.CIFAR10),
     "cifar100": _cifar("cifar100", torchvision.CIFAR100),
     "oxford-iiit-pet": Source(
-        "oxford-iiit-pet",
-        {"images": None, "annotations/trainval.txt": None, "annotations/test.txt": None},
+        {},
         lambda root: torchvision.OxfordIIITPet(root, download=True),
         _read_pets,
     ),
     "oxford-flowers102": Source(
-        "flowers-102",
         {
-            "jpg": None,
             "imagelabels.mat": "e0620be6f572b9609742df49c70aed4d",
             "setid.mat": "a5357ecc9cb78c4bef273ce3793fc85c",
         },

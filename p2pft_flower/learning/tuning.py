@@ -14,21 +14,9 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.added import add_adapters, add_low_rank, add_prompts
 from p2pft_flower.learning.draws import torch_seeded
 from p2pft_flower.learning.structure import HEADS, STEM, share_copy, stages
+from p2pft_flower.learning.tune_values import TUNE, read_tune
 
 __all__ = ["TUNE", "tune_model"]
-
-TUNE = (
-    "last-block",
-    "last-blocks:K",
-    "head",
-    "full",
-    "bias",
-    "bias+norm",
-    "lora:R",
-    "adapter:R",
-    "prompt:N",
-    "prompt-deep:N",
-)
 
 
 def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
@@ -56,8 +44,9 @@ def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
     ConfigError
         When ``tune`` is unknown, or its number does not fit the model.
     """
-    trains = _selector(model, tune)
-    added = _addition(tune)
+    kind, number = read_tune(tune)
+    trains = _selector(model, kind, number)
+    added = _addition(kind, number)
     tuned = share_copy(model).requires_grad_(False)
     before = {id(p) for p in tuned.parameters()}
     if added is not None:
@@ -70,18 +59,17 @@ def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
     return tuned.eval()
 
 
-def _selector(model: nn.Module, tune: str) -> Callable[[str], bool]:
+def _selector(model: nn.Module, kind: str, number: int) -> Callable[[str], bool]:
     """Say which of the model's own parameters are trained, by name."""
-    kind, _, argument = tune.partition(":")
-    if tune == "full":
+    if kind == "full":
         return lambda _: True
-    if tune == "last-block":
-        return _last_blocks(model, tune, 1)
-    if kind == "last-blocks" and argument.isdecimal():
-        return _last_blocks(model, tune, int(argument))
-    if tune == "bias":
+    if kind == "last-block":
+        return _last_blocks(model, 1)
+    if kind == "last-blocks":
+        return _last_blocks(model, number)
+    if kind == "bias":
         return lambda name: name.startswith(HEADS) or name.endswith("bias")
-    if tune == "bias+norm":
+    if kind == "bias+norm":
         norms = {
             f"{name}.{own}"
             for name, module in model.named_modules()
@@ -89,18 +77,17 @@ def _selector(model: nn.Module, tune: str) -> Callable[[str], bool]:
             for own, _ in module.named_parameters(recurse=False)
         }
         return lambda name: name.startswith(HEADS) or name.endswith("bias") or name in norms
-    if tune == "head" or _addition(tune) is not None:
-        return lambda name: name.startswith(HEADS)
-    raise ConfigError(f"tune = {tune!r} is unknown; choose one of {', '.join(TUNE)}")
+    return lambda name: name.startswith(HEADS)
 
 
-def _last_blocks(model: nn.Module, tune: str, number: int) -> Callable[[str], bool]:
+def _last_blocks(model: nn.Module, number: int) -> Callable[[str], bool]:
     """Select the last blocks and all that tokens pass after the first of them, patch merging included."""
     names = stages(model)
     blocks = [i for i, name in enumerate(names) if not name.endswith("downsample")]
     if not 1 <= number <= len(blocks):
         raise ConfigError(
-            f"tune = {tune!r}: the model has {len(blocks)} blocks, K must be in 1..{len(blocks)}"
+            f"tune = 'last-blocks:{number}': the model has {len(blocks)} blocks, K must be in "
+            f"1..{len(blocks)}"
         )
     frozen = tuple(f"{name}." for name in names[: blocks[-number]])
     after = tuple(f"{name}." for name in names[blocks[-number] :])
@@ -116,11 +103,7 @@ def _last_blocks(model: nn.Module, tune: str, number: int) -> Callable[[str], bo
     return trains
 
 
-def _addition(tune: str) -> Callable[[nn.Module], None] | None:
-    kind, _, argument = tune.partition(":")
-    if not argument.isdecimal():
-        return None
-    number = int(argument)
+def _addition(kind: str, number: int) -> Callable[[nn.Module], None] | None:
     additions: dict[str, Callable[[nn.Module], None]] = {
         "lora": lambda m: add_low_rank(m, number),
         "adapter": lambda m: add_adapters(m, number),

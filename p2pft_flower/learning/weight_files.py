@@ -1,7 +1,6 @@
-"""Files of weights: what a file is, by its content, and the tensors in it by the file's own names.
+"""The tensors in files of weights, by the files' own names.
 
-What a file is called says little: a safetensors file may be named ``.pth``, and a download may have left a
-web page. Nothing of a pickle but tensors and plain containers is ever read (``weights_only``).
+Nothing of a pickle but tensors and plain containers is ever read (``weights_only``).
 """
 
 from __future__ import annotations
@@ -18,33 +17,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from p2pft_flower.errors import DataError
+from p2pft_flower.learning.weight_kinds import HEADER, REMEDY, UnreadableError, look_at_weights
 
-__all__ = ["UnreadableError", "flatten", "number_fault", "read_tensors"]
-
-_LOOK = 1024
-"""Bytes at the beginning of a file that say what it is."""
-
-_HEADER = 8
-"""Bytes of a safetensors file before its header: the header's length."""
-
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_OTHER_KINDS = {
-    b"\x89HDF\r\n": "an HDF5 file, as Keras writes them",
-    b"GGUF": "a GGUF file",
-    b"\x93NUMPY": "a single NumPy array (.npy)",
-}
-_TORCH = rb"\x80.\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\."
-"""What a checkpoint of torch begins with that is no archive: its number, pickled."""
+__all__ = ["flatten", "number_fault", "read_tensors"]
 
 _ADVICE = "weights_only"
 """Named in the errors of torch that advise to read a pickle with all the code in it."""
-
-_REMEDY = "save the tensors alone: torch.save(model.state_dict(), FILE), or as safetensors"
-
-
-class UnreadableError(DataError):
-    """A file is none of weights, or a broken one; the message says what "it is", not how it is called."""
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -61,23 +39,11 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     UnreadableError
         When it is something else, saying what.
     """
-    if file.is_dir():
-        inside = ", ".join(sorted(p.name for p in file.iterdir())[:8]) or "nothing"
-        raise UnreadableError(f"it is a folder, with {inside} in it: give the file of weights itself")
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            begin = opened.read(_LOOK)
-    except OSError as error:
-        raise UnreadableError(f"it cannot be read ({error.strerror})") from error
-    _refuse_other_kinds(begin, size)
-    if begin[_HEADER : _HEADER + 1] == b"{":
+    begin, size = look_at_weights(file)
+    if begin[HEADER : HEADER + 1] == b"{":
         return _read_safetensors(file, size)
     if begin.startswith(b"PK"):
         _refuse_other_archives(file)
-    elif not re.match(_TORCH, begin, re.DOTALL):
-        kind = "a pickle, but none of torch's" if begin[:1] == b"\x80" else "of no kind that is read"
-        raise UnreadableError(f"it is {kind}: it begins with the bytes {begin[:8].hex(' ')}; {_REMEDY}")
     return flatten(_read_torch(file))
 
 
@@ -91,10 +57,10 @@ def flatten(checkpoint: Any) -> dict[str, torch.Tensor]:
     """
     if isinstance(checkpoint, torch.Tensor):
         raise UnreadableError(
-            f"it is a single tensor of shape {tuple(checkpoint.shape)}, without a name; {_REMEDY}"
+            f"it is a single tensor of shape {tuple(checkpoint.shape)}, without a name; {REMEDY}"
         )
     if not isinstance(checkpoint, Mapping):
-        raise UnreadableError(f"it holds a {type(checkpoint).__name__}, not tensors by name; {_REMEDY}")
+        raise UnreadableError(f"it holds a {type(checkpoint).__name__}, not tensors by name; {REMEDY}")
     found: dict[str, torch.Tensor] = {}
     for name, tensor in _walk(checkpoint, ""):
         if name in found:
@@ -138,46 +104,6 @@ def _walk(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         yield from _walk(inner, f"{name}.{key}" if name else str(key))
 
 
-def _refuse_other_kinds(begin: bytes, size: int) -> None:
-    """Refuse what its first bytes show to be no file of tensors."""
-    if size == 0:
-        raise UnreadableError("it is empty (0 bytes): was a download or a copy cut off?")
-    if begin.startswith(b"version https://git-lfs.github.com"):
-        raise UnreadableError("it is a Git-LFS pointer, not the weights that it stands for: run git lfs pull")
-    text = begin.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if text[:1] == b"<":
-        raise UnreadableError(
-            "it is a web page (HTML or XML), not weights: a download that needs a login or another address "
-            "leaves one; download the file itself"
-        )
-    for mark, kind in _COMPRESSED.items():
-        if begin.startswith(mark):
-            raise UnreadableError(f"it is compressed ({kind}): unpack it first")
-    for mark, kind in _OTHER_KINDS.items():
-        if begin.startswith(mark):
-            raise UnreadableError(f"it is {kind}, which is not read; {_REMEDY}")
-    if begin[257:262] == b"ustar":
-        raise UnreadableError("it is a tar archive: unpack it first")
-    if text[:1] in (b"{", b"[") and _is_text(begin):
-        index = " (the index of weights that lie in several files)" if b"weight_map" in begin else ""
-        raise UnreadableError(f"it is JSON{index}, not weights")
-    if _is_text(begin):
-        raise UnreadableError(f"it is a text, not weights; it begins {begin[:40].decode(errors='replace')!r}")
-    if begin.strip(b"\0") == b"":
-        raise UnreadableError("it has only zeros at its beginning: was a download or a copy cut off?")
-
-
-def _is_text(begin: bytes) -> bool:
-    """Tell whether bytes are UTF-8 (the last character may be cut) without control characters."""
-    try:
-        text = begin.decode()
-    except UnicodeDecodeError as error:
-        if error.start < len(begin) - 3:
-            return False
-        text = begin[: error.start].decode()
-    return all(c.isprintable() or c in "\t\r\n" for c in text)
-
-
 def _read_safetensors(file: Path, size: int) -> dict[str, torch.Tensor]:
     try:
         with safe_open(file, framework="pt") as opened:
@@ -195,15 +121,15 @@ def _read_safetensors(file: Path, size: int) -> dict[str, torch.Tensor]:
 def _safetensors_size(file: Path) -> int | None:
     """Return how many bytes a safetensors file should have by its header; at least, where that is cut off."""
     with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(_HEADER), "little")
+        length = int.from_bytes(opened.read(HEADER), "little")
         if length > 2**30:
             return None
         header = opened.read(length)
     if len(header) < length:
-        return _HEADER + length
+        return HEADER + length
     try:
         ends = [e["data_offsets"][1] for name, e in json.loads(header).items() if name != "__metadata__"]
-        return _HEADER + length + max(ends, default=0)
+        return HEADER + length + max(ends, default=0)
     except (ValueError, KeyError, TypeError, IndexError):
         return None
 
@@ -222,7 +148,7 @@ def _refuse_other_archives(file: Path) -> None:
             f"it is a zip archive of other files ({inside}): unpack it, and give the weights"
         )
     if any(name.endswith("constants.pkl") for name in names):
-        raise UnreadableError(f"it is a TorchScript module, that is code and not weights only; {_REMEDY}")
+        raise UnreadableError(f"it is a TorchScript module, that is code and not weights only; {REMEDY}")
 
 
 def _read_torch(file: Path) -> Any:
@@ -242,7 +168,7 @@ def _read_torch(file: Path) -> Any:
         named = ", ".join(needs[:4]) + (", …" if len(needs) > 4 else "")
         raise UnreadableError(
             f"it is {whole} that needs code ({named}), and weights only, never code, are read from a file; "
-            f"{_REMEDY}"
+            f"{REMEDY}"
         ) from error
 
 

@@ -21,7 +21,8 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.learning.accounting import Account, account_for
 from p2pft_flower.learning.image_size import quiet_timm
 from p2pft_flower.learning.jax_archives import is_jax_archive, load_archive
-from p2pft_flower.learning.weight_files import UnreadableError, flatten, read_tensors
+from p2pft_flower.learning.weight_files import flatten, read_tensors
+from p2pft_flower.learning.weight_kinds import UnreadableError
 
 __all__ = ["FROM_HUB", "load_weights"]
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from p2pft_flower.config import LearningConfig
-from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.errors import DataError
 from p2pft_flower.learning.added import merge_low_rank
 from p2pft_flower.learning.batches import Batches, GrowingBatches
 from p2pft_flower.learning.datasets import Split
@@ -34,6 +34,7 @@ from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate,
 from p2pft_flower.learning.own_forward import check_own_forward
 from p2pft_flower.learning.preparing import progress_told_to
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, require_accountant, tell_draws
+from p2pft_flower.learning.settings import check_privacy
 from p2pft_flower.learning.split import PATHS, Parts, split_model
 from p2pft_flower.learning.structure import share_copy
 from p2pft_flower.learning.tuning import tune_model
@@ -297,14 +298,9 @@ class Workload:
         ConfigError
             When the accountant is not installed, or there is no peer whose images could be told apart.
         """
-        if not self.config.dp_clip:
-            return
-        if self.pooled:
-            raise ConfigError(
-                f"dp-clip = {self.config.dp_clip} with algorithm = centralized: whoever pools all images "
-                "sees them; choose another algorithm, or dp-clip = 0"
-            )
-        require_accountant()
+        check_privacy(self.config, pooled=bool(self.pooled))
+        if self.config.dp_clip:
+            require_accountant()
 
     def _objective(self, peer: int) -> PeerObjective:
         privacy = self._privacy(peer)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.table import Table
 
+from p2pft_flower.errors import printable
 from p2pft_flower.report.tables import number, render
 
 __all__ = ["Panel", "Row", "attention_markdown", "attention_table", "draw_attention", "method_name"]
@@ -116,7 +117,7 @@ def draw_attention(
     width = left + (side + 0.1) * (len(methods) + 1) + 0.05
     height = above + (side + below) * len(rows)
     figure = Figure(figsize=(width, height))
-    figure.text(left / width, 1 - 0.12 / height, title, fontsize=9, weight="bold", va="top")
+    figure.text(left / width, 1 - 0.12 / height, title, fontsize=9, weight="bold", va="top", parse_math=False)
     figure.text(
         left / width,
         1 - 0.31 / height,
@@ -124,6 +125,7 @@ def draw_attention(
         fontsize=7,
         va="top",
         color="#333333",
+        parse_math=False,
     )
     scale = figure.add_axes(((width - 1.6) / width, 1 - 0.47 / height, 1.0 / width, 0.09 / height))
     scale.imshow(np.linspace(0, 1, 64)[None], cmap=COLOURS, aspect="auto")
@@ -157,7 +159,7 @@ def draw_attention(
 
 def _original(axis: Any, row: Row) -> None:
     axis.imshow(row.image.squeeze(), cmap="gray", vmin=0, vmax=1)
-    axis.set_xlabel(_wrapped(row.label), fontsize=7, labelpad=3)
+    axis.set_xlabel(_wrapped(row.label), fontsize=7, labelpad=3, parse_math=False)
     for spine in axis.spines.values():
         spine.set_visible(False)
 
@@ -178,7 +180,7 @@ def _panel(axis: Any, image: Array, panel: Panel, top: float) -> None:
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
     )
     colour, line = {True: (RIGHT, "-"), False: (WRONG, (0, (3, 2))), None: (UNKNOWN, "-")}[panel.right]
-    axis.set_xlabel(_below(panel), fontsize=7, color=colour, labelpad=3)
+    axis.set_xlabel(_below(panel), fontsize=7, color=colour, labelpad=3, parse_math=False)
     for spine in axis.spines.values():
         spine.set(color=colour, linewidth=1.6, linestyle=line)
 
@@ -190,7 +192,7 @@ def _below(panel: Panel) -> str:
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 35)
+    return textwrap.fill(printable(text), 35)
 
 
 _COLUMNS = (

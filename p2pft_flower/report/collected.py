@@ -15,6 +15,7 @@ from p2pft_flower.errors import DataError, TopologyError
 from p2pft_flower.report.results import absent_at_start, lost_on_the_way, merged_views, run_results
 from p2pft_flower.runtime.journal import read_last_run
 from p2pft_flower.runtime.progress import Progress, Report
+from p2pft_flower.runtime.resuming import without_paths
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 
@@ -161,7 +162,9 @@ def _read(log: Path) -> PeerFiles:
 def _check_alike(peers: Sequence[PeerFiles]) -> None:
     for other in peers[1:]:
         for key in ("run", *_COMMON):
-            one, two = peers[0].run[key], other.run[key]
+            one, two = (
+                without_paths(f.run[key]) if key == "config" else f.run[key] for f in (peers[0], other)
+            )
             if one != two:
                 raise DataError(
                     f"{peers[0].log} and {other.log} are not of the same run: {key} is {one!r} and {two!r}"

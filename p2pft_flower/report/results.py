@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from p2pft_flower.errors import DataError
-from p2pft_flower.resources import home
+from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.resources import home, home_named
 from p2pft_flower.runtime import sketch
+from p2pft_flower.runtime.folders import require_writable
 from p2pft_flower.runtime.journal import finite
 from p2pft_flower.runtime.progress import scored
 
@@ -27,9 +28,11 @@ __all__ = [
     "lost_on_the_way",
     "merged_views",
     "read_results",
+    "require_place",
     "run_results",
     "summary",
     "tail_name",
+    "take_place",
     "write_json",
     "write_results",
 ]
@@ -41,6 +44,30 @@ FILE = "results.json"
 def default_output_dir(run: str) -> Path:
     """Return where a run's results go when ``output-dir`` is not set."""
     return home() / "runs" / run
+
+
+def require_place(output_dir: str) -> None:
+    """Refuse a place for a run's results to which nothing can be written.
+
+    Parameters
+    ----------
+    output_dir : str
+        The run-config's ``output-dir``; empty: the default.
+
+    Raises
+    ------
+    ConfigError
+        Names the setting or variable, the folder, and what to choose instead.
+    """
+    if output_dir:
+        named, remedy = f"output-dir = {output_dir!r}", "choose another folder (p2pft run: --out)"
+        require_writable(named, Path(output_dir).expanduser(), remedy)
+        return
+    require_writable(
+        home_named(),
+        default_output_dir("new").parent,
+        "set P2PFT_HOME to a folder that can be written, or output-dir (p2pft run: --out)",
+    )
 
 
 def summary(values: Sequence[float | None]) -> dict[str, float] | None:
@@ -244,8 +271,31 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
 
 
 def holds_a_run(folder: Path) -> bool:
-    """Tell whether ``folder`` has results, or what an interrupted run left: nothing is mixed with it."""
-    return (folder / FILE).exists() or (folder / "peers").exists()
+    """Tell whether ``folder`` has results, or what an interrupted run left: nothing is mixed with it.
+
+    Results of a run that failed or was stopped before its peers had begun hold no more than the reason: the
+    next run takes their place.
+    """
+    if os.path.exists(folder / "peers"):  # noqa: PTH110 - Path's own raises where a folder may not be searched
+        return True
+    try:
+        return read_results(folder)["status"] not in ("failed", "stopped")
+    except DataError:
+        return os.path.lexists(folder / FILE)
+
+
+def take_place(folder: Path) -> None:
+    """Remove what a run left in ``folder`` that ended before its peers had begun; see :func:`holds_a_run`.
+
+    Raises
+    ------
+    ConfigError
+        When it holds a run.
+    """
+    if holds_a_run(folder):
+        raise ConfigError(f"output-dir = {str(folder)!r} holds an earlier run; choose another or remove it")
+    if os.path.exists(folder):  # noqa: PTH110 - Path's own raises where a folder may not be searched
+        (folder / FILE).unlink(missing_ok=True)
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def titled(title: str, runs: Sequence[dict[str, Any]]) -> str:
 
 def cell(text: str) -> str:
     """Return ``text`` for a cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
+    return printable(" ".join(text.split())).replace("|", "\\|")
 
 
 def run_table(results: dict[str, Any]) -> str:
@@ -170,7 +170,7 @@ def spans(classes: Sequence[str]) -> str:
             else:
                 groups.append([value])
         return ",".join(f"{g[0]}-{g[-1]}" if len(g) > 1 else str(g[0]) for g in groups)
-    return ",".join(classes) if len(classes) <= 6 else f"{len(classes)} classes"
+    return ",".join(map(printable, classes)) if len(classes) <= 6 else f"{len(classes)} classes"
 
 
 _COMPARISON = (
@@ -193,7 +193,7 @@ def _comparison_rows(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
             rows.append(
                 [
                     results["algorithm"],
-                    f"{results['status']}: {results['error']}",
+                    "\n".join(map(printable, f"{results['status']}: {results['error']}".splitlines())),
                     *[""] * (len(_COMPARISON) - 2),
                 ]
             )

@@ -8,7 +8,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["FolderReport", "look_at", "sync"]
+from p2pft_flower.errors import ConfigError
+
+__all__ = ["FolderReport", "look_at", "require_writable", "sync"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,36 @@ def look_at(purpose: str, path: Path) -> FolderReport:
     A folder that is not there yet is not made: the nearest one above it is looked at instead.
     """
     try:
-        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        # A link that leads nowhere is there too: no folder can be made in its place.
+        there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
         with tempfile.NamedTemporaryFile(dir=there, prefix=".p2pft-") as file:
             file.write(b"p2pft")
             file.flush()
         return FolderReport(purpose, str(path), shutil.disk_usage(there).free, "")
     except OSError as error:
         return FolderReport(purpose, str(path), None, error.strerror or str(error))
+
+
+def require_writable(named: str, path: Path, remedy: str) -> None:
+    """Refuse a folder to which nothing can be written; nothing is left in it.
+
+    Parameters
+    ----------
+    named : str
+        How the user knows it: an option or key with its value, or a variable.
+    path : Path
+        The folder, which need not be there yet.
+    remedy : str
+        What to do instead.
+
+    Raises
+    ------
+    ConfigError
+        With the system's reason.
+    """
+    report = look_at(named, path.absolute())
+    if report.error:
+        raise ConfigError(f"{named}: nothing can be written to {path} ({report.error}); {remedy}")
 
 
 def sync(path: Path) -> None:

@@ -52,7 +52,7 @@ from p2pft_flower.runtime.journal import read_runs
 from p2pft_flower.runtime.plan import Neighbourhood, Plan, ResumePoint
 from p2pft_flower.runtime.problem import Objective
 from p2pft_flower.runtime.recorder import Recorder
-from p2pft_flower.runtime.resuming import look_through
+from p2pft_flower.runtime.resuming import DIGESTS, look_through
 from p2pft_flower.runtime.running import running
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
@@ -412,6 +412,7 @@ class Keeper:
 
     def _about(self, peer: int, view: int) -> dict[str, Any]:
         """Return what must be alike where this peer goes on, and what tells the differences."""
+        known = self._plan.peer_records.get(peer, {})
         live, places, whole = self._views[view]
         place = next(p for p in places if p.peer == peer)
         return {
@@ -424,7 +425,8 @@ class Keeper:
             "partition": self._plan.record.get("partition"),
             "versions": self._plan.record.get("versions", {}),
             "loss_weight": self._plan.weights_among(live)[peer],
-            "images": self._plan.peer_records.get(peer, {}).get("images"),
+            "images": known.get("images"),
+            **{key: known[key] for key in DIGESTS if known.get(key)},
             "row": place.row,
             "column": place.column,
             "whole": whole,

@@ -332,6 +332,8 @@ class Recorder:
         extra = {"run": self._plan.run, "peer": str(peer), "iterations": str(done)}
         if self._preprocessing is not None:
             extra["preprocessing"] = json.dumps(self._preprocessing)
+        if digest := self._plan.peer_records.get(peer, {}).get("test_digest"):
+            extra["test-digest"] = str(digest)
         metadata = {**self._problem.metadata(), **extra}
         return self._journals[peer].save_tail(self._problem.named_tail(theta), metadata, stopped=stopped)
 

@@ -14,15 +14,18 @@ from p2pft_flower.runtime.checkpoints import checkpoint_files, checkpoint_folder
 from p2pft_flower.runtime.plan import PRIVATE_KEYS
 
 __all__ = [
+    "DIGESTS",
     "FREE_KEYS",
     "Kept",
     "KeptView",
     "config_differences",
+    "data_differences",
     "given_up",
     "look_through",
     "newest_common",
     "place_differences",
     "refuse",
+    "without_paths",
 ]
 
 FREE_KEYS = frozenset(
@@ -50,6 +53,9 @@ FREE_KEYS = frozenset(
     }
 )
 """Run-config keys that may differ where a run goes on: θ does not depend on them."""
+
+DIGESTS = ("train_digest", "test_digest")
+"""By what a peer's images are known again, in its checkpoints and in the ``run`` line of its log."""
 
 SHOWN = 12
 """Differences that are shown; the others are counted."""
@@ -226,14 +232,74 @@ def _number(kept: Kept) -> int:
 def config_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return, key by key, where the run-config now differs in what θ depends on.
 
-    A key that the earlier run's version did not know counts with its default.
+    A key that the earlier run's version did not know counts with its default. Whether data at another path is
+    the same is for :func:`data_differences` to say.
     """
     earlier = {**config_keys(), **before}
+    alike = without_paths(earlier), without_paths(now)
     return [
         f"{key}: {_value(earlier[key])} in the checkpoint, {_value(now.get(key))} now"
         for key in sorted(earlier.keys() | now.keys())
-        if key not in FREE_KEYS and earlier[key] != now.get(key)
+        if key not in FREE_KEYS and alike[0].get(key) != alike[1].get(key)
     ]
+
+
+def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a run-config without what may be at another path on another machine, or another day.
+
+    Parameters
+    ----------
+    config : mapping
+        Keys and values.
+
+    Returns
+    -------
+    dict
+        Of a dataset in folders it has left only whether each peer has one.
+    """
+    left = {key: value for key, value in config.items() if key not in PRIVATE_KEYS}
+    if str(left.get("dataset", "")).startswith("folder:"):
+        left["dataset"] = "folder:{peer}" if "{peer}" in left["dataset"] else "folder:"
+    return left
+
+
+def data_differences(
+    peer: int, about: Mapping[str, Any], now: Mapping[str, Any], config: Mapping[str, Any]
+) -> list[str]:
+    """Return where a peer's images are other ones than those of its checkpoint.
+
+    Parameters
+    ----------
+    peer : int
+        The peer.
+    about : mapping
+        Of its checkpoint.
+    now : mapping
+        ``images`` and :data:`DIGESTS` of what it holds now.
+    config : mapping
+        The run-config now.
+    """
+    found = []
+    growing = bool(config.get("stream"))
+    if about["images"] != now["images"] and not growing:
+        found.append(
+            f"peer {peer}'s training images: {about['images']} in the checkpoint, {now['images']} now"
+        )
+    for key, what in zip(DIGESTS, ("training", "test"), strict=True):
+        before = about.get(key)
+        if before and now.get(key) and before != now[key] and not (found and key == DIGESTS[0]):
+            found.append(
+                f"peer {peer}'s {what} images: other labels, file names or sizes than in the checkpoint, or "
+                "another order"
+            )
+    names = [str(one.get("dataset", "")) for one in (about["config"], config)]
+    moved = names[0] != names[1] and all(name.startswith("folder:") for name in names)
+    if moved and not about.get("test_digest"):
+        found.append(
+            f"dataset: {names[0]} in the checkpoint, {names[1]} now; the checkpoint does not say by what its "
+            "images are known again (it is of an earlier version)"
+        )
+    return found
 
 
 def _value(value: Any) -> str:

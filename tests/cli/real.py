@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -39,10 +40,10 @@ def marked(env: dict[str, str]) -> list[psutil.Process]:
 
 
 def p2pft(
-    env: dict[str, str], *words: str, cwd: Path, timeout: float = 240
+    env: dict[str, str], *words: str, cwd: Path, timeout: float = 240, before: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``p2pft`` with ``words``."""
-    command = [str(Path(sys.executable).parent / "p2pft"), *words]
+    """Run ``p2pft`` with ``words``; ``before`` are words that run it in their turn."""
+    command = [*before, str(Path(sys.executable).parent / "p2pft"), *words]
     return subprocess.run(
         command, env=env, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
     )

@@ -53,7 +53,7 @@ def test_what_cannot_be_exported_is_said_and_nothing_is_left(finished, tmp_path)
     assert (result.exit_code, "same file name" in result.output) == (2, True)
     (tmp_path / "file").write_text("in the way")
     result = invoke(finished, "-o", tmp_path / "file" / "below")
-    assert (result.exit_code, "cannot be written" in result.output) == (2, True)
+    assert (result.exit_code, "nothing can be written" in result.output) == (2, True)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 

@@ -102,7 +102,7 @@ def test_what_cannot_be_meant_is_refused(node_config, says):
 
 
 def test_a_sites_own_folders_win_over_the_run_configs(monkeypatch):
-    site, learning = Site.of(FULL), LearningConfig(data_dir="/elsewhere")
+    site, learning = Site.of(FULL), LearningConfig(dataset="cifar10", data_dir="/elsewhere")
     assert site.with_own_data(learning).data_dir == "/data/ward"
     assert site.with_own_data(learning).pixel_range == "-1000:400"
     assert Site.of({"peer-id": 0}).with_own_data(learning) == learning

@@ -153,7 +153,7 @@ def test_what_is_added_is_drawn_from_the_seed_alone():
 @pytest.mark.parametrize(
     ("tune", "message"),
     [
-        ("lora:0", r"lora:R: 0 is not in 1\.\.16"),
+        ("lora:0", r"lora:R: 0 is not a whole number >= 1"),
         ("lora:17", r"17 is not in 1\.\.16"),
         ("adapter:0", r"adapter:R: 0"),
         ("prompt:0", r"prompt:N: 0"),

@@ -161,7 +161,7 @@ def test_a_pickle_that_could_run_code_is_refused(tmp_path):
             "resnet18",
             "none",
             ConfigError,
-            r"model = 'resnet18' has no blocks \(or layers of blocks\), norm: supported are timm's Vis",
+            r"model = 'resnet18': timm's resnet does more than pass tokens .* supported are timm's Vis",
         ),
         ("no_module:vit", "none", ConfigError, r"model = 'no_module:vit': cannot import 'no_module'"),
     ],

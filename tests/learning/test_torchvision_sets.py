@@ -18,6 +18,7 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.learning import torchvision_sets
 from p2pft_flower.learning.datasets import TORCHVISION, Dataset, Split, load_dataset
 from p2pft_flower.learning.models import preprocessing
+from p2pft_flower.learning.torchvision_folders import FOLDERS
 from p2pft_flower.learning.workload import Workload
 
 from .real_data import shared
@@ -126,7 +127,7 @@ def test_flowers_has_torchvisions_names_where_all_102_classes_are_there(tmp_path
 
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_without_a_folder_the_error_says_where_it_looked_and_what_would_help(name, tmp_path, monkeypatch):
-    folder = torchvision_sets.SOURCES[name].folder
+    folder = FOLDERS[name].name
     help_ = rf"give data-dir = the folder that holds {folder}/, or download = true"
     with pytest.raises(DataError, match=rf"'{name}': there is no folder {tmp_path}/{folder}; {help_}"):
         load_dataset(name, str(tmp_path))
@@ -139,7 +140,7 @@ def test_without_a_folder_the_error_says_where_it_looked_and_what_would_help(nam
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_an_incomplete_folder_is_refused_with_what_it_lacks(name, tmp_path):
     folder = WRITE[name](tmp_path)
-    last = list(torchvision_sets.SOURCES[name].needs)[-1]
+    last = FOLDERS[name].needs[-1]
     (folder / last).unlink()
     with pytest.raises(DataError, match=rf"{folder} lacks {last}; complete it, or remove it"):
         load_dataset(name, str(tmp_path), verify=False)
@@ -193,7 +194,7 @@ def test_labels_beyond_the_classes_are_refused(tmp_path):
 
 def fetch_with(monkeypatch, fetch):
     source = torchvision_sets.SOURCES["oxford-iiit-pet"]
-    changed = torchvision_sets.Source(source.folder, source.needs, fetch, source.read)
+    changed = torchvision_sets.Source(source.md5, fetch, source.read)
     monkeypatch.setitem(torchvision_sets.SOURCES, "oxford-iiit-pet", changed)
 
 

@@ -207,7 +207,7 @@ def test_the_gradient_on_cached_features_is_that_of_the_whole_model(kind, tune, 
         ("last-blocks:two", r"is unknown"),
         ("last-blocks:-1", r"is unknown"),
         ("last-block:2", r"is unknown"),
-        ("last-blocks:0", r"the model has 3 blocks, K must be in 1..3"),
+        ("last-blocks:0", r"tune = last-blocks:K: 0 is not a whole number >= 1"),
         ("last-blocks:4", r"the model has 3 blocks, K must be in 1..3"),
     ],
 )

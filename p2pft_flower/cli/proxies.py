@@ -1,0 +1,98 @@
+"""Proxies in the environment: programs on this machine reach each other without them."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from functools import cache
+from urllib.parse import urlsplit
+
+__all__ = ["LOCAL", "answers", "without_local_proxies"]
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+"""This machine, by the names that Flower's programs call each other."""
+
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+"""Variables that Flower's HTTP library (httpx) reads, in any case."""
+
+log = logging.getLogger(__name__)
+
+
+def without_local_proxies(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment whose programs use its proxies for everything but this machine.
+
+    A proxy that Flower's HTTP library cannot use is left out, with a warning: the library raises as soon as
+    it sees one, whatever address it is asked for.
+
+    Parameters
+    ----------
+    environment : mapping of str to str
+        Variables and values; without a proxy among them it is returned as it is.
+    """
+    proxies = {name: value for name, value in environment.items() if name.lower() in _PROXIES and value}
+    unusable = tuple((name, value) for name, value in sorted(proxies.items()) if not _usable(value))
+    if unusable:
+        _warn(unusable)
+    left = {name: value for name, value in environment.items() if (name, value) not in unusable}
+    if len(unusable) == len(proxies):
+        return left
+    excepted = [
+        entry.strip()
+        for name, value in environment.items()
+        if name.lower() == "no_proxy"
+        for entry in value.split(",")
+        if entry.strip()
+    ]
+    # Alone, a star excepts every address; in a list, not all libraries read it.
+    value = "*" if "*" in excepted else ",".join(dict.fromkeys([*excepted, *LOCAL]))
+    left = {name: kept for name, kept in left.items() if name.lower() != "no_proxy"}
+    return {**left, "no_proxy": value, "NO_PROXY": value}
+
+
+def _usable(proxy: str) -> bool:
+    """Tell whether httpx can be given this proxy; its scheme is http where none is named."""
+    try:
+        parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        _ = parts.port
+    except ValueError:
+        return False
+    if parts.scheme in ("socks5", "socks5h"):
+        return importlib.util.find_spec("socksio") is not None
+    return parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+@cache
+def _warn(unusable: tuple[tuple[str, str], ...]) -> None:
+    """Say once a process which proxies are left out."""
+    log.warning(
+        "%s cannot be used by Flower's HTTP library and is left out for the programs that are started here "
+        "(for socks5://: pip install 'httpx[socks]'): their downloads do without it",
+        ", ".join(f"{name} = {_without_password(value)}" for name, value in unusable),
+    )
+
+
+def _without_password(proxy: str) -> str:
+    start, at, host = proxy.rpartition("@")
+    scheme, colon, _ = start.partition("://")
+    return f"{scheme}{colon}…@{host}" if at and colon else f"…@{host}" if at else proxy
+
+
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def answers(address: str) -> bool:
+    """Tell whether a SuperLink on this machine, at ``host:port``, answers; no proxy is asked.
+
+    Parameters
+    ----------
+    address : str
+        Of its HTTP interface.
+    """
+    try:
+        with _direct.open(f"http://{address}/health", timeout=1) as answer:
+            return bool(answer.status == 200)
+    except OSError:  # urllib's own errors among them
+        return False

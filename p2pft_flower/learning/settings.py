@@ -1,0 +1,114 @@
+"""What of the learning settings can be known to be wrong without torch, timm or an image, within a second."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from p2pft_flower.config import LearningConfig
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.augmenting import check_augment
+from p2pft_flower.learning.dataset_names import check_dataset_name, classes_of, refuse_data_dir, require_data
+from p2pft_flower.learning.devices import check_device
+from p2pft_flower.learning.model_names import check_model_name, check_weights
+from p2pft_flower.learning.partitions import check_partition
+from p2pft_flower.learning.tune_values import read_tune
+from p2pft_flower.plugins import check_reference, is_reference
+
+__all__ = ["check_learning", "check_privacy", "check_ranges", "no_accountant", "require_here"]
+
+
+def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
+    """Refuse values that are wrong on every machine. The parts that use them apply the same rules.
+
+    Parameters
+    ----------
+    config : LearningConfig
+        The settings, each of which was looked at by itself.
+    n : int
+        Number of peers.
+    pooled : bool
+        Whether one peer holds all images.
+
+    Raises
+    ------
+    ConfigError
+        Naming key, value, and what would be right.
+    """
+    config.check_data()
+    check_model_name(config.model)
+    check_weights(config.model, config.weights, here=False)
+    read_tune(config.tune)
+    check_dataset_name(config.dataset)
+    check_ranges(config, n)
+    refuse_data_dir(config.dataset, config.data_dir)
+    check_partition(config.partition, n)
+    check_augment(config.augment)
+    check_privacy(config, pooled=pooled)
+
+
+def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) -> None:
+    """Refuse settings that name what this machine, on which the peers run, has not.
+
+    Parameters
+    ----------
+    config : LearningConfig
+        The settings, which :func:`check_learning` has let pass.
+    n : int
+        Number of peers.
+    places : sequence of Path
+        Folders in which the peers' processes look for modules, beside those of ``sys.path``.
+
+    Raises
+    ------
+    ConfigError, DataError
+        Naming key, value, and what is missing.
+    """
+    check_weights(config.model, config.weights, here=True)
+    check_device(config.device)
+    require_data(config.dataset, config.data_dir, download=config.download, peers=range(n))
+    check_partition(config.partition, n, classes_of(config.dataset))
+    for key, value in (("model", config.model), ("dataset", config.dataset), ("partition", config.partition)):
+        if is_reference(value) and not value.startswith("folder:"):
+            check_reference(value, key=key, beside=places)
+    if config.dp_clip and importlib.util.find_spec("opacus") is None:
+        raise no_accountant("No module named 'opacus'")
+
+
+def check_ranges(config: LearningConfig, n: int) -> None:
+    """Refuse a number of pixel ranges that is neither one nor that of the peers.
+
+    Raises
+    ------
+    ConfigError
+        With both numbers.
+    """
+    if len(config.pixel_ranges) not in (1, n):
+        raise ConfigError(
+            f"pixel-range = {config.pixel_range!r} has {len(config.pixel_ranges)} ranges for {n} peers: "
+            "give one for all, or one a peer"
+        )
+
+
+def check_privacy(config: LearningConfig, *, pooled: bool) -> None:
+    """Refuse privacy where there is nobody whose images could be told apart.
+
+    Raises
+    ------
+    ConfigError
+        When one peer is to hold all images.
+    """
+    if config.dp_clip and pooled:
+        raise ConfigError(
+            f"dp-clip = {config.dp_clip} with algorithm = centralized: whoever pools all images "
+            "sees them; choose another algorithm, or dp-clip = 0"
+        )
+
+
+def no_accountant(why: object) -> ConfigError:
+    """Return the error of a machine without Opacus, whose accountant computes ε."""
+    return ConfigError(
+        f"dp-clip > 0: Opacus, which computes what privacy is left, cannot be used here ({why}); run "
+        "pip install 'opacus>=1.5,<2' (in a clone of the repository: pip install -e '.[dp]')"
+    )

@@ -1,0 +1,85 @@
+"""The names of timm's models, read from its source files: importing timm takes seconds."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+__all__ = ["TimmNames", "registered_here", "timm_names"]
+
+_MODEL = re.compile(r"^@register_model\s*\ndef (\w+)\(", re.MULTILINE)
+_DEPRECATED = re.compile(r"^register_model_deprecations\(__name__, \{(.*?)^\}\)", re.MULTILINE | re.DOTALL)
+_KEY = re.compile(r"['\"](\w+)['\"]\s*:")
+_TAGGED = re.compile(r"['\"](\w+)\.([\w.]+)['\"]\s*:")
+
+_WELL_KNOWN = "vit_base_patch16_224"
+"""A name that every version of timm has: where it was not found, the files are written otherwise."""
+
+
+@dataclass(frozen=True)
+class TimmNames:
+    """Names that timm's ``create_model`` takes.
+
+    Attributes
+    ----------
+    modules : dict of str to str
+        Name of an architecture ↦ the last part of the module of ``timm.models`` that registers it. Deprecated
+        names are among them.
+    tags : dict of str to tuple of str
+        Name of an architecture ↦ its pre-trained weights, as ``augreg_in21k`` in
+        ``vit_base_patch16_224.augreg_in21k``, as far as they were found.
+    """
+
+    modules: dict[str, str]
+    tags: dict[str, tuple[str, ...]]
+
+
+@cache
+def timm_names() -> TimmNames:
+    """Return the names of the installed version; timm is imported only where its files do not show them."""
+    spec = importlib.util.find_spec("timm")
+    if spec is not None and spec.origin is not None:
+        found = _read(Path(spec.origin).parent / "models")
+        if _WELL_KNOWN in found.modules:
+            return found
+    return _ask_timm()
+
+
+def registered_here(name: str) -> bool:
+    """Tell whether a model of this name was registered with timm in this process, by somebody's own code."""
+    if "timm" not in sys.modules:
+        return False
+    import timm
+
+    return bool(timm.is_model(name))
+
+
+def _read(folder: Path) -> TimmNames:
+    modules: dict[str, str] = {}
+    tags: dict[str, list[str]] = {}
+    for file in sorted(folder.glob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        names = [
+            *_MODEL.findall(text),
+            *(n for block in _DEPRECATED.findall(text) for n in _KEY.findall(block)),
+        ]
+        modules |= dict.fromkeys(names, file.stem)
+        for name, tag in _TAGGED.findall(text):
+            tags.setdefault(name, []).append(tag)
+    return TimmNames(modules, {name: tuple(dict.fromkeys(found)) for name, found in tags.items()})
+
+
+def _ask_timm() -> TimmNames:
+    import timm
+    from timm.models import list_modules
+
+    modules = {name: module for module in list_modules() for name in timm.list_models(module=module)}
+    tags: dict[str, list[str]] = {}
+    for full in timm.list_pretrained():
+        name, _, tag = full.partition(".")
+        tags.setdefault(name, []).append(tag)
+    return TimmNames(modules, {name: tuple(found) for name, found in tags.items()})

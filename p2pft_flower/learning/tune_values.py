@@ -1,0 +1,42 @@
+"""The run-config's ``tune``, taken apart; what its values mean to a model says `tuning.py`."""
+
+from __future__ import annotations
+
+from p2pft_flower.errors import ConfigError, did_you_mean
+
+__all__ = ["TUNE", "read_tune"]
+
+TUNE = (
+    "last-block",
+    "last-blocks:K",
+    "head",
+    "full",
+    "bias",
+    "bias+norm",
+    "lora:R",
+    "adapter:R",
+    "prompt:N",
+    "prompt-deep:N",
+)
+
+
+def read_tune(tune: str) -> tuple[str, int]:
+    """Return what is tuned, and the number behind the colon; 0 where there is none.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such value, or its number is 0.
+    """
+    kind, _, argument = tune.partition(":")
+    form = next((value for value in TUNE if value.startswith(f"{kind}:")), None)
+    if form is not None and argument.isdecimal():
+        number = int(argument)
+        if number == 0:
+            raise ConfigError(f"tune = {form}: 0 is not a whole number >= 1")
+        return kind, number
+    if tune in TUNE and form is None:
+        return tune, 0
+    raise ConfigError(
+        f"tune = {tune!r} is unknown; choose one of {', '.join(TUNE)}{did_you_mean(tune, TUNE)}"
+    )

@@ -1,0 +1,296 @@
+"""Settings that can be known to be wrong: exit 2 with one line, nothing started, nothing left, at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from p2pft_flower.cli import app
+from p2pft_flower.cli.settings import check, parse_settings
+from p2pft_flower.errors import P2PFTError
+from p2pft_flower.report.results import SCHEMA, write_results
+
+WRONG = {
+    # key: words, and what the one line says
+    "algorithm": ("algorithm=p2pfd", "algorithm = 'p2pfd' is unknown; .*; did you mean 'p2pft'"),
+    "algorithm, a module": ("algorithm=no_such_module:Method", "cannot import 'no_such_module'"),
+    "algorithm, a file": ("algorithm=mine.py:Methd", "'.*mine.py' has no 'Methd'"),
+    "algorithm, a module beside": ("algorithm=mine:Method", "cannot import 'mine'"),
+    "model": ("model=vit_tinny", "model = 'vit_tinny' is unknown; .*; did you mean 'vit_tiny_patch16_224'"),
+    "model, near": ("model=vit_tiny_patch16_225", "did you mean 'vit_tiny_patch16_224'"),
+    "model, unsupported": (
+        "model=resnet18",
+        "model = 'resnet18': timm's resnet does more than .* supported are",
+    ),
+    "model, deprecated and unsupported": ("model=convnext_tiny_in22k", "timm's convnext does more"),
+    "model, tag": (
+        "model=vit_tiny_patch16_224.augreg_in22k",
+        "has no weights tagged 'augreg_in22k' .* did you mean 'augreg_in21k'",
+    ),
+    "model, a module": ("model=json:dumpz", "model = 'json:dumpz': 'json' has no 'dumpz'"),
+    "model, no Python": ("model=broken.py:vit", "cannot import '.*broken.py' .*invalid syntax"),
+    "weights": (
+        "model=vit_tiny_patch16_224 weights=/no/such.pth",
+        "weights = '/no/such.pth': there is no such",
+    ),
+    "weights, a web page": (
+        "model=vit_tiny_patch16_224 weights=page.pth",
+        "its weights could not be loaded from .*/page.pth: it is a web page",
+    ),
+    "weights of an embedded model": ("weights=mine.py", "'glyph_vit_8' brings its own"),
+    "image-size": ("image-size=-1", "image-size = -1"),
+    "crop-pct": ("crop-pct=2", "crop-pct = 2.0"),
+    "interpolation": ("interpolation=linear", "interpolation = 'linear'"),
+    "mean": ("mean=0.1,0.2", "mean = '0.1,0.2'"),
+    "std": ("std=0", "std = '0'"),
+    "tune": ("tune=lastblock", "tune = 'lastblock' is unknown; .*; did you mean 'last-block'"),
+    "tune, number": ("tune=lora:0", "tune = lora:R: 0"),
+    "device": ("device=tpu", "device = 'tpu': must be one of"),
+    "device, elsewhere": ("device=mps", "device = 'mps': torch finds none on this machine"),
+    "dataset": (
+        "dataset=cifar99",
+        "dataset = 'cifar99' is unknown; .*; did you mean 'cifar10' or 'cifar100'",
+    ),
+    "dataset, no path": ("dataset=folder:", "dataset folder '.*' has no train/"),
+    "dataset, a folder": ("dataset=folder:nowhere", "dataset folder '.*/nowhere' does not exist"),
+    "dataset, a folder without test": ("dataset=folder:half", "dataset folder '.*/half' has no test/"),
+    "dataset, a peer's folder": (
+        "dataset=folder:site-{peer}",
+        "peer 2: dataset folder '.*/site-2' does not exist",
+    ),
+    "dataset, no text": ("dataset=folder:\udcff", "dataset = .*: it is not UTF-8"),
+    "data-dir": ("dataset=cifar10 data-dir=nowhere", "there is no folder .*/nowhere/cifar-10-batches-py"),
+    "data-dir, incomplete": ("dataset=cifar100 data-dir=some", "/some/cifar-100-python lacks test, meta"),
+    "data-dir, ignored": ("data-dir=some", "data-dir = '.*some': dataset = 'digits' does not read it"),
+    "data-dir, of a folder": ("dataset=folder:whole data-dir=some", "it names its folder itself"),
+    "partition": ("partition=classes:0-4,5-9", "names 2 groups of classes for 4 peers"),
+    "partition, classes": ("partition=classes:0,1,2,3-10", "class 10 does not exist; classes are 0-9"),
+    "partition, a folder's classes": (
+        "dataset=folder:whole partition=classes:cat,1,2,3",
+        "class 2 does not exist",
+    ),
+    "partition, dirichlet": ("partition=dirichlet:none", "ALPHA must be a positive number"),
+    "partition, shards": ("partition=shards:11", "a whole number from 1 to 10"),
+    "partition, unknown": ("partition=idd", "partition = 'idd' is unknown; .*; did you mean 'iid'"),
+    "partition, a module": ("partition=mine.py:dael", "'.*mine.py' has no 'dael'"),
+    "partition, own": ("partition=own", "partition = 'own' with dataset = 'digits'"),
+    "pixel-range": ("dataset=folder:site-{peer} pixel-range=0:1,0:2", "has 2 ranges for 4 peers"),
+    "augment": ("augment=rnad-m9", "augment = 'rnad-m9': choose none, basic"),
+    "augment, a section": ("augment=rand-x9", "augment = 'rand-x9': choose none, basic"),
+    "stream": ("stream=true", "stream = true with dataset = 'digits'"),
+    "batch-size": ("batch-size=0", "batch-size = 0"),
+    "dp-clip": ("dp-clip=1 algorithm=centralized", "dp-clip = 1.0 with algorithm = centralized"),
+    "dp-noise": ("dp-noise=1", "dp-noise = 1.0 with dp-clip = 0"),
+    "topology": ("topology=rign:4", "rign"),
+    "schedule": ("schedule=linear", "schedule = 'linear' is unknown"),
+    "strategy-options": ("algorithm=fedavg strategy-options=mu=1", "fedavg has no option 'mu'"),
+    "min-peers": ("min-peers=5", "min-peers = 5: the graph directed-ring-4 has 4 peers"),
+    "preflight-only": ("preflight-only=true", "preflight-only = true: .* a simulation has none"),
+    "resume": ("resume=17", "there is no checkpoint in good state"),
+    "extend": ("extend=true", "extend = true with an empty resume"),
+}
+
+ELSEWHERE = {
+    "model=vit_tinny": "is unknown",
+    "dataset=cifar99": "is unknown",
+    "partition=classes:0,1": "names 2 groups",
+    "algorithm=centralized": "their data cannot be pooled",
+    "transport=memory": "nor their payloads stay in memory",
+    "data-dir=/some": "does not read it",
+}
+"""What is wrong wherever the peers are."""
+
+THE_SITES_OWN = (
+    "dataset=folder:/no/such",
+    "dataset=cifar10 data-dir=/no/such",
+    "model=vit_tiny_patch16_224 weights=/no/such",
+    "device=cuda",
+    "device=mps",
+    "model=no_such_module:vit",
+    "partition=/no/such.py:deal",
+)
+"""What only a site knows: it has another disk, another environment, other hardware."""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder to be in, with files that are partly wrong; nothing may be started."""
+
+    def forbidden(*_, **__):
+        raise AssertionError("something was started")
+
+    monkeypatch.setattr(subprocess, "Popen", forbidden)
+    monkeypatch.setenv("P2PFT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path)
+    return tmp_path
+
+
+def fill(folder):
+    (folder / "mine.py").write_text("class Method: ...\n\ndef deal(labels, n, seed): ...\n")
+    (folder / "page.pth").write_text("<!DOCTYPE html>\n")
+    (folder / "file.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (folder / "broken.py").write_text("def vit(:\n")
+    for name in ("half/train/a", "some/cifar-100-python", "train", "test"):
+        (folder / name).mkdir(parents=True)
+    (folder / "some" / "cifar-100-python" / "train").write_bytes(b"")
+    for name in ("cat", "dog"):
+        for part in ("train", "test"):
+            (folder / "whole" / part / name).mkdir(parents=True)
+    for peer in (0, 1):
+        (folder / f"site-{peer}" / "train" / "cat").mkdir(parents=True)
+    (folder / "train").rmdir()
+
+
+def tree(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_setting_costs_one_line_and_leaves_nothing(kind, here):
+    words, says = WRONG[kind]
+    before = tree(here)
+    done = CliRunner().invoke(app, ["run", *words.split(), "--out", "out"])
+    assert done.exit_code == 2, done.output
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert re.search(says, line), line
+    assert done.stdout == ""
+    assert tree(here) == before
+
+
+def test_every_key_that_names_something_is_among_them():
+    """Whoever adds a key adds here what is wrong with it, or to the list of those that any value suits."""
+    from p2pft_flower.config import config_keys
+
+    numbers_and_choices = {
+        *("learning-rate", "momentum", "weight-decay", "objective", "local-epochs"),
+        *(
+            "cache",
+            "cache-dtype",
+            "trunk-dtype",
+            "download",
+            "verify",
+            "shots",
+            "bad-images",
+            "dp-delta",
+            "seed",
+        ),
+        *("epochs", "iterations", "evaluate-every", "transport", "threads", "meet-timeout", "peer-timeout"),
+        *(
+            "on-failure",
+            "rejoin-deadline",
+            "hang-timeout",
+            "run-timeout",
+            "checkpoint-every",
+            "checkpoints-kept",
+        ),
+        *("observer-address", "output-dir"),
+    }
+    assert {kind.partition(",")[0].split()[0] for kind in WRONG} | numbers_and_choices == set(config_keys())
+
+
+def test_the_check_needs_neither_torch_nor_timm_nor_torchvision(tmp_path):
+    """They take seconds to import; the whole of it is to take less than three."""
+    fill(tmp_path)
+    cases = [words.split() for words, _ in WRONG.values() if "\udcff" not in words]
+    code = f"""
+import json, sys
+from p2pft_flower.cli.settings import check, parse_settings
+from p2pft_flower.errors import P2PFTError
+for words in json.loads({json.dumps(json.dumps(cases))}):
+    try:
+        check(parse_settings(words), here=True)
+    except P2PFTError:
+        continue
+    print("not refused:", words)
+print(sorted({{"torch", "timm", "torchvision", "datasets"}} & set(sys.modules)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert [line for line in done.stdout.splitlines()[:-1] if "resume=17" not in line] == []
+
+
+@pytest.mark.parametrize("words", ELSEWHERE)
+def test_what_is_wrong_everywhere_is_refused_of_a_deployment_too(words):
+    with pytest.raises(P2PFTError, match=ELSEWHERE[words]):
+        check(parse_settings(words.split()), here=False)
+
+
+@pytest.mark.parametrize("words", THE_SITES_OWN)
+def test_what_only_a_site_knows_is_left_to_the_sites(words):
+    check(parse_settings(words.split()), here=False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "dataset=folder:whole partition=classes:cat,dog topology=complete:2",
+        "model=vit_tiny_patch16_224.augreg_in21k weights=file.safetensors",
+        "model=deit_tiny_patch16_224",
+        "model=vit_tiny_patch16_224_in21k",
+        "algorithm=mine.py:Method partition=mine.py:deal",
+        "partition=mine:deal",
+        "augment=rand-m9-mstd0.5-inc1",
+        "dataset=cifar10 download=true",
+        "tune=prompt-deep:4 device=cpu",
+    ],
+)
+def test_what_is_right_passes(words, here):
+    check(parse_settings(words.split()), here=True)
+
+
+@pytest.mark.parametrize(
+    "command", [["compare", "p2pft,gt-dgd"], ["data", "show"], ["compare", "gt-dgd"]], ids=str
+)
+def test_other_commands_refuse_the_same(command, here):
+    done = CliRunner().invoke(app, [*command, "model=vit_tinny"])
+    assert done.exit_code == 2
+    assert "did you mean 'vit_tiny" in done.stderr
+    assert not (here / "comparison").exists()
+
+
+def test_a_table_refuses_what_is_wrong_in_its_last_row_before_it_looks_at_the_first(here):
+    words = ["model=glyph_vit_8", "pets.dataset=digits", "flowers.dataset=digits", "partition=iid"]
+    done = CliRunner().invoke(
+        app,
+        ["reproduce", "table2", *words, "flowers.tune=lastblock", "--datasets", "pets,flowers", "--out", "t"],
+    )
+    assert done.exit_code == 2
+    (line,) = done.stderr.splitlines()
+    assert "did you mean 'last-block'" in line
+    assert not (here / "t").exists()
+
+
+def test_the_same_out_is_used_after_a_wrong_setting_and_after_a_run_that_did_not_begin(
+    here, flower, monkeypatch
+):
+    monkeypatch.setattr("p2pft_flower.cli.run.local_superlink", lambda: contextlib.nullcontext({}))
+
+    def run(*words):
+        return CliRunner().invoke(app, ["run", *words, "algorithm=p2pft", "seed=0", "--out", "out"])
+
+    assert run("dataset=cifar99").exit_code == 2
+    failed = {"schema": SCHEMA, "status": "failed", "run": "7", "algorithm": "p2pft", "error": "at hello"}
+    write_results(here / "out", failed)  # as a coordinator leaves them whose peers said no
+    done = run()
+    assert done.exit_code == 0, done.output
+    assert json.loads(Path("out/results.json").read_text())["status"] == "completed"
+    again = run()
+    assert again.exit_code == 2
+    assert "holds an earlier run" in again.stderr

@@ -1,0 +1,126 @@
+"""Images are known again at another path, and other images are not taken for them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from p2pft_flower.config import LearningConfig
+from p2pft_flower.learning import data_digest
+from p2pft_flower.learning.data_digest import images_digest
+from p2pft_flower.learning.datasets import Split, load_dataset
+from p2pft_flower.learning.holdings import Holdings
+
+
+def digest(root, part="train", positions=None):
+    dataset = load_dataset(f"folder:{root}")
+    split = getattr(dataset, part)
+    chosen = np.arange(len(split)) if positions is None else np.array(positions, dtype=np.int64)
+    return images_digest(split, chosen, dataset.classes)
+
+
+@pytest.fixture
+def moved(folder, tmp_path):
+    """A copy at another path."""
+    return Path(shutil.copytree(folder, tmp_path / "far" / "away" / "copy"))
+
+
+def test_the_same_images_at_another_path_have_the_same_digest(folder, moved, monkeypatch):
+    assert digest(folder) == digest(moved)
+    for positions in ([0], [0, 1], [5, 2, 7]):
+        assert digest(folder, positions=positions) == digest(moved, positions=positions)
+    monkeypatch.chdir(moved.parent)
+    assert digest(folder) == digest("copy")
+    (moved.parent / "link").symlink_to(moved)
+    assert digest(folder) == digest("link")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "train/red/0.png").rename(root / "train/red/00.png"),
+        lambda root: (root / "train/red/0.png").rename(root / "train/green/9.png"),
+        lambda root: (root / "train/red/0.png").unlink(),
+        lambda root: shutil.copy(root / "train/red/0.png", root / "train/red/9.png"),
+        lambda root: Image.new("RGB", (7, 7)).save(root / "train/red/0.png"),
+        lambda root: [(root / part / "red").rename(root / part / "violet") for part in ("train", "test")],
+    ],
+    ids=["renamed", "of another class", "gone", "more", "of another size", "a class renamed"],
+)
+def test_other_images_have_another_digest(change, folder, moved):
+    change(moved)
+    assert digest(folder) != digest(moved)
+
+
+def test_order_and_choice_count(folder):
+    assert digest(folder, positions=[0, 1]) != digest(folder, positions=[1, 0])
+    assert digest(folder, positions=[0, 1]) != digest(folder, positions=[0, 1, 2])
+    assert digest(folder, "train") != digest(folder, "test")
+    assert digest(folder, positions=[]) != digest(folder, positions=[0])
+
+
+def test_no_image_is_opened(folder, moved):
+    for file in moved.rglob("*.*"):
+        file.write_bytes(b"x" * file.stat().st_size)
+    assert digest(folder) == digest(moved)
+
+
+def test_of_many_images_some_sizes_are_looked_at_and_all_names(folder, moved, monkeypatch):
+    monkeypatch.setattr(data_digest, "LOOKED_AT", 1)
+    dataset = load_dataset(f"folder:{moved}")
+    last = Path(dataset.train.files[-1])
+    last.write_bytes(b"another size")
+    assert digest(folder) == digest(moved)
+    last.rename(last.with_name("z.png"))
+    assert digest(folder) != digest(moved)
+
+
+def test_names_that_are_no_text_have_a_digest(folder):
+    (folder / "train" / "red" / "0.png").rename(folder / "train" / "red" / os.fsdecode(b"\xff.png"))
+    assert len(digest(folder)) == 32
+
+
+def test_of_arrays_the_pixels_count():
+    def split(value):
+        pixels = np.full((4, 2, 2), value, dtype=np.uint8)
+        labels = np.zeros(4, dtype=np.int64)
+        return Split(labels, lambda i: Image.fromarray(pixels[i]), lambda i: pixels[i].tobytes())
+
+    every = np.arange(4)
+    assert images_digest(split(1), every, ["a"]) == images_digest(split(1), every, ["a"])
+    assert images_digest(split(1), every, ["a"]) != images_digest(split(2), every, ["a"])
+    assert images_digest(split(1), every, ["a"]) != images_digest(split(1), every, ["b"])
+
+
+def test_a_peers_own_images_count_not_those_of_others(folder):
+    holdings = Holdings(LearningConfig(dataset=f"folder:{folder}"), 3)
+    data = [holdings.data(peer) for peer in range(3)]
+    assert len({one.train_digest for one in data}) == 3
+    assert len({one.test_digest for one in data}) == 1
+    Image.new("RGB", (7, 7)).save(folder / "train/red/0.png")
+    after = [Holdings(LearningConfig(dataset=f"folder:{folder}"), 3).data(peer) for peer in range(3)]
+    assert [one == two for one, two in zip(data, after, strict=True)] == [True, True, False]
+
+
+@pytest.mark.parametrize("settings", [{"stream": True}, {"dp_clip": 1.0}], ids=str)
+def test_nothing_is_told_of_training_images_that_may_change_or_are_private(settings, folder):
+    data = Holdings(LearningConfig(dataset=f"folder:{folder}", **settings), 3).data(0)
+    assert data.train_digest == ""
+    assert len(data.test_digest) == 32
+
+
+def test_a_site_has_the_digest_that_it_has_among_all(folder, tmp_path):
+    for peer in range(2):
+        shutil.copytree(folder, tmp_path / f"site-{peer}")
+    Image.new("RGB", (7, 7)).save(tmp_path / "site-1" / "test" / "red" / "0.png")
+    config = LearningConfig(dataset=f"folder:{tmp_path}/site-{{peer}}")
+    together = Holdings(config, 2)
+    for peer in range(2):
+        assert Holdings(config, 2, peers=[peer]).data(peer) == together.data(peer)
+    assert together.data(0).train_digest == together.data(1).train_digest
+    assert together.data(0).test_digest != together.data(1).test_digest
