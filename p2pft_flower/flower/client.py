@@ -91,6 +91,8 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
         own = data if sites and not config.dp_clip else ()  # statistics would cost privacy, too
         pixels = {p: asdict(found) for p in own if (found := holdings.statistics(p)) is not None}
         frozen, images = ({}, "") if peers is None else (problem.frozen_facts(), problem.images_line)
+        if peers is not None and not config.sited and not config.stream:
+            frozen["training images"] = holdings.dealt_digest
     notes = tuple(_noted(peer, found) for peer, found in surveys.items() if str(found))
     told = tuple(warnings)
     return _Facts(data, holdings.partition_spec, holdings.classes, told, notes, pixels, frozen, images)

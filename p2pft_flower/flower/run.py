@@ -35,6 +35,10 @@ _REMEDIES = {
     "interpolation": _SAME_IMAGES.format("interpolation"),
     "mean": _SAME_IMAGES.format("mean"),
     "deviation": _SAME_IMAGES.format("std"),
+    "training images": (
+        "shares are dealt out by position, so give all peers the same images, in files of the same names and "
+        "sizes, all readable or unreadable alike; or a folder for each peer (dataset = folder:/path-{peer})"
+    ),
 }
 """What to do where sites differ in a frozen fact, by its name."""
 

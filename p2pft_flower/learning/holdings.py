@@ -374,6 +374,11 @@ class Holdings:
             self.test_digest(peer),
         )
 
+    @cached_property
+    def dealt_digest(self) -> str:
+        """By what the images are known again that are dealt out: all machines must deal the same ones."""
+        return images_digest(self.dataset.train, self._usable, self.classes)
+
     def test_digest(self, peer: int) -> str:
         """Return by what the images are known again that ``peer`` is scored on."""
         if self.config.sited and not self.pooled:

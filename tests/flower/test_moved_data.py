@@ -26,7 +26,7 @@ from p2pft_flower.runtime.checkpoints import (
     write_checkpoint,
 )
 from p2pft_flower.runtime.resuming import config_differences
-from tests.learning.test_torchvision_sets import write_cifar
+from tests.learning.test_torchvision_sets import write_cifar, write_pets
 
 from .deployment import free_ports
 from .engine import run_app
@@ -215,6 +215,21 @@ def test_a_data_dir_that_nothing_reads_is_refused_of_a_run_and_of_a_site(setting
     where = " in --node-config" if node else ""
     with pytest.raises(P2PFTError, match=f"data-dir = '/x'{where}: dataset = '.*' does not read it"):
         run_app(tmp_path / "run", **settings)
+
+
+def test_sites_whose_copies_of_a_dataset_that_is_dealt_out_differ_are_refused(tmp_path):
+    """Each would deal other shares: two peers would hold the same image, and nobody another one."""
+    nodes = []
+    for peer, port in enumerate(free_ports(2)):
+        folder = write_pets(tmp_path / f"data-{peer}")
+        if peer:  # one image less
+            listed = folder / "annotations" / "trainval.txt"
+            listed.write_text("\n".join(listed.read_text().splitlines()[1:]))
+        data_dir = str(tmp_path / f"data-{peer}")
+        nodes.append({"peer-id": peer, "peer-address": f"127.0.0.1:{port}", "data-dir": data_dir})
+    settings = {**SETTINGS, "dataset": "oxford-iiit-pet", "partition": "iid", "slots": 2}
+    with pytest.raises(P2PFTError, match=r"training images differs: .*give all peers the same images"):
+        run_app(tmp_path / "run", **settings, node_configs=nodes)
 
 
 def test_logs_that_differ_in_paths_only_are_of_one_run(earlier, tmp_path):
