@@ -32,6 +32,7 @@ docs/protocol.md tells the whole protocol.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -442,11 +443,13 @@ class Membership:
 
     @property
     def stranded(self) -> str:
-        """Why nothing can come of the change under way; empty where something can, or none is.
+        """Why nothing can come of the change under way, or of asking to be let in; empty where something can.
 
         Who has left, or begun anew, never votes on what follows this view: without a quorum of the others
-        there is nothing to wait for.
+        there is nothing to wait for. Nor is there where all have come to the end without this member.
         """
+        if self.record.phase is Phase.JOINING:
+            return self._all_over()
         if self.record.phase is not Phase.CHANGING:
             return ""
         members = self.current.members
@@ -455,6 +458,28 @@ class Membership:
             return ""
         who = "; ".join(f"{m}: {self.records[m].reason or 'it began anew'}" for m in sorted(gone))
         return f"of the members {list(members)} of view {self.view} too many have gone for a quorum ({who})"
+
+    def _all_over(self) -> str:
+        """Why nobody is left who could let this member in; empty where somebody may be.
+
+        One that has finished may still let it in while it waits for others that train, and would say so: only
+        what has stood for four rounds counts.
+        """
+        newest = max((r for r in self.table if r.installed is not None), key=lambda r: r.view, default=None)
+        if newest is None or newest.installed is None:
+            return ""
+        done = (Phase.FINISHED, Phase.LEFT)
+        there = [self.records.get(m) for m in newest.installed.members]
+        settled = -math.inf if self._ran is None else self._ran - 4 * self.round_time
+        if all(
+            r is not None and r.phase in done and r.view == newest.view and self._heard[r.member] <= settled
+            for r in there
+        ):
+            members = list(newest.installed.members)
+            return (
+                f"the members {members} of view {newest.view} have come to the end without it, or have left"
+            )
+        return ""
 
     def contacts(self) -> tuple[int, ...]:
         """Return the members to gossip with, ascending: neighbours, and past those that are missing.

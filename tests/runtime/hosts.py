@@ -13,6 +13,7 @@ from safetensors import safe_open
 from p2pft_flower.runtime.host import Host
 from p2pft_flower.runtime.journal import read_journal
 from p2pft_flower.runtime.training import TRACE
+from p2pft_flower.runtime.wires import Access
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import Pulse, unix_address
 
@@ -35,18 +36,18 @@ def tcp():
     return addresses
 
 
-def run_together(all_plans, problems):
+def run_together(all_plans, problems, accesses=None):
     """Run hosts in threads of this process; return their outcomes or errors, in order."""
 
-    def run(plan, problem):
+    def run(plan, problem, access):
         try:
             with np.errstate(all="ignore"):  # runs that diverge on purpose
-                return Host(plan, problem).run()
+                return Host(plan, problem, access).run()
         except Exception as error:  # the tests look at it
             return error
 
     with ThreadPoolExecutor(len(all_plans)) as pool:
-        return list(pool.map(run, all_plans, problems))
+        return list(pool.map(run, all_plans, problems, accesses or [Access()] * len(all_plans)))
 
 
 def train(folder, hosts, addresses, **settings):
@@ -84,6 +85,10 @@ class Federation:
     def pauses(self, host):
         """Whether a host has stopped iterating until a view is agreed on."""
         return self.hosts[host]._pulse.read().activity == Pulse.PAUSED
+
+    def view_of(self, host):
+        """Return the number of the view that a host has agreed on, whatever its peers compute."""
+        return self.hosts[host]._wires.agreement._machine.view
 
     def kept(self, peer):
         return next(p.built[peer].kept for p in self.problems.values() if peer in p.built)

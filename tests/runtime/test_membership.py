@@ -239,6 +239,25 @@ def test_one_of_four_dies_and_three_go_on_with_the_same_ring():
     assert list(world.nodes[3].machine.neighbourhood().row(3)) == [1, 3]
 
 
+def test_a_member_that_the_others_left_out_ends_when_they_have_come_to_the_end():
+    world = World(Graph.load("directed-ring:4"), 0, iterations=200)
+    world.run(20)
+    world.separate({3})
+    world.run(40)
+    assert world.agreed() >= {0, 1, 2}
+    world.cut.clear()
+    for p in (0, 1, 2):  # the last word that it hears of them
+        machine = world.nodes[p].machine
+        machine.complete(200)
+        machine.finish()
+        world.gossip(p, world.nodes[p], 3, asks=False)
+        world.nodes[p].done = True
+    world.run(60)
+    assert world.nodes[3].stopped == (
+        "the members [0, 1, 2] of view 1 have come to the end without it, or have left"
+    )
+
+
 def test_nobody_that_goes_on_loses_an_iteration():
     world = World(Graph.load("ring:6"), 3)
     world.run(20)
