@@ -15,10 +15,11 @@ from PIL import Image
 
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.dataset_names import TORCHVISION, check_dataset_name, require_parts
-from p2pft_flower.learning.decoding import REMEDY, UNREADABLE, Look, decode, look_at
+from p2pft_flower.learning.decoding import REMEDY, UNREADABLE, decode, look_at
 from p2pft_flower.learning.images import Listing, array_content, file_content, find_images, folders_in
 from p2pft_flower.learning.names import differing_unseen, in_order, look_alikes, some_names
 from p2pft_flower.learning.pixels import Pixels, Source
+from p2pft_flower.learning.samples import Look
 from p2pft_flower.plugins import call_reference, telling_of_the_bundle
 
 __all__ = [

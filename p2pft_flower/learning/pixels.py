@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.decoding import Form, Samples, decode, orientation, samples_of
+from p2pft_flower.learning.decoding import decode_stream, orientation
+from p2pft_flower.learning.samples import Form, Samples, samples_of
+from p2pft_flower.learning.tiff_files import declared
 
 __all__ = ["VERSION", "Pixels", "Range", "Source", "as_source", "grey_levels"]
 
-VERSION = 2
+VERSION = 3
 """Grows whenever some image becomes another picture: what was computed of the earlier one is stale."""
 
 Range: TypeAlias = tuple[float, float]
@@ -32,6 +33,9 @@ Source: TypeAlias = "Image.Image | npt.NDArray[Any] | Samples"
 """An image as its reader returns it."""
 
 _WHITE = 255
+
+_ROUNDING = 1e-3
+"""What alpha may lie beyond opaque."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,13 @@ class Pixels:
         Black and white of all deep samples; None: ``ranges`` say.
     ranges : mapping of Form to (float, float)
         Black and white of deep samples by how they are held.
+    opacities : mapping of Form to (float, float)
+        Transparent and opaque alpha of deep samples by how they are held.
     """
 
     window: Range | None = None
     ranges: Mapping[Form, Range] = field(default_factory=dict)
+    opacities: Mapping[Form, Range] = field(default_factory=dict)
 
     def picture(self, source: Source) -> Image.Image:
         """Return the picture as a viewer shows it: upright, on white, mode ``L`` or ``RGB``.
@@ -64,8 +71,11 @@ class Pixels:
         """
         source = as_source(source)
         if isinstance(source, Samples):
-            shown = _shown(source, self.range_of(source.form))
-            return _upright(shown, source.orientation)
+            if not np.isfinite(source.values).all():
+                raise ValueError("a sample is NaN or infinite")
+            opacity = None if source.alpha is None else self.opacity_of(source.form)
+            levels = grey_levels(source, self.range_of(source.form), opacity)
+            return _upright(Image.fromarray(levels), source.orientation)
         # Before the conversions, which lose the tag.
         turned = orientation(source)
         return _upright(_opaque(source), turned)
@@ -79,7 +89,7 @@ class Pixels:
             When nothing says.
         """
         if form.kind == "unsigned" and form.bits <= 8:
-            return 0.0, 255.0
+            return 0.0, float(form.white or 255)
         if self.window is not None:
             return self.window
         if form in self.ranges:
@@ -88,11 +98,26 @@ class Pixels:
             f"{form} samples, and nothing says which are black and white: set pixel-range = LOW:HIGH"
         )
 
+    def opacity_of(self, form: Form) -> Range:
+        """Return transparent and opaque alpha of samples held like ``form``.
+
+        Raises
+        ------
+        DataError
+            When nothing says.
+        """
+        if form.kind == "unsigned" and form.bits <= 8:
+            return 0.0, float(form.white or 255)
+        if form in self.opacities:
+            return self.opacities[form]
+        raise DataError(f"{form} samples with alpha, and nothing says which is opaque: write it with 8 bits")
+
     @property
     def key(self) -> bytes:
         """Bytes that tell apart ways in which an image's content becomes a picture."""
         ranges = sorted((repr(form), black_white) for form, black_white in self.ranges.items())
-        return f"pixels {VERSION} {self.window} {ranges} ".encode()
+        opacities = sorted((repr(form), alpha) for form, alpha in self.opacities.items())
+        return f"pixels {VERSION} {self.window} {ranges} {opacities} ".encode()
 
 
 def as_source(source: object) -> Image.Image | Samples:
@@ -109,11 +134,22 @@ def as_source(source: object) -> Image.Image | Samples:
         return samples_of(source)
     if not isinstance(source, Image.Image):
         raise DataError(f"a {type(source).__name__} is no image; give a PIL image or an (H, W, C) array")
-    if isinstance(source, ImageFile.ImageFile) and source.tile and source.filename and source.tell() == 0:
-        # Not loaded yet, so nobody changed it; Pillow by itself would drop bits and signs.
-        file = Path(str(source.filename))
-        if file.is_file():
-            return decode(file)
+    if isinstance(source, ImageFile.ImageFile):
+        if source.tile and source.fp is not None:
+            # Not loaded yet, so nobody changed it; Pillow by itself would drop bits and signs.
+            at = source.fp.tell()
+            try:
+                return decode_stream(source.fp, source.tell())
+            finally:
+                source.fp.seek(at)  # from where Pillow reads on, should its owner use it
+        if (
+            isinstance(source, TiffImagePlugin.TiffImageFile)
+            and (form := declared(source.tag_v2)) is not None
+        ):
+            raise ValueError(
+                f"{form} samples that Pillow has loaded, which cuts, clips or inverts them: give the image "
+                "before it is loaded, or an array"
+            )
     source.load()
     if source.mode.startswith("I") or source.mode == "F":
         array = np.asarray(source)
@@ -122,30 +158,51 @@ def as_source(source: object) -> Image.Image | Samples:
     return source
 
 
-def grey_levels(samples: Samples, black_white: Range) -> npt.NDArray[np.uint8]:
+def grey_levels(samples: Samples, black_white: Range, opacity: Range | None = None) -> npt.NDArray[np.uint8]:
     """Return (H, W) or (H, W, 3) grey levels: round(255 (v − black) / (white − black)), clipped to 0..255.
+
+    Parameters
+    ----------
+    samples : Samples
+        The image.
+    black_white : (float, float)
+        Samples that are black and white.
+    opacity : (float, float), optional
+        Alpha that is transparent and opaque; needed where there is any.
 
     Raises
     ------
     ValueError
-        When a sample is not finite.
+        When alpha lies beyond ``opacity``.
     """
-    black, white = black_white
     values = samples.values.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("a sample is NaN or infinite")
-    levels = np.clip((values - black) / (white - black), 0.0, 1.0)
-    if samples.zero_is_white:
-        levels = 1.0 - levels
-    if samples.alpha is not None:
-        alpha = np.clip(samples.alpha, 0.0, 1.0)
-        alpha = alpha[..., None] if levels.ndim == 3 else alpha
-        levels = (levels if samples.premultiplied else levels * alpha) + 1.0 - alpha
-    return np.rint(np.clip(levels, 0.0, 1.0) * _WHITE).astype(np.uint8)
+    if samples.alpha is None:
+        return _rounded(_shares(samples, values, black_white))
+    if opacity is None:
+        raise ValueError("nothing says which alpha is opaque")
+    transparent, opaque = opacity
+    alpha = (samples.alpha.astype(np.float64) - transparent) / (opaque - transparent)
+    if not np.isfinite(alpha).all() or alpha.min() < -_ROUNDING or alpha.max() > 1.0 + _ROUNDING:
+        raise ValueError(
+            f"alpha of {samples.alpha.min():g} to {samples.alpha.max():g}, where {transparent:g} is "
+            f"transparent and {opaque:g} is opaque"
+        )
+    alpha = np.clip(alpha, 0.0, 1.0)
+    alpha = alpha[..., None] if values.ndim == 3 else alpha
+    if samples.premultiplied:
+        values = np.divide(values, alpha, out=np.zeros_like(values), where=alpha > 0)
+    return _rounded(_shares(samples, values, black_white) * alpha + 1.0 - alpha)
 
 
-def _shown(samples: Samples, black_white: Range) -> Image.Image:
-    return Image.fromarray(grey_levels(samples, black_white))
+def _shares(samples: Samples, values: npt.NDArray[np.float64], black_white: Range) -> npt.NDArray[np.float64]:
+    """Return how bright opaque samples are, 0..1."""
+    black, white = black_white
+    shares: npt.NDArray[np.float64] = np.clip((values - black) / (white - black), 0.0, 1.0)
+    return 1.0 - shares if samples.zero_is_white else shares
+
+
+def _rounded(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    return np.rint(shares * _WHITE).astype(np.uint8)
 
 
 def _opaque(image: Image.Image) -> Image.Image:

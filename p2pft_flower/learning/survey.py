@@ -12,26 +12,45 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.datasets import Split
-from p2pft_flower.learning.decoding import Form, Look, Samples, look_at_image
+from p2pft_flower.learning.decoding import look_at_image
 from p2pft_flower.learning.looking import each
 from p2pft_flower.learning.pixels import Pixels, Range, as_source
+from p2pft_flower.learning.samples import Form, Look, Samples
 
 __all__ = ["Statistics", "Survey", "statistics_of", "survey"]
 
 LOOKED_AT = 256
-"""Images of a form that are decoded, and of a split without files that are read: evenly spaced ones."""
+"""Images of a form that are decoded, the same number of each split, and of a split without files that are
+read: evenly spaced ones."""
 
 VALUES = 4096
 """Samples of each of them that are counted, evenly spaced."""
 
 BRIGHT = 99.9
 """Percentile of the samples that must reach half of the declared range, for that to be believed."""
+
+SPAN = 1 / 8
+"""Share of the declared range that the samples must cover between 100 − :data:`BRIGHT` and that."""
+
+FULL = 0.98
+"""Share of the declared range from which samples are left out of what is judged, where others are there:
+burned-in marks and borders have them, in images that use little of the range."""
+
+APART = 1.8
+"""Ratio of two successive images' brightest samples from which they may be images of two depths."""
+
+OPAQUE = 0.99
+"""Share of the alpha that means opaque that the largest one found must reach."""
+
+ENOUGH = 8
+"""Images of one split from which they are judged by themselves, too."""
 
 DARK_IMAGE = 1 / 8
 """Share of the declared range below which an image that has not one colour only counts as dark."""
@@ -132,21 +151,29 @@ def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
     looks = [look for split in splits for look in _looks(split, whose)]
     forms = Counter(look.form for _, _, look in looks if look.form is not None)
     images = {form: [(split, i) for split, i, look in looks if look.form == form] for form in forms}
-    seen = {form: _see(form, images[form], whose) for form in forms}
+    seen = {form: some for form in forms if (some := _see(form, images[form], whose)) is not None}
     warnings = []
     ranges: dict[Form, Range] = {}
+    opacities: dict[Form, Range] = {}
     unclear = []
     for form, samples in seen.items():
-        if window is not None:
-            warnings += _unfit(form, samples, window)
-            continue
-        found = _declared(form, samples)
+        split, first = images[form][0]
+        where = f"{forms[form]} of {form} samples, as {split.name(first, 'its')},"
+        found = window or _declared(form, samples)
         if isinstance(found, str):
-            split, first = images[form][0]
-            unclear.append(f"{forms[form]} of {form} samples, as {split.name(first, 'its')}, {found}")
-        else:
-            ranges[form] = found
-            warnings += _dark(form, samples, found[1])
+            unclear.append(f"{where} {found}")
+            continue
+        warnings += _dark(form, samples, found[1]) if window is None else _unfit(form, samples, window)
+        ranges[form] = found
+        if samples.alpha is not None:
+            opacity = _opacity(form, samples.alpha, found)
+            if opacity is None:
+                low, high = samples.alpha
+                raise ConfigError(
+                    f"{whose} images: {where} have alpha of {low:g} to {high:g}, and nothing says which is "
+                    f"opaque, where {found[1]:g} is white: write them without alpha"
+                )
+            opacities[form] = opacity
     if unclear:
         raise ConfigError(
             f"{whose} images: {'; '.join(unclear)}: set pixel-range = LOW:HIGH, the values that are to be "
@@ -156,14 +183,14 @@ def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
         warnings.append(
             f"pixel-range = {window[0]:g}:{window[1]:g} changes nothing: no sample has more than 8 bits"
         )
-    pixels = Pixels(window, ranges)
+    pixels = Pixels(window, {} if window else ranges, opacities)
     return Survey(
         pixels,
         len(looks),
         sum(look.turned for _, _, look in looks),
         sum(look.transparent for _, _, look in looks),
         sum(look.pages for _, _, look in looks),
-        {_described(form, pixels.range_of(form)): number for form, number in forms.items()},
+        {_described(form, ranges[form]): number for form, number in forms.items() if form in ranges},
         tuple(warnings),
     )
 
@@ -221,65 +248,118 @@ class _Seen:
     """Some samples of all of them."""
     tops: npt.NDArray[np.float64]
     """The largest sample of each image that has not one colour only."""
+    alpha: Range | None
+    """The smallest and the largest alpha."""
+    parts: tuple[npt.NDArray[np.float64], ...]
+    """``values`` of each split that has enough images, where there are several."""
 
 
 def _see(form: Form, images: Sequence[tuple[Split, int]], whose: str) -> _Seen | None:
     """Decode some images; None where none can be."""
-    some = [images[i] for i in _spaced(np.arange(len(images)), LOOKED_AT)]
-    lows, highs, tops, values = [], [], [], []
+    by_split = [list(part) for _, part in groupby(images, lambda image: id(image[0]))]
+    most = LOOKED_AT // len(by_split)
+    some = [part[i] for part in by_split for i in _spaced(np.arange(len(part)), most)]
+    lows, highs, tops, alphas = [], [], [], []
+    values: dict[int, list[npt.NDArray[np.float64]]] = {}
 
-    def read(number: int) -> npt.NDArray[np.float64] | None:
+    def read(number: int) -> Samples | None:
         split, position = some[number]
         source = as_source(split.read(position))
         if not isinstance(source, Samples) or source.form != form or not np.isfinite(source.values).all():
             return None
-        return np.ravel(source.values).astype(np.float64)
+        return source
 
     with closing(each(read, range(len(some)), whose)) as found:
-        for _, samples in found:
-            if samples is None or isinstance(samples, Exception):
+        for number, source in found:
+            if source is None or isinstance(source, Exception):
                 continue
+            samples = np.ravel(source.values).astype(np.float64)
             lows.append(samples.min())
             highs.append(samples.max())
             if samples.max() > samples.min():
-                tops.append(samples.max())
-            values.append(samples[:: max(1, len(samples) // VALUES)])
+                tops.append(_without_marks(samples, form.white).max())
+            if source.alpha is not None:
+                alphas += [float(source.alpha.min()), float(source.alpha.max())]
+            part = samples[:: max(1, len(samples) // VALUES)]
+            values.setdefault(id(some[number][0]), []).append(part)
     if not values:
         return None
-    joined = np.concatenate(values)
-    return _Seen(min(lows), max(highs), float(np.percentile(joined, BRIGHT)), joined, np.array(tops))
+    joined = np.concatenate([part for parts in values.values() for part in parts])
+    parts = tuple(np.concatenate(parts) for parts in values.values() if len(parts) >= ENOUGH)
+    return _Seen(
+        min(lows),
+        max(highs),
+        float(np.percentile(joined, BRIGHT)),
+        joined,
+        np.array(tops),
+        (min(alphas), max(alphas)) if alphas else None,
+        parts if len(values) > 1 else (),
+    )
 
 
-def _declared(form: Form, seen: _Seen | None) -> Range | str:
+def _without_marks(samples: npt.NDArray[np.float64], white: int | None) -> npt.NDArray[np.float64]:
+    """Return samples without those near the declared white, if any others than black ones are left."""
+    if white is None:
+        return samples
+    rest = samples[samples < FULL * white]
+    return rest if rest.any() else samples
+
+
+def _declared(form: Form, seen: _Seen) -> Range | str:
     """Return black and white as the files declare them, or why that is not to be believed."""
-    if seen is None:
-        return (0.0, float(form.white)) if form.white is not None else "of which none can be read"
     values = f"hold {seen.lowest:g} to {seen.highest:g}"
     if form.white is None:
         return f"{values}, and nothing says which are black and white"
     white = form.white
     if form.significant < form.bits and seen.highest < 2**form.significant:
         white = 2**form.significant - 1  # the low bits are the significant ones
-    if seen.bright < white / 2:
-        most = f" ({BRIGHT:g} % of them up to {seen.bright:g})" if seen.bright < seen.highest else ""
-        return f"{values}{most}, though they declare 0 to {white}"
-    dark = float(np.mean(seen.tops < white * DARK_IMAGE)) if len(seen.tops) else 0.0
-    if dark >= DARK_IMAGES:
+    for part in (seen.values, *seen.parts):
+        low, high = np.percentile(_without_marks(part, white), [100 - BRIGHT, BRIGHT])
+        if high < white / 2 or high - low < white * SPAN:
+            most = f" ({2 * BRIGHT - 100:g} % of them {low:g} to {high:g})" if high < seen.highest else ""
+            return f"{values}{most}, though they declare 0 to {white}"
+    dark = seen.tops[seen.tops < white * DARK_IMAGE]
+    if len(dark) and len(dark) / len(seen.tops) >= DARK_IMAGES:
+        share = 100 * len(dark) / len(seen.tops)
         return (
-            f"declare 0 to {white}, but {100 * dark:.0f} % of those looked at hold at most "
-            f"{seen.tops[seen.tops < white * DARK_IMAGE].max():g}, as if two kinds were mixed"
+            f"declare 0 to {white}, but {share:.0f} % of those looked at hold at most {dark.max():g}, "
+            "as if two kinds were mixed"
         )
+    if (bits := _two_depths(seen.tops)) is not None:
+        return f"declare 0 to {white}, but some use {bits} bits and others more, as if two kinds were mixed"
     return 0.0, float(white)
+
+
+def _two_depths(tops: npt.NDArray[np.float64]) -> int | None:
+    """Return the lower depth where images' brightest samples lie in two groups, as those of two depths do."""
+    ordered = np.sort(tops)
+    for i in range(1, len(ordered)):
+        below, above = ordered[i - 1], ordered[i]
+        bits = int(below).bit_length()
+        many = min(i, len(ordered) - i) >= DARK_IMAGES * len(ordered)
+        if many and bits >= 8 and below >= 0.8 * 2**bits and above >= APART * below:
+            return bits
+    return None
+
+
+def _opacity(form: Form, alpha: Range, black_white: Range) -> Range | None:
+    """Return transparent and opaque alpha, by the largest one found; None where it could only be guessed."""
+    black, white = black_white
+    if alpha[0] < 0:
+        return (black, white) if black <= alpha[0] and OPAQUE * white <= alpha[1] <= white else None
+    largest = {"unsigned": 2.0**form.bits - 1, "signed": 2.0 ** (form.bits - 1) - 1, "float": 1.0}[form.kind]
+    for opaque in sorted({white, largest, float(form.white or largest)}):
+        if OPAQUE * opaque <= alpha[1] <= opaque:
+            return 0.0, opaque
+    return None
 
 
 def _described(form: Form, black_white: Range) -> str:
     return f"of {form} samples, black {black_white[0]:g}, white {black_white[1]:g}"
 
 
-def _dark(form: Form, seen: _Seen | None, white: float) -> list[str]:
+def _dark(form: Form, seen: _Seen, white: float) -> list[str]:
     """Warn of single images that use little of the range that the others use."""
-    if seen is None:
-        return []
     dark = int(np.sum(seen.tops < white * DARK_IMAGE))
     if not dark:
         return []
@@ -289,9 +369,7 @@ def _dark(form: Form, seen: _Seen | None, white: float) -> list[str]:
     ]
 
 
-def _unfit(form: Form, seen: _Seen | None, window: Range) -> list[str]:
-    if seen is None:
-        return []
+def _unfit(form: Form, seen: _Seen, window: Range) -> list[str]:
     clipped = float(np.mean((seen.values < window[0]) | (seen.values > window[1])))
     if clipped < CLIPPED and seen.highest > seen.lowest:
         levels = 255 * (seen.highest - seen.lowest) / (window[1] - window[0])
@@ -303,14 +381,16 @@ def _unfit(form: Form, seen: _Seen | None, window: Range) -> list[str]:
     ]
 
 
-def _advice(seen: Mapping[Form, _Seen | None]) -> str:
+def _advice(seen: Mapping[Form, _Seen]) -> str:
     """Give examples of ranges that fit what was seen."""
-    found = [one for one in seen.values() if one is not None]
-    low, high = min((s.lowest for s in found), default=0.0), max((s.highest for s in found), default=0.0)
+    low = min(s.lowest for s in seen.values())
+    high = max(_without_marks(s.values, form.white).max() for form, s in seen.items())
     if low < 0:
         return "-1000:400 is usual for CT in Hounsfield units"
-    if high <= 1:
+    if high <= 1 and any(form.kind == "float" for form in seen):
         return "0:1 where they are shares of white"
+    if low > high / 2:
+        return f"{low:g}:{high:g} is what they hold"
     fitting = [f"0:{2**bits - 1} for {bits} bits" for bits in (8, 10, 12, 14, 16) if high < 2**bits]
     return " or ".join([*fitting[:1], *fitting[-1:]] if len(fitting) > 1 else fitting) or f"0:{high:g}"
 

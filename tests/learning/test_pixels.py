@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import warnings
 
 import imagecodecs
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -14,7 +17,8 @@ from PIL import Image
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.datasets import Split
 from p2pft_flower.learning.decoding import decode, look_at
-from p2pft_flower.learning.pixels import Pixels
+from p2pft_flower.learning.pixels import Pixels, grey_levels
+from p2pft_flower.learning.samples import Samples, samples_of
 
 from .image_files import exif, on_white, png, pnm, tiff, window
 
@@ -27,7 +31,13 @@ ALPHA = RNG.integers(0, 256, (5, 7, 1)).astype(np.uint8)
 def picture_of(content, folder, *, black_white=None, name="image.bin"):
     file = folder / name
     file.write_bytes(content)
-    return np.asarray(Pixels(black_white).picture(decode(file)))
+    return show(decode(file), black_white)
+
+
+def show(source, black_white=None):
+    """Show an image; the alpha that is opaque is the sample that is white."""
+    form = getattr(source, "form", None)
+    return np.asarray(Pixels(black_white, {}, {form: black_white} if form else {}).picture(source))
 
 
 def assert_shows(content, expected, folder, black_white=None, off=0):
@@ -101,6 +111,24 @@ def test_alpha_that_colours_are_multiplied_by_is_not_applied_twice(tmp_path):
     content = np.rint(np.concatenate([COLOUR * alpha, ALPHA], 2) * 257).astype(np.uint16)
     laid = on_white(COLOUR, alpha[..., 0])
     assert_shows(tiff(content, photometric=2, extra=[1]), laid, tmp_path, (0, 65535), off=1)
+
+
+@pytest.mark.parametrize(("black", "white"), [(0, 65535), (1000, 60000)])
+def test_colours_that_alpha_has_multiplied_are_divided_by_it_before_they_are_windowed(black, white):
+    alpha = np.full((5, 7), 0.5)
+    colours = black + COLOUR / 255 * (white - black)
+    form = samples_of(np.zeros((5, 7), np.float32)).form
+    straight = Samples(colours, form, alpha)
+    multiplied = Samples(colours * 0.5, form, alpha, premultiplied=True)
+    for samples in (straight, multiplied):
+        laid = grey_levels(samples, (black, white), (0.0, 1.0))
+        np.testing.assert_allclose(laid.astype(float), on_white(COLOUR, alpha), atol=1)
+
+
+def test_alpha_beyond_what_is_opaque_is_refused():
+    samples = samples_of(np.full((4, 4, 2), 300, np.uint16))
+    with pytest.raises(ValueError, match="alpha of 300 to 300, where 0 is transparent and 255 is opaque"):
+        grey_levels(samples, (0, 65535), (0.0, 255.0))
 
 
 def test_grey_with_alpha_is_laid_on_white_at_8_and_16_bits(tmp_path):
@@ -411,8 +439,7 @@ ARRAYS = [
 
 @pytest.mark.parametrize(("array", "black_white", "expected"), ARRAYS)
 def test_an_array_is_shown_as_a_file_of_the_same_samples_would_be(array, black_white, expected):
-    shown = np.asarray(Pixels(black_white).picture(array))
-    np.testing.assert_allclose(shown.astype(float), expected, atol=1)
+    np.testing.assert_allclose(show(samples_of(array), black_white).astype(float), expected, atol=1)
 
 
 @pytest.mark.parametrize(
@@ -426,7 +453,7 @@ def test_an_array_is_shown_as_a_file_of_the_same_samples_would_be(array, black_w
         (np.zeros((4, 4), complex), "complex128 is no image"),
         (np.zeros((4, 4), object), "object is no image"),
         (np.full((4, 4), np.nan), "a sample is NaN or infinite"),
-        (np.zeros((4, 4, 2), np.int16), "nothing says which alpha is opaque"),
+        (np.zeros((4, 4, 2), np.int16), "nothing says which is opaque"),
     ],
 )
 def test_what_is_no_image_is_refused_with_what_it_is(source, message):
@@ -478,3 +505,103 @@ def test_what_cannot_be_decoded_or_shown_is_named_as_unreadable(what, tmp_path):
         DataError, match=r"broken\.tif: not a readable image \(.*\); repair or remove it, or set bad"
     ):
         Split(split.labels, split.read, split.content, split.files, pixels=Pixels((0, 1000))).picture(0)
+
+
+# --- what Pillow cuts, misreads or does not open ---
+
+
+def written(folder, array, **how):
+    file = folder / "image.tif"
+    tifffile.imwrite(file, array, **how)
+    return file
+
+
+@pytest.mark.parametrize("scale", [1, 257], ids=["colours of 8 bits", "colours of 16 bits"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_palette_shows_its_colours_whether_they_have_8_or_16_bits(dtype, scale, tmp_path):
+    rng = np.random.default_rng(1)
+    colours = rng.integers(0, 256, (3, 2 ** (8 * np.dtype(dtype).itemsize))).astype(np.uint16)
+    indices = rng.integers(0, colours.shape[1], (5, 7)).astype(dtype)
+    file = written(tmp_path, indices, photometric="palette", colormap=colours * np.uint16(scale))
+    np.testing.assert_array_equal(show(decode(file)), colours[:, indices].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_channels_that_are_no_colours_are_refused(planar, dtype, tmp_path):
+    bands = np.zeros((4, 16, 16) if planar == "separate" else (16, 16, 4), dtype)
+    file = written(tmp_path, bands, photometric="minisblack", planarconfig=planar)
+    with pytest.raises(DataError, match="4 channels, and TIFF does not say which of them are colours"):
+        decode(file)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_cmyk_of_16_bits_shows_the_colours_of_8(planar, tmp_path):
+    inks = np.random.default_rng(1).integers(0, 256, (16, 16, 4)).astype(np.uint16)
+    stored = inks * 257 if planar == "contig" else np.moveaxis(inks * 257, -1, 0)
+    file = written(tmp_path, stored, photometric="separated", planarconfig=planar)
+    expected = Image.fromarray(inks.astype(np.uint8), mode="CMYK").convert("RGB")
+    np.testing.assert_array_equal(show(decode(file)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("compression", ["jpeg2000", "jpegxl", "webp"])
+def test_a_tiff_whose_compression_pillow_does_not_know_is_read(compression, tmp_path):
+    colours = np.random.default_rng(1).integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    how = {"compressionargs": {"lossless": True}} if compression != "jpeg2000" else {}
+    file = written(tmp_path, colours, photometric="rgb", compression=compression, **how)
+    np.testing.assert_array_equal(show(decode(file)), colours)
+    assert look_at(file).form is None
+
+
+@pytest.mark.parametrize("bits", [1, 4, 7])
+def test_a_jpeg_2000_of_less_than_8_bits_ends_at_white(bits, tmp_path):
+    levels = np.random.default_rng(1).integers(0, 2**bits, (16, 16)).astype(np.uint8)
+    file = tmp_path / "low.jp2"
+    file.write_bytes(imagecodecs.jpeg2k_encode(levels, level=0, bitspersample=bits))
+    np.testing.assert_array_equal(show(decode(file)), np.rint(levels * (255 / (2**bits - 1))))
+
+
+def test_a_pgm_shows_its_range_however_long_its_comments_are(tmp_path):
+    file = tmp_path / "long.pgm"
+    head = b"P5\n" + b"# a note\n" * 500 + b"7 5\n4095\n"
+    file.write_bytes(head + (GREY.astype(np.uint16) * 16).astype(">u2").tobytes())
+    assert look_at(file).form.white == 4095
+    np.testing.assert_allclose(show(decode(file), (0, 4095)).astype(float), GREY, atol=1)
+
+
+def test_an_opened_image_is_decoded_in_full_wherever_its_bytes_lie_and_at_the_page_that_was_chosen(tmp_path):
+    pages = [GREY.astype(np.uint16) * 16, (255 - GREY).astype(np.uint16) * 16]
+    with tifffile.TiffWriter(tmp_path / "stack.tif") as file:
+        for page in pages:
+            file.write(page, photometric="miniswhite")
+    content = (tmp_path / "stack.tif").read_bytes()
+    for number, page in enumerate(pages):
+        with Image.open(io.BytesIO(content)) as image:
+            image.seek(number)
+            np.testing.assert_array_equal(np.asarray(Pixels((0, 4080)).picture(image)), 255 - page // 16)
+
+
+def test_a_deep_tiff_that_pillow_has_loaded_is_refused(tmp_path):
+    file = written(tmp_path, COLOUR.astype(np.uint16) * 16, photometric="rgb")
+    with Image.open(file) as image:
+        image.load()
+        with pytest.raises(ValueError, match="16-bit unsigned TIFF samples that Pillow has loaded"):
+            Pixels((0, 4080)).picture(image)
+
+
+@pytest.mark.parametrize("kind", ["gif", "png", "jpg", "tif", "webp", "ppm", "jp2", "tga", "bmp"])
+def test_of_files_cut_or_with_wrong_bytes_nothing_is_raised_but_that_they_cannot_be_read(kind, tmp_path):
+    rng = np.random.default_rng(2)
+    file = tmp_path / f"image.{kind}"
+    Image.fromarray(rng.integers(0, 256, (24, 24, 3)).astype(np.uint8)).save(file)
+    whole = file.read_bytes()
+    for _ in range(60):
+        broken = bytearray(whole)
+        for at in rng.integers(0, min(len(whole), 200), 3):
+            broken[at] = rng.integers(256)
+        file.write_bytes(broken[: rng.integers(1, len(whole) + 1)] if rng.random() < 0.5 else broken)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for read in (look_at, decode):
+                with contextlib.suppress(DataError):
+                    read(file)

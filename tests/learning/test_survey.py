@@ -141,9 +141,96 @@ def test_a_few_bright_pixels_do_not_make_a_dark_set_a_full_one(tmp_path):
     dark = [g * 16 for g in LEVELS]
     dark[3][0, 0] = 65535  # a mark that was burnt in: 1 of 1280
     with pytest.raises(
-        ConfigError, match=r"hold 0 to 65535 \(99.9 % of them up to \d+\), though they declare"
+        ConfigError,
+        match=r"hold 0 to 65535 \(99.8 % of them 0 to \d+\), though they declare 0 to 65535.*0:4095",
     ):
         survey([split_of(tmp_path, [png(g, 16, 0) for g in dark])], None, "x")
+
+
+def bordered(g):
+    """12 bits in 16, in a border that holds no data."""
+    return np.pad(g * 16, 2, constant_values=65535)
+
+
+USES_LITTLE = {
+    "signed numbers stored with an offset": (lambda g, i: g * 4 + 32768, "32768:33788 is what they hold"),
+    "a border of the declared white": (lambda g, i: bordered(g), "0:4095 for 12 bits"),
+    "two depths": (lambda g, i: g * (257 if i % 2 else 64), "some use 14 bits and others more"),
+}
+
+
+@pytest.mark.parametrize("kind", USES_LITTLE)
+def test_sets_that_declare_more_than_they_use_are_refused_whatever_reaches_white(kind, tmp_path):
+    make, message = USES_LITTLE[kind]
+    contents = [png(make(g, i), 16, 0) for i, g in enumerate(LEVELS)]
+    with pytest.raises(ConfigError, match=message):
+        survey([split_of(tmp_path, contents)], None, "x")
+
+
+def test_test_images_of_another_depth_than_the_training_images_are_refused(tmp_path):
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+    train = split_of(tmp_path / "train", [png(g * 257, 16, 0) for g in LEVELS * 20])
+    test = split_of(tmp_path / "test", [png(g * 64, 16, 0) for g in LEVELS[:10]])
+    with pytest.raises(ConfigError, match=r"99.8 % of them 0 to 16320"):
+        survey([train, test], None, "x")
+
+
+def rgba(g, colour, alpha, dtype):
+    """Transparent in its left half, with what stands for white and for opaque."""
+    opacity = np.where(np.arange(g.shape[1]) < g.shape[1] // 2, 0, alpha) * np.ones_like(g)
+    return np.stack([g / 255 * colour] * 3 + [opacity], 2).astype(dtype)
+
+
+ALPHA = {
+    "16 bits": (lambda g: png(rgba(g, 65535, 65535, int), 16, 6), None),
+    "12 significant bits, low ones": (lambda g: png(rgba(g, 4095, 4095, int), 16, 6, sBIT=b"\x0c" * 4), None),
+    "12 bits, alpha of 16": (lambda g: png(rgba(g, 4095, 65535, int), 16, 6), (0, 4095)),
+    "12 bits and alpha of 12": (lambda g: png(rgba(g, 4095, 4095, int), 16, 6), (0, 4095)),
+    "12 bits in a TIFF": (
+        lambda g: tiff(rgba(g, 4095, 4095, np.uint16), photometric=2, extra=[2]),
+        (0, 4095),
+    ),
+    "32 bits": (lambda g: tiff(rgba(g, 1e6, 1e6, np.uint32), photometric=2, extra=[2]), (0, 1e6)),
+    "signed": (lambda g: tiff(rgba(g, 1000, 32767, np.int16), photometric=2, extra=[2]), (0, 1000)),
+    "floats to 1": (lambda g: tiff(rgba(g, 1, 1, np.float32), photometric=2, extra=[2]), (0, 1)),
+    "floats to 255": (lambda g: tiff(rgba(g, 255, 255, np.float32), photometric=2, extra=[2]), (0, 255)),
+    "floats to 255, alpha to 1": (
+        lambda g: tiff(rgba(g, 255, 1, np.float32), photometric=2, extra=[2]),
+        (0, 255),
+    ),
+    "floats of -1 to 1, alpha too": (
+        lambda g: tiff(rgba(g, 1, 1, np.float32) * 2 - 1, photometric=2, extra=[2]),
+        (-1, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ALPHA)
+def test_what_is_transparent_is_white_and_what_is_opaque_as_it_is_at_every_depth(kind, tmp_path):
+    make, black_white = ALPHA[kind]
+    split = split_of(tmp_path, [make(g) for g in LEVELS])
+    found = survey([split], black_white, "x")
+    half = LEVELS[0].shape[1] // 2
+    for i, g in enumerate(LEVELS[:3]):
+        shown = np.asarray(found.pixels.picture(split.read(i))).astype(int)
+        assert (shown[:, :half] == 255).all()
+        np.testing.assert_allclose(shown[:, half:], g[:, half:, None].repeat(3, 2), atol=1)
+
+
+def test_alpha_of_which_nothing_says_what_is_opaque_is_refused(tmp_path):
+    contents = [png(rgba(g, 65535, 30000, int), 16, 6) for g in LEVELS]
+    with pytest.raises(ConfigError, match="have alpha of 0 to 30000, and nothing says which is opaque"):
+        survey([split_of(tmp_path, contents)], None, "x")
+
+
+def test_a_deep_image_that_cannot_be_read_is_left_to_who_counts_those(tmp_path):
+    good = [png(g, 8, 0) for g in LEVELS]
+    nan = tiff(np.full((4, 4), np.nan, np.float32))
+    split = split_of(tmp_path, [*good, nan], "img")
+    pixels = survey([split], None, "x").pixels
+    with pytest.raises(ValueError, match="a sample is NaN or infinite"):
+        pixels.picture(split.read(len(good)))
 
 
 def test_two_kinds_of_images_mixed_in_one_set_are_refused_and_single_dark_ones_named(tmp_path):

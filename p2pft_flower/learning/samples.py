@@ -1,0 +1,131 @@
+"""Samples of an image as its file holds them, and what its head says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Form", "Kind", "Look", "Samples", "form_of", "samples_of"]
+
+Kind: TypeAlias = Literal["unsigned", "signed", "float"]
+"""Kind of number."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How an image holds samples of more than 8 bits, with signs or with fractions.
+
+    Attributes
+    ----------
+    container : str
+        Kind of file, ``"array"`` or ``"image"``: for messages.
+    kind : {"unsigned", "signed", "float"}
+        Kind of number.
+    bits : int
+        Bits of a sample.
+    white : int or None
+        The sample that the file declares to be white, with 0 black; None where it declares none.
+    significant : int
+        Bits that it says are significant (PNG's sBIT); ``bits`` where it says nothing.
+    """
+
+    container: str
+    kind: Kind
+    bits: int
+    white: int | None
+    significant: int
+
+    def __str__(self) -> str:
+        kind = "floating-point" if self.kind == "float" else self.kind
+        return f"{self.bits}-bit {kind} {self.container}"
+
+
+def form_of(
+    container: str, kind: Kind, bits: int, *, white: int | None = None, significant: int | None = None
+) -> Form:
+    """Return a form; unsigned samples of at most 16 bits declare their largest one white."""
+    declared = 2**bits - 1 if kind == "unsigned" and bits <= 16 else None
+    return Form(container, kind, bits, declared if white is None else white, significant or bits)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A decoded image whose samples are not yet grey levels.
+
+    Attributes
+    ----------
+    values : (H, W) or (H, W, 3) array
+        Samples in the file's own numbers, as the file holds them.
+    form : Form
+        What the file says of them.
+    alpha : (H, W) array, optional
+        Opacity in the file's own numbers, like ``values``; None: opaque.
+    premultiplied : bool
+        Whether colours are multiplied by ``alpha`` already.
+    zero_is_white : bool
+        Whether small samples are bright.
+    orientation : int
+        EXIF's orientation of the picture, 1..8.
+    """
+
+    values: npt.NDArray[Any]
+    form: Form
+    alpha: npt.NDArray[Any] | None = None
+    premultiplied: bool = False
+    zero_is_white: bool = False
+    orientation: int = 1
+
+
+class Look(NamedTuple):
+    """What a file's head says of the image, which is not decoded.
+
+    Attributes
+    ----------
+    form : Form or None
+        How it holds deep samples; None: it has unsigned ones of at most 8 bits.
+    turned : bool
+        Whether its orientation tag asks for it to be turned or mirrored.
+    transparent : bool
+        Whether it has an alpha channel or a transparent colour.
+    pages : bool
+        Whether it has several pages or frames.
+    """
+
+    form: Form | None
+    turned: bool
+    transparent: bool
+    pages: bool
+
+
+def samples_of(array: npt.NDArray[Any], form: Form | None = None) -> Samples:
+    """Tell grey, colour and alpha apart in an array of samples.
+
+    Parameters
+    ----------
+    array : (H, W) or (H, W, 1..4) array
+        Numbers of any type; grey, grey and alpha, RGB, or RGB and alpha.
+    form : Form, optional
+        How the file held them; without it, as the array's type says.
+
+    Raises
+    ------
+    ValueError
+        When the array has another shape or holds no numbers.
+    """
+    if array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] not in [(), (1,), (2,), (3,), (4,)]:
+        raise ValueError(f"an array of shape {array.shape} is no image; one has (H, W) or (H, W, 1 to 4)")
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * 255
+    kinds: dict[str, Kind] = {"u": "unsigned", "i": "signed", "f": "float"}
+    if array.dtype.kind not in kinds:
+        raise ValueError(f"an array of type {array.dtype} is no image; one has whole or floating numbers")
+    form = form or form_of("array", kinds[array.dtype.kind], array.dtype.itemsize * 8)
+    colours = array.shape[2] - 1 + array.shape[2] % 2
+    values = array[..., :colours]
+    alpha = array[..., colours] if array.shape[2] > colours else None
+    return Samples(values[..., 0] if colours == 1 else values, form, alpha)
