@@ -18,7 +18,7 @@ from p2pft_flower.chaos.peer import main
 from p2pft_flower.config import RunConfig
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.runtime.keeping import files_kept
-from p2pft_flower.runtime.plan import Neighbourhood, Plan, terms_digest
+from p2pft_flower.runtime.plan import Neighbourhood, Plan, greetings, terms_digest
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 
@@ -62,7 +62,7 @@ def plan_peers(
         run=run,
         config=config.to_mapping(),
         n=graph.n,
-        hosts=graph.n,
+        greetings=greetings(view, [[p] for p in range(graph.n)]),
         terms=terms_digest(config, view, ENDLESS),
         peers=(),
         loss_weights=dict.fromkeys(range(graph.n), 1.0),

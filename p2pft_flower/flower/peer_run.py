@@ -24,7 +24,7 @@ from p2pft_flower.report.results import log_name, lost_on_the_way, merged_views
 from p2pft_flower.runtime import sketch
 from p2pft_flower.runtime.journal import read_journal
 from p2pft_flower.runtime.keeping import files_kept
-from p2pft_flower.runtime.plan import Neighbourhood, Plan, terms_digest
+from p2pft_flower.runtime.plan import Neighbourhood, Plan, greetings, terms_digest
 from p2pft_flower.runtime.progress import Progress, Report
 from p2pft_flower.runtime.recorder import MAX_NOTE
 from p2pft_flower.runtime.running import running
@@ -348,7 +348,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         run=run.id,
         config=run.config.to_mapping(),
         n=run.graph.n,
-        hosts=len(run.hosts),
+        greetings=greetings(run.view, [host.peers for host in run.hosts]) if run.exchanges else 1,
         terms=terms_digest(run.config, run.view, run.iterations),
         peers=peers,
         loss_weights=weights,

@@ -444,10 +444,10 @@ class Host:
     def _meet(self, timeout: float) -> None:
         """Wait until all peers of the run are prepared: no peer-timeout may run meanwhile.
 
-        At stage s a neighbour agrees when its own neighbours have agreed to stage s - 1, so whoever has gone
-        through as many stages as there are other hosts knows of all that edges lead to, in either direction.
+        At stage s a neighbour agrees when its own neighbours have agreed to stage s - 1, so a host that has
+        gone through s stages knows of all that are s steps away, along edges in either direction.
         """
-        for stage in range(max(1, self.plan.hosts - 1)):
+        for stage in range(self.plan.greetings):
             self._reach(stage + 1)
             if self._wires is not None:
                 self._wires.links.meet(timeout, _MEET_REMEDY, stage=stage)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import Any
 
+import networkx as nx
+
 from p2pft_flower.config import RunConfig
 from p2pft_flower.topology.views import View
 
-__all__ = ["Neighbourhood", "Plan", "ResumePoint", "config_digest", "terms_digest"]
+__all__ = ["Neighbourhood", "Plan", "ResumePoint", "config_digest", "greetings", "terms_digest"]
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ class Plan:
         The run-config, kebab-case.
     n : int
         Peers in the whole graph.
-    hosts : int
-        Hosts in the whole run.
+    greetings : int
+        Rounds in which hosts greet their neighbours before they train (:func:`greetings`).
     terms : str
         Digest of what must be equal on all peers (:func:`terms_digest`).
     peers : tuple of Neighbourhood
@@ -127,7 +129,7 @@ class Plan:
     run: str
     config: dict[str, Any]
     n: int
-    hosts: int
+    greetings: int
     terms: str
     peers: tuple[Neighbourhood, ...]
     loss_weights: dict[int, float]
@@ -192,6 +194,24 @@ class Plan:
                 point["run"], point["folder"], by_peer(point["iterations"]), by_peer(point["digests"])
             )
         return cls(**raw)
+
+
+def greetings(view: View, hosts: Iterable[Collection[int]]) -> int:
+    """Return the rounds after which every host knows that all others are prepared, at least one.
+
+    With each round it knows it of those one step further away, along edges in either direction: it takes as
+    many as the diameter of the hosts' undirected graph has.
+
+    Parameters
+    ----------
+    view : View
+        Who trains.
+    hosts : iterable of collection of int
+        The peers of each host.
+    """
+    host_of = {p: number for number, peers in enumerate(hosts) for p in peers}
+    between = nx.Graph((host_of[j], host_of[i]) for i in host_of for j in view.row(i))
+    return max(1, int(nx.diameter(between)))
 
 
 PRIVATE_KEYS = ("output-dir", "data-dir", "download", "verify")

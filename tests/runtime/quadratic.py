@@ -9,7 +9,7 @@ import torch
 
 from p2pft_flower.config import RunConfig
 from p2pft_flower.runtime.host import Host
-from p2pft_flower.runtime.plan import Neighbourhood, Plan, terms_digest
+from p2pft_flower.runtime.plan import Neighbourhood, Plan, greetings, terms_digest
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 
@@ -90,12 +90,13 @@ def plans(graph, hosts, addresses, folder, *, iterations=20, survive=False, **se
         {"learning-rate": 0.1, "iterations": iterations, "peer-timeout": 20.0, "meet-timeout": 20.0}
         | settings
     )
+    rest = set(range(graph.n)).difference(*hosts)
     return [
         Plan(
             run="test",
             config=config.to_mapping(),
             n=graph.n,
-            hosts=len(hosts),
+            greetings=greetings(View.whole(graph), [*hosts, *([p] for p in rest)]),
             terms=terms_digest(config, View.whole(graph), iterations),
             peers=tuple(Neighbourhood.of(View.whole(graph), p) for p in peers),
             loss_weights=dict.fromkeys(range(graph.n), 1.0),

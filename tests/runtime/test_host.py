@@ -19,8 +19,10 @@ from p2pft_flower.flower import host_process
 from p2pft_flower.runtime.exchange import DivergedError
 from p2pft_flower.runtime.host import Host, PeerFailedError
 from p2pft_flower.runtime.journal import read_journal
+from p2pft_flower.runtime.plan import greetings
 from p2pft_flower.runtime.wires import Access
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.views import View
 from p2pft_flower.transport import (
     Credentials,
     ExchangeRefusedError,
@@ -468,6 +470,19 @@ def test_nobody_stops_a_run_without_its_key(tmp_path, short):
         for future in futures:
             with pytest.raises(ExchangeStoppedError, match="the test is over"):
                 future.result(30)
+
+
+@pytest.mark.parametrize(
+    ("graph", "hosts", "rounds"),
+    [
+        ("exponential:64", [[p] for p in range(64)], 3),
+        ("directed-ring:6", [[p] for p in range(6)], 3),
+        ("directed-ring:6", [[0, 1], [2, 3], [4, 5]], 1),
+        ("ring:5", [[0, 1, 2, 3, 4]], 1),
+    ],
+)
+def test_hosts_greet_each_other_until_all_know_of_all(graph, hosts, rounds):
+    assert greetings(View.whole(Graph.load(graph)), hosts) == rounds
 
 
 def test_a_plan_survives_the_message_and_carries_no_more_than_neighbours(tmp_path):
