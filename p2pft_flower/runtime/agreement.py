@@ -69,6 +69,8 @@ class Agreement:
     ----------
     machine : Membership
         This host's state machine.
+    iterations : int
+        Iterations of the run.
     on_change : callable
         Called once when the view begins to change, with the error that whoever waits is to be woken with.
     interval : float
@@ -82,13 +84,14 @@ class Agreement:
     def __init__(
         self,
         machine: Membership,
+        iterations: int,
         *,
         on_change: Callable[[ViewChangeError], None],
         interval: float,
         direct: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._machine, self._direct = machine, direct
+        self._machine, self._iterations, self._direct = machine, iterations, direct
         self._on_change, self._interval, self._clock = on_change, interval, clock
         self._host = {p: m for m, peers in machine.groups.items() for p in peers}
         self._lock = threading.RLock()
@@ -149,16 +152,21 @@ class Agreement:
 
     def hear(self, gossip: Gossip) -> None:
         """Take in what another host says."""
-        heard, known = [], {}
-        for message in gossip.records:
+        groups = self._machine.groups
+        heard, known, wrong = [], {}, []
+        for message in gossip.records[: len(groups)]:  # one of each member, at most
             try:
-                heard.append(records.decode(message, self._machine.groups))
+                heard.append(records.decode(message, groups, self._iterations))
             except ValueError as error:
-                log.warning("a record from peer %d is not used: %s", gossip.sender, error)
+                wrong.append(error)
         try:
-            known = records.decode_known(gossip.known)
+            known = records.decode_known(gossip.known, groups)
         except ValueError as error:
-            log.warning("what peer %d says that it knows is not used: %s", gossip.sender, error)
+            wrong.append(error)
+        if wrong:  # one line, however much there is
+            log.warning(
+                "of what peer %d says %d records are not used: %s", gossip.sender, len(wrong), wrong[0]
+            )
         with self._lock:
             if (speaker := self._host.get(gossip.sender)) is not None:
                 self._spoken[speaker] = self._clock()

@@ -244,6 +244,7 @@ class Wires:
         )
         return Agreement(
             machine,
+            plan.iterations,
             on_change=self.fail,
             interval=min(1.0, config.peer_timeout / 8),
             direct=config.peer_timeout,

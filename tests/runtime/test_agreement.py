@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from p2pft_flower.runtime.agreement import Agreement
-from p2pft_flower.runtime.membership import Membership
+from p2pft_flower.runtime.membership import Membership, Record
+from p2pft_flower.runtime.records import encode
 from p2pft_flower.topology import Graph
-from p2pft_flower.transport import Loss, PeerLostError, ViewChangeError
+from p2pft_flower.transport import Gossip, Loss, PeerLostError, ViewChangeError
 
 TWO = Graph.load("ring:2")
 RING = Graph.load("directed-ring:4")
@@ -23,7 +24,7 @@ class Quiet:
 def agreement(me, graph=RING, **life):
     groups = {p: (p,) for p in range(graph.n)}
     machine = Membership(me, graph, groups, round_time=0.2, patience=60.0, **life)
-    made = Agreement(machine, on_change=lambda change: None, interval=0.02, direct=0.4)
+    made = Agreement(machine, 10**6, on_change=lambda change: None, interval=0.02, direct=0.4)
     made.start(Quiet(), tuple)
     return made
 
@@ -56,7 +57,7 @@ def test_who_is_left_out_though_nobody_had_missed_it_yet_is_named_with_a_reason(
 
 def test_a_host_is_spared_where_the_others_are_a_quorum_and_enough():
     machines = [Membership(p, TWO, {0: (0,), 1: (1,)}, round_time=0.2, patience=60.0) for p in (0, 1)]
-    lowest, other = (Agreement(m, on_change=lambda change: None, interval=0.02) for m in machines)
+    lowest, other = (Agreement(m, 10**6, on_change=lambda change: None, interval=0.02) for m in machines)
     assert not lowest.spares(1)  # half of two, without the lowest, is no quorum
     assert other.spares(1)
     assert not other.spares(2)
@@ -105,10 +106,25 @@ class Silence:
 
 def test_who_falls_silent_while_the_view_changes_is_missed_too():
     machine = Membership(0, RING, {p: (p,) for p in range(4)}, round_time=1e3, patience=1e6)
-    agreement = Agreement(machine, on_change=lambda _: None, interval=0.01)
+    agreement = Agreement(machine, 10**6, on_change=lambda _: None, interval=0.01)
     machine.suspect(3, 0.0)  # it changes already
     agreement.start(Silence(), lambda: (1,))
     with agreement._changed:
         assert agreement._changed.wait_for(lambda: 1 in machine.record.suspects, 60)
     agreement.close()
     assert machine.record.suspects == (1, 3)
+
+
+def test_of_a_flood_of_wrong_records_one_line_is_logged_and_nothing_is_used(caplog):
+    agreement = Agreement(
+        Membership(0, Graph.load("ring:4"), {p: (p,) for p in range(4)}, 1.0, 10.0),
+        100,
+        on_change=lambda _: None,
+        interval=0.01,
+    )
+    flood = Gossip(sender=1, records=[encode(Record(1, 1, iteration=101))] * 30_000)
+    agreement.hear(flood)
+    (line,) = caplog.messages
+    assert line == (
+        "of what peer 1 says 4 records are not used: a record of member 1 with the iteration 101, over 100"
+    )
