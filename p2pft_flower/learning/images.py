@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,7 +17,7 @@ from PIL import Image
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.decoding import REMEDY, formats
 
-__all__ = ["Listing", "array_content", "file_content", "find_images", "folders_in", "is_hidden"]
+__all__ = ["Listing", "array_content", "file_content", "find_images", "folders_in", "identity", "is_hidden"]
 
 _SYSTEM = frozenset(
     {
@@ -56,12 +56,15 @@ class Listing:
         Suffixes, in lower case, of files that are no pictures which can be opened here; empty: none.
     loops : list of Path
         Links that lead back to a folder above them; not followed.
+    repeated : list of Path
+        Links to folders that were looked into already; not followed.
     """
 
     files: list[Path] = field(default_factory=list)
     hidden: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
     loops: list[Path] = field(default_factory=list)
+    repeated: list[Path] = field(default_factory=list)
 
     def add(self, other: Listing) -> None:
         """Add what was found elsewhere."""
@@ -69,10 +72,11 @@ class Listing:
         self.hidden += other.hidden
         self.others += other.others
         self.loops += other.loops
+        self.repeated += other.repeated
 
 
 def find_images(folder: Path) -> Listing:
-    """List the image files in and below ``folder``; links to folders are followed.
+    """List the image files in and below ``folder``; links to folders are followed, into each folder once.
 
     Raises
     ------
@@ -80,8 +84,12 @@ def find_images(folder: Path) -> Listing:
         When a folder may not be read. One that is not there has no files.
     """
     found = Listing()
-    above = frozenset(_identity(parent) for parent in folder.absolute().parents)
-    _walk(folder, above, found)
+    walked: set[tuple[int, int]] = set()
+    # Links come after the folders that lie here, so that images are known by their own paths.
+    waiting = deque([(folder, frozenset(identity(parent) for parent in folder.absolute().parents))])
+    while waiting:
+        linked, above = waiting.popleft()
+        waiting += _walk(linked, above, walked, found)
     found.files.sort()
     return found
 
@@ -105,18 +113,24 @@ def folders_in(folder: Path) -> tuple[list[str], Listing]:
     return names, beside
 
 
-def _walk(folder: Path, above: frozenset[tuple[int, int]], found: Listing) -> None:
-    identity = _identity(folder)
-    if identity in above:
-        found.loops.append(folder)
+def _walk(
+    folder: Path, above: frozenset[tuple[int, int]], walked: set[tuple[int, int]], found: Listing
+) -> Iterator[tuple[Path, frozenset[tuple[int, int]]]]:
+    """List what lies in and below a folder, and yield its links to folders with the folders above them."""
+    here = identity(folder)
+    if here in above or here in walked:
+        (found.loops if here in above else found.repeated).append(folder)
         return
-    for entry in _entries(folder):
+    walked.add(here)
+    for entry in sorted(_entries(folder), key=lambda entry: entry.name):
         if is_hidden(entry.name):
             found.hidden[entry.name] += 1
-        elif _is_folder(entry):
-            _walk(Path(entry.path), above | {identity}, found)
-        else:
+        elif not _is_folder(entry):
             _add_file(Path(entry.path), found)
+        elif entry.is_symlink():
+            yield Path(entry.path), above | {here}
+        else:
+            yield from _walk(Path(entry.path), above | {here}, walked, found)
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -136,11 +150,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def identity(path: Path) -> tuple[int, int]:
+    """Return by what a file or folder is known again, whatever path or link leads to it."""
     try:
-        found = folder.stat()
-    except OSError:  # gone, or not to be looked at: nothing leads back to it
-        return (-1, hash(folder))
+        found = path.stat()
+    except OSError:  # gone, or not to be looked at: nothing else leads to it
+        return (-1, hash(path))
     return found.st_dev, found.st_ino
 
 
