@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,9 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.learning.decoding import REMEDY, formats
 
 __all__ = ["Listing", "array_content", "file_content", "find_images", "folders_in", "identity", "is_hidden"]
+
+SPECIAL = "pipe, socket or device"
+"""What is called so waits or goes on without end when it is read as a file."""
 
 _SYSTEM = frozenset(
     {
@@ -54,6 +58,7 @@ class Listing:
         Names of hidden files and folders that were passed over.
     others : Counter of str
         Suffixes, in lower case, of files that are no pictures which can be opened here; empty: none.
+        :data:`SPECIAL`, whatever their suffix, of what is no regular file.
     loops : list of Path
         Links that lead back to a folder above them; not followed.
     repeated : list of Path
@@ -109,7 +114,7 @@ def folders_in(folder: Path) -> tuple[list[str], Listing]:
         elif _is_folder(entry):
             names.append(entry.name)
         else:
-            _add_file(Path(entry.path), beside)
+            _add_file(entry, beside)
     return names, beside
 
 
@@ -126,7 +131,7 @@ def _walk(
         if is_hidden(entry.name):
             found.hidden[entry.name] += 1
         elif not _is_folder(entry):
-            _add_file(Path(entry.path), found)
+            _add_file(entry, found)
         elif entry.is_symlink():
             yield Path(entry.path), above | {here}
         else:
@@ -159,12 +164,22 @@ def identity(path: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _add_file(file: Path, found: Listing) -> None:
+def _add_file(entry: os.DirEntry[str], found: Listing) -> None:
+    file = Path(entry.path)
     suffix = file.suffix.lower()
-    if suffix in _suffixes():
+    if _is_special(entry):
+        found.others[SPECIAL] += 1
+    elif suffix in _suffixes():
         found.files.append(file)
     else:
         found.others[suffix] += 1
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    try:
+        return not entry.is_file() and not stat.S_ISREG(entry.stat().st_mode)
+    except OSError:  # a link that leads nowhere is named as an image that cannot be read
+        return False
 
 
 @cache

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import unicodedata
 
 import numpy as np
@@ -77,6 +79,22 @@ def test_files_that_cannot_be_opened_are_counted_by_suffix_in_one_line(folder, c
     assert "10 files are no pictures that can be opened here and are not used: 2 .heic" in line
     for kind in ("1 .dcm", "1 without a suffix", "1 .h5", "1 .mpg", "1 .ps", "1 .fits", "1 .wmf", "1 .grib"):
         assert kind in line
+
+
+def test_pipes_sockets_and_devices_are_no_pictures_whatever_they_are_called(folder, caplog, monkeypatch):
+    red = folder / "train" / "red"
+    os.mkfifo(red / "waits.png")
+    os.mkfifo(folder / "train" / "aside.jpg")
+    (red / "endless.tif").symlink_to("/dev/zero")
+    (red / "linked.png").symlink_to("waits.png")
+    monkeypatch.chdir(red)  # the name of a socket may not be long
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("listens.png")
+    assert len(read(folder).train) == 12
+    assert (
+        "5 files are no pictures that can be opened here and are not used: 5 pipe, socket or dev"
+        in caplog.text
+    )
 
 
 def test_pictures_outside_of_the_class_folders_are_named(folder, caplog):
