@@ -23,6 +23,7 @@ from p2pft_flower.learning.images import (
     find_images,
     folders_in,
     identity,
+    looks_hidden,
 )
 from p2pft_flower.learning.names import differing_unseen, in_order, look_alikes, some_names
 from p2pft_flower.learning.pixels import Pixels, Source
@@ -217,6 +218,13 @@ def folder(path: str, *, site: bool = False) -> Dataset:
     classes = in_order(found)
     for alike in look_alikes(classes):
         log.warning("%s: the names of the classes %s", root / "train", alike)
+    if doubtful := [name for name in classes if looks_hidden(name) and name not in tested]:
+        log.warning(
+            "%s: %s are CLASSES here, named as systems name their folders, and have no folder in test/: if "
+            "they are none, remove them, or begin their names with a dot",
+            root / "train",
+            some_names(doubtful),
+        )
     for name in in_order(set(tested) - set(classes)):
         raise DataError(
             f"{root / 'test'}: class {name!r} has no folder in train/{differing_unseen(name, classes)}; the "

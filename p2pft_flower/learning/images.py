@@ -18,7 +18,16 @@ from PIL import Image
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.decoding import REMEDY, formats
 
-__all__ = ["Listing", "array_content", "file_content", "find_images", "folders_in", "identity", "is_hidden"]
+__all__ = [
+    "Listing",
+    "array_content",
+    "file_content",
+    "find_images",
+    "folders_in",
+    "identity",
+    "is_hidden",
+    "looks_hidden",
+]
 
 SPECIAL = "pipe, socket or device"
 """What is called so waits or goes on without end when it is read as a file."""
@@ -27,23 +36,44 @@ _SYSTEM = frozenset(
     {
         "#recycle",
         "#snapshot",
-        "$RECYCLE.BIN",
-        "@Recently-Snapshot",
-        "@Recycle",
-        "@eaDir",
+        "$extend",
+        "$recycle.bin",
+        "@__thumb",
+        "@eadir",
+        "@recently-snapshot",
+        "@recycle",
+        "@sharebin",
         "@tmp",
-        "System Volume Information",
-        "__MACOSX",
+        "__macosx",
         "__pycache__",
+        "_gsdata_",
+        "desktop.ini",
+        "found.000",
         "lost+found",
+        "network trash folder",
+        "recycler",
+        "system volume information",
+        "temporary items",
+        "thefindbycontentfolder",
+        "thevolumesettingsfolder",
+        "thumbs.db",
+        "~snapshot",
     }
 )
-"""Names of folders that systems, archives and network storage leave beside one's own."""
+"""Names, in lower case, of what systems, archives and network storage leave beside one's own."""
+
+_SYSTEMS_OWN = tuple("#$@_~")
+"""What systems like to begin names with."""
 
 
 def is_hidden(name: str) -> bool:
     """Tell whether a file or folder of this name is none of the user's: a system or program made it."""
-    return name.startswith(".") or name in _SYSTEM
+    return name.startswith(".") or name.casefold() in _SYSTEM
+
+
+def looks_hidden(name: str) -> bool:
+    """Tell whether a name begins as systems like to begin theirs; it may be the user's all the same."""
+    return name.startswith(_SYSTEMS_OWN)
 
 
 @dataclass

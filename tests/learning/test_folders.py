@@ -41,6 +41,16 @@ LEFT_BEHIND = [
     "#recycle/0.png",
     "$RECYCLE.BIN/0.png",
     "lost+found/0.png",
+    "$Recycle.Bin/0.png",
+    "RECYCLER/0.png",
+    "~snapshot/0.png",
+    "@Recycle/0.png",
+    "Temporary Items/0.png",
+    "Network Trash Folder/0.png",
+    "SYSTEM VOLUME INFORMATION/0.png",
+    "__macosx/0.png",
+    "_gsdata_/0.png",
+    "Thumbs.db/0.png",
 ]
 """What notebooks, macOS, archives and network storage put beside images."""
 
@@ -56,6 +66,17 @@ def test_what_systems_leave_behind_is_no_class_and_no_image(path, part, folder, 
     for split in ("train", "test"):
         assert getattr(after, split).files == getattr(before, split).files
     assert "3 hidden files and folders are passed over: " + path.partition("/")[0] in caplog.text
+
+
+def test_a_class_that_is_named_as_systems_name_theirs_and_has_no_test_folder_is_warned_of(folder, caplog):
+    names = ("$cache", "~old", "_backup", "#archive", "@index")
+    paint(*(folder / "train" / name / "0.png" for name in (*names, "_background", "violet")))
+    paint(folder / "test" / "_background" / "0.png")
+    assert set(read(folder).classes) == {"blue", "green", "red", "_background", "violet", *names}
+    (line,) = [r.message for r in caplog.records if "are CLASSES here" in r.message]
+    assert all(name in line for name in names)
+    assert "_background" not in line
+    assert "violet" not in line
 
 
 def test_hidden_folders_are_no_classes_of_sites_and_no_new_classes_of_streams(tmp_path, caplog):
