@@ -16,7 +16,15 @@ from PIL import Image
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.dataset_names import TORCHVISION, check_dataset_name, require_parts
 from p2pft_flower.learning.decoding import REMEDY, UNREADABLE, decode, look_at
-from p2pft_flower.learning.images import Listing, array_content, file_content, find_images, folders_in
+from p2pft_flower.learning.images import (
+    Listing,
+    array_content,
+    file_content,
+    find_images,
+    folders_in,
+    identity,
+    looks_hidden,
+)
 from p2pft_flower.learning.names import differing_unseen, in_order, look_alikes, some_names
 from p2pft_flower.learning.pixels import Pixels, Source
 from p2pft_flower.learning.samples import Look
@@ -187,8 +195,8 @@ def digits(data_dir: str) -> Dataset:  # noqa: ARG001 - a dataset's signature
 def folder(path: str, *, site: bool = False) -> Dataset:
     """Read ``path/train/<class>/<image>`` and ``path/test/<class>/<image>``; classes are in natural order.
 
-    Hidden files and folders are passed over, links to folders followed; what is no picture that can be opened
-    is counted in a warning.
+    Hidden files and folders are passed over, links to folders followed, once a class into each; what is no
+    picture that can be opened is counted in a warning.
 
     Parameters
     ----------
@@ -201,8 +209,8 @@ def folder(path: str, *, site: bool = False) -> Dataset:
     Raises
     ------
     DataError
-        When a folder is missing, a class has no training image, train/ or test/ has none at all, or test/
-        has a class that train/ has not.
+        When a folder is missing, a class has no training image, train/ or test/ has none at all, test/ has a
+        class that train/ has not, or one file lies in two classes.
     """
     root = require_parts(path, site=site)
     found, passed_over = folders_in(root / "train")
@@ -211,6 +219,13 @@ def folder(path: str, *, site: bool = False) -> Dataset:
     classes = in_order(found)
     for alike in look_alikes(classes):
         log.warning("%s: the names of the classes %s", root / "train", alike)
+    if doubtful := [name for name in classes if looks_hidden(name) and name not in tested]:
+        log.warning(
+            "%s: %s are CLASSES here, named as systems name their folders, and have no folder in test/: if "
+            "they are none, remove them, or begin their names with a dot",
+            root / "train",
+            some_names(doubtful),
+        )
     for name in in_order(set(tested) - set(classes)):
         raise DataError(
             f"{root / 'test'}: class {name!r} has no folder in train/{differing_unseen(name, classes)}; the "
@@ -243,6 +258,7 @@ def folder(path: str, *, site: bool = False) -> Dataset:
 
     train, test = split("train"), split("test")
     _tell_passed_over(root, passed_over, outside)
+    _check_same_files(root, classes, train, test)
     return Dataset(f"folder:{path}", tuple(classes), train, test)
 
 
@@ -265,12 +281,61 @@ def _tell_passed_over(root: Path, found: Listing, outside: Sequence[Path]) -> No
         )
     if found.loops:
         log.warning("%s: links that lead back to a folder above them: %s", root, some_names(found.loops))
+    if found.repeated:
+        log.warning(
+            "%s: links to folders whose images are in the class already, and count once: %s",
+            root,
+            some_names(found.repeated),
+        )
     if outside:
         log.warning(
             "%s: %d pictures lie in no class's folder and are not used: %s",
             root,
             len(outside),
             some_names(outside),
+        )
+
+
+def _check_same_files(root: Path, classes: Sequence[str], train: Split, test: Split) -> None:
+    """Refuse files that links put into two classes; warn of those in train/ and test/, or twice in a class.
+
+    Raises
+    ------
+    DataError
+        With two paths of such a file.
+    """
+    first: dict[tuple[int, int], tuple[Path, int, bool]] = {}
+    twice, in_both, in_two = [], [], []
+    for split in (train, test):
+        for file, label in zip(split.files or (), split.labels.tolist(), strict=True):
+            before, other, trained = first.setdefault(identity(file), (file, label, split is train))
+            pair = f"{before} and {file}"
+            if other != label:
+                in_two.append(f"{pair} ({classes[other]!r} and {classes[label]!r})")
+            elif trained and split is test:
+                in_both.append(pair)
+            elif before != file:
+                twice.append(pair)
+    if in_two:
+        raise DataError(
+            f"{root}: {len(in_two)} image files lie in two classes, as {in_two[0]}, which are one file: what "
+            "it shows cannot be both; remove it, or the link that leads to it, from one of them"
+        )
+    if in_both:
+        log.warning(
+            "%s: %d TEST IMAGES ARE TRAINING IMAGES too, as %s, which are one file: scores on them say "
+            "nothing of new images",
+            root,
+            len(in_both),
+            in_both[0],
+        )
+    if twice:
+        log.warning(
+            "%s: %d image files lie more than once in their class, as %s, which are one file: they count as "
+            "often as they lie there",
+            root,
+            len(twice),
+            twice[0],
         )
 
 

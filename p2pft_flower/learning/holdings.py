@@ -14,17 +14,12 @@ from PIL import Image
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.class_groups import class_owners
 from p2pft_flower.learning.data_digest import images_digest
 from p2pft_flower.learning.dataset_names import refuse_data_dir
 from p2pft_flower.learning.datasets import Dataset, Sites, Split, load_dataset, load_sites
 from p2pft_flower.learning.names import some_names
-from p2pft_flower.learning.partitions import (
-    Partition,
-    class_owners,
-    draw_shots,
-    partition_images,
-    resolve_partition,
-)
+from p2pft_flower.learning.partitions import Partition, draw_shots, partition_images, resolve_partition
 from p2pft_flower.learning.pixels import Pixels, Range
 from p2pft_flower.learning.readable import require_readable, unreadable_images
 from p2pft_flower.learning.settings import check_ranges

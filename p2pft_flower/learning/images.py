@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+import stat
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,29 +18,62 @@ from PIL import Image
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.decoding import REMEDY, formats
 
-__all__ = ["Listing", "array_content", "file_content", "find_images", "folders_in", "is_hidden"]
+__all__ = [
+    "Listing",
+    "array_content",
+    "file_content",
+    "find_images",
+    "folders_in",
+    "identity",
+    "is_hidden",
+    "looks_hidden",
+]
+
+SPECIAL = "pipe, socket or device"
+"""What is called so waits or goes on without end when it is read as a file."""
 
 _SYSTEM = frozenset(
     {
         "#recycle",
         "#snapshot",
-        "$RECYCLE.BIN",
-        "@Recently-Snapshot",
-        "@Recycle",
-        "@eaDir",
+        "$extend",
+        "$recycle.bin",
+        "@__thumb",
+        "@eadir",
+        "@recently-snapshot",
+        "@recycle",
+        "@sharebin",
         "@tmp",
-        "System Volume Information",
-        "__MACOSX",
+        "__macosx",
         "__pycache__",
+        "_gsdata_",
+        "desktop.ini",
+        "found.000",
         "lost+found",
+        "network trash folder",
+        "recycler",
+        "system volume information",
+        "temporary items",
+        "thefindbycontentfolder",
+        "thevolumesettingsfolder",
+        "thumbs.db",
+        "~snapshot",
     }
 )
-"""Names of folders that systems, archives and network storage leave beside one's own."""
+"""Names, in lower case, of what systems, archives and network storage leave beside one's own."""
+
+_SYSTEMS_OWN = tuple("#$@_~")
+"""What systems like to begin names with."""
 
 
 def is_hidden(name: str) -> bool:
     """Tell whether a file or folder of this name is none of the user's: a system or program made it."""
-    return name.startswith(".") or name in _SYSTEM
+    return name.startswith(".") or name.casefold() in _SYSTEM
+
+
+def looks_hidden(name: str) -> bool:
+    """Tell whether a name begins as systems like to begin theirs; it may be the user's all the same."""
+    return name.startswith(_SYSTEMS_OWN)
 
 
 @dataclass
@@ -54,14 +88,18 @@ class Listing:
         Names of hidden files and folders that were passed over.
     others : Counter of str
         Suffixes, in lower case, of files that are no pictures which can be opened here; empty: none.
+        :data:`SPECIAL`, whatever their suffix, of what is no regular file.
     loops : list of Path
         Links that lead back to a folder above them; not followed.
+    repeated : list of Path
+        Links to folders that were looked into already; not followed.
     """
 
     files: list[Path] = field(default_factory=list)
     hidden: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
     loops: list[Path] = field(default_factory=list)
+    repeated: list[Path] = field(default_factory=list)
 
     def add(self, other: Listing) -> None:
         """Add what was found elsewhere."""
@@ -69,10 +107,11 @@ class Listing:
         self.hidden += other.hidden
         self.others += other.others
         self.loops += other.loops
+        self.repeated += other.repeated
 
 
 def find_images(folder: Path) -> Listing:
-    """List the image files in and below ``folder``; links to folders are followed.
+    """List the image files in and below ``folder``; links to folders are followed, into each folder once.
 
     Raises
     ------
@@ -80,8 +119,12 @@ def find_images(folder: Path) -> Listing:
         When a folder may not be read. One that is not there has no files.
     """
     found = Listing()
-    above = frozenset(_identity(parent) for parent in folder.absolute().parents)
-    _walk(folder, above, found)
+    walked: set[tuple[int, int]] = set()
+    # Links come after the folders that lie here, so that images are known by their own paths.
+    waiting = deque([(folder, frozenset(identity(parent) for parent in folder.absolute().parents))])
+    while waiting:
+        linked, above = waiting.popleft()
+        waiting += _walk(linked, above, walked, found)
     found.files.sort()
     return found
 
@@ -101,22 +144,28 @@ def folders_in(folder: Path) -> tuple[list[str], Listing]:
         elif _is_folder(entry):
             names.append(entry.name)
         else:
-            _add_file(Path(entry.path), beside)
+            _add_file(entry, beside)
     return names, beside
 
 
-def _walk(folder: Path, above: frozenset[tuple[int, int]], found: Listing) -> None:
-    identity = _identity(folder)
-    if identity in above:
-        found.loops.append(folder)
+def _walk(
+    folder: Path, above: frozenset[tuple[int, int]], walked: set[tuple[int, int]], found: Listing
+) -> Iterator[tuple[Path, frozenset[tuple[int, int]]]]:
+    """List what lies in and below a folder, and yield its links to folders with the folders above them."""
+    here = identity(folder)
+    if here in above or here in walked:
+        (found.loops if here in above else found.repeated).append(folder)
         return
-    for entry in _entries(folder):
+    walked.add(here)
+    for entry in sorted(_entries(folder), key=lambda entry: entry.name):
         if is_hidden(entry.name):
             found.hidden[entry.name] += 1
-        elif _is_folder(entry):
-            _walk(Path(entry.path), above | {identity}, found)
+        elif not _is_folder(entry):
+            _add_file(entry, found)
+        elif entry.is_symlink():
+            yield Path(entry.path), above | {here}
         else:
-            _add_file(Path(entry.path), found)
+            yield from _walk(Path(entry.path), above | {here}, walked, found)
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -136,20 +185,31 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def identity(path: Path) -> tuple[int, int]:
+    """Return by what a file or folder is known again, whatever path or link leads to it."""
     try:
-        found = folder.stat()
-    except OSError:  # gone, or not to be looked at: nothing leads back to it
-        return (-1, hash(folder))
+        found = path.stat()
+    except OSError:  # gone, or not to be looked at: nothing else leads to it
+        return (-1, hash(path))
     return found.st_dev, found.st_ino
 
 
-def _add_file(file: Path, found: Listing) -> None:
+def _add_file(entry: os.DirEntry[str], found: Listing) -> None:
+    file = Path(entry.path)
     suffix = file.suffix.lower()
-    if suffix in _suffixes():
+    if _is_special(entry):
+        found.others[SPECIAL] += 1
+    elif suffix in _suffixes():
         found.files.append(file)
     else:
         found.others[suffix] += 1
+
+
+def _is_special(entry: os.DirEntry[str]) -> bool:
+    try:
+        return not entry.is_file() and not stat.S_ISREG(entry.stat().st_mode)
+    except OSError:  # a link that leads nowhere is named as an image that cannot be read
+        return False
 
 
 @cache

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 
 from natsort import natsorted
 
 from p2pft_flower.errors import printable
 
-__all__ = ["differing_unseen", "in_order", "look_alikes", "some_names"]
+__all__ = ["differing_unseen", "in_order", "look_alikes", "number_of", "some_names"]
+
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,9})?", re.IGNORECASE)
 
 NAMED = 10
 """A message names this many, and counts the others."""
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Return names in natural order: numbers in them count as numbers, so that 2 comes before 10."""
-    return natsorted(sorted(names))  # names that count the same, as 2 and 02, by their letters
+    """Return names in natural order: numbers in them count as numbers, so that 2 comes before 10.
+
+    Names that are numbers come first, by their value: -1 before 0, 0.25 before 0.5.
+    """
+    natural = natsorted(sorted(names))  # names that count the same, as 2 and 02, by their letters
+    values = [(number_of(name), place, name) for place, name in enumerate(natural)]
+    numbers = sorted((value, place, name) for value, place, name in values if value is not None)
+    return [name for *_, name in numbers] + [name for value, _, name in values if value is None]
+
+
+def number_of(name: str) -> Decimal | None:
+    """Return the value of a name that is a number, as ``01``, ``-1``, ``1.0`` or ``0,5``; None of others."""
+    written = name.replace("\u2212", "-").replace(",", ".")  # the minus sign of typesetters
+    return Decimal(written) if _NUMBER.fullmatch(written) else None
 
 
 def differing_unseen(name: str, others: Iterable[str]) -> str:

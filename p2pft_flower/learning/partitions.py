@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
-import re
 import warnings
 from collections.abc import Sequence
 from typing import TypeAlias
@@ -13,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
-from p2pft_flower.learning.names import differing_unseen, some_names
+from p2pft_flower.learning.class_groups import check_groups, class_owners, even_groups
 from p2pft_flower.plugins import call_reference, is_reference
 
 __all__ = [
     "OWN",
     "Partition",
     "check_partition",
-    "class_owners",
     "draw_shots",
     "partition_images",
     "resolve_partition",
@@ -65,9 +62,7 @@ def resolve_partition(spec: str, dataset: str, n: int, classes: Sequence[str]) -
     if (dataset, n) in TABLE_1:
         return TABLE_1[dataset, n]
     if n <= len(classes):
-        chunks = np.array_split(np.arange(len(classes)), n)
-        names = classes if _misnumbered(classes) is not None else [str(c) for c in range(len(classes))]
-        return "classes:" + ",".join(f"{names[c[0]]}-{names[c[-1]]}" for c in chunks)
+        return even_groups(n, classes)
     return f"dirichlet:{AUTO_DIRICHLET}"
 
 
@@ -91,7 +86,7 @@ def check_partition(spec: str, n: int, classes: Sequence[str] | None = None) -> 
     kind, _, argument = spec.partition(":")
     if kind == "classes" and argument:
         if classes is None:
-            _groups(spec, n)
+            check_groups(spec, n)
         else:
             class_owners(spec, n, classes)
     elif kind == "dirichlet" and argument:
@@ -153,7 +148,8 @@ def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], 
     ----------
     spec : str
         ``"classes:0-1,2-3,4-6,7-9"`` (one range a peer, by position or name; ``+`` joins ranges:
-        ``0-1+5``, ``cat+dog``; where classes are named by other numbers, numbers are names), ``"iid"``,
+        ``0-1+5``, ``cat+dog``, ``"0-1"+"a, b"``; where classes are named by other numbers, numbers are
+        names; names in quotes are taken as they stand), ``"iid"``,
         ``"dirichlet:ALPHA"``, ``"shards:K"`` (each peer holds images of K classes, of which the first is
         the peer's number, counted round, and the others are drawn), or ``"my_module:my_partition"``: a
         callable ``(labels, n, seed) -> n arrays of positions``.
@@ -193,93 +189,6 @@ def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], 
     else:
         raise _unknown(spec)
     return _checked(spec, parts, len(labels), n)
-
-
-def class_owners(spec: str, n: int, classes: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Say which peer holds which class.
-
-    Parameters
-    ----------
-    spec : str
-        ``"classes:0-1,2-3,4-6,7-9"``, as in :func:`partition_images`.
-    n : int
-        Number of peers.
-    classes : sequence of str
-        Names of the classes.
-
-    Returns
-    -------
-    (C,) int64 array
-        The peer of each class; -1 for a class that nobody is given.
-
-    Raises
-    ------
-    ConfigError
-        When the value cannot be read, does not fit n and the classes, or gives a class to two peers.
-    """
-    owner: dict[int, int] = {}
-    for peer, group in enumerate(_groups(spec, n)):
-        for span in [group] if group in classes else group.split("+"):
-            for c in _span(spec, span, classes):
-                if c in owner:
-                    called = f"class {c}" if classes[c] == str(c) else f"class {classes[c]!r}"
-                    raise ConfigError(
-                        f"partition = {spec!r}: {called} is given to peers {owner[c]} and {peer}"
-                    )
-                owner[c] = peer
-    return np.array([owner.get(c, -1) for c in range(len(classes))], dtype=np.int64)
-
-
-def _span(spec: str, span: str, classes: Sequence[str]) -> range:
-    """Return the classes of ``7``, ``7-9``, ``cat`` or ``cat-dog``: positions, or names in their order."""
-    alone = _position(spec, span, classes)
-    if alone is not None:
-        return range(alone, alone + 1)
-    for dash in (match.start() for match in re.finditer("-", span)):
-        first = _position(spec, span[:dash], classes)
-        last = _position(spec, span[dash + 1 :], classes)
-        if first is not None and last is not None and first <= last:
-            return range(first, last + 1)
-    close = difflib.get_close_matches(span, classes, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else differing_unseen(span, classes)
-    raise ConfigError(
-        f"partition = {spec!r}: {span!r} is neither a class (7, or its name) nor a range (7-9){hint}"
-    )
-
-
-def _position(spec: str, text: str, classes: Sequence[str]) -> int | None:
-    """Return the position of a class by its name or number; None where ``text`` is neither."""
-    if text in classes:
-        return classes.index(text)
-    if not (text.isascii() and text.isdecimal()):
-        return None
-    if (odd := _misnumbered(classes)) is not None:
-        raise ConfigError(
-            f"partition = {spec!r}: no class is called {text!r}, and numbers are names here, as class "
-            f"{odd!r} has position {classes.index(odd)}: give the classes by their names, "
-            f"{some_names(classes)}"
-        )
-    if int(text) >= len(classes):
-        raise ConfigError(
-            f"partition = {spec!r}: class {text} does not exist; classes are 0-{len(classes) - 1}"
-        )
-    return int(text)
-
-
-def _misnumbered(classes: Sequence[str]) -> str | None:
-    """Return a class whose name is a number, but not that of its position; None where there is none."""
-    numbered = ((position, name) for position, name in enumerate(classes) if name.isdecimal())
-    return next((name for position, name in numbered if int(name) != position), None)
-
-
-def _groups(spec: str, n: int) -> list[str]:
-    """Return the peers' groups of classes, which ``classes:`` names."""
-    groups = spec.partition(":")[2].split(",")
-    if len(groups) != n:
-        raise ConfigError(
-            f"partition = {spec!r} names {len(groups)} groups of classes for {n} peers: give one a peer"
-        )
-    return groups
 
 
 def _alpha(spec: str, argument: str) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import unicodedata
 
 import numpy as np
@@ -39,6 +41,16 @@ LEFT_BEHIND = [
     "#recycle/0.png",
     "$RECYCLE.BIN/0.png",
     "lost+found/0.png",
+    "$Recycle.Bin/0.png",
+    "RECYCLER/0.png",
+    "~snapshot/0.png",
+    "@Recycle/0.png",
+    "Temporary Items/0.png",
+    "Network Trash Folder/0.png",
+    "SYSTEM VOLUME INFORMATION/0.png",
+    "__macosx/0.png",
+    "_gsdata_/0.png",
+    "Thumbs.db/0.png",
 ]
 """What notebooks, macOS, archives and network storage put beside images."""
 
@@ -54,6 +66,17 @@ def test_what_systems_leave_behind_is_no_class_and_no_image(path, part, folder, 
     for split in ("train", "test"):
         assert getattr(after, split).files == getattr(before, split).files
     assert "3 hidden files and folders are passed over: " + path.partition("/")[0] in caplog.text
+
+
+def test_a_class_that_is_named_as_systems_name_theirs_and_has_no_test_folder_is_warned_of(folder, caplog):
+    names = ("$cache", "~old", "_backup", "#archive", "@index")
+    paint(*(folder / "train" / name / "0.png" for name in (*names, "_background", "violet")))
+    paint(folder / "test" / "_background" / "0.png")
+    assert set(read(folder).classes) == {"blue", "green", "red", "_background", "violet", *names}
+    (line,) = [r.message for r in caplog.records if "are CLASSES here" in r.message]
+    assert all(name in line for name in names)
+    assert "_background" not in line
+    assert "violet" not in line
 
 
 def test_hidden_folders_are_no_classes_of_sites_and_no_new_classes_of_streams(tmp_path, caplog):
@@ -79,6 +102,22 @@ def test_files_that_cannot_be_opened_are_counted_by_suffix_in_one_line(folder, c
         assert kind in line
 
 
+def test_pipes_sockets_and_devices_are_no_pictures_whatever_they_are_called(folder, caplog, monkeypatch):
+    red = folder / "train" / "red"
+    os.mkfifo(red / "waits.png")
+    os.mkfifo(folder / "train" / "aside.jpg")
+    (red / "endless.tif").symlink_to("/dev/zero")
+    (red / "linked.png").symlink_to("waits.png")
+    monkeypatch.chdir(red)  # the name of a socket may not be long
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("listens.png")
+    assert len(read(folder).train) == 12
+    assert (
+        "5 files are no pictures that can be opened here and are not used: 5 pipe, socket or dev"
+        in caplog.text
+    )
+
+
 def test_pictures_outside_of_the_class_folders_are_named(folder, caplog):
     paint(folder / "train" / "stray.png", folder / "test" / "other.jpg")
     assert len(read(folder).train) == 12
@@ -88,12 +127,82 @@ def test_pictures_outside_of_the_class_folders_are_named(folder, caplog):
 
 def test_linked_folders_are_followed_wherever_they_lie(folder, tmp_path, caplog):
     paint(*(tmp_path / "store" / "batch" / f"{i}.png" for i in range(5)))
+    paint(*(tmp_path / "more" / "deeper" / f"{i}.png" for i in range(5)))
     (folder / "train" / "red" / "batch-1").symlink_to(tmp_path / "store" / "batch", target_is_directory=True)
-    (folder / "train" / "yellow").symlink_to(tmp_path / "store", target_is_directory=True)
+    (folder / "train" / "yellow").symlink_to(tmp_path / "more", target_is_directory=True)
     data = read(folder)
     assert data.classes == ("blue", "green", "red", "yellow")
     assert np.bincount(data.train.labels).tolist() == [4, 4, 4 + 5, 5]
-    assert "lead back" not in caplog.text
+    assert "links" not in caplog.text
+    assert "one file" not in caplog.text
+
+
+@pytest.mark.parametrize("link", ["0-before", "z-after"])
+def test_a_folder_that_a_link_leads_to_again_counts_once_and_is_said(link, folder, caplog):
+    red = folder / "train" / "red"
+    paint(*(red / "2024" / "deep" / f"{i}.png" for i in range(5)))
+    (red / link).symlink_to("2024")
+    (red / f"{link}-deep").symlink_to("2024/deep")
+    files = read(folder).train.files
+    assert [f for f in files if "deep" in str(f)] == [red / "2024" / "deep" / f"{i}.png" for i in range(5)]
+    (line,) = [r.message for r in caplog.records if "count once" in r.message]
+    assert str(red / link) in line
+    assert str(red / f"{link}-deep") in line
+
+
+def test_folders_that_link_to_each_other_are_looked_into_once_each(folder):
+    red = folder / "train" / "red"
+    parts = [red / str(number) for number in range(12)]  # 12! ways lead through them
+    paint(*(part / "0.png" for part in parts))
+    for part in parts:
+        for other in parts:
+            (part / f"to-{other.name}").symlink_to(other, target_is_directory=True)
+    assert sorted(f.parent for f in find_images(red).files if f.parent != red) == sorted(parts)
+
+
+def _link_folder(folder):
+    (folder / "train" / "red" / "blues").symlink_to("../blue")
+
+
+def _link_class(folder):
+    (folder / "train" / "azure").symlink_to("blue")
+
+
+def _link_file(folder):
+    (folder / "train" / "red" / "x.png").symlink_to("../blue/0.png")
+
+
+def _hard_link(folder):
+    (folder / "train" / "red" / "x.png").hardlink_to(folder / "train" / "blue" / "0.png")
+
+
+def _link_into_test(folder):
+    (folder / "test" / "red" / "x.png").symlink_to("../../train/blue/0.png")
+
+
+@pytest.mark.parametrize("link", [_link_folder, _link_class, _link_file, _hard_link, _link_into_test])
+def test_a_file_in_two_classes_is_refused_with_both_paths(link, folder):
+    link(folder)
+    with pytest.raises(DataError, match=r"image files lie in two classes, as (.+) and (.+) \('") as caught:
+        read(folder)
+    assert "blue/0.png" in str(caught.value)
+    assert "which are one file" in str(caught.value)
+
+
+def test_test_images_that_are_training_images_are_warned_of(folder, caplog):
+    (folder / "test" / "red" / "more").symlink_to(folder / "train" / "red", target_is_directory=True)
+    assert len(read(folder).test) == 6 + 4
+    assert "4 TEST IMAGES ARE TRAINING IMAGES too, as " in caplog.text
+    assert str(folder / "train" / "red" / "0.png") in caplog.text
+
+
+def test_files_that_are_linked_within_their_class_count_as_often_as_they_lie_there(folder, caplog):
+    red = folder / "train" / "red"
+    one, other, *_ = red.iterdir()
+    (red / "again.png").symlink_to(one)
+    (red / "hard.png").hardlink_to(other)
+    assert len(read(folder).train) == 12 + 2
+    assert "2 image files lie more than once in their class, as " in caplog.text
 
 
 def test_links_that_lead_back_are_found_and_named_not_followed_for_ever(folder, tmp_path, caplog):
@@ -127,6 +236,9 @@ def test_a_link_that_leads_nowhere_is_an_image_that_cannot_be_read(folder):
         (["class_10", "class_2", "class_1"], ["class_1", "class_2", "class_10"]),
         (["b", "a10b2", "a10b10", "a9", "C"], ["C", "a9", "a10b2", "a10b10", "b"]),
         (["2", "02", "10"], ["02", "2", "10"]),
+        (["0", "1", "-1", "-10"], ["-10", "-1", "0", "1"]),
+        (["cat", "10.0", "0.5", "0.25", "-0.5", "2"], ["-0.5", "0.25", "0.5", "2", "10.0", "cat"]),
+        (["a-2", "a-1", "a-10"], ["a-1", "a-2", "a-10"]),
         (["n02085620-Chihuahua", "n02085936-Maltese"], ["n02085620-Chihuahua", "n02085936-Maltese"]),
     ],
 )

@@ -10,12 +10,15 @@ import time
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.class_groups import class_owners
 from p2pft_flower.learning.datasets import load_dataset
 from p2pft_flower.learning.holdings import Holdings
-from p2pft_flower.learning.partitions import class_owners, draw_shots, partition_images, resolve_partition
+from p2pft_flower.learning.partitions import draw_shots, partition_images, resolve_partition
 
 NUMBERED = tuple(str(c) for c in range(400))
 LABELS = np.random.default_rng(5).integers(0, 6, 300)
@@ -139,6 +142,8 @@ def test_classes_may_be_named(spec, owners):
     [
         ("classes:cat,dgo", r"'dgo' is neither a class .*; did you mean 'dog'\?"),
         ("classes:cat,DOG", r"'DOG' is neither a class .*; it differs from 'dog' only in case"),
+        ("classes:cat,Wolf", r"'Wolf' is neither a class .*; it differs from 'wolf' only in case"),
+        ('classes:cat,"dog "', r"is neither a class .*; it differs from 'dog' only in blanks"),
         ("classes:wolf-cat,dog", r"'wolf-cat' is neither a class"),
         ("classes:cat,cat-dog", r"class 'cat' is given to peers 0 and 1"),
     ],
@@ -146,6 +151,109 @@ def test_classes_may_be_named(spec, owners):
 def test_a_name_that_no_class_has_is_refused_with_the_nearest(spec, message):
     with pytest.raises(ConfigError, match=message):
         class_owners(spec, 2, NAMED)
+
+
+AGES = ("0-1", "2-3", "4-5", "6-7")
+SUMS = ("a", "a+b", "b", "other, unclear", 'the "odd"', "C++", "cat ", "d-e")
+
+
+@pytest.mark.parametrize(
+    ("spec", "classes", "owners"),
+    [
+        ('classes:"0-1"+"2-3","4-5"', AGES, [0, 0, 1, -1]),
+        ('classes:"0-1"-"2-3","4-5"-"6-7"', AGES, [0, 0, 1, 1]),
+        ("classes:0+1,2+3", AGES, [0, 0, 1, 1]),  # positions: no class is called 0
+        ('classes:"other, unclear"+"a+b",a', SUMS, [1, 0, -1, 0, -1, -1, -1, -1]),
+        ('classes:"the ""odd"""+C++,"cat "', SUMS, [-1, -1, -1, -1, 0, 0, 1, -1]),
+        ("classes:a+C+++d-e,b", SUMS, [0, -1, 1, -1, -1, 0, -1, 0]),
+        ("classes: a , b ", SUMS, [0, -1, 1, -1, -1, -1, -1, -1]),
+        ("classes:cat ,0", SUMS, [1, -1, -1, -1, -1, -1, 0, -1]),
+        ("classes:0, 1", AGES, [0, 1, -1, -1]),
+        ("classes:0 - 1, 2 + 3", tuple("0123"), [0, 0, 1, 1]),
+        ("classes:0,1", ("0.0", "1.0"), [0, 1]),
+        ("classes:-1-0,1", ("-1", "0", "1"), [0, 0, 1]),
+        ("classes:1.0-2.0,3", ("1.0", "2.0", "3.0"), [0, 0, 1]),  # no class has position 3
+    ],
+)
+def test_names_that_look_like_ranges_sums_or_lists_are_written_in_quotes(spec, classes, owners):
+    assert class_owners(spec, 2, classes).tolist() == owners
+
+
+@pytest.mark.parametrize(
+    ("spec", "classes", "text", "readings"),
+    [
+        ("classes:0-1,2-3", AGES, "0-1", '"0-1" or "0-1"-"2-3"'),
+        ("classes:6-7+2-3,1", AGES, "2-3", '"2-3" or "4-5"-"6-7"'),
+        ("classes:a+b,C++", SUMS, "a+b", '"a"+"b" or "a+b"'),
+        ("classes:a-c,b", ("a", "a-c", "b", "c"), "a-c", '"a-c" or "a"-"c"'),
+        ("classes:cat ,dog", ("cat", "cat ", "dog"), "cat ", '"cat" or "cat "'),
+        ("classes:1,2", ("1.0", "2.0", "3.0"), "1", '"1.0" or "2.0"'),
+        ("classes:1-2,3", ("01", "02", "03", "04"), "1-2", '"01"-"02" or "02"-"03"'),
+        ("classes:2,3", ("0,5", "1,0", "1,5", "2,0"), "2", '"2,0" or "1,5"'),
+        ("classes:0,1", ("-1", "0.0", "1"), "0", '"0.0" or "-1"'),
+        ("classes:1,0", ("+1", "x"), "1", '"+1" or "x"'),
+    ],
+)
+def test_a_text_that_may_mean_different_classes_is_refused_with_what_to_write(spec, classes, text, readings):
+    if readings is None:
+        class_owners(spec.replace(",2", "+2.0"), 1, classes)
+        return
+    with pytest.raises(ConfigError) as caught:
+        class_owners(spec, 2, classes)
+    assert f"{text!r} may mean the classes {readings}: write what you mean, with these quotes" in str(
+        caught.value
+    )
+    # What the message says to write is read.
+    for written in readings.split(" or "):
+        class_owners(f"classes:{written}", 1, classes)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ('classes:"cat,dog', r"'\"cat,dog' cannot be read: quotes stand round a whole name"),
+        ('classes:"cat"s,dog', r"cannot be read: quotes stand round a whole name"),
+        ('classes:5" pipe,dog', r"a quote that is part of a name is written twice"),
+        ('classes:"dgo",cat', r"'\"dgo\"' is neither a class .*; did you mean 'dog'\?"),
+        ('classes:"0",cat', r"'\"0\"' is neither a class"),
+        ('classes:"wolf"-"cat",dog', r"is neither a class"),
+        ("classes:a, b,cat", r"3 groups of classes for 2 peers: .*a comma in it stands in quotes"),
+    ],
+)
+def test_quotes_are_read_as_names_alone_or_refused(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        class_owners(spec, 2, NAMED)
+
+
+@given(
+    st.lists(st.text('0123-+, ".ab', min_size=1, max_size=4), min_size=1, max_size=8, unique=True), st.data()
+)
+def test_what_auto_writes_gives_every_class_to_one_peer_in_even_ranges_whatever_the_names(names, data):
+    n = data.draw(st.integers(1, len(names)))
+    spec = resolve_partition("auto", "folder:/x", n, names)
+    expected = [peer for peer, part in enumerate(np.array_split(names, n)) for _ in part]
+    assert class_owners(spec, n, names).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("classes", "spec"),
+    [
+        (AGES, 'classes:"0-1"-"2-3","4-5"-"6-7"'),
+        (("1", "2", "3", "other, unclear"), 'classes:"1"-"2","3"-"other, unclear"'),
+        (("1", "2", "3", "4"), "classes:1-2,3-4"),
+        (("1", "2", "3-4", "5"), 'classes:"1"-"2","3-4"-"5"'),
+        (("cat", "dog", "other, unclear", "wolf"), "classes:0-1,2-3"),
+        (("1.0", "2.0", "3.0", "4.0"), "classes:1.0-2.0,3.0-4.0"),
+    ],
+)
+def test_auto_says_who_holds_what_in_a_text_that_cannot_be_misread(classes, spec):
+    assert resolve_partition("auto", "folder:/x", 2, classes) == spec
+
+
+def test_a_name_in_another_unicode_form_is_said_to_differ_in_it():
+    # 'é' of one character and of two look the same: that one is spelt nearly as the other says nothing.
+    with pytest.raises(ConfigError, match=r"it differs from 'Caf\\xe9' only in Unicode form"):
+        class_owners("classes:Cafe\u0301,Tea", 2, ("Caf\u00e9", "Tea"))
 
 
 @pytest.mark.parametrize(
