@@ -418,11 +418,11 @@ class Heartbeats:
             self._failure = error
 
     def _hear_until(self, next_beat: float) -> None:
-        while not self._closed:
+        while not self._closed and (left := next_beat - time.monotonic()) > 0:  # however full the inbox is
             with self._lock:
                 self._notice_a_pause(self._clock())
             try:
-                gossip = self._inbox.get(timeout=max(0.0, next_beat - time.monotonic()))
+                gossip = self._inbox.get(timeout=left)
             except Empty:
                 return
             if gossip is None:

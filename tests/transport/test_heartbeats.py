@@ -428,6 +428,19 @@ def test_news_goes_out_at_once_when_nudged(tmp_path):
             one.wait_until(lambda g, v=version: g.records[0].version == v)
 
 
+def test_whoever_is_flooded_with_gossip_beats_on(tmp_path):
+    addresses = {p: unix_address("run", p, tmp_path) for p in (0, 1)}
+    with (
+        Beating(0, [(0, 1)], addresses, silence=0.8) as flooded,
+        Beating(1, [(0, 1)], addresses) as other,
+    ):
+        flooded.beats._hear = flooded.beats._inbox.put  # which so never empties
+        flooded.beats._inbox.put(Gossip(sender=1))
+        flooded.beats.start()
+        with other.news:
+            assert other.news.wait_for(lambda: len(other.heard) > 3, PATIENCE)
+
+
 def test_a_nudge_says_nothing_to_whom_there_is_nothing_to_tell(tmp_path):
     addresses = {i: unix_address("run", i, tmp_path) for i in range(3)}
     edges = [(0, 1), (0, 2)]
