@@ -19,7 +19,7 @@ _MOST = 2**31
 """No run has so many views, no view so many ballots."""
 
 _LARGEST = 2**63
-"""Incarnations are times in nanoseconds, versions are counted."""
+"""Incarnations and versions are counted."""
 
 
 def encode(record: Record) -> pb.Record:

@@ -7,11 +7,13 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.config import RuntimeConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.runtime.agreement import Agreement, LostContactError
+from p2pft_flower.runtime.lives import next_incarnation
 from p2pft_flower.runtime.membership import Membership
 from p2pft_flower.runtime.plan import Neighbourhood, Plan
 from p2pft_flower.topology import Graph
@@ -237,9 +239,7 @@ class Wires:
             round_time=config.peer_timeout / 4,
             patience=2 * patience if waits else patience,  # the first half is for who is waited for
             wait=waits,
-            # A later life than all before. Where the clock was set back since, a record of an earlier life
-            # raises it; those that hear nothing new do not tell one, so that may take until they do.
-            incarnation=time.time_ns() if joining else 0,
+            incarnation=next_incarnation(Path(plan.output_dir), me) if joining else 0,
             joining=joining,
         )
         return Agreement(
