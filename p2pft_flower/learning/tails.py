@@ -66,7 +66,7 @@ class Tail:
     def same_images(self) -> bool | None:
         """Whether it is scored on the images of its run here; None where the file does not say which.
 
-        Labels, names below the dataset's folder and some sizes are compared.
+        Labels, names below the dataset's folder, some sizes and contents are compared.
         """
         known = self.metadata.get("test-digest")
         if known is None:

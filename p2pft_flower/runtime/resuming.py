@@ -293,8 +293,8 @@ def data_differences(
         before = about.get(key)
         if before and now.get(key) and before != now[key] and not (found and key == DIGESTS[0]):
             found.append(
-                f"peer {peer}'s {what} images: other labels, file names or sizes than in the checkpoint, or "
-                "another order"
+                f"peer {peer}'s {what} images: other labels, file names, sizes or contents than in the "
+                "checkpoint, or another order"
             )
     ranges = [one.get("pixel_range") for one in (about, now)]
     same_key = about["config"].get("pixel-range") == config.get("pixel-range")  # else that is told already
