@@ -105,8 +105,9 @@ def _scores(
         if same is False and dataset is None:
             raise DataError(
                 f"{tail.file}: the test images of {tail.workload.config.dataset} are other ones here than in "
-                "its run (their labels, file names, sizes or contents differ): name the place of the same ones "
-                "with --data-dir or --dataset, or give --dataset, also with the same value, to score it on these"
+                "its run (their labels, file names, sizes or contents differ): name the place of the same "
+                "ones with --data-dir or --dataset, or give --dataset, also with the same value, to score it "
+                "on these"
             )
         score = tail.score()
         scores.append(
