@@ -264,6 +264,22 @@ class LearningConfig:
         """Black and white of ``pixel_range``, None for ``auto``: one for all peers, or one a peer."""
         return tuple(read_range(text.strip()) for text in self.pixel_range.split(","))
 
+    def pixel_range_of(self, peer: int) -> str:
+        """Return ``pixel_range`` as it is for one peer's images.
+
+        Raises
+        ------
+        ConfigError
+            When there is one range a peer, and none for this one.
+        """
+        ranges = [text.strip() for text in self.pixel_range.split(",")]
+        if len(ranges) > 1 and peer >= len(ranges):
+            raise ConfigError(
+                f"pixel-range = {self.pixel_range!r} has {len(ranges)} ranges and none for peer {peer}: give "
+                "one for all, or one a peer"
+            )
+        return ranges[0] if len(ranges) == 1 else ranges[peer]
+
     def check_data(self) -> None:
         """Look at the settings of the data together; each alone was checked when it was set.
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from p2pft_flower.cli.method_runs import POOLED, MethodRun, load_run_tails, read_runs
+from p2pft_flower.config import read_range
 from p2pft_flower.errors import ConfigError, P2PFTError, printable
 from p2pft_flower.report.attention_figure import (
     Panel,
@@ -59,14 +60,27 @@ def attention(
     ],
     seen: Annotated[
         int | None,
-        typer.Option(min=0, help=f"Test images of classes that the peer holds; {SHOWN} without --images."),
+        typer.Option(
+            min=0,
+            help=f"Test images of classes that the peer holds; default: up to {SHOWN}, none with --images.",
+        ),
     ] = None,
     unseen: Annotated[
         int | None,
-        typer.Option(min=0, help=f"Test images of classes it has never seen; {SHOWN} without --images."),
+        typer.Option(
+            min=0,
+            help=f"Test images of classes it has never seen; default: up to {SHOWN}, none with --images.",
+        ),
     ] = None,
     images: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="An image of your own; may be repeated.")
+    ] = None,
+    pixel_range: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LOW:HIGH",
+            help="Black and white of deep samples of --images, or auto; default: that of --peer in the run.",
+        ),
     ] = None,
     peer: Annotated[int, typer.Option(min=0, help="Whose models are drawn.")] = 0,
     kind: Annotated[
@@ -77,17 +91,20 @@ def attention(
     """Draw the attention maps of several methods over images, and measure how alike they are.
 
     The runs must have the same model, weights, data, partition and seed. Where one of them is
-    centralized, every peer's maps are compared with its maps on the whole test set. FILE.md and
-    FILE.json with the numbers go beside FILE.png.
+    centralized, every peer's maps are compared with its maps on the whole test set, that of all folders
+    where each peer has its own; without it a peer with a folder of its own is drawn on its own test images.
+    FILE.md and FILE.json with the numbers go beside FILE.png.
 
     Exit codes: 0 it was drawn; 2 a run, an image or a setting cannot be used.
     """
-    default = 0 if images else SHOWN
-    counts = (default if seen is None else seen, default if unseen is None else unseen)
     try:
+        if pixel_range is not None:
+            read_range(pixel_range)
+            if not images:
+                raise ConfigError("--pixel-range is about --images, and there are none: leave it out")
         _check_output(output)
         found = read_runs(runs)
-        numbers, rows = _study(found, peer, counts, images or [], kind)
+        numbers, rows = _study(found, peer, (seen, unseen), images or [], pixel_range, kind)
         methods = [method_name(run.algorithm) for run in found]
         draw_attention(rows, methods, numbers["title"], numbers["subtitle"], output)
         body = json.dumps(finite(numbers), indent=2, allow_nan=False)
@@ -116,7 +133,12 @@ def _check_output(output: Path) -> None:
 
 
 def _study(
-    runs: list[MethodRun], peer: int, counts: tuple[int, int], files: Sequence[Path], kind: str
+    runs: list[MethodRun],
+    peer: int,
+    counts: tuple[int | None, int | None],
+    files: Sequence[Path],
+    pixel_range: str | None,
+    kind: str,
 ) -> tuple[dict[str, Any], list[Row]]:
     """Return what the JSON file holds, and the rows of the figure."""
     from p2pft_flower.learning.attention import check_map, describe_map
@@ -126,17 +148,16 @@ def _study(
         raise ConfigError(f"--peer {peer}: the runs have the peers 0 to {len(peers) - 1}")
     measured = runs[-1].algorithm == POOLED
     tails = load_run_tails(runs, None if measured else peer)
-    workload = tails[0][0].workload
+    workload = _shared_workload(tails)
     check_map(workload.model, kind)
-    if workload.config.sited:
-        raise ConfigError(
-            f"dataset = {workload.config.dataset!r}: each peer has test images of its own, so there is no "
-            "test set on which their maps could be compared"
-        )
     holdings = workload.holdings
     labels, classes = holdings.scored_test.labels, holdings.classes
     held = [np.isin(labels, [classes.index(name) for name in p["classes"]]) for p in peers]
-    pictures = _pictures(workload, held[peer], counts, files, peers[peer]["name"])
+    window = read_range(pixel_range or workload.config.pixel_range_of(peer))
+    own = [
+        _Picture(partial(holdings.picture_of, file, window), file.name, None, "own images") for file in files
+    ]
+    pictures = _pictures(workload, held[peer], counts, own, peers[peer]["name"])
     drawn = [group[peer] if len(group) > 1 else group[0] for group in tails]
     rows = _rows(workload, drawn, pictures, kind, measured)
     config = workload.config
@@ -171,6 +192,11 @@ def _study(
     return {**numbers, "reason": None, **_numbers(runs, tails, peers, held, kind)}, rows
 
 
+def _shared_workload(tails: Sequence[Sequence[Tail]]) -> Workload:
+    """Return the problem whose test images all tails are shown: the last run's, which is the pooled one's."""
+    return tails[-1][0].workload
+
+
 def _about(run: MethodRun) -> dict[str, Any]:
     results = run.results
     return {
@@ -185,11 +211,13 @@ def _about(run: MethodRun) -> dict[str, Any]:
 def _pictures(
     workload: Workload,
     held: npt.NDArray[np.bool_],
-    counts: tuple[int, int],
-    files: Sequence[Path],
+    counts: tuple[int | None, int | None],
+    own: Sequence[_Picture],
     peer: str,
 ) -> list[_Picture]:
     """Choose what is drawn: test images of classes that ``peer`` holds, of others, and the caller's own.
+
+    Without a count it is :data:`SHOWN`, or as many as there are; none beside the caller's own.
 
     Raises
     ------
@@ -200,10 +228,12 @@ def _pictures(
 
     test, classes = workload.holdings.scored_test, workload.holdings.classes
     pictures = []
-    for option, candidates, count, group in (
+    for option, candidates, wanted, group in (
         ("--seen", held, counts[0], f"class held by peer {peer}"),
         ("--unseen", ~held, counts[1], f"class never seen by peer {peer}"),
     ):
+        few = 0 if own else min(SHOWN, int(candidates.sum()))
+        count = few if wanted is None else wanted
         if count > candidates.sum():
             raise ConfigError(
                 f"{option} {count}: the test set has {candidates.sum()} images of a {group}; ask for no more"
@@ -211,11 +241,10 @@ def _pictures(
         for position in choose_images(test.labels, candidates, count, workload.config.seed).tolist():
             label = int(test.labels[position])
             pictures.append(_Picture(partial(test.picture, position), classes[label], label, group))
-    pictures += [
-        _Picture(partial(workload.holdings.picture_of, file), file.name, None, "own images") for file in files
-    ]
+    pictures += own
     if not pictures:
-        raise ConfigError("nothing to draw: --seen and --unseen are 0 and there is no --images")
+        why = "there are no test images" if not len(test) else "--seen and --unseen are 0"
+        raise ConfigError(f"nothing to draw: {why} and there is no --images")
     return pictures
 
 
@@ -268,7 +297,7 @@ def _numbers(
     from p2pft_flower.learning.attention import changed_tensors, read_maps
     from p2pft_flower.learning.likeness import correlation, top_overlap, top_size
 
-    workload = tails[0][0].workload
+    workload = _shared_workload(tails)
     test = workload.holdings.scored_test
     # Before training nothing was changed.
     changes = [

@@ -28,6 +28,13 @@ def evaluate(
         ),
     ] = None,
     data_dir: Annotated[str | None, typer.Option(help="Where the dataset lies on this machine.")] = None,
+    pixel_range: Annotated[
+        str | None,
+        typer.Option(
+            help="Black and white of deep samples, LOW:HIGH or auto (with a folder for each peer also one a "
+            "peer, separated by commas); default: each peer's own in its run."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Score fine-tuned tails on the test images of all classes.
@@ -38,7 +45,7 @@ def evaluate(
     """
     try:
         files = [file for path in paths for file in tail_files(path)]
-        scores = _scores(files, dataset, data_dir)
+        scores = _scores(files, dataset, data_dir, pixel_range)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
@@ -87,17 +94,20 @@ def tail_files(path: Path) -> list[Path]:
     return found
 
 
-def _scores(files: list[Path], dataset: str | None, data_dir: str | None) -> list[dict[str, Any]]:
+def _scores(
+    files: list[Path], dataset: str | None, data_dir: str | None, pixel_range: str | None
+) -> list[dict[str, Any]]:
     from p2pft_flower.learning.tails import load_tails
 
     scores = []
-    for tail in load_tails(files, dataset, data_dir):
+    for tail in load_tails(files, dataset, data_dir, pixel_range):
         same = tail.same_images
         if same is False and dataset is None:
             raise DataError(
                 f"{tail.file}: the test images of {tail.workload.config.dataset} are other ones here than in "
-                "its run (their labels, file names or sizes differ): name the place of the same ones with "
-                "--data-dir or --dataset, or give --dataset, also with the same value, to score it on these"
+                "its run (their labels, file names, sizes or contents differ): name the place of the same "
+                "ones with --data-dir or --dataset, or give --dataset, also with the same value, to score it "
+                "on these"
             )
         score = tail.score()
         scores.append(
@@ -107,6 +117,7 @@ def _scores(files: list[Path], dataset: str | None, data_dir: str | None) -> lis
                 "dataset": tail.workload.config.dataset,
                 "weights": tail.workload.config.weights,
                 "same_images": same,
+                "pixel_range": tail.workload.config.pixel_range,
                 "images": len(tail.workload.holdings.test_positions),
                 "accuracy": scored(score.accuracy),
                 "loss": scored(score.loss),

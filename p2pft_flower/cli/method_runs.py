@@ -147,7 +147,7 @@ def load_run_tails(runs: Sequence[MethodRun], peer: int | None) -> list[list[Tai
         if tail.same_images is False:
             raise DataError(
                 f"{tail.file}: the test images of {tail.workload.config.dataset} are other ones here than in "
-                "its run (their labels, file names or sizes differ)"
+                "its run (their labels, file names, sizes or contents differ)"
             )
     start = tails[0][0]
     for group in tails[1:]:

@@ -18,7 +18,7 @@ from p2pft_flower.report.results import absent_at_start, run_results
 from p2pft_flower.runtime.keeping import iterations_apart
 from p2pft_flower.runtime.plan import ResumePoint
 from p2pft_flower.runtime.progress import Progress
-from p2pft_flower.runtime.resuming import DIGESTS
+from p2pft_flower.runtime.resuming import KNOWN_BY
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import unix_address
@@ -78,7 +78,7 @@ class Run:
     images_line: str = ""
     """Which images the peers' models see, as their sites told; empty in simulation, where a host tells it."""
     digests: dict[int, dict[str, str]] = field(default_factory=dict)
-    """By what each peer's images are known again, by :data:`DIGESTS`; empty ones say nothing."""
+    """By what each peer's images are known again, by :data:`KNOWN_BY`; empty ones say nothing."""
 
     @property
     def checkpoint_every(self) -> int:
@@ -193,7 +193,7 @@ def plan_run(
         hosts=hosts,
         images=images,
         classes={p: list(d["classes"]) for p, d in data.items()},
-        digests={p: {key: str(d[key]) for key in DIGESTS} for p, d in data.items()},
+        digests={p: {key: str(d[key]) for key in KNOWN_BY} for p, d in data.items()},
         class_names=list(told[0]["classes"]),
         partition=told[0]["partition"],
         versions=told[0]["versions"],

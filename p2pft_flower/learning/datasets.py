@@ -26,6 +26,7 @@ from p2pft_flower.learning.images import (
     looks_hidden,
 )
 from p2pft_flower.learning.names import differing_unseen, in_order, look_alikes, some_names
+from p2pft_flower.learning.own_images import require_image
 from p2pft_flower.learning.pixels import Pixels, Source
 from p2pft_flower.learning.samples import Look
 from p2pft_flower.plugins import call_reference, telling_of_the_bundle
@@ -67,6 +68,8 @@ class Split:
         Position ↦ what can be said of the image before it is decoded; without it, it is read.
     pixels : Pixels, optional
         How what is read becomes a picture; None: ``read`` returns pictures that ``content`` tells apart.
+    called : str
+        How errors call the split, where its images have no files; empty: they say only what is wrong.
     """
 
     labels: npt.NDArray[np.int64]
@@ -75,6 +78,7 @@ class Split:
     files: Sequence[Path] | None = None
     look: Callable[[int], Look] | None = None
     pixels: Pixels | None = field(default_factory=Pixels)
+    called: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -94,9 +98,11 @@ class Split:
         except DataError:
             raise
         except UNREADABLE as error:
-            if self.files is None:
+            if self.files is None and not self.called:
                 raise
-            raise DataError(f"{self.files[index]}: not a readable image ({error}){REMEDY}") from error
+            raise DataError(
+                f"{self.name(index, self.called)}: not a readable image ({error}){REMEDY}"
+            ) from error
 
     def digest(self, index: int) -> bytes:
         """Return 16 bytes (XXH3-128) by which a cache may know the picture of image ``index``.
@@ -447,15 +453,18 @@ def load_dataset(name: str, data_dir: str = "", *, download: bool = False, verif
         return _checked(name, load_torchvision(name, data_dir, download=download, verify=verify))
     own = _checked(name, call_reference(name, data_dir, key="dataset"))
 
-    def reading(split: Split) -> Split:
+    def reading(split: Split, part: str) -> Split:
+        called = f"dataset = {name!r}, {part}"
+
         def read(index: int) -> Source:
             with telling_of_the_bundle(name, key="dataset"):
-                return split.read(index)
+                found = split.read(index)
+            return require_image(found, f"{called} image {index}")
 
         # What its reader makes of a file may change: only what it returns can name an image.
-        return replace(split, read=read, content=None)
+        return replace(split, read=read, content=None, called=called)
 
-    train, test = reading(own.train), reading(own.test)
+    train, test = reading(own.train, "train"), reading(own.test, "test")
     return replace(own, train=train, test=test)
 
 

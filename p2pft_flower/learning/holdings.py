@@ -46,12 +46,15 @@ class PeerData:
         nothing is to be told of them (``dp_clip``).
     test_digest : str
         By what the images are known again that it is scored on.
+    pixel_range : str
+        Which samples of these images are black and white, as the run-config or its site says it.
     """
 
     images: int
     classes: tuple[str, ...]
     train_digest: str = ""
     test_digest: str = ""
+    pixel_range: str = ""
 
 
 class Holdings:
@@ -182,8 +185,16 @@ class Holdings:
         folders = {p: _with_pixels(f, surveys[p].pixels) for p, f in self._sites.folders.items()}
         return replace(self._sites, folders=folders).dataset
 
-    def picture_of(self, file: Path) -> Image.Image:
-        """Return an image file that is none of the dataset's as the picture that these settings make of it.
+    @staticmethod
+    def picture_of(file: Path, window: Range | None) -> Image.Image:
+        """Return an image file that is none of the dataset's as a picture.
+
+        Parameters
+        ----------
+        file : Path
+            The file.
+        window : (float, float) or None
+            Its black and white where it has deep samples; None: auto.
 
         Raises
         ------
@@ -193,8 +204,6 @@ class Holdings:
             When it cannot be read, naming it.
         """
         alone = Split.of_files([file], np.zeros(1, dtype=np.int64))
-        ranges = self.config.pixel_ranges
-        window = ranges[0] if len(ranges) == 1 else None
         return replace(alone, pixels=survey([alone], window, f"{file}'s").pixels).picture(0)
 
     def statistics(self, peer: int) -> Statistics | None:
@@ -367,6 +376,7 @@ class Holdings:
             tuple(self.dataset.classes[c] for c in labels),
             "" if untold else images_digest(train, mine, self.classes),
             self.test_digest(peer),
+            self.config.pixel_range if self.pooled else self.config.pixel_range_of(peer),
         )
 
     @cached_property

@@ -131,6 +131,10 @@ def as_source(source: object) -> Image.Image | Samples:
     if isinstance(source, Samples):
         return source
     if isinstance(source, np.ndarray):
+        if isinstance(source, np.ma.MaskedArray):
+            raise DataError(
+                "a masked array does not say what is shown behind its mask; image.filled(VALUE) does"
+            )
         return samples_of(source)
     if not isinstance(source, Image.Image):
         raise DataError(f"a {type(source).__name__} is no image; give a PIL image or an (H, W, C) array")

@@ -12,6 +12,7 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.learning.datasets import Split
 from p2pft_flower.learning.decoding import REMEDY
 from p2pft_flower.learning.looking import each
+from p2pft_flower.learning.own_images import NoImageError
 
 __all__ = ["require_readable", "unreadable_images"]
 
@@ -34,13 +35,20 @@ def unreadable_images(
     -------
     dict of int to str
         Position ↦ what is wrong, naming the file where there is one; in the order of ``positions``.
+
+    Raises
+    ------
+    NoImageError
+        When the reader of one's own dataset returned what is no image: that is no image to be left out.
     """
+    wrong = {}
     with closing(each(split.picture, positions, what)) as looked_at:
-        return {
-            position: _told(found, f"{what} image {position}").removesuffix(REMEDY)
-            for position, found in looked_at
-            if isinstance(found, Exception)
-        }
+        for position, found in looked_at:
+            if isinstance(found, NoImageError):
+                raise found
+            if isinstance(found, Exception):
+                wrong[position] = _told(found, f"{what} image {position}").removesuffix(REMEDY)
+    return wrong
 
 
 def require_readable(split: Split, positions: Sequence[int] | npt.NDArray[np.int64], what: str) -> None:

@@ -21,6 +21,7 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.datasets import Split
 from p2pft_flower.learning.decoding import look_at_image
 from p2pft_flower.learning.looking import each
+from p2pft_flower.learning.own_images import NoImageError
 from p2pft_flower.learning.pixels import Pixels, Range, as_source
 from p2pft_flower.learning.samples import Form, Look, Samples
 
@@ -147,6 +148,8 @@ def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
     ------
     ConfigError
         When nothing says which samples of some images are black and white; names the values seen and the key.
+    NoImageError
+        When the reader of one's own dataset returned what is no image.
     """
     looks = [look for split in splits for look in _looks(split, whose)]
     forms = Counter(look.form for _, _, look in looks if look.form is not None)
@@ -232,8 +235,14 @@ def _looks(split: Split, whose: str) -> list[tuple[Split, int, Look]]:
             turned = source.orientation != 1
             return Look(source.form if deep else None, turned, source.alpha is not None, False)
 
+    looks = []
     with closing(each(look, positions, whose)) as found:
-        return [(split, p, seen) for p, seen in found if not isinstance(seen, Exception)]
+        for position, seen in found:
+            if isinstance(seen, NoImageError):
+                raise seen  # whatever is done of images that cannot be read
+            if not isinstance(seen, Exception):
+                looks.append((split, position, seen))
+    return looks
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from p2pft_flower.config import LearningConfig
-from p2pft_flower.errors import DataError
+from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.dataset_names import reads_data_dir
 from p2pft_flower.learning.image_settings import ImageSettings
 from p2pft_flower.learning.objective import Evaluation
@@ -66,7 +66,7 @@ class Tail:
     def same_images(self) -> bool | None:
         """Whether it is scored on the images of its run here; None where the file does not say which.
 
-        Labels, names below the dataset's folder and some sizes are compared.
+        Labels, names below the dataset's folder, some sizes and contents are compared.
         """
         known = self.metadata.get("test-digest")
         if known is None:
@@ -75,15 +75,17 @@ class Tail:
         return holdings.test_digest(holdings.here[0]) == known
 
 
-def load_tail(file: Path, dataset: str | None = None, data_dir: str | None = None) -> Tail:
+def load_tail(
+    file: Path, dataset: str | None = None, data_dir: str | None = None, pixel_range: str | None = None
+) -> Tail:
     """Read a ``peer-<i>.safetensors`` and build the model and data that it belongs to.
 
     Parameters
     ----------
     file : Path
         The tail.
-    dataset, data_dir : str, optional
-        In place of the ones it was trained on.
+    dataset, data_dir, pixel_range : str, optional
+        In place of the ones it was trained on. With a range for each peer, the tail's peer has its own.
 
     Returns
     -------
@@ -94,10 +96,15 @@ def load_tail(file: Path, dataset: str | None = None, data_dir: str | None = Non
     ConfigError, DataError
         When the file cannot be read or is no tail, or when model or data are not here or are other ones.
     """
-    return load_tails([file], dataset, data_dir)[0]
+    return load_tails([file], dataset, data_dir, pixel_range)[0]
 
 
-def load_tails(files: Iterable[Path], dataset: str | None = None, data_dir: str | None = None) -> list[Tail]:
+def load_tails(
+    files: Iterable[Path],
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    pixel_range: str | None = None,
+) -> list[Tail]:
     """Read several tails as :func:`load_tail` does; those with equal settings share one workload."""
     workloads: dict[Any, Workload] = {}
     tails = []
@@ -106,10 +113,12 @@ def load_tails(files: Iterable[Path], dataset: str | None = None, data_dir: str 
         values = _settings(metadata, file)
         if not reads_data_dir(dataset or values.get("dataset", "")):
             values.pop("data_dir", None)  # it was of another dataset, or of none
-        values |= {k: v for k, v in (("dataset", dataset), ("data_dir", data_dir)) if v is not None}
+        chosen = {"dataset": dataset, "data_dir": data_dir, "pixel_range": pixel_range}
+        values |= {key: value for key, value in chosen.items() if value is not None}
         # Who held which training image, and whether more came, does not matter to the test images.
         config = LearningConfig(**{**values, "partition": "auto", "stream": False, "shots": 0})
-        place = _place(config, metadata)
+        config = _with_own_range(config, metadata, file, given=pixel_range is not None)
+        place = _place(config, metadata, file)
         key = (config, *place.values())
         if key not in workloads:
             workloads[key] = Workload(config, **place, classes=json.loads(metadata["classes"]))
@@ -186,11 +195,40 @@ def _settings(metadata: dict[str, str], file: Path) -> dict[str, Any]:
     return values
 
 
-def _place(config: LearningConfig, metadata: dict[str, str]) -> dict[str, Any]:
+def _with_own_range(
+    config: LearningConfig, metadata: dict[str, str], file: Path, *, given: bool
+) -> LearningConfig:
+    """Return ``config`` with the pixel range of the tail's own peer, where there is one for each peer.
+
+    Raises
+    ------
+    ConfigError
+        When one range must do for images that ranges for each peer are said of, naming the key.
+    """
+    if len(config.pixel_ranges) == 1 or (config.sited and "pooled-peers" in metadata):
+        return config
+    if given and not config.sited:
+        config.check_data()  # raises: the images are of no single peers
+    if "pooled-peers" in metadata:
+        raise ConfigError(
+            f"{file}: it was trained on all peers' images, with pixel-range = {config.pixel_range!r}; say "
+            f"with --pixel-range which samples are black and white in {config.dataset!r}"
+        )
+    return replace(config, pixel_range=config.pixel_range_of(_peer(metadata, file)))
+
+
+def _peer(metadata: dict[str, str], file: Path) -> int:
+    text = metadata["peer"]
+    if not text.isdecimal():
+        raise DataError(f"{file}: its metadata says peer = {text!r}, not a whole number >= 0")
+    return int(text)
+
+
+def _place(config: LearningConfig, metadata: dict[str, str], file: Path) -> dict[str, Any]:
     """Say which peers' images the tail was scored on: those of its own folder, or everybody's."""
     if config.sited and "pooled-peers" in metadata:
         return {"n": int(metadata["pooled-peers"]), "pooled": "uniform", "peers": None}
     if config.sited:
-        peer = int(metadata["peer"])
+        peer = _peer(metadata, file)
         return {"n": peer + 1, "pooled": "", "peers": (peer,)}
     return {"n": 1, "pooled": "", "peers": None}

@@ -52,7 +52,7 @@ from p2pft_flower.runtime.journal import read_runs
 from p2pft_flower.runtime.plan import Neighbourhood, Plan, ResumePoint
 from p2pft_flower.runtime.problem import Objective
 from p2pft_flower.runtime.recorder import Recorder
-from p2pft_flower.runtime.resuming import DIGESTS, look_through
+from p2pft_flower.runtime.resuming import KNOWN_BY, look_through
 from p2pft_flower.runtime.running import running
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
@@ -426,7 +426,7 @@ class Keeper:
             "versions": self._plan.record.get("versions", {}),
             "loss_weight": self._plan.weights_among(live)[peer],
             "images": known.get("images"),
-            **{key: known[key] for key in DIGESTS if known.get(key)},
+            **{key: known[key] for key in KNOWN_BY if known.get(key)},
             "row": place.row,
             "column": place.column,
             "whole": whole,

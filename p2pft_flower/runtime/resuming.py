@@ -16,6 +16,7 @@ from p2pft_flower.runtime.plan import PRIVATE_KEYS
 __all__ = [
     "DIGESTS",
     "FREE_KEYS",
+    "KNOWN_BY",
     "Kept",
     "KeptView",
     "config_differences",
@@ -56,6 +57,9 @@ FREE_KEYS = frozenset(
 
 DIGESTS = ("train_digest", "test_digest")
 """By what a peer's images are known again, in its checkpoints and in the ``run`` line of its log."""
+
+KNOWN_BY = (*DIGESTS, "pixel_range")
+"""The same, and which samples are black and white in them, which a site may decide for itself."""
 
 SHOWN = 12
 """Differences that are shown; the others are counted."""
@@ -275,7 +279,7 @@ def data_differences(
     about : mapping
         Of its checkpoint.
     now : mapping
-        ``images`` and :data:`DIGESTS` of what it holds now.
+        ``images`` and :data:`KNOWN_BY` of what it holds now.
     config : mapping
         The run-config now.
     """
@@ -289,9 +293,13 @@ def data_differences(
         before = about.get(key)
         if before and now.get(key) and before != now[key] and not (found and key == DIGESTS[0]):
             found.append(
-                f"peer {peer}'s {what} images: other labels, file names or sizes than in the checkpoint, or "
-                "another order"
+                f"peer {peer}'s {what} images: other labels, file names, sizes or contents than in the "
+                "checkpoint, or another order"
             )
+    ranges = [one.get("pixel_range") for one in (about, now)]
+    same_key = about["config"].get("pixel-range") == config.get("pixel-range")  # else that is told already
+    if all(ranges) and ranges[0] != ranges[1] and same_key:
+        found.append(f"peer {peer}'s pixel-range: {ranges[0]} in the checkpoint, {ranges[1]} now")
     names = [str(one.get("dataset", "")) for one in (about["config"], config)]
     moved = names[0] != names[1] and all(name.startswith("folder:") for name in names)
     if moved and not about.get("test_digest"):

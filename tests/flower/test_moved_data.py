@@ -42,7 +42,7 @@ SETTINGS = {
 }
 
 
-def write(root, sites=(), train=6, test=2):
+def write(root, sites=(), train=6, test=2, suffix="png"):
     """Write images of two classes; with ``sites`` a folder for each of these peers."""
     for site in sites or [""]:
         rng = np.random.default_rng(int(site or 0))
@@ -52,7 +52,7 @@ def write(root, sites=(), train=6, test=2):
                 folder.mkdir(parents=True)
                 for i in range(count):
                     pixels = rng.integers(0, 60, (8, 8), dtype=np.uint8) + np.uint8(90 * label)
-                    Image.fromarray(pixels).save(folder / f"{i}.png")
+                    Image.fromarray(pixels).save(folder / f"{i}.{suffix}")
     return root
 
 
@@ -103,7 +103,7 @@ def test_a_run_goes_on_with_the_same_images_at_another_path_bit_for_bit(earlier,
 @pytest.mark.parametrize(
     ("part", "says"),
     [
-        ("train", "peer 1's training images: other labels, file names or sizes"),
+        ("train", "peer 1's training images: other labels, file names, sizes or contents"),
         ("test", "peer 0's test images:"),
     ],
 )
@@ -124,6 +124,20 @@ def test_other_images_at_the_same_path_are_refused_too(tmp_path):
     anew()
     resume = interrupted(tmp_path / "run", tmp_path / "killed")
     with pytest.raises(P2PFTError, match="peer 1's training images: other"):
+        run_app(tmp_path / "on", dataset=f"folder:{data}", **SETTINGS, resume=resume)
+
+
+def test_other_images_of_the_same_names_and_sizes_are_refused_too(tmp_path):
+    """As those of formats that do not compress always are."""
+    data = write(tmp_path / "data", suffix="bmp")
+    run_app(tmp_path / "run", dataset=f"folder:{data}", **SETTINGS)
+    other = data / "train" / "dog" / "3.bmp"
+    size = other.stat().st_size
+    Image.fromarray(np.asarray(Image.open(other)) + np.uint8(9)).save(other)
+    assert other.stat().st_size == size
+    anew()
+    resume = interrupted(tmp_path / "run", tmp_path / "killed")
+    with pytest.raises(P2PFTError, match="peer 1's training images: other labels, file names, sizes or cont"):
         run_app(tmp_path / "on", dataset=f"folder:{data}", **SETTINGS, resume=resume)
 
 
@@ -191,7 +205,7 @@ def test_a_sites_images_may_lie_elsewhere_and_must_be_the_same(tmp_path):
     batch = next((tmp_path / "moved-1").rglob("test_batch"))
     batch.write_bytes(batch.read_bytes().replace(b"\x03" * 3072, b"\x04" * 3072))
     anew()
-    with pytest.raises(P2PFTError, match="peer 1's test images: other labels, file names or sizes"):
+    with pytest.raises(P2PFTError, match="peer 1's test images: other labels, file names, sizes or contents"):
         run_app(tmp_path / "other", **settings, resume=first)
 
 

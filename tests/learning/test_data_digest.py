@@ -64,14 +64,62 @@ def test_order_and_choice_count(folder):
     assert digest(folder, positions=[]) != digest(folder, positions=[0])
 
 
-def test_no_image_is_opened(folder, moved):
-    for file in moved.rglob("*.*"):
-        file.write_bytes(b"x" * file.stat().st_size)
+def written_over(file, at):
+    """Change a byte of a file, and not its size."""
+    with file.open("r+b") as opened:
+        opened.seek(at)
+        byte = opened.read(1)[0]
+        opened.seek(at)
+        opened.write(bytes([byte ^ 1]))
+
+
+def test_other_contents_of_the_same_size_have_another_digest(folder, moved):
+    for part in ("train", "test"):
+        for file in sorted((moved / part).rglob("*.*")):
+            before = digest(moved, part)
+            written_over(file, file.stat().st_size // 2)
+            assert digest(moved, part) != before, file
+    assert digest(folder) != digest(moved)
+
+
+def test_of_many_images_some_of_each_class_are_opened_always_the_same_ones(folder, moved, monkeypatch):
+    monkeypatch.setattr(data_digest, "OPENED", 6)
+    opened = []
+    read = data_digest._content
+    monkeypatch.setattr(data_digest, "_content", lambda file: opened.append(file) or read(file))
+    shuffled = np.random.default_rng(0).permutation(12)
+    assert digest(folder, positions=shuffled) == digest(moved, positions=shuffled)
+    assert len(opened) == 12
+    first, second = (
+        {file.relative_to(root) for file in opened if root in file.parents} for root in (folder, moved)
+    )
+    assert first == second
+    assert {file.parent.name for file in first} == {"red", "green", "blue"}
+    unopened = next(file for file in sorted((moved / "train").rglob("*.*")) if file not in opened)
+    written_over(unopened, 30)
+    assert digest(folder, positions=shuffled) == digest(moved, positions=shuffled)
+
+
+@pytest.mark.parametrize(
+    ("at", "read"), [(0, True), (2**16, False), (3_900_000, True), (2**23 - 1, True)], ids=str
+)
+def test_of_a_large_file_blocks_from_its_begin_to_its_end_are_read(at, read, folder, moved):
+    for root in (folder, moved):
+        (root / "train/red/0.png").write_bytes(bytes(2**23))
     assert digest(folder) == digest(moved)
+    written_over(moved / "train/red/0.png", at)
+    assert (digest(folder) != digest(moved)) == read
+
+
+def test_a_file_that_cannot_be_read_is_left_to_whoever_reads_its_image(folder, moved):
+    gone = load_dataset(f"folder:{moved}")
+    (moved / "train/red/0.png").unlink()
+    assert len(images_digest(gone.train, np.arange(len(gone.train)), gone.classes)) == 32
 
 
 def test_of_many_images_some_sizes_are_looked_at_and_all_names(folder, moved, monkeypatch):
     monkeypatch.setattr(data_digest, "LOOKED_AT", 1)
+    monkeypatch.setattr(data_digest, "OPENED", 1)
     dataset = load_dataset(f"folder:{moved}")
     last = Path(dataset.train.files[-1])
     last.write_bytes(b"another size")

@@ -397,12 +397,11 @@ def test_data_show_says_what_is_done_to_the_images_and_refuses_what_a_run_would(
 
 
 def test_an_image_of_ones_own_becomes_a_picture_as_the_datasets_do(tmp_path):
-    folder = make_folder(tmp_path / "pictures", lambda g: png(g, 8, 0))
     file = tmp_path / "own.png"
     file.write_bytes(png(LEVELS[0] * 16, 16, 0, eXIf=exif(6)))
     with pytest.raises(
         ConfigError, match=r"own\.png's images: 1 of 16-bit unsigned PNG samples, as .*, hold"
     ):
-        Holdings(LearningConfig(dataset=f"folder:{folder}"), n=1).picture_of(file)
-    shown = Holdings(LearningConfig(dataset=f"folder:{folder}", pixel_range="0:4080"), n=1).picture_of(file)
+        Holdings.picture_of(file, None)
+    shown = Holdings.picture_of(file, (0.0, 4080.0))
     np.testing.assert_array_equal(np.asarray(shown), np.rot90(LEVELS[0], -1))
