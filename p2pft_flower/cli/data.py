@@ -79,6 +79,8 @@ def show(
     console.print((_by_class if len(names) <= COLUMNS else _by_peer)(shares, title))
     for note in shares["notes"]:
         console.print(Text(printable(note)), soft_wrap=True)
+    if not shares["decoded"]:
+        console.print("looked at the files' heads; a run reads all of them and names those that are broken")
     if png is not None:
         console.print(Text(f"drawn into {png}"), soft_wrap=True)
 
@@ -107,6 +109,7 @@ def _shares(values: dict[str, Any]) -> dict[str, Any]:
         "unused": unused.tolist(),
         "test": test.tolist(),
         "unreadable": holdings.unreadable,
+        "decoded": config.learning.bad_images == "skip" or data.train.look is None,
         "notes": notes,
     }
 

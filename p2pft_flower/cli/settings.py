@@ -43,7 +43,8 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         key, equals, text = word.partition("=")
         if not equals:
-            raise ConfigError(f"{word!r} is not of the form key=value")
+            meant = f"; did you mean {word}=VALUE, without a blank?" if word in keys else ""
+            raise ConfigError(f"{word!r} is not of the form key=value{meant}")
         if key not in keys:
             close = difflib.get_close_matches(key, keys, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""

@@ -11,6 +11,7 @@ from flwr.serverapp import Grid
 from p2pft_flower.flower import messages, nodes
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.flower.run import Run
+from p2pft_flower.flower.unlike import unlike
 from p2pft_flower.report.preflight import PREFLIGHT_FILE, preflight_tables
 from p2pft_flower.report.results import write_json
 from p2pft_flower.runtime.plan import config_digest
@@ -100,6 +101,7 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
         except RunFailedError as error:
             failures.append(str(error))
         rows.append(row)
+    warning = unlike({row["peer"]: row["pixels"] for row in rows if row["pixels"] is not None})
     report = {
         "run": run.id,
         "graph": run.view.graph.name,
@@ -107,11 +109,14 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
         "digests": {"config": digest, **answers[run.hosts[0].node]["frozen"]},
         "versions": run.versions,
         "peers": rows,
+        "warnings": [warning] if warning else [],
         "failures": failures,
     }
     path = write_json(run.folder / PREFLIGHT_FILE, report)
     log.info("%s", preflight_tables(report))
     log.info("preflight: %s", path)
+    if warning:  # once more, where it is read
+        log.warning("%s", warning)
     if failures:
         raise RunFailedError(
             f"preflight found {len(failures)} failure{'s' if len(failures) > 1 else ''} (all in {path}):\n  "

@@ -210,9 +210,10 @@ def _tell_warnings(hosts: list[HostAssignment], told: list[dict[str, Any]]) -> N
     for host, answer in zip(hosts, told, strict=True):
         whose = "" if answer["peer-id"] is None else f"peer {host.peers[0]}: "
         for warning in answer["warnings"]:
-            if whose + warning not in already:
-                already.add(whose + warning)
-                log.warning("%s%s", whose, printable(warning))
+            told_of = warning if warning.startswith(whose.removesuffix(": ")) else whose + warning
+            if told_of not in already:
+                already.add(told_of)
+                log.warning("%s", printable(told_of))
 
 
 def _tell_pixels(told: list[dict[str, Any]]) -> None:

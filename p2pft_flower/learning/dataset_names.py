@@ -7,7 +7,7 @@ from pathlib import Path
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
 from p2pft_flower.learning.images import folders_in
-from p2pft_flower.learning.names import in_order
+from p2pft_flower.learning.names import in_order, some_names
 from p2pft_flower.learning.torchvision_folders import FOLDERS, require_folder
 from p2pft_flower.plugins import is_reference
 
@@ -49,9 +49,13 @@ def check_dataset_name(name: str) -> None:
     known = [*BUILT_IN, *TORCHVISION]
     if name in known or is_reference(name) or (name.startswith(FOLDER) and name != FOLDER):
         return
+    within = [k for k in known if name.rstrip("s") in k] if len(name) > 2 else []
+    nearest = did_you_mean(name, known, 2) or (f"; did you mean {within[0]!r}?" if len(within) == 1 else "")
+    if Path(name).is_dir():
+        nearest = f"; did you mean 'folder:{name}'?"
     raise ConfigError(
         f"dataset = {name!r} is unknown; choose one of {', '.join(known)}, folder:/path, "
-        f"my_module:my_dataset{did_you_mean(name, known, 2)}"
+        f"my_module:my_dataset{nearest}"
     )
 
 
@@ -107,8 +111,11 @@ def require_parts(path: str, *, site: bool = False) -> Path:
         )
     for part in ("train", "test"):
         if not (root / part).is_dir() and not (site and part == "test"):
+            sites = in_order(p.parent.name for p in root.glob("*[0-9]/train"))
+            sets = f"; it holds {some_names(sites)}: is it folder:{path}/…{{peer}}?" if sites else ""
             raise DataError(
                 f"dataset folder {path!r} has no {part}/; it needs train/ and test/ with a folder a class"
+                f"{sets}"
             )
     return root
 

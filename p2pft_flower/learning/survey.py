@@ -381,11 +381,11 @@ def _dark(form: Form, seen: _Seen, white: float) -> list[str]:
 def _unfit(form: Form, seen: _Seen, window: Range) -> list[str]:
     clipped = float(np.mean((seen.values < window[0]) | (seen.values > window[1])))
     if clipped < CLIPPED and seen.highest > seen.lowest:
-        levels = 255 * (seen.highest - seen.lowest) / (window[1] - window[0])
-        if levels >= 2:
+        low, high = np.percentile(np.clip(seen.values, *window), [100 - BRIGHT, BRIGHT])
+        if high - low >= SPAN * (window[1] - window[0]):
             return []
     return [
-        f"pixel-range = {window[0]:g}:{window[1]:g} leaves nearly nothing of {form} samples, which hold "
+        f"pixel-range = {window[0]:g}:{window[1]:g} leaves little of {form} samples, which hold "
         f"{seen.lowest:g} to {seen.highest:g}"
     ]
 

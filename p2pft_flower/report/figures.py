@@ -48,7 +48,9 @@ def draw_comparison(runs: Sequence[dict[str, Any]], title: str, png: Path) -> No
         axis.fill_between(
             iterations, accuracy.min(axis=1), accuracy.max(axis=1), color=colour, alpha=0.18, lw=0
         )
-    axis.set(xlabel="iteration", ylabel="accuracy on all classes", ylim=(0, 1), title=title)
+    own = any(results["partition"] == "own" for results in runs)
+    label = "accuracy, each on its own test images" if own else "accuracy on all classes"
+    axis.set(xlabel="iteration", ylabel=label, ylim=(0, 1), title=title)
     axis.grid(alpha=0.25)
     if axis.lines:
         axis.legend(title="mean of the peers at the end (worst to best)", fontsize=9, loc="center right")

@@ -102,7 +102,10 @@ def run_table(results: dict[str, Any]) -> str:
             *(f"{seconds[part]:.1f} s" for part in ("gradient", "exchange", "evaluation")),
         )
     lines = []
-    for key, what in (("accuracy", "accuracy on all classes"), ("accuracy_unseen", "on classes never seen")):
+    # Where each peer has a folder of its own, it is scored on the test images there.
+    own = "accuracy, each on its own test images"
+    on_all = own if results["partition"] == "own" else "accuracy on all classes"
+    for key, what in (("accuracy", on_all), ("accuracy_unseen", "on classes never seen")):
         s = results["summary"][key]
         if s is not None:
             lines.append(

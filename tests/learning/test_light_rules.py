@@ -18,10 +18,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torchvision import datasets as torchvision
 
 from p2pft_flower.config import LearningConfig
-from p2pft_flower.errors import ConfigError
+from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning import augmenting, devices, timm_names
 from p2pft_flower.learning.augmenting import check_augment
-from p2pft_flower.learning.dataset_names import BUILT_IN, TORCHVISION, classes_of
+from p2pft_flower.learning.dataset_names import (
+    BUILT_IN,
+    TORCHVISION,
+    check_dataset_name,
+    classes_of,
+    require_parts,
+)
 from p2pft_flower.learning.datasets import DATASETS, load_dataset
 from p2pft_flower.learning.model_names import EMBEDDED, TIMM_MODULES, check_model_name
 from p2pft_flower.learning.models import MODELS
@@ -197,3 +203,14 @@ def test_a_data_dir_that_nothing_reads_is_refused(dataset):
 @pytest.mark.parametrize("dataset", [*TORCHVISION, "my_module:my_dataset", "/a/file.py:my_dataset"])
 def test_a_data_dir_that_is_read_passes(dataset):
     check_learning(LearningConfig(dataset=dataset, data_dir="/x"), 4, pooled=False)
+
+
+def test_a_dataset_that_is_nearly_one_is_answered_with_what_was_meant(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'oxford-iiit-pet'"):
+        check_dataset_name("pets")
+    with pytest.raises(ConfigError, match=f"did you mean 'folder:{tmp_path}'"):
+        check_dataset_name(str(tmp_path))
+    for site in ("site-2", "site-10"):
+        (tmp_path / site / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"it holds site-2, site-10: is it folder:.*\{peer\}"):
+        require_parts(str(tmp_path))

@@ -27,6 +27,7 @@ def results(method="p2pft", seed=0, config=None, accuracies=None):
     return {
         "schema": SCHEMA,
         "status": "completed",
+        "partition": "iid",
         "algorithm": method,
         "seed": seed,
         "iterations": 10,

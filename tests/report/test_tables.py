@@ -40,3 +40,12 @@ def test_what_others_call_their_things_is_shown_as_it_is():
     assert "[fd00::1]:9000 :smile:" in text
     assert "[/x]cat" in text
     assert "[fd00::2]" in text
+
+
+def test_where_each_peer_has_its_own_test_images_the_table_says_so():
+    own = results()
+    assert "accuracy on all classes: mean" in run_table(own)
+    own["partition"] = "own"
+    table = run_table(own)
+    assert "accuracy, each on its own test images: mean" in table
+    assert "on all classes" not in table
