@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from timm.models import model_entrypoint
 
-__all__ = ["NAMINGS", "describe_names", "original_name", "timm_filter"]
+__all__ = ["NAMINGS", "describe_names", "is_training_state", "original_name", "timm_filter"]
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 Filter: TypeAlias = Callable[[Tensors, Any], Tensors]
@@ -197,6 +197,16 @@ def original_name(name: str, names: Collection[str]) -> str:
     fitting = [(theirs, new) for ours, theirs in table if (new := _rewrite(name, ours, theirs)) is not None]
     used = [new for theirs, new in fitting if any(re.match(_pattern(theirs), other) for other in names)]
     return next(iter([*used, *(new for _, new in fitting)]), name)
+
+
+_TRAINING_STATE = re.compile(
+    r"(^|[._/])(optim|optimi[sz]ers?|(max_)?exp_avg|exp_inf|momentum_buffers?|moments?|grads?|gradients?)([._/]|$)"
+)
+
+
+def is_training_state(name: str) -> bool:
+    """Tell whether a name is of an optimiser's moments or of gradients, which look like the model itself."""
+    return _TRAINING_STATE.search(name.lower()) is not None
 
 
 def describe_names(names: Collection[str]) -> str:

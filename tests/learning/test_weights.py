@@ -91,6 +91,26 @@ NAMINGS = {
         },
         "under 'teacher.backbone.', the averaged copy, rather than 'student.module.backbone.'",
     ),
+    "moments by the model's names": (
+        "small_vit",
+        lambda s: {"model": s, "optimizer": {"exp_avg": state_of("small_vit", 1)}, "grads": s},
+        "under 'model.'; left: head (2), optimiser state (32), 'grads' (32)",
+    ),
+    "moments below a model without a prefix": (
+        "small_vit",
+        lambda s: {**s, "optimizer": {"exp_avg": state_of("small_vit", 1)}},
+        "are there; left: head (2), optimiser state (32)",
+    ),
+    "EMA in a model without a prefix": (
+        "small_vit",
+        lambda s: state_of("small_vit", 1) | under("ema_model.module.", s),
+        "under 'ema_model.module.', the averaged copy, rather than no prefix; left: head (4)",
+    ),
+    "EMA beside an adapted model": (
+        "small_vit",
+        lambda s: {"model": changed(s, "blocks.0.attn.qkv.lora_A", ONES), "ema": s},
+        "under 'ema.', the averaged copy, rather than 'model.'",
+    ),
     "MAE, pre-trained": ("small_vit", lambda s: {"model": mae(s)}, "decoder (6), mask token (1)"),
     "MAE, fine-tuned": ("small_vit_gap", lambda s: {"model": s}, "head (2)"),
     "DeiT-III": ("small_vit_scaled", lambda s: {"model": deit3(s)}, "under 'model.'"),
@@ -427,6 +447,71 @@ MISFITS = {
         "small_vit",
         lambda s: {"a": s, "b": state_of("small_vit", 1)},
         r"hold model 'small_vit' 2 times, under 'a\.', 'b\.'",
+    ),
+    "an initial copy": (
+        "small_vit",
+        lambda s: s | under("init.", state_of("small_vit", 1)),
+        r"2 times, under no prefix, 'init\.': save the one that is meant alone",
+    ),
+    "an initial copy in the model": (
+        "small_vit",
+        lambda s: under("model.", s) | under("model.frozen_init.", state_of("small_vit", 1)),
+        r"2 times, under 'model\.', 'model\.frozen_init\.'",
+    ),
+    "a copy in a copy in a copy": (
+        "small_vit",
+        lambda s: s | under("a.", state_of("small_vit", 1)) | under("a.b.", state_of("small_vit", 2)),
+        r"3 times, under no prefix, 'a\.', 'a\.b\.'",
+    ),
+    "an average of another name": (
+        "small_vit",
+        lambda s: s | under("swa_model.module.", state_of("small_vit", 1)),
+        r"2 times, under no prefix, 'swa_model\.module\.'",
+    ),
+    "a copy where timm looks first": (
+        "small_vit",
+        lambda s: s | under("visual.trunk.", state_of("small_vit", 1)),
+        r"2 times, under no prefix, 'visual\.trunk\.'",
+    ),
+    "copies of two namings": (
+        "small_vit",
+        lambda s: hugging_face(s, "vit") | under("init.", state_of("small_vit", 1)),
+        r"2 times, under 'init\.', 'vit\.'",
+    ),
+    "a tensor lacks, and an initial copy": (
+        "small_vit",
+        lambda s: without(s, "norm.weight") | under("init.", state_of("small_vit", 1)),
+        r"2 times, under no prefix \(where 1 tensor, as 'norm\.weight', is missing from it\), 'init\.'",
+    ),
+    "NaN, and an initial copy": (
+        "small_vit",
+        lambda s: {"model": changed(s, "norm.bias", ONES * torch.nan), "old": state_of("small_vit", 1)},
+        r"2 times, under 'model\.' \(where 1 tensor is no weights: 'model\.norm\.bias' has NaN\), 'old\.'",
+    ),
+    "an average to which something was added": (
+        "small_vit",
+        lambda s: {"model": s, "ema": changed(s, "blocks.0.attn.qkv.lora_A", ONES)},
+        r"2 times, under 'ema\.' \(where 1 tensor, as 'ema\.blocks\.0\.attn\.qkv\.lora_A', is extra in it\)",
+    ),
+    **{
+        f"an adapted model, and {where}": (
+            "small_vit",
+            lambda s, where=where: (
+                under("model.", changed(s, "blocks.0.attn.qkv.lora_A", ONES)) | under(f"{where}.", s)
+            ),
+            rf"'model\.blocks\.0\.attn\.qkv\.lora_A', is extra in it\. .* gradients \('{where}\.cls_token'\)",
+        )
+        for where in ("optimizer.exp_avg", "optimizer.state.exp_avg_sq", "opt.momentum_buffer", "grads")
+    },
+    "an adapted model, and moments of unknown names": (
+        "small_vit",
+        lambda s: {"model": changed(s, "blocks.0.attn.qkv.lora_A", ONES), "m1": state_of("small_vit", 1)},
+        r"2 times, under 'm1\.', 'model\.' \(where 1 tensor, .*lora_A', is extra in it\)",
+    ),
+    "moments alone": (
+        "small_vit",
+        lambda s: {"optimizer": {"exp_avg": s}},
+        r"30 tensors, as 'cls_token', are missing from it\. .* 32 of them of an optimiser or gradients",
     ),
     "two averages": (
         "small_vit",
