@@ -360,11 +360,12 @@ def _compare(
 
 def _patch_fault(renamed: Tensors, model: Any) -> str:
     """Say whether the source's patches have another size than the model's."""
-    wanted = tuple(model.patch_embed.proj.weight.shape[-2:])
+    own = getattr(model.patch_embed.proj, "weight", None)  # some hybrids' backbones make the tokens
+    wanted = tuple(own.shape[-2:]) if own is not None else ()
     for name, tensor in renamed.items():
         kernel = re.search(r"(^|\.)(patch_embed\.proj|visual\.conv1|patchifier\.proj)\.weight$", name)
         found = tuple(tensor.shape[-2:])
-        if kernel and tensor.ndim == 4 and found != wanted:
+        if kernel and wanted and tensor.ndim == 4 and found != wanted:
             return (
                 f"its patches are {found[0]} × {found[1]} pixels, the model's {wanted[0]} × {wanted[1]}: "
                 "choose the model with the file's patches"

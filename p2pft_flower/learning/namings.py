@@ -91,6 +91,10 @@ _KINDS = (
 )
 
 
+_ALIGNED = ("base_patch16_radio_v3", "huge_patch16_radio_v3")
+"""RADIO's models whose position embeddings timm resamples with corners aligned."""
+
+
 def timm_filter(name: str) -> Filter:
     """Return timm's own translation of published files for the model of that name.
 
@@ -104,6 +108,8 @@ def timm_filter(name: str) -> Filter:
     options: dict[str, Any] = {"adapt_layer_scale": True}  # of no effect where no name has gamma_
     if "flexi" in name or "radio" in name:
         options |= {"interpolation": "bilinear", "antialias": False}
+    if "radio" in name:  # older versions of timm have no such option
+        options["align_corners"] = any(aligned in name for aligned in _ALIGNED)
     return partial(own, **{key: value for key, value in options.items() if key in known})
 
 

@@ -21,6 +21,7 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.learning.accounting import Account, account_for
 from p2pft_flower.learning.image_size import quiet_timm
 from p2pft_flower.learning.jax_archives import is_jax_archive, load_archive
+from p2pft_flower.learning.namings import timm_filter
 from p2pft_flower.learning.weight_files import flatten, read_tensors
 from p2pft_flower.learning.weight_kinds import UnreadableError
 
@@ -131,18 +132,18 @@ def _cause(error: Exception) -> str:
 
 def _loaded_by_timm(name: str, model: Any, account: Account, size: dict[str, Any]) -> nn.Module:
     cfg = model.pretrained_cfg
-    overlay = {
+    entry = {
+        **cfg,
         "state_dict": account.handed,
         "custom_load": False,
         "num_classes": -1,  # another number than the model's: timm leaves the head out, and is not strict
         "classifier": cfg.get("classifier") or "head",
     }
+    # Built with pretrained=True, a hybrid would let its backbone fetch weights of its own.
+    loaded: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **size)
     with quiet_timm():
-        loaded: Any = timm.create_model(
-            name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **size
-        )
-    loaded.pretrained_cfg = loaded.default_cfg = cfg
-    return loaded  # type: ignore[no-any-return]
+        load_pretrained(loaded, entry, num_classes=0, filter_fn=timm_filter(name), strict=False)
+    return loaded
 
 
 def _check_loaded(model: nn.Module, account: Account, label: str) -> None:

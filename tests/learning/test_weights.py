@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning import weights as weights_module
 from p2pft_flower.learning.image_settings import ImageKeys
+from p2pft_flower.learning.model_names import TIMM_MODULES
 from p2pft_flower.learning.models import create_model
+from p2pft_flower.learning.namings import timm_filter
 
 from .published import (
     clip,
@@ -757,15 +759,62 @@ def test_a_model_that_is_not_supported_is_refused_before_any_weight_is_read(
 def test_what_timm_loads_is_held_against_what_was_accounted_for(tmp_path, monkeypatch):
     """If a version of timm changes a tensor on the way in, that is no load."""
     file = write(tmp_path / "w.pth", state_of("small_vit"))
-    built = timm.create_model
+    load = weights_module.load_pretrained
 
-    def change(*args, **kwargs):
-        model = built(*args, **kwargs)
-        if kwargs["pretrained"]:
-            with torch.no_grad():
-                model.norm.weight.mul_(2)
-        return model
+    def change(model, *args, **options):
+        load(model, *args, **options)
+        with torch.no_grad():
+            model.norm.weight.mul_(2)
 
-    monkeypatch.setattr("timm.create_model", change)
+    monkeypatch.setattr(weights_module, "load_pretrained", change)
     with pytest.raises(DataError, match=r"loads the model's 'norm\.weight' otherwise"):
         create_model("small_vit", file, 3, seed=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "deit_tiny_distilled_patch16_224",
+        "swin_tiny_patch4_window7_224",
+        "swinv2_tiny_window8_256",
+        "vit_tiny_r_s16_p8_224",
+        "vit_small_resnet26d_224",
+        "vitamin_small_224",
+    ],
+)
+def test_a_file_needs_no_network(name, monkeypatch, tmp_path):
+    """Also where timm's builder would fetch the backbone of a hybrid: a model of each of timm's modules."""
+    with torch.device("meta"):
+        plan = timm.create_model(name)
+    state = {n: torch.ones(()).expand(t.shape) for n, t in plan.state_dict().items()}
+    (tmp_path / "w.safetensors").write_bytes(bytes(7) + b"\0{")
+    monkeypatch.setattr(weights_module, "read_tensors", lambda _: state)
+
+    def connect(*_, **__):
+        pytest.fail("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.setattr("socket.getaddrinfo", connect)
+    assert has(create_model(name, str(tmp_path / "w.safetensors"), 3, seed=0), state)
+
+
+def test_weights_are_translated_as_timms_own_builders_do(monkeypatch):
+    built = {}
+
+    def note(_, variant, *args, pretrained_filter_fn=None, **options):
+        built[variant] = pretrained_filter_fn
+        raise InterruptedError
+
+    for module in TIMM_MODULES:
+        monkeypatch.setattr(f"timm.models.{module}.build_model_with_cfg", note)
+        for name in timm.list_models(module=module):
+            with pytest.raises(InterruptedError), torch.device("meta"):
+                timm.model_entrypoint(name)()
+    assert len(built) > 200
+    for name, theirs in built.items():
+        ours = timm_filter(name)
+        named = getattr(theirs, "keywords", {})
+        assert getattr(theirs, "func", theirs) is ours.func
+        # A layer scale's old name is read into any model that has layer scales.
+        assert {**named, "adapt_layer_scale": True} == {"adapt_layer_scale": True, **ours.keywords}, name
