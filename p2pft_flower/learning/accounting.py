@@ -39,6 +39,9 @@ _NEVER_NEEDED = re.compile(
 )
 """Names, from the model's root on, that a file may have and the model not: heads, a decoder, tables."""
 
+_COUNTER = re.compile(r"\.num_batches_tracked$")
+"""What a batch norm counts while it is trained, and never uses with its statistics frozen."""
+
 _TABLE = "relative_position_bias_table"
 
 _GROUPS = (
@@ -349,7 +352,9 @@ def _compare(
         if name not in body:
             account.handed.pop(name, None)  # timm's loader would warn of it
     theirs = [n.removeprefix(place) for n in tensors if n.startswith(place)]
-    account.missing = [place + original_name(n, theirs) for n in body if n not in account.values]
+    account.missing = [
+        place + original_name(n, theirs) for n in body if n not in account.values and not _COUNTER.search(n)
+    ]
     account.left += [n for n in tensors if n not in used]
     account.facts = _facts(made, model)
     if positions and not account.missing and not account.extra:

@@ -558,6 +558,21 @@ MISFITS = {
         lambda s: changed(jax_arrays(s, 2), "cls", np.ones((1, 1, 16), np.int32)),
         r"'cls' has no floating-point numbers, but int32",
     ),
+    "64 bits, too large for 32": (
+        "small_vit",
+        lambda s: under("module.", changed(s, "norm.bias", ONES.double() * 1e300)),
+        r"'norm\.bias', made of 'module\.norm\.bias', has infinity once it is loaded, as float32",
+    ),
+    "64 bits, too large for 32, JAX": (
+        "small_vit",
+        lambda s: changed(jax_arrays(s, 2), "cls", np.full((1, 1, 16), 1e300)),
+        r"'cls_token' has infinity once it is loaded, as float32",
+    ),
+    "too large to be resampled": (
+        "small_vit",
+        lambda s: changed(s, "pos_embed", torch.full((1, 26, 16), torch.finfo(torch.float32).max)),
+        r"'pos_embed' has (NaN|infinity) once it is loaded",
+    ),
     "JAX into a Swin": ("small_swin", lambda s: jax_arrays(s, 2), r"which timm reads into ViTs only"),
 }
 
@@ -818,3 +833,22 @@ def test_weights_are_translated_as_timms_own_builders_do(monkeypatch):
         assert getattr(theirs, "func", theirs) is ours.func
         # A layer scale's old name is read into any model that has layer scales.
         assert {**named, "adapt_layer_scale": True} == {"adapt_layer_scale": True, **ours.keywords}, name
+
+
+def hybrid_state():
+    return state_of("small_hybrid")
+
+
+def test_a_batch_norms_counter_may_lack_for_nothing_uses_it(tmp_path):
+    state = hybrid_state() | {"patch_embed.backbone.1.running_var": torch.rand(4)}
+    counter = "patch_embed.backbone.1.num_batches_tracked"
+    assert counter in state
+    model = create_model("small_hybrid", write(tmp_path / "w.pth", without(state, counter)), 3, seed=0)
+    assert has(model, state | {counter: torch.tensor(0)})
+
+
+def test_a_batch_norms_negative_variance_is_refused(tmp_path):
+    name = "patch_embed.backbone.1.running_var"
+    file = write(tmp_path / "w.pth", hybrid_state() | {name: torch.tensor([1.0, 1.0, -1.0, 1.0])})
+    with pytest.raises(DataError, match=r"'patch_embed\.backbone\.1\.running_var' has a negative variance"):
+        create_model("small_hybrid", file, 3, seed=0)
