@@ -184,5 +184,6 @@ def _check_numbers(
         made = f", made of {', '.join(theirs)}," if theirs else ""
         kind = str(tensor.dtype).removeprefix("torch.")
         raise DataError(
-            f"{label} do not fit model {model_name!r}: its {name!r}{made} has {what} once it is loaded, as {kind}"
+            f"{label} do not fit model {model_name!r}: its {name!r}{made} has {what} once it is loaded, "
+            f"as {kind}"
         )

@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import pickle
+import sys
 import zipfile
 
 import numpy as np
@@ -20,6 +21,7 @@ from p2pft_flower.learning.image_settings import ImageKeys
 from p2pft_flower.learning.model_names import TIMM_MODULES
 from p2pft_flower.learning.models import create_model
 from p2pft_flower.learning.namings import timm_filter
+from p2pft_flower.learning.weight_files import flatten
 
 from .published import (
     clip,
@@ -219,6 +221,19 @@ def objects(path):
     return path.read_bytes()
 
 
+def within_itself():
+    content = {"model": {"a": torch.ones(2)}}
+    content["model"]["again"] = [content]
+    return content
+
+
+def deep(levels):
+    content = {"a": torch.ones(2)}
+    for _ in range(levels):
+        content = {"a": content}
+    return content
+
+
 def array(path):
     with path.open("wb") as opened:
         np.save(opened, np.ones(3))
@@ -251,6 +266,13 @@ NO_WEIGHTS = {
     "no names": (lambda p: torch_bytes([torch.ones(2)], p), "holds a list"),
     "one tensor": (lambda p: torch_bytes(torch.ones(2), p), "single tensor"),
     "no tensors": (lambda p: torch_bytes({"epoch": 3}, p), "has no tensor"),
+    "no tensors, safetensors": (lambda p: save_file({}, p) or p.read_bytes(), "has no tensor, but nothing"),
+    "tensors without values": (
+        lambda p: torch_bytes({"a": {"b": torch.ones(2, device="meta")}}, p),
+        r"its tensor 'a\.b' is on the device meta",
+    ),
+    "a container in itself": (lambda p: torch_bytes(within_itself(), p), r"in itself, at 'model\.again\.0'"),
+    "too many containers": (lambda p: torch_bytes(deep(200), p), "more than 100 containers in one another"),
     "a truncated file of torch": (lambda p: torch_bytes(state_of("small_vit"), p)[:-100], "truncated"),
     "a truncated one before 1.6": (
         lambda p: torch_bytes({"a": torch.ones(99)}, p, _use_new_zipfile_serialization=False)[:-9],
@@ -585,6 +607,16 @@ def test_weights_that_do_not_fit_are_refused_in_their_own_names(case, tmp_path):
         create_model(model, file, 3, seed=0)
     assert file in str(refused.value)
     assert repr(model) in str(refused.value)
+
+
+def test_checkpoints_are_read_however_deep_they_are_nested():
+    levels = sys.getrecursionlimit() * 3
+    with pytest.raises(DataError, match="more than 100 containers"):
+        flatten(deep(levels))
+    shared = {"a": torch.ones(2)}
+    assert list(flatten({"one": shared, "two": {"three": shared, "": [shared]}, None: deep(60)})) == [
+        *("one.a", "two.three.a", "two..0.a", "None" + ".a" * 61)
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of such tensors
