@@ -56,7 +56,7 @@ def flatten(checkpoint: Any) -> dict[str, torch.Tensor]:
     Raises
     ------
     UnreadableError
-        When there are none, they have no names, or two have the same; when one is sparse, quantised or without
+        When there are none, they have no names, or two have the same; when one is sparse, quantised or has no
         values; when a container is in itself.
     """
     if isinstance(checkpoint, torch.Tensor):
@@ -73,9 +73,7 @@ def flatten(checkpoint: Any) -> dict[str, torch.Tensor]:
             kind = "quantised" if tensor.is_quantized else "sparse"
             raise UnreadableError(f"its tensor {name!r} is {kind}: give the weights as plain numbers")
         if tensor.is_meta:
-            raise UnreadableError(
-                f"its tensor {name!r} is on the device meta, that is without values; {REMEDY}"
-            )
+            raise UnreadableError(f"it has a tensor without values, {name!r} (on the device meta); {REMEDY}")
         found[name] = tensor.detach()
     if not found:
         keys = ", ".join(repr(key) for key in list(checkpoint)[:8]) or "nothing"
@@ -108,10 +106,11 @@ def _walk(checkpoint: Any) -> Iterator[tuple[str, torch.Tensor]]:
     around: list[tuple[Any, str, Iterator[tuple[Any, Any]]]] = [(checkpoint, "", _items(checkpoint))]
     while around:
         _, place, items = around[-1]
-        key, value = next(items, (None, None))
-        if key is None:
+        item = next(items, None)
+        if item is None:
             around.pop()
             continue
+        key, value = item
         name = f"{place}.{key}" if place else str(key)
         if isinstance(value, torch.Tensor):
             yield name, value
