@@ -51,7 +51,7 @@ _GROUPS = (
     ),
     (r"(head|head_dist|heads|fc|\w*classifier|pre_logits|pooler)\.|proj$", "head"),
     (r"decoder", "decoder"),
-    (r"mask_token", "mask token"),
+    (r"(embeddings\.)?mask_token", "mask token"),
     (r"attn_pool\.", "attention pool"),
     (r".*(relative_position_index|relative_coords_table|attn_mask)$", "tables that the model makes"),
     (
@@ -329,12 +329,12 @@ def _compare(
     patches = _patch_fault(renamed, model)
     if patches:
         account.faults.append(patches)  # timm would resample them, without a word
-    positions = _position_fault(renamed, model)
+    positions, failure = _position_fault(renamed, model), ""
     try:
         with quiet_timm():
             made = {} if patches or positions else translate(dict(renamed), model)
     except Exception as error:  # timm's filters take for granted that the file is one that they know
-        account.faults.append(f"timm's own reader of such files fails ({type(error).__name__}: {error})")
+        failure = f"timm's own reader of such files fails ({type(error).__name__}: {error})"
         made = {}
     made = made or renamed
     used: set[str] = set()
@@ -360,6 +360,8 @@ def _compare(
     if positions and not account.missing and not account.extra:
         account.faults.append(positions)
     account.faults += _value_faults(account, tensors, body)
+    if failure and account.fits:  # else it failed for what is said already
+        account.faults.append(failure)
     return account
 
 
@@ -393,6 +395,9 @@ def _positions(renamed: Tensors, model: Any) -> tuple[int, int] | None:
 
 def _position_fault(renamed: Tensors, model: Any) -> str:
     """Say whether the source's position embeddings are for no grid of patches that the model could have."""
+    given, own = renamed.get("pos_embed"), getattr(model, "pos_embed", None)
+    if given is not None and own is not None and (given.ndim != 3 or len(given) != 1):
+        return f"its position embeddings are {tuple(given.shape)}, the model's {tuple(own.shape)}"
     found = _positions(renamed, model)
     if found is None or (found[0] > 0 and math.isqrt(found[0]) ** 2 == found[0]):
         return ""
@@ -418,7 +423,8 @@ def _value_faults(account: Account, tensors: Tensors, body: Tensors) -> list[str
     account.unlike = len(unlike)
     faults = []
     if unlike:
-        faults.append(f"{_tensors(len(unlike))} could not be loaded for its size mismatch: {unlike[0]}")
+        its = "its" if len(unlike) == 1 else "their"
+        faults.append(f"{_tensors(len(unlike))} could not be loaded for {its} size mismatch: {unlike[0]}")
     if odd:
         faults.append(f"{_count(odd)} no weights: {odd[0][0]!r} has {odd[0][1]}")
     return faults

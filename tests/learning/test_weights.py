@@ -6,6 +6,7 @@ import gzip
 import json
 import logging
 import pickle
+import re
 import sys
 import zipfile
 
@@ -139,6 +140,25 @@ NAMINGS = {
         "head (1)",
     ),
     "HF DeiT": ("small_deit_distilled", lambda s: hugging_face(s, "deit"), "head (4)"),
+    "HF DINOv2": (
+        "small_vit_scaled",
+        lambda s: (
+            {
+                re.sub(
+                    r"layernorm_before|layernorm_after", lambda m: f"norm{1 + (m[0][-5:] == 'after')}", name
+                )
+                .replace("intermediate.dense", "mlp.fc1")
+                .replace("output.dense", "mlp.fc2")
+                .replace("attention.mlp.fc2", "attention.output.dense")
+                .replace("ls1.gamma", "layer_scale1.lambda1")
+                .replace("ls2.gamma", "layer_scale2.lambda1")
+                .removeprefix("dinov2."): tensor
+                for name, tensor in hugging_face(s, "dinov2").items()
+            }
+            | {"embeddings.mask_token": torch.ones(1, 16)}
+        ),
+        "left: head (2), mask token (1)",
+    ),
     "HF Swin": ("small_swin", lambda s: hugging_face(s, "swin"), "under 'swin.'"),
     "HF Swin V2": ("small_swinv2", lambda s: hugging_face(s, "swinv2"), "under 'swinv2.'"),
     "CLIP": ("small_vit_clip", lambda s: under("visual.", clip(s)) | text_tower(), "text tower (6)"),
@@ -348,7 +368,7 @@ MISFITS = {
     "another width": (
         "small_vit",
         small("small_vit_wide"),
-        r"size mismatch: 'cls_token' is \(1, 1, 24\), in the model \(1, 1, 16\); it is 24 wide, the model 16",
+        r"for their size mismatch: 'cls_token' is \(1, 1, 24\), in the model \(1, 1, 16\); it is 24 wide",
     ),
     "another patch": ("small_vit", small("small_vit_patch4"), r"patches are 4 × 4 pixels, the model's 8 × 8"),
     "another patch, HF": (
@@ -455,6 +475,11 @@ MISFITS = {
             hugging_face(state_of("small_swin"), "swin"), "swin.encoder.layers.0.downsample.norm"
         ),
         r"as 'swin\.encoder\.layers\.0\.downsample\.norm\.weight', are missing",
+    ),
+    "a deeper Swin": (
+        "small_swin",
+        small("small_swin_deep"),
+        r"'layers\.1\.blocks\.2\.[^']*', are extra in it; it has 2 \+ 4 blocks, the model 2 \+ 2",
     ),
     "HF CLIP": (
         "small_vit",
@@ -595,6 +620,65 @@ MISFITS = {
         lambda s: changed(s, "pos_embed", torch.full((1, 26, 16), torch.finfo(torch.float32).max)),
         r"'pos_embed' has (NaN|infinity) once it is loaded",
     ),
+    "JAX, plain Flax": (
+        "small_vit",
+        lambda s: jax_arrays(s, 2, "params/"),
+        r"missing from it: 'params/pos_embedding' "
+        r"\(it has 'params/Transformer/posembed_input/pos_embedding'\)",
+    ),
+    "JAX, elsewhere": (
+        "small_vit",
+        lambda s: jax_arrays(s, 2, "model/"),
+        r"'params/img/embedding/kernel' are all missing from it \(it has 'model/embedding/kernel'\)",
+    ),
+    "JAX, other arrays": (
+        "small_vit",
+        lambda _: {"a": np.ones(3)},
+        r"'embedding/kernel', .* missing from it",
+    ),
+    "JAX, tokens of no grid": (
+        "small_vit",
+        lambda s: changed(
+            jax_arrays(s, 2), "Transformer/posembed_input/pos_embedding", np.ones((1, 19, 16), np.float32)
+        ),
+        r"position embeddings are for 19 tokens.*no square grid",
+    ),
+    "JAX, flat positions": (
+        "small_vit",
+        lambda s: changed(
+            jax_arrays(s, 2), "Transformer/posembed_input/pos_embedding", np.ones((17, 16), np.float32)
+        ),
+        r"its position embeddings are \(17, 16\), the model's \(1, 17, 16\)",
+    ),
+    "JAX, two copies": (
+        "small_vit",
+        lambda s: jax_arrays(s, 2) | jax_arrays(state_of("small_vit", 1), 2, "opt/target/"),
+        r"another copy of the model under '', beside that under 'opt/target/'",
+    ),
+    "JAX, an initial copy": (
+        "small_vit",
+        lambda s: jax_arrays(s, 2) | jax_arrays(state_of("small_vit", 1), 2, "init/"),
+        r"another copy of the model under 'init/', beside that under ''",
+    ),
+    "JAX into a hybrid": (
+        "small_hybrid",
+        lambda s: jax_arrays(s, 2),
+        r"patches are 8 × 8 pixels, the model's 1 × 1",
+    ),
+    "JAX, another width inside": (
+        "small_vit",
+        lambda s: changed(
+            jax_arrays(s, 2),
+            "Transformer/encoderblock_0/MlpBlock_3/Dense_0/bias",
+            np.ones(48, np.float32),
+        ),
+        r"timm's own reader of archives fails \(RuntimeError: ",
+    ),
+    "flat positions": (
+        "small_vit",
+        lambda s: changed(s, "pos_embed", torch.ones(17, 16)),
+        r"its position embeddings are \(17, 16\), the model's \(1, 17, 16\)",
+    ),
     "JAX into a Swin": ("small_swin", lambda s: jax_arrays(s, 2), r"which timm reads into ViTs only"),
 }
 
@@ -607,6 +691,8 @@ def test_weights_that_do_not_fit_are_refused_in_their_own_names(case, tmp_path):
         create_model(model, file, 3, seed=0)
     assert file in str(refused.value)
     assert repr(model) in str(refused.value)
+    assert "dye.npz" not in str(refused.value)
+    assert "reader of such files fails" not in str(refused.value)
 
 
 def test_checkpoints_are_read_however_deep_they_are_nested():
