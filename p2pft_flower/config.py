@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -24,6 +24,7 @@ __all__ = [
     "MethodConfig",
     "RunConfig",
     "RuntimeConfig",
+    "channel_fault",
     "config_keys",
     "read_channels",
     "read_range",
@@ -39,6 +40,10 @@ CHOICES = {
     "interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
 }
 """Values of the learning keys that have a few only."""
+
+
+_CHANNELS = {"mean": (0.0, 1.0), "std": (0.001, 1.0)}
+"""Least and largest that mean and deviation of pixels of 0..1 may be; 0 and 1 leave pixels as they are."""
 
 
 def _require(condition: bool, key: str, value: object, right: str) -> None:
@@ -60,7 +65,27 @@ def read_channels(key: str, text: str) -> tuple[float, ...]:
         numbers = (math.nan,)
     right = "a number, or one for each of three channels as 0.485,0.456,0.406"
     _require(len(numbers) in (0, 1, 3) and all(map(math.isfinite, numbers)), key, text, right)
+    fault = channel_fault(key, numbers)
+    if fault:
+        raise ConfigError(f"{key} = {text!r}: {fault}")
     return numbers
+
+
+def channel_fault(key: str, numbers: Sequence[float]) -> str:
+    """Say why numbers cannot be ``mean`` or ``std`` of pixels of 0..1; empty where they can.
+
+    Parameters
+    ----------
+    key : {"mean", "std"}
+        Which of the two they are.
+    numbers : sequence of float
+        One a channel.
+    """
+    low, high = _CHANNELS[key]
+    if all(low <= number <= high for number in numbers):
+        return ""
+    divide = "; divide by 255?" if any(number > high for number in numbers) else ""
+    return f"must be numbers from {low:g} to {high:g}, as pixels are of 0 … 1{divide}"
 
 
 def read_range(text: str) -> tuple[float, float] | None:
@@ -155,7 +180,7 @@ class LearningConfig:
         empty: what the model says.
     mean, std : str
         Subtracted from, and then divides, pixels of 0..1: one number, or one a channel as
-        ``"0.485,0.456,0.406"``; empty: what the model says.
+        ``"0.485,0.456,0.406"``; ``mean`` in [0, 1], ``std`` in [0.001, 1]; empty: what the model says.
     tune : str
         ``last-block``, ``last-blocks:K``, ``head``, ``full``, ``bias``, ``bias+norm``, ``lora:R``,
         ``adapter:R``, ``prompt:N`` or ``prompt-deep:N``.
@@ -243,8 +268,7 @@ class LearningConfig:
         _require(self.image_size >= 0, "image-size", self.image_size, "a whole number >= 0")
         _require(0.0 <= self.crop_pct <= 1.0, "crop-pct", self.crop_pct, "in (0, 1], or 0")
         read_channels("mean", self.mean)
-        deviations = read_channels("std", self.std)
-        _require(all(d > 0 for d in deviations), "std", self.std, "numbers > 0")
+        read_channels("std", self.std)
         self.pixel_ranges  # noqa: B018 - refuses what it cannot read
         _require(self.shots >= 0, "shots", self.shots, "a whole number >= 0")
         _require(self.batch_size >= 1, "batch-size", self.batch_size, "a whole number >= 1")

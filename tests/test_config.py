@@ -195,7 +195,7 @@ WRONG = [
     ("interpolation", "cubic", "must be one of empty, nearest, bilinear, bicubic"),
     ("mean", "0.5,0.5", "must be a number, or one for each of three channels"),
     ("mean", "grey", "must be a number, or one for each of three channels"),
-    ("std", "0.5,0,0.5", "must be numbers > 0"),
+    ("std", "0.5,0,0.5", "must be numbers from 0.001 to 1"),
     ("std", "nan", "must be a number, or one for each of three channels"),
     ("dp-clip", -1.0, "must be a number >= 0"),
     ("dp-clip", float("nan"), "must be a number >= 0"),

@@ -19,7 +19,14 @@ from torch import nn
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.image_size import quiet_timm
-from p2pft_flower.learning.namings import NAMINGS, Filter, describe_names, original_name, timm_filter
+from p2pft_flower.learning.namings import (
+    NAMINGS,
+    Filter,
+    describe_names,
+    is_training_state,
+    original_name,
+    timm_filter,
+)
 from p2pft_flower.learning.weight_files import number_fault
 
 __all__ = ["Account", "account_for"]
@@ -32,13 +39,19 @@ _NEVER_NEEDED = re.compile(
 )
 """Names, from the model's root on, that a file may have and the model not: heads, a decoder, tables."""
 
+_COUNTER = re.compile(r"\.num_batches_tracked$")
+"""What a batch norm counts while it is trained, and never uses with its statistics frozen."""
+
 _TABLE = "relative_position_bias_table"
 
 _GROUPS = (
-    (r"(optim\w*|lr_sched\w*|scheduler|scaler|\w+_scaler|amp\w*)(\.|$)", "optimiser state"),
+    (
+        r"(optim\w*|exp_avg\w*|momentum_buffer|lr_sched\w*|scheduler|scaler|\w+_scaler|amp\w*)(\.|$)",
+        "optimiser state",
+    ),
     (r"(head|head_dist|heads|fc|\w*classifier|pre_logits|pooler)\.|proj$", "head"),
     (r"decoder", "decoder"),
-    (r"mask_token", "mask token"),
+    (r"(embeddings\.)?mask_token", "mask token"),
     (r"attn_pool\.", "attention pool"),
     (r".*(relative_position_index|relative_coords_table|attn_mask)$", "tables that the model makes"),
     (
@@ -47,6 +60,9 @@ _GROUPS = (
     ),
 )
 """What tensors are that are left, by how their names begin beside or below the model's root in the file."""
+
+_NEARLY = 0.9
+"""Share of the model's tensors from which on a place in a source has a copy of it."""
 
 _AVERAGED = {"ema", "teacher", "target"}
 """Words in the name of a copy of the model that is the average of another over the training."""
@@ -145,6 +161,12 @@ class Account:
         return not (self.missing or self.extra or self.faults)
 
     @property
+    def is_copy(self) -> bool:
+        """Whether this is the model, though a few tensors may lack, or some be added."""
+        total = len(self.values) + len(self.missing)
+        return (len(self.values) - self.unlike) >= _NEARLY * total
+
+    @property
     def beginning(self) -> str:
         """What the names of all used tensors begin with, up to a dot."""
         used = sorted({s for names in self.sources.values() for s in names})
@@ -204,46 +226,90 @@ def account_for(name: str, model: nn.Module, tensors: Tensors, label: str, *, of
         When it is not there as a whole, or is there twice.
     """
     translate = timm_filter(name)
-    body = model.state_dict()
-    accounts = []
-    for place in _places(tensors, len(body) // 2):
-        here = {n.removeprefix(place): t for n, t in tensors.items() if n.startswith(place)}
+    weights = {n: t for n, t in tensors.items() if not is_training_state(n)}
+    enough = len(model.state_dict()) // 2
+
+    def read(place: str, here: Tensors) -> list[Account]:
+        found = []
         for rename in NAMINGS:
             traced: Tensors = {n: _Traced.of(place + n, t) for n, t in here.items()}
             if (renamed := rename(traced)) is not None:
-                accounts.append(_compare(place, renamed, tensors, model, translate, of_timm=of_timm))
-    fitting: dict[frozenset[tuple[str, frozenset[str]]], Account] = {}
-    for account in accounts:
-        if account.fits:
-            fitting.setdefault(frozenset(account.sources.items()), account)
-    if not fitting:
-        rooted = [a for a in accounts if "patch_embed.proj.weight" in a.values] or accounts
-        best = min(rooted, key=lambda a: (len(a.missing) + a.unlike, len(a.extra) + len(a.faults)))
-        raise DataError(f"{label} do not fit model {name!r}: {_complaint(best, tensors)}")
-    return _choose(list(fitting.values()), name, label)
+                found.append(_compare(place, renamed, tensors, model, translate, of_timm=of_timm))
+        return found
+
+    accounts = []
+    for place in _places(weights, enough):
+        accounts += read(place, _below(place, weights))
+    inner = {a.beginning for a in accounts if a.is_copy}
+    for place in _places(weights, enough):  # a copy in a copy is not of the outer one
+        own, here = _without(place, inner, weights), _below(place, weights)
+        if enough <= len(own) < len(here):
+            accounts += read(place, own)
+    copies = _copies(accounts)
+    if len(copies) > 1:
+        return _choose(copies, name, label)
+    fitting = [a for a in copies if a.fits]
+    if fitting:
+        return fitting[0]
+    rooted = [a for a in accounts if "patch_embed.proj.weight" in a.values] or accounts
+    best = copies[0] if copies else min(rooted, key=_distance)
+    raise DataError(f"{label} do not fit model {name!r}: {_complaint(best, tensors)}")
 
 
-def _choose(fitting: list[Account], name: str, label: str) -> Account:
-    """Return the one that is to be loaded of several that fit.
+def _below(place: str, tensors: Tensors) -> Tensors:
+    """Return the tensors whose names begin with ``place``, by the rest of their names."""
+    return {n.removeprefix(place): t for n, t in tensors.items() if n.startswith(place)}
+
+
+def _without(place: str, inner: Collection[str], tensors: Tensors) -> Tensors:
+    """Return what :func:`_below` does, without the copies of the model that lie deeper."""
+    deeper = tuple(other for other in inner if other != place and other.startswith(place))
+    return _below(
+        place, {n: t for n, t in tensors.items() if not n.startswith(deeper)} if deeper else tensors
+    )
+
+
+def _distance(account: Account) -> tuple[int, int]:
+    return len(account.missing) + account.unlike, len(account.extra) + len(account.faults)
+
+
+def _copies(accounts: list[Account]) -> list[Account]:
+    """Return the copies of the model in the source, each in the reading that fits it best.
+
+    Two readings are of the same copy when they share a tensor. A copy need not fit: a model to which
+    something was added, or of which a tensor lacks, is still the one that may be meant.
+    """
+    copies: list[tuple[frozenset[str], Account]] = []
+    for account in sorted((a for a in accounts if a.is_copy), key=lambda a: (not a.fits, _distance(a))):
+        used = frozenset(s for names in account.sources.values() for s in names)
+        if not any(used & others for others, _ in copies):
+            copies.append((used, account))
+    return sorted((account for _, account in copies), key=lambda a: a.beginning)
+
+
+def _choose(copies: list[Account], name: str, label: str) -> Account:
+    """Return the one that is to be loaded of several copies of the model.
 
     Raises
     ------
     DataError
-        When none of them is the average of the others.
+        When none of them is the average of the others, or that one does not fit.
     """
-    if len(fitting) == 1:
-        return fitting[0]
-    places = [account.beginning for account in fitting]
-    averaged = [a for a in fitting if _AVERAGED & set(re.split(r"[._]", a.beginning.lower()))]
-    if len(averaged) != 1:
+    averaged = [a for a in copies if _AVERAGED & set(re.split(r"[._]", a.beginning.lower()))]
+    if len(averaged) != 1 or not averaged[0].fits:
+        places = [_named(a) + ("" if a.fits else f" (where {_faults(a)})") for a in copies]
         raise DataError(
-            f"{label} hold model {name!r} {len(fitting)} times, under {_list(map(repr, places), 6)}: save "
-            "the one that is meant alone"
+            f"{label} hold model {name!r} {len(copies)} times, under {_list(places, 6)}: save the one that "
+            "is meant alone"
         )
     (chosen,) = averaged
-    others = [repr(p) for p in places if p != chosen.beginning]
+    others = [_named(a) for a in copies if a is not chosen]
     chosen.note = f", the averaged copy, rather than {_list(others, 6)}"
     return chosen
+
+
+def _named(account: Account) -> str:
+    return repr(account.beginning) if account.beginning else "no prefix"
 
 
 def _places(tensors: Collection[str], enough: int) -> list[str]:
@@ -263,12 +329,12 @@ def _compare(
     patches = _patch_fault(renamed, model)
     if patches:
         account.faults.append(patches)  # timm would resample them, without a word
-    positions = _position_fault(renamed, model)
+    positions, failure = _position_fault(renamed, model), ""
     try:
         with quiet_timm():
             made = {} if patches or positions else translate(dict(renamed), model)
     except Exception as error:  # timm's filters take for granted that the file is one that they know
-        account.faults.append(f"timm's own reader of such files fails ({type(error).__name__}: {error})")
+        failure = f"timm's own reader of such files fails ({type(error).__name__}: {error})"
         made = {}
     made = made or renamed
     used: set[str] = set()
@@ -286,22 +352,27 @@ def _compare(
         if name not in body:
             account.handed.pop(name, None)  # timm's loader would warn of it
     theirs = [n.removeprefix(place) for n in tensors if n.startswith(place)]
-    account.missing = [place + original_name(n, theirs) for n in body if n not in account.values]
+    account.missing = [
+        place + original_name(n, theirs) for n in body if n not in account.values and not _COUNTER.search(n)
+    ]
     account.left += [n for n in tensors if n not in used]
     account.facts = _facts(made, model)
     if positions and not account.missing and not account.extra:
         account.faults.append(positions)
     account.faults += _value_faults(account, tensors, body)
+    if failure and account.fits:  # else it failed for what is said already
+        account.faults.append(failure)
     return account
 
 
 def _patch_fault(renamed: Tensors, model: Any) -> str:
     """Say whether the source's patches have another size than the model's."""
-    wanted = tuple(model.patch_embed.proj.weight.shape[-2:])
+    own = getattr(model.patch_embed.proj, "weight", None)  # some hybrids' backbones make the tokens
+    wanted = tuple(own.shape[-2:]) if own is not None else ()
     for name, tensor in renamed.items():
         kernel = re.search(r"(^|\.)(patch_embed\.proj|visual\.conv1|patchifier\.proj)\.weight$", name)
         found = tuple(tensor.shape[-2:])
-        if kernel and tensor.ndim == 4 and found != wanted:
+        if kernel and wanted and tensor.ndim == 4 and found != wanted:
             return (
                 f"its patches are {found[0]} × {found[1]} pixels, the model's {wanted[0]} × {wanted[1]}: "
                 "choose the model with the file's patches"
@@ -324,6 +395,9 @@ def _positions(renamed: Tensors, model: Any) -> tuple[int, int] | None:
 
 def _position_fault(renamed: Tensors, model: Any) -> str:
     """Say whether the source's position embeddings are for no grid of patches that the model could have."""
+    given, own = renamed.get("pos_embed"), getattr(model, "pos_embed", None)
+    if given is not None and own is not None and (given.ndim != 3 or len(given) != 1):
+        return f"its position embeddings are {tuple(given.shape)}, the model's {tuple(own.shape)}"
     found = _positions(renamed, model)
     if found is None or (found[0] > 0 and math.isqrt(found[0]) ** 2 == found[0]):
         return ""
@@ -349,7 +423,8 @@ def _value_faults(account: Account, tensors: Tensors, body: Tensors) -> list[str
     account.unlike = len(unlike)
     faults = []
     if unlike:
-        faults.append(f"{_tensors(len(unlike))} could not be loaded for its size mismatch: {unlike[0]}")
+        its = "its" if len(unlike) == 1 else "their"
+        faults.append(f"{_tensors(len(unlike))} could not be loaded for {its} size mismatch: {unlike[0]}")
     if odd:
         faults.append(f"{_count(odd)} no weights: {odd[0][0]!r} has {odd[0][1]}")
     return faults
@@ -389,14 +464,18 @@ def _blocks(names: Collection[str]) -> str:
     return " + ".join(str(stages[stage]) for stage in sorted(stages))
 
 
-def _complaint(account: Account, tensors: Tensors) -> str:
-    """Say what is wrong with a source in which the model is not, as well as it can be known."""
+def _faults(account: Account) -> str:
+    """Say what is missing, what is extra, and what else is wrong."""
     parts = []
     for names, what in ((account.missing, "missing from it"), (account.extra, "extra in it")):
         if names:
             are = "are" if len(names) > 1 else "is"
             parts.append(f"{_tensors(len(names))}, as {names[0]!r}, {are} {what}")
-    parts += account.faults
+    return "; ".join(parts + account.faults)
+
+
+def _complaint(account: Account, tensors: Tensors) -> str:
+    """Say what is wrong with a source in which the model is not, as well as it can be known."""
     known = describe_names(tensors)
     facts = "".join(f"; {fact}" for fact in dict.fromkeys(account.facts))
     names = sorted(tensors)
@@ -404,7 +483,10 @@ def _complaint(account: Account, tensors: Tensors) -> str:
     alike = alike[: alike.rfind(".") + 1]
     said = (f" (names as {known})" if known else "") + (f", all under {alike!r}" if alike else "")
     few = _list([repr(n) for n in tensors], 3)
-    return f"{'; '.join(parts)}{facts}. It has {_tensors(len(tensors))}{said}: {few}"
+    state = [n for n in tensors if is_training_state(n)]
+    if state:
+        said += f", {len(state)} of them of an optimiser or gradients ({state[0]!r}), which are never taken"
+    return f"{_faults(account)}{facts}. It has {_tensors(len(tensors))}{said}: {few}"
 
 
 def _list(words: Any, most: int) -> str:

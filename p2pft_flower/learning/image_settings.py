@@ -6,7 +6,6 @@ into a tensor finds the same ones: training, evaluation, augmentation, attention
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from timm.data import resolve_data_config
 from torch import nn
 
-from p2pft_flower.config import LearningConfig, read_channels
+from p2pft_flower.config import LearningConfig, channel_fault, read_channels
 from p2pft_flower.errors import ConfigError
 
 __all__ = ["ImageKeys", "ImageSettings", "image_settings", "set_image_settings"]
@@ -179,10 +178,13 @@ def set_image_settings(name: str, model: nn.Module, keys: ImageKeys, origin: str
     Raises
     ------
     ConfigError
-        When mean or deviation do not fit the channels, or are no numbers; names key or ``pretrained_cfg``.
+        When mean or deviation do not fit the channels, or pixels of 0..1; names key or ``pretrained_cfg``.
     """
     given = getattr(model, "pretrained_cfg", None)
     cfg: dict[str, Any] = dict(given or {})
+    for key in ("mean", "std"):
+        if cfg.get(key) is not None:
+            cfg[key] = _own_numbers(name, key, cfg[key])
     resolved = resolve_data_config({}, pretrained_cfg=cfg, model=model)
     channels = resolved["input_size"][0]
     wanted: dict[str, Any] = {
@@ -201,16 +203,25 @@ def set_image_settings(name: str, model: nn.Module, keys: ImageKeys, origin: str
     cfg |= chosen
     for key in ("mean", "std"):
         values = tuple(cfg.get(key) or resolved[key])
-        good = len(values) == channels and all(map(math.isfinite, values))
-        if not good or (key == "std" and min(values) <= 0):
+        fault = channel_fault(key, values)
+        if len(values) != channels or fault:
             raise ConfigError(
                 f"model = {name!r}: its {key} {values} does not fit images of {channels} "
-                f"channel{'s' if channels > 1 else ''}; correct {key} in its pretrained_cfg, or set the key "
-                f"{key}"
+                f"channel{'s' if channels > 1 else ''}{': they ' + fault if fault else ''}; correct {key} in "
+                f"its pretrained_cfg, or set the key {key}"
             )
         cfg[key] = values
     model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
     setattr(model, _ORIGINS, origins)
+
+
+def _own_numbers(name: str, key: str, given: Any) -> tuple[float, ...]:
+    try:
+        return tuple(float(value) for value in given)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"model = {name!r}: the {key} {given!r} in its pretrained_cfg must be numbers, one a channel"
+        ) from error
 
 
 def _numbers(values: tuple[float, ...]) -> str:

@@ -9,6 +9,7 @@ numbers that have arrived say which arrays were used, and how much of them.
 from __future__ import annotations
 
 import copy
+import math
 import re
 import tempfile
 import zipfile
@@ -22,11 +23,15 @@ import numpy.typing as npt
 import torch
 
 from p2pft_flower.errors import DataError
+from p2pft_flower.learning.namings import is_training_state
 from p2pft_flower.learning.weight_kinds import UnreadableError
 
 __all__ = ["is_jax_archive", "load_archive"]
 
 _HEAD = re.compile(r"(^|/)(head|pre_logits)/")
+_ROOTS = tuple(f"{p}embedding/kernel" for p in ("", "opt/target/", "params/", "params/img/"))
+"""By one of these timm finds the model in an archive."""
+
 _RESAMPLED = re.compile(r"(^|/)pos_embedding$")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -74,17 +79,22 @@ def load_archive(name: str, model: Any, file: Path, label: str) -> str:
     if not faults:
         dyed = copy.deepcopy(model)
         for tensor in dyed.state_dict().values():
-            tensor.fill_(float("nan"))
+            if tensor.is_floating_point():
+                tensor.fill_(float("nan"))
         try:
             with tempfile.TemporaryDirectory() as folder:
-                dye = Path(folder) / "dye.npz"
+                dye = Path(folder, "dye.npz")
                 filled = {n: np.full(a.shape, i, np.float32) for i, (n, a) in enumerate(arrays.items())}
                 np.savez_compressed(dye, **filled)  # type: ignore[arg-type]  # its stubs forbid any other key
                 dyed.load_pretrained(str(dye))
-        except KeyError as error:
-            faults.append(f"an array is missing from it: {error.args[0]}")
-        except (RuntimeError, ValueError) as error:  # torch's of shapes, timm's of other archives
-            faults.append(str(error))
+        except KeyError as error:  # its words begin with the name that timm looks for
+            wanted = str(error.args[0]).split(" ")[0]
+            like = [n for n in arrays if n.rsplit("/", 1)[-1] == wanted.rsplit("/", 1)[-1]]
+            found = f" (it has {like[0]!r})" if like else ""
+            faults.append(f"an array is missing from it: {wanted!r}{found}")
+        except Exception as error:  # timm's reader takes for granted that archive and model are alike
+            said = str(error).replace(str(dye), str(file))
+            faults.append(f"timm's own reader of archives fails ({type(error).__name__}: {said})")
         else:
             faults, left = _account(arrays, dyed.state_dict())
     if faults:
@@ -121,17 +131,23 @@ def _read(file: Path) -> Arrays:
 
 def _differences(arrays: Arrays, model: Any) -> list[str]:
     """Say how archive and model differ as a whole, before anything is read into the model."""
+    if not any(n in arrays for n in _ROOTS):
+        looked = ", ".join(map(repr, _ROOTS))
+        like = [repr(n) for n in arrays if n.endswith("embedding/kernel")]
+        return [f"{looked} are all missing from it" + (f" (it has {', '.join(like[:3])})" if like else "")]
     blocks = {m[1] for n in arrays if (m := re.search(r"encoderblock_(\d+)/", n))}
     depth, faults = len(blocks), []
     for name, array in arrays.items():
         if name.endswith("Transformer/encoderblock/LayerNorm_0/scale"):
             depth = len(array)  # all blocks are stacked
-        own = model.patch_embed.proj.weight
-        if re.search(r"(^|/)embedding/kernel$", name) and array.ndim == 4:
+        own = getattr(model.patch_embed.proj, "weight", None)  # some hybrids' backbones make the tokens
+        if re.search(r"(^|/)embedding/kernel$", name) and array.ndim == 4 and own is not None:
             if array.shape[:2] != tuple(own.shape[-2:]):
                 faults.append(_differ("its patches are {} × {} pixels", array.shape[:2], own.shape[-2:]))
             if array.shape[-1] != own.shape[0]:
                 faults.append(f"it is {array.shape[-1]} wide, the model {own.shape[0]}")
+        if _RESAMPLED.search(name):
+            faults += _position_faults(array, model)
         heads = model.blocks[0].attn.num_heads
         if name.endswith("/query/kernel") and "encoderblock" in name and array.shape[-2] != heads:
             faults.append(f"it has {array.shape[-2]} attention heads, the model {heads}")
@@ -142,6 +158,23 @@ def _differences(arrays: Arrays, model: Any) -> list[str]:
     if depth and depth != len(model.blocks):
         faults.insert(0, f"it has {depth} blocks, the model {len(model.blocks)}")
     return list(dict.fromkeys(faults))
+
+
+def _position_faults(array: npt.NDArray[Any], model: Any) -> list[str]:
+    """Say whether an archive's position embeddings are for no grid of patches that the model could have."""
+    own = tuple(model.pos_embed.shape)
+    if array.shape == own:
+        return []
+    if array.ndim != 3 or len(array) != 1 or array.shape[-1] != own[-1]:
+        return [f"its position embeddings are {array.shape}, the model's {own}"]
+    prefix = own[1] - model.patch_embed.num_patches
+    patches = array.shape[1] - prefix
+    if patches > 0 and math.isqrt(patches) ** 2 == patches:
+        return []
+    return [
+        f"its position embeddings are for {array.shape[1]} tokens: without the {prefix} that the model has "
+        f"before its patches, {patches} are left, which is no square grid"
+    ]
 
 
 def _differ(words: str, theirs: Any, ours: Any) -> str:
@@ -170,7 +203,7 @@ def _account(arrays: Arrays, dyed: Mapping[str, torch.Tensor]) -> tuple[list[str
             extra.append(name)
         elif count != arrays[name].size and not _RESAMPLED.search(name):
             partly.append(f"{name!r} ({count:,} of {arrays[name].size:,} numbers)")
-    faults = []
+    faults = _other_copies([name for name, count in used.items() if count], common, arrays)
     if unset:
         faults.append(f"{len(unset)} of the model's tensors, as {unset[0]!r}, are missing from it")
     if extra:
@@ -178,6 +211,21 @@ def _account(arrays: Arrays, dyed: Mapping[str, torch.Tensor]) -> tuple[list[str
     if partly:
         faults.append(f"{len(partly)} arrays would be used in part only, as {partly[0]}")
     return faults, [f"{group} ({n})" for group, n in left.items()]
+
+
+def _other_copies(used: list[str], place: str, arrays: Arrays) -> list[str]:
+    """Say where else than at ``place`` the archive has the model, or nearly."""
+    own = {name.removeprefix(place) for name in used}
+    ends = dict.fromkeys(name[: -len(key)] for name in arrays for key in own if name.endswith(key))
+    faults = []
+    for other in ends:
+        there = {name.removeprefix(other) for name in arrays if name.startswith(other)}
+        if other != place and not is_training_state(other) and len(own & there) >= 0.9 * len(own):
+            faults.append(
+                f"it has another copy of the model under {other!r}, beside that under {place!r}: save the "
+                "one that is meant alone"
+            )
+    return faults
 
 
 def _beginning(names: list[str]) -> str:

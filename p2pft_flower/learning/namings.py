@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import torch
 from timm.models import model_entrypoint
 
-__all__ = ["NAMINGS", "describe_names", "original_name", "timm_filter"]
+__all__ = ["NAMINGS", "describe_names", "is_training_state", "original_name", "timm_filter"]
 
 Tensors: TypeAlias = dict[str, torch.Tensor]
 Filter: TypeAlias = Callable[[Tensors, Any], Tensors]
@@ -91,6 +91,10 @@ _KINDS = (
 )
 
 
+_ALIGNED = ("base_patch16_radio_v3", "huge_patch16_radio_v3")
+"""RADIO's models whose position embeddings timm resamples with corners aligned."""
+
+
 def timm_filter(name: str) -> Filter:
     """Return timm's own translation of published files for the model of that name.
 
@@ -104,6 +108,8 @@ def timm_filter(name: str) -> Filter:
     options: dict[str, Any] = {"adapt_layer_scale": True}  # of no effect where no name has gamma_
     if "flexi" in name or "radio" in name:
         options |= {"interpolation": "bilinear", "antialias": False}
+    if "radio" in name:  # older versions of timm have no such option
+        options["align_corners"] = any(aligned in name for aligned in _ALIGNED)
     return partial(own, **{key: value for key, value in options.items() if key in known})
 
 
@@ -197,6 +203,16 @@ def original_name(name: str, names: Collection[str]) -> str:
     fitting = [(theirs, new) for ours, theirs in table if (new := _rewrite(name, ours, theirs)) is not None]
     used = [new for theirs, new in fitting if any(re.match(_pattern(theirs), other) for other in names)]
     return next(iter([*used, *(new for _, new in fitting)]), name)
+
+
+_TRAINING_STATE = re.compile(
+    r"(^|[._/])(optim|optimi[sz]ers?|(max_)?exp_avg|exp_inf|momentum_buffers?|moments?|grads?|gradients?)([._/]|$)"
+)
+
+
+def is_training_state(name: str) -> bool:
+    """Tell whether a name is of an optimiser's moments or of gradients, which look like the model itself."""
+    return _TRAINING_STATE.search(name.lower()) is not None
 
 
 def describe_names(names: Collection[str]) -> str:

@@ -21,6 +21,9 @@ from p2pft_flower.learning.weight_kinds import HEADER, REMEDY, UnreadableError, 
 
 __all__ = ["flatten", "number_fault", "read_tensors"]
 
+_DEEPEST = 100
+"""Containers that may be in one another; a checkpoint has ten."""
+
 _ADVICE = "weights_only"
 """Named in the errors of torch that advise to read a pickle with all the code in it."""
 
@@ -53,7 +56,8 @@ def flatten(checkpoint: Any) -> dict[str, torch.Tensor]:
     Raises
     ------
     UnreadableError
-        When there are none, they have no names, or two have the same; when one is sparse or quantised.
+        When there are none, they have no names, or two have the same; when one is sparse, quantised or has no
+        values; when a container is in itself.
     """
     if isinstance(checkpoint, torch.Tensor):
         raise UnreadableError(
@@ -62,12 +66,14 @@ def flatten(checkpoint: Any) -> dict[str, torch.Tensor]:
     if not isinstance(checkpoint, Mapping):
         raise UnreadableError(f"it holds a {type(checkpoint).__name__}, not tensors by name; {REMEDY}")
     found: dict[str, torch.Tensor] = {}
-    for name, tensor in _walk(checkpoint, ""):
+    for name, tensor in _walk(checkpoint):
         if name in found:
             raise UnreadableError(f"it has two tensors named {name!r}")
         if tensor.is_quantized or tensor.layout is not torch.strided:
             kind = "quantised" if tensor.is_quantized else "sparse"
             raise UnreadableError(f"its tensor {name!r} is {kind}: give the weights as plain numbers")
+        if tensor.is_meta:
+            raise UnreadableError(f"it has a tensor without values, {name!r} (on the device meta); {REMEDY}")
         found[name] = tensor.detach()
     if not found:
         keys = ", ".join(repr(key) for key in list(checkpoint)[:8]) or "nothing"
@@ -89,25 +95,45 @@ def number_fault(tensor: torch.Tensor) -> str:
     return "NaN" if tensor.isnan().any() else "infinity"
 
 
-def _walk(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield name, value
-        return
-    items: Iterator[tuple[Any, Any]]
+def _walk(checkpoint: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors of nested containers in their order, each with its dotted name.
+
+    Raises
+    ------
+    UnreadableError
+        When a container is in itself, or too many are in one another.
+    """
+    around: list[tuple[Any, str, Iterator[tuple[Any, Any]]]] = [(checkpoint, "", _items(checkpoint))]
+    while around:
+        _, place, items = around[-1]
+        item = next(items, None)
+        if item is None:
+            around.pop()
+            continue
+        key, value = item
+        name = f"{place}.{key}" if place else str(key)
+        if isinstance(value, torch.Tensor):
+            yield name, value
+        elif any(value is container for container, _, _ in around):
+            raise UnreadableError(f"it has a container in itself, at {name!r}; {REMEDY}")
+        elif len(around) >= _DEEPEST:
+            raise UnreadableError(f"it has more than {_DEEPEST} containers in one another; {REMEDY}")
+        else:
+            around.append((value, name, _items(value)))
+
+
+def _items(value: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(value, Mapping):
-        items = iter(value.items())
-    elif isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        items = iter(enumerate(value))
-    else:
-        return  # epochs, learning rates and the like
-    for key, inner in items:
-        yield from _walk(inner, f"{name}.{key}" if name else str(key))
+        return iter(value.items())
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return iter(enumerate(value))
+    return iter(())  # epochs, learning rates and the like
 
 
 def _read_safetensors(file: Path, size: int) -> dict[str, torch.Tensor]:
     try:
         with safe_open(file, framework="pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError, ValueError, KeyError) as error:
         whole = _safetensors_size(file)
         if whole is not None and size < whole:
@@ -116,6 +142,7 @@ def _read_safetensors(file: Path, size: int) -> dict[str, torch.Tensor]:
                 "or a copy cut off?"
             ) from error
         raise UnreadableError(f"it is a damaged safetensors file ({_first_line(error)})") from error
+    return flatten(tensors)
 
 
 def _safetensors_size(file: Path) -> int | None:

@@ -9,6 +9,7 @@ drawn.
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.learning.accounting import Account, account_for
 from p2pft_flower.learning.image_size import quiet_timm
 from p2pft_flower.learning.jax_archives import is_jax_archive, load_archive
-from p2pft_flower.learning.weight_files import flatten, read_tensors
+from p2pft_flower.learning.namings import timm_filter
+from p2pft_flower.learning.weight_files import flatten, number_fault, read_tensors
 from p2pft_flower.learning.weight_kinds import UnreadableError
 
 __all__ = ["FROM_HUB", "load_weights"]
@@ -81,11 +83,13 @@ def load_weights(name: str, model: Any, file: Path | None, **size: Any) -> nn.Mo
             told = load_archive(name, loaded, archive, label)
         except UnreadableError as error:
             raise DataError(f"{unread}: {error}") from error
+        _check_numbers(name, loaded, {}, label)
         log.info("%s: %s", label, told)
         return loaded  # type: ignore[no-any-return]
     account = account_for(name, model, tensors, label, of_timm=file is None)
     loaded = _loaded_by_timm(name, model, account, size)
     _check_loaded(loaded, account, label)
+    _check_numbers(name, loaded, account.sources, label)
     log.info("%s: %s", label, account.describe(model))
     return loaded
 
@@ -131,18 +135,18 @@ def _cause(error: Exception) -> str:
 
 def _loaded_by_timm(name: str, model: Any, account: Account, size: dict[str, Any]) -> nn.Module:
     cfg = model.pretrained_cfg
-    overlay = {
+    entry = {
+        **cfg,
         "state_dict": account.handed,
         "custom_load": False,
         "num_classes": -1,  # another number than the model's: timm leaves the head out, and is not strict
         "classifier": cfg.get("classifier") or "head",
     }
+    # Built with pretrained=True, a hybrid would let its backbone fetch weights of its own.
+    loaded: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **size)
     with quiet_timm():
-        loaded: Any = timm.create_model(
-            name, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **size
-        )
-    loaded.pretrained_cfg = loaded.default_cfg = cfg
-    return loaded  # type: ignore[no-any-return]
+        load_pretrained(loaded, entry, num_classes=0, filter_fn=timm_filter(name), strict=False)
+    return loaded
 
 
 def _check_loaded(model: nn.Module, account: Account, label: str) -> None:
@@ -154,9 +158,32 @@ def _check_loaded(model: nn.Module, account: Account, label: str) -> None:
         When a tensor differs.
     """
     for name, tensor in model.state_dict().items():
-        if account.is_resampled(name):
+        if account.is_resampled(name) or name not in account.values:  # a counter that nobody needs
             continue
         if not torch.equal(tensor, account.values[name].to(tensor.dtype)):
             raise DataError(
                 f"{label}: timm {timm.__version__} loads the model's {name!r} otherwise than the file has it"
             )
+
+
+def _check_numbers(
+    model_name: str, model: nn.Module, sources: Mapping[str, Collection[str]], label: str
+) -> None:
+    """Look at the numbers that have arrived in the model, in its own precision.
+
+    Raises
+    ------
+    DataError
+        When one is NaN or infinite, as a large one of 64 bits becomes, or a variance is negative.
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.isfinite().all() and not (name.endswith("running_var") and (tensor < 0).any()):
+            continue
+        what = "a negative variance" if tensor.isfinite().all() else number_fault(tensor)
+        theirs = [repr(source) for source in sorted(sources.get(name, ())) if source != name]
+        made = f", made of {', '.join(theirs)}," if theirs else ""
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise DataError(
+            f"{label} do not fit model {model_name!r}: its {name!r}{made} has {what} once it is loaded, "
+            f"as {kind}"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from functools import partial
 
+from timm.layers import HybridEmbed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.swin_transformer import SwinTransformer
@@ -13,6 +14,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.swin_transformer_v2 import checkpoint_filter_fn as swinv2_filter
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
+from torch import nn
 
 __all__ = ["SMALL", "checkpoint_filter_fn", "default_cfgs", "publish"]
 
@@ -20,6 +22,20 @@ _VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads
 _SWIN = {
     "img_size": 64, "patch_size": 4, "embed_dim": 8, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4,
 }  # fmt: skip
+
+
+class _Backbone(nn.Sequential):
+    """A convolution and a batch norm, as a hybrid's backbone has many."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 8, 8), nn.BatchNorm2d(4))
+
+
+def _hybrid(**options):
+    return VisionTransformer(
+        **options | {"patch_size": 1}, embed_layer=partial(HybridEmbed, backbone=_Backbone())
+    )
+
 
 SMALL = {
     "small_vit": (VisionTransformer, {}),
@@ -34,6 +50,7 @@ SMALL = {
     "small_vit_map": (VisionTransformer, {"global_pool": "map", "class_token": False}),
     "small_siglip_gap": (VisionTransformer, {"global_pool": "avg", "class_token": False, "fc_norm": False}),
     "small_deit_distilled": (VisionTransformerDistilled, {}),
+    "small_hybrid": (_hybrid, {}),
     "small_swin": (SwinTransformer, {}),
     "small_swin_deep": (SwinTransformer, {"depths": (2, 4)}),
     "small_swin_s3": (

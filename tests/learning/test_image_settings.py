@@ -225,6 +225,28 @@ def test_the_log_names_every_setting_once_and_where_it_comes_from(folder, caplog
     assert line.startswith("small_vit sees: ")
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"mean": "127.5"}, r"mean = '127\.5': must be numbers from 0 to 1, .*; divide by 255\?"),
+        ({"std": "127.5"}, r"std = '127\.5': must be numbers from 0\.001 to 1, .*; divide by 255\?"),
+        ({"mean": "123.7,116.3,103.5"}, r"mean = '123\.7,.*; divide by 255\?"),
+        ({"mean": "1e308"}, "mean = '1e308': must be numbers from 0 to 1"),
+        ({"mean": "-0.1"}, r"mean = '-0\.1': must be numbers from 0 to 1, as pixels are of 0 … 1$"),
+        ({"std": "1e-320"}, "std = '1e-320': must be numbers from 0.001 to 1, as pixels are of 0 … 1$"),
+        ({"std": "-0.5"}, r"std = '-0\.5': must be numbers from 0\.001 to 1"),
+    ],
+)
+def test_mean_and_deviation_on_another_scale_than_the_pixels_are_refused(settings, words):
+    with pytest.raises(ConfigError, match=words):
+        LearningConfig(**settings)
+
+
+def test_pixels_may_be_left_as_they_are_or_brought_to_bytes():
+    LearningConfig(mean="0", std="1")
+    LearningConfig(mean="0", std=str(1 / 255))
+
+
 @pytest.mark.parametrize("key", ["mean", "std"])
 @pytest.mark.parametrize(("model", "values", "channels"), [("glyph_vit_8", (0.4, 0.4, 0.4), "1 channel;")])
 def test_three_numbers_for_a_model_of_one_channel_are_refused(key, model, values, channels):
@@ -285,8 +307,35 @@ def test_an_own_model_of_timms_make_is_resized_and_another_is_refused(own):
         ),
         ({**CFG, "std": (0.5, 0.5, 0.0)}, {}, r"its std \(0\.5, 0\.5, 0\.0\) does not fit"),
         ({**CFG, "mean": (0.5, 0.5, float("nan"))}, {}, r"its mean .* does not fit"),
+        (
+            {**CFG, "mean": (127.5,) * 3, "std": (127.5,) * 3},
+            {},
+            r"its mean \(127\.5, .* must be numbers from 0 to 1, .*; divide by 255\?; correct mean in",
+        ),
+        ({**CFG, "std": (58.4, 57.1, 57.4)}, {}, r"its std .* from 0\.001 to 1, .*; divide by 255\?"),
+        (
+            {**CFG, "std": (1e-320,) * 3},
+            {},
+            r"its std \(1e-320, .* from 0\.001 to 1, as pixels are of 0 … 1; c",
+        ),
+        ({**CFG, "mean": (-0.5,) * 3}, {}, r"its mean \(-0\.5, .* must be numbers from 0 to 1"),
+        ({**CFG, "mean": 0.5}, {}, r"the mean 0\.5 in its pretrained_cfg must be numbers, one a channel"),
+        ({**CFG, "std": "0.5"}, {}, r"the std '0\.5' in its pretrained_cfg must be numbers, one a channel"),
     ],
-    ids=["another size", "other channels", "no config", "mean of other channels", "std 0", "mean NaN"],
+    ids=[
+        "another size",
+        "other channels",
+        "no config",
+        "mean of other channels",
+        "std 0",
+        "mean NaN",
+        "mean of bytes",
+        "std of bytes",
+        "tiny std",
+        "negative mean",
+        "one number",
+        "text",
+    ],
 )
 def test_an_own_model_that_contradicts_its_config_is_refused(cfg, options, words, own):
     with pytest.raises(ConfigError, match=words):

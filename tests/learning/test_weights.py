@@ -6,6 +6,8 @@ import gzip
 import json
 import logging
 import pickle
+import re
+import sys
 import zipfile
 
 import numpy as np
@@ -17,7 +19,10 @@ from safetensors.torch import save_file
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning import weights as weights_module
 from p2pft_flower.learning.image_settings import ImageKeys
+from p2pft_flower.learning.model_names import TIMM_MODULES
 from p2pft_flower.learning.models import create_model
+from p2pft_flower.learning.namings import timm_filter
+from p2pft_flower.learning.weight_files import flatten
 
 from .published import (
     clip,
@@ -91,6 +96,26 @@ NAMINGS = {
         },
         "under 'teacher.backbone.', the averaged copy, rather than 'student.module.backbone.'",
     ),
+    "moments by the model's names": (
+        "small_vit",
+        lambda s: {"model": s, "optimizer": {"exp_avg": state_of("small_vit", 1)}, "grads": s},
+        "under 'model.'; left: head (2), optimiser state (32), 'grads' (32)",
+    ),
+    "moments below a model without a prefix": (
+        "small_vit",
+        lambda s: {**s, "optimizer": {"exp_avg": state_of("small_vit", 1)}},
+        "are there; left: head (2), optimiser state (32)",
+    ),
+    "EMA in a model without a prefix": (
+        "small_vit",
+        lambda s: state_of("small_vit", 1) | under("ema_model.module.", s),
+        "under 'ema_model.module.', the averaged copy, rather than no prefix; left: head (4)",
+    ),
+    "EMA beside an adapted model": (
+        "small_vit",
+        lambda s: {"model": changed(s, "blocks.0.attn.qkv.lora_A", ONES), "ema": s},
+        "under 'ema.', the averaged copy, rather than 'model.'",
+    ),
     "MAE, pre-trained": ("small_vit", lambda s: {"model": mae(s)}, "decoder (6), mask token (1)"),
     "MAE, fine-tuned": ("small_vit_gap", lambda s: {"model": s}, "head (2)"),
     "DeiT-III": ("small_vit_scaled", lambda s: {"model": deit3(s)}, "under 'model.'"),
@@ -115,6 +140,25 @@ NAMINGS = {
         "head (1)",
     ),
     "HF DeiT": ("small_deit_distilled", lambda s: hugging_face(s, "deit"), "head (4)"),
+    "HF DINOv2": (
+        "small_vit_scaled",
+        lambda s: (
+            {
+                re.sub(
+                    r"layernorm_before|layernorm_after", lambda m: f"norm{1 + (m[0][-5:] == 'after')}", name
+                )
+                .replace("intermediate.dense", "mlp.fc1")
+                .replace("output.dense", "mlp.fc2")
+                .replace("attention.mlp.fc2", "attention.output.dense")
+                .replace("ls1.gamma", "layer_scale1.lambda1")
+                .replace("ls2.gamma", "layer_scale2.lambda1")
+                .removeprefix("dinov2."): tensor
+                for name, tensor in hugging_face(s, "dinov2").items()
+            }
+            | {"embeddings.mask_token": torch.ones(1, 16)}
+        ),
+        "left: head (2), mask token (1)",
+    ),
     "HF Swin": ("small_swin", lambda s: hugging_face(s, "swin"), "under 'swin.'"),
     "HF Swin V2": ("small_swinv2", lambda s: hugging_face(s, "swinv2"), "under 'swinv2.'"),
     "CLIP": ("small_vit_clip", lambda s: under("visual.", clip(s)) | text_tower(), "text tower (6)"),
@@ -197,6 +241,19 @@ def objects(path):
     return path.read_bytes()
 
 
+def within_itself():
+    content = {"model": {"a": torch.ones(2)}}
+    content["model"]["again"] = [content]
+    return content
+
+
+def deep(levels):
+    content = {"a": torch.ones(2)}
+    for _ in range(levels):
+        content = {"a": content}
+    return content
+
+
 def array(path):
     with path.open("wb") as opened:
         np.save(opened, np.ones(3))
@@ -229,6 +286,13 @@ NO_WEIGHTS = {
     "no names": (lambda p: torch_bytes([torch.ones(2)], p), "holds a list"),
     "one tensor": (lambda p: torch_bytes(torch.ones(2), p), "single tensor"),
     "no tensors": (lambda p: torch_bytes({"epoch": 3}, p), "has no tensor"),
+    "no tensors, safetensors": (lambda p: save_file({}, p) or p.read_bytes(), "has no tensor, but nothing"),
+    "tensors without values": (
+        lambda p: torch_bytes({"a": {"b": torch.ones(2, device="meta")}}, p),
+        r"a tensor without values, 'a\.b' \(on the device meta",
+    ),
+    "a container in itself": (lambda p: torch_bytes(within_itself(), p), r"in itself, at 'model\.again\.0'"),
+    "too many containers": (lambda p: torch_bytes(deep(200), p), "more than 100 containers in one another"),
     "a truncated file of torch": (lambda p: torch_bytes(state_of("small_vit"), p)[:-100], "truncated"),
     "a truncated one before 1.6": (
         lambda p: torch_bytes({"a": torch.ones(99)}, p, _use_new_zipfile_serialization=False)[:-9],
@@ -304,7 +368,7 @@ MISFITS = {
     "another width": (
         "small_vit",
         small("small_vit_wide"),
-        r"size mismatch: 'cls_token' is \(1, 1, 24\), in the model \(1, 1, 16\); it is 24 wide, the model 16",
+        r"for their size mismatch: 'cls_token' is \(1, 1, 24\), in the model \(1, 1, 16\); it is 24 wide",
     ),
     "another patch": ("small_vit", small("small_vit_patch4"), r"patches are 4 × 4 pixels, the model's 8 × 8"),
     "another patch, HF": (
@@ -412,6 +476,11 @@ MISFITS = {
         ),
         r"as 'swin\.encoder\.layers\.0\.downsample\.norm\.weight', are missing",
     ),
+    "a deeper Swin": (
+        "small_swin",
+        small("small_swin_deep"),
+        r"'layers\.1\.blocks\.2\.[^']*', are extra in it; it has 2 \+ 4 blocks, the model 2 \+ 2",
+    ),
     "HF CLIP": (
         "small_vit",
         lambda _: {"vision_model.encoder.layers.0.self_attn.q_proj.weight": ONES},
@@ -427,6 +496,71 @@ MISFITS = {
         "small_vit",
         lambda s: {"a": s, "b": state_of("small_vit", 1)},
         r"hold model 'small_vit' 2 times, under 'a\.', 'b\.'",
+    ),
+    "an initial copy": (
+        "small_vit",
+        lambda s: s | under("init.", state_of("small_vit", 1)),
+        r"2 times, under no prefix, 'init\.': save the one that is meant alone",
+    ),
+    "an initial copy in the model": (
+        "small_vit",
+        lambda s: under("model.", s) | under("model.frozen_init.", state_of("small_vit", 1)),
+        r"2 times, under 'model\.', 'model\.frozen_init\.'",
+    ),
+    "a copy in a copy in a copy": (
+        "small_vit",
+        lambda s: s | under("a.", state_of("small_vit", 1)) | under("a.b.", state_of("small_vit", 2)),
+        r"3 times, under no prefix, 'a\.', 'a\.b\.'",
+    ),
+    "an average of another name": (
+        "small_vit",
+        lambda s: s | under("swa_model.module.", state_of("small_vit", 1)),
+        r"2 times, under no prefix, 'swa_model\.module\.'",
+    ),
+    "a copy where timm looks first": (
+        "small_vit",
+        lambda s: s | under("visual.trunk.", state_of("small_vit", 1)),
+        r"2 times, under no prefix, 'visual\.trunk\.'",
+    ),
+    "copies of two namings": (
+        "small_vit",
+        lambda s: hugging_face(s, "vit") | under("init.", state_of("small_vit", 1)),
+        r"2 times, under 'init\.', 'vit\.'",
+    ),
+    "a tensor lacks, and an initial copy": (
+        "small_vit",
+        lambda s: without(s, "norm.weight") | under("init.", state_of("small_vit", 1)),
+        r"2 times, under no prefix \(where 1 tensor, as 'norm\.weight', is missing from it\), 'init\.'",
+    ),
+    "NaN, and an initial copy": (
+        "small_vit",
+        lambda s: {"model": changed(s, "norm.bias", ONES * torch.nan), "old": state_of("small_vit", 1)},
+        r"2 times, under 'model\.' \(where 1 tensor is no weights: 'model\.norm\.bias' has NaN\), 'old\.'",
+    ),
+    "an average to which something was added": (
+        "small_vit",
+        lambda s: {"model": s, "ema": changed(s, "blocks.0.attn.qkv.lora_A", ONES)},
+        r"2 times, under 'ema\.' \(where 1 tensor, as 'ema\.blocks\.0\.attn\.qkv\.lora_A', is extra in it\)",
+    ),
+    **{
+        f"an adapted model, and {where}": (
+            "small_vit",
+            lambda s, where=where: (
+                under("model.", changed(s, "blocks.0.attn.qkv.lora_A", ONES)) | under(f"{where}.", s)
+            ),
+            rf"'model\.blocks\.0\.attn\.qkv\.lora_A', is extra in it\. .* gradients \('{where}\.cls_token'\)",
+        )
+        for where in ("optimizer.exp_avg", "optimizer.state.exp_avg_sq", "opt.momentum_buffer", "grads")
+    },
+    "an adapted model, and moments of unknown names": (
+        "small_vit",
+        lambda s: {"model": changed(s, "blocks.0.attn.qkv.lora_A", ONES), "m1": state_of("small_vit", 1)},
+        r"2 times, under 'm1\.', 'model\.' \(where 1 tensor, .*lora_A', is extra in it\)",
+    ),
+    "moments alone": (
+        "small_vit",
+        lambda s: {"optimizer": {"exp_avg": s}},
+        r"30 tensors, as 'cls_token', are missing from it\. .* 32 of them of an optimiser or gradients",
     ),
     "two averages": (
         "small_vit",
@@ -471,6 +605,80 @@ MISFITS = {
         lambda s: changed(jax_arrays(s, 2), "cls", np.ones((1, 1, 16), np.int32)),
         r"'cls' has no floating-point numbers, but int32",
     ),
+    "64 bits, too large for 32": (
+        "small_vit",
+        lambda s: under("module.", changed(s, "norm.bias", ONES.double() * 1e300)),
+        r"'norm\.bias', made of 'module\.norm\.bias', has infinity once it is loaded, as float32",
+    ),
+    "64 bits, too large for 32, JAX": (
+        "small_vit",
+        lambda s: changed(jax_arrays(s, 2), "cls", np.full((1, 1, 16), 1e300)),
+        r"'cls_token' has infinity once it is loaded, as float32",
+    ),
+    "too large to be resampled": (
+        "small_vit",
+        lambda s: changed(s, "pos_embed", torch.full((1, 26, 16), torch.finfo(torch.float32).max)),
+        r"'pos_embed' has (NaN|infinity) once it is loaded",
+    ),
+    "JAX, plain Flax": (
+        "small_vit",
+        lambda s: jax_arrays(s, 2, "params/"),
+        r"missing from it: 'params/pos_embedding' "
+        r"\(it has 'params/Transformer/posembed_input/pos_embedding'\)",
+    ),
+    "JAX, elsewhere": (
+        "small_vit",
+        lambda s: jax_arrays(s, 2, "model/"),
+        r"'params/img/embedding/kernel' are all missing from it \(it has 'model/embedding/kernel'\)",
+    ),
+    "JAX, other arrays": (
+        "small_vit",
+        lambda _: {"a": np.ones(3)},
+        r"'embedding/kernel', .* missing from it",
+    ),
+    "JAX, tokens of no grid": (
+        "small_vit",
+        lambda s: changed(
+            jax_arrays(s, 2), "Transformer/posembed_input/pos_embedding", np.ones((1, 19, 16), np.float32)
+        ),
+        r"position embeddings are for 19 tokens.*no square grid",
+    ),
+    "JAX, flat positions": (
+        "small_vit",
+        lambda s: changed(
+            jax_arrays(s, 2), "Transformer/posembed_input/pos_embedding", np.ones((17, 16), np.float32)
+        ),
+        r"its position embeddings are \(17, 16\), the model's \(1, 17, 16\)",
+    ),
+    "JAX, two copies": (
+        "small_vit",
+        lambda s: jax_arrays(s, 2) | jax_arrays(state_of("small_vit", 1), 2, "opt/target/"),
+        r"another copy of the model under '', beside that under 'opt/target/'",
+    ),
+    "JAX, an initial copy": (
+        "small_vit",
+        lambda s: jax_arrays(s, 2) | jax_arrays(state_of("small_vit", 1), 2, "init/"),
+        r"another copy of the model under 'init/', beside that under ''",
+    ),
+    "JAX into a hybrid": (
+        "small_hybrid",
+        lambda s: jax_arrays(s, 2),
+        r"patches are 8 × 8 pixels, the model's 1 × 1",
+    ),
+    "JAX, another width inside": (
+        "small_vit",
+        lambda s: changed(
+            jax_arrays(s, 2),
+            "Transformer/encoderblock_0/MlpBlock_3/Dense_0/bias",
+            np.ones(48, np.float32),
+        ),
+        r"timm's own reader of archives fails \(RuntimeError: ",
+    ),
+    "flat positions": (
+        "small_vit",
+        lambda s: changed(s, "pos_embed", torch.ones(17, 16)),
+        r"its position embeddings are \(17, 16\), the model's \(1, 17, 16\)",
+    ),
     "JAX into a Swin": ("small_swin", lambda s: jax_arrays(s, 2), r"which timm reads into ViTs only"),
 }
 
@@ -483,6 +691,18 @@ def test_weights_that_do_not_fit_are_refused_in_their_own_names(case, tmp_path):
         create_model(model, file, 3, seed=0)
     assert file in str(refused.value)
     assert repr(model) in str(refused.value)
+    assert "dye.npz" not in str(refused.value)
+    assert "reader of such files fails" not in str(refused.value)
+
+
+def test_checkpoints_are_read_however_deep_they_are_nested():
+    levels = sys.getrecursionlimit() * 3
+    with pytest.raises(DataError, match="more than 100 containers"):
+        flatten(deep(levels))
+    shared = {"a": torch.ones(2)}
+    assert list(flatten({"one": shared, "two": {"three": shared, "": [shared]}, None: deep(60)})) == [
+        *("one.a", "two.three.a", "two..0.a", "None" + ".a" * 61)
+    ]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch's, of such tensors
@@ -672,15 +892,81 @@ def test_a_model_that_is_not_supported_is_refused_before_any_weight_is_read(
 def test_what_timm_loads_is_held_against_what_was_accounted_for(tmp_path, monkeypatch):
     """If a version of timm changes a tensor on the way in, that is no load."""
     file = write(tmp_path / "w.pth", state_of("small_vit"))
-    built = timm.create_model
+    load = weights_module.load_pretrained
 
-    def change(*args, **kwargs):
-        model = built(*args, **kwargs)
-        if kwargs["pretrained"]:
-            with torch.no_grad():
-                model.norm.weight.mul_(2)
-        return model
+    def change(model, *args, **options):
+        load(model, *args, **options)
+        with torch.no_grad():
+            model.norm.weight.mul_(2)
 
-    monkeypatch.setattr("timm.create_model", change)
+    monkeypatch.setattr(weights_module, "load_pretrained", change)
     with pytest.raises(DataError, match=r"loads the model's 'norm\.weight' otherwise"):
         create_model("small_vit", file, 3, seed=0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        "deit_tiny_distilled_patch16_224",
+        "swin_tiny_patch4_window7_224",
+        "swinv2_tiny_window8_256",
+        "vit_tiny_r_s16_p8_224",
+        "vit_small_resnet26d_224",
+        "vitamin_small_224",
+    ],
+)
+def test_a_file_needs_no_network(name, monkeypatch, tmp_path):
+    """Also where timm's builder would fetch the backbone of a hybrid: a model of each of timm's modules."""
+    with torch.device("meta"):
+        plan = timm.create_model(name)
+    state = {n: torch.ones(()).expand(t.shape) for n, t in plan.state_dict().items()}
+    (tmp_path / "w.safetensors").write_bytes(bytes(7) + b"\0{")
+    monkeypatch.setattr(weights_module, "read_tensors", lambda _: state)
+
+    def connect(*_, **__):
+        pytest.fail("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.setattr("socket.getaddrinfo", connect)
+    assert has(create_model(name, str(tmp_path / "w.safetensors"), 3, seed=0), state)
+
+
+def test_weights_are_translated_as_timms_own_builders_do(monkeypatch):
+    built = {}
+
+    def note(_, variant, *args, pretrained_filter_fn=None, **options):
+        built[variant] = pretrained_filter_fn
+        raise InterruptedError
+
+    for module in TIMM_MODULES:
+        monkeypatch.setattr(f"timm.models.{module}.build_model_with_cfg", note)
+        for name in timm.list_models(module=module):
+            with pytest.raises(InterruptedError), torch.device("meta"):
+                timm.model_entrypoint(name)()
+    assert len(built) > 200
+    for name, theirs in built.items():
+        ours = timm_filter(name)
+        named = getattr(theirs, "keywords", {})
+        assert getattr(theirs, "func", theirs) is ours.func
+        # A layer scale's old name is read into any model that has layer scales.
+        assert {**named, "adapt_layer_scale": True} == {"adapt_layer_scale": True, **ours.keywords}, name
+
+
+def hybrid_state():
+    return state_of("small_hybrid")
+
+
+def test_a_batch_norms_counter_may_lack_for_nothing_uses_it(tmp_path):
+    state = hybrid_state() | {"patch_embed.backbone.1.running_var": torch.rand(4)}
+    counter = "patch_embed.backbone.1.num_batches_tracked"
+    assert counter in state
+    model = create_model("small_hybrid", write(tmp_path / "w.pth", without(state, counter)), 3, seed=0)
+    assert has(model, state | {counter: torch.tensor(0)})
+
+
+def test_a_batch_norms_negative_variance_is_refused(tmp_path):
+    name = "patch_embed.backbone.1.running_var"
+    file = write(tmp_path / "w.pth", hybrid_state() | {name: torch.tensor([1.0, 1.0, -1.0, 1.0])})
+    with pytest.raises(DataError, match=r"'patch_embed\.backbone\.1\.running_var' has a negative variance"):
+        create_model("small_hybrid", file, 3, seed=0)
