@@ -32,6 +32,7 @@ from p2pft_flower.learning.models import MODELS, create_model, data_config, prep
 from p2pft_flower.learning.modes import keeps_statistics
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
 from p2pft_flower.learning.own_forward import check_own_forward
+from p2pft_flower.learning.own_step import check_own_step
 from p2pft_flower.learning.preparing import progress_told_to
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, require_accountant, tell_draws
 from p2pft_flower.learning.settings import check_privacy
@@ -139,6 +140,7 @@ class Workload:
         parts = parts._replace(trunk=parts.trunk.to(self.device), tail=parts.tail.to(self.device))
         if is_reference(config.model):  # first of all: a copy is tried, which no call has changed yet
             what = f"model = {config.model!r} with tune = {config.tune!r}"
+            check_own_step(parts, self.images.input_size, what)
             refuse_hidden_state(parts, self.images.input_size, what)
         check_own_forward(config.model, self.model, config.tune, config.seed, self.device)
         own, trained = self.model_parameters, tail_vector(parts.tail).size
