@@ -85,12 +85,9 @@ def gradient_by_name(parts, gradient):
 @pytest.mark.parametrize(("make", "tune", "name"), UNUSED)
 def test_the_gradient_of_what_a_step_does_not_use_is_zero(make, tune, name, private):
     parts = parts_of(make(), tune)
-    privacy = (
-        Privacy(clip=1.0, noise=0.0, batch_size=4, images=12, delta=0.1, key=(0, 0)) if private else None
-    )
-    found = gradient_by_name(
-        parts, objective_of(parts, privacy if private else None).gradient(tail_vector(parts.tail))
-    )
+    privacy = Privacy(clip=1.0, noise=0.0, delta=0.1, images=12, batch_size=4, key=(0, 0))
+    objective = objective_of(parts, privacy if private else None)
+    found = gradient_by_name(parts, objective.gradient(tail_vector(parts.tail)))
     for parameter, gradient in found.items():
         assert gradient.any() == (name not in parameter), parameter
 
