@@ -22,8 +22,10 @@ from torch import nn
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.draws import seeded
+from p2pft_flower.learning.features import TRUNK_BATCH
 from p2pft_flower.learning.modes import training
 from p2pft_flower.learning.names import some_names
+from p2pft_flower.learning.objective import EVALUATION_BATCH
 from p2pft_flower.learning.split import Parts
 
 __all__ = ["refuse_hidden_state"]
@@ -51,7 +53,7 @@ Kernels that run in parallel may sum in another order.
 
 
 def refuse_hidden_state(parts: Parts, input_size: tuple[int, ...], what: str) -> None:
-    """Try in a copy, with four images of noise, whether a step changes anything that is not trained.
+    """Try in a copy, with images of noise, whether a step changes anything that is not trained.
 
     Parameters
     ----------
@@ -72,7 +74,8 @@ def refuse_hidden_state(parts: Parts, input_size: tuple[int, ...], what: str) ->
     """
     trunk, tail = copy.deepcopy((parts.trunk, parts.tail))
     trained = [p for p in tail.parameters() if p.requires_grad]
-    noise = torch.randn(4, *input_size, generator=torch.Generator().manual_seed(0)).to(trained[0].device)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4, *input_size, generator=generator).to(trained[0].device)
     labels = torch.zeros(4, dtype=torch.int64, device=noise.device)
 
     @torch.no_grad()
@@ -95,6 +98,13 @@ def refuse_hidden_state(parts: Parts, input_size: tuple[int, ...], what: str) ->
         moved = _changed(counted, _numbers(trunk, tail))
         after = _untrained(trunk, tail)
         apart = torch.cat([answer(noise[:2]), answer(noise[2:])])
+        with (
+            torch.no_grad()
+        ):  # as many images at once as the trunk, and then the tail, ever gets in eval mode
+            others = torch.randn(EVALUATION_BATCH, *input_size, generator=generator).to(noise.device)
+            pieces = torch.chunk(torch.cat([noise, others[4:]]), EVALUATION_BATCH // TRUNK_BATCH)
+            kept = [trunk(images) for images in pieces]
+            among = tail(*(torch.cat(tensors) for tensors in zip(*kept, strict=True)))[:4]
     changed = {name for key, name in before | after if not _same(before, after, (key, name))}
     if changed:
         names = some_names(sorted(changed))
@@ -116,7 +126,7 @@ def refuse_hidden_state(parts: Parts, input_size: tuple[int, ...], what: str) ->
             f"keeps something of them, or draws numbers by itself; {_DRAWS}, and θ is the only thing that a "
             "step may change"
         )
-    if not _close(first, apart):
+    if not _close(first, apart) or not _close(first, among):
         raise ConfigError(
             f"{what}: the answer to an image depends on the other images of its batch, in eval mode too, as "
             "with batch norm that has track_running_stats = False: what is kept of an image, and its score, "

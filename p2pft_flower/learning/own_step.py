@@ -11,12 +11,15 @@ import copy
 import logging
 
 import torch
+from timm.layers import DropPath, PatchDropout, PatchDropoutWithIndices
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.draws import seeded
 from p2pft_flower.learning.modes import training
 from p2pft_flower.learning.names import some_names
+from p2pft_flower.learning.own_forward import TOLERANCE
 from p2pft_flower.learning.split import Parts
 
 __all__ = ["check_own_step"]
@@ -74,6 +77,7 @@ def check_own_step(parts: Parts, input_size: tuple[int, ...], what: str) -> None
             step()
     with seeded(0):
         step()  # in eval mode nothing is dropped
+    _tell_training_apart(tail, inputs, what)
     if len(unused) == len(named):
         raise ConfigError(
             f"{what}: its answer depends on no trained parameter in a way that autograd follows, as in "
@@ -83,4 +87,34 @@ def check_own_step(parts: Parts, input_size: tuple[int, ...], what: str) -> None
         names = some_names(sorted(name.removeprefix("model.") for name in unused))
         log.warning(
             "%s: no step uses the trained %s: sent and saved, never changed by a gradient", what, names
+        )
+
+
+@torch.no_grad()
+def _tell_training_apart(tail: nn.Module, inputs: tuple[torch.Tensor, ...], what: str) -> None:
+    """Warn of a model that answers otherwise in training mode, not because of drop-out or other draws."""
+    for module in tail.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+        elif isinstance(module, DropPath):
+            module.drop_prob = 0.0
+        elif isinstance(module, (PatchDropout, PatchDropoutWithIndices)):
+            module.prob = 0.0
+    with seeded(0):
+        scored = tail(*inputs)
+    trained = []
+    for number in range(STEPS):
+        with training(tail), seeded(number):
+            trained.append(tail(*inputs))
+    largest = float(scored.abs().max())
+    drawn = any(float((other - trained[0]).abs().max()) > TOLERANCE * largest for other in trained[1:])
+    apart = float((trained[0] - scored).abs().max())
+    if not drawn and not apart <= TOLERANCE * largest:
+        log.warning(
+            "%s: in training mode it answers the same images with other numbers than in eval mode, without "
+            "drop-out too (up to %.3g in eval mode, and apart by up to %.3g): it is trained as one model and "
+            "scored as another",
+            what,
+            largest,
+            apart,
         )

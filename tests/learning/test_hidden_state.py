@@ -279,6 +279,25 @@ def test_a_normalisation_over_the_batch_at_hand_is_refused():
             look(model, tune)
 
 
+class MixesLargeBatches(nn.Module):
+    """Mixes the images of batches that are larger than ``most``."""
+
+    def __init__(self, part, most):
+        super().__init__()
+        self.part, self.most = part, most
+
+    def forward(self, x):
+        return self.part(x) + x.mean(dim=0, keepdim=True) * (len(x) > self.most)
+
+
+@pytest.mark.parametrize(("block", "most"), [(0, 8), (0, 63), (2, 8), (2, 127)])
+def test_a_model_that_mixes_the_images_of_large_batches_only_is_refused(block, most):
+    model = small_vit()
+    model.blocks[block].mlp = MixesLargeBatches(model.blocks[block].mlp, most)
+    with pytest.raises(ConfigError, match=r"depends on the other images of its batch"):
+        look(model)
+
+
 def test_buffers_that_are_no_numbers_or_not_finite_may_stay_as_they_are():
     model = small_vit()
     model.blocks[2].register_buffer("mask", torch.tensor([float("nan"), float("-inf"), 1.0]))

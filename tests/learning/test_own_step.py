@@ -165,6 +165,19 @@ def test_another_answer_in_training_mode_is_refused(kind, found):
         look(small_vit(cls=kind), "full")
 
 
+class Louder(type(small_vit())):
+    """Answers with larger numbers while it is trained."""
+
+    def forward_head(self, x, pre_logits=False):
+        return super().forward_head(x, pre_logits) * (100 if self.training else 1)
+
+
+def test_a_model_that_answers_otherwise_in_training_mode_is_warned_of(caplog):
+    look(small_vit(cls=Louder, **DROPS), "full")
+    (line,) = caplog.messages
+    assert line.startswith("model = 'm': in training mode it answers the same images with other numbers")
+
+
 class Detached(type(small_vit())):
     def forward_head(self, x, pre_logits=False):
         return super().forward_head(x, pre_logits).detach()
