@@ -22,6 +22,7 @@ from p2pft_flower.flower.rounds import check_resumable
 from p2pft_flower.flower.strategies import is_strategy, make_strategy, unknown_algorithm
 from p2pft_flower.learning.settings import check_learning, require_here
 from p2pft_flower.plugins import check_reference, is_reference
+from p2pft_flower.report.results import default_output_dir
 from p2pft_flower.resources import resource_dir
 from p2pft_flower.runtime.resuming import config_differences, refuse
 from p2pft_flower.topology import Graph
@@ -68,10 +69,12 @@ def _absolute(key: str, value: Any) -> Any:
     if key in ("algorithm", "model", "dataset", "partition") and location.endswith(".py"):
         return f"{Path(location).expanduser().absolute()}:{name}"
     path = Path(value).expanduser()
+    is_run = os.path.isdir(path / "peers")  # noqa: PTH112 - Path's own raises where a name is too long
+    is_there = key == "resume" and os.path.lexists(path)
     is_path = {
         "data-dir": True,
         "output-dir": True,
-        "resume": os.sep in value or os.path.isdir(path / "peers"),  # noqa: PTH112 - Path's own raises where a name is too long
+        "resume": os.sep in value or is_run or (is_there and not os.path.lexists(default_output_dir(value))),
         "topology": path.suffix in (".yaml", ".yml"),
         "weights": value not in ("pretrained", "none"),
     }

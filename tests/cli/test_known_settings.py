@@ -355,6 +355,23 @@ def leave_checkpoint(folder, config):
     write_checkpoint(checkpoint, checkpoint_folder(folder, 0))
 
 
+@pytest.mark.parametrize("name", ["whole", "mine.py", "broken", "."])
+def test_a_folder_or_file_that_is_there_is_what_resume_names(name, here):
+    (here / "broken").symlink_to(here / "nowhere")
+    done = CliRunner().invoke(app, ["run", "--resume", name])
+    assert done.exit_code == 2, done.output
+    assert str((here / name).absolute()) in done.stderr
+    assert "/home/runs/" not in done.stderr
+
+
+def test_an_id_of_a_run_in_the_home_comes_before_a_folder_that_holds_none(here):
+    (here / "17").mkdir()
+    (here / "home" / "runs" / "17").mkdir(parents=True)
+    assert parse_settings(["resume=17"])["resume"] == "17"
+    (here / "17" / "peers").mkdir()
+    assert parse_settings(["resume=17"])["resume"] == str(here / "17")
+
+
 LENGTHS = [
     ({"iterations": 4}, ["iterations=9"], "iterations: 4 in the checkpoint, 9 now .*p2pft run --extend"),
     ({"iterations": 4}, ["iterations=3"], "3 now .*not shorter"),
