@@ -314,7 +314,7 @@ def take_place(folder: Path) -> None:
 
 def _untrained_logs(folder: Path) -> list[Path] | None:
     """Return the logs and plans that peers left which have done no iteration; None where there is more."""
-    if os.path.lexists(checkpoint_folder(folder, SERVER)):
+    if os.path.isdir(checkpoint_folder(folder, SERVER)):  # noqa: PTH112 - as in `take_place`
         return None
     try:
         files = sorted((folder / PEERS).iterdir())
