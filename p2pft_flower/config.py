@@ -41,6 +41,9 @@ CHOICES = {
 }
 """Values of the learning keys that have a few only."""
 
+MAX_IMAGE_SIZE = 2**13
+"""Pixels of a side; at patches of 16 × 16 as many tokens as a model is allowed."""
+
 
 _CHANNELS = {"mean": (0.0, 1.0), "std": (0.001, 1.0)}
 """Least and largest that mean and deviation of pixels of 0..1 may be; 0 and 1 leave pixels as they are."""
@@ -265,7 +268,12 @@ class LearningConfig:
             value = getattr(self, key)
             named = ", ".join(choice or "empty" for choice in choices)
             _require(value in choices, key.replace("_", "-"), value, f"one of {named}")
-        _require(self.image_size >= 0, "image-size", self.image_size, "a whole number >= 0")
+        _require(
+            0 <= self.image_size <= MAX_IMAGE_SIZE,
+            "image-size",
+            self.image_size,
+            f"a whole number of pixels, at most {MAX_IMAGE_SIZE}, or 0",
+        )
         _require(0.0 <= self.crop_pct <= 1.0, "crop-pct", self.crop_pct, "in (0, 1], or 0")
         read_channels("mean", self.mean)
         read_channels("std", self.std)
@@ -543,8 +551,13 @@ def _build(concern: type[Concern], values: Mapping[str, Any]) -> Concern:
 
 def _typed(key: str, value: Any, wanted: type) -> Any:
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf  # as "1e999" is read
     if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
         raise ConfigError(f"{key} = {value!r}: must be {names[wanted]}, not {type(value).__name__}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{key} = {value}: must be a whole number of at most 64 bits")
     return value

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from p2pft_flower.errors import ConfigError
+from p2pft_flower.errors import ConfigError, P2PFTError
 
 __all__ = [
     "CARRIES",
@@ -25,6 +26,7 @@ __all__ = [
     "is_reference",
     "load_reference",
     "telling_of_the_bundle",
+    "telling_whose",
 ]
 
 
@@ -64,6 +66,8 @@ def load_reference(value: str, *, key: str) -> Callable[..., Any]:
     except (ImportError, OSError, SyntaxError) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         raise _cannot_import(key, value, error, missing or location) from error
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises
+        raise _raised(key, value, "importing it", error) from error
     target = getattr(module, name, None)
     if target is None:
         public = ", ".join(n for n in vars(module) if not n.startswith("_")) or "nothing"
@@ -86,11 +90,50 @@ def call_reference(value: str, *arguments: Any, key: str, **named: Any) -> Any:
     Raises
     ------
     ConfigError
-        As :func:`load_reference`; when it looks for a file or module that is not in the app's bundle.
+        As :func:`load_reference`; when it looks for a file or module that is not in the app's bundle; when
+        it raises anything else than an error of this package.
     """
     target = load_reference(value, key=key)
-    with telling_of_the_bundle(value, key=key):
+    with telling_whose(value, key=key, doing="calling it"), telling_of_the_bundle(value, key=key):
         return target(*arguments, **named)
+
+
+@contextmanager
+def telling_whose(value: str, *, key: str, doing: str) -> Iterator[None]:
+    """Name the key and its value, if code of ``value`` raises in the block.
+
+    Parameters
+    ----------
+    value, key : str
+        As for :func:`load_reference`.
+    doing : str
+        What is done in the block, for the message: ``"calling it"``.
+
+    Raises
+    ------
+    ConfigError
+        In place of whatever is raised that is no error of this package.
+    """
+    try:
+        yield
+    except P2PFTError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever the user's own code raises
+        raise _raised(key, value, doing, error) from error
+
+
+def _raised(key: str, value: str, doing: str, error: BaseException) -> ConfigError:
+    """Return the error of a plug-in's own code that raised, with the line in its file."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    message = str(error).strip()
+    said = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    return ConfigError(f"{key} = {value!r}: {doing} raised {said}{place}")
+
+
+def _is_ours(file: str) -> bool:
+    return file.startswith(("<frozen ", str(Path(__file__).parent)))
 
 
 @contextmanager

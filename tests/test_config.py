@@ -190,7 +190,7 @@ WRONG = [
     ("pixel-range", "12", "must be auto or LOW:HIGH with LOW < HIGH, such as -1000:400"),
     ("pixel-range", "400:-1000", "must be auto or LOW:HIGH with LOW < HIGH"),
     ("pixel-range", "0:inf", "must be auto or LOW:HIGH with LOW < HIGH"),
-    ("image-size", -1, "must be a whole number >= 0"),
+    ("image-size", -1, "must be a whole number of pixels, at most 8192"),
     ("crop-pct", 1.5, r"must be in \(0, 1\], or 0"),
     ("interpolation", "cubic", "must be one of empty, nearest, bilinear, bicubic"),
     ("mean", "0.5,0.5", "must be a number, or one for each of three channels"),

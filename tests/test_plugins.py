@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pft_flower.errors import ConfigError
+from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.plugins import (
     _left_out,
     call_reference,
@@ -89,7 +89,8 @@ def test_a_file_that_fails_while_it_runs_says_why_and_is_not_kept_half_loaded(tm
             load_reference(f"{file}:f", key="model")
     file.write_text("def half():\n    return 1\n\nraise RuntimeError('in the middle')\n")
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="in the middle"):
+        says = r"^model = '.*half': importing it raised RuntimeError: in the middle \(.*broken\.py, line 4\)"
+        with pytest.raises(ConfigError, match=says):
             load_reference(f"{file}:half", key="model")
     file.write_text("def f():\n    return 'mended, and longer than before'\n")
     assert load_reference(f"{file}:f", key="model")() == "mended, and longer than before"
@@ -110,6 +111,51 @@ def test_what_cannot_be_used_is_refused_with_the_key_and_the_value(value, messag
     with pytest.raises(ConfigError, match=message) as raised:
         load_reference(value, key="partition")
     assert str(raised.value).startswith(f"partition = {value!r}: ")
+
+
+RAISING = """
+import sys
+from p2pft_flower.errors import DataError
+
+def raises(kind, *words):
+    raise kind(*words)
+
+def through():
+    return int("no number")
+
+def exits():
+    sys.exit(3)
+
+def one(argument):
+    return argument
+
+def ours():
+    raise DataError("the file is torn")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("raises", (KeyError, "boom"), r"KeyError: 'boom' \(.*, line 6\)"),
+        ("raises", (ValueError,), r"ValueError \(.*, line 6\)"),
+        ("raises", (OSError, "gone"), r"OSError: gone \(.*, line 6\)"),
+        ("through", (), r"ValueError: invalid literal .* \(.*, line 9\)"),
+        ("exits", (), r"SystemExit: 3 \(.*, line 12\)"),
+        ("one", (), r"TypeError: one\(\) missing 1 required positional argument: 'argument'"),
+    ],
+)
+def test_whatever_a_plug_in_raises_is_told_with_key_value_and_line(name, arguments, says, tmp_path):
+    (tmp_path / "raising.py").write_text(RAISING)
+    value = f"{tmp_path}/raising.py:{name}"
+    with pytest.raises(ConfigError, match=rf"^model = '{value}': calling it raised {says}"):
+        call_reference(value, *arguments, key="model")
+
+
+def test_what_a_plug_in_says_in_the_packages_own_errors_stays_as_it_is(tmp_path):
+    (tmp_path / "raising.py").write_text(RAISING)
+    with pytest.raises(DataError, match=r"^the file is torn$"):
+        call_reference(f"{tmp_path}/raising.py:ours", key="dataset")
 
 
 # --- what is known without running any code -----------------------------------------------------------------
@@ -222,12 +268,12 @@ def test_data_beside_a_module_is_said_not_to_be_in_the_bundle(bundle):
 
 
 def test_a_file_that_is_missing_elsewhere_is_no_matter_of_the_bundle(bundle, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="/no/such/pixels"):
+    with pytest.raises(ConfigError, match=r"calling it raised FileNotFoundError: .*/no/such/pixels"):
         call_reference("plugins_lacking:reads_elsewhere", key="dataset")
     monkeypatch.setenv("FLWR_HOME", "/elsewhere")  # the same module, beside no app of Flower's
-    with pytest.raises(FileNotFoundError, match=r"pixels\.npy"):
+    with pytest.raises(ConfigError, match=r"calling it raised FileNotFoundError: .*pixels\.npy"):
         call_reference("plugins_lacking:reads", key="dataset")
-    with pytest.raises(ModuleNotFoundError, match="test_helper"):
+    with pytest.raises(ConfigError, match=r"calling it raised ModuleNotFoundError: .*test_helper"):
         call_reference("plugins_lacking:imports", key="dataset")
 
 

@@ -15,6 +15,7 @@ from p2pft_flower.cli.completion import complete_connections, complete_settings
 from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.cli.flwr_run import local_superlink
 from p2pft_flower.cli.places import require_places
+from p2pft_flower.cli.rehearsal import check_rehearsed
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE, execute_or_record
 from p2pft_flower.cli.settings import check, method_settings, parse_settings
 from p2pft_flower.errors import ConfigError, P2PFTError
@@ -93,6 +94,8 @@ def compare(
             config, graph = check(values, here=connection is None)
             if connection is None:
                 require_places(config.learning)
+            else:
+                check_rehearsed(connection, graph, config.runtime.min_peers)
             if holds_a_run(folder / _folder(name)):
                 raise ConfigError(f"{folder / _folder(name)} holds an earlier run; choose another --out")
     except P2PFTError as error:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from p2pft_flower.errors import DataError, P2PFTError, printable
+from p2pft_flower.learning.scored_data import require_scored_data
 from p2pft_flower.report.tables import RANDOM_WEIGHTS, number
 from p2pft_flower.runtime.progress import scored
 
@@ -45,6 +46,7 @@ def evaluate(
     """
     try:
         files = [file for path in paths for file in tail_files(path)]
+        require_scored_data(files[0], dataset, data_dir)
         scores = _scores(files, dataset, data_dir, pixel_range)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)

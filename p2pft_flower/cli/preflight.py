@@ -12,6 +12,7 @@ import typer
 from p2pft_flower.cli.completion import complete_connections, complete_settings
 from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.cli.flwr_run import run_app
+from p2pft_flower.cli.rehearsal import check_rehearsed
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.cli.settings import check, parse_settings
 from p2pft_flower.errors import P2PFTError
@@ -55,8 +56,9 @@ def preflight(
     """
     try:
         values = {**parse_settings(settings or []), "preflight-only": True}
-        check(values, here=False)
+        config, graph = check(values, here=False)
         check_connection(connection)
+        check_rehearsed(connection, graph, config.runtime.min_peers)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import ipaddress
 import logging
 import urllib.error
 import urllib.request
@@ -24,8 +25,8 @@ log = logging.getLogger(__name__)
 def without_local_proxies(environment: Mapping[str, str]) -> dict[str, str]:
     """Return an environment whose programs use its proxies for everything but this machine.
 
-    A proxy that Flower's HTTP library cannot use is left out, with a warning: the library raises as soon as
-    it sees one, whatever address it is asked for.
+    A proxy, or an exception from them, that Flower's HTTP library cannot use is left out, with a warning: the
+    library raises as soon as it sees one, whatever address it is asked for.
 
     Parameters
     ----------
@@ -34,18 +35,22 @@ def without_local_proxies(environment: Mapping[str, str]) -> dict[str, str]:
     """
     proxies = {name: value for name, value in environment.items() if name.lower() in _PROXIES and value}
     unusable = tuple((name, value) for name, value in sorted(proxies.items()) if not _usable(value))
-    if unusable:
-        _warn(unusable)
     left = {name: value for name, value in environment.items() if (name, value) not in unusable}
     if len(unusable) == len(proxies):
+        if unusable:
+            _warn(unusable)
         return left
-    excepted = [
-        entry.strip()
+    named = [
+        (name, entry.strip())
         for name, value in environment.items()
         if name.lower() == "no_proxy"
         for entry in value.split(",")
         if entry.strip()
     ]
+    excepted = [entry for _, entry in named if _can_except(entry)]
+    odd = tuple((name, entry) for name, entry in named if not _can_except(entry))
+    if unusable or odd:
+        _warn(unusable + odd)
     # Alone, a star excepts every address; in a list, not all libraries read it.
     value = "*" if "*" in excepted else ",".join(dict.fromkeys([*excepted, *LOCAL]))
     left = {name: kept for name, kept in left.items() if name.lower() != "no_proxy"}
@@ -59,14 +64,35 @@ def _usable(proxy: str) -> bool:
         _ = parts.port
     except ValueError:
         return False
+    if not _is_url(proxy if "://" in proxy else f"http://{proxy}"):
+        return False
     if parts.scheme in ("socks5", "socks5h"):
         return importlib.util.find_spec("socksio") is not None
     return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
+def _can_except(entry: str) -> bool:
+    """Tell whether httpx can be given this entry of ``no_proxy``: a name, an address, or a URL."""
+    try:
+        ipaddress.ip_address(entry.partition("/")[0])
+    except ValueError:
+        return _is_url(entry if "://" in entry else f"all://*{entry}")
+    return True
+
+
+def _is_url(text: str) -> bool:
+    import httpx
+
+    try:
+        httpx.URL(text)
+    except httpx.InvalidURL:
+        return False
+    return True
+
+
 @cache
 def _warn(unusable: tuple[tuple[str, str], ...]) -> None:
-    """Say once a process which proxies are left out."""
+    """Say once a process which proxies, and exceptions from them, are left out."""
     log.warning(
         "%s cannot be used by Flower's HTTP library and is left out for the programs that are started here "
         "(for socks5://: pip install 'httpx[socks]'): their downloads do without it",

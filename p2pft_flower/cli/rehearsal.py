@@ -44,7 +44,17 @@ from p2pft_flower.transport import COORDINATOR_CERTIFICATES, parse_address
 from p2pft_flower.transport.certificates import create_authority, issue, issue_coordinator
 from p2pft_flower.transport.tls import TLS13_ENVIRONMENT
 
-__all__ = ["CONNECTION", "AlreadyUpError", "Peer", "Process", "Rehearsal", "current", "end", "start"]
+__all__ = [
+    "CONNECTION",
+    "AlreadyUpError",
+    "Peer",
+    "Process",
+    "Rehearsal",
+    "check_rehearsed",
+    "current",
+    "end",
+    "start",
+]
 
 CONNECTION = "rehearsal"
 """Name of the connection in Flower's config.toml."""
@@ -177,6 +187,36 @@ def current() -> Rehearsal | None:
             f"{file} cannot be read ({error}): end the processes that have {MARK} in their environment, "
             "and remove the file"
         ) from error
+
+
+def check_rehearsed(connection: str, graph: Graph, min_peers: int = 0) -> None:
+    """Refuse a graph whose peers are not those of the rehearsal that is up, if it is what a run connects to.
+
+    Parameters
+    ----------
+    connection : str
+        Of Flower's config.toml.
+    graph : Graph
+        The run's.
+    min_peers : int
+        The run-config's: with at least as many peers it may start without the others; 0: with all.
+
+    Raises
+    ------
+    ConfigError
+        With both numbers of peers.
+    """
+    state = current() if connection == CONNECTION else None
+    if state is None or connection_address(CONNECTION) != state.superlink:
+        return
+    up = len(state.peers)
+    if up > graph.n or up < (min_peers or graph.n):
+        name = f"directed-ring:{up}" if up > 1 else "complete:1"
+        raise ConfigError(
+            f"the rehearsal that is up has {up} peer{'s' if up > 1 else ''}, and the graph {graph.name} has "
+            f"{graph.n}: give a graph of as many (topology={name}), or p2pft down, and then p2pft up with "
+            "--topology and this graph"
+        )
 
 
 def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehearsal:

@@ -16,6 +16,7 @@ from p2pft_flower.cli.completion import complete_connections, complete_settings
 from p2pft_flower.cli.connections import check_connection
 from p2pft_flower.cli.flwr_run import FLOWER_STOPPED, local_superlink, run_app
 from p2pft_flower.cli.places import require_places
+from p2pft_flower.cli.rehearsal import check_rehearsed
 from p2pft_flower.cli.settings import check, parse_settings, settings_of_resumed
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
@@ -193,12 +194,13 @@ def _values(
         values["extend"] = True
     if values.get("resume"):
         values = settings_of_resumed(values, simulated=connection is None)
-    config, _ = check(values, here=connection is None)
+    config, graph = check(values, here=connection is None)
     if connection is None:
         require_place(config.runtime.output_dir)
         require_places(config.learning)
     else:
         check_connection(connection)
+        check_rehearsed(connection, graph, config.runtime.min_peers)
     if config.runtime.output_dir and holds_a_run(Path(config.runtime.output_dir)):
         raise ConfigError(f"{config.runtime.output_dir} holds an earlier run; choose another folder")
     return values

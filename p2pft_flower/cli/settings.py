@@ -11,11 +11,18 @@ from typing import Any
 from p2pft_flower.algorithms import ALGORITHMS, check_graph, make_algorithm
 from p2pft_flower.config import RunConfig, config_keys
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.flower.resume import earlier_config, no_extension_alone, resumed_folder
+from p2pft_flower.flower.resume import (
+    check_length,
+    earlier_run,
+    known_length,
+    no_extension_alone,
+    resumed_folder,
+)
 from p2pft_flower.flower.rounds import check_resumable
 from p2pft_flower.flower.strategies import is_strategy, make_strategy, unknown_algorithm
 from p2pft_flower.learning.settings import check_learning, require_here
 from p2pft_flower.plugins import check_reference, is_reference
+from p2pft_flower.report.results import default_output_dir
 from p2pft_flower.resources import resource_dir
 from p2pft_flower.runtime.resuming import config_differences, refuse
 from p2pft_flower.topology import Graph
@@ -63,10 +70,12 @@ def _absolute(key: str, value: Any) -> Any:
     if key in ("algorithm", "model", "dataset", "partition") and location.endswith(".py"):
         return f"{Path(location).expanduser().absolute()}:{name}"
     path = Path(value).expanduser()
+    is_run = os.path.isdir(path / "peers")  # noqa: PTH112 - Path's own raises where a name is too long
+    is_there = key == "resume" and os.path.lexists(path)
     is_path = {
         "data-dir": True,
         "output-dir": True,
-        "resume": os.sep in value or (path / "peers").is_dir(),
+        "resume": os.sep in value or is_run or (is_there and not os.path.lexists(default_output_dir(value))),
         "topology": path.suffix in (".yaml", ".yml"),
         "weights": value not in ("pretrained", "none"),
     }
@@ -191,19 +200,31 @@ def settings_of_resumed(values: Mapping[str, Any], *, simulated: bool) -> dict[s
         When a setting differs that must not, with every difference; when there is no such run here.
     """
     folder = resumed_folder(values["resume"])
-    earlier = earlier_config(folder)
-    if earlier is None:
+    about = earlier_run(folder)
+    if about is None:
         if simulated:
             raise ConfigError(
                 f"resume = {values['resume']!r}: there is no checkpoint in good state in {folder}; give the "
                 "id of a run in P2PFT_HOME, or its folder"
             )
         return dict(values)
-    refuse(values["resume"], config_differences(earlier, {**earlier, **values}))
+    earlier = about["config"]
+    differences = config_differences(earlier, {**earlier, **values})
     dropped = {*_OWN_TO_A_RUN, *(("iterations",) if "epochs" in values else ())}
     defaults = config_keys()
     kept = {k: v for k, v in earlier.items() if k in defaults and v != defaults[k] and k not in dropped}
-    return {**kept, **values}
+    now = {**kept, **values}
+    config = RunConfig.from_mapping(now)
+    length = known_length(about, config)
+    if length is None and not config.runtime.extend:
+        differences.append(
+            f"epochs: {about['iterations']} iterations in the checkpoint, {config.runtime.epochs} epochs now "
+            "(extend = true, or p2pft run --extend, lengthens a run; give iterations where it is as long)"
+        )
+    elif length is not None:
+        differences += check_length(config, int(about["iterations"]), length)
+    refuse(values["resume"], differences)
+    return now
 
 
 def method_settings(common: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from p2pft_flower.runtime.resuming import (
     refuse,
 )
 
-__all__ = ["check_length", "earlier_config", "no_extension_alone", "resumed", "resumed_folder"]
+__all__ = ["check_length", "earlier_run", "known_length", "no_extension_alone", "resumed", "resumed_folder"]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -38,8 +38,10 @@ def resumed_folder(resume: str) -> Path:
     return path if path.is_absolute() else default_output_dir(resume)
 
 
-def earlier_config(folder: Path) -> dict[str, Any] | None:
-    """Return the run-config of the run in ``folder``, by its checkpoints; None where none is in good state.
+def earlier_run(folder: Path) -> dict[str, Any] | None:
+    """Return what a checkpoint of the run in ``folder`` says must be alike; None where none is in good state.
+
+    Its run-config is among it, as ``config``, and its length, as ``iterations``.
 
     Raises
     ------
@@ -52,8 +54,37 @@ def earlier_config(folder: Path) -> dict[str, Any] | None:
     peers = [int(p) for name in named if (p := name.removesuffix(".checkpoints")).isdecimal()]
     for peer in (SERVER, *peers):
         if (found := look_through(folder, peer)).views:
-            return dict(found.newest.about["config"])
+            return dict(found.newest.about)
     return None
+
+
+def known_length(about: Mapping[str, Any], config: RunConfig) -> int | None:
+    """Return how long a run with ``config`` is, in iterations, without a look at its data.
+
+    Parameters
+    ----------
+    about : mapping
+        Of an earlier run, from :func:`earlier_run`.
+    config : RunConfig
+        Of the run that is to go on from there.
+
+    Returns
+    -------
+    int or None
+        None where it counts in epochs and the earlier run does not say what an epoch is, or a stream may have
+        made it longer.
+    """
+    earlier, now = RunConfig.from_mapping(_known(about["config"])).runtime, config.runtime
+    if (earlier.epochs, earlier.iterations) == (now.epochs, now.iterations):
+        return int(about["iterations"])
+    if now.iterations:
+        return now.iterations
+    if config.learning.stream:
+        return None
+    if not earlier.iterations:
+        return int(about["iterations"]) // earlier.epochs * now.epochs
+    strategy = is_strategy(config.method.algorithm)  # its rounds are what it is evaluated after
+    return None if earlier.evaluate_every or strategy else int(about["evaluate_every"]) * now.epochs
 
 
 def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:

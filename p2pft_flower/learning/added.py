@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.model_sizes import MAX_PROMPTS, check_tune_number
 from p2pft_flower.learning.structure import stages
 
 __all__ = ["PROMPTS", "add_adapters", "add_low_rank", "add_prompts", "merge_low_rank"]
@@ -46,7 +47,7 @@ def add_low_rank(model: nn.Module, rank: int) -> None:
     for block in _blocks(model):
         for projection in (block.get_submodule("attn.qkv"), block.get_submodule("attn.proj")):
             rows, columns = projection.get_parameter("weight").shape
-            _positive("lora:R", rank, min(rows, columns))
+            check_tune_number("lora:R", rank, min(rows, columns))
             parametrize.register_parametrization(projection, "weight", LowRank(rows, columns, rank))
 
 
@@ -75,7 +76,7 @@ def add_adapters(model: nn.Module, bottleneck: int) -> None:
     for block in _blocks(model):
         mlp = block.get_submodule("mlp")
         width = len(block.get_parameter("norm2.weight"))
-        _positive("adapter:R", bottleneck, width)
+        check_tune_number("adapter:R", bottleneck, width)
         mlp.adapter = Adapter(width, bottleneck)
         mlp.register_forward_hook(_through_adapter)
 
@@ -92,7 +93,7 @@ def add_prompts(model: nn.Module, number: int, *, deep: bool) -> None:
     (in the first block only, or deep: in every block); what the prompts themselves would become is not
     carried on, as patch merging has no place for it.
     """
-    _positive("prompt:N", number, 10_000)
+    check_tune_number("prompt:N", number, MAX_PROMPTS)
     blocks = _blocks(model)
     if isinstance(model, SwinTransformer):
         for block in blocks if deep else blocks[:1]:
@@ -161,8 +162,3 @@ def _blocks(model: nn.Module) -> Sequence[nn.Module]:
                 "norm2: choose tune = last-block, last-blocks:K, head, bias or full"
             )
     return blocks
-
-
-def _positive(what: str, value: int, most: int) -> None:
-    if not 1 <= value <= most:
-        raise ConfigError(f"tune = {what}: {value} is not in 1..{most}")

@@ -13,6 +13,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import nn
 
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.model_sizes import check_patches
 
 __all__ = ["options_for_size", "quiet_timm", "resize_model"]
 
@@ -40,7 +41,7 @@ def options_for_size(name: str, model: Any, size: int) -> dict[str, Any]:
     if not size or (size, size) == tuple(own):
         return {}
     grid = model.patch_embed.grid_size
-    _check_patches(name, size, tuple(s // g for s, g in zip(own, grid, strict=True)))
+    check_patches(name, size, tuple(s // g for s, g in zip(own, grid, strict=True)))
     if not hasattr(model, "layers"):
         return {"img_size": size}
     windows = _windows(name, model, size)
@@ -48,16 +49,6 @@ def options_for_size(name: str, model: Any, size: int) -> dict[str, Any]:
     log.info("image-size = %d: %s has windows of %s tokens, as many as before", size, name, named)
     same = len(set(windows)) == 1 or isinstance(model, SwinTransformerV2)  # V2: a small stage is one window
     return {"img_size": size, "window_size": windows[0] if same else windows}
-
-
-def _check_patches(name: str, size: int, patch: tuple[int, ...]) -> None:
-    if any(size % side for side in patch):
-        side = max(patch)
-        near = max(side, size // side * side)
-        raise ConfigError(
-            f"image-size = {size}: the patches of {name} are {' × '.join(map(str, patch))} pixels, so it "
-            f"must be a multiple of {side}, such as {near} or {near + side}"
-        )
 
 
 def _windows(name: str, model: Any, size: int) -> tuple[int, ...]:

@@ -9,20 +9,21 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import create_transform
+from timm.data import create_transform, resolve_data_config
 from timm.models import get_pretrained_cfg
 from torch import nn
 
+from p2pft_flower.config import CHOICES
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.draws import torch_seeded
 from p2pft_flower.learning.embedded import MODEL_NAME, create_glyph_vit
 from p2pft_flower.learning.image_settings import ImageKeys, image_settings, set_image_settings
 from p2pft_flower.learning.image_size import options_for_size, resize_model
 from p2pft_flower.learning.model_names import check_model_name, check_weights, weights_file
-from p2pft_flower.learning.structure import check_structure
+from p2pft_flower.learning.structure import check_structure, share_copy
 from p2pft_flower.learning.weight_files import number_fault
 from p2pft_flower.learning.weights import FROM_HUB, load_weights
-from p2pft_flower.plugins import call_reference, is_reference
+from p2pft_flower.plugins import call_reference, is_reference, telling_whose
 
 __all__ = ["MODELS", "bare_model", "create_model", "data_config", "preprocessing"]
 
@@ -74,8 +75,10 @@ def create_model(
     if _is_own(name):
         with torch_seeded(seed):
             model = _own_model(name, pretrained, num_classes)
-            _with_new_head(model, seed, num_classes)
-        resize_model(name, model, keys.image_size)
+            with telling_whose(name, key="model", doing=f"its reset_classifier({num_classes})"):
+                _with_new_head(model, seed, num_classes)
+        with telling_whose(name, key="model", doing="its set_input_size"):
+            resize_model(name, model, keys.image_size)
         set_image_settings(name, model, keys, "the model's pretrained_cfg")
         _check_own(name, model, num_classes)
     else:
@@ -125,7 +128,37 @@ def _own_model(name: str, pretrained: bool, num_classes: int) -> nn.Module:
         MODELS[name](**options) if name in MODELS else call_reference(name, key="model", **options)
     )
     check_structure(name, model)
+    if name not in MODELS:
+        _check_input_size(name, model)
     return model
+
+
+def _check_input_size(name: str, model: nn.Module) -> None:
+    """Refuse an ``input_size`` in an own model's ``pretrained_cfg`` that is none of pictures.
+
+    Raises
+    ------
+    ConfigError
+        With what it is.
+    """
+    given = getattr(model, "pretrained_cfg", None) or {}
+    try:
+        size = dict(given).get("input_size", (3, 224, 224))
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"model = {name!r}: its pretrained_cfg is a {type(given).__name__}, not a dict"
+        ) from None
+    whole = isinstance(size, (tuple, list)) and all(type(number) is int and number > 0 for number in size)
+    if not whole or len(size) != 3:
+        raise ConfigError(
+            f"model = {name!r}: input_size in its pretrained_cfg is {size!r}; it must be three whole "
+            "numbers: channels, height, width"
+        )
+    if size[0] not in (1, 3):
+        raise ConfigError(
+            f"model = {name!r}: input_size in its pretrained_cfg says {size[0]} channels; pictures have 1 "
+            "(grey) or 3 (RGB)"
+        )
 
 
 def _with_new_head(model: nn.Module, seed: int, num_classes: int) -> None:
@@ -185,19 +218,27 @@ def _origin(model: Any, name: str, file: Path | None, pretrained: bool) -> str:
 
 
 def _check_own(name: str, model: nn.Module, num_classes: int) -> None:
-    """Refuse an own model that breaks its promises: finite weights, its image size, an answer a class.
+    """Refuse an own model that breaks its promises: finite float32 weights, its images, an answer a class.
 
     Raises
     ------
     ConfigError, DataError
         Saying what it promises, and what was found.
     """
+    _check_settings(name, model)
     for tensor_name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ConfigError(
+                f"model = {name!r}: its parameter {tensor_name!r} is {parameter.dtype}; all must be "
+                "torch.float32, in which θ is trained and sent: let the model be built with float()"
+            )
         if fault := number_fault(parameter):
             raise DataError(f"model = {name!r}: its own weights cannot be used: {tensor_name!r} has {fault}")
     for tensor_name, buffer in model.named_buffers():
         if buffer.is_floating_point() and buffer.isnan().any():  # masks may well have infinities
             raise DataError(f"model = {name!r}: its buffer {tensor_name!r} has NaN")
+    with telling_whose(name, key="model", doing="copying it, as each peer needs its own,"):
+        share_copy(model)
     settings = image_settings(model)
     shape = " × ".join(map(str, settings.input_size))
     said = f"images of {shape} (channels, height, width), from {settings.origins['input_size']}"
@@ -223,6 +264,33 @@ def _check_own(name: str, model: nn.Module, num_classes: int) -> None:
             f"model = {name!r} answers two {said} with {found}; it must answer with (2, {num_classes}) "
             "floating-point numbers, one a class"
         )
+
+
+_CROP_MODES = ("center", "squash", "border")
+"""timm's."""
+
+
+def _check_settings(name: str, model: nn.Module) -> None:
+    """Refuse settings of images in a model's ``pretrained_cfg`` that the run-config's keys would refuse too.
+
+    Raises
+    ------
+    ConfigError
+        Naming the setting, its value, and what is right.
+    """
+    cfg = resolve_data_config({}, model=model)
+    kinds = [kind for kind in CHOICES["interpolation"] if kind]
+    share = cfg["crop_pct"]
+    right = {
+        "interpolation": (cfg["interpolation"] in kinds, f"one of {', '.join(kinds)}"),
+        "crop_mode": (cfg["crop_mode"] in _CROP_MODES, f"one of {', '.join(_CROP_MODES)}"),
+        "crop_pct": (type(share) in (int, float) and 0 < share <= 1, "in (0, 1]"),
+    }
+    for setting, (good, what) in right.items():
+        if not good:
+            raise ConfigError(
+                f"model = {name!r}: {setting} in its pretrained_cfg is {cfg[setting]!r}; it must be {what}"
+            )
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:

@@ -104,7 +104,8 @@ class PeerObjective:
         with training(self._tail), seeded(*self._key, self.drawn):
             if self._privacy is None or self._clipped is None:
                 loss = batch.loss(self._tail(*batch.inputs))
-                gradients = torch.autograd.grad(loss, self._trained)
+                # A step may well use only some of them: the others' gradient is 0.
+                gradients = torch.autograd.grad(loss, self._trained, materialize_grads=True)
                 gradient = parameters_to_vector(gradients).cpu().numpy()
                 self.train_loss = float(loss.detach())
             else:

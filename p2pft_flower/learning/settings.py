@@ -12,11 +12,17 @@ from p2pft_flower.learning.augmenting import check_augment
 from p2pft_flower.learning.dataset_names import check_dataset_name, classes_of, refuse_data_dir, require_data
 from p2pft_flower.learning.devices import check_device
 from p2pft_flower.learning.model_names import check_model_name, check_weights
+from p2pft_flower.learning.model_sizes import check_sizes
 from p2pft_flower.learning.partitions import check_partition
-from p2pft_flower.learning.tune_values import read_tune
 from p2pft_flower.plugins import check_reference, is_reference
 
-__all__ = ["check_learning", "check_privacy", "check_ranges", "no_accountant", "require_here"]
+__all__ = [
+    "check_learning",
+    "check_privacy",
+    "check_ranges",
+    "no_accountant",
+    "require_here",
+]
 
 
 def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
@@ -39,7 +45,7 @@ def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
     config.check_data()
     check_model_name(config.model)
     check_weights(config.model, config.weights, here=False)
-    read_tune(config.tune)
+    check_sizes(config.model, config.tune, config.image_size)
     check_dataset_name(config.dataset)
     check_ranges(config, n)
     refuse_data_dir(config.dataset, config.data_dir)

@@ -16,6 +16,11 @@ _DEPRECATED = re.compile(r"^register_model_deprecations\(__name__, \{(.*?)^\}\)"
 _KEY = re.compile(r"['\"](\w+)['\"]\s*:")
 _TAGGED = re.compile(r"['\"](\w+)\.([\w.]+)['\"]\s*:")
 
+_SIZED = ("deit", "swin_transformer", "swin_transformer_v2", "vision_transformer")
+"""Modules in which a model's function says its size in ``model_args``."""
+
+_ARGUMENTS = re.compile(r"\bmodel_args = dict\((.*?)\n    (?:model|return)\b", re.DOTALL)
+
 _WELL_KNOWN = "vit_base_patch16_224"
 """A name that every version of timm has: where it was not found, the files are written otherwise."""
 
@@ -32,10 +37,14 @@ class TimmNames:
     tags : dict of str to tuple of str
         Name of an architecture ↦ its pre-trained weights, as ``augreg_in21k`` in
         ``vit_base_patch16_224.augreg_in21k``, as far as they were found.
+    sizes : dict of str to tuple of int
+        Name of an architecture ↦ pixels of a patch's side, numbers of a token in the first block, blocks, as
+        far as they were found; 0 for what was not.
     """
 
     modules: dict[str, str]
     tags: dict[str, tuple[str, ...]]
+    sizes: dict[str, tuple[int, int, int]]
 
 
 @cache
@@ -61,6 +70,7 @@ def registered_here(name: str) -> bool:
 def _read(folder: Path) -> TimmNames:
     modules: dict[str, str] = {}
     tags: dict[str, list[str]] = {}
+    sizes: dict[str, tuple[int, int, int]] = {}
     for file in sorted(folder.glob("*.py")):
         text = file.read_text(encoding="utf-8")
         names = [
@@ -70,7 +80,27 @@ def _read(folder: Path) -> TimmNames:
         modules |= dict.fromkeys(names, file.stem)
         for name, tag in _TAGGED.findall(text):
             tags.setdefault(name, []).append(tag)
-    return TimmNames(modules, {name: tuple(dict.fromkeys(found)) for name, found in tags.items()})
+        if file.stem in _SIZED:
+            starts = list(_MODEL.finditer(text))
+            ends = [*(start.start() for start in starts[1:]), len(text)]
+            for start, end in zip(starts, ends, strict=True):
+                sizes[start[1]] = _size(text[start.end() : end])
+    return TimmNames(modules, {name: tuple(dict.fromkeys(found)) for name, found in tags.items()}, sizes)
+
+
+def _size(body: str) -> tuple[int, int, int]:
+    """Return patch, width and blocks of the model that a function builds."""
+    said = _ARGUMENTS.findall(body)
+    if len(said) != 1:
+        return 0, 0, 0
+
+    def number(key: str) -> int:
+        found = re.findall(rf"\b{key}=(\d+)\b", said[0])
+        return int(found[0]) if len(found) == 1 else 0
+
+    stages = re.findall(r"\bdepths=\(([\d, ]+)\)", said[0])
+    blocks = sum(int(depth) for depth in stages[0].split(",") if depth.strip()) if stages else number("depth")
+    return number("patch_size"), number("embed_dim"), blocks
 
 
 def _ask_timm() -> TimmNames:
@@ -82,4 +112,4 @@ def _ask_timm() -> TimmNames:
     for full in timm.list_pretrained():
         name, _, tag = full.partition(".")
         tags.setdefault(name, []).append(tag)
-    return TimmNames(modules, {name: tuple(found) for name, found in tags.items()})
+    return TimmNames(modules, {name: tuple(found) for name, found in tags.items()}, {})

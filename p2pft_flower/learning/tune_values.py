@@ -19,6 +19,9 @@ TUNE = (
     "prompt-deep:N",
 )
 
+_DIGITS = 18
+"""Of a number in ``tune``, at most."""
+
 
 def read_tune(tune: str) -> tuple[str, int]:
     """Return what is tuned, and the number behind the colon; 0 where there is none.
@@ -26,11 +29,13 @@ def read_tune(tune: str) -> tuple[str, int]:
     Raises
     ------
     ConfigError
-        When there is no such value, or its number is 0.
+        When there is no such value, or its number is 0 or far too large.
     """
     kind, _, argument = tune.partition(":")
     form = next((value for value in TUNE if value.startswith(f"{kind}:")), None)
     if form is not None and argument.isdecimal():
+        if len(argument) > _DIGITS:
+            raise ConfigError(f"tune = {form}: a number of {len(argument)} digits is too large for any model")
         number = int(argument)
         if number == 0:
             raise ConfigError(f"tune = {form}: 0 is not a whole number >= 1")

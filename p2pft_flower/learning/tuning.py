@@ -10,9 +10,9 @@ from collections.abc import Callable
 
 from torch import nn
 
-from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.added import add_adapters, add_low_rank, add_prompts
 from p2pft_flower.learning.draws import torch_seeded
+from p2pft_flower.learning.model_sizes import check_blocks
 from p2pft_flower.learning.structure import HEADS, STEM, share_copy, stages
 from p2pft_flower.learning.tune_values import TUNE, read_tune
 
@@ -84,11 +84,7 @@ def _last_blocks(model: nn.Module, number: int) -> Callable[[str], bool]:
     """Select the last blocks and all that tokens pass after the first of them, patch merging included."""
     names = stages(model)
     blocks = [i for i, name in enumerate(names) if not name.endswith("downsample")]
-    if not 1 <= number <= len(blocks):
-        raise ConfigError(
-            f"tune = 'last-blocks:{number}': the model has {len(blocks)} blocks, K must be in "
-            f"1..{len(blocks)}"
-        )
+    check_blocks(number, len(blocks))
     frozen = tuple(f"{name}." for name in names[: blocks[-number]])
     after = tuple(f"{name}." for name in names[blocks[-number] :])
     between = ("blocks.", "layers.")

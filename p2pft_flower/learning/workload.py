@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from functools import cached_property
 from hashlib import sha256
@@ -32,13 +33,14 @@ from p2pft_flower.learning.models import MODELS, create_model, data_config, prep
 from p2pft_flower.learning.modes import keeps_statistics
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
 from p2pft_flower.learning.own_forward import check_own_forward
+from p2pft_flower.learning.own_step import check_own_step
 from p2pft_flower.learning.preparing import progress_told_to
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, require_accountant, tell_draws
 from p2pft_flower.learning.settings import check_privacy
 from p2pft_flower.learning.split import PATHS, Parts, split_model
 from p2pft_flower.learning.structure import share_copy
 from p2pft_flower.learning.tuning import tune_model
-from p2pft_flower.plugins import is_reference
+from p2pft_flower.plugins import is_reference, telling_whose
 
 __all__ = ["TAIL_SCHEMA", "Workload"]
 
@@ -135,12 +137,10 @@ class Workload:
         """
         config = self.config
         log.info("%s", self.images_line)
-        parts = split_model(self.model, config.tune, config.seed)
-        parts = parts._replace(trunk=parts.trunk.to(self.device), tail=parts.tail.to(self.device))
-        if is_reference(config.model):  # first of all: a copy is tried, which no call has changed yet
-            what = f"model = {config.model!r} with tune = {config.tune!r}"
-            refuse_hidden_state(parts, self.images.input_size, what)
-        check_own_forward(config.model, self.model, config.tune, config.seed, self.device)
+        doing = f"a probe of it, with tune = {config.tune!r},"
+        named = telling_whose(config.model, key="model", doing=doing)
+        with named if is_reference(config.model) else nullcontext():
+            parts = self._tried_parts()
         own, trained = self.model_parameters, tail_vector(parts.tail).size
         log.info(
             "tune = %s: q = %d trained parameters, %.2f %% of the model's %d; payload %.2f MB",
@@ -160,6 +160,18 @@ class Workload:
                 len(still),
                 ", ".join(sorted(set(still))),
             )
+        return parts
+
+    def _tried_parts(self) -> Parts:
+        """Cut the model in two, and try what both answer."""
+        config = self.config
+        parts = split_model(self.model, config.tune, config.seed)
+        parts = parts._replace(trunk=parts.trunk.to(self.device), tail=parts.tail.to(self.device))
+        if is_reference(config.model):  # first of all: a copy is tried, which no call has changed yet
+            what = f"model = {config.model!r} with tune = {config.tune!r}"
+            check_own_step(parts, self.images.input_size, what)
+            refuse_hidden_state(parts, self.images.input_size, what)
+        check_own_forward(config.model, self.model, config.tune, config.seed, self.device)
         return parts
 
     @property

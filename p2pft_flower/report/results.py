@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ import numpy as np
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.resources import home, home_named
 from p2pft_flower.runtime import sketch
+from p2pft_flower.runtime.checkpoints import SERVER, checkpoint_folder
 from p2pft_flower.runtime.folders import require_writable
-from p2pft_flower.runtime.journal import finite
+from p2pft_flower.runtime.journal import finite, read_journal
 from p2pft_flower.runtime.progress import scored
 
 __all__ = [
@@ -39,6 +42,11 @@ __all__ = [
 
 SCHEMA = "p2pft.results/1"
 FILE = "results.json"
+PEERS = "peers"
+"""The folder of what the peers leave, in a run's folder."""
+
+_PLAIN = re.compile(r"peer-\d+\.(jsonl|plan\.json.*)")
+"""Names of a peer's log and plan, which it writes before it trains."""
 
 
 def default_output_dir(run: str) -> Path:
@@ -273,19 +281,21 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
 def holds_a_run(folder: Path) -> bool:
     """Tell whether ``folder`` has results, or what an interrupted run left: nothing is mixed with it.
 
-    Results of a run that failed or was stopped before its peers had begun hold no more than the reason: the
-    next run takes their place.
+    Results of a run that failed or was stopped before its peers trained hold no more than the reason: the
+    next run takes their place, and that of the logs of such peers. Logs without results are held: their run
+    may go on at this moment.
     """
-    if os.path.exists(folder / "peers"):  # noqa: PTH110 - Path's own raises where a folder may not be searched
+    left = _untrained_logs(folder)
+    if left is None:
         return True
     try:
         return read_results(folder)["status"] not in ("failed", "stopped")
     except DataError:
-        return os.path.lexists(folder / FILE)
+        return bool(left) or os.path.lexists(folder / FILE)
 
 
 def take_place(folder: Path) -> None:
-    """Remove what a run left in ``folder`` that ended before its peers had begun; see :func:`holds_a_run`.
+    """Remove what a run left in ``folder`` that ended before its peers trained; see :func:`holds_a_run`.
 
     Raises
     ------
@@ -295,7 +305,33 @@ def take_place(folder: Path) -> None:
     if holds_a_run(folder):
         raise ConfigError(f"output-dir = {str(folder)!r} holds an earlier run; choose another or remove it")
     if os.path.exists(folder):  # noqa: PTH110 - Path's own raises where a folder may not be searched
+        for path in _untrained_logs(folder) or ():
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            (folder / PEERS).rmdir()
         (folder / FILE).unlink(missing_ok=True)
+
+
+def _untrained_logs(folder: Path) -> list[Path] | None:
+    """Return the logs and plans that peers left which have done no iteration; None where there is more."""
+    if os.path.isdir(checkpoint_folder(folder, SERVER)):  # noqa: PTH112 - as in `take_place`
+        return None
+    try:
+        files = sorted((folder / PEERS).iterdir())
+        plain = all(_PLAIN.fullmatch(path.name) and path.is_file() for path in files)
+        if plain and not any(path.suffix == ".jsonl" and _has_trained(path) for path in files):
+            return files
+    except OSError:
+        return None if os.path.lexists(folder / PEERS) else []
+    return None
+
+
+def _has_trained(log: Path) -> bool:
+    """Tell whether a peer's log has an iteration done, or cannot be read."""
+    try:
+        return any(line.get("iteration") or line["event"] == "end" for line in read_journal(log))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True
 
 
 def read_results(folder: Path) -> dict[str, Any]:

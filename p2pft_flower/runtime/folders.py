@@ -41,14 +41,28 @@ def look_at(purpose: str, path: Path) -> FolderReport:
     A folder that is not there yet is not made: the nearest one above it is looked at instead.
     """
     try:
-        # A link that leads nowhere is there too: no folder can be made in its place.
-        there = next(folder for folder in (path, *path.parents) if os.path.lexists(folder))
+        there = next(folder for folder in (path, *path.parents) if _is_there(folder))
         with tempfile.NamedTemporaryFile(dir=there, prefix=".p2pft-") as file:
             file.write(b"p2pft")
             file.flush()
         return FolderReport(purpose, str(path), shutil.disk_usage(there).free, "")
     except OSError as error:
         return FolderReport(purpose, str(path), None, error.strerror or str(error))
+
+
+def _is_there(path: Path) -> bool:
+    """Tell whether something of this name is there; a link that leads nowhere is, for no folder can be made.
+
+    Raises
+    ------
+    OSError
+        When there can be nothing of this name, or it cannot be known.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def require_writable(named: str, path: Path, remedy: str) -> None:

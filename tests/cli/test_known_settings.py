@@ -9,13 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
-from p2pft_flower.cli import app
-from p2pft_flower.cli.settings import check, parse_settings
+from p2pft_flower.cli import app, rehearsal
+from p2pft_flower.cli.rehearsal import Peer, Rehearsal, check_rehearsed
+from p2pft_flower.cli.settings import check, parse_settings, settings_of_resumed
+from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.report.results import SCHEMA, write_results
+from p2pft_flower.runtime.checkpoints import Checkpoint, checkpoint_folder, write_checkpoint
+from p2pft_flower.topology import Graph
 
 WRONG = {
     # key: words, and what the one line says
@@ -46,12 +52,31 @@ WRONG = {
     ),
     "weights of an embedded model": ("weights=mine.py", "'glyph_vit_8' brings its own"),
     "image-size": ("image-size=-1", "image-size = -1"),
+    "image-size, patches": ("image-size=9", "patches of glyph_vit_8 are 2 × 2 .* such as 8 or 10"),
+    "image-size, timm's patches": (
+        "model=vit_tiny_patch16_224 weights=none image-size=100",
+        "the patches of vit_tiny_patch16_224 are 16 × 16 .* such as 96 or 112",
+    ),
+    "image-size, absurd": ("image-size=100000", "image-size = 100000: must be .* at most 8192"),
+    "image-size, too many patches": ("image-size=2048", "more than 262144 of them; choose 1024 at most"),
     "crop-pct": ("crop-pct=2", "crop-pct = 2.0"),
     "interpolation": ("interpolation=linear", "interpolation = 'linear'"),
     "mean": ("mean=0.1,0.2", "mean = '0.1,0.2'"),
     "std": ("std=0", "std = '0'"),
     "tune": ("tune=lastblock", "tune = 'lastblock' is unknown; .*; did you mean 'last-block'"),
     "tune, number": ("tune=lora:0", "tune = lora:R: 0"),
+    "tune, rank": ("tune=lora:65", r"tune = lora:R: 65 is not in 1\.\.64"),
+    "tune, timm's rank": (
+        "model=vit_tiny_patch16_224 weights=none tune=lora:193",
+        r"tune = lora:R: 193 is not in 1\.\.192",
+    ),
+    "tune, Swin's width": (
+        "model=swin_tiny_patch4_window7_224 weights=none tune=adapter:97",
+        r"tune = adapter:R: 97 is not in 1\.\.96",
+    ),
+    "tune, blocks": ("tune=last-blocks:5", "the model has 4 blocks"),
+    "tune, prompts": ("tune=prompt:10001", r"tune = prompt:N: 10001 is not in 1\.\.10000"),
+    "tune, digits": (f"tune=lora:{'9' * 4999}", "a number of 4999 digits"),
     "device": ("device=tpu", "device = 'tpu': must be one of"),
     "device, elsewhere": ("device=mps", "device = 'mps': torch finds none on this machine"),
     "dataset": (
@@ -85,6 +110,9 @@ WRONG = {
     "augment": ("augment=rnad-m9", "augment = 'rnad-m9': choose none, basic"),
     "augment, a section": ("augment=rand-x9", "augment = 'rand-x9': choose none, basic"),
     "stream": ("stream=true", "stream = true with dataset = 'digits'"),
+    "seed": ("seed=9223372036854775808", "seed = 9223372036854775808: must be .* 64 bits"),
+    "iterations": ("iterations=9223372036854775808", "iterations = .*: must be .* 64 bits"),
+    "batch-size, bits": ("batch-size=9223372036854775808", "batch-size = .*: must be .* 64 bits"),
     "batch-size": ("batch-size=0", "batch-size = 0"),
     "dp-clip": ("dp-clip=1 algorithm=centralized", "dp-clip = 1.0 with algorithm = centralized"),
     "dp-noise": ("dp-noise=1", "dp-noise = 1.0 with dp-clip = 0"),
@@ -182,9 +210,8 @@ def test_every_key_that_names_something_is_among_them():
             "shots",
             "bad-images",
             "dp-delta",
-            "seed",
         ),
-        *("epochs", "iterations", "evaluate-every", "transport", "threads", "meet-timeout", "peer-timeout"),
+        *("epochs", "evaluate-every", "transport", "threads", "meet-timeout", "peer-timeout"),
         *(
             "on-failure",
             "rejoin-deadline",
@@ -255,6 +282,11 @@ def test_what_is_right_passes(words, here):
     check(parse_settings(words.split()), here=True)
 
 
+def test_a_value_longer_than_any_files_name_is_read_like_others(here):
+    groups = ",".join(f"{i % 10}" for i in range(200))
+    assert parse_settings([f"partition=classes:{groups}"])["partition"] == f"classes:{groups}"
+
+
 @pytest.mark.parametrize(
     "command", [["compare", "p2pft,gt-dgd"], ["data", "show"], ["compare", "gt-dgd"]], ids=str
 )
@@ -294,3 +326,137 @@ def test_the_same_out_is_used_after_a_wrong_setting_and_after_a_run_that_did_not
     again = run()
     assert again.exit_code == 2
     assert "holds an earlier run" in again.stderr
+
+
+def test_a_name_that_no_file_system_takes_is_refused_before_anything_is_started(here):
+    done = CliRunner().invoke(app, ["run", "--out", "x" * 300])
+    assert done.exit_code == 2, done.output
+    assert "nothing can be written to" in done.stderr
+    assert "File name too long" in done.stderr
+
+
+def leave_checkpoint(folder, config):
+    """Leave what a peer of a run had written after its last iteration."""
+    about = {
+        "config": {**RunConfig().to_mapping(), "evaluate-every": 2, **config},
+        "iterations": 4,
+        "evaluate_every": config.get("evaluate-every", 2) or 12,
+    }
+    checkpoint = Checkpoint(
+        peer=0,
+        iteration=4,
+        run="7",
+        about=about,
+        position={},
+        bytes_sent=0,
+        seconds={},
+        state={"theta": np.zeros(3, np.float32)},
+    )
+    write_checkpoint(checkpoint, checkpoint_folder(folder, 0))
+
+
+@pytest.mark.parametrize("name", ["whole", "mine.py", "broken", "."])
+def test_a_folder_or_file_that_is_there_is_what_resume_names(name, here):
+    (here / "broken").symlink_to(here / "nowhere")
+    done = CliRunner().invoke(app, ["run", "--resume", name])
+    assert done.exit_code == 2, done.output
+    assert str((here / name).absolute()) in done.stderr
+    assert "/home/runs/" not in done.stderr
+
+
+def test_an_id_of_a_run_in_the_home_comes_before_a_folder_that_holds_none(here):
+    (here / "17").mkdir()
+    (here / "home" / "runs" / "17").mkdir(parents=True)
+    assert parse_settings(["resume=17"])["resume"] == "17"
+    (here / "17" / "peers").mkdir()
+    assert parse_settings(["resume=17"])["resume"] == str(here / "17")
+
+
+LENGTHS = [
+    ({"iterations": 4}, ["iterations=9"], "iterations: 4 in the checkpoint, 9 now .*p2pft run --extend"),
+    ({"iterations": 4}, ["iterations=3"], "3 now .*not shorter"),
+    ({"iterations": 4}, ["epochs=1"], "epochs: 4 iterations in the checkpoint, 1 epochs now .*--extend"),
+    ({"iterations": 4, "evaluate-every": 0}, ["epochs=1"], "iterations: 4 in the checkpoint, 12 now"),
+    ({"epochs": 2}, ["epochs=4"], "iterations: 4 in the checkpoint, 8 now"),
+    ({"epochs": 2, "schedule": "cosine"}, ["epochs=4", "--extend"], "schedule = cosine"),
+]
+
+
+@pytest.mark.parametrize(("earlier", "words", "says"), LENGTHS)
+def test_a_resumed_run_of_another_length_is_refused_at_once(earlier, words, says, here):
+    leave_checkpoint(here / "run", earlier)
+    done = CliRunner().invoke(app, ["run", "--resume", str(here / "run"), *words, "--out", "out"])
+    assert done.exit_code == 2, done.output
+    assert re.search(says, done.stderr), done.stderr
+    assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("earlier", "given"),
+    [
+        ({"iterations": 4}, {"iterations": 4}),
+        ({"iterations": 4}, {"iterations": 9, "extend": True}),
+        ({"iterations": 4}, {"epochs": 1, "extend": True}),
+        ({"epochs": 2}, {"iterations": 4}),
+        ({"epochs": 2}, {"epochs": 3, "extend": True}),
+    ],
+)
+def test_a_resumed_run_may_be_as_long_or_longer_with_extend(earlier, given, here):
+    leave_checkpoint(here / "run", earlier)
+    values = settings_of_resumed({"resume": str(here / "run"), **given}, simulated=True)
+    assert values["evaluate-every"] == 2
+
+
+def leave_rehearsal(monkeypatch, peers):
+    state = Rehearsal("mark", "rehearsal", "127.0.0.1:1", tuple(Peer(i, "", "", "") for i in range(peers)))
+    monkeypatch.setattr(rehearsal, "current", lambda: state)
+    monkeypatch.setattr(rehearsal, "connection_address", lambda _: state.superlink)
+
+
+@pytest.mark.parametrize("command", [["run"], ["preflight"], ["compare", "p2pft"]], ids=str)
+@pytest.mark.parametrize("peers", [2, 5])
+def test_a_graph_of_other_peers_than_the_rehearsal_has_is_refused_at_once(command, peers, here, monkeypatch):
+    leave_rehearsal(monkeypatch, peers)
+    monkeypatch.setattr(f"p2pft_flower.cli.{command[0]}.check_connection", lambda _: None)
+    done = CliRunner().invoke(app, [*command, "--connection", "rehearsal"])
+    assert done.exit_code == 2, done.output
+    says = f"the rehearsal that is up has {peers} peers, and the graph directed-ring-4 has 4"
+    assert says in " ".join(done.stderr.split())
+    assert f"topology=directed-ring:{peers}" in done.stderr
+
+
+def test_a_rehearsal_of_enough_peers_or_another_deployment_is_let_pass(monkeypatch):
+    leave_rehearsal(monkeypatch, 2)
+    four = Graph.load("directed-ring-4")
+    check_rehearsed("rehearsal", Graph.load("complete:2"))
+    check_rehearsed("rehearsal", four, min_peers=2)
+    check_rehearsed("office", four)
+    monkeypatch.setattr(rehearsal, "connection_address", lambda _: "127.0.0.1:2")
+    check_rehearsed("rehearsal", four)
+
+
+def test_evaluate_refuses_data_that_is_not_there_before_torch_is_imported(tmp_path):
+    save_file({"a": np.zeros(1)}, tmp_path / "peer-0.safetensors", metadata={"dataset": "digits"})
+    cases = {
+        "--dataset cifar99": "did you mean 'cifar10'",
+        "--dataset folder:/no/such": "does not exist",
+        "--dataset cifar10 --data-dir /no/such": "there is no folder /no/such/",
+        "--data-dir /no/such": "dataset = 'digits' does not read it",
+    }
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from p2pft_flower.cli import app
+for words, says in {cases!r}.items():
+    done = CliRunner().invoke(app, ["evaluate", "peer-0.safetensors", *words.split()])
+    print(done.exit_code, says in done.stderr, "torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["2 True False"] * len(cases)

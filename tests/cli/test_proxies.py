@@ -6,6 +6,7 @@ import importlib.util
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import httpx
 import pytest
 
 from p2pft_flower.cli import proxies
@@ -38,6 +39,7 @@ def test_a_proxy_stays_for_downloads_and_this_machine_is_excepted(name):
         ({"NO_PROXY": "localhost,corp"}, "localhost,corp,127.0.0.1,::1"),
         ({"NO_PROXY": "a", "no_proxy": "b", "No_Proxy": "c,,"}, "a,b,c,127.0.0.1,localhost,::1"),
         ({"no_proxy": "a,*"}, "*"),
+        ({"no_proxy": "::1,fe80::/10"}, "::1,fe80::/10,127.0.0.1,localhost"),
         ({"no_proxy": ""}, "127.0.0.1,localhost,::1"),
     ],
 )
@@ -64,6 +66,8 @@ def test_an_environment_without_a_proxy_stays_as_it_is(given):
         "socks4://h:1",
         "socks://h:1/",
         "http://h:port",
+        "http://h é:1",
+        "http://h\x01:1",
         "[x",
     ],
 )
@@ -77,6 +81,20 @@ def test_a_proxy_that_flowers_library_cannot_use_is_left_out_with_a_warning(prox
     assert warning.startswith("ALL_PROXY = ")
     assert "https_proxy" not in warning
     assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize("entry", ["[::1]:80", "h é", "all://[::1]:x"])
+def test_an_exception_that_flowers_library_cannot_use_is_left_out_with_a_warning(entry, monkeypatch, caplog):
+    found = without_local_proxies({"http_proxy": PROXY, "no_proxy": f"corp,{entry}"})
+    assert found["no_proxy"] == "corp,127.0.0.1,localhost,::1"
+    (warning,) = caplog.messages
+    assert warning.startswith(f"no_proxy = {entry} cannot be used")
+    monkeypatch.setenv("http_proxy", PROXY)
+    monkeypatch.setenv("no_proxy", f"corp,{entry}")
+    with pytest.raises(httpx.InvalidURL):
+        httpx.Client()
+    monkeypatch.setenv("no_proxy", found["no_proxy"])
+    httpx.Client().close()
 
 
 def test_a_socks_proxy_is_kept_where_its_library_is_installed(monkeypatch):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -127,6 +130,129 @@ def test_a_state_that_is_no_buffer_is_found_by_the_answers():
         look(model)
 
 
+_OF_THE_MODULE = np.random.default_rng(1)
+
+OWN_SOURCES = {
+    "numpy": lambda: {"drop path": [np.random.default_rng(0)]},
+    "numpy, old": lambda: [np.random.RandomState(0)],
+    "python": lambda: random.Random(0),
+    "a method": lambda: np.random.default_rng(0).random,
+}
+GLOBAL_SOURCES = {
+    "numpy": lambda: np.random.random() + 0,
+    "python": lambda: random.random() + 0,
+    "torch": lambda: float(torch.rand(())),
+}
+
+
+def drawn_elsewhere():
+    return _OF_THE_MODULE.random()
+
+
+class Draws(nn.Module):
+    """Draws whether training uses a part: from the generators that ``held`` has, or with a function."""
+
+    def __init__(self, part, held, rate=0.3):
+        super().__init__()
+        self.part, self.held, self.rate = part, held, rate
+
+    def draw(self):
+        source = self.held["drop path"] if isinstance(self.held, dict) else self.held
+        source = source[0] if isinstance(source, list) else source
+        return source() if callable(source) else source.random()
+
+    def forward(self, x):
+        return self.part(x) * float(not self.training or self.draw() >= self.rate)
+
+
+class OwnTorchDraws(nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.generator = part, torch.Generator().manual_seed(0)
+
+    def forward(self, x):
+        if self.training:
+            x = x * (torch.rand(x.shape, generator=self.generator) > 1e-9)
+        return self.part(x)
+
+
+@pytest.mark.parametrize("rate", [0.3, 1e-9])
+@pytest.mark.parametrize("source", OWN_SOURCES)
+def test_a_generator_of_the_models_own_is_named_however_seldom_its_draws_matter(source, rate):
+    model = small_vit()
+    model.blocks[2].mlp = Draws(model.blocks[2].mlp, OWN_SOURCES[source](), rate)
+    with pytest.raises(ConfigError, match=r"^model = 'm': a step .* draws from blocks\.2\.mlp\.held"):
+        look(model)
+    look(model, "head")  # frozen, it answers as in eval mode
+
+
+def test_a_generator_of_torchs_that_a_module_holds_is_named():
+    model = small_vit()
+    model.blocks[2].mlp = OwnTorchDraws(model.blocks[2].mlp)
+    with pytest.raises(ConfigError, match=r"draws from blocks\.2\.mlp\.generator"):
+        look(model)
+
+
+def test_a_generator_that_no_module_holds_is_found_by_steps_that_do_not_repeat():
+    model = small_vit()
+    model.blocks[2].mlp = Draws(model.blocks[2].mlp, drawn_elsewhere)
+    with pytest.raises(
+        ConfigError, match=r"a step of training that is repeated, .* another loss or gradient"
+    ):
+        look(model)
+
+
+@pytest.mark.parametrize("source", GLOBAL_SOURCES)
+def test_draws_from_the_global_generators_are_no_state(source):
+    model = small_vit()
+    model.blocks[2].mlp = Draws(model.blocks[2].mlp, GLOBAL_SOURCES[source])
+    look(model)
+
+
+class Schedule(nn.Module):
+    """Scales a part by the number of steps so far, in training only."""
+
+    def __init__(self, part, begins=0):
+        super().__init__()
+        self.part, self.begins, self.steps = part, begins, 0
+
+    def forward(self, x):
+        if not self.training:
+            return self.part(x)
+        self.steps += 1
+        return self.part(x) * (1 - min(max(0, self.steps - self.begins) / 1000, 0.5))
+
+
+class MovingAverage(nn.Module):
+    """Subtracts an average that is a plain attribute, in training only."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part, self.average = part, 0.0
+
+    def forward(self, x):
+        if not self.training:
+            return self.part(x)
+        self.average = 0.99 * self.average + 0.01 * x.detach().mean(dim=(0, 1))
+        return self.part(x - self.average)
+
+
+@pytest.mark.parametrize("kind", [Schedule, MovingAverage])
+def test_a_state_that_only_training_reads_is_found_by_steps_that_do_not_repeat(kind):
+    for tune in ("last-block", "full"):
+        model = small_vit()
+        model.blocks[2].mlp = kind(model.blocks[2].mlp)
+        with pytest.raises(ConfigError, match=r"^model = 'm': a step of training that is repeated"):
+            look(model, tune)
+
+
+def test_a_number_that_training_changes_without_effect_so_far_is_named_in_a_warning(caplog):
+    model = small_vit()
+    model.blocks[2].mlp = Schedule(model.blocks[2].mlp, begins=1000)
+    look(model)
+    assert "changes the number blocks.2.mlp.steps, which is not θ" in caplog.text
+
+
 def test_what_is_computed_once_at_the_first_call_is_no_state():
     class Cached(nn.Module):
         def __init__(self):
@@ -151,6 +277,25 @@ def test_a_normalisation_over_the_batch_at_hand_is_refused():
         setattr(model.get_submodule(parent), child, TokenBatchNorm(16, track_running_stats=False))
         with pytest.raises(ConfigError, match=r"depends on the other images of its batch"):
             look(model, tune)
+
+
+class MixesLargeBatches(nn.Module):
+    """Mixes the images of batches that are larger than ``most``."""
+
+    def __init__(self, part, most):
+        super().__init__()
+        self.part, self.most = part, most
+
+    def forward(self, x):
+        return self.part(x) + x.mean(dim=0, keepdim=True) * (len(x) > self.most)
+
+
+@pytest.mark.parametrize(("block", "most"), [(0, 8), (0, 63), (2, 8), (2, 127)])
+def test_a_model_that_mixes_the_images_of_large_batches_only_is_refused(block, most):
+    model = small_vit()
+    model.blocks[block].mlp = MixesLargeBatches(model.blocks[block].mlp, most)
+    with pytest.raises(ConfigError, match=r"depends on the other images of its batch"):
+        look(model)
 
 
 def test_buffers_that_are_no_numbers_or_not_finite_may_stay_as_they_are():

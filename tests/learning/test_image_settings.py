@@ -399,3 +399,69 @@ def test_what_sites_say_of_themselves_has_every_setting():
     facts = problem.frozen_facts()
     assert facts.keys() >= {"image size", "crop", "interpolation", "mean", "deviation"}
     assert facts["mean"] == "(0.4, 0.4, 0.4)"
+
+
+@pytest.mark.parametrize(
+    ("cfg", "options", "says"),
+    [
+        ({"interpolation": "foo"}, {}, r"interpolation in its pretrained_cfg is 'foo'; .* one of nearest"),
+        ({"interpolation": "random"}, {}, "interpolation in its pretrained_cfg is 'random'"),
+        ({"crop_pct": -1}, {}, r"crop_pct in its pretrained_cfg is -1; it must be in \(0, 1\]"),
+        ({"crop_pct": "all"}, {}, "crop_pct in its pretrained_cfg is 'all'"),
+        ({"crop_mode": "foo"}, {}, "crop_mode in its pretrained_cfg is 'foo'; it must be one of center"),
+        ({"input_size": (3,)}, {}, r"input_size in its pretrained_cfg is \(3,\); .* three whole numbers"),
+        ({"input_size": (3, 16.0, 16)}, {}, "input_size in its pretrained_cfg is .* three whole numbers"),
+        ({"input_size": (2, 16, 16), "mean": (0.5,) * 2, "std": (0.5,) * 2}, {"in_chans": 2}, "2 channels"),
+        ({"input_size": (4, 16, 16), "mean": (0.5,) * 4, "std": (0.5,) * 4}, {"in_chans": 4}, "4 channels"),
+    ],
+)
+def test_settings_of_an_own_model_that_are_none_are_refused_as_the_keys_are(own, cfg, options, says):
+    with pytest.raises(ConfigError, match=rf"^model = 'own_vit:vit': .*{says}"):
+        create_model(own(CFG | cfg, **options), "none", 3, 0)
+
+
+def test_a_key_takes_the_place_of_an_own_models_wrong_setting(own):
+    keys = ImageKeys(crop_pct=0.5, interpolation="bicubic")
+    model = create_model(own(CFG | {"interpolation": "foo", "crop_pct": 2}), "none", 3, 0, keys)
+    assert (image_settings(model).crop_pct, image_settings(model).interpolation) == (0.5, "bicubic")
+
+
+class Uncopyable(VisionTransformer):
+    def __deepcopy__(self, memo):
+        raise RuntimeError("not twice")
+
+
+class OddHead(VisionTransformer):
+    def reset_classifier(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("cls", "says"),
+    [
+        (
+            lambda **o: VisionTransformer(**o).half(),
+            r"'cls_token' is torch\.float16; all must be torch\.float32",
+        ),
+        (lambda **o: VisionTransformer(**o).double(), r"'cls_token' is torch\.float64"),
+        (Uncopyable, "copying it, as each peer needs its own, raised RuntimeError: not twice"),
+        (OddHead, r"its reset_classifier\(3\) raised TypeError"),
+    ],
+)
+def test_an_own_model_that_cannot_be_used_says_why(own, cls, says):
+    with pytest.raises(ConfigError, match=rf"^model = 'own_vit:vit': .*{says}"):
+        create_model(own(CFG, cls), "none", 3, 0)
+
+
+class FailsInTraining(VisionTransformer):
+    def forward_head(self, x, pre_logits=False):
+        if self.training:
+            raise KeyError("targets")
+        return super().forward_head(x, pre_logits)
+
+
+def test_an_own_model_that_raises_in_training_mode_is_named(own):
+    config = LearningConfig(model=own(CFG, FailsInTraining), weights="none", tune="full")
+    says = r"^model = 'own_vit:vit': a probe of it, with tune = 'full', raised KeyError: 'targets'"
+    with pytest.raises(ConfigError, match=says):
+        _ = Workload(config, n=1).parts

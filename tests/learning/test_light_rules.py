@@ -73,7 +73,7 @@ def test_every_name_with_a_tag_that_timm_has_passes_and_another_tag_does_not(fre
 
 
 def test_where_timms_files_do_not_show_the_names_timm_is_asked(fresh, monkeypatch):
-    monkeypatch.setattr(timm_names, "_read", lambda _: timm_names.TimmNames({}, {}))
+    monkeypatch.setattr(timm_names, "_read", lambda _: timm_names.TimmNames({}, {}, {}))
     assert fresh().modules.items() >= registered().items()
     assert "augreg_in21k" in fresh().tags["vit_tiny_patch16_224"]
 
