@@ -80,7 +80,7 @@ def show(
     for note in shares["notes"]:
         console.print(Text(printable(note)), soft_wrap=True)
     if not shares["decoded"]:
-        console.print("looked at the files' heads; a run reads all of them and names those that are broken")
+        typer.echo("looked at the files' heads; a run reads all of them and names those that are broken")
     if png is not None:
         console.print(Text(f"drawn into {png}"), soft_wrap=True)
 
@@ -92,8 +92,7 @@ def _shares(values: dict[str, Any]) -> dict[str, Any]:
     config, graph = check(values, here=True)
     holdings = Holdings(config.learning, graph.n)
     data, size = holdings.dataset, len(holdings.dataset.classes)
-    whose = {peer: "" if peer is None else f"{graph.peer_names[peer]}: " for peer in holdings.surveys}
-    notes = [f"{whose[peer]}{line}" for peer, found in holdings.surveys.items() if (line := str(found))]
+    notes = [line if peer is None else f"{graph.peer_names[peer]}: {line}" for peer, line in holdings.notes]
     counts = [np.bincount(data.train.labels[positions], minlength=size) for positions in holdings.partition]
     unused = np.bincount(data.train.labels, minlength=size) - np.sum(counts, axis=0)
     test = np.bincount(data.test.labels[holdings.test_positions], minlength=size)

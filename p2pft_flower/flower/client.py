@@ -36,7 +36,6 @@ from p2pft_flower.transport import Prober
 
 if TYPE_CHECKING:
     # torch and timm take seconds to import: Flower loads the app in processes that never train.
-    from p2pft_flower.learning.survey import Survey
     from p2pft_flower.learning.workload import Workload
 
 __all__ = ["make_client_app", "rejoin", "versions"]
@@ -86,21 +85,21 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
         there = range(len(holdings.partition))
         data = {p: vars(holdings.data(p)) for p in peers or there if p in there}
         holdings.test_positions  # noqa: B018 - test images that cannot be used are told of now
-        surveys = holdings.surveys  # refuses images of which it is not clear what is black and white
+        lines = holdings.notes  # refuses images of which it is not clear what is black and white
         sites = (peers is not None or config.sited) and not pooled
         own = data if sites and not config.dp_clip else ()  # statistics would cost privacy, too
         pixels = {p: asdict(found) for p in own if (found := holdings.statistics(p)) is not None}
         frozen, images = ({}, "") if peers is None else (problem.frozen_facts(), problem.images_line)
         if peers is not None and not config.sited and not config.stream:
             frozen["training images"] = holdings.dealt_digest
-    notes = tuple(_noted(peer, found) for peer, found in surveys.items() if str(found))
+    notes = tuple(_noted(peer, line) for peer, line in lines)
     told = tuple(warnings)
     return _Facts(data, holdings.partition_spec, holdings.classes, told, notes, pixels, frozen, images)
 
 
-def _noted(peer: int | None, found: Survey) -> str:
-    """Say what was done to images, and log it on this machine."""
-    note = f"{'the dataset' if peer is None else f'peer {peer}'}: {found}"
+def _noted(peer: int | None, line: str) -> str:
+    """Say what was passed over or done to images, and log it on this machine."""
+    note = f"{'the dataset' if peer is None else f'peer {peer}'}: {line}"
     log.info("%s", note)
     return note
 

@@ -240,7 +240,7 @@ def tell_plan(run: Run) -> None:
         c.learning.weights,
         c.learning.tune,
         c.learning.dataset,
-        run.partition,
+        printable(run.partition),
     )
     if c.learning.weights == "none":
         log.warning(

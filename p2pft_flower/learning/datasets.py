@@ -168,12 +168,25 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split over the same classes."""
+    """A training and a test split over the same classes.
+
+    Attributes
+    ----------
+    name : str
+        The run-config's ``dataset``.
+    classes : tuple of str
+        Names of the classes, by label.
+    train, test : Split
+        The images.
+    passed_over : str
+        A line on what lies in its folders and is hidden; empty where nothing is.
+    """
 
     name: str
     classes: tuple[str, ...]
     train: Split
     test: Split
+    passed_over: str = ""
 
 
 def digits(data_dir: str) -> Dataset:  # noqa: ARG001 - a dataset's signature
@@ -248,8 +261,10 @@ def folder(path: str, *, site: bool = False) -> Dataset:
             passed_over.add(listing)
             if part == "train" and not listing.files:
                 if not site:
+                    kinds = f", but {_kinds(listing)}" if listing.others else ""
                     raise DataError(
-                        f"{root / part / name}: no image of class {name!r}; add some or remove the folder"
+                        f"{root / part / name}: no image of class {name!r}{kinds}; add some or remove the "
+                        "folder"
                     )
                 empty.append(name)
             files += listing.files
@@ -265,25 +280,26 @@ def folder(path: str, *, site: bool = False) -> Dataset:
     train, test = split("train"), split("test")
     _tell_passed_over(root, passed_over, outside)
     _check_same_files(root, classes, train, test)
-    return Dataset(f"folder:{path}", tuple(classes), train, test)
+    hidden = passed_over.hidden
+    line = f"{root}: {hidden.total()} hidden files and folders are passed over: {some_names([*hidden])}"
+    return Dataset(f"folder:{path}", tuple(classes), train, test, line if hidden else "")
+
+
+def _kinds(found: Listing) -> str:
+    """Return how many files there are of each kind that is no picture."""
+    return some_names(
+        [f"{number} {suffix or 'without a suffix'}" for suffix, number in found.others.most_common()]
+    )
 
 
 def _tell_passed_over(root: Path, found: Listing, outside: Sequence[Path]) -> None:
     """Log what lies in a dataset's folders and is not used, a line for each kind."""
-    if found.hidden:
-        log.info(
-            "%s: %d hidden files and folders are passed over: %s",
-            root,
-            found.hidden.total(),
-            some_names([*found.hidden]),
-        )
     if found.others:
-        kinds = [f"{number} {suffix or 'without a suffix'}" for suffix, number in found.others.most_common()]
         log.warning(
             "%s: %d files are no pictures that can be opened here and are not used: %s",
             root,
             found.others.total(),
-            some_names(kinds),
+            _kinds(found),
         )
     if found.loops:
         log.warning("%s: links that lead back to a folder above them: %s", root, some_names(found.loops))

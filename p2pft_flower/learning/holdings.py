@@ -163,6 +163,17 @@ class Holdings:
             raise ConfigError("; ".join(unclear))
         return found
 
+    @property
+    def notes(self) -> list[tuple[int | None, str]]:
+        """What was passed over, and what is done to images: a line each, and whose folder it is of."""
+        if self.config.sited:
+            looked_at: dict[int | None, Dataset] = dict(self._sites.folders.items())
+        else:
+            looked_at = {None: self.dataset}
+        lines = [(peer, images.passed_over) for peer, images in looked_at.items()]
+        lines += [(peer, str(found)) for peer, found in self.surveys.items()]
+        return [(peer, line) for peer, line in lines if line]
+
     def _window(self, peer: int | None) -> Range | None:
         ranges = self.config.pixel_ranges
         return ranges[0] if peer is None or len(ranges) == 1 else ranges[peer]
@@ -203,6 +214,8 @@ class Holdings:
         DataError
             When it cannot be read, naming it.
         """
+        if not file.is_file():  # a pipe would be waited for
+            raise DataError(f"{file}: no file, or none of images")
         alone = Split.of_files([file], np.zeros(1, dtype=np.int64))
         return replace(alone, pixels=survey([alone], window, f"{file}'s").pixels).picture(0)
 

@@ -197,7 +197,9 @@ def original_name(name: str, names: Collection[str]) -> str:
     table = _table(names)
     if table is None:
         return name
-    name = re.sub(r"\.attn\.qkv\.", ".attn.q.", name)
+    if ".attn.qkv." in name:
+        parts = [original_name(name.replace(".attn.qkv.", f".attn.{part}."), names) for part in "qkv"]
+        return next((part for part in parts if part not in names), parts[0])
     name = re.sub(r"\.attn\.([qv])_bias$", r".attn.\1.bias", name)
     name = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", name)
     fitting = [(theirs, new) for ours, theirs in table if (new := _rewrite(name, ours, theirs)) is not None]

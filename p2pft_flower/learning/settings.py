@@ -54,6 +54,10 @@ def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
     check_privacy(config, pooled=pooled)
 
 
+_OUR_OWN = ("folder:", "classes:", "dirichlet:", "shards:")
+"""How values begin that only look like references to a module of a user's own."""
+
+
 def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) -> None:
     """Refuse settings that name what this machine, on which the peers run, has not.
 
@@ -76,7 +80,7 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
     require_data(config.dataset, config.data_dir, download=config.download, peers=range(n))
     check_partition(config.partition, n, classes_of(config.dataset))
     for key, value in (("model", config.model), ("dataset", config.dataset), ("partition", config.partition)):
-        if is_reference(value) and not value.startswith("folder:"):
+        if is_reference(value) and not value.startswith(_OUR_OWN):
             check_reference(value, key=key, beside=places)
     if config.dp_clip and importlib.util.find_spec("opacus") is None:
         raise no_accountant("No module named 'opacus'")

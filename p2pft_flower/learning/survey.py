@@ -62,6 +62,9 @@ DARK_IMAGES = 0.05
 CLIPPED = 0.99
 """Share of the samples beyond a given range from which that is probably meant for other images."""
 
+HOUNSFIELD = -500
+"""Value below which images may be of CT: air has -1000, fat and water about 0."""
+
 STATISTICS = 256
 """Images of a site, evenly spaced, that its statistics are made of."""
 
@@ -322,6 +325,8 @@ def _declared(form: Form, seen: _Seen) -> Range | str:
     white = form.white
     if form.significant < form.bits and seen.highest < 2**form.significant:
         white = 2**form.significant - 1  # the low bits are the significant ones
+    if seen.alpha is not None and seen.lowest == seen.highest:
+        return 0.0, float(white)  # cut-outs of one colour: all that they show is in their alpha
     for part in (seen.values, *seen.parts):
         low, high = np.percentile(_without_marks(part, white), [100 - BRIGHT, BRIGHT])
         if high < white / 2 or high - low < white * SPAN:
@@ -380,6 +385,8 @@ def _dark(form: Form, seen: _Seen, white: float) -> list[str]:
 
 def _unfit(form: Form, seen: _Seen, window: Range) -> list[str]:
     clipped = float(np.mean((seen.values < window[0]) | (seen.values > window[1])))
+    if seen.alpha is not None and seen.lowest == seen.highest:
+        return []  # cut-outs of one colour
     if clipped < CLIPPED and seen.highest > seen.lowest:
         low, high = np.percentile(np.clip(seen.values, *window), [100 - BRIGHT, BRIGHT])
         if high - low >= SPAN * (window[1] - window[0]):
@@ -395,7 +402,8 @@ def _advice(seen: Mapping[Form, _Seen]) -> str:
     low = min(s.lowest for s in seen.values())
     high = max(_without_marks(s.values, form.white).max() for form, s in seen.items())
     if low < 0:
-        return "-1000:400 is usual for CT in Hounsfield units"
+        hounsfield = "-1000:400 is usual for CT in Hounsfield units; " if low <= HOUNSFIELD else ""
+        return f"{hounsfield}{low:g}:{high:g} is what they hold"
     if high <= 1 and any(form.kind == "float" for form in seen):
         return "0:1 where they are shares of white"
     if low > high / 2:

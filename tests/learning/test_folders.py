@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import unicodedata
@@ -57,15 +56,23 @@ LEFT_BEHIND = [
 
 @pytest.mark.parametrize("path", LEFT_BEHIND)
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_what_systems_leave_behind_is_no_class_and_no_image(path, part, folder, caplog):
+def test_what_systems_leave_behind_is_no_class_and_no_image(path, part, folder):
     before = read(folder)
     paint(folder / part / path, folder / part / "red" / path, folder / part / "red" / "deeper" / path)
-    with caplog.at_level(logging.INFO, "p2pft_flower"):
-        after = read(folder)
+    after = read(folder)
     assert after.classes == before.classes
     for split in ("train", "test"):
         assert getattr(after, split).files == getattr(before, split).files
-    assert "3 hidden files and folders are passed over: " + path.partition("/")[0] in caplog.text
+    assert f"3 hidden files and folders are passed over: {path.partition('/')[0]}" in after.passed_over
+    assert not before.passed_over
+
+
+def test_a_class_of_files_of_other_kinds_only_is_refused_with_their_number(folder):
+    (folder / "train" / "phone").mkdir()
+    for name in ("1.heic", "2.HEIC", "notes.txt"):
+        (folder / "train" / "phone" / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=r"no image of class 'phone', but 2 \.heic, 1 \.txt"):
+        read(folder)
 
 
 def test_a_class_that_is_named_as_systems_name_theirs_and_has_no_test_folder_is_warned_of(folder, caplog):

@@ -19,6 +19,7 @@ from p2pft_flower.learning.class_groups import class_owners
 from p2pft_flower.learning.datasets import load_dataset
 from p2pft_flower.learning.holdings import Holdings
 from p2pft_flower.learning.partitions import draw_shots, partition_images, resolve_partition
+from p2pft_flower.learning.settings import require_here
 
 NUMBERED = tuple(str(c) for c in range(400))
 LABELS = np.random.default_rng(5).integers(0, 6, 300)
@@ -444,3 +445,10 @@ def test_partitions_leave_nothing_in_the_home_or_temporary_folder(tmp_path):
     assert done.stdout.split() == ["4", "4", "4"]
     # matplotlib, which flwr-datasets imports, keeps its list of fonts where MPLCONFIGDIR says.
     assert [*home.rglob("*"), *temporary.rglob("*")] == []
+
+
+def test_one_class_by_its_name_is_no_module(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part / "a").mkdir(parents=True)
+    config = LearningConfig(dataset=f"folder:{tmp_path}", partition="classes:a")
+    require_here(config, 1)

@@ -218,6 +218,16 @@ def test_what_is_transparent_is_white_and_what_is_opaque_as_it_is_at_every_depth
         np.testing.assert_allclose(shown[:, half:], g[:, half:, None].repeat(3, 2), atol=1)
 
 
+def test_cut_outs_of_one_colour_show_what_their_alpha_says(tmp_path):
+    cut = [rgba(np.zeros_like(g), 65535, 65535, int) for g in LEVELS]
+    split = split_of(tmp_path, [png(c, 16, 6) for c in cut])
+    for black_white in (None, (0, 65535)):
+        found = survey([split], black_white, "x")
+        shown = np.asarray(found.pixels.picture(split.read(0)))
+        assert (shown == np.where(cut[0][..., 3:] > 0, 0, 255)).all()
+        assert found.warnings == ()
+
+
 def test_alpha_of_which_nothing_says_what_is_opaque_is_refused(tmp_path):
     contents = [png(rgba(g, 65535, 30000, int), 16, 6) for g in LEVELS]
     with pytest.raises(ConfigError, match="have alpha of 0 to 30000, and nothing says which is opaque"):

@@ -462,7 +462,7 @@ MISFITS = {
     "HF, keys lack": (
         "small_vit",
         lambda s: without(hugging_face(s, "vit"), "vit.encoder.layer.0.attention.attention.key"),
-        r"as 'vit\.encoder\.layer\.0\.attention\.attention\.query\.weight', are missing.*Hugging Face",
+        r"as 'vit\.encoder\.layer\.0\.attention\.attention\.key\.weight', are missing.*Hugging Face",
     ),
     "HF Swin, blocks lack": (
         "small_swin_deep",
