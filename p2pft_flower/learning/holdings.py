@@ -214,8 +214,8 @@ class Holdings:
         DataError
             When it cannot be read, naming it.
         """
-        if not file.is_file():  # a pipe would be waited for
-            raise DataError(f"{file}: no file, or none of images")
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise DataError(f"{file}: not a readable image (no regular file)")
         alone = Split.of_files([file], np.zeros(1, dtype=np.int64))
         return replace(alone, pixels=survey([alone], window, f"{file}'s").pixels).picture(0)
 

@@ -24,7 +24,7 @@ import numpy as np
 import xxhash
 
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
-from p2pft_flower.runtime.folders import sync
+from p2pft_flower.runtime.folders import make_private, new_private, require_regular, sync
 
 __all__ = [
     "SCHEMA",
@@ -229,7 +229,8 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     partial = path.with_suffix(".partial")
     try:
         tensors, document = _packed(checkpoint)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
+        new_private(partial)
         with partial.open("wb") as file:
             file.write(_header(document, tensors))
             for tensor in tensors.values():
@@ -316,6 +317,7 @@ def read_checkpoint(path: Path, run: str | None = None) -> tuple[Checkpoint, str
     from safetensors.numpy import load
 
     try:
+        require_regular(path)
         data = path.read_bytes()
         tensors = {name: tensor.copy() for name, tensor in load(data).items()}
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

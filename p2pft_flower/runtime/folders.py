@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from p2pft_flower.errors import ConfigError
 
-__all__ = ["FolderReport", "look_at", "require_writable", "sync"]
+__all__ = [
+    "FolderReport",
+    "look_at",
+    "make_private",
+    "new_private",
+    "private",
+    "require_regular",
+    "require_writable",
+    "sync",
+]
 
 
 @dataclass(frozen=True)
@@ -85,6 +96,62 @@ def require_writable(named: str, path: Path, remedy: str) -> None:
     report = look_at(named, path.absolute())
     if report.error:
         raise ConfigError(f"{named}: nothing can be written to {path} ({report.error}); {remedy}")
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder for its owner only (mode 0700), where it is not there; those above it as usual.
+
+    What lies in it is as private as the images: states, logs and models of a peer.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def private(path: str, flags: int) -> int:
+    """Open a file for its owner only (mode 0600); an ``opener`` for :func:`open`.
+
+    A link is not followed, and a pipe or device not waited for: neither belongs into a run's folder.
+
+    Raises
+    ------
+    OSError
+        When it cannot be opened, or is no regular file.
+    """
+    try:
+        number = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "a link, which is not followed", path) from None
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.ENXIO, "no regular file", path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "no regular file", path)
+    return number
+
+
+def new_private(path: Path) -> None:
+    """Put an empty file for its owner only in place of what a killed process has left there, be it a link.
+
+    Raises
+    ------
+    OSError
+        When it cannot be made.
+    """
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def require_regular(path: Path) -> None:
+    """Refuse a link, pipe or device where a file of a run is to be read by a library.
+
+    Raises
+    ------
+    OSError
+        When it is one, or is not there.
+    """
+    os.close(private(str(path), os.O_RDONLY))
 
 
 def sync(path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from p2pft_flower.errors import P2PFTError
-from p2pft_flower.runtime.folders import sync
+from p2pft_flower.runtime.folders import make_private, new_private, private, sync
 
 __all__ = ["Journal", "JournalError", "finite", "read_journal", "read_last_run", "read_runs"]
 
@@ -56,10 +56,10 @@ class Journal:
     def __init__(self, folder: Path, peer: int) -> None:
         self.peer = peer
         self.folder = folder / "peers"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_private(self.folder)
         self.path = self.folder / f"peer-{peer}.jsonl"
         _cut_torn_end(self.path)
-        self._file: TextIO = self.path.open("a", encoding="utf-8")
+        self._file: TextIO = open(self.path, "a", encoding="utf-8", opener=private)  # noqa: SIM115
         self._lock = threading.Lock()
         self._over = False
 
@@ -122,6 +122,7 @@ class Journal:
         path = self.folder / f"peer-{self.peer}{'.stopped' if stopped else ''}.safetensors"
         partial = path.with_suffix(".partial")
         with self._on_disk(path):
+            new_private(partial)
             save_file(dict(tensors), partial, metadata=dict(metadata))
             if not stopped:
                 sync(partial)
@@ -142,7 +143,10 @@ class Journal:
 
 def _cut_torn_end(path: Path) -> None:
     """Cut off a last line that a crash has torn, so that what is appended begins a line of its own."""
-    with contextlib.suppress(FileNotFoundError), path.open("rb+") as file:
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open(path, "rb+", opener=private) as file,
+    ):
         end = file.seek(0, os.SEEK_END)
         while end > 0:
             begin = max(0, end - _PIECE)
@@ -168,7 +172,7 @@ def finite(value: Any) -> Any:
 
 def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     """Yield a log's lines; a last line torn by a crash is left out."""
-    with path.open(encoding="utf-8") as file:
+    with open(path, encoding="utf-8", opener=private) as file:
         for line in file:
             if line.endswith("\n"):
                 yield json.loads(line)

@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.runtime.folders import sync
+from p2pft_flower.runtime.folders import make_private, require_regular, sync
 
 __all__ = ["next_incarnation"]
 
@@ -32,7 +32,7 @@ def next_incarnation(output_dir: Path, peer: int) -> int:
     path = output_dir / "peers" / f"peer-{peer}.starts"
     starts = _read(path) + 1
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as partial:
             partial.write(f"{starts}\n")
             partial.flush()
@@ -49,6 +49,7 @@ def next_incarnation(output_dir: Path, peer: int) -> int:
 
 def _read(path: Path) -> int:
     try:
+        require_regular(path)
         starts = int(path.read_text(encoding="ascii"))
     except FileNotFoundError:
         return 0

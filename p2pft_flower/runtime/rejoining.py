@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.runtime.folders import make_private, require_regular
 from p2pft_flower.runtime.journal import read_last_run
 from p2pft_flower.runtime.plan import Plan
 from p2pft_flower.runtime.running import running
@@ -34,7 +35,7 @@ def save_plan(plan: Plan) -> None:
     """
     path = plan_file(Path(plan.output_dir), plan.peers[0].peer)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private(path.parent)
         number, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")  # 0600
         try:
             with os.fdopen(number, "w", encoding="utf-8") as file:
@@ -74,6 +75,7 @@ def kept_plan(folder: Path, run: str, peer: int) -> Plan:
     """
     path = plan_file(folder, peer)
     try:
+        require_regular(path)
         plan = Plan.from_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(_not_here(folder, run, peer)) from error
