@@ -282,16 +282,15 @@ def holds_a_run(folder: Path) -> bool:
     """Tell whether ``folder`` has results, or what an interrupted run left: nothing is mixed with it.
 
     Results of a run that failed or was stopped before its peers trained hold no more than the reason: the
-    next run takes their place, and that of the logs of such peers. Logs without results are held: their run
-    may go on at this moment.
+    next run takes their place, and that of the logs of such peers. Logs, or their folder, without results are
+    held: their run may go on at this moment.
     """
-    left = _untrained_logs(folder)
-    if left is None:
+    if _untrained_logs(folder) is None:
         return True
     try:
         return read_results(folder)["status"] not in ("failed", "stopped")
     except DataError:
-        return bool(left) or os.path.lexists(folder / FILE)
+        return os.path.lexists(folder / PEERS) or os.path.lexists(folder / FILE)
 
 
 def take_place(folder: Path) -> None:
