@@ -47,6 +47,9 @@ burned-in marks and borders have them, in images that use little of the range.""
 APART = 1.8
 """Ratio of two successive images' brightest samples from which they may be images of two depths."""
 
+GROUP, NEAR_WHITE = 4, 0.8
+"""Images that make a group of one depth at least, and the share of its white that half of them must reach."""
+
 OPAQUE = 0.99
 """Share of the alpha that means opaque that the largest one found must reach."""
 
@@ -350,8 +353,10 @@ def _two_depths(tops: npt.NDArray[np.float64]) -> int | None:
     for i in range(1, len(ordered)):
         below, above = ordered[i - 1], ordered[i]
         bits = int(below).bit_length()
-        many = min(i, len(ordered) - i) >= DARK_IMAGES * len(ordered)
-        if many and bits >= 8 and below >= 0.8 * 2**bits and above >= APART * below:
+        many = min(i, len(ordered) - i) >= max(GROUP, DARK_IMAGES * len(ordered))
+        # Most images of a depth have a sample near its white; of single dark ones that is chance.
+        full = np.mean(ordered[:i] >= NEAR_WHITE * 2**bits) >= 0.5
+        if many and full and bits >= 8 and above >= APART * below:
             return bits
     return None
 

@@ -167,6 +167,11 @@ def test_sets_that_declare_more_than_they_use_are_refused_whatever_reaches_white
         survey([split_of(tmp_path, contents)], None, "x")
 
 
+def test_single_images_that_are_half_as_bright_as_the_others_are_no_other_depth(tmp_path):
+    contents = [png(g * (120 if i < 3 else 257), 16, 0) for i, g in enumerate(LEVELS)]
+    assert range_of(tmp_path, contents) == (0, 65535)
+
+
 def test_test_images_of_another_depth_than_the_training_images_are_refused(tmp_path):
     for name in ("train", "test"):
         (tmp_path / name).mkdir()
