@@ -7,9 +7,9 @@ root::
 
     python -m benchmarks.golden FILE [--write]
 
-The runs: the default one; on lopsided-4; 16 peers on two hosts; one that is stopped and resumed; Flower's
-FedAvg; and the default one deployed, over TLS. Exit code 1 where a digest differs, 2 where the file is of
-another machine.
+The runs: the default one; on lopsided-4; 16 peers, folded onto the processors; one that is stopped and
+resumed; Flower's FedAvg; and the default one deployed, over TLS. Exit code 1 where a digest differs, 2 where
+the file is of another machine.
 """
 
 from __future__ import annotations
@@ -28,17 +28,11 @@ import torch
 import typer
 from safetensors.numpy import load_file
 
-TWO_HOSTS = ("--federation-config", "num-supernodes=2 client-resources-num-cpus=1 init-args-num-cpus=2")
 SHORT = ("iterations=60", "evaluate-every=30")
 RUNS: dict[str, tuple[str, ...]] = {
     "default": SHORT,
     "lopsided-4": ("topology=lopsided-4", *SHORT),
-    "exponential:16 on two hosts": (
-        "topology=exponential:16",
-        "partition=dirichlet:1.0",
-        *SHORT,
-        *TWO_HOSTS,
-    ),
+    "exponential:16": ("topology=exponential:16", "partition=dirichlet:1.0", *SHORT),
     "fedavg": ("algorithm=fedavg", *SHORT),
 }
 
