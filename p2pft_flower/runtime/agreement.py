@@ -159,13 +159,19 @@ class Agreement:
                 heard.append(records.decode(message, groups, self._iterations))
             except ValueError as error:
                 wrong.append(error)
+        if (more := len(gossip.records) - len(groups)) > 0:
+            wrong.append(ValueError(f"there are {more} more than members"))
         try:
             known = records.decode_known(gossip.known, groups)
         except ValueError as error:
             wrong.append(error)
         if wrong:  # one line, however much there is
             log.warning(
-                "of what peer %d says %d records are not used: %s", gossip.sender, len(wrong), wrong[0]
+                "of what peer %d says %d of %d records are not used: %s",
+                gossip.sender,
+                len(gossip.records) - len(heard),
+                len(gossip.records),
+                wrong[0],
             )
         with self._lock:
             if (speaker := self._host.get(gossip.sender)) is not None:

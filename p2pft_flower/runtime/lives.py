@@ -7,11 +7,10 @@ start of the file; within it the member counts on when it is left out and asks t
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.runtime.folders import make_private, require_regular, sync
+from p2pft_flower.runtime.folders import make_private, new_private, require_regular, sync
 
 __all__ = ["next_incarnation"]
 
@@ -33,11 +32,11 @@ def next_incarnation(output_dir: Path, peer: int) -> int:
     starts = _read(path) + 1
     try:
         make_private(path.parent)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as partial:
-            partial.write(f"{starts}\n")
-            partial.flush()
-            os.fsync(partial.fileno())
-        os.replace(partial.name, path)  # noqa: PTH105 - a reader sees the whole file or none
+        partial = path.with_suffix(".starts.partial")  # one that a crash has left is replaced
+        new_private(partial)
+        partial.write_text(f"{starts}\n", encoding="ascii")
+        sync(partial)
+        os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
         sync(path.parent)
     except OSError as error:
         raise DataError(

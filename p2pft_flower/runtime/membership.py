@@ -465,7 +465,7 @@ class Membership:
         One that has finished may still let it in while it waits for others that train, and would say so: only
         what has stood for four rounds counts.
         """
-        newest = max((r for r in self.table if r.installed is not None), key=lambda r: r.view, default=None)
+        newest = self._newest(self.table)
         if newest is None or newest.installed is None:
             return ""
         done = (Phase.FINISHED, Phase.LEFT)
@@ -511,9 +511,14 @@ class Membership:
 
     def near(self) -> tuple[int, ...]:
         """Return the members of the newest view known that share an edge of the whole graph with this one."""
-        newest = max((r for r in self.table if r.installed is not None), key=lambda r: r.view, default=None)
+        newest = self._newest(self.table)
         value = self.current if newest is None or newest.installed is None else newest.installed
         return tuple(sorted(self._around(self.me).intersection(value.members) - {self.me}))
+
+    @staticmethod
+    def _newest(records: Iterable[Record]) -> Record | None:
+        """Return the record of the latest view that any of them says what it is; None where none does."""
+        return max((r for r in records if r.installed is not None), key=lambda r: r.view, default=None)
 
     def neighbourhood(self) -> View:
         """Return the view's peers and graph."""
@@ -542,11 +547,7 @@ class Membership:
 
     def _install_newer(self) -> bool:
         """Go to a later view that some record proves; return whether there was one."""
-        newest = max(
-            (r for r in self.records.values() if r.installed is not None),
-            key=lambda r: r.view,
-            default=None,
-        )
+        newest = self._newest(self.records.values())
         if newest is None or newest.installed is None:
             return False
         mine = newest.installed.incarnation(self.me)

@@ -126,5 +126,6 @@ def test_of_a_flood_of_wrong_records_one_line_is_logged_and_nothing_is_used(capl
     agreement.hear(flood)
     (line,) = caplog.messages
     assert line == (
-        "of what peer 1 says 4 records are not used: a record of member 1 with the iteration 101, over 100"
+        "of what peer 1 says 30000 of 30000 records are not used: "
+        "a record of member 1 with the iteration 101, over 100"
     )
