@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from p2pft_flower.config import LearningConfig
-from p2pft_flower.errors import ConfigError
+from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.datasets import Dataset, Split
 from p2pft_flower.learning.holdings import Holdings
 from p2pft_flower.learning.survey import statistics_of, survey
@@ -420,3 +422,9 @@ def test_an_image_of_ones_own_becomes_a_picture_as_the_datasets_do(tmp_path):
         Holdings.picture_of(file, None)
     shown = Holdings.picture_of(file, (0.0, 4080.0))
     np.testing.assert_array_equal(np.asarray(shown), np.rot90(LEVELS[0], -1))
+
+
+def test_a_pipe_is_no_image_of_ones_own_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "mine.png")
+    with pytest.raises(DataError, match=r"mine\.png: not a readable image \(no regular file\)"):
+        Holdings.picture_of(tmp_path / "mine.png", None)
