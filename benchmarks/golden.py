@@ -2,7 +2,7 @@
 
 What a model computes depends on processor and torch, so digests hold on the machine that made them: the file
 says which. Write it before the inside is rebuilt, and compare after each change.
-``tests/runtime/test_golden.py`` does the same for quadratics, on every machine. Usage, from the repository's
+``tests/host/test_golden.py`` does the same for quadratics, on every machine. Usage, from the repository's
 root::
 
     python -m benchmarks.golden FILE [--write]

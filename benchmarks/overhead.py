@@ -33,8 +33,8 @@ from rich.table import Table
 from scipy import stats
 
 from p2pft_flower.config import RunConfig
-from p2pft_flower.runtime.keeping import iterations_apart
-from p2pft_flower.runtime.plan import Neighbourhood, Plan, terms_digest
+from p2pft_flower.host.keeper import iterations_apart
+from p2pft_flower.plan import Neighbourhood, Plan, terms_digest
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import unix_address
@@ -65,10 +65,10 @@ def host(pipe: Connection, settings: dict[str, Any]) -> None:
     """
     import torch
 
+    from p2pft_flower.host.host import Host
+    from p2pft_flower.host.recorder import Recorder
+    from p2pft_flower.host.wires import Wires
     from p2pft_flower.learning.workload import Workload
-    from p2pft_flower.runtime.host import Host
-    from p2pft_flower.runtime.recorder import Recorder
-    from p2pft_flower.runtime.wires import Wires
 
     torch.set_num_threads(1)
     workload = Workload(RunConfig.from_mapping(settings).learning, 4)

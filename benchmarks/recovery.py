@@ -29,12 +29,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from p2pft_flower.chaos.relays import free_addresses
 from p2pft_flower.config import RunConfig
-from p2pft_flower.runtime import training
-from p2pft_flower.runtime.host import Host
-from p2pft_flower.runtime.journal import read_journal
-from p2pft_flower.runtime.plan import Neighbourhood, Plan, terms_digest
+from p2pft_flower.host import training
+from p2pft_flower.host.host import Host
+from p2pft_flower.keeping.journal import read_journal
+from p2pft_flower.lab.relays import free_addresses
+from p2pft_flower.plan import Neighbourhood, Plan, terms_digest
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import ExchangeStoppedError

@@ -32,13 +32,13 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from p2pft_flower.learning.batches import Batches
-from p2pft_flower.learning.datasets import Split
-from p2pft_flower.learning.features import Features, StoredFeatures, TrunkStore
+from p2pft_flower.learning.data.batches import Batches
+from p2pft_flower.learning.data.datasets import Split
 from p2pft_flower.learning.minibatches import MiniBatches
-from p2pft_flower.learning.models import preprocessing
+from p2pft_flower.learning.model.models import preprocessing
+from p2pft_flower.learning.model.split import Parts, split_model
 from p2pft_flower.learning.objective import PeerObjective, tail_vector
-from p2pft_flower.learning.split import Parts, split_model
+from p2pft_flower.learning.store.features import Features, StoredFeatures, TrunkStore
 
 CLASSES = 10
 PATHS = ("class-token", "query", "tokens")

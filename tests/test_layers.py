@@ -14,19 +14,38 @@ import p2pft_flower
 ROOT = Path(p2pft_flower.__file__).resolve().parent
 PACKAGE = "p2pft_flower"
 
-# topology, algorithms ← learning, transport ← runtime ← report ← flower ← cli; runtime ← chaos ← cli.
-# What a layer may import of the others; "" stands for the modules beside the layers (errors, config, …).
+# topology ← agreement, algorithms; algorithms ← learning, transport; agreement, transport, keeping ← host;
+# host ← report ← flower ← cli; host, learning ← lab ← cli. A room (learning.data) has its own rules.
+# What may be imported of the others; "" stands for the modules beside the layers (errors, config, …).
+_BELOW_HOST = {
+    "topology",
+    "algorithms",
+    "agreement",
+    "transport",
+    "transport.wire",
+    "transport.trust",
+    "keeping",
+}
+_LEARNING = {"learning", "learning.data", "learning.model", "learning.store"}
+_FLOWER = {*_BELOW_HOST, *_LEARNING, "host", "report"}
 MAY_IMPORT = {
     "": {"topology", "algorithms"},
     "topology": set(),
     "algorithms": {"topology"},
-    "learning": {"topology", "algorithms"},
-    "transport": {"topology", "algorithms"},
-    "runtime": {"topology", "algorithms", "transport"},
-    "report": {"topology", "algorithms", "transport", "runtime"},
-    "flower": {"topology", "algorithms", "learning", "transport", "runtime", "report"},
-    "chaos": {"topology", "algorithms", "learning", "transport", "runtime"},
-    "cli": {"topology", "algorithms", "learning", "transport", "runtime", "report", "flower", "chaos"},
+    "agreement": {"topology"},
+    "learning.data": {"learning", "topology", "algorithms"},
+    "learning.store": {"learning", "learning.data"},
+    "learning.model": {"learning", "learning.data", "learning.store"},
+    "learning": {*_LEARNING, "topology", "algorithms"},
+    "transport.wire": set(),
+    "transport.trust": {"transport.wire"},
+    "transport": {"transport.wire", "transport.trust", "topology", "algorithms"},
+    "keeping": {"topology", "algorithms"},
+    "host": _BELOW_HOST,
+    "report": {*_BELOW_HOST, "host"},
+    "flower": _FLOWER,
+    "lab": {*_BELOW_HOST, *_LEARNING, "host"},
+    "cli": {*_FLOWER, "flower", "lab"},
 }
 # A library that only some layers may import.
 HOME = {
@@ -41,7 +60,7 @@ HOME = {
     "opacus": {"learning"},
 }
 # … and what may be imported inside a function only, so that loading the layer stays light.
-LAZY = {("runtime", "safetensors"), ("cli", "safetensors"), ("cli", "torch"), ("learning", "opacus")}
+LAZY = {("keeping", "safetensors"), ("cli", "safetensors"), ("cli", "torch"), ("learning", "opacus")}
 FLOWER_PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
@@ -75,12 +94,12 @@ def imports(tree: ast.AST, module: str, *, is_package: bool = False) -> Iterator
 
 
 def layer_of(module: str) -> str | None:
-    """Return a module's layer, "" for modules beside the layers, None for other packages."""
+    """Return a module's room or layer, "" for modules beside the layers, None for other packages."""
     top, _, rest = module.partition(".")
     if top != PACKAGE:
         return None
-    name = rest.partition(".")[0]
-    return name if name in MAY_IMPORT else ""
+    room, layer = ".".join(rest.split(".")[:2]), rest.partition(".")[0]
+    return next((name for name in (room, layer) if name in MAY_IMPORT), "")
 
 
 def within(name: str, package: str) -> bool:
@@ -95,9 +114,10 @@ def violations(source: str, module: str, *, is_package: bool = False) -> list[st
         there = layer_of(name)
         if there and there != here and there not in MAY_IMPORT[here]:
             found.append(f"{module}:{line}: {here or 'a module beside the layers'} imports {name}")
+        layer = here.partition(".")[0]
         for library, homes in HOME.items():
-            allowed = here in homes or (lazy and (here, library) in LAZY)
-            if within(name, library) and (not allowed or ((here, library) in LAZY and not lazy)):
+            allowed = layer in homes or (lazy and (layer, library) in LAZY)
+            if within(name, library) and (not allowed or ((layer, library) in LAZY and not lazy)):
                 found.append(f"{module}:{line}: {name} is imported outside {', '.join(sorted(homes))}")
         if within(name, "flwr") and not any(within(name, public) for public in FLOWER_PUBLIC):
             found.append(f"{module}:{line}: {name} is none of Flower's public modules")
@@ -146,7 +166,9 @@ def modules() -> list[tuple[str, str, bool]]:
 
 def test_every_folder_of_the_package_is_a_layer_with_rules() -> None:
     folders = {file.relative_to(ROOT).parts[0] for file in ROOT.rglob("*.py") if file.parent != ROOT}
-    assert folders == MAY_IMPORT.keys() - {""}
+    assert folders == {name for name in MAY_IMPORT if name and "." not in name}
+    rooms = {".".join(file.relative_to(ROOT).parent.parts) for file in ROOT.rglob("__init__.py")}
+    assert rooms - {"", "learning.model.embedded"} == MAY_IMPORT.keys() - {""}
 
 
 def test_imports_point_one_way_and_libraries_stay_in_their_layers() -> None:
@@ -168,18 +190,18 @@ def test_nothing_in_the_package_pickles() -> None:
         ("algorithms.fake", "def f():\n    from torch.nn import Linear"),
         ("algorithms.fake", "import grpc"),
         ("algorithms.fake", "from flwr.app import Message"),
-        ("algorithms.fake", "from p2pft_flower import runtime"),
+        ("algorithms.fake", "from p2pft_flower import host"),
         ("algorithms.fake", "from ..cli import app"),
         ("learning.fake", "import p2pft_flower.transport.links"),
         ("learning.fake", "import grpc"),
         ("transport.fake", "import torch"),
-        ("transport.fake", "from p2pft_flower.runtime.plan import Plan"),
-        ("runtime.fake", "import torch"),
-        ("runtime.fake", "def f():\n    import torch"),
-        ("runtime.fake", "from safetensors.torch import save_file"),
-        ("runtime.fake", "from p2pft_flower.learning.workload import Workload"),
-        ("runtime.fake", "import grpc"),
-        ("runtime.fake", "import flwr"),
+        ("transport.fake", "from p2pft_flower.host.training import Training"),
+        ("host.fake", "import torch"),
+        ("host.fake", "def f():\n    import torch"),
+        ("host.fake", "from safetensors.torch import save_file"),
+        ("host.fake", "from p2pft_flower.learning.workload import Workload"),
+        ("host.fake", "import grpc"),
+        ("host.fake", "import flwr"),
         ("report.fake", "from p2pft_flower.flower import server"),
         ("flower.fake", "import flwr"),
         ("flower.fake", "from flwr.server import ServerApp"),
@@ -202,7 +224,7 @@ def test_a_violation_is_found(module: str, source: str) -> None:
             "algorithms.fake",
             "from p2pft_flower.topology import Graph\nfrom ..errors import ConfigError\nimport numpy",
         ),
-        ("runtime.fake", "def f():\n    from safetensors.torch import save_file"),
+        ("keeping.fake", "def f():\n    from safetensors.torch import save_file"),
         ("transport.fake", "import grpc\nfrom google.protobuf.message import Message"),
         ("flower.fake", "import flwr.serverapp.strategy\nfrom flwr.app import Message\nimport torch"),
         ("learning.fake", "import flwr_datasets, torch.nn, timm"),

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from p2pft_flower.cli.run import EXIT_USAGE
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.transport.certificates import (
+from p2pft_flower.transport.trust.certificates import (
     CA_FILE,
     CA_KEY_FILE,
     PEER_FILE,

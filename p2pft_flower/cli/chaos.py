@@ -16,12 +16,12 @@ from rich.table import Table
 from p2pft_flower.cli.completion import complete_graphs
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.resources import home, home_named
-from p2pft_flower.runtime.folders import require_writable
 from p2pft_flower.topology import Graph
 
 if TYPE_CHECKING:
-    from p2pft_flower.chaos.storm import Report
+    from p2pft_flower.lab.storm import Report
 
 __all__ = ["chaos"]
 
@@ -80,7 +80,7 @@ def chaos(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None
     show.print(f"starting {graph.n} peers on {graph.name}; seed {seed}; logs in {folder} …")
-    from p2pft_flower.chaos.storm import Storm  # torch
+    from p2pft_flower.lab.storm import Storm  # torch
 
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -106,8 +106,8 @@ def chaos(
 
 
 def _show(report: Report, console: Console) -> None:
-    from p2pft_flower.chaos.schedule import Kind
-    from p2pft_flower.chaos.watch import Check
+    from p2pft_flower.lab.schedule import Kind
+    from p2pft_flower.lab.watch import Check
 
     faults = Table("fault", "times", "to the next iteration, s: median", "max", "the run did not stop")
     for kind in Kind:

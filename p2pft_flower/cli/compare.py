@@ -20,10 +20,10 @@ from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE, execute_or_record
 from p2pft_flower.cli.settings import check, method_settings, parse_settings
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower.strategies import strategy_names
+from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.report.figures import draw_comparison
 from p2pft_flower.report.results import holds_a_run
 from p2pft_flower.report.tables import comparison_markdown, comparison_table, titled
-from p2pft_flower.runtime.folders import require_writable
 
 __all__ = ["compare"]
 

@@ -15,7 +15,7 @@ from tomlkit.exceptions import TOMLKitError
 
 from p2pft_flower.cli.flwr_run import FlowerError, flower_environment, program
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.runtime.folders import require_writable
+from p2pft_flower.keeping.folders import require_writable
 
 __all__ = [
     "add_connection",

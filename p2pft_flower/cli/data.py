@@ -87,7 +87,7 @@ def show(
 
 def _shares(values: dict[str, Any]) -> dict[str, Any]:
     """Return what ``--json`` prints; keys are only ever added."""
-    from p2pft_flower.learning.holdings import Holdings
+    from p2pft_flower.learning.data.holdings import Holdings
 
     config, graph = check(values, here=True)
     holdings = Holdings(config.learning, graph.n)

@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from p2pft_flower.errors import DataError, P2PFTError, printable
-from p2pft_flower.learning.scored_data import require_scored_data
+from p2pft_flower.keeping.progress import scored
+from p2pft_flower.learning.data.scored_data import require_scored_data
 from p2pft_flower.report.tables import RANDOM_WEIGHTS, number
-from p2pft_flower.runtime.progress import scored
 
 __all__ = ["evaluate", "tail_files"]
 

@@ -10,7 +10,7 @@ import typer
 
 from p2pft_flower.cli.evaluate import tail_files
 from p2pft_flower.errors import ConfigError, P2PFTError
-from p2pft_flower.runtime.folders import require_writable
+from p2pft_flower.keeping.folders import require_writable
 
 __all__ = ["export"]
 

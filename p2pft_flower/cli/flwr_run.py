@@ -24,8 +24,8 @@ import psutil
 from p2pft_flower.cli.proxies import answers, without_local_proxies
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower.logs import LINE
+from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.resources import resource_dir
-from p2pft_flower.runtime.folders import require_writable
 
 __all__ = [
     "FLOWER_STOPPED",

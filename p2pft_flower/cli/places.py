@@ -5,9 +5,9 @@ from __future__ import annotations
 from p2pft_flower.cli.connections import require_flower_home
 from p2pft_flower.cli.flwr_run import temporary_folder
 from p2pft_flower.config import LearningConfig
-from p2pft_flower.learning.cache import cache_folder
+from p2pft_flower.keeping.folders import require_writable
+from p2pft_flower.learning.store.cache import cache_folder
 from p2pft_flower.resources import home_named
-from p2pft_flower.runtime.folders import require_writable
 
 __all__ = ["require_places"]
 

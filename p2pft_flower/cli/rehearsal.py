@@ -36,13 +36,13 @@ from p2pft_flower.cli.flwr_run import (
 )
 from p2pft_flower.cli.proxies import answers
 from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.keeping.folders import require_writable
+from p2pft_flower.keeping.processes import is_alive, start_mark
 from p2pft_flower.resources import home, home_named
-from p2pft_flower.runtime.folders import require_writable
-from p2pft_flower.runtime.processes import is_alive, start_mark
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES, parse_address
-from p2pft_flower.transport.certificates import create_authority, issue, issue_coordinator
-from p2pft_flower.transport.tls import TLS13_ENVIRONMENT
+from p2pft_flower.transport.trust.certificates import create_authority, issue, issue_coordinator
+from p2pft_flower.transport.trust.tls import TLS13_ENVIRONMENT
 
 __all__ = [
     "CONNECTION",
@@ -83,7 +83,7 @@ class Process:
     pid : int
         Its number.
     started : str
-        What :func:`~p2pft_flower.runtime.processes.start_mark` said of it: the system may give its number to
+        What :func:`~p2pft_flower.keeping.processes.start_mark` said of it: the system may give its number to
         another later.
     log : str
         The file with what it says.

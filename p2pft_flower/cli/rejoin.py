@@ -10,10 +10,10 @@ import typer
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 from p2pft_flower.flower.logs import log_to_stream
 from p2pft_flower.flower.site import Site
+from p2pft_flower.host.agreement import LostContactError
+from p2pft_flower.host.host import PeerFailedError
+from p2pft_flower.keeping.progress import scored
 from p2pft_flower.report.tables import number
-from p2pft_flower.runtime.agreement import LostContactError
-from p2pft_flower.runtime.host import PeerFailedError
-from p2pft_flower.runtime.progress import scored
 
 __all__ = ["rejoin"]
 

@@ -23,6 +23,7 @@ from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, exec
 from p2pft_flower.cli.settings import check, method_settings, parse_settings
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.report.paper import DATASETS, NODES, TABLES
 from p2pft_flower.report.reproduction import (
     Row,
@@ -33,7 +34,6 @@ from p2pft_flower.report.reproduction import (
 )
 from p2pft_flower.report.results import FILE, holds_a_run, read_results
 from p2pft_flower.resources import resource_dir
-from p2pft_flower.runtime.folders import require_writable
 from p2pft_flower.topology import Graph
 
 __all__ = ["preset", "reproduce"]

@@ -20,11 +20,11 @@ from p2pft_flower.flower.resume import (
 )
 from p2pft_flower.flower.rounds import check_resumable
 from p2pft_flower.flower.strategies import is_strategy, make_strategy, unknown_algorithm
+from p2pft_flower.keeping.resuming import config_differences, refuse
 from p2pft_flower.learning.settings import check_learning, require_here
 from p2pft_flower.plugins import check_reference, is_reference
 from p2pft_flower.report.results import default_output_dir
 from p2pft_flower.resources import resource_dir
-from p2pft_flower.runtime.resuming import config_differences, refuse
 from p2pft_flower.topology import Graph
 
 __all__ = [

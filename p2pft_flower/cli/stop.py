@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from p2pft_flower.runtime.running import running
+from p2pft_flower.keeping.running import running
 
 __all__ = ["stop"]
 

@@ -23,15 +23,15 @@ from p2pft_flower.flower import messages
 from p2pft_flower.flower.host_process import run_host
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
 from p2pft_flower.flower.site import Site
+from p2pft_flower.host.host import Host, PeerFailedError
+from p2pft_flower.host.recorder import Outcome
+from p2pft_flower.host.wires import Access
+from p2pft_flower.keeping.folders import look_at
+from p2pft_flower.keeping.progress import told_evaluations
+from p2pft_flower.keeping.rejoining import kept_plan, save_plan
+from p2pft_flower.keeping.resuming import look_through
+from p2pft_flower.plan import Plan, config_digest
 from p2pft_flower.resources import home
-from p2pft_flower.runtime.folders import look_at
-from p2pft_flower.runtime.host import Host, PeerFailedError
-from p2pft_flower.runtime.plan import Plan, config_digest
-from p2pft_flower.runtime.progress import told_evaluations
-from p2pft_flower.runtime.recorder import Outcome
-from p2pft_flower.runtime.rejoining import kept_plan, save_plan
-from p2pft_flower.runtime.resuming import look_through
-from p2pft_flower.runtime.wires import Access
 from p2pft_flower.transport import Prober
 
 if TYPE_CHECKING:

@@ -21,10 +21,10 @@ from p2pft_flower.algorithms.seam import heavy_ball
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.site import Site
+from p2pft_flower.host.exchange import DivergedError
+from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping.journal import Journal
 from p2pft_flower.learning.workload import Workload
-from p2pft_flower.runtime import sketch
-from p2pft_flower.runtime.exchange import DivergedError
-from p2pft_flower.runtime.journal import Journal
 
 __all__ = ["answer", "evaluate", "theta_of", "to_arrays", "train"]
 

@@ -9,10 +9,10 @@ import threading
 
 from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.flower.supernode import answers, watched
-from p2pft_flower.runtime.agreement import LostContactError
-from p2pft_flower.runtime.host import Host
-from p2pft_flower.runtime.recorder import Outcome
-from p2pft_flower.runtime.running import registered
+from p2pft_flower.host.agreement import LostContactError
+from p2pft_flower.host.host import Host
+from p2pft_flower.host.recorder import Outcome
+from p2pft_flower.keeping.running import registered
 from p2pft_flower.transport import ExchangeStoppedError
 
 __all__ = ["run_host"]
@@ -36,7 +36,7 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
     LostContactError
         When the others have gone on without this host, and it was not let in again in time.
     Exception
-        What :meth:`~p2pft_flower.runtime.host.Host.run` raises.
+        What :meth:`~p2pft_flower.host.host.Host.run` raises.
     """
     result: list[list[Outcome]] = []
     failure: list[BaseException] = []

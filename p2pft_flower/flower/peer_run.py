@@ -19,16 +19,16 @@ from p2pft_flower.flower.ending import STOPPED, Ending
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.run import Run, collect_results
 from p2pft_flower.flower.signals import before_obeying
+from p2pft_flower.host.keeper import files_kept
+from p2pft_flower.host.recorder import MAX_NOTE
+from p2pft_flower.host.wires import Access, remote_edges
+from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping.journal import read_journal
+from p2pft_flower.keeping.progress import Progress, Report
+from p2pft_flower.keeping.running import running
+from p2pft_flower.plan import Neighbourhood, Plan, greetings, terms_digest
 from p2pft_flower.report.collected import peer_record, run_record
 from p2pft_flower.report.results import log_name, lost_on_the_way, merged_views
-from p2pft_flower.runtime import sketch
-from p2pft_flower.runtime.journal import read_journal
-from p2pft_flower.runtime.keeping import files_kept
-from p2pft_flower.runtime.plan import Neighbourhood, Plan, greetings, terms_digest
-from p2pft_flower.runtime.progress import Progress, Report
-from p2pft_flower.runtime.recorder import MAX_NOTE
-from p2pft_flower.runtime.running import running
-from p2pft_flower.runtime.wires import Access, remote_edges
 from p2pft_flower.transport import (
     Credentials,
     ObserverServer,

@@ -12,9 +12,9 @@ from p2pft_flower.flower import messages, nodes
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.flower.run import Run
 from p2pft_flower.flower.unlike import unlike
+from p2pft_flower.plan import config_digest
 from p2pft_flower.report.preflight import PREFLIGHT_FILE, preflight_tables
 from p2pft_flower.report.results import write_json
-from p2pft_flower.runtime.plan import config_digest
 
 __all__ = ["preflight"]
 

@@ -12,10 +12,8 @@ from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.flower.run import Run
 from p2pft_flower.flower.strategies import is_strategy
-from p2pft_flower.report.results import default_output_dir
-from p2pft_flower.runtime.checkpoints import SERVER
-from p2pft_flower.runtime.plan import ResumePoint
-from p2pft_flower.runtime.resuming import (
+from p2pft_flower.keeping.checkpoints import SERVER
+from p2pft_flower.keeping.resuming import (
     Kept,
     KeptView,
     config_differences,
@@ -26,6 +24,8 @@ from p2pft_flower.runtime.resuming import (
     place_differences,
     refuse,
 )
+from p2pft_flower.plan import ResumePoint
+from p2pft_flower.report.results import default_output_dir
 
 __all__ = ["check_length", "earlier_run", "known_length", "no_extension_alone", "resumed", "resumed_folder"]
 

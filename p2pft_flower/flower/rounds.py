@@ -18,7 +18,7 @@ from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.flower.resume import check_length, resumed_folder
 from p2pft_flower.flower.run import Run
 from p2pft_flower.flower.strategies import plain_name
-from p2pft_flower.runtime.checkpoints import (
+from p2pft_flower.keeping.checkpoints import (
     SERVER,
     Checkpoint,
     checkpoint_files,
@@ -27,9 +27,9 @@ from p2pft_flower.runtime.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from p2pft_flower.runtime.plan import ResumePoint
-from p2pft_flower.runtime.progress import Report
-from p2pft_flower.runtime.resuming import config_differences, data_differences, look_through, refuse
+from p2pft_flower.keeping.progress import Report
+from p2pft_flower.keeping.resuming import config_differences, data_differences, look_through, refuse
+from p2pft_flower.plan import ResumePoint
 
 __all__ = ["STATELESS", "RoundKeeper", "check_resumable"]
 

@@ -13,12 +13,12 @@ from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, printable
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.unlike import unlike
-from p2pft_flower.learning.names import differing_unseen
+from p2pft_flower.host.keeper import iterations_apart
+from p2pft_flower.keeping.progress import Progress
+from p2pft_flower.keeping.resuming import KNOWN_BY
+from p2pft_flower.learning.data.names import differing_unseen
+from p2pft_flower.plan import ResumePoint
 from p2pft_flower.report.results import absent_at_start, run_results
-from p2pft_flower.runtime.keeping import iterations_apart
-from p2pft_flower.runtime.plan import ResumePoint
-from p2pft_flower.runtime.progress import Progress
-from p2pft_flower.runtime.resuming import KNOWN_BY
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import unix_address

@@ -30,11 +30,11 @@ from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.flower.strategies import is_strategy, make_strategy, unknown_algorithm
 from p2pft_flower.flower.strategy_run import run_strategy
 from p2pft_flower.flower.trust import check_trust, coordinator_credentials, observer_access
+from p2pft_flower.host.wires import Access
 from p2pft_flower.learning.settings import check_learning
 from p2pft_flower.plugins import is_reference
 from p2pft_flower.report.results import default_output_dir, require_place, take_place, write_results
 from p2pft_flower.report.tables import run_table, view_lines
-from p2pft_flower.runtime.wires import Access
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from p2pft_flower.config import LearningConfig, read_range
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.learning.dataset_names import refuse_data_dir
+from p2pft_flower.host.wires import Access
+from p2pft_flower.keeping.folders import require_writable
+from p2pft_flower.learning.data.dataset_names import refuse_data_dir
 from p2pft_flower.report.results import default_output_dir
-from p2pft_flower.runtime.folders import require_writable
-from p2pft_flower.runtime.wires import Access
 from p2pft_flower.transport import Credentials, parse_address
 
 __all__ = ["Site"]

@@ -15,7 +15,7 @@ from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.flower.rounds import RoundKeeper
 from p2pft_flower.flower.run import Run, collect_results
 from p2pft_flower.flower.strategies import PeersGrid, make_strategy
-from p2pft_flower.runtime.progress import Progress, Report
+from p2pft_flower.keeping.progress import Progress, Report
 
 __all__ = ["run_strategy"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from p2pft_flower.config import RunConfig
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
-from p2pft_flower.runtime.wires import Access
+from p2pft_flower.host.wires import Access
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES, Credentials, parse_address
 

@@ -26,7 +26,7 @@ def unlike(statistics: Mapping[int, Mapping[str, Any]]) -> str | None:
     Parameters
     ----------
     statistics : mapping of int to mapping
-        Fields of :class:`~p2pft_flower.learning.survey.Statistics` by peer.
+        Fields of :class:`~p2pft_flower.learning.data.survey.Statistics` by peer.
     """
     pairs = [
         (i, j, differences)

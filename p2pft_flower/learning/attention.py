@@ -37,7 +37,7 @@ from torch import nn
 from torch.func import functional_call
 
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.learning.models import data_config, preprocessing
+from p2pft_flower.learning.model.models import data_config, preprocessing
 
 __all__ = [
     "MAPS",

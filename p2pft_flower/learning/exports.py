@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.image_settings import ImageKeys, ImageSettings
-from p2pft_flower.learning.models import bare_model
+from p2pft_flower.learning.data.image_settings import ImageKeys, ImageSettings
+from p2pft_flower.learning.model.models import bare_model
+from p2pft_flower.learning.model.tuning import tune_model
+from p2pft_flower.learning.model.weight_files import number_fault
 from p2pft_flower.learning.tails import Tail
-from p2pft_flower.learning.tuning import tune_model
-from p2pft_flower.learning.weight_files import number_fault
 
 __all__ = ["load_export", "write_export"]
 

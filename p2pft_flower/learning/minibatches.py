@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from p2pft_flower.learning.batches import Batches, GrowingBatches, PoissonBatches
-from p2pft_flower.learning.features import Features
+from p2pft_flower.learning.data.batches import Batches, GrowingBatches, PoissonBatches
+from p2pft_flower.learning.store.features import Features
 
 __all__ = ["MiniBatch", "MiniBatches", "PooledMiniBatches"]
 

@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from p2pft_flower.learning.draws import seeded
-from p2pft_flower.learning.features import Features
 from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches, PooledMiniBatches
-from p2pft_flower.learning.modes import training
+from p2pft_flower.learning.model.modes import training
+from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, Spent
-from p2pft_flower.learning.structure import share_copy
+from p2pft_flower.learning.store.features import Features
 
 __all__ = ["Evaluation", "PeerObjective", "evaluate", "tail_vector", "trained_parameters"]
 

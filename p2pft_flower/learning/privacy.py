@@ -28,11 +28,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.learning.batches import PoissonBatches
+from p2pft_flower.learning.data.batches import PoissonBatches
 from p2pft_flower.learning.draws import seeded
-from p2pft_flower.learning.features import Features
-from p2pft_flower.learning.modes import training
+from p2pft_flower.learning.model.modes import training
 from p2pft_flower.learning.settings import no_accountant
+from p2pft_flower.learning.store.features import Features
 
 __all__ = ["ClippedGradients", "Privacy", "Spent", "epsilon", "require_accountant", "tell_draws"]
 

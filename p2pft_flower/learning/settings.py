@@ -8,12 +8,17 @@ from pathlib import Path
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.learning.augmenting import check_augment
-from p2pft_flower.learning.dataset_names import check_dataset_name, classes_of, refuse_data_dir, require_data
-from p2pft_flower.learning.devices import check_device
-from p2pft_flower.learning.model_names import check_model_name, check_weights
-from p2pft_flower.learning.model_sizes import check_sizes
-from p2pft_flower.learning.partitions import check_partition
+from p2pft_flower.learning.data.augmenting import check_augment
+from p2pft_flower.learning.data.dataset_names import (
+    check_dataset_name,
+    classes_of,
+    refuse_data_dir,
+    require_data,
+)
+from p2pft_flower.learning.data.partitions import check_partition
+from p2pft_flower.learning.model.devices import check_device
+from p2pft_flower.learning.model.model_names import check_model_name, check_weights
+from p2pft_flower.learning.model.model_sizes import check_sizes
 from p2pft_flower.plugins import check_reference, is_reference
 
 __all__ = [

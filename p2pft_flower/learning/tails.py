@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.learning.dataset_names import reads_data_dir
-from p2pft_flower.learning.image_settings import ImageSettings
+from p2pft_flower.learning.data.dataset_names import reads_data_dir
+from p2pft_flower.learning.data.image_settings import ImageSettings
 from p2pft_flower.learning.objective import Evaluation
 from p2pft_flower.learning.workload import TAIL_SCHEMA, Workload
 

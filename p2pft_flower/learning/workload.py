@@ -19,27 +19,27 @@ from torch import nn
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.added import merge_low_rank
-from p2pft_flower.learning.batches import Batches, GrowingBatches
-from p2pft_flower.learning.datasets import Split
-from p2pft_flower.learning.devices import choose_device, choose_trunk_dtype
-from p2pft_flower.learning.features import Features, TrunkStore
+from p2pft_flower.learning.data.batches import Batches, GrowingBatches
+from p2pft_flower.learning.data.datasets import Split
+from p2pft_flower.learning.data.holdings import Holdings
+from p2pft_flower.learning.data.image_settings import ImageKeys, ImageSettings, image_settings
 from p2pft_flower.learning.hidden_state import refuse_hidden_state
-from p2pft_flower.learning.holdings import Holdings
-from p2pft_flower.learning.image_settings import ImageKeys, ImageSettings, image_settings
 from p2pft_flower.learning.live import LiveFeatures, StreamFeatures, augmentation
 from p2pft_flower.learning.minibatches import MiniBatches, PooledMiniBatches
-from p2pft_flower.learning.models import MODELS, create_model, data_config, preprocessing
-from p2pft_flower.learning.modes import keeps_statistics
+from p2pft_flower.learning.model.added import merge_low_rank
+from p2pft_flower.learning.model.devices import choose_device, choose_trunk_dtype
+from p2pft_flower.learning.model.models import MODELS, create_model, data_config, preprocessing
+from p2pft_flower.learning.model.modes import keeps_statistics
+from p2pft_flower.learning.model.own_forward import check_own_forward
+from p2pft_flower.learning.model.own_step import check_own_step
+from p2pft_flower.learning.model.split import PATHS, Parts, split_model
+from p2pft_flower.learning.model.structure import share_copy
+from p2pft_flower.learning.model.tuning import tune_model
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
-from p2pft_flower.learning.own_forward import check_own_forward
-from p2pft_flower.learning.own_step import check_own_step
 from p2pft_flower.learning.preparing import progress_told_to
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, require_accountant, tell_draws
 from p2pft_flower.learning.settings import check_privacy
-from p2pft_flower.learning.split import PATHS, Parts, split_model
-from p2pft_flower.learning.structure import share_copy
-from p2pft_flower.learning.tuning import tune_model
+from p2pft_flower.learning.store.features import Features, TrunkStore
 from p2pft_flower.plugins import is_reference, telling_whose
 
 __all__ = ["TAIL_SCHEMA", "Workload"]

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from p2pft_flower.errors import DataError, TopologyError
+from p2pft_flower.keeping.journal import read_last_run
+from p2pft_flower.keeping.progress import Progress, Report
+from p2pft_flower.keeping.resuming import without_paths
 from p2pft_flower.report.results import absent_at_start, lost_on_the_way, merged_views, run_results
-from p2pft_flower.runtime.journal import read_last_run
-from p2pft_flower.runtime.progress import Progress, Report
-from p2pft_flower.runtime.resuming import without_paths
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
+from p2pft_flower.keeping.progress import human_bytes
 from p2pft_flower.report.tables import number, render, spans
-from p2pft_flower.runtime.progress import human_bytes
 
 __all__ = ["PREFLIGHT_FILE", "preflight_tables"]
 

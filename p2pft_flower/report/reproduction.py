@@ -13,10 +13,10 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from p2pft_flower.keeping.progress import human_bytes
 from p2pft_flower.report.paper import DATASETS, NODES, STATED, TABLES, PaperTable
 from p2pft_flower.report.results import summary
 from p2pft_flower.report.tables import cell, number, render, titled
-from p2pft_flower.runtime.progress import human_bytes
 
 __all__ = [
     "SCHEMA",

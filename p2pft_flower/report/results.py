@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping.checkpoints import SERVER, checkpoint_folder
+from p2pft_flower.keeping.folders import require_writable
+from p2pft_flower.keeping.journal import finite, read_journal
+from p2pft_flower.keeping.progress import scored
 from p2pft_flower.resources import home, home_named
-from p2pft_flower.runtime import sketch
-from p2pft_flower.runtime.checkpoints import SERVER, checkpoint_folder
-from p2pft_flower.runtime.folders import require_writable
-from p2pft_flower.runtime.journal import finite, read_journal
-from p2pft_flower.runtime.progress import scored
 
 __all__ = [
     "FILE",
@@ -199,11 +199,11 @@ def run_results(
     iterations : int
         Length of the run.
     outcomes : mapping of int to mapping
-        Fields of :class:`~p2pft_flower.runtime.recorder.Outcome` by peer.
+        Fields of :class:`~p2pft_flower.host.recorder.Outcome` by peer.
     about : mapping of int to mapping
         ``name``, ``classes`` and ``images`` by peer.
     history : list of dict
-        From :meth:`~p2pft_flower.runtime.progress.Progress.history`.
+        From :meth:`~p2pft_flower.keeping.progress.Progress.history`.
     graph : mapping
         ``name``, ``weights``, ``peer_names``, ``addresses`` and ``digest``.
     partition : str

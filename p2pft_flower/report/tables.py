@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from p2pft_flower.errors import printable
-from p2pft_flower.runtime.progress import human_bytes
+from p2pft_flower.keeping.progress import human_bytes
 
 __all__ = [
     "RANDOM_WEIGHTS",

@@ -6,8 +6,16 @@ A host has one `Mailbox` (what has come in), one `PeerServer` (what neighbours c
 
 from __future__ import annotations
 
-from p2pft_flower.transport.addresses import Address, parse_address, unix_address
-from p2pft_flower.transport.errors import (
+from p2pft_flower.transport.heartbeats import Heartbeats, OwnPulse
+from p2pft_flower.transport.links import Links
+from p2pft_flower.transport.mailbox import Mailbox, Received
+from p2pft_flower.transport.observer import ObserverClient, ObserverServer
+from p2pft_flower.transport.probe import LinkReport, Prober
+from p2pft_flower.transport.server import PeerServer
+from p2pft_flower.transport.stops import COORDINATOR_CERTIFICATES, digest_of, new_key, stop_run
+from p2pft_flower.transport.trust.tls import TLS13_ENVIRONMENT, Credentials
+from p2pft_flower.transport.wire.addresses import Address, parse_address, unix_address
+from p2pft_flower.transport.wire.errors import (
     BindError,
     EdgeBrokenError,
     ExchangeError,
@@ -21,12 +29,8 @@ from p2pft_flower.transport.errors import (
     ViewChangeError,
     phase_name,
 )
-from p2pft_flower.transport.header import MAX_PAYLOAD, Terms
-from p2pft_flower.transport.heartbeats import Heartbeats, OwnPulse
-from p2pft_flower.transport.links import Links
-from p2pft_flower.transport.mailbox import Mailbox, Received
-from p2pft_flower.transport.observer import ObserverClient, ObserverServer
-from p2pft_flower.transport.p2pft_pb2 import (
+from p2pft_flower.transport.wire.header import MAX_PAYLOAD, Terms
+from p2pft_flower.transport.wire.p2pft_pb2 import (
     Gossip,
     Hello,
     PayloadHeader,
@@ -37,10 +41,6 @@ from p2pft_flower.transport.p2pft_pb2 import (
     Status,
     Stop,
 )
-from p2pft_flower.transport.probe import LinkReport, Prober
-from p2pft_flower.transport.server import PeerServer
-from p2pft_flower.transport.stops import COORDINATOR_CERTIFICATES, digest_of, new_key, stop_run
-from p2pft_flower.transport.tls import TLS13_ENVIRONMENT, Credentials
 
 __all__ = [
     "COORDINATOR_CERTIFICATES",

@@ -11,10 +11,12 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from p2pft_flower.errors import printable
-from p2pft_flower.transport import p2pft_pb2 as pb
-from p2pft_flower.transport.certificates import target_name
 from p2pft_flower.transport.endpoint import EXCHANGE, open_channel
-from p2pft_flower.transport.errors import (
+from p2pft_flower.transport.mailbox import Edge
+from p2pft_flower.transport.trust.certificates import target_name
+from p2pft_flower.transport.trust.tls import Credentials
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
+from p2pft_flower.transport.wire.errors import (
     CorruptedError,
     ExchangeError,
     ExchangeRefusedError,
@@ -25,8 +27,6 @@ from p2pft_flower.transport.errors import (
     PeerUnreachableError,
     UnansweredError,
 )
-from p2pft_flower.transport.mailbox import Edge
-from p2pft_flower.transport.tls import Credentials
 
 __all__ = ["Call", "Channels"]
 

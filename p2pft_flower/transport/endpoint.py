@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.transport.addresses import SOCKET_FOLDER_PREFIX, Address, parse_address
-from p2pft_flower.transport.errors import BindError
+from p2pft_flower.transport.wire.addresses import SOCKET_FOLDER_PREFIX, Address, parse_address
+from p2pft_flower.transport.wire.errors import BindError
 
 __all__ = ["EXCHANGE", "MAX_MEMBERS", "OBSERVER", "PROBE", "Listener", "gossip_limit", "open_channel"]
 

@@ -40,11 +40,11 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
-from p2pft_flower.transport import p2pft_pb2 as pb
-from p2pft_flower.transport.addresses import parse_address
 from p2pft_flower.transport.calls import Call
-from p2pft_flower.transport.errors import ExchangeError, ExchangeStoppedError, Loss, PeerLostError
 from p2pft_flower.transport.links import Links
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
+from p2pft_flower.transport.wire.addresses import parse_address
+from p2pft_flower.transport.wire.errors import ExchangeError, ExchangeStoppedError, Loss, PeerLostError
 
 __all__ = ["Heartbeats", "OwnPulse", "knock"]
 

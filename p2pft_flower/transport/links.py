@@ -19,9 +19,11 @@ import numpy.typing as npt
 import xxhash
 
 from p2pft_flower.errors import P2PFTError
-from p2pft_flower.transport import p2pft_pb2 as pb
 from p2pft_flower.transport.calls import Call, Channels
-from p2pft_flower.transport.errors import (
+from p2pft_flower.transport.mailbox import ASK_EVERY, Edge, Patience, first_error
+from p2pft_flower.transport.trust.tls import Credentials
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
+from p2pft_flower.transport.wire.errors import (
     CorruptedError,
     EdgeBrokenError,
     ExchangeError,
@@ -34,9 +36,7 @@ from p2pft_flower.transport.errors import (
     UnansweredError,
     ViewChangeError,
 )
-from p2pft_flower.transport.header import HEADER_KEY, Terms, encode_header, wrong_vector
-from p2pft_flower.transport.mailbox import ASK_EVERY, Edge, Patience, first_error
-from p2pft_flower.transport.tls import Credentials
+from p2pft_flower.transport.wire.header import HEADER_KEY, Terms, encode_header, wrong_vector
 
 __all__ = ["Links"]
 

@@ -46,9 +46,14 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from p2pft_flower.transport import p2pft_pb2 as pb
-from p2pft_flower.transport.errors import ExchangeError, ExchangeTimeoutError, ViewChangeError, phase_name
-from p2pft_flower.transport.header import Terms, all_finite, checksum, decode_header
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
+from p2pft_flower.transport.wire.errors import (
+    ExchangeError,
+    ExchangeTimeoutError,
+    ViewChangeError,
+    phase_name,
+)
+from p2pft_flower.transport.wire.header import Terms, all_finite, checksum, decode_header
 
 __all__ = ["ASK_EVERY", "Edge", "Mailbox", "Patience", "Received", "first_error"]
 

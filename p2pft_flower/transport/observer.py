@@ -14,10 +14,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from p2pft_flower.errors import printable
-from p2pft_flower.transport import p2pft_pb2 as pb
-from p2pft_flower.transport.certificates import target_name
 from p2pft_flower.transport.endpoint import OBSERVER, Listener, open_channel
-from p2pft_flower.transport.tls import Credentials, NotAuthenticError
+from p2pft_flower.transport.trust.certificates import target_name
+from p2pft_flower.transport.trust.tls import Credentials, NotAuthenticError
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
 
 __all__ = ["ObserverClient", "ObserverServer"]
 

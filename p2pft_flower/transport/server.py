@@ -17,14 +17,14 @@ import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from p2pft_flower.errors import printable
-from p2pft_flower.transport import p2pft_pb2 as pb
-from p2pft_flower.transport.certificates import Identity
 from p2pft_flower.transport.endpoint import EXCHANGE, Listener, gossip_limit
-from p2pft_flower.transport.errors import ExchangeStoppedError, ViewChangeError
-from p2pft_flower.transport.header import HEADER_KEY, decode_header, fetched
 from p2pft_flower.transport.mailbox import Edge, Mailbox
 from p2pft_flower.transport.stops import has_key
-from p2pft_flower.transport.tls import Credentials, NotAuthenticError
+from p2pft_flower.transport.trust.certificates import Identity
+from p2pft_flower.transport.trust.tls import Credentials, NotAuthenticError
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
+from p2pft_flower.transport.wire.errors import ExchangeStoppedError, ViewChangeError
+from p2pft_flower.transport.wire.header import HEADER_KEY, decode_header, fetched
 
 __all__ = ["PeerServer"]
 

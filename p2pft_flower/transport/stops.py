@@ -15,9 +15,9 @@ from typing import Any
 import grpc
 
 from p2pft_flower.errors import P2PFTError
-from p2pft_flower.transport import p2pft_pb2 as pb
 from p2pft_flower.transport.calls import Channels
-from p2pft_flower.transport.tls import Credentials
+from p2pft_flower.transport.trust.tls import Credentials
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
 
 __all__ = ["COORDINATOR_CERTIFICATES", "digest_of", "has_key", "new_key", "stop_run"]
 

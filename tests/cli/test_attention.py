@@ -15,7 +15,7 @@ from p2pft_flower.cli import app
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.learning.attention import attention_maps
 from p2pft_flower.learning.likeness import correlation, top_overlap
-from p2pft_flower.learning.models import preprocessing
+from p2pft_flower.learning.model.models import preprocessing
 from p2pft_flower.learning.tails import load_tail
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.report.results import SCHEMA, write_results

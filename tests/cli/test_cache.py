@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 from p2pft_flower.cli import app
 from p2pft_flower.cli.cache import parse_size
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.learning import cache
-from p2pft_flower.learning.store import Field, Store
+from p2pft_flower.learning.store.trunk_store import Field, Store, cache
 
 ABOUT = {"model": "vit_tiny", "path": "class-token", "trunk-dtype": "float32", "weights": "abc"}
 

@@ -15,7 +15,7 @@ from p2pft_flower.cli.demo import regression_problem
 from p2pft_flower.cli.settings import parse_settings
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.learning.holdings import Holdings
+from p2pft_flower.learning.data.holdings import Holdings
 from tests.flower.engine import run_app
 
 

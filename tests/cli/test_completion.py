@@ -18,11 +18,11 @@ from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.cli.completion import EXAMPLES, complete_connections, complete_graphs, complete_settings
 from p2pft_flower.config import RunConfig, config_keys
 from p2pft_flower.flower.strategies import strategy_names
-from p2pft_flower.learning.datasets import DATASETS, TORCHVISION
+from p2pft_flower.learning.data.datasets import DATASETS, TORCHVISION
+from p2pft_flower.learning.data.partitions import partition_images
 from p2pft_flower.learning.live import augmentation
-from p2pft_flower.learning.models import MODELS, create_model
-from p2pft_flower.learning.partitions import partition_images
-from p2pft_flower.learning.tuning import tune_model
+from p2pft_flower.learning.model.models import MODELS, create_model
+from p2pft_flower.learning.model.tuning import tune_model
 from p2pft_flower.topology import Graph
 
 SCRIPT = """

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
 from p2pft_flower.report.results import read_results
-from p2pft_flower.runtime.checkpoints import checkpoint_files, checkpoint_folder
 from tests.flower.deployment import wait_until
 from tests.flower.engine import run_app
 from tests.flower.sameness import same_run

@@ -19,8 +19,8 @@ from p2pft_flower.cli.rehearsal import Peer, Rehearsal, check_rehearsed
 from p2pft_flower.cli.settings import check, parse_settings, settings_of_resumed
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError
+from p2pft_flower.keeping.checkpoints import Checkpoint, checkpoint_folder, write_checkpoint
 from p2pft_flower.report.results import SCHEMA, write_results
-from p2pft_flower.runtime.checkpoints import Checkpoint, checkpoint_folder, write_checkpoint
 from p2pft_flower.topology import Graph
 
 WRONG = {

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.runtime.folders import look_at, require_writable
+from p2pft_flower.keeping.folders import look_at, require_writable
 from tests.flower.engine import run_app
 
 from .real import environment, p2pft

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.flower import client
-from p2pft_flower.runtime.agreement import LostContactError
-from p2pft_flower.runtime.host import PeerFailedError
-from p2pft_flower.runtime.recorder import Outcome
+from p2pft_flower.host.agreement import LostContactError
+from p2pft_flower.host.host import PeerFailedError
+from p2pft_flower.host.recorder import Outcome
 from p2pft_flower.transport import ExchangeStoppedError
 
 

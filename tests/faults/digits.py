@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from p2pft_flower.algorithms import simulate
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
-from tests.runtime.quadratic import Peer, Quadratics, Score
+from tests.host.quadratic import Peer, Quadratics, Score
 
 DIGITS, PIXELS = 10, 64
 BATCH = 96

@@ -18,16 +18,16 @@ from typing import Any, Self
 import numpy as np
 import pytest
 
-from p2pft_flower.chaos.relays import free_addresses
-from p2pft_flower.runtime.checkpoints import checkpoint_files, checkpoint_folder
-from p2pft_flower.runtime.invariants import tracker_surplus
-from p2pft_flower.runtime.journal import read_journal
-from p2pft_flower.runtime.plan import Plan, ResumePoint
-from p2pft_flower.runtime.resuming import look_through, newest_common
+from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
+from p2pft_flower.keeping.invariants import tracker_surplus
+from p2pft_flower.keeping.journal import read_journal
+from p2pft_flower.keeping.resuming import look_through, newest_common
+from p2pft_flower.lab.relays import free_addresses
+from p2pft_flower.plan import Plan, ResumePoint
 from p2pft_flower.topology import Graph
 from tests.faults.digits import accuracy, held, optimum, undisturbed
 from tests.faults.peer import Orders, main
-from tests.runtime.quadratic import plans
+from tests.host.quadratic import plans
 
 PATIENCE = 120.0
 """Seconds after which a run has not ended; only a broken one takes that long."""

@@ -22,16 +22,16 @@ from types import SimpleNamespace
 
 import torch
 
+from p2pft_flower.agreement.membership import Membership
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError
+from p2pft_flower.host import training
+from p2pft_flower.host.agreement import Agreement, LostContactError
+from p2pft_flower.host.host import Host, PeerFailedError
+from p2pft_flower.host.recorder import Recorder
+from p2pft_flower.host.wires import Access
 from p2pft_flower.learning.workload import Workload
-from p2pft_flower.runtime import training
-from p2pft_flower.runtime.agreement import Agreement, LostContactError
-from p2pft_flower.runtime.host import Host, PeerFailedError
-from p2pft_flower.runtime.membership import Membership
-from p2pft_flower.runtime.plan import Plan
-from p2pft_flower.runtime.recorder import Recorder
-from p2pft_flower.runtime.wires import Access
+from p2pft_flower.plan import Plan
 from p2pft_flower.transport.links import Links
 from tests.faults.digits import Digits
 

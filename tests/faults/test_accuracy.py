@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from p2pft_flower.algorithms import simulate
-from p2pft_flower.chaos.relays import free_addresses
 from p2pft_flower.config import LearningConfig
+from p2pft_flower.lab.relays import free_addresses
 from p2pft_flower.learning.objective import evaluate
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.topology import Graph

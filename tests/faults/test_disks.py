@@ -10,7 +10,7 @@ import subprocess
 import pytest
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.runtime.checkpoints import checkpoint_files, checkpoint_folder, read_checkpoint
+from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder, read_checkpoint
 from tests.faults.federation import Fault, Federation, injects
 from tests.faults.peer import Orders
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from p2pft_flower.chaos.relays import free_addresses
+from p2pft_flower.lab.relays import free_addresses
 from tests.faults.federation import Fault, Federation, injects
 from tests.faults.peer import Orders
 from tests.faults.relay import between

@@ -22,9 +22,9 @@ from typing import Any
 import psutil
 
 import p2pft_flower
+from p2pft_flower.keeping.journal import read_journal
 from p2pft_flower.report.results import log_name
 from p2pft_flower.resources import resource_dir
-from p2pft_flower.runtime.journal import read_journal
 
 MARK = "P2PFT_TEST_DEPLOYMENT"
 """Environment variable by which whatever a deployment started is known, in whichever session it lives."""

@@ -230,7 +230,7 @@ def test_wrong_settings_end_the_run_with_one_clear_error(settings, error, messag
 
 FAILING = """
 import numpy as np
-from p2pft_flower.learning.datasets import Dataset, Split, digits
+from p2pft_flower.learning.data.datasets import Dataset, Split, digits
 
 def broken(data_dir):
     whole = digits(data_dir)

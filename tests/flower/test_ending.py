@@ -15,10 +15,10 @@ from p2pft_flower.flower.ending import Ending
 from p2pft_flower.flower.logs import status_in
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.flower.signals import before_obeying
+from p2pft_flower.host.host import Host
+from p2pft_flower.keeping.checkpoints import CheckpointError
+from p2pft_flower.keeping.journal import JournalError
 from p2pft_flower.report.results import read_results
-from p2pft_flower.runtime.checkpoints import CheckpointError
-from p2pft_flower.runtime.host import Host
-from p2pft_flower.runtime.journal import JournalError
 from p2pft_flower.transport import ExchangeStoppedError
 
 from .engine import run_app

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
+from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
-from p2pft_flower.runtime.checkpoints import checkpoint_files, checkpoint_folder
 
 from .deployment import Deployment, wait_until
 from .engine import run_app

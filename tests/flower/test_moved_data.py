@@ -16,17 +16,17 @@ from p2pft_flower.cli.settings import settings_of_resumed
 from p2pft_flower.config import config_keys
 from p2pft_flower.errors import DataError, P2PFTError
 from p2pft_flower.flower import client
-from p2pft_flower.report.collected import collect_results, find_peers
-from p2pft_flower.report.results import read_results
-from p2pft_flower.runtime.checkpoints import (
+from p2pft_flower.keeping.checkpoints import (
     SERVER,
     checkpoint_files,
     checkpoint_folder,
     read_checkpoint,
     write_checkpoint,
 )
-from p2pft_flower.runtime.resuming import config_differences
-from tests.learning.test_torchvision_sets import write_cifar, write_pets
+from p2pft_flower.keeping.resuming import config_differences
+from p2pft_flower.report.collected import collect_results, find_peers
+from p2pft_flower.report.results import read_results
+from tests.learning.data.test_torchvision_sets import write_cifar, write_pets
 
 from .deployment import free_ports
 from .engine import run_app

@@ -10,7 +10,7 @@ import pytest
 from p2pft_flower.flower import messages, peer_run
 from p2pft_flower.flower.ending import Ending
 from p2pft_flower.flower.nodes import RunFailedError
-from p2pft_flower.runtime import sketch
+from p2pft_flower.keeping import sketch
 
 from .test_signals import deployment
 

@@ -9,8 +9,8 @@ import pytest
 
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import preflight
+from p2pft_flower.keeping.folders import look_at
 from p2pft_flower.report.preflight import preflight_tables
-from p2pft_flower.runtime.folders import look_at
 from tests.flower.engine import run_app
 
 

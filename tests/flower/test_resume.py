@@ -15,16 +15,16 @@ from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import client
 from p2pft_flower.flower.rounds import STATELESS
 from p2pft_flower.flower.strategies import make_strategy, strategy_names
-from p2pft_flower.learning.privacy import epsilon
-from p2pft_flower.report.collected import collect_results, find_peers
-from p2pft_flower.report.results import read_results
-from p2pft_flower.runtime.checkpoints import (
+from p2pft_flower.keeping.checkpoints import (
     SERVER,
     checkpoint_files,
     checkpoint_folder,
     read_checkpoint,
     write_checkpoint,
 )
+from p2pft_flower.learning.privacy import epsilon
+from p2pft_flower.report.collected import collect_results, find_peers
+from p2pft_flower.report.results import read_results
 
 from .deployment import free_ports
 from .engine import run_app

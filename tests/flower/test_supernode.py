@@ -18,8 +18,8 @@ import signal
 import sys
 from pathlib import Path
 from p2pft_flower.flower import host_process, supernode
-from p2pft_flower.runtime.host import Host
-from tests.runtime.quadratic import GRAPH, Quadratics, plans
+from p2pft_flower.host.host import Host
+from tests.host.quadratic import GRAPH, Quadratics, plans
 
 supernode.EVERY = 0.05
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have set it to be ignored

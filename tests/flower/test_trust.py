@@ -11,7 +11,7 @@ from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.trust import check_trust, coordinator_credentials, observer_access
-from p2pft_flower.runtime.wires import Access
+from p2pft_flower.host.wires import Access
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES

@@ -21,9 +21,9 @@ from p2pft_flower.learning.attention import (
     shown_image,
     tail_maps,
 )
-from p2pft_flower.learning.models import create_model
+from p2pft_flower.learning.model.models import create_model
+from p2pft_flower.learning.model.tuning import tune_model
 from p2pft_flower.learning.objective import tail_vector
-from p2pft_flower.learning.tuning import tune_model
 from p2pft_flower.learning.workload import Workload
 
 VITS = {

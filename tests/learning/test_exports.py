@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.exports import load_export, write_export
-from p2pft_flower.learning.models import preprocessing
+from p2pft_flower.learning.model.models import preprocessing
 from p2pft_flower.learning.tails import load_tail
 from p2pft_flower.learning.workload import Workload
 

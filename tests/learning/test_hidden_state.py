@@ -13,7 +13,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.hidden_state import refuse_hidden_state
-from p2pft_flower.learning.split import split_model
+from p2pft_flower.learning.model.split import split_model
 from p2pft_flower.learning.workload import Workload
 
 from .conftest import DROPS, TokenBatchNorm, small_hybrid, small_swin, small_vit, write_images

@@ -19,21 +19,22 @@ from torchvision import datasets as torchvision
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.learning import augmenting, devices, timm_names
-from p2pft_flower.learning.augmenting import check_augment
-from p2pft_flower.learning.dataset_names import (
+from p2pft_flower.learning.data import augmenting
+from p2pft_flower.learning.data.augmenting import check_augment
+from p2pft_flower.learning.data.dataset_names import (
     BUILT_IN,
     TORCHVISION,
     check_dataset_name,
     classes_of,
     require_parts,
 )
-from p2pft_flower.learning.datasets import DATASETS, load_dataset
-from p2pft_flower.learning.model_names import EMBEDDED, TIMM_MODULES, check_model_name
-from p2pft_flower.learning.models import MODELS
+from p2pft_flower.learning.data.datasets import DATASETS, load_dataset
+from p2pft_flower.learning.data.torchvision_folders import FOLDERS
+from p2pft_flower.learning.data.torchvision_sets import SOURCES
+from p2pft_flower.learning.model import devices, timm_names
+from p2pft_flower.learning.model.model_names import EMBEDDED, TIMM_MODULES, check_model_name
+from p2pft_flower.learning.model.models import MODELS
 from p2pft_flower.learning.settings import check_learning
-from p2pft_flower.learning.torchvision_folders import FOLDERS
-from p2pft_flower.learning.torchvision_sets import SOURCES
 
 from .conftest import write_images
 

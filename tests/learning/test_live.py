@@ -15,15 +15,15 @@ from PIL import Image
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.learning.batches import Batches, GrowingBatches
-from p2pft_flower.learning.datasets import load_dataset
+from p2pft_flower.learning.data.batches import Batches, GrowingBatches
+from p2pft_flower.learning.data.datasets import load_dataset
+from p2pft_flower.learning.data.streams import ImageStream, StreamPart
 from p2pft_flower.learning.draws import seeded
-from p2pft_flower.learning.embedded import create_glyph_vit
-from p2pft_flower.learning.features import TrunkStore
 from p2pft_flower.learning.live import LiveFeatures, StreamFeatures, augmentation
-from p2pft_flower.learning.models import preprocessing
-from p2pft_flower.learning.split import split_model
-from p2pft_flower.learning.streams import ImageStream, StreamPart
+from p2pft_flower.learning.model.embedded import create_glyph_vit
+from p2pft_flower.learning.model.models import preprocessing
+from p2pft_flower.learning.model.split import split_model
+from p2pft_flower.learning.store.features import TrunkStore
 from p2pft_flower.learning.workload import Workload
 
 from .conftest import COLOURS, small_vit

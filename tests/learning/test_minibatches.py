@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from p2pft_flower.algorithms.objective import peer_weights
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.batches import Batches, PoissonBatches
+from p2pft_flower.learning.data.batches import Batches, PoissonBatches
 from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches, PooledMiniBatches
+from p2pft_flower.learning.model.split import split_model
 from p2pft_flower.learning.objective import PeerObjective, tail_vector
-from p2pft_flower.learning.split import split_model
 from p2pft_flower.learning.workload import Workload
 
 from .conftest import MemoryFeatures, small_vit, write_images

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from p2pft_flower.learning.batches import Batches
+from p2pft_flower.learning.data.batches import Batches
 from p2pft_flower.learning.minibatches import MiniBatches
+from p2pft_flower.learning.model.split import split_model
 from p2pft_flower.learning.objective import PeerObjective, evaluate, tail_vector
-from p2pft_flower.learning.split import split_model
 
 from .conftest import DROPS, MemoryFeatures, small_vit
 

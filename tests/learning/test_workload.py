@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from p2pft_flower.cli.settings import read_value
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.learning.features import StoredFeatures
-from p2pft_flower.learning.models import create_model
+from p2pft_flower.learning.model.models import create_model
+from p2pft_flower.learning.store.features import StoredFeatures
 from p2pft_flower.learning.workload import TAIL_SCHEMA, Workload
 
 from .conftest import write_images
@@ -100,7 +100,7 @@ def test_features_are_computed_once_and_are_those_of_each_image_alone(pictures, 
     problem = workload(pictures)
     features = problem.features(2)
     assert problem.features(2) is features
-    monkeypatch.setattr("p2pft_flower.learning.features.TRUNK_BATCH", 1)
+    monkeypatch.setattr("p2pft_flower.learning.store.features.TRUNK_BATCH", 1)
     monkeypatch.setenv("P2PFT_HOME", str(tmp_path))  # another store
     alone = workload(pictures).features(2)
     every = np.arange(len(features))

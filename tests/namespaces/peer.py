@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 from p2pft_flower.errors import P2PFTError
-from p2pft_flower.runtime.host import Host
-from p2pft_flower.runtime.plan import Plan
-from p2pft_flower.runtime.wires import Access
-from p2pft_flower.transport.tls import Credentials
-from tests.runtime.quadratic import Quadratics
+from p2pft_flower.host.host import Host
+from p2pft_flower.host.wires import Access
+from p2pft_flower.plan import Plan
+from p2pft_flower.transport.trust.tls import Credentials
+from tests.host.quadratic import Quadratics
 
 
 def main(plan_file: str, certificates: str = "") -> None:

@@ -9,10 +9,10 @@ import json
 import sys
 from pathlib import Path
 
-from p2pft_flower.transport import p2pft_pb2 as pb
-from p2pft_flower.transport.certificates import target_name
 from p2pft_flower.transport.endpoint import EXCHANGE, open_channel
-from p2pft_flower.transport.tls import Credentials
+from p2pft_flower.transport.trust.certificates import target_name
+from p2pft_flower.transport.trust.tls import Credentials
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
 
 
 def main(folder: str, address: str) -> None:

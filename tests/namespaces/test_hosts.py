@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from p2pft_flower.algorithms import simulate
-from p2pft_flower.transport import certificates
+from p2pft_flower.transport.trust import certificates
+from tests.host.quadratic import GRAPH, Peer, Quadratics, plans
 from tests.namespaces.network import Network, missing
-from tests.runtime.quadratic import GRAPH, Peer, Quadratics, plans
 
 WHY_NOT = missing()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "network namespaces can be made")

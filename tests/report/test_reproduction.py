@@ -9,7 +9,7 @@ import pytest
 
 from p2pft_flower.cli.reproduce import preset
 from p2pft_flower.config import RunConfig
-from p2pft_flower.learning.partitions import TABLE_1
+from p2pft_flower.learning.data.partitions import TABLE_1
 from p2pft_flower.report.paper import DATASETS, STATED, TABLES
 from p2pft_flower.report.reproduction import (
     Row,

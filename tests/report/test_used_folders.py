@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.keeping.journal import Journal
 from p2pft_flower.report.results import SCHEMA, holds_a_run, take_place, write_results
-from p2pft_flower.runtime.journal import Journal
 
 FAILED = {"schema": SCHEMA, "status": "failed", "run": "7", "error": "peer 0: lora:99 is not in 1..64"}
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import timedelta
 from pathlib import Path
 
-from p2pft_flower.transport import Credentials, certificates
-from p2pft_flower.transport.certificates import create_authority, issue, issue_coordinator
+from p2pft_flower.transport import Credentials
+from p2pft_flower.transport.trust import certificates
+from p2pft_flower.transport.trust.certificates import create_authority, issue, issue_coordinator
 
 
 class Federation:

@@ -11,8 +11,9 @@ import pytest
 from cryptography import x509
 
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.transport import Credentials, certificates
-from p2pft_flower.transport.certificates import (
+from p2pft_flower.transport import Credentials
+from p2pft_flower.transport.trust import certificates
+from p2pft_flower.transport.trust.certificates import (
     create_authority,
     identity_of,
     issue,

@@ -19,8 +19,8 @@ from p2pft_flower.transport import (
     ViewChangeError,
     unix_address,
 )
-from p2pft_flower.transport import p2pft_pb2 as pb
-from p2pft_flower.transport.header import fetched, wrong_vector
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
+from p2pft_flower.transport.wire.header import fetched, wrong_vector
 from tests.transport.federation import Federation
 from tests.transport.wire import PATIENCE
 

@@ -35,10 +35,10 @@ from p2pft_flower.transport import (
     ViewChangeError,
     unix_address,
 )
-from p2pft_flower.transport import p2pft_pb2 as pb
 from p2pft_flower.transport import server as server_module
 from p2pft_flower.transport.endpoint import MAX_MEMBERS, gossip_limit
-from p2pft_flower.transport.header import HEADER_KEY
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
+from p2pft_flower.transport.wire.header import HEADER_KEY
 from tests.transport.federation import Federation
 from tests.transport.test_tls import calling
 from tests.transport.wire import PATIENCE, message, spawn

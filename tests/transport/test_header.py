@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport import Terms
-from p2pft_flower.transport.header import MAX_PAYLOAD, all_finite, checksum, decode_header, encode_header
+from p2pft_flower.transport.wire.header import MAX_PAYLOAD, all_finite, checksum, decode_header, encode_header
 from tests.transport.wire import message
 
 TERMS = Terms("run", 6, "float64", view=2)

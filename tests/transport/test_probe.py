@@ -10,9 +10,9 @@ import pytest
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport import BindError, Prober, probe
-from p2pft_flower.transport import p2pft_pb2 as pb
-from p2pft_flower.transport.certificates import create_authority, issue, issue_coordinator
-from p2pft_flower.transport.tls import Credentials
+from p2pft_flower.transport.trust.certificates import create_authority, issue, issue_coordinator
+from p2pft_flower.transport.trust.tls import Credentials
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from tests.transport.wire import no_threads_but
 
 

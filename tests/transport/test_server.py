@@ -30,7 +30,7 @@ from p2pft_flower.transport import (
     Terms,
     unix_address,
 )
-from p2pft_flower.transport.header import HEADER_KEY
+from p2pft_flower.transport.wire.header import HEADER_KEY
 from tests.transport.wire import PATIENCE, Host, message, no_threads_but, spawn
 
 TERMS = Terms("run", 8, view=1, config="digest")

@@ -22,7 +22,7 @@ from p2pft_flower.transport import (
     ViewChangeError,
     unix_address,
 )
-from p2pft_flower.transport import p2pft_pb2 as pb
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from tests.faults.relay import Link
 from tests.transport.relay import Relay
 from tests.transport.wire import PATIENCE

@@ -39,9 +39,9 @@ from p2pft_flower.transport import (
     digest_of,
     new_key,
 )
-from p2pft_flower.transport.certificates import identity_of, target_name
-from p2pft_flower.transport.header import HEADER_KEY
 from p2pft_flower.transport.server import Throttle
+from p2pft_flower.transport.trust.certificates import identity_of, target_name
+from p2pft_flower.transport.wire.header import HEADER_KEY
 from tests.transport.federation import Clock, Federation
 from tests.transport.relay import Relay
 from tests.transport.wire import PATIENCE, Host, message
@@ -420,7 +420,7 @@ def test_of_a_handshake_that_was_closed_without_a_reason_nothing_is_said(peers, 
         error.reason = None
         raise error
 
-    monkeypatch.setattr("p2pft_flower.transport.tls._is_let_in", closed)
+    monkeypatch.setattr("p2pft_flower.transport.trust.tls._is_let_in", closed)
     assert peers[0].diagnose("127.0.0.1:9", 1) is None
 
 

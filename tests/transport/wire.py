@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from p2pft_flower.transport import Links, Mailbox, PayloadHeader, PeerServer, Terms
-from p2pft_flower.transport.header import checksum
+from p2pft_flower.transport.wire.header import checksum
 
 Edge = tuple[int, int]
 PATIENCE = 60.0  # seconds; only a broken test waits that long

@@ -1,0 +1,350 @@
+"""What a host keeps of its peers' lives: where their time goes, their scores, their logs and tails."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.host.agreement import NewView
+from p2pft_flower.host.problem import Objective, Problem, Score
+from p2pft_flower.host.wires import Access
+from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping.journal import Journal, JournalError
+from p2pft_flower.plan import Plan
+from p2pft_flower.transport import ObserverClient, PeerReport
+
+__all__ = ["Outcome", "Recorder"]
+
+Vector = npt.NDArray[Any]
+
+MAX_NOTE = 1000
+"""Characters of a line of the log that are handed on."""
+
+log = logging.getLogger("p2pft_flower")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one peer ended; numbers only, the same size whatever q is.
+
+    Attributes
+    ----------
+    peer : int
+        The peer.
+    loss, accuracy, accuracy_unseen : float (or None)
+        Scores of its last θ on the test split.
+    bytes_sent : int
+        Payload bytes along its out-edges.
+    seconds : dict
+        ``gradient``, ``exchange``, ``evaluation``: where its time went.
+    iterations : int
+        Iterations done.
+    parameters : int
+        q.
+    model_parameters : int
+        Of the whole model, the frozen ones included.
+    sketch : str
+        Of its last θ (:mod:`p2pft_flower.keeping.sketch`).
+    epsilon, delta : float or None
+        What all its gradients together reveal of an image at most; None where they are not private.
+    preprocessing : dict or None
+        Which images its model saw, and where each setting came from; None where the problem says nothing.
+    """
+
+    peer: int
+    loss: float
+    accuracy: float
+    accuracy_unseen: float | None
+    bytes_sent: int
+    seconds: dict[str, float]
+    iterations: int
+    parameters: int
+    model_parameters: int
+    sketch: str
+    epsilon: float | None = None
+    delta: float | None = None
+    preprocessing: dict[str, Any] | None = None
+
+
+def _observer(address: str, access: Access) -> ObserverClient | None:
+    """Return who tells the observer; None where this site does not let it: it is worth no run."""
+    try:
+        return ObserverClient(address, credentials=access.credentials, insecure=access.insecure)
+    except ConfigError as error:
+        log.warning("the coordinator is told of no progress: observer-address = %s: %s", address, error)
+        return None
+
+
+class Recorder:
+    """Evaluates peers, writes their logs and tails, and tells the observer; nothing waits for the latter.
+
+    Parameters
+    ----------
+    plan : Plan
+        The host's part of the run.
+    problem : Problem
+        What is learned.
+    access : Access
+        How this machine proves to the observer who it is.
+    """
+
+    def __init__(self, plan: Plan, problem: Problem, access: Access) -> None:
+        self._plan, self._problem = plan, problem
+        self._begin = time.monotonic()
+        self._journals = {p.peer: Journal(Path(plan.output_dir), p.peer) for p in plan.peers}
+        self._observer = _observer(plan.observer, access) if plan.observer else None
+        self._seconds = {p.peer: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in plan.peers}
+        self._before: dict[int, float] = {}
+        """Seconds in exchanges before this run, of peers that go on from a checkpoint."""
+        self._sketcher: sketch.Sketcher | None = None
+        self._scores: dict[int, Score] = {}
+        self.views: list[dict[str, Any]] = []
+        """Every change of view so far, as the logs tell it."""
+        for peer, journal in self._journals.items():
+            journal.write(
+                "run",
+                run=plan.run,
+                n=plan.n,
+                iterations=plan.iterations,
+                evaluate_every=plan.evaluate_every,
+                host=[p.peer for p in plan.peers],
+                config=plan.config,
+                **plan.record,
+                **plan.peer_records.get(peer, {}),
+            )
+
+    def go_on(
+        self, peer: int, lines: Iterable[Mapping[str, Any]], seconds: Mapping[str, float] | None
+    ) -> None:
+        """Begin the log of a peer that goes on from a checkpoint with what the earlier log said up to there.
+
+        Parameters
+        ----------
+        peer : int
+            The peer.
+        lines : iterable of mapping
+            Its earlier lines; they keep their time.
+        seconds : mapping or None
+            Where its time went before; None where nothing tells.
+        """
+        for line in lines:
+            fields = {k: v for k, v in line.items() if k not in ("event", "peer")}
+            self._journals[peer].write(line["event"], **fields)
+        if seconds is not None:
+            self._seconds[peer] = dict(seconds)
+            self._before[peer] = seconds["exchange"]
+
+    def seconds(self, peer: int, exchange: float) -> dict[str, float]:
+        """Return where the peer's time went, with the ``exchange`` seconds of this host since it began."""
+        return {**self._seconds[peer], "exchange": self._before.get(peer, 0.0) + exchange}
+
+    def sync(self, peer: int) -> None:
+        """Have the peer's log on disk."""
+        self._journals[peer].sync()
+
+    @contextlib.contextmanager
+    def timed(self, peer: int, part: str) -> Iterator[None]:
+        """Count the time of a ``with`` block as ``peer``'s ``part`` (gradient, exchange or evaluation)."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[peer][part] += time.perf_counter() - begin
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Hand on to the observer what this thread logs in a ``with`` block: how preparing goes on."""
+        if self._observer is None:
+            yield
+            return
+        observer, thread = self._observer, threading.get_ident()
+        handler = logging.Handler(logging.INFO)
+
+        def emit(record: logging.LogRecord) -> None:
+            if record.thread == thread:
+                note = record.getMessage()[:MAX_NOTE]
+                observer.report(PeerReport(run=self._plan.run, peer=self._plan.peers[0].peer, note=note))
+
+        handler.emit = emit  # type: ignore[method-assign]
+        level = log.level
+        log.addHandler(handler)
+        log.setLevel(
+            logging.INFO
+        )  # Flower's engine brings the app into its workers without their log's set-up
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+            log.removeHandler(handler)
+
+    def started(self) -> None:
+        """Note that all neighbours were met and training begins."""
+        for journal in self._journals.values():
+            journal.write(
+                "start",
+                run=self._plan.run,
+                parameters=self._problem.theta0.size,
+                config=self._plan.config,
+                prepared=time.monotonic() - self._begin,
+            )
+
+    def evaluate(self, peer: int, objective: Objective, theta: Vector, done: int, bytes_sent: int) -> Score:
+        """Score ``theta`` after ``done`` iterations, write it down, report and return it."""
+        with self.timed(peer, "evaluation"):
+            score = self._scores[peer] = objective.evaluate(theta)
+        report = PeerReport(
+            run=self._plan.run,
+            peer=peer,
+            iteration=done,
+            loss=score.loss,
+            accuracy=score.accuracy,
+            accuracy_unseen=score.accuracy_unseen,
+            sketch=self._sketch(theta),
+            bytes_sent=bytes_sent,
+            seconds=time.monotonic() - self._begin,
+        )
+        self._journals[peer].write(
+            "evaluation",
+            iteration=done,
+            loss=score.loss,
+            accuracy=score.accuracy,
+            accuracy_unseen=score.accuracy_unseen,
+            sketch=sketch.encode(report.sketch),
+            bytes_sent=bytes_sent,
+            seconds=report.seconds,
+            epsilon=(objective.privacy_spent() or (None, None))[0],  # a run that fails has spent it too
+        )
+        if self._observer is not None:
+            self._observer.report(report)
+        return score
+
+    def trace(self, peer: int, view: int, done: int, surplus: Vector) -> None:
+        """Write down a sketch of ``surplus``, τ_i − g_i, after ``done`` iterations."""
+        self._journals[peer].write(
+            "trace", view=view, iteration=done, surplus=sketch.encode(self._sketch(surplus))
+        )
+
+    def view_changed(self, new: NewView) -> None:
+        """Note that the peers go on in another view."""
+        place = ", ".join(map(str, new.view.peers))
+        what = [f"peer {p} is gone" for p in new.lost] + [f"peer {p} has come back" for p in new.joined]
+        note = (
+            f"view {new.number} after {new.iteration} iterations: {'; '.join(what) or 'nobody was lost'}; "
+            f"going on with the peers {place}"
+        )
+        log.warning("%s, %.1f s after they stopped", note, new.seconds)
+        notes = [note, *(f"peer {p} is gone: {why}" for p, why in sorted(new.why.items()))]
+        for text in notes[1:]:
+            log.warning("%s", text)
+        if self._observer is not None:
+            peer = self._plan.peers[0].peer
+            for text in notes:
+                report = PeerReport(run=self._plan.run, peer=peer, note=text[:MAX_NOTE], live=new.view.peers)
+                self._observer.report(report)
+        change = {
+            "number": new.number,
+            "iteration": new.iteration,
+            "peers": list(new.view.peers),
+            "edges": [[new.view.peers[j], new.view.peers[i]] for j, i in new.view.graph.edges],
+            "lost": list(new.lost),
+            "joined": list(new.joined),
+            "why": {str(p): why for p, why in new.why.items()},
+            "presumed": {str(p): why for p, why in new.presumed.items()},
+            "seconds": new.seconds,
+        }
+        self.views.append(change)
+        for journal in self._journals.values():
+            journal.write("view", **change)
+            journal.sync()  # a resumed run that counts gradients must know of each change
+
+    def finish(
+        self, peer: int, objective: Objective, theta: Vector, bytes_sent: int, exchange_seconds: float
+    ) -> Outcome | None:
+        """Leave the peer's tail and the last line of its log; return how it ended, None if it was stopped."""
+        epsilon, delta = objective.privacy_spent() or (None, None)
+        score = self._scores[peer]
+        outcome = Outcome(
+            peer=peer,
+            loss=score.loss,
+            accuracy=score.accuracy,
+            accuracy_unseen=score.accuracy_unseen,
+            bytes_sent=bytes_sent,
+            seconds=self.seconds(peer, exchange_seconds),
+            iterations=self._plan.iterations,
+            parameters=theta.size,
+            model_parameters=self._problem.model_parameters,
+            sketch=sketch.encode(self._sketch(theta)),
+            epsilon=epsilon,
+            delta=delta,
+            preprocessing=self._preprocessing,
+        )
+        self._save(peer, theta, self._plan.iterations, stopped=False)
+        ended = {k: v for k, v in asdict(outcome).items() if k != "peer"}
+        return outcome if self._journals[peer].write_last("end", **ended) else None
+
+    def failed(self, iteration: int, error: BaseException) -> None:
+        """Note in the log of every peer that has not ended why the host gave up; from whichever thread.
+
+        Never raises: that it cannot be written must not hide why the host gave up.
+        """
+        where = "".join(traceback.format_exception(error))
+        for journal in self._journals.values():
+            try:
+                journal.write_last(
+                    "failed",
+                    iteration=iteration,
+                    error=str(error),
+                    kind=type(error).__name__,
+                    traceback=where,
+                )
+            except JournalError as unwritten:
+                log.error("the last line of a log is missing: %s", unwritten)  # noqa: TRY400 - one line
+
+    def save_stopped(self, peer: int, theta: Vector, done: int) -> None:
+        """Leave θ after ``done`` iterations of a peer that does not come to its end, for what it is worth.
+
+        Never raises: that it cannot be written must not hide why the peer stopped.
+        """
+        try:
+            path = self._save(peer, theta, done, stopped=True)
+        except Exception:
+            log.exception("peer %d: its model after %d iterations could not be saved", peer, done)
+        else:
+            log.info("peer %d: its model after %d iterations is in %s", peer, done, path)
+
+    @property
+    def _preprocessing(self) -> dict[str, Any] | None:
+        """Which images the model sees; None of a problem without images."""
+        return getattr(self._problem, "preprocessing", None)
+
+    def _save(self, peer: int, theta: Vector, done: int, *, stopped: bool) -> Path:
+        extra = {"run": self._plan.run, "peer": str(peer), "iterations": str(done)}
+        if self._preprocessing is not None:
+            extra["preprocessing"] = json.dumps(self._preprocessing)
+        if digest := self._plan.peer_records.get(peer, {}).get("test_digest"):
+            extra["test-digest"] = str(digest)
+        metadata = {**self._problem.metadata(), **extra}
+        return self._journals[peer].save_tail(self._problem.named_tail(theta), metadata, stopped=stopped)
+
+    def close(self) -> None:
+        """Let reports that are under way leave, and close the logs."""
+        if self._observer is not None:
+            self._observer.close(timeout=1.0)
+        for journal in self._journals.values():
+            journal.close()
+
+    def _sketch(self, theta: Vector) -> Any:
+        if self._sketcher is None:
+            self._sketcher = sketch.Sketcher(theta.size)
+        return self._sketcher(theta)

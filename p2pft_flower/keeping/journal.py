@@ -1,0 +1,194 @@
+"""What a peer leaves on its own disk: a JSONL log of its life, and its fine-tuned tail."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from p2pft_flower.errors import P2PFTError
+from p2pft_flower.keeping.folders import make_private, new_private, private, sync
+
+__all__ = ["Journal", "JournalError", "finite", "read_journal", "read_last_run", "read_runs"]
+
+
+_PIECE = 2**16
+"""Bytes that are looked through at once."""
+
+log = logging.getLogger("p2pft_flower")
+
+
+class JournalError(P2PFTError):
+    """A peer's log or tail cannot be written; carries whose."""
+
+    def __init__(self, peer: int, path: Path, error: Exception) -> None:
+        self.peer = peer
+        why = getattr(error, "strerror", None) or str(error)
+        super().__init__(
+            f"peer {peer}: {path} cannot be written: {why}: make room there, or set output-dir to a folder "
+            "that can be written"
+        )
+
+
+class Journal:
+    """One peer's ``peer-<i>.jsonl``: one JSON object a line, each with ``time`` (Unix seconds) and ``event``.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder; made if need be.
+    peer : int
+        The peer.
+
+    Raises
+    ------
+    JournalError
+        By every method that writes, when the disk is full, read-only or broken.
+    """
+
+    def __init__(self, folder: Path, peer: int) -> None:
+        self.peer = peer
+        self.folder = folder / "peers"
+        make_private(self.folder)
+        self.path = self.folder / f"peer-{peer}.jsonl"
+        _cut_torn_end(self.path)
+        self._file: TextIO = open(self.path, "a", encoding="utf-8", opener=private)  # noqa: SIM115
+        self._lock = threading.Lock()
+        self._over = False
+
+    def write(self, event: str, **fields: Any) -> None:
+        """Append a line and hand it to the operating system, so that a crash of this process keeps it.
+
+        Nothing follows the last line: a gradient that was under way when the host was stopped says no more.
+        """
+        with self._lock:
+            if not self._over:
+                self._append(event, fields)
+
+    def write_last(self, event: str, **fields: Any) -> bool:
+        """Write the last line from whichever thread; False where another one was quicker."""
+        with self._lock:
+            if self._over:
+                return False
+            self._over = True
+            self._append(event, fields)
+            return True
+
+    def _append(self, event: str, fields: Mapping[str, Any]) -> None:
+        line = {"time": time.time(), "event": event, "peer": self.peer, **fields}
+        text = json.dumps(finite(line), allow_nan=False) + "\n"
+        with self._on_disk(self.path):
+            self._file.write(text)
+            self._file.flush()
+
+    @contextlib.contextmanager
+    def _on_disk(self, path: Path) -> Iterator[None]:
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            raise JournalError(self.peer, path, error) from error
+
+    def sync(self) -> None:
+        """Have all lines on disk, so that also a crash of the machine keeps them."""
+        with self._lock:
+            if self._file.closed:
+                return
+            number = os.dup(self._file.fileno())
+        try:  # whoever writes meanwhile does not wait for the disk
+            with self._on_disk(self.path):
+                os.fsync(number)
+        finally:
+            os.close(number)
+
+    def save_tail(
+        self, tensors: Mapping[str, Any], metadata: Mapping[str, str], *, stopped: bool = False
+    ) -> Path:
+        """Write ``peer-<i>.safetensors`` (named torch tensors and text metadata) and return its path.
+
+        It is on disk then. With ``stopped`` it is ``peer-<i>.stopped.safetensors``, of a peer that did not
+        come to its end: nobody waits for the disk, which may be why the peer stops.
+        """
+        from safetensors.torch import save_file
+
+        path = self.folder / f"peer-{self.peer}{'.stopped' if stopped else ''}.safetensors"
+        partial = path.with_suffix(".partial")
+        with self._on_disk(path):
+            new_private(partial)
+            save_file(dict(tensors), partial, metadata=dict(metadata))
+            if not stopped:
+                sync(partial)
+            os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
+            if not stopped:
+                sync(self.folder)
+        return path
+
+    def close(self) -> None:
+        """Close the log."""
+        with self._lock:
+            self._over = True
+            try:
+                self._file.close()
+            except OSError as error:  # a line that the disk did not take: whoever wrote it was told
+                log.warning("peer %d: the end of %s is not written: %s", self.peer, self.path, error)
+
+
+def _cut_torn_end(path: Path) -> None:
+    """Cut off a last line that a crash has torn, so that what is appended begins a line of its own."""
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open(path, "rb+", opener=private) as file,
+    ):
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            begin = max(0, end - _PIECE)
+            file.seek(begin)
+            newline = file.read(end - begin).rfind(b"\n")
+            if newline >= 0:
+                end = begin + newline + 1
+                break
+            end = begin
+        file.truncate(end)
+
+
+def finite(value: Any) -> Any:
+    """Return ``value`` with numbers that are not finite (a loss that diverged) as None: JSON has no NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return value
+
+
+def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield a log's lines; a last line torn by a crash is left out."""
+    with open(path, encoding="utf-8", opener=private) as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def read_last_run(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of the last run in a log: from its ``run`` line on; none without such a line."""
+    return (read_runs(path) or [[]])[-1]
+
+
+def read_runs(path: Path) -> list[list[dict[str, Any]]]:
+    """Return the lines of each run, or life of the peer in a run, in a log; each begins with ``run``."""
+    runs: list[list[dict[str, Any]]] = []
+    for line in read_journal(path):
+        if line["event"] == "run":
+            runs.append([line])
+        elif runs:
+            runs[-1].append(line)
+    return runs

@@ -1,0 +1,63 @@
+"""How often a peer was started again while the others trained: counted in its folder, by no clock.
+
+Others tell a member's lives apart by their *incarnation*, a number that grows. Each process takes the next
+start of the file; within it the member counts on when it is left out and asks to be let in again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from p2pft_flower.errors import DataError
+from p2pft_flower.keeping.folders import make_private, new_private, require_regular, sync
+
+__all__ = ["next_incarnation"]
+
+_WITHIN = 2**32
+"""Lives that one process may have."""
+
+_STARTS = 2**30
+
+
+def next_incarnation(output_dir: Path, peer: int) -> int:
+    """Return an incarnation greater than all that earlier processes of ``peer`` had; it is on disk then.
+
+    Raises
+    ------
+    DataError
+        When the count cannot be read or written; names the file and what to do.
+    """
+    path = output_dir / "peers" / f"peer-{peer}.starts"
+    starts = _read(path) + 1
+    try:
+        make_private(path.parent)
+        partial = path.with_suffix(".starts.partial")  # one that a crash has left is replaced
+        new_private(partial)
+        partial.write_text(f"{starts}\n", encoding="ascii")
+        sync(partial)
+        os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
+        sync(path.parent)
+    except OSError as error:
+        raise DataError(
+            f"{path}: how often the peer was started cannot be written ({error.strerror}): make room there, "
+            "or make the folder writable"
+        ) from error
+    return starts * _WITHIN
+
+
+def _read(path: Path) -> int:
+    try:
+        require_regular(path)
+        starts = int(path.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return 0
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it holds no number"
+        raise DataError(
+            f"{path}: how often the peer was started cannot be read ({why}): write a number there that is "
+            "larger than it, such as 1000"
+        ) from error
+    if not 0 <= starts < _STARTS:
+        raise DataError(f"{path}: {starts} starts of one peer: write a number there that is below {_STARTS}")
+    return starts

@@ -1,0 +1,185 @@
+"""What is known of a run while it runs: scores by iteration and peer, told as one line an evaluation."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from p2pft_flower.keeping.journal import read_last_run
+from p2pft_flower.keeping.sketch import consensus_error, decode
+
+__all__ = ["Progress", "Report", "scored", "told_evaluations"]
+
+TOLD = 128
+"""Evaluations, about 900 bytes each, that all peers of a deployed run together tell the coordinator."""
+
+EACH_PEER = 8
+"""Up to so many peers a line shows each; beyond, min/mean/max."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One peer's scores after an iteration; ``sketch`` as text.
+
+    Loss and accuracy are NaN, or None when they were read from a log, where the peer has no test image.
+    """
+
+    peer: int
+    iteration: int
+    loss: float | None
+    accuracy: float | None
+    accuracy_unseen: float | None
+    sketch: str
+    bytes_sent: int
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Report:
+        """Pick a report's fields out of a journal's line."""
+        return cls(**{name: fields[name] for name in cls.__dataclass_fields__})
+
+
+def told_evaluations(folder: Path, peer: int, n: int) -> list[dict[str, Any]]:
+    """Return what a deployed peer tells the coordinator of its evaluations: as many as fit what may be told.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the peer's log lies.
+    peer : int
+        The peer.
+    n : int
+        Peers of the run; all of them choose the same iterations, as they evaluate after the same ones.
+
+    Returns
+    -------
+    list of dict
+        Fields of :class:`Report`: of every evaluation where all peers together have at most ``TOLD``,
+        otherwise of evenly spaced ones with the first and the last, at least of the last.
+    """
+    lines = read_last_run(folder / f"peer-{peer}.jsonl")
+    reports = [Report.of(line) for line in lines if line["event"] == "evaluation"]
+    most = max(1, TOLD // n)
+    if len(reports) > most:
+        kept = np.linspace(len(reports) - 1, 0, most).round().astype(int)[::-1]
+        reports = [reports[k] for k in kept]
+    return [asdict(report) for report in reports]
+
+
+class Progress:
+    """Collects reports from any thread and tells a line whenever an iteration's are complete.
+
+    Parameters
+    ----------
+    n : int
+        Peers of the run.
+    iterations : int
+        Length of the run.
+    tell : callable
+        Given each line.
+    missing : collection of int, optional
+        Those of them that take no part; their scores are None.
+    """
+
+    def __init__(
+        self, n: int, iterations: int, tell: Callable[[str], None], missing: Collection[int] = ()
+    ) -> None:
+        self._n, self._iterations, self._tell = n, iterations, tell
+        self._live = set(range(n)) - set(missing)
+        self._reports: dict[int, dict[int, Report]] = {}
+        self._begin: float | None = None
+        """When the first evaluation was complete: what came before it says nothing of what is left."""
+        self._first = 0
+        self._lock = threading.Lock()
+
+    def add(self, report: Report) -> None:
+        """Take a report in; a second one of the same peer and iteration changes nothing."""
+        with self._lock:
+            row = self._reports.setdefault(report.iteration, {})
+            complete = self._live <= row.keys()
+            row.setdefault(report.peer, report)
+            if complete or not self._live <= row.keys():
+                return
+            line = self._line(report.iteration, [row[p] for p in sorted(row)])
+        self._tell(line)
+
+    def go_on_with(self, peers: Collection[int]) -> None:
+        """From now on, an iteration's reports are complete with those of ``peers``."""
+        with self._lock:
+            self._live = set(peers)
+
+    def fill(self, report: Report) -> None:
+        """Take in what the observer missed, telling nothing."""
+        with self._lock:
+            self._reports.setdefault(report.iteration, {}).setdefault(report.peer, report)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return one entry an evaluated iteration, ascending; missing peers' scores are None."""
+        rows = []
+        for iteration in sorted(self._reports):
+            row = self._reports[iteration]
+            present = [row.get(p) for p in range(self._n)]
+            rows.append(
+                {
+                    "iteration": iteration,
+                    "loss": [r and scored(r.loss) for r in present],
+                    "accuracy": [r and scored(r.accuracy) for r in present],
+                    "accuracy_unseen": [r and r.accuracy_unseen for r in present],
+                    "bytes_sent": sum(r.bytes_sent for r in row.values()),
+                    "consensus_error": _consensus([row[p] for p in sorted(row)])  # whoever was quicker
+                    if row.keys() >= self._live
+                    else None,
+                }
+            )
+        return rows
+
+    def _line(self, iteration: int, reports: Sequence[Report]) -> str:
+        width = len(str(self._iterations))
+        if self._begin is None:
+            self._begin, self._first = time.monotonic(), iteration
+        passed, done = time.monotonic() - self._begin, iteration - self._first
+        left = passed / done * (self._iterations - iteration) if done else None
+        parts = [
+            f"iteration {iteration:>{width}}/{self._iterations}",
+            f"loss {_spread([r.loss for r in reports], '.3f')}",
+            f"accuracy {_spread([r.accuracy for r in reports], '.3f')}",
+            f"consensus error {_consensus(reports):.2e}",
+            f"sent {human_bytes(sum(r.bytes_sent for r in reports))}",
+        ]
+        if left is not None:
+            parts.append(f"{left:.0f} s left" if iteration < self._iterations else f"in {passed:.0f} s")
+        return " | ".join(parts)
+
+
+def scored(value: float | None) -> float | None:
+    """Return a score; None where the peer has no test image to be scored on."""
+    return None if value is None or math.isnan(value) else value
+
+
+def _spread(values: Sequence[float | None], form: str) -> str:
+    if len(values) <= EACH_PEER:
+        return " ".join("–" if scored(v) is None else format(v, form) for v in values)
+    there = [v for v in map(scored, values) if v is not None]
+    if not there:
+        return "–"
+    return f"{min(there):{form}}/{float(np.mean(there)):{form}}/{max(there):{form}} (min/mean/max)"
+
+
+def _consensus(reports: Sequence[Report]) -> float:
+    return consensus_error([decode(r.sketch) for r in reports])
+
+
+def human_bytes(count: int) -> str:
+    """Return ``count`` bytes for a person, in powers of 1000."""
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

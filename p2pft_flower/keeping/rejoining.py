@@ -1,0 +1,133 @@
+"""What a deployed host keeps to be started again with: its plan, in a file beside its peer's log."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.keeping.folders import make_private, require_regular
+from p2pft_flower.keeping.journal import read_last_run
+from p2pft_flower.keeping.running import running
+from p2pft_flower.plan import Plan
+
+__all__ = ["kept_plan", "plan_file", "save_plan"]
+
+log = logging.getLogger("p2pft_flower")
+
+
+def plan_file(folder: Path, peer: int) -> Path:
+    """Return where the plan of ``peer``'s host lies in a run's folder."""
+    return folder / "peers" / f"peer-{peer}.plan.json"
+
+
+def save_plan(plan: Plan) -> None:
+    """Keep a host's plan in its run's folder, readable for this user only, in one piece.
+
+    Raises
+    ------
+    DataError
+        When it cannot be written; names file and remedy.
+    """
+    path = plan_file(Path(plan.output_dir), plan.peers[0].peer)
+    try:
+        make_private(path.parent)
+        number, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")  # 0600
+        try:
+            with os.fdopen(number, "w", encoding="utf-8") as file:
+                file.write(plan.to_json())
+                file.flush()
+                os.fsync(number)  # a machine that lost its power is what it is for
+            os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                Path(partial).unlink()
+            raise
+    except OSError as error:
+        raise DataError(
+            f"{path}: the plan, with which the peer could be started again, cannot be written "
+            f"({error.strerror}); choose another output-dir, or make room"
+        ) from error
+
+
+def kept_plan(folder: Path, run: str, peer: int) -> Plan:
+    """Return the plan with which ``peer`` can be started again while the others train.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder on this machine.
+    run : str
+        The run's id.
+    peer : int
+        The peer.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such run here, the peer has come to its end, or trains now.
+    DataError
+        When the plan cannot be used.
+    """
+    path = plan_file(folder, peer)
+    try:
+        require_regular(path)
+        plan = Plan.from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(_not_here(folder, run, peer)) from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); is it another user's?") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: not a plan of this version ({type(error).__name__}: {error}); the run goes on without "
+            f"peer {peer}"
+        ) from error
+    if (plan.run, [p.peer for p in plan.peers]) != (run, [peer]):
+        whose = ", ".join(str(p.peer) for p in plan.peers)
+        raise ConfigError(
+            f"{path} is of peer {whose} of run {plan.run}, not of peer {peer} of run {run}: a file was moved"
+        )
+    for there in running(run):
+        if peer in there.peers:
+            raise ConfigError(
+                f"peer {peer} of run {run} trains already, in process {there.process.pid}; where that hangs, "
+                f"end it first: kill -KILL {there.process.pid}"
+            )
+    last = _last_line(folder, peer)
+    if last.get("event") == "end":
+        raise ConfigError(f"peer {peer} of run {run} has trained to its end: its model is in {path.parent}")
+    if last.get("kind") == "ExchangeStoppedError":
+        log.warning(
+            "run %s was stopped when peer %d was there last (%s): p2pft run --resume goes on with one that "
+            "nobody trains any more",
+            run,
+            peer,
+            last["error"],
+        )
+    return plan
+
+
+def _not_here(folder: Path, run: str, peer: int) -> str:
+    if not folder.is_dir():
+        why = f"there is no {folder}: is that the site's output-dir, and was the run here?"
+    elif others := sorted(p.name for p in folder.glob("peers/peer-*.plan.json")):
+        why = f"{folder} has {', '.join(others)}: is peer-id right?"
+    else:
+        why = f"{folder} has no plan of it: none is kept where on-failure = 'stop', or nothing is exchanged"
+    return f"peer {peer} of run {run} cannot be started again here: {why}"
+
+
+def _last_line(folder: Path, peer: int) -> dict[str, Any]:
+    """Return the last line of the peer's last life; empty where it died before it wrote any."""
+    path = folder / "peers" / f"peer-{peer}.jsonl"
+    try:
+        lines = read_last_run(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
+    return lines[-1] if lines else {}

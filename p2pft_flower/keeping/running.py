@@ -1,0 +1,142 @@
+"""Which peers train on this machine now, by their processes: what ``p2pft stop`` looks up.
+
+Each process has a file in ``$P2PFT_HOME/running`` as long as its peers train. A process that was killed
+leaves its file behind; it counts for nothing, since no process of that number and start is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from p2pft_flower.keeping.processes import is_alive, start_mark
+from p2pft_flower.resources import home
+
+__all__ = ["Entry", "Running", "registered", "running"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process in which peers of a run train.
+
+    Attributes
+    ----------
+    run : str
+        The run's identifier.
+    peers : tuple of int
+        The peers.
+    neighbours : tuple of int
+        The peers that it tells of a stop; none where it exchanges nothing with others.
+    process : psutil.Process
+        The process.
+    mark : str
+        What :func:`~p2pft_flower.keeping.processes.start_mark` said of it.
+    """
+
+    run: str
+    peers: tuple[int, ...]
+    neighbours: tuple[int, ...]
+    process: psutil.Process
+    mark: str
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has not ended; what its parent has not taken note of yet (a zombie) has."""
+        return is_alive(self.process.pid, self.mark)
+
+    def stop_run(self) -> None:
+        """Have it end, and stop all peers of its run; a mere SIGTERM ends its own peers.
+
+        Raises
+        ------
+        OSError
+            When what tells it so cannot be written.
+        """
+        _stop_mark(self.process.pid, self.peers[0]).touch(mode=0o600)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
+            self.process.terminate()
+
+
+class Entry:
+    """What says that this process is among those that :func:`running` finds."""
+
+    def __init__(self, pid: int, peer: int) -> None:
+        self._mark = _stop_mark(pid, peer)
+
+    def stops_run(self) -> bool:
+        """Whether it was told to stop its whole run."""
+        return self._mark.exists()
+
+
+def _stop_mark(pid: int, peer: int) -> Path:
+    return _folder() / f"{pid}-{peer}.stop"
+
+
+def _folder() -> Path:
+    return home() / "running"
+
+
+@contextlib.contextmanager
+def registered(run: str, peers: Sequence[int], neighbours: Sequence[int]) -> Iterator[Entry]:
+    """Have this process among those that :func:`running` finds, during a ``with`` block."""
+    pid = os.getpid()
+    path, mark = _folder() / f"{pid}-{peers[0]}.json", _stop_mark(pid, peers[0])
+    there = Entry(pid, peers[0])
+    entry = {
+        "run": run,
+        "peers": list(peers),
+        "neighbours": list(neighbours),
+        "pid": pid,
+        "started": start_mark(pid),
+    }
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        mark.unlink(missing_ok=True)  # a killed process of the same number may have left it
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(entry), encoding="utf-8")
+        os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
+    except OSError as error:
+        log.warning("p2pft stop will not find these peers: %s cannot be written (%s)", path, error.strerror)
+        yield there
+        return
+    try:
+        yield there
+    finally:
+        path.unlink(missing_ok=True)
+        mark.unlink(missing_ok=True)
+
+
+def running(run: str | None = None) -> list[Running]:
+    """Return the processes of this machine in which peers train, of ``run`` alone where it is given."""
+    found = []
+    for path in sorted(_folder().glob("*.json")):
+        try:
+            there = _read(path)
+        except (FileNotFoundError, psutil.NoSuchProcess):
+            continue
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning(
+                "%s is left out: it cannot be read (%s: %s); remove it", path, type(error).__name__, error
+            )
+            continue
+        if there.alive and run in (None, there.run):
+            found.append(there)
+    return found
+
+
+def _read(path: Path) -> Running:
+    entry = json.loads(path.read_text(encoding="utf-8"))
+    run, mark = entry["run"], entry["started"]
+    peers, neighbours = (tuple(int(p) for p in entry[key]) for key in ("peers", "neighbours"))
+    if not (isinstance(run, str) and isinstance(mark, str) and peers):
+        raise TypeError("run and started must be texts, peers a list that is not empty")
+    return Running(run, peers, neighbours, psutil.Process(entry["pid"]), mark)

@@ -1,0 +1,177 @@
+"""Peers as processes of this machine that talk over TCP: started, killed, stopped, let go on."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from p2pft_flower.config import RunConfig
+from p2pft_flower.host.keeper import files_kept
+from p2pft_flower.lab.peer import main
+from p2pft_flower.learning.workload import Workload
+from p2pft_flower.plan import Neighbourhood, Plan, greetings, terms_digest
+from p2pft_flower.topology import Graph
+from p2pft_flower.topology.views import View
+
+__all__ = ["Federation", "plan_peers"]
+
+ENDLESS = 10**9
+"""Iterations of a run that lasts until it is stopped."""
+
+END = 20.0
+"""Seconds that a process is given to end when it was told to."""
+
+_PRELOADED = ["__main__", "p2pft_flower.lab.peer", "sklearn.datasets", "timm"]
+"""Imported once, by the process that all peers are copies of: a peer that is started again is there soon."""
+
+
+def plan_peers(
+    run: str, graph: Graph, settings: Mapping[str, Any], addresses: Mapping[int, str], folder: Path
+) -> list[Plan]:
+    """Return one plan a peer, of a run of the app's default job that lasts until it is stopped.
+
+    Parameters
+    ----------
+    run : str
+        The run's identifier.
+    graph : Graph
+        Over which they train.
+    settings : mapping
+        Run-config keys that differ from the app's.
+    addresses : mapping of int to str
+        Where each peer listens.
+    folder : Path
+        For logs, checkpoints and tails.
+    """
+    config = RunConfig.from_mapping({"iterations": ENDLESS, **settings})
+    view = View.whole(graph)
+    shares = Workload(config.learning, graph.n).holdings.partition
+    images = sum(len(shares[p]) for p in range(graph.n))
+    epoch = math.ceil(images / graph.n / config.learning.batch_size)
+    every = config.runtime.evaluate_every or epoch
+    plan = Plan(
+        run=run,
+        config=config.to_mapping(),
+        n=graph.n,
+        greetings=greetings(view, [[p] for p in range(graph.n)]),
+        terms=terms_digest(config, view, ENDLESS),
+        peers=(),
+        loss_weights=dict.fromkeys(range(graph.n), 1.0),
+        iterations=ENDLESS,
+        evaluate_every=every,
+        output_dir=str(folder),
+        addresses=dict(addresses),
+        graph=graph.to_dict(),
+        members={p: (p,) for p in range(graph.n)},
+        checkpoint_every=every,
+        checkpoint_files=files_kept(config.runtime.checkpoints_kept, every, graph.diameter),
+    )
+    return [replace(plan, peers=(Neighbourhood.of(view, p),)) for p in range(graph.n)]
+
+
+@dataclass
+class _Life:
+    """One process of a peer."""
+
+    process: Any  # its class is of the start method, and has no public name
+    pipe: Connection
+
+
+class Federation:
+    """The processes of all peers; a context manager that leaves none behind.
+
+    Parameters
+    ----------
+    plans : sequence of Plan
+        One a peer.
+    routes : mapping of (int, int) to str
+        Where one peer looks for another, where that is not where the other one listens: a relay.
+    """
+
+    def __init__(self, plans: Sequence[Plan], routes: Mapping[tuple[int, int], str]) -> None:
+        self._plans = [
+            replace(plan, addresses={q: routes.get((p, q), at) for q, at in plan.addresses.items()})
+            for p, plan in enumerate(plans)
+        ]
+        # A thread of torch's for each core would have the peers get in each other's way.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        self._server = multiprocessing.get_context("forkserver")
+        self._server.set_forkserver_preload(_PRELOADED)
+        self._lives: dict[int, _Life] = {}
+        self.killed: set[int] = set()
+        """Peers that were killed and not started again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for life in self._lives.values():
+            life.process.kill()  # also where it is stopped
+        for life in self._lives.values():
+            life.process.join(END)
+            life.pipe.close()
+
+    def start(self, peer: int, *, joining: bool = False) -> None:
+        """Start the process of ``peer``, anew where it had one."""
+        if (former := self._lives.get(peer)) is not None:
+            former.pipe.close()
+        ours, theirs = self._server.Pipe()
+        process = self._server.Process(
+            target=main, args=(self._plans[peer].to_json(), theirs, joining), name=f"peer {peer}", daemon=True
+        )
+        process.start()
+        theirs.close()
+        self._lives[peer] = _Life(process, ours)
+        self.killed.discard(peer)
+
+    def kill(self, *peers: int) -> None:
+        """SIGKILL all of ``peers``, and return when they are gone."""
+        self.killed.update(peers)
+        for peer in peers:
+            self._lives[peer].process.kill()
+        for peer in peers:
+            self._lives[peer].process.join(END)
+
+    def pause(self, peer: int) -> None:
+        """SIGSTOP."""
+        os.kill(self._lives[peer].process.pid, signal.SIGSTOP)
+
+    def resume(self, peer: int) -> None:
+        """SIGCONT."""
+        os.kill(self._lives[peer].process.pid, signal.SIGCONT)
+
+    def ended(self) -> dict[int, int]:
+        """Return the exit codes of the peers that have ended without having been killed here."""
+        return {
+            p: life.process.exitcode
+            for p, life in self._lives.items()
+            if p not in self.killed and life.process.exitcode is not None
+        }
+
+    def stop(self, reason: str) -> dict[int, int | None]:
+        """End all peers in good order and return their exit codes; None of one that did not end in time."""
+        for life in self._lives.values():
+            try:
+                life.pipe.send(reason)
+            except BrokenPipeError:  # it has ended
+                continue
+        end = time.monotonic() + END
+        for life in self._lives.values():
+            life.process.join(max(0.0, end - time.monotonic()))
+        return {p: life.process.exitcode for p, life in self._lives.items()}
+
+    @property
+    def alive(self) -> list[int]:
+        """Peers whose process has not ended."""
+        return [p for p, life in self._lives.items() if life.process.is_alive()]

@@ -1,0 +1,121 @@
+"""What is done to which peer and when: drawn from a seed, so that a run that failed can be repeated."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from p2pft_flower.agreement.membership import is_quorum
+
+__all__ = ["Event", "Kind", "draw", "leaves_quorum"]
+
+GAP = (1.0, 6.0)
+"""Seconds from one event to the next, at least and at most: changes of view are met while under way."""
+
+_TRIES = 20
+
+
+class Kind(Enum):
+    """What is done to peers."""
+
+    KILL = "kill"
+    """SIGKILL; started again later, and joins."""
+    KILL_TWO = "kill two"
+    """The same, of two peers at once."""
+    PAUSE = "pause"
+    """SIGSTOP, and SIGCONT well within ``peer-timeout``."""
+    LONG_PAUSE = "long pause"
+    """SIGSTOP, and SIGCONT after the others have gone on."""
+    CUT = "cut"
+    """The link between two neighbours carries nothing, in neither direction; mended later."""
+
+
+VICTIMS = {Kind.KILL: 1, Kind.KILL_TWO: 2, Kind.PAUSE: 1, Kind.LONG_PAUSE: 1, Kind.CUT: 2}
+
+LASTS = {
+    Kind.KILL: (0.25, 3.0),  # also back before it is missed
+    Kind.KILL_TWO: (0.25, 3.0),
+    Kind.PAUSE: (0.1, 0.5),
+    Kind.LONG_PAUSE: (1.5, 4.0),
+    Kind.CUT: (1.5, 4.0),
+}
+"""How long each lasts, at least and at most, in multiples of ``peer-timeout``."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One fault.
+
+    Attributes
+    ----------
+    at : float
+        Seconds after the first iteration; it may have to wait until a quorum would be left.
+    kind : Kind
+        What is done.
+    peers : tuple of int
+        To whom, ascending; of a cut, the two ends of the link.
+    lasts : float
+        Seconds until it is undone.
+    """
+
+    at: float
+    kind: Kind
+    peers: tuple[int, ...]
+    lasts: float
+
+
+def leaves_quorum(sure: Iterable[int], victims: Iterable[int], candidates: Iterable[int]) -> bool:
+    """Tell whether a quorum is left of whatever view may be agreed on meanwhile.
+
+    Parameters
+    ----------
+    sure : iterable of int
+        Peers of the present view to which nothing was done since all of it iterated: they are in the next.
+    victims : iterable of int
+        To whom something is to be done.
+    candidates : iterable of int
+        All that the present view or the next may have: its peers, and those that may be let in.
+    """
+    return is_quorum(set(sure) - set(victims), candidates)
+
+
+def draw(
+    seed: int, peers: int, links: Sequence[tuple[int, int]], seconds: float, timeout: float
+) -> list[Event]:
+    """Return the events of ``seconds``, ascending in time; the same for the same arguments.
+
+    At any time there is a quorum of all peers to which nothing is being done.
+
+    Parameters
+    ----------
+    seed : int
+        Decides all draws.
+    peers : int
+        Number of peers.
+    links : sequence of (int, int)
+        Pairs of neighbours.
+    seconds : float
+        How long.
+    timeout : float
+        ``peer-timeout`` in seconds.
+    """
+    rng = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
+    events: list[Event] = []
+    at = rng.uniform(*GAP)
+    while at < seconds:
+        hurt = {p for e in events if e.at + e.lasts >= at for p in e.peers}
+        for _ in range(_TRIES):  # where too many are down already, the next moment is tried
+            kind = rng.choice(list(Kind))
+            whole = sorted(set(range(peers)) - hurt)
+            free = [pair for pair in links if hurt.isdisjoint(pair)]
+            lasts = timeout * rng.uniform(*LASTS[kind])
+            if len(whole) < VICTIMS[kind] or (kind is Kind.CUT and not free):
+                continue
+            chosen = rng.choice(free) if kind is Kind.CUT else rng.sample(whole, VICTIMS[kind])
+            if leaves_quorum(whole, chosen, range(peers)):
+                events.append(Event(at, kind, tuple(sorted(chosen)), lasts))
+                break
+        at += rng.uniform(*GAP)
+    return events

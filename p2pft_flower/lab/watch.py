@@ -1,0 +1,401 @@
+"""What must be true of the peers all the time, read from the logs that they write."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from p2pft_flower.errors import DataError
+from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping.invariants import TrackerSums
+from p2pft_flower.lab.schedule import Event, Kind
+from p2pft_flower.topology import Graph
+
+__all__ = ["Check", "Fault", "Loss", "Violation", "Watch"]
+
+SURPLUS = 1e-4
+"""Largest Σ τ − Σ g, by the largest of its terms, that is rounding."""
+
+DEVIATION = 0.1
+"""Largest distance of a θ_i from the mean, by the mean's norm, at which peers agree: mini-batches and a
+constant learning rate keep them apart by some hundredths of it."""
+
+
+class Check(Enum):
+    """What is promised."""
+
+    INVARIANT = "Σ τ = Σ g over the peers of each view, after each iteration"
+    VIEWS = "views of one number are the same everywhere"
+    ONE_RUN = "no two views go on at once, and nobody iterates in a view that is without it"
+    LOSSES = "whoever is left out, somebody says why"
+    KILLS = "every kill is noticed, and who was killed is let in again"
+    PROGRESS = "a quorum goes on"
+    PROCESSES = "no peer gives up, and none is left running"
+    AGREEMENT = "at the end all peers are in one view, train, and agree"
+
+
+class Violation(NamedTuple):
+    """Something that was promised and did not hold."""
+
+    check: Check
+    what: str
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An event that took place.
+
+    Attributes
+    ----------
+    event : Event
+        What was drawn.
+    time : float
+        When it was done, Unix seconds.
+    view : int
+        The newest view that any log told of then.
+    """
+
+    event: Event
+    time: float
+    view: int
+
+
+class Score(NamedTuple):
+    """One peer's evaluation: accuracy 0..1, loss, and the sketch of its θ, (128,)."""
+
+    accuracy: float
+    loss: float
+    sketch: npt.NDArray[np.float32]
+
+
+class Loss(NamedTuple):
+    """A view that is without a peer of the one before, and why."""
+
+    view: int
+    peer: int
+    why: str
+
+
+@dataclass
+class _Seen:
+    """What one peer's log has told up to now."""
+
+    offset: int = 0
+    view: int | None = 0
+    """The newest view that it has told of; None in a later life that has told of none yet."""
+    iteration: int = 0
+    traced: int | None = None
+    """The view in which it completed its last iteration."""
+    fresh: int = 0
+    """Iterations completed since the last mark."""
+    last: float = 0.0
+    """When it completed its last iteration, Unix seconds."""
+    scores: dict[int, Score] = field(default_factory=dict)
+    error: str = ""
+    """Why it gave up."""
+
+
+class Watch:
+    """Reads the peers' logs as they grow, and checks.
+
+    Parameters
+    ----------
+    graph : Graph
+        The whole graph.
+    folder : Path
+        The run's folder.
+
+    Attributes
+    ----------
+    violations : list of Violation
+        What did not hold.
+    worst : float
+        Largest relative surplus of the trackers.
+    sums : int
+        Iterations of a view for which it was looked at.
+    """
+
+    def __init__(self, graph: Graph, folder: Path) -> None:
+        self._peers, self._folder = range(graph.n), folder
+        self._seen = {p: _Seen() for p in self._peers}
+        self._sums = TrackerSums(self._peers)
+        first = {"peers": list(self._peers), "edges": [list(e) for e in graph.edges], "iteration": 0}
+        self._views: dict[int, dict[str, Any]] = {0: first}
+        self._told: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)
+        """By view and peer: what the peer's log tells of the view."""
+        self._reached: dict[int, int] = defaultdict(int)
+        """The most iterations that were completed in each view."""
+        self._first: dict[int, float] = {}
+        """When the first iteration of each view was completed."""
+        self._times: dict[int, list[float]] = defaultdict(list)
+        self.violations: list[Violation] = []
+        self.worst, self.sums = 0.0, 0
+        self._summed: set[int] = set()
+        """Views in which it was looked at."""
+
+    # Reading -----------------------------------------------------------------------------------------
+
+    def poll(self) -> None:
+        """Take in the lines that were written since the last time."""
+        for peer, seen in self._seen.items():
+            path = self._folder / "peers" / f"peer-{peer}.jsonl"
+            if not path.is_file():
+                continue
+            with path.open("rb") as file:
+                file.seek(seen.offset)
+                data = file.read()
+            whole = data[: data.rfind(b"\n") + 1]  # the end of a line may still be on its way, or torn
+            seen.offset += len(whole)
+            for line in whole.splitlines():
+                self.take(json.loads(line))
+
+    def take(self, line: Mapping[str, Any]) -> None:
+        """Take in one line of a peer's log."""
+        seen = self._seen[line["peer"]]
+        match line["event"]:
+            case "run":
+                seen.view = 0 if seen.last == 0.0 else None  # a later life is in no view yet
+            case "view":
+                self._take_view(line, seen)
+            case "trace":
+                self._take_trace(line, seen)
+            case "failed":
+                seen.error = line["error"]
+            case "evaluation":
+                score = Score(line["accuracy"], line["loss"], sketch.decode(line["sketch"]))
+                seen.scores = {**dict(list(seen.scores.items())[-20:]), line["iteration"]: score}
+
+    def _take_view(self, line: Mapping[str, Any], seen: _Seen) -> None:
+        number, peer = line["number"], line["peer"]
+        self._told[number].setdefault(peer, dict(line))
+        # Who comes back writes again what its earlier life has seen.
+        seen.view = number if seen.view is None else max(number, seen.view)
+        here = {key: line[key] for key in ("peers", "edges", "iteration")}
+        known = self._views.setdefault(number, here)
+        for key, value in here.items():
+            if _in_order(known[key]) != _in_order(value):
+                self.violated(
+                    Check.VIEWS,
+                    f"view {number}: {key} is {value} in peer {peer}'s log, {known[key]} in others'",
+                )
+        try:
+            self._sums.note_view(line, f"peer {peer}'s log")
+        except DataError as error:
+            self.violated(Check.VIEWS, str(error))
+        for view in [v for v in self._views if v <= number]:
+            self._look_for_two_runs(view)
+
+    def _take_trace(self, line: Mapping[str, Any], seen: _Seen) -> None:
+        view, peer = line["view"], line["peer"]
+        seen.iteration, seen.traced, seen.last = line["iteration"], view, line["time"]
+        seen.fresh += 1
+        self._times[peer].append(line["time"])
+        # Whoever was behind, or was let in, also traces the beginning of the view.
+        if view in self._views and line["iteration"] > self._views[view]["iteration"]:
+            self._first[view] = min(line["time"], self._first.get(view, line["time"]))
+        self._reached[view] = max(line["iteration"], self._reached[view])
+        if view not in self._views:
+            self.violated(Check.ONE_RUN, f"peer {peer} iterates in view {view}, of which no log tells")
+        elif peer not in self._views[view]["peers"]:
+            self.violated(Check.ONE_RUN, f"peer {peer} iterates in view {view}, which is without it")
+        elif view != seen.view:  # it goes on beside the view that it has come to, or was not let in
+            where = "none" if seen.view is None else f"view {seen.view}"
+            self.violated(
+                Check.ONE_RUN, f"peer {peer} iterates in view {view}, its log says it is in {where}"
+            )
+        self._look_for_two_runs(view)
+        surplus = self._sums.note_trace(line)
+        if surplus is not None:
+            self.sums += 1
+            self._summed.add(surplus.view)
+            self.worst = max(self.worst, surplus.relative)
+            if not surplus.relative <= SURPLUS:  # NaN is no agreement either
+                self.violated(
+                    Check.INVARIANT,
+                    f"view {surplus.view}, iteration {surplus.iteration}: Σ τ − Σ g is "
+                    f"{surplus.relative:.1e} of its largest term",
+                )
+
+    def _look_for_two_runs(self, view: int) -> None:
+        """Look whether ``view`` goes on beside a later one: by the longest path at most it may be ahead."""
+        if view not in self._views:
+            return
+        later = min((v for v in self._views if v > view), default=None)
+        if later is None:
+            return
+        if self._reached[view] > self._views[later]["iteration"] + len(self._views[view]["peers"]):
+            self.violated(
+                Check.ONE_RUN,
+                f"view {view} came to iteration {self._reached[view]}, though view {later} begins after "
+                f"{self._views[later]['iteration']}",
+            )
+
+    def violated(self, check: Check, what: str) -> None:
+        """Note that something did not hold."""
+        if Violation(check, what) not in self.violations:
+            self.violations.append(Violation(check, what))
+
+    # Where the run is --------------------------------------------------------------------------------
+
+    @property
+    def newest(self) -> int:
+        """The newest view that any log tells of."""
+        return max(self._views)
+
+    @property
+    def members(self) -> frozenset[int]:
+        """Its peers."""
+        return frozenset(self._views[self.newest]["peers"])
+
+    @property
+    def iteration(self) -> int:
+        """The most iterations that any peer has completed."""
+        return max(seen.iteration for seen in self._seen.values())
+
+    @property
+    def last(self) -> float:
+        """When any peer of the newest view last completed an iteration, Unix seconds."""
+        return max(self._seen[p].last for p in self.members)
+
+    def mark(self) -> None:
+        """Something was done: from now on it is counted anew how many iterations are completed."""
+        for seen in self._seen.values():
+            seen.fresh = 0
+
+    @property
+    def settled(self) -> bool:
+        """Whether all peers of the newest view iterate in it, often enough, since the last mark."""
+        return all(
+            self._seen[p].traced == self.newest and self._seen[p].fresh > 2 * len(self.members)
+            for p in self.members
+        )
+
+    def error_of(self, peer: int) -> str:
+        """Return why ``peer`` says that it gave up; empty where it does not."""
+        return self._seen[peer].error
+
+    def scores(self) -> tuple[int, dict[int, Score]] | None:
+        """Return the last iteration after which all peers of the newest view were scored in it, and how."""
+        begin = self._views[self.newest]["iteration"]
+        each = [{k for k in self._seen[p].scores if k > begin} for p in self.members]
+        if not (common := set.intersection(*each)):
+            return None
+        last = max(common)
+        return last, {p: self._seen[p].scores[last] for p in sorted(self.members)}
+
+    # What can be said at the end ---------------------------------------------------------------------
+
+    def seconds_to_next(self, fault: Fault) -> float | None:
+        """Return seconds from ``fault`` to the next iteration; None where the run did not have to recover.
+
+        For what changes the view, to the first iteration of the first view that accounts for it; for a short
+        pause, to the next iteration of the peer that was paused.
+        """
+        event = fault.event
+        if event.kind is Kind.PAUSE:
+            later = (t for t in self._times[event.peers[0]] if t > fault.time)
+            return min((t - fault.time for t in later), default=None)
+        for number in sorted(v for v in self._first if v > fault.view):
+            if self._first[number] > fault.time and self._accounts_for(number, event):
+                return self._first[number] - fault.time
+        return None
+
+    def _accounts_for(self, number: int, event: Event) -> bool:
+        view, joined = self._views[number], self._joined(number)
+        if event.kind is Kind.CUT:
+            a, b = event.peers
+            return [a, b] not in view["edges"] and [b, a] not in view["edges"]
+        return all(p not in view["peers"] or p in joined for p in event.peers)
+
+    def _joined(self, number: int) -> set[int]:
+        return {p for line in self._told[number].values() for p in line["joined"]}
+
+    def check_losses(self) -> None:
+        """Look whether somebody says of every peer that a view is without, and the one before had, why."""
+        numbers = sorted(self._views)
+        for before, number in pairwise(numbers):
+            lost = set(self._views[before]["peers"]) - set(self._views[number]["peers"])
+            # A host that missed a view tells of it with the next one.
+            why = {p for line in self._told[number].values() for p in {**line["presumed"], **line["why"]}}
+            for peer in sorted(lost):
+                if str(peer) not in why:
+                    self.violated(Check.LOSSES, f"view {number} is without peer {peer}, and nobody says why")
+
+    def check_kills(self, kills: Iterable[tuple[int, int]]) -> None:
+        """Look whether every killed peer was let in again, which takes that its loss was noticed.
+
+        Parameters
+        ----------
+        kills : iterable of (int, int)
+            The peer, and the newest view when it was killed.
+        """
+        for peer, view in kills:
+            if not any(peer in self._joined(v) for v in self._told if v > view):
+                self.violated(
+                    Check.KILLS, f"peer {peer}, killed in view {view}, was let in again by no later view"
+                )
+
+    def deviation(self) -> float | None:
+        """Return the largest ‖θ_i − θ̄‖ by ‖θ̄‖ after the last iteration that all have scored.
+
+        Of sketches, which keep norms but for some percent (:mod:`p2pft_flower.keeping.sketch`). None where
+        there is no such iteration.
+        """
+        if (last := self.scores()) is None:
+            return None
+        thetas = np.stack([score.sketch for score in last[1].values()]).astype(np.float64)
+        mean = thetas.mean(axis=0)
+        return float(np.linalg.norm(thetas - mean, axis=1).max() / np.linalg.norm(mean))
+
+    def check_agreement(self) -> None:
+        """Look whether the newest view has all peers, and they agree."""
+        if self.newest not in self._summed:
+            self.violated(Check.INVARIANT, f"no iteration of view {self.newest} could be looked at")
+        if missing := sorted(set(self._peers) - self.members):
+            self.violated(Check.AGREEMENT, f"at the end view {self.newest} is without the peers {missing}")
+        deviation = self.deviation()
+        if deviation is None:
+            self.violated(Check.AGREEMENT, f"not all peers of view {self.newest} were scored alike")
+        elif not deviation <= DEVIATION:
+            self.violated(
+                Check.AGREEMENT, f"the peers are {deviation:.2f} of the mean's norm apart, not {DEVIATION:g}"
+            )
+
+    def unprovoked(self, faults: Sequence[Fault], slack: float) -> list[Loss]:
+        """Return each time that a view was without a peer of the one before to which nothing had been done.
+
+        It was slow for too long on this machine, or links were cut so that no graph holds all together.
+
+        Parameters
+        ----------
+        faults : sequence of Fault
+            What was done.
+        slack : float
+            Seconds after the end of a fault in which it may still have others go on without a peer.
+        """
+        numbers, losses = sorted(self._views), list[Loss]()
+        for before, number in pairwise(numbers):
+            told = min((line["time"] for line in self._told[number].values()), default=0.0)
+            hurt = {
+                p for f in faults for p in f.event.peers if f.time <= told <= f.time + f.event.lasts + slack
+            }
+            lost = set(self._views[before]["peers"]) - set(self._views[number]["peers"])
+            for peer in sorted(lost - hurt):
+                lines = self._told[number].values()
+                whys = [line[key].get(str(peer)) for key in ("why", "presumed") for line in lines]
+                losses.append(Loss(number, peer, next((why for why in whys if why), "nobody says why")))
+        return losses
+
+
+def _in_order(value: Any) -> Any:
+    """Return lists in order: in which order edges are told says nothing."""
+    return sorted(value) if isinstance(value, list) else value

@@ -1,0 +1,107 @@
+"""By what images are known again at another path: labels, names, some sizes and contents."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from p2pft_flower.learning.data.datasets import Split
+from p2pft_flower.learning.data.looking import each
+
+__all__ = ["images_digest"]
+
+LOOKED_AT = 2000
+"""Images, spread evenly, of which the file's size or the pixels count; of all others the name only."""
+
+OPENED = 400
+"""Files, spread evenly over the classes, of which the content counts, too."""
+
+BLOCK, BLOCKS = 2**16, 16
+"""Bytes and number of the blocks that are read of a file larger than all of them: evenly spaced ones."""
+
+
+def images_digest(split: Split, positions: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
+    """Digest images: the same ones, in the same order, have the same digest wherever their folder lies.
+
+    Up to :data:`OPENED` files are opened, always the same ones, and up to 1 MiB of each is read, so it is
+    quick on a network's disk, too. Of own datasets, whose images have no name, only the labels count.
+
+    Parameters
+    ----------
+    split : Split
+        Where they come from.
+    positions : (N,) int64 array
+        Which ones, in this order.
+    classes : sequence of str
+        Names of the classes.
+
+    Returns
+    -------
+    str
+        XXH3-128, hexadecimal.
+    """
+    found = xxhash.xxh3_128()
+
+    def add(part: bytes) -> None:
+        found.update(len(part).to_bytes(8, "little"))
+        found.update(part)
+
+    for name in classes:
+        add(_bytes(name))
+    add(np.ascontiguousarray(split.labels[positions], dtype="<i8").tobytes())
+    some = positions[:: max(1, -(-len(positions) // LOOKED_AT))]
+    if (held := split.files) is not None and len(positions):
+        files = [os.path.abspath(held[index]) for index in positions]  # noqa: PTH100 - of many
+        above = os.path.commonpath(files)
+        for file in files:
+            add(_bytes(file.removeprefix(above)))
+        for index in some:
+            add(str(_size(held[index])).encode())
+        opened = _over_classes(split.labels, positions)
+        with closing(each(lambda index: _content(held[index]), opened, "sampled")) as contents:
+            for _, content in contents:
+                # Whoever reads a file for its image says what is wrong with it.
+                add(b"unreadable" if isinstance(content, Exception) else content)
+    elif split.content is not None:
+        for index in some:
+            add(split.content(int(index)))
+    return found.hexdigest()
+
+
+def _over_classes(labels: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return at most :data:`OPENED` of the positions, evenly spaced where they are sorted by class."""
+    by_class = positions[np.argsort(labels[positions], kind="stable")]
+    if len(by_class) <= OPENED:
+        return by_class
+    return by_class[np.linspace(0, len(by_class) - 1, OPENED).round().astype(np.int64)]
+
+
+def _content(file: Path) -> bytes:
+    """Return a digest of the file's content: all of it, or of a large file's :data:`BLOCKS` blocks."""
+    found = xxhash.xxh3_128()
+    with file.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        starts = [0]
+        if size > BLOCK * BLOCKS:
+            starts = [round(i * (size - BLOCK) / (BLOCKS - 1)) for i in range(BLOCKS)]
+        for start in starts:
+            opened.seek(start)
+            found.update(opened.read(BLOCK if len(starts) > 1 else BLOCK * BLOCKS))
+    return found.digest()
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode(errors="surrogatepass")  # names may be any bytes
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1  # whoever reads it says what is wrong

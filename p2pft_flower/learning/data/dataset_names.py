@@ -1,0 +1,169 @@
+"""Which names of datasets can be meant, what they read, and whether it is there: known without an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from p2pft_flower.errors import ConfigError, DataError, did_you_mean
+from p2pft_flower.learning.data.images import folders_in
+from p2pft_flower.learning.data.names import in_order, some_names
+from p2pft_flower.learning.data.torchvision_folders import FOLDERS, require_folder
+from p2pft_flower.plugins import is_reference
+
+__all__ = [
+    "BUILT_IN",
+    "FOLDER",
+    "TORCHVISION",
+    "check_dataset_name",
+    "classes_of",
+    "reads_data_dir",
+    "refuse_data_dir",
+    "require_data",
+    "require_parts",
+]
+
+BUILT_IN = ("digits",)
+"""Datasets that come with their library, :data:`p2pft_flower.learning.data.datasets.DATASETS`."""
+
+TORCHVISION = tuple(FOLDERS)
+"""The sets of :mod:`p2pft_flower.learning.data.torchvision_sets`, which is heavy to import."""
+
+FOLDER = "folder:"
+"""What comes before a folder's path."""
+
+
+def check_dataset_name(name: str) -> None:
+    """Refuse a dataset that nothing is known of.
+
+    Parameters
+    ----------
+    name : str
+        The run-config's ``dataset``.
+
+    Raises
+    ------
+    ConfigError
+        With the nearest name, and what there is.
+    """
+    known = [*BUILT_IN, *TORCHVISION]
+    if name in known or is_reference(name) or (name.startswith(FOLDER) and name != FOLDER):
+        return
+    within = [k for k in known if name.rstrip("s") in k] if len(name) > 2 else []
+    nearest = did_you_mean(name, known, 2) or (f"; did you mean {within[0]!r}?" if len(within) == 1 else "")
+    if Path(name).is_dir():
+        nearest = f"; did you mean 'folder:{name}'?"
+    raise ConfigError(
+        f"dataset = {name!r} is unknown; choose one of {', '.join(known)}, folder:/path, "
+        f"my_module:my_dataset{nearest}"
+    )
+
+
+def reads_data_dir(dataset: str) -> bool:
+    """Tell whether a dataset takes anything from ``data-dir``."""
+    return dataset in TORCHVISION or (is_reference(dataset) and not dataset.startswith(FOLDER))
+
+
+def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
+    """Refuse a ``data-dir`` that the dataset would not look at.
+
+    Parameters
+    ----------
+    dataset, data_dir : str
+        Of the run-config; ``data_dir`` may be empty.
+    where : str
+        Where ``data-dir`` was set, for the message, as ``" in --node-config"``.
+
+    Raises
+    ------
+    ConfigError
+        With what would look at it.
+    """
+    if not data_dir or reads_data_dir(dataset):
+        return
+    remedy = (
+        "it names its folder itself: give dataset = folder:/other/path"
+        if dataset.startswith(FOLDER)
+        else f"leave it out, or choose one of {', '.join(TORCHVISION)} or my_module:my_dataset, which read it"
+    )
+    raise ConfigError(f"data-dir = {data_dir!r}{where}: dataset = {dataset!r} does not read it; {remedy}")
+
+
+def require_parts(path: str, *, site: bool = False) -> Path:
+    """Return the folder of ``folder:PATH``, which is there with the folders that it needs.
+
+    Parameters
+    ----------
+    path : str
+        The folder.
+    site : bool
+        Whether it is one peer's own, which may do without test images.
+
+    Raises
+    ------
+    DataError
+        When it, train/ or test/ is missing.
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise DataError(
+            f"dataset folder {path!r} does not exist; give an absolute path that the peers' machine has"
+        )
+    for part in ("train", "test"):
+        if not (root / part).is_dir() and not (site and part == "test"):
+            sites = in_order(p.parent.name for p in root.glob("*[0-9]/train"))
+            sets = f"; it holds {some_names(sites)}: is it folder:{path}/…{{peer}}?" if sites else ""
+            raise DataError(
+                f"dataset folder {path!r} has no {part}/; it needs train/ and test/ with a folder a class"
+                f"{sets}"
+            )
+    return root
+
+
+def classes_of(dataset: str) -> tuple[str, ...] | None:
+    """Return the names of a dataset's classes where they are known without reading it, else None.
+
+    Parameters
+    ----------
+    dataset : str
+        The run-config's; a folder must be there. Of a folder for each peer nothing is said.
+
+    Raises
+    ------
+    DataError
+        When the folder may not be read.
+    """
+    if dataset in BUILT_IN:
+        return tuple(str(digit) for digit in range(10))
+    if dataset.startswith(FOLDER) and "{peer}" not in dataset:
+        return tuple(in_order(folders_in(Path(dataset.removeprefix(FOLDER)).expanduser() / "train")[0]))
+    return None
+
+
+def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence[int]) -> None:
+    """Refuse a dataset whose folders are not on this machine; no image is looked at.
+
+    Parameters
+    ----------
+    dataset, data_dir : str
+        Of the run-config.
+    download : bool
+        Whether what is missing is fetched.
+    peers : sequence of int
+        The peers that are on this machine.
+
+    Raises
+    ------
+    DataError
+        When something is missing, naming it, and the peer where each has a folder of its own.
+    """
+    if dataset in TORCHVISION and not download:
+        require_folder(dataset, data_dir)
+    elif dataset.startswith(FOLDER) and "{peer}" in dataset:
+        for peer in peers:
+            try:
+                require_parts(dataset.removeprefix(FOLDER).replace("{peer}", str(peer)), site=True)
+            except DataError as error:
+                raise DataError(f"peer {peer}: {error}") from error
+    elif dataset.startswith(FOLDER):
+        require_parts(dataset.removeprefix(FOLDER))

@@ -1,0 +1,252 @@
+"""Image files decoded: 8-bit pictures by Pillow, deeper samples in the file's own numbers.
+
+Pillow keeps eight bits of colours that have more, clips or scales what it converts, and takes no note of
+signs. So samples of more than 8 bits, with signs or fractions come from tifffile and imagecodecs, as they
+stand in the file; :mod:`p2pft_flower.learning.data.pixels` makes pictures of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import IO, TypeVar
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from p2pft_flower.errors import DataError
+from p2pft_flower.learning.data import deep_files, tiff_files
+from p2pft_flower.learning.data.samples import Form, Look, Samples, form_of, samples_of
+
+__all__ = [
+    "REMEDY",
+    "UNREADABLE",
+    "decode",
+    "decode_stream",
+    "formats",
+    "look_at",
+    "look_at_image",
+    "orientation",
+]
+
+_PICTURES = (
+    "AVIF",
+    "BLP",
+    "BMP",
+    "DCX",
+    "DDS",
+    "DIB",
+    "GIF",
+    "ICNS",
+    "ICO",
+    "JPEG",
+    "JPEG2000",
+    "MSP",
+    "PCX",
+    "PNG",
+    "PPM",
+    "PSD",
+    "QOI",
+    "SGI",
+    "SUN",
+    "TGA",
+    "TIFF",
+    "WEBP",
+    "XBM",
+    "XPM",
+)
+"""Formats that hold pictures. Pillow registers others too: data of other kinds, films, printed pages."""
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+"""What is raised of files that are no images, or broken ones."""
+
+REMEDY = "; repair or remove it, or set bad-images = skip"
+"""What to do about an image that cannot be read."""
+
+_GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
+
+_LONG_HEAD = 1 << 20
+"""Bytes within which a PGM's or PPM's numbers follow its comments."""
+
+_Found = TypeVar("_Found")
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats of pictures that can be opened here."""
+    Image.init()
+    return tuple(name for name in _PICTURES if name in Image.OPEN)
+
+
+def look_at(file: Path) -> Look:
+    """Read the head of an image file.
+
+    Raises
+    ------
+    DataError
+        When it cannot be read, naming it.
+    """
+    return _naming(file, _look)
+
+
+def decode(file: Path) -> Image.Image | Samples:
+    """Decode the first page of an image file; orientation and transparency are left to be applied.
+
+    Raises
+    ------
+    DataError
+        When it cannot be read, naming it.
+    """
+    return _naming(file, decode_stream)
+
+
+def decode_stream(stream: IO[bytes], page: int = 0) -> Image.Image | Samples:
+    """Decode a page, from 0, of the image file that ``stream`` reads, as :func:`decode` does.
+
+    Raises
+    ------
+    ValueError, OSError
+        When it cannot be read.
+    """
+    head = _head(stream)
+    if head.startswith(tiff_files.MAGIC) and (found := tiff_files.decode_tiff(stream, page)) is not None:
+        return found
+    try:
+        with _opened(stream) as image:
+            if page:
+                image.seek(page)
+            if (deep := _decode_deep(stream, head, image)) is not None:
+                image.load()  # what follows the pixels in the file may say how they lie
+                return _turned(deep, orientation(image))
+            image.load()
+            if (form := _form_of_mode(image)) is not None:
+                values = np.asarray(image)
+                whole = samples_of(values.astype(np.int32) if image.mode == "I" else values, form)
+                return _turned(whole, orientation(image))
+            return image
+    except UNREADABLE:
+        if head.startswith(tiff_files.MAGIC):
+            found = tiff_files.decode_tiff(stream, page, refused=True)
+            if found is not None:
+                return found
+        raise
+
+
+def look_at_image(image: Image.Image) -> Look:
+    """Say of an image what :func:`look_at` says of a file."""
+    return Look(_form_of_mode(image), orientation(image) != 1, _transparent(image), _several(image))
+
+
+def _naming(file: Path, read: Callable[[IO[bytes]], _Found]) -> _Found:
+    try:
+        # Not by its path: Pillow would map the file, and one that lies on its side with its sides swapped.
+        with file.open("rb") as stream:
+            return read(stream)
+    except UNREADABLE as error:
+        raise DataError(f"{file}: not a readable image ({error}){REMEDY}") from error
+
+
+def _look(stream: IO[bytes]) -> Look:
+    head = _head(stream)
+    if head.startswith(tiff_files.MAGIC) and (found := tiff_files.look_at_tiff(stream)) is not None:
+        return found
+    try:
+        with _opened(stream) as image:
+            if head.startswith(deep_files.PNG):  # Pillow would decode it to look for its orientation
+                form, transparent, turned = deep_files.look_at_png(stream)
+                return Look(form, turned, transparent, _several(image))
+            seen = look_at_image(image)
+            if head.startswith(deep_files.PNM):
+                return seen._replace(form=deep_files.form_of_pnm(_content(stream, _LONG_HEAD)))
+            if image.format == "JPEG2000":
+                return seen._replace(form=deep_files.form_of_jpeg2000(_content(stream)))
+            _refuse_sgi(head, image)
+            return seen
+    except UNREADABLE:
+        if head.startswith(tiff_files.MAGIC):
+            found = tiff_files.look_at_tiff(stream, refused=True)
+            if found is not None:
+                return found
+        raise
+
+
+@contextmanager
+def _opened(stream: IO[bytes]) -> Iterator[Image.Image]:
+    """Open an image by Pillow; what broken files make its readers raise meanwhile becomes a ValueError."""
+    stream.seek(0)
+    try:
+        with Image.open(stream, formats=formats()) as image:
+            yield image
+    except UnidentifiedImageError as error:
+        raise ValueError("no picture of a format that can be opened here") from error
+    except UNREADABLE:
+        raise
+    except Exception as error:  # its readers let through whatever broken numbers lead to
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _decode_deep(stream: IO[bytes], head: bytes, image: Image.Image) -> Image.Image | Samples | None:
+    """Decode what Pillow would cut or misread; None: it is to decode the image."""
+    if head.startswith(deep_files.PNG):
+        return deep_files.decode_png(_content(stream), image.mode)
+    if head.startswith(deep_files.PNM):
+        return deep_files.decode_pnm(_content(stream))
+    if image.format == "JPEG2000":
+        return deep_files.decode_jpeg2000(_content(stream))
+    _refuse_sgi(head, image)
+    return None
+
+
+def _refuse_sgi(head: bytes, image: Image.Image) -> None:
+    if image.format == "SGI" and head[3] == 2:
+        raise ValueError("SGI with 16-bit samples, of which Pillow reads 8: write it as PNG or TIFF")
+
+
+def _head(stream: IO[bytes]) -> bytes:
+    stream.seek(0)
+    return stream.read(16)
+
+
+def _content(stream: IO[bytes], most: int = -1) -> bytes:
+    """Return all bytes, or so many; leave the stream where it is: Pillow reads on from there."""
+    at = stream.tell()
+    stream.seek(0)
+    data = stream.read(most)
+    stream.seek(at)
+    return data
+
+
+def _turned(decoded: Image.Image | Samples, turned: int) -> Image.Image | Samples:
+    if isinstance(decoded, Samples):
+        return replace(decoded, orientation=turned)
+    decoded.getexif()[ExifTags.Base.Orientation] = turned
+    return decoded
+
+
+def orientation(image: Image.Image) -> int:
+    """Return EXIF's orientation, 1..8; 1 where none can be read: viewers show such an image as it lies."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except deep_files.NO_EXIF:
+        return 1
+    return value if value in range(2, 9) else 1
+
+
+def _transparent(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+
+
+def _several(image: Image.Image) -> bool:
+    return bool(getattr(image, "is_animated", False))
+
+
+def _form_of_mode(image: Image.Image) -> Form | None:
+    container = image.format or "image"
+    if image.mode in _GREY_16:
+        return form_of(container, "unsigned", 16)
+    if image.mode == "I":
+        return form_of(container, "signed", 32)
+    return form_of(container, "float", 32) if image.mode == "F" else None

@@ -1,0 +1,412 @@
+"""Who holds which images: dataset, partition, shots, streams, test images, and what cannot be read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from p2pft_flower.config import LearningConfig
+from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.data.class_groups import class_owners
+from p2pft_flower.learning.data.data_digest import images_digest
+from p2pft_flower.learning.data.dataset_names import refuse_data_dir
+from p2pft_flower.learning.data.datasets import Dataset, Sites, Split, load_dataset, load_sites
+from p2pft_flower.learning.data.names import some_names
+from p2pft_flower.learning.data.partitions import Partition, draw_shots, partition_images, resolve_partition
+from p2pft_flower.learning.data.pixels import Pixels, Range
+from p2pft_flower.learning.data.readable import require_readable, unreadable_images
+from p2pft_flower.learning.data.streams import ImageStream, StreamPart
+from p2pft_flower.learning.data.survey import Statistics, Survey, statistics_of, survey
+from p2pft_flower.learning.settings import check_ranges
+
+__all__ = ["Holdings", "PeerData"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PeerData:
+    """What a peer holds, in numbers only.
+
+    Attributes
+    ----------
+    images : int
+        Training images.
+    classes : tuple of str
+        Names of the classes of which it holds at least one.
+    train_digest : str
+        By what its training images are known again; empty where they may change (``stream``), or where
+        nothing is to be told of them (``dp_clip``).
+    test_digest : str
+        By what the images are known again that it is scored on.
+    pixel_range : str
+        Which samples of these images are black and white, as the run-config or its site says it.
+    """
+
+    images: int
+    classes: tuple[str, ...]
+    train_digest: str = ""
+    test_digest: str = ""
+    pixel_range: str = ""
+
+
+class Holdings:
+    """Who of ``n`` peers holds which images of the dataset that ``config`` names.
+
+    Parameters
+    ----------
+    config : LearningConfig
+        Dataset, partition, shots, seed.
+    n : int
+        Number of peers.
+    pooled : {"", "uniform", "examples"}
+        Not empty (``centralized``): one peer holds all images. How it draws them is the workload's.
+    peers : sequence of int, optional
+        The peers whose images are on this machine; without it, all n. Of the others' nothing is looked at.
+    classes : sequence of str, optional
+        Names of the classes where they are known without images: to the coordinator of peers on other
+        machines, or from a tail's metadata.
+
+    Attributes
+    ----------
+    here : tuple of int
+        The peers whose images are on this machine.
+    unreadable : int
+        Images left out because they cannot be read, as far as they were looked at yet.
+
+    Raises
+    ------
+    ConfigError
+        When settings of the data do not go together.
+
+    Notes
+    -----
+    Everything is looked at when first asked for. No image is opened before one has to be.
+    """
+
+    def __init__(
+        self,
+        config: LearningConfig,
+        n: int,
+        *,
+        pooled: str = "",
+        peers: Sequence[int] | None = None,
+        classes: Sequence[str] | None = None,
+    ) -> None:
+        config.check_data()
+        refuse_data_dir(config.dataset, config.data_dir)
+        self.config, self.n, self.pooled = config, n, pooled
+        self.here = tuple(range(n)) if peers is None else tuple(peers)
+        self.unreadable = 0
+        self._classes = classes
+        self._streams: dict[int, ImageStream] = {}
+        check_ranges(config, n)
+        if pooled and config.sited and peers is not None:
+            raise ConfigError(
+                f"dataset = {config.dataset!r}: the peers' folders are on separate machines, so their images "
+                "cannot be pooled: run algorithm = centralized in simulation, where all folders are"
+            )
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Training and test images; of own folders those of the peers here, one folder after the other."""
+        config = self.config
+        if config.sited:
+            found = self._sites.dataset
+        else:
+            found = load_dataset(
+                config.dataset, config.data_dir, download=config.download, verify=config.verify
+            )
+        if self._classes is not None and tuple(self._classes) != found.classes:
+            raise DataError(
+                f"dataset = {config.dataset!r} has the classes {some_names(found.classes)}, but the model "
+                f"was trained on {some_names(self._classes)}: its answers would mean other classes here"
+            )
+        return found
+
+    @cached_property
+    def _sites(self) -> Sites:
+        return load_sites(self.config.dataset, self.here)
+
+    @cached_property
+    def surveys(self) -> dict[int | None, Survey]:
+        """What the images of each peer's own folder are like, by peer; of one dataset for all, by None.
+
+        Raises
+        ------
+        ConfigError
+            When nothing says which samples of some images are black and white, naming each peer.
+        """
+        if self.config.sited:
+            looked_at: dict[int | None, Dataset] = dict(self._sites.folders.items())
+        else:
+            looked_at = {None: self.dataset}
+        found: dict[int | None, Survey] = {}
+        unclear = []
+        for peer, images in looked_at.items():
+            whose = "the dataset's" if peer is None else f"peer {peer}'s"
+            try:
+                found[peer] = survey([images.train, images.test], self._window(peer), whose)
+            except ConfigError as error:
+                unclear.append(str(error))
+                continue
+            for warning in found[peer].warnings:
+                log.warning("%s images: %s", whose, warning)
+        if unclear:
+            raise ConfigError("; ".join(unclear))
+        return found
+
+    @property
+    def notes(self) -> list[tuple[int | None, str]]:
+        """What was passed over, and what is done to images: a line each, and whose folder it is of."""
+        if self.config.sited:
+            looked_at: dict[int | None, Dataset] = dict(self._sites.folders.items())
+        else:
+            looked_at = {None: self.dataset}
+        lines = [(peer, images.passed_over) for peer, images in looked_at.items()]
+        lines += [(peer, str(found)) for peer, found in self.surveys.items()]
+        return [(peer, line) for peer, line in lines if line]
+
+    def _window(self, peer: int | None) -> Range | None:
+        ranges = self.config.pixel_ranges
+        return ranges[0] if peer is None or len(ranges) == 1 else ranges[peer]
+
+    def _pixels(self, peer: int) -> Pixels:
+        return self.surveys[peer if self.config.sited else None].pixels
+
+    @cached_property
+    def pictures(self) -> Dataset:
+        """The images of :attr:`dataset`, at the same positions, as pictures.
+
+        Raises
+        ------
+        ConfigError
+            As :attr:`surveys`.
+        """
+        surveys = self.surveys
+        if not self.config.sited:
+            return _with_pixels(self.dataset, surveys[None].pixels)
+        folders = {p: _with_pixels(f, surveys[p].pixels) for p, f in self._sites.folders.items()}
+        return replace(self._sites, folders=folders).dataset
+
+    @staticmethod
+    def picture_of(file: Path, window: Range | None) -> Image.Image:
+        """Return an image file that is none of the dataset's as a picture.
+
+        Parameters
+        ----------
+        file : Path
+            The file.
+        window : (float, float) or None
+            Its black and white where it has deep samples; None: auto.
+
+        Raises
+        ------
+        ConfigError
+            When nothing says which of its samples are black and white.
+        DataError
+            When it cannot be read, naming it.
+        """
+        if file.exists() and not file.is_file():  # a pipe would be waited for
+            raise DataError(f"{file}: not a readable image (no regular file)")
+        alone = Split.of_files([file], np.zeros(1, dtype=np.int64))
+        return replace(alone, pixels=survey([alone], window, f"{file}'s").pixels).picture(0)
+
+    def statistics(self, peer: int) -> Statistics | None:
+        """Return statistics of some of the peer's training pictures; None where none can be read."""
+        return statistics_of(self.pictures.train, self.partition[peer], f"peer {peer}'s")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the head's outputs."""
+        return self.dataset.classes if self._classes is None else tuple(self._classes)
+
+    @cached_property
+    def partition_spec(self) -> str:
+        """The partition with ``auto`` resolved."""
+        spec = resolve_partition(self.config.partition, self.config.dataset, self.n, self.classes)
+        if self.config.stream and not self.config.sited and not spec.startswith("classes:"):
+            raise ConfigError(
+                f"stream = true: with {self.n} peers and {len(self.classes)} classes, partition = auto means "
+                f"{spec}, but whose a new image is must follow from its class or its folder; choose "
+                "classes:0-1,2-3,…, or a folder for each peer"
+            )
+        return spec
+
+    @cached_property
+    def shares(self) -> Partition:
+        """Positions in the training split, one array for each of the n peers, pooled or not.
+
+        Images that are left out as unreadable are left out before shots are drawn and shares are dealt.
+        """
+        labels, classes, seed = self.dataset.train.labels, self.dataset.classes, self.config.seed
+        usable = self._usable
+        if self.config.sited:
+            # Each draws from its own folder: it sees no other's.
+            mine = self._sites.train
+            held = [np.intersect1d(mine.get(p, np.empty(0, dtype=np.int64)), usable) for p in range(self.n)]
+            return [p[draw_shots(labels[p], self.config.shots, classes, seed)] for p in held]
+        kept = usable[draw_shots(labels[usable], self.config.shots, classes, seed)]
+        parts = partition_images(self.partition_spec, labels[kept], self.n, classes, seed)
+        return [kept[positions] for positions in parts]
+
+    @cached_property
+    def _usable(self) -> npt.NDArray[np.int64]:
+        """Positions of the training images that can be read, as far as that is asked for."""
+        every = np.arange(len(self.dataset.train))
+        if self.config.bad_images != "skip" or self.config.stream:
+            return every
+        left = np.setdiff1d(every, self._unreadable(self.pictures.train, every, "training"))
+        if self.config.sited:
+            for peer, mine in self._sites.train.items():
+                if not np.isin(mine, left).any():
+                    raise DataError(
+                        f"peer {peer}: none of its {len(mine)} training images can be read "
+                        "(the warnings above name them); repair them, or run without this peer"
+                    )
+        labels = self.dataset.train.labels
+        lost = sorted(set(labels.tolist()) - set(labels[left].tolist()))
+        if lost:
+            raise DataError(
+                f"dataset = {self.config.dataset!r}: no training image can be read of the classes "
+                f"{some_names([self.classes[c] for c in lost])} (the warnings above name them); repair them, "
+                "or remove the classes"
+            )
+        return left
+
+    def _unreadable(self, split: Split, among: npt.NDArray[np.int64], what: str) -> npt.NDArray[np.int64]:
+        """Return the positions of images that cannot be read, and warn of them."""
+        wrong = unreadable_images(split, among, what)
+        self.unreadable += len(wrong)
+        if wrong:
+            log.warning(
+                "bad-images = skip: %d of %d %s images cannot be read and are left out: %s",
+                len(wrong),
+                len(among),
+                what,
+                some_names([*wrong.values()]),
+            )
+        return np.array([*wrong], dtype=np.int64)
+
+    @property
+    def partition(self) -> Partition:
+        """Positions in the training split, one array a peer; where pooled one array, peer after peer.
+
+        Of own folders on other machines nothing is known: their peers' arrays are empty.
+        """
+        return [np.concatenate(self.shares)] if self.pooled else self.shares
+
+    @cached_property
+    def tests(self) -> Partition:
+        """Positions in the test split, one array for each of the n peers; unreadable images left out."""
+        every = np.arange(len(self.dataset.test))
+        if self.config.bad_images == "skip":
+            every = np.setdiff1d(every, self._unreadable(self.pictures.test, every, "test"))
+        if not self.config.sited:
+            self._check_test(every, "")
+            return [every] * self.n
+        tests = [np.intersect1d(every, self._sites.test.get(p, [])).astype(np.int64) for p in range(self.n)]
+        for peer in self.here:
+            if len(tests[peer]):
+                self._check_test(tests[peer], f"peer {peer}: ")
+            else:
+                log.warning("peer %d has no test image: it trains with the others and is not scored", peer)
+            if len(self._sites.train[peer]) == 1:
+                log.warning("peer %d has one training image", peer)
+        return tests
+
+    def _check_test(self, positions: npt.NDArray[np.int64], whose: str) -> None:
+        if not len(positions):
+            raise DataError("no test image can be read (the warnings above name them); repair them")
+        held = set(self.dataset.test.labels[positions].tolist())
+        absent = [name for label, name in enumerate(self.classes) if label not in held]
+        if absent:
+            log.warning("%sno test image of the classes %s: they are not scored", whose, some_names(absent))
+
+    @property
+    def test_positions(self) -> npt.NDArray[np.int64]:
+        """Positions in the test split of all images that are scored on this machine, ascending."""
+        return np.unique(np.concatenate([self.tests[p] for p in self.here]))
+
+    @property
+    def scored_test(self) -> Split:
+        """The test images that are scored on this machine, as a split of their own."""
+        split, positions = self.pictures.test, self.test_positions
+        return Split(split.labels[positions], lambda index: split.picture(int(positions[index])), pixels=None)
+
+    def check_images(self, peers: Sequence[int]) -> None:
+        """Decode once all images that ``peers`` use; for runs that read them only as they go.
+
+        Raises
+        ------
+        DataError
+            When one cannot be read, naming it.
+        """
+        if not self.config.stream:  # a stream looks at its images itself
+            mine = np.unique(np.concatenate([self.partition[p] for p in peers]))
+            require_readable(self.pictures.train, mine, "training")
+        require_readable(self.pictures.test, self.test_positions, "test")
+
+    def stream(self, peer: int) -> ImageStream:
+        """Return the growing set of the peer's training images; the same one whenever it is asked for.
+
+        Pooled images with the objective ``"examples"`` are one set, peer 0's; with ``"uniform"`` each peer
+        has its own.
+
+        Raises
+        ------
+        DataError
+            When it is empty.
+        """
+        if peer not in self._streams:
+            pooled = self.pooled == "examples"
+            parts = [self._stream_part(owner) for owner in (range(self.n) if pooled else [peer])]
+            whose = "the pooled" if pooled else f"peer {peer}'s"
+            self._streams[peer] = ImageStream(parts, self.classes, whose)
+        return self._streams[peer]
+
+    def _stream_part(self, peer: int) -> StreamPart:
+        path = self.config.dataset.removeprefix("folder:").replace("{peer}", str(peer))
+        every = np.arange(len(self.classes))
+        if not self.config.sited:
+            every = np.flatnonzero(class_owners(self.partition_spec, self.n, self.classes) == peer)
+        return StreamPart(Path(path).expanduser() / "train", every, self._pixels(peer))
+
+    def data(self, peer: int) -> PeerData:
+        """Say what ``peer`` holds."""
+        train, mine = self.dataset.train, self.partition[peer]
+        labels = np.unique(train.labels[mine])
+        untold = self.config.stream or self.config.dp_clip
+        return PeerData(
+            len(mine),
+            tuple(self.dataset.classes[c] for c in labels),
+            "" if untold else images_digest(train, mine, self.classes),
+            self.test_digest(peer),
+            self.config.pixel_range if self.pooled else self.config.pixel_range_of(peer),
+        )
+
+    @cached_property
+    def dealt_digest(self) -> str:
+        """By what the images are known again that are dealt out: all machines must deal the same ones."""
+        return images_digest(self.dataset.train, self._usable, self.classes)
+
+    def test_digest(self, peer: int) -> str:
+        """Return by what the images are known again that ``peer`` is scored on."""
+        if self.config.sited and not self.pooled:
+            return images_digest(self.dataset.test, self.tests[peer], self.classes)
+        return self._test_digest
+
+    @cached_property
+    def _test_digest(self) -> str:
+        return images_digest(self.dataset.test, self.test_positions, self.classes)
+
+
+def _with_pixels(data: Dataset, pixels: Pixels) -> Dataset:
+    return replace(data, train=replace(data.train, pixels=pixels), test=replace(data.test, pixels=pixels))

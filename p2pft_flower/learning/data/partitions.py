@@ -1,0 +1,281 @@
+"""Which peer holds which training images."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from p2pft_flower.errors import ConfigError, DataError, did_you_mean
+from p2pft_flower.learning.data.class_groups import check_groups, class_owners, even_groups
+from p2pft_flower.plugins import call_reference, is_reference
+
+__all__ = [
+    "OWN",
+    "Partition",
+    "check_partition",
+    "draw_shots",
+    "partition_images",
+    "resolve_partition",
+]
+
+Partition: TypeAlias = list[npt.NDArray[np.int64]]
+"""One array of positions in the training split a peer, ascending."""
+
+Labels: TypeAlias = npt.NDArray[np.int64]
+
+TABLE_1 = {
+    ("cifar10", 4): "classes:0-1,2-3,4-6,7-9",
+    ("cifar100", 4): "classes:0-9,10-19,20-74,75-99",
+    ("oxford-iiit-pet", 4): "classes:0-4,5-19,20-29,30-36",
+    ("oxford-flowers102", 4): "classes:0-19,20-39,40-79,80-101",
+    ("digits", 4): "classes:0-1,2-3,4-6,7-9",
+}
+"""The class ranges of the paper's Table 1 by (dataset, peers).
+
+CIFAR-10's last range is 7-10 in the paper, but its classes end at 9; digits stand in for its ten classes.
+"""
+
+AUTO_DIRICHLET = 0.5
+"""α of the Dirichlet partition that ``auto`` falls back to when there are more peers than classes."""
+
+OWN = "own"
+"""The partition of ``folder:/data/site-{peer}``: each peer holds the images of its own folder."""
+
+log = logging.getLogger(__name__)
+
+
+def resolve_partition(spec: str, dataset: str, n: int, classes: Sequence[str]) -> str:
+    """Say what ``auto`` means for ``n`` peers and these classes.
+
+    Own folders where the dataset has one for each peer, else Table 1's ranges, disjoint classes if there are
+    enough, else Dirichlet.
+    """
+    if spec != "auto":
+        return spec
+    if "{peer}" in dataset:
+        return OWN
+    if (dataset, n) in TABLE_1:
+        return TABLE_1[dataset, n]
+    if n <= len(classes):
+        return even_groups(n, classes)
+    return f"dirichlet:{AUTO_DIRICHLET}"
+
+
+def check_partition(spec: str, n: int, classes: Sequence[str] | None = None) -> None:
+    """Refuse a partition that cannot be read, or does not fit the number of peers or the classes.
+
+    Parameters
+    ----------
+    spec : str
+        The run-config's ``partition``.
+    n : int
+        Number of peers.
+    classes : sequence of str, optional
+        Names of the dataset's classes, where they are known.
+
+    Raises
+    ------
+    ConfigError
+        With what would be right.
+    """
+    kind, _, argument = spec.partition(":")
+    if kind == "classes" and argument:
+        if classes is None:
+            check_groups(spec, n)
+        else:
+            class_owners(spec, n, classes)
+    elif kind == "dirichlet" and argument:
+        _alpha(spec, argument)
+    elif kind == "shards" and argument:
+        _classes_a_peer(spec, argument, None if classes is None else len(classes))
+    elif spec not in ("auto", "iid", OWN) and not is_reference(spec):
+        raise _unknown(spec)
+
+
+def _unknown(spec: str) -> ConfigError:
+    named = ("auto", "classes:0-1,2-3,…", "iid", "dirichlet:ALPHA", "shards:K")
+    return ConfigError(
+        f"partition = {spec!r} is unknown; choose one of {', '.join(named)}, my_module:my_partition, "
+        f"{OWN} (with dataset = folder:/path/with/{{peer}}){did_you_mean(spec, (*named, OWN))}"
+    )
+
+
+def draw_shots(labels: Labels, shots: int, classes: Sequence[str], seed: int) -> npt.NDArray[np.int64]:
+    """Draw ``shots`` training images of each class.
+
+    Parameters
+    ----------
+    labels : (N,) int64 array
+        Classes of the training images.
+    shots : int
+        Images of a class; a class that has fewer gives all it has, and a warning names it. 0: every image.
+    classes : sequence of str
+        Names of the classes.
+    seed : int
+        Decides the draw. Fewer shots are among more shots of the same seed.
+
+    Returns
+    -------
+    int64 array
+        Positions, ascending.
+    """
+    if shots == 0:
+        return np.arange(len(labels))
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(np.flatnonzero(labels == c))[:shots] for c in range(len(classes))]
+    # A class without any image is none of this function's business: it was refused or told of before.
+    short = [f"{name!r} has {len(d)}" for name, d in zip(classes, drawn, strict=True) if 0 < len(d) < shots]
+    if short:
+        log.warning(
+            "shots = %d is more than %d of %d classes have; all of their training images are used: %s",
+            shots,
+            len(short),
+            len(classes),
+            ", ".join(short),
+        )
+    return np.sort(np.concatenate(drawn))
+
+
+def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], seed: int) -> Partition:
+    """Deal the training images out to ``n`` peers.
+
+    Parameters
+    ----------
+    spec : str
+        ``"classes:0-1,2-3,4-6,7-9"`` (one range a peer, by position or name; ``+`` joins ranges:
+        ``0-1+5``, ``cat+dog``, ``"0-1"+"a, b"``; where classes are named by other numbers, numbers are
+        names; names in quotes are taken as they stand), ``"iid"``,
+        ``"dirichlet:ALPHA"``, ``"shards:K"`` (each peer holds images of K classes, of which the first is
+        the peer's number, counted round, and the others are drawn), or ``"my_module:my_partition"``: a
+        callable ``(labels, n, seed) -> n arrays of positions``.
+    labels : (N,) int64 array
+        Classes of the training images.
+    n : int
+        Number of peers.
+    classes : sequence of str
+        Names of the dataset's classes.
+    seed : int
+        Decides every draw.
+
+    Returns
+    -------
+    list of n ascending int64 arrays
+        Disjoint; images that no peer is given are left out (and logged).
+
+    Raises
+    ------
+    ConfigError
+        When the value cannot be read or does not fit n and the classes.
+    DataError
+        When a peer would be left without an image, or an image is dealt twice.
+    """
+    kind, _, argument = spec.partition(":")
+    if kind == "classes" and argument:
+        owners = class_owners(spec, n, classes)
+        parts = [np.flatnonzero(owners[labels] == peer) for peer in range(n)]
+    elif spec == "iid":
+        parts = _library("IidPartitioner", labels, n, {}, seed)
+    elif kind == "dirichlet" and argument:
+        parts = _dirichlet(_alpha(spec, argument), labels, n, seed)
+    elif kind == "shards" and argument:
+        parts = _shards(_classes_a_peer(spec, argument, len(np.unique(labels))), labels, n, seed)
+    elif is_reference(spec):
+        parts = call_reference(spec, labels, n, seed, key="partition")
+    else:
+        raise _unknown(spec)
+    return _checked(spec, parts, len(labels), n)
+
+
+def _alpha(spec: str, argument: str) -> float:
+    try:
+        alpha = float(argument)
+    except ValueError:
+        alpha = -1.0
+    if not (np.isfinite(alpha) and alpha > 0):
+        raise ConfigError(f"partition = {spec!r}: ALPHA must be a positive number, as dirichlet:0.5")
+    return alpha
+
+
+def _classes_a_peer(spec: str, argument: str, most: int | None) -> int:
+    """Return K of ``shards:K``; ``most`` is the number of classes, None where it is not known."""
+    number = int(argument) if argument.isdecimal() else 0
+    if number < 1 or (most is not None and number > most):
+        upto = "" if most is None else f" to {most}"
+        raise ConfigError(
+            f"partition = {spec!r}: K, the classes of a peer, must be a whole number from 1{upto}, "
+            "as shards:2"
+        )
+    return number
+
+
+def _dirichlet(alpha: float, labels: Labels, n: int, seed: int) -> Partition:
+    # The library draws again until each peer has this many images, and gives up after ten draws: of few
+    # images it must not be asked for much.
+    at_least = min(10, max(1, len(labels) // (8 * n)))
+    options = {"partition_by": "label", "alpha": alpha, "min_partition_size": at_least}
+    return _library("DirichletPartitioner", labels, n, options, seed)
+
+
+def _shards(classes: int, labels: Labels, n: int, seed: int) -> Partition:
+    options: dict[str, object] = {
+        "partition_by": "label",
+        "num_classes_per_partition": classes,
+        "class_assignment_mode": "first-deterministic",
+    }
+    return _library("PathologicalPartitioner", labels, n, options, seed)
+
+
+def _library(name: str, labels: Labels, n: int, options: dict[str, object], seed: int) -> Partition:
+    """Deal with one of flwr-datasets' partitioners, on local labels."""
+    from datasets import Dataset as Table
+    from flwr_datasets import partitioner as partitioners
+
+    if n > len(labels):
+        raise DataError(f"{len(labels)} training images cannot be dealt out to {n} peers")
+    table = Table.from_dict({"label": labels.tolist(), "position": list(range(len(labels)))})
+    if name == "IidPartitioner":
+        table = table.shuffle(seed=seed)  # the library deals contiguously
+    else:
+        options = options | {"seed": seed, "shuffle": True}
+    partitioner = getattr(partitioners, name)(num_partitions=n, **options)
+    partitioner.dataset = table
+    try:
+        with warnings.catch_warnings():
+            # It warns of each draw that it repeats; whether it succeeds in the end is all that counts.
+            warnings.filterwarnings("ignore", message="The specified min_partition_size")
+            # What no peer is given is told of every partition alike.
+            warnings.filterwarnings("ignore", message="Classes: .* will NOT be used")
+            positions = [partitioner.load_partition(i)["position"] for i in range(n)]
+    except ValueError as error:
+        raise DataError(f"{name} could not deal {len(labels)} images out to {n} peers: {error}") from error
+    return [np.sort(np.asarray(p, dtype=np.int64)) for p in positions]
+
+
+def _checked(spec: str, parts: object, total: int, n: int) -> Partition:
+    if not isinstance(parts, (list, tuple)) or len(parts) != n:
+        raise ConfigError(
+            f"partition = {spec!r} returned {type(parts).__name__}, not a list of {n} arrays of positions"
+        )
+    arrays = [np.asarray(p) for p in parts]
+    for peer, positions in enumerate(arrays):
+        if positions.size and (positions.ndim != 1 or positions.dtype.kind not in "iu"):
+            raise ConfigError(
+                f"partition = {spec!r} gives peer {peer} something else than whole numbers (positions)"
+            )
+    arrays = [np.sort(positions.astype(np.int64)) for positions in arrays]
+    for peer, positions in enumerate(arrays):
+        if len(positions) == 0:
+            raise DataError(f"partition = {spec!r} leaves peer {peer} without a training image")
+        if positions[0] < 0 or positions[-1] >= total:
+            raise DataError(f"partition = {spec!r} gives peer {peer} a position outside 0..{total - 1}")
+    dealt = np.concatenate(arrays)
+    if len(np.unique(dealt)) != len(dealt):
+        raise DataError(f"partition = {spec!r} gives an image to two peers, or to one twice")
+    if len(dealt) < total:
+        log.warning("partition %s leaves %d of %d training images unused", spec, total - len(dealt), total)
+    return arrays

@@ -1,0 +1,240 @@
+"""The one place that makes a picture of a decoded image: upright, opaque, 8 bits, grey or RGB.
+
+What a viewer shows is what the model gets. Samples of more than 8 bits, with signs or fractions become grey
+levels by a range: the values that are black and white. The run-config gives it (``pixel-range``), else the
+file declares it and :mod:`p2pft_flower.learning.data.survey` has seen that its images are so. Nothing else is
+guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin
+
+from p2pft_flower.errors import DataError
+from p2pft_flower.learning.data.decoding import decode_stream, orientation
+from p2pft_flower.learning.data.samples import Form, Samples, samples_of
+from p2pft_flower.learning.data.tiff_files import declared
+
+__all__ = ["VERSION", "Pixels", "Range", "Source", "as_source", "grey_levels"]
+
+VERSION = 3
+"""Grows whenever some image becomes another picture: what was computed of the earlier one is stale."""
+
+Range: TypeAlias = tuple[float, float]
+"""The samples that are black and white."""
+
+Source: TypeAlias = "Image.Image | npt.NDArray[Any] | Samples"
+"""An image as its reader returns it."""
+
+_WHITE = 255
+
+_ROUNDING = 1e-3
+"""What alpha may lie beyond opaque."""
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How the images of one site become pictures.
+
+    Attributes
+    ----------
+    window : (float, float) or None
+        Black and white of all deep samples; None: ``ranges`` say.
+    ranges : mapping of Form to (float, float)
+        Black and white of deep samples by how they are held.
+    opacities : mapping of Form to (float, float)
+        Transparent and opaque alpha of deep samples by how they are held.
+    """
+
+    window: Range | None = None
+    ranges: Mapping[Form, Range] = field(default_factory=dict)
+    opacities: Mapping[Form, Range] = field(default_factory=dict)
+
+    def picture(self, source: Source) -> Image.Image:
+        """Return the picture as a viewer shows it: upright, on white, mode ``L`` or ``RGB``.
+
+        Parameters
+        ----------
+        source : PIL image, (H, W) or (H, W, 1..4) array, or Samples
+            Unsigned samples of at most 8 bits are grey levels; others become grey levels by their range.
+
+        Raises
+        ------
+        ValueError
+            When it is no image, a sample is not finite, or nothing says which samples are black and white.
+        """
+        source = as_source(source)
+        if isinstance(source, Samples):
+            if not np.isfinite(source.values).all():
+                raise ValueError("a sample is NaN or infinite")
+            opacity = None if source.alpha is None else self.opacity_of(source.form)
+            levels = grey_levels(source, self.range_of(source.form), opacity)
+            return _upright(Image.fromarray(levels), source.orientation)
+        # Before the conversions, which lose the tag.
+        turned = orientation(source)
+        return _upright(_opaque(source), turned)
+
+    def range_of(self, form: Form) -> Range:
+        """Return black and white of samples held like ``form``.
+
+        Raises
+        ------
+        DataError
+            When nothing says.
+        """
+        if form.kind == "unsigned" and form.bits <= 8:
+            return 0.0, float(form.white or 255)
+        if self.window is not None:
+            return self.window
+        if form in self.ranges:
+            return self.ranges[form]
+        raise DataError(
+            f"{form} samples, and nothing says which are black and white: set pixel-range = LOW:HIGH"
+        )
+
+    def opacity_of(self, form: Form) -> Range:
+        """Return transparent and opaque alpha of samples held like ``form``.
+
+        Raises
+        ------
+        DataError
+            When nothing says.
+        """
+        if form.kind == "unsigned" and form.bits <= 8:
+            return 0.0, float(form.white or 255)
+        if form in self.opacities:
+            return self.opacities[form]
+        raise DataError(f"{form} samples with alpha, and nothing says which is opaque: write it with 8 bits")
+
+    @property
+    def key(self) -> bytes:
+        """Bytes that tell apart ways in which an image's content becomes a picture."""
+        ranges = sorted((repr(form), black_white) for form, black_white in self.ranges.items())
+        opacities = sorted((repr(form), alpha) for form, alpha in self.opacities.items())
+        return f"pixels {VERSION} {self.window} {ranges} {opacities} ".encode()
+
+
+def as_source(source: object) -> Image.Image | Samples:
+    """Tell images and samples apart; an image file that somebody opened is decoded as any other.
+
+    Raises
+    ------
+    ValueError
+        When it is no image, or a broken one.
+    """
+    if isinstance(source, Samples):
+        return source
+    if isinstance(source, np.ndarray):
+        if isinstance(source, np.ma.MaskedArray):
+            raise DataError(
+                "a masked array does not say what is shown behind its mask; image.filled(VALUE) does"
+            )
+        return samples_of(source)
+    if not isinstance(source, Image.Image):
+        raise DataError(f"a {type(source).__name__} is no image; give a PIL image or an (H, W, C) array")
+    if isinstance(source, ImageFile.ImageFile):
+        if source.tile and source.fp is not None:
+            # Not loaded yet, so nobody changed it; Pillow by itself would drop bits and signs.
+            at = source.fp.tell()
+            try:
+                return decode_stream(source.fp, source.tell())
+            finally:
+                source.fp.seek(at)  # from where Pillow reads on, should its owner use it
+        if (
+            isinstance(source, TiffImagePlugin.TiffImageFile)
+            and (form := declared(source.tag_v2)) is not None
+        ):
+            raise ValueError(
+                f"{form} samples that Pillow has loaded, which cuts, clips or inverts them: give the image "
+                "before it is loaded, or an array"
+            )
+    source.load()
+    if source.mode.startswith("I") or source.mode == "F":
+        array = np.asarray(source)
+        made = samples_of(array if source.mode != "I" else array.astype(np.int32))
+        return Samples(made.values, made.form, orientation=orientation(source))
+    return source
+
+
+def grey_levels(samples: Samples, black_white: Range, opacity: Range | None = None) -> npt.NDArray[np.uint8]:
+    """Return (H, W) or (H, W, 3) grey levels: round(255 (v − black) / (white − black)), clipped to 0..255.
+
+    Parameters
+    ----------
+    samples : Samples
+        The image.
+    black_white : (float, float)
+        Samples that are black and white.
+    opacity : (float, float), optional
+        Alpha that is transparent and opaque; needed where there is any.
+
+    Raises
+    ------
+    ValueError
+        When alpha lies beyond ``opacity``.
+    """
+    values = samples.values.astype(np.float64)
+    if samples.alpha is None:
+        return _rounded(_shares(samples, values, black_white))
+    if opacity is None:
+        raise ValueError("nothing says which alpha is opaque")
+    transparent, opaque = opacity
+    alpha = (samples.alpha.astype(np.float64) - transparent) / (opaque - transparent)
+    if not np.isfinite(alpha).all() or alpha.min() < -_ROUNDING or alpha.max() > 1.0 + _ROUNDING:
+        raise ValueError(
+            f"alpha of {samples.alpha.min():g} to {samples.alpha.max():g}, where {transparent:g} is "
+            f"transparent and {opaque:g} is opaque"
+        )
+    alpha = np.clip(alpha, 0.0, 1.0)
+    alpha = alpha[..., None] if values.ndim == 3 else alpha
+    if samples.premultiplied:
+        values = np.divide(values, alpha, out=np.zeros_like(values), where=alpha > 0)
+    return _rounded(_shares(samples, values, black_white) * alpha + 1.0 - alpha)
+
+
+def _shares(samples: Samples, values: npt.NDArray[np.float64], black_white: Range) -> npt.NDArray[np.float64]:
+    """Return how bright opaque samples are, 0..1."""
+    black, white = black_white
+    shares: npt.NDArray[np.float64] = np.clip((values - black) / (white - black), 0.0, 1.0)
+    return 1.0 - shares if samples.zero_is_white else shares
+
+
+def _rounded(shares: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    return np.rint(shares * _WHITE).astype(np.uint8)
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    """Lay an image of at most 8 bits on white, and return it as ``L`` or ``RGB``."""
+    grey = image.mode in ("1", "L", "LA", "La")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        if image.mode == "La":
+            image = image.convert("LA")
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (_WHITE,) * 4), image)
+    elif image.mode == "LAB":
+        image = _from_lab(image)
+    return image.convert("L" if grey else "RGB")
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    """Return CIELAB (D50) as sRGB; Pillow's own conversion knows no such colours."""
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    # Exactly, not through a table of colours that is made first.
+    exact = ImageCms.Flags.NOOPTIMIZE
+    shown = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB", flags=exact)
+    if shown is None:  # only where it was to change the image itself
+        raise ValueError("CIELAB was not converted")
+    return shown
+
+
+def _upright(image: Image.Image, turned: int) -> Image.Image:
+    if turned == 1:
+        return image
+    image.getexif()[ExifTags.Base.Orientation] = turned
+    return ImageOps.exif_transpose(image)

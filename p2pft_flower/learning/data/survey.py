@@ -1,0 +1,424 @@
+"""What a site's images are like, looked at before a run: which samples are black and white, what is turned.
+
+The head of every file is read; of images with deep samples (more than 8 bits, signs, fractions) some are
+decoded. Where files declare which samples are black and white, and the images use that range, it is taken.
+Where they declare nothing, or the images use little of what they declare, the range could only be guessed:
+the run is refused until ``pixel-range`` says it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.data.datasets import Split
+from p2pft_flower.learning.data.decoding import look_at_image
+from p2pft_flower.learning.data.looking import each
+from p2pft_flower.learning.data.own_images import NoImageError
+from p2pft_flower.learning.data.pixels import Pixels, Range, as_source
+from p2pft_flower.learning.data.samples import Form, Look, Samples
+
+__all__ = ["Statistics", "Survey", "statistics_of", "survey"]
+
+LOOKED_AT = 256
+"""Images of a form that are decoded, the same number of each split, and of a split without files that are
+read: evenly spaced ones."""
+
+VALUES = 4096
+"""Samples of each of them that are counted, evenly spaced."""
+
+BRIGHT = 99.9
+"""Percentile of the samples that must reach half of the declared range, for that to be believed."""
+
+SPAN = 1 / 8
+"""Share of the declared range that the samples must cover between 100 − :data:`BRIGHT` and that."""
+
+FULL = 0.98
+"""Share of the declared range from which samples are left out of what is judged, where others are there:
+burned-in marks and borders have them, in images that use little of the range."""
+
+APART = 1.8
+"""Ratio of two successive images' brightest samples from which they may be images of two depths."""
+
+GROUP, NEAR_WHITE = 4, 0.8
+"""Images that make a group of one depth at least, and the share of its white that half of them must reach."""
+
+OPAQUE = 0.99
+"""Share of the alpha that means opaque that the largest one found must reach."""
+
+ENOUGH = 8
+"""Images of one split from which they are judged by themselves, too."""
+
+DARK_IMAGE = 1 / 8
+"""Share of the declared range below which an image that has not one colour only counts as dark."""
+
+DARK_IMAGES = 0.05
+"""Share of dark images from which two kinds of images may be mixed."""
+
+CLIPPED = 0.99
+"""Share of the samples beyond a given range from which that is probably meant for other images."""
+
+HOUNSFIELD = -500
+"""Value below which images may be of CT: air has -1000, fat and water about 0."""
+
+STATISTICS = 256
+"""Images of a site, evenly spaced, that its statistics are made of."""
+
+BLACK, WHITE = 5, 250
+"""Grey levels up to which, and from which, a pixel counts as black and white."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found.
+
+    Attributes
+    ----------
+    pixels : Pixels
+        How the images become pictures.
+    looked_at : int
+        Images whose head was read.
+    turned : int
+        Those with an orientation tag that turns or mirrors them.
+    transparent : int
+        Those with an alpha channel or a transparent colour.
+    pages : int
+        Those with several pages or frames.
+    deep : dict of str to int
+        Kinds of deep samples, with their black and white ↦ number of images.
+    warnings : tuple of str
+        What a user should look at.
+    """
+
+    pixels: Pixels
+    looked_at: int
+    turned: int
+    transparent: int
+    pages: int
+    deep: Mapping[str, int]
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return one line on what was done to the images; empty where nothing was."""
+        parts = [
+            (self.turned, "turned upright as their orientation tags say"),
+            (self.transparent, "with transparency, laid on white"),
+            (self.pages, "with several pages, of which the first is read"),
+            *((number, what) for what, number in self.deep.items()),
+        ]
+        done = [f"{number} {what}" for number, what in parts if number]
+        return f"of {self.looked_at} images {'; '.join(done)}" if done else ""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Simple statistics of a site's pictures in grey, to be held against those of other sites.
+
+    Attributes
+    ----------
+    images : int
+        How many pictures they are made of; each counts the same.
+    mean, deviation : float
+        Of all pixels, 0 (black) to 1 (white).
+    black, white : float
+        Shares of pixels that are black and white, 0..1.
+    """
+
+    images: int
+    mean: float
+    deviation: float
+    black: float
+    white: float
+
+
+def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
+    """Look at the images of one site.
+
+    Parameters
+    ----------
+    splits : sequence of Split
+        Its training and test images; those that cannot be read are left to be found by who reads them.
+    window : (float, float) or None
+        Black and white as the run-config gives them; None: auto.
+    whose : str
+        Whose images they are, for messages, e.g. ``"peer 1's"``.
+
+    Raises
+    ------
+    ConfigError
+        When nothing says which samples of some images are black and white; names the values seen and the key.
+    NoImageError
+        When the reader of one's own dataset returned what is no image.
+    """
+    looks = [look for split in splits for look in _looks(split, whose)]
+    forms = Counter(look.form for _, _, look in looks if look.form is not None)
+    images = {form: [(split, i) for split, i, look in looks if look.form == form] for form in forms}
+    seen = {form: some for form in forms if (some := _see(form, images[form], whose)) is not None}
+    warnings = []
+    ranges: dict[Form, Range] = {}
+    opacities: dict[Form, Range] = {}
+    unclear = []
+    for form, samples in seen.items():
+        split, first = images[form][0]
+        where = f"{forms[form]} of {form} samples, as {split.name(first, 'its')},"
+        found = window or _declared(form, samples)
+        if isinstance(found, str):
+            unclear.append(f"{where} {found}")
+            continue
+        warnings += _dark(form, samples, found[1]) if window is None else _unfit(form, samples, window)
+        ranges[form] = found
+        if samples.alpha is not None:
+            opacity = _opacity(form, samples.alpha, found)
+            if opacity is None:
+                low, high = samples.alpha
+                raise ConfigError(
+                    f"{whose} images: {where} have alpha of {low:g} to {high:g}, and nothing says which is "
+                    f"opaque, where {found[1]:g} is white: write them without alpha"
+                )
+            opacities[form] = opacity
+    if unclear:
+        raise ConfigError(
+            f"{whose} images: {'; '.join(unclear)}: set pixel-range = LOW:HIGH, the values that are to be "
+            f"black and white ({_advice(seen)}); a site of a deployment can set its own in --node-config"
+        )
+    if window is not None and looks and not forms:
+        warnings.append(
+            f"pixel-range = {window[0]:g}:{window[1]:g} changes nothing: no sample has more than 8 bits"
+        )
+    pixels = Pixels(window, {} if window else ranges, opacities)
+    return Survey(
+        pixels,
+        len(looks),
+        sum(look.turned for _, _, look in looks),
+        sum(look.transparent for _, _, look in looks),
+        sum(look.pages for _, _, look in looks),
+        {_described(form, ranges[form]): number for form, number in forms.items() if form in ranges},
+        tuple(warnings),
+    )
+
+
+def statistics_of(split: Split, positions: npt.NDArray[np.int64], whose: str) -> Statistics | None:
+    """Return statistics of some pictures, evenly spaced among ``positions``; None where none can be read."""
+    histograms = []
+    with closing(each(split.picture, _spaced(positions, STATISTICS), whose)) as found:
+        for _, picture in found:
+            if not isinstance(picture, Exception):
+                counts = np.array(picture.convert("L").histogram(), dtype=np.float64)
+                histograms.append(counts / counts.sum())
+    if not histograms:
+        return None
+    shares = np.mean(histograms, axis=0)
+    levels = np.arange(256) / 255
+    mean = float(shares @ levels)
+    return Statistics(
+        len(histograms),
+        mean,
+        float(np.sqrt(shares @ (levels - mean) ** 2)),
+        float(shares[: BLACK + 1].sum()),
+        float(shares[WHITE:].sum()),
+    )
+
+
+def _looks(split: Split, whose: str) -> list[tuple[Split, int, Look]]:
+    """Look at the heads of files; of other images some are read."""
+    positions = np.arange(len(split))
+    look = split.look
+    if look is None:
+        positions = _spaced(positions, LOOKED_AT)
+
+        def look(position: int) -> Look:
+            source = as_source(split.read(position))
+            if not isinstance(source, Samples):
+                return look_at_image(source)
+            deep = source.form.kind != "unsigned" or source.form.bits > 8
+            turned = source.orientation != 1
+            return Look(source.form if deep else None, turned, source.alpha is not None, False)
+
+    looks = []
+    with closing(each(look, positions, whose)) as found:
+        for position, seen in found:
+            if isinstance(seen, NoImageError):
+                raise seen  # whatever is done of images that cannot be read
+            if not isinstance(seen, Exception):
+                looks.append((split, position, seen))
+    return looks
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Samples of some images of a form."""
+
+    lowest: float
+    highest: float
+    bright: float
+    """The percentile :data:`BRIGHT`."""
+    values: npt.NDArray[np.float64]
+    """Some samples of all of them."""
+    tops: npt.NDArray[np.float64]
+    """The largest sample of each image that has not one colour only."""
+    alpha: Range | None
+    """The smallest and the largest alpha."""
+    parts: tuple[npt.NDArray[np.float64], ...]
+    """``values`` of each split that has enough images, where there are several."""
+
+
+def _see(form: Form, images: Sequence[tuple[Split, int]], whose: str) -> _Seen | None:
+    """Decode some images; None where none can be."""
+    by_split = [list(part) for _, part in groupby(images, lambda image: id(image[0]))]
+    most = LOOKED_AT // len(by_split)
+    some = [part[i] for part in by_split for i in _spaced(np.arange(len(part)), most)]
+    lows, highs, tops, alphas = [], [], [], []
+    values: dict[int, list[npt.NDArray[np.float64]]] = {}
+
+    def read(number: int) -> Samples | None:
+        split, position = some[number]
+        source = as_source(split.read(position))
+        if not isinstance(source, Samples) or source.form != form or not np.isfinite(source.values).all():
+            return None
+        return source
+
+    with closing(each(read, range(len(some)), whose)) as found:
+        for number, source in found:
+            if source is None or isinstance(source, Exception):
+                continue
+            samples = np.ravel(source.values).astype(np.float64)
+            lows.append(samples.min())
+            highs.append(samples.max())
+            if samples.max() > samples.min():
+                tops.append(_without_marks(samples, form.white).max())
+            if source.alpha is not None:
+                alphas += [float(source.alpha.min()), float(source.alpha.max())]
+            part = samples[:: max(1, len(samples) // VALUES)]
+            values.setdefault(id(some[number][0]), []).append(part)
+    if not values:
+        return None
+    joined = np.concatenate([part for parts in values.values() for part in parts])
+    parts = tuple(np.concatenate(parts) for parts in values.values() if len(parts) >= ENOUGH)
+    return _Seen(
+        min(lows),
+        max(highs),
+        float(np.percentile(joined, BRIGHT)),
+        joined,
+        np.array(tops),
+        (min(alphas), max(alphas)) if alphas else None,
+        parts if len(values) > 1 else (),
+    )
+
+
+def _without_marks(samples: npt.NDArray[np.float64], white: int | None) -> npt.NDArray[np.float64]:
+    """Return samples without those near the declared white, if any others than black ones are left."""
+    if white is None:
+        return samples
+    rest = samples[samples < FULL * white]
+    return rest if rest.any() else samples
+
+
+def _declared(form: Form, seen: _Seen) -> Range | str:
+    """Return black and white as the files declare them, or why that is not to be believed."""
+    values = f"hold {seen.lowest:g} to {seen.highest:g}"
+    if form.white is None:
+        return f"{values}, and nothing says which are black and white"
+    white = form.white
+    if form.significant < form.bits and seen.highest < 2**form.significant:
+        white = 2**form.significant - 1  # the low bits are the significant ones
+    if seen.alpha is not None and seen.lowest == seen.highest:
+        return 0.0, float(white)  # cut-outs of one colour: all that they show is in their alpha
+    for part in (seen.values, *seen.parts):
+        low, high = np.percentile(_without_marks(part, white), [100 - BRIGHT, BRIGHT])
+        if high < white / 2 or high - low < white * SPAN:
+            most = f" ({2 * BRIGHT - 100:g} % of them {low:g} to {high:g})" if high < seen.highest else ""
+            return f"{values}{most}, though they declare 0 to {white}"
+    dark = seen.tops[seen.tops < white * DARK_IMAGE]
+    if len(dark) and len(dark) / len(seen.tops) >= DARK_IMAGES:
+        share = 100 * len(dark) / len(seen.tops)
+        return (
+            f"declare 0 to {white}, but {share:.0f} % of those looked at hold at most {dark.max():g}, "
+            "as if two kinds were mixed"
+        )
+    if (bits := _two_depths(seen.tops)) is not None:
+        return f"declare 0 to {white}, but some use {bits} bits and others more, as if two kinds were mixed"
+    return 0.0, float(white)
+
+
+def _two_depths(tops: npt.NDArray[np.float64]) -> int | None:
+    """Return the lower depth where images' brightest samples lie in two groups, as those of two depths do."""
+    ordered = np.sort(tops)
+    for i in range(1, len(ordered)):
+        below, above = ordered[i - 1], ordered[i]
+        bits = int(below).bit_length()
+        many = min(i, len(ordered) - i) >= max(GROUP, DARK_IMAGES * len(ordered))
+        # Most images of a depth have a sample near its white; of single dark ones that is chance.
+        full = np.mean(ordered[:i] >= NEAR_WHITE * 2**bits) >= 0.5
+        if many and full and bits >= 8 and above >= APART * below:
+            return bits
+    return None
+
+
+def _opacity(form: Form, alpha: Range, black_white: Range) -> Range | None:
+    """Return transparent and opaque alpha, by the largest one found; None where it could only be guessed."""
+    black, white = black_white
+    if alpha[0] < 0:
+        return (black, white) if black <= alpha[0] and OPAQUE * white <= alpha[1] <= white else None
+    largest = {"unsigned": 2.0**form.bits - 1, "signed": 2.0 ** (form.bits - 1) - 1, "float": 1.0}[form.kind]
+    for opaque in sorted({white, largest, float(form.white or largest)}):
+        if OPAQUE * opaque <= alpha[1] <= opaque:
+            return 0.0, opaque
+    return None
+
+
+def _described(form: Form, black_white: Range) -> str:
+    return f"of {form} samples, black {black_white[0]:g}, white {black_white[1]:g}"
+
+
+def _dark(form: Form, seen: _Seen, white: float) -> list[str]:
+    """Warn of single images that use little of the range that the others use."""
+    dark = int(np.sum(seen.tops < white * DARK_IMAGE))
+    if not dark:
+        return []
+    return [
+        f"{dark} of {len(seen.tops)} images of {form} samples that were looked at hold at most "
+        f"{white * DARK_IMAGE:g} of 0 to {white:g}, and are nearly black"
+    ]
+
+
+def _unfit(form: Form, seen: _Seen, window: Range) -> list[str]:
+    clipped = float(np.mean((seen.values < window[0]) | (seen.values > window[1])))
+    if seen.alpha is not None and seen.lowest == seen.highest:
+        return []  # cut-outs of one colour
+    if clipped < CLIPPED and seen.highest > seen.lowest:
+        low, high = np.percentile(np.clip(seen.values, *window), [100 - BRIGHT, BRIGHT])
+        if high - low >= SPAN * (window[1] - window[0]):
+            return []
+    return [
+        f"pixel-range = {window[0]:g}:{window[1]:g} leaves little of {form} samples, which hold "
+        f"{seen.lowest:g} to {seen.highest:g}"
+    ]
+
+
+def _advice(seen: Mapping[Form, _Seen]) -> str:
+    """Give examples of ranges that fit what was seen."""
+    low = min(s.lowest for s in seen.values())
+    high = max(_without_marks(s.values, form.white).max() for form, s in seen.items())
+    if low < 0:
+        hounsfield = "-1000:400 is usual for CT in Hounsfield units; " if low <= HOUNSFIELD else ""
+        return f"{hounsfield}{low:g}:{high:g} is what they hold"
+    if high <= 1 and any(form.kind == "float" for form in seen):
+        return "0:1 where they are shares of white"
+    if low > high / 2:
+        return f"{low:g}:{high:g} is what they hold"
+    fitting = [f"0:{2**bits - 1} for {bits} bits" for bits in (8, 10, 12, 14, 16) if high < 2**bits]
+    return " or ".join([*fitting[:1], *fitting[-1:]] if len(fitting) > 1 else fitting) or f"0:{high:g}"
+
+
+def _spaced(positions: npt.NDArray[np.int64], most: int) -> npt.NDArray[np.int64]:
+    """Return at most ``most`` of the positions, evenly spaced."""
+    if len(positions) <= most:
+        return positions
+    return positions[np.linspace(0, len(positions) - 1, most).round().astype(np.int64)]

@@ -1,0 +1,164 @@
+"""Small modules added to a frozen transformer: low-rank updates, bottleneck adapters, prompt tokens.
+
+Each leaves the names of the model's own parameters as they are, so that a state dict stays timm's (plus what
+was added), and each starts as the identity except prompts, which change the input by their nature.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models.swin_transformer import SwinTransformer, WindowAttention
+from torch import nn
+from torch.nn.utils import parametrize
+
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.model.model_sizes import MAX_PROMPTS, check_tune_number
+from p2pft_flower.learning.model.structure import stages
+
+__all__ = ["PROMPTS", "add_adapters", "add_low_rank", "add_prompts", "merge_low_rank"]
+
+PROMPTS = "prompts"
+"""Name of the parameter that holds a block's, or an attention's, prompt tokens."""
+
+
+class LowRank(nn.Module):
+    """W ↦ W + U V, V (R, in) drawn, U (out, R) zero: LoRA (Hu et al. 2022) with α = R, no drop-out.
+
+    A parametrization of torch, so that the layer stays the layer it was, and merging is torch's own.
+    """
+
+    def __init__(self, rows: int, columns: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, columns))
+        self.up = nn.Parameter(torch.zeros(rows, rank))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight + self.up @ self.down
+
+
+def add_low_rank(model: nn.Module, rank: int) -> None:
+    """Give the attention projections (``attn.qkv``, ``attn.proj``) of every block a low-rank update."""
+    for block in _blocks(model):
+        for projection in (block.get_submodule("attn.qkv"), block.get_submodule("attn.proj")):
+            rows, columns = projection.get_parameter("weight").shape
+            check_tune_number("lora:R", rank, min(rows, columns))
+            parametrize.register_parametrization(projection, "weight", LowRank(rows, columns, rank))
+
+
+def merge_low_rank(model: nn.Module) -> None:
+    """Write every low-rank update into the weight it belongs to; the model's names are timm's again."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+
+
+class Adapter(nn.Module):
+    """x ↦ x + U gelu(V x + b) + c, U zero at the start: the bottleneck adapter of Houlsby et al. (2019)."""
+
+    def __init__(self, width: int, bottleneck: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(width, bottleneck), nn.Linear(bottleneck, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.up(nn.functional.gelu(self.down(x)))  # type: ignore[no-any-return]
+
+
+def add_adapters(model: nn.Module, bottleneck: int) -> None:
+    """Put an adapter of width ``bottleneck`` behind the MLP of every block, inside its residual branch."""
+    for block in _blocks(model):
+        mlp = block.get_submodule("mlp")
+        width = len(block.get_parameter("norm2.weight"))
+        check_tune_number("adapter:R", bottleneck, width)
+        mlp.adapter = Adapter(width, bottleneck)
+        mlp.register_forward_hook(_through_adapter)
+
+
+def _through_adapter(mlp: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+    return mlp.adapter(output)  # type: ignore[operator, no-any-return]
+
+
+def add_prompts(model: nn.Module, number: int, *, deep: bool) -> None:
+    """Add ``number`` learned tokens: visual prompt tuning (Jia et al. 2022).
+
+    ViT: between the class token and the patches; shallow ones enter the first block and go along to the end,
+    deep ones are new in every block. Swin: every window's queries also see the prompts as keys and values
+    (in the first block only, or deep: in every block); what the prompts themselves would become is not
+    carried on, as patch merging has no place for it.
+    """
+    check_tune_number("prompt:N", number, MAX_PROMPTS)
+    blocks = _blocks(model)
+    if isinstance(model, SwinTransformer):
+        for block in blocks if deep else blocks[:1]:
+            attention = block.get_submodule("attn")
+            attention.__class__ = _PromptedWindows  # the same module, which now reads its prompts
+            attention.prompts = _new_prompts(number, attention.dim)  # type: ignore[arg-type]
+        return
+    if not hasattr(model, "blocks"):
+        raise ConfigError(f"prompts are not defined for {type(model).__name__}; choose a ViT or Swin V1")
+    first = int(getattr(model, "num_prefix_tokens", 1))
+    for entering in blocks if deep else blocks[:1]:
+        width = len(entering.get_parameter("norm1.weight"))
+        entering.prompts = _new_prompts(number, width)
+        entering.register_forward_pre_hook(partial(_insert, first=first))
+    for leaving in blocks if deep else blocks[-1:]:
+        leaving.register_forward_hook(partial(_drop, first=first, number=number))
+
+
+def _new_prompts(number: int, width: int) -> nn.Parameter:
+    # The bound of Glorot and Bengio for vectors of this width, as in visual prompt tuning.
+    bound = math.sqrt(6 / (2 * width))
+    return nn.Parameter(torch.empty(number, width).uniform_(-bound, bound))
+
+
+def _insert(block: nn.Module, args: tuple[Any, ...], *, first: int) -> tuple[Any, ...]:
+    tokens, *rest = args
+    prompts = block.prompts.expand(len(tokens), -1, -1)  # type: ignore[operator]
+    return (torch.cat([tokens[:, :first], prompts, tokens[:, first:]], dim=1), *rest)
+
+
+def _drop(_: nn.Module, __: Any, tokens: torch.Tensor, *, first: int, number: int) -> torch.Tensor:
+    return torch.cat([tokens[:, :first], tokens[:, first + number :]], dim=1)
+
+
+class _PromptedWindows(WindowAttention):  # type: ignore[misc]  # untyped library
+    """Window attention whose queries also see ``prompts``, (P, C), without position bias or mask."""
+
+    prompts: nn.Parameter
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        windows, area, _ = x.shape
+        heads, number = self.num_heads, len(self.prompts)
+        q, k, v = self.qkv(x).reshape(windows, area, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        own = self.qkv(self.prompts).reshape(number, 3, heads, -1).permute(1, 2, 0, 3)
+        k = torch.cat([own[1].expand(windows, -1, -1, -1), k], dim=2)
+        v = torch.cat([own[2].expand(windows, -1, -1, -1), v], dim=2)
+        bias = self._get_rel_pos_bias()
+        if mask is not None:
+            bias = (bias + mask.unsqueeze(1)).repeat(windows // len(mask), 1, 1, 1)
+        x = nn.functional.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=nn.functional.pad(bias, (number, 0)),
+            dropout_p=self.attn_drop.p if self.training else 0.0,
+        )
+        return self.proj_drop(self.proj(x.transpose(1, 2).reshape(windows, area, -1)))  # type: ignore[no-any-return]
+
+
+def _blocks(model: nn.Module) -> Sequence[nn.Module]:
+    blocks = [model.get_submodule(name) for name in stages(model) if not name.endswith("downsample")]
+    for block in blocks:
+        if not all(hasattr(block, part) for part in ("attn", "mlp", "norm1", "norm2")):
+            raise ConfigError(
+                f"a block of {type(model).__name__} is a {type(block).__name__} without attn, mlp, norm1 or "
+                "norm2: choose tune = last-block, last-blocks:K, head, bias or full"
+            )
+    return blocks

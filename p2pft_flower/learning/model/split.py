@@ -1,0 +1,248 @@
+"""Trunk and tail: where the frozen part ends, what of its output is kept, and how the tail reads it.
+
+The trunk is everything before the first trained parameter; its output for an image never changes during a
+run. The tail is the rest. Of several ways to run the tail, all with the same gradients, the cheapest that
+the model allows is taken.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from p2pft_flower.learning.model.class_token import (
+    attend_normalised,
+    attend_query,
+    query_tokens,
+    why_not_normalised,
+    why_not_query,
+)
+from p2pft_flower.learning.model.modes import switched_on
+from p2pft_flower.learning.model.structure import HEADS, STEM, set_submodule, share_copy, stages
+from p2pft_flower.learning.model.tuning import tune_model
+
+__all__ = ["PATHS", "Parts", "split_model", "split_tuned"]
+
+PATHS = {
+    "pooled": "the pooled feature is kept, only the head runs",
+    "class-token": "normalised tokens are kept, the last block runs for the class token without keys, values",
+    "query": "tokens are kept, the last block runs for the class token with all keys and values",
+    "tokens": "tokens are kept, the trained blocks run for all of them",
+    "full": "nothing is kept, the whole model runs",
+}
+"""Ways to run a model whose tail is trained, the cheapest first."""
+
+
+class Parts(NamedTuple):
+    """A model cut in two.
+
+    Attributes
+    ----------
+    trunk : nn.Module
+        (N, C, H, W) images ↦ tuple of tensors, the tail's inputs; frozen, in eval mode. On path ``full`` the
+        images themselves.
+    tail : nn.Module
+        The trunk's tensors ↦ (N, classes) logits. Its trained parameters have ``requires_grad`` and, behind
+        the prefix ``model.``, the names they have in the tuned model.
+    path : str
+        A key of `PATHS`.
+    why : str
+        Why no cheaper path was taken; empty where there is none.
+    """
+
+    trunk: nn.Module
+    tail: nn.Module
+    path: str
+    why: str
+
+
+def split_model(model: nn.Module, tune: str, seed: int = 0, *, path: str = "") -> Parts:
+    """Cut a model into trunk and tail.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Built like timm's VisionTransformer or SwinTransformer.
+    tune : str
+        What is trained: see :func:`~p2pft_flower.learning.model.tuning.tune_model`.
+    seed : int
+        Draws what ``tune`` adds.
+    path : str
+        A path that is slower than the one chosen by itself, for comparisons.
+
+    Raises
+    ------
+    ConfigError
+        When ``tune`` is unknown or does not fit the model.
+    ValueError
+        When the model does not allow ``path``.
+    """
+    return split_tuned(tune_model(model, tune, seed), path=path)
+
+
+def split_tuned(tuned: nn.Module, *, path: str = "") -> Parts:
+    """Cut a model into trunk and tail whose trained parameters have ``requires_grad`` already.
+
+    Both share the memory of its parameters. Parameters and errors as of :func:`split_model`.
+    """
+    refused = _refusals(tuned)
+    allowed = [name for name in PATHS if name not in refused]
+    if path and path not in allowed:
+        raise ValueError(
+            f"path {path!r} is not for this model: {refused.get(path) or 'it trains other parts'}"
+        )
+    chosen = path or allowed[0]
+    why = "" if path else "; ".join(dict.fromkeys(reason for reason in refused.values() if reason))
+    if chosen == "full":
+        return Parts(_Images().eval(), _FullTail(tuned), chosen, why)
+    tail = {"pooled": _PooledTail, "class-token": _ClassTokenTail, "query": _QueryTail, "tokens": _TokensTail}
+    first = _first_trained(tuned)
+    return Parts(_Trunk(tuned, first, chosen), tail[chosen](tuned, first), chosen, why)
+
+
+def _first_trained(tuned: nn.Module) -> int:
+    """Return the index in `stages` of the first with a trained parameter; −1 where the stem has one."""
+    names = stages(tuned)
+    later = tuple(f"{name}." for name in (*names, "norm", "fc_norm", "attn_pool"))
+    later += HEADS
+    trained = [name for name, p in tuned.named_parameters() if p.requires_grad]
+    if any(not name.startswith(later) for name in trained):
+        return -1
+    for i, stage in enumerate(names):
+        if any(name.startswith(f"{stage}.") for name in trained):
+            return i
+    return len(names)
+
+
+def _refusals(tuned: nn.Module) -> dict[str, str]:
+    """Return the paths that this model does not allow, with reasons; empty where ``tune`` itself says so."""
+    names, first = stages(tuned), _first_trained(tuned)
+    if first <= 0 or all(name.endswith("downsample") for name in names[:first]):
+        where = "the stem" if first < 0 else f"the first block ({names[first]})"
+        reason = f"{where} has trained parameters, so no block's output stays the same"
+        return dict.fromkeys(("pooled", "class-token", "query", "tokens"), reason)
+    refused: dict[str, str] = {}
+    trained = [name for name, p in tuned.named_parameters() if p.requires_grad]
+    if not all(name.startswith(HEADS) for name in trained):
+        refused["pooled"] = ""
+    elif (drawback := _why_not_pooled(tuned)) is not None:
+        refused["pooled"] = drawback
+    if first == len(names):
+        return refused | {"class-token": "", "query": ""}
+    last = tuned.get_submodule(names[-1])
+    if (drawback := why_not_query(tuned, last)) is not None:
+        refused |= {"class-token": drawback, "query": drawback}
+    elif first < len(names) - 1:
+        refused["class-token"] = f"{len(names) - first} blocks are trained, so the last one's input changes"
+    elif (drawback := why_not_normalised(tuned, last)) is not None:
+        refused["class-token"] = drawback
+    return refused
+
+
+def _why_not_pooled(model: nn.Module) -> str | None:
+    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    if not isinstance(classifier, nn.Linear) or not isinstance(model.norm, nn.Module):
+        return "it has more than one head" if isinstance(classifier, tuple) else "its head is no linear layer"
+    before = [m for n, m in model.named_modules() if n.startswith("head")]
+    if any(isinstance(m, nn.Dropout) and m.p > 0 for m in before):
+        return "features are dropped out before the head"
+    return None
+
+
+class _Images(nn.Module):
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (images,)
+
+
+class _Trunk(nn.Module):
+    """The model up to its first trained block, and what the path keeps of the tokens there."""
+
+    def __init__(self, tuned: nn.Module, first: int, path: str) -> None:
+        super().__init__()
+        model, names = share_copy(tuned), stages(tuned)
+        self.path, self.queries, self.eps = path, query_tokens(tuned), 0.0
+        if path == "class-token":
+            self.eps = float(model.get_submodule(f"{names[-1]}.norm1").eps)  # type: ignore[arg-type]
+        for name in names[first:]:
+            set_submodule(model, name, nn.Identity())
+        if path == "pooled":  # there the head's frozen part is the trunk's too, but not the new classifier
+            classifier = model.get_classifier()  # type: ignore[operator]  # timm's method
+            name = next(n for n, m in model.named_modules() if m is classifier)
+            set_submodule(model, name, nn.Identity())
+        else:
+            model.norm = nn.Identity()
+            for head in ("head", "head_dist", "fc_norm", "attn_pool"):
+                if getattr(model, head, None) is not None:
+                    setattr(model, head, nn.Identity())
+        self.model = model
+        self.eval().requires_grad_(False)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        tokens = self.model.forward_features(images)  # type: ignore[operator]  # timm's method
+        if self.path == "pooled":
+            return (self.model.forward_head(tokens, pre_logits=True),)  # type: ignore[operator]
+        if self.path == "class-token":
+            normed = nn.functional.layer_norm(tokens, tokens.shape[-1:], eps=self.eps)
+            return normed, tokens[:, : self.queries]
+        return (tokens,)
+
+
+class _Tail(nn.Module):
+    """The model's trained part; training mode is for what belongs to what is trained, and nothing else."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        super().train(False)
+        self._on = [self, *switched_on(model)]
+
+    def train(self, mode: bool = True) -> _Tail:
+        # In every step, so: found once, and not through torch's setattr, which looks for parameters first.
+        for module in self._on:
+            vars(module)["training"] = mode
+        return self
+
+
+class _FullTail(_Tail):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images)  # type: ignore[no-any-return]
+
+
+class _TokensTail(_Tail):
+    def __init__(self, tuned: nn.Module, first: int) -> None:
+        model = share_copy(tuned)
+        for name in (*(n for n in STEM if hasattr(model, n)), *stages(tuned)[:first]):
+            set_submodule(model, name, nn.Identity())
+        for name in [n for n, _ in model.named_parameters(recurse=False)]:  # cls_token, pos_embed, …
+            setattr(model, name, None)
+        super().__init__(model)
+        self.stages = stages(tuned)[first:]
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        for name in self.stages:
+            tokens = self.model.get_submodule(name)(tokens)
+        return self._answer(tokens)
+
+    def _answer(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.model.forward_head(self.model.norm(tokens))  # type: ignore[operator, no-any-return]
+
+
+class _QueryTail(_TokensTail):
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        for name in self.stages[:-1]:
+            tokens = self.model.get_submodule(name)(tokens)
+        last = self.model.get_submodule(self.stages[-1])
+        return self._answer(attend_query(last, tokens, query_tokens(self.model)))
+
+
+class _ClassTokenTail(_TokensTail):
+    def forward(self, normed: torch.Tensor, own: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        last = self.model.get_submodule(self.stages[-1])
+        return self._answer(attend_normalised(last, normed, own))
+
+
+class _PooledTail(_TokensTail):
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self.model.get_classifier()(pooled)  # type: ignore[operator, no-any-return]

@@ -1,0 +1,84 @@
+"""How a vision transformer is built: its blocks in order, ViT-like (`blocks`) or Swin-like (`layers`)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.model.model_names import SUPPORTED
+
+__all__ = ["HEADS", "STEM", "check_structure", "set_submodule", "share_copy", "stages"]
+
+HEADS = ("head.", "head_dist.")
+"""Prefixes of the heads' parameters; distilled ViTs answer with the mean of two heads."""
+
+STEM = ("patch_embed", "pos_drop", "patch_drop", "norm_pre")
+"""Modules before the first block."""
+
+_PARTS = ("norm", "forward_features", "forward_head", "reset_classifier")
+
+
+def check_structure(name: str, model: nn.Module) -> None:
+    """Refuse a model that cannot be cut into trunk and tail.
+
+    Parameters
+    ----------
+    name : str
+        The run-config value, for the message.
+    model : nn.Module
+        Whatever was built by that name.
+
+    Raises
+    ------
+    ConfigError
+        When parts are missing, or timm's class does more than pass tokens from block to block.
+    """
+    missing = [part for part in _PARTS if not hasattr(model, part)]
+    if not hasattr(model, "blocks") and not hasattr(model, "layers"):
+        missing.insert(0, "blocks (or layers of blocks)")
+    if missing:
+        raise ConfigError(f"model = {name!r} has no {', '.join(missing)}: supported are {SUPPORTED}")
+    # Rotary embeddings, shared position biases and the like: the tail would answer, and wrongly.
+    if type(model).__module__.startswith("timm."):
+        known = (VisionTransformer, SwinTransformer, SwinTransformerV2)
+        if not any(type(model).forward_features is k.forward_features for k in known):  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"model = {name!r}: timm's {type(model).__name__} does more than pass tokens from block to "
+                f"block, so it cannot be cut into trunk and tail; supported are {SUPPORTED}"
+            )
+
+
+def stages(model: nn.Module) -> list[str]:
+    """Return the dotted names of all modules that tokens pass one after the other between stem and norm.
+
+    Blocks; for Swin also the patch merging before each stage.
+    """
+    if hasattr(model, "blocks"):
+        return [f"blocks.{n}" for n, _ in model.get_submodule("blocks").named_children()]
+    names = []
+    for i, stage in model.get_submodule("layers").named_children():
+        names.append(f"layers.{i}.downsample")
+        names += [f"layers.{i}.blocks.{n}" for n, _ in stage.get_submodule("blocks").named_children()]
+    return names
+
+
+def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put ``module`` where ``name`` points."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def share_copy(module: nn.Module) -> nn.Module:
+    """Copy a module whose parameters and buffers nobody writes to: the copy's have the same memory.
+
+    The parameters are objects of their own: ``requires_grad``, and which memory they point to, may change.
+    """
+    memo: dict[int, Any] = {id(b): b for b in module.buffers()}
+    memo |= {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in module.parameters()}
+    return copy.deepcopy(module, memo)

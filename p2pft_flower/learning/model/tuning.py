@@ -1,0 +1,109 @@
+"""What is trained: from a frozen model to a copy whose trained parameters have ``requires_grad``.
+
+`last-block` is the paper's choice (P2P-FT, section 3.3); the others are FedTune's families: modifying the
+input (prompts), adding modules (adapters, low-rank updates), adjusting the backbone (biases).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from p2pft_flower.learning.draws import torch_seeded
+from p2pft_flower.learning.model.added import add_adapters, add_low_rank, add_prompts
+from p2pft_flower.learning.model.model_sizes import check_blocks
+from p2pft_flower.learning.model.structure import HEADS, STEM, share_copy, stages
+from p2pft_flower.learning.model.tune_values import TUNE, read_tune
+
+__all__ = ["TUNE", "tune_model"]
+
+
+def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
+    """Copy a model, add what ``tune`` adds, and mark what it trains.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Built like timm's VisionTransformer or SwinTransformer.
+    tune : str
+        ``"last-block"`` (last block, final norm, head), ``"last-blocks:K"``, ``"head"``, ``"full"``,
+        ``"bias"`` (all biases), ``"bias+norm"`` (and the scales of all normalisations), ``"lora:R"`` (rank R
+        on the attention projections), ``"adapter:R"`` (bottlenecks of width R), ``"prompt:N"``,
+        ``"prompt-deep:N"`` (N tokens). The head is trained with every one of them.
+    seed : int
+        Draws what is added.
+
+    Returns
+    -------
+    nn.Module
+        A copy in eval mode; frozen parameters share the memory of ``model``. Parameters keep their names.
+
+    Raises
+    ------
+    ConfigError
+        When ``tune`` is unknown, or its number does not fit the model.
+    """
+    kind, number = read_tune(tune)
+    trains = _selector(model, kind, number)
+    added = _addition(kind, number)
+    tuned = share_copy(model).requires_grad_(False)
+    before = {id(p) for p in tuned.parameters()}
+    if added is not None:
+        with torch_seeded(seed):
+            added(tuned)
+    for name, parameter in tuned.named_parameters():
+        if id(parameter) not in before or trains(name):
+            parameter.data = parameter.data.clone()  # the frozen ones stay the model's own
+            parameter.requires_grad_(True)
+    return tuned.eval()
+
+
+def _selector(model: nn.Module, kind: str, number: int) -> Callable[[str], bool]:
+    """Say which of the model's own parameters are trained, by name."""
+    if kind == "full":
+        return lambda _: True
+    if kind == "last-block":
+        return _last_blocks(model, 1)
+    if kind == "last-blocks":
+        return _last_blocks(model, number)
+    if kind == "bias":
+        return lambda name: name.startswith(HEADS) or name.endswith("bias")
+    if kind == "bias+norm":
+        norms = {
+            f"{name}.{own}"
+            for name, module in model.named_modules()
+            if "norm" in type(module).__name__.lower()
+            for own, _ in module.named_parameters(recurse=False)
+        }
+        return lambda name: name.startswith(HEADS) or name.endswith("bias") or name in norms
+    return lambda name: name.startswith(HEADS)
+
+
+def _last_blocks(model: nn.Module, number: int) -> Callable[[str], bool]:
+    """Select the last blocks and all that tokens pass after the first of them, patch merging included."""
+    names = stages(model)
+    blocks = [i for i, name in enumerate(names) if not name.endswith("downsample")]
+    check_blocks(number, len(blocks))
+    frozen = tuple(f"{name}." for name in names[: blocks[-number]])
+    after = tuple(f"{name}." for name in names[blocks[-number] :])
+    between = ("blocks.", "layers.")
+    stem = {name for name, _ in model.named_parameters(recurse=False)}
+    stem_modules = tuple(f"{name}." for name in STEM)
+
+    def trains(name: str) -> bool:
+        if name.startswith(after):
+            return True
+        return name not in stem and not name.startswith((*frozen, *between, *stem_modules))
+
+    return trains
+
+
+def _addition(kind: str, number: int) -> Callable[[nn.Module], None] | None:
+    additions: dict[str, Callable[[nn.Module], None]] = {
+        "lora": lambda m: add_low_rank(m, number),
+        "adapter": lambda m: add_adapters(m, number),
+        "prompt": lambda m: add_prompts(m, number, deep=False),
+        "prompt-deep": lambda m: add_prompts(m, number, deep=True),
+    }
+    return additions.get(kind)

@@ -1,0 +1,285 @@
+"""The machine's cache: where stores of trunk outputs lie, who uses them, and how large they may be together.
+
+What a store is says `trunk_store.py`; here it is a folder below ``home()/"cache"`` with a file
+``in-use``, on which every process that has the store open holds a shared lock, and whose mtime is the last
+use. Locks are ``flock``: the system frees them when their process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
+
+from p2pft_flower.errors import DataError
+from p2pft_flower.resources import home
+
+__all__ = [
+    "DEFAULT_LIMIT",
+    "StoreRecord",
+    "cache_folder",
+    "get_limit",
+    "remove",
+    "set_limit",
+    "store_folder",
+    "stores",
+]
+
+DEFAULT_LIMIT = 50_000_000_000
+"""Bytes of all stores together where `set_limit` was never called."""
+
+PATIENCE = 300.0
+"""Seconds to wait for another process without any sign of life."""
+POLL = 0.01
+"""Seconds between two looks at a lock that another process holds."""
+
+INDEX, META, IN_USE = "index", "meta.json", "in-use"
+INDEX_RECORD = 24
+"""Bytes of a record in a store's index."""
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class StoreRecord:
+    """What ``p2pft cache list`` shows of a store.
+
+    Attributes
+    ----------
+    folder : Path
+        Where it lies; its last part is the store's name.
+    about : mapping of str to str, or None
+        The facts it was made with; None where ``meta.json`` cannot be read.
+    rows : int
+        Records in its index.
+    bytes : int
+        Its files together.
+    last_used : float
+        Seconds since the epoch.
+    in_use : bool
+        Whether a process has it open.
+    """
+
+    folder: Path
+    about: Mapping[str, str] | None
+    rows: int
+    bytes: int
+    last_used: float
+    in_use: bool
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+
+def cache_folder() -> Path:
+    """Return where this machine's stores lie."""
+    return home() / "cache"
+
+
+def store_folder(digest_parts: Mapping[str, str]) -> Path:
+    """Return the folder of the store that all of ``digest_parts`` (the trunk's weights, …) name together."""
+    text = json.dumps(dict(digest_parts), sort_keys=True)
+    return cache_folder() / hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def stores() -> list[StoreRecord]:
+    """Return the machine's stores, the least recently used first.
+
+    Raises
+    ------
+    DataError
+        When the cache's folder cannot be read.
+    """
+    found = []
+    with telling(cache_folder()):
+        for in_use in cache_folder().glob(f"*/{IN_USE}"):
+            try:
+                found.append(_record(in_use))
+            except FileNotFoundError:  # another process has removed it since
+                continue
+    return sorted(found, key=lambda record: (record.last_used, record.name))
+
+
+def _record(in_use: Path) -> StoreRecord:
+    folder = in_use.parent
+    sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
+    about = (read_meta(folder / META) or {}).get("about")
+    descriptor = os.open(in_use, os.O_RDONLY)
+    try:
+        free = try_lock(descriptor, fcntl.LOCK_EX)
+    finally:
+        os.close(descriptor)
+    return StoreRecord(
+        folder=folder,
+        about=about if isinstance(about, dict) else None,
+        rows=sizes.get(INDEX, 0) // INDEX_RECORD,
+        bytes=sum(sizes.values()),
+        last_used=in_use.stat().st_mtime,
+        in_use=not free,
+    )
+
+
+def read_meta(path: Path) -> dict[str, Any] | None:
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return meta if isinstance(meta, dict) else None
+
+
+def remove(folder: Path) -> bool:
+    """Remove a store unless a process has it open; return whether it is gone.
+
+    Raises
+    ------
+    DataError
+        When its files cannot be removed.
+    """
+    path = folder / IN_USE
+    with telling(folder):
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            return True
+        try:
+            if not try_lock(descriptor, fcntl.LOCK_EX):
+                return False
+            # The index first: without it the rest is no store. The lock last: till then nobody can open it.
+            others = [file for file in folder.iterdir() if file.name not in (INDEX, IN_USE)]
+            for file in (folder / INDEX, *others, path):
+                file.unlink(missing_ok=True)
+            try:
+                folder.rmdir()
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):  # a new store has begun there
+                    raise
+            return True
+        finally:
+            os.close(descriptor)
+
+
+def get_limit() -> int:
+    """Return how many bytes all stores together may take.
+
+    Raises
+    ------
+    DataError
+        When the file that holds it does not hold a number.
+    """
+    path = cache_folder() / "limit"
+    with telling(cache_folder()):
+        try:
+            text = path.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            return DEFAULT_LIMIT
+    if not (text.isascii() and text.isdigit()):
+        raise DataError(f"{path}: {text!r} is no number of bytes; set it again with 'p2pft cache limit 50GB'")
+    return int(text)
+
+
+def set_limit(limit: int) -> None:
+    """Set how many bytes all stores together may take; held when a store is filled the next time.
+
+    Raises
+    ------
+    DataError
+        When it cannot be written.
+    """
+    path = cache_folder() / "limit"
+    with telling(cache_folder()):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(f"{limit}\n", encoding="utf-8")
+        partial.replace(path)
+
+
+def make_room(needed: int) -> None:
+    """Remove stores that are not in use, least recently used first, until ``needed`` more bytes fit."""
+    limit, records = get_limit(), stores()
+    total = sum(record.bytes for record in records) + needed
+    for record in records:
+        if total <= limit:
+            return
+        if remove(record.folder):
+            total -= record.bytes
+            log.info(
+                "cache: removed the store %s (%s, %s), least recently used, to keep the limit of %s",
+                record.name,
+                (record.about or {}).get("model", "unreadable"),
+                decimal(record.bytes),
+                decimal(limit),
+            )
+    if total > limit:
+        log.warning(
+            "cache: %s more make %s, above the limit of %s (%s), and what else is there is in use; going on. "
+            "'p2pft cache limit' sets another",
+            decimal(needed),
+            decimal(total),
+            decimal(limit),
+            cache_folder() / "limit",
+        )
+
+
+def try_lock(descriptor: int, mode: int) -> bool:
+    try:
+        fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def lock(descriptor: int, mode: int, path: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not try_lock(descriptor, mode):
+        if time.monotonic() > deadline:
+            raise DataError(
+                f"{path}: another process has held its lock for {PATIENCE:.0f} s; is one suspended? "
+                "Continue or end it"
+            )
+        time.sleep(POLL)
+
+
+def hold(folder: Path) -> int:
+    """Make the folder where it is missing, and return a descriptor that shows that the store is in use."""
+    path = folder / IN_USE
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # the folder was removed between the two lines
+            continue
+        try:
+            lock(descriptor, fcntl.LOCK_SH, path)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except FileNotFoundError:  # the store was removed while this process waited for the lock
+            pass
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+@contextmanager
+def telling(folder: Path) -> Iterator[None]:
+    """Turn the system's errors into one that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder}: the cache cannot be used ({error.strerror or error}). Make room with "
+            "'p2pft cache clear', bound it with 'p2pft cache limit', or let P2PFT_HOME name another"
+        ) from error

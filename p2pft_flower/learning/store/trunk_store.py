@@ -1,0 +1,449 @@
+"""The store of trunk outputs: computed once an image, memory-mapped, shared by all processes of the machine.
+
+A *store* is one folder and belongs to one frozen trunk (weights, preprocessing, dtypes, path). A *row* of it
+belongs to one image, and its key is a digest of the image's content. So partitions, seeds, runs and peers
+share rows, and only images that no run has seen are computed.
+
+==============  ========================================================================================
+``values``      the rows one after the other, row i at byte i · (bytes of a row)
+``index``       a record of 24 bytes a row: 16 of key, 8 of checksum; its ``flock`` is the writers' lock
+``meta.json``   schema, fields of a row, and facts for people
+``in-use``      see `p2pft_flower.learning.store.cache`
+``claim-*``     the keys of a batch being computed; locked while the process that computes it lives
+==============  ========================================================================================
+
+A row is written before its record, at the place which the number of whole records gives. So whatever a
+process leaves behind when it dies (part of a batch, part of a record) is no row, and the next writer
+overwrites it. What the disk does to a row later, or never did, is found by the checksum, which every process
+verifies before it uses a row for the first time: a row that does not match is computed again and appended,
+and of two records with one key the later counts. So nothing needs an ``fsync``, and a row that is mapped
+never changes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import mmap
+import os
+import struct
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from p2pft_flower.errors import DataError
+from p2pft_flower.learning.store import cache
+from p2pft_flower.learning.store.cache import INDEX, META
+
+__all__ = ["SCHEMA", "Field", "Rows", "Store"]
+
+SCHEMA = "p2pft.cache/1"
+KEY_BYTES = 16
+ALIGNMENT = 64
+"""Bytes; fields start at multiples of it, so that no two share a cache line."""
+
+_VALUES, _CLAIM = "values", "claim-"
+_RECORD = struct.Struct(f"<{KEY_BYTES}sQ")  # key, checksum
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Field:
+    """One piece of every row.
+
+    Attributes
+    ----------
+    name : str
+        What it is, e.g. ``"tokens"``.
+    shape : tuple of int
+        Its shape for one image.
+    dtype : str
+        numpy's name of its type, e.g. ``"float16"``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Store:
+    """The rows of one trunk; open until `close`, or until neither it nor any of its `Rows` is referred to.
+
+    Any number of processes, and of threads with a `Store` each, may fill one folder at the same time.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it lies, see `cache.store_folder`; made when missing.
+    fields : sequence of Field
+        What a row consists of, in this order.
+    about : mapping of str to str
+        Facts for ``p2pft cache list``: its table shows ``model``, ``path`` and the dtypes, its JSON all.
+        They are always the same for one folder: pass what was passed to `cache.store_folder`.
+
+    Raises
+    ------
+    DataError
+        When the folder holds other fields or facts or another schema, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, fields: Sequence[Field], about: Mapping[str, str]) -> None:
+        self.folder, self.fields, self.about = folder, tuple(fields), dict(about)
+        self._dtype = _row_dtype(self.fields)
+        self._keys: list[bytes] = []  # row ↦ key, as far as the index was read
+        self._checksums: list[int] = []
+        self._latest: dict[bytes, int] = {}  # key ↦ its latest row
+        self._verified: dict[bytes, int] = {}  # key ↦ a row whose checksum was right
+        with cache.telling(folder):
+            self._release = weakref.finalize(self, os.close, cache.hold(folder))
+            try:
+                self._agree_on_meta()
+            except BaseException:
+                self.close()
+                raise
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row on the disk."""
+        return self._dtype.itemsize
+
+    def close(self) -> None:
+        """Let other processes remove the store; rows that are mapped stay readable."""
+        self._release()
+
+    def fill(
+        self,
+        keys: Sequence[bytes],
+        compute: Callable[[list[int]], Sequence[npt.NDArray[Any]]],
+        *,
+        batch: int,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Rows:
+        r"""Return the rows of ``keys``, after computing those that no process has computed or is computing.
+
+        Parameters
+        ----------
+        keys : sequence of 16-byte digests
+            Of the images' content; the same one may occur several times.
+        compute : callable
+            Takes positions in ``keys`` and returns an array a field, each (len(positions), \*shape). Called
+            with at most ``batch`` positions, in ascending order, once for each image at most.
+        batch : int
+            Images a call of ``compute``.
+        progress : callable, optional
+            Called with (done, total) of the rows that were missing at the start, after each batch, be it this
+            process's or another's.
+
+        Raises
+        ------
+        DataError
+            When the folder cannot be written, or a finite value is too large for its field's dtype.
+        ValueError
+            When ``compute`` returns arrays of other shapes, or a key is not 16 bytes long.
+        """
+        missing: dict[bytes, int] = {}
+        for position, key in enumerate(keys):
+            if len(key) != KEY_BYTES:
+                raise ValueError(f"key {position} has {len(key)} bytes, not {KEY_BYTES}")
+            missing.setdefault(key, position)
+        if batch < 1:
+            raise ValueError(f"batch = {batch}: must be at least 1")
+        with cache.telling(self.folder):
+            os.utime(self.folder / cache.IN_USE)
+            with self._index() as index:
+                self._read(index)
+            seen = len(self._keys)
+            self._strike_good(missing, missing)
+            if missing:
+                cache.make_room(len(missing) * self.row_bytes)
+        total, alive = len(missing), time.monotonic()
+        while missing:
+            claim, told = None, len(missing)
+            with cache.telling(self.folder):
+                with self._index() as index:
+                    self._read(index)
+                    published = [key for key in self._keys[seen:] if key in missing]
+                    seen = len(self._keys)
+                    if not published:
+                        claim = self._claim(
+                            missing, batch, ignore_others=time.monotonic() - alive > cache.PATIENCE
+                        )
+                self._strike_good(missing, published)
+            if claim is not None:
+                with claim:
+                    self._publish(claim.keys, compute([missing[key] for key in claim.keys]))
+                for key in claim.keys:
+                    del missing[key]
+            if len(missing) < told:
+                alive = time.monotonic()
+                if progress is not None:
+                    progress(total - len(missing), total)
+            elif not published:
+                time.sleep(cache.POLL)  # others compute all that is missing
+        with cache.telling(self.folder):
+            return Rows(self, [self._verified[key] for key in keys])
+
+    def _agree_on_meta(self) -> None:
+        """Write ``meta.json``, or hold it against what this store wants to be."""
+        path = self.folder / META
+        mine = {"schema": SCHEMA, "fields": [asdict(field) for field in self.fields], "about": self.about}
+        mine = json.loads(json.dumps(mine))  # tuples become lists, as in the file
+        remedy = f"remove it with 'p2pft cache clear {self.folder.name}'"
+        with self._index() as index:
+            if not path.exists():
+                if os.fstat(index).st_size:
+                    raise DataError(f"{path}: the file is missing, its rows have no meaning; {remedy}")
+                partial = path.with_suffix(".partial")
+                partial.write_text(json.dumps(mine, indent=2), encoding="utf-8")
+                partial.replace(path)
+                return
+        found = cache.read_meta(path)
+        if found is None:
+            raise DataError(f"{path}: no readable JSON; {remedy}")
+        for name, wanted in mine.items():
+            if found.get(name) != wanted:
+                raise DataError(f"{path}: {name} is {found.get(name)}, expected {wanted}; {remedy}")
+
+    @contextmanager
+    def _index(self) -> Iterator[int]:
+        """Open the index, for this process alone."""
+        path = self.folder / INDEX
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            cache.lock(descriptor, fcntl.LOCK_EX, path)
+            yield descriptor
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone leaves it to a process forked meanwhile
+            os.close(descriptor)
+
+    def _read(self, index: int) -> None:
+        """Take in the whole records that were appended since the last time."""
+        have, there = len(self._keys), os.fstat(index).st_size // _RECORD.size
+        if there < have:
+            raise DataError(
+                f"{self.folder / INDEX}: it had {have} records and now has {there}, though it is in use; "
+                f"end the runs that use it, then 'p2pft cache clear {self.folder.name}'"
+            )
+        records = os.pread(index, (there - have) * _RECORD.size, have * _RECORD.size)
+        for row, (key, checksum) in enumerate(_RECORD.iter_unpack(records), start=have):
+            self._keys.append(key)
+            self._checksums.append(checksum)
+            self._latest[key] = row
+
+    def _strike_good(self, missing: dict[bytes, int], candidates: Iterable[bytes]) -> None:
+        """Remove from ``missing`` those candidates that have a row with the right checksum."""
+        found = [key for key in candidates if key in self._latest]
+        self._verify({key: self._latest[key] for key in found if key not in self._verified})
+        for key in found:
+            if key in self._verified:
+                missing.pop(key, None)
+
+    def _verify(self, rows: Mapping[bytes, int]) -> None:
+        """Add those of ``rows`` that match their checksum to the verified ones; tell of the others."""
+        if not rows:
+            return
+        values = _map(self.folder / _VALUES)
+        if values is None:
+            whole, size = np.empty((0, self.row_bytes), np.uint8), 0
+        else:
+            size = len(values) // self.row_bytes
+            whole = np.frombuffer(values, np.uint8, size * self.row_bytes).reshape(size, self.row_bytes)
+        damaged = []
+        for key, row in rows.items():
+            if row < size and _checksum(key, whole[row]) == self._checksums[row]:
+                self._verified[key] = row
+            else:
+                damaged.append(row)
+        if damaged:
+            shown = ", ".join(map(str, damaged[:8])) + (", …" if len(damaged) > 8 else "")
+            log.warning(
+                "%s: %d damaged rows (%s) do not match their checksums; they are computed again",
+                self.folder / _VALUES,
+                len(damaged),
+                shown,
+            )
+
+    def _claim(self, missing: Mapping[bytes, int], batch: int, *, ignore_others: bool) -> _Claim | None:
+        """Take the first ``batch`` missing keys that nobody alive computes; None where all are taken.
+
+        The index must be locked: claims are made one at a time.
+        """
+        taken: set[bytes] = set()
+        for path in self.folder.glob(f"{_CLAIM}*"):
+            taken.update(_keys_of_claim(path))
+        if ignore_others and not taken.isdisjoint(missing):
+            log.warning(
+                "%s: other processes hold %d images for %.0f s without a result; computing them here",
+                self.folder,
+                len(taken.intersection(missing)),
+                cache.PATIENCE,
+            )
+            taken = set()
+        keys = list(islice((key for key in missing if key not in taken), batch))
+        return _Claim(self.folder, keys) if keys else None
+
+    def _publish(self, keys: Sequence[bytes], arrays: Sequence[npt.NDArray[Any]]) -> None:
+        """Append rows, then their records."""
+        rows = self._pack(arrays, len(keys))
+        records = b"".join(
+            _RECORD.pack(key, _checksum(key, row)) for key, row in zip(keys, rows, strict=True)
+        )
+        with cache.telling(self.folder), self._index() as index:
+            self._read(index)
+            first = len(self._keys)
+            values = os.open(self.folder / _VALUES, os.O_WRONLY | os.O_CREAT, 0o666)
+            try:
+                _write(values, rows, first * self.row_bytes)
+            finally:
+                os.close(values)
+            _write(index, np.frombuffer(records, np.uint8), first * _RECORD.size)
+            self._read(index)
+            self._verified.update(zip(keys, range(first, first + len(keys)), strict=True))
+
+    def _pack(self, arrays: Sequence[npt.NDArray[Any]], count: int) -> npt.NDArray[np.uint8]:
+        """Return (count, row_bytes) bytes."""
+        if len(arrays) != len(self.fields):
+            raise ValueError(f"{len(arrays)} arrays were computed for {len(self.fields)} fields")
+        rows = np.zeros(count, self._dtype)  # zeros between the fields, too: rows are compared by their bytes
+        for field, array in zip(self.fields, arrays, strict=True):
+            stored = rows[field.name]
+            if array.shape != stored.shape:
+                raise ValueError(f"field {field.name!r} has shape {array.shape}, expected {stored.shape}")
+            try:
+                with np.errstate(over="raise"):  # a finite value became infinite; infinities may stay
+                    np.copyto(stored, array, casting="same_kind")
+            except FloatingPointError as error:
+                largest = np.abs(array).max()
+                raise DataError(
+                    f"{self.folder}: field {field.name!r} has values up to {largest:.4g}, too large for "
+                    f"{field.dtype}: set cache-dtype = float32"
+                ) from error
+        return rows.view(np.uint8).reshape(count, self.row_bytes)
+
+
+class Rows:
+    """Rows of a store, in the order of the keys they were asked for; read from the memory map.
+
+    Parameters
+    ----------
+    store : Store
+        Where they lie; kept open.
+    rows : sequence of int
+        Their numbers in it.
+    """
+
+    def __init__(self, store: Store, rows: Sequence[int]) -> None:
+        self._store = store
+        self._rows = np.array(rows, np.int64)
+        self._dtype = store._dtype
+        self._map = _map(store.folder / _VALUES) if rows else None
+        if self._map is None:
+            values = np.empty(0, self._dtype)
+        else:
+            values = np.frombuffer(self._map, self._dtype, len(self._map) // self._dtype.itemsize)
+        self._fields = tuple(values[field.name] for field in store.fields)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of these rows in the store, each counted once."""
+        return len(np.unique(self._rows)) * self._dtype.itemsize
+
+    def gather(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
+        r"""Return the rows at (B,) ``positions``: an array (B, \*shape) a field, a contiguous copy."""
+        rows = self._rows[positions]
+        return tuple(field[rows] for field in self._fields)
+
+
+class _Claim:
+    """A batch that this process computes: a locked file with its keys, removed at the end of ``with``."""
+
+    def __init__(self, folder: Path, keys: list[bytes]) -> None:
+        self.keys = keys
+        self._path = folder / f"{_CLAIM}{uuid.uuid4().hex}"
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # nobody else knows the file: the index is locked
+            _write(self._descriptor, np.frombuffer(b"".join(keys), np.uint8), 0)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> _Claim:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        os.close(self._descriptor)
+
+
+def _keys_of_claim(path: Path) -> list[bytes]:
+    """Return the keys of a claim, none where its process has ended."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:  # released since the folder was listed
+        return []
+    try:
+        if cache.try_lock(descriptor, fcntl.LOCK_SH):
+            path.unlink(missing_ok=True)
+            return []
+        keys = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+        return [keys[start : start + KEY_BYTES] for start in range(0, len(keys), KEY_BYTES)]
+    finally:
+        os.close(descriptor)
+
+
+def _row_dtype(fields: Sequence[Field]) -> np.dtype[np.void]:
+    """Return the structured dtype of a row, its fields aligned."""
+    offsets, end = [], 0
+    for field in fields:
+        offsets.append(end)
+        size = np.dtype((field.dtype, field.shape)).itemsize
+        end += -(-size // ALIGNMENT) * ALIGNMENT
+    return np.dtype(
+        {
+            "names": [field.name for field in fields],
+            "formats": [(field.dtype, field.shape) for field in fields],
+            "offsets": offsets,
+            "itemsize": end,
+        }
+    )
+
+
+def _checksum(key: bytes, row: npt.NDArray[np.uint8]) -> int:
+    """Return the hash of a row's bytes, seeded with its key: right for this row of this image alone."""
+    return xxhash.xxh3_64_intdigest(row.data, seed=int.from_bytes(key[:8], "little"))
+
+
+def _write(descriptor: int, data: npt.NDArray[np.uint8], offset: int) -> None:
+    left = data.reshape(-1).data
+    while left:
+        written = os.pwrite(descriptor, left, offset)
+        left, offset = left[written:], offset + written
+
+
+def _map(path: Path) -> mmap.mmap | None:
+    """Map a file for reading; None where it is missing or empty."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if os.fstat(descriptor).st_size else None
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,236 @@
+"""What a host is told before it starts: its peers' weights, their neighbours' addresses, the settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import networkx as nx
+
+from p2pft_flower.config import RunConfig
+from p2pft_flower.topology.views import View
+
+__all__ = ["Neighbourhood", "Plan", "ResumePoint", "config_digest", "greetings", "terms_digest"]
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """One peer's part of the graph.
+
+    Attributes
+    ----------
+    peer : int
+        The peer i.
+    row : dict of int to float
+        a_ij of each j that i receives from, i itself included; sums to one.
+    column : dict of int to float
+        b_ji of each j that i sends to, i itself included: the shares i gives away; sums to one.
+    """
+
+    peer: int
+    row: dict[int, float]
+    column: dict[int, float]
+
+    @classmethod
+    def of(cls, view: View, peer: int) -> Neighbourhood:
+        """Cut ``peer``'s row of A and column of B out of the view's graph."""
+        return cls(peer, view.row(peer), view.column(peer))
+
+    @property
+    def in_neighbours(self) -> tuple[int, ...]:
+        """Peers that this one receives from, ascending."""
+        return tuple(j for j in sorted(self.row) if j != self.peer)
+
+    @property
+    def out_neighbours(self) -> tuple[int, ...]:
+        """Peers that this one sends to, ascending."""
+        return tuple(j for j in sorted(self.column) if j != self.peer)
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run goes on from.
+
+    Attributes
+    ----------
+    run : str
+        The run that is resumed.
+    folder : str
+        Its folder, where the host's checkpoints and logs of it lie.
+    iterations : dict of int to int
+        Iterations that each peer has done; alike for all where they exchange anything.
+    digests : dict of int to str
+        Of each peer's checkpoint.
+    """
+
+    run: str
+    folder: str
+    iterations: dict[int, int]
+    digests: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One host's part of a run.
+
+    Attributes
+    ----------
+    run : str
+        The run's identifier.
+    config : dict
+        The run-config, kebab-case.
+    n : int
+        Peers in the whole graph.
+    greetings : int
+        Rounds in which hosts greet their neighbours before they train (:func:`greetings`).
+    terms : str
+        Digest of what must be equal on all peers (:func:`terms_digest`).
+    peers : tuple of Neighbourhood
+        The peers that this host runs.
+    loss_weights : dict of int to float
+        Factor of each peer's loss (``objective``), of all peers of the run; their mean is one.
+    iterations, evaluate_every : int
+        Length of the run, and iterations between evaluations.
+    addresses : dict of int to str
+        Where this host's peers listen and their neighbours on other hosts are reached; ``unix:/path`` or
+        ``host:port``. Empty where everything stays in memory. A deployed host's own peers have one even where
+        they exchange nothing with others, unless nobody gave them any: they listen for stops.
+    graph : dict
+        The whole graph (:meth:`Graph.to_dict`), where the view may change; else empty.
+    members : dict of int to tuple of int
+        All hosts of the run by their lowest peer, and their peers, where the view may change; else empty.
+        Then ``addresses`` has those of all of them: any two may become neighbours.
+    observer : str
+        Where progress is reported to; empty for nowhere.
+    pooled : bool
+        One peer holds the data of all n.
+    output_dir : str
+        Folder for logs and tails, on the host's machine.
+    record : dict
+        What results say of the run besides scores (:func:`p2pft_flower.report.collected.run_record`); each
+        peer's log begins with it, so that results can be made of the peers' files alone.
+    peer_records : dict of int to dict
+        What results say of each of these peers (:func:`p2pft_flower.report.collected.peer_record`); goes into
+        its log only.
+    stop_digest : str
+        SHA-256, hexadecimal, of the key that only the coordinator knows: whoever shows the key may stop the
+        run. Empty: nobody but neighbours may.
+    checkpoint_every : int
+        Iterations between two checkpoints; negative: none are written.
+    checkpoint_files : int
+        Files that each peer keeps (:func:`p2pft_flower.host.keeper.files_kept`).
+    resume : ResumePoint or None
+        Where the run goes on from; None: it begins.
+    """
+
+    run: str
+    config: dict[str, Any]
+    n: int
+    greetings: int
+    terms: str
+    peers: tuple[Neighbourhood, ...]
+    loss_weights: dict[int, float]
+    iterations: int
+    evaluate_every: int
+    output_dir: str
+    addresses: dict[int, str] = field(default_factory=dict)
+    graph: dict[str, Any] = field(default_factory=dict)
+    members: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    observer: str = ""
+    pooled: bool = False
+    record: dict[str, Any] = field(default_factory=dict)
+    peer_records: dict[int, dict[str, Any]] = field(default_factory=dict)
+    stop_digest: str = ""
+    checkpoint_every: int = -1
+    checkpoint_files: int = 2
+    resume: ResumePoint | None = None
+
+    @property
+    def begins(self) -> dict[int, int]:
+        """Iterations that each of these peers has done before this run."""
+        done = {} if self.resume is None else self.resume.iterations
+        return {p.peer: done.get(p.peer, 0) for p in self.peers}
+
+    def weights_among(self, live: Collection[int]) -> dict[int, float]:
+        """Return the factor of each peer's loss where the peers ``live`` train; the mean of theirs is one."""
+        weights = self.loss_weights
+        # Of all peers the mean is one, up to rounding: bits shall not change where nobody is missing.
+        mean = sum(weights[p] for p in live) / len(live) if len(live) < len(weights) else 1.0
+        return {p: weight / mean for p, weight in weights.items()}
+
+    def evaluates_after(self, done: int) -> bool:
+        """Tell whether the peers are evaluated after ``done`` iterations."""
+        return done % self.evaluate_every == 0 or done == self.iterations
+
+    @property
+    def listens_for_stops(self) -> bool:
+        """Whether the host is to listen though it may have no neighbours elsewhere."""
+        return bool(self.stop_digest) and all(p.peer in self.addresses for p in self.peers)
+
+    def to_json(self) -> str:
+        """Serialise for a message."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read what :meth:`to_json` wrote."""
+        raw = json.loads(text)
+
+        def by_peer(mapping: Mapping[str, Any]) -> dict[int, Any]:
+            return {int(peer): value for peer, value in mapping.items()}
+
+        raw["peers"] = tuple(
+            Neighbourhood(p["peer"], by_peer(p["row"]), by_peer(p["column"])) for p in raw["peers"]
+        )
+        raw["loss_weights"] = by_peer(raw["loss_weights"])
+        raw["members"] = {m: tuple(peers) for m, peers in by_peer(raw["members"]).items()}
+        raw["addresses"] = by_peer(raw["addresses"])
+        raw["peer_records"] = by_peer(raw["peer_records"])
+        if (point := raw["resume"]) is not None:
+            raw["resume"] = ResumePoint(
+                point["run"], point["folder"], by_peer(point["iterations"]), by_peer(point["digests"])
+            )
+        return cls(**raw)
+
+
+def greetings(view: View, hosts: Iterable[Collection[int]]) -> int:
+    """Return the rounds after which every host knows that all others are prepared, at least one.
+
+    With each round it knows it of those one step further away, along edges in either direction: it takes as
+    many as the diameter of the hosts' undirected graph has.
+
+    Parameters
+    ----------
+    view : View
+        Who trains.
+    hosts : iterable of collection of int
+        The peers of each host.
+    """
+    host_of = {p: number for number, peers in enumerate(hosts) for p in peers}
+    between = nx.Graph((host_of[j], host_of[i]) for i in host_of for j in view.row(i))
+    return max(1, int(nx.diameter(between)))
+
+
+PRIVATE_KEYS = ("output-dir", "data-dir", "download", "verify")
+"""Settings that may differ from peer to peer."""
+
+
+def terms_digest(config: RunConfig, view: View, iterations: int) -> str:
+    """Digest what all peers must agree on before they train: settings, live graph, length.
+
+    Each host adds the digest of its own model before it says hello.
+    """
+    text = json.dumps([_settings(config), view.peers, view.graph.digest, iterations], sort_keys=True)
+    return sha256(text.encode()).hexdigest()
+
+
+def config_digest(config: RunConfig) -> str:
+    """Digest the settings that must be the same on all peers, as this machine's package reads them."""
+    return sha256(json.dumps(_settings(config), sort_keys=True).encode()).hexdigest()
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    return {k: v for k, v in config.to_mapping().items() if k not in PRIVATE_KEYS}

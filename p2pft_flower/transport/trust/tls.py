@@ -1,0 +1,296 @@
+"""Mutual TLS between peers: a peer's credentials, checked when loaded, and why a handshake fails.
+
+gRPC's Python interface has no setting for the lowest version of TLS. What makes it 1.3 here:
+
+- A server looks at what each connection negotiated and refuses whatever was not TLS 1.3, before it parses
+  anything (`PeerServer`). Two of our ends always negotiate 1.3, and TLS 1.3 itself detects an attacker who
+  talks them down (RFC 8446, 4.1.3).
+- With `TLS13_ENVIRONMENT` in the environment before gRPC is imported, TLS 1.2 fails in the handshake
+  already, on both sides: the one suite it leaves to TLS 1.2 needs an RSA certificate, and ours are ECDSA.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import stat
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.transport.trust import certificates
+from p2pft_flower.transport.trust.certificates import (
+    CA_FILE,
+    CA_KEY_FILE,
+    KEY_FILE,
+    PEER_FILE,
+    CertificateFacts,
+    Identity,
+    facts_in,
+    identity_of,
+    is_issued_by,
+    read_certificates,
+    target_name,
+)
+from p2pft_flower.transport.wire.addresses import Address, parse_address
+
+__all__ = ["TLS13_ENVIRONMENT", "Credentials", "NotAuthenticError"]
+
+TLS13_ENVIRONMENT = {"GRPC_SSL_CIPHER_SUITES": "ECDHE-RSA-AES256-GCM-SHA384"}
+"""Environment variables with which gRPC offers our certificates over TLS 1.3 only. They hold for every gRPC
+connection of the process; TLS 1.3 suites are not affected by them."""
+
+_EXPIRES_SOON = timedelta(days=7)
+_RENEW = "renew it with 'p2pft certs renew'"
+
+
+class NotAuthenticError(Exception):
+    """A connection does not prove who is at its other end."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """A peer's, or the coordinator's, certificate, key and authorities; see :meth:`load`.
+
+    Attributes
+    ----------
+    folder : Path
+        Where they came from.
+    facts : CertificateFacts
+        What the certificate says.
+    warnings : tuple of str
+        What will not do for much longer.
+    """
+
+    folder: Path
+    facts: CertificateFacts
+    warnings: tuple[str, ...]
+    _authorities: bytes = field(repr=False)
+    _chain: bytes = field(repr=False)
+    _key: bytes = field(repr=False)
+    _context: ssl.SSLContext = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # OpenSSL takes a key from a file only. Read now, so that `diagnose` shows what gRPC shows, also when
+        # the files have been renewed or moved meanwhile.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_verify_locations(cadata=self._authorities.decode())
+        try:
+            context.load_cert_chain(self.folder / PEER_FILE, self.folder / KEY_FILE)
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigError(
+                f"{self.folder / PEER_FILE} and {KEY_FILE} cannot be used together ({error}): if they were "
+                f"changed just now, try again; otherwise {_RENEW}"
+            ) from error
+        context.set_alpn_protocols(["h2"])
+        object.__setattr__(self, "_context", context)
+
+    @classmethod
+    def load(cls, folder: Path, holder: int | Literal["coordinator"] | None = None) -> Credentials:
+        """Read and check a peer's folder, or the coordinator's.
+
+        Parameters
+        ----------
+        folder : Path
+            With ``ca.pem``, ``peer.pem`` and ``peer.key``.
+        holder : int or str, optional
+            The peer it must be for, or ``coordinator``; default any peer.
+
+        Raises
+        ------
+        ConfigError
+            When a file is missing or cannot be read, the key does not fit or can be read by others, the
+            certificate is expired, not valid yet, for somebody else, or from none of the authorities in
+            ca.pem, these are of another federation, or an authority's key lies there; names the file and
+            the remedy.
+        """
+        file, authority_file, key_file = folder / PEER_FILE, folder / CA_FILE, folder / KEY_FILE
+        certificate = read_certificates(file)[0]
+        facts = facts_in(certificate, file)
+        who = facts.identity
+        if holder == "coordinator":
+            if who.holder != holder:
+                raise ConfigError(
+                    f"{file} is for {who}, not for the coordinator: give the folder that 'p2pft certs issue "
+                    "--coordinator' made"
+                )
+        elif who.peer is None or (holder is not None and who.peer != holder):
+            wanted = "a peer" if holder is None else f"peer {holder}"
+            raise ConfigError(
+                f"{file} is for {who}, not for {wanted}: give the folder that was issued for it, or set "
+                "peer-id right"
+            )
+        if (folder / CA_KEY_FILE).exists():
+            raise ConfigError(
+                f"{folder / CA_KEY_FILE}: the authority's key must not lie on a peer's machine; move it away"
+            )
+        _check_dates(file, facts, _RENEW)
+        authorities = [(root, facts_in(root, authority_file)) for root in read_certificates(authority_file)]
+        for _, root in authorities:
+            if root.identity.federation != who.federation or root.identity.holder != "authority":
+                raise ConfigError(
+                    f"{authority_file} holds a certificate for {root.identity}, but {file} is for {who}: use "
+                    "the ca.pem of the same federation"
+                )
+        issuers = [root for certified, root in authorities if is_issued_by(certificate, certified)]
+        if not issuers:
+            raise ConfigError(
+                f"{file} was issued by none of the authorities in {authority_file}: copy both from the same "
+                "'p2pft certs issue', or renew the certificate with the present authority"
+            )
+        for root in issuers:
+            _check_dates(authority_file, root, "make a new authority and renew the certificates with it")
+        key = _load_key(key_file, certificate)
+        left = facts.not_after - certificates.utc_now()
+        warnings = []
+        if left <= _EXPIRES_SOON:
+            warnings.append(
+                f"{file} expires on {facts.not_after:%Y-%m-%d %H:%M} UTC, in less than {left.days + 1} days: "
+                f"{_RENEW}"
+            )
+        pems = (root.public_bytes(serialization.Encoding.PEM) for root, _ in authorities)
+        chain = certificate.public_bytes(serialization.Encoding.PEM)
+        return cls(folder, facts, tuple(warnings), b"".join(pems), chain, key)
+
+    @property
+    def peer(self) -> int | None:
+        """The peer that they prove to be; None: the coordinator."""
+        return self.facts.identity.peer
+
+    @property
+    def federation(self) -> str:
+        """Its federation's name."""
+        return self.facts.identity.federation
+
+    def server(self) -> grpc.ServerCredentials:
+        """Return what a server needs that asks every client for a certificate of the federation."""
+        return grpc.ssl_server_credentials([(self._key, self._chain)], self._authorities, True)
+
+    def channel(self) -> grpc.ChannelCredentials:
+        """Return what a client needs that shows its own certificate."""
+        return grpc.ssl_channel_credentials(self._authorities, self._key, self._chain)
+
+    def identify(self, context: Any) -> Identity:
+        """Return whose certificate a call's connection has; gRPC has verified the certificate.
+
+        Returns
+        -------
+        Identity
+            A peer of this federation, or its coordinator, which is no peer: there is one thing it may ask.
+
+        Parameters
+        ----------
+        context : grpc.ServicerContext
+            Of a call over TCP.
+
+        Raises
+        ------
+        NotAuthenticError
+            When the connection is not TLS 1.3, or the certificate is for neither.
+        """
+        facts = context.auth_context()
+        version = b", ".join(facts.get("ssl_tls_version", ())).decode()
+        if version != "TLSv1.3":
+            told = version or "a version of TLS that gRPC does not tell (grpcio 1.85 or newer does)"
+            raise NotAuthenticError(f"the connection uses {told}, not TLSv1.3")
+        try:
+            who = identity_of(facts["x509_pem_cert"][0])
+        except (KeyError, ValueError) as error:
+            raise NotAuthenticError(f"the certificate cannot be used: {error}") from error
+        if who.holder == "authority" or who.federation != self.federation:
+            raise NotAuthenticError(
+                f"the certificate is for {who}; this is a peer of federation {self.federation!r}"
+            )
+        return who
+
+    def diagnose(self, address: str, peer: int, timeout: float = 5.0) -> str | None:
+        """Try a handshake with ``peer`` and return why it fails; None when it does not, or nobody is there.
+
+        gRPC does not tell a client why a server turned its certificate down; OpenSSL does. Raises nothing:
+        whoever asks has an error to tell of already.
+
+        Parameters
+        ----------
+        address : str
+            ``host:port``.
+        peer : int
+            Who should answer there.
+        timeout : float
+            Longest wait for an answer, in seconds.
+        """
+        name = target_name(self.federation, peer)
+        try:
+            let_in = _is_let_in(self._context, parse_address(address), name, timeout)
+        except ssl.SSLCertVerificationError as error:
+            return f"the certificate shown there is not accepted here: {error.verify_message}"
+        except ssl.SSLError as error:
+            # Without a reason the connection was closed: by a relay in front of a host that is not there yet.
+            if isinstance(error, ssl.SSLEOFError) or error.reason is None:
+                return None
+            return f"what listens there does not speak TLS 1.3: {error.reason}"
+        except (OSError, UnicodeError):  # nobody there, or no host name; gRPC's own error says so
+            return None
+        if let_in:
+            return None
+        return (
+            f"it closed the connection after seeing our certificate, {self.folder / PEER_FILE} (SHA-256 "
+            f"{self.facts.fingerprint[:16]}…): is the authority that issued it in the ca.pem there, and the "
+            "clock there right?"
+        )
+
+
+def _is_let_in(context: ssl.SSLContext, place: Address, name: str, timeout: float) -> bool:
+    """Connect, and return whether the server keeps the connection once it has seen our certificate."""
+    with (
+        socket.create_connection((place.host, place.port), timeout) as plain,
+        context.wrap_socket(plain, server_hostname=name) as secure,
+    ):
+        # In TLS 1.3 the handshake is done for us before the server looks at our certificate. One that
+        # accepts it speaks HTTP/2 first, one that does not closes, and
+        # gRPC's says nothing before.
+        try:
+            return bool(secure.recv(1))
+        except TimeoutError:  # it took its time, which is no refusal
+            return True
+        except OSError:
+            return False
+
+
+def _check_dates(file: Path, facts: CertificateFacts, remedy: str) -> None:
+    now = certificates.utc_now()
+    if now < facts.not_before:
+        raise ConfigError(
+            f"{file} is not valid before {facts.not_before:%Y-%m-%d %H:%M} UTC: is the clock here right?"
+        )
+    if now >= facts.not_after:
+        raise ConfigError(f"{file} expired on {facts.not_after:%Y-%m-%d %H:%M} UTC: {remedy}")
+
+
+def _load_key(file: Path, certificate: x509.Certificate) -> bytes:
+    try:
+        mode = file.stat().st_mode
+        content = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{file}: {error.strerror or error}; it is issued with the certificate and must be readable for "
+            "the user who runs the SuperNode"
+        ) from error
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"{file} can be read by others (mode {mode & 0o777:04o}): chmod 600 {file}")
+    try:
+        key = serialization.load_pem_private_key(content, password=None)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{file} is no private key in PEM form: issue or renew the certificate") from error
+    if key.public_key() != certificate.public_key():
+        raise ConfigError(
+            f"{file} does not fit the certificate {file.with_name(PEER_FILE)}: copy both from the same "
+            "'p2pft certs issue' or 'p2pft certs renew'"
+        )
+    return content

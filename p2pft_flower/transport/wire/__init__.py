@@ -1,0 +1,1 @@
+"""What crosses the wire: messages, headers, addresses, and the errors of an exchange."""

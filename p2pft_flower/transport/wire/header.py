@@ -1,0 +1,189 @@
+"""The terms two peers share, and the header that describes a payload: encode, decode, checksum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from google.protobuf.message import DecodeError
+
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
+
+__all__ = [
+    "HEADER_KEY",
+    "MAX_PAYLOAD",
+    "Terms",
+    "all_finite",
+    "checksum",
+    "decode_header",
+    "encode_header",
+    "fetched",
+    "wrong_vector",
+]
+
+HEADER_KEY = "p2pft-header-bin"
+"""The metadata key of the header; gRPC carries the values of keys ending in ``-bin`` as bytes."""
+
+MAX_PAYLOAD = 2**31 - 1 - 2**16
+"""Largest payload in bytes: gRPC's message limit is an int32; the rest is room for framing."""
+
+_PIECE = 2**20
+
+_DTYPES = {"<f4": pb.FLOAT32, "<f8": pb.FLOAT64}
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What both ends of every edge must agree on.
+
+    Attributes
+    ----------
+    run : str
+        The run's identifier.
+    length : int
+        How many numbers a payload holds (q).
+    dtype : str or numpy.dtype
+        float32 or float64; kept as the little-endian dtype's string, ``"<f4"`` or ``"<f8"``.
+    phases : int
+        Exchanges an iteration; default 2 (theta, tau).
+    view : int
+        The number of the view (set of live peers and its graph); default 0.
+    config : str
+        Digest of everything that must be equal on all peers; default empty.
+
+    Raises
+    ------
+    ConfigError
+        When a value is impossible or a payload would be larger than gRPC can carry.
+    """
+
+    run: str
+    length: int
+    dtype: npt.DTypeLike = "<f4"
+    phases: int = 2
+    view: int = 0
+    config: str = ""
+
+    def __post_init__(self) -> None:
+        dtype = np.dtype(self.dtype).newbyteorder("<").str
+        if dtype not in _DTYPES:
+            raise ConfigError(
+                f"payload dtype {np.dtype(self.dtype)} cannot be exchanged: use float32 or float64"
+            )
+        object.__setattr__(self, "dtype", dtype)
+        for name, least in (("length", 1), ("phases", 1), ("view", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
+        if self.nbytes > MAX_PAYLOAD:
+            raise ConfigError(
+                f"a payload of {self.length} numbers of {np.dtype(dtype)} has {self.nbytes} bytes, "
+                f"more than the {MAX_PAYLOAD} one message can carry: train fewer parameters, or in float32"
+            )
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        """The payload's little-endian dtype."""
+        return np.dtype(self.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one payload."""
+        return self.length * self.numpy_dtype.itemsize
+
+    @property
+    def wire_dtype(self) -> pb.Dtype:
+        """The payload's dtype as the wire names it."""
+        return _DTYPES[str(self.dtype)]
+
+
+def all_finite(vector: npt.NDArray[np.floating]) -> bool:
+    """Return whether ``vector`` (q,) holds neither a NaN nor an infinity."""
+    # Piece by piece, so that the temporary array does not grow with q.
+    return all(bool(np.isfinite(vector[k : k + _PIECE]).all()) for k in range(0, vector.size, _PIECE))
+
+
+def checksum(header: pb.PayloadHeader, payload_hash: int) -> int:
+    """Return the xxh3_64 over header and payload: of the header, with the payload's hash as the seed.
+
+    So the payload is read once for all receivers, and a bit flipped in either part is seen.
+
+    Parameters
+    ----------
+    header : PayloadHeader
+        Its own ``checksum`` does not count.
+    payload_hash : int
+        xxh3_64 of the payload's bytes.
+    """
+    blank = pb.PayloadHeader()
+    blank.CopyFrom(header)
+    blank.checksum = 0
+    return xxhash.xxh3_64_intdigest(blank.SerializeToString(deterministic=True), seed=payload_hash)
+
+
+def encode_header(
+    terms: Terms, edge: tuple[int, int], iteration: int, phase: int, *, share: float, payload_hash: int
+) -> bytes:
+    """Return the header of one payload along ``edge`` = (sender, receiver), checksum included.
+
+    ``share`` is b_ij, what the receiver multiplies by in a column exchange; 1 in a row exchange.
+    """
+    header = pb.PayloadHeader(
+        run=terms.run,
+        view=terms.view,
+        sender=edge[0],
+        receiver=edge[1],
+        iteration=iteration,
+        phase=phase,
+        length=terms.length,
+        dtype=terms.wire_dtype,
+        share=share,
+    )
+    header.checksum = checksum(header, payload_hash)
+    return header.SerializeToString(deterministic=True)
+
+
+def decode_header(raw: bytes) -> pb.PayloadHeader:
+    """Parse a header; nothing in it is checked yet.
+
+    Raises
+    ------
+    ValueError
+        When the bytes are no header.
+    """
+    try:
+        return pb.PayloadHeader.FromString(raw)
+    except DecodeError as error:
+        raise ValueError(f"{len(raw)} bytes that are no header") from error
+
+
+def fetched(
+    terms: Terms, edge: tuple[int, int], iteration: int, vector: npt.NDArray[np.floating]
+) -> pb.Fetched:
+    """Return the answer that carries the donor's ``vector``, (q,), along ``edge`` = (donor, who asks)."""
+    raw = vector.astype(terms.numpy_dtype, copy=False).tobytes()
+    header = encode_header(terms, edge, iteration, 0, share=1.0, payload_hash=xxhash.xxh3_64_intdigest(raw))
+    return pb.Fetched(status=pb.ACCEPTED, header=decode_header(header), vector=raw)
+
+
+def wrong_vector(terms: Terms, edge: tuple[int, int], answer: pb.Fetched) -> str | None:
+    """Return why a fetched vector is not what was asked for along ``edge`` = (donor, who asks), or None."""
+    header, raw = answer.header, answer.vector
+    for what, theirs, ours in (
+        ("run", header.run[:64], terms.run),
+        ("view", header.view, terms.view),
+        ("edge", (header.sender, header.receiver), edge),
+        ("number of trainable parameters", header.length, terms.length),
+        ("dtype number", header.dtype, terms.wire_dtype),
+        ("number of bytes", len(raw), terms.nbytes),
+    ):
+        if theirs != ours:
+            return f"its {what} is {theirs!r}, and {ours!r} was asked for"
+    if checksum(header, xxhash.xxh3_64_intdigest(raw)) != header.checksum:
+        return "its checksum does not fit: bits changed on the way"
+    if not all_finite(np.frombuffer(raw, dtype=terms.numpy_dtype)):
+        return "it holds a NaN or an infinity"
+    return None

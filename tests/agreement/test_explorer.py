@@ -1,0 +1,224 @@
+"""The agreement in every order of events: all states that a small scope can reach, one after the other.
+
+Three members agree on what follows their view. Any gossip may come at any moment, again, or never; one member
+may crash, and may be started again; members miss each other; each may find that a ballot takes too long. What
+must hold is checked in each state, not along some random ways.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+
+from p2pft_flower.agreement import membership
+from p2pft_flower.agreement.membership import Membership, Phase
+from p2pft_flower.topology import Graph
+
+GROUPS = {m: (m,) for m in range(3)}
+ROUND, PATIENCE = 1.0, 1e9
+STEP = 100.0
+"""Seconds by which a member's clock goes on at once: longer than any of its rounds."""
+
+
+def born(me, graph, **how):
+    return Membership(me, graph, GROUPS, ROUND, PATIENCE, **how)
+
+
+def copied(machine):
+    """Return a copy of its own; records and views are never changed."""
+    made = copy.copy(machine)
+    made.records, made._heard = dict(machine.records), dict(machine._heard)
+    made._known_to, made._useless = dict(machine._known_to), set(machine._useless)
+    made._change = copy.copy(machine._change)
+    return made
+
+
+class State:
+    """Members, each with a clock of its own; None where one has crashed."""
+
+    def __init__(self, members, clocks, crashes=0, restarts=0):
+        self.members, self.clocks = members, clocks
+        self.crashes, self.restarts = crashes, restarts
+
+    def with_(self, me, machine, clock=None):
+        members, clocks = list(self.members), list(self.clocks)
+        members[me] = machine
+        if clock is not None:
+            clocks[me] = clock
+        return State(members, clocks, self.crashes, self.restarts)
+
+    @property
+    def key(self):
+        """What tells this state from others: all that a later event can depend on."""
+        parts = []
+        for m, clock in zip(self.members, self.clocks, strict=True):
+            if m is None:
+                parts.append(None)
+                continue
+            change = m._change
+            when = () if change is None else (change.since, change.round_since, change.promised_at)
+            counts = () if change is None else (change.promises, change.rounds, change.long)
+            heard = (
+                tuple(sorted(m._heard.items()))
+                if any(r.phase is Phase.JOINING for r in m.records.values())
+                else ()
+            )
+            parts.append(
+                (
+                    m.record,
+                    tuple(sorted(m.records.items())),
+                    m.view,
+                    m.current,
+                    m.excluded,
+                    when,
+                    counts,
+                    heard,
+                    m.incarnation,
+                    clock,
+                )
+            )
+        return hash((tuple(parts), self.crashes, self.restarts))
+
+
+def next_states(state, scope):
+    """Yield each event that may come next, by its name, and the state after it."""
+    for a, b in itertools.permutations(range(3), 2):
+        sender, receiver = state.members[a], state.members[b]
+        if sender is None or receiver is None or {a, b} in scope["cut"]:
+            continue
+        machine = copied(receiver)
+        machine.hear([sender.record], state.clocks[b])
+        if machine.record.age != receiver.record.age or machine.records != receiver.records:
+            yield f"{b} hears {a}", state.with_(b, machine)
+    for m, there in enumerate(state.members):
+        if there is None:
+            if state.restarts < scope["restarts"]:
+                again = state.with_(m, born(m, scope["graph"], joining=True, incarnation=1), state.clocks[m])
+                again.restarts += 1
+                yield f"{m} is started again", again
+            continue
+        if sum(state.clocks) < scope["waits"] * STEP and there.record.phase in (
+            Phase.CHANGING,
+            Phase.JOINING,
+        ):
+            machine, clock = copied(there), state.clocks[m] + STEP
+            machine._ran = clock  # it has not slept
+            if there.record.phase is Phase.JOINING:
+                machine.reach([o for o in range(3) if o != m and state.members[o] is not None], clock)
+            machine.tick(clock)
+            yield f"{m} has waited", state.with_(m, machine, clock)
+        for other in scope["missed"].get(m, ()):
+            changes = there.record.phase in (Phase.RUNNING, Phase.CHANGING)
+            if changes and there.view == 0 and other not in there.record.suspects:
+                machine = copied(there)
+                machine.suspect(other, state.clocks[m])
+                if machine.record != there.record:
+                    yield f"{m} misses {other}", state.with_(m, machine)
+        if state.crashes < scope["crashes"] and m in scope["may_crash"]:
+            dead = state.with_(m, None)
+            dead.crashes += 1
+            yield f"{m} crashes", dead
+
+
+def records_of(state):
+    for machine in state.members:
+        if machine is not None:
+            yield from machine.table
+
+
+def check(state):
+    """Assert what must hold in a state."""
+    decided, values = {}, {}
+    for machine in state.members:
+        if machine is not None and machine.view:
+            decided.setdefault(machine.view, machine.current)
+            assert decided[machine.view] == machine.current
+    for record in records_of(state):
+        if record.installed is not None:
+            decided.setdefault(record.view, record.installed)
+            assert decided[record.view] == record.installed
+        for proposal in (record.accepted, record.proposal):
+            if proposal is not None and proposal.value is not None:
+                key = record.view, proposal.ballot
+                assert values.setdefault(key, proposal.value) == proposal.value
+
+
+def check_step(before, after):
+    """Assert what must hold between two states: in one life and view no promise is taken back."""
+    for old, new in zip(before.members, after.members, strict=True):
+        if old is None or new is None:
+            continue
+        a, b = old.record, new.record
+        if (a.incarnation, a.view, a.phase) == (b.incarnation, b.view, b.phase):
+            assert b.promised >= a.promised
+            assert a.accepted is None or b.accepted.ballot >= a.accepted.ballot
+
+
+def events(way):
+    """Return the names of the events of a way, which is a chain of them."""
+    names = []
+    while way:
+        way, name = way
+        names.append(name)
+    return names[::-1]
+
+
+def explore(scope):
+    """Visit every state; return how many there are, and the views that were agreed on."""
+    first = State([born(m, scope["graph"]) for m in range(3)], [0.0] * 3)
+    seen, todo, views = {first.key}, [(first, ())], set()
+    while todo:
+        state, way = todo.pop()
+        for name, after in next_states(state, scope):
+            key = after.key
+            if key in seen:
+                continue
+            seen.add(key)
+            further = (way, name)
+            try:
+                check(after)
+                check_step(state, after)
+            except AssertionError as error:
+                raise AssertionError(f"after {', '.join(events(further))}") from error
+            views |= {(m.view, m.current.members) for m in after.members if m is not None and m.view}
+            todo.append((after, further))
+    return len(seen), views
+
+
+GRAPH = Graph.load("complete:3")
+SCOPES = {
+    "one misses another that lives": {"missed": {0: (2,)}, "waits": 1},
+    "and the proposer crashes": {"missed": {0: (2,)}, "waits": 1, "crashes": 1, "may_crash": (0,)},
+    "and the one that is missed crashes and is started again": {
+        "missed": {0: (2,)},
+        "waits": 1,
+        "crashes": 1,
+        "may_crash": (2,),
+        "restarts": 1,
+    },
+}
+HALVES = {"missed": {0: (1, 2), 1: (0,), 2: (0,)}, "cut": [{0, 1}, {0, 2}], "waits": 4}
+NOTHING = {"graph": GRAPH, "cut": (), "waits": 0, "crashes": 0, "may_crash": (), "restarts": 0}
+
+
+@pytest.mark.parametrize("name", SCOPES)
+def test_in_no_order_of_events_two_views_are_agreed_on_or_a_promise_is_taken_back(name, record_property):
+    states, views = explore(NOTHING | SCOPES[name])
+    record_property("states", states)
+    print(f"{name}: {states} states; views {sorted(views)}")
+    assert states > 10_000
+    assert {(1, (0, 1)), (1, (0, 1, 2))} <= views  # the scope reaches what it is about
+
+
+def test_of_two_halves_only_the_one_that_is_a_quorum_agrees_on_a_view():
+    states, views = explore(NOTHING | HALVES)
+    assert states > 100
+    assert views == {(1, (1, 2))}
+
+
+def test_the_explorer_finds_what_a_broken_quorum_leads_to(monkeypatch):
+    monkeypatch.setattr(membership, "is_quorum", lambda some, members: bool(set(some)))
+    with pytest.raises(AssertionError, match="after "):
+        explore(NOTHING | HALVES)

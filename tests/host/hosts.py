@@ -1,0 +1,116 @@
+"""Hosts in threads of a test's process: where they listen, how they are run, and what they leave."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from safetensors import safe_open
+
+from p2pft_flower.host.host import Host
+from p2pft_flower.host.training import TRACE
+from p2pft_flower.host.wires import Access
+from p2pft_flower.keeping.journal import read_journal
+from p2pft_flower.topology import Graph
+from p2pft_flower.transport import Pulse, unix_address
+
+from .quadratic import GRAPH, Peer, Quadratics, plans, thetas
+
+RING = Graph.load("directed-ring:4")
+ALONE = [[0], [1], [2], [3]]
+FOLDED = [[0, 1], [2, 3]]
+
+
+def unix(folder):
+    return {p: unix_address("test", p, folder) for p in range(4)}
+
+
+def tcp():
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
+    addresses = {p: f"127.0.0.1:{s.getsockname()[1]}" for p, s in enumerate(sockets)}
+    for s in sockets:
+        s.close()
+    return addresses
+
+
+def run_together(all_plans, problems, accesses=None):
+    """Run hosts in threads of this process; return their outcomes or errors, in order."""
+
+    def run(plan, problem, access):
+        try:
+            with np.errstate(all="ignore"):  # runs that diverge on purpose
+                return Host(plan, problem, access).run()
+        except Exception as error:  # the tests look at it
+            return error
+
+    with ThreadPoolExecutor(len(all_plans)) as pool:
+        return list(pool.map(run, all_plans, problems, accesses or [Access()] * len(all_plans)))
+
+
+def train(folder, hosts, addresses, **settings):
+    problems = [Quadratics() for _ in hosts]
+    results = run_together(plans(GRAPH, hosts, addresses, folder, **settings), problems)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return thetas(problems), [outcome for result in results for outcome in result]
+
+
+class Federation:
+    """Hosts in threads; a peer's gradient waits a little as long as somebody is away."""
+
+    def __init__(self, folder, addresses, monkeypatch, graph=RING, hosts=ALONE, **settings):
+        monkeypatch.setenv(TRACE, "1")
+        settings = {"iterations": 400, "survive": True, "peer-timeout": 4.0} | settings
+        self.folder = folder
+        self.plans = plans(graph, hosts, addresses, folder, **settings)
+        self.all_there = threading.Event()
+        self.pool = ThreadPoolExecutor(2 * len(hosts))
+        self.problems = {}
+        self.hosts = {}
+
+    def start(self, host, joining=False, hook=None, **faults):
+        def paced(peer, drawn):
+            if hook is not None:
+                hook(peer, drawn)
+            self.all_there.wait(0.02)
+
+        problem = self.problems[host] = Quadratics(hook=paced, **faults)
+        life = self.hosts[host] = Host(self.plans[host], problem, joining=joining)
+        return self.pool.submit(life.run)
+
+    def pauses(self, host):
+        """Whether a host has stopped iterating until a view is agreed on."""
+        return self.hosts[host]._pulse.read().activity == Pulse.PAUSED
+
+    def view_of(self, host):
+        """Return the number of the view that a host has agreed on, whatever its peers compute."""
+        return self.hosts[host]._wires.agreement._machine.view
+
+    def kept(self, peer):
+        return next(p.built[peer].kept for p in self.problems.values() if peer in p.built)
+
+
+def best(*peers):
+    return np.mean([Peer(p).minimiser for p in peers], axis=0)
+
+
+def events(folder, peer, kind):
+    return [e for e in read_journal(folder / "peers" / f"peer-{peer}.jsonl") if e["event"] == kind]
+
+
+def stopped_tail(folder, peer):
+    """Return the θ that a stopped peer has left, and after how many iterations."""
+    with safe_open(folder / "peers" / f"peer-{peer}.stopped.safetensors", "np") as file:
+        return file.get_tensor("theta"), int(file.metadata()["iterations"])
+
+
+def until(condition, seconds=60.0):
+    """Wait for what another thread or process does; a broken test waits to the end."""
+    end, never = time.monotonic() + seconds, threading.Event()
+    while not condition():
+        assert time.monotonic() < end, "it never came to be"
+        never.wait(0.02)

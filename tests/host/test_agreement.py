@@ -1,0 +1,131 @@
+"""What hosts tell of a change of view that they have agreed on."""
+
+from __future__ import annotations
+
+import pytest
+
+from p2pft_flower.agreement.membership import Membership, Record
+from p2pft_flower.host.agreement import Agreement
+from p2pft_flower.host.records import encode
+from p2pft_flower.topology import Graph
+from p2pft_flower.transport import Gossip, Loss, PeerLostError, ViewChangeError
+
+TWO = Graph.load("ring:2")
+RING = Graph.load("directed-ring:4")
+
+
+class Quiet:
+    """Heartbeats that miss nobody."""
+
+    def nudge(self):
+        pass
+
+
+def agreement(me, graph=RING, **life):
+    groups = {p: (p,) for p in range(graph.n)}
+    machine = Membership(me, graph, groups, round_time=0.2, patience=60.0, **life)
+    made = Agreement(machine, 10**6, on_change=lambda change: None, interval=0.02, direct=0.4)
+    made.start(Quiet(), tuple)
+    return made
+
+
+def gossip(hosts):
+    """Let each host hear all others."""
+    for sender, one in hosts.items():
+        for receiver, other in hosts.items():
+            if receiver != sender:
+                gossip = one.tell(receiver)
+                gossip.sender, gossip.receiver = sender, receiver
+                other.hear(gossip)
+
+
+def test_who_is_left_out_though_nobody_had_missed_it_yet_is_named_with_a_reason():
+    # Peer 3 has just been suspended when peer 2, which was started again, has the view change.
+    hosts = {0: agreement(0), 1: agreement(1), 2: agreement(2, joining=True, incarnation=7)}
+    try:
+        views = {p: hosts[p].settle(lambda: gossip(hosts), lambda: None) for p in (0, 1, 2)}
+    finally:
+        for host in hosts.values():
+            host.close()
+    for p in (0, 1):
+        assert (views[p].view.peers, views[p].lost, views[p].joined) == ((0, 1, 2), (3,), (2,))
+        assert (
+            views[p].presumed[3] == "peer 3 took no part in agreeing on view 1, and was waited for no longer"
+        )
+    assert (views[2].why, views[2].presumed) == ({}, {})  # it does not know what was before
+
+
+def test_a_host_is_spared_where_the_others_are_a_quorum_and_enough():
+    machines = [Membership(p, TWO, {0: (0,), 1: (1,)}, round_time=0.2, patience=60.0) for p in (0, 1)]
+    lowest, other = (Agreement(m, 10**6, on_change=lambda change: None, interval=0.02) for m in machines)
+    assert not lowest.spares(1)  # half of two, without the lowest, is no quorum
+    assert other.spares(1)
+    assert not other.spares(2)
+    four = agreement(1)
+    try:
+        assert four.spares(3)
+        assert not four.spares(4)
+        four.miss(PeerLostError("silent", lost=3, how=Loss.SILENT, peer=1, edge=(3, 1)))
+        assert four.spares(2)  # 0 and 2 of four, with the lowest
+        four.miss(PeerLostError("silent", lost=0, how=Loss.SILENT, peer=1, edge=(0, 1)))
+        assert not four.spares(1)
+    finally:
+        four.close()
+
+
+def test_who_iterates_alone_completes_nothing_in_a_view_that_another_one_has_followed():
+    # Nothing comes from elsewhere, so no payload that is missing tells its training that the other is back.
+    alone, other = agreement(0, TWO), agreement(1, TWO, joining=True, incarnation=7)
+    told = []
+    try:
+        alone.miss(PeerLostError("silent", lost=1, how=Loss.SILENT, peer=0, edge=(1, 0)))
+        assert alone.settle(lambda: None, lambda: None).view.peers == (0,)
+        alone.complete(1)
+        alone._on_change = told.append
+        other.settle(lambda: gossip({0: alone, 1: other}), lambda: None)
+        assert told  # it trains, and nobody waits who could be woken
+        with pytest.raises(ViewChangeError):
+            alone.complete(2)
+        assert not alone.finish(60.0, lambda: None)
+        new = alone.settle(lambda: None, lambda: None)
+    finally:
+        alone.close()
+        other.close()
+    assert (new.view.peers, new.joined, new.iteration) == ((0, 1), (1,), 1)
+
+
+class Silence:
+    """Heartbeats by which all remote peers are lost."""
+
+    def absence(self, peer):
+        return PeerLostError(f"peer {peer} is lost", lost=peer, how=Loss.CRASHED, peer=0)
+
+    def nudge(self):
+        return
+
+
+def test_who_falls_silent_while_the_view_changes_is_missed_too():
+    machine = Membership(0, RING, {p: (p,) for p in range(4)}, round_time=1e3, patience=1e6)
+    agreement = Agreement(machine, 10**6, on_change=lambda _: None, interval=0.01)
+    machine.suspect(3, 0.0)  # it changes already
+    agreement.start(Silence(), lambda: (1,))
+    with agreement._changed:
+        assert agreement._changed.wait_for(lambda: 1 in machine.record.suspects, 60)
+    agreement.close()
+    assert machine.record.suspects == (1, 3)
+
+
+def test_of_a_flood_of_wrong_records_one_line_is_logged_and_nothing_is_used(caplog):
+    agreement = Agreement(
+        Membership(0, Graph.load("ring:4"), {p: (p,) for p in range(4)}, 1.0, 10.0),
+        100,
+        on_change=lambda _: None,
+        interval=0.01,
+    )
+    flood = Gossip(sender=1, records=[encode(Record(1, 1, iteration=101))] * 30_000)
+    agreement.hear(flood)
+    (line,) = caplog.messages
+    assert line == (
+        "of what peer 1 says 30000 of 30000 records are not used: "
+        "a record of member 1 with the iteration 101, over 100"
+    )

@@ -1,0 +1,225 @@
+"""Hosts whose payloads take long or do not come through, though heartbeats do; and hosts that end."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from p2pft_flower.config import RunConfig
+from p2pft_flower.host.host import DepartedError, PeerFailedError
+from p2pft_flower.host.recorder import Recorder
+from p2pft_flower.host.wires import Access, Wires
+from p2pft_flower.transport import (
+    EdgeBrokenError,
+    ExchangeStoppedError,
+    Links,
+    OwnPulse,
+    Terms,
+)
+from tests.transport.relay import Relay
+
+from .hosts import RING, best, events, tcp
+from .quadratic import plans
+
+SHORT = {"peer-timeout": 2.0, "hang-timeout": 3.0}
+
+
+class Harm:
+    """What a relay does to the first connection through it, which carries payloads, once the test says so."""
+
+    def __init__(self, delay=None):
+        self.begun, self.over, self._delay = threading.Event(), threading.Event(), delay
+
+    def __call__(self, number, passed, data):
+        if number != 0 or not self.begun.is_set():
+            return data
+        if self._delay is None:
+            return b""
+        self.over.wait(self._delay)
+        return data
+
+
+@pytest.fixture
+def relayed(federation):
+    """Make four hosts on a ring; what peer 1 sends to peer 2 passes a relay that does ``harm`` to it."""
+    relays = []
+
+    def make(harm, **settings):
+        net = federation(tcp(), **{**SHORT, **settings})
+        relays.append(Relay(int(net.plans[1].addresses[2].rpartition(":")[2]), alter=harm))
+        own = net.plans[1]
+        net.plans[1] = replace(own, addresses={**own.addresses, 2: relays[0].address})
+        return net
+
+    yield make
+    for relay in relays:
+        relay._alter.over.set()
+        relay.close()
+
+
+def start_all(net, harm, at=10):
+    def hook(peer, drawn):
+        if peer == 1 and drawn == at:
+            harm.begun.set()
+
+    return [net.start(p, hook=hook) for p in range(4)]
+
+
+def test_a_link_on_which_a_payload_takes_longer_than_the_peer_timeout_is_waited_for(
+    relayed, tmp_path, caplog
+):
+    harm = Harm(delay=2.5)
+    net = relayed(harm, iterations=12, **{"hang-timeout": 60.0})
+    outcomes = [run.result(100) for run in start_all(net, harm, at=12)]
+    assert [o.iterations for (o,) in outcomes] == [12] * 4
+    assert [events(tmp_path, p, "view") for p in range(4)] == [[]] * 4
+    told = [r.getMessage() for r in caplog.records if "edge 1 -> 2 is slow" in r.getMessage()]
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("on_failure", ["continue", "wait"])
+def test_the_graph_does_without_an_edge_that_swallows_payloads_and_nobody_is_lost(
+    relayed, tmp_path, caplog, on_failure
+):
+    harm = Harm()
+    net = relayed(harm, **{"on-failure": on_failure})
+    runs = start_all(net, harm)
+    assert harm.begun.wait(60)
+    net.all_there.set()
+    outcomes = [run.result(100) for run in runs]
+    assert [o.iterations for (o,) in outcomes] == [400] * 4
+    for p in range(4):
+        (view,) = events(tmp_path, p, "view")
+        assert (view["peers"], view["lost"]) == ([0, 1, 2, 3], [])
+        assert [1, 2] not in view["edges"]
+        assert np.abs(net.kept(p) - best(0, 1, 2, 3)).max() < 0.3
+    assert "the graph is to do without an edge: peer 1, edge 1 -> 2, iteration" in caplog.text
+
+
+def test_where_peers_do_not_go_on_without_one_another_such_an_edge_ends_the_run_with_a_remedy(relayed):
+    harm = Harm()
+    net = relayed(harm, survive=False)
+    runs = start_all(net, harm)
+    assert harm.begun.wait(60)
+    net.all_there.set()
+    with pytest.raises(
+        EdgeBrokenError, match=r"peer 1, edge 1 -> 2, iteration \d+, .*deadline 6 s.*raise hang-"
+    ):
+        runs[1].result(60)
+    for p in (0, 2, 3):
+        with pytest.raises(ExchangeStoppedError, match=r"peer 1 stopped in iteration .* edge 1 -> 2"):
+            runs[p].result(60)
+
+
+# Hosts that end
+
+
+def test_a_host_whose_sender_hears_that_it_ends_before_it_hears_that_it_leaves_ends_alone(
+    federation,
+    tmp_path,
+    monkeypatch,
+):
+    net = federation(tcp(), **{"peer-timeout": 48.0, "hang-timeout": 60.0})
+    refused, send_again = threading.Event(), Links._send_again
+
+    def note(links, payload, error):
+        if isinstance(error, ExchangeStoppedError):
+            refused.set()
+        send_again(links, payload, error)
+
+    def end(peer, drawn):
+        if drawn == 30:  # its sender has at least one more payload for it
+            net.hosts[2]._wires.mailbox.fail(ExchangeStoppedError("peer 2 ends"))
+            assert refused.wait(60)
+            net.all_there.set()
+            raise ValueError("no more images")
+
+    monkeypatch.setattr(Links, "_send_again", note)
+    runs = [net.start(p, hook=end if p == 2 else None) for p in range(4)]
+    with pytest.raises(PeerFailedError):
+        runs[2].result(60)
+    for p in (0, 1, 3):
+        assert runs[p].result(100)[0].iterations == 400
+        (view,) = events(tmp_path, p, "view")
+        assert (view["peers"], view["lost"]) == ([0, 1, 3], [2])
+
+
+def test_a_host_that_leaves_closes_nothing_before_the_others_have_been_told(
+    federation,
+    tmp_path,
+    monkeypatch,
+):
+    net = federation(tcp(), **{"peer-timeout": 48.0, "hang-timeout": 60.0})
+    order, gossip_all, close, failed = [], Links.gossip_all, Wires.close, Recorder.failed
+    stopped, closed = threading.Event(), threading.Event()
+
+    def late(links, messages, timeout):
+        assert stopped.wait(60)  # the training has noticed, before anybody was told
+        closed.wait(1.0)  # the moment in which it would close, did it not wait
+        answers = gossip_all(links, messages, timeout)
+        order.append("told")
+        return answers
+
+    def note_failure(recorder, iteration, error):
+        failed(recorder, iteration, error)
+        if isinstance(error, DepartedError):
+            stopped.set()
+
+    monkeypatch.setattr(Recorder, "failed", note_failure)
+    monkeypatch.setattr(Links, "gossip_all", late)
+
+    def note_close(wires):
+        order.append("closed")
+        closed.set()
+        close(wires)
+
+    monkeypatch.setattr(Wires, "close", note_close)
+    reached = threading.Event()
+    runs = [net.start(p, hook=lambda p, drawn: drawn > 20 and p == 2 and reached.set()) for p in range(4)]
+    assert reached.wait(60)
+    net.hosts[2].leave("the ward closes")
+    with pytest.raises(DepartedError):
+        runs[2].result(60)
+    assert order[:2] == ["told", "closed"]
+    net.all_there.set()
+    for p in (0, 1, 3):
+        assert runs[p].result(100)[0].iterations == 400
+        (view,) = events(tmp_path, p, "view")
+        assert (view["peers"], view["lost"]) == ([0, 1, 3], [2])
+
+
+def test_a_donor_that_ends_is_passed_over_and_the_next_one_is_asked(tmp_path):
+    terms = Terms("test", 8)
+    addresses = tcp()
+    plan = plans(RING, [[0], [1], [2], [3]], addresses, tmp_path, survive=True)[0]
+    config = RunConfig.from_mapping(plan.config).runtime
+
+    asked = []
+
+    class Donors(Links):
+        def fetch(self, local, donor, check):
+            asked.append(donor)
+            if donor == 1:
+                raise ExchangeStoppedError("peer 1 answered STOPPED: it ends")
+            return np.ones(8, np.float32)
+
+    wires = Wires(
+        plan,
+        terms,
+        {(0, 1)},
+        {(3, 0)},
+        Access(),
+        config=config,
+        on_hello=lambda hello: None,
+        on_stop=lambda stop: None,
+        pulse=OwnPulse(),
+    )
+    try:
+        wires.links.__class__ = Donors
+        assert wires.fetch(0, [1, 2], 60.0, lambda: None)[0] == 1
+        assert asked == [1, 2]
+    finally:
+        wires.close()

@@ -1,0 +1,103 @@
+"""The plan that a site keeps: with it the peer is started again, and with nothing else."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.keeping.journal import Journal
+from p2pft_flower.keeping.rejoining import kept_plan, plan_file, save_plan
+from p2pft_flower.keeping.running import registered
+from p2pft_flower.topology import Graph
+from tests.host.quadratic import plans
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    monkeypatch.setenv("P2PFT_HOME", str(tmp_path / "home"))
+    graph = Graph.load("directed-ring:3")
+    hosts = [[0], [1], [2]]
+    return plans(graph, hosts, {p: f"127.0.0.1:{9000 + p}" for p in range(3)}, tmp_path / "run")[1]
+
+
+def lines(plan, *events):
+    journal = Journal(Path(plan.output_dir), 1)
+    for event, fields in events:
+        journal.write(event, **fields)
+    journal.close()
+
+
+def test_a_plan_is_read_as_it_was_kept_and_no_other_user_reads_it(plan):
+    save_plan(plan)
+    save_plan(plan)  # a run may be started again with the same folder
+    path = plan_file(Path(plan.output_dir), 1)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert list(path.parent.iterdir()) == [path]
+    assert kept_plan(Path(plan.output_dir), "test", 1) == plan
+    lines(plan, ("run", {}), ("failed", {"error": "no more images", "kind": "PeerFailedError"}))
+    assert kept_plan(Path(plan.output_dir), "test", 1) == plan
+
+
+def test_a_plan_that_cannot_be_written_stops_the_run_before_it_trains(plan, tmp_path):
+    (tmp_path / "run").write_text("in the way")
+    with pytest.raises(DataError, match=r"peer-1.plan.json: the plan.*choose another output-dir"):
+        save_plan(plan)
+
+
+def test_without_its_plan_a_peer_is_not_started_again(plan, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"peer 1 of run test.*there is no .*run: is that the site's"):
+        kept_plan(folder, "test", 1)
+    (folder / "peers").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="has no plan of it: none is kept where on-failure = 'stop'"):
+        kept_plan(folder, "test", 1)
+    save_plan(plan)
+    with pytest.raises(ConfigError, match=r"has peer-1.plan.json: is peer-id right"):
+        kept_plan(folder, "test", 2)
+    with pytest.raises(ConfigError, match="is of peer 1 of run test, not of peer 1 of run 17"):
+        kept_plan(folder, "17", 1)
+
+
+def test_a_plan_that_was_damaged_is_named(plan):
+    save_plan(plan)
+    path = plan_file(Path(plan.output_dir), 1)
+    for text in ("", "{}", "[]", path.read_text()[:-9]):
+        path.write_text(text)
+        with pytest.raises(DataError, match=r"peer-1.plan.json: not a plan of this version"):
+            kept_plan(Path(plan.output_dir), "test", 1)
+
+
+def test_a_peer_that_trains_is_not_started_a_second_time(plan):
+    save_plan(plan)
+    with (
+        registered("test", [1], [0, 2]),
+        pytest.raises(ConfigError, match=f"trains already, in process {os.getpid()};"),
+    ):
+        kept_plan(Path(plan.output_dir), "test", 1)
+    with registered("test", [2], [0, 1]), registered("other", [1], [0, 2]):
+        assert kept_plan(Path(plan.output_dir), "test", 1) == plan
+
+
+def test_a_peer_that_has_ended_is_not_started_again(plan):
+    save_plan(plan)
+    lines(plan, ("run", {}), ("start", {}), ("end", {}))
+    with pytest.raises(ConfigError, match="peer 1 of run test has trained to its end"):
+        kept_plan(Path(plan.output_dir), "test", 1)
+
+
+def test_of_a_run_that_was_stopped_it_is_told_that_nobody_may_be_there(plan, caplog):
+    save_plan(plan)
+    lines(plan, ("run", {}), ("failed", {"error": "peer 0 stopped", "kind": "ExchangeStoppedError"}))
+    assert kept_plan(Path(plan.output_dir), "test", 1) == plan
+    assert "run test was stopped when peer 1 was there last (peer 0 stopped)" in caplog.text
+
+
+def test_a_plan_of_several_peers_belongs_to_no_site(plan):
+    save_plan(replace(plan, peers=(plan.peers[0], replace(plan.peers[0], peer=2))))
+    with pytest.raises(ConfigError, match="is of peer 1, 2 of run test"):
+        kept_plan(Path(plan.output_dir), "test", 1)

@@ -1,0 +1,106 @@
+"""Progress without anybody seeing a θ: sketches and lines."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping.journal import Journal
+from p2pft_flower.keeping.progress import TOLD, Progress, Report, human_bytes, told_evaluations
+
+
+@settings(deadline=None, max_examples=20)
+@given(seed=st.integers(0, 1000), n=st.integers(2, 8))
+def test_sketches_estimate_the_consensus_error(seed, n):
+    theta = np.random.default_rng(seed).normal(size=(n, 20_000)).astype(np.float32)
+    exact = np.sqrt(((theta - theta.mean(axis=0)) ** 2).sum(axis=1).mean())
+    sketcher = sketch.Sketcher(20_000)
+    estimate = sketch.consensus_error([sketcher(t) for t in theta])
+    assert estimate == pytest.approx(exact, rel=0.3)  # five deviations of 6 %
+
+
+def test_equal_vectors_have_no_consensus_error_and_sketches_survive_text():
+    theta = np.random.default_rng(0).normal(size=1000)
+    one = sketch.Sketcher(1000)(theta)
+    assert sketch.consensus_error([one, one.copy()]) == 0.0
+    assert sketch.decode(sketch.encode(one)).tobytes() == one.tobytes()
+    assert one.shape == (sketch.SIZE,)
+
+
+def report(peer, iteration, accuracy=0.5):
+    return Report(peer, iteration, 1.0, accuracy, None, sketch.encode(np.zeros(sketch.SIZE)), 1000)
+
+
+def test_a_line_is_told_once_when_all_peers_have_reported():
+    lines = []
+    progress = Progress(2, 10, lines.append)
+    progress.add(report(0, 5))
+    assert lines == []
+    progress.add(report(1, 5))
+    progress.add(report(1, 5))
+    assert len(lines) == 1
+    assert "iteration  5/10" in lines[0]
+    assert "accuracy 0.500 0.500" in lines[0]
+    assert "sent 2.0 kB" in lines[0]
+    assert "left" not in lines[0]  # nothing is known of the speed yet
+    progress.add(report(0, 10))
+    progress.add(report(1, 10))
+    assert " in " in lines[1]
+
+
+def test_beyond_eight_peers_a_line_shows_min_mean_max():
+    lines = []
+    progress = Progress(9, 10, lines.append)
+    for p in range(9):
+        progress.add(report(p, 10, accuracy=p / 8))
+    assert "accuracy 0.000/0.500/1.000 (min/mean/max)" in lines[0]
+
+
+def test_the_history_names_what_is_missing():
+    progress = Progress(2, 10, lambda _: None)
+    progress.add(report(1, 5))
+    progress.fill(report(0, 10))
+    progress.fill(report(1, 10))
+    history = progress.history()
+    assert [h["iteration"] for h in history] == [5, 10]
+    assert history[0]["accuracy"] == [None, 0.5]
+    assert history[0]["consensus_error"] is None
+    assert history[1]["consensus_error"] == 0.0
+
+
+def test_bytes_are_told_for_people():
+    assert [human_bytes(b) for b in (0, 999, 1500, 2_500_000, 3e9, 4e15)] == [
+        "0 B",
+        "999 B",
+        "1.5 kB",
+        "2.5 MB",
+        "3.0 GB",
+        "4000.0 TB",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "n", "told"),
+    [
+        (5, 4, [0, 1, 2, 3, 4]),
+        (32, 4, list(range(32))),
+        (1001, 4, [round(k * 1000 / 31) for k in range(32)]),
+        (1001, 100, [1000]),
+        (1001, 1000, [1000]),
+        (0, 4, []),
+    ],
+)
+def test_a_deployed_peer_tells_of_evenly_spaced_evaluations_and_of_the_last(evaluations, n, told, tmp_path):
+    journal = Journal(tmp_path, 3)
+    for run in ("an earlier one", "this"):
+        journal.write("run", run=run)
+        for k in range(evaluations):
+            journal.write("evaluation", **{k: v for k, v in vars(report(3, k)).items() if k != "peer"})
+    journal.close()
+    rows = told_evaluations(tmp_path / "peers", 3, n)
+    assert [row["iteration"] for row in rows] == told
+    assert n * len(rows) <= max(TOLD, n)
+    assert all(Report.of(row).peer == 3 for row in rows)

@@ -1,0 +1,1 @@
+"""What made files of this repository; none of it is installed."""
