@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -24,6 +25,7 @@ from p2pft_flower.flower.host_process import run_host
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
 from p2pft_flower.flower.site import Site
 from p2pft_flower.host.host import Host, PeerFailedError
+from p2pft_flower.host.own_problem import Plugged
 from p2pft_flower.host.recorder import Outcome
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.folders import look_at
@@ -36,11 +38,15 @@ from p2pft_flower.transport import Prober
 
 if TYPE_CHECKING:
     # torch and timm take seconds to import: Flower loads the app in processes that never train.
+    from p2pft_flower.host.problem import Problem
     from p2pft_flower.learning.workload import Workload
 
 __all__ = ["make_client_app", "rejoin", "versions"]
 
 log = logging.getLogger(__name__)
+
+OWN_PARTITION = "problem"
+"""What results name as the partition where the peers' data is the problem's own affair."""
 
 
 def versions() -> dict[str, str]:
@@ -55,6 +61,13 @@ def workload(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...]
     from p2pft_flower.learning.workload import Workload
 
     return Workload(config, n, pooled=pooled, peers=peers)
+
+
+@lru_cache(maxsize=2)
+def plugged(config: LearningConfig, n: int, peers: tuple[int, ...] | None) -> Plugged:
+    """Build a problem of the user's own once a process."""
+    config.check_problem()
+    return Plugged(config, n, peers)
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,8 @@ class _Facts:
 @lru_cache(maxsize=2)
 def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] | None) -> _Facts:
     """Look at the data once a process; what was warned of meanwhile is told whenever one asks."""
+    if config.problem:
+        return _facts_of_own(config, n, peers)
     with kept_warnings() as warnings:
         problem = workload(config, n, pooled, peers)
         problem.check_privacy()
@@ -95,6 +110,24 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
     notes = tuple(_noted(peer, line) for peer, line in lines)
     told = tuple(warnings)
     return _Facts(data, holdings.partition_spec, holdings.classes, told, notes, pixels, frozen, images)
+
+
+def _facts_of_own(config: LearningConfig, n: int, peers: tuple[int, ...] | None) -> _Facts:
+    """Say what a problem of the user's own is like; it has samples, and no images or classes."""
+    with kept_warnings() as warnings:
+        own = plugged(config, n, peers)
+        data: dict[int, dict[str, Any]] = {
+            p: {
+                "images": own.samples(p),
+                "classes": (),
+                "train_digest": own.data_digest(p),
+                "test_digest": "",
+                "pixel_range": "",
+            }
+            for p in own.here
+        }
+    frozen = {} if peers is None else {"model digest": own.model_digest}
+    return _Facts(data, OWN_PARTITION, (), tuple(warnings), (), {}, frozen, "")
 
 
 def _noted(peer: int | None, line: str) -> str:
@@ -225,14 +258,19 @@ def _preflight(message: Message, context: Context) -> dict[str, Any]:
 
 def _host(plan: Plan, site: Site | None, *, joining: bool = False) -> Host:
     """Return the host of ``plan``'s peers, ready to run in this process."""
-    import torch
-
     config = RunConfig.from_mapping(plan.config)
-    # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
-    # same number everywhere (invariant 2 of docs/architecture.md).
-    torch.set_num_threads(config.runtime.threads)
-    pooled = config.method.objective if plan.pooled else ""
-    problem = workload(_learning(config, site), plan.n, pooled, _peers_here(site))
+    learning, here = _learning(config, site), _peers_here(site)
+    problem: Problem
+    if learning.problem:
+        problem = plugged(learning, plan.n, here)
+    else:
+        problem = workload(learning, plan.n, config.method.objective if plan.pooled else "", here)
+    if "torch" in sys.modules:  # a problem of the user's own may do without
+        import torch
+
+        # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
+        # same number everywhere (invariant 2 of docs/architecture.md).
+        torch.set_num_threads(config.runtime.threads)
     return Host(plan, problem, Access() if site is None else site.access(), joining=joining)
 
 

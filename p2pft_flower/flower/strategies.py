@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from p2pft_flower.algorithms import ALGORITHMS
-from p2pft_flower.config import MethodConfig
+from p2pft_flower.config import MethodConfig, RunConfig
 from p2pft_flower.errors import ConfigError, did_you_mean
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
@@ -24,6 +24,7 @@ __all__ = [
     "is_strategy",
     "make_strategy",
     "plain_name",
+    "refuse_own_problem",
     "strategy_names",
     "unknown_algorithm",
 ]
@@ -118,6 +119,22 @@ def make_strategy(method: MethodConfig, n: int) -> Strategy:
         return kind(**{k: v for k, v in fixed.items() if k in accepted}, **chosen)
     except ValueError as error:
         raise ConfigError(f"strategy-options = {options!r}: {name} refuses: {error}") from error
+
+
+def refuse_own_problem(config: RunConfig) -> None:
+    """Refuse one of Flower's strategies for a ``problem`` of the user's own.
+
+    Raises
+    ------
+    ConfigError
+        With the methods that train it.
+    """
+    if config.learning.problem:
+        raise ConfigError(
+            f"problem = {config.learning.problem!r} with algorithm = {config.method.algorithm!r}: Flower's "
+            "strategies are run on vision transformers only; choose p2pft, dgd, gt-dgd, local or "
+            "my_module:my_method"
+        )
 
 
 class PeersGrid(Grid):

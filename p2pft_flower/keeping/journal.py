@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.keeping.folders import make_private, new_private, private, sync
 
@@ -112,12 +114,17 @@ class Journal:
     def save_tail(
         self, tensors: Mapping[str, Any], metadata: Mapping[str, str], *, stopped: bool = False
     ) -> Path:
-        """Write ``peer-<i>.safetensors`` (named torch tensors and text metadata) and return its path.
+        """Write ``peer-<i>.safetensors`` and return its path.
+
+        ``tensors`` are named: all of torch, or all of NumPy, for which torch is not imported.
 
         It is on disk then. With ``stopped`` it is ``peer-<i>.stopped.safetensors``, of a peer that did not
         come to its end: nobody waits for the disk, which may be why the peer stops.
         """
-        from safetensors.torch import save_file
+        if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
+            from safetensors.numpy import save_file
+        else:
+            from safetensors.torch import save_file
 
         path = self.folder / f"peer-{self.peer}{'.stopped' if stopped else ''}.safetensors"
         partial = path.with_suffix(".partial")
