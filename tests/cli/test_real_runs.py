@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from p2pft_flower.cli.flwr_run import _free_port as free_port
+from p2pft_flower.lab.ports import free_ports
 
 from .real import environment, marked, p2pft
 
@@ -36,10 +36,8 @@ def sockets():
 
 def test_the_main_job_teaches_four_peers_all_ten_digits(env, tmp_path):
     """`flwr run apps/p2pft --stream`, on Flower's own local SuperLink and default federation."""
-    env |= {
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
-        "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
-    }
+    names = ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")
+    env |= dict(zip(names, map(str, free_ports(2)), strict=True))
     try:
         command = [str(Path(sys.executable).parent / "flwr"), "run", str(ROOT / "apps" / "p2pft"), "--stream"]
         done = subprocess.run(

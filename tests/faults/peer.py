@@ -120,7 +120,7 @@ class Reporter:
             self._hurries = self._pipe.recv() == "hurry"
 
 
-def main(plan_json: str, pipe: Connection, orders: Orders, joining: bool) -> None:
+def main(pipe: Connection, plan_json: str, orders: Orders, joining: bool) -> None:
     """Run one peer, which asks to be let in where the others train already, and say how it ended."""
     os.environ[training.TRACE] = "1"
     # To look through all that torch has imported keeps the interpreter for a quarter of a second of the

@@ -11,13 +11,13 @@ from safetensors import safe_open
 
 from p2pft_flower.algorithms import simulate
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.results import read_results
 from p2pft_flower.topology import Graph
 from tests.quadratics import QUADRATICS, Peer, Quadratics
 
 from .deployment import Deployment
 from .engine import run_app
-from .test_app import free_ports
 
 GRAPH = "lopsided-4"
 

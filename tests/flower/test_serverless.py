@@ -81,8 +81,8 @@ def kill_the_serverapp(deployment):
 
 
 def cut_the_network(deployment):
-    for proxy in deployment.proxies:
-        proxy.cut()
+    for relay in deployment.network:
+        relay.sever()
 
 
 def kill_the_superlink(deployment):
