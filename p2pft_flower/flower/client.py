@@ -54,8 +54,13 @@ OWN_PARTITION = "problem"
 
 def versions() -> dict[str, str]:
     """Return what must fit between hosts: this package, Flower, torch, timm, Python."""
-    packages = ("p2pft-flower", "flwr", "torch", "timm", "numpy")
-    return {p: importlib.metadata.version(p) for p in packages} | {"python": platform.python_version()}
+    packages = ("p2pft-flower", "torch", "timm", "numpy")
+    found = {p: importlib.metadata.version(p) for p in packages}
+    try:
+        found["flwr"] = importlib.metadata.version("flwr")
+    except importlib.metadata.PackageNotFoundError:
+        found["flwr"] = importlib.metadata.version("flwr-nightly")  # the same package, by another name
+    return found | {"python": platform.python_version()}
 
 
 @lru_cache(maxsize=2)
