@@ -341,8 +341,8 @@ class LearningConfig:
         if given:
             raise ConfigError(
                 f"{', '.join(given)} with problem = {self.problem!r}: a problem of your own brings its "
-                "model and its data, and these keys are of vision transformers: leave them out. Of the keys on "
-                f"what is learned it is given {', '.join(key.replace('_', '-') for key in HANDED_ON[1:])}"
+                "model and its data, and these keys are of vision transformers: leave them out. Of the keys "
+                f"on what is learned it is given {', '.join(key.replace('_', '-') for key in HANDED_ON[1:])}"
             )
 
     def check_data(self) -> None:

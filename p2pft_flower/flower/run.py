@@ -77,7 +77,7 @@ class Run:
     loss_weights: dict[int, float] | None = None
     """Of a run that goes on: factor of each peer's loss, as it was."""
     images_line: str = ""
-    """Which images the peers' models see, as their sites told; empty in simulation, where a host tells it."""
+    """Which images the peers' models see, where their sites built them; else a host tells it, later."""
     digests: dict[int, dict[str, str]] = field(default_factory=dict)
     """By what each peer's images are known again, by :data:`KNOWN_BY`; empty ones say nothing."""
 
@@ -202,7 +202,7 @@ def plan_run(
         iterations=iterations,
         epoch=epoch,
         evaluate_every=config.runtime.evaluate_every or epoch,
-        images_line=told[0].get("images", ""),
+        images_line=told[0]["images"],
     )
 
 

@@ -149,6 +149,7 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Endin
         )
     if not strategy:
         check_graph(method, view.graph)
+    answers = nodes.compare_models(grid, config, graph.n, answers, meet=exchanges and not strategy)
     run = plan_run(run_id, config, graph, view, folder, pooled, exchanges, hosts, answers)
     run = resumed(run, answers)
     tell_plan(run)

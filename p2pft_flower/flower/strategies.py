@@ -193,8 +193,8 @@ class PeersGrid(Grid):
         """Not offered: strategies use :meth:`send_and_receive`."""
         raise RunFailedError("this strategy pushes messages by itself, which PeersGrid does not offer")
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:  # noqa: ARG002
-        """Not offered: strategies use :meth:`send_and_receive`."""
+    def pull_messages(self, *_: Any, **__: Any) -> Iterable[Message]:
+        """Not offered, with the parameters of whatever version: strategies use :meth:`send_and_receive`."""
         raise RunFailedError("this strategy pulls messages by itself, which PeersGrid does not offer")
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:

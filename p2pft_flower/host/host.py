@@ -414,12 +414,13 @@ class Host:
         alone = not (leaving or entering)
         if alone and not self.plan.listens_for_stops:
             return None
+        model = getattr(self.problem, "meeting_digest", "") or self.problem.model_digest
         terms = Terms(
             run=self.plan.run,
             length=theta0.size,
             dtype=theta0.dtype,
             phases=max(1, len(method.phases)),  # without edges no payload is taken in at all
-            config=f"{self.plan.terms}:{self.problem.model_digest}",
+            config=f"settings {self.plan.terms} model {model}",
         )
         try:
             return Wires(

@@ -95,7 +95,7 @@ class Plugged:
             When the problem says something else.
         """
         with self._naming(f"samples({peer})"):
-            count = self._own.samples(peer)
+            count: Any = self._own.samples(peer)
         if not isinstance(count, Integral) or count < 1:
             raise self._fault(f"samples({peer})", count, "a whole number >= 1")
         return int(count)

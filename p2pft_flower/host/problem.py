@@ -76,7 +76,11 @@ class Problem(Protocol):
 
     @property
     def model_digest(self) -> str:
-        """Digest of the frozen weights and θ^0; equal on all peers."""
+        """Digest of the frozen weights and θ^0; equal on all peers.
+
+        Neighbours compare it before they train, or ``meeting_digest``, where a problem has that: a digest of
+        all that must be equal on all peers.
+        """
         ...
 
     @property

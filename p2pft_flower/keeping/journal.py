@@ -122,15 +122,15 @@ class Journal:
         come to its end: nobody waits for the disk, which may be why the peer stops.
         """
         if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
-            from safetensors.numpy import save_file
+            from safetensors import numpy as safetensors
         else:
-            from safetensors.torch import save_file
+            from safetensors import torch as safetensors  # type: ignore[no-redef]
 
         path = self.folder / f"peer-{self.peer}{'.stopped' if stopped else ''}.safetensors"
         partial = path.with_suffix(".partial")
         with self._on_disk(path):
             new_private(partial)
-            save_file(dict(tensors), partial, metadata=dict(metadata))
+            safetensors.save_file(dict(tensors), partial, metadata=dict(metadata))
             if not stopped:
                 sync(partial)
             os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none

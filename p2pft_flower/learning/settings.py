@@ -27,6 +27,7 @@ __all__ = [
     "check_ranges",
     "no_accountant",
     "refuse_pooling",
+    "require_accountant_here",
     "require_here",
 ]
 
@@ -95,8 +96,7 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
     for key, value in (("model", config.model), ("dataset", config.dataset), ("partition", config.partition)):
         if is_reference(value) and not value.startswith(_OUR_OWN):
             check_reference(value, key=key, beside=places)
-    if config.dp_clip and importlib.util.find_spec("opacus") is None:
-        raise no_accountant("No module named 'opacus'")
+    require_accountant_here(config)
 
 
 def check_ranges(config: LearningConfig, n: int) -> None:
@@ -112,6 +112,18 @@ def check_ranges(config: LearningConfig, n: int) -> None:
             f"pixel-range = {config.pixel_range!r} has {len(config.pixel_ranges)} ranges for {n} peers: "
             "give one for all, or one a peer"
         )
+
+
+def require_accountant_here(config: LearningConfig) -> None:
+    """Refuse private gradients on a machine without Opacus, which is looked for and not imported.
+
+    Raises
+    ------
+    ConfigError
+        With how to install it.
+    """
+    if config.dp_clip and importlib.util.find_spec("opacus") is None:
+        raise no_accountant("No module named 'opacus'")
 
 
 def refuse_pooling(config: LearningConfig, *, pooled: bool) -> None:
