@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from p2pft_flower.agreement.membership import Membership
+from p2pft_flower.agreement import member
+from p2pft_flower.agreement.rules import Rules
 from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.config import RuntimeConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.host.agreement import Agreement, LostContactError
+from p2pft_flower.host.notary import Notary
 from p2pft_flower.keeping.lives import next_incarnation
 from p2pft_flower.plan import Neighbourhood, Plan
 from p2pft_flower.topology import Graph
@@ -185,7 +187,7 @@ class Wires:
             speaks=self._speaks,
             views_change=bool(plan.members),
         )
-        self.agreement = self._agree(plan, config, joining) if plan.members else None
+        self.agreement = self._agree(plan, config, own, joining) if plan.members else None
         agreement = self.agreement
         self.heartbeats = Heartbeats(
             self.links,
@@ -220,7 +222,9 @@ class Wires:
             j: tuple(sorted(i for s, i in leaving if s == j)) for j in sorted(local)
         }
 
-    def _agree(self, plan: Plan, config: RuntimeConfig, joining: bool) -> Agreement:
+    def _agree(
+        self, plan: Plan, config: RuntimeConfig, credentials: Credentials | None, joining: bool
+    ) -> Agreement:
         # Whom a simulation loses does not come back.
         local = all(parse_address(plan.addresses[p]).path is not None for p in plan.loss_weights)
         patience = min(config.rejoin_deadline, 4 * config.peer_timeout) if local else config.rejoin_deadline
@@ -232,19 +236,22 @@ class Wires:
                 f"peers {list(own)} are no member of run {plan.run}, whose members are "
                 f"{[list(peers) for peers in plan.members.values()]}: the plan was changed"
             )
-        machine = Membership(
-            me,
+        rules = Rules(
             Graph.from_dict(plan.graph),
             plan.members,
             round_time=config.peer_timeout / 4,
-            patience=2 * patience if waits else patience,  # the first half is for who is waited for
+            patience=2 * patience if waits else patience,  # the first half is for whom the others wait
             wait=waits,
-            incarnation=next_incarnation(Path(plan.output_dir), me) if joining else 0,
-            joining=joining,
         )
+        state = (
+            member.join(rules, me, next_incarnation(Path(plan.output_dir), me))
+            if joining
+            else member.begin(rules, me)
+        )
+        signatures = None if credentials is None else credentials.signatures()
         return Agreement(
-            machine,
-            plan.iterations,
+            state,
+            Notary(plan.run, me, plan.members, plan.iterations, signatures),
             on_change=self.fail,
             interval=min(1.0, config.peer_timeout / 8),
             direct=config.peer_timeout,

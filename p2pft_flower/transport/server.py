@@ -396,8 +396,6 @@ class PeerServer:
             return self._refuse(pb.BAD_HEADER, "a gossip that cannot be parsed")
         if (wrong := self._wrong_gossip(gossip, who)) is not None:
             return self._refuse(*wrong)
-        for record in gossip.records:
-            record.reason = printable(record.reason)
         try:
             answer = self._on_gossip(gossip)
         except Exception as error:
