@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from p2pft_flower.agreement.record import Age, Composition, Edge, Record, Step
 
@@ -28,36 +28,42 @@ __all__ = [
 ]
 
 
-class Completed(NamedTuple):
+@dataclass(frozen=True)
+class Completed:
     """The member has completed so many iterations."""
 
     iteration: int
 
 
-class Finished(NamedTuple):
+@dataclass(frozen=True)
+class Finished:
     """The member has completed all iterations."""
 
 
-class Left(NamedTuple):
+@dataclass(frozen=True)
+class Left:
     """The member goes; the others need not wait for its silence."""
 
     reason: str
 
 
-class Missed(NamedTuple):
+@dataclass(frozen=True)
+class Missed:
     """The member has not heard another one for too long, or the other speaks but hangs."""
 
     member: int
     hanging: bool = False
 
 
-class Spoke(NamedTuple):
+@dataclass(frozen=True)
+class Spoke:
     """A member has spoken; if it was suspected, it is still in the view."""
 
     member: int
 
 
-class Useless(NamedTuple):
+@dataclass(frozen=True)
+class Useless:
     """An edge of the member's carries no payloads, though both of its ends speak.
 
     Unlike what :class:`Missed` says, this stands until the view has changed.
@@ -66,19 +72,22 @@ class Useless(NamedTuple):
     edge: Edge
 
 
-class Rejoining(NamedTuple):
+@dataclass(frozen=True)
+class Rejoining:
     """The member asks to be let in again, after the others have gone on without it."""
 
     iteration: int = 0
 
 
-class Reached(NamedTuple):
+@dataclass(frozen=True)
+class Reached:
     """The member, while it joins, has just spoken with these directly."""
 
     members: tuple[int, ...]
 
 
-class Heard(NamedTuple):
+@dataclass(frozen=True)
+class Heard:
     """Another member's gossip has come.
 
     Attributes
@@ -96,35 +105,41 @@ class Heard(NamedTuple):
     records: tuple[Record, ...]
     steps: tuple[Step, ...] = ()
     speaker: int | None = None
-    known: Mapping[int, Age] = {}
+    known: Mapping[int, Age] = field(default_factory=dict)
 
 
-class TimePassed(NamedTuple):
+@dataclass(frozen=True)
+class TimePassed:
     """The member looks at its clock, as it does at regular intervals."""
 
 
 Event = Completed | Finished | Left | Missed | Spoke | Useless | Rejoining | Reached | Heard | TimePassed
 
 
-class Tell(NamedTuple):
+@dataclass(frozen=True)
+class Tell:
     """Gossip now: there is news."""
 
 
-class Pause(NamedTuple):
+@dataclass(frozen=True)
+class Pause:
     """Stop iterating: the view changes."""
 
 
-class Adopt(NamedTuple):
+@dataclass(frozen=True)
+class Adopt:
     """Go on in this view."""
 
     view: Composition
 
 
-class AskAgain(NamedTuple):
+@dataclass(frozen=True)
+class AskAgain:
     """The others have gone on without this member, which may ask to be let in (:class:`Rejoining`)."""
 
 
-class GiveUp(NamedTuple):
+@dataclass(frozen=True)
+class GiveUp:
     """End: there will be no view with this member."""
 
     reason: str
