@@ -1,7 +1,7 @@
 """The protocol's stories, as transcripts: under each command stands what comes of it.
 
 A transcript (``transcripts/*.txt``) is read from top to bottom. A line that begins with ``>`` is a command;
-the lines below it are the answer: what each member's record says afterwards, and its effects, if either is new.
+the lines below it are the answer: what each member's record says afterwards, and its effects, if new.
 ``P2PFT_TRANSCRIPTS=write`` writes the answers anew; read the difference before it is committed.
 """
 
