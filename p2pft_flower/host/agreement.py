@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from p2pft_flower.agreement.membership import Membership, Phase
+from p2pft_flower.errors import Cause
 from p2pft_flower.host import records
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import EdgeBrokenError, Gossip, Heartbeats, Loss, PeerLostError, ViewChangeError
@@ -60,6 +61,8 @@ class NewView(NamedTuple):
 
 class LostContactError(Exception):
     """The host is in no view any more, and nobody has taken it in before its deadline."""
+
+    cause = Cause.LOST
 
 
 class Agreement:

@@ -38,6 +38,7 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.host.agreement import NewView
 from p2pft_flower.host.problem import Objective
 from p2pft_flower.host.recorder import Recorder
+from p2pft_flower.host.session import Session
 from p2pft_flower.keeping.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -150,8 +151,8 @@ class Moment(NamedTuple):
         Payload bytes of each peer so far.
     exchange : float
         Seconds that the host has spent in exchanges.
-    view : int
-        Number of the view in which the last of these iterations was done.
+    session : Session
+        Of the view in which the last of these iterations was done.
     """
 
     done: int
@@ -159,7 +160,7 @@ class Moment(NamedTuple):
     positions: Mapping[int, Callable[[], dict[str, Any]]]
     bytes_sent: Mapping[int, int]
     exchange: float
-    view: int = 0
+    session: Session
 
 
 class Keeper:
@@ -195,15 +196,6 @@ class Keeper:
         self._written = -1
         """Iteration of the last :class:`Moment` that was handed over."""
 
-    def enter(self, new: NewView) -> None:
-        """Note that what is completed from now on is so in another view."""
-        self._begin = new.iteration
-        places = tuple(Neighbourhood.of(new.view, p) for p in self._folders)
-        self._views[new.number] = _InView(new.view.peers, places, self._is_whole(new.view))
-        kept, every = int(self._plan.config["checkpoints-kept"]), self._plan.checkpoint_every
-        # What a longer way between two peers asks for also holds where the way was shorter.
-        self._files = max(self._files, files_kept(kept, every, new.view.graph.diameter))
-
     def due(self, done: int) -> bool:
         """Tell whether there is a checkpoint after ``done`` iterations: also at the beginning and the end."""
         every = self._plan.checkpoint_every
@@ -229,6 +221,8 @@ class Keeper:
             When the method's state cannot be kept.
         """
         self._wait(check, timeout)
+        with self._lock:
+            self._note(moment.session)
         # Who comes back to the iteration that it left at keeps its file of it: the others have that one, too.
         # What it had done beyond is done again by all, and kept again.
         checkpoints = [
@@ -271,6 +265,7 @@ class Keeper:
                             self._written,
                         )
                         return
+                self._note(moment.session)
                 if self._written != moment.done or self._error is not None:
                     for checkpoint in self._checkpoints(moment, stopped=True):
                         self._recorder.sync(checkpoint.peer)
@@ -397,18 +392,29 @@ class Keeper:
                 run=self._plan.run,
                 peer=peer,
                 iteration=max(moment.done, begins[peer]),
-                about=self._about(peer, moment.view),
+                about=self._about(peer, moment.session.number),
                 position=moment.positions[peer](),
                 bytes_sent=moment.bytes_sent[peer],
                 seconds=self._recorder.seconds(peer, moment.exchange),
                 state=state_fields(state, self._algorithm),
                 stopped=stopped,
-                view=moment.view,
-                live=self._views[moment.view].live,
+                view=moment.session.number,
+                live=self._views[moment.session.number].live,
             )
             for peer, state in sorted(moment.states.items())
             if first or begins[peer] <= moment.done
         ]
+
+    def _note(self, session: Session) -> None:
+        """Take in what a view asks for, where this is the first that is heard of it."""
+        if session.view is None or session.number in self._views:
+            return
+        self._begin = session.first
+        places, whole = tuple(session.places.values()), self._is_whole(session.view)
+        self._views[session.number] = _InView(session.peers, places, whole)
+        kept, every = int(self._plan.config["checkpoints-kept"]), self._plan.checkpoint_every
+        # What a longer way between two peers asks for also holds where the way was shorter.
+        self._files = max(self._files, files_kept(kept, every, session.view.graph.diameter))
 
     def _about(self, peer: int, view: int) -> dict[str, Any]:
         """Return what must be alike where this peer goes on, and what tells the differences."""

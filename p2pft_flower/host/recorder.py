@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.host.agreement import NewView
+from p2pft_flower.host.notes import handed_on
 from p2pft_flower.host.problem import Objective, Problem, Score
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping import sketch
@@ -168,25 +168,13 @@ class Recorder:
         if self._observer is None:
             yield
             return
-        observer, thread = self._observer, threading.get_ident()
-        handler = logging.Handler(logging.INFO)
+        observer, peer = self._observer, self._plan.peers[0].peer
 
-        def emit(record: logging.LogRecord) -> None:
-            if record.thread == thread:
-                note = record.getMessage()[:MAX_NOTE]
-                observer.report(PeerReport(run=self._plan.run, peer=self._plan.peers[0].peer, note=note))
+        def tell(line: str) -> None:
+            observer.report(PeerReport(run=self._plan.run, peer=peer, note=line[:MAX_NOTE]))
 
-        handler.emit = emit  # type: ignore[method-assign]
-        level = log.level
-        log.addHandler(handler)
-        log.setLevel(
-            logging.INFO
-        )  # Flower's engine brings the app into its workers without their log's set-up
-        try:
+        with handed_on(tell):
             yield
-        finally:
-            log.setLevel(level)
-            log.removeHandler(handler)
 
     def started(self) -> None:
         """Note that all neighbours were met and training begins."""
