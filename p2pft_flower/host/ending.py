@@ -224,12 +224,6 @@ class Ending:
         self._unsaid: End | None = None
         """What could not be passed on yet, for want of a way."""
 
-    @property
-    def state(self) -> State:
-        """How far this host is from its end."""
-        with self._changed:
-            return self._state
-
     def take(self, event: Event, end: End) -> bool:
         """Take in what has happened, do what :data:`TABLE` says, and return whether it came first."""
         with self._changed:

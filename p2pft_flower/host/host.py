@@ -147,26 +147,25 @@ class Host:
         method = make_algorithm(settings.algorithm, alpha=schedule, momentum=settings.momentum)
         with recorder.telling():
             theta0 = self.problem.theta0
-        always, digest = self._config.runtime.transport == "grpc", self.problem.model_digest
-        sessions = Sessions(plan, theta0, len(method.phases), digest, always=always)
+        always = self._config.runtime.transport == "grpc"
+        sessions = Sessions(plan, theta0, len(method.phases), self.problem.model_digest, always=always)
         training = self._prepare(recorder, method, theta0, sessions.first())
-        wires = self._parts.wires
         if self._joining:
             self._meeting.end()  # the others have met long ago
         else:
             training.take_up(theta0)
-            self._meeting.meet(None if wires is None else wires.links, plan.greetings)
-        if wires is not None:
-            wires.watch()
+            self._meeting.meet(self._parts.wires, plan.greetings)
+        if self._parts.wires is not None:
+            self._parts.wires.watch()
         recorder.started()
         self._train(recorder, training, theta0, sessions)
         return training.finish()
 
     def _prepare(
-        self, recorder: Recorder, method: Algorithm[Any], theta0: Vector, session: Session
+        self, recorder: Recorder, method: Algorithm[Any], theta0: Vector, first: Session
     ) -> Training:
         """Listen, so that neighbours and stops are heard; then make all that training needs."""
-        wires = self._open_wires(session)
+        wires = self._open_wires(first)
         self._parts = _Parts(recorder, wires)
         self.raise_if_stopped()  # the server hears stops before the wires can be told of them
         objectives: dict[int, Objective] = {}
@@ -175,7 +174,7 @@ class Host:
                 objectives |= self.problem.objectives([p], self._meeting.note_progress)
         training = Training(
             self.plan,
-            session,
+            first,
             method,
             objectives,
             HostExchange(self._peers, wires, theta0.dtype.itemsize),
@@ -211,10 +210,10 @@ class Host:
     def _train(self, recorder: Recorder, training: Training, theta0: Vector, sessions: Sessions) -> None:
         """Train to the end, through as many views as it takes."""
         wires, agreement = self._parts.wires, self._parts.agreement
-        if not self._joining:
+        if self._joining:
+            self._change_view(recorder, training, sessions)
+        else:
             training.begin(theta0)
-        elif wires is not None and agreement is not None:
-            self._change_view(recorder, training, sessions, wires, agreement)
         while True:
             try:
                 training.go_on(agreement)
@@ -229,27 +228,20 @@ class Host:
                 if agreement is None:
                     raise
                 log.debug("%s", change)
-            if wires is not None and agreement is not None:
-                self._change_view(recorder, training, sessions, wires, agreement)
+            self._change_view(recorder, training, sessions)
 
-    def _change_view(
-        self,
-        recorder: Recorder,
-        training: Training,
-        sessions: Sessions,
-        wires: Wires,
-        agreement: Agreement,
-    ) -> None:
+    def _change_view(self, recorder: Recorder, training: Training, sessions: Sessions) -> None:
         """Begin again in the next view; from a donor's θ where the others had one without this host."""
+        wires, agreement = self._parts.wires, self._parts.agreement
+        if wires is None or agreement is None:
+            raise RuntimeError("the view changes where it never does")
         least, deadline = self._config.runtime.min_peers, self._config.runtime.rejoin_deadline
         without_theta = not self._parts.begun
 
         def excluded() -> None:
             nonlocal without_theta
             without_theta = True
-            what = "the others have gone on without them; asking to be let in again"
-            log.warning("peers %s: %s", self._peers, what)
-            training.keep_stopped()
+            training.keep_excluded()
 
         while True:
             self._pulse.enter(Pulse.PAUSED)
@@ -269,7 +261,7 @@ class Host:
                 log.info("view %d has changed before this host got a vector: %s", session.number, change)
                 continue
             if not self._parts.begun:
-                training.come_back(new)
+                training.come_back(session)
             training.enter(session, theta)
             wires.offer({p: state.theta for p, state in training.states.items()})
             return
@@ -339,8 +331,7 @@ class Host:
     def save_stopped(self) -> None:
         """Save each peer's θ, and a checkpoint, after the last complete iteration, once; from any thread.
 
-        :meth:`run` does so when it fails; who does not wait for it, since it is busy, does it instead. Where
-        no training has begun there is nothing to save.
+        :meth:`run` does so when it fails; a caller that does not wait for a busy one does it instead.
         """
         if self._parts.training is not None:
             self._parts.training.save_stopped()
@@ -378,11 +369,9 @@ class Host:
     def _on_stop(self, stop: Stop) -> None:
         """Hear a neighbour's stop, or that of the coordinator, which speaks to a peer and is none itself."""
         cause = cause_from(stop.cause) or Cause.RUN
-        if stop.sender in self._peers:
-            news = News(stop.sender, self._parts.iteration, stop.reason, cause)
-        else:
-            news = News(stop.origin, stop.iteration, stop.reason, cause)
-        self._ending.take(Event.STOP, End.by(news))
+        here = stop.sender in self._peers
+        origin, iteration = (stop.sender, self._parts.iteration) if here else (stop.origin, stop.iteration)
+        self._ending.take(Event.STOP, End.by(News(origin, iteration, stop.reason, cause)))
 
     # --- what the ending asks for ---
 

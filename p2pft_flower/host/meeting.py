@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import threading
 
-from p2pft_flower.transport import Hello, Links, Reply, Status
+from p2pft_flower.host.wires import Wires
+from p2pft_flower.transport import Hello, Reply, Status
 
 __all__ = ["Meeting"]
 
@@ -55,12 +56,12 @@ class Meeting:
                 self._progress += 1  # its own waiting has deadlines
             return Reply(status=Status.PREPARING, reason=reason, progress=self._progress)
 
-    def meet(self, links: Links | None, stages: int) -> None:
+    def meet(self, wires: Wires | None, stages: int) -> None:
         """Wait until all peers of the run are prepared: no peer-timeout may run meanwhile.
 
         Parameters
         ----------
-        links : Links or None
+        wires : Wires or None
             To the neighbours; None where there are none elsewhere.
         stages : int
             How many it takes (:func:`p2pft_flower.plan.greetings`).
@@ -74,8 +75,8 @@ class Meeting:
         """
         for stage in range(stages):
             self._reach(stage + 1)
-            if links is not None:
-                links.meet(self._timeout, _REMEDY, stage=stage)
+            if wires is not None:
+                wires.links.meet(self._timeout, _REMEDY, stage=stage)
         self.end()
 
     def end(self) -> None:

@@ -127,8 +127,8 @@ class Sessions:
     def first(self) -> Session:
         """Return the session of the view that the run begins with."""
         # Where anything is exchanged, all peers begin at the same iteration.
-        first, peers = min(self._plan.begins.values()), tuple(self._plan.loss_weights)
-        return self._session(0, first, peers, self._plan.peers)
+        first = min(self._plan.begins.values())
+        return self._session(0, first, self._plan.live, self._plan.peers)
 
     def of(self, new: NewView) -> Session:
         """Return the session of a view that was agreed on."""

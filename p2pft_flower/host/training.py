@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import threading
@@ -16,7 +17,7 @@ from p2pft_flower.algorithms.objective import local_objective
 from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, State, Step, Vector, lockstep
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import Cause, P2PFTError
-from p2pft_flower.host.agreement import Agreement, NewView
+from p2pft_flower.host.agreement import Agreement
 from p2pft_flower.host.exchange import DivergedError, HostExchange
 from p2pft_flower.host.keeper import Keeper, Moment
 from p2pft_flower.host.problem import Objective
@@ -24,6 +25,8 @@ from p2pft_flower.host.recorder import Outcome, Recorder
 from p2pft_flower.host.session import Session
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import OwnPulse, Pulse
+
+log = logging.getLogger("p2pft_flower")
 
 __all__ = ["TRACE", "PeerFailedError", "Training", "naming"]
 
@@ -160,11 +163,11 @@ class Training:
             self.states = self.states | after
             self._complete(k + 1)
 
-    def come_back(self, new: NewView) -> None:
+    def come_back(self, session: Session) -> None:
         """Take up data order and log of the peers' earlier life, known by its files only."""
         for p in self._peers:
-            with naming(p, new.iteration, "what it has kept could not be taken up"):
-                self._exchange.bytes_sent[p] = self._keeper.come_back(p, self._objectives[p], new)
+            with naming(p, session.first, "what it has kept could not be taken up"):
+                self._exchange.bytes_sent[p] = self._keeper.come_back(p, self._objectives[p], session)
 
     def enter(self, session: Session, theta: Vector | None = None) -> None:
         """Begin the method again, from each peer's θ, among the peers of another view.
@@ -208,8 +211,9 @@ class Training:
         self._saved = True  # as results
         return outcomes
 
-    def keep_stopped(self) -> None:
-        """Write a checkpoint of the last complete iteration, if there is one; never raises."""
+    def keep_excluded(self) -> None:
+        """Keep what there is: the others have gone on without this host, which asks to be let in again."""
+        log.warning("peers %s: the others have gone on without them; asking to be let in again", self._peers)
         if self.completed is not None:
             self._keeper.keep_stopped(self.completed)
 

@@ -158,7 +158,7 @@ def test_what_follows_from_each_event_in_each_state(case):
     assert acts.names(apart=False) == doing[:bar]
     assert acts.names(apart=True) == doing[bar + 1 :]
     assert all(given is second for _, _, given in acts.done)
-    assert ending.state is State(after)
+    assert ending._state is State(after)
     with pytest.raises(ExchangeStoppedError, match="the second" if before is None else "the first"):
         ending.raise_if_ending()
 
@@ -191,7 +191,7 @@ def test_who_waits_for_the_end_waits_for_what_other_threads_do_about_it(event, a
     other = threading.Thread(target=ending.take, args=(event, end()))
     other.start()
     waited = threading.Thread(target=ending.wait)
-    while ending.state is State.RUNNING:
+    while ending._state is State.RUNNING:
         threading.Event().wait(0.001)
     waited.start()
     waited.join(0.2)
@@ -222,4 +222,4 @@ def test_of_two_that_end_a_host_at_once_exactly_one_comes_first():
         (event,) = first
         with pytest.raises(ExchangeStoppedError, match=event.value):
             ending.raise_if_ending()
-        assert ending.state is State.STOPPED  # whoever came first: the news is passed on
+        assert ending._state is State.STOPPED  # whoever came first: the news is passed on
