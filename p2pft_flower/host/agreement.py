@@ -27,6 +27,7 @@ from p2pft_flower.agreement.events import (
 )
 from p2pft_flower.agreement.member import State, step
 from p2pft_flower.agreement.record import Phase
+from p2pft_flower.errors import Cause
 from p2pft_flower.host.notary import Notary
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import EdgeBrokenError, Gossip, Heartbeats, Loss, PeerLostError, ViewChangeError
@@ -76,6 +77,8 @@ class NewView(NamedTuple):
 
 class LostContactError(Exception):
     """The host is in no view any more, and nobody has taken it in before its deadline."""
+
+    cause = Cause.LOST
 
 
 class Agreement:

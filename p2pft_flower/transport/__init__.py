@@ -28,6 +28,7 @@ from p2pft_flower.transport.wire.errors import (
     PeerLostError,
     PeerUnreachableError,
     ViewChangeError,
+    cause_from,
     phase_name,
 )
 from p2pft_flower.transport.wire.header import MAX_PAYLOAD, Terms
@@ -79,6 +80,7 @@ __all__ = [
     "Stop",
     "Terms",
     "ViewChangeError",
+    "cause_from",
     "digest_of",
     "new_key",
     "parse_address",

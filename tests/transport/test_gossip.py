@@ -166,7 +166,7 @@ def test_a_host_that_was_given_no_ear_for_gossip_says_so(tmp_path):
 def test_a_member_that_is_no_neighbour_may_stop_but_neither_deliver_nor_greet(peer, ask):
     header, payload = message(VIEWS[0], (3, 1), 0, 0)
     hello = Hello(run="run", sender=3, receiver=1, config="digest", length=8, dtype=1, phases=2)
-    stop = Stop(run="run", sender=3, origin=3)
+    stop = Stop(run="run", sender=3, origin=3, cause="OWN")
     answers = [
         ask("Deliver", payload, header),
         ask("Hello", hello.SerializeToString()),

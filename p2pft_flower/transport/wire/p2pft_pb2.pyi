@@ -87,14 +87,16 @@ class PayloadHeader(_message.Message):
     def __init__(self, run: _Optional[str] = ..., view: _Optional[int] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., iteration: _Optional[int] = ..., phase: _Optional[int] = ..., length: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., share: _Optional[float] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("status", "reason", "progress")
+    __slots__ = ("status", "reason", "progress", "cause")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
     status: Status
     reason: str
     progress: int
-    def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ...) -> None: ...
+    cause: Stop.Cause
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ..., cause: _Optional[_Union[Stop.Cause, str]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("run", "view", "sender", "receiver", "config", "length", "dtype", "phases", "stage")
@@ -143,18 +145,34 @@ class ProbeReply(_message.Message):
     def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., time: _Optional[float] = ...) -> None: ...
 
 class Stop(_message.Message):
-    __slots__ = ("run", "sender", "origin", "iteration", "reason")
+    __slots__ = ("run", "sender", "origin", "iteration", "reason", "cause")
+    class Cause(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        CAUSE_UNSPECIFIED: _ClassVar[Stop.Cause]
+        OWN: _ClassVar[Stop.Cause]
+        RUN: _ClassVar[Stop.Cause]
+        LOST: _ClassVar[Stop.Cause]
+        HEARSAY: _ClassVar[Stop.Cause]
+        STOPPED: _ClassVar[Stop.Cause]
+    CAUSE_UNSPECIFIED: Stop.Cause
+    OWN: Stop.Cause
+    RUN: Stop.Cause
+    LOST: Stop.Cause
+    HEARSAY: Stop.Cause
+    STOPPED: Stop.Cause
     RUN_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     ITERATION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
     run: str
     sender: int
     origin: int
     iteration: int
     reason: str
-    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., origin: _Optional[int] = ..., iteration: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    cause: Stop.Cause
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., origin: _Optional[int] = ..., iteration: _Optional[int] = ..., reason: _Optional[str] = ..., cause: _Optional[_Union[Stop.Cause, str]] = ...) -> None: ...
 
 class Pulse(_message.Message):
     __slots__ = ("view", "iteration", "activity", "progress", "busy", "slowest")
