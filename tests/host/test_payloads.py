@@ -206,6 +206,7 @@ def test_a_donor_that_ends_is_passed_over_and_the_next_one_is_asked(tmp_path):
             return np.ones(8, np.float32)
 
     session = Sessions(plan, np.zeros(8, np.float32), ("theta", "tau"), "digest", always=False).first()
+    session = replace(session, donor=1)
     wires = Wires(
         plan,
         session,
@@ -218,6 +219,6 @@ def test_a_donor_that_ends_is_passed_over_and_the_next_one_is_asked(tmp_path):
     try:
         wires.links.__class__ = Donors
         assert wires.fetch(60.0, lambda: None)[0] == 1
-        assert asked == [1, 2]
+        assert asked == [1, 3]
     finally:
         wires.close()
