@@ -250,14 +250,14 @@ class Ending:
     def wait(self) -> None:
         """Return once all is done that the end asks for, 5 s at most; say now what had no way before."""
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._doing, _DONE):
+            if not (done := self._changed.wait_for(lambda: not self._doing, _DONE)):
                 log.warning("what is to be done when a host ends takes longer than %g s", _DONE)
             thread, unsaid, self._unsaid = self._thread, self._unsaid, None
             self._doing += unsaid is not None
         if unsaid is not None:
             self._do((Act.PASS_ON,), unsaid)
         if thread is not None:
-            thread.join(_DONE)
+            thread.join(_DONE if done else 0.0)
 
     def _do(self, acts: tuple[Act, ...], end: End) -> None:
         try:

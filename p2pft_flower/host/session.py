@@ -112,15 +112,17 @@ class Sessions:
         The host's part of the run.
     theta0 : numpy.ndarray
         (q,), where the run begins: what every payload is like.
-    phases : int
-        Exchanges an iteration; 0: the method exchanges nothing.
+    phases : tuple of str
+        What the method calls its exchanges of an iteration; empty: it exchanges nothing.
     model_digest : str
         Of the frozen weights and θ^0; equal on all peers.
     always : bool
         As of :func:`remote_edges`.
     """
 
-    def __init__(self, plan: Plan, theta0: Vector, phases: int, model_digest: str, *, always: bool) -> None:
+    def __init__(
+        self, plan: Plan, theta0: Vector, phases: tuple[str, ...], model_digest: str, *, always: bool
+    ) -> None:
         self._plan, self._theta0, self._phases, self._always = plan, theta0, phases, always
         self._config = f"{plan.terms}:{model_digest}"
 
@@ -159,7 +161,7 @@ class Sessions:
             run=self._plan.run,
             length=self._theta0.size,
             dtype=self._theta0.dtype,
-            phases=max(1, self._phases),  # without edges no payload is taken in at all
+            phases=max(1, len(self._phases)),  # without edges no payload is taken in at all
             view=number,
             config=self._config,
         )

@@ -103,7 +103,7 @@ def test_theta_of_those_who_go_on_without_a_peer_and_of_all_when_it_is_back_is_w
             # As far as they can go while it waits here: two are in iteration 29, one is in the next.
             until(lambda: [net.problems[p].built[p].drawn for p in (0, 1, 3)] == [31, 32, 31])
             raise ValueError("no more images")
-        if peer != 2 and net.hosts[peer]._parts.training.iteration == 80:
+        if peer != 2 and net.hosts[peer]._parts.iteration == 80:
             arrived[peer].set()
             assert released.wait(60)
 

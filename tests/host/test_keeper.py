@@ -449,7 +449,7 @@ class KeptByHand:
         plan = replace(plan, checkpoint_every=1, checkpoint_files=4)
         self.recorder = Recorder(plan, problem, Access())
         self.keeper = Keeper(plan, problem.model_digest, self.recorder)
-        self.sessions = Sessions(plan, problem.theta0, 2, problem.model_digest, always=False)
+        self.sessions = Sessions(plan, problem.theta0, ("theta", "tau"), problem.model_digest, always=False)
         self.session = {0: self.sessions.first()}
         method = make_algorithm("p2pft", alpha=lambda k: 0.1, momentum=0.0)
         self.state = method.start(problem.theta0, np.zeros_like)

@@ -132,8 +132,7 @@ def test_a_host_whose_sender_hears_that_it_ends_before_it_hears_that_it_leaves_e
 
     def end(peer, drawn):
         if drawn == 30:  # its sender has at least one more payload for it
-            wires = net.hosts[2]._parts.wires
-            wires.server._view.mailbox.fail(ExchangeStoppedError("peer 2 ends"))
+            net.hosts[2]._parts.training.session.mailbox.fail(ExchangeStoppedError("peer 2 ends"))
             assert refused.wait(60)
             net.all_there.set()
             raise ValueError("no more images")
@@ -206,7 +205,8 @@ def test_a_donor_that_ends_is_passed_over_and_the_next_one_is_asked(tmp_path):
                 raise ExchangeStoppedError("peer 1 answered STOPPED: it ends")
             return np.ones(8, np.float32)
 
-    session = Sessions(plan, np.zeros(8, np.float32), 2, "digest", always=False).first()
+    session = Sessions(plan, np.zeros(8, np.float32), ("theta", "tau"), "digest", always=False).first()
+    session = replace(session, donor=1)
     wires = Wires(
         plan,
         session,
@@ -219,6 +219,6 @@ def test_a_donor_that_ends_is_passed_over_and_the_next_one_is_asked(tmp_path):
     try:
         wires.links.__class__ = Donors
         assert wires.fetch(60.0, lambda: None)[0] == 1
-        assert asked == [1, 2]
+        assert asked == [1, 3]
     finally:
         wires.close()

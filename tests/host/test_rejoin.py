@@ -309,7 +309,7 @@ def test_who_is_stopped_before_it_is_let_in_stops_nobody_else(federation, tmp_pa
 def test_a_host_that_was_started_again_refuses_what_was_sent_to_its_former_life(tmp_path):
     # In view 0 as well: an answer that it does not fit here would end the sender's run.
     plan = plans(RING, ALONE, tcp(), tmp_path, survive=True)[2]
-    session = Sessions(plan, np.zeros(4, np.float32), 2, "digest", always=False).first()
+    session = Sessions(plan, np.zeros(4, np.float32), ("theta", "tau"), "digest", always=False).first()
     config = RunConfig.from_mapping(plan.config).runtime
     hooks = {"on_hello": lambda _: None, "on_stop": lambda _: None, "pulse": OwnPulse()}
     wires = Wires(plan, session, Access(), config=config, joining=True, **hooks)

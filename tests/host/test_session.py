@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 
 from p2pft_flower.host.agreement import NewView
+from p2pft_flower.host.exchange import HostExchange
 from p2pft_flower.host.session import Sessions
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 
-from .hosts import ALONE, FOLDED, RING, tcp
+from .hosts import ALONE, FOLDED, RING, tcp, train
 from .quadratic import GRAPH, plans
 
 THETA0 = np.zeros(300, np.float32)
 
 
-def sessions(tmp_path, host, graph=RING, hosts=ALONE, phases=2, always=False, **settings):
+def sessions(tmp_path, host, graph=RING, hosts=ALONE, phases=("theta", "tau"), always=False, **settings):
     plan = plans(graph, hosts, tcp() if settings.get("survive", True) else {}, tmp_path, **settings)[host]
     return Sessions(plan, THETA0, phases, "digest", always=always)
 
@@ -56,7 +57,7 @@ def test_of_a_new_view_everything_is_new_and_all_of_it_says_the_same_number(tmp_
 def test_the_losses_weights_have_mean_one_among_the_peers_of_the_view(tmp_path):
     plan = plans(RING, ALONE, tcp(), tmp_path, survive=True)[1]
     plan = dataclasses.replace(plan, loss_weights={0: 0.5, 1: 0.5, 2: 2.5, 3: 0.5})
-    made = Sessions(plan, THETA0, 2, "digest", always=False)
+    made = Sessions(plan, THETA0, ("theta", "tau"), "digest", always=False)
     assert (made.first().weights, made.of(new_view()).weights) == ({1: 0.5}, {1: 1.0})
 
 
@@ -77,5 +78,12 @@ def test_a_host_that_needs_no_other_takes_nothing_in(tmp_path):
 @pytest.mark.parametrize(("always", "phases", "leaving"), [(False, 2, 2), (True, 2, 4), (True, 0, 0)])
 def test_only_edges_to_other_hosts_take_the_wire_unless_all_do(always, phases, leaving, tmp_path):
     ring = Graph.load("ring:4")
-    session = sessions(tmp_path, 0, ring, FOLDED, phases, always, survive=True).first()
+    session = sessions(tmp_path, 0, ring, FOLDED, ("theta", "tau")[:phases], always, survive=True).first()
     assert (len(session.leaving), len(session.entering)) == (leaving, leaving)
+
+
+def test_an_offer_of_theta_is_taken_back_once_when_no_peer_of_the_view_can_lack_it(tmp_path, monkeypatch):
+    sent = []
+    monkeypatch.setattr(HostExchange, "withdraw", lambda exchange: sent.append(exchange.bytes_sent[0]))
+    _, outcomes = train(tmp_path, [[0, 1, 2, 3]], {}, iterations=20)
+    assert sent == [outcomes[0].bytes_sent * 4 // 20]  # four peers: after four iterations
