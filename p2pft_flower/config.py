@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 from p2pft_flower.algorithms.objective import OBJECTIVES
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.plugins import is_reference
 
 __all__ = [
     "LearningConfig",
@@ -40,6 +41,9 @@ CHOICES = {
     "interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
 }
 """Values of the learning keys that have a few only."""
+
+HANDED_ON = ("problem", "batch_size", "seed", "data_dir")
+"""Learning keys that a ``problem`` of the user's own is given; the others are of vision transformers."""
 
 MAX_IMAGE_SIZE = 2**13
 """Pixels of a side; at patches of 16 × 16 as many tokens as a model is allowed."""
@@ -169,6 +173,10 @@ class LearningConfig:
 
     Attributes
     ----------
+    problem : str
+        Empty: a vision transformer is fine-tuned on images, as the keys below say. Else
+        ``my_module:my_problem``, a learning problem of the user's own, which is given ``batch_size``,
+        ``seed`` and ``data_dir``; the other keys are of vision transformers, and must be left out.
     model : str
         ``glyph_vit_8`` (embedded), a ViT, DeiT or Swin of timm by name, or ``my_module:my_model``.
     weights : str
@@ -235,6 +243,7 @@ class LearningConfig:
         ``dp_clip`` makes.
     """
 
+    problem: str = ""
     model: str = "glyph_vit_8"
     weights: str = "pretrained"
     image_size: int = 0
@@ -311,6 +320,30 @@ class LearningConfig:
                 "one for all, or one a peer"
             )
         return ranges[0] if len(ranges) == 1 else ranges[peer]
+
+    def check_problem(self) -> None:
+        """Look at the settings beside a ``problem`` of the user's own.
+
+        Raises
+        ------
+        ConfigError
+            When ``problem`` names no function, or keys of vision transformers are set beside it, naming them.
+        """
+        if not is_reference(self.problem):
+            raise ConfigError(
+                f"problem = {self.problem!r}: must be empty, my_module:my_problem or /path/file.py:my_problem"
+            )
+        given = [
+            f"{f.name.replace('_', '-')} = {getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if f.name not in HANDED_ON and getattr(self, f.name) != f.default
+        ]
+        if given:
+            raise ConfigError(
+                f"{', '.join(given)} with problem = {self.problem!r}: a problem of your own brings its "
+                "model and its data, and these keys are of vision transformers: leave them out. Of the keys "
+                f"on what is learned it is given {', '.join(key.replace('_', '-') for key in HANDED_ON[1:])}"
+            )
 
     def check_data(self) -> None:
         """Look at the settings of the data together; each alone was checked when it was set.

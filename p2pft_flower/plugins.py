@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ __all__ = [
     "check_reference",
     "is_reference",
     "load_reference",
+    "source_file",
     "telling_of_the_bundle",
     "telling_whose",
 ]
@@ -218,10 +220,7 @@ def check_reference(value: str, *, key: str, beside: Sequence[Path] = ()) -> Non
         When there is no such module, it is no Python, or it has no such name.
     """
     location, _, name = value.rpartition(":")
-    if location.endswith(".py"):
-        file: Path | None = Path(location).expanduser()
-    else:
-        file = _source(location, beside, key, value)
+    file = source_file(value, key=key, beside=beside)
     if file is None:
         return  # compiled, or found by means that only an import would try
     try:
@@ -230,6 +229,25 @@ def check_reference(value: str, *, key: str, beside: Sequence[Path] = ()) -> Non
         raise _cannot_import(key, value, error, location) from error
     if not _may_define(tree, name):
         raise ConfigError(f"{key} = {value!r}: {location!r} has no {name!r}")
+
+
+def source_file(value: str, *, key: str, beside: Sequence[Path] = ()) -> Path | None:
+    """Return the file of a plug-in's module, without running any code; None where only an import would tell.
+
+    Parameters
+    ----------
+    value, key, beside
+        As for :func:`check_reference`.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such module.
+    """
+    location = value.rpartition(":")[0]
+    if location.endswith(".py"):
+        return Path(location).expanduser()
+    return _source(location, beside, key, value)
 
 
 def _source(module: str, beside: Sequence[Path], key: str, value: str) -> Path | None:
@@ -288,7 +306,16 @@ def _may_define(tree: ast.Module, name: str) -> bool:
     return name in bound or "*" in bound or not _DYNAMIC.isdisjoint(bound | used)
 
 
+_LOADING = threading.RLock()
+"""Held while a file is run: another thread must not find it in ``sys.modules`` half done."""
+
+
 def _load_file(path: Path) -> ModuleType:
+    with _LOADING:
+        return _run_file(path)
+
+
+def _run_file(path: Path) -> ModuleType:
     name = f"p2pft_plugin_{sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     if name in sys.modules:
         return sys.modules[name]

@@ -51,6 +51,7 @@ OTHER = {
     "objective": "examples",
     "local-epochs": 3,
     "strategy-options": "proximal-mu=0.1",
+    "problem": "my_module:my_problem",
     "model": "vit_tiny_patch16_224",
     "weights": "none",
     "image-size": 96,

@@ -176,8 +176,14 @@ def test_imports_point_one_way_and_libraries_stay_in_their_layers() -> None:
     assert not found, "\n".join(found)
 
 
+READS_CIFAR = f"{PACKAGE}.learning.data.cifar_files"
+"""CIFAR's official files are pickles; its reader admits arrays only (tests/learning/data)."""
+
+
 def test_nothing_in_the_package_pickles() -> None:
-    found = [f"{name}: {what}" for name, source, _ in modules() for what in pickles(source)]
+    read = [(name, source) for name, source, _ in modules() if name != READS_CIFAR]
+    assert len(read) == len(modules()) - 1
+    found = [f"{name}: {what}" for name, source in read for what in pickles(source)]
     assert not found, "\n".join(found)
 
 

@@ -25,7 +25,7 @@ def require_places(learning: LearningConfig) -> None:
     ConfigError
         Names the variable, the folder, and what to choose instead.
     """
-    if learning.cache and learning.tune != "full":  # then there is no trunk
+    if learning.cache and not learning.problem and learning.tune != "full":  # then there is no trunk
         remedy = "set P2PFT_HOME to a folder that can be written, or cache = false"
         require_writable(home_named(), cache_folder(), remedy)
     require_flower_home()

@@ -19,7 +19,12 @@ from p2pft_flower.flower.resume import (
     resumed_folder,
 )
 from p2pft_flower.flower.rounds import check_resumable
-from p2pft_flower.flower.strategies import is_strategy, make_strategy, unknown_algorithm
+from p2pft_flower.flower.strategies import (
+    is_strategy,
+    make_strategy,
+    refuse_own_problem,
+    unknown_algorithm,
+)
 from p2pft_flower.keeping.resuming import config_differences, refuse
 from p2pft_flower.learning.settings import check_learning, require_here
 from p2pft_flower.plugins import check_reference, is_reference
@@ -67,7 +72,7 @@ def _absolute(key: str, value: Any) -> Any:
     if key == "dataset" and value.startswith("folder:"):
         return "folder:" + str(Path(value.removeprefix("folder:")).expanduser().absolute())
     location, _, name = value.rpartition(":")
-    if key in ("algorithm", "model", "dataset", "partition") and location.endswith(".py"):
+    if key in ("algorithm", "problem", "model", "dataset", "partition") and location.endswith(".py"):
         return f"{Path(location).expanduser().absolute()}:{name}"
     path = Path(value).expanduser()
     is_run = os.path.isdir(path / "peers")  # noqa: PTH112 - Path's own raises where a name is too long
@@ -133,6 +138,7 @@ def check(values: dict[str, Any], *, here: bool) -> tuple[RunConfig, Graph]:
         check_graph(method, graph)
     elif is_strategy(name):
         make_strategy(config.method, graph.n)
+        refuse_own_problem(config)
         check_resumable(config)
     elif not is_reference(name):
         raise unknown_algorithm(name)

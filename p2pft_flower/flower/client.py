@@ -7,6 +7,7 @@ import importlib.metadata
 import logging
 import os
 import platform
+import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -24,29 +25,48 @@ from p2pft_flower.flower.host_process import run_host
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
 from p2pft_flower.flower.site import Site
 from p2pft_flower.host.host import Host, PeerFailedError
+from p2pft_flower.host.own_problem import Plugged
 from p2pft_flower.host.recorder import Outcome
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.folders import look_at
 from p2pft_flower.keeping.progress import told_evaluations
 from p2pft_flower.keeping.rejoining import kept_plan, save_plan
 from p2pft_flower.keeping.resuming import look_through
+from p2pft_flower.learning.data.holdings import Holdings
+from p2pft_flower.learning.model.model_facts import light_digest, model_facts
+from p2pft_flower.learning.settings import check_privacy, require_accountant_here
 from p2pft_flower.plan import Plan, config_digest
 from p2pft_flower.resources import home
 from p2pft_flower.transport import Prober
 
 if TYPE_CHECKING:
     # torch and timm take seconds to import: Flower loads the app in processes that never train.
+    from p2pft_flower.host.problem import Problem
     from p2pft_flower.learning.workload import Workload
 
 __all__ = ["make_client_app", "rejoin", "versions"]
 
 log = logging.getLogger(__name__)
 
+OWN_PARTITION = "problem"
+"""What results name as the partition where the peers' data is the problem's own affair."""
+
 
 def versions() -> dict[str, str]:
     """Return what must fit between hosts: this package, Flower, torch, timm, Python."""
-    packages = ("p2pft-flower", "flwr", "torch", "timm", "numpy")
-    return {p: importlib.metadata.version(p) for p in packages} | {"python": platform.python_version()}
+    packages = ("p2pft-flower", "torch", "timm", "numpy")
+    found = {p: importlib.metadata.version(p) for p in packages}
+    try:
+        found["flwr"] = importlib.metadata.version("flwr")
+    except importlib.metadata.PackageNotFoundError:
+        found["flwr"] = importlib.metadata.version("flwr-nightly")  # the same package, by another name
+    return found | {"python": platform.python_version()}
+
+
+@lru_cache(maxsize=2)
+def holdings(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] | None) -> Holdings:
+    """Look at the data once a process."""
+    return Holdings(config, n, pooled=pooled, peers=peers)
 
 
 @lru_cache(maxsize=2)
@@ -54,7 +74,15 @@ def workload(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...]
     """Build a workload once a process: Flower sends many messages to the same one."""
     from p2pft_flower.learning.workload import Workload
 
-    return Workload(config, n, pooled=pooled, peers=peers)
+    held = holdings(config, n, pooled, peers)
+    return Workload(config, n, pooled=pooled, peers=peers, holdings=held)
+
+
+@lru_cache(maxsize=2)
+def plugged(config: LearningConfig, n: int, peers: tuple[int, ...] | None) -> Plugged:
+    """Build a problem of the user's own once a process."""
+    config.check_problem()
+    return Plugged(config, n, peers)
 
 
 @dataclass(frozen=True)
@@ -71,30 +99,51 @@ class _Facts:
     """Statistics of the pictures of peers that have images of their own."""
     frozen: dict[str, str]
     """What must be the same on all machines; empty in simulation, where there is one machine."""
-    images: str
-    """Which images the model sees, in a line for the log; empty in simulation."""
+    model: str
+    """Digest of what decides the model: where it is the same on two machines, so is the model; else it is
+    built, and compared. Empty in simulation, and of problems whose model digest is in ``frozen``."""
 
 
 @lru_cache(maxsize=2)
 def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] | None) -> _Facts:
     """Look at the data once a process; what was warned of meanwhile is told whenever one asks."""
+    if config.problem:
+        return _facts_of_own(config, n, peers)
     with kept_warnings() as warnings:
-        problem = workload(config, n, pooled, peers)
-        problem.check_privacy()
-        holdings = problem.holdings
-        there = range(len(holdings.partition))
-        data = {p: vars(holdings.data(p)) for p in peers or there if p in there}
-        holdings.test_positions  # noqa: B018 - test images that cannot be used are told of now
-        lines = holdings.notes  # refuses images of which it is not clear what is black and white
+        check_privacy(config, pooled=bool(pooled))
+        require_accountant_here(config)
+        model = "" if peers is None else light_digest(model_facts(config))
+        held = holdings(config, n, pooled, peers)
+        there = range(len(held.partition))
+        data = {p: vars(held.data(p)) for p in peers or there if p in there}
+        held.test_positions  # noqa: B018 - test images that cannot be used are told of now
+        lines = held.notes  # refuses images of which it is not clear what is black and white
         sites = (peers is not None or config.sited) and not pooled
         own = data if sites and not config.dp_clip else ()  # statistics would cost privacy, too
-        pixels = {p: asdict(found) for p in own if (found := holdings.statistics(p)) is not None}
-        frozen, images = ({}, "") if peers is None else (problem.frozen_facts(), problem.images_line)
-        if peers is not None and not config.sited and not config.stream:
-            frozen["training images"] = holdings.dealt_digest
+        pixels = {p: asdict(found) for p in own if (found := held.statistics(p)) is not None}
+        dealt = peers is not None and not config.sited and not config.stream
+        frozen = {"training images": held.dealt_digest} if dealt else {}
     notes = tuple(_noted(peer, line) for peer, line in lines)
     told = tuple(warnings)
-    return _Facts(data, holdings.partition_spec, holdings.classes, told, notes, pixels, frozen, images)
+    return _Facts(data, held.partition_spec, held.classes, told, notes, pixels, frozen, model)
+
+
+def _facts_of_own(config: LearningConfig, n: int, peers: tuple[int, ...] | None) -> _Facts:
+    """Say what a problem of the user's own is like; it has samples, and no images or classes."""
+    with kept_warnings() as warnings:
+        own = plugged(config, n, peers)
+        data: dict[int, dict[str, Any]] = {
+            p: {
+                "images": own.samples(p),
+                "classes": (),
+                "train_digest": own.data_digest(p),
+                "test_digest": "",
+                "pixel_range": "",
+            }
+            for p in own.here
+        }
+    frozen = {} if peers is None else {"model digest": own.model_digest}
+    return _Facts(data, OWN_PARTITION, (), tuple(warnings), (), {}, frozen, "")
 
 
 def _noted(peer: int | None, line: str) -> str:
@@ -169,9 +218,15 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     site = Site.of(context.node_config)
     here = _peers_here(site)
     own = None if site is None else site.credentials()  # what is wrong with them shall be known now
+    images = ""
     facts = _Facts({}, "", (), (), (), {}, {}, "")
     if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses who is none of its peers
-        facts = _facts(_learning(config, site), asked["n"], asked["pooled"], here)
+        learning = _learning(config, site)
+        facts = _facts(learning, asked["n"], asked["pooled"], here)
+        if asked.get("build") and facts.model:
+            built = workload(learning, asked["n"], asked["pooled"], here)
+            images = built.images_line
+            facts = dataclasses.replace(facts, frozen={**facts.frozen, **built.frozen_facts()})
     time.sleep(asked["hold"])  # not to synchronise: the overlap of these stretches is what is measured
     return {
         "begin": begin,
@@ -184,6 +239,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
         "certificate": "" if own is None else f"{own.facts.not_after:%Y-%m-%d}",
         "insecure": site is not None and site.insecure,
         **vars(facts),
+        "images": images,
         "kept": _kept(config, site),
         "warnings": (*facts.warnings, *(() if own is None else own.warnings)),
     }
@@ -225,14 +281,19 @@ def _preflight(message: Message, context: Context) -> dict[str, Any]:
 
 def _host(plan: Plan, site: Site | None, *, joining: bool = False) -> Host:
     """Return the host of ``plan``'s peers, ready to run in this process."""
-    import torch
-
     config = RunConfig.from_mapping(plan.config)
-    # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
-    # same number everywhere (invariant 2 of docs/architecture.md).
-    torch.set_num_threads(config.runtime.threads)
-    pooled = config.method.objective if plan.pooled else ""
-    problem = workload(_learning(config, site), plan.n, pooled, _peers_here(site))
+    learning, here = _learning(config, site), _peers_here(site)
+    problem: Problem
+    if learning.problem:
+        problem = plugged(learning, plan.n, here)
+    else:
+        problem = workload(learning, plan.n, config.method.objective if plan.pooled else "", here)
+    if "torch" in sys.modules:  # a problem of the user's own may do without
+        import torch
+
+        # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
+        # same number everywhere (invariant 2 of docs/architecture.md).
+        torch.set_num_threads(config.runtime.threads)
     return Host(plan, problem, Access() if site is None else site.access(), joining=joining)
 
 

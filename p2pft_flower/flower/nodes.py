@@ -24,6 +24,7 @@ __all__ = [
     "RunFailedError",
     "assign_hosts",
     "collect",
+    "compare_models",
     "greet",
     "overlap",
     "with_addresses",
@@ -220,6 +221,39 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
             log.info("%s", waiting)
             told = waiting
         time.sleep(POLL if asked else 1.0)  # Flower's interface is a poll
+
+
+def compare_models(
+    grid: Grid, config: RunConfig, n: int, answers: dict[int, dict[str, Any]], *, meet: bool
+) -> dict[int, dict[str, Any]]:
+    """Return the answers to :func:`greet`, with facts of the built models where these must be compared.
+
+    A hello says what decides a site's model, and builds none: that takes seconds. Where sites say different
+    things, each builds its model and says what it is. So does each where the run is to look only
+    (``preflight-only``), and where peers do not ``meet``, which compare their models when they do.
+
+    Raises
+    ------
+    RunFailedError
+        When a node does not answer in time, or cannot build its model.
+    """
+    told = {answer["model"] for answer in answers.values()}
+    if told == {""} or (len(told) == 1 and meet and not config.runtime.preflight_only):
+        return answers
+    why = "" if len(told) == 1 else ": files of weights, code or processors are not the same at all of them"
+    log.info("the sites build their models, which are compared%s", why)
+    body = {"config": config.to_mapping(), "n": n, "pooled": "", "hold": 0.0, "build": True}
+    sent = [Message(messages.pack(body), node, messages.HELLO) for node in answers]
+    patience = config.runtime.meet_timeout
+    replies = collect(grid, sent, timeout=patience + ANSWER, grace=ANSWER)
+    whose = {node: f"peer {answer['peer-id']}" for node, answer in answers.items()}
+    if silent := [whose[node] for node in answers if node not in replies]:
+        raise RunFailedError(
+            f"after {patience + ANSWER:g} s (meet-timeout and a minute) {', '.join(silent)} had not built "
+            "the model, which is compared with the others'; does the SuperNode still run? Else raise "
+            "meet-timeout"
+        )
+    return {node: body_of(replies[node], whose[node]) for node in answers}
 
 
 def _simulated(answers: dict[int, dict[str, Any]]) -> bool:

@@ -102,11 +102,12 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
             failures.append(str(error))
         rows.append(row)
     warning = unlike({row["peer"]: row["pixels"] for row in rows if row["pixels"] is not None})
+    first = answers[run.hosts[0].node]
     report = {
         "run": run.id,
         "graph": run.view.graph.name,
         "missing": list(run.missing),
-        "digests": {"config": digest, **answers[run.hosts[0].node]["frozen"]},
+        "digests": {"config": digest, "model": first["model"], **first["frozen"]},
         "versions": run.versions,
         "peers": rows,
         "warnings": [warning] if warning else [],

@@ -28,6 +28,7 @@ __all__ = ["Run", "collect_results", "plan_run", "tell_plan"]
 log = logging.getLogger("p2pft_flower")
 
 _SAME_WEIGHTS = "give all peers the same weights file, and set trunk-dtype where machines choose differently"
+_SAME_PROBLEM = "give all peers the same module, of the same version, and the same model"
 _SAME_IMAGES = "give all peers the same model, or set {} in the run-config"
 _REMEDIES = {
     "image size": _SAME_IMAGES.format("image-size"),
@@ -76,7 +77,7 @@ class Run:
     loss_weights: dict[int, float] | None = None
     """Of a run that goes on: factor of each peer's loss, as it was."""
     images_line: str = ""
-    """Which images the peers' models see, as their sites told; empty in simulation, where a host tells it."""
+    """Which images the peers' models see, where their sites built them; else a host tells it, later."""
     digests: dict[int, dict[str, str]] = field(default_factory=dict)
     """By what each peer's images are known again, by :data:`KNOWN_BY`; empty ones say nothing."""
 
@@ -152,6 +153,7 @@ def plan_run(
         When hosts run different versions, or their data has other classes, or they start from other weights.
     """
     told = [answers[host.node] for host in hosts]
+    remedy = _SAME_PROBLEM if config.learning.problem else _SAME_WEIGHTS
     for host, answer in zip(hosts, told, strict=True):
         odd = {k: v for k, v in answer["versions"].items() if v != told[0]["versions"][k]}
         if odd:
@@ -172,7 +174,7 @@ def plan_run(
             if value != told[0]["frozen"][what]:
                 raise RunFailedError(
                     f"{what} differs: peers {list(host.peers)} have {value}, peers {list(hosts[0].peers)} "
-                    f"have {told[0]['frozen'][what]}; {_REMEDIES.get(what, _SAME_WEIGHTS)}"
+                    f"have {told[0]['frozen'][what]}; {_REMEDIES.get(what, remedy)}"
                 )
     _tell_warnings(hosts, told)
     _tell_pixels(told)
@@ -200,7 +202,7 @@ def plan_run(
         iterations=iterations,
         epoch=epoch,
         evaluate_every=config.runtime.evaluate_every or epoch,
-        images_line=told[0].get("images", ""),
+        images_line=told[0]["images"],
     )
 
 
@@ -230,18 +232,13 @@ def tell_plan(run: Run) -> None:
     c = run.config
     who = "1 pooled peer" if run.pooled else f"{len(run.peers)} peers"
     where = f"{len(run.hosts)} host{'s' if len(run.hosts) > 1 else ''} at once"
-    log.info(
-        "%s: %s on graph %s, %s; %s (weights: %s), tune %s; %s, partition %s",
-        c.method.algorithm,
-        who,
-        run.view.graph.name,
-        where,
-        c.learning.model,
-        c.learning.weights,
-        c.learning.tune,
-        c.learning.dataset,
-        printable(run.partition),
-    )
+    learned = f"problem {c.learning.problem}"
+    if not c.learning.problem:
+        learned = (
+            f"{c.learning.model} (weights: {c.learning.weights}), tune {c.learning.tune}; "
+            f"{c.learning.dataset}, partition {printable(run.partition)}"
+        )
+    log.info("%s: %s on graph %s, %s; %s", c.method.algorithm, who, run.view.graph.name, where, learned)
     if c.learning.weights == "none":
         log.warning(
             "weights = none: RANDOM weights, no pre-training; these figures say nothing about transfer"

@@ -27,7 +27,12 @@ from p2pft_flower.flower.preflight import preflight
 from p2pft_flower.flower.resume import no_extension_alone, resumed
 from p2pft_flower.flower.run import plan_run, tell_plan
 from p2pft_flower.flower.signals import before_obeying
-from p2pft_flower.flower.strategies import is_strategy, make_strategy, unknown_algorithm
+from p2pft_flower.flower.strategies import (
+    is_strategy,
+    make_strategy,
+    refuse_own_problem,
+    unknown_algorithm,
+)
 from p2pft_flower.flower.strategy_run import run_strategy
 from p2pft_flower.flower.trust import check_trust, coordinator_credentials, observer_access
 from p2pft_flower.host.wires import Access
@@ -120,6 +125,7 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Endin
             )
     else:
         make_strategy(config.method, graph.n)  # refuse wrong options before anything starts
+        refuse_own_problem(config)
     check_learning(config.learning, graph.n, pooled=pooled)
 
     answers = nodes.greet(grid, config, graph.n, pooled=pooled)
@@ -143,6 +149,7 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Endin
         )
     if not strategy:
         check_graph(method, view.graph)
+    answers = nodes.compare_models(grid, config, graph.n, answers, meet=exchanges and not strategy)
     run = plan_run(run_id, config, graph, view, folder, pooled, exchanges, hosts, answers)
     run = resumed(run, answers)
     tell_plan(run)

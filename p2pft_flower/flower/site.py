@@ -166,7 +166,13 @@ class Site:
         ConfigError
             When the dataset would not look at the folder.
         """
-        refuse_data_dir(learning.dataset, self.data_dir, " in --node-config")
+        if not learning.problem:
+            refuse_data_dir(learning.dataset, self.data_dir, " in --node-config")
+        elif self.pixel_range:
+            raise ConfigError(
+                f"pixel-range = {self.pixel_range!r} in --node-config with problem = {learning.problem!r}: a "
+                "problem of one's own reads its data itself; leave it out"
+            )
         return replace(
             learning,
             data_dir=self.data_dir or learning.data_dir,

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from p2pft_flower.algorithms import ALGORITHMS
-from p2pft_flower.config import MethodConfig
+from p2pft_flower.config import MethodConfig, RunConfig
 from p2pft_flower.errors import ConfigError, did_you_mean
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
@@ -24,6 +24,7 @@ __all__ = [
     "is_strategy",
     "make_strategy",
     "plain_name",
+    "refuse_own_problem",
     "strategy_names",
     "unknown_algorithm",
 ]
@@ -120,6 +121,22 @@ def make_strategy(method: MethodConfig, n: int) -> Strategy:
         raise ConfigError(f"strategy-options = {options!r}: {name} refuses: {error}") from error
 
 
+def refuse_own_problem(config: RunConfig) -> None:
+    """Refuse one of Flower's strategies for a ``problem`` of the user's own.
+
+    Raises
+    ------
+    ConfigError
+        With the methods that train it.
+    """
+    if config.learning.problem:
+        raise ConfigError(
+            f"problem = {config.learning.problem!r} with algorithm = {config.method.algorithm!r}: Flower's "
+            "strategies are run on vision transformers only; choose p2pft, dgd, gt-dgd, local or "
+            "my_module:my_method"
+        )
+
+
 class PeersGrid(Grid):
     """n clients for a strategy, on however many SuperNodes there are.
 
@@ -176,8 +193,8 @@ class PeersGrid(Grid):
         """Not offered: strategies use :meth:`send_and_receive`."""
         raise RunFailedError("this strategy pushes messages by itself, which PeersGrid does not offer")
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:  # noqa: ARG002
-        """Not offered: strategies use :meth:`send_and_receive`."""
+    def pull_messages(self, *_: Any, **__: Any) -> Iterable[Message]:
+        """Not offered, with the parameters of whatever version: strategies use :meth:`send_and_receive`."""
         raise RunFailedError("this strategy pulls messages by itself, which PeersGrid does not offer")
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:

@@ -69,16 +69,19 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
         "output-dir": str(run.folder),
     }
     begin = time.monotonic()
+    initial = keeper.arrays or clients.to_arrays(workload, workload.theta0)
     result = strategy.start(
         grid=PeersGrid(grid, run.hosts, task, on_reply),
-        initial_arrays=keeper.arrays or clients.to_arrays(workload, workload.theta0),
+        initial_arrays=initial,
         num_rounds=rounds - keeper.first_round,
         timeout=run.config.runtime.run_timeout,
         train_config=ConfigRecord(),
         evaluate_config=ConfigRecord(),
         evaluate_fn=keeper.keep,
     )
-    if not result.arrays:
+    if (
+        not result.arrays or result.arrays is initial
+    ):  # Flower 1.42 has none then, 1.43 those that it began with
         raise RunFailedError(f"{method.algorithm} returned no model; see Flower's log above")
     passed = time.monotonic() - begin
     for host in run.hosts:

@@ -148,7 +148,8 @@ class Host:
         with recorder.telling():
             theta0 = self.problem.theta0
         always = self._config.runtime.transport == "grpc"
-        sessions = Sessions(plan, theta0, method.phases, self.problem.model_digest, always=always)
+        model = getattr(self.problem, "meeting_digest", "") or self.problem.model_digest
+        sessions = Sessions(plan, theta0, method.phases, model, always=always)
         training = self._prepare(recorder, method, theta0, sessions.first())
         if self._joining:
             self._meeting.end()  # the others have met long ago

@@ -362,6 +362,11 @@ class Keeper:
         if kept.digests:
             path = folder / f"iteration-{max(kept.digests)}.safetensors"
             checkpoint, _ = read_checkpoint(path, self._plan.run)
+            if (kept_digest := checkpoint.about["model_digest"]) != self._model_digest:
+                raise DataError(
+                    f"peer {peer} cannot come back to run {self._plan.run}: its model digest is "
+                    f"{kept_digest} in {path}, {self._model_digest} now; give it the same weights"
+                )
             position, sent, seconds = checkpoint.position, checkpoint.bytes_sent, checkpoint.seconds
             lost = _lost(checkpoint, folder) + more
         objective.go_to(position, lost)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-__all__ = ["Objective", "Problem", "Score"]
+__all__ = ["Objective", "OwnProblem", "Problem", "Score"]
 
 Vector = npt.NDArray[Any]
 
@@ -76,7 +76,11 @@ class Problem(Protocol):
 
     @property
     def model_digest(self) -> str:
-        """Digest of the frozen weights and θ^0; equal on all peers."""
+        """Digest of the frozen weights and θ^0; equal on all peers.
+
+        Neighbours compare it before they train, or ``meeting_digest``, where a problem has that: a digest of
+        all that must be equal on all peers.
+        """
         ...
 
     @property
@@ -94,4 +98,17 @@ class Problem(Protocol):
 
     def metadata(self) -> Mapping[str, str]:
         """Return what is needed to load a tail again."""
+        ...
+
+
+class OwnProblem(Problem, Protocol):
+    """What ``problem = my_module:my_problem`` returns: a :class:`Problem` that also counts its samples.
+
+    It may also have ``theta_from(tensors)``, the inverse of :meth:`Problem.named_tail`, with which
+    ``p2pft evaluate`` scores its tails, and ``data_digest(peer)``, a text by which a peer's samples are known
+    again where a run is resumed. docs/extending.md has an example.
+    """
+
+    def samples(self, peer: int) -> int:
+        """Return how many samples ``peer`` trains on; epochs and ``objective = "examples"`` count them."""
         ...

@@ -124,7 +124,7 @@ class Sessions:
         self, plan: Plan, theta0: Vector, phases: tuple[str, ...], model_digest: str, *, always: bool
     ) -> None:
         self._plan, self._theta0, self._phases, self._always = plan, theta0, phases, always
-        self._config = f"{plan.terms}:{model_digest}"
+        self._config = f"settings {plan.terms} model {model_digest}"
 
     def first(self) -> Session:
         """Return the session of the view that the run begins with."""

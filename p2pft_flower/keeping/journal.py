@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
+
 from p2pft_flower.errors import Cause, P2PFTError
 from p2pft_flower.keeping.folders import make_private, new_private, private, sync
 
@@ -114,18 +116,23 @@ class Journal:
     def save_tail(
         self, tensors: Mapping[str, Any], metadata: Mapping[str, str], *, stopped: bool = False
     ) -> Path:
-        """Write ``peer-<i>.safetensors`` (named torch tensors and text metadata) and return its path.
+        """Write ``peer-<i>.safetensors`` and return its path.
+
+        ``tensors`` are named: all of torch, or all of NumPy, for which torch is not imported.
 
         It is on disk then. With ``stopped`` it is ``peer-<i>.stopped.safetensors``, of a peer that did not
         come to its end: nobody waits for the disk, which may be why the peer stops.
         """
-        from safetensors.torch import save_file
+        if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
+            from safetensors import numpy as safetensors
+        else:
+            from safetensors import torch as safetensors  # type: ignore[no-redef]
 
         path = self.folder / f"peer-{self.peer}{'.stopped' if stopped else ''}.safetensors"
         partial = path.with_suffix(".partial")
         with self._on_disk(path):
             new_private(partial)
-            save_file(dict(tensors), partial, metadata=dict(metadata))
+            safetensors.save_file(dict(tensors), partial, metadata=dict(metadata))
             if not stopped:
                 sync(partial)
             os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none

@@ -26,6 +26,8 @@ __all__ = [
     "check_privacy",
     "check_ranges",
     "no_accountant",
+    "refuse_pooling",
+    "require_accountant_here",
     "require_here",
 ]
 
@@ -47,6 +49,10 @@ def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
     ConfigError
         Naming key, value, and what would be right.
     """
+    if config.problem:
+        config.check_problem()
+        refuse_pooling(config, pooled=pooled)
+        return
     config.check_data()
     check_model_name(config.model)
     check_weights(config.model, config.weights, here=False)
@@ -80,6 +86,9 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
     ConfigError, DataError
         Naming key, value, and what is missing.
     """
+    if config.problem:
+        check_reference(config.problem, key="problem", beside=places)
+        return
     check_weights(config.model, config.weights, here=True)
     check_device(config.device)
     require_data(config.dataset, config.data_dir, download=config.download, peers=range(n))
@@ -87,8 +96,7 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
     for key, value in (("model", config.model), ("dataset", config.dataset), ("partition", config.partition)):
         if is_reference(value) and not value.startswith(_OUR_OWN):
             check_reference(value, key=key, beside=places)
-    if config.dp_clip and importlib.util.find_spec("opacus") is None:
-        raise no_accountant("No module named 'opacus'")
+    require_accountant_here(config)
 
 
 def check_ranges(config: LearningConfig, n: int) -> None:
@@ -103,6 +111,33 @@ def check_ranges(config: LearningConfig, n: int) -> None:
         raise ConfigError(
             f"pixel-range = {config.pixel_range!r} has {len(config.pixel_ranges)} ranges for {n} peers: "
             "give one for all, or one a peer"
+        )
+
+
+def require_accountant_here(config: LearningConfig) -> None:
+    """Refuse private gradients on a machine without Opacus, which is looked for and not imported.
+
+    Raises
+    ------
+    ConfigError
+        With how to install it.
+    """
+    if config.dp_clip and importlib.util.find_spec("opacus") is None:
+        raise no_accountant("No module named 'opacus'")
+
+
+def refuse_pooling(config: LearningConfig, *, pooled: bool) -> None:
+    """Refuse to pool the data of a ``problem`` of the user's own, which hands out one objective a peer.
+
+    Raises
+    ------
+    ConfigError
+        When one peer is to hold all data.
+    """
+    if pooled:
+        raise ConfigError(
+            f"problem = {config.problem!r} with algorithm = centralized: it has one objective a peer, and "
+            "none of all data together; choose another algorithm"
         )
 
 

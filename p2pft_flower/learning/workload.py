@@ -67,6 +67,8 @@ class Workload:
     classes : sequence of str, optional
         Names of the classes where they are known without images: to the coordinator of peers on other
         machines, or from a tail's metadata.
+    holdings : Holdings, optional
+        Who holds which images, where that was looked at already, with the same settings.
 
     Raises
     ------
@@ -91,8 +93,9 @@ class Workload:
         pooled: str = "",
         peers: Sequence[int] | None = None,
         classes: Sequence[str] | None = None,
+        holdings: Holdings | None = None,
     ) -> None:
-        self.holdings = Holdings(config, n, pooled=pooled, peers=peers, classes=classes)
+        self.holdings = holdings or Holdings(config, n, pooled=pooled, peers=peers, classes=classes)
         self.config, self.n, self.pooled = config, n, pooled
         self._features: dict[int, Features] = {}
         self._checked: set[int] = set()
@@ -208,6 +211,11 @@ class Workload:
             **self.images.facts,
             "trunk-dtype": str(choose_trunk_dtype(self.config.trunk_dtype, self.device)),
         }
+
+    @cached_property
+    def meeting_digest(self) -> str:
+        """SHA-256 of :meth:`frozen_facts`, by which neighbours see when they meet that they train alike."""
+        return sha256(json.dumps(self.frozen_facts(), sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def _trunk_store(self) -> TrunkStore:

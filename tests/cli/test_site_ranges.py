@@ -90,6 +90,7 @@ def test_a_sites_own_range_of_a_deployment_is_that_of_its_tail(root, tmp_path):
     for peer, folder in enumerate(folders):
         checkpoint_files(checkpoint_folder(folder, peer))[2].unlink()
     nodes[1]["pixel-range"] = "0:8190"
+    client.holdings.cache_clear()
     client.workload.cache_clear()
     client._facts.cache_clear()
     message = r"cannot be resumed like this: peer 1's pixel-range: 0:4095 in the checkpoint, 0:8190 now$"

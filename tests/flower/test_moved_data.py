@@ -63,6 +63,7 @@ def other_image(root, part):
 
 def anew():
     """Have data looked at again at the same path, as a new process does."""
+    client.holdings.cache_clear()
     client.workload.cache_clear()
     client._facts.cache_clear()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from p2pft_flower.config import RunConfig
 from p2pft_flower.host.host import Host
@@ -78,7 +77,7 @@ class Quadratics:
         return new
 
     def named_tail(self, theta):
-        return {"theta": torch.from_numpy(theta.copy())}
+        return {"theta": theta.copy()}
 
     def metadata(self):
         return {"schema": "test"}

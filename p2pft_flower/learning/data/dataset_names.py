@@ -27,7 +27,7 @@ BUILT_IN = ("digits",)
 """Datasets that come with their library, :data:`p2pft_flower.learning.data.datasets.DATASETS`."""
 
 TORCHVISION = tuple(FOLDERS)
-"""The sets of :mod:`p2pft_flower.learning.data.torchvision_sets`, which is heavy to import."""
+"""The sets of :mod:`p2pft_flower.learning.data.torchvision_sets`."""
 
 FOLDER = "folder:"
 """What comes before a folder's path."""

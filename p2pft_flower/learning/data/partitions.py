@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
 from p2pft_flower.learning.data.class_groups import check_groups, class_owners, even_groups
+from p2pft_flower.learning.data.dealing import deal_dirichlet, deal_iid, deal_shards
 from p2pft_flower.plugins import call_reference, is_reference
 
 __all__ = [
@@ -179,16 +179,26 @@ def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], 
         owners = class_owners(spec, n, classes)
         parts = [np.flatnonzero(owners[labels] == peer) for peer in range(n)]
     elif spec == "iid":
-        parts = _library("IidPartitioner", labels, n, {}, seed)
+        parts = deal_iid(_enough(labels, n), n, seed)
     elif kind == "dirichlet" and argument:
-        parts = _dirichlet(_alpha(spec, argument), labels, n, seed)
+        alpha = _alpha(spec, argument)
+        # All is drawn again until each peer has this many images: of few it must not be asked for much.
+        at_least = min(10, max(1, len(labels) // (8 * n)))
+        parts = deal_dirichlet(_enough(labels, n), n, alpha, at_least, seed)
     elif kind == "shards" and argument:
-        parts = _shards(_classes_a_peer(spec, argument, len(np.unique(labels))), labels, n, seed)
+        classes_a_peer = _classes_a_peer(spec, argument, len(np.unique(labels)))
+        parts = deal_shards(_enough(labels, n), n, classes_a_peer, seed)
     elif is_reference(spec):
         parts = call_reference(spec, labels, n, seed, key="partition")
     else:
         raise _unknown(spec)
     return _checked(spec, parts, len(labels), n)
+
+
+def _enough(labels: Labels, n: int) -> Labels:
+    if n > len(labels):
+        raise DataError(f"{len(labels)} training images cannot be dealt out to {n} peers")
+    return labels
 
 
 def _alpha(spec: str, argument: str) -> float:
@@ -211,49 +221,6 @@ def _classes_a_peer(spec: str, argument: str, most: int | None) -> int:
             "as shards:2"
         )
     return number
-
-
-def _dirichlet(alpha: float, labels: Labels, n: int, seed: int) -> Partition:
-    # The library draws again until each peer has this many images, and gives up after ten draws: of few
-    # images it must not be asked for much.
-    at_least = min(10, max(1, len(labels) // (8 * n)))
-    options = {"partition_by": "label", "alpha": alpha, "min_partition_size": at_least}
-    return _library("DirichletPartitioner", labels, n, options, seed)
-
-
-def _shards(classes: int, labels: Labels, n: int, seed: int) -> Partition:
-    options: dict[str, object] = {
-        "partition_by": "label",
-        "num_classes_per_partition": classes,
-        "class_assignment_mode": "first-deterministic",
-    }
-    return _library("PathologicalPartitioner", labels, n, options, seed)
-
-
-def _library(name: str, labels: Labels, n: int, options: dict[str, object], seed: int) -> Partition:
-    """Deal with one of flwr-datasets' partitioners, on local labels."""
-    from datasets import Dataset as Table
-    from flwr_datasets import partitioner as partitioners
-
-    if n > len(labels):
-        raise DataError(f"{len(labels)} training images cannot be dealt out to {n} peers")
-    table = Table.from_dict({"label": labels.tolist(), "position": list(range(len(labels)))})
-    if name == "IidPartitioner":
-        table = table.shuffle(seed=seed)  # the library deals contiguously
-    else:
-        options = options | {"seed": seed, "shuffle": True}
-    partitioner = getattr(partitioners, name)(num_partitions=n, **options)
-    partitioner.dataset = table
-    try:
-        with warnings.catch_warnings():
-            # It warns of each draw that it repeats; whether it succeeds in the end is all that counts.
-            warnings.filterwarnings("ignore", message="The specified min_partition_size")
-            # What no peer is given is told of every partition alike.
-            warnings.filterwarnings("ignore", message="Classes: .* will NOT be used")
-            positions = [partitioner.load_partition(i)["position"] for i in range(n)]
-    except ValueError as error:
-        raise DataError(f"{name} could not deal {len(labels)} images out to {n} peers: {error}") from error
-    return [np.sort(np.asarray(p, dtype=np.int64)) for p in positions]
 
 
 def _checked(spec: str, parts: object, total: int, n: int) -> Partition:

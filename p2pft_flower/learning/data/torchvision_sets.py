@@ -1,22 +1,23 @@
-"""The paper's four datasets, in the folders that torchvision makes and reads."""
+"""The paper's four datasets, in torchvision's folders; torchvision itself is imported to download only."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import logging
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
-from torchvision import datasets as torchvision
-from torchvision.datasets.utils import check_integrity
 
 from p2pft_flower.errors import DataError
+from p2pft_flower.learning.data.cifar_files import read_cifar, read_names
 from p2pft_flower.learning.data.datasets import Dataset, Split
+from p2pft_flower.learning.data.flower_names import FLOWERS
 from p2pft_flower.learning.data.images import array_content
 from p2pft_flower.learning.data.torchvision_folders import FOLDERS, data_root, find_folder, require_folder
 
@@ -70,7 +71,7 @@ def load_torchvision(name: str, data_dir: str, *, download: bool, verify: bool) 
     if download and find_folder(name, data_dir) is None:
         _download(name, source.fetch, root)
     folder = require_folder(name, data_dir)
-    odd = [file for file, md5 in source.md5.items() if not check_integrity(folder / file, md5)]
+    odd = [file for file, md5 in source.md5.items() if _md5(folder / file) != md5]
     if odd and verify:
         raise DataError(
             f"dataset = {name!r}: in {folder} the md5 sums of {', '.join(odd)} are not the official ones; "
@@ -88,8 +89,13 @@ def load_torchvision(name: str, data_dir: str, *, download: bool, verify: bool) 
         return source.read(root)
     except DataError:
         raise
-    except Exception as error:  # the readers of torchvision and SciPy raise what they like
+    except Exception as error:  # the readers of pickles and SciPy raise what they like
         raise DataError(f"dataset = {name!r}: {folder} cannot be read: {error!r}") from error
+
+
+def _md5(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def _download(name: str, fetch: Callable[[str], object], root: Path) -> None:
@@ -112,34 +118,32 @@ def _download(name: str, fetch: Callable[[str], object], root: Path) -> None:
         ) from error
 
 
-def _cifar(name: str, reader: Any) -> Source:
-    md5 = dict([*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])])
-    # torchvision checks md5 sums while it reads; a subclass without them reads copies too.
-    lenient = type(
-        f"Lenient{reader.__name__}",
-        (reader,),
-        {
-            "train_list": [[file, None] for file, _ in reader.train_list],
-            "test_list": [[file, None] for file, _ in reader.test_list],
-            "meta": reader.meta | {"md5": None},
-        },
-    )
+def _torchvision(reader: str) -> Callable[[str], object]:
+    """Return what downloads a dataset with torchvision's own reader; nothing else needs torchvision."""
 
-    def split(part: Any) -> Split:
-        return Split(
-            np.array(part.targets, dtype=np.int64),
-            lambda index: Image.fromarray(part.data[index]),
-            lambda index: array_content(part.data[index]),
-        )
+    def fetch(root: str) -> object:
+        from torchvision import datasets
 
+        return getattr(datasets, reader)(root, download=True)
+
+    return fetch
+
+
+def _cifar(name: str, reader: str, md5: dict[str, str], train: Sequence[str], test: str, meta: str) -> Source:
     def read(root: Path) -> Dataset:
-        train, test = lenient(str(root), train=True), lenient(str(root), train=False)
-        return Dataset(name, tuple(train.classes), split(train), split(test))
+        folder = root / FOLDERS[name].name
 
-    return Source(md5, lambda root: reader(root, download=True), read)
+        def split(*files: str) -> Split:
+            pixels, labels = read_cifar(*(folder / file for file in files))
+            return Split(
+                labels,
+                lambda index: Image.fromarray(pixels[index]),
+                lambda index: array_content(pixels[index]),
+            )
 
+        return Dataset(name, read_names(folder / meta), split(*train), split(test))
 
-# torchvision's readers of Pets and Flowers give labels only with the decoded images, one by one.
+    return Source(md5, _torchvision(reader), read)
 
 
 def _files(files: Sequence[Path], labels: Sequence[int]) -> Split:
@@ -177,25 +181,35 @@ def _read_flowers(root: Path) -> Dataset:
         return _files([folder / "jpg" / f"image_{i:05d}.jpg" for i in ids], of_image[ids - 1].tolist())
 
     count = int(of_image.max()) + 1
-    names = tuple(getattr(torchvision.Flowers102, "classes", ()))  # newer versions of torchvision
-    classes = names if len(names) == count else tuple(str(label) for label in range(count))
+    classes = FLOWERS if len(FLOWERS) == count else tuple(str(label) for label in range(count))
     return Dataset("oxford-flowers102", classes, split("trnid", "valid"), split("tstid"))
 
 
+_CIFAR10 = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+    "batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
+}
+_CIFAR100 = {
+    "train": "16019d7e3df5f24257cddd939b257f8d",
+    "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
+    "meta": "7973b15100ade9c7d40fb424638fde48",
+}
+
 SOURCES = {
-    "cifar10": _cifar("cifar10", torchvision.CIFAR10),
-    "cifar100": _cifar("cifar100", torchvision.CIFAR100),
-    "oxford-iiit-pet": Source(
-        {},
-        lambda root: torchvision.OxfordIIITPet(root, download=True),
-        _read_pets,
-    ),
+    "cifar10": _cifar("cifar10", "CIFAR10", _CIFAR10, [*_CIFAR10][:5], "test_batch", "batches.meta"),
+    "cifar100": _cifar("cifar100", "CIFAR100", _CIFAR100, ["train"], "test", "meta"),
+    "oxford-iiit-pet": Source({}, _torchvision("OxfordIIITPet"), _read_pets),
     "oxford-flowers102": Source(
         {
             "imagelabels.mat": "e0620be6f572b9609742df49c70aed4d",
             "setid.mat": "a5357ecc9cb78c4bef273ce3793fc85c",
         },
-        lambda root: torchvision.Flowers102(root, download=True),
+        _torchvision("Flowers102"),
         _read_flowers,
     ),
 }

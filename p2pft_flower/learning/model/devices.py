@@ -14,9 +14,9 @@ from p2pft_flower.errors import ConfigError
 if TYPE_CHECKING:
     import torch  # takes seconds
 
-__all__ = ["check_device", "choose_device", "choose_trunk_dtype"]
+__all__ = ["GPUS", "check_device", "choose_device", "choose_trunk_dtype"]
 
-_GPUS = ("nvidia*", "nvhost*", "nvmap", "nvgpu*", "kfd", "dxg")
+GPUS = ("nvidia*", "nvhost*", "nvmap", "nvgpu*", "kfd", "dxg")
 """What Linux has in /dev of NVIDIA's and AMD's GPUs, one of which torch needs for ``cuda``."""
 
 
@@ -41,7 +41,7 @@ def check_device(setting: str) -> None:
             why = "torch is installed without support of GPUs"
         elif system == "Darwin":
             why = "Apple's machines have none; there is mps"
-        elif system == "Linux" and not any(next(Path("/dev").glob(name), None) for name in _GPUS):
+        elif system == "Linux" and not any(next(Path("/dev").glob(name), None) for name in GPUS):
             why = "there is no GPU in /dev"
         elif os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
             why = f"CUDA_VISIBLE_DEVICES = {os.environ['CUDA_VISIBLE_DEVICES']!r} hides all GPUs"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import subprocess
 import sys
 import time
 
@@ -341,7 +339,7 @@ def test_shards_give_every_peer_exactly_k_classes_and_no_image_to_two(n, k):
 
 
 def test_shards_that_need_more_images_of_a_class_than_there_are_are_refused():
-    with pytest.raises(DataError, match=r"PathologicalPartitioner could not deal 12 images out to 8 peers"):
+    with pytest.raises(DataError, match=r"'shards:6' could not deal 12 images out to 8 peers: 8 of "):
         partition_images("shards:6", np.arange(12) % 6, 8, NUMBERED[:6], seed=0)
 
 
@@ -420,31 +418,40 @@ def test_what_an_own_partition_may_not_return_is_refused(returned, error, messag
         partition_images("own_wrong:deal", LABELS, 3, NUMBERED[:6], seed=0)
 
 
-def test_partitions_leave_nothing_in_the_home_or_temporary_folder(tmp_path):
-    """flwr-datasets deals through Hugging Face's tables, which like to be cached on disk."""
-    home, temporary = tmp_path / "home", tmp_path / "tmp"
-    home.mkdir()
-    temporary.mkdir()
-    program = (
-        "import numpy as np\n"
-        "from p2pft_flower.learning.data.partitions import partition_images\n"
-        "for spec in ('iid', 'dirichlet:0.5', 'shards:2'):\n"
-        "    print(len(partition_images(spec, np.arange(300) % 6, 4, list('012345'), 0)))\n"
-    )
-    hidden = ("HF_", "XDG_", "MPL", "TMP", "TEMP")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
-    environment |= {"HOME": str(home), "TMPDIR": str(temporary), "MPLCONFIGDIR": str(tmp_path / "fonts")}
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.split() == ["4", "4", "4"]
-    # matplotlib, which flwr-datasets imports, keeps its list of fonts where MPLCONFIGDIR says.
-    assert [*home.rglob("*"), *temporary.rglob("*")] == []
+def flower_deals(name, labels, n, seed, **options):
+    """Deal with flwr-datasets, which takes a table."""
+    from datasets import Dataset as Table
+    from flwr_datasets import partitioner as partitioners
+
+    table = Table.from_dict({"label": labels.tolist(), "position": list(range(len(labels)))})
+    if name == "IidPartitioner":
+        table = table.shuffle(seed=seed)  # it deals contiguously
+    else:
+        options |= {"partition_by": "label", "seed": seed}
+    partitioner = getattr(partitioners, name)(num_partitions=n, **options)
+    partitioner.dataset = table
+    return [np.sort(partitioner.load_partition(i)["position"]) for i in range(n)]
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("n", [3, 8])
+@pytest.mark.filterwarnings("ignore:The specified min_partition_size", "ignore:Classes")
+def test_images_are_dealt_out_as_flwr_datasets_partitioners_do(n, seed):
+    labels = np.random.default_rng(seed).choice([0, 1, 2, 4, 5], size=400)
+    first = {"class_assignment_mode": "first-deterministic"}
+    theirs = {
+        "iid": flower_deals("IidPartitioner", labels, n, seed),
+        "dirichlet:0.3": flower_deals(
+            "DirichletPartitioner", labels, n, seed, alpha=0.3, min_partition_size=min(10, 400 // (8 * n))
+        ),
+        "shards:2": flower_deals(
+            "PathologicalPartitioner", labels, n, seed, num_classes_per_partition=2, **first
+        ),
+    }
+    for spec, expected in theirs.items():
+        ours = partition_images(spec, labels, n, NUMBERED[:6], seed)
+        for one, two in zip(ours, expected, strict=True):
+            np.testing.assert_array_equal(one, two)
 
 
 def test_one_class_by_its_name_is_no_module(tmp_path):

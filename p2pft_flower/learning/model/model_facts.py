@@ -1,0 +1,105 @@
+"""What decides a model, read in a moment: without torch or timm, and without building it.
+
+Two peers with the same facts train the same model. Two whose facts differ may still do so: a file of weights
+may hold the same numbers in another format, and a module may have another comment. Then the models
+themselves are compared (``Workload.frozen_facts``), which takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from p2pft_flower.config import LearningConfig
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.model.devices import GPUS, check_device
+from p2pft_flower.learning.model.model_names import EMBEDDED, check_model_name, check_weights, weights_file
+from p2pft_flower.plugins import is_reference, source_file
+
+__all__ = ["light_digest", "model_facts"]
+
+_DECIDE = ("model", "image_size", "crop_pct", "interpolation", "mean", "std", "tune", "trunk_dtype", "seed")
+"""Settings that decide the model; ``weights`` is a path, and counts by what the file holds."""
+
+_MULTIPLIES = ("amx_bf16", "avx512_bf16", "bf16")
+"""Flags of processors that compute in bfloat16, which ``trunk-dtype = auto`` then does."""
+
+
+def model_facts(config: LearningConfig) -> dict[str, str]:
+    """Return what decides the model's numbers, and those of its frozen part.
+
+    Parameters
+    ----------
+    config : LearningConfig
+        The settings.
+
+    Returns
+    -------
+    dict of str to str
+        By words: the settings, the weights, the code, and, where ``trunk-dtype`` leaves it to the machine,
+        what it computes with.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When model, weights or device are known to be wrong here, as building the model would say.
+    """
+    check_model_name(config.model)
+    check_weights(config.model, config.weights, here=True)
+    check_device(config.device)
+    facts = {name.replace("_", "-"): str(getattr(config, name)) for name in _DECIDE}
+    facts["weights"] = _weights(config)
+    facts["code"] = f"timm {importlib.metadata.version('timm')}"
+    if is_reference(config.model):
+        facts["code"] += f", {_source(config.model)}"
+    if config.trunk_dtype == "auto":
+        facts["machine"] = _machine(config.device)
+    return facts
+
+
+def light_digest(facts: dict[str, str]) -> str:
+    """Digest facts: SHA-256, hexadecimal."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _weights(config: LearningConfig) -> str:
+    if (file := weights_file(config.weights)) is not None:
+        return _sha256(file)
+    if config.weights == "pretrained" and config.model in EMBEDDED:
+        held = files("p2pft_flower.learning.model") / "embedded" / f"{config.model}.safetensors"
+        with as_file(held) as path:
+            return _sha256(path)
+    return config.weights
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _source(model: str) -> str:
+    """Return a digest of the module that a model of the user's own is in; empty where it is not found."""
+    with contextlib.suppress(ConfigError, OSError):  # whoever builds the model says what is wrong
+        file = source_file(model, key="model")
+        return "" if file is None else _sha256(file)
+    return ""
+
+
+def _machine(device: str) -> str:
+    """Say what of this machine decides in which precision it computes."""
+    gpus: list[str] = []
+    if device in ("auto", "cuda"):
+        told = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+        gpus = [found[1] for file in told if (found := re.search(r"Model:\s*(.*)", file.read_text()))]
+        gpus = gpus or sorted({path.name for name in GPUS for path in Path("/dev").glob(name)})
+    flags = ""
+    with contextlib.suppress(OSError):
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    multiplies = sorted(set(_MULTIPLIES).intersection(flags.split()))
+    return ", ".join([platform.system(), platform.machine(), *multiplies, *gpus])

@@ -1,0 +1,86 @@
+"""A problem for deployments of tests: noisy quadratics, one minimiser a peer, in NumPy alone.
+
+``problem = QUADRATICS`` names it (this file's path, and the function's name), so a ClientApp that trains it
+imports no torch. It needs no other module of the tests: a peer's process has only this file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+QUADRATICS = f"{Path(__file__).resolve()}:quadratics"
+
+Q = 300
+SAMPLES = 64
+
+
+class Score(NamedTuple):
+    loss: float
+    accuracy: float
+    accuracy_unseen: float | None
+
+
+class Peer:
+    """L_i(θ) = ½‖θ − c_i‖²; the noise of its gradient follows from seed, peer and how many were drawn."""
+
+    def __init__(self, peer, seed, scale):
+        self.peer, self.seed, self.scale, self.drawn = peer, seed, scale, 0
+        self.minimiser = minimiser(peer, seed)
+
+    def gradient(self, theta):
+        noise = np.random.default_rng([self.seed, self.peer, self.drawn]).normal(size=Q)
+        self.drawn += 1
+        return theta - (self.minimiser + self.scale * noise).astype(np.float32)
+
+    def evaluate(self, theta):
+        loss = float(((theta - self.minimiser) ** 2).mean()) / 2
+        return Score(loss, float(np.exp(-loss)), None)
+
+    def position(self):
+        return lambda drawn=self.drawn: {"drawn": drawn}
+
+    def go_to(self, position, lost):
+        self.drawn = position["drawn"]  # what was drawn in vain is drawn again: a run is resumed bit for bit
+
+    def privacy_spent(self):
+        return None
+
+
+class Quadratics:
+    """What a host asks of a problem."""
+
+    def __init__(self, batch_size, seed):
+        self.theta0 = np.zeros(Q, dtype=np.float32)
+        self.model_digest = f"quadratics of {Q} numbers"
+        self.model_parameters = Q
+        self._scale, self._seed = 0.1 / batch_size**0.5, seed
+
+    def samples(self, peer):
+        return SAMPLES + peer
+
+    def data_digest(self, peer):
+        return f"peer {peer} of seed {self._seed}"
+
+    def objectives(self, peers, progress):
+        progress()
+        return {peer: Peer(peer, self._seed, self._scale) for peer in peers}
+
+    def named_tail(self, theta):
+        return {"theta": theta}
+
+    def theta_from(self, tensors):
+        return tensors["theta"]
+
+    def metadata(self):
+        return {}
+
+
+def minimiser(peer, seed=0):
+    return np.random.default_rng([seed, peer]).normal(size=Q).astype(np.float32)
+
+
+def quadratics(n, peers, batch_size, seed, data_dir):
+    return Quadratics(batch_size, seed)
