@@ -4,12 +4,56 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from enum import Enum
 
-__all__ = ["ConfigError", "DataError", "P2PFTError", "TopologyError", "did_you_mean", "printable"]
+__all__ = [
+    "Cause",
+    "ConfigError",
+    "DataError",
+    "P2PFTError",
+    "TopologyError",
+    "cause_of",
+    "did_you_mean",
+    "printable",
+]
+
+
+class Cause(Enum):
+    """Why a host ends, as far as others are concerned; on each error, and in each stop that peers pass on."""
+
+    OWN = "own"
+    """Its own affair: its code, its disk, or somebody at its site told it to go."""
+    RUN = "run"
+    """The run's affair: what it computes, or how it was set up, would end every host."""
+    LOST = "lost"
+    """It has lost others, and noticed so itself; why they are gone it cannot know."""
+    HEARSAY = "hearsay"
+    """It was told that another host gives up, for a reason of its own."""
+    STOPPED = "stopped"
+    """Somebody stopped the run."""
+
+    @property
+    def told(self) -> Cause:
+        """What it is to a host that is told of it."""
+        return self if self is Cause.STOPPED else Cause.HEARSAY
 
 
 class P2PFTError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    Attributes
+    ----------
+    cause : Cause
+        Whose affair it is where it ends a host; RUN unless the class says otherwise.
+    """
+
+    cause: Cause = Cause.RUN
+
+
+def cause_of(error: BaseException) -> Cause:
+    """Return whose affair an error is; RUN of those that are none of this package's."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, Cause) else Cause.RUN
 
 
 class ConfigError(P2PFTError, ValueError):

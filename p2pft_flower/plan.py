@@ -154,6 +154,11 @@ class Plan:
         done = {} if self.resume is None else self.resume.iterations
         return {p.peer: done.get(p.peer, 0) for p in self.peers}
 
+    @property
+    def live(self) -> tuple[int, ...]:
+        """The peers that were there at the start, ascending."""
+        return tuple(self.record.get("live", range(self.n)))
+
     def weights_among(self, live: Collection[int]) -> dict[int, float]:
         """Return the factor of each peer's loss where the peers ``live`` train; the mean of theirs is one."""
         weights = self.loss_weights

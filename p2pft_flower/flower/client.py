@@ -19,7 +19,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from p2pft_flower.config import LearningConfig, RunConfig
-from p2pft_flower.errors import ConfigError, P2PFTError
+from p2pft_flower.errors import ConfigError, P2PFTError, cause_of
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.host_process import run_host
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
@@ -201,11 +201,11 @@ def _guarded(handle: Any, *arguments: Any) -> dict[str, Any]:
     try:
         return {"ok": handle(*arguments)}
     except (P2PFTError, PeerFailedError) as error:  # the latter's traceback stands in its peers' logs
-        return {"error": str(error), "kind": type(error).__name__}
+        return {"error": str(error), "cause": cause_of(error).name}
     except Exception as error:
         return {
             "error": f"{type(error).__name__}: {error}",
-            "kind": type(error).__name__,
+            "cause": cause_of(error).name,
             "traceback": traceback.format_exc(),
         }
 

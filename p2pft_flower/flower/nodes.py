@@ -14,10 +14,10 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from p2pft_flower.config import RunConfig
-from p2pft_flower.errors import P2PFTError, printable
+from p2pft_flower.errors import Cause, P2PFTError, printable
 from p2pft_flower.flower import messages
 from p2pft_flower.topology import Graph
-from p2pft_flower.transport import ExchangeStoppedError, parse_address
+from p2pft_flower.transport import parse_address
 
 __all__ = [
     "HostAssignment",
@@ -51,19 +51,21 @@ _UNREACHED = (3, 4, 5)
 class RunFailedError(P2PFTError):
     """The run failed; the message says which peer or node, and why.
 
-    ``kind`` is the name of the error's class where it was raised; empty where there is none. ``views`` are
-    the changes of view that the hosts told of.
+    ``ended_by`` is the cause that a host said it ended for; None where none has said so. ``views`` are the
+    changes of view that the hosts told of.
     """
 
-    def __init__(self, message: str, kind: str = "", views: Sequence[dict[str, Any]] = ()) -> None:
-        self.kind = kind
+    def __init__(
+        self, message: str, ended_by: Cause | None = None, views: Sequence[dict[str, Any]] = ()
+    ) -> None:
+        self.ended_by = ended_by
         self.views = list(views)
         super().__init__(message)
 
     @property
     def stopped(self) -> bool:
         """Whether somebody stopped the run, at a site of it or by its coordinator: nothing went wrong."""
-        return self.kind == ExchangeStoppedError.__name__
+        return self.ended_by is Cause.STOPPED
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def body_of(message: Message, who: str) -> dict[str, Any]:
     if "error" in body:
         if "traceback" in body:
             log.error("%s", body["traceback"])
-        raise RunFailedError(f"{who}: {printable(body['error'])}", body["kind"])
+        raise RunFailedError(f"{who}: {printable(body['error'])}", Cause[body["cause"]])
     return body["ok"]  # type: ignore[no-any-return]  # JSON
 
 

@@ -13,15 +13,17 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from p2pft_flower.algorithms.objective import peer_weights
-from p2pft_flower.errors import P2PFTError, printable
+from p2pft_flower.errors import Cause, P2PFTError, printable
 from p2pft_flower.flower import messages, nodes
 from p2pft_flower.flower.ending import STOPPED, Ending
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.run import Run, collect_results
 from p2pft_flower.flower.signals import before_obeying
+from p2pft_flower.host.ending import others_go_on
 from p2pft_flower.host.keeper import files_kept
 from p2pft_flower.host.recorder import MAX_NOTE
-from p2pft_flower.host.wires import Access, remote_edges
+from p2pft_flower.host.session import remote_edges
+from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.journal import read_journal
 from p2pft_flower.keeping.progress import Progress, Report
@@ -260,7 +262,7 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
     for host in run.hosts:
         who = f"peers {list(host.peers)}" if len(host.peers) > 1 else f"peer {host.peers[0]}"
         if host.node not in replies:
-            no_reply = RunFailedError(f"{who}: no reply from node {host.node}", "NoReply")
+            no_reply = RunFailedError(f"{who}: no reply from node {host.node}")
             failures.append((host.peers, no_reply))
             continue
         if not replies[host.node].has_error():
@@ -280,9 +282,9 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
         (peers, f) for peers, f in failures if not set(last["peers"]).difference(elsewhere).isdisjoint(peers)
     ]
     # The others have come to their end, so whoever of them fails by itself, its disk full, has failed later.
-    at_the_end = [(peers, f) for peers, f in counted if _survives(run) and f.kind in _OWN_AFFAIR]
+    at_the_end = [(peers, f) for peers, f in counted if _spares(f.ended_by, _survives(run))]
     if failures and (not outcomes or len(at_the_end) < len(counted)):
-        first = min((f for _, f in failures), key=lambda f: _HEARSAY.get(f.kind, 0))
+        first = min((f for _, f in failures), key=lambda f: _SAYS_MOST.index(f.ended_by))
         first.views = merged_views(views, run.peers)
         raise first
     gone_before = [f for peers, f in failures if (peers, f) not in at_the_end]
@@ -294,34 +296,21 @@ def _survives(run: Run) -> bool:
     return run.exchanges and len(run.hosts) > 1 and run.config.runtime.on_failure != "stop"
 
 
+def _spares(cause: Cause | None, views_change: bool) -> bool:
+    """Tell whether the others go on without a host that has said, or not, why it ended."""
+    return cause is not None and others_go_on(cause, views_change=views_change)
+
+
 def _ends_all(reply: Message) -> bool:
     """Tell whether a host's reply means that the others are to end soon."""
     if reply.has_error():
         return False
     body = messages.unpack(reply)
-    return "error" not in body or body["kind"] not in _OWN_AFFAIR
+    return "error" not in body or not _spares(Cause[body["cause"]], views_change=True)
 
 
-_OWN_AFFAIR = frozenset(
-    {
-        "PeerFailedError",
-        "LostContactError",
-        "CheckpointError",
-        "JournalError",
-        "TooFewPeersError",
-        "DepartedError",
-    }
-)
-"""Errors of a host without which the others may go on."""
-
-_HEARSAY = {
-    "ExchangeTimeoutError": 1,
-    "PeerUnreachableError": 1,
-    "LostContactError": 1,
-    "NoReply": 2,
-    "ExchangeStoppedError": 3,
-}
-"""Errors that others' failures cause, by how little they say of the cause."""
+_SAYS_MOST = (Cause.OWN, Cause.RUN, Cause.LOST, Cause.HEARSAY, Cause.STOPPED, None)
+"""Causes by how much they say of why a run failed; None: no reply came, or none that says why."""
 
 
 def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) -> Plan:

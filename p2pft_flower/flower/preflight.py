@@ -121,8 +121,7 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
     if failures:
         raise RunFailedError(
             f"preflight found {len(failures)} failure{'s' if len(failures) > 1 else ''} (all in {path}):\n  "
-            + "\n  ".join(failures),
-            "Preflight",
+            + "\n  ".join(failures)
         )
 
 

@@ -1,4 +1,4 @@
-"""A host's part in agreeing on views, in real time: the state machine with a clock and a thread."""
+"""A host's part in agreeing on views, in real time: one member's state with a clock and a thread."""
 
 from __future__ import annotations
 
@@ -9,11 +9,28 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from p2pft_flower.agreement.membership import Membership, Phase
-from p2pft_flower.host import records
+from p2pft_flower.agreement import gossip
+from p2pft_flower.agreement.events import (
+    AskAgain,
+    Completed,
+    Event,
+    Finished,
+    Heard,
+    Left,
+    Missed,
+    Pause,
+    Reached,
+    Rejoining,
+    Tell,
+    TimePassed,
+    Useless,
+)
+from p2pft_flower.agreement.member import State, step
+from p2pft_flower.agreement.record import Phase
+from p2pft_flower.errors import Cause
+from p2pft_flower.host.notary import Notary
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import EdgeBrokenError, Gossip, Heartbeats, Loss, PeerLostError, ViewChangeError
-from p2pft_flower.transport.wire import p2pft_pb2 as pb
 
 __all__ = ["Agreement", "LostContactError", "NewView"]
 
@@ -61,16 +78,20 @@ class NewView(NamedTuple):
 class LostContactError(Exception):
     """The host is in no view any more, and nobody has taken it in before its deadline."""
 
+    cause = Cause.LOST
+
 
 class Agreement:
     """Agrees with the other hosts on who goes on; all methods may be called from any thread.
 
+    One lock, which every method takes, guards all fields.
+
     Parameters
     ----------
-    machine : Membership
-        This host's state machine.
-    iterations : int
-        Iterations of the run.
+    state : State
+        This host's, as a member of the run.
+    notary : Notary
+        Writes and reads gossip.
     on_change : callable
         Called once when the view begins to change, with the error that whoever waits is to be woken with.
     interval : float
@@ -83,22 +104,22 @@ class Agreement:
 
     def __init__(
         self,
-        machine: Membership,
-        iterations: int,
+        state: State,
+        notary: Notary,
         *,
         on_change: Callable[[ViewChangeError], None],
         interval: float,
         direct: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._machine, self._iterations, self._direct = machine, iterations, direct
+        self._state, self._notary, self._direct = state, notary, direct
         self._on_change, self._interval, self._clock = on_change, interval, clock
-        self._host = {p: m for m, peers in machine.groups.items() for p in peers}
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._view = machine.view  # that this host works in
-        self._installed = machine.view  # whose neighbours are looked after
-        self._last = machine.current
+        self._member_of = {p: m for m, peers in state.rules.groups.items() for p in peers}
+        self._changed = threading.Condition(threading.RLock())
+        self._settled = state.view
+        """The view that :meth:`settle` has returned last."""
+        self._installed = True
+        """Whether the host works in that view, and looks after its neighbours."""
         self._spoken: dict[int, float] = {}
         """When each member last spoke to this host itself."""
         self._asked_at: float | None = None
@@ -123,7 +144,8 @@ class Agreement:
         neighbours : callable
             Returns the remote neighbour peers of the present view.
         """
-        self._heartbeats, self._neighbours = heartbeats, neighbours
+        with self._changed:
+            self._heartbeats, self._neighbours = heartbeats, neighbours
         self._thread.start()
 
     def close(self) -> None:
@@ -138,48 +160,30 @@ class Agreement:
 
     # For the heartbeats ------------------------------------------------------------------------------
 
-    def tell(self, remote: int) -> pb.Gossip:
-        """Return what to tell the host of a remote peer: records, and what this host knows."""
-        with self._lock:
-            news, known = self._machine.news(self._host[remote]), self._machine.known
-        return pb.Gossip(records=map(records.encode, news), known=records.encode_known(known))
+    def tell(self, remote: int) -> Gossip:
+        """Return what to tell the host of a remote peer."""
+        with self._changed:
+            return self._notary.write(self._state, self._member_of[remote])
 
     def contacts(self) -> Mapping[int, int]:
         """Return a remote peer of each member to gossip with, and the local peer that speaks to it."""
-        with self._lock:
-            own = min(self._machine.groups[self._machine.me])
-            return {min(self._machine.groups[m]): own for m in self._machine.contacts()}
+        with self._changed:
+            groups = self._state.rules.groups
+            own = min(groups[self._state.me])
+            return {min(groups[m]): own for m in gossip.contacts(self._state)}
 
-    def hear(self, gossip: Gossip) -> None:
+    def hear(self, message: Gossip) -> None:
         """Take in what another host says."""
-        groups = self._machine.groups
-        heard, known, wrong = [], {}, []
-        for message in gossip.records[: len(groups)]:  # one of each member, at most
-            try:
-                heard.append(records.decode(message, groups, self._iterations))
-            except ValueError as error:
-                wrong.append(error)
-        if (more := len(gossip.records) - len(groups)) > 0:
-            wrong.append(ValueError(f"there are {more} more than members"))
-        try:
-            known = records.decode_known(gossip.known, groups)
-        except ValueError as error:
-            wrong.append(error)
-        if wrong:  # one line, however much there is
-            log.warning(
-                "of what peer %d says %d of %d records are not used: %s",
-                gossip.sender,
-                len(gossip.records) - len(heard),
-                len(gossip.records),
-                wrong[0],
-            )
-        with self._lock:
-            if (speaker := self._host.get(gossip.sender)) is not None:
+        with self._changed:
+            speaker = self._member_of.get(message.sender)
+            heard, wrong = self._notary.read(message, speaker)
+            if wrong:  # one line, however much there is
+                log.warning(
+                    "of what peer %d says, %d parts are not used: %s", message.sender, len(wrong), wrong[0]
+                )
+            if speaker is not None:
                 self._spoken[speaker] = self._clock()
-                self._machine.heard_again(speaker)
-                self._machine.hear_known(speaker, known)
-            news = self._machine.hear(heard, self._clock())
-            self._look(news and self._machine.record.phase is not Phase.RUNNING)
+            self._take_in(heard)
 
     # For the training --------------------------------------------------------------------------------
 
@@ -191,10 +195,11 @@ class Agreement:
         ViewChangeError
             When the view changes: the last one does not count.
         """
-        with self._lock:
-            # Where nothing comes from elsewhere nobody wakes this host: the next view may be there already.
-            if self._machine.view != self._view or not self._machine.complete(iterations):
-                raise _changing(self._view)
+        with self._changed:
+            # If nothing comes from elsewhere nobody wakes this host: the next view may be there already.
+            if self._moved or not self._state.trains:
+                raise self._view_change()
+            self._take_in(Completed(iterations))
 
     def settle(self, raise_if_stopped: Callable[[], None], on_excluded: Callable[[], None]) -> NewView:
         """Wait until the next view that this host is in is agreed on, and return it.
@@ -214,90 +219,92 @@ class Agreement:
             When there is no agreement before the deadline, or can be none any more, or nobody has let this
             host in.
         """
-        with self._lock:
+        with self._changed:
             self._settling = True
         try:
             return self._settle(raise_if_stopped, on_excluded)
         finally:
-            with self._lock:
+            with self._changed:
                 self._settling = False
 
     def _settle(self, raise_if_stopped: Callable[[], None], on_excluded: Callable[[], None]) -> NewView:
         while True:
             with self._changed:
-                while self._machine.view == self._view and not self._machine.excluded:
+                while not (self._moved or self._state.excluded):
                     raise_if_stopped()
                     if self._failure is not None:
                         raise self._failure
-                    if why := self._machine.expired or self._machine.stranded:
+                    if why := self._state.hopeless:
                         raise LostContactError(why)
                     self._changed.wait(self._interval)
-                if not self._machine.excluded:
-                    return self._settled()
+                if not self._state.excluded:
+                    return self._new_view()
             on_excluded()  # takes a moment, in which this host still gossips
-            with self._lock:
-                self._machine.rejoin(self._clock(), self._machine.record.iteration)
+            with self._changed:
                 self._asked_at = self._excluded_at = None
-                self._nudge()
+                self._take_in(Rejoining(self._state.record.iteration))
 
     def overdue(self) -> str:
         """Return why a host that is busy with something else can be in no view any more; empty where it can.
 
         :meth:`settle` looks at the deadline itself; a gradient that does not end keeps a host from there.
         """
-        with self._lock:
-            if self._settling or self._machine.record.phase in (Phase.FINISHED, Phase.LEFT):
+        with self._changed:
+            if self._settling or self._state.phase in (Phase.FINISHED, Phase.LEFT):
                 return ""
-            if self._machine.expired:
-                return self._machine.expired
+            if self._state.expired:
+                return self._state.expired
             waited = 0.0 if self._excluded_at is None else self._clock() - self._excluded_at
-            if waited < self._machine.patience:
+            patience = self._state.rules.patience
+            if waited < patience:
                 return ""
             return (
                 "the others have gone on without it, and it was too busy to ask to be let in again for "
-                f"{self._machine.patience:g} s"
+                f"{patience:g} s"
             )
 
-    def _settled(self) -> NewView:
-        machine, now = self._machine, self._clock()
-        view, last = machine.neighbourhood(), self._last
-        before = {p for m in last.members for p in machine.groups[m]}
-        joined = {
-            p
-            for m in machine.current.members
-            if machine.current.incarnation(m) != last.incarnation(m)
-            for p in machine.groups[m]
-        }
-        lost = tuple(sorted(before.difference(view.peers)))
-        was_there = machine.view == self._view + 1 and machine.me in last.members and machine.me not in joined
-        presumed = {p: self._presume(p) for p in lost if p not in self._why} if was_there else {}
-        donors = dict(zip(machine.current.joined, machine.current.donors, strict=True))
+    @property
+    def _moved(self) -> bool:
+        """Whether there is a later view than that which :meth:`settle` has returned last."""
+        return self._state.view != self._settled
+
+    def _new_view(self) -> NewView:
+        """Return the view that this host has come to, compared with the one that it was in."""
+        last, here, rules = self._settled, self._state.view, self._state.rules
+        view = rules.view(here.members, here.broken)
+        joined = rules.peers(m for m in here.members if here.incarnation(m) != last.incarnation(m))
+        lost = tuple(sorted(rules.peers(last.members).difference(view.peers)))
+        me = self._state.me
+        was_there = (
+            here.number == last.number + 1 and me in last.members and not joined.issuperset(rules.groups[me])
+        )
+        now = self._clock()
         new = NewView(
-            machine.view,
+            here.number,
             view,
-            machine.current.iteration,
+            here.iteration,
             lost,
             tuple(sorted(joined)),
             {p: why for p, why in self._why.items() if p not in view.peers},
             now - (now if self._paused_at is None else self._paused_at),
-            donors.get(machine.me),
-            presumed,
+            here.donor(me),
+            {p: self._presume(p) for p in lost if p not in self._why} if was_there else {},
         )
-        self._view, self._last = machine.view, machine.current
-        self._asked_at = self._paused_at = None
-        self._why = {}
+        self._settled, self._installed, self._why = here, False, {}
+        # It may change again by now: `recheck` says so.
+        changes = self._state.phase is Phase.CHANGING or self._state.excluded
+        self._asked_at, self._paused_at = None, now if changes else None
         return new
 
     def _presume(self, peer: int) -> str:
-        """Return why the view that was agreed on is without ``peer``, where this host has not missed it."""
-        machine = self._machine
-        r = machine.records.get(self._host[peer])
-        if r is not None and r.view == self._view and r.phase is Phase.CHANGING:
+        """Return why the view that was agreed on is without ``peer``, which this host has not missed."""
+        number, r = self._state.view.number, self._state.records.get(self._member_of[peer])
+        if r is not None and r.view == self._settled.number and r.phase is Phase.CHANGING:
             return (
-                f"peer {peer} was too late for agreeing on view {machine.view}, or the links that work do "
+                f"peer {peer} was too late for agreeing on view {number}, or the links that work do "
                 "not connect it with the others"
             )
-        return f"peer {peer} took no part in agreeing on view {machine.view}, and was waited for no longer"
+        return f"peer {peer} took no part in agreeing on view {number}, and was waited for no longer"
 
     def finish(self, timeout: float, raise_if_stopped: Callable[[], None]) -> bool:
         """Stay until all others have done all iterations; False where the view changes before.
@@ -310,54 +317,59 @@ class Agreement:
         raise_if_stopped : callable
             As in :meth:`settle`.
         """
-        end = self._clock() + timeout
         with self._changed:
-            if self._machine.view != self._view or not self._machine.finish():
+            end = self._clock() + timeout
+            if self._moved or not self._state.trains:
                 return False
-            self._nudge()
-            while not self._machine.all_finished and self._clock() < end:
+            self._take_in(Finished())
+            while not self._state.all_finished and self._clock() < end:
                 raise_if_stopped()
                 if self._failure is not None:
                     raise self._failure
-                if self._machine.record.phase is not Phase.FINISHED:
+                if self._state.phase is not Phase.FINISHED:
                     return False
                 self._changed.wait(min(self._interval, max(0.0, end - self._clock())))
-                still = [self._spoken[m] for m in self._machine.unfinished if m in self._spoken]
+                still = [self._spoken[m] for m in self._state.unfinished if m in self._spoken]
                 end = max([end, *(spoken + timeout for spoken in still)])
         return True
 
     def recheck(self) -> None:
         """Look after the neighbours of the view that was settled on and that this host has now installed.
 
-        Wakes whoever waits there, where it has begun to change meanwhile.
+        If it has begun to change meanwhile, whoever waits in it is woken.
         """
-        with self._lock:
-            self._installed = self._view
+        with self._changed:
+            self._installed = True
             if self._paused_at is not None:
-                self._on_change(_changing(self._view))
+                self._on_change(self._view_change())
 
     def miss(self, loss: PeerLostError) -> None:
         """Note that a peer is lost: the view is to change."""
-        with self._lock:
-            self._miss(loss)
-            self._look(news=True)
+        with self._changed:
+            member = self._member_of[loss.lost]
+            for peer in self._state.rules.groups[member]:
+                self._why.setdefault(peer, str(loss))
+            self._take_in(Missed(member, loss.how is Loss.HANGING))
 
     def do_without(self, broken: EdgeBrokenError) -> None:
         """Note that an edge carries no payloads: the next view is to be without it, but with its receiver."""
-        with self._lock:
-            if broken.edge is not None and self._machine.do_without(broken.edge, self._clock()):
+        with self._changed:
+            if broken.edge is None:
+                return
+            before = self._state.useless
+            self._take_in(Useless(broken.edge))
+            if self._state.useless != before:
                 log.warning("the graph is to do without an edge: %s", broken)
-            self._look(news=True)
 
     def spares(self, least: int) -> bool:
         """Whether the others can go on without this host: a quorum of the view, and ``least`` peers."""
-        with self._lock:
-            return self._machine.spares(least)
+        with self._changed:
+            return self._state.spares(least)
 
     def leave(self, reason: str) -> None:
-        """Note that this host goes; who hears of it need not wait for its silence."""
-        with self._lock:
-            self._machine.leave(reason)
+        """Note that this host goes; whoever hears of it need not wait for its silence."""
+        with self._changed:
+            self._take_in(Left(reason))
 
     # Its own thread ----------------------------------------------------------------------------------
 
@@ -367,74 +379,74 @@ class Agreement:
                 with self._changed:
                     if self._changed.wait_for(lambda: self._closed, self._interval):
                         return
-                    # In a change too: whom all its neighbours miss is not waited for. Between two views the
-                    # neighbours are still those of the old one.
+                    # In a change too: a member that all its neighbours miss is not waited for. Between two
+                    # views the neighbours are still those of the old one.
                     phases = (Phase.RUNNING, Phase.CHANGING, Phase.FINISHED)
-                    there = self._machine.record.phase in phases and self._machine.view == self._installed
+                    looks = self._state.phase in phases and self._installed and not self._moved
                     heartbeats = self._heartbeats
-                if there and heartbeats is not None:
+                if looks and heartbeats is not None:
                     self._look_after(heartbeats)
-                with self._lock:
+                with self._changed:
                     self._reach()
-                    self._look(self._machine.tick(self._clock()))
+                    self._take_in(TimePassed())
         except Exception as error:
             log.exception("looking after the other peers failed")
             with self._changed:
                 self._failure = error
                 self._changed.notify_all()
-            self._on_change(_changing(self._view))
+            self._on_change(self._view_change())
 
     def _look_after(self, heartbeats: Heartbeats) -> None:
         """Miss each neighbour that is lost; none of them is waited for."""
         for peer in tuple(self._neighbours()):
             loss = heartbeats.absence(peer)
-            with self._lock:
-                if self._closed or self._machine.view != self._installed:
+            with self._changed:
+                if self._closed or not self._installed or self._moved:
                     return  # of another view by now
                 if loss is not None:
                     self.miss(loss)
 
     def _reach(self) -> None:
-        """Where this host asks to be let in, tell whom it has spoken with itself."""
-        if self._machine.record.phase is not Phase.JOINING:
+        """While this host asks to be let in, note with whom it has spoken itself."""
+        if self._state.phase is not Phase.JOINING:
             return
         now = self._clock()
         if self._asked_at is None:
             self._asked_at = now
         reached = {m for m, when in self._spoken.items() if now - when <= self._direct}
         # What a joining host does not reach is cut out of the next graph: it first tries all of them.
-        if reached.issuperset(self._machine.near()) or now - self._asked_at >= self._direct / 2:
-            self._machine.reach(reached, now)
+        if reached.issuperset(gossip.near(self._state)) or now - self._asked_at >= self._direct / 2:
+            self._take_in(Reached(tuple(sorted(reached))))
 
-    def _miss(self, loss: PeerLostError) -> None:
-        member = self._host[loss.lost]
-        for peer in self._machine.groups[member]:
-            self._why.setdefault(peer, str(loss))
-        self._machine.suspect(member, self._clock(), hanging=loss.how is Loss.HANGING)
+    def _take_in(self, event: Event) -> None:
+        """Go to the state after ``event``, and do what is to be done."""
+        self._state, effects = step(self._state, event, self._clock())
+        self._note_departures()
+        for effect in effects:
+            match effect:
+                case Tell():
+                    # While it trains, what others say is passed on by those that change.
+                    if not (isinstance(event, Heard) and self._state.phase is Phase.RUNNING):
+                        self._nudge()
+                case Pause():
+                    if self._paused_at is None:
+                        self._paused_at = self._clock()
+                        self._on_change(self._view_change())
+                        self._nudge()
+                case AskAgain():
+                    self._excluded_at = self._clock()
+        self._changed.notify_all()
+
+    def _note_departures(self) -> None:
+        for member in self._state.view.members:
+            r = self._state.records.get(member)
+            if r is not None and r.phase is Phase.LEFT:
+                for peer in self._state.rules.groups[member]:
+                    self._why.setdefault(peer, f"peer {peer} has left: {r.reason}")
 
     def _nudge(self) -> None:
         if self._heartbeats is not None:
             self._heartbeats.nudge()
 
-    def _look(self, news: bool) -> None:
-        """Act on what the state machine has come to."""
-        machine = self._machine
-        for member in machine.current.members:
-            r = machine.records.get(member)
-            if r is not None and r.phase is Phase.LEFT:
-                for peer in machine.groups[member]:
-                    self._why.setdefault(peer, f"peer {peer} has left: {r.reason}")
-        if machine.excluded and self._excluded_at is None:
-            self._excluded_at = self._clock()
-        changing = machine.record.phase is Phase.CHANGING or machine.view != self._view or machine.excluded
-        if changing and self._paused_at is None:
-            self._paused_at = self._clock()
-            self._on_change(_changing(self._view))
-            news = True
-        if news:
-            self._nudge()
-        self._changed.notify_all()
-
-
-def _changing(view: int) -> ViewChangeError:
-    return ViewChangeError(f"view {view} is being followed by another one")
+    def _view_change(self) -> ViewChangeError:
+        return ViewChangeError(f"view {self._settled.number} is being followed by another one")

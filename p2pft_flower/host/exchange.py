@@ -8,14 +8,14 @@ docs/architecture.md).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from p2pft_flower.algorithms.seam import Mix, Rows, Vector, weighted_sum
 from p2pft_flower.errors import P2PFTError
+from p2pft_flower.host.session import Session
 from p2pft_flower.host.wires import Wires
-from p2pft_flower.plan import Neighbourhood
 from p2pft_flower.transport import phase_name
 
 __all__ = ["DivergedError", "HostExchange"]
@@ -37,8 +37,8 @@ class HostExchange:
 
     Parameters
     ----------
-    peers : sequence of Neighbourhood
-        The peers of this host, their rows of A and columns of B.
+    peers : iterable of int
+        The peers of this host.
     wires : Wires or None
         The way to peers elsewhere; None where every neighbour is on this host.
     itemsize : int
@@ -52,19 +52,21 @@ class HostExchange:
         Seconds spent in exchanges so far.
     """
 
-    def __init__(self, peers: Sequence[Neighbourhood], wires: Wires | None, itemsize: int) -> None:
-        self._peers = {p.peer: p for p in peers}
+    def __init__(self, peers: Iterable[int], wires: Wires | None, itemsize: int) -> None:
         self._wires = wires
         self._itemsize = itemsize
-        self.bytes_sent = dict.fromkeys(self._peers, 0)
+        self.bytes_sent = dict.fromkeys(peers, 0)
         self.seconds = 0.0
 
-    def install(self, peers: Sequence[Neighbourhood]) -> None:
-        """Go on with other rows and columns: those of another view."""
-        self._peers = {p.peer: p for p in peers}
+    def withdraw(self) -> None:
+        """Offer θ no longer to peers that have come back: none of them can lack it any more."""
+        if self._wires is not None:
+            self._wires.withdraw()
 
-    def mix(self, iteration: int, phase: int, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
-        """Exchange one phase: what each local peer yielded ↦ what each is sent.
+    def mix(
+        self, session: Session, iteration: int, phase: int, outbox: Mapping[int, Mix]
+    ) -> dict[int, Vector]:
+        """Exchange one phase among the peers of a view: what each local peer yielded ↦ what each is sent.
 
         Raises
         ------
@@ -78,29 +80,27 @@ class HostExchange:
             if not np.isfinite(mix.vector).all():
                 raise DivergedError(peer, f"iteration {iteration}, phase {phase_name(phase)}", "payload")
         for peer, mix in outbox.items():
-            self._send(peer, iteration, phase, mix)
-        mixed = {peer: weighted_sum(self._terms(peer, iteration, phase, outbox)) for peer in outbox}
+            self._send(session, peer, iteration, phase, mix)
+        mixed = {peer: weighted_sum(self._terms(session, peer, iteration, phase, outbox)) for peer in outbox}
         self.seconds += time.perf_counter() - begin
         return mixed
 
-    def _send(self, peer: int, iteration: int, phase: int, mix: Mix) -> None:
-        place = self._peers[peer]
+    def _send(self, session: Session, peer: int, iteration: int, phase: int, mix: Mix) -> None:
+        place = session.places[peer]
         self.bytes_sent[peer] += len(place.out_neighbours) * mix.vector.size * self._itemsize
-        if self._wires is not None:
-            remote = self._wires.receivers(peer)
-            if remote:
-                shares = {i: 1.0 if isinstance(mix, Rows) else place.column[i] for i in remote}
-                self._wires.links.send(peer, iteration, phase, mix.vector, shares)
+        if self._wires is not None and (remote := session.receivers[peer]):
+            shares = {i: 1.0 if isinstance(mix, Rows) else place.column[i] for i in remote}
+            self._wires.links.send(peer, iteration, phase, mix.vector, shares)
 
     def _terms(
-        self, peer: int, iteration: int, phase: int, outbox: Mapping[int, Mix]
+        self, session: Session, peer: int, iteration: int, phase: int, outbox: Mapping[int, Mix]
     ) -> list[tuple[float, Vector]]:
-        place, rows = self._peers[peer], isinstance(outbox[peer], Rows)
+        place, rows = session.places[peer], isinstance(outbox[peer], Rows)
         terms = []
         for j in sorted(place.row):
-            if self._wires is not None and (j, peer) in self._wires.edges:
-                vector, share = self._wires.take(peer, j, iteration, phase)
+            if self._wires is not None and (j, peer) in session.entering:
+                vector, share = self._wires.take(session, peer, j, iteration, phase)
             else:
-                vector, share = outbox[j].vector, self._peers[j].column[peer]
+                vector, share = outbox[j].vector, session.places[j].column[peer]
             terms.append((place.row[j] if rows else share, vector))
         return terms

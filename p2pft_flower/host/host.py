@@ -5,71 +5,62 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import threading
-import time
 from typing import Any, NamedTuple
 
 from p2pft_flower.algorithms.registry import make_algorithm
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.algorithms.seam import Algorithm, Vector
 from p2pft_flower.config import RunConfig
-from p2pft_flower.errors import ConfigError, P2PFTError
-from p2pft_flower.host.agreement import Agreement, LostContactError, NewView
+from p2pft_flower.errors import Cause, ConfigError, P2PFTError, cause_of
+from p2pft_flower.host.agreement import Agreement, LostContactError
+from p2pft_flower.host.ending import (
+    Act,
+    DepartedError,
+    End,
+    Ending,
+    Event,
+    News,
+    TooFewPeersError,
+    others_go_on,
+)
 from p2pft_flower.host.exchange import HostExchange
 from p2pft_flower.host.keeper import Keeper
+from p2pft_flower.host.meeting import Meeting
 from p2pft_flower.host.problem import Objective, Problem
 from p2pft_flower.host.recorder import Outcome, Recorder
+from p2pft_flower.host.session import Session, Sessions
 from p2pft_flower.host.training import PeerFailedError, Training, naming
-from p2pft_flower.host.wires import Access, Wires, remote_edges
-from p2pft_flower.keeping.checkpoints import CheckpointError
-from p2pft_flower.keeping.journal import JournalError
-from p2pft_flower.plan import Neighbourhood, Plan
-from p2pft_flower.transport import (
-    ExchangeStoppedError,
-    Hello,
-    OwnPulse,
-    Pulse,
-    Reply,
-    Status,
-    Stop,
-    Terms,
-    ViewChangeError,
-)
+from p2pft_flower.host.wires import Access, Wires
+from p2pft_flower.plan import Plan
+from p2pft_flower.transport import OwnPulse, Pulse, Stop, ViewChangeError, cause_from
 
 __all__ = ["DepartedError", "Host", "PeerFailedError", "TooFewPeersError"]
 
 log = logging.getLogger("p2pft_flower")
 
-_MEET_REMEDY = (
-    "is its host running? Peers that wait for each other must run at the same time: set transport = memory, "
-    "or give the simulation more CPUs (client-resources-num-cpus, init-args-num-cpus); where preparing takes "
-    "long, raise meet-timeout"
-)
-
-_KEPT = 1.0
-"""Seconds that a hello is kept before it is answered PREPARING; less where meet-timeout is short."""
-
-
-_LEFT = 5.0
-"""Seconds that telling of a departure may take: 2 s for the others to hear it, and what is noted of it."""
-
 _PLAIN = Access()
 
 
-class News(NamedTuple):
-    """Who gave up first, where, and why."""
+class _Parts(NamedTuple):
+    """What a host has made so far: replaced as a whole, by the thread of :meth:`Host.run` alone."""
 
-    origin: int
-    iteration: int
-    reason: str
+    recorder: Recorder | None = None
+    wires: Wires | None = None
+    training: Training | None = None
 
+    @property
+    def agreement(self) -> Agreement | None:
+        return None if self.wires is None else self.wires.agreement
 
-class TooFewPeersError(P2PFTError):
-    """Fewer peers are left than the run is to go on with."""
+    @property
+    def iteration(self) -> int:
+        """The one under way; 0 before training."""
+        return 0 if self.training is None else self.training.iteration
 
-
-class DepartedError(ExchangeStoppedError):
-    """Raised in a host that was told to end, where the others go on without it."""
+    @property
+    def begun(self) -> bool:
+        """Whether the peers have a state: where the host joins, whether it was let in."""
+        return self.training is not None and self.training.completed is not None
 
 
 class Host:
@@ -102,28 +93,20 @@ class Host:
             )
         self.plan, self.problem, self._access = plan, problem, access
         self._joining = joining
-        self._without_theta = joining
-        """Whether the others were in a view without it, and it has not got θ from them yet."""
         self._config = RunConfig.from_mapping(plan.config)
         self._peers = [p.peer for p in plan.peers]
-        self._news: News | None = None
-        self._departed: DepartedError | None = None
-        self._parted = threading.Event()
-        """Whoever noted `_departed` has told the others, and needs nothing of this host any more."""
-        self._wires: Wires | None = None
-        self._lock = threading.Lock()
-        self._stage = 0.0
-        """Hellos of lower stages are agreed to: 0 while this host prepares."""
-        self._staged = threading.Condition()
-        self._progress = 0
-        self._recorder: Recorder | None = None
-        self._telling: threading.Thread | None = None
-        self._told = False
-        self._stopped_at: float | None = None
-        self._keeper: Keeper | None = None
         self._pulse = OwnPulse()
-        self._training: Training | None = None
-        self._saving, self._saved = threading.Lock(), False
+        self._meeting = Meeting(self._config.runtime.meet_timeout)
+        self._parts = _Parts()
+        self._ending = Ending(
+            {
+                Act.WAKE: self._wake,
+                Act.NOTE: self._note,
+                Act.SAVE: lambda _: self.save_stopped(),
+                Act.PASS_ON: self._pass_on,
+                Act.DEPART: self._depart,
+            }
+        )
 
     def run(self) -> list[Outcome]:
         """Prepare, meet the neighbours, train, and return how each peer ended.
@@ -144,25 +127,151 @@ class Host:
             When data or model cannot be used.
         """
         with contextlib.ExitStack() as stack:
-            stack.callback(self._close_wires)  # last, and whatever else fails
-            stack.callback(self._wait_until_told)
-            recorder = None
+            stack.callback(self._ending.wait)  # last: nobody brings news any more
+            stack.callback(self._close_wires)
+            recorder = Recorder(self.plan, self.problem, self._access)
+            self._parts = _Parts(recorder)
+            stack.callback(recorder.close)
+            stack.callback(self._ending.wait)  # first: what is closed tells nobody
             try:
-                recorder = self._recorder = Recorder(self.plan, self.problem, self._access)
-                stack.callback(recorder.close)
-                stack.callback(self._wait_until_parted)  # first: what is closed tells nobody
-                return self._train(recorder)
+                return self._run(recorder)
             except BaseException as error:
-                # The neighbours are told first, so that they stop now and not at their deadline.
-                if self._others_go_on(error):
-                    if error is not self._departed:  # else they were told when it left
-                        self._leave(error)
-                else:
-                    self._hear(self._news_of(error), own=True)
-                if recorder is not None:
-                    recorder.failed(self._iteration, error)
-                    self.save_stopped()
+                self._fail(error)
                 raise
+
+    # --- the run, from its beginning to its end ---
+
+    def _run(self, recorder: Recorder) -> list[Outcome]:
+        plan, settings = self.plan, self._config.method
+        schedule = make_schedule(settings.schedule, settings.learning_rate, plan.iterations)
+        method = make_algorithm(settings.algorithm, alpha=schedule, momentum=settings.momentum)
+        with recorder.telling():
+            theta0 = self.problem.theta0
+        always = self._config.runtime.transport == "grpc"
+        model = getattr(self.problem, "meeting_digest", "") or self.problem.model_digest
+        sessions = Sessions(plan, theta0, method.phases, model, always=always)
+        training = self._prepare(recorder, method, theta0, sessions.first())
+        if self._joining:
+            self._meeting.end()  # the others have met long ago
+        else:
+            training.take_up(theta0)
+            self._meeting.meet(self._parts.wires, plan.greetings)
+        if self._parts.wires is not None:
+            self._parts.wires.watch()
+        recorder.started()
+        self._train(recorder, training, theta0, sessions)
+        return training.finish()
+
+    def _prepare(
+        self, recorder: Recorder, method: Algorithm[Any], theta0: Vector, first: Session
+    ) -> Training:
+        """Listen, so that neighbours and stops are heard; then make all that training needs."""
+        wires = self._open_wires(first)
+        self._parts = _Parts(recorder, wires)
+        self.raise_if_stopped()  # the server hears stops before the wires can be told of them
+        objectives: dict[int, Objective] = {}
+        for p in self._peers:
+            with naming(p, 0, "its data could not be prepared"), recorder.telling():
+                objectives |= self.problem.objectives([p], self._meeting.note_progress)
+        training = Training(
+            self.plan,
+            first,
+            method,
+            objectives,
+            HostExchange(self._peers, wires, theta0.dtype.itemsize),
+            recorder,
+            Keeper(self.plan, self.problem.model_digest, recorder),
+            self._pulse,
+            self.raise_if_stopped,
+        )
+        self._parts = _Parts(recorder, wires, training)
+        return training
+
+    def _open_wires(self, session: Session) -> Wires | None:
+        if session.mailbox is None:
+            return None
+        try:
+            return Wires(
+                self.plan,
+                session,
+                self._access,
+                config=self._config.runtime,
+                on_hello=self._meeting.answer,
+                on_stop=self._on_stop,
+                pulse=self._pulse,
+                joining=self._joining,
+            )
+        except P2PFTError as error:
+            if session.leaving or session.entering:
+                raise
+            # It needs no other peer, so nothing is lost but this one way to stop it.
+            log.warning("flwr stop will not reach peers %s, which train alone: %s", self._peers, error)
+            return None
+
+    def _train(self, recorder: Recorder, training: Training, theta0: Vector, sessions: Sessions) -> None:
+        """Train to the end, through as many views as it takes."""
+        wires, agreement = self._parts.wires, self._parts.agreement
+        if self._joining:
+            self._change_view(recorder, training, sessions)
+        else:
+            training.begin(theta0)
+        while True:
+            try:
+                training.go_on(agreement)
+                if wires is not None:
+                    self._pulse.enter(Pulse.WAITING)  # for receivers, who may be slow: it does not hang
+                    wires.links.flush(math.inf)
+                self._pulse.enter(Pulse.FINISHED)
+                timeout = self._config.runtime.peer_timeout
+                if agreement is None or agreement.finish(timeout, self.raise_if_stopped):
+                    return
+            except ViewChangeError as change:
+                if agreement is None:
+                    raise
+                log.debug("%s", change)
+            self._change_view(recorder, training, sessions)
+
+    def _change_view(self, recorder: Recorder, training: Training, sessions: Sessions) -> None:
+        """Begin again in the next view; from a donor's θ where the others had one without this host."""
+        wires, agreement = self._parts.wires, self._parts.agreement
+        if wires is None or agreement is None:
+            raise RuntimeError("the view changes where it never does")
+        least, deadline = self._config.runtime.min_peers, self._config.runtime.rejoin_deadline
+        without_theta = not self._parts.begun
+
+        def excluded() -> None:
+            nonlocal without_theta
+            without_theta = True
+            training.keep_excluded()
+
+        while True:
+            self._pulse.enter(Pulse.PAUSED)
+            new = agreement.settle(self.raise_if_stopped, excluded)
+            recorder.view_changed(new)
+            if len(new.view.peers) < least:
+                raise TooFewPeersError(
+                    f"after {new.iteration} iterations only the peers {list(new.view.peers)} are left, and "
+                    f"min-peers is {least}: the run stops; its checkpoints are kept"
+                )
+            session = sessions.of(new)
+            wires.install(session)
+            agreement.recheck()
+            try:
+                theta = wires.fetch(deadline, self.raise_if_stopped) if without_theta else None
+            except ViewChangeError as change:
+                log.info("view %d has changed before this host got a vector: %s", session.number, change)
+                continue
+            if not self._parts.begun:
+                training.come_back(session)
+            training.enter(session, theta)
+            wires.offer({p: state.theta for p, state in training.states.items()})
+            return
+
+    def _close_wires(self) -> None:
+        if self._parts.wires is not None:
+            self._parts.wires.close()
+
+    # --- how it ends before; from any thread ---
 
     def stop(self, reason: str) -> None:
         """Stop this host's peers and, through their neighbours, all others; returns once these were told.
@@ -171,8 +280,9 @@ class Host:
         logs have their last line when this returns, whatever :meth:`run` is busy with. A host that joins, and
         has not been let in yet, stops alone.
         """
-        self._hear(News(self._peers[0], self._iteration, reason))
-        self._wait_until_told()
+        news = News(self._peers[0], self._parts.iteration, reason, Cause.STOPPED)
+        self._ending.take(Event.STOP, End.by(news))
+        self._ending.wait()
 
     def leave(self, reason: str) -> None:
         """End this host's peers alone, where the others can go on without it; else :meth:`stop` all.
@@ -181,70 +291,20 @@ class Host:
         fewer than ``min-peers``. :meth:`run` raises DepartedError: at the next iteration, or at once where it
         waits. Returns once the others were told, within 2 s.
         """
-        wires = self._wires
-        agreement = None if wires is None else wires.agreement
-        alone = self._joining and not self._begun  # not let in yet: nobody counts on it
-        spared = agreement is not None and agreement.spares(self._config.runtime.min_peers)
-        if wires is None or agreement is None or not (alone or (self._begun and spared)):
+        agreement = self._parts.agreement
+        # A host that was not let in yet is spared by all.
+        spared = not self._parts.begun or (
+            agreement is not None and agreement.spares(self._config.runtime.min_peers)
+        )
+        if not (self._others_go_on(Cause.OWN) and spared):
             self.stop(reason)
             return
-        with self._lock:
-            first = self._news is None and self._departed is None
-            if first:
-                self._departed = DepartedError(f"peers {self._peers} leave the run: {reason}")
-                self._stopped_at = time.monotonic()
-        if not first or self._departed is None:
-            return
-        try:
-            self._leave(self._departed)
-            wires.fail(self._departed)
-            if self._recorder is not None:
-                self._recorder.failed(self._iteration, self._departed)
-        finally:
-            self._parted.set()
-
-    def save_stopped(self) -> None:
-        """Save each peer's θ, and a checkpoint, after the last complete iteration, once; from any thread.
-
-        :meth:`run` does so when it fails; who does not wait for it, since it is busy, does it instead. Where
-        no training has begun there is nothing to save.
-        """
-        with self._saving:  # who comes second waits until the files are there
-            completed = None if self._training is None else self._training.completed
-            if self._recorder is None or completed is None or self._saved:
-                return
-            self._saved = True
-            for peer, state in completed.states.items():
-                done = max(completed.done, self.plan.begins[peer])
-                self._recorder.save_stopped(peer, state.theta, done)
-            if self._keeper is not None:
-                self._keeper.keep_stopped(completed)
-
-    @property
-    def neighbours(self) -> tuple[int, ...]:
-        """The peers elsewhere that hear of a stop from this host, ascending; none in memory."""
-        near = {p for place in self.plan.peers for p in (*place.in_neighbours, *place.out_neighbours)}
-        return tuple(p for p in sorted(near) if p in self.plan.addresses and p not in self._peers)
-
-    @property
-    def views(self) -> list[dict[str, Any]]:
-        """Every change of view so far, as the peers' logs tell it."""
-        return [] if self._recorder is None else list(self._recorder.views)
-
-    @property
-    def _iteration(self) -> int:
-        """The iteration under way; 0 before training."""
-        return 0 if self._training is None else self._training.iteration
-
-    @property
-    def _begun(self) -> bool:
-        """Whether this host's peers have a state: where it joins, whether it was let in."""
-        return self._training is not None and self._training.completed is not None
+        departed = DepartedError(f"peers {self._peers} leave the run: {reason}")
+        self._ending.take(Event.LEAVE, End(departed, departed))
 
     def raise_if_stopped(self, longer_than: float = 0.0) -> None:
         """Raise ExchangeStoppedError when the run was stopped, or this host left, so many seconds ago."""
-        if self._stopped_at is not None and time.monotonic() - self._stopped_at >= longer_than:
-            raise self._stopped()
+        self._ending.raise_if_ending(longer_than)
 
     def raise_if_lost(self) -> None:
         """Give up a host that is too busy to be let in again before its deadline; from any thread.
@@ -258,296 +318,82 @@ class Host:
             When the others have gone on without it for longer than ``rejoin-deadline``, or no view was agreed
             on for so long.
         """
-        wires = self._wires
-        if wires is None or wires.agreement is None or not (why := wires.agreement.overdue()):
+        agreement = self._parts.agreement
+        if agreement is None or not (why := agreement.overdue()):
             return
-        error = LostContactError(
-            f"peers {self._peers}, busy in iteration {self._iteration}: {why}; what they compute does not "
-            "end: does an accelerator or a disk hang? p2pft rejoin starts a deployed peer again while "
+        lost = LostContactError(
+            f"peers {self._peers}, busy in iteration {self._parts.iteration}: {why}; what they compute does "
+            "not end: does an accelerator or a disk hang? p2pft rejoin starts a deployed peer again while "
             "others train"
         )
-        with self._lock:
-            if self._news is not None or self._departed is not None:
-                return  # it goes already, for another reason
-            self._departed = DepartedError(str(error))
-            self._stopped_at = time.monotonic()
-        try:
-            self._leave(error)
-            wires.fail(self._departed)
-            if self._recorder is not None:
-                self._recorder.failed(self._iteration, error)
-            self.save_stopped()
-        finally:
-            self._parted.set()
-        raise error
+        if self._ending.take(Event.LOSE, End(DepartedError(str(lost)), lost)):
+            raise lost
 
-    def _train(self, recorder: Recorder) -> list[Outcome]:
-        plan, settings, timeouts = self.plan, self._config.method, self._config.runtime
-        schedule = make_schedule(settings.schedule, settings.learning_rate, plan.iterations)
-        method = make_algorithm(settings.algorithm, alpha=schedule, momentum=settings.momentum)
-        with recorder.telling():
-            theta0 = self.problem.theta0
-        self._wires = self._open_wires(method, theta0)
-        self.raise_if_stopped()  # the server hears stops before self._wires can be told of them
-        objectives: dict[int, Objective] = {}
-        for p in self._peers:
-            with naming(p, self._iteration, "its data could not be prepared"), recorder.telling():
-                objectives |= self.problem.objectives([p], self._note_progress)
-        exchange = HostExchange(plan.peers, self._wires, theta0.dtype.itemsize)
-        keeper = self._keeper = Keeper(plan, self.problem.model_digest, recorder)
-        training = self._training = Training(
-            plan, method, objectives, exchange, recorder, keeper, self._pulse, self.raise_if_stopped
-        )
-        if self._joining:
-            self._reach(math.inf)  # the others have met long ago
-        else:
-            training.take_up(theta0)
-            self._meet(timeouts.meet_timeout)
-        if self._wires is not None:
-            self._wires.watch()
-        recorder.started()
-        self._iterate(training, theta0, exchange, recorder)
-        training.finish()
-        ended = [
-            recorder.finish(
-                p, objectives[p], training.states[p].theta, exchange.bytes_sent[p], exchange.seconds
-            )
-            for p in self._peers
-        ]
-        if None in ended:
-            raise self._stopped()
-        self._saved = True  # as results
-        return [outcome for outcome in ended if outcome is not None]
+    def save_stopped(self) -> None:
+        """Save each peer's θ, and a checkpoint, after the last complete iteration, once; from any thread.
 
-    def _iterate(
-        self, training: Training, theta0: Vector, exchange: HostExchange, recorder: Recorder
-    ) -> None:
-        """Train to the end, through as many views as it takes."""
-        agreement = None if self._wires is None else self._wires.agreement
-        if self._joining:
-            self._change_view(training, exchange, recorder)
-        else:
-            training.begin(theta0)
-        while True:
-            try:
-                training.go_on(agreement)
-                if self._wires is not None:
-                    self._pulse.enter(Pulse.WAITING)  # for receivers, who may be slow: it does not hang
-                    self._wires.links.flush(math.inf)
-                self._pulse.enter(Pulse.FINISHED)
-                timeout = self._config.runtime.peer_timeout
-                if agreement is None or agreement.finish(timeout, self.raise_if_stopped):
-                    return
-            except ViewChangeError as change:
-                if agreement is None:
-                    raise
-                log.debug("%s", change)
-            self._change_view(training, exchange, recorder)
-
-    def _change_view(self, training: Training, exchange: HostExchange, recorder: Recorder) -> None:
-        """Begin again in the next view; from a donor's θ where the others had one without this host."""
-        wires = self._wires
-        if wires is None or wires.agreement is None:
-            raise RuntimeError("the view changes where it never does")
-        while True:
-            self._pulse.enter(Pulse.PAUSED)
-            new = self._next_view(wires, wires.agreement, exchange, recorder)
-            try:
-                theta = self._fetch(wires, new) if self._without_theta else None
-            except ViewChangeError as change:
-                log.info("view %d has changed before this host got a vector: %s", new.number, change)
-                continue
-            if self._joining and training.completed is None:
-                training.come_back(new)
-            training.enter(new, theta)
-            self._without_theta = False
-            thetas = {p: state.theta for p, state in training.states.items()}
-            wires.offer(new.iteration, thetas, new.view.peers)
-            return
-
-    def _fetch(self, wires: Wires, new: NewView) -> Vector:
-        """Take θ from the donor that the view names, or from whoever else in the view has one."""
-        near = [j for p in self._peers for j in new.view.row(p)]
-        first = [] if new.donor is None else [new.donor]
-        order = dict.fromkeys([*first, *sorted(near), *new.view.peers])
-        donors = [p for p in order if p not in self._peers]
-        timeout = self._config.runtime.rejoin_deadline
-        theta = wires.fetch(self._peers[0], donors, timeout, self.raise_if_stopped)
-        log.info("peers %s go on from the vector of another peer of view %d", self._peers, new.number)
-        return theta
-
-    def _excluded(self) -> None:
-        """Keep what there is: the others have gone on without this host, which asks to be let in again."""
-        log.warning("peers %s: the others have gone on without them; asking to be let in again", self._peers)
-        completed = None if self._training is None else self._training.completed
-        if self._keeper is not None and completed is not None:
-            self._keeper.keep_stopped(completed)
-        self._without_theta = True
-
-    def _next_view(
-        self, wires: Wires, agreement: Agreement, exchange: HostExchange, recorder: Recorder
-    ) -> NewView:
-        """Wait for the next view, and take everything that exchanges to it."""
-        new = agreement.settle(self.raise_if_stopped, self._excluded)
-        recorder.view_changed(new)
-        least = self._config.runtime.min_peers
-        if len(new.view.peers) < least:
-            raise TooFewPeersError(
-                f"after {new.iteration} iterations only the peers {list(new.view.peers)} are left, and "
-                f"min-peers is {least}: the run stops; its checkpoints are kept"
-            )
-        places = [Neighbourhood.of(new.view, p) for p in self._peers]
-        always = self._config.runtime.transport == "grpc"
-        back = set(new.joined).difference(self._peers)
-        wires.install(new.number, new.iteration, *remote_edges(tuple(places), always=always), back)
-        exchange.install(places)
-        agreement.recheck()
-        return new
-
-    def _close_wires(self) -> None:
-        if self._wires is not None:
-            self._wires.close()
-
-    def _open_wires(self, method: Algorithm[Any], theta0: Vector) -> Wires | None:
-        always = self._config.runtime.transport == "grpc"
-        leaving, entering = remote_edges(self.plan.peers, always=always) if method.phases else (set(), set())
-        alone = not (leaving or entering)
-        if alone and not self.plan.listens_for_stops:
-            return None
-        model = getattr(self.problem, "meeting_digest", "") or self.problem.model_digest
-        terms = Terms(
-            run=self.plan.run,
-            length=theta0.size,
-            dtype=theta0.dtype,
-            phases=max(1, len(method.phases)),  # without edges no payload is taken in at all
-            config=f"settings {self.plan.terms} model {model}",
-        )
-        try:
-            return Wires(
-                self.plan,
-                terms,
-                leaving,
-                entering,
-                self._access,
-                config=self._config.runtime,
-                on_hello=self._on_hello,
-                on_stop=self._on_stop,
-                pulse=self._pulse,
-                joining=self._joining,
-            )
-        except P2PFTError as error:
-            if not alone:
-                raise
-            # It needs no other peer, so nothing is lost but this one way to stop it.
-            log.warning("flwr stop will not reach peers %s, which train alone: %s", self._peers, error)
-            return None
-
-    def _meet(self, timeout: float) -> None:
-        """Wait until all peers of the run are prepared: no peer-timeout may run meanwhile.
-
-        At stage s a neighbour agrees when its own neighbours have agreed to stage s - 1, so a host that has
-        gone through s stages knows of all that are s steps away, along edges in either direction.
+        :meth:`run` does so when it fails; a caller that does not wait for a busy one does it instead.
         """
-        for stage in range(self.plan.greetings):
-            self._reach(stage + 1)
-            if self._wires is not None:
-                self._wires.links.meet(timeout, _MEET_REMEDY, stage=stage)
-        self._reach(math.inf)
+        if self._parts.training is not None:
+            self._parts.training.save_stopped()
 
-    def _reach(self, stage: float) -> None:
-        with self._staged:
-            self._stage = max(self._stage, stage)
-            self._staged.notify_all()
+    @property
+    def neighbours(self) -> tuple[int, ...]:
+        """The peers elsewhere that hear of a stop from this host, ascending; none in memory."""
+        near = {p for place in self.plan.peers for p in (*place.in_neighbours, *place.out_neighbours)}
+        return tuple(p for p in sorted(near) if p in self.plan.addresses and p not in self._peers)
 
-    def _note_progress(self) -> None:
-        self._progress += 1
+    @property
+    def views(self) -> list[dict[str, Any]]:
+        """Every change of view so far, as the peers' logs tell it."""
+        return [] if self._parts.recorder is None else list(self._parts.recorder.views)
 
-    def _on_hello(self, hello: Hello) -> Reply | None:
-        """Agree when this host has reached the stage; else say after a moment how far it has come."""
-        kept = min(_KEPT, self._config.runtime.meet_timeout / 4)
-        with self._staged:
-            if self._staged.wait_for(lambda: self._stage > hello.stage, kept):
-                return None
-            reason = "model, data or trunk take longer"
-            if self._stage > 0:
-                reason = "prepared, and waiting for neighbours of its own"
-                self._progress += 1  # its own waiting has deadlines
-        return Reply(status=Status.PREPARING, reason=reason, progress=self._progress)
-
-    def _on_stop(self, stop: Stop) -> None:
-        if stop.sender in self._peers:  # the coordinator's: it speaks to a peer, and is none itself
-            self._hear(News(stop.sender, self._iteration, stop.reason))
-        else:
-            self._hear(News(stop.origin, stop.iteration, stop.reason))
-
-    def _hear(self, news: News, *, own: bool = False) -> None:
-        """Take in that the run stops, and pass it on; ``own``: :meth:`run` notes itself what went wrong."""
-        with self._lock:
-            if self._news is None:
-                self._news, self._stopped_at = news, time.monotonic()
-                # A thread of its own: neither a long gradient nor a slow neighbour may hold the news up.
-                self._telling = threading.Thread(
-                    target=self._tell, args=(own,), name="p2pft-stop", daemon=True
-                )
-                self._telling.start()
-        self._reach(math.inf)  # whoever waits for this host shall hear the news
-        if self._wires is not None:
-            self._wires.fail(self._stopped())
-
-    def _tell(self, own: bool) -> None:
-        """Note the news in the peers' logs, and pass it on along every edge."""
-        if self._recorder is not None and not own:
-            self._recorder.failed(self._iteration, self._stopped())
-        if self._wires is not None and self._news is not None:
-            self._told = True
-            if self._begun or not self._joining:  # who has not been let in yet stops nobody
-                self._wires.links.stop(*self._news)
-
-    def _wait_until_told(self) -> None:
-        """Return once the neighbours have heard the news, if there is any; each is given 2 s."""
-        if self._telling is not None:
-            self._telling.join(5.0)
-            if not self._told:  # the news came before there were links
-                self._tell(own=True)
-
-    def _wait_until_parted(self) -> None:
-        """Return once another thread, which has this host leave, has told the others; 5 s at most."""
-        if self._departed is not None and not self._parted.wait(_LEFT):
-            log.warning("peers %s: what is to be done when they leave takes longer than 5 s", self._peers)
-
-    def _stopped(self) -> ExchangeStoppedError:
-        if self._departed is not None:
-            return self._departed
-        origin, iteration, reason = self._news or News(self._peers[0], self._iteration, "unknown")
-        return ExchangeStoppedError(f"peer {origin} stopped in iteration {iteration}: {reason}")
-
-    def _others_go_on(self, error: BaseException) -> bool:
-        """Tell whether what went wrong is this host's own affair, and the others go on without it.
-
-        What is wrong with the run itself (it diverges, it was stopped) is not.
-        """
-        if self._news is not None or self._wires is None or self._wires.agreement is None:
-            return False
-        if not self._begun:
-            return self._joining  # they train without it
-        own = (PeerFailedError, LostContactError, CheckpointError, JournalError, DepartedError)
-        return isinstance(error, own)
-
-    def _leave(self, error: BaseException) -> None:
-        """Tell all contacts that this host goes, so that they need not wait for its silence."""
-        if self._wires is None or (agreement := self._wires.agreement) is None:
-            return
-        agreement.leave(str(error))
-        gossip = {}
-        for remote, local in agreement.contacts().items():
-            gossip[remote] = agreement.tell(remote)
-            gossip[remote].sender = local
-        self._wires.links.gossip_all(gossip, 2.0)
-
-    def _news_of(self, error: BaseException) -> News:
-        """Return what the neighbours are told: the first cause where this host knows one, else its own."""
-        if self._news is not None:
-            return self._news
+    def _fail(self, error: BaseException) -> None:
+        """End as an error of the training asks for."""
+        cause = cause_of(error)
         peer = getattr(error, "peer", None)
         reason = str(error) or type(error).__name__
-        return News(self._peers[0] if peer is None else peer, self._iteration, reason)
+        news = News(self._peers[0] if peer is None else peer, self._parts.iteration, reason, cause)
+        if self._others_go_on(cause):
+            self._ending.take(Event.FAIL, End(DepartedError(reason), error))
+        else:
+            self._ending.take(Event.RUIN, End(news.error, error, news))
+
+    def _others_go_on(self, cause: Cause) -> bool:
+        return others_go_on(
+            cause,
+            views_change=self._parts.agreement is not None,
+            begun=self._parts.begun,
+            joining=self._joining,
+        )
+
+    def _on_stop(self, stop: Stop) -> None:
+        """Hear a neighbour's stop, or that of the coordinator, which speaks to a peer and is none itself."""
+        cause = cause_from(stop.cause) or Cause.RUN
+        here = stop.sender in self._peers
+        origin, iteration = (stop.sender, self._parts.iteration) if here else (stop.origin, stop.iteration)
+        self._ending.take(Event.STOP, End.by(News(origin, iteration, stop.reason, cause)))
+
+    # --- what the ending asks for ---
+
+    def _wake(self, end: End) -> None:
+        self._meeting.end()  # whoever waits for this host shall hear the news
+        if self._parts.wires is not None:
+            self._parts.wires.fail(end.error)
+
+    def _note(self, end: End) -> None:
+        if self._parts.recorder is not None:
+            self._parts.recorder.failed(self._parts.iteration, end.noted)
+
+    def _pass_on(self, end: End) -> bool:
+        """Tell the neighbours that the run ends; return whether there was a way to them."""
+        parts, news = self._parts, end.news
+        if parts.wires is None or news is None:
+            return False
+        if parts.begun or not self._joining:  # who has not been let in yet stops nobody
+            parts.wires.links.stop(news.origin, news.iteration, news.reason, news.cause)
+        return True
+
+    def _depart(self, end: End) -> None:
+        if self._parts.wires is not None:
+            self._parts.wires.depart(str(end.noted))

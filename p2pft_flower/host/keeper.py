@@ -35,9 +35,9 @@ from typing import Any, NamedTuple
 
 from p2pft_flower.algorithms.seam import State
 from p2pft_flower.errors import DataError
-from p2pft_flower.host.agreement import NewView
 from p2pft_flower.host.problem import Objective
 from p2pft_flower.host.recorder import Recorder
+from p2pft_flower.host.session import Session
 from p2pft_flower.keeping.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -53,7 +53,7 @@ from p2pft_flower.keeping.checkpoints import (
 from p2pft_flower.keeping.journal import read_runs
 from p2pft_flower.keeping.resuming import KNOWN_BY, look_through
 from p2pft_flower.keeping.running import running
-from p2pft_flower.plan import Neighbourhood, Plan, ResumePoint
+from p2pft_flower.plan import Plan, ResumePoint
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 
@@ -127,14 +127,6 @@ def spared_files(views: Mapping[int, int], whole: Collection[int], files: int) -
     return spared
 
 
-class _InView(NamedTuple):
-    """A view's peers, the places in its graph of the host's own, and whether it has all peers and links."""
-
-    live: tuple[int, ...]
-    places: tuple[Neighbourhood, ...]
-    whole: bool
-
-
 class Moment(NamedTuple):
     """A host's peers after an iteration: all that a checkpoint needs, and training does not change.
 
@@ -150,8 +142,8 @@ class Moment(NamedTuple):
         Payload bytes of each peer so far.
     exchange : float
         Seconds that the host has spent in exchanges.
-    view : int
-        Number of the view in which the last of these iterations was done.
+    session : Session
+        Of the view in which the last of these iterations was done.
     """
 
     done: int
@@ -159,7 +151,7 @@ class Moment(NamedTuple):
     positions: Mapping[int, Callable[[], dict[str, Any]]]
     bytes_sent: Mapping[int, int]
     exchange: float
-    view: int = 0
+    session: Session
 
 
 class Keeper:
@@ -183,7 +175,8 @@ class Keeper:
         for peer, folder in self._folders.items():
             if peer not in busy:  # else another process may be writing there
                 forget_torn(folder)
-        self._views = {0: _InView(tuple(plan.record.get("live", range(plan.n))), plan.peers, whole=True)}
+        self._whole = {0: True}
+        """Whether a view has all peers and links that the run began with, by its number."""
         self._files = plan.checkpoint_files
         self._written_in: dict[int, dict[int, int]] = {p.peer: {} for p in plan.peers}
         """By peer, the view of each iteration's file."""
@@ -194,15 +187,6 @@ class Keeper:
         self._error: CheckpointError | None = None
         self._written = -1
         """Iteration of the last :class:`Moment` that was handed over."""
-
-    def enter(self, new: NewView) -> None:
-        """Note that what is completed from now on is so in another view."""
-        self._begin = new.iteration
-        places = tuple(Neighbourhood.of(new.view, p) for p in self._folders)
-        self._views[new.number] = _InView(new.view.peers, places, self._is_whole(new.view))
-        kept, every = int(self._plan.config["checkpoints-kept"]), self._plan.checkpoint_every
-        # What a longer way between two peers asks for also holds where the way was shorter.
-        self._files = max(self._files, files_kept(kept, every, new.view.graph.diameter))
 
     def due(self, done: int) -> bool:
         """Tell whether there is a checkpoint after ``done`` iterations: also at the beginning and the end."""
@@ -229,6 +213,8 @@ class Keeper:
             When the method's state cannot be kept.
         """
         self._wait(check, timeout)
+        with self._lock:
+            self._note(moment.session)
         # Who comes back to the iteration that it left at keeps its file of it: the others have that one, too.
         # What it had done beyond is done again by all, and kept again.
         checkpoints = [
@@ -271,6 +257,7 @@ class Keeper:
                             self._written,
                         )
                         return
+                self._note(moment.session)
                 if self._written != moment.done or self._error is not None:
                     for checkpoint in self._checkpoints(moment, stopped=True):
                         self._recorder.sync(checkpoint.peer)
@@ -344,7 +331,7 @@ class Keeper:
         )
         return state, checkpoint.bytes_sent
 
-    def come_back(self, peer: int, objective: Objective, new: NewView) -> int:
+    def come_back(self, peer: int, objective: Objective, session: Session) -> int:
         """Take up what ``peer`` has kept of its earlier life in this run: its data order and its log.
 
         Where no checkpoint is left it begins its data order anew.
@@ -355,7 +342,7 @@ class Keeper:
             One of the host's.
         objective : Objective
             The peer's, at the start of its data order.
-        new : NewView
+        session : Session
             The view that has let it in.
 
         Returns
@@ -365,16 +352,13 @@ class Keeper:
         """
         folder = self._folders[peer]
         # Each change of view costs two gradients at most: of the iteration given up, and of the new start.
-        more, position, sent = 2 * new.number, objective.position()(), 0
-        lost, seconds = new.iteration + more, None
+        more, position, sent = 2 * session.number, objective.position()(), 0
+        lost, seconds = session.first + more, None
         kept = look_through(Path(self._plan.output_dir), peer, self._plan.run)
         self._written_in[peer] = {k: v for v, one in kept.views.items() for k in one.digests}
         # A file of an earlier version does not tell; then older ones stay.
-        self._views |= {
-            v: _InView(one.live, (), one.about.get("whole", False))
-            for v, one in kept.views.items()
-            if v not in self._views
-        }
+        told = {v: bool(one.about.get("whole", False)) for v, one in kept.views.items()}
+        self._whole = told | self._whole
         if kept.digests:
             path = folder / f"iteration-{max(kept.digests)}.safetensors"
             checkpoint, _ = read_checkpoint(path, self._plan.run)
@@ -391,7 +375,7 @@ class Keeper:
         except (OSError, ValueError, KeyError) as error:
             log.warning("peer %d: its earlier log cannot be read (%s)", peer, error)
             lives = []
-        self._recorder.go_on(peer, _history(lives, new.iteration), seconds)
+        self._recorder.go_on(peer, _history(lives, session.first), seconds)
         return sent
 
     def _checkpoints(self, moment: Moment, *, stopped: bool) -> list[Checkpoint]:
@@ -402,24 +386,32 @@ class Keeper:
                 run=self._plan.run,
                 peer=peer,
                 iteration=max(moment.done, begins[peer]),
-                about=self._about(peer, moment.view),
+                about=self._about(peer, moment.session),
                 position=moment.positions[peer](),
                 bytes_sent=moment.bytes_sent[peer],
                 seconds=self._recorder.seconds(peer, moment.exchange),
                 state=state_fields(state, self._algorithm),
                 stopped=stopped,
-                view=moment.view,
-                live=self._views[moment.view].live,
+                view=moment.session.number,
+                live=moment.session.peers,
             )
             for peer, state in sorted(moment.states.items())
             if first or begins[peer] <= moment.done
         ]
 
-    def _about(self, peer: int, view: int) -> dict[str, Any]:
+    def _note(self, session: Session) -> None:
+        """Take in what a view asks for, where this is the first that is heard of it."""
+        if session.view is None or session.number in self._whole:
+            return
+        self._begin = session.first
+        self._whole[session.number] = self._is_whole(session.view)
+        kept, every = int(self._plan.config["checkpoints-kept"]), self._plan.checkpoint_every
+        # What a longer way between two peers asks for also holds where the way was shorter.
+        self._files = max(self._files, files_kept(kept, every, session.view.graph.diameter))
+
+    def _about(self, peer: int, session: Session) -> dict[str, Any]:
         """Return what must be alike where this peer goes on, and what tells the differences."""
         known = self._plan.peer_records.get(peer, {})
-        live, places, whole = self._views[view]
-        place = next(p for p in places if p.peer == peer)
         return {
             "config": self._plan.config,
             "iterations": self._plan.iterations,
@@ -429,18 +421,18 @@ class Keeper:
             "graph": self._plan.record.get("graph", {}),
             "partition": self._plan.record.get("partition"),
             "versions": self._plan.record.get("versions", {}),
-            "loss_weight": self._plan.weights_among(live)[peer],
+            "loss_weight": session.weights[peer],
             "images": known.get("images"),
             **{key: known[key] for key in KNOWN_BY if known.get(key)},
-            "row": place.row,
-            "column": place.column,
-            "whole": whole,
+            "row": session.places[peer].row,
+            "column": session.places[peer].column,
+            "whole": self._whole[session.number],
         }
 
     def _is_whole(self, view: View) -> bool:
         """Tell whether ``view`` has the peers and the links that the run began with."""
-        live, graph = self._views[0].live, Graph.from_dict(self._plan.graph)
-        first = View.without(graph, set(range(graph.n)).difference(live))
+        graph = Graph.from_dict(self._plan.graph)
+        first = View.without(graph, set(range(graph.n)).difference(self._plan.live))
         return (view.peers, view.graph.digest) == (first.peers, first.graph.digest)
 
     def _wait(self, check: Callable[[], None], timeout: float) -> None:
@@ -459,11 +451,10 @@ class Keeper:
 
     def _forget(self, peer: int) -> None:
         """Remove the files of ``peer`` that are no longer needed."""
-        folder, views = self._folders[peer], dict(self._views)  # training may come to another view meanwhile
+        folder, whole = self._folders[peer], dict(self._whole)  # training may come to another view meanwhile
         # What an earlier run, or nobody whom this one can read, has left there goes first.
         written_in = {k: self._written_in[peer].get(k, _UNKNOWN) for k in checkpoint_files(folder)}
-        whole = {v for v, one in views.items() if one.whole}
-        spared = spared_files(written_in, whole, self._files)
+        spared = spared_files(written_in, {v for v, is_whole in whole.items() if is_whole}, self._files)
         forget(folder, [k for k in written_in if k not in spared])
 
     def _write(self, checkpoints: list[Checkpoint]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from p2pft_flower.errors import ConfigError
+from p2pft_flower.errors import ConfigError, cause_of
 from p2pft_flower.host.agreement import NewView
 from p2pft_flower.host.problem import Objective, Problem, Score
 from p2pft_flower.host.wires import Access
@@ -104,6 +104,10 @@ class Recorder:
         self._begin = time.monotonic()
         self._journals = {p.peer: Journal(Path(plan.output_dir), p.peer) for p in plan.peers}
         self._observer = _observer(plan.observer, access) if plan.observer else None
+        # Flower's engine brings the app into its workers without their log's set-up. The level
+        # stays, since other hosts share the process and its log.
+        if self._observer is not None and not log.isEnabledFor(logging.INFO):
+            log.setLevel(logging.INFO)
         self._seconds = {p.peer: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in plan.peers}
         self._before: dict[int, float] = {}
         """Seconds in exchanges before this run, of peers that go on from a checkpoint."""
@@ -168,24 +172,19 @@ class Recorder:
         if self._observer is None:
             yield
             return
-        observer, thread = self._observer, threading.get_ident()
+        observer, peer, thread = self._observer, self._plan.peers[0].peer, threading.get_ident()
         handler = logging.Handler(logging.INFO)
 
         def emit(record: logging.LogRecord) -> None:
-            if record.thread == thread:
-                note = record.getMessage()[:MAX_NOTE]
-                observer.report(PeerReport(run=self._plan.run, peer=self._plan.peers[0].peer, note=note))
+            note = record.getMessage()[:MAX_NOTE]
+            observer.report(PeerReport(run=self._plan.run, peer=peer, note=note))
 
         handler.emit = emit  # type: ignore[method-assign]
-        level = log.level
+        handler.addFilter(lambda record: record.thread == thread)
         log.addHandler(handler)
-        log.setLevel(
-            logging.INFO
-        )  # Flower's engine brings the app into its workers without their log's set-up
         try:
             yield
         finally:
-            log.setLevel(level)
             log.removeHandler(handler)
 
     def started(self) -> None:
@@ -306,6 +305,7 @@ class Recorder:
                     iteration=iteration,
                     error=str(error),
                     kind=type(error).__name__,
+                    cause=cause_of(error).name,
                     traceback=where,
                 )
             except JournalError as unwritten:

@@ -1,16 +1,37 @@
-"""Members' records as they travel: between :mod:`.membership` and the wire's messages."""
+"""Records and steps as they travel: between the agreement's types and the wire's messages."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
-from p2pft_flower.agreement.membership import NO_BALLOT, Age, Ballot, Edge, NextView, Phase, Proposal, Record
+from p2pft_flower.agreement.record import (
+    NO_BALLOT,
+    Age,
+    Ballot,
+    Composition,
+    Edge,
+    Phase,
+    Proposal,
+    Record,
+    Step,
+    Vote,
+)
 from p2pft_flower.errors import printable
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 
-__all__ = ["MAX_REASON", "decode", "decode_known", "encode", "encode_known"]
+__all__ = [
+    "MAX_REASON",
+    "decode",
+    "decode_known",
+    "decode_step",
+    "encode",
+    "encode_known",
+    "encode_step",
+]
+
+Groups = Mapping[int, tuple[int, ...]]
 
 MAX_REASON = 1024
 """Characters of the reason why a member has left: the size of a gossip is limited."""
@@ -36,19 +57,18 @@ def encode(record: Record) -> pb.Record:
         broken=_edges(record.broken),
         reaches=record.reaches,
         reason=record.reason[:MAX_REASON],
+        vote=record.vote,
     )
     if record.promised != NO_BALLOT:
-        message.promised.CopyFrom(pb.Ballot(round=record.promised.round, member=record.promised.member))
+        message.promised.CopyFrom(_write_ballot(record.promised))
     if record.accepted is not None:
         message.accepted.CopyFrom(_proposal(record.accepted))
     if record.proposal is not None:
         message.proposal.CopyFrom(_proposal(record.proposal))
-    if record.installed is not None:
-        message.installed.CopyFrom(_view(record.installed))
     return message
 
 
-def decode(message: pb.Record, groups: Mapping[int, tuple[int, ...]], iterations: int) -> Record:
+def decode(message: pb.Record, groups: Groups, iterations: int) -> Record:
     """Return the record that a message holds.
 
     Parameters
@@ -65,15 +85,21 @@ def decode(message: pb.Record, groups: Mapping[int, tuple[int, ...]], iterations
     ValueError
         When it is none of this run's, or no member writes such a one, with what is wrong.
     """
-    views = [v for v in (message.installed, message.accepted.value, message.proposal.value) if v.members]
+    who = f"a record of member {message.member}"
+    proposals = [p for p in (message.accepted, message.proposal) if p.ByteSize()]
     named = [message.member, *message.suspects, *message.hanging, *message.reaches]
-    _check("member", [*named, *(m for v in views for m in (*v.members, *v.joined))], groups)
-    peers = [p for edges in (message.broken, *(v.broken for v in views)) for e in edges for p in _ends(e)]
-    _check("peer", [*peers, *(p for v in views for p in v.donors)], {p for g in groups.values() for p in g})
+    _check_named(who, groups, named, [p for e in message.broken for p in _ends(e)])
+    _check_record(who, message, groups, iterations)
+    for proposal in proposals:
+        _check_ballot(who, proposal.ballot, groups)
+        if proposal.HasField("value"):
+            _check_view(who, proposal.value, groups, iterations)
+            if proposal.value.number != message.view + 1:
+                raise ValueError(
+                    f"{who} in view {message.view} with a proposal for view {proposal.value.number}"
+                )
     if message.phase not in (p.value for p in Phase):
         raise ValueError(f"a record of member {message.member} in phase number {message.phase}")
-    _check_numbers(message, views, iterations)
-    _check_lists(message, views)
     return Record(
         member=message.member,
         incarnation=message.incarnation,
@@ -88,7 +114,7 @@ def decode(message: pb.Record, groups: Mapping[int, tuple[int, ...]], iterations
         hanging=tuple(message.hanging),
         broken=_read_edges(message.broken),
         reaches=tuple(message.reaches),
-        installed=_read_view(message.installed) if message.HasField("installed") else None,
+        vote=message.vote,
         reason=printable(message.reason[:MAX_REASON])[:MAX_REASON],
     )
 
@@ -101,15 +127,15 @@ def encode_known(known: Mapping[int, Age]) -> pb.Known | None:
     return pb.Known(members=known, incarnations=lives, versions=versions)
 
 
-def decode_known(message: pb.Known, groups: Collection[int]) -> dict[int, Age]:
+def decode_known(message: pb.Known, groups: Groups) -> dict[int, Age]:
     """Return how new the records are that another member knows; empty where it says nothing.
 
     Parameters
     ----------
     message : p2pft_pb2.Known
         What another host says.
-    groups : collection of int
-        The members that the run began with.
+    groups : mapping of int to tuple of int
+        The peers of each member that the run began with.
 
     Raises
     ------
@@ -121,54 +147,91 @@ def decode_known(message: pb.Known, groups: Collection[int]) -> dict[int, Age]:
         raise ValueError(
             f"{len(members)} members' records with {len(lives)} incarnations and {len(versions)} versions"
         )
-    _check("member", members, groups)
+    _check_named("what is said of known records", groups, members, [])
     return dict(zip(members, zip(lives, versions, strict=True), strict=True))
 
 
-def _check(what: str, named: Iterable[int], known: Iterable[int]) -> None:
-    if unknown := sorted(set(named).difference(known)):
-        raise ValueError(f"a record names {what} {unknown[0]}, which the run does not have")
+def encode_step(step: Step) -> pb.Step:
+    """Return ``step`` as the wire's message."""
+    votes = [pb.Vote(member=v.member, incarnation=v.incarnation, signature=v.signature) for v in step.votes]
+    return pb.Step(value=_view(step.value), ballot=_write_ballot(step.ballot), votes=votes)
 
 
-def _check_numbers(message: pb.Record, views: Sequence[pb.NextView], iterations: int) -> None:
-    who = f"a record of member {message.member}"
-    ballots = [message.promised, message.accepted.ballot, message.proposal.ballot]
-    bounds = [
-        ("iteration", iterations, [message.iteration, *(v.iteration for v in views)]),
-        ("view", _MOST, [message.view]),
-        ("ballot's round", _MOST, [b.round for b in ballots]),
-        ("version", _LARGEST, [message.version]),
-        ("incarnation", _LARGEST, [message.incarnation, *(n for v in views for n in v.incarnations)]),
-    ]
-    for what, most, numbers in bounds:
-        if max(numbers) > most:
-            raise ValueError(f"{who} with the {what} {max(numbers)}, over {most}")
-    if message.HasField("installed") != (message.view > 0):
-        raise ValueError(f"{who} in view {message.view} that does not say what it is")
-    if message.HasField("proposal") and message.proposal.ballot.member != message.member:
-        raise ValueError(f"{who} with a ballot of {message.proposal.ballot.member}")
+def decode_step(message: pb.Step, groups: Groups, iterations: int) -> Step:
+    """Return the step that a message holds; its signatures are not checked here.
+
+    Raises
+    ------
+    ValueError
+        When it is none of this run's, with what is wrong.
+    """
+    who = f"a step to view {message.value.number}"
+    _check_view(who, message.value, groups, iterations)
+    _check_ballot(who, message.ballot, groups)
+    voters = [v.member for v in message.votes]
+    _check_named(who, groups, voters, [])
+    _check_ascending(who, "votes", voters)
+    votes = tuple(Vote(v.member, v.incarnation, v.signature) for v in message.votes)
+    return Step(_read_view(message.value), _ballot(message.ballot), votes)
 
 
-def _check_lists(message: pb.Record, views: Sequence[pb.NextView]) -> None:
-    who = f"a record of member {message.member}"
-    lists: list[tuple[str, Sequence[Any]]] = [
-        ("suspects", message.suspects),
-        ("hanging", message.hanging),
-        ("reaches", message.reaches),
-        ("broken", _read_edges(message.broken)),
-        *(("members", v.members) for v in views),
-        *(("joined", v.joined) for v in views),
-        *(("a view's broken", _read_edges(v.broken)) for v in views),
-    ]
-    for what, given in lists:
-        if any(a >= b for a, b in pairwise(given)):
-            raise ValueError(f"{who} whose {what} do not ascend")
-    edges = [e for _, given in lists for e in given if isinstance(e, tuple)]
-    if any(j == i for j, i in edges):
+def _check_named(who: str, groups: Groups, members: Iterable[int], peers: Iterable[int]) -> None:
+    known = {p for g in groups.values() for p in g}
+    for what, unknown in (("member", set(members).difference(groups)), ("peer", set(peers) - known)):
+        if unknown:
+            raise ValueError(f"{who} names {what} {min(unknown)}, which the run does not have")
+
+
+def _check_most(who: str, what: str, most: int, *numbers: int) -> None:
+    if max(numbers) > most:
+        raise ValueError(f"{who} with the {what} {max(numbers)}, over {most}")
+
+
+def _check_ascending(who: str, what: str, given: Iterable[Any]) -> None:
+    if any(a >= b for a, b in pairwise(given)):
+        raise ValueError(f"{who} whose {what} do not ascend")
+
+
+def _check_edges(who: str, what: str, edges: Iterable[pb.Edge]) -> None:
+    _check_ascending(who, what, _read_edges(edges))
+    if any(e.sender == e.receiver for e in edges):
         raise ValueError(f"{who} with an edge from a peer to itself")
-    if message.member in (*message.suspects, *message.hanging):
+
+
+def _check_ballot(who: str, ballot: pb.Ballot, groups: Groups) -> None:
+    _check_most(who, "ballot's round", _MOST, ballot.round)
+    _check_named(who, groups, [ballot.member], [])
+
+
+def _check_record(who: str, r: pb.Record, groups: Groups, iterations: int) -> None:
+    _check_most(who, "iteration", iterations, r.iteration)
+    _check_most(who, "view", _MOST, r.view)
+    _check_most(who, "version", _LARGEST, r.version)
+    _check_most(who, "incarnation", _LARGEST, r.incarnation)
+    _check_ballot(who, r.promised, groups if r.HasField("promised") else {0: ()})
+    if r.HasField("proposal") and r.proposal.ballot.member != r.member:
+        raise ValueError(f"{who} with a ballot of {r.proposal.ballot.member}")
+    for what, given in (("suspects", r.suspects), ("hanging", r.hanging), ("reaches", r.reaches)):
+        _check_ascending(who, what, given)
+    _check_edges(who, "broken", r.broken)
+    if r.member in (*r.suspects, *r.hanging):
         raise ValueError(f"{who} that misses itself")
-    if any(not set(v.members).issuperset(v.joined) for v in views):
+
+
+def _check_view(who: str, v: pb.Composition, groups: Groups, iterations: int) -> None:
+    if not v.members or len(v.members) != len(v.incarnations) or len(v.joined) != len(v.donors):
+        raise ValueError(
+            f"{who} with a view of {len(v.members)} members with {len(v.incarnations)} incarnations, and "
+            f"{len(v.joined)} that joined with {len(v.donors)} donors"
+        )
+    _check_named(who, groups, [*v.members, *v.joined], [*v.donors, *(p for e in v.broken for p in _ends(e))])
+    _check_most(who, "view", _MOST, v.number)
+    _check_most(who, "iteration", iterations, v.iteration)
+    _check_most(who, "incarnation", _LARGEST, *v.incarnations)
+    _check_ascending(who, "members", v.members)
+    _check_ascending(who, "joined", v.joined)
+    _check_edges(who, "a view's broken", v.broken)
+    if not set(v.members).issuperset(v.joined):
         raise ValueError(f"{who} with a view that others have joined than are in it")
 
 
@@ -188,34 +251,31 @@ def _ballot(ballot: pb.Ballot) -> Ballot:
     return Ballot(ballot.round, ballot.member)
 
 
+def _write_ballot(ballot: Ballot) -> pb.Ballot:
+    return pb.Ballot(round=ballot.round, member=ballot.member)
+
+
 def _proposal(proposal: Proposal) -> pb.Proposal:
-    ballot = pb.Ballot(round=proposal.ballot.round, member=proposal.ballot.member)
-    return pb.Proposal(ballot=ballot, value=None if proposal.value is None else _view(proposal.value))
+    value = None if proposal.value is None else _view(proposal.value)
+    return pb.Proposal(ballot=_write_ballot(proposal.ballot), value=value)
 
 
 def _read_proposal(proposal: pb.Proposal) -> Proposal:
-    return Proposal(
-        _ballot(proposal.ballot), _read_view(proposal.value) if proposal.HasField("value") else None
+    value = _read_view(proposal.value) if proposal.HasField("value") else None
+    return Proposal(_ballot(proposal.ballot), value)
+
+
+def _view(view: Composition) -> pb.Composition:
+    return pb.Composition(**{**view._asdict(), "broken": _edges(view.broken)})
+
+
+def _read_view(view: pb.Composition) -> Composition:
+    return Composition(
+        view.number,
+        tuple(view.members),
+        tuple(view.incarnations),
+        _read_edges(view.broken),
+        view.iteration,
+        tuple(view.joined),
+        tuple(view.donors),
     )
-
-
-def _view(view: NextView) -> pb.NextView:
-    return pb.NextView(
-        members=view.members,
-        incarnations=view.incarnations,
-        broken=_edges(view.broken),
-        iteration=view.iteration,
-        joined=view.joined,
-        donors=view.donors,
-    )
-
-
-def _read_view(view: pb.NextView) -> NextView:
-    members, lives = tuple(view.members), tuple(view.incarnations)
-    joined, donors = tuple(view.joined), tuple(view.donors)
-    if not members or len(members) != len(lives) or len(joined) != len(donors):
-        raise ValueError(
-            f"a view of {len(members)} members with {len(lives)} incarnations, and {len(joined)} that joined "
-            f"with {len(donors)} donors"
-        )
-    return NextView(members, lives, _read_edges(view.broken), view.iteration, joined, donors)

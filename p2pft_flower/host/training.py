@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,14 +16,17 @@ import numpy as np
 from p2pft_flower.algorithms.objective import local_objective
 from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, State, Step, Vector, lockstep
 from p2pft_flower.config import RunConfig
-from p2pft_flower.errors import P2PFTError
-from p2pft_flower.host.agreement import Agreement, NewView
+from p2pft_flower.errors import Cause, P2PFTError
+from p2pft_flower.host.agreement import Agreement
 from p2pft_flower.host.exchange import DivergedError, HostExchange
 from p2pft_flower.host.keeper import Keeper, Moment
 from p2pft_flower.host.problem import Objective
-from p2pft_flower.host.recorder import Recorder
+from p2pft_flower.host.recorder import Outcome, Recorder
+from p2pft_flower.host.session import Session
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import OwnPulse, Pulse
+
+log = logging.getLogger("p2pft_flower")
 
 __all__ = ["TRACE", "PeerFailedError", "Training", "naming"]
 
@@ -34,8 +39,10 @@ docs/architecture.md)."""
 class PeerFailedError(Exception):
     """A peer of this host raised; carries which one and where.
 
-    Not a subclass of the package's deliberate errors: the cause is whatever the peer's code raised.
+    Not a subclass of the package's deliberate errors: it is for whatever the peer's code raised.
     """
+
+    cause = Cause.OWN
 
     def __init__(self, peer: int, iteration: int, what: str, cause: BaseException) -> None:
         self.peer, self.iteration = peer, iteration
@@ -60,6 +67,8 @@ class Training:
     ----------
     plan : Plan
         The host's part of the run.
+    session : Session
+        Of the view that the run begins with.
     method : Algorithm
         What is iterated.
     objectives : mapping of int to Objective
@@ -77,6 +86,8 @@ class Training:
 
     Attributes
     ----------
+    session : Session
+        Of the view in which the peers train.
     iteration : int
         The one under way.
     done : int
@@ -90,6 +101,7 @@ class Training:
     def __init__(
         self,
         plan: Plan,
+        session: Session,
         method: Algorithm[Any],
         objectives: Mapping[int, Objective],
         exchange: HostExchange,
@@ -104,12 +116,12 @@ class Training:
         config = RunConfig.from_mapping(plan.config)
         self._decay, self._timeout = config.method.weight_decay, config.runtime.peer_timeout
         self._peers = [p.peer for p in plan.peers]
-        self._view = 0
-        self._gradients = self._weighed(tuple(plan.loss_weights))
+        self.session = session
         self._trace = bool(os.environ.get(TRACE))
         self.iteration = self.done = min(plan.begins.values())
         self.states: dict[int, State] = {}
         self.completed: Moment | None = None
+        self._saving, self._saved = threading.Lock(), False
 
     def take_up(self, theta0: Vector) -> None:
         """Take the states of the run that is resumed, if one is, from the peers' checkpoints."""
@@ -141,23 +153,23 @@ class Training:
             k = self.iteration = self.done
             self._raise_if_stopped()
             self._pulse.enter(Pulse.COMPUTING)
+            if k == self.session.all_have_theta:
+                self._exchange.withdraw()
             begun = [p for p in self.states if self._plan.begins[p] <= k]
-            steps = {
-                p: self._step(p, self._method.step(k, self.states[p], self._gradients[p])) for p in begun
-            }
+            steps = {p: self._step(p, self._method.step(k, self.states[p], self._gradient(p))) for p in begun}
             after = lockstep(steps, self._mix, len(self._method.phases))
             if agreement is not None:
                 agreement.complete(k + 1)
             self.states = self.states | after
             self._complete(k + 1)
 
-    def come_back(self, new: NewView) -> None:
+    def come_back(self, session: Session) -> None:
         """Take up data order and log of the peers' earlier life, known by its files only."""
         for p in self._peers:
-            with naming(p, new.iteration, "what it has kept could not be taken up"):
-                self._exchange.bytes_sent[p] = self._keeper.come_back(p, self._objectives[p], new)
+            with naming(p, session.first, "what it has kept could not be taken up"):
+                self._exchange.bytes_sent[p] = self._keeper.come_back(p, self._objectives[p], session)
 
-    def enter(self, new: NewView, theta: Vector | None = None) -> None:
+    def enter(self, session: Session, theta: Vector | None = None) -> None:
         """Begin the method again, from each peer's θ, among the peers of another view.
 
         The tracker starts afresh, τ_i := ∇L_i(θ_i), so Σ τ = Σ g at once (invariant 1 of
@@ -165,30 +177,61 @@ class Training:
 
         Parameters
         ----------
-        new : NewView
-            That view.
+        session : Session
+            Of that view.
         theta : numpy.ndarray, optional
             (q,), what the peers of this host, which was not in the last view, begin with; default: their own.
         """
         self._pulse.enter(Pulse.COMPUTING)
-        self._view, behind = new.number, self.done < new.iteration
-        self.iteration = new.iteration
-        self._gradients = self._weighed(new.view.peers)
-        self._keeper.enter(new)
+        self.session, self.iteration = session, session.first
+        behind = self.done < session.first
         for p in self._peers:
             self._start(p, self.states[p].theta if theta is None else theta.copy())
-        if (
-            behind or theta is not None
-        ):  # what is due after the iterations that the others had completed is due here too
-            self._complete(new.iteration)
+        # What is due after the iterations that the others had completed is due here too.
+        if behind or theta is not None:
+            self._complete(session.first)
 
-    def finish(self) -> None:
-        """Have the last checkpoint on disk."""
+    def finish(self) -> list[Outcome]:
+        """Have the last checkpoint, the tails and the logs on disk, and return how each peer ended."""
         self._keeper.finish(self._raise_if_stopped, self._timeout)
+        ended = [
+            self._recorder.finish(
+                p,
+                self._objectives[p],
+                self.states[p].theta,
+                self._exchange.bytes_sent[p],
+                self._exchange.seconds,
+            )
+            for p in self._peers
+        ]
+        outcomes = [outcome for outcome in ended if outcome is not None]
+        if len(outcomes) < len(ended):  # another thread has written the last line, of a stop
+            self._raise_if_stopped()
+            raise RuntimeError(f"the logs of peers {self._peers} ended before their training did")
+        self._saved = True  # as results
+        return outcomes
+
+    def keep_excluded(self) -> None:
+        """Keep what there is: the others have gone on without this host, which asks to be let in again."""
+        log.warning("peers %s: the others have gone on without them; asking to be let in again", self._peers)
+        if self.completed is not None:
+            self._keeper.keep_stopped(self.completed)
+
+    def save_stopped(self) -> None:
+        """Save each peer's θ, and a checkpoint, after the last complete iteration, once; from any thread."""
+        with self._saving:  # who comes second waits until the files are there
+            completed = self.completed
+            if completed is None or self._saved:
+                return
+            self._saved = True
+            for peer, state in completed.states.items():
+                done = max(completed.done, self._plan.begins[peer])
+                self._recorder.save_stopped(peer, state.theta, done)
+            self._keeper.keep_stopped(completed)
 
     def _start(self, peer: int, theta: Vector) -> None:
         with naming(peer, self.iteration, "it could not start"):
-            self.states = self.states | {peer: self._method.start(theta, self._gradients[peer])}
+            self.states = self.states | {peer: self._method.start(theta, self._gradient(peer))}
 
     def _step(self, peer: int, step: Step[Any]) -> Step[Any]:
         with naming(peer, self.iteration, "its step failed"):
@@ -196,26 +239,26 @@ class Training:
 
     def _mix(self, phase: int, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
         self._pulse.enter(Pulse.WAITING)
-        mixed = self._exchange.mix(self.iteration, phase, outbox)
+        mixed = self._exchange.mix(self.session, self.iteration, phase, outbox)
         self._pulse.enter(Pulse.COMPUTING)
         return mixed
 
     def _complete(self, done: int) -> None:
         """Note that ``done`` iterations are completed; score and keep what is due."""
         self.done = done
-        self._pulse.complete(done, self._view)
+        self._pulse.complete(done, self.session.number)
         moment = self.completed = Moment(
             done,
             self.states,
             {p: self._objectives[p].position() for p in self._peers},
             dict(self._exchange.bytes_sent),
             self._exchange.seconds,
-            self._view,
+            self.session,
         )
         if self._trace:
             for p, state in self.states.items():
                 if (tau := getattr(state, "tau", None)) is not None:
-                    self._recorder.trace(p, self._view, done, tau - state.grad)  # type: ignore[attr-defined]
+                    self._recorder.trace(p, self.session.number, done, tau - state.grad)  # type: ignore[attr-defined]
         if self._plan.evaluates_after(done):
             for p in self.states:
                 if self._plan.begins[p] <= done:
@@ -233,13 +276,10 @@ class Training:
         if not math.isfinite(score.loss) and not math.isnan(score.accuracy):
             raise DivergedError(peer, f"iteration {done}", "loss")
 
-    def _weighed(self, live: Sequence[int]) -> dict[int, Gradient]:
-        """Return each peer's gradient of its objective among the peers ``live``."""
-        weights = self._plan.weights_among(live)
-        return {
-            p: local_objective(self._checked(p), weight=weights[p], weight_decay=self._decay)
-            for p in self._peers
-        }
+    def _gradient(self, peer: int) -> Gradient:
+        """Return the gradient of the peer's objective among the peers of the view."""
+        weight = self.session.weights[peer]
+        return local_objective(self._checked(peer), weight=weight, weight_decay=self._decay)
 
     def _checked(self, peer: int) -> Gradient:
         """∇L_i, timed, finite, with the peer's name on what its code raises."""

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from p2pft_flower.agreement.membership import Membership
+from p2pft_flower.agreement import member
+from p2pft_flower.agreement.rules import Rules
 from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.config import RuntimeConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.host.agreement import Agreement, LostContactError
+from p2pft_flower.host.notary import Notary
+from p2pft_flower.host.session import Session
 from p2pft_flower.keeping.lives import next_incarnation
-from p2pft_flower.plan import Neighbourhood, Plan
+from p2pft_flower.plan import Plan
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import (
     Credentials,
@@ -25,41 +28,24 @@ from p2pft_flower.transport import (
     Heartbeats,
     Hello,
     Links,
-    Mailbox,
     OwnPulse,
     PeerServer,
     Received,
     Reply,
     Stop,
-    Terms,
     ViewChangeError,
     parse_address,
 )
 
-__all__ = ["Access", "Wires", "remote_edges"]
-
-Edge = tuple[int, int]
+__all__ = ["Access", "Wires"]
 
 log = logging.getLogger("p2pft_flower")
 
+_DEPART = 2.0
+"""Seconds that the others have to hear that this host goes."""
+
 _AGAIN = 0.1
 """Seconds until donors are asked again."""
-
-
-def remote_edges(peers: tuple[Neighbourhood, ...], *, always: bool) -> tuple[set[Edge], set[Edge]]:
-    """Return the (sender, receiver) edges that leave and that enter by the transport.
-
-    Parameters
-    ----------
-    peers : tuple of Neighbourhood
-        The host's peers.
-    always : bool
-        Use the transport between peers of the host as well (``transport = "grpc"``).
-    """
-    here = set() if always else {p.peer for p in peers}
-    leaving = {(p.peer, i) for p in peers for i in p.out_neighbours if i not in here}
-    entering = {(j, p.peer) for p in peers for j in p.in_neighbours if j not in here}
-    return leaving, entering
 
 
 @dataclass(frozen=True)
@@ -97,10 +83,8 @@ class Wires:
     ----------
     plan : Plan
         The host's part of the run; its ``addresses`` cover the local peers and their neighbours.
-    terms : Terms
-        What every payload must be like.
-    leaving, entering : set of (int, int)
-        From :func:`remote_edges`.
+    session : Session
+        Of the view that the run begins with.
     access : Access
         How the host listens and proves who it is.
     config : RuntimeConfig
@@ -131,9 +115,7 @@ class Wires:
     def __init__(
         self,
         plan: Plan,
-        terms: Terms,
-        leaving: set[Edge],
-        entering: set[Edge],
+        session: Session,
         access: Access,
         *,
         config: RuntimeConfig,
@@ -142,42 +124,19 @@ class Wires:
         pulse: OwnPulse,
         joining: bool = False,
     ) -> None:
-        local = {p.peer for p in plan.peers}
-        self._terms, self._offered_until = terms, math.inf
-        self._go_to(local, leaving, entering)
-        remotes = {i for _, i in leaving} | {j for j, _ in entering}
-        # A host that stays silent in Stop would be waited for until the deadline: check before binding.
-        unknown = sorted((local | remotes) - plan.addresses.keys())
-        if unknown:
-            raise ExchangeError(
-                f"no address is known for peers {unknown}; set peer-address or the topology's addresses"
-            )
-        own = access.credentials
-        if own is not None and local != {own.peer}:
-            raise ConfigError(
-                f"the certificates in {own.folder} are peer {own.peer}'s, but this host runs the peers "
-                f"{sorted(local)}: each peer needs a host and certificates of its own"
-            )
-        if access.bind_address and len(local) > 1:
-            raise ConfigError(
-                f"bind-address = {access.bind_address!r} is for one peer, not for {sorted(local)}"
-            )
-        # Where anything is exchanged, all peers begin at the same iteration.
-        self.mailbox = Mailbox(terms, entering, first_iteration=min(plan.begins.values()))
+        local = _checked(plan, session, access)
+        self._session = session
         if joining:
             # What neighbours still send to its former life is no fault of theirs: they are told WRONG_VIEW.
-            self.mailbox.fail(ViewChangeError("this host was started again and is in no view yet"))
+            session.inbox.fail(ViewChangeError("this host was started again and is in no view yet"))
+        remotes = {p for edge in session.leaving | session.entering for p in edge}
         self.links = Links(
-            terms,
-            {
-                peer: address
-                for peer, address in plan.addresses.items()
-                if peer not in local or peer in remotes
-            },
-            leaving,
-            entering,
+            session.inbox.terms,
+            {p: address for p, address in plan.addresses.items() if p not in local or p in remotes},
+            session.leaving,
+            session.entering,
             timeout=config.peer_timeout,
-            credentials=own,
+            credentials=access.credentials,
             insecure=access.insecure,
             on_failure=self._payload_failed,
             patience=self._patience,
@@ -185,7 +144,7 @@ class Wires:
             speaks=self._speaks,
             views_change=bool(plan.members),
         )
-        self.agreement = self._agree(plan, config, joining) if plan.members else None
+        self.agreement = self._agree(plan, config, access.credentials, joining) if plan.members else None
         agreement = self.agreement
         self.heartbeats = Heartbeats(
             self.links,
@@ -198,29 +157,25 @@ class Wires:
         )
         try:
             self.server = PeerServer(
-                self.mailbox,
+                session.inbox,
                 {peer: access.bind_address or plan.addresses[peer] for peer in sorted(local)},
-                out_edges=leaving,
+                out_edges=session.leaving,
                 on_hello=on_hello,
                 on_stop=on_stop,
                 on_gossip=self.heartbeats.answer,
                 members=frozenset(p for peers in plan.members.values() for p in peers),
                 stop_digest=plan.stop_digest,
                 timeout=config.peer_timeout,
-                credentials=own,
+                credentials=access.credentials,
                 insecure=access.insecure,
             )
         except BaseException:
             self.links.close()
             raise
 
-    def _go_to(self, local: Iterable[int], leaving: set[Edge], entering: set[Edge]) -> None:
-        self.edges = frozenset(entering)
-        self._receivers: dict[int, tuple[int, ...]] = {
-            j: tuple(sorted(i for s, i in leaving if s == j)) for j in sorted(local)
-        }
-
-    def _agree(self, plan: Plan, config: RuntimeConfig, joining: bool) -> Agreement:
+    def _agree(
+        self, plan: Plan, config: RuntimeConfig, credentials: Credentials | None, joining: bool
+    ) -> Agreement:
         # Whom a simulation loses does not come back.
         local = all(parse_address(plan.addresses[p]).path is not None for p in plan.loss_weights)
         patience = min(config.rejoin_deadline, 4 * config.peer_timeout) if local else config.rejoin_deadline
@@ -232,19 +187,22 @@ class Wires:
                 f"peers {list(own)} are no member of run {plan.run}, whose members are "
                 f"{[list(peers) for peers in plan.members.values()]}: the plan was changed"
             )
-        machine = Membership(
-            me,
+        rules = Rules(
             Graph.from_dict(plan.graph),
             plan.members,
             round_time=config.peer_timeout / 4,
-            patience=2 * patience if waits else patience,  # the first half is for who is waited for
+            patience=2 * patience if waits else patience,  # the first half is for whom the others wait
             wait=waits,
-            incarnation=next_incarnation(Path(plan.output_dir), me) if joining else 0,
-            joining=joining,
         )
+        state = (
+            member.join(rules, me, next_incarnation(Path(plan.output_dir), me))
+            if joining
+            else member.begin(rules, me)
+        )
+        signatures = None if credentials is None else credentials.signatures()
         return Agreement(
-            machine,
-            plan.iterations,
+            state,
+            Notary(plan.run, me, plan.members, plan.iterations, signatures),
             on_change=self.fail,
             interval=min(1.0, config.peer_timeout / 8),
             direct=config.peer_timeout,
@@ -264,45 +222,32 @@ class Wires:
     def _speaks(self, remote: int) -> bool:
         return self.heartbeats.speaks(remote)  # which are made after the links
 
-    def install(
-        self,
-        number: int,
-        first: int,
-        leaving: set[Edge],
-        entering: set[Edge],
-        joined: Iterable[int] = (),
-    ) -> None:
-        """Go on to view ``number``, which begins with iteration ``first``, over its edges.
-
-        To the peers ``joined``, which have come back, connections are made anew.
+    def install(self, session: Session) -> None:
+        """Go on to another view. To the peers that have come back with it, connections are made anew.
 
         Raises
         ------
         Exception
             What :meth:`fail` was called with, where that was no ViewChangeError.
         """
-        terms = replace(self._terms, view=number)
-        self.links.install(terms, leaving, entering, joined)
-        mailbox = Mailbox(terms, entering, first)
-        self.server.install(mailbox, leaving)
-        self.mailbox = mailbox
-        self._go_to(list(self._receivers), leaving, entering)
+        # First, so that a failure from now on wakes whoever waits in this session: see `fail`.
+        self._session = session
+        self.links.install(session.inbox.terms, session.leaving, session.entering, session.returned)
+        self.server.install(session.inbox, session.leaving)
 
-    def offer(self, first: int, thetas: Mapping[int, Vector], peers: Sequence[int]) -> None:
-        """Let the peers of the view, which begins with iteration ``first``, fetch θ of this host's peers."""
-        self.server.offer(first, thetas, peers)
-        # Who still lacks θ has sent nothing, so no other peer gets further than its distance from it.
-        self._offered_until = first + len(peers)
+    def offer(self, thetas: Mapping[int, Vector]) -> None:
+        """Let the peers of the view fetch θ, with which the view begins, of this host's peers."""
+        self.server.offer(self._session.first, thetas, self._session.peers)
 
-    def fetch(self, peer: int, donors: Sequence[int], timeout: float, check: Callable[[], None]) -> Vector:
-        """Take θ from the first of ``donors`` that has one; ask all of them again and again.
+    def withdraw(self) -> None:
+        """Take back what was offered: no peer of the view can lack θ any more."""
+        self.server.withdraw()
+
+    def fetch(self, timeout: float, check: Callable[[], None]) -> Vector:
+        """Take θ from the first of the session's donors that has one; ask all of them again and again.
 
         Parameters
         ----------
-        peer : int
-            The local peer that asks.
-        donors : sequence of int
-            Other peers of the view, in the order in which they are asked.
         timeout : float
             Seconds after which this is given up.
         check : callable
@@ -317,35 +262,33 @@ class Wires:
         Exception
             What :meth:`fail` was called with.
         """
+        session = self._session
+        peer, donors = min(session.places), session.donors
         end, answers = time.monotonic() + timeout, dict[int, str]()
         while donors and time.monotonic() < end:
             for donor in donors:
                 check()
                 try:
-                    return self.links.fetch(peer, donor, check)
+                    theta = self.links.fetch(peer, donor, check)
                 except ExchangeError as error:
                     if error is self.links.error:  # not the donor's answer, but this host's own affair
                         raise
                     log.info("peer %d has no vector from peer %d yet: %s", peer, donor, error)
                     answers[donor] = str(error)
+                else:
+                    names, view = sorted(session.places), session.number
+                    log.info("peers %s go on from the vector of another peer of view %d", names, view)
+                    return theta
             time.sleep(_AGAIN)
         told = "; ".join(f"peer {p}: {what}" for p, what in answers.items()) or "there is no other"
         raise LostContactError(
-            f"it was let in again, but no other peer of view {self.links.terms.view} has given it a vector "
+            f"it was let in again, but no other peer of view {session.number} has given it a vector "
             f"to go on from within {timeout:g} s ({told}); the checkpoints are kept"
         )
 
-    def receivers(self, peer: int) -> tuple[int, ...]:
-        """Return the out-neighbours that ``peer`` reaches by the transport, ascending."""
-        return self._receivers[peer]
-
-    def take(self, receiver: int, sender: int, iteration: int, phase: int) -> Received:
+    def take(self, session: Session, receiver: int, sender: int, iteration: int, phase: int) -> Received:
         """Wait for one payload; see :meth:`Mailbox.take`."""
-        if iteration >= self._offered_until:
-            self.server.withdraw()
-            self._offered_until = math.inf
-
-        received = self.mailbox.take(receiver, sender, iteration, phase, math.inf, self._patience)
+        received = session.inbox.take(receiver, sender, iteration, phase, math.inf, self._patience)
         self.heartbeats.heard(sender)
         return received
 
@@ -357,8 +300,21 @@ class Wires:
 
     def fail(self, error: Exception) -> None:
         """Wake whoever waits here with ``error``; stops can still be sent."""
-        self.mailbox.fail(error)
+        # In this order: who installs a session replaces the old one first, and the links raise there what
+        # came before. So what comes after finds the new one.
         self.links.fail(error)
+        self._session.inbox.fail(error)
+
+    def depart(self, reason: str) -> None:
+        """Tell all contacts, within 2 s, that this host goes, so that they need not wait for its silence."""
+        if self.agreement is None:
+            return
+        self.agreement.leave(reason)
+        gossip = {}
+        for remote, local in self.agreement.contacts().items():
+            gossip[remote] = self.agreement.tell(remote)
+            gossip[remote].sender = local
+        self.links.gossip_all(gossip, _DEPART)
 
     def close(self) -> None:
         """Close all of it; sockets and threads are gone afterwards."""
@@ -367,3 +323,24 @@ class Wires:
         self.heartbeats.close()
         self.server.close()
         self.links.close()
+
+
+def _checked(plan: Plan, session: Session, access: Access) -> set[int]:
+    """Return the local peers, where all that is needed to connect them is known."""
+    local = set(session.places)
+    remotes = {p for edge in session.leaving | session.entering for p in edge}
+    # A host that stays silent in Stop would be waited for until the deadline: check before binding.
+    unknown = sorted((local | remotes) - plan.addresses.keys())
+    if unknown:
+        raise ExchangeError(
+            f"no address is known for peers {unknown}; set peer-address or the topology's addresses"
+        )
+    own = access.credentials
+    if own is not None and local != {own.peer}:
+        raise ConfigError(
+            f"the certificates in {own.folder} are peer {own.peer}'s, but this host runs the peers "
+            f"{sorted(local)}: each peer needs a host and certificates of its own"
+        )
+    if access.bind_address and len(local) > 1:
+        raise ConfigError(f"bind-address = {access.bind_address!r} is for one peer, not for {sorted(local)}")
+    return local

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from p2pft_flower.errors import ConfigError, DataError, P2PFTError
+from p2pft_flower.errors import Cause, ConfigError, DataError, P2PFTError
 from p2pft_flower.keeping.folders import make_private, new_private, require_regular, sync
 
 __all__ = [
@@ -56,6 +56,8 @@ log = logging.getLogger("p2pft_flower")
 
 class CheckpointError(P2PFTError):
     """A checkpoint cannot be written; carries whose."""
+
+    cause = Cause.OWN
 
     def __init__(self, peer: int, message: str) -> None:
         self.peer = peer

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from p2pft_flower.errors import P2PFTError
+from p2pft_flower.errors import Cause, P2PFTError
 from p2pft_flower.keeping.folders import make_private, new_private, private, sync
 
 __all__ = ["Journal", "JournalError", "finite", "read_journal", "read_last_run", "read_runs"]
@@ -29,6 +29,8 @@ log = logging.getLogger("p2pft_flower")
 
 class JournalError(P2PFTError):
     """A peer's log or tail cannot be written; carries whose."""
+
+    cause = Cause.OWN
 
     def __init__(self, peer: int, path: Path, error: Exception) -> None:
         self.peer = peer

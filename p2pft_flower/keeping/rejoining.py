@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.errors import Cause, ConfigError, DataError
 from p2pft_flower.keeping.folders import make_private, require_regular
 from p2pft_flower.keeping.journal import read_last_run
 from p2pft_flower.keeping.running import running
@@ -100,7 +100,7 @@ def kept_plan(folder: Path, run: str, peer: int) -> Plan:
     last = _last_line(folder, peer)
     if last.get("event") == "end":
         raise ConfigError(f"peer {peer} of run {run} has trained to its end: its model is in {path.parent}")
-    if last.get("kind") == "ExchangeStoppedError":
+    if last.get("cause") in (Cause.STOPPED.name, Cause.HEARSAY.name):
         log.warning(
             "run %s was stopped when peer %d was there last (%s): p2pft run --resume goes on with one that "
             "nobody trains any more",

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from p2pft_flower.agreement.membership import is_quorum
+from p2pft_flower.agreement.quorum import is_quorum
 
 __all__ = ["Event", "Kind", "draw", "leaves_quorum"]
 

@@ -13,6 +13,7 @@ from p2pft_flower.transport.observer import ObserverClient, ObserverServer
 from p2pft_flower.transport.probe import LinkReport, Prober
 from p2pft_flower.transport.server import PeerServer
 from p2pft_flower.transport.stops import COORDINATOR_CERTIFICATES, digest_of, new_key, stop_run
+from p2pft_flower.transport.trust.signatures import Signatures
 from p2pft_flower.transport.trust.tls import TLS13_ENVIRONMENT, Credentials
 from p2pft_flower.transport.wire.addresses import Address, parse_address, unix_address
 from p2pft_flower.transport.wire.errors import (
@@ -27,6 +28,7 @@ from p2pft_flower.transport.wire.errors import (
     PeerLostError,
     PeerUnreachableError,
     ViewChangeError,
+    cause_from,
     phase_name,
 )
 from p2pft_flower.transport.wire.header import MAX_PAYLOAD, Terms
@@ -36,7 +38,6 @@ from p2pft_flower.transport.wire.p2pft_pb2 import (
     PayloadHeader,
     PeerReport,
     Pulse,
-    Record,
     Reply,
     Status,
     Stop,
@@ -73,12 +74,13 @@ __all__ = [
     "Prober",
     "Pulse",
     "Received",
-    "Record",
     "Reply",
+    "Signatures",
     "Status",
     "Stop",
     "Terms",
     "ViewChangeError",
+    "cause_from",
     "digest_of",
     "new_key",
     "parse_address",

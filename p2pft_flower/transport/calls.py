@@ -26,6 +26,7 @@ from p2pft_flower.transport.wire.errors import (
     PeerPreparingError,
     PeerUnreachableError,
     UnansweredError,
+    cause_from,
 )
 
 __all__ = ["Call", "Channels"]
@@ -84,6 +85,8 @@ class Call:
         error = self._refusal(reply.status, reply.reason)
         if isinstance(error, PeerPreparingError):
             error.progress = reply.progress
+        if isinstance(error, ExchangeStoppedError) and (cause := cause_from(reply.cause)) is not None:
+            error.cause = cause.told
         return error
 
     @property

@@ -78,11 +78,12 @@ _GOSSIP_OPTIONS: tuple[tuple[str, str | int], ...] = (
 def gossip_limit(members: int) -> int:
     """Return the bytes that one gossip may have in a run of so many members.
 
-    Room for a record of each, with a reason of 1 KiB, all of its three views naming all members (20 bytes a
+    Room for a signed record of each, with a reason of 1 KiB, its two views naming all members (20 bytes a
     member: its number, a 64-bit incarnation, whether it joined and from whom), all others suspected and
-    reached, and two broken edges for each member; and for how new each record is that the sender has.
+    reached, and two broken edges for each member; for the age of each record that the sender has; for eight
+    decided views with a signed vote of each member; and for four certificates of each.
     """
-    return _SMALL_MESSAGE + members * (2080 + 80 * members)
+    return _SMALL_MESSAGE + members * (2080 + 80 * members + 8 * 128 + 4 * 1024)
 
 
 def _plain_text_allowed(address: Address, insecure: bool, option: str) -> None:

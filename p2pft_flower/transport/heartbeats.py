@@ -452,7 +452,7 @@ class Heartbeats:
             return
         for remote in sorted(now):
             message = self._message(remote)
-            if remote not in due and not message.records:
+            if remote not in due and not message.records and not message.steps:
                 with self._lock:
                     self._under_way.discard(remote)
                 continue

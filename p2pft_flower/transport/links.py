@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from p2pft_flower.errors import P2PFTError
+from p2pft_flower.errors import Cause, P2PFTError
 from p2pft_flower.transport.calls import Call, Channels
 from p2pft_flower.transport.mailbox import ASK_EVERY, Edge, Patience, first_error
 from p2pft_flower.transport.trust.tls import Credentials
@@ -414,7 +414,7 @@ class Links:
         for edge in sorted(self._payloads):
             self._settle(edge, timeout, end)
 
-    def stop(self, origin: int, iteration: int, reason: str, timeout: float = 2.0) -> int:
+    def stop(self, origin: int, iteration: int, reason: str, cause: Cause, timeout: float = 2.0) -> int:
         """Tell every remote neighbour, in both directions, that ``origin`` gives up; never raises.
 
         Parameters
@@ -424,7 +424,9 @@ class Links:
         iteration : int
             The iteration it was in.
         reason : str
-            Why.
+            Why, in words for a person.
+        cause : Cause
+            Why, as far as others are concerned.
         timeout : float
             How long to wait for answers, in seconds.
 
@@ -440,7 +442,12 @@ class Links:
             except ValueError:  # another view was installed meanwhile
                 continue
             stop = pb.Stop(
-                run=self.terms.run, sender=local, origin=origin, iteration=iteration, reason=reason[:4096]
+                run=self.terms.run,
+                sender=local,
+                origin=origin,
+                iteration=iteration,
+                reason=reason[:4096],
+                cause=cause.name,
             )
             try:
                 # Not on the connection of payloads: it would wait behind one that takes minutes.

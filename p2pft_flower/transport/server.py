@@ -16,14 +16,18 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
-from p2pft_flower.errors import printable
+from p2pft_flower.errors import Cause, cause_of, printable
 from p2pft_flower.transport.endpoint import EXCHANGE, Listener, gossip_limit
 from p2pft_flower.transport.mailbox import Edge, Mailbox
 from p2pft_flower.transport.stops import has_key
 from p2pft_flower.transport.trust.certificates import Identity
 from p2pft_flower.transport.trust.tls import Credentials, NotAuthenticError
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
-from p2pft_flower.transport.wire.errors import ExchangeStoppedError, ViewChangeError
+from p2pft_flower.transport.wire.errors import (
+    ExchangeStoppedError,
+    ViewChangeError,
+    cause_from,
+)
 from p2pft_flower.transport.wire.header import HEADER_KEY, decode_header, fetched
 
 __all__ = ["PeerServer"]
@@ -221,7 +225,8 @@ class PeerServer:
             How long answers may take to leave, in seconds.
         """
         # Whoever still waits for room would hold a worker; nobody will make room any more.
-        self._view.mailbox.fail(ExchangeStoppedError("this host has finished and takes no more payloads"))
+        ended = "this host has finished and takes no more payloads"
+        self._view.mailbox.fail(ExchangeStoppedError.by(Cause.OWN, ended))
         with self._installed:
             self._closed = True
             self._installed.notify_all()
@@ -307,7 +312,7 @@ class PeerServer:
             except ViewChangeError as error:  # the sender is no stranger to the run: it will hear of it too
                 return pb.Reply(status=pb.WRONG_VIEW, reason=str(error))
             except Exception as error:  # whatever the runtime failed the mailbox with is the answer
-                return pb.Reply(status=pb.STOPPED, reason=str(error))
+                return _stopped(error)
             if reply.status != pb.LATER or not self._is_installed_after(mailbox, header, kept_until):
                 return reply
 
@@ -335,7 +340,7 @@ class PeerServer:
         if answer is not None:
             return answer if answer.status == pb.PREPARING else self._refuse(answer.status, answer.reason)
         if (error := self._view.mailbox.error) is not None:
-            return pb.Reply(status=pb.STOPPED, reason=str(error))
+            return _stopped(error)
         return pb.Reply(status=pb.ACCEPTED)
 
     def _mismatch(self, hello: pb.Hello) -> tuple[pb.Status, str] | None:
@@ -375,6 +380,10 @@ class PeerServer:
             return self._refuse(
                 pb.NOT_NEIGHBOUR, f"a stop from peer {stop.sender}, which shares no edge with this host"
             )
+        if cause_from(stop.cause) is None:
+            return self._refuse(
+                pb.BAD_HEADER, "a stop that does not say its cause: is it of another version?"
+            )
         stop.reason = printable(stop.reason[:4096])
         if self._on_stop is not None:
             try:
@@ -396,8 +405,6 @@ class PeerServer:
             return self._refuse(pb.BAD_HEADER, "a gossip that cannot be parsed")
         if (wrong := self._wrong_gossip(gossip, who)) is not None:
             return self._refuse(*wrong)
-        for record in gossip.records:
-            record.reason = printable(record.reason)
         try:
             answer = self._on_gossip(gossip)
         except Exception as error:
@@ -466,6 +473,11 @@ class PeerServer:
 
     def _refuse(self, status: pb.Status, reason: str) -> pb.Reply:
         return self._view.mailbox.refuse(status, None, reason)
+
+
+def _stopped(error: Exception) -> pb.Reply:
+    """Answer that this host has stopped, with the same cause as its own error."""
+    return pb.Reply(status=pb.STOPPED, reason=str(error), cause=cause_of(error).name)
 
 
 class Throttle:

@@ -83,7 +83,7 @@ def stop_run(
     calls = {}
     try:
         for peer in sorted(addresses):
-            stop = pb.Stop(run=run, sender=peer, origin=peer, reason=reason[:4096])
+            stop = pb.Stop(run=run, sender=peer, origin=peer, reason=reason[:4096], cause=pb.Stop.STOPPED)
             try:
                 calls[peer] = channels.start(
                     "Stop", stop, timeout, edge=(peer, peer), remote=peer, metadata=((_KEY, key),)

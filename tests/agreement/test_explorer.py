@@ -7,13 +7,16 @@ must hold is checked in each state, not along some random ways.
 
 from __future__ import annotations
 
-import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 
-from p2pft_flower.agreement import membership
-from p2pft_flower.agreement.membership import Membership, Phase
+from p2pft_flower.agreement import quorum
+from p2pft_flower.agreement.events import Heard, Missed, Reached, TimePassed
+from p2pft_flower.agreement.member import begin, join, step
+from p2pft_flower.agreement.record import Phase
+from p2pft_flower.agreement.rules import Rules
 from p2pft_flower.topology import Graph
 
 GROUPS = {m: (m,) for m in range(3)}
@@ -22,17 +25,11 @@ STEP = 100.0
 """Seconds by which a member's clock goes on at once: longer than any of its rounds."""
 
 
-def born(me, graph, **how):
-    return Membership(me, graph, GROUPS, ROUND, PATIENCE, **how)
-
-
-def copied(machine):
-    """Return a copy of its own; records and views are never changed."""
-    made = copy.copy(machine)
-    made.records, made._heard = dict(machine.records), dict(machine._heard)
-    made._known_to, made._useless = dict(machine._known_to), set(machine._useless)
-    made._change = copy.copy(machine._change)
-    return made
+def after(member, *events, now):
+    """Return a member's state after events that come at once."""
+    for event in events:
+        member, _ = step(member, event, now)
+    return member
 
 
 class State:
@@ -57,28 +54,10 @@ class State:
             if m is None:
                 parts.append(None)
                 continue
-            change = m._change
-            when = () if change is None else (change.since, change.round_since, change.promised_at)
-            counts = () if change is None else (change.promises, change.rounds, change.long)
-            heard = (
-                tuple(sorted(m._heard.items()))
-                if any(r.phase is Phase.JOINING for r in m.records.values())
-                else ()
-            )
-            parts.append(
-                (
-                    m.record,
-                    tuple(sorted(m.records.items())),
-                    m.view,
-                    m.current,
-                    m.excluded,
-                    when,
-                    counts,
-                    heard,
-                    m.incarnation,
-                    clock,
-                )
-            )
+            joins = any(r.phase is Phase.JOINING for r in m.records.values())
+            heard = tuple(sorted(m.heard.items())) if joins else ()
+            records = tuple(m.table.values())
+            parts.append((records, m.view, m.steps, m.change, m.joining_since, m.useless, heard, clock))
         return hash((tuple(parts), self.crashes, self.restarts))
 
 
@@ -88,14 +67,13 @@ def next_states(state, scope):
         sender, receiver = state.members[a], state.members[b]
         if sender is None or receiver is None or {a, b} in scope["cut"]:
             continue
-        machine = copied(receiver)
-        machine.hear([sender.record], state.clocks[b])
-        if machine.record.age != receiver.record.age or machine.records != receiver.records:
-            yield f"{b} hears {a}", state.with_(b, machine)
+        heard = after(receiver, Heard((sender.record,), sender.steps), now=state.clocks[b])
+        if heard.table != receiver.table:
+            yield f"{b} hears {a}", state.with_(b, heard)
     for m, there in enumerate(state.members):
         if there is None:
             if state.restarts < scope["restarts"]:
-                again = state.with_(m, born(m, scope["graph"], joining=True, incarnation=1), state.clocks[m])
+                again = state.with_(m, join(scope["rules"], m, 1), state.clocks[m])
                 again.restarts += 1
                 yield f"{m} is started again", again
             continue
@@ -103,46 +81,34 @@ def next_states(state, scope):
             Phase.CHANGING,
             Phase.JOINING,
         ):
-            machine, clock = copied(there), state.clocks[m] + STEP
-            machine._ran = clock  # it has not slept
-            if there.record.phase is Phase.JOINING:
-                machine.reach([o for o in range(3) if o != m and state.members[o] is not None], clock)
-            machine.tick(clock)
-            yield f"{m} has waited", state.with_(m, machine, clock)
+            clock = state.clocks[m] + STEP
+            reached = Reached(tuple(o for o in range(3) if o != m and state.members[o] is not None))
+            # It has not slept.
+            waited = after(replace(there, ran=clock), reached, TimePassed(), now=clock)
+            yield f"{m} has waited", state.with_(m, waited, clock)
         for other in scope["missed"].get(m, ()):
             changes = there.record.phase in (Phase.RUNNING, Phase.CHANGING)
-            if changes and there.view == 0 and other not in there.record.suspects:
-                machine = copied(there)
-                machine.suspect(other, state.clocks[m])
-                if machine.record != there.record:
-                    yield f"{m} misses {other}", state.with_(m, machine)
+            if changes and there.view.number == 0 and other not in there.record.suspects:
+                yield f"{m} misses {other}", state.with_(m, after(there, Missed(other), now=state.clocks[m]))
         if state.crashes < scope["crashes"] and m in scope["may_crash"]:
             dead = state.with_(m, None)
             dead.crashes += 1
             yield f"{m} crashes", dead
 
 
-def records_of(state):
-    for machine in state.members:
-        if machine is not None:
-            yield from machine.table
-
-
 def check(state):
     """Assert what must hold in a state."""
     decided, values = {}, {}
-    for machine in state.members:
-        if machine is not None and machine.view:
-            decided.setdefault(machine.view, machine.current)
-            assert decided[machine.view] == machine.current
-    for record in records_of(state):
-        if record.installed is not None:
-            decided.setdefault(record.view, record.installed)
-            assert decided[record.view] == record.installed
-        for proposal in (record.accepted, record.proposal):
-            if proposal is not None and proposal.value is not None:
-                key = record.view, proposal.ballot
-                assert values.setdefault(key, proposal.value) == proposal.value
+    for member in state.members:
+        if member is None:
+            continue
+        for value in (member.view, *(s.value for s in member.steps)):
+            assert decided.setdefault(value.number, value) == value
+        for record in member.table.values():
+            for proposal in (record.accepted, record.proposal):
+                if proposal is not None and proposal.value is not None:
+                    key = record.view, proposal.ballot
+                    assert values.setdefault(key, proposal.value) == proposal.value
 
 
 def check_step(before, after):
@@ -167,27 +133,27 @@ def events(way):
 
 def explore(scope):
     """Visit every state; return how many there are, and the views that were agreed on."""
-    first = State([born(m, scope["graph"]) for m in range(3)], [0.0] * 3)
+    first = State([begin(scope["rules"], m) for m in range(3)], [0.0] * 3)
     seen, todo, views = {first.key}, [(first, ())], set()
     while todo:
         state, way = todo.pop()
-        for name, after in next_states(state, scope):
-            key = after.key
+        for name, reached in next_states(state, scope):
+            key = reached.key
             if key in seen:
                 continue
             seen.add(key)
             further = (way, name)
             try:
-                check(after)
-                check_step(state, after)
+                check(reached)
+                check_step(state, reached)
             except AssertionError as error:
                 raise AssertionError(f"after {', '.join(events(further))}") from error
-            views |= {(m.view, m.current.members) for m in after.members if m is not None and m.view}
-            todo.append((after, further))
+            views |= {(m.view.number, m.view.members) for m in reached.members if m is not None and m.steps}
+            todo.append((reached, further))
     return len(seen), views
 
 
-GRAPH = Graph.load("complete:3")
+RULES = Rules(Graph.load("complete:3"), GROUPS, ROUND, PATIENCE)
 SCOPES = {
     "one misses another that lives": {"missed": {0: (2,)}, "waits": 1},
     "and the proposer crashes": {"missed": {0: (2,)}, "waits": 1, "crashes": 1, "may_crash": (0,)},
@@ -200,7 +166,7 @@ SCOPES = {
     },
 }
 HALVES = {"missed": {0: (1, 2), 1: (0,), 2: (0,)}, "cut": [{0, 1}, {0, 2}], "waits": 4}
-NOTHING = {"graph": GRAPH, "cut": (), "waits": 0, "crashes": 0, "may_crash": (), "restarts": 0}
+NOTHING = {"rules": RULES, "cut": (), "waits": 0, "crashes": 0, "may_crash": (), "restarts": 0}
 
 
 @pytest.mark.parametrize("name", SCOPES)
@@ -219,6 +185,6 @@ def test_of_two_halves_only_the_one_that_is_a_quorum_agrees_on_a_view():
 
 
 def test_the_explorer_finds_what_a_broken_quorum_leads_to(monkeypatch):
-    monkeypatch.setattr(membership, "is_quorum", lambda some, members: bool(set(some)))
+    monkeypatch.setattr(quorum, "is_quorum", lambda some, members: bool(set(some)))
     with pytest.raises(AssertionError, match="after "):
         explore(NOTHING | HALVES)

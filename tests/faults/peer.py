@@ -22,10 +22,9 @@ from types import SimpleNamespace
 
 import torch
 
-from p2pft_flower.agreement.membership import Membership
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError
-from p2pft_flower.host import training
+from p2pft_flower.host import agreement, training
 from p2pft_flower.host.agreement import Agreement, LostContactError
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.recorder import Recorder
@@ -248,22 +247,24 @@ def watch_views(reporter: Reporter, *, fill: bool) -> None:
 
 def watch_ballots(reporter: Reporter) -> None:
     """Hold where this peer has told of a ballot of its own, and where its proposal was just accepted."""
-    tell, follow, told = Agreement.tell, Membership._follow, set()
+    tell, step, told = Agreement.tell, agreement.step, set()
 
     def tell_of_ballots(self, remote):
-        own = self._machine.record.proposal
+        own = self._state.record.proposal
         if own is not None and own.value is None:
             if remote in told:
                 reporter.at("ballot")
             told.add(remote)
         return tell(self, remote)
 
-    def follow_own_proposal(self, view, value):
-        if self.record.proposal is not None and self.record.proposal.value == value:
+    def follow_own_proposal(state, event, now):
+        after, effects = step(state, event, now)
+        own = state.record.proposal
+        if own is not None and after.view != state.view and own.value == after.view:
             reporter.at("proposal")
-        follow(self, view, value)
+        return after, effects
 
-    Agreement.tell, Membership._follow = tell_of_ballots, follow_own_proposal
+    Agreement.tell, agreement.step = tell_of_ballots, follow_own_proposal
 
 
 def watch_checkpoints(reporter: Reporter) -> None:

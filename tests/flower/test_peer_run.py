@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from p2pft_flower.errors import Cause
 from p2pft_flower.flower import messages, peer_run
 from p2pft_flower.flower.ending import Ending
 from p2pft_flower.flower.nodes import RunFailedError
@@ -54,18 +55,46 @@ def test_a_run_whose_peers_all_have_results_misses_nobody(tmp_path, monkeypatch)
     assert (made["status"], made["error"]) == ("completed", None)
 
 
-@pytest.mark.parametrize("hearsay", ["LostContactError", "ExchangeTimeoutError", "ExchangeStoppedError"])
-@pytest.mark.parametrize("cause_at", [0, 1, 2])
-def test_of_hosts_that_all_failed_the_run_names_the_one_that_did_so_by_itself(
-    cause_at, hearsay, tmp_path, monkeypatch
-):
-    errors = [{"error": "too many have gone", "kind": hearsay, "views": []} for _ in range(3)]
-    errors[cause_at] |= {"error": "the GPU of this site is full", "kind": "PeerFailedError"}
+def failing(tmp_path, monkeypatch, *causes):
+    """Return how the run fails whose three hosts end for these causes; None: its host never replies."""
+    body = {"error": "it has ended", "views": []}
     replies = {
-        100 + p: SimpleNamespace(has_error=lambda: False, content=messages.pack(error))
-        for p, error in enumerate(errors)
+        100 + p: SimpleNamespace(
+            has_error=lambda: False, content=messages.pack({**body, "cause": cause.name})
+        )
+        for p, cause in enumerate(causes)
+        if cause is not None
     }
     monkeypatch.setattr(peer_run, "Message", lambda *arguments, **more: None)  # Flower's wants a task
     monkeypatch.setattr(peer_run.nodes, "collect", lambda *arguments, **more: replies)
-    with pytest.raises(RunFailedError, match=f"peer {cause_at}: the GPU of this site is full"):
+    with pytest.raises(RunFailedError) as caught:
         peer_run._train(None, deployment(tmp_path), "", "")
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("cause", "hearsay"),
+    [(Cause.OWN, h) for h in (Cause.LOST, Cause.HEARSAY, Cause.STOPPED, None)]
+    + [(Cause.RUN, h) for h in (Cause.LOST, Cause.HEARSAY, Cause.STOPPED, None)]
+    + [(Cause.LOST, h) for h in (Cause.HEARSAY, Cause.STOPPED, None)]
+    + [(Cause.HEARSAY, h) for h in (Cause.STOPPED, None)]
+    + [(Cause.STOPPED, None)],
+)
+@pytest.mark.parametrize("cause_at", [0, 1, 2])
+def test_of_hosts_that_all_failed_the_run_names_the_one_that_knows_most_of_why(
+    cause_at, cause, hearsay, tmp_path, monkeypatch
+):
+    causes = [cause if p == cause_at else hearsay for p in range(3)]
+    failure = failing(tmp_path, monkeypatch, *causes)
+    assert str(failure).startswith(f"peer {cause_at}: it has ended")
+    assert failure.stopped is (cause is Cause.STOPPED)
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_the_coordinator_waits_on_where_the_others_go_on_without_a_host(cause):
+    reply = SimpleNamespace(
+        has_error=lambda: False, content=messages.pack({"error": "", "cause": cause.name})
+    )
+    assert peer_run._ends_all(reply) is (cause not in (Cause.OWN, Cause.LOST))
+    ended = SimpleNamespace(has_error=lambda: False, content=messages.pack({"ok": {}}))
+    assert peer_run._ends_all(ended)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from p2pft_flower.agreement.membership import Membership, Record
+from p2pft_flower.agreement import member
+from p2pft_flower.agreement.record import Record
+from p2pft_flower.agreement.rules import Rules
 from p2pft_flower.host.agreement import Agreement
+from p2pft_flower.host.notary import Notary
 from p2pft_flower.host.records import encode
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import Gossip, Loss, PeerLostError, ViewChangeError
+from p2pft_flower.transport.wire.p2pft_pb2 import Signed
 
 TWO = Graph.load("ring:2")
 RING = Graph.load("directed-ring:4")
@@ -21,12 +25,20 @@ class Quiet:
         pass
 
 
-def agreement(me, graph=RING, **life):
+def made(me, graph=RING, *, joins=0, iterations=10**6, round_time=0.2, patience=60.0, **times):
+    """Return member ``me``'s agreement, not started; in its incarnation ``joins`` it asks to be let in."""
     groups = {p: (p,) for p in range(graph.n)}
-    machine = Membership(me, graph, groups, round_time=0.2, patience=60.0, **life)
-    made = Agreement(machine, 10**6, on_change=lambda change: None, interval=0.02, direct=0.4)
-    made.start(Quiet(), tuple)
-    return made
+    rules = Rules(graph, groups, round_time, patience)
+    state = member.join(rules, me, joins) if joins else member.begin(rules, me)
+    notary = Notary("run", me, groups, iterations, None)
+    times = {"interval": 0.02, "direct": 0.4} | times
+    return Agreement(state, notary, on_change=lambda change: None, **times)
+
+
+def agreement(me, graph=RING, **how):
+    it = made(me, graph, **how)
+    it.start(Quiet(), tuple)
+    return it
 
 
 def gossip(hosts):
@@ -41,7 +53,7 @@ def gossip(hosts):
 
 def test_who_is_left_out_though_nobody_had_missed_it_yet_is_named_with_a_reason():
     # Peer 3 has just been suspended when peer 2, which was started again, has the view change.
-    hosts = {0: agreement(0), 1: agreement(1), 2: agreement(2, joining=True, incarnation=7)}
+    hosts = {0: agreement(0), 1: agreement(1), 2: agreement(2, joins=7)}
     try:
         views = {p: hosts[p].settle(lambda: gossip(hosts), lambda: None) for p in (0, 1, 2)}
     finally:
@@ -56,8 +68,7 @@ def test_who_is_left_out_though_nobody_had_missed_it_yet_is_named_with_a_reason(
 
 
 def test_a_host_is_spared_where_the_others_are_a_quorum_and_enough():
-    machines = [Membership(p, TWO, {0: (0,), 1: (1,)}, round_time=0.2, patience=60.0) for p in (0, 1)]
-    lowest, other = (Agreement(m, 10**6, on_change=lambda change: None, interval=0.02) for m in machines)
+    lowest, other = (made(p, TWO) for p in (0, 1))
     assert not lowest.spares(1)  # half of two, without the lowest, is no quorum
     assert other.spares(1)
     assert not other.spares(2)
@@ -75,7 +86,7 @@ def test_a_host_is_spared_where_the_others_are_a_quorum_and_enough():
 
 def test_who_iterates_alone_completes_nothing_in_a_view_that_another_one_has_followed():
     # Nothing comes from elsewhere, so no payload that is missing tells its training that the other is back.
-    alone, other = agreement(0, TWO), agreement(1, TWO, joining=True, incarnation=7)
+    alone, other = agreement(0, TWO), agreement(1, TWO, joins=7)
     told = []
     try:
         alone.miss(PeerLostError("silent", lost=1, how=Loss.SILENT, peer=0, edge=(1, 0)))
@@ -105,27 +116,21 @@ class Silence:
 
 
 def test_who_falls_silent_while_the_view_changes_is_missed_too():
-    machine = Membership(0, RING, {p: (p,) for p in range(4)}, round_time=1e3, patience=1e6)
-    agreement = Agreement(machine, 10**6, on_change=lambda _: None, interval=0.01)
-    machine.suspect(3, 0.0)  # it changes already
+    agreement = made(0, round_time=1e3, patience=1e6, interval=0.01)
+    agreement.miss(
+        PeerLostError("silent", lost=3, how=Loss.SILENT, peer=0, edge=(3, 0))
+    )  # it changes already
     agreement.start(Silence(), lambda: (1,))
     with agreement._changed:
-        assert agreement._changed.wait_for(lambda: 1 in machine.record.suspects, 60)
+        assert agreement._changed.wait_for(lambda: 1 in agreement._state.record.suspects, 60)
     agreement.close()
-    assert machine.record.suspects == (1, 3)
+    assert agreement._state.record.suspects == (1, 3)
 
 
 def test_of_a_flood_of_wrong_records_one_line_is_logged_and_nothing_is_used(caplog):
-    agreement = Agreement(
-        Membership(0, Graph.load("ring:4"), {p: (p,) for p in range(4)}, 1.0, 10.0),
-        100,
-        on_change=lambda _: None,
-        interval=0.01,
-    )
-    flood = Gossip(sender=1, records=[encode(Record(1, 1, iteration=101))] * 30_000)
-    agreement.hear(flood)
+    agreement = made(0, Graph.load("ring:4"), iterations=100)
+    record = Signed(record=encode(Record(1, 1, iteration=101)).SerializeToString())
+    agreement.hear(Gossip(sender=1, records=[record] * 30_000))
     (line,) = caplog.messages
-    assert line == (
-        "of what peer 1 says 30000 of 30000 records are not used: "
-        "a record of member 1 with the iteration 101, over 100"
-    )
+    assert line == ("of what peer 1 says, 5 parts are not used: there are 29996 records more than members")
+    assert agreement._state.records == {}

@@ -18,6 +18,7 @@ from p2pft_flower.algorithms import simulate
 from p2pft_flower.flower import host_process
 from p2pft_flower.host.exchange import DivergedError
 from p2pft_flower.host.host import Host, PeerFailedError
+from p2pft_flower.host.meeting import Meeting
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.journal import read_journal
 from p2pft_flower.plan import greetings
@@ -194,11 +195,11 @@ RING = Graph.load("directed-ring-4")  # peers 1 and 3 share no edge
 
 
 def test_a_peer_that_prepares_longer_than_every_deadline_is_waited_for_by_all(tmp_path, short, monkeypatch):
-    answer, asked, long_enough = Host._on_hello, [], threading.Event()
+    answer, asked, long_enough = Meeting.answer, [], threading.Event()
 
-    def watched(host, hello):
-        reply = answer(host, hello)
-        if host.plan.peers[0].peer == 3 and hello.sender == 0 and reply is not None:
+    def watched(meeting, hello):
+        reply = answer(meeting, hello)
+        if (hello.sender, hello.receiver) == (0, 3) and reply is not None:
             asked.append(hello.stage)
             if len(asked) == 5:  # each was kept a quarter of the deadline
                 long_enough.set()
@@ -210,7 +211,7 @@ def test_a_peer_that_prepares_longer_than_every_deadline_is_waited_for_by_all(tm
                 return
             progress()
 
-    monkeypatch.setattr(Host, "_on_hello", watched)
+    monkeypatch.setattr(Meeting, "answer", watched)
     settings = {"meet-timeout": 3.0, "peer-timeout": 3.0}
     problems = [Quadratics(prepare=prepare) for _ in ALONE]
     results = run_together(plans(RING, ALONE, unix(short), tmp_path, **settings), problems)

@@ -22,6 +22,7 @@ from p2pft_flower.host.agreement import NewView
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.keeper import Keeper, Moment, files_kept, iterations_apart, spared_files
 from p2pft_flower.host.recorder import Recorder
+from p2pft_flower.host.session import Sessions
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.checkpoints import (
     CheckpointError,
@@ -448,6 +449,8 @@ class KeptByHand:
         plan = replace(plan, checkpoint_every=1, checkpoint_files=4)
         self.recorder = Recorder(plan, problem, Access())
         self.keeper = Keeper(plan, problem.model_digest, self.recorder)
+        self.sessions = Sessions(plan, problem.theta0, ("theta", "tau"), problem.model_digest, always=False)
+        self.session = {0: self.sessions.first()}
         method = make_algorithm("p2pft", alpha=lambda k: 0.1, momentum=0.0)
         self.state = method.start(problem.theta0, np.zeros_like)
 
@@ -455,13 +458,14 @@ class KeptByHand:
         """Complete the iterations ``begin`` up to ``end`` and return of which there are files."""
         for done in range(begin, end):
             position = {2: lambda at=done: {"drawn": at}}
-            self.keeper.keep(Moment(done, {2: self.state}, position, {2: 0}, 0.0, view), bool, 60.0)
+            moment = Moment(done, {2: self.state}, position, {2: 0}, 0.0, self.session[view])
+            self.keeper.keep(moment, bool, 60.0)
         self.keeper.finish(bool, 60.0)
         return iterations_of(self.folder, 2)
 
     def enter(self, number, iteration, broken=()):
         view = View.without(self.ring, (), broken)
-        self.keeper.enter(NewView(number, view, iteration, (), (), {}, 0.0))
+        self.session[number] = self.sessions.of(NewView(number, view, iteration, (), (), {}, 0.0))
 
     def views(self):
         """Return the view of each iteration's file."""

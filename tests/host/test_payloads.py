@@ -11,6 +11,7 @@ import pytest
 from p2pft_flower.config import RunConfig
 from p2pft_flower.host.host import DepartedError, PeerFailedError
 from p2pft_flower.host.recorder import Recorder
+from p2pft_flower.host.session import Sessions
 from p2pft_flower.host.wires import Access, Wires
 from p2pft_flower.lab.relay import Relays
 from p2pft_flower.transport import (
@@ -18,7 +19,6 @@ from p2pft_flower.transport import (
     ExchangeStoppedError,
     Links,
     OwnPulse,
-    Terms,
 )
 
 from .hosts import RING, best, events, tcp
@@ -133,7 +133,7 @@ def test_a_host_whose_sender_hears_that_it_ends_before_it_hears_that_it_leaves_e
 
     def end(peer, drawn):
         if drawn == 30:  # its sender has at least one more payload for it
-            net.hosts[2]._wires.mailbox.fail(ExchangeStoppedError("peer 2 ends"))
+            net.hosts[2]._parts.training.session.mailbox.fail(ExchangeStoppedError("peer 2 ends"))
             assert refused.wait(60)
             net.all_there.set()
             raise ValueError("no more images")
@@ -193,7 +193,6 @@ def test_a_host_that_leaves_closes_nothing_before_the_others_have_been_told(
 
 
 def test_a_donor_that_ends_is_passed_over_and_the_next_one_is_asked(tmp_path):
-    terms = Terms("test", 8)
     addresses = tcp()
     plan = plans(RING, [[0], [1], [2], [3]], addresses, tmp_path, survive=True)[0]
     config = RunConfig.from_mapping(plan.config).runtime
@@ -207,11 +206,11 @@ def test_a_donor_that_ends_is_passed_over_and_the_next_one_is_asked(tmp_path):
                 raise ExchangeStoppedError("peer 1 answered STOPPED: it ends")
             return np.ones(8, np.float32)
 
+    session = Sessions(plan, np.zeros(8, np.float32), ("theta", "tau"), "digest", always=False).first()
+    session = replace(session, donor=1)
     wires = Wires(
         plan,
-        terms,
-        {(0, 1)},
-        {(3, 0)},
+        session,
         Access(),
         config=config,
         on_hello=lambda hello: None,
@@ -220,7 +219,7 @@ def test_a_donor_that_ends_is_passed_over_and_the_next_one_is_asked(tmp_path):
     )
     try:
         wires.links.__class__ = Donors
-        assert wires.fetch(0, [1, 2], 60.0, lambda: None)[0] == 1
-        assert asked == [1, 2]
+        assert wires.fetch(60.0, lambda: None)[0] == 1
+        assert asked == [1, 3]
     finally:
         wires.close()

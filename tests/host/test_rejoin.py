@@ -17,6 +17,7 @@ from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.host.agreement import LostContactError
 from p2pft_flower.host.host import Host, PeerFailedError
+from p2pft_flower.host.session import Sessions
 from p2pft_flower.host.training import TRACE
 from p2pft_flower.host.wires import Access, Wires
 from p2pft_flower.keeping import sketch
@@ -308,14 +309,16 @@ def test_who_is_stopped_before_it_is_let_in_stops_nobody_else(federation, tmp_pa
 def test_a_host_that_was_started_again_refuses_what_was_sent_to_its_former_life(tmp_path):
     # In view 0 as well: an answer that it does not fit here would end the sender's run.
     plan = plans(RING, ALONE, tcp(), tmp_path, survive=True)[2]
-    terms = Terms(plan.run, 4)
+    session = Sessions(plan, np.zeros(4, np.float32), ("theta", "tau"), "digest", always=False).first()
     config = RunConfig.from_mapping(plan.config).runtime
     hooks = {"on_hello": lambda _: None, "on_stop": lambda _: None, "pulse": OwnPulse()}
-    wires = Wires(plan, terms, {(2, 3)}, {(1, 2)}, Access(), config=config, joining=True, **hooks)
+    wires = Wires(plan, session, Access(), config=config, joining=True, **hooks)
     payload = np.zeros(4, dtype="<f4").tobytes()
-    header = encode_header(terms, (1, 2), 66, 1, share=1.0, payload_hash=xxhash.xxh3_64_intdigest(payload))
+    header = encode_header(
+        Terms(plan.run, 4), (1, 2), 66, 1, share=1.0, payload_hash=xxhash.xxh3_64_intdigest(payload)
+    )
     try:
         with pytest.raises(ViewChangeError, match="in no view yet"):
-            wires.mailbox.deliver(header, payload, 1.0)
+            session.mailbox.deliver(header, payload, 1.0)
     finally:
         wires.close()

@@ -39,7 +39,7 @@ def test_a_plan_is_read_as_it_was_kept_and_no_other_user_reads_it(plan):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(path.parent.iterdir()) == [path]
     assert kept_plan(Path(plan.output_dir), "test", 1) == plan
-    lines(plan, ("run", {}), ("failed", {"error": "no more images", "kind": "PeerFailedError"}))
+    lines(plan, ("run", {}), ("failed", {"error": "no more images", "cause": "OWN"}))
     assert kept_plan(Path(plan.output_dir), "test", 1) == plan
 
 
@@ -90,9 +90,10 @@ def test_a_peer_that_has_ended_is_not_started_again(plan):
         kept_plan(Path(plan.output_dir), "test", 1)
 
 
-def test_of_a_run_that_was_stopped_it_is_told_that_nobody_may_be_there(plan, caplog):
+@pytest.mark.parametrize("cause", ["STOPPED", "HEARSAY"])
+def test_of_a_run_that_was_stopped_it_is_told_that_nobody_may_be_there(cause, plan, caplog):
     save_plan(plan)
-    lines(plan, ("run", {}), ("failed", {"error": "peer 0 stopped", "kind": "ExchangeStoppedError"}))
+    lines(plan, ("run", {}), ("failed", {"error": "peer 0 stopped", "cause": cause}))
     assert kept_plan(Path(plan.output_dir), "test", 1) == plan
     assert "run test was stopped when peer 1 was there last (peer 0 stopped)" in caplog.text
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pft_flower.agreement.membership import is_quorum
+from p2pft_flower.agreement.quorum import is_quorum
 from p2pft_flower.lab.schedule import Kind, draw, leaves_quorum
 
 TIMEOUT = 4.0

@@ -21,7 +21,7 @@ def main(folder: str, address: str) -> None:
     with open_channel(address, own.channel(), False, target_name(own.federation, 0)) as channel:
         for method, message in (
             ("Hello", pb.Hello(run="test", sender=3, receiver=0)),
-            ("Stop", pb.Stop(run="test", sender=3, origin=3, reason="because I say so")),
+            ("Stop", pb.Stop(run="test", sender=3, origin=3, reason="because I say so", cause="STOPPED")),
         ):
             call = channel.unary_unary(f"/{EXCHANGE}/{method}", None, None)
             answer = call(message.SerializeToString(), timeout=60, wait_for_ready=True)

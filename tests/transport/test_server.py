@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pft_flower.errors import ConfigError
+from p2pft_flower.errors import Cause, ConfigError
 from p2pft_flower.transport import (
     BindError,
     ExchangeRefusedError,
@@ -143,11 +143,14 @@ def test_a_hello_is_held_to_the_terms(call, change, status):
         ({"sender": 0}, "ACCEPTED"),
         ({"sender": 9}, "NOT_NEIGHBOUR"),
         ({"run": "x"}, "WRONG_RUN"),
+        ({"cause": "CAUSE_UNSPECIFIED"}, "BAD_HEADER"),  # as of a version without causes
+        ({"cause": 99}, "BAD_HEADER"),
     ],
 )
 def test_a_stop_is_heard_from_neighbours_of_the_run_only(call, stops, change, status):
     stops.clear()
-    stop = Stop(**({"run": "run", "sender": 2, "origin": 7, "iteration": 3, "reason": "disk full"} | change))
+    disk = {"run": "run", "sender": 2, "origin": 7, "iteration": 3, "reason": "disk full", "cause": "OWN"}
+    stop = Stop(**(disk | change))
     assert Status.Name(call("Stop", stop.SerializeToString()).status) == status
     assert [s.reason for s in stops] == (["disk full"] if status == "ACCEPTED" else [])
     stops.clear()
@@ -156,7 +159,7 @@ def test_a_stop_is_heard_from_neighbours_of_the_run_only(call, stops, change, st
 def test_no_neighbour_forges_lines_of_the_log(call, stops):
     stops.clear()
     reason = "done\n05:00:00 run 7 completed\x1b[2K\r"
-    call("Stop", Stop(run="run", sender=2, origin=7, reason=reason).SerializeToString())
+    call("Stop", Stop(run="run", sender=2, origin=7, reason=reason, cause="OWN").SerializeToString())
     assert [s.reason for s in stops] == ["done\\n05:00:00 run 7 completed\\x1b[2K\\r"]
     stops.clear()
 
@@ -296,13 +299,25 @@ def test_a_stop_wakes_the_neighbours_takers_at_once(tmp_path):
         Links(TERMS, addresses, edges[:1], edges[1:]) as links,
     ):
         thread = spawn(take)
-        assert links.stop(3, 17, "out of memory", timeout=PATIENCE) == 1
+        assert links.stop(3, 17, "out of memory", Cause.OWN, timeout=PATIENCE) == 1
         thread.join(PATIENCE / 2)
         assert woken == ["peer 3 gave up: out of memory"]
         # What is sent after that is turned down with the reason.
         links.send(0, 0, 0, np.zeros(8, np.float32))
         with pytest.raises(ExchangeStoppedError, match="out of memory"):
             links.flush(PATIENCE)
+
+
+@pytest.mark.parametrize(("cause", "told"), [(Cause.OWN, Cause.HEARSAY), (Cause.STOPPED, Cause.STOPPED)])
+def test_a_sender_is_told_whether_its_receiver_was_stopped_or_failed(tmp_path, cause, told):
+    hosts = two_hosts(tmp_path)
+    hosts[1].mailbox.fail(ExchangeStoppedError.by(cause, "it ends"))
+    hosts[0].links.send(0, 0, 0, np.zeros(8, np.float32))
+    with pytest.raises(ExchangeStoppedError, match="it ends") as caught:
+        hosts[0].links.flush(PATIENCE)
+    assert caught.value.cause is told
+    for host in hosts:
+        host.close()
 
 
 def test_a_failure_wakes_a_waiting_sender_and_stop_still_goes_out(tmp_path):
@@ -323,15 +338,15 @@ def test_a_failure_wakes_a_waiting_sender_and_stop_still_goes_out(tmp_path):
     links.fail(ExchangeStoppedError("the user stopped the run"))
     thread.join(PATIENCE)
     assert woken == ["the user stopped the run"]
-    assert links.stop(0, 1, "x", timeout=PATIENCE) == 1
+    assert links.stop(0, 1, "x", Cause.RUN, timeout=PATIENCE) == 1
     for host in hosts:
         host.close()
-    assert links.stop(0, 1, "x") == 0
+    assert links.stop(0, 1, "x", Cause.RUN) == 0
 
 
 def test_a_stop_to_nobody_returns_soon(tmp_path):
     with Links(TERMS, {1: unix_address("run", 1, tmp_path)}, [(0, 1)]) as links:
-        assert links.stop(0, 0, "nobody is there", timeout=0.5) == 0
+        assert links.stop(0, 0, "nobody is there", Cause.RUN, timeout=0.5) == 0
 
 
 def test_a_neighbour_that_went_away_is_named_when_the_deadline_passes(tmp_path):

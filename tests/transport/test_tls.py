@@ -105,7 +105,7 @@ def hello(sender, receiver=1):
 
 
 def stop(sender):
-    return Stop(run="run", sender=sender, origin=7, iteration=3, reason="disk full").SerializeToString()
+    return Stop(run="run", sender=sender, origin=7, reason="disk full", cause="OWN").SerializeToString()
 
 
 def payload(sender, receiver=1, iteration=0, phase=0):

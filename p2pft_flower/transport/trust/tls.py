@@ -22,6 +22,7 @@ from typing import Any, Literal
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport.trust import certificates
@@ -38,6 +39,7 @@ from p2pft_flower.transport.trust.certificates import (
     read_certificates,
     target_name,
 )
+from p2pft_flower.transport.trust.signatures import Signatures
 from p2pft_flower.transport.wire.addresses import Address, parse_address
 
 __all__ = ["TLS13_ENVIRONMENT", "Credentials", "NotAuthenticError"]
@@ -176,6 +178,16 @@ class Credentials:
     def channel(self) -> grpc.ChannelCredentials:
         """Return what a client needs that shows its own certificate."""
         return grpc.ssl_channel_credentials(self._authorities, self._key, self._chain)
+
+    def signatures(self) -> Signatures:
+        """Return what signs as this peer, and checks what other peers of the federation have signed."""
+        key = serialization.load_pem_private_key(self._key, password=None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ConfigError(
+                f"{self.folder / KEY_FILE} is no elliptic-curve key, as 'p2pft certs' makes them: {_RENEW}"
+            )
+        authorities = tuple(x509.load_pem_x509_certificates(self._authorities))
+        return Signatures(x509.load_pem_x509_certificates(self._chain)[0], key, authorities)
 
     def identify(self, context: Any) -> Identity:
         """Return whose certificate a call's connection has; gRPC has verified the certificate.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Self
 
-from p2pft_flower.errors import P2PFTError
+from p2pft_flower.errors import Cause, P2PFTError
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
 
 __all__ = [
     "BindError",
@@ -22,6 +23,7 @@ __all__ = [
     "PeerUnreachableError",
     "UnansweredError",
     "ViewChangeError",
+    "cause_from",
     "phase_name",
 ]
 
@@ -31,6 +33,12 @@ _PHASES = ("theta", "tau")
 def phase_name(phase: int) -> str:
     """Return the name of the exchange ``phase`` of an iteration: theta, tau, or its number beyond these."""
     return _PHASES[phase] if 0 <= phase < len(_PHASES) else str(phase)
+
+
+def cause_from(number: int) -> Cause | None:
+    """Return the cause that a message names; None where it names none, or one of another version."""
+    names = {value: name for name, value in pb.Stop.Cause.items()}
+    return Cause.__members__.get(names.get(number, ""))
 
 
 class ExchangeError(P2PFTError):
@@ -96,6 +104,8 @@ class ExchangeError(P2PFTError):
 class ExchangeTimeoutError(ExchangeError):
     """Nothing arrived, or nothing was taken in, before the deadline."""
 
+    cause = Cause.LOST
+
 
 class UnansweredError(ExchangeTimeoutError):
     """A call's deadline passed before any answer came: what it carries may not have got through."""
@@ -124,6 +134,8 @@ class PeerPreparingError(ExchangeError):
 class PeerUnreachableError(ExchangeError):
     """No connection to the neighbour's address."""
 
+    cause = Cause.LOST
+
 
 class OtherViewError(ExchangeRefusedError):
     """The neighbour is in another view: it has not come to this one yet, or has left it."""
@@ -135,6 +147,8 @@ class ViewChangeError(ExchangeError):
 
 class EdgeBrokenError(ViewChangeError):
     """Payloads do not get through along an edge, though its receiver speaks; raised at the sender."""
+
+    cause = Cause.LOST
 
 
 class Loss(Enum):
@@ -170,6 +184,8 @@ class PeerLostError(ViewChangeError):
         As given.
     """
 
+    cause = Cause.LOST
+
     def __init__(
         self,
         problem: str,
@@ -188,7 +204,22 @@ class PeerLostError(ViewChangeError):
 
 
 class ExchangeStoppedError(ExchangeError):
-    """Exchanging has ended, on this host or at the neighbour."""
+    """Exchanging has ended, on this host or at the neighbour.
+
+    Attributes
+    ----------
+    cause : Cause
+        STOPPED, or HEARSAY where another host's failure has ended it.
+    """
+
+    cause = Cause.STOPPED
+
+    @classmethod
+    def by(cls, cause: Cause, problem: str) -> Self:
+        """Return the error of a host that is told that another one ends for ``cause``."""
+        error = cls(problem)
+        error.cause = cause.told
+        return error
 
 
 class BindError(ExchangeError):

@@ -87,14 +87,16 @@ class PayloadHeader(_message.Message):
     def __init__(self, run: _Optional[str] = ..., view: _Optional[int] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., iteration: _Optional[int] = ..., phase: _Optional[int] = ..., length: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., share: _Optional[float] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Reply(_message.Message):
-    __slots__ = ("status", "reason", "progress")
+    __slots__ = ("status", "reason", "progress", "cause")
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
     status: Status
     reason: str
     progress: int
-    def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ...) -> None: ...
+    cause: Stop.Cause
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ..., cause: _Optional[_Union[Stop.Cause, str]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("run", "view", "sender", "receiver", "config", "length", "dtype", "phases", "stage")
@@ -143,18 +145,34 @@ class ProbeReply(_message.Message):
     def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., time: _Optional[float] = ...) -> None: ...
 
 class Stop(_message.Message):
-    __slots__ = ("run", "sender", "origin", "iteration", "reason")
+    __slots__ = ("run", "sender", "origin", "iteration", "reason", "cause")
+    class Cause(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        CAUSE_UNSPECIFIED: _ClassVar[Stop.Cause]
+        OWN: _ClassVar[Stop.Cause]
+        RUN: _ClassVar[Stop.Cause]
+        LOST: _ClassVar[Stop.Cause]
+        HEARSAY: _ClassVar[Stop.Cause]
+        STOPPED: _ClassVar[Stop.Cause]
+    CAUSE_UNSPECIFIED: Stop.Cause
+    OWN: Stop.Cause
+    RUN: Stop.Cause
+    LOST: Stop.Cause
+    HEARSAY: Stop.Cause
+    STOPPED: Stop.Cause
     RUN_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     ITERATION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
     run: str
     sender: int
     origin: int
     iteration: int
     reason: str
-    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., origin: _Optional[int] = ..., iteration: _Optional[int] = ..., reason: _Optional[str] = ...) -> None: ...
+    cause: Stop.Cause
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., origin: _Optional[int] = ..., iteration: _Optional[int] = ..., reason: _Optional[str] = ..., cause: _Optional[_Union[Stop.Cause, str]] = ...) -> None: ...
 
 class Pulse(_message.Message):
     __slots__ = ("view", "iteration", "activity", "progress", "busy", "slowest")
@@ -202,32 +220,54 @@ class Ballot(_message.Message):
     member: int
     def __init__(self, round: _Optional[int] = ..., member: _Optional[int] = ...) -> None: ...
 
-class NextView(_message.Message):
-    __slots__ = ("members", "incarnations", "broken", "iteration", "joined", "donors")
+class Composition(_message.Message):
+    __slots__ = ("members", "incarnations", "broken", "iteration", "joined", "donors", "number")
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
     BROKEN_FIELD_NUMBER: _ClassVar[int]
     ITERATION_FIELD_NUMBER: _ClassVar[int]
     JOINED_FIELD_NUMBER: _ClassVar[int]
     DONORS_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
     members: _containers.RepeatedScalarFieldContainer[int]
     incarnations: _containers.RepeatedScalarFieldContainer[int]
     broken: _containers.RepeatedCompositeFieldContainer[Edge]
     iteration: int
     joined: _containers.RepeatedScalarFieldContainer[int]
     donors: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, members: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., broken: _Optional[_Iterable[_Union[Edge, _Mapping]]] = ..., iteration: _Optional[int] = ..., joined: _Optional[_Iterable[int]] = ..., donors: _Optional[_Iterable[int]] = ...) -> None: ...
+    number: int
+    def __init__(self, members: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., broken: _Optional[_Iterable[_Union[Edge, _Mapping]]] = ..., iteration: _Optional[int] = ..., joined: _Optional[_Iterable[int]] = ..., donors: _Optional[_Iterable[int]] = ..., number: _Optional[int] = ...) -> None: ...
 
 class Proposal(_message.Message):
     __slots__ = ("ballot", "value")
     BALLOT_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     ballot: Ballot
-    value: NextView
-    def __init__(self, ballot: _Optional[_Union[Ballot, _Mapping]] = ..., value: _Optional[_Union[NextView, _Mapping]] = ...) -> None: ...
+    value: Composition
+    def __init__(self, ballot: _Optional[_Union[Ballot, _Mapping]] = ..., value: _Optional[_Union[Composition, _Mapping]] = ...) -> None: ...
+
+class Vote(_message.Message):
+    __slots__ = ("member", "incarnation", "signature")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    member: int
+    incarnation: int
+    signature: bytes
+    def __init__(self, member: _Optional[int] = ..., incarnation: _Optional[int] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ("value", "ballot", "votes")
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    BALLOT_FIELD_NUMBER: _ClassVar[int]
+    VOTES_FIELD_NUMBER: _ClassVar[int]
+    value: Composition
+    ballot: Ballot
+    votes: _containers.RepeatedCompositeFieldContainer[Vote]
+    def __init__(self, value: _Optional[_Union[Composition, _Mapping]] = ..., ballot: _Optional[_Union[Ballot, _Mapping]] = ..., votes: _Optional[_Iterable[_Union[Vote, _Mapping]]] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("member", "incarnation", "version", "view", "phase", "iteration", "promised", "accepted", "proposal", "suspects", "broken", "reaches", "installed", "reason", "hanging")
+    __slots__ = ("member", "incarnation", "version", "view", "phase", "iteration", "promised", "accepted", "proposal", "suspects", "broken", "reaches", "reason", "hanging", "vote")
     class Phase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         PHASE_UNSPECIFIED: _ClassVar[Record.Phase]
@@ -254,9 +294,9 @@ class Record(_message.Message):
     SUSPECTS_FIELD_NUMBER: _ClassVar[int]
     BROKEN_FIELD_NUMBER: _ClassVar[int]
     REACHES_FIELD_NUMBER: _ClassVar[int]
-    INSTALLED_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     HANGING_FIELD_NUMBER: _ClassVar[int]
+    VOTE_FIELD_NUMBER: _ClassVar[int]
     member: int
     incarnation: int
     version: int
@@ -269,10 +309,18 @@ class Record(_message.Message):
     suspects: _containers.RepeatedScalarFieldContainer[int]
     broken: _containers.RepeatedCompositeFieldContainer[Edge]
     reaches: _containers.RepeatedScalarFieldContainer[int]
-    installed: NextView
     reason: str
     hanging: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, member: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., view: _Optional[int] = ..., phase: _Optional[_Union[Record.Phase, str]] = ..., iteration: _Optional[int] = ..., promised: _Optional[_Union[Ballot, _Mapping]] = ..., accepted: _Optional[_Union[Proposal, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., suspects: _Optional[_Iterable[int]] = ..., broken: _Optional[_Iterable[_Union[Edge, _Mapping]]] = ..., reaches: _Optional[_Iterable[int]] = ..., installed: _Optional[_Union[NextView, _Mapping]] = ..., reason: _Optional[str] = ..., hanging: _Optional[_Iterable[int]] = ...) -> None: ...
+    vote: bytes
+    def __init__(self, member: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., view: _Optional[int] = ..., phase: _Optional[_Union[Record.Phase, str]] = ..., iteration: _Optional[int] = ..., promised: _Optional[_Union[Ballot, _Mapping]] = ..., accepted: _Optional[_Union[Proposal, _Mapping]] = ..., proposal: _Optional[_Union[Proposal, _Mapping]] = ..., suspects: _Optional[_Iterable[int]] = ..., broken: _Optional[_Iterable[_Union[Edge, _Mapping]]] = ..., reaches: _Optional[_Iterable[int]] = ..., reason: _Optional[str] = ..., hanging: _Optional[_Iterable[int]] = ..., vote: _Optional[bytes] = ...) -> None: ...
+
+class Signed(_message.Message):
+    __slots__ = ("record", "signature")
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    record: bytes
+    signature: bytes
+    def __init__(self, record: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Known(_message.Message):
     __slots__ = ("members", "incarnations", "versions")
@@ -285,12 +333,14 @@ class Known(_message.Message):
     def __init__(self, members: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Gossip(_message.Message):
-    __slots__ = ("run", "sender", "receiver", "pulse", "records", "status", "reason", "known")
+    __slots__ = ("run", "sender", "receiver", "pulse", "records", "steps", "certificates", "status", "reason", "known")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
     PULSE_FIELD_NUMBER: _ClassVar[int]
     RECORDS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATES_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     KNOWN_FIELD_NUMBER: _ClassVar[int]
@@ -298,11 +348,13 @@ class Gossip(_message.Message):
     sender: int
     receiver: int
     pulse: Pulse
-    records: _containers.RepeatedCompositeFieldContainer[Record]
+    records: _containers.RepeatedCompositeFieldContainer[Signed]
+    steps: _containers.RepeatedCompositeFieldContainer[Step]
+    certificates: _containers.RepeatedScalarFieldContainer[bytes]
     status: Status
     reason: str
     known: Known
-    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., known: _Optional[_Union[Known, _Mapping]] = ...) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., certificates: _Optional[_Iterable[bytes]] = ..., status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., known: _Optional[_Union[Known, _Mapping]] = ...) -> None: ...
 
 class Fetch(_message.Message):
     __slots__ = ("run", "view", "sender", "receiver")

@@ -12,15 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pft_flower.agreement.membership import CONTACTS, Membership, NextView, Phase, is_quorum
+from p2pft_flower.agreement.gossip import CONTACTS
+from p2pft_flower.agreement.quorum import is_quorum
+from p2pft_flower.agreement.record import Ballot, Composition, Phase, Step, Vote
 from p2pft_flower.topology import Graph
+
+from .machine import Machine
 
 INTERVAL, SILENCE, ROUND, PATIENCE = 1.0, 8.0, 4.0, 80.0
 
 
 @dataclass
 class Node:
-    machine: Membership
+    machine: Machine
     last: dict[int, float]
     alive: bool = True
     stopped: str = ""
@@ -61,7 +65,7 @@ class World:
             self.at(self.rng.random() * INTERVAL, self.tick, p, self.nodes[p])
 
     def born(self, p, **more):
-        machine = Membership(p, self.graph, self.groups, ROUND, PATIENCE, wait=self.wait, **more)
+        machine = Machine.born(p, self.graph, self.groups, ROUND, PATIENCE, wait=self.wait, **more)
         return Node(machine, dict.fromkeys(self.groups, self.now))
 
     def at(self, after, what, *arguments):
@@ -127,7 +131,7 @@ class World:
     def train(self, p, node):
         machine = node.machine
         if machine.record.phase is Phase.RUNNING and node.iteration < self.iterations:
-            view, last = machine.neighbourhood(), self.states[machine.view, node.iteration]
+            view, last = machine.neighbourhood(), self.states[machine.view.number, node.iteration]
             there = self.now >= node.ready and last.keys() >= view.row(p).keys()
             if there and machine.complete(node.iteration + 1):
                 node.ready = self.now + self.pace.get(p, 0.0)
@@ -156,7 +160,7 @@ class World:
 
     def note(self, p, node, state):
         node.state = state
-        self.states.setdefault((node.machine.view, node.iteration), {})[p] = state
+        self.states.setdefault((node.machine.view.number, node.iteration), {})[p] = state
 
     def check_invariant(self):
         """Check Σ τ = Σ g after each iteration that all peers of its view have completed."""
@@ -173,33 +177,36 @@ class World:
         return {*view.row(machine.me), *view.column(machine.me)} - {machine.me}
 
     def gossip(self, p, node, other, *, asks):
-        self.send(p, other, self.receive, node.machine.news(other), node.machine.known, asks)
+        machine = node.machine
+        steps = machine.steps_for(other)
+        self.send(p, other, self.receive, machine.news(other), steps, machine.said, asks)
 
-    def receive(self, source, target, records, known, asks):
+    def receive(self, source, target, records, steps, known, asks):
         node = self.nodes[target]
         if not node.there:
             return
         node.last[source] = self.now
-        node.machine.hear_known(source, known)
-        node.machine.hear(records, self.now)
+        node.machine.hear(records, self.now, steps, source, known)
         self.look(target, node)
         if asks:
             self.gossip(target, node, source, asks=False)
 
     def look(self, p, node):
         machine = node.machine
-        if why := machine.expired or machine.stranded:
+        if why := machine.hopeless:
             node.stopped = why
-        if machine.view and machine.view not in node.installed:  # be it to go on to the next one at once
-            node.installed.append(machine.view)
+        if (
+            machine.view.number and machine.view.number not in node.installed
+        ):  # be it to go on to the next one at once
+            node.installed.append(machine.view.number)
             node.last = dict.fromkeys(node.last, self.now)
-            node.iteration = machine.current.iteration
-            donor = dict(zip(machine.current.joined, machine.current.donors, strict=True)).get(p)
+            node.iteration = machine.view.iteration
+            donor = machine.view.donor(p)
             self.begin(p, node, (node if donor is None else self.nodes[donor]).state[0])
             # Safety: whoever installs view v installs the same one, and its graph is fit to train on.
-            assert self.values.setdefault(machine.view, machine.current) == machine.current
+            assert self.values.setdefault(machine.view.number, machine.view) == machine.view
             view = machine.neighbourhood()
-            assert set(view.peers) == set(machine.current.members)
+            assert set(view.peers) == set(machine.view.members)
             assert p in view.peers
             np.testing.assert_allclose(view.graph.B.sum(axis=0), 1.0)
             np.testing.assert_allclose(view.graph.A.sum(axis=1), 1.0)
@@ -213,18 +220,18 @@ class World:
     def quiet(self, seconds):
         """Tell whether all that live have been running, in the same views, for so long."""
         still = len(self.running()) == len(self.there())
-        views = [n.machine.view for n in self.nodes.values()]
+        views = [n.machine.view.number for n in self.nodes.values()]
         if not still or views != self.seen[0]:
             self.seen = views, self.now
         return self.now - self.seen[1] >= seconds
 
     def agreed(self):
         """Assert that all who run are in one view, all of whose members run; return that view's members."""
-        views = {n.machine.view for n in self.running().values()}
+        views = {n.machine.view.number for n in self.running().values()}
         assert len(views) <= 1, views
         members = set(self.running())
         for node in self.running().values():
-            assert set(node.machine.current.members) == members
+            assert set(node.machine.view.members) == members
         return members
 
 
@@ -400,7 +407,7 @@ def test_an_edge_that_carries_no_payloads_is_gone_around_though_both_its_ends_sp
 
 
 def test_a_word_from_the_receiver_does_not_mend_an_edge_that_carries_no_payloads():
-    member = Membership(1, Graph.load("complete:4"), {p: (p,) for p in range(4)}, ROUND, PATIENCE)
+    member = Machine.born(1, Graph.load("complete:4"), {p: (p,) for p in range(4)}, ROUND, PATIENCE)
     member.suspect(2, 1.0)
     assert member.do_without((1, 2), 2.0)
     member.heard_again(2)
@@ -409,8 +416,10 @@ def test_a_word_from_the_receiver_does_not_mend_an_edge_that_carries_no_payloads
 
 
 def test_an_edge_to_who_is_gone_is_nobodys_concern():
-    member = Membership(1, Graph.load("complete:4"), {p: (p,) for p in range(4)}, ROUND, PATIENCE)
-    member._install(1, NextView((0, 1, 3), (0, 0, 0)))
+    member = Machine.born(1, Graph.load("complete:4"), {p: (p,) for p in range(4)}, ROUND, PATIENCE)
+    votes = tuple(Vote(m, 0) for m in (0, 1, 3))
+    member.hear([], 0.0, [Step(Composition(1, (0, 1, 3), (0, 0, 0)), Ballot(1, 0), votes)])
+    assert member.view.members == (0, 1, 3)
     assert not member.do_without((1, 2), 1.0)
     assert member.record.phase is Phase.RUNNING
 
@@ -500,8 +509,8 @@ def test_a_loss_while_a_broken_edge_waits_for_another_loss_leaves_nobody_waiting
 
 def test_a_host_of_several_peers_is_given_up_when_all_its_neighbours_miss_it():
     groups = {0: (0,), 1: (1, 2), 3: (3,), 4: (4,)}  # an edge runs between the peers of member 1
-    machine = Membership(0, Graph.load("ring:5"), groups, ROUND, PATIENCE)
-    assert machine._around(1) == {0, 3}
+    machine = Machine.born(0, Graph.load("ring:5"), groups, ROUND, PATIENCE)
+    assert machine.rules.around(1) == {0, 3}
 
 
 def test_who_hangs_is_left_out_though_it_speaks():
@@ -517,11 +526,11 @@ def test_nobody_leaves_before_all_have_finished():
     world = World(Graph.load("ring:3"), 9)
     world.run(10)
     machines = [world.nodes[p].machine for p in range(3)]
-    assert machines[0].finish()
-    assert machines[1].finish()
+    machines[0].finish()
+    machines[1].finish()
     world.run(20)
     assert not machines[0].all_finished
-    assert machines[2].finish()
+    machines[2].finish()
     for a, b in itertools.permutations(machines, 2):
         a.hear([b.record], world.now)
     assert all(m.all_finished for m in machines)
@@ -531,7 +540,7 @@ def test_who_has_finished_may_go_and_is_not_missed():
     world = World(Graph.load("ring:3"), 9)
     world.run(10)
     slow, done = world.nodes[0].machine, world.nodes[1].machine
-    assert done.finish()
+    done.finish()
     slow.hear([done.record], world.now)
     assert slow.unfinished == [0, 2]
     slow.suspect(1, world.now)
@@ -556,7 +565,7 @@ def test_who_has_finished_gossips_with_all_that_still_train_and_no_longer_with_t
     world.run(10)
     machine = world.nodes[0].machine
     assert machine.contacts() == (1, 5)
-    assert machine.finish()
+    machine.finish()
     machine.hear([replace(world.nodes[3].machine.record, phase=Phase.FINISHED, version=99)], world.now)
     assert machine.contacts() == (1, 2, 4, 5)
 
@@ -588,41 +597,43 @@ def test_who_is_missed_again_and_again_is_news_once():
 
 
 def test_a_record_is_told_to_whom_has_not_said_to_know_it_and_again_until_then():
-    a, b = (Membership(p, Graph.load("ring:3"), {p: (p,) for p in range(3)}, ROUND, PATIENCE) for p in (0, 1))
+    a, b = (
+        Machine.born(p, Graph.load("ring:3"), {p: (p,) for p in range(3)}, ROUND, PATIENCE) for p in (0, 1)
+    )
     assert a.news(1) == [a.record]  # while it trains
-    assert a.known == {}
+    assert a.said == {}
     a.suspect(2, 0.0)
     assert a.news(1) == a.news(1) == [a.record]  # which may be lost
     b.hear(a.news(1), 0.0)
     assert b.news(0) == [b.record]  # of which it has not said what it knows
-    b.hear_known(0, {2: (0, 0)})
+    b.hear([], 0.0, speaker=0, known={2: (0, 0)})
     assert [r.member for r in b.news(0)] == [0, 1]
-    b.hear_known(0, a.known)
+    b.hear([], 0.0, speaker=0, known=a.said)
     assert b.news(0) == [b.record]
     a.hear(b.news(0), 0.0)
-    a.hear_known(1, b.known)
+    a.hear([], 0.0, speaker=1, known=b.said)
     assert a.news(1) == []
     a.tick(ROUND)
     assert a.news(1) == [a.record]  # it has proposed a view
-    a.hear_known(1, {})  # of one that trains, which forgets nothing
+    a.hear([], ROUND, speaker=1)  # of one that trains, which forgets nothing
     assert a.news(1) == [a.record]
-    a.hear_known(1, {1: (5, 0)})  # another life of its knows nothing
+    a.hear([], ROUND, speaker=1, known={1: (5, 0)})  # another life of its knows nothing
     assert [r.member for r in a.news(1)] == [0]
 
 
 def test_a_view_begins_with_the_most_iterations_of_those_that_are_in_it():
     groups = {p: (p,) for p in range(4)}
-    machines = [Membership(p, Graph.load("ring:4"), groups, ROUND, PATIENCE) for p in groups]
+    machines = [Machine.born(p, Graph.load("ring:4"), groups, ROUND, PATIENCE) for p in groups]
     for machine, done in zip(machines, (5, 4, 9, 5), strict=True):
         machine.complete(done)
     machines[1].suspect(2, 0.0, hanging=True)  # which speaks and promises all the same
     for now in range(12):
         for a, b in itertools.permutations(machines, 2):
-            a.hear(b.table, float(now))
+            a.hear(b.table.values(), float(now), b.steps)
         for machine in machines:
             machine.tick(float(now))
     for p in (0, 1, 3):
-        assert (machines[p].current.members, machines[p].current.iteration) == ((0, 1, 3), 5)
+        assert (machines[p].view.members, machines[p].view.iteration) == ((0, 1, 3), 5)
 
 
 def test_who_left_in_an_earlier_life_is_there_in_this_one():
@@ -633,10 +644,12 @@ def test_who_left_in_an_earlier_life_is_there_in_this_one():
     world.restart(1)
     world.run(60)
     assert world.agreed() == {0, 1, 2}
-    view = machine.view
-    machine.records[1] = former  # what somebody still tells
+    view = machine.view.number
+    machine.state = replace(
+        machine.state, records={**machine.records, 1: former}
+    )  # as somebody still tells it
     machine.tick(world.now)
-    assert (machine.record.phase, machine.missed, machine.view) == (Phase.RUNNING, set(), view)
+    assert (machine.record.phase, machine.missed, machine.view.number) == (Phase.RUNNING, set(), view)
 
 
 def test_a_quorum_is_more_than_half_or_half_with_the_lowest():
@@ -709,11 +722,11 @@ def live_through(world, faults):
 
     newest = members(max(world.values, default=0))
     # Who had decided on the newest view may have died before telling: the others decide once more.
-    known = members(max((world.nodes[p].machine.view for p in able), default=0))
+    known = members(max((world.nodes[p].machine.view.number for p in able), default=0))
     accepted = [
         r.accepted.value
         for m in able.intersection(newest)
-        for r in world.nodes[m].machine.table
+        for r in world.nodes[m].machine.table.values()
         if r.accepted is not None
     ]
     # What may have been decided already, unknown to those that live, stands too: its members must be there.

@@ -1,0 +1,74 @@
+"""Which members one gossips with, and what it tells each of them."""
+
+from __future__ import annotations
+
+from bisect import bisect
+
+from p2pft_flower.agreement.member import State
+from p2pft_flower.agreement.record import Age, Phase, Record, Step
+
+__all__ = ["CONTACTS", "contacts", "known", "near", "news", "steps"]
+
+CONTACTS = 8
+"""Members whose turn it is to be gossiped with at once, at least; an eighth of all if that is more."""
+
+_STEPS_AT_ONCE = 8
+
+
+def contacts(state: State) -> tuple[int, ...]:
+    """Return the members to gossip with, ascending: neighbours, and members past those that are missing.
+
+    If a neighbour is missing, its neighbours are contacts too, and so on, as far as this member knows who is
+    missing. In a change that lasts longer than a round all others take turns, some of them (see `CONTACTS`)
+    between two ticks; for a joining member all are contacts at once. One that has finished stays as long as
+    it hears those that still train, so these are its contacts too.
+    """
+    groups, me = state.rules.groups, state.me
+    others = [m for m in sorted(groups) if m != me]
+    if state.phase is Phase.JOINING:
+        return tuple(others)
+    there = set(state.view.members) - state.missed - set(state.record.suspects)
+    seen, queue = {me}, [me]
+    while queue:
+        for other in state.rules.around(queue.pop()) - seen:
+            seen.add(other)
+            if other not in there:
+                queue.append(other)
+    if state.phase is Phase.FINISHED:
+        seen.update(state.unfinished)
+    if state.change is not None and state.change.long:
+        some = min(max(CONTACTS, -(-len(others) // 8)), len(others))
+        # Each begins with those after it: not all turn to the same ones.
+        first = bisect(others, me) + state.ticks * some
+        seen.update(others[(first + k) % len(others)] for k in range(some))
+    return tuple(sorted(seen - {me}))
+
+
+def near(state: State) -> tuple[int, ...]:
+    """Return the members of the newest view known that share an edge of the whole graph with this one."""
+    return tuple(sorted(state.rules.around(state.me).intersection(state.newest.members) - {state.me}))
+
+
+def known(state: State) -> dict[int, Age]:
+    """Return the age of each record that this member has, by author; nothing while it trains."""
+    return {} if state.phase is Phase.RUNNING else {m: r.age for m, r in state.table.items()}
+
+
+def news(state: State, other: int) -> list[Record]:
+    """Return the records to tell ``other``.
+
+    All that are new to it, by what it has said that it knows; only this member's own while this one trains,
+    or if the other has not said so yet, which it does in its answer unless it trains itself (van Renesse et
+    al., Efficient Reconciliation and Flow Control for Anti-Entropy Protocols, 2008).
+    """
+    there = state.known.get(other)
+    if there is None or state.phase is Phase.RUNNING:
+        return [state.record]
+    return [r for m, r in state.table.items() if m not in there or there[m] < r.age]
+
+
+def steps(state: State, other: int) -> tuple[Step, ...]:
+    """Return how the views that follow the newest one that ``other`` has named were decided, oldest first."""
+    r = state.records.get(other)
+    first = 0 if r is None else r.view
+    return state.steps[first : first + _STEPS_AT_ONCE]

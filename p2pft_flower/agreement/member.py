@@ -1,0 +1,571 @@
+"""Which peers are in the next view: one member's state, and how each event changes it.
+
+:func:`step` is pure: it is given a state, an event and the time, and returns the next state and effects. It
+has no clock, thread or socket, so tests go through every order of events of small scopes, and through
+thousands of schedules of crashes, delays and losses.
+
+*Members* are the hosts that take part, each named by the lowest of its peers. Each writes one *record*;
+records spread by gossip, and everyone draws the same conclusions from them.
+
+1. A member that misses another, or hears that one is missed, stops iterating (CHANGING). Its iteration is
+   fixed from then on.
+2. The lowest member that nobody misses opens a *ballot*, a number of its own that is higher than all others.
+   Every member that sees it promises to heed no lower one, and shows in its record what it has accepted
+   before.
+3. When all members that can be hoped for have promised, and they are a *quorum* of view v, the proposer
+   chooses the next view: what a promiser has accepted under the highest ballot, if anything; else those that
+   have promised and those that ask to be let in (`composing.py`).
+4. A member that sees a proposed view, under a ballot as high as its promise, accepts it. A view that a quorum
+   of view v has accepted under one ballot is view v + 1; the votes of that quorum prove it to anybody
+   (`quorum.py`), and are kept with it as a *step*.
+
+Of two parts of a divided network one at most has a quorum, whatever is lost, delayed or repeated, so there
+are never two runs that both call themselves the result. The other part waits to be connected again and then
+asks to be let in; after ``patience`` seconds it gives up. If so many members have left that no quorum can
+come together, the rest give up at once. No protocol can promise a time while messages take arbitrarily long
+(Fischer, Lynch & Paterson, 1985); rounds grow longer until one is long enough.
+
+docs/protocol.md describes the whole protocol.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from p2pft_flower.agreement import composing, quorum
+from p2pft_flower.agreement.events import (
+    Adopt,
+    AskAgain,
+    Completed,
+    Effect,
+    Event,
+    Finished,
+    GiveUp,
+    Heard,
+    Left,
+    Missed,
+    Pause,
+    Reached,
+    Rejoining,
+    Spoke,
+    Tell,
+    TimePassed,
+    Useless,
+)
+from p2pft_flower.agreement.record import (
+    NO_BALLOT,
+    Age,
+    Ballot,
+    Composition,
+    Edge,
+    Phase,
+    Proposal,
+    Record,
+    Step,
+)
+from p2pft_flower.agreement.rules import Rules
+
+__all__ = ["Change", "State", "begin", "join", "step"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of view, as one member sees it.
+
+    Attributes
+    ----------
+    since, round_since : float
+        When it began, and when a ballot last made progress.
+    promised_at : float
+        When the member's own ballot was opened, or got its last promise.
+    promises, rounds : int
+        Promises that its own ballot has, and ballots that it has opened.
+    long : bool
+        Whether the change has lasted longer than a round.
+    """
+
+    since: float
+    round_since: float
+    promised_at: float = 0.0
+    promises: int = 0
+    rounds: int = 0
+    long: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """All that one member knows. Made by :func:`begin` or :func:`join`, then by :func:`step` alone.
+
+    Attributes
+    ----------
+    rules : Rules
+        Of the run.
+    record : Record
+        What the member says of itself.
+    view : Composition
+        The view that it is in, or was in last.
+    steps : tuple of Step
+        How each view since the first was decided, as far as it knows.
+    records : mapping of int to Record
+        The newest record of each other member.
+    heard : mapping of int to float
+        When each of these came.
+    known : mapping of int to mapping
+        What each other member has said last that it knows.
+    change : Change or None
+        The change of view under way.
+    joining_since : float or None
+        Since when it asks to be let in.
+    ticks : int
+        How often time has passed.
+    ran : float or None
+        When anything happened last.
+    useless : frozenset of (int, int)
+        Edges that the next view is to do without, whoever speaks.
+    expired : str
+        Why it gives up, if its patience is over.
+    """
+
+    rules: Rules
+    record: Record
+    view: Composition
+    steps: tuple[Step, ...] = ()
+    records: Mapping[int, Record] = field(default_factory=dict)
+    heard: Mapping[int, float] = field(default_factory=dict)
+    known: Mapping[int, Mapping[int, Age]] = field(default_factory=dict)
+    change: Change | None = None
+    joining_since: float | None = None
+    ticks: int = 0
+    ran: float | None = None
+    useless: frozenset[Edge] = frozenset()
+    expired: str = ""
+
+    @property
+    def me(self) -> int:
+        """The member that this state is of."""
+        return self.record.member
+
+    @property
+    def phase(self) -> Phase:
+        """What it is doing."""
+        return self.record.phase
+
+    @cached_property
+    def table(self) -> dict[int, Record]:
+        """The newest record of each member, its own included, ascending."""
+        return dict(sorted({**self.records, self.me: self.record}.items()))
+
+    @property
+    def newest(self) -> Composition:
+        """The newest view that it knows, be it in it or not."""
+        return self.steps[-1].value if self.steps else self.rules.first
+
+    @property
+    def excluded(self) -> bool:
+        """Whether the others have gone on without it, and it has not asked to be let in again."""
+        return self.phase is not Phase.JOINING and self.newest != self.view
+
+    @property
+    def trains(self) -> bool:
+        """Whether it may complete an iteration of its view."""
+        return self.phase is Phase.RUNNING and not self.excluded
+
+    @cached_property
+    def missed(self) -> set[int]:
+        """The other members of its view that somebody misses, or that are gone."""
+        return quorum.missed(self.view, self.table, self.me)
+
+    @property
+    def unfinished(self) -> list[int]:
+        """The members of its view that still train."""
+        done, table = (Phase.FINISHED, Phase.LEFT), self.table
+        return [m for m in self.view.members if m not in table or table[m].phase not in done]
+
+    @property
+    def all_finished(self) -> bool:
+        """Whether every member of the view has done all iterations, or has left."""
+        here = self.phase is Phase.FINISHED and not self.unfinished
+        return here and all(self.table[m].view == self.view.number for m in self.view.members)
+
+    @property
+    def hopeless(self) -> str:
+        """Why the member is to give up; empty while there can be a view with it."""
+        return self.expired or _stranded(self)
+
+    def spares(self, least: int) -> bool:
+        """Tell whether the others can go on without this one: a quorum of the view, and ``least`` peers."""
+        others = set(self.view.members) - self.missed - {self.me}
+        return len(self.rules.peers(others)) >= least and quorum.is_quorum(others, self.view.members)
+
+
+def begin(rules: Rules, me: int) -> State:
+    """Return the state of a member that the run begins with."""
+    return State(rules, Record(me, 0), rules.first)
+
+
+def join(rules: Rules, me: int, incarnation: int) -> State:
+    """Return the state of a member that was started again, in a later ``incarnation`` than any before."""
+    return State(rules, Record(me, max(1, incarnation), phase=Phase.JOINING), rules.first)
+
+
+def step(state: State, event: Event, now: float) -> tuple[State, tuple[Effect, ...]]:
+    """Return the state after ``event``, and what is to be done.
+
+    Parameters
+    ----------
+    state : State
+        The state before.
+    event : Event
+        What has happened.
+    now : float
+        The time, in seconds of any clock that does not go back.
+    """
+    after = _after(state, event, now)
+    effects: list[Effect] = []
+    if after.record.age != state.record.age or after.records != state.records:
+        effects.append(Tell())
+    changes = after.phase is Phase.CHANGING or after.excluded
+    if after.view != state.view or (changes and state.phase is not Phase.CHANGING and not state.excluded):
+        effects.append(Pause())
+    if after.view != state.view:
+        effects.append(Adopt(after.view))
+    if after.excluded and not state.excluded:
+        effects.append(AskAgain())
+    if (reason := after.hopeless) and not state.hopeless:
+        effects.append(GiveUp(reason))
+    return after, tuple(effects)
+
+
+def _after(s: State, event: Event, now: float) -> State:  # noqa: PLR0911 - one case an event
+    match event:
+        case Completed(iteration):
+            # No new version: nobody has to hear of each iteration. The next record says it.
+            return replace(s, record=replace(s.record, iteration=iteration)) if s.trains else s
+        case Finished():
+            return _say(s, phase=Phase.FINISHED) if s.trains else s
+        case Left(reason):
+            return _say(s, phase=Phase.LEFT, reason=reason)
+        case Missed(member, hanging):
+            return _advance(_miss(s, member, hanging=hanging), now)
+        case Spoke(member):
+            return _forgive(s, member)
+        case Useless(edge):
+            return _advance(_do_without(s, edge), now)
+        case Rejoining(iteration):
+            own = Record(
+                s.me, s.record.incarnation + 1, view=s.newest.number, phase=Phase.JOINING, iteration=iteration
+            )
+            return replace(s, record=own, change=None, joining_since=now, useless=frozenset())
+        case Reached(members):
+            reaches = tuple(sorted(set(members)))
+            if s.phase is not Phase.JOINING or reaches == s.record.reaches:
+                return s
+            return _advance(_say(s, reaches=reaches), now)
+        case Heard():
+            return _advance(_hear(_allow_for_a_pause(s, now), event, now), now)
+        case TimePassed():
+            s = replace(_allow_for_a_pause(s, now), ticks=s.ticks + 1)
+            if s.phase is Phase.JOINING:
+                s = _say(s)  # a sign of life: a record that does not change any more is a dead member's
+            return _advance(s, now)
+
+
+# What each event notes -------------------------------------------------------------------------------
+
+
+def _say(s: State, **changes: Any) -> State:
+    return replace(s, record=replace(s.record, version=s.record.version + 1, **changes))
+
+
+def _miss(s: State, member: int, *, hanging: bool) -> State:
+    if member not in s.view.members or member == s.me or s.phase is Phase.JOINING:
+        return s
+    r = s.records.get(member)
+    if r is not None and r.phase is Phase.FINISHED and r.view == s.view.number:
+        return s  # it has sent all that it owes, and may go
+    if hanging:
+        return s if member in s.record.hanging else _say(s, hanging=_with(s.record.hanging, member))
+    if member in s.record.suspects:
+        return s
+    broken = s.rules.between([s.me], [member])
+    return _say(
+        s,
+        suspects=_with(s.record.suspects, member),
+        broken=tuple(sorted(broken.union(s.record.broken))),
+    )
+
+
+def _forgive(s: State, member: int) -> State:
+    if member not in s.record.suspects:
+        return s
+    theirs = set(s.rules.groups[member])
+    return _say(
+        s,
+        suspects=tuple(m for m in s.record.suspects if m != member),
+        broken=tuple(e for e in s.record.broken if e in s.useless or theirs.isdisjoint(e)),
+    )
+
+
+def _do_without(s: State, edge: Edge) -> State:
+    outside = not s.rules.peers(s.view.members).issuperset(edge)
+    if s.phase in (Phase.JOINING, Phase.LEFT) or s.excluded or edge in s.view.broken or outside:
+        return s
+    s = replace(s, useless=s.useless | {edge})
+    return _say(s, broken=tuple(sorted({*s.record.broken, edge})))
+
+
+def _hear(s: State, heard: Heard, now: float) -> State:
+    records, times = dict(s.records), dict(s.heard)
+    for r in heard.records:
+        if r.member == s.me:
+            if (
+                s.phase is Phase.JOINING and r.age > s.record.age
+            ):  # of a life that others know, and it does not
+                s = replace(s, record=replace(s.record, incarnation=r.incarnation + 1))
+        elif r.member in s.rules.groups and (r.member not in records or r.age > records[r.member].age):
+            records[r.member], times[r.member] = r, now
+    if records != s.records:
+        s = replace(s, records=records, heard=times)
+    if heard.speaker is not None:
+        s = _forgive(s, heard.speaker)
+        if heard.known:
+            s = replace(s, known={**s.known, heard.speaker: heard.known})
+    if s.phase is not Phase.LEFT:
+        for decided in heard.steps:
+            s = _learn(s, decided)
+    return s
+
+
+def _learn(s: State, decided: Step) -> State:
+    """Take in how a view was decided, if it follows the newest one known and is proved."""
+    if not quorum.proves(decided, s.newest) or s.expired:
+        return s
+    excluded, value = s.excluded, decided.value
+    s = replace(s, steps=(*s.steps, decided))
+    if value.incarnation(s.me) == s.record.incarnation and not excluded:
+        own = Record(
+            s.me, s.record.incarnation, s.record.version + 1, value.number, iteration=value.iteration
+        )
+        return replace(s, record=own, view=value, change=None, joining_since=None, useless=frozenset())
+    # Its record shows that it knows, also while it is excluded or joins.
+    return _say(s, view=value.number, accepted=None, proposal=None)
+
+
+# Rules -----------------------------------------------------------------------------------------------
+
+
+def _advance(s: State, now: float) -> State:
+    if s.phase is Phase.LEFT or s.excluded or s.expired:
+        return s
+    if s.phase is Phase.JOINING:
+        if s.joining_since is None:
+            s = replace(s, joining_since=now)
+        if s.joining_since is not None and now - s.joining_since >= s.rules.patience:
+            return replace(s, expired=f"nobody has let it in for {s.rules.patience:g} s")
+        return s
+    if s.phase is not Phase.CHANGING:
+        if not _change_is_due(s, now):
+            return s
+        s = replace(
+            _say(s, phase=Phase.CHANGING, promised=NO_BALLOT, accepted=None, proposal=None),
+            change=Change(now, now),
+        )
+    return _vote(s, now)
+
+
+def _change_is_due(s: State, now: float) -> bool:
+    if s.all_finished:
+        return False
+    table = s.table
+    return bool(
+        s.record.suspects
+        or s.record.hanging
+        or s.useless
+        or _joiners(s, now)
+        or quorum.acceptors(s.view, table)
+        or any(quorum.has_left(s.view, table, m) for m in s.view.members)
+    )
+
+
+def _vote(s: State, now: float) -> State:
+    """Promise, accept, and see whether a view is decided; else, in its turn, open a ballot or choose."""
+    change = s.change
+    assert change is not None  # noqa: S101 - CHANGING has begun
+    if not change.long and now - change.since >= s.rules.round_time:
+        s = replace(s, change=replace(change, long=True))
+    top = quorum.highest_proposal(quorum.acceptors(s.view, s.table))
+    if top is not None and top.ballot > s.record.promised:
+        s = _say(_progress(s, now), promised=top.ballot)
+    accepted = s.record.accepted
+    if (
+        top is not None
+        and top.value is not None
+        and top.ballot == s.record.promised
+        and (accepted is None or accepted.ballot < top.ballot)
+        and composing.is_sound(s.rules, s.view, top.value, s.record)
+    ):
+        s = _say(_progress(s, now), accepted=top)  # the others need a moment to see and accept it, too
+    if (decided := quorum.decision(s.view, s.table)) is not None:
+        return _advance(_learn(s, decided), now)
+    if now - change.since >= s.rules.patience:
+        here = [r.member for r in quorum.acceptors(s.view, s.table)]
+        return replace(
+            s,
+            expired=f"no agreement for {s.rules.patience:g} s: of the members {list(s.view.members)} of view "
+            f"{s.view.number} only {here} are connected with this one",
+        )
+    own = s.record.proposal
+    if own is not None and own.ballot == s.record.promised and own.value is None:
+        return _choose(s, own.ballot, now)
+    if _turn_has_come(s, now):
+        return _open_ballot(s, now)
+    return s
+
+
+def _progress(s: State, now: float) -> State:
+    assert s.change is not None  # noqa: S101 - CHANGING has begun
+    return replace(s, change=replace(s.change, round_since=now))
+
+
+def _open_ballot(s: State, now: float) -> State:
+    assert s.change is not None  # noqa: S101 - CHANGING has begun
+    ballot = Ballot(s.record.promised.round + 1, s.me)
+    change = replace(s.change, round_since=now, promised_at=now, promises=0, rounds=s.change.rounds + 1)
+    return _vote(_say(replace(s, change=change), promised=ballot, proposal=Proposal(ballot)), now)
+
+
+def _turn_has_come(s: State, now: float) -> bool:
+    """Tell whether to open a ballot: at once for the lowest that is not missed, later for the next."""
+    change, missing, promised = s.change, s.missed, s.record.promised
+    assert change is not None  # noqa: S101 - CHANGING has begun
+    rank = sum(1 for m in s.view.members if m < s.me and m not in missing)
+    if promised == NO_BALLOT and rank == 0:
+        return True
+    if _waits(s, change, now):
+        # Its proposer waits for the missing member; only if it is gone itself another one takes over.
+        holder = s.table.get(promised.member)
+        if holder is not None and holder.member not in missing and holder.proposal == Proposal(promised):
+            return False
+    longest = s.rules.round_time * (1.5 ** min(change.rounds, 4))
+    return now - change.round_since >= longest * (1 + rank)
+
+
+def _choose(s: State, ballot: Ballot, now: float) -> State:
+    """Propose the next view when all that can be hoped for have promised."""
+    change = s.change
+    assert change is not None  # noqa: S101 - CHANGING has begun
+    promised = {r.member: r for r in quorum.acceptors(s.view, s.table) if r.promised == ballot}
+    if not quorum.is_quorum(promised, s.view.members):
+        return s
+    if len(promised) > change.promises:  # as long as promises come in, no slow member is left out
+        change = replace(change, promises=len(promised), promised_at=now)
+        s = replace(s, change=change)
+    awaited = set(s.view.members) - promised.keys()
+    if _waits(s, change, now):
+        ready = awaited <= {r.member for r in _joiners(s, now)}
+    else:
+        likely = any(not _given_up(s, m, promised) for m in awaited)
+        longest = s.rules.round_time if likely else s.rules.round_time / 4
+        ready = not awaited or now - change.promised_at >= longest
+    if not ready:
+        return s
+    # An earlier ballot may have decided already: what was accepted under the highest one stands.
+    before = quorum.highest_accepted(promised.values())
+    if before is None or before.value is None:
+        # A member may have died after it promised: its promise counts, but it is in no view.
+        dead = [m for m in promised if _given_up(s, m, promised)]
+        value = composing.compose(s.rules, s.view, promised, dead, _joiners(s, now))
+    else:
+        value = before.value
+    return _vote(_say(s, proposal=Proposal(ballot, value)), now)
+
+
+def _waits(s: State, change: Change, now: float) -> bool:
+    """Tell whether a missing member is still waited for; half of the patience is left to agree without it."""
+    return s.rules.wait and now - change.since < s.rules.patience / 2
+
+
+def _joiners(s: State, now: float) -> list[Record]:
+    """Return the members that ask to be let in and can be, ascending."""
+    asking, missing = [], None
+    for r in sorted(s.records.values(), key=lambda r: r.member):
+        former = s.view.incarnation(r.member)
+        lives = r.phase is Phase.JOINING and now - s.heard[r.member] <= 2 * s.rules.round_time
+        if lives and (former is None or r.incarnation > former):
+            missing = s.missed if missing is None else missing
+            if composing.can_join(s.rules, s.view, missing, r):
+                asking.append(r)
+    return asking
+
+
+def _given_up(s: State, member: int, promised: Mapping[int, Record]) -> bool:
+    """Tell whether ``member`` is gone, or missed by all its neighbours that have promised.
+
+    If any of these neighbours still hears it, its promise may be in transit.
+    """
+    near = [promised[m] for m in s.rules.around(member) & promised.keys()]
+    missed = all(member in r.suspects or member in r.hanging for r in near)
+    return quorum.gone(s.view, s.table, member) or (member in s.missed and missed)
+
+
+def _stranded(s: State) -> str:
+    """Return why nothing can come of the change under way, or of asking to be let in; empty if something can.
+
+    A member that has left, or begun anew, never votes on what follows this view: without a quorum of the
+    others there is nothing to wait for. Nor is there if all have come to the end without this member.
+    """
+    if s.phase is Phase.JOINING:
+        return _all_over(s)
+    if s.phase is not Phase.CHANGING or s.excluded:
+        return ""
+    members = s.view.members
+    gone = {m for m in members if m != s.me and quorum.gone(s.view, s.records, m)}
+    if quorum.is_quorum(set(members) - gone, members):
+        return ""
+    reasons = "; ".join(f"{m}: {s.records[m].reason or 'it began anew'}" for m in sorted(gone))
+    return (
+        f"of the members {list(members)} of view {s.view.number} too many have gone for a quorum ({reasons})"
+    )
+
+
+def _all_over(s: State) -> str:
+    """Return why nobody is left that could let this member in; empty if somebody may be.
+
+    A member that has finished may still let it in while it waits for others that train, and would say so:
+    only what has stood for four rounds counts.
+    """
+    if not s.steps:
+        return ""
+    settled = -math.inf if s.ran is None else s.ran - 4 * s.rules.round_time
+    for m in s.newest.members:
+        r = s.records.get(m)
+        done = r is not None and r.phase in (Phase.FINISHED, Phase.LEFT) and r.view == s.newest.number
+        if not done or s.heard[m] > settled:
+            return ""
+    members = list(s.newest.members)
+    return f"the members {members} of view {s.newest.number} have come to the end without it, or have left"
+
+
+def _allow_for_a_pause(s: State, now: float) -> State:
+    """Let no deadline run while this member itself did not: it was suspended, and heard nobody."""
+    pause = 0.0 if s.ran is None else now - s.ran
+    s = s if s.ran == now else replace(s, ran=now)
+    if pause <= 2 * s.rules.round_time:
+        return s
+    s = replace(s, heard={m: when + pause for m, when in s.heard.items()})
+    if s.joining_since is not None:
+        s = replace(s, joining_since=s.joining_since + pause)
+    if (c := s.change) is not None:
+        later = replace(
+            c, since=c.since + pause, round_since=c.round_since + pause, promised_at=c.promised_at + pause
+        )
+        s = replace(s, change=later)
+    return s
+
+
+def _with(members: tuple[int, ...], member: int) -> tuple[int, ...]:
+    return tuple(sorted({*members, member}))

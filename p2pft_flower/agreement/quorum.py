@@ -1,0 +1,102 @@
+"""Quorums, and what a table of records has decided: pure functions, the part that safety rests on.
+
+A *table* maps each member to its newest record. The members of view v agree on view v + 1 by Paxos (Lamport,
+1998) in its shared-memory form (Disk Paxos: Gafni & Lamport, 2003). Any two quorums of a view have a member
+in common, so no two views are ever decided to follow it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from p2pft_flower.agreement.record import Ballot, Composition, Phase, Proposal, Record, Step, Vote
+
+__all__ = [
+    "acceptors",
+    "decision",
+    "gone",
+    "has_left",
+    "highest_accepted",
+    "highest_proposal",
+    "is_quorum",
+    "missed",
+    "proves",
+]
+
+Table = Mapping[int, Record]
+
+
+def is_quorum(some: Iterable[int], members: Iterable[int]) -> bool:
+    """Tell whether ``some`` are more than half of ``members``, or half of them with the lowest."""
+    all_of, part = set(members), set(some) & set(members)
+    return 2 * len(part) > len(all_of) or (2 * len(part) == len(all_of) and min(all_of) in part)
+
+
+def acceptors(view: Composition, table: Table) -> list[Record]:
+    """Return the records of the members of ``view`` that vote on the next one, ascending."""
+    return [
+        r
+        for m in view.members
+        if (r := table.get(m)) is not None
+        and r.view == view.number
+        and r.phase is Phase.CHANGING
+        and r.incarnation == view.incarnation(m)
+    ]
+
+
+def highest_proposal(records: Iterable[Record]) -> Proposal | None:
+    """Return the proposal of the highest ballot that any of ``records`` has opened; None if there is none."""
+    return max((r.proposal for r in records if r.proposal is not None), default=None, key=lambda p: p.ballot)
+
+
+def highest_accepted(promised: Iterable[Record]) -> Proposal | None:
+    """Return what must be proposed again: what a promiser has accepted under the highest ballot."""
+    return max((r.accepted for r in promised if r.accepted is not None), default=None, key=lambda p: p.ballot)
+
+
+def decision(view: Composition, table: Table) -> Step | None:
+    """Return the view that a quorum of ``view`` has accepted under one ballot, with their votes."""
+    votes: dict[Ballot, list[Record]] = {}
+    for r in acceptors(view, table):
+        if r.accepted is not None:
+            votes.setdefault(r.accepted.ballot, []).append(r)
+    for ballot, records in votes.items():
+        value = None if records[0].accepted is None else records[0].accepted.value
+        if value is not None and is_quorum((r.member for r in records), view.members):
+            step = Step(value, ballot, tuple(Vote(r.member, r.incarnation, r.vote) for r in records))
+            return step if proves(step, view) else None
+    return None
+
+
+def proves(step: Step, view: Composition) -> bool:
+    """Tell whether ``step`` shows that a quorum of ``view`` has decided on what follows it.
+
+    The signatures of the votes are checked before, where the step is received.
+    """
+    voters = [v.member for v in step.votes]
+    return (
+        step.value.number == view.number + 1
+        and len(set(voters)) == len(voters)
+        and all(view.incarnation(v.member) == v.incarnation for v in step.votes)
+        and is_quorum(voters, view.members)
+    )
+
+
+def gone(view: Composition, table: Table, member: int) -> bool:
+    """Tell whether ``member`` has left in the incarnation that is in ``view``, or has begun another."""
+    r, life = table.get(member), view.incarnation(member)
+    return r is not None and life is not None and (r.incarnation > life or has_left(view, table, member))
+
+
+def has_left(view: Composition, table: Table, member: int) -> bool:
+    """Tell whether ``member`` has left in the incarnation that is in ``view``, not in one before."""
+    r = table.get(member)
+    return r is not None and r.phase is Phase.LEFT and r.incarnation == view.incarnation(member)
+
+
+def missed(view: Composition, table: Table, me: int) -> set[int]:
+    """Return the members of ``view``, other than ``me``, that an acceptor misses, or that are gone."""
+    lost = {m for m in view.members if gone(view, table, m)}
+    for r in acceptors(view, table):
+        lost.update(r.suspects, r.hanging)
+    return lost - {me}

@@ -1,0 +1,167 @@
+"""What members of a view say to each other: records, ballots, proposals, votes, and decided views."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+__all__ = ["NO_BALLOT", "Age", "Ballot", "Composition", "Edge", "Phase", "Proposal", "Record", "Step", "Vote"]
+
+Edge = tuple[int, int]
+"""(sender, receiver), peers."""
+
+Age = tuple[int, int]
+"""(incarnation, version) of a record: of two records of one member the greater is the newer."""
+
+
+class Phase(Enum):
+    """What a member is doing."""
+
+    RUNNING = 1
+    """It trains in its view."""
+    CHANGING = 2
+    """It has stopped iterating; the members agree on the next view."""
+    JOINING = 3
+    """It is in no view and asks to be let in."""
+    FINISHED = 4
+    """It has done all iterations, and stays until the others have."""
+    LEFT = 5
+    """It has gone; its record gives the reason."""
+
+
+class Ballot(NamedTuple):
+    """A round and the member that opened it: no two members open the same ballot."""
+
+    round: int
+    member: int
+
+
+NO_BALLOT = Ballot(0, -1)
+"""Lower than every ballot."""
+
+
+class Composition(NamedTuple):
+    """What makes a view: who is in it, over which edges, from which iteration.
+
+    Attributes
+    ----------
+    number : int
+        The view's number; 0 for the view that the run begins with.
+    members : tuple of int
+        The members, ascending.
+    incarnations : tuple of int
+        The incarnation of each: a member that was started again is another member than before.
+    broken : tuple of (int, int)
+        Edges (sender, receiver; peers) that carry nothing, ascending.
+    iteration : int
+        The iteration that all begin with.
+    joined : tuple of int
+        Members that were not in the view before, ascending.
+    donors : tuple of int
+        For each of ``joined``, the peer from which it takes θ.
+    """
+
+    number: int
+    members: tuple[int, ...]
+    incarnations: tuple[int, ...]
+    broken: tuple[Edge, ...] = ()
+    iteration: int = 0
+    joined: tuple[int, ...] = ()
+    donors: tuple[int, ...] = ()
+
+    def incarnation(self, member: int) -> int | None:
+        """Return the incarnation that ``member`` takes part in; None if it is not in the view."""
+        return self.incarnations[self.members.index(member)] if member in self.members else None
+
+    def donor(self, member: int) -> int | None:
+        """Return the peer from which ``member`` takes θ; None if it was in the view before."""
+        return self.donors[self.joined.index(member)] if member in self.joined else None
+
+
+class Proposal(NamedTuple):
+    """A ballot with the view that is proposed under it; None while the proposer awaits promises."""
+
+    ballot: Ballot
+    value: Composition | None = None
+
+
+class Vote(NamedTuple):
+    """One member's acceptance of a proposal, as anybody can show it.
+
+    Attributes
+    ----------
+    member, incarnation : int
+        The member that has accepted, and its incarnation.
+    signature : bytes
+        By the member's key, over the run, the proposal, ``member`` and ``incarnation``; empty without
+        certificates.
+    """
+
+    member: int
+    incarnation: int
+    signature: bytes = b""
+
+
+class Step(NamedTuple):
+    """A decided view with its proof: the votes of a quorum of the view before it, under one ballot."""
+
+    value: Composition
+    ballot: Ballot
+    votes: tuple[Vote, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that one member says of itself; newer records (by incarnation, then version) replace older ones.
+
+    Attributes
+    ----------
+    member, incarnation, version : int
+        The author, its incarnation, and a number that grows with each change.
+    view : int
+        The number of the newest view that it knows.
+    phase : Phase
+        What it is doing.
+    iteration : int
+        Iterations completed.
+    promised : Ballot
+        It heeds no lower ballot.
+    accepted : Proposal or None
+        What it has accepted last to follow ``view``.
+    vote : bytes
+        Its signature of ``accepted``, for a :class:`Vote`; empty in the author's own table.
+    proposal : Proposal or None
+        Its own proposal.
+    suspects : tuple of int
+        Members that it has not heard for too long.
+    hanging : tuple of int
+        Members that speak but make no progress: they are left out even if they promise.
+    broken : tuple of (int, int)
+        Edges of its peers that carry nothing.
+    reaches : tuple of int
+        Members that a joining member has spoken with directly.
+    reason : str
+        Why it has left.
+    """
+
+    member: int
+    incarnation: int
+    version: int = 0
+    view: int = 0
+    phase: Phase = Phase.RUNNING
+    iteration: int = 0
+    promised: Ballot = NO_BALLOT
+    accepted: Proposal | None = None
+    vote: bytes = b""
+    proposal: Proposal | None = None
+    suspects: tuple[int, ...] = ()
+    hanging: tuple[int, ...] = ()
+    broken: tuple[Edge, ...] = ()
+    reaches: tuple[int, ...] = ()
+    reason: str = ""
+
+    @property
+    def age(self) -> Age:
+        """Order of one member's records."""
+        return self.incarnation, self.version

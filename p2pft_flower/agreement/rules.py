@@ -1,0 +1,74 @@
+"""What does not change while a run lasts: its members, their graph, and how long they wait."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from p2pft_flower.agreement.record import Composition, Edge
+from p2pft_flower.topology.graph import Graph
+from p2pft_flower.topology.views import View
+
+__all__ = ["Rules"]
+
+_VIEWS_CACHED = 64
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The same for all members of a run, but for ``patience``, which each may set for itself.
+
+    Attributes
+    ----------
+    graph : Graph
+        The whole graph.
+    groups : mapping of int to tuple of int
+        The peers of each member that the run begins with; a member is named by its lowest peer.
+    round_time : float
+        Seconds after which a ballot that came to no end is given up for another one, at first.
+    patience : float
+        Seconds that a change of view, or waiting to be let in, may last.
+    wait : bool
+        Whether the others wait for a missing member, for half of ``patience``, before they leave it out.
+    """
+
+    graph: Graph
+    groups: Mapping[int, tuple[int, ...]]
+    round_time: float
+    patience: float
+    wait: bool = False
+    _cache: dict[tuple[tuple[int, ...], tuple[Edge, ...]], View] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @property
+    def first(self) -> Composition:
+        """The view that the run begins with: all members, in their first incarnation."""
+        members = tuple(sorted(self.groups))
+        return Composition(0, members, (0,) * len(members))
+
+    def peers(self, members: Iterable[int]) -> set[int]:
+        """Return the peers of ``members``."""
+        return {p for m in members for p in self.groups[m]}
+
+    def around(self, member: int) -> set[int]:
+        """Return the members that the whole graph's edges, in either direction, join to ``member``."""
+        near: set[int] = set()
+        for p in self.groups[member]:
+            near.update(self.graph.in_neighbours(p), self.graph.out_neighbours(p))
+        return {m for m, peers in self.groups.items() if m != member and not near.isdisjoint(peers)}
+
+    def between(self, some: Iterable[int], others: Iterable[int]) -> set[Edge]:
+        """Return all pairs, in both directions, of peers of the members ``some`` and ``others``."""
+        one, two = self.peers(some), self.peers(others)
+        return {(a, b) for a in one for b in two} | {(b, a) for a in one for b in two}
+
+    def view(self, members: Iterable[int], broken: Iterable[Edge]) -> View:
+        """Return the live graph of ``members`` without the ``broken`` edges."""
+        key = tuple(sorted(members)), tuple(sorted(broken))
+        if key not in self._cache:
+            if len(self._cache) >= _VIEWS_CACHED:
+                self._cache.clear()
+            missing = set(range(self.graph.n)) - self.peers(key[0])
+            self._cache[key] = View.without(self.graph, missing, key[1])
+        return self._cache[key]

@@ -1,0 +1,277 @@
+"""How a host ends: one state machine for all that can end it, whichever thread brings the news.
+
+A host that trains is RUNNING. It comes to be STOPPED where the run ends for all, which its neighbours are
+told; LEAVING where it ends alone, and the others, who are told, go on without it. What comes first is what
+ends it: its error is what :meth:`Host.run` raises and what the logs say. What comes later is passed on to
+others where they need it, and no more. :data:`TABLE` has every case.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+from p2pft_flower.errors import Cause, P2PFTError
+from p2pft_flower.transport import ExchangeStoppedError
+
+__all__ = [
+    "TABLE",
+    "Act",
+    "DepartedError",
+    "End",
+    "Ending",
+    "Event",
+    "News",
+    "State",
+    "TooFewPeersError",
+    "Transition",
+    "others_go_on",
+]
+
+log = logging.getLogger("p2pft_flower")
+
+_DONE = 5.0
+"""Seconds that all that an end asks for may take: others have 2 s to hear of it, and a disk its moment."""
+
+
+def others_go_on(cause: Cause, *, views_change: bool, begun: bool = True, joining: bool = False) -> bool:
+    """Tell whether the other hosts go on when one ends for ``cause``: the one rule, at hosts and coordinator.
+
+    Parameters
+    ----------
+    cause : Cause
+        Why it ends.
+    views_change : bool
+        Whether peers go on without one another at all.
+    begun : bool
+        Whether its peers have trained with the others, or have been let in.
+    joining : bool
+        Whether it was started again while the others train: before it is let in, nobody counts on it.
+    """
+    if not views_change:
+        return False
+    if not begun:
+        return joining
+    return cause in (Cause.OWN, Cause.LOST)
+
+
+class TooFewPeersError(P2PFTError):
+    """Fewer peers are left than the run is to go on with: it ends for all of them."""
+
+    cause = Cause.RUN
+
+
+class DepartedError(ExchangeStoppedError):
+    """Raised in a host that was told to end, where the others go on without it."""
+
+    cause = Cause.OWN
+
+
+@dataclass(frozen=True)
+class News:
+    """Which peer gave up first, in which iteration, and why.
+
+    Attributes
+    ----------
+    origin, iteration : int
+        The peer, and the iteration it was in.
+    reason : str
+        Why, in words for a person.
+    cause : Cause
+        Why, as far as others are concerned.
+    """
+
+    origin: int
+    iteration: int
+    reason: str
+    cause: Cause
+
+    @property
+    def error(self) -> ExchangeStoppedError:
+        """What a host that is told raises."""
+        text = f"peer {self.origin} stopped in iteration {self.iteration}: {self.reason}"
+        return ExchangeStoppedError.by(self.cause, text)
+
+
+@dataclass(frozen=True)
+class End:
+    """What an event brings.
+
+    Attributes
+    ----------
+    error : ExchangeStoppedError
+        What those are woken with that wait on this host.
+    noted : BaseException
+        What the logs say, and the others are told where this host leaves.
+    news : News or None
+        What the neighbours are told where the run ends for all.
+    """
+
+    error: ExchangeStoppedError
+    noted: BaseException
+    news: News | None = None
+
+    @classmethod
+    def by(cls, news: News) -> End:
+        """Return the end of a host that is told ``news``."""
+        error = news.error
+        return cls(error, error, news)
+
+
+class State(Enum):
+    """How far a host is from its end."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    LEAVING = "leaving"
+
+
+class Event(Enum):
+    """What can end a host."""
+
+    STOP = "stop"
+    """Somebody stops the run, or another host gives up for all."""
+    LEAVE = "leave"
+    """It is told to end, and the others go on without it."""
+    LOSE = "lose"
+    """It is too busy to be let in again: its own training does not notice."""
+    FAIL = "fail"
+    """Its training has failed, and the others go on without it."""
+    RUIN = "ruin"
+    """Its training has failed, and the run ends for all."""
+
+
+class Act(Enum):
+    """What is to be done about it."""
+
+    WAKE = "wake"
+    """Wake whoever waits on this host, here and elsewhere."""
+    NOTE = "note"
+    """Write the last line of each peer's log."""
+    SAVE = "save"
+    """Keep θ and a checkpoint of each peer."""
+    PASS_ON = "pass on"  # noqa: S105 - no password
+    """Tell the neighbours that the run ends."""
+    DEPART = "depart"
+    """Tell all others that this host leaves."""
+
+
+class Transition(NamedTuple):
+    """What follows from an event.
+
+    Attributes
+    ----------
+    state : State
+        That the host comes to.
+    here : tuple of Act
+        What is done before :meth:`Ending.take` returns.
+    apart : tuple of Act
+        What a thread does meanwhile: neither a long gradient nor a slow neighbour or disk holds the news up.
+    """
+
+    state: State
+    here: tuple[Act, ...] = ()
+    apart: tuple[Act, ...] = ()
+
+
+_RUNNING, _STOPPED, _LEAVING = State
+_FAILED = (Act.NOTE, Act.SAVE)
+
+TABLE: Mapping[tuple[State, Event], Transition] = {
+    (_RUNNING, Event.STOP): Transition(_STOPPED, (Act.WAKE,), (Act.NOTE, Act.PASS_ON)),
+    (_RUNNING, Event.LEAVE): Transition(_LEAVING, (Act.DEPART, Act.WAKE, Act.NOTE)),
+    (_RUNNING, Event.LOSE): Transition(_LEAVING, (Act.DEPART, Act.WAKE, Act.NOTE, Act.SAVE)),
+    (_RUNNING, Event.FAIL): Transition(_LEAVING, (Act.DEPART, *_FAILED)),
+    (_RUNNING, Event.RUIN): Transition(_STOPPED, (Act.WAKE, *_FAILED), (Act.PASS_ON,)),
+    # It ends for all already: its training notices, and leaves what it has.
+    (_STOPPED, Event.STOP): Transition(_STOPPED),
+    (_STOPPED, Event.LEAVE): Transition(_STOPPED),
+    (_STOPPED, Event.LOSE): Transition(_STOPPED),
+    (_STOPPED, Event.FAIL): Transition(_STOPPED, _FAILED),
+    (_STOPPED, Event.RUIN): Transition(_STOPPED, _FAILED),
+    # The way of the news to others may lead through a host that goes.
+    (_LEAVING, Event.STOP): Transition(_STOPPED, (Act.WAKE,), (Act.PASS_ON,)),
+    (_LEAVING, Event.LEAVE): Transition(_LEAVING),
+    (_LEAVING, Event.LOSE): Transition(_LEAVING),
+    (_LEAVING, Event.FAIL): Transition(_LEAVING, _FAILED),
+    (_LEAVING, Event.RUIN): Transition(_LEAVING, _FAILED),
+}
+
+
+class Ending:
+    """A host's state machine; all methods may be called from any thread, and from a signal's handler.
+
+    Parameters
+    ----------
+    acts : mapping of Act to callable
+        Do what is asked for, given the :class:`End`. PASS_ON returns False as long as there is no way to the
+        neighbours.
+    """
+
+    def __init__(self, acts: Mapping[Act, Callable[[End], bool | None]]) -> None:
+        self._acts = acts
+        self._changed = threading.Condition()  # re-entrant: a signal's handler may interrupt its owner
+        self._state = State.RUNNING
+        self._end: End | None = None
+        self._since = 0.0
+        self._doing = 0
+        self._thread: threading.Thread | None = None
+        self._unsaid: End | None = None
+        """What could not be passed on yet, for want of a way."""
+
+    def take(self, event: Event, end: End) -> bool:
+        """Take in what has happened, do what :data:`TABLE` says, and return whether it came first."""
+        with self._changed:
+            first = self._end is None
+            if first:
+                self._end, self._since = end, time.monotonic()
+            self._state, here, apart = TABLE[self._state, event]
+            self._doing += 1 + bool(apart)
+            if apart:  # once at most: the news ends the run for all, and nothing comes after that
+                self._thread = threading.Thread(
+                    target=self._do_apart, args=(apart, end), name="p2pft-stop", daemon=True
+                )
+                self._thread.start()
+        self._do(here, end)
+        return first
+
+    def raise_if_ending(self, longer_than: float = 0.0) -> None:
+        """Raise what ends this host, where something has done so for so many seconds."""
+        with self._changed:
+            end, since = self._end, self._since
+        if end is not None and time.monotonic() - since >= longer_than:
+            raise end.error
+
+    def wait(self) -> None:
+        """Return once all is done that the end asks for, 5 s at most; say now what had no way before."""
+        with self._changed:
+            if not (done := self._changed.wait_for(lambda: not self._doing, _DONE)):
+                log.warning("what is to be done when a host ends takes longer than %g s", _DONE)
+            thread, unsaid, self._unsaid = self._thread, self._unsaid, None
+            self._doing += unsaid is not None
+        if unsaid is not None:
+            self._do((Act.PASS_ON,), unsaid)
+        if thread is not None:
+            thread.join(_DONE if done else 0.0)
+
+    def _do(self, acts: tuple[Act, ...], end: End) -> None:
+        try:
+            for act in acts:
+                if self._acts[act](end) is False:
+                    with self._changed:
+                        self._unsaid = end
+        finally:
+            with self._changed:
+                self._doing -= 1
+                self._changed.notify_all()
+
+    def _do_apart(self, acts: tuple[Act, ...], end: End) -> None:
+        try:
+            self._do(acts, end)
+        except Exception:  # the host ends in any case, and says why
+            log.exception("telling others that the run ends has failed")

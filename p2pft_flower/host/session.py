@@ -1,0 +1,167 @@
+"""All that lives as long as a view does, in one object: made new from each view, and thrown away with it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from p2pft_flower.algorithms.seam import Vector
+from p2pft_flower.host.agreement import NewView
+from p2pft_flower.plan import Neighbourhood, Plan
+from p2pft_flower.topology.views import View
+from p2pft_flower.transport import Mailbox, Terms
+
+__all__ = ["Edge", "Session", "Sessions", "remote_edges"]
+
+Edge = tuple[int, int]
+
+
+def remote_edges(
+    peers: Collection[Neighbourhood], *, always: bool
+) -> tuple[frozenset[Edge], frozenset[Edge]]:
+    """Return the (sender, receiver) edges that leave and that enter by the transport.
+
+    Parameters
+    ----------
+    peers : collection of Neighbourhood
+        The host's peers.
+    always : bool
+        Use the transport between peers of the host as well (``transport = "grpc"``).
+    """
+    here = set() if always else {p.peer for p in peers}
+    leaving = frozenset((p.peer, i) for p in peers for i in p.out_neighbours if i not in here)
+    entering = frozenset((j, p.peer) for p in peers for j in p.in_neighbours if j not in here)
+    return leaving, entering
+
+
+@dataclass(frozen=True)
+class Session:
+    """One host in one view. Whatever has to know the view's number reads it here.
+
+    Attributes
+    ----------
+    number : int
+        The view's number.
+    first : int
+        The iteration that the view begins with.
+    peers : tuple of int
+        All peers of the view.
+    places : mapping of int to Neighbourhood
+        Each local peer's row of A and column of B.
+    weights : mapping of int to float
+        Factor of each local peer's loss among the peers of the view.
+    leaving, entering : frozenset of (int, int)
+        Edges of the transport, from :func:`remote_edges`.
+    mailbox : Mailbox or None
+        Takes in what comes along the entering edges; None where this host has no wires.
+    view : View or None
+        The peers and their graph; None of the view that the run began with.
+    returned : frozenset of int
+        Peers elsewhere that have come back with this view.
+    donor : int or None
+        The peer that the view names to give θ to this host, where the view has let it in.
+    """
+
+    number: int
+    first: int
+    peers: tuple[int, ...]
+    places: Mapping[int, Neighbourhood]
+    weights: Mapping[int, float]
+    leaving: frozenset[Edge]
+    entering: frozenset[Edge]
+    mailbox: Mailbox | None
+    view: View | None = None
+    returned: frozenset[int] = frozenset()
+    donor: int | None = None
+
+    @property
+    def inbox(self) -> Mailbox:
+        """The mailbox, where there are wires."""
+        if self.mailbox is None:
+            raise RuntimeError(f"nothing comes from other hosts in view {self.number}")
+        return self.mailbox
+
+    @cached_property
+    def receivers(self) -> dict[int, tuple[int, ...]]:
+        """The out-neighbours that each local peer reaches by the transport, ascending."""
+        return {j: tuple(sorted(i for s, i in self.leaving if s == j)) for j in self.places}
+
+    @property
+    def all_have_theta(self) -> int:
+        """The iteration in which no peer of the view can lack θ any more.
+
+        A peer that still lacks θ has sent nothing, so no other peer gets further than its distance from it.
+        """
+        return self.first + len(self.peers)
+
+    @property
+    def donors(self) -> tuple[int, ...]:
+        """The other peers of the view, in the order in which this host asks them for θ."""
+        near = sorted(j for place in self.places.values() for j in place.row)
+        named = [] if self.donor is None else [self.donor]
+        return tuple(p for p in dict.fromkeys([*named, *near, *self.peers]) if p not in self.places)
+
+
+class Sessions:
+    """Makes a host's session of each view.
+
+    Parameters
+    ----------
+    plan : Plan
+        The host's part of the run.
+    theta0 : numpy.ndarray
+        (q,), where the run begins: what every payload is like.
+    phases : tuple of str
+        What the method calls its exchanges of an iteration; empty: it exchanges nothing.
+    model_digest : str
+        Of the frozen weights and θ^0; equal on all peers.
+    always : bool
+        As of :func:`remote_edges`.
+    """
+
+    def __init__(
+        self, plan: Plan, theta0: Vector, phases: tuple[str, ...], model_digest: str, *, always: bool
+    ) -> None:
+        self._plan, self._theta0, self._phases, self._always = plan, theta0, phases, always
+        self._config = f"settings {plan.terms} model {model_digest}"
+
+    def first(self) -> Session:
+        """Return the session of the view that the run begins with."""
+        # Where anything is exchanged, all peers begin at the same iteration.
+        first = min(self._plan.begins.values())
+        return self._session(0, first, self._plan.live, self._plan.peers)
+
+    def of(self, new: NewView) -> Session:
+        """Return the session of a view that was agreed on."""
+        places = [Neighbourhood.of(new.view, p.peer) for p in self._plan.peers]
+        session = self._session(new.number, new.iteration, new.view.peers, places)
+        returned = frozenset(new.joined).difference(session.places)
+        return replace(session, view=new.view, returned=returned, donor=new.donor)
+
+    def _session(
+        self, number: int, first: int, peers: tuple[int, ...], places: Sequence[Neighbourhood]
+    ) -> Session:
+        leaving, entering = remote_edges(places if self._phases else (), always=self._always)
+        weights = self._plan.weights_among(peers)
+        wired = leaving or entering or self._plan.members or self._plan.listens_for_stops
+        return Session(
+            number,
+            first,
+            peers,
+            {p.peer: p for p in places},
+            {p.peer: weights[p.peer] for p in places},
+            leaving,
+            entering,
+            Mailbox(self._terms(number), entering, first) if wired else None,
+        )
+
+    def _terms(self, number: int) -> Terms:
+        return Terms(
+            run=self._plan.run,
+            length=self._theta0.size,
+            dtype=self._theta0.dtype,
+            phases=max(1, len(self._phases)),  # without edges no payload is taken in at all
+            view=number,
+            config=self._config,
+        )

@@ -1,0 +1,25 @@
+"""Messages parsed, with the error that the rest of the package expects."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+__all__ = ["parse"]
+
+Kind = TypeVar("Kind", bound=Message)
+
+
+def parse(kind: type[Kind], content: bytes) -> Kind:
+    """Return the message of ``kind`` that ``content`` is.
+
+    Raises
+    ------
+    ValueError
+        When it cannot be parsed.
+    """
+    try:
+        return kind.FromString(content)
+    except DecodeError as error:
+        raise ValueError(f"a {kind.__name__} that cannot be parsed") from error
