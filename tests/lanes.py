@@ -1,12 +1,12 @@
 """Two lanes of pytest-xdist's workers: one for tests that wait, one for tests that compute.
 
-A test that waits starts processes, or has deadlines in real time: it needs little of the processor, but that at once.
-A test that computes keeps a core busy. The first two fifths of the workers (two of the five that ``pyproject.toml``
-asks for) compute, with a low priority (nice 10), so that they take what the others leave; the rest wait. When a
-lane has no more to do, its workers help the other one.
+A test that waits starts processes, or has deadlines in real time: it needs little of the processor, but that
+at once. A test that computes keeps a core busy. The first two fifths of the workers (two of the five that
+``pyproject.toml`` asks for) compute, at a low priority (nice 10), so that they take what the others leave;
+the rest wait. When a lane has no more to do, its workers help the other one.
 
-A unit of work is a file, whose fixtures are then made once, or a single test of those in `ALONE`. In each lane the
-units that take longest come first.
+A unit of work is a file, whose fixtures are then made once, or a single test of those in `ALONE`. In each
+lane the units that take longest come first.
 """
 
 from __future__ import annotations

@@ -96,10 +96,16 @@ class Deployment:
             f'[superlink]\ndefault = "test"\n\n'
             f'[superlink.test]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )
-        options = ["--insecure", "--host", "127.0.0.1"]
+        self._options, self._isolation = ["--insecure", "--host", "127.0.0.1"], isolation
         self.superlink = self._start(
             "superlink",
-            ["flower-superlink", *options, "--port", str(port), "--disable-runtime-dependency-installation"],
+            [
+                "flower-superlink",
+                *self._options,
+                "--port",
+                str(port),
+                "--disable-runtime-dependency-installation",
+            ],
         )
         wait_until(lambda: _healthy(port), "the SuperLink answers")
         self._relays = Relays()
@@ -107,16 +113,29 @@ class Deployment:
         if proxied:
             self._relays.__enter__()
             self.network = [self._relays.open(f"127.0.0.1:{port}") for _ in range(n)]
+        self._address = f"127.0.0.1:{port}"
         self.supernodes: list[subprocess.Popen[bytes]] = []
         self.superexecs: list[subprocess.Popen[bytes]] = []
         for p in range(n):
-            superlink = self.network[p].address if proxied else f"127.0.0.1:{port}"
-            config = f'peer-id={p} peer-address="127.0.0.1:{self.ports[p]}" output-dir="{self.outputs[p]}"'
-            command = ["flower-supernode", *options, "--superlink", superlink]
-            command += ["--port", str(self._runtime[p]), "--node-config", config, "--isolation", isolation]
-            self.supernodes.append(self._start(f"supernode-{p}", command))
+            self.supernodes.append(self._supernode(p))
             if isolation == "process":
                 self.start_superexec(p)
+
+    def node_config(self, peer: int) -> str:
+        """Return what the SuperNode of ``peer`` is told."""
+        address, folder = f"127.0.0.1:{self.ports[peer]}", self.outputs[peer]
+        return f'peer-id={peer} peer-address="{address}" output-dir="{folder}"'
+
+    def start_supernode(self, peer: int) -> None:
+        """Start a SuperNode of ``peer`` anew, whose earlier one has ended."""
+        self.supernodes[peer].wait(PATIENCE)
+        self.supernodes[peer] = self._supernode(peer)
+
+    def _supernode(self, peer: int) -> subprocess.Popen[bytes]:
+        superlink = self.network[peer].address if self.network else self._address
+        command = ["flower-supernode", *self._options, "--superlink", superlink]
+        command += ["--port", str(self._runtime[peer]), "--isolation", self._isolation]
+        return self._start(f"supernode-{peer}", [*command, "--node-config", self.node_config(peer)])
 
     def start_superexec(self, peer: int) -> None:
         """Start an executor for the SuperNode of ``peer``; it is the last of ``superexecs``."""
@@ -203,9 +222,9 @@ class Deployment:
         path = self.outputs[peer] / run / log_name(peer)
         return [e for e in read_journal(path) if e["event"] == event] if path.is_file() else []
 
-    def trains(self, run: str) -> None:
-        """Wait until every peer of ``run`` has trained for a while, and is not near its end."""
-        peers = range(len(self.outputs))
+    def trains(self, run: str, *peers: int) -> None:
+        """Wait until these peers of ``run`` train, all where none is named, and are not near its end."""
+        peers = peers or tuple(range(len(self.outputs)))
         for peer in peers:
             wait_until(
                 lambda peer=peer: len(self.lines(run, peer, "evaluation")) > 1,
@@ -233,8 +252,12 @@ class Deployment:
 
     def said(self) -> str:
         """Return the ends of all logs, for a failing test."""
-        logs = sorted(self.folder.glob("*.log"))
-        return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-4000:]}" for log in logs)
+        said = ""
+        for log in sorted(self.folder.glob("*.log")):
+            lines = log.read_text(errors="replace").splitlines()
+            own = [line for line in lines if not line.startswith("import time:")]  # PYTHONPROFILEIMPORTTIME
+            said += f"== {log.name}\n" + "\n".join(own)[-4000:] + "\n"
+        return said
 
     def kill(self) -> None:
         """Kill whatever this deployment started, all at once, as a power cut would."""
