@@ -28,6 +28,7 @@ from p2pft_flower.topology import Graph
 from tests.faults.digits import accuracy, held, optimum, undisturbed
 from tests.faults.peer import Orders, main
 from tests.host.quadratic import plans
+from tests.namespaces.network import PRELOADED
 
 PATIENCE = 120.0
 """Seconds after which a run has not ended; only a broken one takes that long."""
@@ -137,7 +138,7 @@ class Federation:
             "meet-timeout": PATIENCE,
         } | settings
         self._settings = settings
-        self._processes = Functions(["tests.faults.peer"])
+        self._processes = Functions(PRELOADED)
         self._said: dict[int, list[tuple[Any, ...]]] = {}
         self._plans: dict[int, Plan] = {}
 

@@ -22,6 +22,9 @@ from p2pft_flower.lab.supervisor import Programs
 ROOT = Path(__file__).parents[2]
 PREFIX = "10.77.0."
 
+PRELOADED = ["tests.faults.peer", "tests.namespaces.peer"]
+"""Of the process that all peers of tests are copies of."""
+
 
 def missing() -> str:
     """Return why namespaces cannot be made here; empty where they can."""
