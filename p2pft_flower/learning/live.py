@@ -20,8 +20,8 @@ from torch import nn
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.augmenting import check_augment, refusal
-from p2pft_flower.learning.data.datasets import Split
 from p2pft_flower.learning.data.decoding import UNREADABLE
+from p2pft_flower.learning.data.splits import Split
 from p2pft_flower.learning.data.streams import ImageStream
 from p2pft_flower.learning.draws import seeded
 from p2pft_flower.learning.model.models import data_config

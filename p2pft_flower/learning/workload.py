@@ -20,9 +20,9 @@ from torch import nn
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.batches import Batches, GrowingBatches
-from p2pft_flower.learning.data.datasets import Split
 from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.image_settings import ImageKeys, ImageSettings, image_settings
+from p2pft_flower.learning.data.splits import Split
 from p2pft_flower.learning.hidden_state import refuse_hidden_state
 from p2pft_flower.learning.live import LiveFeatures, StreamFeatures, augmentation
 from p2pft_flower.learning.minibatches import MiniBatches, PooledMiniBatches

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from p2pft_flower.learning.data.datasets import Split
 from p2pft_flower.learning.data.looking import each
+from p2pft_flower.learning.data.splits import Split
 
 __all__ = ["images_digest"]
 

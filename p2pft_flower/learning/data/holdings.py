@@ -17,11 +17,13 @@ from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.data.class_groups import class_owners
 from p2pft_flower.learning.data.data_digest import images_digest
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
-from p2pft_flower.learning.data.datasets import Dataset, Sites, Split, load_dataset, load_sites
+from p2pft_flower.learning.data.datasets import load_dataset
+from p2pft_flower.learning.data.image_folders import Sites, load_sites
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.partitions import Partition, draw_shots, partition_images, resolve_partition
 from p2pft_flower.learning.data.pixels import Pixels, Range
 from p2pft_flower.learning.data.readable import require_readable, unreadable_images
+from p2pft_flower.learning.data.splits import Dataset, Split
 from p2pft_flower.learning.data.streams import ImageStream, StreamPart
 from p2pft_flower.learning.data.survey import Statistics, Survey, statistics_of, survey
 from p2pft_flower.learning.settings import check_ranges

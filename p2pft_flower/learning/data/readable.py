@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.data.datasets import Split
 from p2pft_flower.learning.data.decoding import REMEDY
 from p2pft_flower.learning.data.looking import each
 from p2pft_flower.learning.data.own_images import NoImageError
+from p2pft_flower.learning.data.splits import Split
 
 __all__ = ["require_readable", "unreadable_images"]
 

@@ -14,11 +14,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.data.datasets import Split
 from p2pft_flower.learning.data.images import find_images, is_hidden
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.pixels import Pixels
 from p2pft_flower.learning.data.readable import unreadable_images
+from p2pft_flower.learning.data.splits import Split
 
 __all__ = ["ImageStream", "StreamPart"]
 

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.learning.data.datasets import Split
 from p2pft_flower.learning.data.decoding import look_at_image
 from p2pft_flower.learning.data.looking import each
 from p2pft_flower.learning.data.own_images import NoImageError
 from p2pft_flower.learning.data.pixels import Pixels, Range, as_source
 from p2pft_flower.learning.data.samples import Form, Look, Samples
+from p2pft_flower.learning.data.splits import Split
 
 __all__ = ["Statistics", "Survey", "statistics_of", "survey"]
 

@@ -16,8 +16,8 @@ from torchvision import datasets as torchvision
 from torchvision.datasets.utils import check_integrity
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.data.datasets import Dataset, Split
 from p2pft_flower.learning.data.images import array_content
+from p2pft_flower.learning.data.splits import Dataset, Split
 from p2pft_flower.learning.data.torchvision_folders import FOLDERS, data_root, find_folder, require_folder
 
 __all__ = ["load_torchvision"]

@@ -18,7 +18,8 @@ from timm.models import load_pretrained
 from torch import nn
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.model.accounting import Account, account_for
+from p2pft_flower.learning.model.account import Account
+from p2pft_flower.learning.model.accounting import account_for
 from p2pft_flower.learning.model.image_size import quiet_timm
 from p2pft_flower.learning.model.jax_archives import is_jax_archive, load_archive
 from p2pft_flower.learning.model.namings import timm_filter

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.data.datasets import Split
+from p2pft_flower.learning.data.splits import Split
 from p2pft_flower.learning.preparing import note_progress
 from p2pft_flower.learning.store.cache import store_folder
 from p2pft_flower.learning.store.trunk_store import Field, Rows, Store

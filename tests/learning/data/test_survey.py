@@ -10,8 +10,8 @@ from PIL import Image
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.learning.data.datasets import Dataset, Split
 from p2pft_flower.learning.data.holdings import Holdings
+from p2pft_flower.learning.data.splits import Dataset, Split
 from p2pft_flower.learning.data.survey import statistics_of, survey
 from p2pft_flower.learning.workload import Workload
 from tests.cli.test_commands import invoke
