@@ -22,11 +22,11 @@ from p2pft_flower.plugins import call_reference, telling_of_the_bundle
 __all__ = ["DATASETS", "TORCHVISION", "Dataset", "Split", "load_dataset"]
 
 TEST_SHARE = 0.2
-"""Share of the digits that is kept for testing; the split is fixed, whatever the run's seed."""
+"""Share of the digits that is held out for testing; the split does not depend on the run's seed."""
 
 
 def digits(data_dir: str) -> Dataset:  # noqa: ARG001 - a dataset's signature
-    """Return scikit-learn's 1,797 digits of 8 × 8 (they come with it): 1,437 to train, 360 to test."""
+    """Return scikit-learn's own 1,797 digits of 8 × 8 pixels: 1,437 to train, 360 to test."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -61,11 +61,11 @@ def load_dataset(name: str, data_dir: str = "", *, download: bool = False, verif
         Folders of single peers are read by
         :func:`~p2pft_flower.learning.data.image_folders.load_sites`.
     data_dir : str
-        Where torchvision's folders lie, empty: ``$P2PFT_HOME/data``; handed on to own datasets.
+        The folder of torchvision's folders, by default ``$P2PFT_HOME/data``; passed to own datasets.
     download : bool
-        Whether torchvision may fetch what is not there.
+        Whether torchvision may fetch missing files.
     verify : bool
-        Refuse torchvision's files when their md5 sums are not the official ones.
+        Refuse torchvision's files if their md5 sums are not the official ones.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def load_dataset(name: str, data_dir: str = "", *, download: bool = False, verif
                 found = split.read(index)
             return require_image(found, f"{called} image {index}")
 
-        # What its reader makes of a file may change: only what it returns can name an image.
+        # A reader may change how it decodes a file: only the image that it returns identifies it.
         return replace(split, read=read, content=None, called=called)
 
     train, test = reading(own.train, "train"), reading(own.test, "test")

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 def folder(path: str, *, site: bool = False) -> Dataset:
     """Read ``path/train/<class>/<image>`` and ``path/test/<class>/<image>``; classes are in natural order.
 
-    Hidden files and folders are passed over, links to folders followed, once a class into each; what is no
-    picture that can be opened is counted in a warning.
+    Hidden files and folders are passed over. Links to folders are followed, once a class into each folder. A
+    warning counts the files that are no pictures.
 
     Parameters
     ----------
@@ -34,13 +34,13 @@ def folder(path: str, *, site: bool = False) -> Dataset:
         The folder.
     site : bool
         Whether it is one peer's own: a class may then have a folder in train/ without an image, and test/ may
-        be missing or empty. Warnings say so.
+        be missing or empty, with a warning.
 
     Raises
     ------
     DataError
         When a folder is missing, a class has no training image, train/ or test/ has none at all, test/ has a
-        class that train/ has not, or one file lies in two classes.
+        class that train/ lacks, or one file lies in two classes.
     """
     root = require_parts(path, site=site)
     found, passed_over = folders_in(root / "train")
@@ -89,7 +89,7 @@ def folder(path: str, *, site: bool = False) -> Dataset:
         return Split.of_files(files, np.array(labels, dtype=np.int64))
 
     train, test = split("train"), split("test")
-    _tell_passed_over(root, passed_over, outside)
+    _log_passed_over(root, passed_over, outside)
     _check_same_files(root, classes, train, test)
     hidden = passed_over.hidden
     line = f"{root}: {hidden.total()} hidden files and folders are passed over: {some_names([*hidden])}"
@@ -97,14 +97,14 @@ def folder(path: str, *, site: bool = False) -> Dataset:
 
 
 def _kinds(found: Listing) -> str:
-    """Return how many files there are of each kind that is no picture."""
+    """Return the number of files of each kind that is no picture."""
     return some_names(
         [f"{number} {suffix or 'without a suffix'}" for suffix, number in found.others.most_common()]
     )
 
 
-def _tell_passed_over(root: Path, found: Listing, outside: Sequence[Path]) -> None:
-    """Log what lies in a dataset's folders and is not used, a line for each kind."""
+def _log_passed_over(root: Path, found: Listing, outside: Sequence[Path]) -> None:
+    """Log the files in a dataset's folders that are not used, a line for each kind."""
     if found.others:
         log.warning(
             "%s: %d files are no pictures that can be opened here and are not used: %s",
@@ -130,12 +130,12 @@ def _tell_passed_over(root: Path, found: Listing, outside: Sequence[Path]) -> No
 
 
 def _check_same_files(root: Path, classes: Sequence[str], train: Split, test: Split) -> None:
-    """Refuse files that links put into two classes; warn of those in train/ and test/, or twice in a class.
+    """Refuse files that are linked into two classes; warn of files in train/ and test/, or twice in a class.
 
     Raises
     ------
     DataError
-        With two paths of such a file.
+        When there are any; names two paths of one.
     """
     first: dict[tuple[int, int], tuple[Path, int, bool]] = {}
     twice, in_both, in_two = [], [], []
@@ -217,12 +217,12 @@ def load_sites(name: str, peers: Sequence[int]) -> Sites:
     name : str
         ``"folder:/data/site-{peer}"``; ``{peer}`` is replaced by the peer's number.
     peers : sequence of int
-        Whose folders, at least one.
+        The folders' owners, at least one.
 
     Raises
     ------
     DataError
-        When a folder cannot be used, naming the peer, or two have different classes, naming both lists.
+        When a folder cannot be used (names the peer), or two have different classes (names both lists).
     """
     folders: dict[int, Dataset] = {}
     for peer in peers:

@@ -22,7 +22,7 @@ __all__ = ["Dataset", "Split"]
 
 @dataclass(frozen=True)
 class Split:
-    """Images with labels, read when asked for.
+    """Images with labels, read when needed.
 
     Attributes
     ----------
@@ -32,17 +32,17 @@ class Split:
         Position ↦ the image as its reader has it: a PIL image, an (H, W) or (H, W, 1..4) array, or
         :class:`~p2pft_flower.learning.data.decoding.Samples`. It may be called from several threads at once.
     content : callable, optional
-        Position ↦ bytes that tell what ``read`` returns from every other image, faster than reading it does:
-        a file's content (:func:`file_content`), an array's pixels with their shape (:func:`array_content`).
-        Without it, the picture itself.
+        Position ↦ bytes that identify the image and are faster to get than the image: a file's content
+        (:func:`file_content`), an array's pixels with their shape (:func:`array_content`). By default the
+        picture's own bytes.
     files : sequence of Path, optional
-        The images' files, where each has one of its own; errors name them.
+        The images' files, if each has one of its own; errors name them.
     look : callable, optional
-        Position ↦ what can be said of the image before it is decoded; without it, it is read.
+        Position ↦ the description of the image before it is decoded; by default the image is read.
     pixels : Pixels, optional
-        How what is read becomes a picture; None: ``read`` returns pictures that ``content`` tells apart.
+        The conversion to a picture; None: ``read`` returns pictures that ``content`` identifies.
     called : str
-        How errors call the split, where its images have no files; empty: they say only what is wrong.
+        The split's name in errors if its images have no files; empty: errors name only the fault.
     """
 
     labels: npt.NDArray[np.int64]
@@ -57,7 +57,7 @@ class Split:
         return len(self.labels)
 
     def picture(self, index: int) -> Image.Image:
-        """Return image ``index`` as a viewer shows it, mode ``L`` or ``RGB``: what every model is given.
+        """Return image ``index`` as a viewer shows it and every model sees it, mode ``L`` or ``RGB``.
 
         Raises
         ------
@@ -78,7 +78,7 @@ class Split:
             ) from error
 
     def digest(self, index: int) -> bytes:
-        """Return 16 bytes (XXH3-128) by which a cache may know the picture of image ``index``.
+        """Return 16 bytes (XXH3-128) that identify the picture of image ``index`` for a cache.
 
         Raises
         ------
@@ -91,7 +91,7 @@ class Split:
         return found.digest()
 
     def _identity(self, index: int) -> Iterator[bytes]:
-        """Yield the bytes that tell the picture of image ``index`` from every other."""
+        """Yield bytes that identify the picture of image ``index``."""
         if self.content is None:
             picture = self.picture(index)
             yield f"{picture.mode} {picture.size} ".encode()
@@ -102,7 +102,7 @@ class Split:
         yield self.content(index)
 
     def name(self, index: int, what: str) -> str:
-        """Return how errors call image ``index``: by its file, else ``what`` images it is one of."""
+        """Return the name of image ``index`` in errors: its file, else ``what`` and its number."""
         return f"{what} image {index}" if self.files is None else str(self.files[index])
 
     @classmethod
@@ -122,7 +122,7 @@ class Split:
         starts = np.cumsum([0, *(len(part) for part in parts)])
 
         def of(index: int) -> tuple[Split, int]:
-            # The last part that begins at or before: an empty one begins where its successor does.
+            # The last part that begins at or before: an empty one begins with its successor.
             number = int(np.searchsorted(starts, index, side="right")) - 1
             return parts[number], index - int(starts[number])
 
@@ -152,7 +152,7 @@ class Dataset:
     train, test : Split
         The images.
     passed_over : str
-        A line on what lies in its folders and is hidden; empty where nothing is.
+        A line on hidden files in its folders; empty if there are none.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""One reading of a source of weights: which tensors the model takes from it, and that in words."""
+"""One reading of a source of weights: the tensors that the model takes from it, and a description."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Account:
     faults : list of str
         Everything else that is wrong, in words.
     facts : list of str
-        How source and model differ as a whole, in words.
+        The differences of source and model as a whole, in words.
     """
 
     place: str
@@ -82,7 +82,7 @@ class Account:
     unlike: int = 0
     """Tensors of another shape."""
     note: str = ""
-    """Why this way of several was taken."""
+    """The reason for choosing this reading among several."""
 
     @property
     def fits(self) -> bool:
@@ -91,7 +91,7 @@ class Account:
 
     @property
     def is_copy(self) -> bool:
-        """Whether this is the model, though a few tensors may lack, or some be added."""
+        """Whether this is the model, perhaps with a few tensors missing or added."""
         total = len(self.values) + len(self.missing)
         return (len(self.values) - self.unlike) >= _NEARLY * total
 
@@ -167,7 +167,7 @@ def patches_of(renamed: Tensors, model: Any) -> tuple[int, int] | None:
     found, own = renamed.get("pos_embed"), getattr(model, "pos_embed", None)
     if found is None or own is None or found.ndim != 3 or found.shape[1] == own.shape[1]:
         return None
-    # Of DINOv2 with registers, timm takes the class token's position away.
+    # For DINOv2 with registers, timm removes the class token's position.
     prefix = 1 if "register_tokens" in renamed else own.shape[1] - model.patch_embed.num_patches
     return found.shape[1] - prefix, prefix
 

@@ -72,7 +72,7 @@ _PARTS = (
 
 
 class _Traced(torch.Tensor):
-    """A tensor that knows of which tensors of the file it was made, whatever was done with them."""
+    """A tensor that remembers the tensors of the file from which any operations made it."""
 
     sources: frozenset[str]
 
@@ -117,12 +117,12 @@ def account_for(name: str, model: nn.Module, tensors: Tensors, label: str, *, of
     label : str
         The source, as messages name it.
     of_timm : bool
-        Whether timm's registry has the source for this very name.
+        Whether timm's registry lists the source for this very name.
 
     Returns
     -------
     Account
-        One that fits.
+        An account that fits.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def account_for(name: str, model: nn.Module, tensors: Tensors, label: str, *, of
     for place in _places(weights, enough):
         accounts += read(place, _below(place, weights))
     inner = {a.beginning for a in accounts if a.is_copy}
-    for place in _places(weights, enough):  # a copy in a copy is not of the outer one
+    for place in _places(weights, enough):  # a nested copy is no part of the outer one
         own, here = _without(place, inner, weights), _below(place, weights)
         if enough <= len(own) < len(here):
             accounts += read(place, own)
@@ -227,17 +227,17 @@ def _places(tensors: Collection[str], enough: int) -> list[str]:
 def _compare(
     place: str, renamed: Tensors, tensors: Tensors, model: nn.Module, translate: Filter, *, of_timm: bool
 ) -> Account:
-    """Account for every tensor of model and source, on the assumption that the model lies at ``place``."""
+    """Account for every tensor of model and source, assuming that the model is at ``place``."""
     account = Account(place, {n: t.as_subclass(torch.Tensor) for n, t in renamed.items()})
     body = model.state_dict()
     patches = _patch_fault(renamed, model)
     if patches:
-        account.faults.append(patches)  # timm would resample them, without a word
+        account.faults.append(patches)  # timm would resample them silently
     positions, failure = _position_fault(renamed, model), ""
     try:
         with quiet_timm():
             made = {} if patches or positions else translate(dict(renamed), model)
-    except Exception as error:  # timm's filters take for granted that the file is one that they know
+    except Exception as error:  # timm's filters assume that they know the file
         failure = f"timm's own reader of such files fails ({type(error).__name__}: {error})"
         made = {}
     made = made or renamed
@@ -264,13 +264,13 @@ def _compare(
     if positions and not account.missing and not account.extra:
         account.faults.append(positions)
     account.faults += _value_faults(account, tensors, body)
-    if failure and account.fits:  # else it failed for what is said already
+    if failure and account.fits:  # else it failed for a reason that is reported already
         account.faults.append(failure)
     return account
 
 
 def _patch_fault(renamed: Tensors, model: Any) -> str:
-    """Say whether the source's patches have another size than the model's."""
+    """Return the fault of a source whose patches have another size than the model's, else ""."""
     own = getattr(model.patch_embed.proj, "weight", None)  # some hybrids' backbones make the tokens
     wanted = tuple(own.shape[-2:]) if own is not None else ()
     for name, tensor in renamed.items():
@@ -285,7 +285,7 @@ def _patch_fault(renamed: Tensors, model: Any) -> str:
 
 
 def _position_fault(renamed: Tensors, model: Any) -> str:
-    """Say whether the source's position embeddings are for no grid of patches that the model could have."""
+    """Return the fault of position embeddings that fit no square grid of patches, else ""."""
     given, own = renamed.get("pos_embed"), getattr(model, "pos_embed", None)
     if given is not None and own is not None and (given.ndim != 3 or len(given) != 1):
         return f"its position embeddings are {tuple(given.shape)}, the model's {tuple(own.shape)}"
@@ -300,7 +300,7 @@ def _position_fault(renamed: Tensors, model: Any) -> str:
 
 
 def _value_faults(account: Account, tensors: Tensors, body: Tensors) -> list[str]:
-    """Say which of the tensors that have a counterpart cannot be loaded into it."""
+    """Describe the tensors that cannot be loaded into their counterparts."""
     unlike, odd = [], []
     for name, value in account.values.items():
         if value.shape != body[name].shape:
@@ -308,7 +308,7 @@ def _value_faults(account: Account, tensors: Tensors, body: Tensors) -> list[str
             unlike.append(f"{named} is {tuple(value.shape)}, in the model {tuple(body[name].shape)}")
         if body[name].dtype.is_floating_point:
             odd += [(s, fault) for s in sorted(account.sources[name]) if (fault := number_fault(tensors[s]))]
-    for name in account.left:  # a head that diverged has not done so alone
+    for name in account.left:  # if a head diverged, so did the rest
         if kind_of(name, account.beginning) == "head" and tensors[name].is_floating_point():
             odd += [(name, fault)] if (fault := number_fault(tensors[name])) in ("NaN", "infinity") else []
     account.unlike = len(unlike)
@@ -326,7 +326,7 @@ def _count(found: Collection[Any]) -> str:
 
 
 def _facts(made: Collection[str] | Tensors, model: Any) -> list[str]:
-    """Say how source and model differ as a whole: blocks, width, tokens, norms."""
+    """Describe the differences of source and model as a whole: blocks, width, tokens, norms."""
     body = model.state_dict()
     facts = []
     if isinstance(made, dict) and "patch_embed.proj.weight" in made:
