@@ -90,7 +90,7 @@ def issue_certificate(
         elif peer is None and coordinator and not address:
             facts = issue_coordinator(authority, out, days)
         else:
-            _fail("say for whom: --peer NUMBER, or --coordinator, which has no --address")
+            _fail("give --peer NUMBER, or --coordinator, which has no --address")
     except ConfigError as error:
         _fail(error)
     typer.echo(f"{out}: {facts.identity}, valid until {facts.not_after:%Y-%m-%d}")

@@ -173,7 +173,7 @@ def _superlink(scratch: Path) -> Iterator[dict[str, str]]:
     http, control, mark = _free_port(), _free_port(), uuid.uuid4().hex
     environment = flower_environment() | {
         MARK: mark,
-        # Sockets of the run and Ray's session: removed with this folder also where a process was killed.
+        # Sockets of the run and Ray's session: removed with this folder even if a process was killed.
         "TMPDIR": str(scratch),
         "RAY_TMPDIR": str(scratch),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),

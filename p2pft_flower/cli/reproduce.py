@@ -47,7 +47,7 @@ QUICK: Mapping[str, Any] = {
     "learning-rate": 0.01,
     "evaluate-every": 1_000_000_000,  # at the beginning and at the end
 }
-"""What ``--quick`` sets."""
+"""The settings of ``--quick``."""
 
 SEEDS = "0,1,2"
 

@@ -43,7 +43,7 @@ def stop(
             there.stop_run()
         except OSError as error:
             typer.echo(
-                f"run {there.run}: peer {', '.join(map(str, there.peers))} cannot be told to stop its run "
+                f"run {there.run}: peer {', '.join(map(str, there.peers))} cannot be asked to stop its run "
                 f"({error}): see to it that this user can write there and the disk is not full, and try "
                 f"again; kill {there.process.pid} ends the peers of that process alone",
                 err=True,

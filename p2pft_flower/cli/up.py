@@ -74,7 +74,7 @@ def up(
         _say(f"error: {error}")
         raise typer.Exit(EXIT_FAILED) from None
     except KeyboardInterrupt:
-        _say("stopped: what had been started has ended")
+        _say("stopped: all started processes have ended")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         typer.echo(json.dumps(state.to_dict(), indent=2))

@@ -127,9 +127,9 @@ class PooledMiniBatches:
     def position(self) -> Callable[[], dict[str, Any]]:
         """Record every peer's position; see :meth:`MiniBatches.position`."""
         parts = [part.position() for part in self._parts]
-        return lambda: {"parts": [told() for told in parts]}
+        return lambda: {"parts": [own() for own in parts]}
 
     def go_to(self, position: Mapping[str, Any]) -> None:
         """Continue at a :meth:`position`."""
-        for part, told in zip(self._parts, position["parts"], strict=True):
-            part.go_to(told)
+        for part, own in zip(self._parts, position["parts"], strict=True):
+            part.go_to(own)

@@ -247,7 +247,7 @@ def attention_table(numbers: dict[str, Any]) -> str:
 
 
 def attention_markdown(numbers: dict[str, Any], figure: str) -> str:
-    """Return the figure's name, what it shows and the numbers as Markdown."""
+    """Return the figure's name, title and numbers as Markdown."""
     lines = [
         f"# {numbers['title']}",
         "",

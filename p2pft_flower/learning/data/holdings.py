@@ -113,7 +113,7 @@ class Holdings:
         if pooled and config.sited and peers is not None:
             raise ConfigError(
                 f"dataset = {config.dataset!r}: the peers' folders are on separate machines, so their images "
-                "cannot be pooled: run algorithm = centralized in simulation, where all folders are"
+                "cannot be pooled: run algorithm = centralized in simulation, which has all folders"
             )
 
     @cached_property

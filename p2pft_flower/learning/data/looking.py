@@ -48,7 +48,7 @@ def each(
         except UNREADABLE as error:
             return error
 
-    begin = told = time.monotonic()
+    begin = reported = time.monotonic()
     wanted = [int(p) for p in positions]
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="p2pft-decode")
     try:
@@ -56,7 +56,7 @@ def each(
             yield position, found
             note_progress()
             now = time.monotonic()
-            if now - told > TELL_EVERY and done < len(wanted):
+            if now - reported > TELL_EVERY and done < len(wanted):
                 rate = done / (now - begin)
                 left = (len(wanted) - done) / rate
                 log.info(
@@ -67,6 +67,6 @@ def each(
                     rate,
                     left,
                 )
-                told = now
+                reported = now
     finally:
         pool.shutdown(cancel_futures=True)

@@ -37,16 +37,16 @@ def require_scored_data(file: Path, dataset: str | None, data_dir: str | None) -
     """
     if dataset is None and data_dir is None:
         return
-    told: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     with contextlib.suppress(OSError, SafetensorError), safe_open(file, framework="numpy") as opened:
-        told = opened.metadata() or {}  # loading the tail will refuse an unreadable file
-    name = dataset or told.get("dataset", "")
+        metadata = opened.metadata() or {}  # loading the tail will refuse an unreadable file
+    name = dataset or metadata.get("dataset", "")
     if not name:
         return
     check_dataset_name(name)
-    own = told.get("data-dir", "") if reads_data_dir(name) else ""
+    own = metadata.get("data-dir", "") if reads_data_dir(name) else ""
     place = own if data_dir is None else data_dir
     refuse_data_dir(name, place)
-    require_data(name, place, download=told.get("download") == "True", peers=())
+    require_data(name, place, download=metadata.get("download") == "True", peers=())
     if is_reference(name) and not name.startswith("folder:"):
         check_reference(name, key="dataset")

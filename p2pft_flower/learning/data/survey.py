@@ -205,7 +205,7 @@ def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
 
 
 def statistics_of(split: Split, positions: npt.NDArray[np.int64], whose: str) -> Statistics | None:
-    """Return statistics of some pictures, evenly spaced among ``positions``; None where none can be read."""
+    """Return statistics of some pictures, evenly spaced among ``positions``; None if none can be read."""
     histograms = []
     with closing(each(split.picture, _spaced(positions, STATISTICS), whose)) as found:
         for _, picture in found:
@@ -408,11 +408,11 @@ def _advice(seen: Mapping[Form, _Seen]) -> str:
     high = max(_without_marks(s.values, form.white).max() for form, s in seen.items())
     if low < 0:
         hounsfield = "-1000:400 is usual for CT in Hounsfield units; " if low <= HOUNSFIELD else ""
-        return f"{hounsfield}{low:g}:{high:g} is what they hold"
+        return f"{hounsfield}they hold {low:g}:{high:g}"
     if high <= 1 and any(form.kind == "float" for form in seen):
         return "0:1 if they are shares of white"
     if low > high / 2:
-        return f"{low:g}:{high:g} is what they hold"
+        return f"they hold {low:g}:{high:g}"
     fitting = [f"0:{2**bits - 1} for {bits} bits" for bits in (8, 10, 12, 14, 16) if high < 2**bits]
     return " or ".join([*fitting[:1], *fitting[-1:]] if len(fitting) > 1 else fitting) or f"0:{high:g}"
 

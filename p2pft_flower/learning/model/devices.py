@@ -55,8 +55,10 @@ def _built_without_gpus() -> bool:
     file = None if spec is None or spec.origin is None else Path(spec.origin).with_name("version.py")
     if file is None or not file.is_file():
         return False
-    told = dict(re.findall(r"^(cuda|hip)\b[^=\n]*=\s*(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE))
-    return set(told.values()) == {"None"}
+    built_for = dict(
+        re.findall(r"^(cuda|hip)\b[^=\n]*=\s*(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    return set(built_for.values()) == {"None"}
 
 
 def choose_device(setting: str) -> str:
@@ -91,6 +93,6 @@ def choose_trunk_dtype(setting: str, device: str) -> torch.dtype:
     else:
         # Older versions of torch do not report the CPU's abilities.
         ask = getattr(torch.cpu, "get_capabilities", None) if device == "cpu" else None
-        told = {} if ask is None else ask()
-        native = any(told.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+        abilities = {} if ask is None else ask()
+        native = any(abilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return torch.bfloat16 if native else torch.float32

@@ -104,8 +104,8 @@ def load_archive(name: str, model: Any, file: Path, label: str) -> str:
             f"a JAX ViT's): {few}, …"
         )
     model.load_pretrained(str(file))
-    told = f"; left: {', '.join(left)}" if left else ""
-    return f"the model's {len(model.state_dict())} tensors are there{_resampling(arrays, model)}{told}"
+    rest = f"; left: {', '.join(left)}" if left else ""
+    return f"the model's {len(model.state_dict())} tensors are there{_resampling(arrays, model)}{rest}"
 
 
 def _resampling(arrays: Arrays, model: Any) -> str:

@@ -127,10 +127,12 @@ def check_patches(name: str, size: int, patch: Sequence[int]) -> None:
         With sizes that fit.
     """
     side = max(patch)
-    told = f"image-size = {size}: the patches of {name} are {' × '.join(map(str, patch))} pixels, so"
+    begin = f"image-size = {size}: the patches of {name} are {' × '.join(map(str, patch))} pixels, so"
     if any(size % pixels for pixels in patch):
         near = max(side, size // side * side)
-        raise ConfigError(f"{told} it must be a multiple of {side}, such as {near} or {near + side}")
+        raise ConfigError(f"{begin} it must be a multiple of {side}, such as {near} or {near + side}")
     if math.prod(size // pixels for pixels in patch) > MAX_TOKENS:
         most = math.isqrt(MAX_TOKENS) * side
-        raise ConfigError(f"{told} an image would have more than {MAX_TOKENS} of them; choose {most} at most")
+        raise ConfigError(
+            f"{begin} an image would have more than {MAX_TOKENS} of them; choose {most} at most"
+        )

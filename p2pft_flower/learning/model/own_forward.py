@@ -73,6 +73,6 @@ def check_own_forward(name: str, model: nn.Module, tune: str, seed: int, device:
         f"model = {name!r}: its own forward answers a probe with {found} (tune = {tune!r}, path "
         f"{parts.path}). The parts are used, so forward must be forward_head(forward_features(images)) and "
         "nothing else: each block takes the tokens of the one before, forward_features ends with self.norm "
-        "of the last one's, forward_head pools and classifies. What else forward does belongs into one of "
+        "of the last one's, forward_head pools and classifies. Anything else in forward belongs into one of "
         "them; or set tune = full"
     )

@@ -208,8 +208,8 @@ def _code_in(file: Path, error: Exception) -> list[str]:
     if ask is not None:
         with contextlib.suppress(Exception), file.open("rb") as opened:  # it reads the same damaged file
             named = [name for name in ask(opened) if name != "argparse.Namespace"]
-    told = re.findall(r"(?:GLOBAL|global|type) ([\w.]+\.\w+)", str(error))[:1]
-    return sorted(named or told, key=lambda name: (".models." not in name, not _is_model(name), name))
+    asked_for = re.findall(r"(?:GLOBAL|global|type) ([\w.]+\.\w+)", str(error))[:1]
+    return sorted(named or asked_for, key=lambda name: (".models." not in name, not _is_model(name), name))
 
 
 def _is_model(name: str) -> bool:

@@ -80,11 +80,11 @@ def load_weights(name: str, model: Any, file: Path | None, **size: Any) -> nn.Mo
     if archive is not None:
         loaded = timm.create_model(name, pretrained=False, num_classes=0, **size)
         try:
-            told = load_archive(name, loaded, archive, label)
+            summary = load_archive(name, loaded, archive, label)
         except UnreadableError as error:
             raise DataError(f"{unread}: {error}") from error
         _check_numbers(name, loaded, {}, label)
-        log.info("%s: %s", label, told)
+        log.info("%s: %s", label, summary)
         return loaded  # type: ignore[no-any-return]
     account = account_for(name, model, tensors, label, of_timm=file is None)
     loaded = _loaded_by_timm(name, model, account, size)

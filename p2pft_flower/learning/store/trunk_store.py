@@ -169,7 +169,7 @@ class Store:
                 cache.make_room(len(missing) * self.row_bytes)
         total, alive = len(missing), time.monotonic()
         while missing:
-            claim, told = None, len(missing)
+            claim, reported = None, len(missing)
             with cache.telling(self.folder):
                 with self._index() as index:
                     self._read(index)
@@ -185,7 +185,7 @@ class Store:
                     self._publish(claim.keys, compute([missing[key] for key in claim.keys]))
                 for key in claim.keys:
                     del missing[key]
-            if len(missing) < told:
+            if len(missing) < reported:
                 alive = time.monotonic()
                 if progress is not None:
                     progress(total - len(missing), total)
