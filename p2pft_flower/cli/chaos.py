@@ -118,7 +118,7 @@ def _show(report: Report, console: Console) -> None:
     console.print(faults)
     facts = Table(show_header=False)
     facts.add_row("changes of view", str(report.views))
-    facts.add_row("left out with nothing done to them", str(len(report.unprovoked)))
+    facts.add_row("excluded with nothing done to them", str(len(report.unprovoked)))
     facts.add_row("iterations", str(report.iterations))
     facts.add_row(f"Σ τ − Σ g, worst of {report.sums}", f"{report.surplus:.1e} of its largest term")
     if report.deviation is not None:
