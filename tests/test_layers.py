@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import networkx as nx
 import pytest
 
 import p2pft_flower
@@ -164,6 +165,23 @@ def modules() -> list[tuple[str, str, bool]]:
     return found
 
 
+def circles(sources: dict[str, tuple[str, bool]]) -> list[list[str]]:
+    """Return the sets of modules that import each other, at module level or inside functions.
+
+    Parameters
+    ----------
+    sources : dict
+        By a module's name, its source and whether it is a package.
+    """
+    graph = nx.DiGraph()
+    for module, (source, is_package) in sources.items():
+        for name, _, _ in imports(ast.parse(source), module, is_package=is_package):
+            imported = name if name in sources else name.rpartition(".")[0]
+            if imported in sources and imported != module:
+                graph.add_edge(module, imported)
+    return sorted(sorted(found) for found in nx.strongly_connected_components(graph) if len(found) > 1)
+
+
 def test_every_folder_of_the_package_is_a_layer_with_rules() -> None:
     folders = {file.relative_to(ROOT).parts[0] for file in ROOT.rglob("*.py") if file.parent != ROOT}
     assert folders == {name for name in MAY_IMPORT if name and "." not in name}
@@ -174,6 +192,22 @@ def test_every_folder_of_the_package_is_a_layer_with_rules() -> None:
 def test_imports_point_one_way_and_libraries_stay_in_their_layers() -> None:
     found = [line for name, source, pack in modules() for line in violations(source, name, is_package=pack)]
     assert not found, "\n".join(found)
+
+
+def test_no_two_modules_import_each_other_directly_or_through_others_lazily_or_not() -> None:
+    assert not circles({name: (source, is_package) for name, source, is_package in modules()})
+
+
+def test_a_circle_of_imports_is_found() -> None:
+    here = f"{PACKAGE}.fake"
+    sources = {
+        f"{here}": ("", True),
+        f"{here}.a": (f"from {here}.b import thing", False),
+        f"{here}.b": ("def f():\n    from . import c", False),
+        f"{here}.c": (f"import {here}.a", False),
+        f"{here}.d": (f"from {here} import a", False),
+    }
+    assert circles(sources) == [[f"{here}.a", f"{here}.b", f"{here}.c"]]
 
 
 READS_CIFAR = f"{PACKAGE}.learning.data.cifar_files"

@@ -21,17 +21,17 @@ __all__ = ["Simulation", "mix_in_memory", "simulate"]
 
 @dataclass(frozen=True)
 class Simulation:
-    """What :func:`simulate` returns.
+    """The result of :func:`simulate`.
 
     Attributes
     ----------
     theta : (n, q) array
         The peers' parameters after the last iteration; for ``centralized`` n equal rows.
     tau : (n, q) array or None
-        The trackers, where the method has one.
+        The trackers; None if the method has none.
     history : dict of str to (K + 1,) float64 arrays
         Before the first and after each iteration: ``consensus_error``, sqrt((1/n) Σ ‖θ_i − θ̄‖²); and
-        ``tracker_error``, ‖Σ τ_i − Σ g_i‖_∞, where the method's state has ``tau`` and ``grad``.
+        ``tracker_error``, ‖Σ τ_i − Σ g_i‖_∞, if the method's state has ``tau`` and ``grad``.
     states : tuple
         The methods' full states, one a peer.
     """
@@ -43,7 +43,7 @@ class Simulation:
 
 
 def mix_in_memory(graph: Graph, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
-    """Mix what all n peers yielded: Rows by A, Columns by B, each sum in ascending peer order."""
+    """Mix the vectors that all n peers yielded: Rows by A, Columns by B, each sum in ascending peer order."""
     weights = graph.A if isinstance(outbox[0], Rows) else graph.B
     return {
         i: weighted_sum((weights[i, j], outbox[j].vector) for j in sorted((i, *graph.in_neighbours(i))))
@@ -75,7 +75,7 @@ def simulate(
     graph : Graph
         n peers.
     gradients : sequence of n callables
-        θ (q,) ↦ ∇L_i(θ) (q,). The dtype of ``theta0`` is kept throughout.
+        θ (q,) ↦ ∇L_i(θ) (q,). The dtype of ``theta0`` is used throughout.
     theta0 : (q,) or (n, q) floating-point array
         One start for all peers, or one each.
     alpha : float
@@ -85,7 +85,7 @@ def simulate(
     schedule : str, default "constant"
         See :func:`~p2pft_flower.algorithms.schedules.make_schedule`.
     momentum, weight_decay : float, default 0
-        Heavy-ball β and L2 λ; each method's module says what they do to its fixed point.
+        Heavy-ball β and L2 λ; each method's module gives their effect on its fixed point.
     weights : sequence of n floats, optional
         Factor of each peer's loss (:func:`~p2pft_flower.algorithms.objective.peer_weights`).
     callback : callable, optional

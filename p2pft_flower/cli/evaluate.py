@@ -28,7 +28,7 @@ def evaluate(
             help="Score on another dataset with the same classes, or on the same one at another path."
         ),
     ] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Where the dataset lies on this machine.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="The dataset's folder on this machine.")] = None,
     pixel_range: Annotated[
         str | None,
         typer.Option(
@@ -40,7 +40,7 @@ def evaluate(
 ) -> None:
     """Score fine-tuned tails on the test images of all classes.
 
-    Without --dataset they must be the images of the run, wherever these lie now.
+    Without --dataset they must be the images of the run, in any folder.
 
     Exit codes: 0 all were scored; 2 a file cannot be used.
     """
@@ -56,7 +56,7 @@ def evaluate(
         return
     title = RANDOM_WEIGHTS if any(s["weights"] == "none" for s in scores) else None
     console = Console()
-    # What is long and the same for many stands above its table, in a line that no column cuts.
+    # Long facts that many share stand above their table, in a line that no column cuts.
     for (folder, data, same), rows in itertools.groupby(scores, _place):
         note = "; these are other images than those of its run" if same is False else ""
         console.print(Text(printable(f"{folder} on {data}{note}")), soft_wrap=True)
@@ -74,7 +74,7 @@ def _place(score: dict[str, Any]) -> tuple[Path, str, bool | None]:
 
 
 def tail_files(path: Path) -> list[Path]:
-    """Return the tails that ``path`` is or holds, in the peers' order.
+    """Return the tails in ``path``, or ``path`` itself, in the peers' order.
 
     Raises
     ------
@@ -87,7 +87,9 @@ def tail_files(path: Path) -> list[Path]:
         (
             file
             for file in [*path.glob("peer-*.safetensors"), *path.glob("peers/peer-*.safetensors")]
-            if not file.name.endswith(".stopped.safetensors")  # only by its own name: it is no result
+            if not file.name.endswith(
+                ".stopped.safetensors"
+            )  # a stopped peer's tail is no result: only by its own name
         ),
         key=lambda f: (len(f.name), f.name),
     )

@@ -1,4 +1,4 @@
-"""Flower's command line, started and watched: a private SuperLink for simulations, a run, how it ended."""
+"""Flower's command line, started and watched: a private SuperLink for simulations, a run and its end."""
 
 from __future__ import annotations
 
@@ -46,19 +46,19 @@ START_TIMEOUT = 60.0
 """Seconds that a SuperLink may take to answer."""
 
 STOP_TIMEOUT = 20.0
-"""Seconds that its processes may take to end before they are killed."""
+"""Seconds after which processes that do not end are killed."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Successfully started run (\d+)")
 
 SHORT = 24
-"""Longest system folder for temporary files, in characters, below which Ray's sockets still have room."""
+"""Longest path of a folder for temporary files, in characters, that leaves room for Ray's sockets."""
 
 FLOWER_STOPPED = "finished:stopped"
 """Flower's word for a run that was stopped through it."""
 
 MARK = "P2PFT_SUPERLINK"
-"""Environment variable by which the processes of a SuperLink of ours are known."""
+"""Environment variable that marks the processes of a SuperLink of ours."""
 
 _OFFLINE = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -70,7 +70,7 @@ _OFFLINE = {
 
 
 class FlowerError(P2PFTError):
-    """Flower's own command line failed; carries what it printed."""
+    """Flower's own command line failed; the message holds its output."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ class Ended:
     run_id : str
         Flower's number of the run.
     completed : bool
-        Whether Flower says that it finished without an error.
+        Whether it finished without an error, by Flower's word.
     status : str
         Flower's words, e.g. ``finished:completed``.
     output : str
-        Everything that was streamed.
+        The whole log.
     """
 
     run_id: str
@@ -100,7 +100,7 @@ def flower_environment() -> dict[str, str]:
 
     Programs on this machine reach each other without the proxies that it names.
     """
-    # The environment's own programs come first, also where its bin is not on PATH.
+    # The environment's own programs come first, even if its bin is not on PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return {**without_local_proxies(os.environ), **_OFFLINE, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
@@ -127,7 +127,7 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def local_superlink() -> Iterator[dict[str, str]]:
-    """Start a SuperLink of our own for simulations, and end it and all it started.
+    """Start a SuperLink of our own for simulations, and end it with all its child processes.
 
     Flower's managed one keeps the working directory and environment of its first start and outlives the
     command; this one has ours, on free ports, and leaves nothing behind.
@@ -135,7 +135,7 @@ def local_superlink() -> Iterator[dict[str, str]]:
     Yields
     ------
     dict of str
-        The environment in which ``flwr`` finds it.
+        The environment for ``flwr``.
 
     Raises
     ------
@@ -173,7 +173,7 @@ def _superlink(scratch: Path) -> Iterator[dict[str, str]]:
     http, control, mark = _free_port(), _free_port(), uuid.uuid4().hex
     environment = flower_environment() | {
         MARK: mark,
-        # Sockets of the run and Ray's session: removed with this folder also where a process was killed.
+        # Sockets of the run and Ray's session: removed with this folder even if a process was killed.
         "TMPDIR": str(scratch),
         "RAY_TMPDIR": str(scratch),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),
@@ -217,10 +217,10 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Any
 
 
 def _end(superlink: subprocess.Popen[bytes], mark: str) -> None:
-    """End the SuperLink and whatever it started: simulations, Ray's daemons and its actors.
+    """End the SuperLink and its child processes: simulations, Ray's daemons and actors.
 
     Ray puts its processes into sessions of their own, and some outlive their parents by seconds, so neither
-    a session nor the family tree finds them all; the mark in their environment does.
+    a session nor the process tree finds them all; the mark in their environment does.
     """
     with undisturbed():
         if superlink.poll() is None:
@@ -233,7 +233,7 @@ def _end(superlink: subprocess.Popen[bytes], mark: str) -> None:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Hold off signals while processes are being ended: a second one must not cut it short."""
+    """Defer signals while processes are being ended: a second one must not interrupt that."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
@@ -244,7 +244,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def end_marked(mark: str) -> None:
-    """End every process that has ``mark`` in its environment; those that do not follow are killed."""
+    """End every process that has ``mark`` in its environment; those that do not end in time are killed."""
     for end in (psutil.Process.terminate, psutil.Process.kill):
         left = marked(mark)
         for process in left:
@@ -257,7 +257,7 @@ def marked(mark: str) -> list[psutil.Process]:
     """Return the living processes that have ``mark`` in their environment."""
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # gone meanwhile, or somebody else's
+        with contextlib.suppress(psutil.Error):  # ended meanwhile, or another user's
             if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
@@ -281,11 +281,11 @@ def run_app(
     connection : str or None
         Flower's connection; None for the local one.
     environment : mapping or None
-        Of :func:`local_superlink`; None for this process's.
+        From :func:`local_superlink`; None for this process's own.
     supernodes : int or None
-        Simulated SuperNodes with one CPU each; None leaves Flower's federation as it is.
+        Simulated SuperNodes with one CPU each; None does not change Flower's federation.
     show : callable
-        Given each line.
+        Called with each line.
     verbose : bool
         Show Flower's own lines and tracebacks too.
 
@@ -297,7 +297,7 @@ def run_app(
     env = dict(environment or flower_environment())
     flwr = program("flwr")
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as config:
-        # Of JSON's texts TOML lacks one character only.
+        # TOML differs from JSON's text in one character only.
         written = (f"{key} = {json.dumps(value)}\n" for key, value in values.items())
         config.write("".join(written).replace("\x7f", "\\u007f"))
         config.flush()
@@ -342,11 +342,11 @@ def run_app(
 def _stop(
     process: subprocess.Popen[str], flwr: str, run_id: str | None, connection: str | None, env: dict[str, str]
 ) -> None:
-    """End a run that the user gave up."""
+    """Stop a run that the user gave up."""
     process.terminate()
     if run_id is not None:
         command = [flwr, "stop", run_id, *([connection] if connection else [])]
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it is being given up either way
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the run is given up in any case
             subprocess.run(command, env=env, capture_output=True, timeout=30, check=False)  # noqa: S603
 
 
@@ -358,4 +358,4 @@ def _status(flwr: str, run_id: str, connection: str | None, env: dict[str, str])
         said = asked.stdout + asked.stderr
         return str(json.loads(asked.stdout)["runs"][0]["status"])
     except (subprocess.TimeoutExpired, json.JSONDecodeError, KeyError, IndexError) as error:
-        raise FlowerError(f"flwr ls does not say how run {run_id} ended: {said or error}") from error
+        raise FlowerError(f"flwr ls does not report how run {run_id} ended: {said or error}") from error

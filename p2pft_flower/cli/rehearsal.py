@@ -69,7 +69,7 @@ _PORTS = range(20000, 32000)
 
 
 class AlreadyUpError(P2PFTError):
-    """A rehearsal is up, or is being started or ended, here."""
+    """A rehearsal is up here, or is being started or ended."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ class Process:
     Attributes
     ----------
     name : str
-        For people, as in "the SuperNode of peer 2".
+        A name for people, as "the SuperNode of peer 2".
     pid : int
         Its number.
     started : str
-        What :func:`~p2pft_flower.keeping.processes.start_mark` said of it: the system may give its number to
-        another later.
+        Its :func:`~p2pft_flower.keeping.processes.start_mark`: the system may later give its number to
+        another process.
     log : str
-        The file with what it says.
+        The file of its output.
     """
 
     name: str
@@ -96,7 +96,7 @@ class Process:
 
     @property
     def alive(self) -> bool:
-        """Whether this very process is still running."""
+        """Whether this very process is running."""
         return is_alive(self.pid, self.started)
 
 
@@ -109,11 +109,11 @@ class Peer:
     peer : int
         Its number.
     address : str
-        Where it listens, ``host:port``.
+        Its address, ``host:port``.
     certificates : str
         The folder of its certificates.
     node_config : str
-        The file with what its SuperNode is told.
+        The file of its SuperNode's node-config.
     """
 
     peer: int
@@ -124,13 +124,13 @@ class Peer:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What is up; as ``state.json`` has it.
+    """A rehearsal that is up, as in ``state.json``.
 
     Attributes
     ----------
     mark : str
-        Value of :data:`~p2pft_flower.cli.flwr_run.MARK` in the environment of all its processes, and of
-        those that they start.
+        Value of :data:`~p2pft_flower.cli.flwr_run.MARK` in the environment of all its processes and
+        their children.
     federation : str
         Name in the certificates.
     superlink : str
@@ -138,7 +138,7 @@ class Rehearsal:
     peers : tuple of Peer
         In ascending order.
     processes : tuple of Process
-        The SuperLink and the SuperNodes; what these start themselves is known by the mark.
+        The SuperLink and the SuperNodes; the mark identifies their children.
     """
 
     mark: str
@@ -149,11 +149,11 @@ class Rehearsal:
 
     @property
     def ended(self) -> tuple[Process, ...]:
-        """The processes that should be running and are not."""
+        """The processes that should be running but are not."""
         return tuple(p for p in self.processes if not p.alive)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can carry."""
+        """Return a dictionary for JSON."""
         return {"schema": SCHEMA, "connection": CONNECTION, **asdict(self)}
 
 
@@ -163,7 +163,7 @@ def folder() -> Path:
 
 
 def current() -> Rehearsal | None:
-    """Return what is up according to ``state.json``; None where nothing is.
+    """Return the rehearsal in ``state.json``; None if none is up.
 
     Raises
     ------
@@ -190,7 +190,7 @@ def current() -> Rehearsal | None:
 
 
 def check_rehearsed(connection: str, graph: Graph, min_peers: int = 0) -> None:
-    """Refuse a graph whose peers are not those of the rehearsal that is up, if it is what a run connects to.
+    """Refuse a graph with other peers than the rehearsal that is up, if the run connects to it.
 
     Parameters
     ----------
@@ -199,7 +199,7 @@ def check_rehearsed(connection: str, graph: Graph, min_peers: int = 0) -> None:
     graph : Graph
         The run's.
     min_peers : int
-        The run-config's: with at least as many peers it may start without the others; 0: with all.
+        The run-config's: so many peers may start without the others; 0: all must start.
 
     Raises
     ------
@@ -225,21 +225,21 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
     Parameters
     ----------
     graph : Graph
-        Says how many peers there are, and, where it has addresses, where they listen.
+        Gives the number of peers, and their addresses if it has any.
     federation : str
         Name of the federation in the certificates.
     show : callable
-        Given a line for each step.
+        Called with a line for each step.
 
     Raises
     ------
     AlreadyUpError
         When a rehearsal is up.
     ConfigError
-        When the graph has an address that is not on this machine, a connection of that name is another's, or
-        nothing can be written to P2PFT_HOME or FLWR_HOME.
+        When the graph has an address that is not on this machine, a connection of that name was written by
+        another program, or P2PFT_HOME or FLWR_HOME cannot be written to.
     P2PFTError
-        When a process ended or did not register in time; then nothing is left running.
+        When a process ended or did not register in time; nothing is left running then.
     """
     require_flower_home()
     with _alone():
@@ -247,7 +247,7 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
         if before is not None:
             if marked(before.mark):
                 raise AlreadyUpError(_told(before))
-            _forget()  # the machine was restarted, or somebody else ended them
+            _forget()  # the machine was restarted, or somebody ended them
         elif (address := connection_address(CONNECTION)) is not None:
             raise ConfigError(
                 f"Flower's config.toml has a connection {CONNECTION!r}, to {address}, that p2pft up has not "
@@ -280,7 +280,7 @@ def _coordinators() -> Path:
 
 
 def _prepare(peer: int, address: str) -> Peer:
-    """Issue a peer's certificates and write its SuperNode's node-config, as a site would."""
+    """Issue a peer's certificates and write its SuperNode's node-config, as a site does."""
     own = folder() / "peers" / str(peer)
     host = parse_address(address).host
     issue(folder() / "authority", own, peer, [host] if host else [])
@@ -291,14 +291,14 @@ def _prepare(peer: int, address: str) -> Peer:
 
 
 def end(show: Callable[[str], None]) -> Rehearsal | None:
-    """End exactly what :func:`start` started, and what that has started; return what it was, or None.
+    """End exactly the processes of :func:`start` and their children; return the rehearsal, or None.
 
     Raises
     ------
     AlreadyUpError
         When a rehearsal is being started or ended.
     ConfigError
-        When nothing can be written to the rehearsal's folder.
+        When the rehearsal's folder cannot be written to.
     P2PFTError
         When a process does not end.
     """
@@ -324,7 +324,7 @@ def _start(
     started: list[subprocess.Popen[bytes]],
     show: Callable[[str], None],
 ) -> Rehearsal:
-    # The state first: whatever happens from here on, p2pft down finds what is running by its mark.
+    # The state first: from here on, p2pft down finds the running processes by their mark.
     _save(state)
     environment = flower_environment() | TLS13_ENVIRONMENT | {MARK: state.mark}
     environment[COORDINATOR_CERTIFICATES] = str(_coordinators())
@@ -390,7 +390,7 @@ def _wait_for_registration(
 
 
 def _registered(environment: Mapping[str, str]) -> int:
-    """Return how many SuperNodes are online; none where Flower could not say, which it does in its answer."""
+    """Return the number of SuperNodes online; 0 if Flower answers with an error."""
     command = [program("flwr"), "supernode", "list", CONNECTION, "--format", "json"]
     try:
         asked = subprocess.run(  # noqa: S603 - a program of this environment
@@ -458,7 +458,7 @@ def _free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Let one command at a time start or end a rehearsal."""
+    """Allow one command at a time to start or end a rehearsal."""
     require_writable(home_named(), folder(), "set P2PFT_HOME to a folder that can be written")
     folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     with (folder() / "lock").open("w") as lock:
@@ -477,6 +477,6 @@ def _save(state: Rehearsal) -> None:
 
 
 def _forget() -> None:
-    """Remove the connection, then the state that says whose it is; logs and certificates stay."""
+    """Remove the connection, then the state that names its owner; logs and certificates stay."""
     remove_connection(CONNECTION)
     (folder() / "state.json").unlink(missing_ok=True)

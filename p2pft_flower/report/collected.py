@@ -1,6 +1,6 @@
-"""Results made of the peers' own files, where the coordinator is gone: what ``p2pft collect`` does.
+"""Results from the peers' own files, without the coordinator, for ``p2pft collect``.
 
-Each peer's log begins with what the coordinator told it for this: facts of the run, and its own row of the
+Each peer's journal begins with facts of the run that the coordinator sent, and with the peer's own row of the
 graph's weights. Together the rows are the graph again, and its digest shows that none is another run's.
 """
 
@@ -22,7 +22,7 @@ from p2pft_flower.topology.views import View
 __all__ = ["PeerFiles", "collect_results", "find_peers", "peer_record", "run_record"]
 
 _COMMON = ("n", "iterations", "evaluate_every", "config", "graph", "live", "partition", "versions", "pooled")
-"""What the ``run`` lines of all peers of a run say alike."""
+"""Keys that the ``run`` events of all peers of a run have in common."""
 
 
 def run_record(
@@ -35,7 +35,7 @@ def run_record(
     pooled: bool,
     resumed_from: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Return what every peer's log says of the run, besides what its plan says anyway."""
+    """Return the facts of the run, beyond those of the plan, that every peer's journal holds."""
     added = [list(edge) for edge in view.added_to(graph)]
     return {
         "graph": {"name": graph.name, "digest": graph.digest, "added_edges": added},
@@ -48,7 +48,7 @@ def run_record(
 
 
 def peer_record(graph: Graph, peers: Iterable[int]) -> dict[str, Any]:
-    """Return ``peers``' own rows of the graph: name, address, and weights of what comes from whom."""
+    """Return ``peers``' own rows of the graph: name, address, and weights by sender."""
     return {
         "rows": [
             {
@@ -63,12 +63,12 @@ def peer_record(graph: Graph, peers: Iterable[int]) -> dict[str, Any]:
 
 
 _VIEW = ("number", "iteration", "peers", "edges", "lost", "joined", "why", "seconds")
-"""What results tell of a change of view, of a log's line of it."""
+"""Keys of a journal's ``view`` event that results hold."""
 
 
 @dataclass(frozen=True)
 class PeerFiles:
-    """One peer's log, read.
+    """One peer's journal, read.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class PeerFiles:
     log : Path
         The file.
     lines : list of dict
-        Those of the last run in it, the ``run`` line first.
+        Events of the last run in it, ``run`` first.
     """
 
     peer: int
@@ -86,17 +86,17 @@ class PeerFiles:
 
     @property
     def tail(self) -> Path:
-        """The peer's tail, beside its log."""
+        """The peer's tail, beside its journal."""
         return self.log.with_suffix(".safetensors")
 
     @property
     def run(self) -> dict[str, Any]:
-        """The ``run`` line."""
+        """The ``run`` event."""
         return self.lines[0]
 
     @property
     def ended(self) -> bool:
-        """Whether the peer trained to the end and left its tail."""
+        """Whether the peer trained to the end and wrote its tail."""
         return self.lines[-1]["event"] == "end" and self.tail.is_file()
 
     @property
@@ -106,14 +106,14 @@ class PeerFiles:
         if last["event"] == "failed":
             return f"it failed in iteration {last['iteration']}: {last['error']} ({self.log})"
         if last["event"] == "end":
-            return f"its log has an end, but {self.tail} is missing"
+            return f"its journal has an end, but {self.tail} is missing"
         done = max((e["iteration"] for e in self.lines if e["event"] == "evaluation"), default=None)
         where = "before the first evaluation" if done is None else f"after the evaluation of iteration {done}"
-        return f"its log breaks off {where}: it still trains, or was killed ({self.log})"
+        return f"its journal breaks off {where}: it still trains, or was killed ({self.log})"
 
 
 def find_peers(folders: Sequence[Path]) -> dict[int, PeerFiles]:
-    """Read the logs in the peers' folders.
+    """Read the journals in the peers' folders.
 
     Parameters
     ----------
@@ -127,7 +127,8 @@ def find_peers(folders: Sequence[Path]) -> dict[int, PeerFiles]:
     Raises
     ------
     DataError
-        When a folder has no log, a log cannot be used, two are of the same peer, or of different runs.
+        When a folder has no journal, a journal cannot be used, two are of the same peer, or of different
+        runs.
     """
     found: dict[int, PeerFiles] = {}
     for folder in folders:
@@ -149,7 +150,7 @@ def _read(log: Path) -> PeerFiles:
     try:
         lines = read_last_run(log)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{log}: not a peer's log ({type(error).__name__}: {error})") from error
+        raise DataError(f"{log}: not a peer's journal ({type(error).__name__}: {error})") from error
     missing = [key for key in (*_COMMON, "host", "rows", "name") if not lines or key not in lines[0]]
     if missing:
         raise DataError(
@@ -174,22 +175,22 @@ def _check_alike(peers: Sequence[PeerFiles]) -> None:
 def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) -> dict[str, Any]:
     """Return a run's results, as the coordinator would have written them, from its peers' files.
 
-    ``seconds`` is the longest of the peers' own times, from their plan to their end. All else is what the
-    coordinator's would be; where it was told fewer evaluations than the peers made, ``history`` has more.
+    ``seconds`` is the longest of the peers' own times, from their plan to their end. All else equals the
+    coordinator's results, but ``history`` may have more evaluations than the coordinator received.
 
     Parameters
     ----------
     peers : mapping of int to PeerFiles
         From :func:`find_peers`.
     partial : bool
-        Make results of the peers that ended where others are missing. Their status is
-        ``completed-with-M-of-N``, ``error`` says who is missing, and so are those peers' rows of the graph
-        (null) unless their logs are there.
+        Make results of the peers that ended if others are missing. Their status is
+        ``completed-with-M-of-N``, ``error`` names the missing peers, and their rows of the graph are null
+        unless their journals are there.
 
     Raises
     ------
     DataError
-        When peers are missing and ``partial`` is not given, or none has ended; says who, and how far they
+        When peers are missing and ``partial`` is not given, or none has ended; names them and how far they
         came. When the rows of weights are not those of the run's graph.
     """
     run = next(iter(peers.values())).run
@@ -198,10 +199,10 @@ def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) ->
     absent = [p for p in range(total) if p not in run["live"]]  # from the start on
     changes = (line for files in peers.values() for line in files.lines if line["event"] == "view")
     views = merged_views(changes, run["live"])
-    # The others have gone on without these: that they have not ended is no gap.
+    # The others have gone on without these, so their missing ends are no gap.
     lost = [p for p in run["live"] if views and p not in views[-1]["peers"] and p not in ended]
     missing = [p for p in run["live"] if p not in ended and p not in lost]
-    states = [f"peer {p}: {peers[p].state if p in peers else 'no log of it was given'}" for p in missing]
+    states = [f"peer {p}: {peers[p].state if p in peers else 'no journal of it was given'}" for p in missing]
     if missing and not (partial and ended):
         remedy = "" if partial else "; give the missing peers' folders too, or --partial"
         raise DataError(f"run {run['run']} has no results of {len(missing)} of {total} peers: "
@@ -229,7 +230,7 @@ def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) ->
         partition=run["partition"],
         hosts=sorted({tuple(files.run["host"]) for files in peers.values()}),
         versions=run["versions"],
-        resumed_from=run.get("resumed_from"),  # logs of earlier versions do not say
+        resumed_from=run.get("resumed_from"),  # journals of earlier versions lack it
         views=[{key: view[key] for key in _VIEW} for view in views],
     )
     results["seconds"] = max(f.lines[-1]["time"] - f.run["time"] for f in ended.values())
@@ -237,14 +238,14 @@ def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) ->
 
 
 def _graph(run: Mapping[str, Any], peers: Iterable[PeerFiles]) -> dict[str, Any]:
-    n, told = run["n"], run["graph"]
+    n, graph_record = run["n"], run["graph"]
     rows = {row["peer"]: row for files in peers for row in files.run["rows"]}
     weights = [
         [float(rows[i]["weights"].get(str(j), 0.0)) for j in range(n)] if i in rows else None
         for i in range(n)
     ]
     graph = {
-        "name": told["name"],
+        "name": graph_record["name"],
         "weights": weights,
         "peer_names": [rows[i]["name"] if i in rows else None for i in range(n)],
         "addresses": [rows[i]["address"] if i in rows else None for i in range(n)],
@@ -254,9 +255,9 @@ def _graph(run: Mapping[str, Any], peers: Iterable[PeerFiles]) -> dict[str, Any]
             digest = Graph.from_dict(graph).digest
         except TopologyError as error:
             raise DataError(f"the peers' rows of weights make no graph: {error}") from error
-        if digest != told["digest"]:
+        if digest != graph_record["digest"]:
             raise DataError(
-                f"the peers' rows of weights are not those of the run's graph {told['name']!r} (digest "
-                f"{digest}, the run's is {told['digest']}): a log was changed"
+                f"the peers' rows of weights are not those of the run's graph {graph_record['name']!r} "
+                f"(digest {digest}, the run's is {graph_record['digest']}): a journal was changed"
             )
-    return {**graph, "digest": told["digest"], "added_edges": told["added_edges"]}
+    return {**graph, "digest": graph_record["digest"], "added_edges": graph_record["added_edges"]}

@@ -1,4 +1,4 @@
-"""results.json: what a run leaves behind for people and scripts; docs/results-schema.md has its schema."""
+"""results.json, the result of a run; docs/results-schema.md has its schema."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ __all__ = [
 SCHEMA = "p2pft.results/1"
 FILE = "results.json"
 PEERS = "peers"
-"""The folder of what the peers leave, in a run's folder."""
+"""The folder of the peers' files in a run's folder."""
 
 _PLAIN = re.compile(r"peer-\d+\.(jsonl|plan\.json.*)")
-"""Names of a peer's log and plan, which it writes before it trains."""
+"""Names of a peer's journal and plan, which its host writes before it trains."""
 
 
 def default_output_dir(run: str) -> Path:
-    """Return where a run's results go when ``output-dir`` is not set."""
+    """Return the folder of a run's results if ``output-dir`` is not set."""
     return home() / "runs" / run
 
 
@@ -92,7 +92,7 @@ def summary(values: Sequence[float | None]) -> dict[str, float] | None:
 
 
 def head(status: str, run_id: str, values: Any) -> dict[str, Any]:
-    """Return what the results of every run begin with, also of one that failed."""
+    """Return the keys that the results of every run begin with, also of one that failed."""
     return {
         "schema": SCHEMA,
         "status": status,
@@ -103,44 +103,43 @@ def head(status: str, run_id: str, values: Any) -> dict[str, Any]:
 
 
 def absent_at_start(peers: Sequence[int]) -> str:
-    """Return what is told of peers without which a run started (``min-peers``)."""
+    """Return the sentence on peers without which a run started (``min-peers``)."""
     return f"peers {list(peers)} were not there at the start"
 
 
 def lost_on_the_way(changes: Sequence[Mapping[str, Any]], missing: Sequence[int]) -> str:
-    """Return what is told of peers that were lost while the others trained."""
-    told = []
+    """Return the sentence on peers that were lost while the others trained."""
+    sentences = []
     for peer in missing:
         change = next((c for c in reversed(changes) if peer in c["lost"]), None)
         if change is None:
-            told.append(f"peer {peer} did not come to its end")
+            sentences.append(f"peer {peer} did not come to its end")
         else:
             why = change["why"].get(str(peer), "the others did not hear from it any more")
-            told.append(f"peer {peer} was lost after {change['iteration']} iterations: {why}")
-    return "; ".join(told)
+            sentences.append(f"peer {peer} was lost after {change['iteration']} iterations: {why}")
+    return "; ".join(sentences)
 
 
-def merged_views(told: Iterable[Mapping[str, Any]], first: Iterable[int]) -> list[dict[str, Any]]:
-    """Return every change of view once, ascending, from what several hosts tell of the same ones.
+def merged_views(events: Iterable[Mapping[str, Any]], first: Iterable[int]) -> list[dict[str, Any]]:
+    """Return every change of view once, ascending, merged from several hosts' reports of it.
 
-    ``lost`` of each is by the view before. What one has noticed of a lost peer stands beside what others
-    have, and what they presume stands only where nobody has noticed anything; ``seconds`` is the longest of
-    theirs.
+    ``lost`` of each is relative to the view before. ``why`` joins the observations of all hosts; a
+    presumption appears only if no host has observed anything. ``seconds`` is the longest of theirs.
 
     Parameters
     ----------
-    told : iterable of mapping
-        Lines of event ``view``, in any order. Each host compares a view with the last one that it was in.
+    events : iterable of mapping
+        Events ``view`` of journals, in any order. Each host compares a view with the last one that it was in.
     first : iterable of int
         The peers of view 0.
     """
-    changes = sorted(told, key=lambda c: int(c["number"]))
+    changes = sorted(events, key=lambda c: int(c["number"]))
     views: dict[int, dict[str, Any]] = {}
     for change in changes:
         one = views.setdefault(
             change["number"], {k: v for k, v in change.items() if k != "presumed"} | {"why": {}}
         )
-        # A host that was away also names those that joined meanwhile; all name those of this view.
+        # A host that was excluded also names earlier joiners; all hosts name those of this view.
         one["joined"] = sorted({*one["joined"]}.intersection(change["joined"]))
         one["seconds"] = max(one["seconds"], change["seconds"])
     before = set(first)
@@ -149,7 +148,7 @@ def merged_views(told: Iterable[Mapping[str, Any]], first: Iterable[int]) -> lis
     for key in ("why", "presumed"):
         for change in changes:
             for peer, why in change.get(key, {}).items():
-                # A host that comes over several views at once tells only in the last one whom it missed.
+                # A host that skips several views names its lost peers only in the last one.
                 gone = [v for v, o in views.items() if v <= change["number"] and int(peer) in o["lost"]]
                 if gone:
                     views[gone[-1]]["why"].setdefault(peer, why)
@@ -157,7 +156,7 @@ def merged_views(told: Iterable[Mapping[str, Any]], first: Iterable[int]) -> lis
 
 
 def log_name(peer: int) -> str:
-    """Return a peer's log, relative to a run's folder."""
+    """Return a peer's journal, relative to a run's folder."""
     return f"peers/peer-{peer}.jsonl"
 
 
@@ -191,7 +190,7 @@ def run_results(
         Peers of the run; with outcomes of fewer its status is not ``completed`` but
         ``completed-with-M-of-N``.
     missing : str or None
-        What is told of those without outcomes, if there are any.
+        The sentence on peers without outcomes, if there are any.
     run_id : str
         Flower's id of the run.
     config : mapping
@@ -213,7 +212,7 @@ def run_results(
     versions : mapping
         Package to version.
     resumed_from : mapping, optional
-        ``run`` and ``iteration`` that it went on from; None: it began.
+        ``run`` and ``iteration`` that it was resumed from; None for a new run.
     views : sequence of mapping
         From :func:`merged_views`.
     """
@@ -279,11 +278,11 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
 
 
 def holds_a_run(folder: Path) -> bool:
-    """Tell whether ``folder`` has results, or what an interrupted run left: nothing is mixed with it.
+    """Return whether ``folder`` holds a run's results or the remains of an interrupted run.
 
-    Results of a run that failed or was stopped before its peers trained hold no more than the reason: the
-    next run takes their place, and that of the logs of such peers. Logs, or their folder, without results are
-    held: their run may go on at this moment.
+    Results of a run that failed or was stopped before its peers trained hold only the reason: the next run
+    replaces them and the journals of such peers. Journals, or their folder, without results count as a run,
+    which may be going on at this moment.
     """
     if _untrained_logs(folder) is None:
         return True
@@ -294,7 +293,7 @@ def holds_a_run(folder: Path) -> bool:
 
 
 def take_place(folder: Path) -> None:
-    """Remove what a run left in ``folder`` that ended before its peers trained; see :func:`holds_a_run`.
+    """Remove the files of a run in ``folder`` that ended before its peers trained; see :func:`holds_a_run`.
 
     Raises
     ------
@@ -303,7 +302,7 @@ def take_place(folder: Path) -> None:
     """
     if holds_a_run(folder):
         raise ConfigError(f"output-dir = {str(folder)!r} holds an earlier run; choose another or remove it")
-    if os.path.exists(folder):  # noqa: PTH110 - Path's own raises where a folder may not be searched
+    if os.path.exists(folder):  # noqa: PTH110 - Path's own raises if a folder may not be searched
         for path in _untrained_logs(folder) or ():
             path.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -312,7 +311,7 @@ def take_place(folder: Path) -> None:
 
 
 def _untrained_logs(folder: Path) -> list[Path] | None:
-    """Return the logs and plans that peers left which have done no iteration; None where there is more."""
+    """Return journals and plans of peers that have done no iteration; None if there are other files."""
     if os.path.isdir(checkpoint_folder(folder, SERVER)):  # noqa: PTH112 - as in `take_place`
         return None
     try:
@@ -326,7 +325,7 @@ def _untrained_logs(folder: Path) -> list[Path] | None:
 
 
 def _has_trained(log: Path) -> bool:
-    """Tell whether a peer's log has an iteration done, or cannot be read."""
+    """Return whether a peer's journal has an iteration done, or cannot be read."""
     try:
         return any(line.get("iteration") or line["event"] == "end" for line in read_journal(log))
     except (ValueError, KeyError, TypeError, AttributeError):

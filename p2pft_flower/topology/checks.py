@@ -1,4 +1,4 @@
-"""What every graph must satisfy before anything uses it; each refusal names peer or edge and the remedy."""
+"""Checks that every graph must pass; each refusal names the peer or edge and the remedy."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def checked_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
 def checked_addresses(
     addresses: Sequence[str | None] | None, names: tuple[str, ...]
 ) -> tuple[str | None, ...]:
-    """Return one address (or None) a peer; what an address means is the transport's affair.
+    """Return one address (or None) a peer; only the transport interprets it.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def checked_addresses(
         return (None,) * len(names)
     if len(addresses) != len(names):
         raise TopologyError(
-            f"{len(addresses)} addresses for {len(names)} peers: give one a peer, null where there is none"
+            f"{len(addresses)} addresses for {len(names)} peers: give one a peer, null for a peer without one"
         )
     for name, address in zip(names, addresses, strict=True):
         if address is None:

@@ -42,7 +42,7 @@ class Source:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, where PyYAML would silently keep the last."""
+    """Safe YAML that refuses a key given twice; PyYAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[tuple[str, str]] = set()
@@ -111,7 +111,7 @@ def _parse(data: Any, path: Path) -> Source:
 
 @dataclass(frozen=True)
 class _Lookup:
-    """From what a file calls a peer to its number."""
+    """From a file's name of a peer to its number."""
 
     names: tuple[str, ...]
     numbered: bool  # plain numbers are positions, because no peer is *called* a number of its own
@@ -181,7 +181,7 @@ def _matrix(data: dict[str, Any]) -> npt.NDArray[np.float64]:
 
 
 def _entries(edges: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield sender, receiver and weight (None where not given) of ``edges`` in any of its forms."""
+    """Yield sender, receiver and weight (None if not given) of ``edges`` in any of its forms."""
     if isinstance(edges, dict):  # adjacency: sender: [receivers] or sender: {receiver: weight}
         for sender, receivers in edges.items():
             if isinstance(receivers, dict):

@@ -103,7 +103,7 @@ def test_a_private_client_does_not_tell_its_training_loss(tmp_path, monkeypatch)
     ("settings", "message"),
     [
         ({"dp_noise": 1.0}, "dp-noise = 1.0 with dp-clip = 0"),
-        ({"dp_clip": 1.0, "algorithm": "centralized"}, "whoever pools all images sees them"),
+        ({"dp_clip": 1.0, "algorithm": "centralized"}, "the peer that pools all images sees them"),
     ],
     ids=["noise-alone", "centralized"],
 )

@@ -82,8 +82,8 @@ def test_missing_peers_are_listed_with_how_far_they_came(sites, tmp_path):
         collect_results(find_peers([folders[0], folders[1], folders[2]]))
     for part in (
         "2 of 4 peers",
-        "peer 2: its log breaks off after the evaluation of iteration 4",
-        "peer 3: no log of it was given",
+        "peer 2: its journal breaks off after the evaluation of iteration 4",
+        "peer 3: no journal of it was given",
         "--partial",
     ):
         assert part in str(caught.value)
@@ -97,7 +97,7 @@ def test_a_part_of_the_peers_says_so_in_status_error_and_exit_code(sites, tmp_pa
     assert said.exit_code == 3, said.output
     results = read_results(tmp_path / "out")
     assert results["status"] == "completed-with-3-of-4"
-    assert "peer 3: no log of it was given" in results["error"]
+    assert "peer 3: no journal of it was given" in results["error"]
     assert [p["peer"] for p in results["peers"]] == [0, 1, 2]
     assert results["graph"]["weights"][3] is None
     assert all(row["accuracy"][3] is None and row["consensus_error"] is None for row in results["history"])
@@ -119,7 +119,9 @@ def test_the_command_makes_a_whole_runs_folder(sites, tmp_path):
 def test_a_peer_without_its_tail_has_not_ended(sites, tmp_path):
     folders = copied(sites, tmp_path)
     (folders[1] / "peers" / "peer-1.safetensors").unlink()
-    with pytest.raises(DataError, match=r"peer 1: its log has an end, but .*peer-1.safetensors is missing"):
+    with pytest.raises(
+        DataError, match=r"peer 1: its journal has an end, but .*peer-1.safetensors is missing"
+    ):
         collect_results(find_peers(folders))
 
 

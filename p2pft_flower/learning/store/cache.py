@@ -1,8 +1,8 @@
-"""The machine's cache: where stores of trunk outputs lie, who uses them, and how large they may be together.
+"""The machine's cache: the folders of its stores of trunk outputs, their locks, and their limit.
 
-What a store is says `trunk_store.py`; here it is a folder below ``home()/"cache"`` with a file
-``in-use``, on which every process that has the store open holds a shared lock, and whose mtime is the last
-use. Locks are ``flock``: the system frees them when their process ends, however it ends.
+`trunk_store.py` describes a store; here it is a folder below ``home()/"cache"`` with a file ``in-use``, on
+which every process that has the store open holds a shared lock, and whose mtime is the last use. Locks are
+``flock``: the system frees them when their process ends in any way.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ __all__ = [
 ]
 
 DEFAULT_LIMIT = 50_000_000_000
-"""Bytes of all stores together where `set_limit` was never called."""
+"""Bytes of all stores together if `set_limit` was never called."""
 
 PATIENCE = 300.0
-"""Seconds to wait for another process without any sign of life."""
+"""Seconds to wait for another process that makes no progress."""
 POLL = 0.01
-"""Seconds between two looks at a lock that another process holds."""
+"""Seconds between two checks of a lock that another process holds."""
 
 INDEX, META, IN_USE = "index", "meta.json", "in-use"
 INDEX_RECORD = 24
@@ -53,14 +53,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StoreRecord:
-    """What ``p2pft cache list`` shows of a store.
+    """A store as ``p2pft cache list`` shows it.
 
     Attributes
     ----------
     folder : Path
-        Where it lies; its last part is the store's name.
+        Its folder; the last part is the store's name.
     about : mapping of str to str, or None
-        The facts it was made with; None where ``meta.json`` cannot be read.
+        The facts that it was made with; None if ``meta.json`` cannot be read.
     rows : int
         Records in its index.
     bytes : int
@@ -85,12 +85,12 @@ class StoreRecord:
 
 
 def cache_folder() -> Path:
-    """Return where this machine's stores lie."""
+    """Return the folder of this machine's stores."""
     return home() / "cache"
 
 
 def store_folder(digest_parts: Mapping[str, str]) -> Path:
-    """Return the folder of the store that all of ``digest_parts`` (the trunk's weights, …) name together."""
+    """Return the folder of the store that ``digest_parts`` (the trunk's weights, …) identify together."""
     text = json.dumps(dict(digest_parts), sort_keys=True)
     return cache_folder() / hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -157,7 +157,7 @@ def remove(folder: Path) -> bool:
         try:
             if not try_lock(descriptor, fcntl.LOCK_EX):
                 return False
-            # The index first: without it the rest is no store. The lock last: till then nobody can open it.
+            # The index first: without it the rest is no store. The lock last: until then nobody can open it.
             others = [file for file in folder.iterdir() if file.name not in (INDEX, IN_USE)]
             for file in (folder / INDEX, *others, path):
                 file.unlink(missing_ok=True)
@@ -172,7 +172,7 @@ def remove(folder: Path) -> bool:
 
 
 def get_limit() -> int:
-    """Return how many bytes all stores together may take.
+    """Return the limit of all stores together, in bytes.
 
     Raises
     ------
@@ -191,7 +191,7 @@ def get_limit() -> int:
 
 
 def set_limit(limit: int) -> None:
-    """Set how many bytes all stores together may take; held when a store is filled the next time.
+    """Set how many bytes all stores together may take; applied when a store is next filled.
 
     Raises
     ------
@@ -253,7 +253,7 @@ def lock(descriptor: int, mode: int, path: Path) -> None:
 
 
 def hold(folder: Path) -> int:
-    """Make the folder where it is missing, and return a descriptor that shows that the store is in use."""
+    """Make the folder if it is missing, and return a descriptor that marks the store as in use."""
     path = folder / IN_USE
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -275,7 +275,7 @@ def hold(folder: Path) -> int:
 
 @contextmanager
 def telling(folder: Path) -> Iterator[None]:
-    """Turn the system's errors into one that says what to do."""
+    """Turn the system's errors into one with the remedy."""
     try:
         yield
     except OSError as error:
