@@ -159,7 +159,7 @@ def plans(n: int, folder: Path, timeout: float) -> list[Plan]:
 def lines(folder: Path, peer: int, event: str) -> list[dict[str, Any]]:
     """Return what a peer's log tells of ``event``."""
     path = folder / "peers" / f"peer-{peer}.jsonl"
-    return [line for line in read_journal(path) if line["event"] == event] if path.is_file() else []
+    return [line for line in read_journal(path) if plain(line)["event"] == event] if path.is_file() else []
 
 
 def wait_for(folder: Path, peers: range, view: int, iterations: int) -> None:

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError, printable
 from p2pft_flower.flower import messages
+from p2pft_flower.report.results import ViewRow
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import ExchangeStoppedError, parse_address
 
@@ -54,7 +55,7 @@ class RunFailedError(P2PFTError):
     the changes of view that the hosts told of.
     """
 
-    def __init__(self, message: str, kind: str = "", views: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(self, message: str, kind: str = "", views: Sequence[ViewRow] = ()) -> None:
         self.kind = kind
         self.views = list(views)
         super().__init__(message)

@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 from p2pft_flower.algorithms.registry import make_algorithm
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.algorithms.seam import Algorithm, Vector
-from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.host.agreement import Agreement, LostContactError, NewView
 from p2pft_flower.host.exchange import HostExchange
 from p2pft_flower.host.keeper import Keeper
 from p2pft_flower.host.problem import Objective, Problem
-from p2pft_flower.host.recorder import Outcome, Recorder
+from p2pft_flower.host.recorder import Recorder
 from p2pft_flower.host.training import PeerFailedError, Training, naming
 from p2pft_flower.host.wires import Access, Wires, remote_edges
 from p2pft_flower.keeping.checkpoints import CheckpointError
 from p2pft_flower.keeping.journal import JournalError
+from p2pft_flower.keeping.lines import Outcome, ViewChange
 from p2pft_flower.plan import Neighbourhood, Plan
 from p2pft_flower.transport import (
     ExchangeStoppedError,
@@ -104,7 +104,7 @@ class Host:
         self._joining = joining
         self._without_theta = joining
         """Whether the others were in a view without it, and it has not got θ from them yet."""
-        self._config = RunConfig.from_mapping(plan.config)
+        self._config = plan.config
         self._peers = [p.peer for p in plan.peers]
         self._news: News | None = None
         self._departed: DepartedError | None = None
@@ -227,7 +227,7 @@ class Host:
         return tuple(p for p in sorted(near) if p in self.plan.addresses and p not in self._peers)
 
     @property
-    def views(self) -> list[dict[str, Any]]:
+    def views(self) -> list[ViewChange]:
         """Every change of view so far, as the peers' logs tell it."""
         return [] if self._recorder is None else list(self._recorder.views)
 

@@ -94,7 +94,7 @@ def plans(graph, hosts, addresses, folder, *, iterations=20, survive=False, **se
     return [
         Plan(
             run="test",
-            config=config.to_mapping(),
+            config=config,
             n=graph.n,
             greetings=greetings(View.whole(graph), [*hosts, *([p] for p in rest)]),
             terms=terms_digest(config, View.whole(graph), iterations),

@@ -20,7 +20,7 @@ from p2pft_flower.algorithms.registry import make_algorithm
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.host.agreement import NewView
 from p2pft_flower.host.host import Host, PeerFailedError
-from p2pft_flower.host.keeper import Keeper, Moment, files_kept, iterations_apart, spared_files
+from p2pft_flower.host.keeper import Keeper, Moment
 from p2pft_flower.host.recorder import Recorder
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.checkpoints import (
@@ -29,13 +29,14 @@ from p2pft_flower.keeping.checkpoints import (
     checkpoint_folder,
     read_checkpoint,
 )
-from p2pft_flower.keeping.journal import read_last_run
 from p2pft_flower.keeping.processes import start_mark
 from p2pft_flower.keeping.resuming import Kept, KeptView, given_up, look_through, newest_common
+from p2pft_flower.keeping.retention import files_kept, iterations_apart, spared_files
 from p2pft_flower.plan import Neighbourhood, Plan, ResumePoint
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import ExchangeStoppedError
+from tests.journals import last_life
 
 from .hosts import ALONE, FOLDED, run_together, tcp, unix
 from .quadratic import GRAPH, Quadratics, plans, thetas
@@ -234,7 +235,7 @@ def test_a_resumed_run_can_be_resumed_from_its_first_moment_on(tmp_path):
     assert run_all(going_on(tmp_path / "rest", source)).tobytes() == whole.tobytes()
     evaluations = [
         e["iteration"]
-        for e in read_last_run(tmp_path / "rest" / "peers" / "peer-3.jsonl")
+        for e in last_life(tmp_path / "rest" / "peers" / "peer-3.jsonl")
         if e["event"] == "evaluation"
     ]
     assert evaluations == [0, 10, 20]
@@ -281,7 +282,7 @@ def test_peers_that_exchange_nothing_go_on_each_from_its_own_newest(tmp_path):
     problem = Quadratics()
     assert run_all(going_on(rest, source, exchanges=False, **how), [problem]).tobytes() == whole.tobytes()
     for p in range(4):
-        log = read_last_run(rest / "peers" / f"peer-{p}.jsonl")
+        log = last_life(rest / "peers" / f"peer-{p}.jsonl")
         assert [e["iteration"] for e in log if e["event"] == "evaluation"] == [0, 10, 20]
         assert iterations_of(rest, p)[-1] == 20
     assert iterations_of(rest, 1) == [8, 12, 16, 20]
@@ -435,7 +436,7 @@ def test_a_life_that_was_not_let_in_hides_nothing_of_the_lives_before(lost, tmp_
     assert problem.built[0].lost == before.built[0].lost
     assert problem.built[0].lost > problem.built[2].lost  # which saw no other view
     for part in ("before", "after"):
-        told = read_last_run(tmp_path / part / "peers" / "peer-0.jsonl")
+        told = last_life(tmp_path / part / "peers" / "peer-0.jsonl")
         assert [e["iteration"] for e in told if e["event"] == "evaluation"] == [*range(0, 81, 10)]
 
 
@@ -549,7 +550,7 @@ def test_a_disk_that_fills_stops_the_run_with_a_clear_error_and_harms_no_good_fi
     monkeypatch.undo()
     kept = look_through(tmp_path, 2, "test")
     assert list(kept.digests) == [0, 4, 8]
-    (last,) = [e for e in read_last_run(tmp_path / "peers" / "peer-0.jsonl") if e["event"] == "failed"]
+    (last,) = [e for e in last_life(tmp_path / "peers" / "peer-0.jsonl") if e["event"] == "failed"]
     assert "No space left on device" in last["error"]
 
 

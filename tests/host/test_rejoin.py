@@ -13,18 +13,17 @@ import numpy as np
 import pytest
 import xxhash
 
-from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.host.agreement import LostContactError
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.training import TRACE
 from p2pft_flower.host.wires import Access, Wires
 from p2pft_flower.keeping import sketch
-from p2pft_flower.keeping.journal import read_last_run
 from p2pft_flower.plan import Plan
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import ExchangeStoppedError, OwnPulse, Terms, ViewChangeError, unix_address
 from p2pft_flower.transport.wire.header import encode_header
+from tests.journals import last_life
 
 from .hosts import ALONE, RING, best, events, tcp, until
 from .quadratic import Quadratics, plans
@@ -74,9 +73,7 @@ def test_a_life_that_was_not_let_in_hides_nothing_of_the_one_before(federation, 
     runs[2] = net.start(2, joining=True, hook=lambda *_: net.all_there.set())
     for run in runs:
         run.result(60)
-    told = [
-        e for e in read_last_run(tmp_path / "peers" / "peer-2.jsonl") if e["event"] in ("evaluation", "view")
-    ]
+    told = [e for e in last_life(tmp_path / "peers" / "peer-2.jsonl") if e["event"] in ("evaluation", "view")]
     let_in = told[0]
     assert let_in["joined"] == [2]
     assert told[1:4] == former
@@ -309,7 +306,7 @@ def test_a_host_that_was_started_again_refuses_what_was_sent_to_its_former_life(
     # In view 0 as well: an answer that it does not fit here would end the sender's run.
     plan = plans(RING, ALONE, tcp(), tmp_path, survive=True)[2]
     terms = Terms(plan.run, 4)
-    config = RunConfig.from_mapping(plan.config).runtime
+    config = plan.config.runtime
     hooks = {"on_hello": lambda _: None, "on_stop": lambda _: None, "pulse": OwnPulse()}
     wires = Wires(plan, terms, {(2, 3)}, {(1, 2)}, Access(), config=config, joining=True, **hooks)
     payload = np.zeros(4, dtype="<f4").tobytes()
