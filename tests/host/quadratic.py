@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -109,6 +109,11 @@ def plans(graph, hosts, addresses, folder, *, iterations=20, survive=False, **se
         )
         for peers in hosts
     ]
+
+
+def with_settings(plan, **settings):
+    """Return ``plan`` with other settings, by their run-config keys."""
+    return replace(plan, config=RunConfig.from_mapping(plan.config.to_mapping() | settings))
 
 
 def thetas(problems):

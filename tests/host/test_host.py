@@ -38,7 +38,7 @@ from p2pft_flower.transport.trust.certificates import create_authority, issue, i
 from tests.journals import lines_of
 
 from .hosts import ALONE, FOLDED, run_together, stopped_tail, tcp, train, unix
-from .quadratic import GRAPH, Peer, Quadratics, child, plans
+from .quadratic import GRAPH, Peer, Quadratics, child, plans, with_settings
 
 
 @pytest.mark.parametrize("algorithm", ["p2pft", "dgd"])
@@ -153,9 +153,7 @@ def test_a_silent_peer_is_named_with_edge_iteration_phase_and_deadline(tmp_path,
     problems = [Quadratics(hook=hook) for _ in ALONE]
     all_plans = plans(GRAPH, ALONE, unix(short), tmp_path, **{"peer-timeout": 60.0})
     # Only one deadline is short, so that it is certain whose passes first.
-    all_plans[3] = replace(
-        all_plans[3], config=RunConfig.from_mapping(all_plans[3].config.to_mapping() | {"peer-timeout": 1.5})
-    )
+    all_plans[3] = with_settings(all_plans[3], **{"peer-timeout": 1.5})
     results = [None] * 4
 
     def run(i):

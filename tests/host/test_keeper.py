@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from p2pft_flower.keeping.checkpoints import (
     checkpoint_folder,
     read_checkpoint,
 )
+from p2pft_flower.keeping.lines import written
 from p2pft_flower.keeping.processes import start_mark
 from p2pft_flower.keeping.resuming import Kept, KeptView, given_up, look_through, newest_common
 from p2pft_flower.keeping.retention import files_kept, iterations_apart, spared_files
@@ -36,7 +37,8 @@ from p2pft_flower.plan import Neighbourhood, Plan, ResumePoint
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import ExchangeStoppedError
-from tests.journals import last_life
+from p2pft_flower.typed import converted, plain
+from tests.journals import last_life, made_line
 
 from .hosts import ALONE, FOLDED, run_together, tcp, unix
 from .quadratic import GRAPH, Quadratics, plans, thetas
@@ -390,7 +392,7 @@ def resumed_among(peers, source, folder):
     plan = replace(
         plan,
         peers=tuple(Neighbourhood.of(view, p) for p in peers),
-        loss_weights={p: float(kept[0].views[number].about["loss_weight"]) for p in peers},
+        loss_weights=dict.fromkeys(peers, kept[0].views[number].about.loss_weight),
         resume=ResumePoint("test", str(source), common, digests),
     )
     problem = Quadratics()
@@ -416,7 +418,7 @@ def test_those_who_went_on_without_a_peer_can_be_resumed_by_themselves(lost, tmp
     assert rest.tobytes() == np.stack(ended).tobytes()
     read, _ = read_checkpoint(checkpoint_files(checkpoint_folder(folder, 3))[72])
     assert (read.view, read.live) == (1, (0, 1, 3))
-    assert set(read.about["row"]) == {"1", "3"}  # 2 stood between them
+    assert set(read.about.row) == {1, 3}  # 2 stood between them
 
 
 def test_a_life_that_was_not_let_in_hides_nothing_of_the_lives_before(lost, tmp_path):
@@ -426,10 +428,9 @@ def test_a_life_that_was_not_let_in_hides_nothing_of_the_lives_before(lost, tmp_
     ring = Graph.load("directed-ring:4")
     (plan,) = plans(ring, TOGETHER, {}, tmp_path / "before", iterations=80, **LOSING)
     run_all([replace(plan, resume=point(folder))], [before])
-    short_life = [{"time": 2e9, "event": e, "peer": 0, "run": "test"} for e in ("run", "start")]
-    other_run = {"time": 2e9, "event": "run", "peer": 0, "run": "another"}
-    with (folder / "peers" / "peer-0.jsonl").open("a") as log:
-        log.writelines(json.dumps(line) + "\n" for line in (*short_life, other_run))
+    later = [made_line("run", run="test"), made_line("start"), made_line("run", run="another")]
+    with (folder / "peers" / "peer-0.jsonl").open("ab") as log:
+        log.writelines(map(written, later))
     problem = Quadratics()
     (plan,) = plans(ring, TOGETHER, {}, tmp_path / "after", iterations=80, **LOSING)
     run_all([replace(plan, resume=point(folder))], [problem])
@@ -609,9 +610,7 @@ def test_a_plan_with_a_point_to_go_on_from_survives_the_message():
 def test_what_peers_tell_of_their_checkpoints_survives_the_message(tmp_path):
     run_all(keeping(tmp_path))
     kept = look_through(tmp_path, 1, "test")
-    told = json.loads(json.dumps(asdict(kept)))
-    assert Kept.of(told) == kept
+    told = json.loads(json.dumps(plain(kept)))
+    assert converted(told, Kept, "peer 1") == kept
     assert list(kept.digests) == [0, 4, 8, 12, 16, 20]
-    np.testing.assert_equal(
-        kept.newest.about["row"], {str(j): w for j, w in keeping(tmp_path)[0].peers[1].row.items()}
-    )
+    assert kept.newest.about.row == keeping(tmp_path)[0].peers[1].row
