@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
 
 from p2pft_flower.typed import Count, PeerNumber, Share
 
@@ -47,7 +50,7 @@ class RunFacts:
     """
 
     graph: GraphName
-    live: tuple[PeerNumber, ...]
+    live: Annotated[tuple[PeerNumber, ...], msgspec.Meta(min_length=1)]
     partition: str
     versions: dict[str, str]
     pooled: bool

@@ -16,7 +16,7 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.facts import PeerFacts, RunFacts
 from p2pft_flower.topology.graph import GraphParts
 from p2pft_flower.topology.views import View
-from p2pft_flower.typed import Count, Number, PeerNumber, Positive, Share, decoded, encoded
+from p2pft_flower.typed import Count, Number, PeerCount, PeerNumber, Positive, Share, decoded, encoded
 
 __all__ = ["SCHEMA", "Neighbourhood", "Plan", "ResumePoint", "config_digest", "greetings", "terms_digest"]
 
@@ -134,7 +134,7 @@ class Plan:
 
     run: str
     config: RunConfig
-    n: Positive
+    n: PeerCount
     greetings: Positive
     terms: str
     peers: tuple[Neighbourhood, ...]
@@ -196,9 +196,31 @@ class Plan:
         if sha256(told.plan).hexdigest() != told.digest:
             raise DataError("the plan was damaged or changed: its digest is not that of its content")
         plan = decoded(bytes(told.plan), cls, "not a plan of this version")
-        if not plan.peers:
-            raise DataError("not a plan of this version: it has no peers - at `$.peers`")
+        if fault := plan._fault:
+            raise DataError(f"not a plan of this version: {fault}")
         return plan
+
+    @property
+    def _fault(self) -> str:  # noqa: PLR0911 - one a kind of fault
+        """What does not go together; empty where all does."""
+        own = [place.peer for place in self.peers]
+        if not own or own != sorted(set(own)):
+            return "the host's peers do not ascend - at `$.peers`"
+        if any({place.peer} - (place.row.keys() & place.column.keys()) for place in self.peers):
+            return "a peer gives nothing to itself - at `$.peers`"
+        named = {p for place in self.peers for p in (*place.row, *place.column)}
+        named |= {p for peers in self.members.values() for p in peers}
+        if max((*named, *self.loss_weights, *self.addresses)) >= self.n:
+            return "it names a peer beyond the graph - at `$.n`"
+        if missing := set(own) - self.loss_weights.keys():
+            return f"the losses of the peers {sorted(missing)} have no factor - at `$.loss_weights`"
+        if self.members and not (self.graph and {p for m in self.members.values() for p in m} >= set(own)):
+            return "the view may change, but graph or hosts are missing - at `$.members`"
+        if self.resume is not None and not self.resume.iterations.keys() & self.resume.digests.keys() >= set(
+            own
+        ):
+            return "a peer has nothing to go on from - at `$.resume`"
+        return ""
 
 
 class _Sealed(msgspec.Struct, frozen=True):

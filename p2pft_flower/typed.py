@@ -7,10 +7,12 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from p2pft_flower.errors import DataError
+from p2pft_flower.topology.checks import MAX_PEERS
 
 __all__ = [
     "Count",
     "Number",
+    "PeerCount",
     "PeerNumber",
     "Positive",
     "Settings",
@@ -23,8 +25,11 @@ __all__ = [
 
 T = TypeVar("T")
 
-PeerNumber = Annotated[int, msgspec.Meta(ge=0, lt=2**20)]
-"""Of a peer; what a graph has at most is for the graph to say."""
+PeerNumber = Annotated[int, msgspec.Meta(ge=0, lt=MAX_PEERS)]
+"""Of a peer."""
+
+PeerCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_PEERS)]
+"""Peers of a graph."""
 
 Number = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 """A whole number that every reader of JSON takes as it is."""

@@ -27,6 +27,7 @@ import xxhash
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 from p2pft_flower.keeping.about import PeerAbout, ServerAbout
 from p2pft_flower.keeping.folders import make_private, new_private, require_regular, sync
+from p2pft_flower.topology.checks import MAX_PEERS
 from p2pft_flower.typed import Count, PeerNumber, decoded, encoded
 
 __all__ = [
@@ -297,7 +298,7 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     schema: str
     run: str
-    peer: Annotated[int, msgspec.Meta(ge=SERVER, lt=2**20)]
+    peer: Annotated[int, msgspec.Meta(ge=SERVER, lt=MAX_PEERS)]
     iteration: Count
     about: PeerAbout | ServerAbout
     position: dict[str, Any]

@@ -14,7 +14,7 @@ import msgspec
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.facts import PeerFacts, RunFacts
-from p2pft_flower.typed import Count, PeerNumber, Positive, Settings, decoded, encoded
+from p2pft_flower.typed import Count, PeerCount, PeerNumber, Positive, Settings, decoded, encoded
 
 __all__ = [
     "AnyLine",
@@ -50,7 +50,7 @@ class Run(Line, frozen=True, kw_only=True, tag="run"):
     """First of a run, or of a life of the peer in it; ``host`` has the peers of its host."""
 
     run: str
-    n: Positive
+    n: PeerCount
     iterations: Positive
     evaluate_every: Positive
     host: tuple[PeerNumber, ...]

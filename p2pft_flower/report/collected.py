@@ -187,7 +187,7 @@ def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) ->
     lost = [p for p in facts.live if views and p not in views[-1]["peers"] and p not in ended]
     missing = [p for p in facts.live if p not in ended and p not in lost]
     states = [f"peer {p}: {peers[p].state if p in peers else 'no log of it was given'}" for p in missing]
-    if missing and not (partial and ended):
+    if not ended or (missing and not partial):
         remedy = "" if partial else "; give the missing peers' folders too, or --partial"
         raise DataError(f"run {run.run} has no results of {len(missing)} of {total} peers: "
                         f"{'; '.join(states)}{remedy}")  # fmt: skip

@@ -52,12 +52,12 @@ def checked_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
 def checked_addresses(
     addresses: Sequence[str | None] | None, names: tuple[str, ...]
 ) -> tuple[str | None, ...]:
-    """Return one address (or None) a peer; what an address means is the transport's affair.
+    """Return one address (or None) a peer; what else an address means is the transport's affair.
 
     Raises
     ------
     TopologyError
-        When the number is wrong or an address is not printable text without blanks.
+        When the number is wrong, or an address is not printable text without blanks, or ends with no port.
     """
     if addresses is None:
         return (None,) * len(names)
@@ -72,6 +72,14 @@ def checked_addresses(
             raise TopologyError(
                 f"peer {name} has the address {address!r}: write it as text without blanks, "
                 'for instance "10.0.0.7:9000"'
+            )
+        port = address.rpartition(":")[2]
+        if not address.startswith("unix:") and not (
+            port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 2**16
+        ):
+            raise TopologyError(
+                f"peer {name} has the address {address!r}: end it with a port from 1 to 65535, for instance "
+                '"10.0.0.7:9000"'
             )
     return tuple(addresses)
 

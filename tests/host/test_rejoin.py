@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -19,11 +18,12 @@ from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.training import TRACE
 from p2pft_flower.host.wires import Access, Wires
 from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping.lines import written
 from p2pft_flower.plan import Plan
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import ExchangeStoppedError, OwnPulse, Terms, ViewChangeError, unix_address
 from p2pft_flower.transport.wire.header import encode_header
-from tests.journals import last_life
+from tests.journals import last_life, made_line
 
 from .hosts import ALONE, RING, best, events, tcp, until
 from .quadratic import Quadratics, plans
@@ -67,9 +67,8 @@ def test_a_life_that_was_not_let_in_hides_nothing_of_the_one_before(federation, 
         runs[2].result(60)
     former = events(tmp_path, 2, "evaluation")
     assert [e["iteration"] for e in former] == [0, 10, 20]
-    short_life = [{"time": 2e9, "event": e, "peer": 2, "run": "test"} for e in ("run", "start")]
-    with (tmp_path / "peers" / "peer-2.jsonl").open("a") as log:
-        log.writelines(json.dumps(line) + "\n" for line in short_life)
+    with (tmp_path / "peers" / "peer-2.jsonl").open("ab") as log:
+        log.writelines(map(written, [made_line("run", 2, run="test"), made_line("start", 2)]))
     runs[2] = net.start(2, joining=True, hook=lambda *_: net.all_there.set())
     for run in runs:
         run.result(60)

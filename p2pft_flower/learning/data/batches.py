@@ -8,10 +8,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
+
+from p2pft_flower.typed import Count, converted, plain
 
 __all__ = ["Batches", "Catalogue", "GrowingBatches", "PoissonBatches"]
 
@@ -75,6 +78,15 @@ class Catalogue(Protocol):
         ...
 
 
+class _Pass(msgspec.Struct, frozen=True):
+    """How far a pass over a set is that grows: the next batch, the pass's number, and what is left of it."""
+
+    next: Count
+    number: Count = msgspec.field(name="pass")
+    offset: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+    left: list[str]
+
+
 class GrowingBatches:
     """An endless stream of mini-batches over a set that grows: :class:`Batches`, but listed anew each pass.
 
@@ -135,7 +147,8 @@ class GrowingBatches:
 
     def _told(self, following: int, epoch: int, offset: int, order: npt.NDArray[np.int64]) -> dict[str, Any]:
         left = self._catalogue.names(order[offset:])
-        return {"next": following, "pass": epoch, "offset": offset, "left": left}
+        told: dict[str, Any] = plain(_Pass(following, epoch, offset, left))
+        return told
 
     def go_to(self, position: Mapping[str, Any]) -> None:
         """Go on where :meth:`position` was, of whatever process.
@@ -143,10 +156,11 @@ class GrowingBatches:
         Raises
         ------
         DataError
-            When an image that is left of the pass is of no class here.
+            When an image that is left of the pass is of no class here, or ``position`` is of other batches.
         """
-        self._next, self._epoch, self._offset = position["next"], position["pass"], position["offset"]
-        left = self._catalogue.positions(position["left"])
+        told = converted(position, _Pass, "the data order of a checkpoint")
+        self._next, self._epoch, self._offset = told.next, told.number, told.offset
+        left = self._catalogue.positions(told.left)
         self._order = np.concatenate([np.full(self._offset, -1, dtype=np.int64), left])
 
     def _turn_over(self) -> None:
