@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 from p2pft_flower.algorithms.objective import OBJECTIVES
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.typed import MAX_PEERS
 
 __all__ = [
     "LearningConfig",
@@ -69,7 +70,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "threads": (1, 1024),
     "checkpoint_every": (-1, _PLENTY),
     "checkpoints_kept": (1, 10**6),
-    "min_peers": (0, 4096),
+    "min_peers": (0, MAX_PEERS),
     **dict.fromkeys(
         ("meet_timeout", "peer_timeout", "rejoin_deadline", "hang_timeout", "run_timeout"), (0.001, _YEAR)
     ),

@@ -7,9 +7,9 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.topology.checks import MAX_PEERS
 
 __all__ = [
+    "MAX_PEERS",
     "Count",
     "Number",
     "PeerCount",
@@ -24,6 +24,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+MAX_PEERS = 4096
+"""A graph's W is dense: beyond this a number of peers is a slip of the keyboard rather than a graph."""
 
 PeerNumber = Annotated[int, msgspec.Meta(ge=0, lt=MAX_PEERS)]
 """Of a peer."""

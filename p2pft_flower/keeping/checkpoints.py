@@ -27,8 +27,7 @@ import xxhash
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 from p2pft_flower.keeping.about import PeerAbout, ServerAbout
 from p2pft_flower.keeping.folders import make_private, new_private, require_regular, sync
-from p2pft_flower.topology.checks import MAX_PEERS
-from p2pft_flower.typed import Count, PeerNumber, decoded, encoded
+from p2pft_flower.typed import MAX_PEERS, Count, PeerNumber, decoded, encoded
 
 __all__ = [
     "SCHEMA",

@@ -9,11 +9,9 @@ import numpy.typing as npt
 from scipy.sparse.csgraph import connected_components
 
 from p2pft_flower.errors import TopologyError
+from p2pft_flower.typed import MAX_PEERS
 
-__all__ = ["MAX_PEERS", "checked_addresses", "checked_names", "checked_weights"]
-
-MAX_PEERS = 4096
-"""W is dense: beyond this a number of peers is a slip of the keyboard rather than a graph."""
+__all__ = ["checked_addresses", "checked_names", "checked_weights"]
 
 
 def checked_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:

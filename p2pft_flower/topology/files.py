@@ -14,7 +14,8 @@ import yaml
 
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.topology import schemes
-from p2pft_flower.topology.checks import MAX_PEERS, as_square, checked_addresses, checked_names
+from p2pft_flower.topology.checks import as_square, checked_addresses, checked_names
+from p2pft_flower.typed import MAX_PEERS
 
 __all__ = ["KEYS", "Source", "read"]
 
