@@ -201,7 +201,7 @@ class Plan:
         return plan
 
     @property
-    def _fault(self) -> str:  # noqa: PLR0911 - one a kind of fault
+    def _fault(self) -> str:
         """What does not go together; empty where all does."""
         own = [place.peer for place in self.peers]
         if not own or own != sorted(set(own)):
@@ -216,11 +216,10 @@ class Plan:
             return f"the losses of the peers {sorted(missing)} have no factor - at `$.loss_weights`"
         if self.members and not (self.graph and {p for m in self.members.values() for p in m} >= set(own)):
             return "the view may change, but graph or hosts are missing - at `$.members`"
-        if self.resume is not None and not self.resume.iterations.keys() & self.resume.digests.keys() >= set(
-            own
-        ):
-            return "a peer has nothing to go on from - at `$.resume`"
-        return ""
+        begun = (
+            set(own) if self.resume is None else self.resume.iterations.keys() & self.resume.digests.keys()
+        )
+        return "" if begun >= set(own) else "a peer has nothing to go on from - at `$.resume`"
 
 
 class _Sealed(msgspec.Struct, frozen=True):

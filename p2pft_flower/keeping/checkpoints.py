@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,9 +24,10 @@ import msgspec
 import numpy as np
 import xxhash
 
-from p2pft_flower.errors import ConfigError, DataError, P2PFTError
+from p2pft_flower.errors import DataError, P2PFTError
 from p2pft_flower.keeping.about import PeerAbout, ServerAbout
 from p2pft_flower.keeping.folders import make_private, new_private, require_regular, sync
+from p2pft_flower.keeping.states import as_number, as_text, most_bytes
 from p2pft_flower.typed import MAX_PEERS, Count, PeerNumber, decoded, encoded
 
 __all__ = [
@@ -38,10 +39,7 @@ __all__ = [
     "checkpoint_folder",
     "forget",
     "forget_torn",
-    "most_bytes",
     "read_checkpoint",
-    "restore_state",
-    "state_fields",
     "write_checkpoint",
 ]
 
@@ -54,9 +52,6 @@ _DOCUMENT, _DIGEST = "p2pft", "digest"
 """The keys of the file's metadata."""
 
 _NAME = re.compile(r"iteration-(0|[1-9][0-9]*)\.safetensors")
-
-_VECTORS, _MORE = 64, 2**20
-"""A state has at most so many times q numbers, and so many more; each has 8 bytes at most."""
 
 log = logging.getLogger("p2pft_flower")
 
@@ -94,7 +89,7 @@ class Checkpoint:
     seconds : dict of str to float
         Where its time went so far: ``gradient``, ``exchange``, ``evaluation``.
     state : dict
-        The method's state by field: arrays, numbers, None (:func:`state_fields`).
+        The method's state by field: arrays, numbers, None (:mod:`p2pft_flower.keeping.states`).
     stopped : bool
         Whether the run was stopped or failed after this iteration: only an unfinished one followed.
     view : int
@@ -114,91 +109,6 @@ class Checkpoint:
     stopped: bool = False
     view: int = 0
     live: tuple[int, ...] = ()
-
-
-def most_bytes(q: int) -> int:
-    """Return how many bytes the arrays of a method's state have at most, with θ of ``q`` numbers."""
-    return 8 * (_VECTORS * q + _MORE)
-
-
-def state_fields(state: Any, algorithm: str) -> dict[str, Any]:
-    """Return a method's state by field: NumPy arrays, whole numbers, numbers, truth values and None.
-
-    Parameters
-    ----------
-    state : NamedTuple or dataclass
-        What the method's ``start`` or ``step`` returned.
-    algorithm : str
-        The run-config's ``algorithm``, for the error message.
-
-    Raises
-    ------
-    ConfigError
-        When it is of another kind, or a field holds something else.
-    """
-    remedy = (
-        "so it cannot be kept in a checkpoint: make it a NamedTuple or a dataclass of NumPy arrays, numbers "
-        "and None, or set checkpoint-every = -1, with which nothing is kept and the run cannot be resumed"
-    )
-    fields: dict[str, Any]
-    if isinstance(state, tuple) and hasattr(state, "_asdict"):
-        fields = state._asdict()
-    elif dataclasses.is_dataclass(state) and not isinstance(state, type):
-        fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-        if late := [f.name for f in dataclasses.fields(state) if not f.init]:
-            raise ConfigError(
-                f"algorithm = {algorithm!r}: its state takes no {late[0]!r} when built, {remedy}"
-            )
-    else:
-        raise ConfigError(f"algorithm = {algorithm!r}: its state is a {type(state).__name__}, {remedy}")
-    for name, value in fields.items():
-        numeric = (
-            isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiub" and value.itemsize <= 8
-        )
-        if not numeric and not isinstance(value, (bool, int, float, type(None))):
-            raise ConfigError(
-                f"algorithm = {algorithm!r}: {name!r} of its state is a {type(value).__name__}, {remedy}"
-            )
-    size = sum(value.nbytes for value in fields.values() if isinstance(value, np.ndarray))
-    if size > (most := most_bytes(int(np.size(fields.get("theta", 0))))):
-        raise ConfigError(
-            f"algorithm = {algorithm!r}: its state has {size} bytes, more than {most}, {remedy}"
-        )
-    return fields
-
-
-def restore_state(start: Callable[[], Any], checkpoint: Checkpoint, algorithm: str) -> Any:
-    """Return the method's state that ``checkpoint`` holds.
-
-    Parameters
-    ----------
-    start : callable
-        Returns a state as the method starts with; only its kind is used.
-    checkpoint : Checkpoint
-        Written by the same method.
-    algorithm : str
-        The run-config's ``algorithm``, for the error message.
-
-    Raises
-    ------
-    DataError
-        When the method's state has other fields, or θ another length or dtype.
-    """
-    template = start()
-    expected = state_fields(template, algorithm)
-    if expected.keys() != checkpoint.state.keys():
-        raise DataError(
-            f"peer {checkpoint.peer}: the state of {algorithm!r} has {', '.join(expected)}, its checkpoint "
-            f"of iteration {checkpoint.iteration} has {', '.join(checkpoint.state)}: the method was changed; "
-            "resume with the version that wrote it"
-        )
-    theta, kept = template.theta, np.asarray(checkpoint.state["theta"])
-    if (theta.shape, theta.dtype) != (kept.shape, kept.dtype):
-        raise DataError(
-            f"peer {checkpoint.peer}: θ is {theta.shape} {theta.dtype} here, {kept.shape} {kept.dtype} in "
-            f"its checkpoint of iteration {checkpoint.iteration}: model or tune differs"
-        )
-    return type(template)(**checkpoint.state)
 
 
 def checkpoint_folder(output_dir: Path, peer: int) -> Path:
@@ -231,7 +141,7 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     Parameters
     ----------
     checkpoint : Checkpoint
-        Its state as :func:`state_fields` admits it.
+        Its state as :func:`~p2pft_flower.keeping.states.state_fields` admits it.
     folder : Path
         Made if need be.
 
@@ -325,7 +235,7 @@ def _packed(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray[Any, Any]], st
         schema=SCHEMA,
         fields=tuple(checkpoint.state),
         scalars=tuple(k for k, v in arrays.items() if isinstance(v, np.generic)),
-        values={k: _as_text(v) for k, v in checkpoint.state.items() if k not in arrays},
+        values={k: as_text(v) for k, v in checkpoint.state.items() if k not in arrays},
         **plain,
     )
     # Little-endian, as the format wants it; the largest items first, so that all of them are aligned.
@@ -334,18 +244,6 @@ def _packed(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray[Any, Any]], st
         for k, v in sorted(arrays.items(), key=lambda item: -item[1].itemsize)
     }
     return tensors, encoded(document).decode()
-
-
-def _as_text(value: bool | int | float | None) -> bool | str | None:
-    if isinstance(value, bool | None):
-        return value
-    return str(value) if isinstance(value, int) else value.hex()
-
-
-def _as_number(value: bool | str | None) -> bool | int | float | None:
-    if not isinstance(value, str):
-        return value
-    return int(value) if re.fullmatch(r"-?[0-9]+", value) else float.fromhex(value)
 
 
 def _digest(document: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
@@ -431,7 +329,7 @@ def _refuse_sizes(shapes: Mapping[str, Sequence[int]], q: int, path: Path) -> No
 
 def _state(document: _Document, tensors: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {k: (v[()] if k in document.scalars else v) for k, v in tensors.items()}
-    values |= {k: _as_number(v) for k, v in document.values.items()}
+    values |= {k: as_number(v) for k, v in document.values.items()}
     return {k: values[k] for k in document.fields}
 
 

@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from p2pft_flower.algorithms import simulate
+from p2pft_flower.config import RunConfig
 from p2pft_flower.flower import host_process
 from p2pft_flower.host.exchange import DivergedError
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.wires import Access
-from p2pft_flower.plan import greetings
+from p2pft_flower.plan import Plan, greetings
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import (
@@ -495,3 +496,10 @@ def test_a_plan_survives_the_message_and_carries_no_more_than_neighbours(tmp_pat
     assert sum(place.column.values()) == pytest.approx(1.0)
     assert "unix:/a" in json.loads(plan.to_json())["plan"]["addresses"].values()
     assert replace(plan, observer="x") != plan
+
+
+def test_a_host_takes_its_settings_from_the_plan_and_reads_them_no_second_time(tmp_path, short, monkeypatch):
+    texts = [plan.to_json() for plan in plans(GRAPH, FOLDED, unix(short), tmp_path)]
+    made = [Plan.from_json(text) for text in texts]
+    monkeypatch.setattr(RunConfig, "from_mapping", None)
+    assert [type(r) for r in run_together(made, [Quadratics(), Quadratics()])] == [list, list]

@@ -26,10 +26,9 @@ from p2pft_flower.keeping.checkpoints import (
     checkpoint_files,
     checkpoint_folder,
     read_checkpoint,
-    restore_state,
-    state_fields,
     write_checkpoint,
 )
+from p2pft_flower.keeping.states import restore_state, state_fields
 
 RNG = np.random.default_rng(0)
 ABOUT = PeerAbout(

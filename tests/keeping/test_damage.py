@@ -355,8 +355,8 @@ def test_a_checkpoint_of_another_length_is_refused_before_its_tensors_are_read(t
 
 def test_a_state_far_larger_than_its_model_is_neither_read_nor_written(tmp_path, monkeypatch):
     path = write_checkpoint(checkpoint(), checkpoint_folder(tmp_path, 3))
-    monkeypatch.setattr("p2pft_flower.keeping.checkpoints._VECTORS", 1)
-    monkeypatch.setattr("p2pft_flower.keeping.checkpoints._MORE", 0)
+    monkeypatch.setattr("p2pft_flower.keeping.states._VECTORS", 1)
+    monkeypatch.setattr("p2pft_flower.keeping.states._MORE", 0)
     with pytest.raises(DataError, match="it claims 960 bytes, of 320 at most"):
         read_checkpoint(path, q=40)
     with pytest.raises(ConfigError, match="its state has 480 bytes, more than 320"):
