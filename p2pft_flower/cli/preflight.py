@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,8 @@ from p2pft_flower.cli.flwr_run import run_app
 from p2pft_flower.cli.rehearsal import check_rehearsed
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.cli.settings import check, parse_settings
-from p2pft_flower.errors import P2PFTError
+from p2pft_flower.errors import DataError, P2PFTError
+from p2pft_flower.typed import decoded
 
 __all__ = ["preflight"]
 
@@ -79,12 +80,15 @@ def preflight(
             typer.echo("error: the preflight ended before it could write its findings", err=True)
             raise typer.Exit(EXIT_FAILED)
         try:
-            found = json.loads(Path(written[-1]).read_text(encoding="utf-8"))
+            found = decoded(Path(written[-1]).read_bytes(), dict[str, Any], written[-1])
         except OSError as error:
             typer.echo(
                 f"error: {written[-1]}: {error.strerror}; --json needs the SuperLink on this machine",
                 err=True,
             )
+            raise typer.Exit(EXIT_FAILED) from None
+        except DataError as error:
+            typer.echo(f"error: {error}", err=True)
             raise typer.Exit(EXIT_FAILED) from None
         typer.echo(json.dumps(found, indent=2))
     if not ended.completed:

@@ -13,10 +13,11 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import tomlkit
 
 from p2pft_flower.cli.connections import (
@@ -35,14 +36,15 @@ from p2pft_flower.cli.flwr_run import (
     undisturbed,
 )
 from p2pft_flower.cli.proxies import answers
-from p2pft_flower.errors import ConfigError, P2PFTError
-from p2pft_flower.keeping.folders import require_writable
+from p2pft_flower.errors import ConfigError, DataError, P2PFTError
+from p2pft_flower.keeping.folders import new_private, read_private, require_writable
 from p2pft_flower.keeping.processes import is_alive, start_mark
 from p2pft_flower.resources import home, home_named
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES, parse_address
 from p2pft_flower.transport.trust.certificates import create_authority, issue, issue_coordinator
 from p2pft_flower.transport.trust.tls import TLS13_ENVIRONMENT
+from p2pft_flower.typed import PeerNumber, decoded, encoded, plain
 
 __all__ = [
     "CONNECTION",
@@ -59,7 +61,8 @@ __all__ = [
 CONNECTION = "rehearsal"
 """Name of the connection in Flower's config.toml."""
 
-SCHEMA = "p2pft.rehearsal/1"
+_LARGEST = 2**24
+"""Bytes of the record at most."""
 
 PATIENCE = 15.0
 """Seconds that each SuperNode adds to :data:`START_TIMEOUT`: they share this machine's cores."""
@@ -90,7 +93,7 @@ class Process:
     """
 
     name: str
-    pid: int
+    pid: Annotated[int, msgspec.Meta(gt=0, lt=2**31)]
     started: str
     log: str
 
@@ -116,7 +119,7 @@ class Peer:
         The file of its SuperNode's node-config.
     """
 
-    peer: int
+    peer: PeerNumber
     address: str
     certificates: str
     node_config: str
@@ -146,6 +149,8 @@ class Rehearsal:
     superlink: str
     peers: tuple[Peer, ...]
     processes: tuple[Process, ...] = ()
+    schema: Literal["p2pft.rehearsal/1"] = field(default="p2pft.rehearsal/1", kw_only=True)
+    connection: str = field(default=CONNECTION, kw_only=True)
 
     @property
     def ended(self) -> tuple[Process, ...]:
@@ -153,8 +158,9 @@ class Rehearsal:
         return tuple(p for p in self.processes if not p.alive)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return a dictionary for JSON."""
-        return {"schema": SCHEMA, "connection": CONNECTION, **asdict(self)}
+        """Return what JSON can carry."""
+        told: dict[str, Any] = plain(self)
+        return told
 
 
 def folder() -> Path:
@@ -167,26 +173,19 @@ def current() -> Rehearsal | None:
 
     Raises
     ------
-    ConfigError
-        When the file cannot be read.
+    DataError
+        When the file cannot be read, or is none of this version; names the field.
     """
     file = folder() / "state.json"
+    remedy = f"end the processes that have {MARK} in their environment, and remove the file"
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        return Rehearsal(
-            mark=raw["mark"],
-            federation=raw["federation"],
-            superlink=raw["superlink"],
-            peers=tuple(Peer(**p) for p in raw["peers"]),
-            processes=tuple(Process(**p) for p in raw["processes"]),
-        )
+        return decoded(read_private(file, _LARGEST), Rehearsal, file)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{file} cannot be read ({error}): end the processes that have {MARK} in their environment, "
-            "and remove the file"
-        ) from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror or error}): {remedy}") from error
+    except DataError as error:
+        raise DataError(f"{error}: {remedy}") from error
 
 
 def check_rehearsed(connection: str, graph: Graph, min_peers: int = 0) -> None:
@@ -472,7 +471,8 @@ def _alone() -> Iterator[None]:
 def _save(state: Rehearsal) -> None:
     file = folder() / "state.json"
     new = file.with_suffix(".new")
-    new.write_text(json.dumps(state.to_dict(), indent=2) + "\n", encoding="utf-8")
+    new_private(new)
+    new.write_bytes(msgspec.json.format(encoded(state)) + b"\n")
     new.replace(file)
 
 

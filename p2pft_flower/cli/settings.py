@@ -214,7 +214,7 @@ def settings_of_resumed(values: Mapping[str, Any], *, simulated: bool) -> dict[s
                 "id of a run in P2PFT_HOME, or its folder"
             )
         return dict(values)
-    earlier = about["config"]
+    earlier = about.config
     differences = config_differences(earlier, {**earlier, **values})
     dropped = {*_OWN_TO_A_RUN, *(("iterations",) if "epochs" in values else ())}
     defaults = config_keys()
@@ -224,11 +224,11 @@ def settings_of_resumed(values: Mapping[str, Any], *, simulated: bool) -> dict[s
     length = known_length(about, config)
     if length is None and not config.runtime.extend:
         differences.append(
-            f"epochs: {about['iterations']} iterations in the checkpoint, {config.runtime.epochs} epochs now "
+            f"epochs: {about.iterations} iterations in the checkpoint, {config.runtime.epochs} epochs now "
             "(extend = true, or p2pft run --extend, lengthens a run; give iterations if it is as long)"
         )
     elif length is not None:
-        differences += check_length(config, int(about["iterations"]), length)
+        differences += check_length(config, about.iterations, length)
     refuse(values["resume"], differences)
     return now
 

@@ -11,7 +11,7 @@ from p2pft_flower.cli.completion import complete_graphs
 from p2pft_flower.cli.rehearsal import CONNECTION, AlreadyUpError, end, start
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from p2pft_flower.config import RunConfig
-from p2pft_flower.errors import ConfigError, P2PFTError, TopologyError
+from p2pft_flower.errors import ConfigError, DataError, P2PFTError, TopologyError
 from p2pft_flower.topology import Graph
 
 __all__ = ["down", "up"]
@@ -67,7 +67,7 @@ def up(
     except AlreadyUpError as error:
         _say(str(error))
         raise typer.Exit(EXIT_ALREADY) from None
-    except (ConfigError, TopologyError) as error:
+    except (ConfigError, DataError, TopologyError) as error:
         _say(f"error: {error}")
         raise typer.Exit(EXIT_USAGE) from None
     except P2PFTError as error:
@@ -96,7 +96,7 @@ def down() -> None:
     except AlreadyUpError as error:
         _say(str(error))
         raise typer.Exit(EXIT_ALREADY) from None
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         _say(f"error: {error}")
         raise typer.Exit(EXIT_USAGE) from None
     except P2PFTError as error:

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from p2pft_flower.config import RunConfig
-from p2pft_flower.host.keeper import files_kept
+from p2pft_flower.keeping.retention import files_kept
 from p2pft_flower.lab.peer import main
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.plan import Neighbourhood, Plan, greetings, terms_digest
@@ -60,7 +60,7 @@ def plan_peers(
     every = config.runtime.evaluate_every or epoch
     plan = Plan(
         run=run,
-        config=config.to_mapping(),
+        config=config,
         n=graph.n,
         greetings=greetings(view, [[p] for p in range(graph.n)]),
         terms=terms_digest(config, view, ENDLESS),

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.batches import Batches, GrowingBatches, PoissonBatches
 from p2pft_flower.learning.store.features import Features
+from p2pft_flower.typed import converted
 
 __all__ = ["MiniBatch", "MiniBatches", "PooledMiniBatches"]
 
@@ -131,5 +133,8 @@ class PooledMiniBatches:
 
     def go_to(self, position: Mapping[str, Any]) -> None:
         """Continue at a :meth:`position`."""
-        for part, own in zip(self._parts, position["parts"], strict=True):
-            part.go_to(own)
+        told = converted(position.get("parts"), list[dict[str, Any]], "the data order of a checkpoint")
+        if len(told) != len(self._parts):
+            raise DataError(f"the data order of a checkpoint is of {len(told)} peers, not {len(self._parts)}")
+        for part, order in zip(self._parts, told, strict=True):
+            part.go_to(order)

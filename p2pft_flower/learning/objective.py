@@ -19,12 +19,22 @@ from p2pft_flower.learning.model.modes import training
 from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, Spent
 from p2pft_flower.learning.store.features import Features
+from p2pft_flower.typed import Count, converted
 
 __all__ = ["Evaluation", "PeerObjective", "evaluate", "tail_vector", "trained_parameters"]
 
 Vector = npt.NDArray[np.float32]
 
 EVALUATION_BATCH = 128
+
+
+@dataclass(frozen=True)
+class _Position:
+    """What :meth:`PeerObjective.position` says; ``order`` is for the images' own to read."""
+
+    drawn: Count
+    lost: Count
+    order: dict[str, Any]
 
 
 def trained_parameters(tail: nn.Module) -> list[nn.Parameter]:
@@ -137,11 +147,17 @@ class PeerObjective:
         lost : int
             At most so many gradients were drawn after that. Private ones count: neighbours may know their
             results, and new draws have other noise. If the seed decides, the draws are the very same.
+
+        Raises
+        ------
+        DataError
+            When ``position`` is of another problem.
         """
-        self.drawn = position["drawn"]
-        self._images.go_to(position["order"])
+        told = converted(position, _Position, "the data order of a checkpoint")
+        self.drawn = told.drawn
+        self._images.go_to(told.order)
         drawn_again = self._privacy is None or self._privacy.key is not None
-        self._lost = 0 if drawn_again else position["lost"] + lost
+        self._lost = 0 if drawn_again else told.lost + lost
 
     def privacy_spent(self) -> Spent | None:
         """Return the privacy cost of all gradients up to the present position; None if they are not private.

@@ -9,11 +9,9 @@ import numpy.typing as npt
 from scipy.sparse.csgraph import connected_components
 
 from p2pft_flower.errors import TopologyError
+from p2pft_flower.typed import MAX_PEERS
 
-__all__ = ["MAX_PEERS", "checked_addresses", "checked_names", "checked_weights"]
-
-MAX_PEERS = 4096
-"""W is dense: beyond this a number of peers is a slip of the keyboard rather than a graph."""
+__all__ = ["checked_addresses", "checked_names", "checked_weights"]
 
 
 def checked_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
@@ -57,7 +55,7 @@ def checked_addresses(
     Raises
     ------
     TopologyError
-        When the number is wrong or an address is not printable text without blanks.
+        When the number is wrong, or an address is not printable text without blanks, or ends with no port.
     """
     if addresses is None:
         return (None,) * len(names)
@@ -72,6 +70,14 @@ def checked_addresses(
             raise TopologyError(
                 f"peer {name} has the address {address!r}: write it as text without blanks, "
                 'for instance "10.0.0.7:9000"'
+            )
+        port = address.rpartition(":")[2]
+        if not address.startswith("unix:") and not (
+            port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 2**16
+        ):
+            raise TopologyError(
+                f"peer {name} has the address {address!r}: end it with a port from 1 to 65535, for instance "
+                '"10.0.0.7:9000"'
             )
     return tuple(addresses)
 

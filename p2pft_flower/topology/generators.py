@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.topology import schemes
-from p2pft_flower.topology.checks import MAX_PEERS
+from p2pft_flower.typed import MAX_PEERS
 
 __all__ = ["GENERATORS", "Generator", "is_spec", "weights_from_spec"]
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import networkx as nx
 import numpy as np
@@ -24,9 +24,18 @@ from scipy.sparse.csgraph import shortest_path
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.topology import checks, sources
 
-__all__ = ["Graph"]
+__all__ = ["Graph", "GraphParts"]
 
 Matrix = npt.NDArray[np.float64]
+
+
+class GraphParts(TypedDict, total=False):
+    """What :meth:`Graph.to_dict` returns: what JSON can carry, and a plan does."""
+
+    name: str
+    weights: list[list[float]]
+    peer_names: list[str]
+    addresses: list[str | None]
 
 
 def _frozen(array: Matrix) -> Matrix:
@@ -122,8 +131,8 @@ class Graph:
         )
 
     @classmethod
-    def from_dict(cls, d: Mapping[str, Any]) -> Graph:
-        """Make a graph of a dictionary from :meth:`to_dict`, with the same checks as any other."""
+    def from_dict(cls, d: Mapping[str, Any] | GraphParts) -> Graph:
+        """Make a graph of what :meth:`to_dict` returned, through the same checks as any other."""
         try:
             name, weights, peer_names = d["name"], d["weights"], d["peer_names"]
             addresses = d["addresses"]
@@ -240,8 +249,8 @@ class Graph:
         graph.add_edges_from((j, i, {"weight": float(self.W[i, j])}) for j, i in self.edges)
         return graph
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a dictionary for JSON that :meth:`from_dict` reads back exactly."""
+    def to_dict(self) -> GraphParts:
+        """Return what JSON can carry and :meth:`from_dict` reads back exactly."""
         return {
             "name": self.name,
             "weights": self.W.tolist(),

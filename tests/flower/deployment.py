@@ -22,9 +22,9 @@ from typing import Any
 import psutil
 
 import p2pft_flower
-from p2pft_flower.keeping.journal import read_journal
 from p2pft_flower.report.results import log_name
 from p2pft_flower.resources import resource_dir
+from tests.journals import lines_of
 
 MARK = "P2PFT_TEST_DEPLOYMENT"
 """Environment variable by which whatever a deployment started is known, in whichever session it lives."""
@@ -266,7 +266,7 @@ class Deployment:
     def lines(self, run: str, peer: int, event: str) -> list[dict[str, Any]]:
         """Return the lines of ``event`` in a peer's log; none while there is no log."""
         path = self.outputs[peer] / run / log_name(peer)
-        return [e for e in read_journal(path) if e["event"] == event] if path.is_file() else []
+        return [e for e in lines_of(path) if e["event"] == event] if path.is_file() else []
 
     def trains(self, run: str) -> None:
         """Wait until every peer of ``run`` has trained for a while, and is not near its end."""

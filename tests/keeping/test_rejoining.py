@@ -15,6 +15,7 @@ from p2pft_flower.keeping.rejoining import kept_plan, plan_file, save_plan
 from p2pft_flower.keeping.running import registered
 from p2pft_flower.topology import Graph
 from tests.host.quadratic import plans
+from tests.journals import made_line
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def plan(tmp_path, monkeypatch):
 def lines(plan, *events):
     journal = Journal(Path(plan.output_dir), 1)
     for event, fields in events:
-        journal.write(event, **fields)
+        journal.write(made_line(event, 1, **fields))
     journal.close()
 
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
+
+from p2pft_flower.typed import Count, converted, plain
 
 __all__ = ["Batches", "Catalogue", "GrowingBatches", "PoissonBatches"]
 
@@ -73,6 +76,15 @@ class Catalogue(Protocol):
     def positions(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
         """Return the positions of images by name, also of those that are gone."""
         ...
+
+
+class _Pass(msgspec.Struct, frozen=True):
+    """How far a pass over a set is that grows: the next batch, the pass's number, and what is left of it."""
+
+    next: Count
+    number: Count = msgspec.field(name="pass")
+    offset: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+    left: list[str]
 
 
 class GrowingBatches:
@@ -139,7 +151,8 @@ class GrowingBatches:
         self, following: int, epoch: int, offset: int, order: npt.NDArray[np.int64]
     ) -> dict[str, Any]:
         left = self._catalogue.names(order[offset:])
-        return {"next": following, "pass": epoch, "offset": offset, "left": left}
+        told: dict[str, Any] = plain(_Pass(following, epoch, offset, left))
+        return told
 
     def go_to(self, position: Mapping[str, Any]) -> None:
         """Continue at a :meth:`position`, of any process.
@@ -147,10 +160,11 @@ class GrowingBatches:
         Raises
         ------
         DataError
-            When an image of the rest of the pass is of no class here.
+            When an image that is left of the pass is of no class here, or ``position`` is of other batches.
         """
-        self._next, self._epoch, self._offset = position["next"], position["pass"], position["offset"]
-        left = self._catalogue.positions(position["left"])
+        told = converted(position, _Pass, "the data order of a checkpoint")
+        self._next, self._epoch, self._offset = told.next, told.number, told.offset
+        left = self._catalogue.positions(told.left)
         self._order = np.concatenate([np.full(self._offset, -1, dtype=np.int64), left])
 
     def _turn_over(self) -> None:

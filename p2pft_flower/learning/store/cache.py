@@ -107,7 +107,8 @@ def stores() -> list[StoreRecord]:
     with telling(cache_folder()):
         for in_use in cache_folder().glob(f"*/{IN_USE}"):
             try:
-                found.append(_record(in_use))
+                if not in_use.is_symlink():  # else it is no store, and none is made there
+                    found.append(_record(in_use))
             except FileNotFoundError:  # another process has removed it since
                 continue
     return sorted(found, key=lambda record: (record.last_used, record.name))
@@ -117,7 +118,7 @@ def _record(in_use: Path) -> StoreRecord:
     folder = in_use.parent
     sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
     about = (read_meta(folder / META) or {}).get("about")
-    descriptor = os.open(in_use, os.O_RDONLY)
+    descriptor = os.open(in_use, os.O_RDONLY | os.O_NONBLOCK)
     try:
         free = try_lock(descriptor, fcntl.LOCK_EX)
     finally:
@@ -151,7 +152,7 @@ def remove(folder: Path) -> bool:
     path = folder / IN_USE
     with telling(folder):
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             return True
         try:
@@ -185,8 +186,8 @@ def get_limit() -> int:
             text = path.read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return DEFAULT_LIMIT
-    if not (text.isascii() and text.isdigit()):
-        raise DataError(f"{path}: {text!r} is no number of bytes; set it again with 'p2pft cache limit 50GB'")
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise DataError(f"{path}: {text[:40]!r} is no number of bytes; set it with 'p2pft cache limit 50GB'")
     return int(text)
 
 
@@ -253,14 +254,26 @@ def lock(descriptor: int, mode: int, path: Path) -> None:
 
 
 def hold(folder: Path) -> int:
-    """Make the folder if it is missing, and return a descriptor that marks the store as in use."""
+    """Make the folder where it is missing, and return a descriptor that shows that the store is in use.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be opened or made.
+    DataError
+        When a link is in its place; also when another process holds its lock for too long.
+    """
     path = folder / IN_USE
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:  # the folder was removed between the two lines
             continue
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise DataError(f"{path}: a link in the place of a file of the cache's own; remove it") from None
         try:
             lock(descriptor, fcntl.LOCK_SH, path)
             if os.path.samestat(os.fstat(descriptor), path.stat()):
