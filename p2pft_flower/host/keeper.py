@@ -24,6 +24,7 @@ from p2pft_flower.keeping.checkpoints import (
     forget,
     forget_torn,
     read_checkpoint,
+    restore_state,
     write_checkpoint,
 )
 from p2pft_flower.keeping.lines import Evaluation
@@ -31,7 +32,7 @@ from p2pft_flower.keeping.past import drawn_since, read_past
 from p2pft_flower.keeping.resuming import look_through
 from p2pft_flower.keeping.retention import files_kept, spared_files
 from p2pft_flower.keeping.running import running
-from p2pft_flower.keeping.states import restore_state, state_fields
+from p2pft_flower.keeping.states import state_fields
 from p2pft_flower.plan import Plan, ResumePoint
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View

@@ -15,7 +15,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +27,7 @@ import xxhash
 from p2pft_flower.errors import Cause, DataError, P2PFTError
 from p2pft_flower.keeping.about import PeerAbout, ServerAbout
 from p2pft_flower.keeping.folders import make_private, new_private, require_regular, sync
-from p2pft_flower.keeping.states import as_number, as_text, most_bytes
+from p2pft_flower.keeping.states import as_number, as_text, most_bytes, state_fields
 from p2pft_flower.typed import MAX_PEERS, Count, PeerNumber, decoded, encoded
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "forget",
     "forget_torn",
     "read_checkpoint",
+    "restore_state",
     "write_checkpoint",
 ]
 
@@ -359,3 +360,37 @@ def forget_torn(folder: Path) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("%s: a torn checkpoint stays (%s)", path, error.strerror)
+
+
+def restore_state(start: Callable[[], Any], checkpoint: Checkpoint, algorithm: str) -> Any:
+    """Return the method's state that ``checkpoint`` holds.
+
+    Parameters
+    ----------
+    start : callable
+        Returns a state as the method starts with; only its kind is used.
+    checkpoint : Checkpoint
+        Written by the same method.
+    algorithm : str
+        The run-config's ``algorithm``, for the error message.
+
+    Raises
+    ------
+    DataError
+        When the method's state has other fields, or θ another length or dtype.
+    """
+    template = start()
+    expected = state_fields(template, algorithm)
+    if expected.keys() != checkpoint.state.keys():
+        raise DataError(
+            f"peer {checkpoint.peer}: the state of {algorithm!r} has {', '.join(expected)}, its checkpoint "
+            f"of iteration {checkpoint.iteration} has {', '.join(checkpoint.state)}: the method was changed; "
+            "resume with the version that wrote it"
+        )
+    theta, kept = template.theta, np.asarray(checkpoint.state["theta"])
+    if (theta.shape, theta.dtype) != (kept.shape, kept.dtype):
+        raise DataError(
+            f"peer {checkpoint.peer}: θ is {theta.shape} {theta.dtype} here, {kept.shape} {kept.dtype} in "
+            f"its checkpoint of iteration {checkpoint.iteration}: model or tune differs"
+        )
+    return type(template)(**checkpoint.state)

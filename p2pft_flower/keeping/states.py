@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.errors import ConfigError
 
-if TYPE_CHECKING:
-    from p2pft_flower.keeping.checkpoints import Checkpoint
-
-__all__ = ["as_number", "as_text", "most_bytes", "restore_state", "state_fields"]
+__all__ = ["as_number", "as_text", "most_bytes", "state_fields"]
 
 _VECTORS, _MORE = 64, 2**20
 """A state has at most so many times q numbers, and so many more; each has 8 bytes at most."""
@@ -69,40 +65,6 @@ def state_fields(state: Any, algorithm: str) -> dict[str, Any]:
             f"algorithm = {algorithm!r}: its state has {size} bytes, more than {most}, {remedy}"
         )
     return fields
-
-
-def restore_state(start: Callable[[], Any], checkpoint: Checkpoint, algorithm: str) -> Any:
-    """Return the method's state that ``checkpoint`` holds.
-
-    Parameters
-    ----------
-    start : callable
-        Returns a state as the method starts with; only its kind is used.
-    checkpoint : Checkpoint
-        Written by the same method.
-    algorithm : str
-        The run-config's ``algorithm``, for the error message.
-
-    Raises
-    ------
-    DataError
-        When the method's state has other fields, or θ another length or dtype.
-    """
-    template = start()
-    expected = state_fields(template, algorithm)
-    if expected.keys() != checkpoint.state.keys():
-        raise DataError(
-            f"peer {checkpoint.peer}: the state of {algorithm!r} has {', '.join(expected)}, its checkpoint "
-            f"of iteration {checkpoint.iteration} has {', '.join(checkpoint.state)}: the method was changed; "
-            "resume with the version that wrote it"
-        )
-    theta, kept = template.theta, np.asarray(checkpoint.state["theta"])
-    if (theta.shape, theta.dtype) != (kept.shape, kept.dtype):
-        raise DataError(
-            f"peer {checkpoint.peer}: θ is {theta.shape} {theta.dtype} here, {kept.shape} {kept.dtype} in "
-            f"its checkpoint of iteration {checkpoint.iteration}: model or tune differs"
-        )
-    return type(template)(**checkpoint.state)
 
 
 def as_text(value: bool | int | float | None) -> bool | str | None:

@@ -89,7 +89,7 @@ class PeerFiles:
         if isinstance(self.last, Failed):
             return f"it failed in iteration {self.last.iteration}: {self.last.error} ({self.log})"
         if isinstance(self.last, Outcome):
-            return f"its log has an end, but {self.tail} is missing"
+            return f"its journal has an end, but {self.tail} is missing"
         done = max((e.iteration for e in self.evaluations), default=None)
         where = "before the first evaluation" if done is None else f"after the evaluation of iteration {done}"
         return f"its journal breaks off {where}: it still trains, or was killed ({self.log})"
@@ -187,7 +187,7 @@ def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) ->
     # The others have gone on without these: that they have not ended is no gap.
     lost = [p for p in facts.live if views and p not in views[-1]["peers"] and p not in ended]
     missing = [p for p in facts.live if p not in ended and p not in lost]
-    states = [f"peer {p}: {peers[p].state if p in peers else 'no log of it was given'}" for p in missing]
+    states = [f"peer {p}: {peers[p].state if p in peers else 'no journal of it was given'}" for p in missing]
     if not ended or (missing and not partial):
         remedy = "" if partial else "; give the missing peers' folders too, or --partial"
         raise DataError(f"run {run.run} has no results of {len(missing)} of {total} peers: "
@@ -238,7 +238,7 @@ def _graph(n: int, facts: RunFacts, peers: Iterable[PeerFiles]) -> dict[str, Any
         if digest != facts.graph.digest:
             raise DataError(
                 f"the peers' rows of weights are not those of the run's graph {facts.graph.name!r} (digest "
-                f"{digest}, the run's is {facts.graph.digest}): a log was changed"
+                f"{digest}, the run's is {facts.graph.digest}): a journal was changed"
             )
     added = [list(edge) for edge in facts.graph.added_edges]
     return {**graph, "digest": facts.graph.digest, "added_edges": added}

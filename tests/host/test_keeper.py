@@ -606,9 +606,10 @@ def test_a_method_whose_state_cannot_be_kept_says_so_and_trains_without_checkpoi
 
 def test_a_plan_with_a_point_to_go_on_from_survives_the_message():
     (plan,) = keeping(Path("/nowhere"), files=7)
-    plan = replace(plan, resume=ResumePoint("12", "/runs/12", {0: 8, 3: 8}, {0: "a", 3: "b"}))
+    done, digests = {0: 8, 1: 8, 2: 8, 3: 8}, {0: "a", 1: "b", 2: "c", 3: "d"}
+    plan = replace(plan, resume=ResumePoint("12", "/runs/12", done, digests))
     assert Plan.from_json(plan.to_json()) == plan
-    assert plan.begins == {0: 8, 1: 0, 2: 0, 3: 8}
+    assert plan.begins == done
 
 
 def test_what_peers_tell_of_their_checkpoints_survives_the_message(tmp_path):

@@ -26,9 +26,10 @@ from p2pft_flower.keeping.checkpoints import (
     checkpoint_files,
     checkpoint_folder,
     read_checkpoint,
+    restore_state,
     write_checkpoint,
 )
-from p2pft_flower.keeping.states import restore_state, state_fields
+from p2pft_flower.keeping.states import state_fields
 
 RNG = np.random.default_rng(0)
 ABOUT = PeerAbout(
