@@ -61,7 +61,10 @@ HOME = {
     "opacus": {"learning"},
 }
 # … and what may be imported inside a function only, so that loading the layer stays light.
-LAZY = {("keeping", "safetensors"), ("cli", "safetensors"), ("cli", "torch"), ("learning", "opacus")}
+LAZY = {
+    *((layer, "safetensors") for layer in ("keeping", "report", "cli")),
+    *(("cli", "torch"), ("learning", "opacus")),
+}
 FLOWER_PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 

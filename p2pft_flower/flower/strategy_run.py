@@ -81,9 +81,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
         evaluate_config=ConfigRecord(),
         evaluate_fn=keeper.keep,
     )
-    if (
-        not result.arrays or result.arrays is initial
-    ):  # Flower 1.42 has none then, 1.43 those that it began with
+    if not result.arrays or result.arrays is initial:  # Flower 1.43 returns what it began with
         raise RunFailedError(f"{method.algorithm} returned no model; see Flower's log above")
     passed = time.monotonic() - begin
     for host in run.hosts:

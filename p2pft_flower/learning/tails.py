@@ -165,6 +165,8 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
         raise DataError(f"{file}: not a readable safetensors file ({error})") from error
+    if metadata.get("problem"):
+        raise DataError(f"{file}: it is no vision transformer's: problem = {metadata['problem']!r} made it")
     if metadata.get("schema") != TAIL_SCHEMA:
         raise DataError(f"{file}: schema {metadata.get('schema')!r}, this version reads {TAIL_SCHEMA!r}")
     for key in ("model-digest", "classes", "peer"):

@@ -77,7 +77,7 @@ def run_table(results: dict[str, Any]) -> str:
     for name in (
         "peer",
         "classes",
-        "images",
+        "samples" if results["config"].get("problem") else "images",
         *(["ε"] if private else []),
         "accuracy",
         "unseen",
