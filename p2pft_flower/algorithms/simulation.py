@@ -98,22 +98,7 @@ def simulate(
     TopologyError
         When the method cannot run on this graph.
     """
-    n = graph.n
-    theta0 = np.asarray(theta0)
-    if not np.issubdtype(theta0.dtype, np.floating):
-        raise ConfigError(f"theta0 has dtype {theta0.dtype}: give a floating-point array")
-    if len(gradients) != n:
-        raise ConfigError(
-            f"{len(gradients)} gradients for the {n} peers of graph {graph.name!r}: give one a peer"
-        )
-    if weights is not None and len(weights) != n:
-        raise ConfigError(
-            f"{len(weights)} weights for the {n} peers of graph {graph.name!r}: give one a peer"
-        )
-    if theta0.ndim not in (1, 2) or (theta0.ndim == 2 and theta0.shape[0] != n):
-        raise ConfigError(f"theta0 has shape {theta0.shape}: give (q,) or (n, q) with n = {n}")
-    starts = np.broadcast_to(theta0, (n, theta0.shape[-1]))
-
+    starts = _starts(theta0, graph, gradients, weights)
     if isinstance(algorithm, str):
         method = make_algorithm(
             algorithm, alpha=make_schedule(schedule, alpha, iterations), momentum=momentum
@@ -130,7 +115,7 @@ def simulate(
     if getattr(method, "pooled", False):
         # One model on all the data: its gradient is the mean of the peers'.
         objectives = [_mean(objectives)]
-        starts = starts.mean(axis=0, keepdims=True, dtype=theta0.dtype)
+        starts = starts.mean(axis=0, keepdims=True, dtype=starts.dtype)
 
     states: dict[int, Any] = {i: method.start(starts[i].copy(), g) for i, g in enumerate(objectives)}
     consensus, tracker = [], []
@@ -156,11 +141,32 @@ def simulate(
     rows = [states[i] for i in sorted(states)]
     theta = np.stack([s.theta for s in rows])
     return Simulation(
-        theta=np.repeat(theta, n, axis=0) if len(rows) < n else theta,
+        theta=np.repeat(theta, graph.n, axis=0) if len(rows) < graph.n else theta,
         tau=np.stack([s.tau for s in rows]) if hasattr(rows[0], "tau") else None,
         history=history,
         states=tuple(rows),
     )
+
+
+def _starts(
+    theta0: npt.NDArray[Any], graph: Graph, gradients: Sequence[Gradient], weights: Sequence[float] | None
+) -> npt.NDArray[Any]:
+    """Return θ^0 of all peers, (n, q); refuse arguments of :func:`simulate` that do not fit each other."""
+    n = graph.n
+    theta0 = np.asarray(theta0)
+    if not np.issubdtype(theta0.dtype, np.floating):
+        raise ConfigError(f"theta0 has dtype {theta0.dtype}: give a floating-point array")
+    if len(gradients) != n:
+        raise ConfigError(
+            f"{len(gradients)} gradients for the {n} peers of graph {graph.name!r}: give one a peer"
+        )
+    if weights is not None and len(weights) != n:
+        raise ConfigError(
+            f"{len(weights)} weights for the {n} peers of graph {graph.name!r}: give one a peer"
+        )
+    if theta0.ndim not in (1, 2) or (theta0.ndim == 2 and theta0.shape[0] != n):
+        raise ConfigError(f"theta0 has shape {theta0.shape}: give (q,) or (n, q) with n = {n}")
+    return np.broadcast_to(theta0, (n, theta0.shape[-1]))
 
 
 def _checked(gradient: Gradient, peer: int) -> Gradient:

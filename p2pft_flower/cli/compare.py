@@ -43,6 +43,7 @@ def _complete_names(incomplete: str) -> list[str]:
     return [",".join([*first, name]) for name in every]
 
 
+# Longer than 70 lines, since its parameters are the options that typer reads.
 def compare(
     methods: Annotated[
         str,

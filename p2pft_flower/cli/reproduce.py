@@ -106,6 +106,7 @@ def _complete_words(incomplete: str) -> list[str]:
     return [*complete_settings(incomplete), *(f"{d}." for d in DATASETS if d.startswith(incomplete))]
 
 
+# Longer than 70 lines, since its parameters are the options that typer reads.
 def reproduce(
     table: Annotated[
         str,

@@ -226,6 +226,7 @@ def _record_given_up(values: Mapping[str, Any], started: str | None) -> None:
         typer.echo(f"{folder / FILE} cannot say that the run was stopped: {problem}", err=True)
 
 
+# Longer than 70 lines, since its parameters are the options that typer reads.
 def run(
     settings: Annotated[
         list[str] | None,
