@@ -33,7 +33,7 @@ from rich.table import Table
 from scipy import stats
 
 from p2pft_flower.config import RunConfig
-from p2pft_flower.host.keeper import iterations_apart
+from p2pft_flower.keeping.retention import iterations_apart
 from p2pft_flower.plan import Neighbourhood, Plan, terms_digest
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
@@ -98,7 +98,7 @@ def plans(run: str, folder: Path, iterations: int, settings: dict[str, Any], *, 
     every = iterations_apart(runtime.checkpoint_every, runtime.evaluate_every) if on else -1
     plan = Plan(
         run=run,
-        config=config.to_mapping(),
+        config=config,
         n=graph.n,
         hosts=len(HOSTS),
         terms=terms_digest(config, view, iterations),

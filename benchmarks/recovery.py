@@ -38,6 +38,7 @@ from p2pft_flower.plan import Neighbourhood, Plan, terms_digest
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import ExchangeStoppedError
+from p2pft_flower.typed import plain
 
 Q = 1000
 PROCESSES = {4: 3, 16: 4, 64: 8}
@@ -139,7 +140,7 @@ def plans(n: int, folder: Path, timeout: float) -> list[Plan]:
     return [
         Plan(
             run=f"recovery-{n}",
-            config=config.to_mapping(),
+            config=config,
             n=n,
             hosts=n,
             terms=terms_digest(config, view, 10**6),
@@ -159,7 +160,8 @@ def plans(n: int, folder: Path, timeout: float) -> list[Plan]:
 def lines(folder: Path, peer: int, event: str) -> list[dict[str, Any]]:
     """Return what a peer's log tells of ``event``."""
     path = folder / "peers" / f"peer-{peer}.jsonl"
-    return [line for line in read_journal(path) if line["event"] == event] if path.is_file() else []
+    told = map(plain, read_journal(path)) if path.is_file() else ()
+    return [line for line in told if line["event"] == event]
 
 
 def wait_for(folder: Path, peers: range, view: int, iterations: int) -> None:

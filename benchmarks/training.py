@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from p2pft_flower.learning.data.batches import Batches
-from p2pft_flower.learning.data.datasets import Split
+from p2pft_flower.learning.data.splits import Split
 from p2pft_flower.learning.minibatches import MiniBatches
 from p2pft_flower.learning.model.models import preprocessing
 from p2pft_flower.learning.model.split import Parts, split_model

@@ -19,6 +19,7 @@ from p2pft_flower.algorithms.objective import OBJECTIVES
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.plugins import is_reference
+from p2pft_flower.typed import MAX_PEERS
 
 __all__ = [
     "LearningConfig",
@@ -49,6 +50,38 @@ MAX_IMAGE_SIZE = 2**13
 """Pixels of a side; at patches of 16 × 16 as many tokens as a model is allowed."""
 
 
+_PLENTY = 10**9
+"""Iterations, images or numbers of other things that no run has."""
+
+_BRIGHTEST = 1e30
+"""Beyond what a sample of any image may be."""
+
+_YEAR = 31_536_000.0
+"""Seconds; the most that anything waits for."""
+
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "learning_rate": (1e-30, 1e6),
+    "weight_decay": (0.0, 1e6),
+    "local_epochs": (1, 10**6),
+    "shots": (0, _PLENTY),
+    "batch_size": (1, 10**6),
+    "dp_clip": (0.0, 1e6),
+    "dp_noise": (0.0, 1e6),
+    "seed": (0, 2**63 - 1),
+    "epochs": (0, 10**6),
+    "iterations": (0, _PLENTY),
+    "evaluate_every": (0, _PLENTY),
+    "threads": (1, 1024),
+    "checkpoint_every": (-1, _PLENTY),
+    "checkpoints_kept": (1, 10**6),
+    "min_peers": (0, MAX_PEERS),
+    **dict.fromkeys(
+        ("meet_timeout", "peer_timeout", "rejoin_deadline", "hang_timeout", "run_timeout"), (0.001, _YEAR)
+    ),
+}
+"""Least and largest of each numeric key that has no check of its own."""
+
+
 _CHANNELS = {"mean": (0.0, 1.0), "std": (0.001, 1.0)}
 """Least and largest that mean and deviation of pixels of 0..1 may be; 0 and 1 leave pixels as they are."""
 
@@ -56,6 +89,18 @@ _CHANNELS = {"mean": (0.0, 1.0), "std": (0.001, 1.0)}
 def _require(condition: bool, key: str, value: object, right: str) -> None:
     if not condition:
         raise ConfigError(f"{key} = {value!r}: must be {right}")
+
+
+def _require_bounds(concern: object) -> None:
+    """Refuse numbers of a concern's fields that are out of :data:`_BOUNDS`."""
+    for f in dataclasses.fields(concern):  # type: ignore[arg-type]  # each of the concerns is a dataclass
+        if f.name not in _BOUNDS:
+            continue
+        (least, most), value = _BOUNDS[f.name], getattr(concern, f.name)
+        kind = "whole number" if isinstance(value, int) else "number"
+        kind += " of seconds" if f.name.endswith(("timeout", "deadline")) else ""
+        right = f"a {kind} from {least:.15g} to {most:.15g}"
+        _require(least <= value <= most, f.name.replace("_", "-"), value, right)
 
 
 def read_channels(key: str, text: str) -> tuple[float, ...]:
@@ -111,7 +156,7 @@ def read_range(text: str) -> tuple[float, float] | None:
     except ValueError:
         black, white = math.nan, math.nan
     _require(
-        bool(colon) and math.isfinite(black) and math.isfinite(white) and black < white,
+        bool(colon) and -_BRIGHTEST <= black < white <= _BRIGHTEST,
         "pixel-range",
         text,
         "auto or LOW:HIGH with LOW < HIGH, such as -1000:400",
@@ -157,14 +202,8 @@ class MethodConfig:
     def __post_init__(self) -> None:
         make_schedule(self.schedule, self.learning_rate, 1)
         _require(0.0 <= self.momentum < 1.0, "momentum", self.momentum, "in [0, 1)")
-        _require(
-            math.isfinite(self.weight_decay) and self.weight_decay >= 0,
-            "weight-decay",
-            self.weight_decay,
-            ">= 0",
-        )
+        _require_bounds(self)
         _require(self.objective in OBJECTIVES, "objective", self.objective, f"one of {', '.join(OBJECTIVES)}")
-        _require(self.local_epochs >= 1, "local-epochs", self.local_epochs, "a whole number >= 1")
 
 
 @dataclass(frozen=True)
@@ -287,13 +326,8 @@ class LearningConfig:
         read_channels("mean", self.mean)
         read_channels("std", self.std)
         self.pixel_ranges  # noqa: B018 - refuses what it cannot read
-        _require(self.shots >= 0, "shots", self.shots, "a whole number >= 0")
-        _require(self.batch_size >= 1, "batch-size", self.batch_size, "a whole number >= 1")
-        for key in ("dp_clip", "dp_noise"):
-            value = getattr(self, key)
-            _require(math.isfinite(value) and value >= 0, key.replace("_", "-"), value, "a number >= 0")
+        _require_bounds(self)
         _require(0.0 <= self.dp_delta < 1.0, "dp-delta", self.dp_delta, "in [0, 1)")
-        _require(self.seed >= 0, "seed", self.seed, "a whole number >= 0")
 
     @property
     def sited(self) -> bool:
@@ -481,14 +515,12 @@ class RuntimeConfig:
     min_peers: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.min_peers >= 0, "min-peers", self.min_peers, "a whole number >= 0")
         _require(
             self.checkpoint_every >= -1,
             "checkpoint-every",
             self.checkpoint_every,
             "a whole number of iterations, 0 (when peers are evaluated) or -1 (never)",
         )
-        _require(self.checkpoints_kept >= 1, "checkpoints-kept", self.checkpoints_kept, "a whole number >= 1")
         _require(
             not self.resume
             or Path(self.resume).expanduser().is_absolute()
@@ -497,26 +529,20 @@ class RuntimeConfig:
             self.resume,
             "a run's id (letters, digits, - and _), or the absolute path of a run's folder",
         )
-        _require(self.iterations >= 0, "iterations", self.iterations, "a whole number >= 0")
+        _require_bounds(self)
         _require(self.epochs >= 1 or self.iterations >= 1, "epochs", self.epochs, "a whole number >= 1")
-        _require(self.evaluate_every >= 0, "evaluate-every", self.evaluate_every, "a whole number >= 0")
         _require(self.transport in TRANSPORTS, "transport", self.transport, f"one of {', '.join(TRANSPORTS)}")
-        _require(self.threads >= 1, "threads", self.threads, "a whole number >= 1")
         _require(
             self.on_failure in ON_FAILURE, "on-failure", self.on_failure, f"one of {', '.join(ON_FAILURE)}"
         )
         host, _, port = self.observer_address.rpartition(":")
         _require(
-            not self.observer_address or (bool(host) and port.isdecimal() and int(port) < 2**16),
+            not self.observer_address
+            or (bool(host) and port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) < 2**16),
             "observer-address",
             self.observer_address,
             "empty, or host:port, such as office.example:9100",
         )
-        for key in ("meet_timeout", "peer_timeout", "rejoin_deadline", "hang_timeout", "run_timeout"):
-            value = getattr(self, key)
-            _require(
-                math.isfinite(value) and value > 0, key.replace("_", "-"), value, "a number of seconds > 0"
-            )
         _require(
             not self.output_dir or Path(self.output_dir).expanduser().is_absolute(),
             "output-dir",

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import networkx as nx
 
 from p2pft_flower.config import RunConfig
+from p2pft_flower.errors import DataError
+from p2pft_flower.facts import PeerFacts, RunFacts
+from p2pft_flower.topology.graph import GraphParts
 from p2pft_flower.topology.views import View
+from p2pft_flower.typed import Count, Number, PeerCount, PeerNumber, Positive, Share, decoded, encoded
 
-__all__ = ["Neighbourhood", "Plan", "ResumePoint", "config_digest", "greetings", "terms_digest"]
+__all__ = ["SCHEMA", "Neighbourhood", "Plan", "ResumePoint", "config_digest", "greetings", "terms_digest"]
+
+SCHEMA = "p2pft.plan/1"
 
 
 @dataclass(frozen=True)
@@ -30,9 +37,9 @@ class Neighbourhood:
         b_ji of each j that i sends to, i itself included: the shares i gives away; sums to one.
     """
 
-    peer: int
-    row: dict[int, float]
-    column: dict[int, float]
+    peer: PeerNumber
+    row: dict[PeerNumber, Share]
+    column: dict[PeerNumber, Share]
 
     @classmethod
     def of(cls, view: View, peer: int) -> Neighbourhood:
@@ -68,8 +75,8 @@ class ResumePoint:
 
     run: str
     folder: str
-    iterations: dict[int, int]
-    digests: dict[int, str]
+    iterations: dict[PeerNumber, Count]
+    digests: dict[PeerNumber, str]
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,8 @@ class Plan:
     ----------
     run : str
         The run's identifier.
-    config : dict
-        The run-config, kebab-case.
+    config : RunConfig
+        The settings.
     n : int
         Peers in the whole graph.
     greetings : int
@@ -98,7 +105,7 @@ class Plan:
         Where this host's peers listen and their neighbours on other hosts are reached; ``unix:/path`` or
         ``host:port``. Empty where everything stays in memory. A deployed host's own peers have one even where
         they exchange nothing with others, unless nobody gave them any: they listen for stops.
-    graph : dict
+    graph : GraphParts
         The whole graph (:meth:`Graph.to_dict`), where the view may change; else empty.
     members : dict of int to tuple of int
         All hosts of the run by their lowest peer, and their peers, where the view may change; else empty.
@@ -109,43 +116,42 @@ class Plan:
         One peer holds the data of all n.
     output_dir : str
         Folder for logs and tails, on the host's machine.
-    record : dict
-        What results say of the run besides scores (:func:`p2pft_flower.report.collected.run_record`); each
-        peer's log begins with it, so that results can be made of the peers' files alone.
-    peer_records : dict of int to dict
-        What results say of each of these peers (:func:`p2pft_flower.report.collected.peer_record`); goes into
-        its log only.
+    facts : RunFacts or None
+        What results say of the run besides scores; each peer's log begins with it, so that results can be
+        made of the peers' files alone. None: nothing is told.
+    peer_facts : dict of int to PeerFacts
+        What results say of each of these peers; goes into its log only.
     stop_digest : str
         SHA-256, hexadecimal, of the key that only the coordinator knows: whoever shows the key may stop the
         run. Empty: nobody but neighbours may.
     checkpoint_every : int
         Iterations between two checkpoints; negative: none are written.
     checkpoint_files : int
-        Files that each peer keeps (:func:`p2pft_flower.host.keeper.files_kept`).
+        Files that each peer keeps (:func:`p2pft_flower.keeping.retention.files_kept`).
     resume : ResumePoint or None
         Where the run goes on from; None: it begins.
     """
 
     run: str
-    config: dict[str, Any]
-    n: int
-    greetings: int
+    config: RunConfig
+    n: PeerCount
+    greetings: Positive
     terms: str
     peers: tuple[Neighbourhood, ...]
-    loss_weights: dict[int, float]
-    iterations: int
-    evaluate_every: int
+    loss_weights: dict[PeerNumber, Share]
+    iterations: Positive
+    evaluate_every: Positive
     output_dir: str
-    addresses: dict[int, str] = field(default_factory=dict)
-    graph: dict[str, Any] = field(default_factory=dict)
-    members: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    addresses: dict[PeerNumber, str] = field(default_factory=dict)
+    graph: GraphParts = field(default_factory=GraphParts)
+    members: dict[PeerNumber, tuple[PeerNumber, ...]] = field(default_factory=dict)
     observer: str = ""
     pooled: bool = False
-    record: dict[str, Any] = field(default_factory=dict)
-    peer_records: dict[int, dict[str, Any]] = field(default_factory=dict)
+    facts: RunFacts | None = None
+    peer_facts: dict[PeerNumber, PeerFacts] = field(default_factory=dict)
     stop_digest: str = ""
-    checkpoint_every: int = -1
-    checkpoint_files: int = 2
+    checkpoint_every: Number = -1
+    checkpoint_files: Positive = 2
     resume: ResumePoint | None = None
 
     @property
@@ -157,7 +163,7 @@ class Plan:
     @property
     def live(self) -> tuple[int, ...]:
         """The peers that were there at the start, ascending."""
-        return tuple(self.record.get("live", range(self.n)))
+        return tuple(range(self.n)) if self.facts is None else self.facts.live
 
     def weights_among(self, live: Collection[int]) -> dict[int, float]:
         """Return the factor of each peer's loss where the peers ``live`` train; the mean of theirs is one."""
@@ -176,29 +182,57 @@ class Plan:
         return bool(self.stop_digest) and all(p.peer in self.addresses for p in self.peers)
 
     def to_json(self) -> str:
-        """Serialise for a message."""
-        return json.dumps(asdict(self))
+        """Serialise for a message or a file, with a digest that tells damage."""
+        body = encoded(self)
+        return msgspec.json.encode(_Sealed(SCHEMA, sha256(body).hexdigest(), msgspec.Raw(body))).decode()
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Read what :meth:`to_json` wrote."""
-        raw = json.loads(text)
+    def from_json(cls, text: str | bytes) -> Plan:
+        """Read what :meth:`to_json` wrote.
 
-        def by_peer(mapping: Mapping[str, Any]) -> dict[int, Any]:
-            return {int(peer): value for peer, value in mapping.items()}
+        Raises
+        ------
+        DataError
+            When it is no plan of this version, or was changed; names the field.
+        """
+        told = decoded(text, _Sealed, "not a plan of this version")
+        if told.schema != SCHEMA:
+            raise DataError(f"not a plan of this version: schema {told.schema!r}, it reads {SCHEMA!r}")
+        if sha256(told.plan).hexdigest() != told.digest:
+            raise DataError("the plan was damaged or changed: its digest is not that of its content")
+        plan = decoded(bytes(told.plan), cls, "not a plan of this version")
+        if fault := plan._fault:
+            raise DataError(f"not a plan of this version: {fault}")
+        return plan
 
-        raw["peers"] = tuple(
-            Neighbourhood(p["peer"], by_peer(p["row"]), by_peer(p["column"])) for p in raw["peers"]
+    @property
+    def _fault(self) -> str:
+        """What does not go together; empty where all does."""
+        own = [place.peer for place in self.peers]
+        if not own or own != sorted(set(own)):
+            return "the host's peers do not ascend - at `$.peers`"
+        if any({place.peer} - (place.row.keys() & place.column.keys()) for place in self.peers):
+            return "a peer gives nothing to itself - at `$.peers`"
+        named = {p for place in self.peers for p in (*place.row, *place.column)}
+        named |= {p for peers in self.members.values() for p in peers}
+        if max((*named, *self.loss_weights, *self.addresses)) >= self.n:
+            return "it names a peer beyond the graph - at `$.n`"
+        if missing := set(own) - self.loss_weights.keys():
+            return f"the losses of the peers {sorted(missing)} have no factor - at `$.loss_weights`"
+        if self.members and not (self.graph and {p for m in self.members.values() for p in m} >= set(own)):
+            return "the view may change, but graph or hosts are missing - at `$.members`"
+        begun = (
+            set(own) if self.resume is None else self.resume.iterations.keys() & self.resume.digests.keys()
         )
-        raw["loss_weights"] = by_peer(raw["loss_weights"])
-        raw["members"] = {m: tuple(peers) for m, peers in by_peer(raw["members"]).items()}
-        raw["addresses"] = by_peer(raw["addresses"])
-        raw["peer_records"] = by_peer(raw["peer_records"])
-        if (point := raw["resume"]) is not None:
-            raw["resume"] = ResumePoint(
-                point["run"], point["folder"], by_peer(point["iterations"]), by_peer(point["digests"])
-            )
-        return cls(**raw)
+        return "" if begun >= set(own) else "a peer has nothing to go on from - at `$.resume`"
+
+
+class _Sealed(msgspec.Struct, frozen=True):
+    """A plan as it is written: its content with what tells whether it is whole."""
+
+    schema: Annotated[str, msgspec.Meta(max_length=64)]
+    digest: str
+    plan: msgspec.Raw
 
 
 def greetings(view: View, hosts: Iterable[Collection[int]]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import FrozenInstanceError
 from itertools import pairwise
@@ -181,12 +182,12 @@ WRONG = [
     ("momentum", 1.0, r"must be in \[0, 1\)"),
     ("momentum", -0.1, r"must be in \[0, 1\)"),
     ("momentum", float("nan"), r"must be in \[0, 1\)"),
-    ("weight-decay", -1e-9, "must be >= 0"),
-    ("weight-decay", float("inf"), "must be >= 0"),
+    ("weight-decay", -1e-9, "must be a number from 0 to 1000000"),
+    ("weight-decay", float("inf"), "must be a number from 0 to 1000000"),
     ("objective", "peers", "must be one of uniform, examples"),
-    ("local-epochs", 0, "must be a whole number >= 1"),
-    ("batch-size", 0, "must be a whole number >= 1"),
-    ("shots", -1, "must be a whole number >= 0"),
+    ("local-epochs", 0, "must be a whole number from 1 to 1000000"),
+    ("batch-size", 0, "must be a whole number from 1 to 1000000"),
+    ("shots", -1, "must be a whole number from 0 to 1000000000"),
     ("bad-images", "ignore", "must be one of refuse, skip"),
     ("pixel-range", "12", "must be auto or LOW:HIGH with LOW < HIGH, such as -1000:400"),
     ("pixel-range", "400:-1000", "must be auto or LOW:HIGH with LOW < HIGH"),
@@ -198,27 +199,27 @@ WRONG = [
     ("mean", "grey", "must be a number, or one for each of three channels"),
     ("std", "0.5,0,0.5", "must be numbers from 0.001 to 1"),
     ("std", "nan", "must be a number, or one for each of three channels"),
-    ("dp-clip", -1.0, "must be a number >= 0"),
-    ("dp-clip", float("nan"), "must be a number >= 0"),
-    ("dp-noise", -0.5, "must be a number >= 0"),
-    ("dp-noise", float("inf"), "must be a number >= 0"),
+    ("dp-clip", -1.0, "must be a number from 0 to 1000000"),
+    ("dp-clip", float("nan"), "must be a number from 0 to 1000000"),
+    ("dp-noise", -0.5, "must be a number from 0 to 1000000"),
+    ("dp-noise", float("inf"), "must be a number from 0 to 1000000"),
     ("dp-delta", 1.0, r"must be in \[0, 1\)"),
-    ("seed", -1, "must be a whole number >= 0"),
-    ("iterations", -1, "must be a whole number >= 0"),
+    ("seed", -1, "must be a whole number from 0 to 9"),
+    ("iterations", -1, "must be a whole number from 0 to 1000000000"),
     ("epochs", 0, "must be a whole number >= 1"),
-    ("evaluate-every", -1, "must be a whole number >= 0"),
+    ("evaluate-every", -1, "must be a whole number from 0 to 1000000000"),
     ("transport", "tcp", "must be one of auto, memory, grpc"),
-    ("threads", 0, "must be a whole number >= 1"),
-    ("meet-timeout", 0.0, "must be a number of seconds > 0"),
-    ("hang-timeout", 0.0, "must be a number of seconds > 0"),
-    ("peer-timeout", -1.0, "must be a number of seconds > 0"),
-    ("peer-timeout", float("nan"), "must be a number of seconds > 0"),
-    ("peer-timeout", float("inf"), "must be a number of seconds > 0"),
+    ("threads", 0, "must be a whole number from 1 to 1024"),
+    ("meet-timeout", 0.0, "must be a number of seconds from 0.001 to 31536000"),
+    ("hang-timeout", 0.0, "must be a number of seconds from 0.001 to 31536000"),
+    ("peer-timeout", -1.0, "must be a number of seconds from 0.001 to 31536000"),
+    ("peer-timeout", float("nan"), "must be a number of seconds from 0.001 to 31536000"),
+    ("peer-timeout", float("inf"), "must be a number of seconds from 0.001 to 31536000"),
     ("output-dir", "results", "must be an absolute path"),
     ("on-failure", "panic", "must be one of continue, wait, stop"),
-    ("rejoin-deadline", 0.0, "must be a number of seconds > 0"),
+    ("rejoin-deadline", 0.0, "must be a number of seconds from 0.001 to 31536000"),
     ("checkpoint-every", -2, r"must be .* 0 \(when peers are evaluated\) or -1 \(never\)"),
-    ("checkpoints-kept", 0, "must be a whole number >= 1"),
+    ("checkpoints-kept", 0, "must be a whole number from 1 to 1000000"),
     ("resume", "runs/12", "must be a run's id .* or the absolute path"),
     ("resume", "../12", "must be a run's id"),
     ("observer-address", "office.example", "must be empty, or host:port, such as"),
@@ -231,6 +232,17 @@ WRONG = [
 def test_a_wrong_value_is_refused_with_key_value_and_what_is_right(key, value, right):
     with pytest.raises(ConfigError, match=rf"^{key} = {value!r}.*{right}"):
         RunConfig.from_mapping({key: value})
+
+
+NUMBERS = [key for key, value in config_keys().items() if type(value) in (int, float)]
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_every_number_has_a_least_and_a_largest_value(key):
+    whole = isinstance(config_keys()[key], int)
+    for value in (2**63, -(2**62)) if whole else (1e300, -1e300, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match=rf"^{key} = {re.escape(repr(value))}: must be "):
+            RunConfig.from_mapping({key: value})
 
 
 TOGETHER = [

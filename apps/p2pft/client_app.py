@@ -1,4 +1,4 @@
-"""The ClientApp: runs the peers it is given; see p2pft_flower.flower.client."""
+"""The ClientApp: runs the peers of its plan; see p2pft_flower.flower.client."""
 
 from p2pft_flower.flower.client import make_client_app
 

@@ -2,10 +2,10 @@
 
     θ^{k+1} = θ^k − α ∇L(θ^k)
 
-``pooled`` tells whoever runs it to put all peers' data in one place: :func:`simulate` averages their
-gradients, the Flower app gives one peer all the images. An iteration sees as many images as n peers do:
-with ``objective = "uniform"`` the very mini-batches that they would draw, with ``"examples"`` n times the
-batch from the union. Fixed point: the minimiser of the mean loss over peers, or over images.
+``pooled`` asks its caller to put all peers' data in one place: :func:`simulate` averages their gradients, the
+Flower app gives one peer all the images. An iteration sees as many images as n peers do: with
+``objective = "uniform"`` the very mini-batches that they would draw, with ``"examples"`` n times the batch
+from the union. Fixed point: the minimiser of the mean loss over peers, or over images.
 ``momentum``, schedules and weight decay act as for local.
 """
 

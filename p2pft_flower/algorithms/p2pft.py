@@ -5,10 +5,11 @@
     g_i^{k+1} ← ∇L_i(θ_i^{k+1}), a fresh mini-batch           lines 3, 4
     τ_i^{k+1} ← Σ_j b_ij (τ_j^k + g_j^{k+1} − g_j^k)          line 5
 
-Fixed point: B is column stochastic, so Σ τ = Σ g at every k; at rest all θ_i agree and τ = 0, hence
-Σ ∇L_i(θ) = 0: the exact minimiser of (1/n) Σ L_i on every strongly connected directed graph.
-``momentum`` (heavy ball on τ_i, kept local) leaves that point as it is, for τ = 0 there, and so does any
-schedule. Weight decay λ moves it to the minimiser of the mean loss + λ/2 ‖θ‖², and
+Fixed point, with full gradients: B is column stochastic, so Σ τ = Σ g at every k; at rest all θ_i agree and
+τ = 0, hence Σ ∇L_i(θ) = 0: exact for (1/n) Σ L_i on every strongly connected directed graph. Mini-batches
+with a constant α reach a neighbourhood of it, whose size depends on their noise and on the graph (arXiv
+2604.08219). ``momentum`` (heavy ball on τ_i, never sent) leaves that point as it is, for τ = 0 there, and so
+does any schedule. Weight decay λ moves it to the minimiser of the mean loss + λ/2 ‖θ‖², and
 ``objective = "examples"`` to that of the image-weighted mean Σ (N_i / N) L_i.
 """
 

@@ -1,4 +1,4 @@
-"""Names of methods, and how somebody's own method is plugged in."""
+"""Methods by name, and methods of your own."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0) -> Algo
         missing = [part for part in ("phases", "start", "step") if not hasattr(method, part)]
         if missing:
             raise ConfigError(
-                f"algorithm = {name!r}: what it returns has no {', '.join(missing)}; "
+                f"algorithm = {name!r}: the object that it returns has no {', '.join(missing)}; "
                 "see p2pft_flower.algorithms.seam.Algorithm"
             )
         return method  # type: ignore[no-any-return]  # checked just above, as far as Python can
@@ -64,7 +64,7 @@ def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0) -> Algo
 
 
 def check_graph(method: Algorithm[Any], graph: Graph) -> None:
-    """Refuse a graph on which ``method`` would converge to a wrong point without a sign of it.
+    """Refuse a graph on which ``method`` would silently converge to a wrong point.
 
     Raises
     ------

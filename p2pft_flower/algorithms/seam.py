@@ -1,7 +1,7 @@
-"""The seam between an algorithm and the exchange: what an algorithm may ask for, and nothing else.
+"""The seam between an algorithm and the exchange: the two requests that an algorithm may make.
 
-An algorithm is mathematics on vectors. It is given its own vector and its own gradient, and yields what
-it wants mixed with its neighbours: :class:`Rows` to be averaged by the receivers' weights A,
+An algorithm is mathematics on vectors. It has its own vector and its own gradient, and yields a vector to be
+mixed with its neighbours': :class:`Rows` to be averaged by the receivers' weights A,
 :class:`Columns` to be shared out by the senders' weights B. Whether the neighbours are in this process
 or on another continent is the exchange's business.
 """
@@ -41,7 +41,7 @@ Schedule: TypeAlias = Callable[[int], float]
 
 
 class State(Protocol):
-    """What a peer carries from one iteration to the next: a named tuple of vectors, θ at least."""
+    """A peer's state between two iterations: a named tuple of vectors, θ at least."""
 
     @property
     def theta(self) -> Vector:
@@ -54,21 +54,21 @@ S = TypeVar("S")
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Ask for Σ_j a_ij x_j: the receiver i weighs what its in-neighbours (and itself) offer."""
+    """Ask for Σ_j a_ij x_j: the receiver i weighs the vectors of its in-neighbours and its own."""
 
     vector: Vector
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Ask for Σ_j b_ij x_j: each sender j shares its vector out, Σ_i b_ij = 1, so sums are kept."""
+    """Ask for Σ_j b_ij x_j: each sender j shares its vector out, Σ_i b_ij = 1, so Σ x is preserved."""
 
     vector: Vector
 
 
 Mix: TypeAlias = Rows | Columns
 Step: TypeAlias = Generator[Mix, Vector, S]
-"""One iteration: yields what is to be mixed, is sent the mixed vector, returns the next state."""
+"""One iteration: yields vectors to be mixed, is sent the mixed vectors, returns the next state."""
 
 
 class Algorithm(Protocol[S]):
@@ -150,7 +150,7 @@ def lockstep(
     steps : mapping of peer to generator
         One iteration's :meth:`Algorithm.step` of each peer.
     exchange : callable
-        (phase, what each peer yielded) ↦ what each peer is sent: the mixed vectors.
+        (phase, the requests by peer) ↦ the mixed vectors by peer.
     phases : int
         How many exchanges the method promises (its ``phases``).
 

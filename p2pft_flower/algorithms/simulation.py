@@ -21,17 +21,17 @@ __all__ = ["Simulation", "mix_in_memory", "simulate"]
 
 @dataclass(frozen=True)
 class Simulation:
-    """What :func:`simulate` returns.
+    """The result of :func:`simulate`.
 
     Attributes
     ----------
     theta : (n, q) array
         The peers' parameters after the last iteration; for ``centralized`` n equal rows.
     tau : (n, q) array or None
-        The trackers, where the method has one.
+        The trackers; None if the method has none.
     history : dict of str to (K + 1,) float64 arrays
         Before the first and after each iteration: ``consensus_error``, sqrt((1/n) Σ ‖θ_i − θ̄‖²); and
-        ``tracker_error``, ‖Σ τ_i − Σ g_i‖_∞, where the method's state has ``tau`` and ``grad``.
+        ``tracker_error``, ‖Σ τ_i − Σ g_i‖_∞, if the method's state has ``tau`` and ``grad``.
     states : tuple
         The methods' full states, one a peer.
     """
@@ -43,7 +43,7 @@ class Simulation:
 
 
 def mix_in_memory(graph: Graph, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
-    """Mix what all n peers yielded: Rows by A, Columns by B, each sum in ascending peer order."""
+    """Mix the vectors that all n peers yielded: Rows by A, Columns by B, each sum in ascending peer order."""
     weights = graph.A if isinstance(outbox[0], Rows) else graph.B
     return {
         i: weighted_sum((weights[i, j], outbox[j].vector) for j in sorted((i, *graph.in_neighbours(i))))
@@ -75,7 +75,7 @@ def simulate(
     graph : Graph
         n peers.
     gradients : sequence of n callables
-        θ (q,) ↦ ∇L_i(θ) (q,). The dtype of ``theta0`` is kept throughout.
+        θ (q,) ↦ ∇L_i(θ) (q,). The dtype of ``theta0`` is used throughout.
     theta0 : (q,) or (n, q) floating-point array
         One start for all peers, or one each.
     alpha : float
@@ -85,7 +85,7 @@ def simulate(
     schedule : str, default "constant"
         See :func:`~p2pft_flower.algorithms.schedules.make_schedule`.
     momentum, weight_decay : float, default 0
-        Heavy-ball β and L2 λ; each method's module says what they do to its fixed point.
+        Heavy-ball β and L2 λ; each method's module gives their effect on its fixed point.
     weights : sequence of n floats, optional
         Factor of each peer's loss (:func:`~p2pft_flower.algorithms.objective.peer_weights`).
     callback : callable, optional
@@ -98,22 +98,7 @@ def simulate(
     TopologyError
         When the method cannot run on this graph.
     """
-    n = graph.n
-    theta0 = np.asarray(theta0)
-    if not np.issubdtype(theta0.dtype, np.floating):
-        raise ConfigError(f"theta0 has dtype {theta0.dtype}: give a floating-point array")
-    if len(gradients) != n:
-        raise ConfigError(
-            f"{len(gradients)} gradients for the {n} peers of graph {graph.name!r}: give one a peer"
-        )
-    if weights is not None and len(weights) != n:
-        raise ConfigError(
-            f"{len(weights)} weights for the {n} peers of graph {graph.name!r}: give one a peer"
-        )
-    if theta0.ndim not in (1, 2) or (theta0.ndim == 2 and theta0.shape[0] != n):
-        raise ConfigError(f"theta0 has shape {theta0.shape}: give (q,) or (n, q) with n = {n}")
-    starts = np.broadcast_to(theta0, (n, theta0.shape[-1]))
-
+    starts = _starts(theta0, graph, gradients, weights)
     if isinstance(algorithm, str):
         method = make_algorithm(
             algorithm, alpha=make_schedule(schedule, alpha, iterations), momentum=momentum
@@ -130,7 +115,7 @@ def simulate(
     if getattr(method, "pooled", False):
         # One model on all the data: its gradient is the mean of the peers'.
         objectives = [_mean(objectives)]
-        starts = starts.mean(axis=0, keepdims=True, dtype=theta0.dtype)
+        starts = starts.mean(axis=0, keepdims=True, dtype=starts.dtype)
 
     states: dict[int, Any] = {i: method.start(starts[i].copy(), g) for i, g in enumerate(objectives)}
     consensus, tracker = [], []
@@ -156,11 +141,32 @@ def simulate(
     rows = [states[i] for i in sorted(states)]
     theta = np.stack([s.theta for s in rows])
     return Simulation(
-        theta=np.repeat(theta, n, axis=0) if len(rows) < n else theta,
+        theta=np.repeat(theta, graph.n, axis=0) if len(rows) < graph.n else theta,
         tau=np.stack([s.tau for s in rows]) if hasattr(rows[0], "tau") else None,
         history=history,
         states=tuple(rows),
     )
+
+
+def _starts(
+    theta0: npt.NDArray[Any], graph: Graph, gradients: Sequence[Gradient], weights: Sequence[float] | None
+) -> npt.NDArray[Any]:
+    """Return θ^0 of all peers, (n, q); refuse arguments of :func:`simulate` that do not fit each other."""
+    n = graph.n
+    theta0 = np.asarray(theta0)
+    if not np.issubdtype(theta0.dtype, np.floating):
+        raise ConfigError(f"theta0 has dtype {theta0.dtype}: give a floating-point array")
+    if len(gradients) != n:
+        raise ConfigError(
+            f"{len(gradients)} gradients for the {n} peers of graph {graph.name!r}: give one a peer"
+        )
+    if weights is not None and len(weights) != n:
+        raise ConfigError(
+            f"{len(weights)} weights for the {n} peers of graph {graph.name!r}: give one a peer"
+        )
+    if theta0.ndim not in (1, 2) or (theta0.ndim == 2 and theta0.shape[0] != n):
+        raise ConfigError(f"theta0 has shape {theta0.shape}: give (q,) or (n, q) with n = {n}")
+    return np.broadcast_to(theta0, (n, theta0.shape[-1]))
 
 
 def _checked(gradient: Gradient, peer: int) -> Gradient:

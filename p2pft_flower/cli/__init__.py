@@ -78,14 +78,14 @@ def _terminated(number: int, frame: object) -> None:  # noqa: ARG001 - a signal 
 
 
 def main() -> None:
-    """Run the command line; a SIGTERM or a closed terminal unwinds it, so that it ends what it started."""
+    """Run the command line; a SIGTERM or a closed terminal unwinds it, which ends its child processes."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # what nohup asks for
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, _terminated)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
             errors="backslashreplace"
-        )  # as standard error: names of files may be any bytes
+        )  # like standard error: names of files may be any bytes
     command = typer.main.get_command(app)
     BashComplete.register()
     command()

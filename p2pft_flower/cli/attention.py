@@ -1,4 +1,4 @@
-"""``p2pft attention``: where fine-tuned models look, drawn and measured."""
+"""``p2pft attention``: attention maps of fine-tuned models, drawn and measured."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ __all__ = ["attention"]
 SCHEMA = "p2pft.attention/1"
 
 SHOWN = 3
-"""Images of each kind, where the command line says nothing of images."""
+"""Images of each kind, unless the command line gives a number or images."""
 
 
 @dataclass(frozen=True)
 class _Picture:
-    """An image to draw; ``label`` is None where its class is not known."""
+    """An image to draw; ``label`` is None if its class is not known."""
 
     read: Callable[[], Any]
     name: str
@@ -56,7 +56,10 @@ def attention(
         list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or one that p2pft compare wrote.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE.png", help="The figure; numbers go beside it.")
+        Path,
+        typer.Option(
+            "--output", "-o", metavar="FILE.png", help="The figure; its numbers go into files beside it."
+        ),
     ],
     seen: Annotated[
         int | None,
@@ -69,7 +72,8 @@ def attention(
         int | None,
         typer.Option(
             min=0,
-            help=f"Test images of classes it has never seen; default: up to {SHOWN}, none with --images.",
+            help=f"Test images of classes that it holds no image of; default: up to {SHOWN}, none with "
+            "--images.",
         ),
     ] = None,
     images: Annotated[
@@ -88,14 +92,14 @@ def attention(
     ] = "mean",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Draw the attention maps of several methods over images, and measure how alike they are.
+    """Draw the attention maps of several methods over images, and measure their likeness.
 
-    The runs must have the same model, weights, data, partition and seed. Where one of them is
-    centralized, every peer's maps are compared with its maps on the whole test set, that of all folders
-    where each peer has its own; without it a peer with a folder of its own is drawn on its own test images.
+    The runs must have the same model, weights, data, partition and seed. If one of them is centralized, every
+    peer's maps are compared with its maps on the whole test set (with a folder for each peer, on that of all
+    folders). Without it, a peer with a folder of its own is drawn on its own test images.
     FILE.md and FILE.json with the numbers go beside FILE.png.
 
-    Exit codes: 0 it was drawn; 2 a run, an image or a setting cannot be used.
+    Exit codes: 0 the figure was drawn; 2 a run, an image or a setting cannot be used.
     """
     try:
         if pixel_range is not None:
@@ -121,7 +125,7 @@ def attention(
 
 
 def _check_output(output: Path) -> None:
-    """Refuse a file that could not be written, before time is spent."""
+    """Refuse a file that cannot be written, before the work begins."""
     from matplotlib.backend_bases import FigureCanvasBase
 
     kinds = FigureCanvasBase.get_supported_filetypes()
@@ -140,7 +144,7 @@ def _study(
     pixel_range: str | None,
     kind: str,
 ) -> tuple[dict[str, Any], list[Row]]:
-    """Return what the JSON file holds, and the rows of the figure."""
+    """Return the content of the JSON file, and the rows of the figure."""
     from p2pft_flower.learning.attention import check_map, describe_map
 
     peers = next(run for run in runs if run.algorithm != POOLED).peers
@@ -193,7 +197,7 @@ def _study(
 
 
 def _shared_workload(tails: Sequence[Sequence[Tail]]) -> Workload:
-    """Return the problem whose test images all tails are shown: the last run's, which is the pooled one's."""
+    """Return the problem whose test images all tails see: the last run's, which is the pooled one's."""
     return tails[-1][0].workload
 
 
@@ -215,14 +219,14 @@ def _pictures(
     own: Sequence[_Picture],
     peer: str,
 ) -> list[_Picture]:
-    """Choose what is drawn: test images of classes that ``peer`` holds, of others, and the caller's own.
+    """Choose the images to draw: test images of classes that ``peer`` holds, of others, and the caller's own.
 
-    Without a count it is :data:`SHOWN`, or as many as there are; none beside the caller's own.
+    The default count is :data:`SHOWN`, or as many as there are; none if there are images of the caller's own.
 
     Raises
     ------
     ConfigError
-        When there are fewer test images of a kind than wanted, or nothing is wanted at all.
+        When there are fewer test images of a kind than wanted, or nothing to draw.
     """
     from p2pft_flower.learning.likeness import choose_images
 
@@ -230,7 +234,7 @@ def _pictures(
     pictures = []
     for option, candidates, wanted, group in (
         ("--seen", held, counts[0], f"class held by peer {peer}"),
-        ("--unseen", ~held, counts[1], f"class never seen by peer {peer}"),
+        ("--unseen", ~held, counts[1], f"class of which peer {peer} holds no image"),
     ):
         few = 0 if own else min(SHOWN, int(candidates.sum()))
         count = few if wanted is None else wanted
@@ -251,7 +255,7 @@ def _pictures(
 def _rows(
     workload: Workload, tails: Sequence[Tail], pictures: Sequence[_Picture], kind: str, measured: bool
 ) -> list[Row]:
-    """Return the figure's rows; the last tail is the centralised one where ``measured``."""
+    """Return the figure's rows; the last tail is the centralised one if ``measured``."""
     from p2pft_flower.learning.attention import changed_tensors, read_maps, shown_image
     from p2pft_flower.learning.likeness import correlation
 
@@ -299,7 +303,7 @@ def _numbers(
 
     workload = _shared_workload(tails)
     test = workload.holdings.scored_test
-    # Before training nothing was changed.
+    # Before training all peers have the same maps.
     changes = [
         {},
         *(changed_tensors(workload.model, t.workload.whole_model(t.theta)) for g in tails for t in g),
@@ -324,7 +328,7 @@ def _numbers(
         ("start", 1),
         *((r.algorithm, len(g)) for r, g in zip(runs, tails, strict=True)),
     ]:
-        # What one model for all made of the images counts for every peer, with the peer's own unseen classes.
+        # The maps of one model for all count for every peer, with the peer's own unseen classes.
         found = [per_image[first + (p if models > 1 else 0)] for p in range(len(peers))]
         each = [
             {"peer": peer["peer"], "name": peer["name"], **_summary([numbers], [mask])}
@@ -338,7 +342,7 @@ def _numbers(
 def _summary(
     found: Sequence[tuple[npt.NDArray[Any], ...]], held: Sequence[npt.NDArray[np.bool_]]
 ) -> dict[str, Any]:
-    """Sum up one peer's numbers or those of several, classes seen and unseen apart."""
+    """Summarise the numbers of one peer or several, seen and unseen classes apart."""
     from p2pft_flower.learning.likeness import likeness
 
     alike, overlap, right = (np.concatenate(parts) for parts in zip(*found, strict=True))

@@ -1,4 +1,4 @@
-"""``p2pft cache``: look at the stores of trunk outputs on this machine, and make room."""
+"""``p2pft cache``: list the stores of trunk outputs on this machine, and make room."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from p2pft_flower.learning.store.cache import StoreRecord, cache_folder, get_lim
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Show and limit what frozen trunks made of images.", no_args_is_help=True)
+app = typer.Typer(help="List and limit the stored outputs of frozen trunks.", no_args_is_help=True)
 
 UNITS = {
     "": 1,
@@ -36,9 +36,9 @@ def _fail(message: object) -> NoReturn:
 def list_stores(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """List the stores, the least recently used first: they are the first to go when the limit is reached.
+    """List the stores, the least recently used first, which are removed first when the limit is reached.
 
-    Exit codes: 0 they were listed; 2 the cache cannot be read.
+    Exit codes: 0 the stores were listed; 2 the cache cannot be read.
     """
     try:
         records, limit = stores(), get_limit()
@@ -51,7 +51,7 @@ def list_stores(
     name, rows, size = (max((len(row[i]) for row in cells), default=0) for i in range(3))
     for record, row in zip(records, cells, strict=True):
         typer.echo(f"{row[0]:<{name}}  {row[1]:>{rows}}  {row[2]:>{size}}  {row[3]}")
-        typer.echo(f"  {_about(record)}")  # a line of its own: names of models have up to 50 characters
+        typer.echo(f"  {_about(record)}")  # on a line of its own: names of models have up to 50 characters
     total = decimal(sum(record.bytes for record in records))
     typer.echo(f"{total} of {decimal(limit)} in {cache_folder()}")
 
@@ -70,7 +70,7 @@ def _about(record: StoreRecord) -> str:
 
 
 def as_dict(records: list[StoreRecord], limit: int) -> dict[str, Any]:
-    """Return what ``--json`` prints (bytes, seconds since the epoch); keys are only ever added."""
+    """Return the JSON of ``--json`` (bytes, seconds since the epoch); later versions only add keys."""
     return {
         "folder": str(cache_folder()),
         "limit": limit,
@@ -92,15 +92,15 @@ def as_dict(records: list[StoreRecord], limit: int) -> dict[str, Any]:
 def clear(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="What 'p2pft cache list' shows, or its beginning."),
+        typer.Argument(metavar="[NAME]...", help="A name from 'p2pft cache list', or its beginning."),
     ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Remove every store that is not in use.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --all.")] = False,
 ) -> None:
-    """Remove stores. What a later run needs of them, it computes again.
+    """Remove stores. A later run computes again the rows that it needs.
 
-    Exit codes: 0 they are gone; 1 some are in use and were left, or the answer was no; 2 no store has the
-    name, or its files cannot be removed.
+    Exit codes: 0 the stores are gone; 1 some are in use and were left, or the answer was no; 2 no store has
+    the name, or its files cannot be removed.
     """
     if bool(names) == everything:
         _fail("give the names of stores, or --all")
@@ -142,11 +142,11 @@ def limit(
         str | None, typer.Argument(metavar="[SIZE]", help="Such as 20GB, 500MB or 16GiB; without it, print.")
     ] = None,
 ) -> None:
-    """Print or set how much all stores together may take.
+    """Print or set the limit of all stores together.
 
     When a run needs more, stores that are not in use are removed, the least recently used first.
 
-    Exit codes: 0 it was printed or set; 2 this is no size, or the cache's folder cannot be used.
+    Exit codes: 0 the limit was printed or set; 2 the size is none, or the cache's folder cannot be used.
     """
     try:
         if size is not None:

@@ -1,4 +1,4 @@
-"""``p2pft certs``: a federation's authority, and the certificates by which its peers know each other."""
+"""``p2pft certs``: a federation's authority, and the certificates of its peers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["app"]
 app = typer.Typer(help="Make, show and renew the certificates of a federation's peers.", no_args_is_help=True)
 
 Authority = Annotated[Path, typer.Option(metavar="FOLDER", help="The authority's folder.")]
-Days = Annotated[float, typer.Option(help="How many days it is valid.")]
+Days = Annotated[float, typer.Option(help="Days of validity.")]
 
 
 def _fail(message: object) -> NoReturn:
@@ -43,20 +43,23 @@ def _fail(message: object) -> NoReturn:
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the authority is to live.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The new folder of the authority.")],
     federation: Annotated[str, typer.Option(help="The federation's name, such as north-hospitals.")],
     days: Days = 3650,
 ) -> None:
-    """Make a federation's authority (CA). Its ca.key stays on one safe machine and never goes to a peer.
+    """Make a federation's authority (CA). Keep its ca.key on one safe machine, never on a peer's.
 
-    Exit codes: 0 it was made; 2 the name or the folder cannot be used, or the folder holds certificates.
+    Exit codes: 0 the authority was made; 2 the name or the folder cannot be used, or the folder holds
+    certificates.
     """
     try:
         facts = create_authority(folder, federation, days)
     except ConfigError as error:
         _fail(error)
     typer.echo(f"{folder}: {facts.identity}, valid until {facts.not_after:%Y-%m-%d}")
-    typer.echo(f"keep {folder / CA_KEY_FILE} secret: who has it can be any peer of the federation")
+    typer.echo(
+        f"keep {folder / CA_KEY_FILE} secret: it can make a certificate for any peer of the federation"
+    )
 
 
 @app.command("issue")
@@ -78,7 +81,8 @@ def issue_certificate(
 ) -> None:
     """Issue a peer's key and certificate, or the coordinator's, into a folder to be copied to its machine.
 
-    Exit codes: 0 it was issued; 2 a value or the authority cannot be used, or the folder holds certificates.
+    Exit codes: 0 the certificate was issued; 2 a value or the authority cannot be used, or the folder holds
+    certificates.
     """
     try:
         if peer is not None and not coordinator:
@@ -86,7 +90,7 @@ def issue_certificate(
         elif peer is None and coordinator and not address:
             facts = issue_coordinator(authority, out, days)
         else:
-            _fail("say for whom: --peer NUMBER, or --coordinator, which has no --address")
+            _fail("give --peer NUMBER, or --coordinator, which has no --address")
     except ConfigError as error:
         _fail(error)
     typer.echo(f"{out}: {facts.identity}, valid until {facts.not_after:%Y-%m-%d}")
@@ -100,7 +104,7 @@ def renew_certificate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Your own copy of the ca.pem of the authority that issued it, where that was another one.",
+            help="Your own copy of the ca.pem of the authority that issued it, if that was another one.",
         ),
     ] = None,
     days: Days = 365,
@@ -110,8 +114,8 @@ def renew_certificate(
     The folder's certificate must have been issued by the authority, or by the one of --previous: a ca.pem
     that came with the folder is no proof.
 
-    Exit codes: 0 it was renewed; 2 folder or authority cannot be used, they are of different federations, or
-    another authority issued it.
+    Exit codes: 0 the certificate was renewed; 2 folder or authority cannot be used, they are of different
+    federations, or another authority issued it.
     """
     try:
         facts = renew(authority, folder, days, previous)
@@ -125,9 +129,9 @@ def show(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="An authority's or a peer's folder.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Print what the certificates in a folder say: for whom they are, until when, and their fingerprints.
+    """Print the owners, dates and fingerprints of the certificates in a folder.
 
-    Exit codes: 0 they were shown, valid or not; 2 they cannot be read.
+    Exit codes: 0 the certificates were shown, valid or not; 2 they cannot be read.
     """
     try:
         found = _certificates(folder)
@@ -159,7 +163,7 @@ def _certificates(folder: Path) -> list[tuple[str, CertificateFacts]]:
 
 
 def state(facts: CertificateFacts) -> str:
-    """Say whether a certificate is valid now, and how many days are left."""
+    """Describe a certificate's validity: the days left, or that it is expired or not valid yet."""
     now = datetime.now(UTC)
     if now < facts.not_before:
         return "not valid yet"
@@ -169,7 +173,7 @@ def state(facts: CertificateFacts) -> str:
 
 
 def as_dict(file: str, facts: CertificateFacts) -> dict[str, Any]:
-    """Return what ``--json`` prints (times in ISO 8601, UTC); keys are only ever added."""
+    """Return the JSON of ``--json`` (times in ISO 8601, UTC); later versions only add keys."""
     return {
         "file": file,
         "federation": facts.identity.federation,

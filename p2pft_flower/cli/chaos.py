@@ -1,4 +1,4 @@
-"""``p2pft chaos``: harm peers of this machine at random, and see whether all that is promised holds."""
+"""``p2pft chaos``: harm peers of this machine at random, and check that all promises hold."""
 
 from __future__ import annotations
 
@@ -30,40 +30,40 @@ EXIT_BROKEN = 3
 
 def chaos(
     peers: Annotated[int, typer.Option(min=3, help="Processes to start, about 0.15 GB each.")] = 8,
-    minutes: Annotated[float, typer.Option(help="How long faults go on.")] = 5.0,
-    seed: Annotated[int, typer.Option(min=0, help="Decides what is done to whom, and when.")] = 0,
+    minutes: Annotated[float, typer.Option(help="Minutes of faults.")] = 5.0,
+    seed: Annotated[int, typer.Option(min=0, help="Decides the faults, their times and their peers.")] = 0,
     topology: Annotated[
         str | None,
         typer.Option(
             metavar="SPEC",
-            help="A graph, instead of directed-ring:PEERS; it says how many peers there are.",
+            help="A graph instead of directed-ring:PEERS; it gives the number of peers.",
             autocompletion=complete_graphs,
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for the logs, which stay; default $P2PFT_HOME/chaos/<id>, which stays only where "
-            "something did not hold."
+            help="Folder for the journals; default $P2PFT_HOME/chaos/<id>, which stays only if something did "
+            "not hold."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON document.")] = False,
 ) -> None:
-    """See on this machine that a run survives what happens to its peers, before you trust it with yours.
+    """Check on this machine that a run survives faults of its peers, before you trust it with yours.
 
-    One process per peer trains the app's default job over TCP on loopback: the code that trains at a site.
-    Every few seconds one of these is done: SIGKILL of a peer, or of two at once, which are started again
-    later; SIGSTOP and SIGCONT within the time after which a silent peer is missed (4 s), and beyond it; the
-    link between two neighbours carries nothing for a while. A quorum of the peers is always left, no more.
-    The same seed draws the same faults.
+    One process per peer trains the app's default job over TCP on loopback, with the code that trains at a
+    site. Every few seconds one fault happens: SIGKILL of a peer, or of two at once, which are started again
+    later; SIGSTOP and SIGCONT within the time after which a silent peer is suspected (4 s), and beyond it; a
+    link between two neighbours that carries nothing for a while. A quorum of the peers is always left, no
+    more. The same seed draws the same faults.
 
-    Watched all the while: Σ τ = Σ g over the peers of each view after each iteration; views of one number
-    are the same everywhere; no two go on at once; nobody is left out without a reason that is told; every
-    kill is noticed; a quorum goes on. In the end all is mended: all peers must be in one view, train and
-    agree, and no process be left.
+    Checked all the while: Σ τ = Σ g over the peers of each view after each iteration; views of one number are
+    the same everywhere; no two views train at once; no peer is excluded without a reported reason; every kill
+    is noticed; a quorum goes on. At the end all faults are mended: all peers must be in one view, train and
+    agree, and no process may be left.
 
     Exit codes: 0 all held; 1 the peers could not be started; 2 an option is wrong; 3 something did not hold
-    (the seed repeats it, the logs are kept); 130 it was interrupted.
+    (the seed repeats the faults, the journals stay); 130 it was interrupted.
     """
     show = Console(stderr=as_json, highlight=False, soft_wrap=True)
     try:
@@ -118,7 +118,7 @@ def _show(report: Report, console: Console) -> None:
     console.print(faults)
     facts = Table(show_header=False)
     facts.add_row("changes of view", str(report.views))
-    facts.add_row("left out with nothing done to them", str(len(report.unprovoked)))
+    facts.add_row("excluded with nothing done to them", str(len(report.unprovoked)))
     facts.add_row("iterations", str(report.iterations))
     facts.add_row(f"Σ τ − Σ g, worst of {report.sums}", f"{report.surplus:.1e} of its largest term")
     if report.deviation is not None:
@@ -143,4 +143,4 @@ def _show(report: Report, console: Console) -> None:
     elif broken:
         console.print(f"[bold red]seed {report.seed} did this[/]: give the same --seed to repeat the faults")
     else:
-        console.print("interrupted: nothing is said of how it would have ended")
+        console.print("interrupted: no verdict")

@@ -1,4 +1,4 @@
-"""``p2pft collect``: a run's results, made of its peers' own files."""
+"""``p2pft collect``: a run's results from its peers' own files."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ __all__ = ["collect"]
 
 def collect(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="The peers' folders of one run, wherever they lie.")
+        list[Path], typer.Argument(metavar="DIR...", help="The peers' folders of one run, in any place.")
     ],
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="Make a run's folder here: results.json, and the peers' logs and tails."
+            "--out", "-o", help="Make a run's folder here: results.json, and the peers' journals and tails."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json, for scripts.")] = False,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Go without the peers whose results are missing, and say so.")
+        bool, typer.Option("--partial", help="Make results without the missing peers; they name these peers.")
     ] = False,
 ) -> None:
-    """Make a run's results of its peers' own files, where the coordinator is gone.
+    """Make a run's results from its peers' own files, without the coordinator.
 
-    Exit codes: 0 the results of all peers; 2 no results; 3 of some: others were lost on the
-    way, or are missing and --partial was given.
+    Exit codes: 0 results of all peers; 2 no results; 3 results of some: others were lost during the run, or
+    are missing and --partial was given.
     """
     try:
         peers = find_peers(folders)
@@ -65,7 +65,7 @@ def collect(
 
 
 def _copy(peers: Iterable[PeerFiles], out: Path) -> None:
-    """Copy logs and tails to where results.json says they are."""
+    """Copy journals and tails to the places that results.json names."""
     for files in peers:
         for source, name in ((files.log, log_name(files.peer)), (files.tail, tail_name(files.peer))):
             target = out / name

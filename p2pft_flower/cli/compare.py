@@ -43,6 +43,7 @@ def _complete_names(incomplete: str) -> list[str]:
     return [",".join([*first, name]) for name in every]
 
 
+# Longer than 70 lines, since its parameters are the options that typer reads.
 def compare(
     methods: Annotated[
         str,
@@ -59,7 +60,7 @@ def compare(
         ),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Folder: one of its own for each method, the table and a picture.")
+        Path, typer.Option(help="Folder for the table, a picture, and a folder for each method.")
     ] = Path("comparison"),
     connection: Annotated[
         str | None,
@@ -72,7 +73,7 @@ def compare(
 ) -> None:
     """Run several methods one after the other on the same peers, data, model and seed, and write one table.
 
-    A method that the graph does not admit (gt-dgd on an unbalanced one) is a row that says why.
+    A method that the graph does not admit (gt-dgd on an unbalanced one) gets a row with the reason.
     Exit codes: 0 every method completed; 1 one did not; 2 a setting is wrong and nothing was started.
     """
     folder = out.expanduser().absolute()
@@ -83,7 +84,7 @@ def compare(
         for key in ("algorithm", "output-dir"):
             if key in common:
                 raise ConfigError(
-                    f"{key} is not for compare: the methods come first, --out says where results go"
+                    f"{key} is not for compare: the methods come first, --out names the folder of the results"
                 )
         if connection is not None:
             check_connection(connection)
@@ -125,7 +126,7 @@ def compare(
 
 
 def _folder(name: str) -> str:
-    """Return a method's folder below --out; a method in a file goes by its own name."""
+    """Return a method's folder below --out, named by the method without its file."""
     return name.rpartition("/")[2].replace(":", "-")
 
 

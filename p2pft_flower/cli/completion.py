@@ -1,8 +1,8 @@
-"""Tab completion: what is offered for settings, graphs and connections, and how bash breaks words.
+"""Tab completion of settings, graphs and connections, with bash's way of breaking words.
 
-The script that ``p2pft --install-completion`` installs is typer's. Two things of bash it does not know: bash
-breaks words at ``=`` and ``:`` and replaces only what follows the last of them, and it puts a space behind an
-offer that stands alone. :class:`BashComplete` answers the first, :func:`complete_settings` the second.
+The script that ``p2pft --install-completion`` installs is typer's, which ignores two habits of bash: bash
+breaks words at ``=`` and ``:`` and replaces only the text after the last of them, and it puts a space behind
+a single offer. :class:`BashComplete` answers the first, :func:`complete_settings` the second.
 """
 
 from __future__ import annotations
@@ -36,34 +36,34 @@ EXAMPLES = {
     "partition": ("auto", "classes:0-1,2-3,4-6,7-9", "iid", "dirichlet:0.5", "shards:2", "own"),
     "augment": ("none", "basic", "rand-m9-mstd0.5-inc1"),
 }
-"""Values to begin with, of keys that take others too; a test holds them to what the keys accept.
+"""Beginnings of values, for keys that take other values too; a test checks that the keys accept them.
 
-They are written here because the modules that know them import torch, which takes seconds.
+They are repeated here because the modules that define them import torch, which takes seconds.
 """
 
 BREAKS = re.compile(r"[=:]+")
-"""Of bash's COMP_WORDBREAKS, those that stand in our words; bash makes a word of its own of each row."""
+"""Characters of bash's COMP_WORDBREAKS in our words; bash makes each sequence of them a word of its own."""
 
 
 class BashComplete(ClicksBashComplete):
-    """Completion for words in which ``=`` and ``:`` stand, as bash takes them apart."""
+    """Completion for words with ``=`` and ``:``, which bash takes apart."""
 
     name = "bash"
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Return the words before the cursor and the one at it, each put together again."""
+        """Return the words before the cursor and the one at it, each joined again."""
         parts, at = split_arg_string(os.environ["COMP_WORDS"]), int(os.environ["COMP_CWORD"])
-        words = [""] if at >= len(parts) else []  # at a new word, which is empty, nothing is glued
+        words = [""] if at >= len(parts) else []  # a new, empty word is not joined to anything
         words = [*_glued(parts[1 : at + 1]), *words]
         current = words.pop() if words else ""
-        # What bash keeps in front of its own last word. An option's value is offered without the option.
+        # The text before bash's own last word. An option's value is offered without the option.
         own = "" if at >= len(parts) or BREAKS.fullmatch(parts[at]) else parts[at]
         kept = current.removesuffix(own)
         self._kept = kept.partition("=")[2] if current.startswith("-") else kept
         return words, current
 
     def format_completion(self, item: CompletionItem[str]) -> str:
-        """Return the part of an offer that bash is to put behind what it keeps."""
+        """Return the part of an offer that bash appends to the text before its last word."""
         return item.value.removeprefix(self._kept)
 
     def complete(self) -> str:
@@ -72,7 +72,7 @@ class BashComplete(ClicksBashComplete):
 
     @classmethod
     def register(cls) -> None:
-        """Take the place of typer's own class, which it registers when it builds a command."""
+        """Replace typer's own class, which it registers when it builds a command."""
         add_completion_class(cls)
 
 
@@ -116,7 +116,7 @@ def complete_connections(incomplete: str) -> list[str]:
     """Offer the connections of Flower's config.toml."""
     try:
         names = connection_names()
-    except ConfigError:  # who runs the command is told; a message here would tear the line being typed
+    except ConfigError:  # running the command reports the error; a message here would break the typed line
         return []
     return [name for name in names if name.startswith(incomplete)]
 

@@ -1,4 +1,4 @@
-"""Connections in Flower's own config.toml, added and removed; what else stands there stays as it is."""
+"""Connections in Flower's own config.toml, added and removed without changing the rest of the file."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ ASK_TIMEOUT = 60.0
 
 
 def config_file() -> Path:
-    """Return where Flower keeps its connections: ``$FLWR_HOME/config.toml``, by default ``~/.flwr``.
+    """Return the file of Flower's connections: ``$FLWR_HOME/config.toml``, by default ``~/.flwr``.
 
     Raises
     ------
     ConfigError
-        When nobody knows where ``~`` is.
+        When ``~`` has no place.
     """
     try:
         return Path(os.environ.get("FLWR_HOME") or "~/.flwr").expanduser().absolute() / "config.toml"
@@ -49,23 +49,23 @@ def config_file() -> Path:
 
 
 def require_flower_home() -> None:
-    """Refuse a home of Flower to which nothing can be written, before a program of Flower's is started.
+    """Refuse a home of Flower that cannot be written to, before one of Flower's programs is started.
 
     Raises
     ------
     ConfigError
-        Names variable, folder, and what to choose instead.
+        When it cannot; names variable, folder and remedy.
     """
     chosen = os.environ.get("FLWR_HOME")
     require_writable(
         f"FLWR_HOME = {chosen!r}" if chosen else "~/.flwr (FLWR_HOME is not set)",
         config_file().parent,
-        "Flower keeps its apps and connections there: set FLWR_HOME to a folder that can be written",
+        "Flower stores its apps and connections there: set FLWR_HOME to a folder that can be written",
     )
 
 
 def connection_address(name: str) -> str | None:
-    """Return the address of the connection ``name``; None where there is none.
+    """Return the address of the connection ``name``; None if there is none.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def connection_address(name: str) -> str | None:
 
 
 def connection_names() -> list[str]:
-    """Return the connections of Flower's config.toml, in its order; none where there is no file.
+    """Return the connections of Flower's config.toml, in its order; none without a file.
 
     Raises
     ------
@@ -92,12 +92,12 @@ def connection_names() -> list[str]:
 
 
 def check_connection(name: str) -> None:
-    """Refuse a connection that Flower does not know, before anything is started.
+    """Refuse an unknown connection of Flower's, before anything is started.
 
     Raises
     ------
     ConfigError
-        When there is none of that name, or the file is not TOML or cannot be read; lists those there are.
+        When it is unknown, or the file is not TOML or cannot be read; lists the connections.
     FlowerError
         When there is no file yet, though it could be written, and Flower does not write its default one.
     """
@@ -120,7 +120,7 @@ def add_connection(name: str, address: str) -> None:
     Parameters
     ----------
     name : str
-        What ``flwr run APP name`` and ``p2pft run --connection name`` call it.
+        The name for ``flwr run APP name`` and ``p2pft run --connection name``.
     address : str
         ``host:port`` of the SuperLink.
 
@@ -141,7 +141,7 @@ def add_connection(name: str, address: str) -> None:
 
 
 def remove_connection(name: str) -> None:
-    """Take a connection out again; nothing happens where there is none.
+    """Remove a connection, if there is one of that name.
 
     Raises
     ------
@@ -157,11 +157,11 @@ def remove_connection(name: str) -> None:
 
 
 def _have_file() -> Path:
-    """Return Flower's file; where there is none, Flower writes its default one first."""
+    """Return Flower's file; if there is none, Flower writes its default one first."""
     file = config_file()
     if not _is_there(file):
         require_flower_home()
-        # Flower writes its own connections only where there is no file at all: it goes first.
+        # Flower writes its own connections only if there is no file at all: it goes first.
         try:
             asked = subprocess.run(  # noqa: S603 - a program of this environment
                 [program("flwr"), "config", "list"],
@@ -198,8 +198,8 @@ def _read(file: Path) -> tomlkit.TOMLDocument:
 
 
 def _write(file: Path, document: tomlkit.TOMLDocument) -> None:
-    """Replace the file in one step: whoever reads it meanwhile sees the old or the new one."""
-    target = file.resolve()  # what a link leads to
+    """Replace the file in one step: a reader sees the old or the new one."""
+    target = file.resolve()  # the target of a link
     try:
         with tempfile.NamedTemporaryFile(
             "w", dir=target.parent, prefix="config-", suffix=".toml", encoding="utf-8", delete=False

@@ -1,4 +1,4 @@
-"""``p2pft data``: look at who holds what, before anything is trained."""
+"""``p2pft data``: show the peers' shares of the images before training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["app"]
 app = typer.Typer(help="Show which peer holds which images.", no_args_is_help=True)
 
 COLUMNS = 12
-"""The table has a column a peer up to this many peers, and a row a peer beyond."""
+"""Up to this many peers the table has a column a peer, beyond a row a peer."""
 
 SHOWN_CLASSES = 8
 """A peer's row lists this many classes; ``--json`` lists them all."""
@@ -53,9 +53,9 @@ def show(
 ) -> None:
     """Print how many training images of each class each peer would hold in a run with these settings.
 
-    Below stands what is done to the images: how many are turned, laid on white, or windowed.
+    Lines below the table count the images that are turned, laid on white, or windowed.
 
-    Exit codes: 0 it was shown; 2 a setting is wrong or the data cannot be used.
+    Exit codes: 0 the table was shown; 2 a setting is wrong or the data cannot be used.
     """
     try:
         shares = _shares(parse_settings(settings or []))
@@ -70,7 +70,7 @@ def show(
     if png is not None:
         try:
             draw_shares(np.array([peer["images"] for peer in shares["peers"]]), names, title, png)
-        except (OSError, ValueError) as error:  # ValueError: matplotlib knows no such kind of file
+        except (OSError, ValueError) as error:  # ValueError: matplotlib cannot write such a file
             _fail(f"{png}: {error}")
     if as_json:
         typer.echo(json.dumps(shares, indent=2))
@@ -86,7 +86,7 @@ def show(
 
 
 def _shares(values: dict[str, Any]) -> dict[str, Any]:
-    """Return what ``--json`` prints; keys are only ever added."""
+    """Return the JSON of ``--json``; later versions only add keys."""
     from p2pft_flower.learning.data.holdings import Holdings
 
     config, graph = check(values, here=True)

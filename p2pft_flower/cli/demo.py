@@ -25,7 +25,7 @@ METHODS = ("p2pft", "dgd", "local")
 
 
 def regression_problem(n: int, seed: int) -> tuple[list[Array], list[Array]]:
-    """Return each peer's features (m, 2) and targets (m,): one line in all, another slope wherever one looks.
+    """Return each peer's features (m, 2) and targets (m,): one global line, another slope in each part.
 
     Every peer sees a narrow stretch of x, where noise and curvature make its own best line differ from the
     line that fits all stretches (the paper's Figure 2).
@@ -83,7 +83,7 @@ def regression(
     console.print(f"global least-squares line: slope {best[0]:+.4f}, offset {best[1]:+.4f}")
     try:
         _draw(graph, features, targets, {name: run.theta for name, run in runs.items()}, best, png)
-    except (OSError, ValueError) as error:  # ValueError: matplotlib knows no such kind of file
+    except (OSError, ValueError) as error:  # ValueError: matplotlib cannot write such a file
         typer.echo(f"error: --png {png}: {error}", err=True)
         raise typer.Exit(2) from None
     console.print(f"picture: {png}")

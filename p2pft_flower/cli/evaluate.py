@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from p2pft_flower.errors import DataError, P2PFTError, printable
+from p2pft_flower.errors import ConfigError, DataError, P2PFTError, printable
 from p2pft_flower.keeping.progress import scored
 from p2pft_flower.learning.data.scored_data import require_scored_data
+from p2pft_flower.report.own_tails import is_own_tail, score_own_tail
 from p2pft_flower.report.tables import RANDOM_WEIGHTS, number
 
 __all__ = ["evaluate", "tail_files"]
@@ -28,7 +29,7 @@ def evaluate(
             help="Score on another dataset with the same classes, or on the same one at another path."
         ),
     ] = None,
-    data_dir: Annotated[str | None, typer.Option(help="Where the dataset lies on this machine.")] = None,
+    data_dir: Annotated[str | None, typer.Option(help="The dataset's folder on this machine.")] = None,
     pixel_range: Annotated[
         str | None,
         typer.Option(
@@ -40,14 +41,18 @@ def evaluate(
 ) -> None:
     """Score fine-tuned tails on the test images of all classes.
 
-    Without --dataset they must be the images of the run, wherever these lie now.
+    Without --dataset they must be the images of the run, in any folder. Tails of a problem of your own are
+    scored by it, as in their run.
 
     Exit codes: 0 all were scored; 2 a file cannot be used.
     """
     try:
         files = [file for path in paths for file in tail_files(path)]
-        require_scored_data(files[0], dataset, data_dir)
-        scores = _scores(files, dataset, data_dir, pixel_range)
+        if own := [file for file in files if is_own_tail(file)]:
+            scores = _own_scores(files, own, dataset, data_dir, pixel_range)
+        else:
+            require_scored_data(files[0], dataset, data_dir)
+            scores = _scores(files, dataset, data_dir, pixel_range)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
@@ -56,7 +61,7 @@ def evaluate(
         return
     title = RANDOM_WEIGHTS if any(s["weights"] == "none" for s in scores) else None
     console = Console()
-    # What is long and the same for many stands above its table, in a line that no column cuts.
+    # Long facts that many share stand above their table, in a line that no column cuts.
     for (folder, data, same), rows in itertools.groupby(scores, _place):
         note = "; these are other images than those of its run" if same is False else ""
         console.print(Text(printable(f"{folder} on {data}{note}")), soft_wrap=True)
@@ -64,7 +69,11 @@ def evaluate(
         for s in rows:
             file = Text(Path(s["tail"]).name, overflow="fold")
             table.add_row(
-                s["peer"], number(s["accuracy"], ".4f"), number(s["loss"], ".4f"), str(s["images"]), file
+                s["peer"],
+                number(s["accuracy"], ".4f"),
+                number(s["loss"], ".4f"),
+                number(s["images"], "d"),
+                file,
             )
         console.print(table)
 
@@ -74,7 +83,7 @@ def _place(score: dict[str, Any]) -> tuple[Path, str, bool | None]:
 
 
 def tail_files(path: Path) -> list[Path]:
-    """Return the tails that ``path`` is or holds, in the peers' order.
+    """Return the tails in ``path``, or ``path`` itself, in the peers' order.
 
     Raises
     ------
@@ -87,13 +96,47 @@ def tail_files(path: Path) -> list[Path]:
         (
             file
             for file in [*path.glob("peer-*.safetensors"), *path.glob("peers/peer-*.safetensors")]
-            if not file.name.endswith(".stopped.safetensors")  # only by its own name: it is no result
+            if not file.name.endswith(
+                ".stopped.safetensors"
+            )  # a stopped peer's tail is no result: only by its own name
         ),
         key=lambda f: (len(f.name), f.name),
     )
     if not found:
         raise DataError(f"{path}: no peer-<i>.safetensors there; give a run's folder or a tail")
     return found
+
+
+def _own_scores(
+    files: list[Path], own: list[Path], dataset: str | None, data_dir: str | None, pixel_range: str | None
+) -> list[dict[str, Any]]:
+    if other := [file for file in files if file not in own]:
+        raise ConfigError(
+            f"{own[0]} is a tail of a problem of your own, {other[0]} is none: score them in two calls"
+        )
+    if dataset is not None or pixel_range is not None:
+        given = "--dataset" if dataset is not None else "--pixel-range"
+        raise ConfigError(
+            f"{own[0]}: it is a tail of a problem of your own, which brings its data: {given} does not "
+            "apply; --data-dir is handed to it"
+        )
+    scores = []
+    for file in files:
+        metadata, score = score_own_tail(file, data_dir)
+        scores.append(
+            {
+                "peer": metadata["peer"],
+                "tail": str(file),
+                "dataset": metadata["problem"],
+                "weights": None,
+                "same_images": None,
+                "pixel_range": None,
+                "images": None,
+                "accuracy": scored(score.accuracy),
+                "loss": scored(score.loss),
+            }
+        )
+    return scores
 
 
 def _scores(

@@ -1,4 +1,4 @@
-"""``p2pft export``: fine-tuned tails as whole models, for whoever has timm and nothing of ours."""
+"""``p2pft export``: fine-tuned tails as whole models that timm alone can load."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def export(
     """Write whole models: the frozen weights with a peer's tail in them, under timm's names.
 
     They load with timm alone: timm.create_model(NAME, num_classes=K, checkpoint_path=FILE). Low-rank updates
-    are merged into the weights. Adapters and prompts are modules that timm's model has not; such files load
-    with p2pft_flower.learning.exports.load_export. The classes' names stand in the file's metadata.
+    are merged into the weights. Adapters and prompts are modules that timm's model lacks; such files load
+    with p2pft_flower.learning.exports.load_export. The file's metadata has the classes' names.
     Exit codes: 0 written; 2 a file cannot be used.
     """
     from p2pft_flower.learning.exports import write_export
@@ -55,6 +55,6 @@ def export(
         typer.echo(f"{w['file']}: {w['model']}, {w['num_classes']} classes, {w['bytes'] / 1e6:.1f} MB")
         if w["added"]:
             typer.echo(
-                f"  {w['tune']} added {w['added']} tensors that timm's model has not: load it with "
+                f"  {w['tune']} added {w['added']} tensors that timm's model lacks: load it with "
                 "p2pft_flower.learning.exports.load_export"
             )

@@ -1,4 +1,4 @@
-"""Flower's command line, started and watched: a private SuperLink for simulations, a run, how it ended."""
+"""Flower's command line, started and watched: a private SuperLink for simulations, a run and its end."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Successfully started run (\d+)")
 
 SHORT = 24
-"""Longest system folder for temporary files, in characters, below which Ray's sockets still have room."""
+"""Longest path of a folder for temporary files, in characters, that leaves room for Ray's sockets."""
 
 FLOWER_STOPPED = "finished:stopped"
 """Flower's word for a run that was stopped through it."""
@@ -57,7 +57,7 @@ _OFFLINE = {
 
 
 class FlowerError(P2PFTError):
-    """Flower's own command line failed; carries what it printed."""
+    """Flower's own command line failed; the message holds its output."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Ended:
     run_id : str
         Flower's number of the run.
     completed : bool
-        Whether Flower says that it finished without an error.
+        Whether it finished without an error, by Flower's word.
     status : str
         Flower's words, e.g. ``finished:completed``.
     output : str
-        Everything that was streamed.
+        The whole log.
     """
 
     run_id: str
@@ -87,7 +87,7 @@ def flower_environment() -> dict[str, str]:
 
     Programs on this machine reach each other without the proxies that it names.
     """
-    # The environment's own programs come first, also where its bin is not on PATH.
+    # The environment's own programs come first, even if its bin is not on PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     return {**without_local_proxies(os.environ), **_OFFLINE, "PATH": path, "PYTHONUNBUFFERED": "1"}
 
@@ -108,7 +108,7 @@ def program(name: str) -> str:
 
 @contextlib.contextmanager
 def local_superlink() -> Iterator[dict[str, str]]:
-    """Start a SuperLink of our own for simulations, and end it and all it started.
+    """Start a SuperLink of our own for simulations, and end it with all its child processes.
 
     Flower's managed one keeps the working directory and environment of its first start and outlives the
     command; this one has ours, on free ports, and leaves nothing behind.
@@ -116,7 +116,7 @@ def local_superlink() -> Iterator[dict[str, str]]:
     Yields
     ------
     dict of str
-        The environment in which ``flwr`` finds it.
+        The environment for ``flwr``.
 
     Raises
     ------
@@ -153,7 +153,7 @@ def temporary_folder() -> Path:
 def _superlink(scratch: Path) -> Iterator[dict[str, str]]:
     http, control = free_ports(2)
     environment = flower_environment() | {
-        # Sockets of the run and Ray's session: removed with this folder also where a process was killed.
+        # Sockets of the run and Ray's session: removed with this folder even if a process was killed.
         "TMPDIR": str(scratch),
         "RAY_TMPDIR": str(scratch),
         "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(http),
@@ -214,11 +214,11 @@ def run_app(
     connection : str or None
         Flower's connection; None for the local one.
     environment : mapping or None
-        Of :func:`local_superlink`; None for this process's.
+        From :func:`local_superlink`; None for this process's own.
     supernodes : int or None
-        Simulated SuperNodes with one CPU each; None leaves Flower's federation as it is.
+        Simulated SuperNodes with one CPU each; None does not change Flower's federation.
     show : callable
-        Given each line.
+        Called with each line.
     verbose : bool
         Show Flower's own lines and tracebacks too.
 
@@ -230,7 +230,7 @@ def run_app(
     env = dict(environment or flower_environment())
     flwr = program("flwr")
     with tempfile.NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as config:
-        # Of JSON's texts TOML lacks one character only.
+        # TOML differs from JSON's text in one character only.
         written = (f"{key} = {json.dumps(value)}\n" for key, value in values.items())
         config.write("".join(written).replace("\x7f", "\\u007f"))
         config.flush()
@@ -275,11 +275,11 @@ def run_app(
 def _stop(
     process: subprocess.Popen[str], flwr: str, run_id: str | None, connection: str | None, env: dict[str, str]
 ) -> None:
-    """End a run that the user gave up."""
+    """Stop a run that the user gave up."""
     process.terminate()
     if run_id is not None:
         command = [flwr, "stop", run_id, *([connection] if connection else [])]
-        with contextlib.suppress(subprocess.TimeoutExpired):  # it is being given up either way
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the run is given up in any case
             subprocess.run(command, env=env, capture_output=True, timeout=30, check=False)  # noqa: S603
 
 
@@ -291,4 +291,4 @@ def _status(flwr: str, run_id: str, connection: str | None, env: dict[str, str])
         said = asked.stdout + asked.stderr
         return str(json.loads(asked.stdout)["runs"][0]["status"])
     except (subprocess.TimeoutExpired, json.JSONDecodeError, KeyError, IndexError) as error:
-        raise FlowerError(f"flwr ls does not say how run {run_id} ended: {said or error}") from error
+        raise FlowerError(f"flwr ls does not report how run {run_id} ended: {said or error}") from error

@@ -41,7 +41,7 @@ FREE = frozenset(
         "verify",
     }
 )
-"""Run-config keys in which runs may differ and still be about the same problem, trained alike."""
+"""Run-config keys in which runs of the same problem and the same training may differ."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class MethodRun:
 
 
 def read_runs(paths: Sequence[Path]) -> list[MethodRun]:
-    """Read runs that differ in the method only; of a folder of runs those that completed.
+    """Read runs that differ in the method only; of a folder of runs, the completed ones.
 
     Returns
     -------
@@ -73,7 +73,7 @@ def read_runs(paths: Sequence[Path]) -> list[MethodRun]:
     Raises
     ------
     ConfigError, DataError
-        When a folder holds no completed run, or runs are not about the same problem, saying what differs.
+        When a folder holds no completed run, or runs are of different problems; names the difference.
     """
     order = {"local": 0, POOLED: 2}
     runs = sorted((r for path in paths for r in _read(path)), key=lambda r: order.get(r.algorithm, 1))
@@ -113,7 +113,7 @@ def _check_same(first: MethodRun, other: MethodRun) -> None:
     for key in first.results["config"]:
         if key in FREE:
             continue
-        # The run-config may say partition = auto; beside it stands what that came to.
+        # The run-config may have partition = auto; the results also have its meaning.
         one, two = (
             (r.results if key == "partition" else r.results["config"]).get(key) for r in (first, other)
         )

@@ -1,4 +1,4 @@
-"""Folders that runs on this machine write to beside their results, looked at before anything is started."""
+"""Folders, besides that of the results, that runs on this machine write to, checked before a start."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ __all__ = ["require_places"]
 
 
 def require_places(learning: LearningConfig) -> None:
-    """Refuse a cache, a home of Flower or a folder for temporary files to which nothing can be written.
+    """Refuse a cache, a home of Flower or a folder for temporary files that cannot be written to.
 
     Parameters
     ----------
     learning : LearningConfig
-        Says whether anything is kept in the cache.
+        Decides whether the cache is used.
 
     Raises
     ------
     ConfigError
-        Names the variable, the folder, and what to choose instead.
+        When one cannot; names variable, folder and remedy.
     """
-    if learning.cache and not learning.problem and learning.tune != "full":  # then there is no trunk
+    if learning.cache and not learning.problem and learning.tune != "full":  # else there is no trunk
         remedy = "set P2PFT_HOME to a folder that can be written, or cache = false"
         require_writable(home_named(), cache_folder(), remedy)
     require_flower_home()

@@ -1,11 +1,11 @@
-"""``p2pft preflight``: look at every peer and link of a deployment, and train nothing."""
+"""``p2pft preflight``: check every peer and link of a deployment without training."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,8 @@ from p2pft_flower.cli.flwr_run import run_app
 from p2pft_flower.cli.rehearsal import check_rehearsed
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.cli.settings import check, parse_settings
-from p2pft_flower.errors import P2PFTError
+from p2pft_flower.errors import DataError, P2PFTError
+from p2pft_flower.typed import decoded
 
 __all__ = ["preflight"]
 
@@ -27,22 +28,20 @@ def preflight(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="The run-config keys of the run that is to follow; see apps/p2pft/pyproject.toml.",
+            help="The run-config keys of the planned run; see apps/p2pft/pyproject.toml.",
             autocompletion=complete_settings,
         ),
     ] = None,
     connection: Annotated[
         str,
         typer.Option(
-            help="The connection of Flower's config.toml whose SuperNodes are looked at.",
+            help="The connection of Flower's config.toml whose SuperNodes are checked.",
             autocompletion=complete_connections,
         ),
     ] = "rehearsal",
     as_json: Annotated[
         bool,
-        typer.Option(
-            "--json", help="Print what was found as JSON; where the SuperLink is on this machine only."
-        ),
+        typer.Option("--json", help="Print the findings as JSON; only if the SuperLink is on this machine."),
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's own log as well.")] = False,
 ) -> None:
@@ -51,8 +50,8 @@ def preflight(
     Versions, frozen weights, data, certificates, folders; TLS, round trip, bandwidth and clocks of each
     link, both ways. Every run makes the same checks before its first gradient.
 
-    Exit codes: 0 all is well; 1 something is not, named with its remedy; 2 a setting is wrong and nothing
-    was started.
+    Exit codes: 0 all is well; 1 there are faults, each named with its remedy; 2 a setting is wrong and
+    nothing was started.
     """
     try:
         values = {**parse_settings(settings or []), "preflight-only": True}
@@ -75,18 +74,21 @@ def preflight(
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(EXIT_FAILED) from None
     if as_json:
-        # The coordinator's folder, which may be another than the sites' own, as only it knows.
+        # Only the coordinator knows its folder, which may differ from the sites' own.
         written = _WRITTEN.findall(ended.output)
         if not written:
-            typer.echo("error: the preflight did not get as far as writing what it found", err=True)
+            typer.echo("error: the preflight ended before it could write its findings", err=True)
             raise typer.Exit(EXIT_FAILED)
         try:
-            found = json.loads(Path(written[-1]).read_text(encoding="utf-8"))
+            found = decoded(Path(written[-1]).read_bytes(), dict[str, Any], written[-1])
         except OSError as error:
             typer.echo(
                 f"error: {written[-1]}: {error.strerror}; --json needs the SuperLink on this machine",
                 err=True,
             )
+            raise typer.Exit(EXIT_FAILED) from None
+        except DataError as error:
+            typer.echo(f"error: {error}", err=True)
             raise typer.Exit(EXIT_FAILED) from None
         typer.echo(json.dumps(found, indent=2))
     if not ended.completed:

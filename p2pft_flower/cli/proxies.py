@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 __all__ = ["LOCAL", "answers", "without_local_proxies"]
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-"""This machine, by the names that Flower's programs call each other."""
+"""This machine's names in Flower's programs."""
 
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 """Variables that Flower's HTTP library (httpx) reads, in any case."""
@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 def without_local_proxies(environment: Mapping[str, str]) -> dict[str, str]:
     """Return an environment whose programs use its proxies for everything but this machine.
 
-    A proxy, or an exception from them, that Flower's HTTP library cannot use is left out, with a warning: the
-    library raises as soon as it sees one, whatever address it is asked for.
+    A proxy or a ``no_proxy`` entry that Flower's HTTP library cannot use is left out, with a warning: the
+    library raises an error for it at any request.
 
     Parameters
     ----------
     environment : mapping of str to str
-        Variables and values; without a proxy among them it is returned as it is.
+        Variables and values; returned unchanged if there is no proxy among them.
     """
     proxies = {name: value for name, value in environment.items() if name.lower() in _PROXIES and value}
     unusable = tuple((name, value) for name, value in sorted(proxies.items()) if not _usable(value))
@@ -51,14 +51,14 @@ def without_local_proxies(environment: Mapping[str, str]) -> dict[str, str]:
     odd = tuple((name, entry) for name, entry in named if not _can_except(entry))
     if unusable or odd:
         _warn(unusable + odd)
-    # Alone, a star excepts every address; in a list, not all libraries read it.
+    # A star alone exempts every address; in a list, not all libraries read it.
     value = "*" if "*" in excepted else ",".join(dict.fromkeys([*excepted, *LOCAL]))
     left = {name: kept for name, kept in left.items() if name.lower() != "no_proxy"}
     return {**left, "no_proxy": value, "NO_PROXY": value}
 
 
 def _usable(proxy: str) -> bool:
-    """Tell whether httpx can be given this proxy; its scheme is http where none is named."""
+    """Return whether httpx can be given this proxy; its default scheme is http."""
     try:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         _ = parts.port
@@ -72,7 +72,7 @@ def _usable(proxy: str) -> bool:
 
 
 def _can_except(entry: str) -> bool:
-    """Tell whether httpx can be given this entry of ``no_proxy``: a name, an address, or a URL."""
+    """Return whether httpx can be given this entry of ``no_proxy``: a name, an address, or a URL."""
     try:
         ipaddress.ip_address(entry.partition("/")[0])
     except ValueError:
@@ -92,7 +92,7 @@ def _is_url(text: str) -> bool:
 
 @cache
 def _warn(unusable: tuple[tuple[str, str], ...]) -> None:
-    """Say once a process which proxies, and exceptions from them, are left out."""
+    """Log once a process the proxies and ``no_proxy`` entries that are left out."""
     log.warning(
         "%s cannot be used by Flower's HTTP library and is left out for the programs that are started here "
         "(for socks5://: pip install 'httpx[socks]'): their downloads do without it",
@@ -110,15 +110,15 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def answers(address: str) -> bool:
-    """Tell whether a SuperLink on this machine, at ``host:port``, answers; no proxy is asked.
+    """Return whether a SuperLink on this machine, at ``host:port``, answers; no proxy is asked.
 
     Parameters
     ----------
     address : str
-        Of its HTTP interface.
+        The address of its HTTP interface.
     """
     try:
         with _direct.open(f"http://{address}/health", timeout=1) as answer:
             return bool(answer.status == 200)
-    except OSError:  # urllib's own errors among them
+    except OSError:  # also urllib's own errors
         return False

@@ -10,10 +10,11 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import tomlkit
 
 from p2pft_flower.cli.connections import (
@@ -24,8 +25,8 @@ from p2pft_flower.cli.connections import (
 )
 from p2pft_flower.cli.flwr_run import START_TIMEOUT, flower_environment, program
 from p2pft_flower.cli.proxies import answers
-from p2pft_flower.errors import ConfigError, P2PFTError
-from p2pft_flower.keeping.folders import require_writable
+from p2pft_flower.errors import ConfigError, DataError, P2PFTError
+from p2pft_flower.keeping.folders import new_private, read_private, require_writable
 from p2pft_flower.keeping.processes import is_alive, start_mark
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.lab.supervisor import MARK, Programs, marked, undisturbed
@@ -34,6 +35,7 @@ from p2pft_flower.topology import Graph
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES, parse_address
 from p2pft_flower.transport.trust.certificates import create_authority, issue, issue_coordinator
 from p2pft_flower.transport.trust.tls import TLS13_ENVIRONMENT
+from p2pft_flower.typed import PeerNumber, decoded, encoded, plain
 
 __all__ = [
     "CONNECTION",
@@ -50,14 +52,15 @@ __all__ = [
 CONNECTION = "rehearsal"
 """Name of the connection in Flower's config.toml."""
 
-SCHEMA = "p2pft.rehearsal/1"
+_LARGEST = 2**24
+"""Bytes of the record at most."""
 
 PATIENCE = 15.0
 """Seconds that each SuperNode adds to :data:`START_TIMEOUT`: they share this machine's cores."""
 
 
 class AlreadyUpError(P2PFTError):
-    """A rehearsal is up, or is being started or ended, here."""
+    """A rehearsal is up here, or is being started or ended."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +70,24 @@ class Process:
     Attributes
     ----------
     name : str
-        For people, as in "the SuperNode of peer 2".
+        A name for people, as "the SuperNode of peer 2".
     pid : int
         Its number.
     started : str
-        What :func:`~p2pft_flower.keeping.processes.start_mark` said of it: the system may give its number to
-        another later.
+        Its :func:`~p2pft_flower.keeping.processes.start_mark`: the system may later give its number to
+        another process.
     log : str
-        The file with what it says.
+        The file of its output.
     """
 
     name: str
-    pid: int
+    pid: Annotated[int, msgspec.Meta(gt=0, lt=2**31)]
     started: str
     log: str
 
     @property
     def alive(self) -> bool:
-        """Whether this very process is still running."""
+        """Whether this very process is running."""
         return is_alive(self.pid, self.started)
 
 
@@ -97,14 +100,14 @@ class Peer:
     peer : int
         Its number.
     address : str
-        Where it listens, ``host:port``.
+        Its address, ``host:port``.
     certificates : str
         The folder of its certificates.
     node_config : str
-        The file with what its SuperNode is told.
+        The file of its SuperNode's node-config.
     """
 
-    peer: int
+    peer: PeerNumber
     address: str
     certificates: str
     node_config: str
@@ -112,12 +115,12 @@ class Peer:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What is up; as ``state.json`` has it.
+    """A rehearsal that is up, as in ``state.json``.
 
     Attributes
     ----------
     mark : str
-        What all its processes carry, and those that they start (:mod:`p2pft_flower.lab.supervisor`).
+        Carried by all its processes and their children (:mod:`p2pft_flower.lab.supervisor`).
     federation : str
         Name in the certificates.
     superlink : str
@@ -125,7 +128,7 @@ class Rehearsal:
     peers : tuple of Peer
         In ascending order.
     processes : tuple of Process
-        The SuperLink and the SuperNodes; what these start themselves is known by the mark.
+        The SuperLink and the SuperNodes; the mark identifies their children.
     """
 
     mark: str
@@ -133,15 +136,18 @@ class Rehearsal:
     superlink: str
     peers: tuple[Peer, ...]
     processes: tuple[Process, ...] = ()
+    schema: Literal["p2pft.rehearsal/1"] = field(default="p2pft.rehearsal/1", kw_only=True)
+    connection: str = field(default=CONNECTION, kw_only=True)
 
     @property
     def ended(self) -> tuple[Process, ...]:
-        """The processes that should be running and are not."""
+        """The processes that should be running but are not."""
         return tuple(p for p in self.processes if not p.alive)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can carry."""
-        return {"schema": SCHEMA, "connection": CONNECTION, **asdict(self)}
+        told: dict[str, Any] = plain(self)
+        return told
 
 
 def folder() -> Path:
@@ -150,34 +156,27 @@ def folder() -> Path:
 
 
 def current() -> Rehearsal | None:
-    """Return what is up according to ``state.json``; None where nothing is.
+    """Return the rehearsal in ``state.json``; None if none is up.
 
     Raises
     ------
-    ConfigError
-        When the file cannot be read.
+    DataError
+        When the file cannot be read, or is none of this version; names the field.
     """
     file = folder() / "state.json"
+    remedy = f"end the processes that have {MARK} in their environment, and remove the file"
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        return Rehearsal(
-            mark=raw["mark"],
-            federation=raw["federation"],
-            superlink=raw["superlink"],
-            peers=tuple(Peer(**p) for p in raw["peers"]),
-            processes=tuple(Process(**p) for p in raw["processes"]),
-        )
+        return decoded(read_private(file, _LARGEST), Rehearsal, file)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{file} cannot be read ({error}): end the processes that have {MARK} in their environment, "
-            "and remove the file"
-        ) from error
+    except OSError as error:
+        raise DataError(f"{file} cannot be read ({error.strerror or error}): {remedy}") from error
+    except DataError as error:
+        raise DataError(f"{error}: {remedy}") from error
 
 
 def check_rehearsed(connection: str, graph: Graph, min_peers: int = 0) -> None:
-    """Refuse a graph whose peers are not those of the rehearsal that is up, if it is what a run connects to.
+    """Refuse a graph with other peers than the rehearsal that is up, if the run connects to it.
 
     Parameters
     ----------
@@ -186,7 +185,7 @@ def check_rehearsed(connection: str, graph: Graph, min_peers: int = 0) -> None:
     graph : Graph
         The run's.
     min_peers : int
-        The run-config's: with at least as many peers it may start without the others; 0: with all.
+        The run-config's: so many peers may start without the others; 0: all must start.
 
     Raises
     ------
@@ -212,21 +211,21 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
     Parameters
     ----------
     graph : Graph
-        Says how many peers there are, and, where it has addresses, where they listen.
+        Gives the number of peers, and their addresses if it has any.
     federation : str
         Name of the federation in the certificates.
     show : callable
-        Given a line for each step.
+        Called with a line for each step.
 
     Raises
     ------
     AlreadyUpError
         When a rehearsal is up.
     ConfigError
-        When the graph has an address that is not on this machine, a connection of that name is another's, or
-        nothing can be written to P2PFT_HOME or FLWR_HOME.
+        When the graph has an address that is not on this machine, a connection of that name was written by
+        another program, or P2PFT_HOME or FLWR_HOME cannot be written to.
     P2PFTError
-        When a process ended or did not register in time; then nothing is left running.
+        When a process ended or did not register in time; nothing is left running then.
     """
     require_flower_home()
     with _alone():
@@ -234,7 +233,7 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
         if before is not None:
             if marked(before.mark):
                 raise AlreadyUpError(_told(before))
-            _forget()  # the machine was restarted, or somebody else ended them
+            _forget()  # the machine was restarted, or somebody ended them
         elif (address := connection_address(CONNECTION)) is not None:
             raise ConfigError(
                 f"Flower's config.toml has a connection {CONNECTION!r}, to {address}, that p2pft up has not "
@@ -267,7 +266,7 @@ def _coordinators() -> Path:
 
 
 def _prepare(peer: int, address: str) -> Peer:
-    """Issue a peer's certificates and write its SuperNode's node-config, as a site would."""
+    """Issue a peer's certificates and write its SuperNode's node-config, as a site does."""
     own = folder() / "peers" / str(peer)
     host = parse_address(address).host
     issue(folder() / "authority", own, peer, [host] if host else [])
@@ -278,14 +277,14 @@ def _prepare(peer: int, address: str) -> Peer:
 
 
 def end(show: Callable[[str], None]) -> Rehearsal | None:
-    """End exactly what :func:`start` started, and what that has started; return what it was, or None.
+    """End exactly the processes of :func:`start` and their children; return the rehearsal, or None.
 
     Raises
     ------
     AlreadyUpError
         When a rehearsal is being started or ended.
     ConfigError
-        When nothing can be written to the rehearsal's folder.
+        When the rehearsal's folder cannot be written to.
     P2PFTError
         When a process does not end.
     """
@@ -310,7 +309,7 @@ def _start(
     ports: Sequence[int],
     show: Callable[[str], None],
 ) -> Rehearsal:
-    # The state first: whatever happens from here on, p2pft down finds what is running by its mark.
+    # The state first: from here on, p2pft down finds the running processes by their mark.
     _save(state)
     here = ["--insecure", "--host", "127.0.0.1", "--port"]  # Flower's own links stay on this machine
     superlink = ["flower-superlink", *here, str(ports[-1]), "--disable-runtime-dependency-installation"]
@@ -366,7 +365,7 @@ def _wait_for_registration(
 
 
 def _registered(environment: Mapping[str, str]) -> int:
-    """Return how many SuperNodes are online; none where Flower could not say, which it does in its answer."""
+    """Return the number of SuperNodes online; 0 if Flower answers with an error."""
     command = [program("flwr"), "supernode", "list", CONNECTION, "--format", "json"]
     try:
         asked = subprocess.run(  # noqa: S603 - a program of this environment
@@ -420,7 +419,7 @@ def _addresses(graph: Graph, ports: Sequence[int]) -> list[str]:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Let one command at a time start or end a rehearsal."""
+    """Allow one command at a time to start or end a rehearsal."""
     require_writable(home_named(), folder(), "set P2PFT_HOME to a folder that can be written")
     folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     with (folder() / "lock").open("w") as lock:
@@ -434,11 +433,12 @@ def _alone() -> Iterator[None]:
 def _save(state: Rehearsal) -> None:
     file = folder() / "state.json"
     new = file.with_suffix(".new")
-    new.write_text(json.dumps(state.to_dict(), indent=2) + "\n", encoding="utf-8")
+    new_private(new)
+    new.write_bytes(msgspec.json.format(encoded(state)) + b"\n")
     new.replace(file)
 
 
 def _forget() -> None:
-    """Remove the connection, then the state that says whose it is; logs and certificates stay."""
+    """Remove the connection, then the state that names its owner; logs and certificates stay."""
     remove_connection(CONNECTION)
     (folder() / "state.json").unlink(missing_ok=True)

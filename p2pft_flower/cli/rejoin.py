@@ -1,4 +1,4 @@
-"""``p2pft rejoin``: a site's peer trains on with the others after its SuperNode or machine has died."""
+"""``p2pft rejoin``: a site's peer rejoins its run after its SuperNode or machine has failed."""
 
 from __future__ import annotations
 
@@ -25,25 +25,23 @@ def rejoin(
     run: Annotated[
         str, typer.Argument(help="The run's id, which names its folder in the site's output-dir.")
     ],
-    node_config: Annotated[
-        str, typer.Option(help="The same text, or TOML file, that the site's SuperNode is given.")
-    ],
+    node_config: Annotated[str, typer.Option(help="The same text or TOML file as the site's SuperNode has.")],
     folder: Annotated[
         Path | None,
         typer.Option(
             "--output-dir",
-            help="The run's own folder here; needed where the run-config's output-dir chose it.",
+            help="The run's own folder here; needed if the run-config's output-dir chose it.",
         ),
     ] = None,
 ) -> None:
-    """Start a site's peer of a deployed run again while the others train; it needs no server, no SuperNode.
+    """Start a site's peer of a deployed run again while the others train, without a server or SuperNode.
 
-    The others let it in, it takes the model of one of them, and trains on with them to the end; its log and
-    its model are where the run's are. SIGTERM and Ctrl-C end it alone, as at any site; p2pft stop ends the
-    whole run once it has been let in.
+    The peer rejoins the run, takes the model of one of the others, and trains with them to the end. Its
+    journal and its model are in the run's folder. SIGTERM and Ctrl-C end it alone, as at any site; once it
+    has rejoined, p2pft stop ends the whole run.
 
-    Exit codes: 0 it has trained to the end; 1 nobody has let it in before rejoin-deadline, or it failed or
-    was stopped; 2 it was not started, with the reason.
+    Exit codes: 0 it has trained to the end; 1 it could not rejoin before rejoin-deadline, or it failed or was
+    stopped; 2 it was not started, with the reason.
     """
     log_to_stream()
     try:
@@ -59,6 +57,6 @@ def rejoin(
         raise typer.Exit(EXIT_FAILED) from None
     typer.echo(
         f"peer {outcome.peer} has trained to the end: {outcome.iterations} iterations, accuracy "
-        f"{number(scored(outcome.accuracy))}; its log and its model are in {where / 'peers'}; p2pft collect "
-        "puts the results of all peers together"
+        f"{number(scored(outcome.accuracy))}; its journal and its model are in {where / 'peers'}; "
+        "p2pft collect joins the results of all peers"
     )

@@ -1,4 +1,4 @@
-"""``p2pft reproduce``: the paper's tables, run again and written beside its own figures."""
+"""``p2pft reproduce``: the paper's tables, run again and printed beside its own figures."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ QUICK: Mapping[str, Any] = {
     "learning-rate": 0.01,
     "evaluate-every": 1_000_000_000,  # at the beginning and at the end
 }
-"""What ``--quick`` sets."""
+"""The settings of ``--quick``."""
 
 SEEDS = "0,1,2"
 
@@ -55,7 +55,7 @@ OURS = ("algorithm", "seed", "output-dir")
 """Run-config keys that this command sets for each run."""
 
 MARK = "reproduce.json"
-"""In each run's folder, written before the run: of what it is the run."""
+"""File in each run's folder, written before the run, that identifies the run."""
 
 MARK_SCHEMA = "p2pft.reproduction-run/1"
 
@@ -67,13 +67,13 @@ class Job:
     Attributes
     ----------
     run : RowRun
-        What it is; with its results where it is kept from before.
+        The run, with its results if an earlier command completed it.
     values : dict
         Run-config keys and values.
     mark : dict
         Content of :data:`MARK`.
     work : float
-        Training images that it goes through, for the estimate of the time left.
+        Number of training images that it draws, for the estimate of the time left.
     leftover : bool
         Whether an earlier attempt at this very table left its folder without completing.
     """
@@ -106,6 +106,7 @@ def _complete_words(incomplete: str) -> list[str]:
     return [*complete_settings(incomplete), *(f"{d}." for d in DATASETS if d.startswith(incomplete))]
 
 
+# Longer than 70 lines, since its parameters are the options that typer reads.
 def reproduce(
     table: Annotated[
         str,
@@ -150,13 +151,13 @@ def reproduce(
     """Run one of the paper's tables: local fine-tuning and P2P-FT, node by node, beside the paper's figures.
 
     Settings come from the presets apps/p2pft/conf/*.toml. KEY=VALUE replaces one in all rows, and
-    DATASET.KEY=VALUE in one row, where it wins: epochs=10 flowers.data-dir=/data/flowers17
+    DATASET.KEY=VALUE, which has precedence, in one row: epochs=10 flowers.data-dir=/data/flowers17
     flowers.partition=classes:0-3,4-7,8-13,14-16. The output lists what differs from the paper.
 
-    Runs that completed are kept: an interrupted table goes on with the same command.
+    Completed runs are not repeated: the same command continues an interrupted table.
 
-    Exit codes: 0 every run completed; 1 one did not, and its cell says why; 2 a setting is wrong and nothing
-    was started; 130 it was interrupted.
+    Exit codes: 0 every run completed; 1 one did not, and its cell has the reason; 2 a setting is wrong and
+    nothing was started; 130 it was interrupted.
     """
     folder = (out or Path("reproduction") / f"{table}{'-quick' if quick else ''}").expanduser().absolute()
     methods = ALL_METHODS if every else PAPERS_METHODS
@@ -197,7 +198,7 @@ def reproduce(
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(EXIT_FAILED) from None
         except KeyboardInterrupt:
-            typer.echo("stopped: the same command goes on, and keeps the runs that completed", err=True)
+            typer.echo("stopped: the same command continues with the runs that are missing", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
         body = write(runs)
     typer.echo(json.dumps(body, indent=2) if as_json else reproduction_table(body))
@@ -224,7 +225,7 @@ def _seeds(text: str) -> list[int]:
 def _settings(
     table: str, datasets: Sequence[str], words: Sequence[str], quick: bool, data_dir: Path | None
 ) -> dict[str, dict[str, Any]]:
-    """Return the settings of each row: preset, --quick, what is given for all rows, what is given for one."""
+    """Return the settings of each row: its preset, --quick, settings for all rows, settings for one."""
     general: list[str] = []
     special: dict[str, list[str]] = {dataset: [] for dataset in DATASETS}
     for word in words:
@@ -252,7 +253,7 @@ def _settings(
             if key in common or key in own:
                 raise ConfigError(
                     f"{key} is not for reproduce: it runs the table's methods (--all: more), --seeds has the "
-                    "seeds, --out says where results go"
+                    "seeds, --out names the folder of the results"
                 )
         base = preset(TABLES[table].architecture.lower(), dataset)
         chosen[dataset] = base | (dict(QUICK) if quick else {}) | common | own
@@ -260,7 +261,7 @@ def _settings(
 
 
 def _check_row(values: Mapping[str, Any], methods: Sequence[str]) -> None:
-    """Refuse what is known to be wrong with a row's runs without looking at data and model.
+    """Refuse faults of a row's runs that are known without reading data and model.
 
     Raises
     ------
@@ -277,7 +278,7 @@ def _check_row(values: Mapping[str, Any], methods: Sequence[str]) -> None:
 
 
 def _row(dataset: str, values: Mapping[str, Any], seed: int) -> Row:
-    """Look at all that a row's runs need, before anything is started, and note what they run on.
+    """Check everything that a row's runs need before anything is started, and describe it.
 
     Raises
     ------
@@ -291,7 +292,7 @@ def _row(dataset: str, values: Mapping[str, Any], seed: int) -> Row:
     workload = Workload(config.learning, NODES)
     holdings = workload.holdings
     train = sum(len(share) for share in holdings.partition)
-    _ = workload.tail  # the model is there, its weights fit, and it can be cut
+    _ = workload.tail  # loads the model: its weights fit, and it can be cut
     learning = config.learning
     sha256 = None
     if learning.weights == "none":
@@ -318,7 +319,7 @@ def _row(dataset: str, values: Mapping[str, Any], seed: int) -> Row:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` against a second command, which would take a run under way for a leftover."""
+    """Lock ``folder`` against a second command, which would treat a run under way as a leftover."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -333,7 +334,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _job(row: Row, values: Mapping[str, Any], method: str, seed: int, folder: Path) -> Job:
-    """Say what one run needs, and whether it is there already.
+    """Return one run's settings, with its results if it has completed.
 
     Raises
     ------
@@ -344,7 +345,7 @@ def _job(row: Row, values: Mapping[str, Any], method: str, seed: int, folder: Pa
     here = folder / place
     own = {**method_settings({**values, "seed": seed}, method), "output-dir": str(here)}
     settings = {k: v for k, v in RunConfig.from_mapping(own).to_mapping().items() if k != "output-dir"}
-    # What the settings only point at: another file or folder at the same path is another run.
+    # Files behind the settings: another file at the same path makes another run.
     mark = {
         "schema": MARK_SCHEMA,
         "settings": settings,
@@ -359,7 +360,7 @@ def _job(row: Row, values: Mapping[str, Any], method: str, seed: int, folder: Pa
         return job
     if before is None:
         raise ConfigError(f"{here} holds a run that is none of this command's; choose another --out")
-    if (here / FILE).exists():  # else it was interrupted
+    if (here / FILE).exists():  # otherwise it was interrupted
         results = read_results(here)
         if results["status"] == "completed":
             if before != mark:
@@ -372,7 +373,7 @@ def _job(row: Row, values: Mapping[str, Any], method: str, seed: int, folder: Pa
 
 
 def _mark(folder: Path) -> dict[str, Any] | None:
-    """Return what this command has written into a run's folder before the run; None: nothing."""
+    """Return the mark that this command wrote into a run's folder before the run, or None."""
     try:
         mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
@@ -389,7 +390,7 @@ def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _run_all(jobs: Sequence[Job], folder: Path, verbose: bool) -> Generator[tuple[int, RowRun], None, None]:
-    """Run what is not there yet, one after the other; yield each run's position and how it ended."""
+    """Run the missing runs one after the other; yield each run's position and its results."""
     left = [(position, job) for position, job in enumerate(jobs) if job.run.results is None]
     for job in jobs:
         if job.run.kept:

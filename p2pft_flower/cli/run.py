@@ -1,4 +1,4 @@
-"""``p2pft run``: one run, and an exit code that tells how it ended."""
+"""``p2pft run``: one run, with an exit code for the way it ended."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ EXIT_INTERRUPTED = 130
 
 
 def supernodes(config: RunConfig, graph: Graph) -> int:
-    """Return how many simulated SuperNodes a run can use at once here: one a core, at most one a peer."""
+    """Return the number of simulated SuperNodes for a run here: one a core, at most one a peer."""
     pooled = getattr(ALGORITHMS.get(config.method.algorithm), "pooled", False)
     if pooled or config.runtime.transport == "memory":
         return 1
@@ -55,7 +55,7 @@ def supernodes(config: RunConfig, graph: Graph) -> int:
 
 
 class RunStoppedError(P2PFTError):
-    """Somebody stopped the run on purpose: at a site of it, or with flwr stop."""
+    """Somebody stopped the run on purpose, at one of its sites or with flwr stop."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Finished:
     Attributes
     ----------
     status : str
-        ``completed``, ``completed-with-M-of-N``, or ``preflight-passed`` where it was to look only.
+        ``completed``, ``completed-with-M-of-N``, or ``preflight-passed`` after a preflight alone.
     missing : str
-        Which peers have no part in it, and why; empty where none is missing.
+        The missing peers, with the reasons; empty if none is missing.
     folder : Path or None
-        Of the results; None where they are on another machine, and where there are none.
+        The folder of the results; None if they are on another machine or there are none.
     """
 
     status: str
@@ -85,14 +85,14 @@ def execute(
     verbose: bool,
     show: Callable[[str], None] = typer.echo,
 ) -> Finished:
-    """Run once and return how it ended: perhaps with some of the peers only (min-peers, on-failure).
+    """Run once and return the way it ended, perhaps with some of the peers only (min-peers, on-failure).
 
     Raises
     ------
     RunStoppedError
         When somebody stopped it.
     P2PFTError
-        When the run failed, with the one reason that matters.
+        When the run failed, with the first cause.
     """
     simulated = connection is None
     config, graph = check(values, here=simulated)
@@ -118,7 +118,7 @@ def execute(
         if ended.status == FLOWER_STOPPED:
             raise RunStoppedError(
                 f"run {ended.run_id} stopped ({ended.status}): flwr stop; its coordinator writes "
-                f"{folder / FILE} once it has told the peers"
+                f"{folder / FILE} once it has stopped the peers"
             ) from None
         if ended.completed and not simulated and told is not None:
             return Finished(*told)
@@ -142,9 +142,9 @@ def execute_or_record(
     environment: Mapping[str, str] | None,
     verbose: bool,
 ) -> dict[str, Any]:
-    """Run once for a table of several runs: a failure is told, and becomes results that say why.
+    """Run once for a table of several runs: a failure is printed, and becomes results with the reason.
 
-    Lines go to standard error; standard output is the table's, or the JSON's.
+    Lines go to standard error; standard output is for the table or the JSON.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ def execute_or_record(
     Returns
     -------
     dict
-        What results.json in ``output-dir`` holds.
+        The content of results.json in ``output-dir``.
     """
     folder = Path(values["output-dir"])
     try:
@@ -166,7 +166,7 @@ def execute_or_record(
             show=lambda line: typer.echo(line, err=True),
         )
     except P2PFTError as error:
-        # A run that wrote its results and failed after that has failed.
+        # A run that failed after it wrote its results has failed.
         if not (folder / FILE).exists() or read_results(folder)["status"].startswith("completed"):
             status = "stopped" if isinstance(error, RunStoppedError) else "failed"
             failed = {"schema": SCHEMA, "status": status, "algorithm": values["algorithm"]}
@@ -178,12 +178,12 @@ def execute_or_record(
 def _values(
     settings: list[str], connection: str | None, out: Path | None, resume: str | None, *, extend: bool
 ) -> dict[str, Any]:
-    """Return the run-config of the command's words.
+    """Return the run-config from the command's words.
 
     Raises
     ------
     P2PFTError
-        When something is wrong with them.
+        When a word is wrong.
     """
     values = parse_settings(settings)
     if out is not None:
@@ -207,16 +207,16 @@ def _values(
 
 
 def _record_given_up(values: Mapping[str, Any], started: str | None) -> None:
-    """Write that a run was stopped that was simulated here, and whose processes have ended.
+    """Write results that a run simulated here was stopped; its processes have ended.
 
-    Flower ends a simulation's process without a word to the thread in which its ServerApp runs.
+    Flower ends a simulation's process without notice to the thread of its ServerApp.
     """
     if started is None:
-        return  # Flower had not begun it
+        return  # Flower had not begun the run
     config = RunConfig.from_mapping(values)
     folder = Path(config.runtime.output_dir) if config.runtime.output_dir else default_output_dir(started)
     told = config.to_mapping()
-    error = "the run was stopped: p2pft run, which simulated it, was told to end (Ctrl-C or a signal)"
+    error = "the run was stopped: p2pft run, which simulated it, was ended (Ctrl-C or a signal)"
     try:
         if (folder / FILE).exists() and read_results(folder)["status"].startswith("completed"):
             return
@@ -226,6 +226,7 @@ def _record_given_up(values: Mapping[str, Any], started: str | None) -> None:
         typer.echo(f"{folder / FILE} cannot say that the run was stopped: {problem}", err=True)
 
 
+# Longer than 70 lines, since its parameters are the options that typer reads.
 def run(
     settings: Annotated[
         list[str] | None,
@@ -250,7 +251,7 @@ def run(
         str | None,
         typer.Option(
             metavar="RUN",
-            help="Go on from a run's checkpoints: its id, or its folder. Its settings hold again.",
+            help="Continue from a run's checkpoints: its id or its folder. Its settings apply again.",
         ),
     ] = None,
     extend: Annotated[
@@ -258,14 +259,14 @@ def run(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show Flower's own log as well.")] = False,
 ) -> None:
-    """Fine-tune peers over a graph and print how they did.
+    """Fine-tune peers over a graph and print their scores.
 
-    A run that was stopped, or died, goes on where it was, bit for bit: p2pft run --resume RUN. One that has
-    ended becomes longer: p2pft run --resume RUN --extend epochs=50.
+    p2pft run --resume RUN continues a run that was stopped or died, bit for bit. p2pft run --resume RUN
+    --extend epochs=50 lengthens a run that has ended.
 
     Exit codes: 0 the run completed; 1 it failed; 2 a setting or graph is wrong and nothing was started;
-    3 it completed with some of the peers: others were not there at the start (min-peers) or were lost on the
-    way (on-failure); 4 it was stopped, by p2pft stop or flwr stop; 130 it was interrupted here (Ctrl-C).
+    3 it completed with some of the peers: others were missing at the start (min-peers) or were lost later
+    (on-failure); 4 it was stopped, by p2pft stop or flwr stop; 130 it was interrupted here (Ctrl-C).
     """
     try:
         values = _values(settings or [], connection, out, resume, extend=extend)
@@ -276,7 +277,7 @@ def run(
     started: list[str] = []
 
     def show(line: str) -> None:
-        """Hold the coordinator's word of its results back: they are named once, at the end."""
+        """Hide the coordinator's line on its results, which this command prints once, at the end."""
         if (begun := STARTED_LINE.match(line)) is not None:
             started.append(begun[1])
         if RESULTS_LINE.search(line):
@@ -294,7 +295,7 @@ def run(
                     ended = execute(
                         values, connection=None, environment=environment, verbose=verbose, show=show
                     )
-            except (KeyboardInterrupt, SystemExit):  # the latter is what SIGTERM becomes
+            except (KeyboardInterrupt, SystemExit):  # SIGTERM becomes the latter
                 _record_given_up(values, started[0] if started else None)
                 raise
     except RunStoppedError as error:
@@ -309,7 +310,7 @@ def run(
     if ended.folder is not None:
         typer.echo(f"results: {ended.folder / FILE}")
     else:
-        for line in told:  # where the SuperLink is
+        for line in told:  # on the SuperLink's machine
             typer.echo(line)
     if ended.status not in ("completed", PREFLIGHT_PASSED):
         typer.echo(f"{ended.status}: {ended.missing}", err=True)

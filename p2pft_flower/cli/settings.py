@@ -47,8 +47,8 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        When a word has no ``=``, a key is unknown, or a value is no number (or true or false) where one is
-        wanted.
+        When a word has no ``=``, a key is unknown, or a value that must be a number (or true or false) is
+        none.
     """
     keys = config_keys()
     values: dict[str, Any] = {}
@@ -88,12 +88,12 @@ def _absolute(key: str, value: Any) -> Any:
 
 
 def read_value(key: str, text: str) -> bool | int | float | str:
-    """Return ``text`` as the type that run-config key ``key`` has.
+    """Return ``text`` as the type of the run-config key ``key``.
 
     Raises
     ------
     ConfigError
-        When it cannot be read as that.
+        When it has another type.
     """
     wanted = type(config_keys()[key])
     if wanted is bool:
@@ -108,26 +108,26 @@ def read_value(key: str, text: str) -> bool | int | float | str:
 
 
 def check(values: dict[str, Any], *, here: bool) -> tuple[RunConfig, Graph]:
-    """Refuse what can be refused without starting anything, and without importing torch: within a second.
+    """Refuse settings that are known to be wrong without starting anything or importing torch, in a second.
 
     Parameters
     ----------
     values : dict
         Run-config keys and values.
     here : bool
-        Whether the peers run on this machine, so that what settings name must be here: files, folders,
-        modules, devices. In a deployment the sites have their own.
+        Whether the peers run on this machine, so that the files, folders, modules and devices in the settings
+        must be here. In a deployment the sites have their own.
 
     Raises
     ------
     ConfigError, DataError, TopologyError
-        As the coordinator or the peers would.
+        When one is wrong, as the coordinator or the peers would raise it.
     """
     config = RunConfig.from_mapping(values)
     for key, value in values.items():
         if isinstance(value, str) and not _is_unicode(value):
             raise ConfigError(
-                f"{key} = {value!r}: it is not UTF-8, and Flower's run-config carries nothing else; rename it"
+                f"{key} = {value!r}: it is not UTF-8, which Flower's run-config needs; rename it"
             )
     no_extension_alone(config)
     graph = Graph.load(config.runtime.topology)
@@ -150,7 +150,7 @@ def check(values: dict[str, Any], *, here: bool) -> tuple[RunConfig, Graph]:
     if here:
         app = resource_dir("apps") / "p2pft"
         if is_reference(name) and name not in ALGORITHMS:
-            check_reference(name, key="algorithm", beside=[app])  # the coordinator looks nowhere else
+            check_reference(name, key="algorithm", beside=[app])  # the coordinator's only place for modules
         require_here(config.learning, graph.n, [app, Path.cwd()])
     return config, graph
 
@@ -164,12 +164,12 @@ def _is_unicode(text: str) -> bool:
 
 
 def _check_runtime(config: RunConfig, graph: Graph, *, here: bool, pooled: bool) -> None:
-    """Refuse what a simulation (``here``) or a deployment cannot do.
+    """Refuse settings that a simulation (``here``) or a deployment cannot follow.
 
     Raises
     ------
     ConfigError
-        Naming the key.
+        When there is one; names the key.
     """
     runtime = config.runtime
     if runtime.min_peers > graph.n:
@@ -187,23 +187,23 @@ def _check_runtime(config: RunConfig, graph: Graph, *, here: bool, pooled: bool)
 
 
 _OWN_TO_A_RUN = ("extend", "output-dir", "preflight-only", "resume")
-"""Keys that a run does not take over from the one that it goes on from."""
+"""Keys that a resumed run does not take from the earlier run."""
 
 
 def settings_of_resumed(values: Mapping[str, Any], *, simulated: bool) -> dict[str, Any]:
-    """Return ``values`` with those of the run that their ``resume`` names, where they say nothing else.
+    """Return ``values`` completed by those of the run that their ``resume`` names.
 
     Parameters
     ----------
     values : mapping
         Run-config keys and values that were given, ``resume`` among them.
     simulated : bool
-        Whether the run to be resumed must be on this machine; sites of a deployment keep their own.
+        Whether the run to be resumed must be on this machine; sites of a deployment have their own files.
 
     Raises
     ------
     ConfigError
-        When a setting differs that must not, with every difference; when there is no such run here.
+        When a setting differs that must not (lists every difference); when there is no such run here.
     """
     folder = resumed_folder(values["resume"])
     about = earlier_run(folder)
@@ -214,7 +214,7 @@ def settings_of_resumed(values: Mapping[str, Any], *, simulated: bool) -> dict[s
                 "id of a run in P2PFT_HOME, or its folder"
             )
         return dict(values)
-    earlier = about["config"]
+    earlier = about.config
     differences = config_differences(earlier, {**earlier, **values})
     dropped = {*_OWN_TO_A_RUN, *(("iterations",) if "epochs" in values else ())}
     defaults = config_keys()
@@ -224,19 +224,19 @@ def settings_of_resumed(values: Mapping[str, Any], *, simulated: bool) -> dict[s
     length = known_length(about, config)
     if length is None and not config.runtime.extend:
         differences.append(
-            f"epochs: {about['iterations']} iterations in the checkpoint, {config.runtime.epochs} epochs now "
-            "(extend = true, or p2pft run --extend, lengthens a run; give iterations where it is as long)"
+            f"epochs: {about.iterations} iterations in the checkpoint, {config.runtime.epochs} epochs now "
+            "(extend = true, or p2pft run --extend, lengthens a run; give iterations if it is as long)"
         )
     elif length is not None:
-        differences += check_length(config, int(about["iterations"]), length)
+        differences += check_length(config, about.iterations, length)
     refuse(values["resume"], differences)
     return now
 
 
 def method_settings(common: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return one method's settings out of those that several share.
+    """Return one method's settings from those of several methods.
 
-    ``strategy-options`` are for Flower's strategies only; beside others they cost nobody the table.
+    ``strategy-options`` are for Flower's strategies only; other methods ignore them.
     """
     dropped = () if is_strategy(name) else ("strategy-options",)
     return {**{k: v for k, v in common.items() if k not in dropped}, "algorithm": name}

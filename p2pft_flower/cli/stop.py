@@ -12,7 +12,7 @@ from p2pft_flower.keeping.running import running
 __all__ = ["stop"]
 
 PATIENCE = 30.0
-"""Seconds to wait for processes to end, which takes up to 10 s on a machine that has processors to spare."""
+"""Seconds to wait for processes to end, which takes up to 10 s on an idle machine."""
 
 EXIT_FAILED = 1
 
@@ -24,10 +24,10 @@ def stop(
 ) -> None:
     """End the peers that train on this machine, and through them all peers of their runs, on any machine.
 
-    Where peers exchange nothing (algorithm = local) only those of this machine end.
+    If peers exchange nothing (algorithm = local), only those of this machine end.
 
     They are looked up in P2PFT_HOME, which must be the SuperNode's. Exit codes: 0 they have ended; 1 there
-    is none, one cannot be told, or one does not end.
+    is none, one cannot be reached, or one does not end.
     """
     found = running(run)
     if not found:
@@ -43,7 +43,7 @@ def stop(
             there.stop_run()
         except OSError as error:
             typer.echo(
-                f"run {there.run}: peer {', '.join(map(str, there.peers))} cannot be told to stop its run "
+                f"run {there.run}: peer {', '.join(map(str, there.peers))} cannot be asked to stop its run "
                 f"({error}): see to it that this user can write there and the disk is not full, and try "
                 f"again; kill {there.process.pid} ends the peers of that process alone",
                 err=True,
@@ -52,7 +52,7 @@ def stop(
             told.append(there)
     deadline = time.monotonic() + PATIENCE
     while (left := [there for there in told if there.alive]) and time.monotonic() < deadline:
-        time.sleep(0.1)  # they are no children of this process: nothing else tells that they have ended
+        time.sleep(0.1)  # they are no children of this process, so it must poll
     for there in told:
         who = f"run {there.run}: peer {', '.join(map(str, there.peers))}"
         if there in left:

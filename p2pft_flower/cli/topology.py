@@ -1,4 +1,4 @@
-"""``p2pft topology``: look at the graphs that peers exchange over."""
+"""``p2pft topology``: show the graphs that peers exchange over."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
     png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Draw it into FILE.")] = None,
 ) -> None:
-    """Print a graph: its size, what its weights mean for each method, and every peer's neighbours."""
+    """Print a graph: its size, what its weights imply for each method, and every peer's neighbours."""
     try:
         loaded = Graph.load(graph)
         if png is not None:
@@ -109,7 +109,7 @@ def _kind(graph: Graph) -> str:
 
 
 def _links(graph: Graph) -> int:
-    """Edges as people count them: an undirected one once."""
+    """Return the number of edges, an undirected one counted once."""
     return len(graph.edges) // 2 if graph.undirected else len(graph.edges)
 
 
@@ -151,19 +151,19 @@ def _pace(graph: Graph) -> str:
 
 
 def meaning(graph: Graph) -> list[str]:
-    """Say in sentences which methods suit the graph."""
+    """Return sentences on the methods that suit the graph."""
     if graph.n == 1:
         return ["A single peer: every method is plain gradient descent."]
     if graph.doubly_stochastic:
         return [
-            "p2pft reaches the exact optimum.",
+            "p2pft is exact with full gradients; with mini-batches it ends near the optimum.",
             "gt-dgd runs: its one matrix W must be doubly stochastic, and A is.",
             "dgd counts every peer the same, but with a constant step it stops near the optimum, not at it.",
         ]
     heaviest, lightest = int(graph.averaging_weights.argmax()), int(graph.averaging_weights.argmin())
     lines = [
-        "p2pft reaches the exact optimum: A weighs models, B carries trackers, and W need not be doubly "
-        "stochastic.",
+        "p2pft is exact with full gradients: A weighs models, B carries trackers, and W need not be doubly "
+        "stochastic. With mini-batches it ends near the optimum.",
         "gt-dgd refuses this graph: its one matrix W must be doubly stochastic.",
         f"dgd is biased: it counts peer {graph.peer_names[heaviest]} as "
         f"{graph.averaging_weights[heaviest]:.1%} and peer {graph.peer_names[lightest]} as "
@@ -178,14 +178,16 @@ def meaning(graph: Graph) -> list[str]:
 
 
 def _cell(peers: tuple[int, ...], values: list[float], names: tuple[str, ...]) -> Text:
-    # No blank inside, where rich would break the line.
+    # No blank inside, at which rich would break the line.
     parts = [f"{names[p]}:{value:.3g}" for p, value in zip(peers, values, strict=True)]
     more = f" … {len(parts) - SHOWN_NEIGHBOURS} more" if len(parts) > SHOWN_NEIGHBOURS else ""
     return Text((", ".join(parts[:SHOWN_NEIGHBOURS]) or "nobody") + more)
 
 
 def _peer_table(graph: Graph) -> Table:
-    table = Table(title="Peers, with the weights A of what each receives and the shares B of what it sends")
+    table = Table(
+        title="Peers, with the weights A of their in-neighbours and their shares B to out-neighbours"
+    )
     table.title_justify = "left"
     with_addresses = any(graph.addresses)
     for header in ("peer", *(["address"] if with_addresses else []), "receives from:A", "sends to:B"):
@@ -207,7 +209,7 @@ def _peer_table(graph: Graph) -> Table:
 
 
 def as_dict(graph: Graph) -> dict[str, Any]:
-    """Return what ``--json`` prints; keys are only ever added."""
+    """Return the JSON of ``--json``; later versions only add keys."""
     return {
         "name": graph.name,
         "description": graph.description,

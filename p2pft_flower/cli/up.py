@@ -11,7 +11,7 @@ from p2pft_flower.cli.completion import complete_graphs
 from p2pft_flower.cli.rehearsal import CONNECTION, AlreadyUpError, end, start
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from p2pft_flower.config import RunConfig
-from p2pft_flower.errors import ConfigError, P2PFTError, TopologyError
+from p2pft_flower.errors import ConfigError, DataError, P2PFTError, TopologyError
 from p2pft_flower.topology import Graph
 
 __all__ = ["down", "up"]
@@ -24,7 +24,7 @@ def _say(line: str) -> None:
 
 
 def _graph(peers: int | None, topology: str | None) -> tuple[Graph, str]:
-    """Return the graph, and the setting with which ``p2pft run`` uses it."""
+    """Return the graph, and the setting of ``p2pft run`` for it."""
     default = RunConfig().runtime.topology
     graph = Graph.load(topology or default)
     if peers is None or peers == graph.n:
@@ -38,7 +38,7 @@ def _graph(peers: int | None, topology: str | None) -> tuple[Graph, str]:
 def up(
     peers: Annotated[
         int | None,
-        typer.Option(min=1, help="How many; default: as many as the topology has.", show_default=False),
+        typer.Option(min=1, help="Number of peers; default: that of the topology.", show_default=False),
     ] = None,
     topology: Annotated[
         str | None,
@@ -55,7 +55,7 @@ def up(
     """Start a SuperLink and a SuperNode for each peer on this machine, as a rehearsal of a deployment.
 
     Each SuperNode has a peer's number, an address on 127.0.0.1 and certificates of its own. Flower finds the
-    SuperLink by the connection 'rehearsal'; state, logs and certificates lie in $P2PFT_HOME/rehearsal
+    SuperLink by the connection 'rehearsal'; state, logs and certificates are in $P2PFT_HOME/rehearsal
     (~/.p2pft).
 
     Exit codes: 0 all SuperNodes have registered; 1 something failed, and nothing is left running; 2 an option
@@ -67,14 +67,14 @@ def up(
     except AlreadyUpError as error:
         _say(str(error))
         raise typer.Exit(EXIT_ALREADY) from None
-    except (ConfigError, TopologyError) as error:
+    except (ConfigError, DataError, TopologyError) as error:
         _say(f"error: {error}")
         raise typer.Exit(EXIT_USAGE) from None
     except P2PFTError as error:
         _say(f"error: {error}")
         raise typer.Exit(EXIT_FAILED) from None
     except KeyboardInterrupt:
-        _say("stopped: what had been started has ended")
+        _say("stopped: all started processes have ended")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         typer.echo(json.dumps(state.to_dict(), indent=2))
@@ -86,9 +86,9 @@ def up(
 
 
 def down() -> None:
-    """End what 'p2pft up' started, and nothing else; logs and certificates stay until the next one.
+    """End the processes of 'p2pft up' and no others; logs and certificates stay until the next 'p2pft up'.
 
-    Exit codes: 0 nothing of it is running; 1 a process does not end; 2 its folder cannot be used; 3 another
+    Exit codes: 0 none of them is running; 1 a process does not end; 2 its folder cannot be used; 3 another
     up or down is at work.
     """
     try:
@@ -96,7 +96,7 @@ def down() -> None:
     except AlreadyUpError as error:
         _say(str(error))
         raise typer.Exit(EXIT_ALREADY) from None
-    except ConfigError as error:
+    except (ConfigError, DataError) as error:
         _say(f"error: {error}")
         raise typer.Exit(EXIT_USAGE) from None
     except P2PFTError as error:

@@ -26,9 +26,9 @@ from p2pft_flower.flower.logs import kept_warnings, log_to_stream
 from p2pft_flower.flower.site import Site
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.own_problem import Plugged
-from p2pft_flower.host.recorder import Outcome
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.folders import look_at
+from p2pft_flower.keeping.lines import Outcome, ViewChange
 from p2pft_flower.keeping.progress import told_evaluations
 from p2pft_flower.keeping.rejoining import kept_plan, save_plan
 from p2pft_flower.keeping.resuming import look_through
@@ -38,6 +38,7 @@ from p2pft_flower.learning.settings import check_privacy, require_accountant_her
 from p2pft_flower.plan import Plan, config_digest
 from p2pft_flower.resources import home
 from p2pft_flower.transport import Prober
+from p2pft_flower.typed import plain
 
 if TYPE_CHECKING:
     # torch and timm take seconds to import: Flower loads the app in processes that never train.
@@ -177,9 +178,9 @@ def make_client_app() -> ClientApp:
 
     @app.train("peers")
     def train_peers(message: Message, context: Context) -> Message:
-        views: list[dict[str, Any]] = []  # told also when the host fails
+        views: list[ViewChange] = []  # told also when the host fails
         body = _guarded(_train_peers, message, context, views)
-        return messages.reply(message, {**body, "views": views})
+        return messages.reply(message, {**body, "views": plain(views)})
 
     @app.train("clients")
     def train_clients(message: Message, context: Context) -> Message:
@@ -249,7 +250,7 @@ def _kept(config: RunConfig, site: Site | None) -> dict[str, Any] | None:
     """Return what this site has kept of the run that is to be resumed; None where there is none to be."""
     if site is None or not config.runtime.resume:
         return None
-    return asdict(look_through(site.resumed_folder(config.runtime.resume), site.peer_id))
+    return plain(look_through(site.resumed_folder(config.runtime.resume), site.peer_id))  # type: ignore[no-any-return]
 
 
 def _preflight(message: Message, context: Context) -> dict[str, Any]:
@@ -281,7 +282,7 @@ def _preflight(message: Message, context: Context) -> dict[str, Any]:
 
 def _host(plan: Plan, site: Site | None, *, joining: bool = False) -> Host:
     """Return the host of ``plan``'s peers, ready to run in this process."""
-    config = RunConfig.from_mapping(plan.config)
+    config = plan.config
     learning, here = _learning(config, site), _peers_here(site)
     problem: Problem
     if learning.problem:
@@ -330,7 +331,7 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     """
     folder = (site.output_folder(run, "") if folder is None else folder.expanduser()).absolute()
     plan = dataclasses.replace(kept_plan(folder, run, site.peer_id), output_dir=str(folder))
-    told = plan.record.get("versions", {})
+    told = {} if plan.facts is None else plan.facts.versions
     if differing := [
         f"{p} {v} (the run has {told[p]})" for p, v in versions().items() if told.get(p, v) != v
     ]:
@@ -340,11 +341,11 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     return outcome, folder
 
 
-def _train_peers(message: Message, context: Context, views: list[dict[str, Any]]) -> dict[str, Any]:
+def _train_peers(message: Message, context: Context, views: list[ViewChange]) -> dict[str, Any]:
     """Run this host's peers for the whole run, and put its changes of view into ``views``."""
     plan = Plan.from_json(messages.unpack(message)["plan"])
     site = Site.of(context.node_config)
-    config = RunConfig.from_mapping(plan.config)
+    config = plan.config
     if site is not None:
         own = site.writable_folder(plan.run, config.runtime.output_dir)
         plan = dataclasses.replace(plan, output_dir=str(own))
@@ -361,4 +362,4 @@ def _train_peers(message: Message, context: Context, views: list[dict[str, Any]]
     folder = Path(plan.output_dir) / "peers"
     # In simulation the coordinator can read the peers' logs; in a deployment it has only what it is told.
     told = [] if site is None else [e for o in outcomes for e in told_evaluations(folder, o.peer, plan.n)]
-    return {"outcomes": [vars(outcome) for outcome in outcomes], "evaluations": told}
+    return {"outcomes": plain(outcomes), "evaluations": plain(told)}

@@ -24,7 +24,9 @@ from p2pft_flower.flower.site import Site
 from p2pft_flower.host.exchange import DivergedError
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.journal import Journal
+from p2pft_flower.keeping.lines import LastRound, Round
 from p2pft_flower.learning.workload import Workload
+from p2pft_flower.typed import plain
 
 __all__ = ["answer", "evaluate", "theta_of", "to_arrays", "train"]
 
@@ -139,18 +141,19 @@ def evaluate(
     if scored and not math.isfinite(score.loss):
         raise DivergedError(peer, f"round {told['server-round']!r}", "loss")
     done = min(_rounds(task, told) * task["steps"], task["iterations"])
-    told_back: dict[str, Any] = {
-        "peer": peer,
-        "iteration": done,
-        "loss": score.loss,
-        "accuracy": score.accuracy,
-        "accuracy_unseen": score.accuracy_unseen,
-        "sketch": sketch.encode(sketch.Sketcher(theta.size)(theta)),
-        "evaluation": passed,
-    }
+    line = Round(
+        peer=peer,
+        iteration=done,
+        loss=score.loss,
+        accuracy=score.accuracy,
+        accuracy_unseen=score.accuracy_unseen,
+        sketch=sketch.encode(sketch.Sketcher(theta.size)(theta)),
+        evaluation=passed,
+    )
+    told_back: dict[str, Any] = plain(line)
     journal = Journal(Path(task["output-dir"]), peer)
     try:
-        journal.write("evaluation", **{k: v for k, v in told_back.items() if k != "peer"})
+        journal.write(line)
         if done == task["iterations"]:
             extra = {
                 "run": task["run"],
@@ -164,7 +167,7 @@ def evaluate(
             objective.drawn = done + task["lost"]
             epsilon, delta = objective.privacy_spent() or (None, None)
             told_back |= {"epsilon": epsilon, "delta": delta}
-            journal.write("end", iteration=done, epsilon=epsilon, delta=delta)
+            journal.write(LastRound(peer=peer, iteration=done, epsilon=epsilon, delta=delta))
     finally:
         journal.close()
     metrics: dict[str, Any] = {"num-examples": 0, "loss": 0.0, "accuracy": 0.0}  # counts for nothing

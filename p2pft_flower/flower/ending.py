@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2pft_flower.report.results import head, write_results
+from p2pft_flower.report.results import ViewRow, head, write_results
 
 __all__ = ["STOPPED", "Ending"]
 
@@ -62,7 +62,7 @@ class Ending:
             log.warning("run %s: %s; what there is was written to %s", self._run_id, self.reason, path)
         return True
 
-    def write(self, status: str, reason: str, views: list[dict[str, Any]] | None) -> Path:
+    def write(self, status: str, reason: str, views: Sequence[ViewRow] | None) -> Path:
         """Write results of a run that did not complete, and return their path.
 
         ``views`` are the changes of view that its hosts told of; None: they could not be asked any more.

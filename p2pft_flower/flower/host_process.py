@@ -11,7 +11,7 @@ from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.flower.supernode import answers, watched
 from p2pft_flower.host.agreement import LostContactError
 from p2pft_flower.host.host import Host
-from p2pft_flower.host.recorder import Outcome
+from p2pft_flower.keeping.lines import Outcome
 from p2pft_flower.keeping.running import registered
 from p2pft_flower.transport import ExchangeStoppedError
 

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import Cause, P2PFTError, printable
 from p2pft_flower.flower import messages
+from p2pft_flower.report.results import ViewRow
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import parse_address
 
@@ -55,9 +56,7 @@ class RunFailedError(P2PFTError):
     changes of view that the hosts told of.
     """
 
-    def __init__(
-        self, message: str, ended_by: Cause | None = None, views: Sequence[dict[str, Any]] = ()
-    ) -> None:
+    def __init__(self, message: str, ended_by: Cause | None = None, views: Sequence[ViewRow] = ()) -> None:
         self.ended_by = ended_by
         self.views = list(views)
         super().__init__(message)

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from flwr.app import Message
@@ -14,23 +15,25 @@ from flwr.serverapp import Grid
 
 from p2pft_flower.algorithms.objective import peer_weights
 from p2pft_flower.errors import Cause, P2PFTError, printable
+from p2pft_flower.facts import GraphName, RunFacts
 from p2pft_flower.flower import messages, nodes
 from p2pft_flower.flower.ending import STOPPED, Ending
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.run import Run, collect_results
 from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.host.ending import others_go_on
-from p2pft_flower.host.keeper import files_kept
 from p2pft_flower.host.recorder import MAX_NOTE
 from p2pft_flower.host.session import remote_edges
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping import sketch
-from p2pft_flower.keeping.journal import read_journal
-from p2pft_flower.keeping.progress import Progress, Report
+from p2pft_flower.keeping.journal import read_whole_lines
+from p2pft_flower.keeping.lines import Evaluation, Outcome, Report, ViewChange
+from p2pft_flower.keeping.progress import Progress
+from p2pft_flower.keeping.retention import files_kept
 from p2pft_flower.keeping.running import running
 from p2pft_flower.plan import Neighbourhood, Plan, greetings, terms_digest
-from p2pft_flower.report.collected import peer_record, run_record
-from p2pft_flower.report.results import log_name, lost_on_the_way, merged_views
+from p2pft_flower.report.collected import rows_of
+from p2pft_flower.report.results import ViewRow, log_name, lost_on_the_way, merged_views
 from p2pft_flower.transport import (
     Credentials,
     ObserverServer,
@@ -40,6 +43,7 @@ from p2pft_flower.transport import (
     stop_run,
     unix_address,
 )
+from p2pft_flower.typed import converted
 
 __all__ = ["run_peers"]
 
@@ -123,9 +127,10 @@ def run_peers(
     if not run.deployed:  # what the observer missed stands in the peers' own logs, on this machine
         for peer in run.peers:
             if (log_file := run.folder / log_name(peer)).is_file():
-                evaluations += [e for e in read_journal(log_file) if e["event"] == "evaluation"]
+                lines, _ = read_whole_lines(log_file)
+                evaluations += [line.report for line in lines if isinstance(line, Evaluation)]
     for evaluation in evaluations:
-        progress.fill(Report.of(evaluation))
+        progress.fill(evaluation)
     views = told.views
     # Who had done all iterations and gone is not in a view that came later, and was not lost.
     lost = sorted(set(run.peers) - set(views[-1]["peers"]) - told.outcomes.keys()) if views else []
@@ -219,11 +224,11 @@ def _tell_until_heard(run: Run, key: bytes, own: Credentials | None) -> dict[int
 class _Told(NamedTuple):
     """What the hosts' replies tell."""
 
-    outcomes: dict[int, dict[str, Any]]
+    outcomes: dict[int, Outcome]
     """How each peer ended."""
-    evaluations: list[dict[str, Any]]
+    evaluations: list[Report]
     """Those that deployed peers tell of."""
-    views: list[dict[str, Any]]
+    views: list[ViewRow]
     """Changes of view, each once, ascending."""
     failures: list[RunFailedError]
     """Of hosts without which the others have gone on."""
@@ -255,9 +260,9 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
     # Who has come to its end has waited for the others; who fails alone tells nothing of when they end.
     ends = nodes.is_failure if not _survives(run) else _ends_all
     replies = nodes.collect(grid, sent, timeout=run.config.runtime.run_timeout, grace=grace, ends=ends)
-    outcomes: dict[int, dict[str, Any]] = {}
-    evaluations: list[dict[str, Any]] = []
-    views: list[dict[str, Any]] = []
+    outcomes: dict[int, Outcome] = {}
+    evaluations: list[Report] = []
+    views: list[ViewChange] = []
     failures: list[tuple[tuple[int, ...], RunFailedError]] = []
     for host in run.hosts:
         who = f"peers {list(host.peers)}" if len(host.peers) > 1 else f"peer {host.peers[0]}"
@@ -266,21 +271,20 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
             failures.append((host.peers, no_reply))
             continue
         if not replies[host.node].has_error():
-            views += messages.unpack(replies[host.node])["views"]
+            views += converted(messages.unpack(replies[host.node])["views"], list[ViewChange], who)
         try:
             facts = nodes.body_of(replies[host.node], who)
         except RunFailedError as failure:
             failures.append((host.peers, failure))
             continue
-        outcomes |= {o["peer"]: o for o in facts["outcomes"]}
-        evaluations += facts["evaluations"]
-    last = max(views, key=lambda v: int(v["number"]), default={"peers": run.peers})
+        outcomes |= {o.peer: o for o in converted(facts["outcomes"], list[Outcome], who)}
+        evaluations += converted(facts["evaluations"], list[Report], who)
+    last = max(views, key=lambda view: view.number, default=None)
+    members = set(run.peers if last is None else last.peers)
     # Whoever has come to its end has waited for all peers of the last view: those that came back too.
     failed = {p for peers, _ in failures for p in peers}
-    elsewhere = sorted(failed & set(last["peers"]) & {p for view in views for p in view["joined"]})
-    counted = [
-        (peers, f) for peers, f in failures if not set(last["peers"]).difference(elsewhere).isdisjoint(peers)
-    ]
+    elsewhere = sorted(failed & members & {p for view in views for p in view.joined})
+    counted = [(peers, f) for peers, f in failures if not members.difference(elsewhere).isdisjoint(peers)]
     # The others have come to their end, so whoever of them fails by itself, its disk full, has failed later.
     at_the_end = [(peers, f) for peers, f in counted if _spares(f.ended_by, _survives(run))]
     if failures and (not outcomes or len(at_the_end) < len(counted)):
@@ -335,7 +339,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
     addresses |= {p: run.address(p) for p in sorted(around)} if run.exchanges else {}
     return Plan(
         run=run.id,
-        config=run.config.to_mapping(),
+        config=run.config,
         n=run.graph.n,
         greetings=greetings(run.view, [host.peers for host in run.hosts]) if run.exchanges else 1,
         terms=terms_digest(run.config, run.view, run.iterations),
@@ -349,17 +353,19 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         members={min(h.peers): h.peers for h in run.hosts} if around and _survives(run) else {},
         observer=observer,
         pooled=run.pooled,
-        record=run_record(
-            run.graph,
-            run.view,
+        facts=RunFacts(
+            GraphName(run.graph.name, run.graph.digest, run.view.added_to(run.graph)),
             run.peers,
             run.partition,
             run.versions,
-            pooled=run.pooled,
-            resumed_from=run.resumed_from,
+            run.pooled,
+            run.resumed_from,
         ),
-        peer_records={
-            p.peer: run.about(p.peer) | peer_record(run.graph, range(run.graph.n) if run.pooled else [p.peer])
+        peer_facts={
+            p.peer: replace(
+                run.about(p.peer),
+                rows=rows_of(run.graph, range(run.graph.n) if run.pooled else [p.peer]),
+            )
             for p in peers
         },
         stop_digest=stop_digest,

@@ -12,6 +12,7 @@ from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.flower.run import Run
 from p2pft_flower.flower.strategies import is_strategy
+from p2pft_flower.keeping.about import PeerAbout, ServerAbout
 from p2pft_flower.keeping.checkpoints import SERVER
 from p2pft_flower.keeping.resuming import (
     Kept,
@@ -26,6 +27,7 @@ from p2pft_flower.keeping.resuming import (
 )
 from p2pft_flower.plan import ResumePoint
 from p2pft_flower.report.results import default_output_dir
+from p2pft_flower.typed import Settings, converted
 
 __all__ = ["check_length", "earlier_run", "known_length", "no_extension_alone", "resumed", "resumed_folder"]
 
@@ -38,10 +40,8 @@ def resumed_folder(resume: str) -> Path:
     return path if path.is_absolute() else default_output_dir(resume)
 
 
-def earlier_run(folder: Path) -> dict[str, Any] | None:
+def earlier_run(folder: Path) -> PeerAbout | ServerAbout | None:
     """Return what a checkpoint of the run in ``folder`` says must be alike; None where none is in good state.
-
-    Its run-config is among it, as ``config``, and its length, as ``iterations``.
 
     Raises
     ------
@@ -54,16 +54,16 @@ def earlier_run(folder: Path) -> dict[str, Any] | None:
     peers = [int(p) for name in named if (p := name.removesuffix(".checkpoints")).isdecimal()]
     for peer in (SERVER, *peers):
         if (found := look_through(folder, peer)).views:
-            return dict(found.newest.about)
+            return found.newest.about
     return None
 
 
-def known_length(about: Mapping[str, Any], config: RunConfig) -> int | None:
+def known_length(about: PeerAbout | ServerAbout, config: RunConfig) -> int | None:
     """Return how long a run with ``config`` is, in iterations, without a look at its data.
 
     Parameters
     ----------
-    about : mapping
+    about : PeerAbout or ServerAbout
         Of an earlier run, from :func:`earlier_run`.
     config : RunConfig
         Of the run that is to go on from there.
@@ -74,17 +74,18 @@ def known_length(about: Mapping[str, Any], config: RunConfig) -> int | None:
         None where it counts in epochs and the earlier run does not say what an epoch is, or a stream may have
         made it longer.
     """
-    earlier, now = RunConfig.from_mapping(_known(about["config"])).runtime, config.runtime
+    earlier, now = RunConfig.from_mapping(_known(about.config)).runtime, config.runtime
     if (earlier.epochs, earlier.iterations) == (now.epochs, now.iterations):
-        return int(about["iterations"])
+        return about.iterations
     if now.iterations:
         return now.iterations
     if config.learning.stream:
         return None
     if not earlier.iterations:
-        return int(about["iterations"]) // earlier.epochs * now.epochs
-    strategy = is_strategy(config.method.algorithm)  # its rounds are what it is evaluated after
-    return None if earlier.evaluate_every or strategy else int(about["evaluate_every"]) * now.epochs
+        return about.iterations // earlier.epochs * now.epochs
+    if isinstance(about, ServerAbout) or earlier.evaluate_every:  # it is evaluated after rounds; it was told
+        return None
+    return about.evaluate_every * now.epochs
 
 
 def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
@@ -126,13 +127,13 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
         for one, fits in zip(kept, fitting, strict=True)
         if one.views
     }
-    first = compared[there[0].peer].about
+    first = compared[there[0].peer].of_peer
     iterations, every = _length(run, first)
-    differences = config_differences(first["config"], config.to_mapping())
+    differences = config_differences(first.config, config.to_mapping())
     for in_view in compared.values():
         if set(in_view.live) != set(run.peers):
             differences.append(f"peers: {list(in_view.live)} in the checkpoint, {list(run.peers)} now")
-    differences += check_length(config, first["iterations"], iterations)
+    differences += check_length(config, first.iterations, iterations)
     try:
         view, point = newest_common(fitting, exchanges=run.exchanges)
     except DataError:
@@ -140,7 +141,7 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
         raise
     compared = {one.peer: one.views[view] for one in kept}
     refuse(name, differences + _own_differences(run, compared))
-    odd = {k: v for k, v in first["versions"].items() if v != run.versions.get(k)}
+    odd = {k: v for k, v in first.versions.items() if v != run.versions.get(k)}
     if odd:
         log.warning(
             "run %s was begun with %s, now there are %s: it goes on, but not bit for bit",
@@ -167,7 +168,7 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
         iterations=iterations,
         evaluate_every=every,
         # Of a stream that has grown the weights would be others.
-        loss_weights={one.peer: float(compared[one.peer].about["loss_weight"]) for one in kept},
+        loss_weights={one.peer: compared[one.peer].of_peer.loss_weight for one in kept},
         resume=ResumePoint(name, str(resumed_folder(config.runtime.resume)), point, digests),
     )
 
@@ -178,7 +179,7 @@ def _of_this_graph(run: Run, kept: Kept) -> Kept:
         return kept
     row, column = run.view.row(kept.peer), run.view.column(kept.peer)
     views = {
-        v: one for v, one in kept.views.items() if not place_differences(kept.peer, one.about, row, column)
+        v: one for v, one in kept.views.items() if not place_differences(kept.peer, one.of_peer, row, column)
     }
     return replace(kept, views=views)
 
@@ -187,7 +188,10 @@ def _kept(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> list[Kept]:
     """Return what each peer has kept, ascending: the files of a simulation lie on this machine."""
     resume = run.config.runtime.resume
     if run.deployed:
-        kept = [Kept.of(answers[host.node]["kept"]) for host in run.hosts]
+        kept = [
+            converted(answers[host.node]["kept"], Kept, f"what peers {list(host.peers)} have kept")
+            for host in run.hosts
+        ]
         return sorted(kept, key=lambda one: one.peer)
     folder = resumed_folder(resume)
     if not (folder / "peers").is_dir():
@@ -198,19 +202,19 @@ def _kept(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> list[Kept]:
     return [look_through(folder, peer) for peer in run.peers]
 
 
-def _length(run: Run, about: Mapping[str, Any]) -> tuple[int, int]:
+def _length(run: Run, about: PeerAbout) -> tuple[int, int]:
     """Return iterations and those between evaluations: as they were where they are not set anew.
 
     An epoch of a stream that has grown would be longer.
     """
-    earlier, now = RunConfig.from_mapping(_known(about["config"])).runtime, run.config.runtime
+    earlier, now = RunConfig.from_mapping(_known(about.config)).runtime, run.config.runtime
     same = (earlier.epochs, earlier.iterations) == (now.epochs, now.iterations)
-    iterations = int(about["iterations"]) if same else run.iterations
+    iterations = about.iterations if same else run.iterations
     alike = earlier.evaluate_every == now.evaluate_every
-    return iterations, int(about["evaluate_every"]) if alike else run.evaluate_every
+    return iterations, about.evaluate_every if alike else run.evaluate_every
 
 
-def _known(config: Mapping[str, Any]) -> dict[str, Any]:
+def _known(config: Settings) -> Settings:
     """Leave out keys of a version that had others; they are told as differences."""
     known = RunConfig().to_mapping()
     return {key: value for key, value in config.items() if key in known}
@@ -230,22 +234,22 @@ def check_length(config: RunConfig, before: int, now: int) -> list[str]:
 
 def _own_differences(run: Run, compared: Mapping[int, KeptView]) -> list[str]:
     """Return where the peers' graph or data differ."""
-    return [told for peer, one in compared.items() for told in _peers_differences(run, peer, one.about)]
+    return [told for peer, one in compared.items() for told in _peers_differences(run, peer, one.of_peer)]
 
 
-def _peers_differences(run: Run, peer: int, about: Mapping[str, Any]) -> list[str]:
+def _peers_differences(run: Run, peer: int, about: PeerAbout) -> list[str]:
     row, column = ({peer: 1.0}, {peer: 1.0}) if run.pooled else (run.view.row(peer), run.view.column(peer))
     found = place_differences(peer, about, row, column)
-    same = about["graph"].get("digest") == run.graph.digest
+    digest = None if about.graph is None else about.graph.digest
+    same = digest == run.graph.digest
     if found and same:
         found.append("these links were cut, and no checkpoint in which all peers had all links is left")
     elif not same and not found:
-        found.append(
-            f"graph: digest {about['graph'].get('digest')} in the checkpoint, {run.graph.digest} now"
-        )
-    if about["partition"] != run.partition:
-        found.append(f"partition: {about['partition']} in the checkpoint, {run.partition} now")
-    return found + data_differences(peer, about, run.about(peer), run.config.to_mapping())
+        found.append(f"graph: digest {digest} in the checkpoint, {run.graph.digest} now")
+    if about.partition != run.partition:
+        found.append(f"partition: {about.partition} in the checkpoint, {run.partition} now")
+    known, now = run.about(peer).known, run.config.to_mapping()
+    return found + data_differences(peer, about.known, known, about.config, now)
 
 
 def no_extension_alone(config: RunConfig) -> None:

@@ -7,8 +7,8 @@ whose only state is the model go on bit for bit; the others are refused (``STATE
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Array, ArrayRecord
@@ -18,6 +18,7 @@ from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.flower.resume import check_length, resumed_folder
 from p2pft_flower.flower.run import Run
 from p2pft_flower.flower.strategies import plain_name
+from p2pft_flower.keeping.about import ServerAbout
 from p2pft_flower.keeping.checkpoints import (
     SERVER,
     Checkpoint,
@@ -27,9 +28,10 @@ from p2pft_flower.keeping.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from p2pft_flower.keeping.progress import Report
+from p2pft_flower.keeping.lines import Report
 from p2pft_flower.keeping.resuming import config_differences, data_differences, look_through, refuse
 from p2pft_flower.plan import ResumePoint
+from p2pft_flower.typed import Count, PeerNumber, Positive, converted, plain
 
 __all__ = ["STATELESS", "RoundKeeper", "check_resumable"]
 
@@ -56,6 +58,17 @@ def check_resumable(config: RunConfig) -> None:
             "(momenta), which Flower's strategies do not hand out, so it cannot go on; those that can: "
             f"{', '.join(sorted(STATELESS))}"
         )
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a strategy's server is: what :class:`RoundKeeper` has of the rounds done."""
+
+    round: Positive
+    reports: tuple[Report, ...]
+    sent: dict[PeerNumber, Count]
+    seconds: dict[PeerNumber, dict[str, float]]
+    lost: Count
 
 
 class RoundKeeper:
@@ -122,13 +135,11 @@ class RoundKeeper:
             peer=SERVER,
             iteration=done,
             about=self._about(),
-            position={
-                "round": self.first_round + server_round,
-                "reports": [asdict(report) for report in self.reports],
-                "sent": self.sent,
-                "seconds": self.seconds,
-                "lost": self.lost,
-            },
+            position=plain(
+                Position(
+                    self.first_round + server_round, tuple(self.reports), self.sent, self.seconds, self.lost
+                )
+            ),
             bytes_sent=sum(self.sent.values()),
             seconds={},
             state={name: array.numpy() for name, array in arrays.items()},
@@ -136,23 +147,20 @@ class RoundKeeper:
         )
         write_checkpoint(checkpoint, self._folder)
         if done < self._run.iterations:
-            forget(
-                self._folder,
-                list(checkpoint_files(self._folder))[: -self._run.config.runtime.checkpoints_kept],
-            )
+            own = [k for k in checkpoint_files(self._folder) if k <= done]
+            forget(self._folder, own[: -self._run.config.runtime.checkpoints_kept])
 
-    def _about(self) -> dict[str, Any]:
+    def _about(self) -> ServerAbout:
         run = self._run
-        return {
-            "config": run.config.to_mapping(),
-            "iterations": run.iterations,
-            "steps": self._steps,
-            "model_digest": self._model_digest,
-            "partition": run.partition,
-            "versions": run.versions,
-            "images": {str(p): images for p, images in sorted(run.images.items())},
-            "digests": {str(p): digests for p, digests in sorted(run.digests.items())},
-        }
+        return ServerAbout(
+            config=run.config.to_mapping(),
+            iterations=run.iterations,
+            steps=self._steps,
+            model_digest=self._model_digest,
+            partition=run.partition,
+            versions=run.versions,
+            known={p: run.about(p).known for p in sorted(run.images)},
+        )
 
     def _go_on(self, resume: str) -> None:
         run = self._run
@@ -165,40 +173,38 @@ class RoundKeeper:
                 f"{checkpoint_folder(folder, SERVER)}"
             )
         before, now = kept.newest.about, self._about()
-        differences = config_differences(before["config"], now["config"])
-        differences += check_length(run.config, before["iterations"], now["iterations"])
+        if not isinstance(before, ServerAbout):
+            raise DataError(f"{checkpoint_folder(folder, SERVER)}: a peer's checkpoint, not the server's")
+        differences = config_differences(before.config, now.config)
+        differences += check_length(run.config, before.iterations, now.iterations)
         differences += [
-            f"{what.replace('_', ' ')}: {before[what]} in the checkpoint, {now[what]} now"
+            f"{what.replace('_', ' ')}: {getattr(before, what)} in the checkpoint, {getattr(now, what)} now"
             for what in ("steps", "model_digest", "partition")
-            if before[what] != now[what]
+            if getattr(before, what) != getattr(now, what)
         ]
-        if before["images"].keys() != now["images"].keys():
-            differences.append(f"images: {before['images']} in the checkpoint, {now['images']} now")
-        for peer, images in before["images"].items():
-            if peer in now["images"]:
-                kept_of = {"images": images, "config": before["config"]} | before.get("digests", {}).get(
-                    peer, {}
-                )
-                differences += data_differences(int(peer), kept_of, run.about(int(peer)), now["config"])
+        if before.known.keys() != now.known.keys():
+            differences.append(f"peers: {list(before.known)} in the checkpoint, {list(now.known)} now")
+        for peer in sorted(before.known.keys() & now.known.keys()):
+            differences += data_differences(
+                peer, before.known[peer], now.known[peer], before.config, now.config
+            )
         refuse(kept.run, differences)
         # A longer run has no shortened round where the shorter one ended.
-        whole = [k for k in kept.digests if k % self._steps == 0 or now["iterations"] == before["iterations"]]
-        if not whole or max(whole) >= now["iterations"]:
+        whole = [k for k in kept.digests if k % self._steps == 0 or now.iterations == before.iterations]
+        if not whole or max(whole) >= now.iterations:
             raise ConfigError(
-                f"run {kept.run} has done all its {now['iterations']} iterations; p2pft run --extend with "
+                f"run {kept.run} has done all its {now.iterations} iterations; p2pft run --extend with "
                 "more epochs lengthens it"
             )
         path = checkpoint_files(checkpoint_folder(folder, SERVER))[max(whole)]
-        self._take_up(read_checkpoint(path, kept.run)[0])
+        self._take_up(read_checkpoint(path, kept.run)[0], path)
         self.resume = ResumePoint(kept.run, str(folder), dict.fromkeys(run.peers, max(whole)), {})
         log.info("run %s goes on from iteration %d, after %d rounds", kept.run, max(whole), self.first_round)
 
-    def _take_up(self, checkpoint: Checkpoint) -> None:
-        told = checkpoint.position
-        self.first_round = int(told["round"])
+    def _take_up(self, checkpoint: Checkpoint, path: Path) -> None:
+        told = converted(checkpoint.position, Position, path)
+        self.first_round = told.round
         self.arrays = ArrayRecord({name: Array(np.asarray(a)) for name, a in checkpoint.state.items()})
-        self.reports = [Report(**report) for report in told["reports"]]
-        self.sent = {int(p): int(count) for p, count in told["sent"].items()}
-        self.seconds = {int(p): dict(parts) for p, parts in told["seconds"].items()}
+        self.reports, self.sent, self.seconds = list(told.reports), told.sent, told.seconds
         # With noise from a machine's entropy, what an unfinished round drew stays spent.
-        self.lost = int(told["lost"]) + (self._steps if self._run.deployed else 0)
+        self.lost = told.lost + (self._steps if self._run.deployed else 0)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, printable
+from p2pft_flower.facts import KnownImages, PeerFacts, ResumedFrom
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.unlike import unlike
-from p2pft_flower.host.keeper import iterations_apart
+from p2pft_flower.keeping.lines import Outcome
 from p2pft_flower.keeping.progress import Progress
-from p2pft_flower.keeping.resuming import KNOWN_BY
+from p2pft_flower.keeping.retention import iterations_apart
 from p2pft_flower.learning.data.names import differing_unseen
 from p2pft_flower.plan import ResumePoint
-from p2pft_flower.report.results import absent_at_start, run_results
+from p2pft_flower.report.results import ViewRow, absent_at_start, run_results
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import unix_address
@@ -77,9 +78,9 @@ class Run:
     loss_weights: dict[int, float] | None = None
     """Of a run that goes on: factor of each peer's loss, as it was."""
     images_line: str = ""
-    """Which images the peers' models see, where their sites built them; else a host tells it, later."""
-    digests: dict[int, dict[str, str]] = field(default_factory=dict)
-    """By what each peer's images are known again, by :data:`KNOWN_BY`; empty ones say nothing."""
+    """Which images the peers' models see, as their sites told; empty in simulation, where a host tells it."""
+    known: dict[int, KnownImages] = field(default_factory=dict)
+    """By what each peer's images are known again, where it was told."""
 
     @property
     def checkpoint_every(self) -> int:
@@ -87,11 +88,11 @@ class Run:
         return iterations_apart(self.config.runtime.checkpoint_every, self.evaluate_every)
 
     @property
-    def resumed_from(self) -> dict[str, Any] | None:
+    def resumed_from(self) -> ResumedFrom | None:
         """What results say of the run that this one goes on from; None where there is none."""
         if self.resume is None:
             return None
-        return {"run": self.resume.run, "iteration": min(self.resume.iterations.values())}
+        return ResumedFrom(self.resume.run, min(self.resume.iterations.values()))
 
     @property
     def peers(self) -> tuple[int, ...]:
@@ -127,11 +128,11 @@ class Run:
         given = {p: host.address for host in self.hosts for p in host.peers if host.address}
         return dict(sorted(given.items())) if self.deployed else {}
 
-    def about(self, peer: int) -> dict[str, Any]:
+    def about(self, peer: int) -> PeerFacts:
         """Return what results say of a peer besides its scores."""
         name = "all" if self.pooled else self.graph.peer_names[peer]
-        images = {"images": self.images[peer], **self.digests.get(peer, {})}
-        return {"name": name, "classes": self.classes[peer], **images}
+        known = self.known.get(peer, KnownImages(self.images[peer]))
+        return PeerFacts(name, tuple(self.classes[peer]), known)
 
 
 def plan_run(
@@ -195,7 +196,10 @@ def plan_run(
         hosts=hosts,
         images=images,
         classes={p: list(d["classes"]) for p, d in data.items()},
-        digests={p: {key: str(d[key]) for key in KNOWN_BY} for p, d in data.items()},
+        known={
+            p: KnownImages(images[p], str(d["train_digest"]), str(d["test_digest"]), str(d["pixel_range"]))
+            for p, d in data.items()
+        },
         class_names=list(told[0]["classes"]),
         partition=told[0]["partition"],
         versions=told[0]["versions"],
@@ -259,9 +263,9 @@ def tell_plan(run: Run) -> None:
 
 def collect_results(
     run: Run,
-    outcomes: dict[int, dict[str, Any]],
+    outcomes: dict[int, Outcome],
     progress: Progress,
-    views: Sequence[Mapping[str, Any]] = (),
+    views: Sequence[ViewRow] = (),
     lost: str = "",
     elsewhere: Collection[int] = (),
 ) -> dict[str, Any]:
@@ -278,7 +282,7 @@ def collect_results(
     live = views[-1]["peers"] if views else run.peers
     missing = sorted(set(live) - outcomes.keys() - set(elsewhere))
     if missing:
-        raise RunFailedError(f"no scores from peers {missing}", views=[dict(view) for view in views])
+        raise RunFailedError(f"no scores from peers {missing}", views=views)
     absent = [absent_at_start(run.missing)] if run.missing else []
     return run_results(
         total=1 if run.pooled else run.graph.n,

@@ -15,7 +15,8 @@ from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.flower.rounds import RoundKeeper
 from p2pft_flower.flower.run import Run, collect_results
 from p2pft_flower.flower.strategies import PeersGrid, make_strategy
-from p2pft_flower.keeping.progress import Progress, Report
+from p2pft_flower.keeping.lines import Outcome, Report
+from p2pft_flower.keeping.progress import Progress
 
 __all__ = ["run_strategy"]
 
@@ -51,7 +52,8 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
                 sent[peer] += payload  # what the client sends; what the server sends it is not the peer's
             else:
                 seconds[peer]["evaluation"] += note["evaluation"]
-                last[peer] = Report.of({**note, "bytes_sent": sent[peer]})
+                told_of = {key: note[key] for key in Report.__struct_fields__ if key != "bytes_sent"}
+                last[peer] = Report(**told_of, bytes_sent=sent[peer])
                 progress.add(last[peer])
                 keeper.reports.append(last[peer])
                 privacy[peer] = {key: note.get(key) for key in ("epsilon", "delta")}
@@ -79,9 +81,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
         evaluate_config=ConfigRecord(),
         evaluate_fn=keeper.keep,
     )
-    if (
-        not result.arrays or result.arrays is initial
-    ):  # Flower 1.42 has none then, 1.43 those that it began with
+    if not result.arrays or result.arrays is initial:  # Flower 1.43 returns what it began with
         raise RunFailedError(f"{method.algorithm} returned no model; see Flower's log above")
     passed = time.monotonic() - begin
     for host in run.hosts:
@@ -92,15 +92,21 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
             seconds[p]["exchange"] = before[p]["exchange"] + max(0.0, passed - busy)
     model_parameters, preprocessing = workload.model_parameters, workload.preprocessing
     outcomes = {
-        p: {
-            **vars(r),
-            **privacy[p],
-            "seconds": seconds[p],
-            "iterations": run.iterations,
-            "parameters": workload.theta0.size,
-            "model_parameters": model_parameters,
-            "preprocessing": preprocessing,
-        }
+        p: Outcome(
+            peer=p,
+            loss=r.loss,
+            accuracy=r.accuracy,
+            accuracy_unseen=r.accuracy_unseen,
+            bytes_sent=r.bytes_sent,
+            sketch=r.sketch,
+            epsilon=privacy[p]["epsilon"],
+            delta=privacy[p]["delta"],
+            seconds=seconds[p],
+            iterations=run.iterations,
+            parameters=workload.theta0.size,
+            model_parameters=model_parameters,
+            preprocessing=preprocessing,
+        )
         for p, r in last.items()
     }
     return collect_results(run, outcomes, progress)

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from p2pft_flower.algorithms.registry import make_algorithm
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.algorithms.seam import Algorithm, Vector
-from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import Cause, ConfigError, P2PFTError, cause_of
 from p2pft_flower.host.agreement import Agreement, LostContactError
 from p2pft_flower.host.ending import (
@@ -27,10 +26,11 @@ from p2pft_flower.host.exchange import HostExchange
 from p2pft_flower.host.keeper import Keeper
 from p2pft_flower.host.meeting import Meeting
 from p2pft_flower.host.problem import Objective, Problem
-from p2pft_flower.host.recorder import Outcome, Recorder
+from p2pft_flower.host.recorder import Recorder
 from p2pft_flower.host.session import Session, Sessions
 from p2pft_flower.host.training import PeerFailedError, Training, naming
 from p2pft_flower.host.wires import Access, Wires
+from p2pft_flower.keeping.lines import Outcome, ViewChange
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import OwnPulse, Pulse, Stop, ViewChangeError, cause_from
 
@@ -93,7 +93,7 @@ class Host:
             )
         self.plan, self.problem, self._access = plan, problem, access
         self._joining = joining
-        self._config = RunConfig.from_mapping(plan.config)
+        self._config = plan.config
         self._peers = [p.peer for p in plan.peers]
         self._pulse = OwnPulse()
         self._meeting = Meeting(self._config.runtime.meet_timeout)
@@ -344,7 +344,7 @@ class Host:
         return tuple(p for p in sorted(near) if p in self.plan.addresses and p not in self._peers)
 
     @property
-    def views(self) -> list[dict[str, Any]]:
+    def views(self) -> list[ViewChange]:
         """Every change of view so far, as the peers' logs tell it."""
         return [] if self._parts.recorder is None else list(self._parts.recorder.views)
 

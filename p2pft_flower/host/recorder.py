@@ -9,18 +9,19 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+from msgspec import structs
 
 from p2pft_flower.errors import ConfigError, cause_of
 from p2pft_flower.host.agreement import NewView
 from p2pft_flower.host.problem import Objective, Problem, Score
 from p2pft_flower.host.wires import Access
-from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping import lines, sketch
 from p2pft_flower.keeping.journal import Journal, JournalError
+from p2pft_flower.keeping.lines import Evaluation, Outcome, ViewChange
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import ObserverClient, PeerReport
 
@@ -32,49 +33,6 @@ MAX_NOTE = 1000
 """Characters of a line of the log that are handed on."""
 
 log = logging.getLogger("p2pft_flower")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one peer ended; numbers only, the same size whatever q is.
-
-    Attributes
-    ----------
-    peer : int
-        The peer.
-    loss, accuracy, accuracy_unseen : float (or None)
-        Scores of its last θ on the test split.
-    bytes_sent : int
-        Payload bytes along its out-edges.
-    seconds : dict
-        ``gradient``, ``exchange``, ``evaluation``: where its time went.
-    iterations : int
-        Iterations done.
-    parameters : int
-        q.
-    model_parameters : int
-        Of the whole model, the frozen ones included.
-    sketch : str
-        Of its last θ (:mod:`p2pft_flower.keeping.sketch`).
-    epsilon, delta : float or None
-        What all its gradients together reveal of an image at most; None where they are not private.
-    preprocessing : dict or None
-        Which images its model saw, and where each setting came from; None where the problem says nothing.
-    """
-
-    peer: int
-    loss: float
-    accuracy: float
-    accuracy_unseen: float | None
-    bytes_sent: int
-    seconds: dict[str, float]
-    iterations: int
-    parameters: int
-    model_parameters: int
-    sketch: str
-    epsilon: float | None = None
-    delta: float | None = None
-    preprocessing: dict[str, Any] | None = None
 
 
 def _observer(address: str, access: Access) -> ObserverClient | None:
@@ -113,23 +71,27 @@ class Recorder:
         """Seconds in exchanges before this run, of peers that go on from a checkpoint."""
         self._sketcher: sketch.Sketcher | None = None
         self._scores: dict[int, Score] = {}
-        self.views: list[dict[str, Any]] = []
+        self.views: list[ViewChange] = []
         """Every change of view so far, as the logs tell it."""
         for peer, journal in self._journals.items():
-            journal.write(
-                "run",
+            first = lines.Run(
+                peer=peer,
                 run=plan.run,
                 n=plan.n,
                 iterations=plan.iterations,
                 evaluate_every=plan.evaluate_every,
-                host=[p.peer for p in plan.peers],
-                config=plan.config,
-                **plan.record,
-                **plan.peer_records.get(peer, {}),
+                host=tuple(p.peer for p in plan.peers),
+                config=plan.config.to_mapping(),
+                facts=plan.facts,
+                about=plan.peer_facts.get(peer),
             )
+            journal.write(first)
 
     def go_on(
-        self, peer: int, lines: Iterable[Mapping[str, Any]], seconds: Mapping[str, float] | None
+        self,
+        peer: int,
+        earlier: Iterable[Evaluation | ViewChange],
+        seconds: Mapping[str, float] | None,
     ) -> None:
         """Begin the log of a peer that goes on from a checkpoint with what the earlier log said up to there.
 
@@ -137,14 +99,13 @@ class Recorder:
         ----------
         peer : int
             The peer.
-        lines : iterable of mapping
+        earlier : iterable of Evaluation and ViewChange
             Its earlier lines; they keep their time.
         seconds : mapping or None
             Where its time went before; None where nothing tells.
         """
-        for line in lines:
-            fields = {k: v for k, v in line.items() if k not in ("event", "peer")}
-            self._journals[peer].write(line["event"], **fields)
+        for line in earlier:
+            self._journals[peer].write(line)
         if seconds is not None:
             self._seconds[peer] = dict(seconds)
             self._before[peer] = seconds["exchange"]
@@ -152,6 +113,11 @@ class Recorder:
     def seconds(self, peer: int, exchange: float) -> dict[str, float]:
         """Return where the peer's time went, with the ``exchange`` seconds of this host since it began."""
         return {**self._seconds[peer], "exchange": self._before.get(peer, 0.0) + exchange}
+
+    @property
+    def q(self) -> int:
+        """Numbers of θ."""
+        return int(self._problem.theta0.size)
 
     def sync(self, peer: int) -> None:
         """Have the peer's log on disk."""
@@ -189,14 +155,9 @@ class Recorder:
 
     def started(self) -> None:
         """Note that all neighbours were met and training begins."""
-        for journal in self._journals.values():
-            journal.write(
-                "start",
-                run=self._plan.run,
-                parameters=self._problem.theta0.size,
-                config=self._plan.config,
-                prepared=time.monotonic() - self._begin,
-            )
+        prepared = time.monotonic() - self._begin
+        for peer, journal in self._journals.items():
+            journal.write(lines.Start(peer=peer, parameters=self._problem.theta0.size, prepared=prepared))
 
     def evaluate(self, peer: int, objective: Objective, theta: Vector, done: int, bytes_sent: int) -> Score:
         """Score ``theta`` after ``done`` iterations, write it down, report and return it."""
@@ -213,8 +174,8 @@ class Recorder:
             bytes_sent=bytes_sent,
             seconds=time.monotonic() - self._begin,
         )
-        self._journals[peer].write(
-            "evaluation",
+        line = Evaluation(
+            peer=peer,
             iteration=done,
             loss=score.loss,
             accuracy=score.accuracy,
@@ -224,15 +185,15 @@ class Recorder:
             seconds=report.seconds,
             epsilon=(objective.privacy_spent() or (None, None))[0],  # a run that fails has spent it too
         )
+        self._journals[peer].write(line)
         if self._observer is not None:
             self._observer.report(report)
         return score
 
     def trace(self, peer: int, view: int, done: int, surplus: Vector) -> None:
         """Write down a sketch of ``surplus``, τ_i − g_i, after ``done`` iterations."""
-        self._journals[peer].write(
-            "trace", view=view, iteration=done, surplus=sketch.encode(self._sketch(surplus))
-        )
+        told = sketch.encode(self._sketch(surplus))
+        self._journals[peer].write(lines.Trace(peer=peer, view=view, iteration=done, surplus=told))
 
     def view_changed(self, new: NewView) -> None:
         """Note that the peers go on in another view."""
@@ -251,20 +212,22 @@ class Recorder:
             for text in notes:
                 report = PeerReport(run=self._plan.run, peer=peer, note=text[:MAX_NOTE], live=new.view.peers)
                 self._observer.report(report)
-        change = {
-            "number": new.number,
-            "iteration": new.iteration,
-            "peers": list(new.view.peers),
-            "edges": [[new.view.peers[j], new.view.peers[i]] for j, i in new.view.graph.edges],
-            "lost": list(new.lost),
-            "joined": list(new.joined),
-            "why": {str(p): why for p, why in new.why.items()},
-            "presumed": {str(p): why for p, why in new.presumed.items()},
-            "seconds": new.seconds,
-        }
+        peers = new.view.peers
+        change = ViewChange(
+            peer=self._plan.peers[0].peer,
+            number=new.number,
+            iteration=new.iteration,
+            peers=peers,
+            edges=tuple((peers[j], peers[i]) for j, i in new.view.graph.edges),
+            lost=new.lost,
+            joined=new.joined,
+            why=dict(new.why),
+            presumed=dict(new.presumed),
+            seconds=new.seconds,
+        )
         self.views.append(change)
-        for journal in self._journals.values():
-            journal.write("view", **change)
+        for peer, journal in self._journals.items():
+            journal.write(structs.replace(change, peer=peer))
             journal.sync()  # a resumed run that counts gradients must know of each change
 
     def finish(
@@ -289,8 +252,7 @@ class Recorder:
             preprocessing=self._preprocessing,
         )
         self._save(peer, theta, self._plan.iterations, stopped=False)
-        ended = {k: v for k, v in asdict(outcome).items() if k != "peer"}
-        return outcome if self._journals[peer].write_last("end", **ended) else None
+        return outcome if self._journals[peer].write_last(outcome) else None
 
     def failed(self, iteration: int, error: BaseException) -> None:
         """Note in the log of every peer that has not ended why the host gave up; from whichever thread.
@@ -298,16 +260,17 @@ class Recorder:
         Never raises: that it cannot be written must not hide why the host gave up.
         """
         where = "".join(traceback.format_exception(error))
-        for journal in self._journals.values():
+        for peer, journal in self._journals.items():
+            told = lines.Failed(
+                peer=peer,
+                iteration=iteration,
+                error=str(error),
+                kind=type(error).__name__,
+                cause=cause_of(error).name,
+                traceback=where,
+            )
             try:
-                journal.write_last(
-                    "failed",
-                    iteration=iteration,
-                    error=str(error),
-                    kind=type(error).__name__,
-                    cause=cause_of(error).name,
-                    traceback=where,
-                )
+                journal.write_last(told)
             except JournalError as unwritten:
                 log.error("the last line of a log is missing: %s", unwritten)  # noqa: TRY400 - one line
 
@@ -332,8 +295,9 @@ class Recorder:
         extra = {"run": self._plan.run, "peer": str(peer), "iterations": str(done)}
         if self._preprocessing is not None:
             extra["preprocessing"] = json.dumps(self._preprocessing)
-        if digest := self._plan.peer_records.get(peer, {}).get("test_digest"):
-            extra["test-digest"] = str(digest)
+        facts = self._plan.peer_facts.get(peer)
+        if facts is not None and facts.known.test_digest:
+            extra["test-digest"] = facts.known.test_digest
         metadata = {**self._problem.metadata(), **extra}
         return self._journals[peer].save_tail(self._problem.named_tail(theta), metadata, stopped=stopped)
 

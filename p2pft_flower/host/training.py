@@ -15,7 +15,6 @@ import numpy as np
 
 from p2pft_flower.algorithms.objective import local_objective
 from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, State, Step, Vector, lockstep
-from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import Cause, P2PFTError
 from p2pft_flower.host.agreement import Agreement
 from p2pft_flower.host.exchange import DivergedError, HostExchange
@@ -113,7 +112,7 @@ class Training:
         self._plan, self._method, self._objectives = plan, method, objectives
         self._exchange, self._recorder, self._keeper = exchange, recorder, keeper
         self._pulse, self._raise_if_stopped = pulse, raise_if_stopped
-        config = RunConfig.from_mapping(plan.config)
+        config = plan.config
         self._decay, self._timeout = config.method.weight_decay, config.runtime.peer_timeout
         self._peers = [p.peer for p in plan.peers]
         self.session = session

@@ -1,8 +1,8 @@
 """A checkpoint: all that a peer needs to go on from an iteration, in one file; a torn one is recognised.
 
 ``<output_dir>/peers/peer-<i>.checkpoints/iteration-<k>.safetensors`` holds the vectors of the method's state
-as tensors, and in its metadata one JSON document with the rest. A digest in the document covers document and
-tensors. It tells damage, not malice: whoever can write to the folder can also write another digest.
+as tensors, and in its metadata one JSON document with the rest, and a digest of document and tensors. It
+tells damage, not malice: whoever can write to the folder can also write another digest.
 
 Files are written beside their place, brought to disk and renamed: a crash leaves the earlier ones whole.
 """
@@ -11,20 +11,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import xxhash
 
-from p2pft_flower.errors import Cause, ConfigError, DataError, P2PFTError
+from p2pft_flower.errors import Cause, DataError, P2PFTError
+from p2pft_flower.keeping.about import PeerAbout, ServerAbout
 from p2pft_flower.keeping.folders import make_private, new_private, require_regular, sync
+from p2pft_flower.keeping.states import as_number, as_text, most_bytes, state_fields
+from p2pft_flower.typed import MAX_PEERS, Count, PeerNumber, decoded, encoded
 
 __all__ = [
     "SCHEMA",
@@ -37,19 +41,18 @@ __all__ = [
     "forget_torn",
     "read_checkpoint",
     "restore_state",
-    "state_fields",
     "write_checkpoint",
 ]
 
-SCHEMA = "p2pft.checkpoint/1"
+SCHEMA = "p2pft.checkpoint/2"
 
 SERVER = -1
 """In a peer's place: the server of one of Flower's strategies."""
 
-_DOCUMENT = "p2pft"
-"""The one key of the file's metadata."""
+_DOCUMENT, _DIGEST = "p2pft", "digest"
+"""The keys of the file's metadata."""
 
-_NAME = re.compile(r"iteration-(\d+)\.safetensors")
+_NAME = re.compile(r"iteration-(0|[1-9][0-9]*)\.safetensors")
 
 log = logging.getLogger("p2pft_flower")
 
@@ -80,9 +83,8 @@ class Checkpoint:
         The peer, or :data:`SERVER`.
     iteration : int
         Iterations done.
-    about : dict
-        What a run that goes on from here must have alike, JSON-able; its keys are those that
-        :class:`~p2pft_flower.host.keeper.Keeper` writes.
+    about : PeerAbout or ServerAbout
+        What a run that goes on from here must have alike.
     position : dict
         Of the peer's data order, as its objective gave it; JSON-able.
     bytes_sent : int
@@ -90,7 +92,7 @@ class Checkpoint:
     seconds : dict of str to float
         Where its time went so far: ``gradient``, ``exchange``, ``evaluation``.
     state : dict
-        The method's state by field: arrays, numbers, None (:func:`state_fields`).
+        The method's state by field: arrays, numbers, None (:mod:`p2pft_flower.keeping.states`).
     stopped : bool
         Whether the run was stopped or failed after this iteration: only an unfinished one followed.
     view : int
@@ -102,7 +104,7 @@ class Checkpoint:
     run: str
     peer: int
     iteration: int
-    about: dict[str, Any]
+    about: PeerAbout | ServerAbout
     position: dict[str, Any]
     bytes_sent: int
     seconds: dict[str, float]
@@ -110,81 +112,6 @@ class Checkpoint:
     stopped: bool = False
     view: int = 0
     live: tuple[int, ...] = ()
-
-
-def state_fields(state: Any, algorithm: str) -> dict[str, Any]:
-    """Return a method's state by field: NumPy arrays, whole numbers, numbers, truth values and None.
-
-    Parameters
-    ----------
-    state : NamedTuple or dataclass
-        What the method's ``start`` or ``step`` returned.
-    algorithm : str
-        The run-config's ``algorithm``, for the error message.
-
-    Raises
-    ------
-    ConfigError
-        When it is of another kind, or a field holds something else.
-    """
-    remedy = (
-        "so it cannot be kept in a checkpoint: make it a NamedTuple or a dataclass of NumPy arrays, numbers "
-        "and None, or set checkpoint-every = -1, with which nothing is kept and the run cannot be resumed"
-    )
-    fields: dict[str, Any]
-    if isinstance(state, tuple) and hasattr(state, "_asdict"):
-        fields = state._asdict()
-    elif dataclasses.is_dataclass(state) and not isinstance(state, type):
-        fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
-        if late := [f.name for f in dataclasses.fields(state) if not f.init]:
-            raise ConfigError(
-                f"algorithm = {algorithm!r}: its state takes no {late[0]!r} when built, {remedy}"
-            )
-    else:
-        raise ConfigError(f"algorithm = {algorithm!r}: its state is a {type(state).__name__}, {remedy}")
-    for name, value in fields.items():
-        numeric = (
-            isinstance(value, (np.ndarray, np.generic)) and value.dtype.kind in "fiub" and value.itemsize <= 8
-        )
-        if not numeric and not isinstance(value, (bool, int, float, type(None))):
-            raise ConfigError(
-                f"algorithm = {algorithm!r}: {name!r} of its state is a {type(value).__name__}, {remedy}"
-            )
-    return fields
-
-
-def restore_state(start: Callable[[], Any], checkpoint: Checkpoint, algorithm: str) -> Any:
-    """Return the method's state that ``checkpoint`` holds.
-
-    Parameters
-    ----------
-    start : callable
-        Returns a state as the method starts with; only its kind is used.
-    checkpoint : Checkpoint
-        Written by the same method.
-    algorithm : str
-        The run-config's ``algorithm``, for the error message.
-
-    Raises
-    ------
-    DataError
-        When the method's state has other fields, or θ another length or dtype.
-    """
-    template = start()
-    expected = state_fields(template, algorithm)
-    if expected.keys() != checkpoint.state.keys():
-        raise DataError(
-            f"peer {checkpoint.peer}: the state of {algorithm!r} has {', '.join(expected)}, its checkpoint "
-            f"of iteration {checkpoint.iteration} has {', '.join(checkpoint.state)}: the method was changed; "
-            "resume with the version that wrote it"
-        )
-    theta, kept = template.theta, checkpoint.state["theta"]
-    if (theta.shape, theta.dtype) != (kept.shape, kept.dtype):
-        raise DataError(
-            f"peer {checkpoint.peer}: θ is {theta.shape} {theta.dtype} here, {kept.shape} {kept.dtype} in "
-            f"its checkpoint of iteration {checkpoint.iteration}: model or tune differs"
-        )
-    return type(template)(**checkpoint.state)
 
 
 def checkpoint_folder(output_dir: Path, peer: int) -> Path:
@@ -217,7 +144,7 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     Parameters
     ----------
     checkpoint : Checkpoint
-        Its state as :func:`state_fields` admits it.
+        Its state as :func:`~p2pft_flower.keeping.states.state_fields` admits it.
     folder : Path
         Made if need be.
 
@@ -258,49 +185,82 @@ _DTYPES = {"f": "F", "i": "I", "u": "U"}
 """Letters of safetensors for NumPy's kinds of numbers; truth values are ``BOOL``."""
 
 
-def _header(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
+def _header(document: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
     """Return what a safetensors file begins with: the library's own writer copies all tensors twice."""
-    entries: dict[str, Any] = {"__metadata__": {_DOCUMENT: json.dumps(document)}}
+    entries: dict[str, Any] = {
+        "__metadata__": {_DOCUMENT: document, _DIGEST: _digest(document, tensors)},
+    }
     end = 0
     for name, tensor in tensors.items():
         kind = tensor.dtype.kind
         dtype = "BOOL" if kind == "b" else f"{_DTYPES[kind]}{8 * tensor.itemsize}"
         begin, end = end, end + tensor.nbytes
         entries[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(entries).encode()
+    text = encoded(entries)
     text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
     return len(text).to_bytes(8, "little") + text
 
 
-def _packed(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, Any]]:
-    """Return tensors and document, the digest of both in the latter."""
-    document = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint)} | {
-        "schema": SCHEMA
-    }
-    state = document.pop("state")
-    arrays = {k: v for k, v in state.items() if isinstance(v, (np.ndarray, np.generic))}
-    document["fields"] = list(state)
-    document["scalars"] = [k for k, v in arrays.items() if isinstance(v, np.generic)]
-    document["values"] = {k: v for k, v in state.items() if k not in arrays}
+class _Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the metadata say: all of a :class:`Checkpoint` but the arrays of its state.
+
+    ``fields`` are the state's in order, ``scalars`` those of the tensors that are NumPy's scalars, and
+    ``values`` those that are none: numbers as texts, so that they come back as they were.
+    """
+
+    schema: str
+    run: str
+    peer: Annotated[int, msgspec.Meta(ge=SERVER, lt=MAX_PEERS)]
+    iteration: Count
+    about: PeerAbout | ServerAbout
+    position: dict[str, Any]
+    bytes_sent: Count
+    seconds: dict[str, float]
+    stopped: bool
+    view: Count
+    live: tuple[PeerNumber, ...]
+    fields: tuple[str, ...]
+    scalars: tuple[str, ...]
+    values: dict[str, bool | str | None]
+
+
+class _Schema(msgspec.Struct, frozen=True):
+    """What a document of any version has."""
+
+    schema: str
+
+
+def _packed(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray[Any, Any]], str]:
+    """Return tensors and document."""
+    plain = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint) if f.name != "state"}
+    arrays = {k: v for k, v in checkpoint.state.items() if isinstance(v, (np.ndarray, np.generic))}
+    document = _Document(
+        schema=SCHEMA,
+        fields=tuple(checkpoint.state),
+        scalars=tuple(k for k, v in arrays.items() if isinstance(v, np.generic)),
+        values={k: as_text(v) for k, v in checkpoint.state.items() if k not in arrays},
+        **plain,
+    )
     # Little-endian, as the format wants it; the largest items first, so that all of them are aligned.
     tensors = {
         k: np.ascontiguousarray(v, v.dtype.newbyteorder("<")).reshape(np.shape(v))
         for k, v in sorted(arrays.items(), key=lambda item: -item[1].itemsize)
     }
-    document = json.loads(json.dumps(document))  # as it is read again: texts for keys, lists for tuples
-    return tensors, document | {"digest": _digest(document, tensors)}
+    return tensors, encoded(document).decode()
 
 
-def _digest(document: Mapping[str, Any], tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
-    digest = xxhash.xxh3_128(json.dumps(document, sort_keys=True).encode())
+def _digest(document: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    digest = xxhash.xxh3_128(document.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype.str} {tensor.shape} ".encode())
         digest.update(tensor.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
-def read_checkpoint(path: Path, run: str | None = None) -> tuple[Checkpoint, str]:
+def read_checkpoint(path: Path, run: str | None = None, q: int | None = None) -> tuple[Checkpoint, str]:
     """Read a checkpoint and its digest.
+
+    What the file claims to hold is compared with its size, and with ``q``, before memory is taken for it.
 
     Parameters
     ----------
@@ -308,60 +268,79 @@ def read_checkpoint(path: Path, run: str | None = None) -> tuple[Checkpoint, str
         The file, in a peer's :func:`checkpoint_folder`.
     run : str, optional
         The run that must have written it.
+    q : int, optional
+        Numbers that θ must have.
 
     Raises
     ------
     DataError
-        When it cannot be read, is torn or altered, or is another peer's, iteration's or run's than its place
-        says; names the file.
+        When it cannot be read, is torn or altered, or is another peer's, iteration's, run's or model's than
+        its place says; names the file.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    from safetensors import SafetensorError, safe_open
 
     try:
         require_regular(path)
-        data = path.read_bytes()
-        tensors = {name: tensor.copy() for name, tensor in load(data).items()}
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        document = json.loads(header["__metadata__"][_DOCUMENT])
-        if (schema := document["schema"]) != SCHEMA:
-            raise DataError(f"{path}: schema {schema!r}, this version reads {SCHEMA!r}")
-        digest = document.pop("digest")
-        whole = digest == _digest(document, tensors)
-        place = (document["peer"], document["iteration"])
+        with safe_open(path, framework="np") as file:  # compares the sizes of header, tensors and file
+            told = file.metadata() or {}
+            document = _document(told.get(_DOCUMENT, ""), path)
+            if q is not None:
+                _refuse_sizes({name: file.get_slice(name).get_shape() for name in file.keys()}, q, path)  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        digest = _digest(told[_DOCUMENT], tensors)
+        state = _state(document, tensors)
     except OSError as error:
-        raise DataError(f"{path}: the checkpoint cannot be read ({error.strerror})") from error
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, DataError):
-            raise
+        raise DataError(f"{path}: the checkpoint cannot be read ({error.strerror or error})") from error
+    except DataError:
+        raise
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
         raise DataError(
             f"{path}: torn or altered, no checkpoint ({type(error).__name__}: {error})"
         ) from error
-    if not whole:
+    if told.get(_DIGEST) != digest:
         raise DataError(f"{path}: torn or altered, its digest is not that of its content")
     named = _NAME.fullmatch(path.name)
-    if named is None or place != (_peer_of(path), int(named[1])):
+    if named is None or (document.peer, document.iteration) != (_peer_of(path), int(named[1])):
         raise DataError(
-            f"{path}: it is {_who(place[0])}'s checkpoint of iteration {place[1]}, out of its place"
+            f"{path}: it is {_who(document.peer)}'s checkpoint of iteration {document.iteration}, out of its "
+            "place"
         )
-    if run is not None and document["run"] != run:
-        raise DataError(f"{path}: it is of run {document['run']}, not of run {run}")
-    return _unpacked(document, tensors), digest
+    if run is not None and document.run != run:
+        raise DataError(f"{path}: it is of run {document.run}, not of run {run}")
+    plain = {f.name: getattr(document, f.name) for f in dataclasses.fields(Checkpoint) if f.name != "state"}
+    return Checkpoint(**plain, state=state), digest
+
+
+def _document(text: str, path: Path) -> _Document:
+    where = f"{path}: torn or altered, no checkpoint"
+    schema = decoded(text, _Schema, where).schema
+    if schema != SCHEMA:
+        raise DataError(f"{path}: schema {schema!r}, this version reads {SCHEMA!r}")
+    document = decoded(text, _Document, where)
+    if (document.peer == SERVER) != isinstance(document.about, ServerAbout):
+        raise DataError(f"{where}: it is {_who(document.peer)}'s - at `$.about.of`")
+    return document
+
+
+def _refuse_sizes(shapes: Mapping[str, Sequence[int]], q: int, path: Path) -> None:
+    if (theta := shapes.get("theta")) is not None and list(theta) != [q]:
+        raise DataError(f"{path}: θ is {tuple(theta)} in the checkpoint, ({q},) here: model or tune differs")
+    most, claimed = most_bytes(q), 8 * sum(math.prod(shape) for shape in shapes.values())
+    if claimed > most:
+        raise DataError(f"{path}: no state of a method: it claims {claimed} bytes, of {most} at most")
+
+
+def _state(document: _Document, tensors: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {k: (v[()] if k in document.scalars else v) for k, v in tensors.items()}
+    values |= {k: as_number(v) for k, v in document.values.items()}
+    return {k: values[k] for k in document.fields}
 
 
 def _peer_of(path: Path) -> int | None:
     if path.parent.name == "server.checkpoints":
         return SERVER
-    found = re.fullmatch(r"peer-(\d+)\.checkpoints", path.parent.name)
+    found = re.fullmatch(r"peer-([0-9]+)\.checkpoints", path.parent.name)
     return int(found[1]) if found is not None else None
-
-
-def _unpacked(document: dict[str, Any], tensors: dict[str, np.ndarray[Any, Any]]) -> Checkpoint:
-    values = {k: (tensors[k][()] if k in document["scalars"] else tensors[k]) for k in tensors}
-    values |= document["values"]
-    plain = {f.name: document[f.name] for f in dataclasses.fields(Checkpoint) if f.name != "state"}
-    plain["live"] = tuple(plain["live"])
-    return Checkpoint(**plain, state={k: values[k] for k in document["fields"]})
 
 
 def forget(folder: Path, iterations: Sequence[int]) -> None:
@@ -381,3 +360,37 @@ def forget_torn(folder: Path) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("%s: a torn checkpoint stays (%s)", path, error.strerror)
+
+
+def restore_state(start: Callable[[], Any], checkpoint: Checkpoint, algorithm: str) -> Any:
+    """Return the method's state that ``checkpoint`` holds.
+
+    Parameters
+    ----------
+    start : callable
+        Returns a state as the method starts with; only its kind is used.
+    checkpoint : Checkpoint
+        Written by the same method.
+    algorithm : str
+        The run-config's ``algorithm``, for the error message.
+
+    Raises
+    ------
+    DataError
+        When the method's state has other fields, or θ another length or dtype.
+    """
+    template = start()
+    expected = state_fields(template, algorithm)
+    if expected.keys() != checkpoint.state.keys():
+        raise DataError(
+            f"peer {checkpoint.peer}: the state of {algorithm!r} has {', '.join(expected)}, its checkpoint "
+            f"of iteration {checkpoint.iteration} has {', '.join(checkpoint.state)}: the method was changed; "
+            "resume with the version that wrote it"
+        )
+    theta, kept = template.theta, np.asarray(checkpoint.state["theta"])
+    if (theta.shape, theta.dtype) != (kept.shape, kept.dtype):
+        raise DataError(
+            f"peer {checkpoint.peer}: θ is {theta.shape} {theta.dtype} here, {kept.shape} {kept.dtype} in "
+            f"its checkpoint of iteration {checkpoint.iteration}: model or tune differs"
+        )
+    return type(template)(**checkpoint.state)

@@ -18,6 +18,7 @@ __all__ = [
     "make_private",
     "new_private",
     "private",
+    "read_private",
     "require_regular",
     "require_writable",
     "sync",
@@ -129,6 +130,27 @@ def private(path: str, flags: int) -> int:
         os.close(number)
         raise OSError(errno.EINVAL, "no regular file", path)
     return number
+
+
+def read_private(path: Path, most: int) -> bytes:
+    """Return a file's content, which is neither read through a link nor waited for.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    most : int
+        Bytes that it may have.
+
+    Raises
+    ------
+    OSError
+        When it cannot be read, is no regular file, or is larger.
+    """
+    with open(path, "rb", opener=private) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise OSError(errno.EFBIG, f"larger than {most} bytes", str(path))
+        return file.read(most)
 
 
 def new_private(path: Path) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.keeping import sketch
-from p2pft_flower.keeping.journal import read_runs
+from p2pft_flower.keeping.journal import by_run, read_journal
+from p2pft_flower.keeping.lines import Trace, ViewChange
 
 __all__ = ["Surplus", "TrackerSums", "tracker_surplus"]
 
@@ -53,28 +54,28 @@ class TrackerSums:
         self.views: dict[int, frozenset[int]] = {0: frozenset(peers)}
         self._terms: dict[tuple[int, int], dict[int, Any]] = {}
 
-    def note_view(self, line: Mapping[str, Any], where: object) -> None:
-        """Take in a log's line of event ``view``; ``where`` it stands goes into the error.
+    def note_view(self, line: ViewChange, where: object) -> None:
+        """Take in a change of view; ``where`` it stands goes into the error.
 
         Raises
         ------
         DataError
             When another log has other peers in the view of the same number.
         """
-        members = frozenset(line["peers"])
-        known = self.views.setdefault(line["number"], members)
+        members = frozenset(line.peers)
+        known = self.views.setdefault(line.number, members)
         if known != members:
             raise DataError(
-                f"{where}: view {line['number']} has the peers {sorted(members)} there, and {sorted(known)} "
+                f"{where}: view {line.number} has the peers {sorted(members)} there, and {sorted(known)} "
                 "in another peer's log: two runs went on as the same one"
             )
 
-    def note_trace(self, line: Mapping[str, Any]) -> Surplus | None:
-        """Take in a log's line of event ``trace``; return the surplus once all of its view have told."""
-        at = line["view"], line["iteration"]
+    def note_trace(self, line: Trace) -> Surplus | None:
+        """Take in a peer's trace; return the surplus once all of its view have told."""
+        at = line.view, line.iteration
         terms = self._terms.setdefault(at, {})
-        terms[line["peer"]] = sketch.decode(line["surplus"]).astype(np.float64)
-        if terms.keys() != self.views.get(line["view"]):
+        terms[line.peer] = sketch.decode(line.surplus).astype(np.float64)
+        if terms.keys() != self.views.get(line.view):
             return None
         del self._terms[at]
         return Surplus(*at, _relative(terms))
@@ -94,18 +95,19 @@ def tracker_surplus(folder: Path, peers: Iterable[int]) -> list[Surplus]:
     Raises
     ------
     DataError
-        When a peer has left no log, or peers have different peers in a view of the same number.
+        When a peer has left no log, a log is damaged, or peers have different peers in a view of the same
+        number.
     """
-    sums, traces = TrackerSums(peers), list[dict[str, Any]]()
+    sums, traces = TrackerSums(peers), list[Trace]()
     for peer in sorted(sums.views[0]):
         path = folder / "peers" / f"peer-{peer}.jsonl"
         if not path.is_file():
             raise DataError(f"{path}: peer {peer} has left no log")
-        lives = read_runs(path)
-        for line in (line for life in lives if life[0]["run"] == lives[-1][0]["run"] for line in life):
-            if line["event"] == "view":
+        lives = by_run(read_journal(path))
+        for line in (e for life in lives if life.run.run == lives[-1].run.run for e in life.lines):
+            if isinstance(line, ViewChange):
                 sums.note_view(line, path)
-            elif line["event"] == "trace":
+            elif isinstance(line, Trace):
                 traces.append(line)
     told = (sums.note_trace(line) for line in traces)
     return sorted(surplus for surplus in told if surplus is not None)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from p2pft_flower.errors import Cause, P2PFTError
+from p2pft_flower.errors import Cause, DataError, P2PFTError
 from p2pft_flower.keeping.folders import make_private, new_private, private, sync
+from p2pft_flower.keeping.lines import AnyLine, Run, read_line, written
 
-__all__ = ["Journal", "JournalError", "finite", "read_journal", "read_last_run", "read_runs"]
+__all__ = ["Journal", "JournalError", "Life", "by_run", "finite", "read_journal", "read_whole_lines"]
 
 
 _PIECE = 2**16
 """Bytes that are looked through at once."""
+
+_LONGEST = 2**28
+"""Bytes of a line at most: that of a run of 4096 peers whose data is pooled has the whole graph."""
 
 log = logging.getLogger("p2pft_flower")
 
@@ -42,7 +44,7 @@ class JournalError(P2PFTError):
 
 
 class Journal:
-    """One peer's ``peer-<i>.jsonl``: one JSON object a line, each with ``time`` (Unix seconds) and ``event``.
+    """One peer's ``peer-<i>.jsonl``: one JSON object a line (:mod:`p2pft_flower.keeping.lines`).
 
     Parameters
     ----------
@@ -63,33 +65,31 @@ class Journal:
         make_private(self.folder)
         self.path = self.folder / f"peer-{peer}.jsonl"
         _cut_torn_end(self.path)
-        self._file: TextIO = open(self.path, "a", encoding="utf-8", opener=private)  # noqa: SIM115
+        self._file: BinaryIO = open(self.path, "ab", opener=private)  # noqa: SIM115
         self._lock = threading.Lock()
         self._over = False
 
-    def write(self, event: str, **fields: Any) -> None:
+    def write(self, line: AnyLine) -> None:
         """Append a line and hand it to the operating system, so that a crash of this process keeps it.
 
         Nothing follows the last line: a gradient that was under way when the host was stopped says no more.
         """
         with self._lock:
             if not self._over:
-                self._append(event, fields)
+                self._append(line)
 
-    def write_last(self, event: str, **fields: Any) -> bool:
+    def write_last(self, line: AnyLine) -> bool:
         """Write the last line from whichever thread; False where another one was quicker."""
         with self._lock:
             if self._over:
                 return False
             self._over = True
-            self._append(event, fields)
+            self._append(line)
             return True
 
-    def _append(self, event: str, fields: Mapping[str, Any]) -> None:
-        line = {"time": time.time(), "event": event, "peer": self.peer, **fields}
-        text = json.dumps(finite(line), allow_nan=False) + "\n"
+    def _append(self, line: AnyLine) -> None:
         with self._on_disk(self.path):
-            self._file.write(text)
+            self._file.write(written(line))
             self._file.flush()
 
     @contextlib.contextmanager
@@ -179,25 +179,81 @@ def finite(value: Any) -> Any:
     return value
 
 
-def read_journal(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield a log's lines; a last line torn by a crash is left out."""
-    with open(path, encoding="utf-8", opener=private) as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
+def read_journal(path: Path) -> Iterator[AnyLine]:
+    """Yield a log's lines; a last line torn by a crash is left out.
+
+    Raises
+    ------
+    DataError
+        When the log cannot be read, or a line is damaged or none; names file, line and field.
+    """
+    for line in _read(path):
+        if isinstance(line, DataError):
+            raise line
+        yield line
 
 
-def read_last_run(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of the last run in a log: from its ``run`` line on; none without such a line."""
-    return (read_runs(path) or [[]])[-1]
+def read_whole_lines(path: Path) -> tuple[list[AnyLine], int]:
+    """Return those lines of a log that can be read, and the number of the others, which a warning names.
+
+    Raises
+    ------
+    DataError
+        When the log itself cannot be read.
+    """
+    told, odd = list[AnyLine](), list[DataError]()
+    for line in _read(path):
+        if isinstance(line, DataError):
+            odd.append(line)
+        else:
+            told.append(line)
+    if odd:
+        more = f", and {len(odd) - 1} more lines of it" if odd[1:] else ""
+        log.warning("left out of what is known of the past: %s%s", odd[0], more)
+    return told, len(odd)
 
 
-def read_runs(path: Path) -> list[list[dict[str, Any]]]:
-    """Return the lines of each run, or life of the peer in a run, in a log; each begins with ``run``."""
-    runs: list[list[dict[str, Any]]] = []
-    for line in read_journal(path):
-        if line["event"] == "run":
-            runs.append([line])
-        elif runs:
-            runs[-1].append(line)
-    return runs
+def _read(path: Path) -> Iterator[AnyLine | DataError]:
+    """Yield a log's lines, and in place of each that is none what is wrong with it."""
+    try:
+        with open(path, "rb", opener=private) as file:
+            number = 0
+            while text := file.readline(_LONGEST):
+                number += 1
+                where = f"{path}, line {number}"
+                if not text.endswith(b"\n"):
+                    if len(text) == _LONGEST:
+                        yield DataError(f"{where}: longer than any line of a log")
+                    return
+                try:
+                    yield read_line(text, where)
+                except DataError as error:
+                    yield error
+    except OSError as error:
+        raise DataError(f"{path}: the log cannot be read ({error.strerror or error})") from error
+
+
+class Life(NamedTuple):
+    """What a log says of one run, or of one life of the peer in it.
+
+    Attributes
+    ----------
+    run : Run
+        Its first line.
+    lines : list of line
+        Those that follow.
+    """
+
+    run: Run
+    lines: list[AnyLine]
+
+
+def by_run(lines: Iterable[AnyLine]) -> list[Life]:
+    """Return a log's lines by run, or life of the peer in a run."""
+    lives: list[Life] = []
+    for line in lines:
+        if isinstance(line, Run):
+            lives.append(Life(line, []))
+        elif lives:
+            lives[-1].lines.append(line)
+    return lives

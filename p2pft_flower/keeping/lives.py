@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.keeping.folders import make_private, new_private, require_regular, sync
+from p2pft_flower.keeping.folders import make_private, new_private, read_private, sync
 
 __all__ = ["next_incarnation"]
 
@@ -48,8 +48,7 @@ def next_incarnation(output_dir: Path, peer: int) -> int:
 
 def _read(path: Path) -> int:
     try:
-        require_regular(path)
-        starts = int(path.read_text(encoding="ascii"))
+        starts = int(read_private(path, 64).decode("ascii"))
     except FileNotFoundError:
         return 0
     except (OSError, ValueError) as error:

@@ -6,16 +6,16 @@ import math
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from p2pft_flower.keeping.journal import read_last_run
+from p2pft_flower.keeping.journal import by_run, read_whole_lines
+from p2pft_flower.keeping.lines import Evaluation, Report
 from p2pft_flower.keeping.sketch import consensus_error, decode
 
-__all__ = ["Progress", "Report", "scored", "told_evaluations"]
+__all__ = ["Progress", "scored", "told_evaluations"]
 
 TOLD = 128
 """Evaluations, about 900 bytes each, that all peers of a deployed run together tell the coordinator."""
@@ -24,28 +24,7 @@ EACH_PEER = 8
 """Up to so many peers a line shows each; beyond, min/mean/max."""
 
 
-@dataclass(frozen=True)
-class Report:
-    """One peer's scores after an iteration; ``sketch`` as text.
-
-    Loss and accuracy are NaN, or None when they were read from a log, where the peer has no test image.
-    """
-
-    peer: int
-    iteration: int
-    loss: float | None
-    accuracy: float | None
-    accuracy_unseen: float | None
-    sketch: str
-    bytes_sent: int
-
-    @classmethod
-    def of(cls, fields: dict[str, Any]) -> Report:
-        """Pick a report's fields out of a journal's line."""
-        return cls(**{name: fields[name] for name in cls.__dataclass_fields__})
-
-
-def told_evaluations(folder: Path, peer: int, n: int) -> list[dict[str, Any]]:
+def told_evaluations(folder: Path, peer: int, n: int) -> list[Report]:
     """Return what a deployed peer tells the coordinator of its evaluations: as many as fit what may be told.
 
     Parameters
@@ -59,17 +38,22 @@ def told_evaluations(folder: Path, peer: int, n: int) -> list[dict[str, Any]]:
 
     Returns
     -------
-    list of dict
-        Fields of :class:`Report`: of every evaluation where all peers together have at most ``TOLD``,
-        otherwise of evenly spaced ones with the first and the last, at least of the last.
+    list of Report
+        Of every evaluation where all peers together have at most ``TOLD``, otherwise of evenly spaced ones
+        with the first and the last, at least of the last. Lines that cannot be read are left out.
+
+    Raises
+    ------
+    DataError
+        When the log cannot be read.
     """
-    lines = read_last_run(folder / f"peer-{peer}.jsonl")
-    reports = [Report.of(line) for line in lines if line["event"] == "evaluation"]
+    lives = by_run(read_whole_lines(folder / f"peer-{peer}.jsonl")[0])
+    reports = [line.report for life in lives[-1:] for line in life.lines if isinstance(line, Evaluation)]
     most = max(1, TOLD // n)
     if len(reports) > most:
         kept = np.linspace(len(reports) - 1, 0, most).round().astype(int)[::-1]
         reports = [reports[k] for k in kept]
-    return [asdict(report) for report in reports]
+    return reports
 
 
 class Progress:

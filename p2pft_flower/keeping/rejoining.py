@@ -7,15 +7,18 @@ import logging
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from p2pft_flower.errors import Cause, ConfigError, DataError
-from p2pft_flower.keeping.folders import make_private, require_regular
-from p2pft_flower.keeping.journal import read_last_run
+from p2pft_flower.keeping.folders import make_private, read_private
+from p2pft_flower.keeping.journal import by_run, read_whole_lines
+from p2pft_flower.keeping.lines import AnyLine, Failed, Outcome
 from p2pft_flower.keeping.running import running
 from p2pft_flower.plan import Plan
 
 __all__ = ["kept_plan", "plan_file", "save_plan"]
+
+_LARGEST = 2**29
+"""Bytes of a plan at most: that of a run of 4096 peers has their whole graph."""
 
 log = logging.getLogger("p2pft_flower")
 
@@ -75,17 +78,13 @@ def kept_plan(folder: Path, run: str, peer: int) -> Plan:
     """
     path = plan_file(folder, peer)
     try:
-        require_regular(path)
-        plan = Plan.from_json(path.read_text(encoding="utf-8"))
+        plan = Plan.from_json(read_private(path, _LARGEST))
     except FileNotFoundError as error:
         raise ConfigError(_not_here(folder, run, peer)) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); is it another user's?") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path}: not a plan of this version ({type(error).__name__}: {error}); the run goes on without "
-            f"peer {peer}"
-        ) from error
+    except DataError as error:
+        raise DataError(f"{path}: {error}; the run goes on without peer {peer}") from error
     if (plan.run, [p.peer for p in plan.peers]) != (run, [peer]):
         whose = ", ".join(str(p.peer) for p in plan.peers)
         raise ConfigError(
@@ -98,15 +97,15 @@ def kept_plan(folder: Path, run: str, peer: int) -> Plan:
                 f"end it first: kill -KILL {there.process.pid}"
             )
     last = _last_line(folder, peer)
-    if last.get("event") == "end":
+    if isinstance(last, Outcome):
         raise ConfigError(f"peer {peer} of run {run} has trained to its end: its model is in {path.parent}")
-    if last.get("cause") in (Cause.STOPPED.name, Cause.HEARSAY.name):
+    if isinstance(last, Failed) and last.cause in (Cause.STOPPED.name, Cause.HEARSAY.name):
         log.warning(
             "run %s was stopped when peer %d was there last (%s): p2pft run --resume goes on with one that "
             "nobody trains any more",
             run,
             peer,
-            last["error"],
+            last.error,
         )
     return plan
 
@@ -121,13 +120,10 @@ def _not_here(folder: Path, run: str, peer: int) -> str:
     return f"peer {peer} of run {run} cannot be started again here: {why}"
 
 
-def _last_line(folder: Path, peer: int) -> dict[str, Any]:
-    """Return the last line of the peer's last life; empty where it died before it wrote any."""
+def _last_line(folder: Path, peer: int) -> AnyLine | None:
+    """Return the last line of the peer's last life; None where it died before it wrote any."""
     path = folder / "peers" / f"peer-{peer}.jsonl"
-    try:
-        lines = read_last_run(path)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}: {error})") from error
-    return lines[-1] if lines else {}
+    if not os.path.lexists(path):
+        return None
+    lives = by_run(read_whole_lines(path)[0])
+    return lives[-1].lines[-1] if lives and lives[-1].lines else None

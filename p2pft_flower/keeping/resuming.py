@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 from p2pft_flower.config import config_keys
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder, read_checkpoint
+from p2pft_flower.facts import KnownImages
+from p2pft_flower.keeping.about import PeerAbout, ServerAbout
+from p2pft_flower.keeping.checkpoints import Checkpoint, checkpoint_files, checkpoint_folder, read_checkpoint
 from p2pft_flower.plan import PRIVATE_KEYS
+from p2pft_flower.typed import Count, Settings
 
 __all__ = [
-    "DIGESTS",
     "FREE_KEYS",
-    "KNOWN_BY",
     "Kept",
     "KeptView",
     "config_differences",
@@ -55,12 +57,6 @@ FREE_KEYS = frozenset(
 )
 """Run-config keys that may differ where a run goes on: θ does not depend on them."""
 
-DIGESTS = ("train_digest", "test_digest")
-"""By what a peer's images are known again, in its checkpoints and in the ``run`` line of its log."""
-
-KNOWN_BY = (*DIGESTS, "pixel_range")
-"""The same, and which samples are black and white in them, which a site may decide for itself."""
-
 SHOWN = 12
 """Differences that are shown; the others are counted."""
 
@@ -75,15 +71,28 @@ class KeptView:
     ----------
     live : tuple of int
         The peers of that view, ascending.
-    about : dict
+    about : PeerAbout or ServerAbout
         What the newest checkpoint in it says must be alike.
     digests : dict of int to str
         Of each checkpoint in good state, by iteration, ascending.
     """
 
     live: tuple[int, ...]
-    about: dict[str, Any]
-    digests: dict[int, str]
+    about: PeerAbout | ServerAbout
+    digests: dict[Count, str]
+
+    @property
+    def of_peer(self) -> PeerAbout:
+        """What a peer says must be alike.
+
+        Raises
+        ------
+        DataError
+            When it is the server who says it.
+        """
+        if isinstance(self.about, ServerAbout):
+            raise DataError("a checkpoint of the server of a strategy is none of a peer's")
+        return self.about
 
 
 @dataclass(frozen=True)
@@ -102,18 +111,7 @@ class Kept:
 
     peer: int
     run: str
-    views: dict[int, KeptView]
-
-    @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Kept:
-        """Read what :func:`dataclasses.asdict` of another machine's says, after a message."""
-        views = {
-            int(v): KeptView(
-                tuple(one["live"]), dict(one["about"]), {int(k): str(d) for k, d in one["digests"].items()}
-            )
-            for v, one in told["views"].items()
-        }
-        return cls(int(told["peer"]), str(told["run"]), views)
+    views: dict[Count, KeptView]
 
     @property
     def digests(self) -> dict[int, str]:
@@ -132,10 +130,11 @@ class Kept:
         )
 
 
-def look_through(output_dir: Path, peer: int, run: str | None = None) -> Kept:
+def look_through(output_dir: Path, peer: int, run: str | None = None, q: int | None = None) -> Kept:
     """Read all checkpoints of ``peer`` in a run's folder.
 
-    What is torn, altered or foreign is left out, with a warning that names the file.
+    What is torn, altered or foreign is left out, with a warning that names the file. Where the run is not
+    given, it is the one of which most files are; among those of as many, of the newest.
 
     Parameters
     ----------
@@ -145,23 +144,35 @@ def look_through(output_dir: Path, peer: int, run: str | None = None) -> Kept:
         The peer.
     run : str, optional
         The run's id, where it is known.
+    q : int, optional
+        Numbers of θ, where they are known.
 
     Raises
     ------
     DataError
         When the folder cannot be read.
     """
-    views: dict[int, KeptView] = {}
+    found: list[tuple[Checkpoint, str]] = []  # the newest first
     for path in reversed(checkpoint_files(checkpoint_folder(output_dir, peer)).values()):
         try:
-            found, digest = read_checkpoint(path, run)
+            one, digest = read_checkpoint(path, run, q)
         except DataError as error:
             log.warning("left out, and the one before is looked at: %s", error)
             continue
-        run = found.run
-        newer = views.get(found.view, KeptView(found.live, found.about, {}))
-        views[found.view] = replace(newer, digests={found.iteration: digest, **newer.digests})
-    return Kept(peer, run or "", dict(sorted(views.items())))
+        found.append((replace(one, state={}), digest))
+    files = Counter(one.run for one, _ in found)
+    own = max(files, key=files.__getitem__, default=run or "")
+    views: dict[int, KeptView] = {}
+    for one, digest in found:
+        if one.run != own:
+            log.warning(
+                "peer %d: its checkpoint of iteration %d is left out: it is of run %s, and others of run %s",
+                *(peer, one.iteration, one.run, own),
+            )
+            continue
+        newer = views.get(one.view, KeptView(one.live, one.about, {}))
+        views[one.view] = replace(newer, digests={one.iteration: digest, **newer.digests})
+    return Kept(peer, own, dict(sorted(views.items())))
 
 
 def newest_common(kept: Sequence[Kept], *, exchanges: bool) -> tuple[int, dict[int, int]]:
@@ -268,7 +279,7 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def data_differences(
-    peer: int, about: Mapping[str, Any], now: Mapping[str, Any], config: Mapping[str, Any]
+    peer: int, before: KnownImages | None, now: KnownImages, earlier: Settings, config: Settings
 ) -> list[str]:
     """Return where a peer's images are other ones than those of its checkpoint.
 
@@ -276,36 +287,38 @@ def data_differences(
     ----------
     peer : int
         The peer.
-    about : mapping
-        Of its checkpoint.
-    now : mapping
-        ``images`` and :data:`KNOWN_BY` of what it holds now.
-    config : mapping
-        The run-config now.
+    before : KnownImages or None
+        Those of its checkpoint.
+    now : KnownImages
+        Those that it holds now.
+    earlier, config : dict
+        The run-config of the checkpoint, and as it is now.
     """
+    if before is None:
+        return [f"peer {peer}'s images: the checkpoint does not say by what they are known again"]
     found = []
-    growing = bool(config.get("stream"))
-    if about["images"] != now["images"] and not growing:
-        found.append(
-            f"peer {peer}'s training images: {about['images']} in the checkpoint, {now['images']} now"
-        )
-    for key, what in zip(DIGESTS, ("training", "test"), strict=True):
-        before = about.get(key)
-        if before and now.get(key) and before != now[key] and not (found and key == DIGESTS[0]):
+    if before.images != now.images and not config.get("stream"):
+        found.append(f"peer {peer}'s training images: {before.images} in the checkpoint, {now.images} now")
+    digests = (
+        ("training", before.train_digest, now.train_digest),
+        ("test", before.test_digest, now.test_digest),
+    )
+    for what, was, is_ in digests:
+        if was and is_ and was != is_ and not (found and what == "training"):
             found.append(
                 f"peer {peer}'s {what} images: other labels, file names, sizes or contents than in the "
                 "checkpoint, or another order"
             )
-    ranges = [one.get("pixel_range") for one in (about, now)]
-    same_key = about["config"].get("pixel-range") == config.get("pixel-range")  # else that is told already
+    ranges = (before.pixel_range, now.pixel_range)
+    same_key = earlier.get("pixel-range") == config.get("pixel-range")  # else that is told already
     if all(ranges) and ranges[0] != ranges[1] and same_key:
         found.append(f"peer {peer}'s pixel-range: {ranges[0]} in the checkpoint, {ranges[1]} now")
-    names = [str(one.get("dataset", "")) for one in (about["config"], config)]
+    names = [str(one.get("dataset", "")) for one in (earlier, config)]
     moved = names[0] != names[1] and all(name.startswith("folder:") for name in names)
-    if moved and not about.get("test_digest"):
+    if moved and not before.test_digest:
         found.append(
             f"dataset: {names[0]} in the checkpoint, {names[1]} now; the checkpoint does not say by what its "
-            "images are known again (it is of an earlier version)"
+            "images are known again"
         )
     return found
 
@@ -316,7 +329,7 @@ def _value(value: Any) -> str:
 
 def place_differences(
     peer: int,
-    about: Mapping[str, Any],
+    about: PeerAbout,
     row: Mapping[int, float],
     column: Mapping[int, float],
 ) -> list[str]:
@@ -326,14 +339,13 @@ def place_differences(
     ----------
     peer : int
         The peer.
-    about : mapping
-        Of its checkpoint, with ``row`` and ``column``.
+    about : PeerAbout
+        Of its checkpoint.
     row, column : mapping of int to float
         As they are now: weights a_ij of what it receives, shares b_ji of what it sends.
     """
     found = []
-    for name, kept, here in (("row", about["row"], row), ("column", about["column"], column)):
-        earlier = {int(j): float(w) for j, w in kept.items()}
+    for name, earlier, here in (("row", about.row, row), ("column", about.column, column)):
         for j in sorted(earlier.keys() | here.keys()):
             was, is_ = earlier.get(j), here.get(j)
             if was != is_:

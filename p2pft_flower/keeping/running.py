@@ -7,21 +7,38 @@ leaves its file behind; it counts for nothing, since no process of that number a
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import psutil
 
+from p2pft_flower.errors import DataError
+from p2pft_flower.keeping.folders import make_private, new_private, read_private
 from p2pft_flower.keeping.processes import is_alive, start_mark
 from p2pft_flower.resources import home
+from p2pft_flower.typed import PeerNumber, decoded, encoded
 
 __all__ = ["Entry", "Running", "registered", "running"]
 
+_LARGEST = 2**20
+"""Bytes of a file at most."""
+
 log = logging.getLogger(__name__)
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """What a process's file says."""
+
+    run: str
+    peers: Annotated[tuple[PeerNumber, ...], msgspec.Meta(min_length=1)]
+    neighbours: tuple[PeerNumber, ...]
+    pid: Annotated[int, msgspec.Meta(gt=0, lt=2**31)]
+    started: str
 
 
 @dataclass(frozen=True)
@@ -91,18 +108,13 @@ def registered(run: str, peers: Sequence[int], neighbours: Sequence[int]) -> Ite
     pid = os.getpid()
     path, mark = _folder() / f"{pid}-{peers[0]}.json", _stop_mark(pid, peers[0])
     there = Entry(pid, peers[0])
-    entry = {
-        "run": run,
-        "peers": list(peers),
-        "neighbours": list(neighbours),
-        "pid": pid,
-        "started": start_mark(pid),
-    }
+    record = _Record(run, tuple(peers), tuple(neighbours), pid, start_mark(pid))
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(path.parent)
         mark.unlink(missing_ok=True)  # a killed process of the same number may have left it
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(entry), encoding="utf-8")
+        new_private(partial)
+        partial.write_bytes(encoded(record))
         os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
     except OSError as error:
         log.warning("p2pft stop will not find these peers: %s cannot be written (%s)", path, error.strerror)
@@ -123,10 +135,8 @@ def running(run: str | None = None) -> list[Running]:
             there = _read(path)
         except (FileNotFoundError, psutil.NoSuchProcess):
             continue
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning(
-                "%s is left out: it cannot be read (%s: %s); remove it", path, type(error).__name__, error
-            )
+        except (OSError, DataError) as error:
+            log.warning("%s is left out: it cannot be read (%s); remove it", path, error)
             continue
         if there.alive and run in (None, there.run):
             found.append(there)
@@ -134,9 +144,5 @@ def running(run: str | None = None) -> list[Running]:
 
 
 def _read(path: Path) -> Running:
-    entry = json.loads(path.read_text(encoding="utf-8"))
-    run, mark = entry["run"], entry["started"]
-    peers, neighbours = (tuple(int(p) for p in entry[key]) for key in ("peers", "neighbours"))
-    if not (isinstance(run, str) and isinstance(mark, str) and peers):
-        raise TypeError("run and started must be texts, peers a list that is not empty")
-    return Running(run, peers, neighbours, psutil.Process(entry["pid"]), mark)
+    record = decoded(read_private(path, _LARGEST), _Record, "its record")
+    return Running(record.run, record.peers, record.neighbours, psutil.Process(record.pid), record.started)

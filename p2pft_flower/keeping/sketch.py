@@ -46,7 +46,8 @@ class Sketcher:
 def consensus_error(sketches: Sequence[Sketch]) -> float:
     """Estimate sqrt((1/n) Σ ‖θ_i − θ̄‖²) from the peers' sketches."""
     stacked = np.stack(sketches).astype(np.float64)
-    return float(np.sqrt(((stacked - stacked.mean(axis=0)) ** 2).sum(axis=1).mean()))
+    with np.errstate(invalid="ignore", over="ignore"):  # of a θ that is not finite it is not either
+        return float(np.sqrt(((stacked - stacked.mean(axis=0)) ** 2).sum(axis=1).mean()))
 
 
 def encode(sketch: npt.ArrayLike) -> str:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from p2pft_flower.config import RunConfig
-from p2pft_flower.host.keeper import files_kept
+from p2pft_flower.keeping.retention import files_kept
 from p2pft_flower.lab.peer import main
 from p2pft_flower.lab.supervisor import Functions
 from p2pft_flower.learning.workload import Workload
@@ -59,7 +59,7 @@ def plan_peers(
     every = config.runtime.evaluate_every or epoch
     plan = Plan(
         run=run,
-        config=config.to_mapping(),
+        config=config,
         n=graph.n,
         greetings=greetings(view, [[p] for p in range(graph.n)]),
         terms=terms_digest(config, view, ENDLESS),

@@ -10,7 +10,6 @@ import threading
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.host import training
 from p2pft_flower.host.agreement import LostContactError
@@ -52,8 +51,7 @@ def main(pipe: Connection, plan_json: str, joining: bool) -> None:
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
     )
-    config = RunConfig.from_mapping(plan.config)
-    host = Host(plan, Workload(config.learning, plan.n), joining=joining)
+    host = Host(plan, Workload(plan.config.learning, plan.n), joining=joining)
 
     def listen() -> None:
         try:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
@@ -17,6 +16,15 @@ import numpy.typing as npt
 from p2pft_flower.errors import DataError
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.invariants import TrackerSums
+from p2pft_flower.keeping.lines import (
+    AnyLine,
+    Evaluation,
+    Failed,
+    Run,
+    Trace,
+    ViewChange,
+    read_line,
+)
 from p2pft_flower.lab.schedule import Event, Kind
 from p2pft_flower.topology import Graph
 
@@ -77,6 +85,14 @@ class Score(NamedTuple):
     sketch: npt.NDArray[np.float32]
 
 
+class _Known(NamedTuple):
+    """A view, as the first log told of it."""
+
+    peers: tuple[int, ...]
+    edges: tuple[tuple[int, int], ...]
+    iteration: int
+
+
 class Loss(NamedTuple):
     """A view that is without a peer of the one before, and why."""
 
@@ -90,6 +106,7 @@ class _Seen:
     """What one peer's log has told up to now."""
 
     offset: int = 0
+    """Bytes of the log that were read."""
     view: int | None = 0
     """The newest view that it has told of; None in a later life that has told of none yet."""
     iteration: int = 0
@@ -128,9 +145,8 @@ class Watch:
         self._peers, self._folder = range(graph.n), folder
         self._seen = {p: _Seen() for p in self._peers}
         self._sums = TrackerSums(self._peers)
-        first = {"peers": list(self._peers), "edges": [list(e) for e in graph.edges], "iteration": 0}
-        self._views: dict[int, dict[str, Any]] = {0: first}
-        self._told: dict[int, dict[int, dict[str, Any]]] = defaultdict(dict)
+        self._views = {0: _Known(tuple(self._peers), graph.edges, 0)}
+        self._told: dict[int, dict[int, ViewChange]] = defaultdict(dict)
         """By view and peer: what the peer's log tells of the view."""
         self._reached: dict[int, int] = defaultdict(int)
         """The most iterations that were completed in each view."""
@@ -155,37 +171,36 @@ class Watch:
                 data = file.read()
             whole = data[: data.rfind(b"\n") + 1]  # the end of a line may still be on its way, or torn
             seen.offset += len(whole)
-            for line in whole.splitlines():
-                self.take(json.loads(line))
+            for line in whole.splitlines(keepends=True):
+                self.take(read_line(line, path))
 
-    def take(self, line: Mapping[str, Any]) -> None:
+    def take(self, line: AnyLine) -> None:
         """Take in one line of a peer's log."""
-        seen = self._seen[line["peer"]]
-        match line["event"]:
-            case "run":
+        seen = self._seen[line.peer]
+        match line:
+            case Run():
                 seen.view = 0 if seen.last == 0.0 else None  # a later life is in no view yet
-            case "view":
+            case ViewChange():
                 self._take_view(line, seen)
-            case "trace":
+            case Trace():
                 self._take_trace(line, seen)
-            case "failed":
-                seen.error = line["error"]
-            case "evaluation":
-                score = Score(line["accuracy"], line["loss"], sketch.decode(line["sketch"]))
-                seen.scores = {**dict(list(seen.scores.items())[-20:]), line["iteration"]: score}
+            case Failed():
+                seen.error = line.error
+            case Evaluation(accuracy=accuracy, loss=loss) if accuracy is not None and loss is not None:
+                score = Score(accuracy, loss, sketch.decode(line.sketch))
+                seen.scores = {**dict(list(seen.scores.items())[-20:]), line.iteration: score}
 
-    def _take_view(self, line: Mapping[str, Any], seen: _Seen) -> None:
-        number, peer = line["number"], line["peer"]
-        self._told[number].setdefault(peer, dict(line))
+    def _take_view(self, line: ViewChange, seen: _Seen) -> None:
+        number, peer = line.number, line.peer
+        self._told[number].setdefault(peer, line)
         # Who comes back writes again what its earlier life has seen.
         seen.view = number if seen.view is None else max(number, seen.view)
-        here = {key: line[key] for key in ("peers", "edges", "iteration")}
+        here = _Known(line.peers, line.edges, line.iteration)
         known = self._views.setdefault(number, here)
-        for key, value in here.items():
-            if _in_order(known[key]) != _in_order(value):
+        for key, one, other in zip(here._fields, here, known, strict=True):
+            if _in_order(one) != _in_order(other):
                 self.violated(
-                    Check.VIEWS,
-                    f"view {number}: {key} is {value} in peer {peer}'s log, {known[key]} in others'",
+                    Check.VIEWS, f"view {number}: {key} is {one} in peer {peer}'s log, {other} in others'"
                 )
         try:
             self._sums.note_view(line, f"peer {peer}'s log")
@@ -194,18 +209,18 @@ class Watch:
         for view in [v for v in self._views if v <= number]:
             self._look_for_two_runs(view)
 
-    def _take_trace(self, line: Mapping[str, Any], seen: _Seen) -> None:
-        view, peer = line["view"], line["peer"]
-        seen.iteration, seen.traced, seen.last = line["iteration"], view, line["time"]
+    def _take_trace(self, line: Trace, seen: _Seen) -> None:
+        view, peer = line.view, line.peer
+        seen.iteration, seen.traced, seen.last = line.iteration, view, line.time
         seen.fresh += 1
-        self._times[peer].append(line["time"])
+        self._times[peer].append(line.time)
         # Whoever was behind, or was let in, also traces the beginning of the view.
-        if view in self._views and line["iteration"] > self._views[view]["iteration"]:
-            self._first[view] = min(line["time"], self._first.get(view, line["time"]))
-        self._reached[view] = max(line["iteration"], self._reached[view])
+        if view in self._views and line.iteration > self._views[view].iteration:
+            self._first[view] = min(line.time, self._first.get(view, line.time))
+        self._reached[view] = max(line.iteration, self._reached[view])
         if view not in self._views:
             self.violated(Check.ONE_RUN, f"peer {peer} iterates in view {view}, of which no log tells")
-        elif peer not in self._views[view]["peers"]:
+        elif peer not in self._views[view].peers:
             self.violated(Check.ONE_RUN, f"peer {peer} iterates in view {view}, which is without it")
         elif view != seen.view:  # it goes on beside the view that it has come to, or was not let in
             where = "none" if seen.view is None else f"view {seen.view}"
@@ -232,11 +247,11 @@ class Watch:
         later = min((v for v in self._views if v > view), default=None)
         if later is None:
             return
-        if self._reached[view] > self._views[later]["iteration"] + len(self._views[view]["peers"]):
+        if self._reached[view] > self._views[later].iteration + len(self._views[view].peers):
             self.violated(
                 Check.ONE_RUN,
                 f"view {view} came to iteration {self._reached[view]}, though view {later} begins after "
-                f"{self._views[later]['iteration']}",
+                f"{self._views[later].iteration}",
             )
 
     def violated(self, check: Check, what: str) -> None:
@@ -254,7 +269,7 @@ class Watch:
     @property
     def members(self) -> frozenset[int]:
         """Its peers."""
-        return frozenset(self._views[self.newest]["peers"])
+        return frozenset(self._views[self.newest].peers)
 
     @property
     def iteration(self) -> int:
@@ -285,7 +300,7 @@ class Watch:
 
     def scores(self) -> tuple[int, dict[int, Score]] | None:
         """Return the last iteration after which all peers of the newest view were scored in it, and how."""
-        begin = self._views[self.newest]["iteration"]
+        begin = self._views[self.newest].iteration
         each = [{k for k in self._seen[p].scores if k > begin} for p in self.members]
         if not (common := set.intersection(*each)):
             return None
@@ -313,21 +328,21 @@ class Watch:
         view, joined = self._views[number], self._joined(number)
         if event.kind is Kind.CUT:
             a, b = event.peers
-            return [a, b] not in view["edges"] and [b, a] not in view["edges"]
-        return all(p not in view["peers"] or p in joined for p in event.peers)
+            return (a, b) not in view.edges and (b, a) not in view.edges
+        return all(p not in view.peers or p in joined for p in event.peers)
 
     def _joined(self, number: int) -> set[int]:
-        return {p for line in self._told[number].values() for p in line["joined"]}
+        return {p for line in self._told[number].values() for p in line.joined}
 
     def check_losses(self) -> None:
         """Look whether somebody says of every peer that a view is without, and the one before had, why."""
         numbers = sorted(self._views)
         for before, number in pairwise(numbers):
-            lost = set(self._views[before]["peers"]) - set(self._views[number]["peers"])
+            lost = set(self._views[before].peers) - set(self._views[number].peers)
             # A host that missed a view tells of it with the next one.
-            why = {p for line in self._told[number].values() for p in {**line["presumed"], **line["why"]}}
+            why = {p for line in self._told[number].values() for p in {**line.presumed, **line.why}}
             for peer in sorted(lost):
-                if str(peer) not in why:
+                if peer not in why:
                     self.violated(Check.LOSSES, f"view {number} is without peer {peer}, and nobody says why")
 
     def check_kills(self, kills: Iterable[tuple[int, int]]) -> None:
@@ -384,18 +399,18 @@ class Watch:
         """
         numbers, losses = sorted(self._views), list[Loss]()
         for before, number in pairwise(numbers):
-            told = min((line["time"] for line in self._told[number].values()), default=0.0)
+            told = min((line.time for line in self._told[number].values()), default=0.0)
             hurt = {
                 p for f in faults for p in f.event.peers if f.time <= told <= f.time + f.event.lasts + slack
             }
-            lost = set(self._views[before]["peers"]) - set(self._views[number]["peers"])
+            lost = set(self._views[before].peers) - set(self._views[number].peers)
             for peer in sorted(lost - hurt):
                 lines = self._told[number].values()
-                whys = [line[key].get(str(peer)) for key in ("why", "presumed") for line in lines]
+                whys = [*(line.why.get(peer) for line in lines), *(line.presumed.get(peer) for line in lines)]
                 losses.append(Loss(number, peer, next((why for why in whys if why), "nobody says why")))
         return losses
 
 
 def _in_order(value: Any) -> Any:
-    """Return lists in order: in which order edges are told says nothing."""
-    return sorted(value) if isinstance(value, list) else value
+    """Return peers and edges in order: in which order edges are told says nothing."""
+    return sorted(value) if isinstance(value, tuple) else value

@@ -1,1 +1,1 @@
-"""Models, what of them is trained, datasets, who holds what, and the peers' objectives."""
+"""Learning: models and their trained part, datasets and the peers' shares, the peers' objectives."""

@@ -1,12 +1,13 @@
-"""Where a fine-tuned transformer looks: attention maps of whole timm models.
+"""Attention maps of whole timm models, which show where a fine-tuned transformer looks.
 
 Kinds of map, for ViTs (DeiT, distilled DeiT) and Swin:
 
 ``mean``
     The last block's attention, mean of its heads. In a model that classifies from its class token: that
-    token's row of the attention matrix, what it gives to each patch. In a model that pools its patches: what
-    each patch receives, mean over the patches as queries. In Swin: what each token receives within its
-    window, mean over the window's queries, the windows put back into the feature map.
+    token's row of the attention matrix, its attention to each patch. In a model that pools its patches: the
+    attention that each patch receives, mean over the patches as queries. In Swin: the attention that each
+    token receives within its window, mean over the window's queries, the windows put back into the feature
+    map.
 ``head:H``
     The same of head H alone, counted from 0.
 ``rollout``
@@ -61,7 +62,7 @@ Array = npt.NDArray[np.float32]
 
 
 class Maps(NamedTuple):
-    """What a model makes of N images.
+    """A model's answers to N images.
 
     Attributes
     ----------
@@ -69,7 +70,7 @@ class Maps(NamedTuple):
         Its answer.
     maps : (N, H, W) float32 tensor
         Its attention to each cell of its grid of patches, ≥ 0. Class-token rows sum to at most one: the rest
-        went to the tokens that are no patches.
+        belongs to the tokens that are no patches.
     """
 
     logits: torch.Tensor
@@ -78,7 +79,7 @@ class Maps(NamedTuple):
 
 @dataclass(frozen=True)
 class Reading:
-    """What M tails make of N images.
+    """The answers of M tails to N images.
 
     Attributes
     ----------
@@ -98,7 +99,7 @@ def check_map(model: nn.Module, kind: str) -> None:
     Raises
     ------
     ConfigError
-        When the kind is unknown, there is no such head, or the model's attention is of another make.
+        When the kind is unknown, there is no such head, or the model has another kind of attention.
     """
     blocks = _blocks(model)
     if kind == "rollout":
@@ -117,7 +118,7 @@ def check_map(model: nn.Module, kind: str) -> None:
 
 
 def describe_map(model: nn.Module, kind: str) -> str:
-    """Say in words what the maps of ``model`` are, for a figure's title."""
+    """Describe the maps of ``model`` for a figure's title."""
     heads = _blocks(model)[-1].attn.num_heads
     which = f"head {kind.removeprefix('head:')}" if kind.startswith("head:") else f"mean of {heads} heads"
     if isinstance(model, SwinTransformer):
@@ -155,14 +156,14 @@ def tail_maps(
 ) -> Iterator[Maps]:
     """Yield for each tail the logits and maps of ``model`` with the tail's tensors in it.
 
-    Where the tails differ from the model only in and after the last block, the blocks before run once.
+    If the tails differ from the model only in and after the last block, the blocks before run once.
 
     Parameters
     ----------
     model : nn.Module
         The whole model; not changed.
     tails : sequence of mappings
-        Tensors by the names they have in ``model``.
+        Tensors by their names in ``model``.
     images : (N, C, H, W) float32 tensor
         Preprocessed.
     kind : str
@@ -187,12 +188,12 @@ def tail_maps(
 
 
 def changed_tensors(model: nn.Module, whole: nn.Module) -> dict[str, torch.Tensor]:
-    """Return, by name, the tensors of ``whole`` that differ from those of ``model``: what θ changed.
+    """Return, by name, the tensors of ``whole`` that differ from those of ``model``: those changed by θ.
 
     Raises
     ------
     ConfigError
-        When ``whole`` has tensors that ``model`` has not, naming one.
+        When ``whole`` has tensors that ``model`` lacks; names one.
     """
     start = model.state_dict()
     added = sorted(whole.state_dict().keys() - start.keys())
@@ -218,9 +219,9 @@ def read_maps(
     model, tails, kind
         As in :func:`tail_maps`.
     images : sequence of callables
-        Each reads one image, as PIL has it.
+        Each returns one PIL image.
     done : callable
-        Told after each batch how many images it had.
+        Called after each batch with its number of images.
 
     Raises
     ------
@@ -242,7 +243,7 @@ def read_maps(
 
 
 def shown_image(model: nn.Module, image: Image.Image) -> Array:
-    """Return the image as the model sees it, cropped and resized: (H, W, C) float32 in 0..1."""
+    """Return an image as the model sees it, cropped and resized: (H, W, C) float32 in 0..1."""
     config = data_config(model)
     mean, std = (np.array(config[key], dtype=np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
     seen = preprocessing(model)(image).numpy()
@@ -250,12 +251,12 @@ def shown_image(model: nn.Module, image: Image.Image) -> Array:
 
 
 def _blocks(model: nn.Module) -> list[Any]:
-    """Return the blocks whose attention is read, in order.
+    """Return the blocks whose attention the map uses, in order.
 
     Raises
     ------
     ConfigError
-        When the model's attention is of another make.
+        When the model has another kind of attention.
     """
     if isinstance(model, SwinTransformer):
         blocks, make = list(model.layers[-1].blocks), WindowAttention
@@ -280,7 +281,7 @@ def _by_class_token(model: nn.Module) -> bool:
 
 
 class _AfterTrunk(nn.Module):
-    """The last block and what follows it, on the tokens that reach that block."""
+    """The last block and all after it, as a module of that block's input tokens."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -292,14 +293,14 @@ class _AfterTrunk(nn.Module):
 
 
 def _after_trunk(model: nn.Module) -> tuple[str, ...]:
-    """Return the prefixes of all names of what :class:`_AfterTrunk` runs."""
+    """Return the prefixes of all names in :class:`_AfterTrunk`."""
     last = _blocks(model)[-1]
     (block,) = [name for name, module in model.named_modules() if module is last]
     return tuple(f"{name}." for name in (block, "norm", "fc_norm", "attn_pool", "head", "head_dist"))
 
 
 class _Seen:
-    """What the hooks record of the latest forward pass.
+    """The hooks' records of the latest forward pass.
 
     Attributes
     ----------
@@ -307,7 +308,7 @@ class _Seen:
         Input of the last block.
     attention : dict of int to tensor
         Probabilities of the blocks by number, those of the last one by head: (B, heads, T, T); those of
-        others, where they are needed, averaged over heads: (B, T, T). Swin: B counts windows.
+        others, if needed, averaged over heads: (B, T, T). Swin: B counts windows.
     """
 
     def __init__(self) -> None:
@@ -322,7 +323,7 @@ def _record(model: nn.Module, kind: str) -> Iterator[_Seen]:
 
     def reader(number: int) -> Callable[..., None]:
         def read(attention: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> None:
-            # Swin's blocks hand their mask on as mask=; ViTs have none here.
+            # Swin's blocks pass their mask as mask=; ViTs have none here.
             p = _probabilities(attention, args[0], kwargs.get("mask"))
             seen.attention[number] = p if number == last else p.mean(dim=1)
 
@@ -342,7 +343,7 @@ def _record(model: nn.Module, kind: str) -> Iterator[_Seen]:
 
 
 def _probabilities(attention: Any, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return softmax(q kᵀ / √d + bias), (B, heads, T, T), for (B, T, D); fused kernels do not give it."""
+    """Return softmax(q kᵀ / √d + bias), (B, heads, T, T), for (B, T, D); fused kernels do not return it."""
     B, T, _ = x.shape
     qkv: torch.Tensor = attention.qkv(x).reshape(B, T, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
     q, k = qkv[0], qkv[1]
@@ -378,14 +379,14 @@ def _map(model: Any, seen: _Seen, kind: str) -> torch.Tensor:
 
 
 def _put_together(block: SwinTransformerBlock, tokens: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """Return what each token receives, (N, H, W), from the (N · windows, T, T) attention of its window.
+    """Return the attention that each token receives, (N, H, W), from that of its window, (N · windows, T, T).
 
-    The way back of ``SwinTransformerBlock._attn``: windows, padding, cyclic shift.
+    The inverse of ``SwinTransformerBlock._attn``: windows, padding, cyclic shift.
     """
     _, H, W, _ = tokens.shape
     size = block.window_size
     pad = [-length % window for length, window in zip((H, W), size, strict=True)]
-    # Tokens that only pad the last windows ask nothing; timm rolls before it pads.
+    # Tokens that only pad the last windows are no queries; timm rolls before it pads.
     real = nn.functional.pad(torch.ones(1, H, W, 1), (0, 0, 0, pad[1], 0, pad[0]))
     asks = window_partition(real, size).view(1, -1, block.window_area, 1)
     by_window = p.reshape(-1, asks.shape[1], *p.shape[1:])

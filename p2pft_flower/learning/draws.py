@@ -18,10 +18,10 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def torch_seeded(seed: int) -> Iterator[None]:
-    """Seed torch as ``torch.manual_seed`` does, so that a new layer is what timm alone would draw.
+    """Seed torch as ``torch.manual_seed`` does, so that a new layer equals timm's own draw.
 
-    Afterwards torch's generator of the CPU is put back. Threads that come here, or to :func:`seeded`, wait
-    for each other.
+    Afterwards torch's generator of the CPU is restored. Threads that call this or :func:`seeded` wait for
+    each other.
     """
     with _LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -30,11 +30,9 @@ def torch_seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's global generators by ``key``; afterwards put them back.
+    """Seed Python's, NumPy's and torch's global generators by ``key``; afterwards restore them.
 
-    Of accelerators the current one, where torch has begun to use it.
-
-    Threads that come here wait for each other.
+    Of accelerators the current one, if torch has begun to use it. Threads that call this wait for each other.
 
     Parameters
     ----------
@@ -48,7 +46,7 @@ def seeded(*key: int) -> Iterator[None]:
         try:
             random.seed(own)
             np.random.seed(of_numpy)
-            # Not torch.manual_seed: that seeds the generators of all GPUs, and they would stay so.
+            # Not torch.manual_seed: that seeds the generators of all GPUs, which would not be restored.
             torch.default_generator.manual_seed(of_torch)
             if cuda is not None:
                 torch.cuda.manual_seed(of_torch)

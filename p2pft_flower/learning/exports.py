@@ -37,7 +37,7 @@ def write_export(tail: Tail, file: Path) -> dict[str, Any]:
     -------
     dict
         ``file``, ``model``, ``num_classes``, ``tune``, ``bytes``, and ``added``: how many tensors the plain
-        model has not (adapters, prompts).
+        model lacks (adapters, prompts).
 
     Raises
     ------
@@ -86,7 +86,7 @@ def load_export(file: Path) -> tuple[nn.Module, tuple[str, ...]]:
     Returns
     -------
     model : nn.Module
-        In eval mode; its ``pretrained_cfg`` says which images it was trained on.
+        In eval mode; its ``pretrained_cfg`` describes the images that it was trained on.
     classes : tuple of str
         Names of its outputs.
 
@@ -108,13 +108,13 @@ def load_export(file: Path) -> tuple[nn.Module, tuple[str, ...]]:
         model = bare_model(
             metadata["model"], len(classes), ImageKeys(image_size=int(metadata.get("image-size", "0")))
         )
-        if "preprocessing" in metadata:  # exports of earlier versions do not say
+        if "preprocessing" in metadata:  # exports of earlier versions lack it
             ImageSettings.from_dict(json.loads(metadata["preprocessing"])).put_on(model)
         if metadata["tune"]:
             model = tune_model(model, metadata["tune"]).requires_grad_(False)
         model.load_state_dict(state, strict=True)
     except (KeyError, ValueError, RuntimeError) as error:  # RuntimeError: torch's of names and shapes
-        raise DataError(f"{file}: not the export that its metadata tells of ({error})") from error
+        raise DataError(f"{file}: not the export that its metadata describes ({error})") from error
     for name, tensor in state.items():
         if fault := number_fault(tensor):
             raise DataError(f"{file}: its tensor {name!r} has {fault}")

@@ -1,9 +1,9 @@
-"""Whether a model answers by its parameters alone, or keeps a state that training or answering changes.
+"""A check that a model has no state besides its parameters that training or answering changes.
 
-θ is all that is trained, sent and saved. A buffer that a step of training changes (a memory bank, a moving
-average, the vectors of spectral norm) would be shared by the peers of one process, and missing where the tail
-is read back. So would a counter of steps, or a generator of the model's own, and a run that is resumed would
-not go on as it was. Such a model is found out before the run, by steps on noise.
+Only θ is trained, sent and saved. A buffer that a step of training changes (a memory bank, a moving average,
+the vectors of spectral norm) would be shared by the peers of one process, and missing when the tail is read
+back. So would a counter of steps, or a generator of the model's own, and a resumed run would differ from an
+uninterrupted one. Steps on noise detect such a model before the run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _DRAWS = (
 )
 
 STEPS = 8
-"""Times that a step of training is repeated: what a state changes, or how often, is not known."""
+"""Repetitions of a step of training, since a state may change rarely."""
 
 ROUNDING = 1e-5
 """Largest difference of a repeated step's numbers, as a share of the largest one.
@@ -53,7 +53,7 @@ Kernels that run in parallel may sum in another order.
 
 
 def refuse_hidden_state(parts: Parts, input_size: tuple[int, ...], what: str) -> None:
-    """Try in a copy, with images of noise, whether a step changes anything that is not trained.
+    """Refuse a model of which a step changes anything that is not trained, tried in a copy with noise.
 
     Parameters
     ----------
@@ -67,10 +67,10 @@ def refuse_hidden_state(parts: Parts, input_size: tuple[int, ...], what: str) ->
     Raises
     ------
     ConfigError
-        When a buffer or a frozen parameter has changed, or a random generator that a module holds has been
-        drawn from, naming it; when the same images have other answers afterwards; when a step that is
-        repeated, with the same θ, images and seed, has another loss or gradient; when an image's answer
-        depends on the other images of its batch.
+        When a buffer or a frozen parameter has changed, or a random generator of a module was used (names
+        it); when the same images have other answers afterwards; when a repeated step, with the same θ,
+        images and seed, has another loss or gradient; when an image's answer depends on the other images
+        of its batch.
     """
     trunk, tail = copy.deepcopy((parts.trunk, parts.tail))
     trained = [p for p in tail.parameters() if p.requires_grad]
@@ -88,7 +88,7 @@ def refuse_hidden_state(parts: Parts, input_size: tuple[int, ...], what: str) ->
             return [loss.detach(), *torch.autograd.grad(loss, trained, materialize_grads=True)]
 
     with seeded(0):
-        first = answer(noise)  # what is computed once, at the first call, is there now
+        first = answer(noise)  # values that the first call computes exist now
         before, drawn, counted = _untrained(trunk, tail), _generators(trunk, tail), _numbers(trunk, tail)
         with torch.no_grad():
             inputs = trunk(noise)
@@ -98,9 +98,7 @@ def refuse_hidden_state(parts: Parts, input_size: tuple[int, ...], what: str) ->
         moved = _changed(counted, _numbers(trunk, tail))
         after = _untrained(trunk, tail)
         apart = torch.cat([answer(noise[:2]), answer(noise[2:])])
-        with (
-            torch.no_grad()
-        ):  # as many images at once as the trunk, and then the tail, ever gets in eval mode
+        with torch.no_grad():  # the largest batches of the trunk, and then of the tail, in eval mode
             others = torch.randn(EVALUATION_BATCH, *input_size, generator=generator).to(noise.device)
             pieces = torch.chunk(torch.cat([noise, others[4:]]), EVALUATION_BATCH // TRUNK_BATCH)
             kept = [trunk(images) for images in pieces]
@@ -122,14 +120,14 @@ def refuse_hidden_state(parts: Parts, input_size: tuple[int, ...], what: str) ->
     if not all(_repeats(steps[0], other) for other in steps[1:]):
         raise ConfigError(
             f"{what}: a step of training that is repeated, with the same parameters, images and seed, has "
-            "another loss or gradient, so that a resumed run would not go on as it was: it counts its steps, "
-            f"keeps something of them, or draws numbers by itself; {_DRAWS}, and θ is the only thing that a "
-            "step may change"
+            "another loss or gradient, so that a resumed run would not go on as it was: it counts or "
+            f"remembers its steps, or draws numbers by itself; {_DRAWS}, and θ is the only thing that a step "
+            "may change"
         )
     if not _close(first, apart) or not _close(first, among):
         raise ConfigError(
             f"{what}: the answer to an image depends on the other images of its batch, in eval mode too, as "
-            "with batch norm that has track_running_stats = False: what is kept of an image, and its score, "
+            "with batch norm that has track_running_stats = False: its stored output and its score "
             "would depend on the images beside it; choose a normalisation that looks at each image alone"
         )
     if moved:
@@ -145,7 +143,7 @@ _Tensors = dict[tuple[int, str], torch.Tensor]
 
 
 def _untrained(*modules: nn.Module) -> _Tensors:
-    """Copy what must stay as it is, buffers and frozen parameters, by module and name in the whole model."""
+    """Copy buffers and frozen parameters, which must not change, by module and name in the whole model."""
     return {
         (key, name.removeprefix("model.")): tensor.detach().clone()
         for key, module in enumerate(modules)
@@ -163,13 +161,13 @@ def _same(before: _Tensors, after: _Tensors, key: tuple[int, str]) -> bool:
 
 
 def _close(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Say whether two answers differ by rounding at most."""
+    """Return whether two answers differ by no more than rounding."""
     scale = float(one.nan_to_num(0.0, 0.0, 0.0).abs().max())
     return torch.allclose(one, other, rtol=0, atol=1e-3 * scale, equal_nan=True)
 
 
 def _repeats(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
-    """Say whether loss and gradients of two steps differ by rounding at most."""
+    """Return whether loss and gradients of two steps differ by no more than rounding."""
     floor = ROUNDING / 10 * max(float(t.nan_to_num(0.0, 0.0, 0.0).abs().max()) for t in one)
     for before, now in zip(one, other, strict=True):
         largest = float(before.nan_to_num(0.0, 0.0, 0.0).abs().max())
@@ -209,7 +207,7 @@ def _generators(*modules: nn.Module) -> dict[str, str]:
 
 
 def _held(value: Any, depth: int = 3) -> Iterator[Any]:
-    """Yield a value and what it holds, containers and plain objects up to ``depth`` of them in each other."""
+    """Yield a value and its contents, through at most ``depth`` nested containers and plain objects."""
     if isinstance(value, (nn.Module, torch.Tensor, np.ndarray, str, bytes)):
         return
     yield value
@@ -230,7 +228,7 @@ def _held(value: Any, depth: int = 3) -> Iterator[Any]:
 
 
 def _state(value: Any) -> str:
-    """Return a random generator's state; empty where the value is none."""
+    """Return a random generator's state; empty for other values."""
     if isinstance(value, np.random.Generator):
         return repr(value.bit_generator.state)
     if isinstance(value, (np.random.RandomState, np.random.BitGenerator)):

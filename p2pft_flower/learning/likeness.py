@@ -1,4 +1,4 @@
-"""How alike the attention maps of two models are, over a test set; which of its images to look at."""
+"""The likeness of two models' attention maps over a test set, and a choice of its images for a figure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 __all__ = ["TOP_SHARE", "choose_images", "correlation", "likeness", "top_overlap", "top_size"]
 
 TOP_SHARE = 0.2
-"""Share of the patches whose overlap is counted."""
+"""Share of the patches that count as the strongest."""
 
 Array = npt.NDArray[np.float32]
 Numbers = npt.NDArray[np.float64]
@@ -19,21 +19,21 @@ Mask = npt.NDArray[np.bool_]
 
 
 def correlation(maps: Array, reference: Array) -> Numbers:
-    """Return Pearson's correlation over patches, (N,), of (N, H, W) maps; NaN where one is constant."""
+    """Return Pearson's correlation over patches, (N,), of (N, H, W) maps; NaN if one is constant."""
     a, b = (m.reshape(len(m), -1).astype(np.float64) for m in (maps, reference))
     a, b = (m - m.mean(axis=1, keepdims=True) for m in (a, b))
     norms = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    with np.errstate(invalid="ignore"):  # 0 / 0 is the NaN that is promised
+    with np.errstate(invalid="ignore"):  # 0 / 0 is the documented NaN
         return np.asarray((a * b).sum(axis=1) / norms)
 
 
 def top_size(patches: int) -> int:
-    """Return how many of so many patches count as the strongest: a fifth, rounded, at least one."""
+    """Return the number of strongest patches: a fifth, rounded, at least one."""
     return max(1, round(TOP_SHARE * patches))
 
 
 def top_overlap(maps: Array, reference: Array) -> Numbers:
-    """Return, (N,), which share of the strongest patches two (N, H, W) maps have in common.
+    """Return, (N,), the share of the strongest patches that two (N, H, W) maps have in common.
 
     The k = :func:`top_size` strongest patches of each map are compared: the size of their intersection over
     k. Of unrelated maps a fifth is in common on average.
@@ -45,7 +45,7 @@ def top_overlap(maps: Array, reference: Array) -> Numbers:
 
 
 def likeness(alike: Numbers, overlap: Numbers, right: Mask, chosen: Mask) -> dict[str, Any] | None:
-    """Sum the chosen images up, as JSON has it.
+    """Return the summary of the chosen images for JSON.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def likeness(alike: Numbers, overlap: Numbers, right: Mask, chosen: Mask) -> dic
     -------
     dict or None
         ``images`` (how many), ``correlation`` and ``overlap`` (each ``mean`` and ``std``, the population's),
-        ``accuracy``; None where no image was chosen. A map that is constant leaves NaN in the correlation.
+        ``accuracy``; None if no image was chosen. A constant map makes the correlation NaN.
     """
     if not chosen.any():
         return None
@@ -81,11 +81,11 @@ def choose_images(
     labels : (N,) int64 array
         Classes of the images.
     candidates : (N,) bool array
-        Those to choose from, at least ``count``.
+        The images to choose from, at least ``count``.
     count : int
         How many.
     seed : int
-        The same one chooses the same images.
+        Decides the choice.
     """
     drawn = np.random.default_rng(np.random.SeedSequence((seed, 5))).permutation(np.flatnonzero(candidates))
     times: Counter[int] = Counter()

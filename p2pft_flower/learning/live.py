@@ -1,8 +1,7 @@
-"""Images that are read when a mini-batch is drawn: augmented ones, growing folders, whatever cannot be kept.
+"""Images that are read when a mini-batch is drawn, because no store can hold their trunk outputs.
 
-Three cases have nothing that a store could keep: train-time augmentation (another image each time), a stream
-(images that were not there before), and a tail that begins at the pixels. Their images are read, prepared and
-run through the frozen trunk batch by batch.
+There are three cases: train-time augmentation (another image each time), a stream (new images), and a tail
+that begins at the pixels. Their images are read, prepared and run through the frozen trunk batch by batch.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from torch import nn
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.augmenting import check_augment, refusal
-from p2pft_flower.learning.data.datasets import Split
 from p2pft_flower.learning.data.decoding import UNREADABLE
+from p2pft_flower.learning.data.splits import Split
 from p2pft_flower.learning.data.streams import ImageStream
 from p2pft_flower.learning.draws import seeded
 from p2pft_flower.learning.model.models import data_config
@@ -33,7 +32,7 @@ Trunk: TypeAlias = Callable[[torch.Tensor], "torch.Tensor | tuple[torch.Tensor, 
 Positions: TypeAlias = npt.NDArray[np.int64]
 
 AUGMENTING = 1
-"""Sets the draws of augmentation apart from others of the same seed, peer and mini-batch (drop-out)."""
+"""Distinguishes the draws of augmentation from others of the same seed, peer and mini-batch (drop-out)."""
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ def augmentation(model: nn.Module, augment: str) -> Transform:
     Parameters
     ----------
     model : nn.Module
-        Says what images it wants, by its ``pretrained_cfg``.
+        Its ``pretrained_cfg`` describes its images.
     augment : str
         ``"basic"`` (random resized crop, horizontal flip), or a timm auto-augmentation on top of it:
         ``"rand-m9-mstd0.5-inc1"``, ``"augmix-m3-w3"``, ``"original"``, ``"v0"``, ``"3a"``, …
@@ -58,7 +57,7 @@ def augmentation(model: nn.Module, augment: str) -> Transform:
     Raises
     ------
     ConfigError
-        When timm has no such augmentation.
+        When timm lacks the augmentation.
     """
     check_augment(augment)
     config = data_config(model)
@@ -70,7 +69,7 @@ def augmentation(model: nn.Module, augment: str) -> Transform:
             color_jitter=None,
             auto_augment=policy,
         )
-    except (AssertionError, KeyError, ValueError) as error:  # what timm raises of strings it does not know
+    except (AssertionError, KeyError, ValueError) as error:  # timm's errors for unknown strings
         raise refusal(augment, error) from error
     mode = "L" if config["input_size"][0] == 1 else "RGB"
     return lambda image: transform(image.convert(mode))
@@ -82,15 +81,15 @@ class LiveFeatures:
     Parameters
     ----------
     split : Split
-        Where images and labels come from.
+        The source of images and labels.
     positions : (N,) int64 array
-        Which ones, in this order.
+        The images, in this order.
     transform : callable
         PIL image ↦ (C, H, W) tensor.
     trunk : callable
         (B, C, H, W) ↦ a tensor, or a tuple of them; run without gradients.
     seed, peer : int
-        With the mini-batch's number they decide what ``transform`` draws.
+        With the mini-batch's number they decide the draws of ``transform``.
     augmented : bool
         Whether ``transform`` draws random numbers (:func:`augmentation`).
     """
@@ -117,19 +116,19 @@ class LiveFeatures:
     def read(
         self, positions: Positions, draw: int | None = None
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """Return what the trunk makes of the images at ``positions``, and their labels.
+        """Return the trunk's outputs for the images at ``positions``, and their labels.
 
         Parameters
         ----------
         positions : (B,) int64 array
-            Which ones of the N.
+            Positions among the N.
         draw : int or None
             The mini-batch's number; None in evaluation.
 
         Raises
         ------
         DataError
-            When an image cannot be read, naming it.
+            When an image cannot be read; names it.
         ValueError
             When ``draw`` is None, but the images are augmented.
         """
@@ -138,7 +137,7 @@ class LiveFeatures:
         return inputs, self.labels[torch.from_numpy(positions)].to(inputs[0].device)
 
     def ahead(self, following: Callable[[], Positions]) -> None:
-        """Fetch nothing: what is drawn depends on its moment."""
+        """Fetch nothing: the draw depends on the mini-batch's number."""
 
 
 class _Preparation:
@@ -168,7 +167,7 @@ class StreamFeatures:
     Parameters
     ----------
     stream : ImageStream
-        Where images and labels come from.
+        The source of images and labels.
     transform, trunk, seed, peer, augmented
         As of :class:`LiveFeatures`.
     """
@@ -188,7 +187,7 @@ class StreamFeatures:
 
     @property
     def labels(self) -> torch.Tensor:
-        """Classes of the images that were ever there, (N,) int64; N grows."""
+        """Classes of all images ever listed, (N,) int64; N grows."""
         return torch.from_numpy(self._stream.labels)
 
     def __len__(self) -> int:
@@ -197,7 +196,7 @@ class StreamFeatures:
     def read(
         self, positions: Positions, draw: int | None = None
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """Return what the trunk makes of the images at ``positions``, and their labels.
+        """Return the trunk's outputs for the images at ``positions``, and their labels.
 
         Images that were removed or broken after they were listed are left out of the batch, with a warning.
         Parameters as of :meth:`LiveFeatures.read`.
@@ -218,9 +217,9 @@ class StreamFeatures:
             except UNREADABLE as error:
                 log.warning("left out of a mini-batch, as it was listed but cannot be read now: %s", error)
         if not kept:
-            raise DataError(f"none of the {len(positions)} images of a mini-batch is there any more")
+            raise DataError(f"none of the {len(positions)} images of a mini-batch exists any more")
         inputs = self._prepare(images, draw)
         return inputs, torch.from_numpy(self._stream.labels[kept]).to(inputs[0].device)
 
     def ahead(self, following: Callable[[], Positions]) -> None:
-        """Fetch nothing: what is drawn depends on its moment."""
+        """Fetch nothing: the draw depends on the mini-batch's number."""

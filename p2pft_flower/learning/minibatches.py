@@ -1,4 +1,4 @@
-"""What a gradient is taken of: a peer's mini-batch, or those of several peers, which count the same."""
+"""Mini-batches for one gradient: a peer's own, or those of several peers, which count the same."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.batches import Batches, GrowingBatches, PoissonBatches
 from p2pft_flower.learning.store.features import Features
+from p2pft_flower.typed import converted
 
 __all__ = ["MiniBatch", "MiniBatches", "PooledMiniBatches"]
 
@@ -21,7 +23,7 @@ class MiniBatch(NamedTuple):
     Attributes
     ----------
     inputs : tuple of (B, …) float32 tensors
-        The tail's inputs; empty where B is 0.
+        The tail's inputs; empty if B is 0.
     labels : (B,) int64 tensor
         Classes.
     sizes : tuple of int
@@ -38,9 +40,9 @@ class MiniBatch(NamedTuple):
         Parameters
         ----------
         logits : (B, classes) tensor
-            What the tail makes of ``inputs``.
+            The tail's outputs for ``inputs``.
         """
-        if len(set(self.sizes)) == 1:  # then it is the mean over all images
+        if len(set(self.sizes)) == 1:  # equal sizes: the mean over all images
             return nn.functional.cross_entropy(logits, self.labels)
         sizes = list(self.sizes)
         parts = zip(torch.split(logits, sizes), torch.split(self.labels, sizes), strict=True)
@@ -48,12 +50,12 @@ class MiniBatch(NamedTuple):
 
 
 class MiniBatches:
-    """A peer's mini-batches: its images in the order in which it sees them.
+    """A peer's mini-batches, in the order in which it sees its images.
 
     Parameters
     ----------
     features : Features
-        What the trunk makes of the images.
+        The trunk's outputs for the images.
     batches : Batches, GrowingBatches or PoissonBatches
         The order.
     """
@@ -63,11 +65,11 @@ class MiniBatches:
 
     @property
     def labels(self) -> torch.Tensor:
-        """Classes of all images that can be drawn, (N,) int64, on the CPU; of a stream: more and more."""
+        """Classes of all images that can be drawn, (N,) int64, on the CPU; a stream's grow."""
         return self._features.labels.cpu()
 
     def read(self, t: int) -> MiniBatch:
-        """Return mini-batch ``t`` (t ≥ 0), and begin to fetch the one after it.
+        """Return mini-batch ``t`` (t ≥ 0), and begin to fetch the next one.
 
         Raises
         ------
@@ -83,18 +85,18 @@ class MiniBatches:
         return MiniBatch(inputs, labels, (len(labels),))
 
     def position(self) -> Callable[[], dict[str, Any]]:
-        """Take note of where the order is; what is returned says it (JSON-able) when it is called."""
+        """Record the position in the order; calling the result returns it as JSON-able data."""
         return self._batches.position()
 
     def go_to(self, position: Mapping[str, Any]) -> None:
-        """Go on where :meth:`position` was, of whatever process."""
+        """Continue at a :meth:`position`, of any process."""
         self._batches.go_to(position)
 
 
 class PooledMiniBatches:
-    """What n peers draw in one iteration, for one model on pooled data.
+    """The mini-batches of n peers in one iteration, for one model on pooled data.
 
-    The loss of such a mini-batch is the mean of the peers' own, whatever their sizes: so one model minimises
+    The loss of such a mini-batch is the mean of the peers' own losses, for any sizes: so one model minimises
     the objective in which every peer counts the same, on the very images that the peers would see.
 
     Parameters
@@ -112,7 +114,7 @@ class PooledMiniBatches:
         return torch.cat([part.labels for part in self._parts])
 
     def read(self, t: int) -> MiniBatch:
-        """Return mini-batch ``t`` of every peer, laid end to end, and begin to fetch the ones after it.
+        """Return mini-batch ``t`` of every peer, concatenated, and begin to fetch the next ones.
 
         Raises
         ------
@@ -125,11 +127,14 @@ class PooledMiniBatches:
         return MiniBatch(inputs, labels, tuple(len(r.labels) for r in read))
 
     def position(self) -> Callable[[], dict[str, Any]]:
-        """Take note of where every peer's order is."""
+        """Record every peer's position; see :meth:`MiniBatches.position`."""
         parts = [part.position() for part in self._parts]
-        return lambda: {"parts": [told() for told in parts]}
+        return lambda: {"parts": [own() for own in parts]}
 
     def go_to(self, position: Mapping[str, Any]) -> None:
-        """Go on where :meth:`position` was."""
-        for part, told in zip(self._parts, position["parts"], strict=True):
-            part.go_to(told)
+        """Continue at a :meth:`position`."""
+        told = converted(position.get("parts"), list[dict[str, Any]], "the data order of a checkpoint")
+        if len(told) != len(self._parts):
+            raise DataError(f"the data order of a checkpoint is of {len(told)} peers, not {len(self._parts)}")
+        for part, order in zip(self._parts, told, strict=True):
+            part.go_to(order)

@@ -19,6 +19,7 @@ from p2pft_flower.learning.model.modes import training
 from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, Spent
 from p2pft_flower.learning.store.features import Features
+from p2pft_flower.typed import Count, converted
 
 __all__ = ["Evaluation", "PeerObjective", "evaluate", "tail_vector", "trained_parameters"]
 
@@ -27,8 +28,17 @@ Vector = npt.NDArray[np.float32]
 EVALUATION_BATCH = 128
 
 
+@dataclass(frozen=True)
+class _Position:
+    """What :meth:`PeerObjective.position` says; ``order`` is for the images' own to read."""
+
+    drawn: Count
+    lost: Count
+    order: dict[str, Any]
+
+
 def trained_parameters(tail: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters that θ holds, in its order: that of ``named_parameters``."""
+    """Return the parameters in θ, in its order, which is that of ``named_parameters``."""
     return [p for p in tail.parameters() if p.requires_grad]
 
 
@@ -44,11 +54,11 @@ class Evaluation:
     Attributes
     ----------
     loss : float
-        Mean cross-entropy; not a number where there is no test image.
+        Mean cross-entropy; NaN without test images.
     accuracy : float
-        Share of all test images that are classified right, 0..1; not a number where there is none.
+        Share of all test images that are classified right, 0..1; NaN without test images.
     accuracy_unseen : float or None
-        The same on the classes of which the peer holds no training image; None where it holds all.
+        The same on the classes of which the peer holds no training image; None if it holds all.
     """
 
     loss: float
@@ -62,13 +72,13 @@ class PeerObjective:
     Parameters
     ----------
     tail : nn.Module
-        Copied: peers of one host share nothing that training writes to.
+        Copied: peers of one host share no memory that training writes to.
     images : MiniBatches or PooledMiniBatches
-        What the trunk makes of the peer's training images, mini-batch by mini-batch.
+        The trunk's outputs for the peer's training images, mini-batch by mini-batch.
     test : Features
-        What it makes of the test images; shared.
+        The trunk's outputs for the test images; shared.
     seed, peer : int
-        Decide drop-out masks, where the tail has any.
+        Decide drop-out masks, if the tail has any.
     privacy : Privacy, optional
         Makes the gradients differentially private.
     """
@@ -86,9 +96,9 @@ class PeerObjective:
         self.drawn = 0
         """Mini-batches drawn so far: the position of the data order."""
         self._lost = 0
-        """Gradients drawn in vain, at most: of earlier processes of this run, after the checkpoint."""
+        """Upper bound on the gradients that earlier processes of this run drew after the checkpoint."""
         self.train_loss = float("nan")
-        """L_i of the last mini-batch; not a number where that was empty."""
+        """L_i of the last mini-batch; NaN if it was empty."""
         self._tail = share_copy(tail)
         self._trained = trained_parameters(self._tail)
         self._images, self._test = images, test
@@ -100,11 +110,11 @@ class PeerObjective:
         """Return ∇L_i(θ; next mini-batch), (q,) float32; ``theta`` is not written to."""
         batch = self._images.read(self.drawn)
         _set(self._trained, theta)
-        # Drop-out must be a function of seed, peer and position too, wherever the peer lives.
+        # Drop-out must also be a function of seed, peer and position, on any host.
         with training(self._tail), seeded(*self._key, self.drawn):
             if self._privacy is None or self._clipped is None:
                 loss = batch.loss(self._tail(*batch.inputs))
-                # A step may well use only some of them: the others' gradient is 0.
+                # A step may use only some of them: the others' gradient is 0.
                 gradients = torch.autograd.grad(loss, self._trained, materialize_grads=True)
                 gradient = parameters_to_vector(gradients).cpu().numpy()
                 self.train_loss = float(loss.detach())
@@ -123,28 +133,34 @@ class PeerObjective:
         return privacy.release(total, self.drawn), loss
 
     def position(self) -> Callable[[], dict[str, Any]]:
-        """Take note of where the data order is; what is returned says it (JSON-able) when it is called."""
+        """Record the position in the data order; calling the result returns it as JSON-able data."""
         drawn, lost, order = self.drawn, self._lost, self._images.position()
         return lambda: {"drawn": drawn, "lost": lost, "order": order()}
 
     def go_to(self, position: Mapping[str, Any], lost: int = 0) -> None:
-        """Go on from where another objective of the same peer was, in whatever process.
+        """Continue at the position of another objective of the same peer, in any process.
 
         Parameters
         ----------
         position : mapping
-            What :meth:`position` said.
+            From :meth:`position`.
         lost : int
-            Gradients at most that the other one drew after that. Private ones count: neighbours may know what
-            came of them, and what is drawn now has other noise. Where the seed decides, it is the very same.
+            At most so many gradients were drawn after that. Private ones count: neighbours may know their
+            results, and new draws have other noise. If the seed decides, the draws are the very same.
+
+        Raises
+        ------
+        DataError
+            When ``position`` is of another problem.
         """
-        self.drawn = position["drawn"]
-        self._images.go_to(position["order"])
+        told = converted(position, _Position, "the data order of a checkpoint")
+        self.drawn = told.drawn
+        self._images.go_to(told.order)
         drawn_again = self._privacy is None or self._privacy.key is not None
-        self._lost = 0 if drawn_again else position["lost"] + lost
+        self._lost = 0 if drawn_again else told.lost + lost
 
     def privacy_spent(self) -> Spent | None:
-        """Return what all gradients up to the present position have cost; None where they are not private.
+        """Return the privacy cost of all gradients up to the present position; None if they are not private.
 
         Raises
         ------
@@ -155,7 +171,7 @@ class PeerObjective:
 
     def evaluate(self, theta: Vector) -> Evaluation:
         """Score ``theta`` on all test images."""
-        held = torch.unique(self._images.labels)  # of a stream: more and more
+        held = torch.unique(self._images.labels)  # a stream's grow
         unseen = ~torch.isin(self._test.labels.cpu(), held)
         return evaluate(self._tail, theta, self._test, unseen)
 
@@ -166,13 +182,13 @@ def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tenso
     Parameters
     ----------
     tail : nn.Module
-        Its trained parameters are made views of ``theta``.
+        Its trained parameters become views of ``theta``.
     theta : (q,) float32 array
         The trained parameters.
     test : Features
         N test images.
     unseen : (N,) bool tensor
-        Which of them are of classes that the peer holds no training image of.
+        Whether each is of a class of which the peer holds no training image.
     """
     if not len(test):
         return Evaluation(math.nan, math.nan, None)

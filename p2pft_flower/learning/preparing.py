@@ -1,7 +1,7 @@
-"""That preparing goes on, for whoever waits for it: what it reads and computes, image by image.
+"""Progress of preparing, image by image, for the neighbours that wait for it.
 
-What takes long lies deep: the trunk's batches, images that are decoded. As with the log, those who work there
-do not know who listens.
+Slow work is deep in the code: the trunk's batches, the decoding of images. As with a log, that code does not
+know its listeners.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-__all__ = ["note_progress", "progress_told_to"]
+__all__ = ["note_progress", "progress_to"]
 
 _listener: ContextVar[Callable[[], None] | None] = ContextVar("p2pft-progress", default=None)
 
 
 @contextmanager
-def progress_told_to(listener: Callable[[], None]) -> Iterator[None]:
-    """Call ``listener`` whenever this thread notes progress in a ``with`` block."""
+def progress_to(listener: Callable[[], None]) -> Iterator[None]:
+    """Call ``listener`` whenever this thread notes progress within the ``with`` block."""
     token = _listener.set(listener)
     try:
         yield
@@ -26,7 +26,7 @@ def progress_told_to(listener: Callable[[], None]) -> Iterator[None]:
 
 
 def note_progress() -> None:
-    """Say that an image was read, or a batch of them computed."""
+    """Note that an image was read or a batch computed."""
     listener = _listener.get()
     if listener is not None:
         listener()

@@ -3,12 +3,12 @@
     g = (1/B) (Σ_{x in batch} ∇ℓ(θ; x) · min(1, C / ‖∇ℓ(θ; x)‖) + N(0, (σC)² I))
 
 with C = ``dp-clip``, σ = ``dp-noise`` and B the batch size. Each image is in a batch with probability B / N,
-independently of all others (Poisson sampling): that is what the accountant assumes. So B is the expected
-number of images; the real one is another in every batch and is not divided by, for it depends on the images.
+independently of all others (Poisson sampling), as the accountant assumes. So B is the expected number of
+images; the actual number differs in every batch and depends on the images, so the sum is not divided by it.
 
-What a peer sends afterwards (θ, trackers, momentum, mixtures with what neighbours sent) is computed from such
-gradients and from nothing else of its training images: post-processing, which costs no ε. Each iteration
-adds one new gradient, and every one counts, also that at the start.
+Everything that a peer sends afterwards (θ, trackers, momentum, mixtures with its neighbours' vectors) is
+computed from such gradients and from nothing else of its training images: post-processing, which costs no ε.
+Each iteration adds one new gradient, and every gradient counts, also the first.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from p2pft_flower.learning.model.modes import training
 from p2pft_flower.learning.settings import no_accountant
 from p2pft_flower.learning.store.features import Features
 
-__all__ = ["ClippedGradients", "Privacy", "Spent", "epsilon", "require_accountant", "tell_draws"]
+__all__ = ["ClippedGradients", "Privacy", "Spent", "epsilon", "log_draws", "require_accountant"]
 
 log = logging.getLogger(__name__)
 
 Vector = npt.NDArray[np.float32]
 
 _FLOATS = 2**24
-"""Floating-point numbers of per-image gradients that are in memory at once: 64 MiB."""
+"""Floating-point numbers of per-image gradients in memory at once: 64 MiB."""
 
 _ORDERS = [
     *(1 + x / 100 for x in range(1, 10)),
@@ -49,14 +49,14 @@ _ORDERS = [
     *range(11, 64),
     *(64, 80, 96, 128, 192, 256, 384, 512, 768, 1000),
 ]
-"""Rényi orders that are looked at; the best one counts, so that each of them gives a valid bound."""
+"""Rényi orders to try; each gives a valid bound, and the best one counts."""
 
 _NOISE = 2
-"""Tells the noise's draws from others of the same seed, peer and position."""
+"""Distinguishes the noise's draws from others of the same seed, peer and position."""
 
 
 class Spent(NamedTuple):
-    """What a peer's gradients so far reveal of any one of its images at most: (ε, δ)-differential privacy.
+    """Bound on what a peer's gradients so far reveal of any one of its images: (ε, δ)-differential privacy.
 
     Attributes
     ----------
@@ -71,12 +71,12 @@ class Spent(NamedTuple):
 
 
 def require_accountant() -> None:
-    """Refuse to go on where Opacus, whose accountant computes ε, is not installed.
+    """Refuse to go on without Opacus, whose accountant computes ε.
 
     Raises
     ------
     ConfigError
-        With the command that installs it.
+        When it is not installed; names the command that installs it.
     """
     try:
         from opacus.accountants import RDPAccountant  # noqa: F401 - seen to work now, not after training
@@ -84,8 +84,8 @@ def require_accountant() -> None:
         raise no_accountant(error) from error
 
 
-def tell_draws(noise: float, *, seeded: bool) -> None:
-    """Log from what noise and batches are drawn, and warn where they protect nobody."""
+def log_draws(noise: float, *, seeded: bool) -> None:
+    """Log the source of noise and batches, and warn if they protect nobody."""
     if noise == 0:
         log.warning("dp-noise = 0: gradients are clipped only, ε is infinite: nothing is private")
     elif seeded:
@@ -105,7 +105,7 @@ def epsilon(*, noise: float, rate: float, releases: int, delta: float) -> float:
     Parameters
     ----------
     noise : float
-        σ ≥ 0, the noise's standard deviation by the clipping norm.
+        σ ≥ 0, the noise's standard deviation divided by the clipping norm.
     rate : float
         Probability in (0, 1] with which an image is in a batch: batch size / images of the peer.
     releases : int
@@ -133,19 +133,19 @@ def epsilon(*, noise: float, rate: float, releases: int, delta: float) -> float:
     accountant = RDPAccountant()
     accountant.history = [(noise, rate, releases)]
     with warnings.catch_warnings():
-        # At either end of the orders the bound still holds; it could be a little tighter.
+        # At either end of the orders the bound still holds, but could be a little tighter.
         warnings.filterwarnings("ignore", "Optimal order is the (smallest|largest) alpha")
         return float(accountant.get_epsilon(delta, alphas=_ORDERS))
 
 
 @dataclass(frozen=True)
 class Privacy:
-    """How one peer's gradients are made private.
+    """The settings that make one peer's gradients private.
 
     Attributes
     ----------
     clip : float
-        C > 0, the L2 norm that an image's gradient has at most.
+        C > 0, the largest L2 norm of an image's gradient.
     noise : float
         σ ≥ 0: the sum of a batch gets noise of standard deviation σ C.
     delta : float
@@ -153,10 +153,10 @@ class Privacy:
     images : int
         N ≥ 1, the peer's training images.
     batch_size : int
-        Images that a batch has on average; at most N.
+        Mean number of images in a batch, at most N.
     key : tuple of int or None
-        Decides noise and batches, for simulations: whoever knows it can subtract the noise. None: both are
-        drawn from the operating system's entropy, and nobody can draw them again.
+        Decides noise and batches, for simulations: with it one can subtract the noise. None: both are drawn
+        from the operating system's entropy, and nobody can draw them again.
     """
 
     clip: float
@@ -168,7 +168,7 @@ class Privacy:
 
     @classmethod
     def of(cls, config: LearningConfig, images: int, key: tuple[int, ...] | None) -> Privacy:
-        """Return what ``config``, with dp-clip > 0, means for a peer of ``images`` images."""
+        """Return the settings of ``config``, with dp-clip > 0, for a peer with ``images`` images."""
         delta = config.dp_delta or 1 / (10 * images)
         if delta * images >= 1:
             log.warning(
@@ -182,7 +182,7 @@ class Privacy:
 
     @property
     def rate(self) -> float:
-        """Probability with which an image is in a batch."""
+        """Probability that an image is in a batch."""
         return self.batch_size / self.images
 
     def batches(self) -> PoissonBatches:
@@ -200,7 +200,7 @@ class Privacy:
         return noise
 
     def spent(self, releases: int) -> Spent:
-        """Return what ``releases`` gradients have cost."""
+        """Return the privacy cost of ``releases`` gradients."""
         bound = epsilon(noise=self.noise, rate=self.rate, releases=releases, delta=self.delta)
         return Spent(bound, self.delta)
 
@@ -208,14 +208,14 @@ class Privacy:
 class ClippedGradients:
     """Sums the clipped gradients of single images, through torch.func.
 
-    Every image passes the tail alone, so that no other image has a part in its gradient.
+    Every image passes the tail alone, so that no other image affects its gradient.
 
     Parameters
     ----------
     tail : nn.Module
         Its parameters with ``requires_grad`` are trained.
     clip : float
-        L2 norm of an image's gradient at most; ``inf`` for no limit.
+        Largest L2 norm of an image's gradient; ``inf`` for no limit.
     """
 
     def __init__(self, tail: nn.Module, clip: float) -> None:
@@ -271,7 +271,7 @@ class ClippedGradients:
         return torch.cat([sums[name].reshape(-1) for name in self._names]), torch.cat(losses)
 
     def check(self, features: Features, what: str) -> None:
-        """Try with one image whether the tail admits gradients of single images.
+        """Refuse a tail that does not admit gradients of single images, tried with one image.
 
         Parameters
         ----------
@@ -283,7 +283,7 @@ class ClippedGradients:
         Raises
         ------
         ConfigError
-            When it does not, naming ``what``.
+            When it does not; names ``what``.
         """
         inputs, labels = features.read(np.zeros(1, dtype=np.int64), 0)
         try:

@@ -1,4 +1,4 @@
-"""What of the learning settings can be known to be wrong without torch, timm or an image, within a second."""
+"""Checks of the learning settings that need neither torch, timm nor an image, within a second."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ __all__ = [
 
 
 def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
-    """Refuse values that are wrong on every machine. The parts that use them apply the same rules.
+    """Refuse values that are wrong on every machine, by the same rules as the code that uses them.
 
     Parameters
     ----------
     config : LearningConfig
-        The settings, each of which was looked at by itself.
+        The settings, each of which is valid by itself.
     n : int
         Number of peers.
     pooled : bool
@@ -47,7 +47,7 @@ def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
     Raises
     ------
     ConfigError
-        Naming key, value, and what would be right.
+        With key, value and the remedy.
     """
     if config.problem:
         config.check_problem()
@@ -66,16 +66,16 @@ def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
 
 
 _OUR_OWN = ("folder:", "classes:", "dirichlet:", "shards:")
-"""How values begin that only look like references to a module of a user's own."""
+"""Beginnings of values that only look like references to a module of the user's own."""
 
 
 def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) -> None:
-    """Refuse settings that name what this machine, on which the peers run, has not.
+    """Refuse settings whose files, modules or devices are missing on this machine, on which the peers run.
 
     Parameters
     ----------
     config : LearningConfig
-        The settings, which :func:`check_learning` has let pass.
+        The settings, which have passed :func:`check_learning`.
     n : int
         Number of peers.
     places : sequence of Path
@@ -84,7 +84,7 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
     Raises
     ------
     ConfigError, DataError
-        Naming key, value, and what is missing.
+        With key, value and the missing thing.
     """
     if config.problem:
         check_reference(config.problem, key="problem", beside=places)
@@ -100,7 +100,7 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
 
 
 def check_ranges(config: LearningConfig, n: int) -> None:
-    """Refuse a number of pixel ranges that is neither one nor that of the peers.
+    """Refuse a number of pixel ranges other than one or the number of peers.
 
     Raises
     ------
@@ -142,7 +142,7 @@ def refuse_pooling(config: LearningConfig, *, pooled: bool) -> None:
 
 
 def check_privacy(config: LearningConfig, *, pooled: bool) -> None:
-    """Refuse privacy where there is nobody whose images could be told apart.
+    """Refuse differential privacy for one peer that holds all images.
 
     Raises
     ------
@@ -151,14 +151,14 @@ def check_privacy(config: LearningConfig, *, pooled: bool) -> None:
     """
     if config.dp_clip and pooled:
         raise ConfigError(
-            f"dp-clip = {config.dp_clip} with algorithm = centralized: whoever pools all images "
-            "sees them; choose another algorithm, or dp-clip = 0"
+            f"dp-clip = {config.dp_clip} with algorithm = centralized: the peer that pools all "
+            "images sees them; choose another algorithm, or dp-clip = 0"
         )
 
 
 def no_accountant(why: object) -> ConfigError:
     """Return the error of a machine without Opacus, whose accountant computes ε."""
     return ConfigError(
-        f"dp-clip > 0: Opacus, which computes what privacy is left, cannot be used here ({why}); run "
+        f"dp-clip > 0: Opacus, which computes ε, cannot be used here ({why}); run "
         "pip install 'opacus>=1.5,<2' (in a clone of the repository: pip install -e '.[dp]')"
     )

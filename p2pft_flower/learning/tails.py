@@ -1,4 +1,4 @@
-"""The fine-tuned tails that runs leave behind, read back from their files."""
+"""The fine-tuned tails of runs, read back from their files."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Tail:
     Attributes
     ----------
     file : Path
-        Where it was read from.
+        The file that it was read from.
     workload : Workload
-        Model, data and settings it was trained with, for one peer; tails with the same settings share it.
+        Its model, data and settings, for one peer; tails with the same settings share it.
     theta : (q,) float32 array
         The trained parameters.
     metadata : dict of str to str
-        What the file says of itself (docs/results-schema.md).
+        The file's metadata (docs/results-schema.md).
     threads : int
         Torch threads that it was trained and scored with.
     """
@@ -53,7 +53,7 @@ class Tail:
     def score(self) -> Evaluation:
         """Score θ on all test images as its run did, to the last bit on the same machine.
 
-        With as many torch threads, for sums and roundings depend on them.
+        It uses as many torch threads as the run, since sums and roundings depend on them.
         """
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
@@ -64,9 +64,9 @@ class Tail:
 
     @property
     def same_images(self) -> bool | None:
-        """Whether it is scored on the images of its run here; None where the file does not say which.
+        """Whether the images here are those of its run; None if the file does not identify them.
 
-        Labels, names below the dataset's folder, some sizes and contents are compared.
+        Compared are labels, names below the dataset's folder, some sizes and some contents.
         """
         known = self.metadata.get("test-digest")
         if known is None:
@@ -85,7 +85,7 @@ def load_tail(
     file : Path
         The tail.
     dataset, data_dir, pixel_range : str, optional
-        In place of the ones it was trained on. With a range for each peer, the tail's peer has its own.
+        Replace those of its run. With a range for each peer, the tail's peer has its own.
 
     Returns
     -------
@@ -94,7 +94,7 @@ def load_tail(
     Raises
     ------
     ConfigError, DataError
-        When the file cannot be read or is no tail, or when model or data are not here or are other ones.
+        When the file cannot be read or is no tail, or model or data are missing or differ.
     """
     return load_tails([file], dataset, data_dir, pixel_range)[0]
 
@@ -112,10 +112,10 @@ def load_tails(
         tensors, metadata = _read(file)
         values = _settings(metadata, file)
         if not reads_data_dir(dataset or values.get("dataset", "")):
-            values.pop("data_dir", None)  # it was of another dataset, or of none
+            values.pop("data_dir", None)  # it belongs to another dataset
         chosen = {"dataset": dataset, "data_dir": data_dir, "pixel_range": pixel_range}
         values |= {key: value for key, value in chosen.items() if value is not None}
-        # Who held which training image, and whether more came, does not matter to the test images.
+        # The test images do not depend on the partition or on a stream.
         config = LearningConfig(**{**values, "partition": "auto", "stream": False, "shots": 0})
         config = _with_own_range(config, metadata, file, given=pixel_range is not None)
         place = _place(config, metadata, file)
@@ -136,14 +136,14 @@ def load_tails(
 
 
 def _check_images(file: Path, metadata: dict[str, str], workload: Workload) -> None:
-    """Refuse a tail whose model saw other images than the model does here: a mean, a crop, ….
+    """Refuse a tail whose model saw images of other settings (mean, crop, …) than the model sees here.
 
     Raises
     ------
     DataError
-        Naming what differs.
+        With the setting that differs.
     """
-    if "preprocessing" not in metadata:  # tails of earlier versions do not say
+    if "preprocessing" not in metadata:  # tails of earlier versions lack it
         return
     try:
         then = ImageSettings.from_dict(json.loads(metadata["preprocessing"])).facts
@@ -165,6 +165,8 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:
         raise DataError(f"{file}: not a readable safetensors file ({error})") from error
+    if metadata.get("problem"):
+        raise DataError(f"{file}: it is no vision transformer's: problem = {metadata['problem']!r} made it")
     if metadata.get("schema") != TAIL_SCHEMA:
         raise DataError(f"{file}: schema {metadata.get('schema')!r}, this version reads {TAIL_SCHEMA!r}")
     for key in ("model-digest", "classes", "peer"):
@@ -198,17 +200,17 @@ def _settings(metadata: dict[str, str], file: Path) -> dict[str, Any]:
 def _with_own_range(
     config: LearningConfig, metadata: dict[str, str], file: Path, *, given: bool
 ) -> LearningConfig:
-    """Return ``config`` with the pixel range of the tail's own peer, where there is one for each peer.
+    """Return ``config`` with the pixel range of the tail's own peer, if there is one for each peer.
 
     Raises
     ------
     ConfigError
-        When one range must do for images that ranges for each peer are said of, naming the key.
+        When the settings have a range for each peer but the images need a single one; names the key.
     """
     if len(config.pixel_ranges) == 1 or (config.sited and "pooled-peers" in metadata):
         return config
     if given and not config.sited:
-        config.check_data()  # raises: the images are of no single peers
+        config.check_data()  # raises: the images do not belong to single peers
     if "pooled-peers" in metadata:
         raise ConfigError(
             f"{file}: it was trained on all peers' images, with pixel-range = {config.pixel_range!r}; say "
@@ -225,7 +227,7 @@ def _peer(metadata: dict[str, str], file: Path) -> int:
 
 
 def _place(config: LearningConfig, metadata: dict[str, str], file: Path) -> dict[str, Any]:
-    """Say which peers' images the tail was scored on: those of its own folder, or everybody's."""
+    """Return the peers whose images the tail was scored on: its own, or all."""
     if config.sited and "pooled-peers" in metadata:
         return {"n": int(metadata["pooled-peers"]), "pooled": "uniform", "peers": None}
     if config.sited:

@@ -1,4 +1,4 @@
-"""A run's learning problem as its hosts see it: model, trunk and tail, features, one objective a peer."""
+"""A run's learning problem for its hosts: model, trunk and tail, features, one objective a peer."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from torch import nn
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.batches import Batches, GrowingBatches
-from p2pft_flower.learning.data.datasets import Split
 from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.image_settings import ImageKeys, ImageSettings, image_settings
+from p2pft_flower.learning.data.splits import Split
 from p2pft_flower.learning.hidden_state import refuse_hidden_state
 from p2pft_flower.learning.live import LiveFeatures, StreamFeatures, augmentation
 from p2pft_flower.learning.minibatches import MiniBatches, PooledMiniBatches
 from p2pft_flower.learning.model.added import merge_low_rank
 from p2pft_flower.learning.model.devices import choose_device, choose_trunk_dtype
 from p2pft_flower.learning.model.models import MODELS, create_model, data_config, preprocessing
-from p2pft_flower.learning.model.modes import keeps_statistics
+from p2pft_flower.learning.model.modes import has_statistics
 from p2pft_flower.learning.model.own_forward import check_own_forward
 from p2pft_flower.learning.model.own_step import check_own_step
 from p2pft_flower.learning.model.split import PATHS, Parts, split_model
 from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.model.tuning import tune_model
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
-from p2pft_flower.learning.preparing import progress_told_to
-from p2pft_flower.learning.privacy import ClippedGradients, Privacy, require_accountant, tell_draws
+from p2pft_flower.learning.preparing import progress_to
+from p2pft_flower.learning.privacy import ClippedGradients, Privacy, log_draws, require_accountant
 from p2pft_flower.learning.settings import check_privacy
 from p2pft_flower.learning.store.features import Features, TrunkStore
 from p2pft_flower.plugins import is_reference, telling_whose
@@ -45,7 +45,7 @@ from p2pft_flower.plugins import is_reference, telling_whose
 __all__ = ["TAIL_SCHEMA", "Workload"]
 
 TAIL_SCHEMA = "p2pft.tail/1"
-"""Version of what a tail's safetensors file carries in its metadata."""
+"""Version of the metadata in a tail's safetensors file."""
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ class Workload:
         Not empty (``centralized``): one peer holds all images, and an iteration draws as many as n peers do;
         for the objective ``"uniform"`` the n peers' own mini-batches, for ``"examples"`` from the union.
     peers : sequence of int, optional
-        The peers whose images are on this machine; without it, all n. Of the others' nothing is looked at.
+        The peers whose images are on this machine, by default all n. The others' images are not read.
     classes : sequence of str, optional
-        Names of the classes where they are known without images: to the coordinator of peers on other
+        Names of the classes if they are known without images: to the coordinator of peers on other
         machines, or from a tail's metadata.
     holdings : Holdings, optional
         Who holds which images, where that was looked at already, with the same settings.
@@ -78,11 +78,11 @@ class Workload:
     Attributes
     ----------
     holdings : Holdings
-        Who holds which images.
+        The images that each peer holds.
 
     Notes
     -----
-    Everything is built when first asked for.
+    Everything is built when first used.
     """
 
     def __init__(
@@ -113,29 +113,29 @@ class Workload:
 
     @property
     def images(self) -> ImageSettings:
-        """Which images the model sees, and where each setting comes from."""
+        """The images that the model sees, and the origin of each setting."""
         return image_settings(self.model)
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """The same as results and tails say it, in terms of JSON."""
+        """The same for JSON, as in results and tails."""
         return self.images.to_dict()
 
     @cached_property
     def device(self) -> str:
-        """Where trunk and tail run."""
+        """The device of trunk and tail."""
         return choose_device(self.config.device)
 
     @cached_property
     def parts(self) -> Parts:
-        """The model cut in two, and held to its own forward.
+        """The model cut in two, and compared with its own forward.
 
-        Which images it sees, what is trained, how large it is and how it is run stands in the log.
+        The log gives its images, its trained part with the size, and its path.
 
         Raises
         ------
         ConfigError
-            When ``tune`` does not fit the model, or a model of the user's own keeps a state besides θ or does
+            When ``tune`` does not fit the model, or a model of the user's own has a state besides θ or does
             more in its forward than its parts do.
         """
         config = self.config
@@ -155,22 +155,22 @@ class Workload:
         )
         because = f"; no cheaper way, for {parts.why}" if parts.why else ""
         log.info("path %s: %s%s", parts.path, PATHS[parts.path], because)
-        still = [type(module).__name__ for module in parts.tail.modules() if keeps_statistics(module)]
+        still = [type(module).__name__ for module in parts.tail.modules() if has_statistics(module)]
         if still:
             log.info(
                 "%d batch-norm layers (%s) keep their statistics, in training too; scales and shifts are "
-                "trained where tune says so",
+                "trained if tune says so",
                 len(still),
                 ", ".join(sorted(set(still))),
             )
         return parts
 
     def _tried_parts(self) -> Parts:
-        """Cut the model in two, and try what both answer."""
+        """Cut the model in two, and compare the answers."""
         config = self.config
         parts = split_model(self.model, config.tune, config.seed)
         parts = parts._replace(trunk=parts.trunk.to(self.device), tail=parts.tail.to(self.device))
-        if is_reference(config.model):  # first of all: a copy is tried, which no call has changed yet
+        if is_reference(config.model):  # first: it tries a copy that no call has changed yet
             what = f"model = {config.model!r} with tune = {config.tune!r}"
             check_own_step(parts, self.images.input_size, what)
             refuse_hidden_state(parts, self.images.input_size, what)
@@ -184,7 +184,7 @@ class Workload:
 
     @property
     def tail(self) -> nn.Module:
-        """The part that is trained, as it starts."""
+        """The trained part at its start."""
         return self.parts.tail
 
     @cached_property
@@ -201,11 +201,11 @@ class Workload:
 
     @property
     def images_line(self) -> str:
-        """What the log says of the images that the model sees."""
+        """The log's line on the images that the model sees."""
         return f"{self.config.model} sees: {self.images.describe()}"
 
     def frozen_facts(self) -> dict[str, str]:
-        """Return what decides the frozen part's output, and must be the same on all peers' machines."""
+        """Return the facts that decide the frozen part's output; they must agree on all machines."""
         return {
             "model digest": self.model_digest,
             **self.images.facts,
@@ -234,7 +234,7 @@ class Workload:
             parts.trunk,
             preprocessing(self.model),
             identity,
-            # One token and pooled features are small: nothing is won by rounding them.
+            # One token and pooled features are small: rounding them would gain nothing.
             exact={"class-token": (1,), "pooled": (0,)}.get(parts.path, ()),
             halves=config.cache_dtype == "float16",
             compute_dtype=dtype,
@@ -242,7 +242,7 @@ class Workload:
         )
 
     def _code_digest(self) -> str:
-        """Say which code computes the trunk: timm's version, or what a model that is not timm's answers."""
+        """Identify the trunk's code: by timm's version, or by an own model's answer to a fixed input."""
         if not is_reference(self.config.model) and self.config.model not in MODELS:
             return f"timm {timm.__version__}"
         generator = torch.Generator().manual_seed(0)
@@ -275,7 +275,7 @@ class Workload:
 
     @cached_property
     def test_features(self) -> Features:
-        """What the trunk makes of all test images that are scored on this machine."""
+        """The trunk's outputs for all test images that this machine scores."""
         return self._features_of(self.holdings.pictures.test, self.holdings.test_positions, "test")
 
     def objectives(
@@ -286,37 +286,37 @@ class Workload:
         Parameters
         ----------
         peers : sequence of int
-            Whose.
+            The peers.
         progress : callable, optional
-            Called whenever an image was looked at, or a batch of them went through the trunk.
+            Called whenever an image was read or a batch passed the trunk.
 
         Raises
         ------
         ConfigError
-            When gradients are to be private, but the model admits none of single images.
+            When gradients are to be private, but the model does not admit gradients of single images.
         DataError
-            When an image cannot be read, or what the trunk makes of it is not finite.
+            When an image cannot be read, or the trunk's output for it is not finite.
         """
         self.check_privacy()
-        with progress_told_to(progress):
+        with progress_to(progress):
             return self._objectives(peers)
 
     def _objectives(self, peers: Sequence[int]) -> dict[int, PeerObjective]:
         if self.parts.path == "full" or not self.config.cache or self.config.augment != "none":
             unchecked = [peer for peer in peers if peer not in self._checked]
             if unchecked:
-                # They are read as the run goes: whoever is broken shall tell now.
+                # They are read during the run: broken ones shall be found now.
                 self.holdings.check_images(unchecked)
                 self._checked.update(unchecked)
         return {peer: self._objective(peer) for peer in peers}
 
     def check_privacy(self) -> None:
-        """Look whether gradients can be made private, where the config asks for it; before data is looked at.
+        """Check that gradients can be made private, if the config asks for it, before data is read.
 
         Raises
         ------
         ConfigError
-            When the accountant is not installed, or there is no peer whose images could be told apart.
+            When the accountant is not installed, or one peer holds all images.
         """
         check_privacy(self.config, pooled=bool(self.pooled))
         if self.config.dp_clip:
@@ -332,7 +332,7 @@ class Workload:
         )
 
     def mini_batches(self, peer: int) -> MiniBatches | PooledMiniBatches:
-        """Return what the peer's gradients are taken of, from the start.
+        """Return the peer's mini-batches, from the start.
 
         Of pooled images with the objective ``"uniform"`` these are the n peers' own mini-batches.
         """
@@ -348,7 +348,7 @@ class Workload:
             self._private = True
             what = f"model = {config.model!r}, tune = {config.tune!r} (path {self.parts.path})"
             ClippedGradients(share_copy(self.tail), config.dp_clip).check(self.features(peer), what)
-            tell_draws(config.dp_noise, seeded=not self._deployed)
+            log_draws(config.dp_noise, seeded=not self._deployed)
         return Privacy.of(
             config, len(self.holdings.partition[peer]), None if self._deployed else (config.seed, peer)
         )
@@ -364,8 +364,8 @@ class Workload:
         return self._own_tests[peer]
 
     def batches(self, peer: int) -> Batches | GrowingBatches:
-        """Return the order in which images are drawn as the peer's, from the start; see :meth:`features`."""
-        # For the objective "examples" a pooled batch is one of the union, n times as large: all images alike.
+        """Return the order of the peer's images, from the start; see :meth:`features`."""
+        # For the objective "examples" a pooled batch is drawn from the union, n times as large.
         size = self.config.batch_size * (self.n if self.pooled == "examples" else 1)
         if self.config.stream:
             stream = self.holdings.stream(peer)
@@ -373,11 +373,11 @@ class Workload:
         return Batches(len(self._held(peer)), size, seed=self.config.seed, peer=peer)
 
     def _held(self, peer: int) -> npt.NDArray[np.int64]:
-        """Return the positions of the images that are drawn as the peer's: its own, or of the union."""
+        """Return the positions of the images that the peer draws: its own, or those of the union."""
         return (self.holdings.partition if self.pooled == "examples" else self.holdings.shares)[peer]
 
     def features(self, peer: int) -> Features:
-        """Return what the trunk makes of the peer's training images; where it is kept, it runs once.
+        """Return the trunk's outputs for the peer's training images; if they are stored, it runs once.
 
         Of pooled images with the objective ``"uniform"`` ``peer`` is any of the n whose images they are; with
         ``"examples"`` it is the one that has them all.
@@ -388,7 +388,7 @@ class Workload:
 
     def _training_features(self, peer: int) -> Features:
         config, split, held = self.config, self.holdings.pictures.train, self._held(peer)
-        self._tell_what_is_not_kept()
+        self._log_unstored()
         augmented = config.augment != "none"
         transform = augmentation(self.model, config.augment) if augmented else preprocessing(self.model)
         if config.stream:
@@ -404,8 +404,8 @@ class Workload:
             return self._live(split, held, transform, peer, augmented=True)
         return self._features_of(split, held, f"peer {peer}'s")
 
-    def _tell_what_is_not_kept(self) -> None:
-        """Say once why the trunk, or the whole model, runs in every iteration."""
+    def _log_unstored(self) -> None:
+        """Log once why the trunk, or the whole model, runs in every iteration."""
         if self._told:
             return
         self._told = True
@@ -421,13 +421,13 @@ class Workload:
             log.info("the store is not used for training images: %s", "; ".join(told))
 
     def score(self, theta: npt.NDArray[np.float32]) -> Evaluation:
-        """Score ``theta`` on all test images, whoever trained it."""
+        """Score ``theta`` of any peer on all test images."""
         nothing = torch.zeros(len(self.test_features), dtype=torch.bool)
         return evaluate(share_copy(self.tail), theta, self.test_features, nothing)
 
     def metadata(self) -> dict[str, str]:
-        """Return what ``p2pft evaluate`` needs to score a tail again: the settings, as text."""
-        here = ("device", "cache")  # what holds on this machine only
+        """Return the settings, as text, with which ``p2pft evaluate`` scores a tail again."""
+        here = ("device", "cache")  # settings of this machine only
         names = [f.name for f in fields(self.config) if f.name not in here]
         settings = {name.replace("_", "-"): str(getattr(self.config, name)) for name in names}
         told = {
@@ -438,11 +438,11 @@ class Workload:
             **settings,
         }
         if self.pooled and self.config.sited:
-            told["pooled-peers"] = str(self.n)  # whose folders it was scored on
+            told["pooled-peers"] = str(self.n)  # the peers whose folders it was scored on
         return told
 
     def named_tail(self, theta: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:
-        """Return the trained tensors by the names they have in the whole timm model."""
+        """Return the trained tensors by their names in the whole timm model."""
         named = [(name, p) for name, p in self.tail.named_parameters() if p.requires_grad]
         pieces = torch.split(torch.from_numpy(theta.copy()), [p.numel() for _, p in named])
         return {
@@ -456,7 +456,7 @@ class Workload:
         Raises
         ------
         DataError
-            When a tensor is missing, unknown, or has another shape, naming it and ``source``.
+            When a tensor is missing, unknown, or has another shape; names it and ``source``.
         """
         wanted = {n.removeprefix("model."): p for n, p in self.tail.named_parameters() if p.requires_grad}
         odd = sorted(wanted.keys() ^ tensors.keys())
@@ -474,8 +474,8 @@ class Workload:
     def whole_model(self, theta: npt.NDArray[np.float32]) -> nn.Module:
         """Return the whole model with ``theta`` in it, in eval mode on the CPU.
 
-        A plain timm model: low-rank updates are merged into the weights that they belong to. Adapters and
-        prompts stay what they are, modules that the plain model has not.
+        A plain timm model: low-rank updates are merged into their weights. Adapters and prompts remain
+        modules that the plain model lacks.
         """
         whole = tune_model(self.model, self.config.tune, self.config.seed)
         keys = whole.load_state_dict(self.named_tail(theta), strict=False)  # strict would ask for all

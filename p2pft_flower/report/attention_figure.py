@@ -27,7 +27,7 @@ SHOWN_PEERS = 8
 """Tables have a row for each of up to this many peers."""
 
 RIGHT, WRONG, UNKNOWN = "#0072b2", "#d55e00", "#555555"
-"""Blue and vermilion can be told apart by almost everybody (Okabe and Ito); a tick and a cross say it too."""
+"""Almost everybody can distinguish blue and vermilion (Okabe and Ito); a tick and a cross say the same."""
 
 COLOURS = "inferno"
 """Of the heat maps; its brightness grows evenly, also for the colour-blind and in print."""
@@ -51,9 +51,9 @@ class Panel:
     confidence : float
         Its probability, 0..1.
     right : bool or None
-        Whether that is the true class; None where it is not known.
+        Whether that is the true class; None if it is not known.
     correlation : float or None
-        With the centralised map; None where there is none, or on that map itself.
+        With the centralised map; None if there is none, or for that map itself.
     """
 
     attention: Array
@@ -65,7 +65,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Row:
-    """An image and what each method makes of it.
+    """An image and each method's panel of it.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class Row:
     label : str
         Its true class, or the file's name.
     group : str
-        What it has in common with other rows, written beside the first of them.
+        The name of its group of rows, written beside the first of them.
     panels : sequence of Panel
         One a method.
     """
@@ -86,7 +86,7 @@ class Row:
 
 
 def method_name(algorithm: str) -> str:
-    """Return what a method is called in figures and tables."""
+    """Return a method's name in figures and tables."""
     return NAMES.get(algorithm, algorithm)
 
 
@@ -107,7 +107,7 @@ def draw_attention(
     title, subtitle : str
         Above the figure.
     file : Path
-        Where it goes; its ending says as what, ``.png`` or another one that matplotlib knows.
+        The file to write; its ending gives the format, ``.png`` or another one that matplotlib knows.
     """
     from matplotlib.figure import Figure
 
@@ -136,7 +136,7 @@ def draw_attention(
     for r, row in enumerate(rows):
         bottom = height - above - (side + below) * r - side
         top = float(np.quantile([panel.attention for panel in row.panels], 1 - BRIGHTEST))
-        top = max(top, float(np.finfo(np.float32).tiny))  # where one patch has it all
+        top = max(top, float(np.finfo(np.float32).tiny))  # one patch may have all attention
         for c in range(len(methods) + 1):
             box = ((left + (side + 0.1) * c) / width, bottom / height, side / width, side / height)
             axis = figure.add_axes(box)
@@ -228,7 +228,7 @@ def _note(numbers: dict[str, Any]) -> str:
     return (
         f"Likeness to the centralised run's maps, mean ± standard deviation over {numbers['test_images']} "
         f"test images, of classes that the peer holds (seen) and of others (unseen): Pearson's correlation "
-        f"over {numbers['patches'][0]} × {numbers['patches'][1]} patches, and which share of the "
+        f"over {numbers['patches'][0]} × {numbers['patches'][1]} patches, and the share of the "
         f"{numbers['top_patches']} strongest patches both have in common (by chance "
         f"{numbers['top_patches'] / (numbers['patches'][0] * numbers['patches'][1]):.2f})."
     )
@@ -247,7 +247,7 @@ def attention_table(numbers: dict[str, Any]) -> str:
 
 
 def attention_markdown(numbers: dict[str, Any], figure: str) -> str:
-    """Return the figure's name, what it shows and the numbers as Markdown."""
+    """Return the figure's name, title and numbers as Markdown."""
     lines = [
         f"# {numbers['title']}",
         "",

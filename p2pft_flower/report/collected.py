@@ -1,6 +1,6 @@
-"""Results made of the peers' own files, where the coordinator is gone: what ``p2pft collect`` does.
+"""Results from the peers' own files, without the coordinator, for ``p2pft collect``.
 
-Each peer's log begins with what the coordinator told it for this: facts of the run, and its own row of the
+Each peer's journal begins with facts of the run that the coordinator sent, and with the peer's own row of the
 graph's weights. Together the rows are the graph again, and its digest shows that none is another run's.
 """
 
@@ -12,63 +12,33 @@ from pathlib import Path
 from typing import Any
 
 from p2pft_flower.errors import DataError, TopologyError
-from p2pft_flower.keeping.journal import read_last_run
-from p2pft_flower.keeping.progress import Progress, Report
+from p2pft_flower.facts import PeerFacts, Row, RunFacts
+from p2pft_flower.keeping.journal import by_run, read_journal
+from p2pft_flower.keeping.lines import AnyLine, Evaluation, Failed, Outcome, Run, ViewChange
+from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.keeping.resuming import without_paths
 from p2pft_flower.report.results import absent_at_start, lost_on_the_way, merged_views, run_results
 from p2pft_flower.topology import Graph
-from p2pft_flower.topology.views import View
 
-__all__ = ["PeerFiles", "collect_results", "find_peers", "peer_record", "run_record"]
-
-_COMMON = ("n", "iterations", "evaluate_every", "config", "graph", "live", "partition", "versions", "pooled")
-"""What the ``run`` lines of all peers of a run say alike."""
+__all__ = ["PeerFiles", "collect_results", "find_peers", "rows_of"]
 
 
-def run_record(
-    graph: Graph,
-    view: View,
-    peers: Sequence[int],
-    partition: str,
-    versions: Mapping[str, str],
-    *,
-    pooled: bool,
-    resumed_from: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Return what every peer's log says of the run, besides what its plan says anyway."""
-    added = [list(edge) for edge in view.added_to(graph)]
-    return {
-        "graph": {"name": graph.name, "digest": graph.digest, "added_edges": added},
-        "live": list(peers),
-        "partition": partition,
-        "versions": dict(versions),
-        "pooled": pooled,
-        "resumed_from": None if resumed_from is None else dict(resumed_from),
-    }
-
-
-def peer_record(graph: Graph, peers: Iterable[int]) -> dict[str, Any]:
-    """Return ``peers``' own rows of the graph: name, address, and weights of what comes from whom."""
-    return {
-        "rows": [
-            {
-                "peer": i,
-                "name": graph.peer_names[i],
-                "address": graph.addresses[i],
-                "weights": {str(j): float(w) for j, w in enumerate(graph.W[i]) if w},
-            }
-            for i in peers
-        ]
-    }
-
-
-_VIEW = ("number", "iteration", "peers", "edges", "lost", "joined", "why", "seconds")
-"""What results tell of a change of view, of a log's line of it."""
+def rows_of(graph: Graph, peers: Iterable[int]) -> tuple[Row, ...]:
+    """Return ``peers``' own rows of the graph."""
+    return tuple(
+        Row(
+            i,
+            graph.peer_names[i],
+            graph.addresses[i],
+            {j: float(w) for j, w in enumerate(graph.W[i]) if w},
+        )
+        for i in peers
+    )
 
 
 @dataclass(frozen=True)
 class PeerFiles:
-    """One peer's log, read.
+    """One peer's journal, read.
 
     Attributes
     ----------
@@ -76,44 +46,57 @@ class PeerFiles:
         The peer.
     log : Path
         The file.
-    lines : list of dict
-        Those of the last run in it, the ``run`` line first.
+    run : Run
+        The last run's first line.
+    facts : RunFacts
+        What it says of the run.
+    about : PeerFacts
+        What it says of the peer.
+    lines : list of line
+        Those that follow.
     """
 
     peer: int
     log: Path
-    lines: list[dict[str, Any]]
+    run: Run
+    facts: RunFacts
+    about: PeerFacts
+    lines: list[AnyLine]
 
     @property
     def tail(self) -> Path:
-        """The peer's tail, beside its log."""
+        """The peer's tail, beside its journal."""
         return self.log.with_suffix(".safetensors")
 
     @property
-    def run(self) -> dict[str, Any]:
-        """The ``run`` line."""
-        return self.lines[0]
+    def last(self) -> AnyLine:
+        """Its last line."""
+        return self.lines[-1] if self.lines else self.run
 
     @property
-    def ended(self) -> bool:
-        """Whether the peer trained to the end and left its tail."""
-        return self.lines[-1]["event"] == "end" and self.tail.is_file()
+    def outcome(self) -> Outcome | None:
+        """How the peer ended; None where it has not trained to the end, or has left no tail."""
+        return self.last if isinstance(self.last, Outcome) and self.tail.is_file() else None
+
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """Its evaluations."""
+        return [line for line in self.lines if isinstance(line, Evaluation)]
 
     @property
     def state(self) -> str:
         """How far the peer came, in words."""
-        last = self.lines[-1]
-        if last["event"] == "failed":
-            return f"it failed in iteration {last['iteration']}: {last['error']} ({self.log})"
-        if last["event"] == "end":
-            return f"its log has an end, but {self.tail} is missing"
-        done = max((e["iteration"] for e in self.lines if e["event"] == "evaluation"), default=None)
+        if isinstance(self.last, Failed):
+            return f"it failed in iteration {self.last.iteration}: {self.last.error} ({self.log})"
+        if isinstance(self.last, Outcome):
+            return f"its journal has an end, but {self.tail} is missing"
+        done = max((e.iteration for e in self.evaluations), default=None)
         where = "before the first evaluation" if done is None else f"after the evaluation of iteration {done}"
-        return f"its log breaks off {where}: it still trains, or was killed ({self.log})"
+        return f"its journal breaks off {where}: it still trains, or was killed ({self.log})"
 
 
 def find_peers(folders: Sequence[Path]) -> dict[int, PeerFiles]:
-    """Read the logs in the peers' folders.
+    """Read the journals in the peers' folders.
 
     Parameters
     ----------
@@ -127,7 +110,8 @@ def find_peers(folders: Sequence[Path]) -> dict[int, PeerFiles]:
     Raises
     ------
     DataError
-        When a folder has no log, a log cannot be used, two are of the same peer, or of different runs.
+        When a folder has no journal, a journal cannot be used, two are of the same peer, or of different
+        runs.
     """
     found: dict[int, PeerFiles] = {}
     for folder in folders:
@@ -146,117 +130,115 @@ def find_peers(folders: Sequence[Path]) -> dict[int, PeerFiles]:
 
 
 def _read(log: Path) -> PeerFiles:
-    try:
-        lines = read_last_run(log)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{log}: not a peer's log ({type(error).__name__}: {error})") from error
-    missing = [key for key in (*_COMMON, "host", "rows", "name") if not lines or key not in lines[0]]
-    if missing:
+    lives = by_run(read_journal(log))
+    run = lives[-1].run if lives else None
+    if run is None or run.facts is None or run.about is None:
         raise DataError(
-            f"{log}: no line of event run with {', '.join(missing)}; only peers that train among themselves "
-            "write it, not the clients of Flower's strategies, whose server has their results"
+            f"{log}: no line of event run that tells of the run and of the peer; only peers that train among "
+            "themselves write it, not the clients of Flower's strategies, whose server has their results"
         )
-    return PeerFiles(int(lines[0]["peer"]), log, lines)
+    return PeerFiles(run.peer, log, run, run.facts, run.about, lives[-1].lines)
 
 
 def _check_alike(peers: Sequence[PeerFiles]) -> None:
     for other in peers[1:]:
-        for key in ("run", *_COMMON):
-            one, two = (
-                without_paths(f.run[key]) if key == "config" else f.run[key] for f in (peers[0], other)
-            )
+        for (key, one), (_, two) in zip(_common(peers[0]), _common(other), strict=True):
             if one != two:
                 raise DataError(
                     f"{peers[0].log} and {other.log} are not of the same run: {key} is {one!r} and {two!r}"
                 )
 
 
+def _common(peer: PeerFiles) -> list[tuple[str, Any]]:
+    """Return what the ``run`` lines of all peers of a run say alike."""
+    run, facts = peer.run, peer.facts
+    named = [(key, getattr(run, key)) for key in ("run", "n", "iterations", "evaluate_every")]
+    keys = ("graph", "live", "partition", "versions", "pooled")
+    return [*named, ("config", without_paths(run.config)), *((key, getattr(facts, key)) for key in keys)]
+
+
 def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) -> dict[str, Any]:
     """Return a run's results, as the coordinator would have written them, from its peers' files.
 
-    ``seconds`` is the longest of the peers' own times, from their plan to their end. All else is what the
-    coordinator's would be; where it was told fewer evaluations than the peers made, ``history`` has more.
+    ``seconds`` is the longest of the peers' own times, from their plan to their end. All else equals the
+    coordinator's results, but ``history`` may have more evaluations than the coordinator received.
 
     Parameters
     ----------
     peers : mapping of int to PeerFiles
         From :func:`find_peers`.
     partial : bool
-        Make results of the peers that ended where others are missing. Their status is
-        ``completed-with-M-of-N``, ``error`` says who is missing, and so are those peers' rows of the graph
-        (null) unless their logs are there.
+        Make results of the peers that ended if others are missing. Their status is
+        ``completed-with-M-of-N``, ``error`` names the missing peers, and their rows of the graph are null
+        unless their journals are there.
 
     Raises
     ------
     DataError
-        When peers are missing and ``partial`` is not given, or none has ended; says who, and how far they
+        When peers are missing and ``partial`` is not given, or none has ended; names them and how far they
         came. When the rows of weights are not those of the run's graph.
     """
-    run = next(iter(peers.values())).run
-    total = 1 if run["pooled"] else run["n"]
-    ended = {p: files for p, files in sorted(peers.items()) if files.ended}
-    absent = [p for p in range(total) if p not in run["live"]]  # from the start on
-    changes = (line for files in peers.values() for line in files.lines if line["event"] == "view")
-    views = merged_views(changes, run["live"])
+    run, facts = (first := next(iter(peers.values()))).run, first.facts
+    total = 1 if facts.pooled else run.n
+    ended = {p: files for p, files in sorted(peers.items()) if files.outcome is not None}
+    absent = [p for p in range(total) if p not in facts.live]  # from the start on
+    changes = [line for files in peers.values() for line in files.lines if isinstance(line, ViewChange)]
+    views = merged_views(changes, facts.live)
     # The others have gone on without these: that they have not ended is no gap.
-    lost = [p for p in run["live"] if views and p not in views[-1]["peers"] and p not in ended]
-    missing = [p for p in run["live"] if p not in ended and p not in lost]
-    states = [f"peer {p}: {peers[p].state if p in peers else 'no log of it was given'}" for p in missing]
-    if missing and not (partial and ended):
+    lost = [p for p in facts.live if views and p not in views[-1]["peers"] and p not in ended]
+    missing = [p for p in facts.live if p not in ended and p not in lost]
+    states = [f"peer {p}: {peers[p].state if p in peers else 'no journal of it was given'}" for p in missing]
+    if not ended or (missing and not partial):
         remedy = "" if partial else "; give the missing peers' folders too, or --partial"
-        raise DataError(f"run {run['run']} has no results of {len(missing)} of {total} peers: "
+        raise DataError(f"run {run.run} has no results of {len(missing)} of {total} peers: "
                         f"{'; '.join(states)}{remedy}")  # fmt: skip
     reasons = [absent_at_start(absent)] if absent else []
     if lost:
         reasons.append(lost_on_the_way(views, lost))
     if states:
         reasons.append(f"no results of {'; '.join(states)}")
-    progress = Progress(total, run["iterations"], lambda _: None, absent)
+    progress = Progress(total, run.iterations, lambda _: None, absent)
     for files in peers.values():
-        for line in files.lines:
-            if line["event"] == "evaluation":
-                progress.fill(Report.of(line))
+        for line in files.evaluations:
+            progress.fill(line.report)
     results = run_results(
         total=total,
         missing="; ".join(reasons) or None,
-        run_id=run["run"],
-        config=run["config"],
-        iterations=run["iterations"],
-        outcomes={p: files.lines[-1] for p, files in ended.items()},
-        about={p: files.run for p, files in ended.items()},
+        run_id=run.run,
+        config=run.config,
+        iterations=run.iterations,
+        outcomes={p: files.outcome for p, files in ended.items() if files.outcome is not None},
+        about={p: files.about for p, files in ended.items()},
         history=progress.history(),
-        graph=_graph(run, peers.values()),
-        partition=run["partition"],
-        hosts=sorted({tuple(files.run["host"]) for files in peers.values()}),
-        versions=run["versions"],
-        resumed_from=run.get("resumed_from"),  # logs of earlier versions do not say
-        views=[{key: view[key] for key in _VIEW} for view in views],
+        graph=_graph(run.n, facts, peers.values()),
+        partition=facts.partition,
+        hosts=sorted({files.run.host for files in peers.values()}),
+        versions=facts.versions,
+        resumed_from=facts.resumed_from,
+        views=views,
     )
-    results["seconds"] = max(f.lines[-1]["time"] - f.run["time"] for f in ended.values())
+    results["seconds"] = max(files.last.time - files.run.time for files in ended.values())
     return results
 
 
-def _graph(run: Mapping[str, Any], peers: Iterable[PeerFiles]) -> dict[str, Any]:
-    n, told = run["n"], run["graph"]
-    rows = {row["peer"]: row for files in peers for row in files.run["rows"]}
-    weights = [
-        [float(rows[i]["weights"].get(str(j), 0.0)) for j in range(n)] if i in rows else None
-        for i in range(n)
-    ]
+def _graph(n: int, facts: RunFacts, peers: Iterable[PeerFiles]) -> dict[str, Any]:
+    rows = {row.peer: row for files in peers for row in files.about.rows}
+    weights = [[rows[i].weights.get(j, 0.0) for j in range(n)] if i in rows else None for i in range(n)]
     graph = {
-        "name": told["name"],
+        "name": facts.graph.name,
         "weights": weights,
-        "peer_names": [rows[i]["name"] if i in rows else None for i in range(n)],
-        "addresses": [rows[i]["address"] if i in rows else None for i in range(n)],
+        "peer_names": [rows[i].name if i in rows else None for i in range(n)],
+        "addresses": [rows[i].address if i in rows else None for i in range(n)],
     }
     if len(rows) == n:
         try:
             digest = Graph.from_dict(graph).digest
         except TopologyError as error:
             raise DataError(f"the peers' rows of weights make no graph: {error}") from error
-        if digest != told["digest"]:
+        if digest != facts.graph.digest:
             raise DataError(
-                f"the peers' rows of weights are not those of the run's graph {told['name']!r} (digest "
-                f"{digest}, the run's is {told['digest']}): a log was changed"
+                f"the peers' rows of weights are not those of the run's graph {facts.graph.name!r} (digest "
+                f"{digest}, the run's is {facts.graph.digest}): a journal was changed"
             )
-    return {**graph, "digest": told["digest"], "added_edges": told["added_edges"]}
+    added = [list(edge) for edge in facts.graph.added_edges]
+    return {**graph, "digest": facts.graph.digest, "added_edges": added}

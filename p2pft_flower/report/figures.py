@@ -1,4 +1,4 @@
-"""Pictures of runs, from the dictionaries that results.json holds, and of who holds what."""
+"""Pictures of runs, from the dictionaries that results.json holds, and of the peers' shares of images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's experiments as data: Tables 1 to 4, and what it states of how they were made.
+"""The paper's experiments as data: Tables 1 to 4 and the settings that it states.
 
 Source: "Learning the Unseen: Peer-to-Peer Fine-Tuning of Vision Transformers", section 3. Accuracies are in
 percent, as printed there; a tuple has nodes 1 to 4.
@@ -55,7 +55,7 @@ class PaperDataset:
     partition : str
         Table 1 as a run-config value; classes count from 0, both ends belong to the range.
     note : str
-        What Table 1 says that cannot be followed; empty: nothing.
+        A statement of Table 1 that cannot be followed; empty if there is none.
     """
 
     name: str
@@ -115,7 +115,7 @@ class PaperTable:
     p2pft: Mapping[str, Row]
 
     def figures(self, method: str, dataset: str) -> Row | None:
-        """Return what the paper has for a method of this package, None where it has nothing."""
+        """Return the paper's accuracies for a method of this package; None if it has none."""
         return {"local": self.local, "p2pft": self.p2pft}.get(method, {}).get(dataset)
 
 

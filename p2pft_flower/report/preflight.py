@@ -1,4 +1,4 @@
-"""What a preflight found, as tables for people."""
+"""Tables of a preflight's findings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PREFLIGHT_FILE = "preflight.json"
 
 
 def preflight_tables(report: dict[str, Any]) -> str:
-    """Return what all peers have alike, a table of the peers, and one of the links between them.
+    """Return the facts that all peers share, a table of the peers, and one of the links between them.
 
     Parameters
     ----------
     report : dict
-        What ``preflight.json`` holds.
+        The content of ``preflight.json``.
     """
     peers = Table(title=f"preflight of {report['graph']}: peers")
     for name in ("peer", "address", "images", "classes", "certificate until", "writes to", "free"):
@@ -51,5 +51,5 @@ def preflight_tables(report: dict[str, Any]) -> str:
         "all peers have: " + ", ".join(f"{k} {v}" for k, v in report["versions"].items()),
         *(f"{what}: {value}" for what, value in report["digests"].items()),
     ]
-    ends = "each link is looked at from both of its ends: the row 0 to 1 is what peer 0 found"
+    ends = "each link is probed from both ends: peer 0 measured the row 0 to 1"
     return render(*alike, peers, links, ends)

@@ -1,4 +1,4 @@
-"""The paper's tables beside ours: what was measured, in the paper's form, and how it differs from the paper.
+"""The paper's tables beside ours: our measurements in the paper's form, and their differences from it.
 
 :func:`reproduction` makes one dictionary of a table's runs (schema ``p2pft.reproduction/1``,
 docs/results-schema.md); Markdown and the terminal's text are made of that dictionary.
@@ -39,7 +39,7 @@ SHOWN_DIGEST = 12
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: a dataset, and what its runs have in common.
+    """One row of a table: a dataset, and the facts that its runs share.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Row:
     weights : str
         For people: timm's name of the weights, or the file's name.
     sha256 : str or None
-        Of the weights' file, hexadecimal; None where there is no file.
+        Of the weights' file, hexadecimal; None if there is no file.
     """
 
     dataset: str
@@ -87,15 +87,15 @@ class RowRun:
     Attributes
     ----------
     dataset, method : str
-        Which row, which method.
+        The row and the method.
     seed : int
         The run-config's ``seed``.
     folder : str
-        Where its results lie, relative to the table's folder.
+        The folder of its results, relative to the table's folder.
     results : mapping or None
         What results.json holds; None: not run yet.
     kept : bool
-        Whether it was there before, and was not run again.
+        Whether it existed before and was not run again.
     """
 
     dataset: str
@@ -112,7 +112,7 @@ class RowRun:
 
 
 def differences(table: PaperTable, row: Row, *, quick: bool = False) -> list[str]:
-    """Return in what ``row`` is not the paper's experiment, a sentence each; nothing is left to the reader.
+    """Return how ``row`` differs from the paper's experiment, one sentence a difference.
 
     Parameters
     ----------
@@ -133,9 +133,9 @@ def differences(table: PaperTable, row: Row, *, quick: bool = False) -> list[str
         found.append(f"weights from the file {row.weights}; the paper: those of timm's {table.model}")
     if settings["iterations"]:
         found.append(f"{settings['iterations']} iterations; the paper: {STATED['epochs']} epochs")
-    told = {"weights", "shots", "iterations", *(["epochs"] if settings["iterations"] else [])}
+    covered = {"weights", "shots", "iterations", *(["epochs"] if settings["iterations"] else [])}
     for key, stated in STATED.items():
-        if settings[key] != stated and key not in told:
+        if settings[key] != stated and key not in covered:
             found.append(f"{key} = {_value(settings[key])}; the paper: {_value(stated)}")
     if settings["dataset"] != paper.dataset:
         found.append(f"dataset {settings['dataset']}; the paper: {paper.name}")
@@ -254,7 +254,7 @@ def _row(
 
 
 def _ours(runs: Sequence[RowRun]) -> dict[str, Any]:
-    """Return what the seeds of one method say together; numbers are null where no seed completed."""
+    """Return the seeds of one method taken together; numbers are null if no seed completed."""
     done = [run.results for run in runs if run.results is not None and run.status == "completed"]
     by_seed = [[peer["accuracy"] for peer in results["peers"]] for results in done]
     means = summary([results["summary"]["accuracy"]["mean"] for results in done])
@@ -298,7 +298,7 @@ class _Grid:
 
 
 def _nodes(ours: Mapping[str, Any], reasons: bool) -> list[str]:
-    """Return the cells of one method's nodes; what is missing is told in the first."""
+    """Return the cells of one method's nodes; the first one counts the missing seeds."""
     seeds = len(ours["completed"])
     cells = [_spread(peer, seeds) for peer in ours["peers"]] or ["–"] * NODES
     failed, wanted = ours["failed"], seeds + len(ours["failed"]) + len(ours["not_run"])

@@ -1,4 +1,4 @@
-"""results.json: what a run leaves behind for people and scripts; docs/results-schema.md has its schema."""
+"""results.json, the result of a run; docs/results-schema.md has its schema."""
 
 from __future__ import annotations
 
@@ -8,21 +8,25 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.facts import PeerFacts, ResumedFrom
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.checkpoints import SERVER, checkpoint_folder
 from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.keeping.journal import finite, read_journal
+from p2pft_flower.keeping.lines import Outcome, Run, Start, ViewChange
 from p2pft_flower.keeping.progress import scored
 from p2pft_flower.resources import home, home_named
+from p2pft_flower.typed import decoded, plain
 
 __all__ = [
     "FILE",
     "SCHEMA",
+    "ViewRow",
     "absent_at_start",
     "default_output_dir",
     "head",
@@ -43,14 +47,27 @@ __all__ = [
 SCHEMA = "p2pft.results/1"
 FILE = "results.json"
 PEERS = "peers"
-"""The folder of what the peers leave, in a run's folder."""
+"""The folder of the peers' files in a run's folder."""
 
 _PLAIN = re.compile(r"peer-\d+\.(jsonl|plan\.json.*)")
-"""Names of a peer's log and plan, which it writes before it trains."""
+"""Names of a peer's journal and plan, which its host writes before it trains."""
+
+
+class ViewRow(TypedDict):
+    """An entry of results.json's ``views``: a change of view, as all hosts together tell it."""
+
+    number: int
+    iteration: int
+    peers: list[int]
+    edges: list[list[int]]
+    lost: list[int]
+    joined: list[int]
+    why: dict[str, str]
+    seconds: float
 
 
 def default_output_dir(run: str) -> Path:
-    """Return where a run's results go when ``output-dir`` is not set."""
+    """Return the folder of a run's results if ``output-dir`` is not set."""
     return home() / "runs" / run
 
 
@@ -92,7 +109,7 @@ def summary(values: Sequence[float | None]) -> dict[str, float] | None:
 
 
 def head(status: str, run_id: str, values: Any) -> dict[str, Any]:
-    """Return what the results of every run begin with, also of one that failed."""
+    """Return the keys that the results of every run begin with, also of one that failed."""
     return {
         "schema": SCHEMA,
         "status": status,
@@ -103,61 +120,71 @@ def head(status: str, run_id: str, values: Any) -> dict[str, Any]:
 
 
 def absent_at_start(peers: Sequence[int]) -> str:
-    """Return what is told of peers without which a run started (``min-peers``)."""
+    """Return the sentence on peers without which a run started (``min-peers``)."""
     return f"peers {list(peers)} were not there at the start"
 
 
-def lost_on_the_way(changes: Sequence[Mapping[str, Any]], missing: Sequence[int]) -> str:
-    """Return what is told of peers that were lost while the others trained."""
-    told = []
+def lost_on_the_way(changes: Sequence[ViewRow], missing: Sequence[int]) -> str:
+    """Return the sentence on peers that were lost while the others trained."""
+    sentences = []
     for peer in missing:
         change = next((c for c in reversed(changes) if peer in c["lost"]), None)
         if change is None:
-            told.append(f"peer {peer} did not come to its end")
+            sentences.append(f"peer {peer} did not come to its end")
         else:
             why = change["why"].get(str(peer), "the others did not hear from it any more")
-            told.append(f"peer {peer} was lost after {change['iteration']} iterations: {why}")
-    return "; ".join(told)
+            sentences.append(f"peer {peer} was lost after {change['iteration']} iterations: {why}")
+    return "; ".join(sentences)
 
 
-def merged_views(told: Iterable[Mapping[str, Any]], first: Iterable[int]) -> list[dict[str, Any]]:
+def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewRow]:
     """Return every change of view once, ascending, from what several hosts tell of the same ones.
 
-    ``lost`` of each is by the view before. What one has noticed of a lost peer stands beside what others
-    have, and what they presume stands only where nobody has noticed anything; ``seconds`` is the longest of
-    theirs.
+    ``lost`` of each is relative to the view before. ``why`` joins the observations of all hosts; a
+    presumption appears only if no host has observed anything. ``seconds`` is the longest of theirs.
 
     Parameters
     ----------
-    told : iterable of mapping
-        Lines of event ``view``, in any order. Each host compares a view with the last one that it was in.
+    told : iterable of ViewChange
+        In any order. Each host compares a view with the last one that it was in.
     first : iterable of int
         The peers of view 0.
     """
-    changes = sorted(told, key=lambda c: int(c["number"]))
-    views: dict[int, dict[str, Any]] = {}
+    changes = sorted(told, key=lambda change: change.number)
+    views: dict[int, ViewRow] = {}
     for change in changes:
-        one = views.setdefault(
-            change["number"], {k: v for k, v in change.items() if k != "presumed"} | {"why": {}}
-        )
+        one = views.setdefault(change.number, _row(change))
         # A host that was away also names those that joined meanwhile; all name those of this view.
-        one["joined"] = sorted({*one["joined"]}.intersection(change["joined"]))
-        one["seconds"] = max(one["seconds"], change["seconds"])
+        one["joined"] = sorted({*one["joined"]}.intersection(change.joined))
+        one["seconds"] = max(one["seconds"], change.seconds)
     before = set(first)
     for one in views.values():
         one["lost"], before = sorted(before.difference(one["peers"])), set(one["peers"])
-    for key in ("why", "presumed"):
+    for reasons in ("why", "presumed"):
         for change in changes:
-            for peer, why in change.get(key, {}).items():
+            for peer, why in getattr(change, reasons).items():
                 # A host that comes over several views at once tells only in the last one whom it missed.
-                gone = [v for v, o in views.items() if v <= change["number"] and int(peer) in o["lost"]]
+                gone = [v for v, o in views.items() if v <= change.number and peer in o["lost"]]
                 if gone:
-                    views[gone[-1]]["why"].setdefault(peer, why)
+                    views[gone[-1]]["why"].setdefault(str(peer), why)
     return list(views.values())
 
 
+def _row(change: ViewChange) -> ViewRow:
+    return ViewRow(
+        number=change.number,
+        iteration=change.iteration,
+        peers=list(change.peers),
+        edges=[list(edge) for edge in change.edges],
+        lost=list(change.lost),
+        joined=list(change.joined),
+        why={},
+        seconds=change.seconds,
+    )
+
+
 def log_name(peer: int) -> str:
-    """Return a peer's log, relative to a run's folder."""
+    """Return a peer's journal, relative to a run's folder."""
     return f"peers/peer-{peer}.jsonl"
 
 
@@ -173,15 +200,15 @@ def run_results(
     run_id: str,
     config: Mapping[str, Any],
     iterations: int,
-    outcomes: Mapping[int, Mapping[str, Any]],
-    about: Mapping[int, Mapping[str, Any]],
+    outcomes: Mapping[int, Outcome],
+    about: Mapping[int, PeerFacts],
     history: list[dict[str, Any]],
     graph: Mapping[str, Any],
     partition: str,
     hosts: Collection[Sequence[int]],
     versions: Mapping[str, str],
-    resumed_from: Mapping[str, Any] | None = None,
-    views: Sequence[Mapping[str, Any]] = (),
+    resumed_from: ResumedFrom | None = None,
+    views: Sequence[ViewRow] = (),
 ) -> dict[str, Any]:
     """Return the results of a run whose peers have ended, as results.json has them, without ``seconds``.
 
@@ -191,17 +218,17 @@ def run_results(
         Peers of the run; with outcomes of fewer its status is not ``completed`` but
         ``completed-with-M-of-N``.
     missing : str or None
-        What is told of those without outcomes, if there are any.
+        The sentence on peers without outcomes, if there are any.
     run_id : str
         Flower's id of the run.
     config : mapping
         The run-config.
     iterations : int
         Length of the run.
-    outcomes : mapping of int to mapping
-        Fields of :class:`~p2pft_flower.host.recorder.Outcome` by peer.
-    about : mapping of int to mapping
-        ``name``, ``classes`` and ``images`` by peer.
+    outcomes : mapping of int to Outcome
+        By peer.
+    about : mapping of int to PeerFacts
+        By peer.
     history : list of dict
         From :meth:`~p2pft_flower.keeping.progress.Progress.history`.
     graph : mapping
@@ -212,24 +239,24 @@ def run_results(
         The peers of each host.
     versions : mapping
         Package to version.
-    resumed_from : mapping, optional
-        ``run`` and ``iteration`` that it went on from; None: it began.
-    views : sequence of mapping
+    resumed_from : ResumedFrom, optional
+        None: it began.
+    views : sequence of ViewRow
         From :func:`merged_views`.
     """
-    peers = [
+    peers: list[dict[str, Any]] = [
         {
             "peer": p,
-            "name": about[p]["name"],
-            "classes": about[p]["classes"],
-            "images": about[p]["images"],
-            "accuracy": scored(o["accuracy"]),
-            "accuracy_unseen": o["accuracy_unseen"],
-            "loss": scored(o["loss"]),
-            "bytes_sent": o["bytes_sent"],
-            "epsilon": o["epsilon"],
-            "delta": o["delta"],
-            "seconds": o["seconds"],
+            "name": about[p].name,
+            "classes": list(about[p].classes),
+            "images": about[p].known.images,
+            "accuracy": scored(o.accuracy),
+            "accuracy_unseen": o.accuracy_unseen,
+            "loss": scored(o.loss),
+            "bytes_sent": o.bytes_sent,
+            "epsilon": o.epsilon,
+            "delta": o.delta,
+            "seconds": o.seconds,
             "log": log_name(p),
             "tail": tail_name(p),
         }
@@ -241,13 +268,13 @@ def run_results(
     return {
         **head(status, run_id, config),
         "iterations": iterations,
-        "trainable_parameters": one["parameters"],
-        "model_parameters": one["model_parameters"],
-        "preprocessing": one.get("preprocessing"),  # logs of earlier versions do not say
+        "trainable_parameters": one.parameters,
+        "model_parameters": one.model_parameters,
+        "preprocessing": one.preprocessing,
         "peers": peers,
         "summary": {key: summary([p[key] for p in peers]) for key in ("accuracy", "accuracy_unseen", "loss")},
         "consensus_error": sketch.consensus_error(
-            [sketch.decode(o["sketch"]) for _, o in sorted(outcomes.items())]
+            [sketch.decode(o.sketch) for _, o in sorted(outcomes.items())]
         ),
         "history": history,
         "views": [dict(view) for view in views],
@@ -256,7 +283,7 @@ def run_results(
         "hosts": [list(host) for host in hosts],
         "config": dict(config),
         "versions": dict(versions),
-        "resumed_from": None if resumed_from is None else dict(resumed_from),
+        "resumed_from": plain(resumed_from),
         "error": missing,
     }
 
@@ -279,11 +306,11 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
 
 
 def holds_a_run(folder: Path) -> bool:
-    """Tell whether ``folder`` has results, or what an interrupted run left: nothing is mixed with it.
+    """Return whether ``folder`` holds a run's results or the remains of an interrupted run.
 
-    Results of a run that failed or was stopped before its peers trained hold no more than the reason: the
-    next run takes their place, and that of the logs of such peers. Logs, or their folder, without results are
-    held: their run may go on at this moment.
+    Results of a run that failed or was stopped before its peers trained hold only the reason: the next run
+    replaces them and the journals of such peers. Journals, or their folder, without results count as a run,
+    which may be going on at this moment.
     """
     if _untrained_logs(folder) is None:
         return True
@@ -294,7 +321,7 @@ def holds_a_run(folder: Path) -> bool:
 
 
 def take_place(folder: Path) -> None:
-    """Remove what a run left in ``folder`` that ended before its peers trained; see :func:`holds_a_run`.
+    """Remove the files of a run in ``folder`` that ended before its peers trained; see :func:`holds_a_run`.
 
     Raises
     ------
@@ -303,7 +330,7 @@ def take_place(folder: Path) -> None:
     """
     if holds_a_run(folder):
         raise ConfigError(f"output-dir = {str(folder)!r} holds an earlier run; choose another or remove it")
-    if os.path.exists(folder):  # noqa: PTH110 - Path's own raises where a folder may not be searched
+    if os.path.exists(folder):  # noqa: PTH110 - Path's own raises if a folder may not be searched
         for path in _untrained_logs(folder) or ():
             path.unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
@@ -312,7 +339,7 @@ def take_place(folder: Path) -> None:
 
 
 def _untrained_logs(folder: Path) -> list[Path] | None:
-    """Return the logs and plans that peers left which have done no iteration; None where there is more."""
+    """Return journals and plans of peers that have done no iteration; None if there are other files."""
     if os.path.isdir(checkpoint_folder(folder, SERVER)):  # noqa: PTH112 - as in `take_place`
         return None
     try:
@@ -326,10 +353,13 @@ def _untrained_logs(folder: Path) -> list[Path] | None:
 
 
 def _has_trained(log: Path) -> bool:
-    """Tell whether a peer's log has an iteration done, or cannot be read."""
+    """Return whether a peer's journal has an iteration done, or cannot be read."""
     try:
-        return any(line.get("iteration") or line["event"] == "end" for line in read_journal(log))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return any(
+            isinstance(line, Outcome) or (not isinstance(line, Run | Start) and line.iteration > 0)
+            for line in read_journal(log)
+        )
+    except DataError:
         return True
 
 
@@ -343,11 +373,9 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = decoded(path.read_bytes(), dict[str, Any], path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); is this a run's folder?") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
     if results.get("schema") != SCHEMA:
         raise DataError(f"{path}: schema {results.get('schema')!r}, this version reads {SCHEMA!r}")
-    return results  # type: ignore[no-any-return]  # JSON
+    return results

@@ -26,10 +26,10 @@ __all__ = [
 ]
 
 EDGES_SHOWN = 16
-"""Edges of a view's graph that a line of it names; of more it tells the number alone."""
+"""Edges that a view's line lists; of a graph with more edges it gives the number alone."""
 
 WIDTH = 140
-"""Columns of a rendered table; logs have no terminal whose width could be asked."""
+"""Columns of a rendered table; a log has no terminal width."""
 
 RANDOM_WEIGHTS = "RANDOM WEIGHTS, no pre-training"
 """Begins the title of every table whose runs had ``weights = "none"``."""
@@ -38,7 +38,7 @@ RANDOM_WEIGHTS = "RANDOM WEIGHTS, no pre-training"
 def render(*parts: Any) -> str:
     """Return rich objects as plain text."""
     text = io.StringIO()
-    # No markup: names and addresses are others' text, and "[fd00::1]" is none of rich's tags.
+    # No markup: names and addresses may hold brackets ("[fd00::1]") that are none of rich's tags.
     console = Console(
         file=text,
         width=WIDTH,
@@ -54,12 +54,12 @@ def render(*parts: Any) -> str:
 
 
 def number(value: float | None, form: str = ".3f") -> str:
-    """Return a number for a cell, a dash where there is none."""
+    """Return a number for a cell, or a dash for None."""
     return "–" if value is None else format(value, form)
 
 
 def titled(title: str, runs: Sequence[dict[str, Any]]) -> str:
-    """Return ``title``, with a loud note where one of the runs began without pre-trained weights."""
+    """Return ``title``, with a loud note if one of the runs began without pre-trained weights."""
     random = any(run.get("config", {}).get("weights") == "none" for run in runs)
     return f"{RANDOM_WEIGHTS}: {title}" if random else title
 
@@ -70,14 +70,14 @@ def cell(text: str) -> str:
 
 
 def run_table(results: dict[str, Any]) -> str:
-    """Return a run's table: one row a peer, and a line of what holds for all."""
+    """Return a run's table: one row a peer, and a line for all."""
     title = f"{results['algorithm']} on {results['graph']['name']}, seed {results['seed']}"
     table = Table(title=titled(title, [results]))
     private = any(peer.get("delta") is not None for peer in results["peers"])
     for name in (
         "peer",
         "classes",
-        "images",
+        "samples" if results["config"].get("problem") else "images",
         *(["ε"] if private else []),
         "accuracy",
         "unseen",
@@ -102,7 +102,7 @@ def run_table(results: dict[str, Any]) -> str:
             *(f"{seconds[part]:.1f} s" for part in ("gradient", "exchange", "evaluation")),
         )
     lines = []
-    # Where each peer has a folder of its own, it is scored on the test images there.
+    # A peer with a folder of its own is scored on the test images there.
     own = "accuracy, each on its own test images"
     on_all = own if results["partition"] == "own" else "accuracy on all classes"
     for key, what in (("accuracy", on_all), ("accuracy_unseen", "on classes never seen")):
@@ -124,7 +124,7 @@ def run_table(results: dict[str, Any]) -> str:
 
 
 def view_lines(views: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each change of view: when, who was lost or came back, why, and what followed."""
+    """Return a line for each change of view: when, which peers were lost or rejoined, why, and the graph."""
     lines = []
     for view in views:
         why = view["why"]
@@ -146,12 +146,12 @@ def view_lines(views: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def bound(epsilon: float | None) -> str:
-    """Return ε for a cell; none is an infinite one, for JSON has no such number."""
+    """Return ε for a cell; None stands for infinity, which JSON lacks."""
     return "∞" if epsilon is None or math.isinf(epsilon) else f"{epsilon:.2f}"
 
 
 def privacy_lines(results: dict[str, Any]) -> list[str]:
-    """Return what the gradients of each peer have cost in privacy, and how that was found."""
+    """Return ε and δ of each peer, and how they were computed."""
     peers, config = results["peers"], results["config"]
     epsilons = " ".join(bound(peer["epsilon"]) for peer in peers)
     deltas = " ".join(f"{peer['delta']:.1e}" for peer in peers)
@@ -163,7 +163,7 @@ def privacy_lines(results: dict[str, Any]) -> list[str]:
 
 
 def spans(classes: Sequence[str]) -> str:
-    """Return class names for a cell: ``4-6`` for a run of numbers, a count where there are many others."""
+    """Return class names for a cell: ``4-6`` for a run of numbers, a count for many other names."""
     if len(classes) > 1 and all(c.isdecimal() for c in classes):
         numbers = sorted(int(c) for c in classes)
         groups: list[list[int]] = []

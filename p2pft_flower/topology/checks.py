@@ -1,4 +1,4 @@
-"""What every graph must satisfy before anything uses it; each refusal names peer or edge and the remedy."""
+"""Checks that every graph must pass; each refusal names the peer or edge and the remedy."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import numpy.typing as npt
 from scipy.sparse.csgraph import connected_components
 
 from p2pft_flower.errors import TopologyError
+from p2pft_flower.typed import MAX_PEERS
 
-__all__ = ["MAX_PEERS", "checked_addresses", "checked_names", "checked_weights"]
-
-MAX_PEERS = 4096
-"""W is dense: beyond this a number of peers is a slip of the keyboard rather than a graph."""
+__all__ = ["checked_addresses", "checked_names", "checked_weights"]
 
 
 def checked_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
@@ -52,18 +50,18 @@ def checked_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
 def checked_addresses(
     addresses: Sequence[str | None] | None, names: tuple[str, ...]
 ) -> tuple[str | None, ...]:
-    """Return one address (or None) a peer; what an address means is the transport's affair.
+    """Return one address (or None) a peer; only the transport interprets it.
 
     Raises
     ------
     TopologyError
-        When the number is wrong or an address is not printable text without blanks.
+        When the number is wrong, or an address is not printable text without blanks, or ends with no port.
     """
     if addresses is None:
         return (None,) * len(names)
     if len(addresses) != len(names):
         raise TopologyError(
-            f"{len(addresses)} addresses for {len(names)} peers: give one a peer, null where there is none"
+            f"{len(addresses)} addresses for {len(names)} peers: give one a peer, null for a peer without one"
         )
     for name, address in zip(names, addresses, strict=True):
         if address is None:
@@ -72,6 +70,14 @@ def checked_addresses(
             raise TopologyError(
                 f"peer {name} has the address {address!r}: write it as text without blanks, "
                 'for instance "10.0.0.7:9000"'
+            )
+        port = address.rpartition(":")[2]
+        if not address.startswith("unix:") and not (
+            port.isascii() and port.isdecimal() and len(port) <= 5 and 0 < int(port) < 2**16
+        ):
+            raise TopologyError(
+                f"peer {name} has the address {address!r}: end it with a port from 1 to 65535, for instance "
+                '"10.0.0.7:9000"'
             )
     return tuple(addresses)
 

@@ -1,6 +1,6 @@
 """A picture of a graph, as PNG: directed arrows, peer names, weights. Needs no display.
 
-An arrow j → i carries ``w_ij`` where there is room. Undirected graphs of several shapes are laid out by
+An arrow j → i carries ``w_ij`` if there is room. Undirected graphs of several shapes are laid out by
 their distances, all others on a circle, clockwise from the top.
 """
 
@@ -30,7 +30,7 @@ _MARGIN = 0.32
 _WIDE = 2.0 + 2 * _MARGIN
 """Width of the axes in units of the layout, whose points lie within -1 and 1."""
 _BEND = 0.16
-"""Bend of an arrow, as a share of its length: keeps j → i and i → j apart."""
+"""Bend of an arrow, as a share of its length: separates j → i from i → j."""
 
 
 def draw(graph: Graph, path: str | Path) -> None:
@@ -40,7 +40,7 @@ def draw(graph: Graph, path: str | Path) -> None:
     ----------
     graph : Graph
     path : str or Path
-        Written or overwritten, as PNG whatever its suffix.
+        Written or overwritten, as PNG with any suffix.
 
     Raises
     ------
@@ -94,8 +94,8 @@ def _layout(graph: Graph) -> Points:
         return circle
     edges = nx.Graph(graph.edges)
     steps = np.array(shortest_path(nx.to_numpy_array(edges, nodelist=range(n)), unweighted=True))
-    # Classical scaling of the distances unfolds a grid; the bit of circle parts what it puts on one spot
-    # (a star's rays); Kamada and Kawai then even out the lengths.
+    # Classical scaling of the distances unfolds a grid; a small share of the circle separates coinciding
+    # points (a star's rays); Kamada and Kawai then even out the lengths.
     centre = np.eye(n) - 1.0 / n
     values, vectors = np.linalg.eigh(-0.5 * centre @ steps**2 @ centre)
     start = vectors[:, -2:] * np.sqrt(np.maximum(values[-2:], 0.0)) + 0.2 * circle
@@ -122,7 +122,7 @@ def _draw_edges(axes: Axes, graph: Graph, points: Points, radius: float) -> None
     from matplotlib.patches import FancyArrowPatch
 
     weights = graph.W[graph.W > 0]
-    # Labels only where they can be told apart, and say more than "all are 1".
+    # Labels only if they are legible and say more than "all are 1".
     labels = len(graph.edges) <= 24 and not np.all(weights == weights[0])
     head, width, opacity = (15, 1.4, 1.0) if len(graph.edges) <= 64 else (8, 0.6, 0.8)
     if len(graph.edges) > 500:
@@ -167,7 +167,7 @@ def _along(start: Points, end: Points, bend: float, t: float) -> tuple[float, fl
 
 
 def _outline(start: Points, end: Points, bend: float, radius: float) -> tuple[Points, Points]:
-    """Where the arrow leaves one peer's disc and meets the other's."""
+    """Return the points at which the arrow leaves one peer's disc and meets the other's."""
     control = _control(start, end, bend)
     out, back = control - start, control - end
     gap = radius * 1.06

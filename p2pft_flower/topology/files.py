@@ -14,7 +14,8 @@ import yaml
 
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.topology import schemes
-from p2pft_flower.topology.checks import MAX_PEERS, as_square, checked_addresses, checked_names
+from p2pft_flower.topology.checks import as_square, checked_addresses, checked_names
+from p2pft_flower.typed import MAX_PEERS
 
 __all__ = ["KEYS", "Source", "read"]
 
@@ -41,8 +42,47 @@ class Source:
     description: str = ""
 
 
+_LARGEST = 2**28
+"""Bytes of a file at most: 4096 peers' whole matrix has about half of it."""
+
+_DEEPEST = 16
+"""Lists and mappings in each other at most; a graph has four."""
+
+_LEAST, _MOST = 1e-12, 1e12
+"""What a weight may be: of a row's or column's weights only the ratios count."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key given twice, where PyYAML would silently keep the last."""
+    """Safe YAML of a bounded size.
+
+    It refuses a key given twice, where PyYAML would silently keep the last, lists and mappings too deep in
+    each other, whole numbers beyond 64 bits, and an alias of a list or mapping: a few lines of those may be
+    billions of values.
+    """
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        alias = self.check_event(yaml.AliasEvent)
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise yaml.composer.ComposerError(None, None, f"more than {_DEEPEST} levels deep", mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if alias and not isinstance(node, yaml.ScalarNode):
+            raise yaml.composer.ComposerError(
+                None, None, "an alias stands for a list or a mapping here: write it out", mark
+            )
+        return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        number: int = super().construct_yaml_int(node)
+        if abs(number) >= 2**63:
+            raise yaml.constructor.ConstructorError(
+                None, None, "a whole number of more than 64 bits", node.start_mark
+            )
+        return number
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[tuple[str, str]] = set()
@@ -54,6 +94,9 @@ class _Loader(yaml.SafeLoader):
                     )
                 seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def read(path: Path) -> Source:
@@ -75,11 +118,16 @@ def read(path: Path) -> Source:
         the path and says what to write.
     """
     try:
-        # S506: _Loader is a SafeLoader
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
+        with path.open("rb") as file:
+            text = file.read(_LARGEST + 1)
     except OSError as error:
         raise TopologyError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    if len(text) > _LARGEST:
+        raise TopologyError(f"{path} cannot be read: it is larger than {_LARGEST} bytes")
+    try:
+        # S506: _Loader is a SafeLoader
+        data = yaml.load(text.decode(), Loader=_Loader)  # noqa: S506
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError, MemoryError) as error:
         raise TopologyError(f"{path} is not YAML that can be read: {error}") from error
     try:
         return _parse(data, path)
@@ -104,14 +152,25 @@ def _parse(data: Any, path: Path) -> Source:
         raise TopologyError(f"weights has {len(matrix)} rows for {len(peers)} peers: give one row a peer")
     lookup = _Lookup(peers, numbered)
     W = _weights(data, lookup) if matrix is None else matrix
+    _refuse_extremes(W, peers)
     return Source(
         str(path), data.get("name", path.stem), W, peers, addresses, data.get("description", "").strip()
     )
 
 
+def _refuse_extremes(W: npt.NDArray[np.float64], names: tuple[str, ...]) -> None:
+    extreme = np.argwhere(np.isfinite(W) & (W > 0) & ((W < _LEAST) | (W > _MOST)))
+    if len(extreme):
+        i, j = extreme[0]
+        what = f"self-weight of peer {names[i]}" if i == j else f"weight of edge {names[j]} -> {names[i]}"
+        raise TopologyError(
+            f"the {what} is {W[i, j]:g}: give a number from {_LEAST:g} to {_MOST:g}; only ratios count"
+        )
+
+
 @dataclass(frozen=True)
 class _Lookup:
-    """From what a file calls a peer to its number."""
+    """From a file's name of a peer to its number."""
 
     names: tuple[str, ...]
     numbered: bool  # plain numbers are positions, because no peer is *called* a number of its own
@@ -181,7 +240,7 @@ def _matrix(data: dict[str, Any]) -> npt.NDArray[np.float64]:
 
 
 def _entries(edges: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Yield sender, receiver and weight (None where not given) of ``edges`` in any of its forms."""
+    """Yield sender, receiver and weight (None if not given) of ``edges`` in any of its forms."""
     if isinstance(edges, dict):  # adjacency: sender: [receivers] or sender: {receiver: weight}
         for sender, receivers in edges.items():
             if isinstance(receivers, dict):

@@ -20,14 +20,14 @@ import numpy.typing as npt
 
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.topology import schemes
-from p2pft_flower.topology.checks import MAX_PEERS
+from p2pft_flower.typed import MAX_PEERS
 
 __all__ = ["GENERATORS", "Generator", "is_spec", "weights_from_spec"]
 
-nx: Any = networkx  # its types, where there are any, cover half of it
+nx: Any = networkx  # its type stubs cover half of it
 
 TRIES = 200
-"""How many graphs a random generator draws from its seed before it gives up on a strongly connected one."""
+"""Draws of a random generator before it gives up on a strongly connected graph."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ GENERATORS: dict[str, Generator] = {
 
 
 def is_spec(text: str) -> bool:
-    """Say whether ``text`` is meant as a generator's spec, well-formed or not."""
+    """Return whether ``text`` is meant as a generator's spec, well-formed or not."""
     kind = text.partition(":")[0]
     return kind in GENERATORS or kind == "one-peer-exponential" or (":" in text and "/" not in text)
 
@@ -205,7 +205,7 @@ def is_spec(text: str) -> bool:
 def weights_from_spec(spec: str) -> npt.NDArray[np.float64]:
     """Return the weights of the graph that a spec describes.
 
-    A random graph depends on its spec only: where the first draw is not strongly connected, more are
+    A random graph depends on its spec only: if the first draw is not strongly connected, more are
     drawn, with numbers that follow from the seed.
 
     Parameters

@@ -1,6 +1,6 @@
 """The graph that peers exchange over, with its two mixing matrices.
 
-Section 2.3 of the paper, for weights ``W`` where ``w_ij`` is what peer i gives to what comes from j::
+Section 2.3 of the paper, with ``w_ij`` the weight that peer i gives to peer j's vector::
 
     a_ij = w_ij / Σ_j w_ij        row stochastic: the receiver's weights, for θ
     b_ij = w_ij / Σ_i w_ij        column stochastic: the sender's shares, for τ
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import networkx as nx
 import numpy as np
@@ -24,9 +24,18 @@ from scipy.sparse.csgraph import shortest_path
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.topology import checks, sources
 
-__all__ = ["Graph"]
+__all__ = ["Graph", "GraphParts"]
 
 Matrix = npt.NDArray[np.float64]
+
+
+class GraphParts(TypedDict, total=False):
+    """What :meth:`Graph.to_dict` returns: what JSON can carry, and a plan does."""
+
+    name: str
+    weights: list[list[float]]
+    peer_names: list[str]
+    addresses: list[str | None]
 
 
 def _frozen(array: Matrix) -> Matrix:
@@ -43,16 +52,16 @@ class Graph:
     Parameters
     ----------
     name : str
-        For people.
+        A name for people.
     W : ndarray, shape (n, n), float64
-        ``W[i, j] >= 0`` is the weight peer i gives to what comes from peer j; 0 where there is no edge
-        j → i. The diagonal, the self-weights, is positive.
+        ``W[i, j] >= 0`` is the weight that peer i gives to peer j's vector; 0 without an edge j → i. The
+        diagonal, the self-weights, is positive.
     peer_names : tuple of str, optional
         One a peer, all different; ``"0"`` to ``"n-1"`` by default.
     addresses : tuple of (str or None), optional
-        Where each peer listens in a deployment; None by default.
+        The address of each peer in a deployment; None by default.
     description : str, default ""
-        A sentence for people. Not part of what makes two graphs equal.
+        A sentence for people, which equality of graphs ignores.
 
     Raises
     ------
@@ -76,7 +85,7 @@ class Graph:
         for field, value in (("W", _frozen(W)), ("peer_names", names), ("addresses", addresses)):
             object.__setattr__(self, field, value)
 
-    # Ways to make one
+    # Constructors
 
     @classmethod
     def load(cls, x: str | Path) -> Graph:
@@ -113,7 +122,7 @@ class Graph:
         peer_names: Sequence[str] | None = None,
         addresses: Sequence[str | None] | None = None,
     ) -> Graph:
-        """Make a graph of a matrix of weights; see the class for the parameters and what is refused."""
+        """Make a graph of a matrix of weights; the class describes parameters and errors."""
         return cls(
             name,
             W,  # type: ignore[arg-type]  # anything array-like: __post_init__ converts and checks
@@ -122,7 +131,7 @@ class Graph:
         )
 
     @classmethod
-    def from_dict(cls, d: Mapping[str, Any]) -> Graph:
+    def from_dict(cls, d: Mapping[str, Any] | GraphParts) -> Graph:
         """Make a graph of what :meth:`to_dict` returned, through the same checks as any other."""
         try:
             name, weights, peer_names = d["name"], d["weights"], d["peer_names"]
@@ -133,7 +142,7 @@ class Graph:
             ) from error
         return cls.from_weights(weights, name=name, peer_names=peer_names, addresses=addresses)
 
-    # What it is made of
+    # Parts
 
     @property
     def n(self) -> int:
@@ -177,7 +186,7 @@ class Graph:
             raise TopologyError(f"there is no peer {i}: {self.name} has the peers 0 to {self.n - 1}")
         return i
 
-    # What follows from it
+    # Properties
 
     @cached_property
     def doubly_stochastic(self) -> bool:
@@ -186,12 +195,12 @@ class Graph:
 
     @cached_property
     def undirected(self) -> bool:
-        """Whether every edge has its reverse (whatever the weights)."""
+        """Whether every edge has its reverse, with any weights."""
         return bool(np.array_equal(self.W > 0, self.W.T > 0))
 
     @cached_property
     def diameter(self) -> int:
-        """The most edges that news needs from one peer to another, along the edges' directions."""
+        """The longest of the shortest directed paths between two peers, in edges."""
         return int(shortest_path(np.ascontiguousarray(self.W.T > 0), unweighted=True).max())
 
     @cached_property
@@ -211,10 +220,10 @@ class Graph:
 
     @cached_property
     def averaging_weights(self) -> Matrix:
-        """How much each peer counts when θ ← A θ is repeated: π with πᵀ A = πᵀ and Σ π = 1; shape (n,).
+        """Each peer's share when θ ← A θ is repeated: π with πᵀ A = πᵀ and Σ π = 1; shape (n,).
 
         Plain averaging (equation 1 of the paper) with a small α minimises Σ_i π_i L_i, which is the global
-        loss only where every π_i is 1 / n: where A is doubly stochastic.
+        loss only if every π_i is 1 / n, that is, if A is doubly stochastic.
         """
         system = np.vstack([self.A.T - np.eye(self.n), np.ones((1, self.n))])
         target = np.zeros(self.n + 1)
@@ -227,7 +236,7 @@ class Graph:
         """SHA-256 (hex) of n and W, little-endian: peers compare it before they start."""
         return hashlib.sha256(struct.pack("<Q", self.n) + self.W.astype("<f8").tobytes()).hexdigest()
 
-    # Ways out
+    # Conversions
 
     def to_networkx(self) -> nx.DiGraph:
         """Return a networkx graph on 0 to n − 1; nodes carry name, address, self_weight; edges weight.
@@ -240,7 +249,7 @@ class Graph:
         graph.add_edges_from((j, i, {"weight": float(self.W[i, j])}) for j, i in self.edges)
         return graph
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> GraphParts:
         """Return what JSON can carry and :meth:`from_dict` reads back exactly."""
         return {
             "name": self.name,
@@ -267,7 +276,7 @@ class Graph:
 
 def _second_modulus(matrix: Matrix) -> float:
     # A strongly connected graph with self-weights gives a primitive matrix: 1 is its only eigenvalue of
-    # modulus 1, so the second in order is what disagreement shrinks by.
+    # modulus 1, so disagreement shrinks by the second largest.
     if len(matrix) == 1:
         return 0.0
     moduli = np.sort(np.abs(np.linalg.eigvals(matrix)))

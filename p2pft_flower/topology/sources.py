@@ -1,4 +1,4 @@
-"""What a name, a path or a spec stands for: finds it, and says what there is when it cannot."""
+"""Graphs by name, path or spec; an error lists the choices."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def find(x: str | Path) -> Source:
 def _is_file(path: Path) -> bool:
     try:
         return path.expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):  # names no file system can have; ~nobody
+    except (OSError, ValueError, RuntimeError):  # a name that no file system can have, or ~nobody
         return False
 
 

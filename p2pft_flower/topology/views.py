@@ -1,4 +1,4 @@
-"""The graph of the peers that are there: what remains of a graph when some of its peers are missing."""
+"""The graph of a view: the rest of a graph when some of its peers or edges are missing."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class View:
 
     @classmethod
     def without(cls, graph: Graph, missing: Iterable[int], broken: Iterable[tuple[int, int]] = ()) -> View:
-        """Return the view of ``graph`` in which ``missing`` take no part and ``broken`` edges carry nothing.
+        """Return the view of ``graph`` without the ``missing`` peers and the ``broken`` edges.
 
-        The rest keeps its edges and weights. Where it is no longer strongly connected, the in-neighbours of
-        each missing peer d are joined to its out-neighbours, which keeps a ring a ring: i, which received
+        The rest has the same edges and weights. If it is not strongly connected, the in-neighbours of each
+        missing peer d are joined to its out-neighbours, so that a ring remains a ring: i, which received
         from d with weight w_id, receives from d's in-neighbours j with w_id w_dj / Σ_j w_dj instead (added to
         what i gives to j already). A path through missing peers thus becomes one of edges, and the rest is
-        strongly connected because the whole was: without broken edges, nobody else ever drops out.
+        strongly connected because the whole was: without broken edges, no other peer is ever left out.
 
-        Where broken edges keep the rest apart nevertheless, each edge that works is used in the other
-        direction too, with its weight. Where even that fails, the largest strongly connected part remains
+        If broken edges still divide the rest, each edge that works is used in the other direction too,
+        with its weight. If even that fails, the largest strongly connected part remains
         (of several, the one with the lowest peer).
 
         Parameters
@@ -81,8 +81,8 @@ class View:
                 break
         else:
             largest = np.bincount(part).max()
-            kept = next(p for p in part if np.count_nonzero(part == p) == largest)
-            live = [i for i, p in zip(live, part, strict=True) if p == kept]
+            remaining = next(p for p in part if np.count_nonzero(part == p) == largest)
+            live = [i for i, p in zip(live, part, strict=True) if p == remaining]
             W = weights[np.ix_(live, live)]
         absent = ", ".join(graph.peer_names[d] for d in range(graph.n) if d not in live)
         lacks = [text for text in (absent, f"{len(cut)} edges" if cut else "") if text]
@@ -105,7 +105,7 @@ class View:
         return {self.peers[i]: float(self.graph.B[i, j]) for i in sorted((j, *self.graph.out_neighbours(j)))}
 
     def added_to(self, graph: Graph) -> tuple[tuple[int, int], ...]:
-        """Return the (sender, receiver) edges, ascending, that the whole ``graph`` has not."""
+        """Return the (sender, receiver) edges, ascending, that the whole ``graph`` lacks."""
         edges = {(self.peers[j], self.peers[i]) for j, i in self.graph.edges}
         return tuple(sorted(edges.difference(graph.edges)))
 
@@ -122,7 +122,7 @@ def _joined(weights: npt.NDArray[np.float64], gone: list[int]) -> npt.NDArray[np
         into, out = W[d].copy(), W[:, d].copy()
         W[d], W[:, d] = 0.0, 0.0
         into[d] = out[d] = 0.0
-        if into.sum() > 0:  # else nobody who is left was heard through d
+        if into.sum() > 0:  # else no remaining peer received anything through d
             past = np.outer(out, into / into.sum())
             np.fill_diagonal(past, 0.0)
             W += past
@@ -130,7 +130,7 @@ def _joined(weights: npt.NDArray[np.float64], gone: list[int]) -> npt.NDArray[np
 
 
 def _both_ways(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the weights with each edge's reverse added where there is none."""
+    """Return the weights with each missing reverse edge added."""
     return np.where(weights > 0, weights, weights.T)
 
 

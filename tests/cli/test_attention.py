@@ -98,7 +98,7 @@ def test_the_images_are_of_classes_that_the_peer_holds_and_of_others(drawn):
     assert [row["group"] for row in rows] == [
         "class held by peer 2",
         "class held by peer 2",
-        "class never seen by peer 2",
+        "class of which peer 2 holds no image",
     ]
     assert {int(row["image"]) in PEERS[2] for row in rows[:2]} == {True}
     assert int(rows[2]["image"]) not in PEERS[2]

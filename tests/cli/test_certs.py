@@ -71,7 +71,7 @@ def test_a_certificate_is_for_one_peer_or_for_the_coordinator(certs, tmp_path):
     certs("init", "ca", "--federation", "north")
     issue = ("issue", "--authority", "ca", "--out", "office")
     for words in ((), ("--peer", "1", "--coordinator"), ("--coordinator", "--address", "office.example")):
-        assert "say for whom: --peer NUMBER, or --coordinator" in certs(*issue, *words, code=2)
+        assert "give --peer NUMBER, or --coordinator" in certs(*issue, *words, code=2)
     assert "office: the coordinator of federation 'north', valid" in certs(*issue, "--coordinator")
     own, authority = json.loads(certs("show", "office", "--json"))
     assert (own["peer"], own["role"], authority["role"]) == (None, "coordinator", "authority")

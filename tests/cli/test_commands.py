@@ -90,7 +90,7 @@ def test_a_wrong_word_is_refused_by_name(word, message):
         (["run", "algorithm=fedxyz"], "algorithm = 'fedxyz' is unknown; choose one of p2pft"),
         (["run", "topology=nowhere"], "there is no graph 'nowhere'"),
         (["run", "algorithm=gt-dgd", "topology=lopsided-4"], "not doubly stochastic"),
-        (["run", "batch-size=0"], "batch-size = 0: must be a whole number >= 1"),
+        (["run", "batch-size=0"], "batch-size = 0: must be a whole number from 1 to 1000000"),
         (["compare", "p2pft,p2pft"], "give different methods"),
         (["compare", "p2pft", "algorithm=dgd"], "algorithm is not for compare"),
         (["compare", "p2pft,nothing"], "algorithm = 'nothing' is unknown"),

@@ -19,6 +19,7 @@ from p2pft_flower.cli.rehearsal import Peer, Rehearsal, check_rehearsed
 from p2pft_flower.cli.settings import check, parse_settings, settings_of_resumed
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError
+from p2pft_flower.keeping.about import PeerAbout
 from p2pft_flower.keeping.checkpoints import Checkpoint, checkpoint_folder, write_checkpoint
 from p2pft_flower.report.results import SCHEMA, write_results
 from p2pft_flower.topology import Graph
@@ -337,11 +338,14 @@ def test_a_name_that_no_file_system_takes_is_refused_before_anything_is_started(
 
 def leave_checkpoint(folder, config):
     """Leave what a peer of a run had written after its last iteration."""
-    about = {
-        "config": {**RunConfig().to_mapping(), "evaluate-every": 2, **config},
-        "iterations": 4,
-        "evaluate_every": config.get("evaluate-every", 2) or 12,
-    }
+    about = PeerAbout(
+        config={**RunConfig().to_mapping(), "evaluate-every": 2, **config},
+        iterations=4,
+        evaluate_every=config.get("evaluate-every", 2) or 12,
+        checkpoint_every=1,
+        **{"model_digest": "", "partition": "iid", "versions": {}, "graph": None, "known": None},
+        **{"loss_weight": 1.0, "row": {0: 1.0}, "column": {0: 1.0}, "whole": True},
+    )
     checkpoint = Checkpoint(
         peer=0,
         iteration=4,

@@ -11,8 +11,8 @@ from p2pft_flower.cli import app
 from p2pft_flower.flower import client
 from p2pft_flower.host.agreement import LostContactError
 from p2pft_flower.host.host import PeerFailedError
-from p2pft_flower.host.recorder import Outcome
 from p2pft_flower.transport import ExchangeStoppedError
+from tests.journals import made_line
 
 
 def rejoin(*arguments):
@@ -55,7 +55,7 @@ def test_whoever_does_not_get_to_the_end_exits_1_and_says_why(monkeypatch, error
 
 
 def test_whoever_gets_to_the_end_exits_0_and_says_where_the_model_is(monkeypatch):
-    outcome = Outcome(2, 0.1, 0.96, None, 10, {}, 300, 5, 9, "")
+    outcome = made_line("end", 2, accuracy=0.96)
     monkeypatch.setattr(client, "rejoin", lambda *_: (outcome, Path("/var/p2pft/17")))
     said = rejoin("--node-config", "peer-id=2")
     assert said.exit_code == 0

@@ -180,7 +180,7 @@ def test_a_second_command_in_the_same_folder_is_refused(flower, tmp_path):
         (["table2", "pets.algorithm=dgd"], "algorithm is not for reproduce"),
         (["table2", "output-dir=/x"], "output-dir is not for reproduce"),
         (["table2", "data-dir=/x", "--data-dir", "/y"], "data-dir is given twice"),
-        (["table2", "batch-size=0"], "batch-size = 0: must be a whole number >= 1"),
+        (["table2", "batch-size=0"], "batch-size = 0: must be a whole number from 1 to 1000000"),
         (["table2", "topology=ring:8"], "has 8 peers: the tables have 4 nodes"),
         (["table2", "--data-dir", "/nowhere"], "there is no folder /nowhere/oxford-iiit-pet"),
         (["table2", *SMALL, "weights=/nowhere/w.pth"], "weights = '/nowhere/w.pth'"),

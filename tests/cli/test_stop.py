@@ -27,7 +27,7 @@ def test_a_process_that_cannot_be_told_is_named_with_what_to_do_and_the_others_e
     done = CliRunner().invoke(app, ["stop", "7"])
     assert done.exit_code == 1, done.output
     assert "run 7: peer 2 has ended, and told its neighbours to" in done.stdout
-    assert "run 7: peer 1 cannot be told to stop its run" in done.stderr
+    assert "run 7: peer 1 cannot be asked to stop its run" in done.stderr
     assert "No space left on device: '/home/running/4711-1.stop'" in done.stderr
     assert "kill 4711" in done.stderr
 

@@ -19,7 +19,6 @@ import pytest
 
 from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
 from p2pft_flower.keeping.invariants import tracker_surplus
-from p2pft_flower.keeping.journal import read_journal
 from p2pft_flower.keeping.resuming import look_through, newest_common
 from p2pft_flower.lab.ports import free_addresses
 from p2pft_flower.lab.supervisor import Functions
@@ -28,6 +27,7 @@ from p2pft_flower.topology import Graph
 from tests.faults.digits import accuracy, held, optimum, undisturbed
 from tests.faults.peer import Orders, main
 from tests.host.quadratic import plans
+from tests.journals import lines_of
 from tests.namespaces.network import PRELOADED
 
 PATIENCE = 120.0
@@ -249,7 +249,7 @@ class Federation:
         return self._said[peer]
 
     def journal(self, peer: int) -> list[dict[str, Any]]:
-        return list(read_journal(self.folder / "peers" / f"peer-{peer}.jsonl"))
+        return lines_of(self.folder / "peers" / f"peer-{peer}.jsonl")
 
     def views(self, peer: int) -> list[dict[str, Any]]:
         """Return the changes of view that a peer tells of in all its lives, each once, ascending."""

@@ -21,7 +21,6 @@ from types import SimpleNamespace
 
 import torch
 
-from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.host import agreement, training
 from p2pft_flower.host.agreement import Agreement, LostContactError
@@ -165,7 +164,7 @@ class Learning(Workload):
 
     def __init__(self, plan: Plan, reached: Callable[[int, int], None]) -> None:
         torch.set_num_threads(1)
-        super().__init__(RunConfig.from_mapping(plan.config).learning, plan.n)
+        super().__init__(plan.config.learning, plan.n)
         self._reached = reached
         self.built: dict[int, Watched] = {}
 

@@ -18,12 +18,12 @@ from typing import Any
 import psutil
 
 import p2pft_flower
-from p2pft_flower.keeping.journal import read_journal
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.lab.relay import Relay, Relays
 from p2pft_flower.lab.supervisor import Programs
 from p2pft_flower.report.results import log_name
 from p2pft_flower.resources import resource_dir
+from tests.journals import lines_of
 
 PATIENCE = 240.0
 """Seconds that a test waits for what must come; generous, since tests share their machine."""
@@ -220,7 +220,7 @@ class Deployment:
     def lines(self, run: str, peer: int, event: str) -> list[dict[str, Any]]:
         """Return the lines of ``event`` in a peer's log; none while there is no log."""
         path = self.outputs[peer] / run / log_name(peer)
-        return [e for e in read_journal(path) if e["event"] == event] if path.is_file() else []
+        return [e for e in lines_of(path) if e["event"] == event] if path.is_file() else []
 
     def trains(self, run: str, *peers: int) -> None:
         """Wait until these peers of ``run`` train, all where none is named, and are not near its end."""

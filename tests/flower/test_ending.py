@@ -21,6 +21,7 @@ from p2pft_flower.keeping.journal import JournalError
 from p2pft_flower.report.results import read_results
 from p2pft_flower.transport import ExchangeStoppedError
 
+from ..journals import made_line
 from .engine import run_app
 
 VIEW = {
@@ -39,6 +40,7 @@ def hosts(monkeypatch, run_host, views=()):
     """Have ClientApps run their hosts by ``run_host``, which is given the real one, and tell ``views``."""
     real = client.run_host
     monkeypatch.setattr(client, "run_host", lambda host, *, deployed: run_host(host, deployed, real))
+    views = [made_line("view", **{**view, "why": {3: view["why"]["3"]}}) for view in views]
     if views:
         monkeypatch.setattr(Host, "views", property(lambda self: list(views)))
 

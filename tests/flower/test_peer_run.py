@@ -4,30 +4,17 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from p2pft_flower.errors import Cause
 from p2pft_flower.flower import messages, peer_run
 from p2pft_flower.flower.ending import Ending
 from p2pft_flower.flower.nodes import RunFailedError
-from p2pft_flower.keeping import sketch
+from tests.journals import made_line
 
 from .test_signals import deployment
 
-OUTCOME = {
-    "loss": 0.1,
-    "accuracy": 0.9,
-    "accuracy_unseen": 0.8,
-    "bytes_sent": 10,
-    "seconds": {"gradient": 1.0, "exchange": 1.0, "evaluation": 1.0},
-    "iterations": 1,
-    "parameters": 5,
-    "model_parameters": 9,
-    "sketch": sketch.encode(np.zeros(sketch.SIZE, np.float32)),
-    "epsilon": None,
-    "delta": None,
-}
+OUTCOME = made_line("end")
 
 
 def view(number, peers, **why):

@@ -117,7 +117,7 @@ def test_a_clock_that_is_hardly_behind_is_not_said_to_be_minus_0_ms_ahead():
     said = preflight_tables(report)
     assert "+0 ms" in said
     assert "-0 ms" not in said
-    assert "each link is looked at from both of its ends: the row 0 to 1 is what peer 0 found" in said
+    assert "each link is probed from both ends: peer 0 measured the row 0 to 1" in said
 
 
 def test_clocks_that_differ_too_much_are_named(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 from PIL import Image
 
 from p2pft_flower.config import MethodConfig
@@ -296,9 +297,9 @@ def without_a_link(folder, iterations):
         kept = checkpoint_folder(folder, p)
         for k in iterations:
             found, _ = read_checkpoint(kept / f"iteration-{k}.safetensors")
-            row = {j: w for j, w in found.about["row"].items() if {p, int(j)} != {0, 1}}
-            column = {j: w for j, w in found.about["column"].items() if {p, int(j)} != {0, 1}}
-            about = found.about | {"row": row, "column": column}
+            row = {j: w for j, w in found.about.row.items() if {p, j} != {0, 1}}
+            column = {j: w for j, w in found.about.column.items() if {p, j} != {0, 1}}
+            about = structs.replace(found.about, row=row, column=column)
             write_checkpoint(replace(found, view=1, about=about), kept)
 
 
@@ -336,7 +337,7 @@ def test_a_stream_that_has_grown_keeps_the_length_and_weights_of_the_run(tmp_pat
     assert read_results(tmp_path / "x")["iterations"] == 6
     weights = [
         [
-            read_checkpoint(checkpoint_files(checkpoint_folder(folder, p))[6])[0].about["loss_weight"]
+            read_checkpoint(checkpoint_files(checkpoint_folder(folder, p))[6])[0].about.loss_weight
             for p in range(4)
         ]
         for folder in (tmp_path / "whole", tmp_path / "x")

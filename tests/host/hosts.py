@@ -12,10 +12,10 @@ from safetensors import safe_open
 from p2pft_flower.host.host import Host
 from p2pft_flower.host.training import TRACE
 from p2pft_flower.host.wires import Access
-from p2pft_flower.keeping.journal import read_journal
 from p2pft_flower.lab.ports import free_addresses
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import Pulse, unix_address
+from tests.journals import lines_of
 
 from .quadratic import GRAPH, Peer, Quadratics, plans, thetas
 
@@ -95,7 +95,7 @@ def best(*peers):
 
 
 def events(folder, peer, kind):
-    return [e for e in read_journal(folder / "peers" / f"peer-{peer}.jsonl") if e["event"] == kind]
+    return [e for e in lines_of(folder / "peers" / f"peer-{peer}.jsonl") if e["event"] == kind]
 
 
 def stopped_tail(folder, peer):

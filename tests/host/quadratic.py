@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def plans(graph, hosts, addresses, folder, *, iterations=20, survive=False, **se
     return [
         Plan(
             run="test",
-            config=config.to_mapping(),
+            config=config,
             n=graph.n,
             greetings=greetings(View.whole(graph), [*hosts, *([p] for p in rest)]),
             terms=terms_digest(config, View.whole(graph), iterations),
@@ -108,6 +108,11 @@ def plans(graph, hosts, addresses, folder, *, iterations=20, survive=False, **se
         )
         for peers in hosts
     ]
+
+
+def with_settings(plan, **settings):
+    """Return ``plan`` with other settings, by their run-config keys."""
+    return replace(plan, config=RunConfig.from_mapping(plan.config.to_mapping() | settings))
 
 
 def thetas(problems):

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from p2pft_flower.algorithms import simulate
+from p2pft_flower.config import RunConfig
 from p2pft_flower.flower import host_process
 from p2pft_flower.host.exchange import DivergedError
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.meeting import Meeting
 from p2pft_flower.host.wires import Access
-from p2pft_flower.keeping.journal import read_journal
-from p2pft_flower.plan import greetings
+from p2pft_flower.plan import Plan, greetings
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import (
@@ -37,9 +37,10 @@ from p2pft_flower.transport import (
     stop_run,
 )
 from p2pft_flower.transport.trust.certificates import create_authority, issue, issue_coordinator
+from tests.journals import lines_of
 
 from .hosts import ALONE, FOLDED, run_together, stopped_tail, tcp, train, unix
-from .quadratic import GRAPH, Peer, Quadratics, child, plans
+from .quadratic import GRAPH, Peer, Quadratics, child, plans, with_settings
 
 
 @pytest.mark.parametrize("algorithm", ["p2pft", "dgd"])
@@ -106,7 +107,7 @@ def test_each_peer_leaves_a_log_and_its_tail(tmp_path):
 
     theta, _ = train(tmp_path, [[0, 1, 2, 3]], {})
     for p in range(4):
-        events = list(read_journal(tmp_path / "peers" / f"peer-{p}.jsonl"))
+        events = lines_of(tmp_path / "peers" / f"peer-{p}.jsonl")
         assert [e["event"] for e in events] == ["run", "start", *["evaluation"] * 3, "end"]
         assert [e["iteration"] for e in events[2:5]] == [0, 10, 20]
         tail = load_file(tmp_path / "peers" / f"peer-{p}.safetensors")["theta"]
@@ -129,7 +130,7 @@ def test_a_peer_that_raises_stops_all_at_once_and_is_named_everywhere(hosts, tmp
             assert "peer 2 stopped in iteration 6" in str(result)
             assert "no more images" in str(result)
     for p in range(4):
-        last = list(read_journal(tmp_path / "peers" / f"peer-{p}.jsonl"))[-1]
+        last = lines_of(tmp_path / "peers" / f"peer-{p}.jsonl")[-1]
         assert last["event"] == "failed"
         assert "no more images" in last["error"]
     assert list(short.iterdir()) == []
@@ -154,7 +155,7 @@ def test_a_silent_peer_is_named_with_edge_iteration_phase_and_deadline(tmp_path,
     problems = [Quadratics(hook=hook) for _ in ALONE]
     all_plans = plans(GRAPH, ALONE, unix(short), tmp_path, **{"peer-timeout": 60.0})
     # Only one deadline is short, so that it is certain whose passes first.
-    all_plans[3] = replace(all_plans[3], config=all_plans[3].config | {"peer-timeout": 1.5})
+    all_plans[3] = with_settings(all_plans[3], **{"peer-timeout": 1.5})
     results = [None] * 4
 
     def run(i):
@@ -298,7 +299,7 @@ def started(tmp_path, addresses, pool, graph=GRAPH, busy=None, access=None):
 
 
 def last_lines(tmp_path):
-    return [list(read_journal(tmp_path / "peers" / f"peer-{p}.jsonl"))[-1] for p in range(4)]
+    return [lines_of(tmp_path / "peers" / f"peer-{p}.jsonl")[-1] for p in range(4)]
 
 
 def test_a_stop_passes_a_host_that_is_busy_and_closes_its_log(tmp_path, short):
@@ -494,5 +495,12 @@ def test_a_plan_survives_the_message_and_carries_no_more_than_neighbours(tmp_pat
     assert set(place.column) == {3, *GRAPH.out_neighbours(3)}
     assert sum(place.row.values()) == pytest.approx(1.0)
     assert sum(place.column.values()) == pytest.approx(1.0)
-    assert "unix:/a" in json.loads(plan.to_json())["addresses"].values()
+    assert "unix:/a" in json.loads(plan.to_json())["plan"]["addresses"].values()
     assert replace(plan, observer="x") != plan
+
+
+def test_a_host_takes_its_settings_from_the_plan_and_reads_them_no_second_time(tmp_path, short, monkeypatch):
+    texts = [plan.to_json() for plan in plans(GRAPH, FOLDED, unix(short), tmp_path)]
+    made = [Plan.from_json(text) for text in texts]
+    monkeypatch.setattr(RunConfig, "from_mapping", None)
+    assert [type(r) for r in run_together(made, [Quadratics(), Quadratics()])] == [list, list]

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from p2pft_flower.algorithms.registry import make_algorithm
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.host.agreement import NewView
 from p2pft_flower.host.host import Host, PeerFailedError
-from p2pft_flower.host.keeper import Keeper, Moment, files_kept, iterations_apart, spared_files
+from p2pft_flower.host.keeper import Keeper, Moment
 from p2pft_flower.host.recorder import Recorder
 from p2pft_flower.host.session import Sessions
 from p2pft_flower.host.wires import Access
@@ -30,13 +30,16 @@ from p2pft_flower.keeping.checkpoints import (
     checkpoint_folder,
     read_checkpoint,
 )
-from p2pft_flower.keeping.journal import read_last_run
+from p2pft_flower.keeping.lines import written
 from p2pft_flower.keeping.processes import start_mark
 from p2pft_flower.keeping.resuming import Kept, KeptView, given_up, look_through, newest_common
+from p2pft_flower.keeping.retention import files_kept, iterations_apart, spared_files
 from p2pft_flower.plan import Neighbourhood, Plan, ResumePoint
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import ExchangeStoppedError
+from p2pft_flower.typed import converted, plain
+from tests.journals import last_life, made_line
 
 from .hosts import ALONE, FOLDED, run_together, tcp, unix
 from .quadratic import GRAPH, Quadratics, plans, thetas
@@ -235,7 +238,7 @@ def test_a_resumed_run_can_be_resumed_from_its_first_moment_on(tmp_path):
     assert run_all(going_on(tmp_path / "rest", source)).tobytes() == whole.tobytes()
     evaluations = [
         e["iteration"]
-        for e in read_last_run(tmp_path / "rest" / "peers" / "peer-3.jsonl")
+        for e in last_life(tmp_path / "rest" / "peers" / "peer-3.jsonl")
         if e["event"] == "evaluation"
     ]
     assert evaluations == [0, 10, 20]
@@ -282,7 +285,7 @@ def test_peers_that_exchange_nothing_go_on_each_from_its_own_newest(tmp_path):
     problem = Quadratics()
     assert run_all(going_on(rest, source, exchanges=False, **how), [problem]).tobytes() == whole.tobytes()
     for p in range(4):
-        log = read_last_run(rest / "peers" / f"peer-{p}.jsonl")
+        log = last_life(rest / "peers" / f"peer-{p}.jsonl")
         assert [e["iteration"] for e in log if e["event"] == "evaluation"] == [0, 10, 20]
         assert iterations_of(rest, p)[-1] == 20
     assert iterations_of(rest, 1) == [8, 12, 16, 20]
@@ -390,7 +393,7 @@ def resumed_among(peers, source, folder):
     plan = replace(
         plan,
         peers=tuple(Neighbourhood.of(view, p) for p in peers),
-        loss_weights={p: float(kept[0].views[number].about["loss_weight"]) for p in peers},
+        loss_weights=dict.fromkeys(peers, kept[0].views[number].about.loss_weight),
         resume=ResumePoint("test", str(source), common, digests),
     )
     problem = Quadratics()
@@ -416,7 +419,7 @@ def test_those_who_went_on_without_a_peer_can_be_resumed_by_themselves(lost, tmp
     assert rest.tobytes() == np.stack(ended).tobytes()
     read, _ = read_checkpoint(checkpoint_files(checkpoint_folder(folder, 3))[72])
     assert (read.view, read.live) == (1, (0, 1, 3))
-    assert set(read.about["row"]) == {"1", "3"}  # 2 stood between them
+    assert set(read.about.row) == {1, 3}  # 2 stood between them
 
 
 def test_a_life_that_was_not_let_in_hides_nothing_of_the_lives_before(lost, tmp_path):
@@ -426,17 +429,16 @@ def test_a_life_that_was_not_let_in_hides_nothing_of_the_lives_before(lost, tmp_
     ring = Graph.load("directed-ring:4")
     (plan,) = plans(ring, TOGETHER, {}, tmp_path / "before", iterations=80, **LOSING)
     run_all([replace(plan, resume=point(folder))], [before])
-    short_life = [{"time": 2e9, "event": e, "peer": 0, "run": "test"} for e in ("run", "start")]
-    other_run = {"time": 2e9, "event": "run", "peer": 0, "run": "another"}
-    with (folder / "peers" / "peer-0.jsonl").open("a") as log:
-        log.writelines(json.dumps(line) + "\n" for line in (*short_life, other_run))
+    later = [made_line("run", run="test"), made_line("start"), made_line("run", run="another")]
+    with (folder / "peers" / "peer-0.jsonl").open("ab") as log:
+        log.writelines(map(written, later))
     problem = Quadratics()
     (plan,) = plans(ring, TOGETHER, {}, tmp_path / "after", iterations=80, **LOSING)
     run_all([replace(plan, resume=point(folder))], [problem])
     assert problem.built[0].lost == before.built[0].lost
     assert problem.built[0].lost > problem.built[2].lost  # which saw no other view
     for part in ("before", "after"):
-        told = read_last_run(tmp_path / part / "peers" / "peer-0.jsonl")
+        told = last_life(tmp_path / part / "peers" / "peer-0.jsonl")
         assert [e["iteration"] for e in told if e["event"] == "evaluation"] == [*range(0, 81, 10)]
 
 
@@ -553,7 +555,7 @@ def test_a_disk_that_fills_stops_the_run_with_a_clear_error_and_harms_no_good_fi
     monkeypatch.undo()
     kept = look_through(tmp_path, 2, "test")
     assert list(kept.digests) == [0, 4, 8]
-    (last,) = [e for e in read_last_run(tmp_path / "peers" / "peer-0.jsonl") if e["event"] == "failed"]
+    (last,) = [e for e in last_life(tmp_path / "peers" / "peer-0.jsonl") if e["event"] == "failed"]
     assert "No space left on device" in last["error"]
 
 
@@ -604,17 +606,16 @@ def test_a_method_whose_state_cannot_be_kept_says_so_and_trains_without_checkpoi
 
 def test_a_plan_with_a_point_to_go_on_from_survives_the_message():
     (plan,) = keeping(Path("/nowhere"), files=7)
-    plan = replace(plan, resume=ResumePoint("12", "/runs/12", {0: 8, 3: 8}, {0: "a", 3: "b"}))
+    done, digests = {0: 8, 1: 8, 2: 8, 3: 8}, {0: "a", 1: "b", 2: "c", 3: "d"}
+    plan = replace(plan, resume=ResumePoint("12", "/runs/12", done, digests))
     assert Plan.from_json(plan.to_json()) == plan
-    assert plan.begins == {0: 8, 1: 0, 2: 0, 3: 8}
+    assert plan.begins == done
 
 
 def test_what_peers_tell_of_their_checkpoints_survives_the_message(tmp_path):
     run_all(keeping(tmp_path))
     kept = look_through(tmp_path, 1, "test")
-    told = json.loads(json.dumps(asdict(kept)))
-    assert Kept.of(told) == kept
+    told = json.loads(json.dumps(plain(kept)))
+    assert converted(told, Kept, "peer 1") == kept
     assert list(kept.digests) == [0, 4, 8, 12, 16, 20]
-    np.testing.assert_equal(
-        kept.newest.about["row"], {str(j): w for j, w in keeping(tmp_path)[0].peers[1].row.items()}
-    )
+    assert kept.newest.about.row == keeping(tmp_path)[0].peers[1].row

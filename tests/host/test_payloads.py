@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from p2pft_flower.config import RunConfig
 from p2pft_flower.host.host import DepartedError, PeerFailedError
 from p2pft_flower.host.recorder import Recorder
 from p2pft_flower.host.session import Sessions
@@ -195,7 +194,7 @@ def test_a_host_that_leaves_closes_nothing_before_the_others_have_been_told(
 def test_a_donor_that_ends_is_passed_over_and_the_next_one_is_asked(tmp_path):
     addresses = tcp()
     plan = plans(RING, [[0], [1], [2], [3]], addresses, tmp_path, survive=True)[0]
-    config = RunConfig.from_mapping(plan.config).runtime
+    config = plan.config.runtime
 
     asked = []
 

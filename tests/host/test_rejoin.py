@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import xxhash
 
-from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.host.agreement import LostContactError
 from p2pft_flower.host.host import Host, PeerFailedError
@@ -21,11 +19,12 @@ from p2pft_flower.host.session import Sessions
 from p2pft_flower.host.training import TRACE
 from p2pft_flower.host.wires import Access, Wires
 from p2pft_flower.keeping import sketch
-from p2pft_flower.keeping.journal import read_last_run
+from p2pft_flower.keeping.lines import written
 from p2pft_flower.plan import Plan
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import ExchangeStoppedError, OwnPulse, Terms, ViewChangeError, unix_address
 from p2pft_flower.transport.wire.header import encode_header
+from tests.journals import last_life, made_line
 
 from .hosts import ALONE, RING, best, events, tcp, until
 from .quadratic import Quadratics, plans
@@ -69,15 +68,12 @@ def test_a_life_that_was_not_let_in_hides_nothing_of_the_one_before(federation, 
         runs[2].result(60)
     former = events(tmp_path, 2, "evaluation")
     assert [e["iteration"] for e in former] == [0, 10, 20]
-    short_life = [{"time": 2e9, "event": e, "peer": 2, "run": "test"} for e in ("run", "start")]
-    with (tmp_path / "peers" / "peer-2.jsonl").open("a") as log:
-        log.writelines(json.dumps(line) + "\n" for line in short_life)
+    with (tmp_path / "peers" / "peer-2.jsonl").open("ab") as log:
+        log.writelines(map(written, [made_line("run", 2, run="test"), made_line("start", 2)]))
     runs[2] = net.start(2, joining=True, hook=lambda *_: net.all_there.set())
     for run in runs:
         run.result(60)
-    told = [
-        e for e in read_last_run(tmp_path / "peers" / "peer-2.jsonl") if e["event"] in ("evaluation", "view")
-    ]
+    told = [e for e in last_life(tmp_path / "peers" / "peer-2.jsonl") if e["event"] in ("evaluation", "view")]
     let_in = told[0]
     assert let_in["joined"] == [2]
     assert told[1:4] == former
@@ -310,7 +306,7 @@ def test_a_host_that_was_started_again_refuses_what_was_sent_to_its_former_life(
     # In view 0 as well: an answer that it does not fit here would end the sender's run.
     plan = plans(RING, ALONE, tcp(), tmp_path, survive=True)[2]
     session = Sessions(plan, np.zeros(4, np.float32), ("theta", "tau"), "digest", always=False).first()
-    config = RunConfig.from_mapping(plan.config).runtime
+    config = plan.config.runtime
     hooks = {"on_hello": lambda _: None, "on_stop": lambda _: None, "pulse": OwnPulse()}
     wires = Wires(plan, session, Access(), config=config, joining=True, **hooks)
     payload = np.zeros(4, dtype="<f4").tobytes()

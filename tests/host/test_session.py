@@ -34,7 +34,7 @@ def test_the_first_view_is_that_of_the_plan(tmp_path):
     assert (session.leaving, session.entering) == ({(1, 2)}, {(0, 1)})
     assert session.receivers == {1: (2,)}
     assert (session.weights, session.donor, session.returned) == ({1: 1.0}, None, frozenset())
-    assert session.inbox.terms.config.endswith(":digest")
+    assert session.inbox.terms.config.endswith(" model digest")
 
 
 def test_of_a_new_view_everything_is_new_and_all_of_it_says_the_same_number(tmp_path):

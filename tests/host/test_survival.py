@@ -14,17 +14,17 @@ from p2pft_flower.flower import host_process
 from p2pft_flower.host.agreement import LostContactError
 from p2pft_flower.host.host import DepartedError, Host, PeerFailedError
 from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
-from p2pft_flower.keeping.journal import read_journal
 from p2pft_flower.keeping.running import running
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import ExchangeStoppedError
+from tests.journals import lines_of
 
 from .hosts import RING, best, run_together, stopped_tail, tcp, unix, until
 from .quadratic import Quadratics, plans
 
 
 def views(folder, peer):
-    return [e for e in read_journal(folder / "peers" / f"peer-{peer}.jsonl") if e["event"] == "view"]
+    return [e for e in lines_of(folder / "peers" / f"peer-{peer}.jsonl") if e["event"] == "view"]
 
 
 def test_when_a_peers_own_code_fails_the_others_go_on_to_their_optimum(tmp_path):
@@ -68,7 +68,7 @@ def checkpoints(net, every=4):
 
 def last_lines(folder, peer):
     """Return the lines of a peer's log from the first that says it has failed on."""
-    lines = list(read_journal(folder / "peers" / f"peer-{peer}.jsonl"))
+    lines = lines_of(folder / "peers" / f"peer-{peer}.jsonl")
     return lines[next(i for i, e in enumerate(lines) if e["event"] == "failed") :]
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from p2pft_flower.algorithms.dgd import Descent
 from p2pft_flower.algorithms.p2pft import Tracking
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.keeping.about import PeerAbout
 from p2pft_flower.keeping.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -26,11 +27,26 @@ from p2pft_flower.keeping.checkpoints import (
     checkpoint_folder,
     read_checkpoint,
     restore_state,
-    state_fields,
     write_checkpoint,
 )
+from p2pft_flower.keeping.states import state_fields
 
 RNG = np.random.default_rng(0)
+ABOUT = PeerAbout(
+    config={"algorithm": "p2pft", "learning-rate": 0.1},
+    iterations=48,
+    model_digest="d",
+    partition="iid",
+    versions={},
+    evaluate_every=12,
+    checkpoint_every=12,
+    graph=None,
+    loss_weight=1.0,
+    known=None,
+    row={0: 0.5, 3: 0.5},
+    column={1: 0.5, 3: 0.5},
+    whole=True,
+)
 
 
 def vector(q=40, dtype=np.float32):
@@ -43,7 +59,7 @@ def checkpoint(state=None, **changes):
         run="12",
         peer=3,
         iteration=24,
-        about={"config": {"algorithm": "p2pft", "learning-rate": 0.1}, "row": {0: 0.5, 3: 0.5}},
+        about=ABOUT,
         position={"drawn": 25, "lost": 0, "order": {}},
         bytes_sent=10**12,
         seconds={"gradient": 0.1, "exchange": 1e-9, "evaluation": 3.0},
@@ -95,8 +111,7 @@ def test_what_is_written_is_read_again_bit_for_bit(state, tmp_path):
     for name, value in written.state.items():
         assert type(read.state[name]) is type(value)
         assert np.asarray(read.state[name]).tobytes() == np.asarray(value).tobytes(), name
-    assert read.about["row"] == {"0": 0.5, "3": 0.5}  # JSON's keys are texts
-    assert replace(read, state={}, about={}) == replace(written, state={}, about={})
+    assert replace(read, state={}) == replace(written, state={})
     again = restore_state(lambda: state, read, "p2pft")
     assert type(again) is type(state)
 
@@ -177,9 +192,9 @@ def test_a_file_of_another_version_or_kind_says_so(tmp_path):
 
     path = checkpoint_folder(tmp_path, 3) / "iteration-24.safetensors"
     path.parent.mkdir(parents=True)
-    save_file({"theta": vector()}, path, {"p2pft": '{"schema": "p2pft.checkpoint/2"}'})
+    save_file({"theta": vector()}, path, {"p2pft": '{"schema": "p2pft.checkpoint/1", "digest": "0"}'})
     with pytest.raises(
-        DataError, match=r"schema 'p2pft.checkpoint/2', this version reads 'p2pft.checkpoint/1'"
+        DataError, match=r"schema 'p2pft.checkpoint/1', this version reads 'p2pft.checkpoint/2'"
     ):
         read_checkpoint(path)
     save_file({"theta": vector()}, path, {"schema": "p2pft.tail/1"})

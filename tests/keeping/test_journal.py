@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from p2pft_flower.keeping.journal import Journal, JournalError, read_journal
+from p2pft_flower.keeping.journal import Journal, JournalError
+from tests.journals import lines_of, made_line
 
 
 @pytest.fixture
@@ -46,8 +47,8 @@ def test_the_tail_of_a_peer_that_stops_waits_for_no_disk(tmp_path, synced):
 def full(tmp_path):
     """A log whose disk has become full."""
     journal = Journal(tmp_path, 3)
-    journal.write("run", run="7")
-    kept, journal._file = journal._file, open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115, PTH123
+    journal.write(made_line("run", 3))
+    kept, journal._file = journal._file, open("/dev/full", "ab")  # noqa: SIM115, PTH123
     yield journal
     kept.close()
 
@@ -57,10 +58,10 @@ def test_a_line_that_the_disk_does_not_take_is_an_error_that_names_peer_file_and
     with pytest.raises(
         JournalError, match=r"peer 3: .*peer-3\.jsonl cannot be written: No space left .*output-dir"
     ) as e:
-        write(full, "view", number=1)
+        write(full, made_line("view", 3))
     assert e.value.peer == 3
     full.close()  # and what the disk did not take does not come up again
-    assert [line["event"] for line in read_journal(full.path)] == ["run"]
+    assert [line["event"] for line in lines_of(full.path)] == ["run"]
 
 
 def test_a_tail_that_cannot_be_written_is_the_same_error(tmp_path):

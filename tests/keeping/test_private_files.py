@@ -12,6 +12,8 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder, read_checkpoint
 from p2pft_flower.keeping.journal import Journal, JournalError, read_journal
 from p2pft_flower.keeping.lives import next_incarnation
+from p2pft_flower.keeping.rejoining import kept_plan, plan_file, save_plan
+from p2pft_flower.keeping.running import _stop_mark, registered, running
 from tests.host.test_keeper import keeping, run_all
 
 REFUSED = r"a link, which is not followed|no regular file"
@@ -29,11 +31,21 @@ def usual_mask():
 
 
 @pytest.mark.usefixtures("usual_mask")
-def test_logs_tails_and_checkpoints_are_for_their_owner_only(tmp_path):
-    run_all(keeping(tmp_path / "run"))
+def test_logs_tails_and_checkpoints_are_for_their_owner_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("P2PFT_HOME", str(tmp_path / "home"))
+    (plan,) = keeping(tmp_path / "run")
+    run_all([plan])
+    save_plan(plan)
     next_incarnation(tmp_path / "run", 0)
     left = sorted((tmp_path / "run" / "peers").rglob("*"))
-    assert {path.suffix for path in left if path.is_file()} == {".jsonl", ".safetensors", ".starts"}
+    assert {path.suffix for path in left if path.is_file()} == {".jsonl", ".safetensors", ".starts", ".json"}
+    with registered("test", [0], [1]) as there:
+        (record,) = running("test")
+        assert not there.stops_run()
+        _stop_mark(record.process.pid, 0).touch(mode=0o600)
+        here = [tmp_path / "home" / "running", *(tmp_path / "home" / "running").iterdir()]
+        assert len(here) == 3
+        assert [mode(path) for path in here] == [0o700, 0o600, 0o600]
     for path in [tmp_path / "run" / "peers", *left]:
         assert mode(path) == (0o700 if path.is_dir() else 0o600), path
 
@@ -54,10 +66,23 @@ def test_a_log_is_neither_written_nor_read_through_a_link_or_a_pipe(what, tmp_pa
     in_place_of(path, what, tmp_path / "elsewhere")
     with pytest.raises(OSError, match=REFUSED):
         Journal(tmp_path, 0)
-    with pytest.raises(OSError, match=REFUSED):
+    with pytest.raises(DataError, match=rf"peer-0.jsonl: the log cannot be read \(({REFUSED})\)"):
         list(read_journal(path))
     if what == "link":
         assert (tmp_path / "elsewhere").read_text() == "mine"
+
+
+@pytest.mark.parametrize("what", ["link", "pipe"])
+def test_a_plan_or_a_count_of_starts_that_is_a_link_or_a_pipe_is_named_and_not_read(what, tmp_path):
+    (plan,) = keeping(tmp_path / "run")
+    save_plan(plan)
+    next_incarnation(tmp_path / "run", 0)
+    in_place_of(plan_file(tmp_path / "run", 0), what, tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=rf"peer-0\.plan\.json: cannot be read \(({REFUSED})\)"):
+        kept_plan(tmp_path / "run", "test", 0)
+    in_place_of(tmp_path / "run" / "peers" / "peer-0.starts", what, tmp_path / "elsewhere")
+    with pytest.raises(DataError, match=rf"peer-0\.starts: .*cannot be read \(({REFUSED})\)"):
+        next_incarnation(tmp_path / "run", 0)
 
 
 @pytest.mark.parametrize("what", ["link", "pipe"])

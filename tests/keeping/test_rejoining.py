@@ -13,8 +13,10 @@ from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.keeping.journal import Journal
 from p2pft_flower.keeping.rejoining import kept_plan, plan_file, save_plan
 from p2pft_flower.keeping.running import registered
+from p2pft_flower.plan import Neighbourhood
 from p2pft_flower.topology import Graph
 from tests.host.quadratic import plans
+from tests.journals import made_line
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def plan(tmp_path, monkeypatch):
 def lines(plan, *events):
     journal = Journal(Path(plan.output_dir), 1)
     for event, fields in events:
-        journal.write(event, **fields)
+        journal.write(made_line(event, 1, **fields))
     journal.close()
 
 
@@ -99,6 +101,6 @@ def test_of_a_run_that_was_stopped_it_is_told_that_nobody_may_be_there(cause, pl
 
 
 def test_a_plan_of_several_peers_belongs_to_no_site(plan):
-    save_plan(replace(plan, peers=(plan.peers[0], replace(plan.peers[0], peer=2))))
+    save_plan(replace(plan, peers=(plan.peers[0], Neighbourhood(2, {2: 1.0}, {2: 1.0}))))
     with pytest.raises(ConfigError, match="is of peer 1, 2 of run test"):
         kept_plan(Path(plan.output_dir), "test", 1)

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.journal import Journal
-from p2pft_flower.keeping.progress import TOLD, Progress, Report, human_bytes, told_evaluations
+from p2pft_flower.keeping.lines import Report
+from p2pft_flower.keeping.progress import TOLD, Progress, human_bytes, told_evaluations
+from p2pft_flower.typed import plain
+from tests.journals import EMPTY, made_line
 
 
 @settings(deadline=None, max_examples=20)
@@ -31,7 +34,8 @@ def test_equal_vectors_have_no_consensus_error_and_sketches_survive_text():
 
 
 def report(peer, iteration, accuracy=0.5):
-    return Report(peer, iteration, 1.0, accuracy, None, sketch.encode(np.zeros(sketch.SIZE)), 1000)
+    scores = {"loss": 1.0, "accuracy": accuracy, "accuracy_unseen": None, "bytes_sent": 1000}
+    return Report(peer=peer, iteration=iteration, sketch=EMPTY, **scores)
 
 
 def test_a_line_is_told_once_when_all_peers_have_reported():
@@ -96,11 +100,11 @@ def test_bytes_are_told_for_people():
 def test_a_deployed_peer_tells_of_evenly_spaced_evaluations_and_of_the_last(evaluations, n, told, tmp_path):
     journal = Journal(tmp_path, 3)
     for run in ("an earlier one", "this"):
-        journal.write("run", run=run)
+        journal.write(made_line("run", 3, run=run))
         for k in range(evaluations):
-            journal.write("evaluation", **{k: v for k, v in vars(report(3, k)).items() if k != "peer"})
+            journal.write(made_line("evaluation", **plain(report(3, k))))
     journal.close()
     rows = told_evaluations(tmp_path / "peers", 3, n)
-    assert [row["iteration"] for row in rows] == told
+    assert [row.iteration for row in rows] == told
     assert n * len(rows) <= max(TOLD, n)
-    assert all(Report.of(row).peer == 3 for row in rows)
+    assert all(row.peer == 3 for row in rows)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
 from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping.lines import written
 from p2pft_flower.lab.schedule import Event, Kind
 from p2pft_flower.lab.watch import Check, Fault, Watch
 from p2pft_flower.topology import Graph
+from tests.journals import made_line
 
 RING = Graph.load("directed-ring:3")
 CLOCK = 1_000_000.0
@@ -26,9 +26,8 @@ class Logs:
 
     def write(self, peer, event, **fields):
         self.now += 0.01
-        line = {"time": self.now, "event": event, "peer": peer, **fields}
-        with (self.folder / "peers" / f"peer-{peer}.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        with (self.folder / "peers" / f"peer-{peer}.jsonl").open("ab") as file:
+            file.write(written(made_line(event, peer, time=self.now, **fields)))
 
     def iterate(self, view, peers, *iterations, excess=0.0):
         """Let ``peers`` complete iterations, with trackers that sum up to ``excess``."""
@@ -45,8 +44,8 @@ class Logs:
 
     def view(self, number, peers, iteration, *, lost=(), joined=(), why=None, told_by=None, edges=None):
         for p in peers if told_by is None else told_by:
-            fields = {"peers": list(peers), "edges": edges or [], "iteration": iteration, "seconds": 0.1}
-            fields |= {"lost": list(lost), "joined": list(joined), "why": why or {}, "presumed": {}}
+            fields = {"peers": tuple(peers), "edges": edges or (), "iteration": iteration, "seconds": 0.1}
+            fields |= {"lost": lost, "joined": joined, "why": why or {}, "presumed": {}}
             self.write(p, "view", number=number, **fields)
 
     def sound(self):
@@ -54,7 +53,7 @@ class Logs:
         for p in range(3):
             self.write(p, "run", run="r")
         self.iterate(0, [0, 1, 2], 1, 2, 3)
-        self.view(1, [0, 1], 3, lost=[2], why={"2": "crashed"})
+        self.view(1, [0, 1], 3, lost=[2], why={2: "crashed"})
         self.iterate(1, [0, 1], 4, 5)
         self.write(2, "run", run="r")
         self.view(2, [0, 1, 2], 5, joined=[2])
@@ -91,7 +90,7 @@ def test_a_view_goes_on_with_its_first_iteration_not_with_the_trace_of_its_begin
     logs.iterate(0, [0, 1, 2], 1, 2, 3)
     logs.iterate(0, [0], 4)
     killed = Fault(Event(0.0, Kind.KILL, (2,), 1.0), logs.now, 0)
-    logs.view(1, [0, 1], 4, lost=[2], why={"2": "crashed"})
+    logs.view(1, [0, 1], 4, lost=[2], why={2: "crashed"})
     logs.iterate(1, [1], 4)  # which was behind
     logs.now += 7.0
     logs.iterate(1, [0, 1], 5)
@@ -112,7 +111,7 @@ def test_a_last_view_whose_trackers_nobody_could_add_up_is_found(logs):
     assert logs.broken() == {Check.INVARIANT}
 
 
-@pytest.mark.parametrize("other", [{"iteration": 14}, {"edges": [[0, 1]]}])
+@pytest.mark.parametrize("other", [{"iteration": 14}, {"edges": ((0, 1),)}])
 def test_views_of_one_number_that_differ_are_found(logs, other):
     logs.sound()
     logs.view(3, [0, 1, 2], 15, told_by=[0, 1])

@@ -338,7 +338,7 @@ def test_a_delta_with_which_a_whole_image_may_be_revealed_is_warned_of(caplog):
 
 
 def test_pooled_images_are_not_private():
-    with pytest.raises(ConfigError, match=r"dp-clip = 1.0 with algorithm = centralized: whoever pools"):
+    with pytest.raises(ConfigError, match=r"dp-clip = 1.0 with algorithm = centralized: the peer that pools"):
         Workload(LearningConfig(dp_clip=1.0), n=4, pooled="uniform").check_privacy()
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.errors import DataError
+from p2pft_flower.keeping.journal import read_journal
+from p2pft_flower.keeping.lines import written
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
 
 from ..flower.engine import run_app
+from ..journals import made_line
 
 CLOCK = {"seconds"}
 """What only the coordinator's clock says: the time from its start to its results."""
@@ -47,8 +52,11 @@ def copied(sites, target):
 
 def edit_log(folder, peer, change):
     log = folder / "peers" / f"peer-{peer}.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    log.write_text("".join(json.dumps(line) + "\n" for line in change(lines)))
+    log.write_bytes(b"".join(map(written, change(list(read_journal(log))))))
+
+
+def with_weights(about, weights):
+    return dataclasses.replace(about, rows=(dataclasses.replace(about.rows[0], weights=weights),))
 
 
 def test_they_equal_the_coordinators_in_all_but_its_clock(sites):
@@ -82,8 +90,8 @@ def test_missing_peers_are_listed_with_how_far_they_came(sites, tmp_path):
         collect_results(find_peers([folders[0], folders[1], folders[2]]))
     for part in (
         "2 of 4 peers",
-        "peer 2: its log breaks off after the evaluation of iteration 4",
-        "peer 3: no log of it was given",
+        "peer 2: its journal breaks off after the evaluation of iteration 4",
+        "peer 3: no journal of it was given",
         "--partial",
     ):
         assert part in str(caught.value)
@@ -97,7 +105,7 @@ def test_a_part_of_the_peers_says_so_in_status_error_and_exit_code(sites, tmp_pa
     assert said.exit_code == 3, said.output
     results = read_results(tmp_path / "out")
     assert results["status"] == "completed-with-3-of-4"
-    assert "peer 3: no log of it was given" in results["error"]
+    assert "peer 3: no journal of it was given" in results["error"]
     assert [p["peer"] for p in results["peers"]] == [0, 1, 2]
     assert results["graph"]["weights"][3] is None
     assert all(row["accuracy"][3] is None and row["consensus_error"] is None for row in results["history"])
@@ -119,20 +127,22 @@ def test_the_command_makes_a_whole_runs_folder(sites, tmp_path):
 def test_a_peer_without_its_tail_has_not_ended(sites, tmp_path):
     folders = copied(sites, tmp_path)
     (folders[1] / "peers" / "peer-1.safetensors").unlink()
-    with pytest.raises(DataError, match=r"peer 1: its log has an end, but .*peer-1.safetensors is missing"):
+    with pytest.raises(
+        DataError, match=r"peer 1: its journal has an end, but .*peer-1.safetensors is missing"
+    ):
         collect_results(find_peers(folders))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda line: line | {"run": "77"}, "are not of the same run: run is"),
-        (lambda line: line | {"iterations": 13}, "are not of the same run: iterations is 12 and 13"),
+        (lambda line: replace(line, run="77"), "are not of the same run: run is"),
+        (lambda line: replace(line, iterations=13), "are not of the same run: iterations is 12 and 13"),
         (
-            lambda line: line | {"rows": [{**line["rows"][0], "weights": {"0": 0.5, "3": 0.25}}]},
+            lambda line: replace(line, about=with_weights(line.about, {0: 0.5, 3: 0.25})),
             r"the peers' rows of weights (make no|are not those of the run's) graph",
         ),
-        (lambda line: line | {"event": "start"}, "no line of event run"),
+        (lambda line: made_line("start"), "no line of event run"),
     ],
     ids=["another-run", "another-length", "other-weights", "no-run-line"],
 )

@@ -5,16 +5,16 @@ from __future__ import annotations
 import itertools
 
 from p2pft_flower.report.results import lost_on_the_way, merged_views
+from tests.journals import made_line
 
 
 def told(seconds=1.0, number=1, iteration=7, peers=(0, 2), lost=(1,), joined=(), why=None, presumed=None):
-    same = {"number": number, "iteration": iteration, "peers": list(peers), "edges": []}
-    same |= {"lost": list(lost), "joined": list(joined), "seconds": seconds}
-    return {**same, "why": why or {}, "presumed": presumed or {}}
+    same = {"number": number, "iteration": iteration, "peers": peers, "lost": lost, "joined": joined}
+    return made_line("view", **same, seconds=seconds, why=why or {}, presumed=presumed or {})
 
 
 def test_what_somebody_noticed_stands_and_not_what_others_presume_whoever_tells_first():
-    noticed, presumed = told(1.0, why={"1": "crashed"}), told(2.0, presumed={"1": "took no part"})
+    noticed, presumed = told(1.0, why={1: "crashed"}), told(2.0, presumed={1: "took no part"})
     for lines in ([noticed, presumed], [presumed, noticed]):
         (view,) = merged_views(lines, range(3))
         assert (view["why"], view["seconds"]) == ({"1": "crashed"}, 2.0)
@@ -22,18 +22,18 @@ def test_what_somebody_noticed_stands_and_not_what_others_presume_whoever_tells_
 
 
 def test_what_is_presumed_stands_where_nobody_noticed_anything():
-    (view,) = merged_views([told(1.0, presumed={"1": "took no part"}), told(2.0)], range(3))
+    (view,) = merged_views([told(1.0, presumed={1: "took no part"}), told(2.0)], range(3))
     assert view["why"] == {"1": "took no part"}
 
 
 def test_a_peer_is_lost_once_though_one_that_was_away_misses_it_when_it_comes_back():
     # Peer 4 is suspended and left out, peer 3 crashes, and view 3 lets peer 4 in: its last view had peer 3.
     others = [
-        told(number=1, iteration=10, peers=(0, 1, 2, 3), lost=[4], why={"4": "silent"}),
-        told(number=2, iteration=20, peers=(0, 1, 2), lost=[3], why={"3": "crashed"}),
-        told(number=3, iteration=30, peers=(0, 1, 2, 4), lost=[], joined=[4]),
+        told(number=1, iteration=10, peers=(0, 1, 2, 3), lost=(4,), why={4: "silent"}),
+        told(number=2, iteration=20, peers=(0, 1, 2), lost=(3,), why={3: "crashed"}),
+        told(number=3, iteration=30, peers=(0, 1, 2, 4), lost=(), joined=(4,)),
     ]
-    away = told(number=3, iteration=30, peers=(0, 1, 2, 4), lost=[3], joined=[4], why={"3": "cut off"})
+    away = told(number=3, iteration=30, peers=(0, 1, 2, 4), lost=(3,), joined=(4,), why={3: "cut off"})
     for lines in itertools.permutations([*others, away]):
         views = merged_views(lines, range(5))
         assert [(v["lost"], v["joined"]) for v in views] == [([4], []), ([3], []), ([], [4])]
@@ -44,9 +44,9 @@ def test_a_peer_is_lost_once_though_one_that_was_away_misses_it_when_it_comes_ba
 def test_a_peer_that_was_lost_twice_is_told_of_by_its_last_loss():
     views = merged_views(
         [
-            told(number=1, iteration=10, peers=(0, 1), lost=[2], why={"2": "crashed"}),
-            told(number=2, iteration=20, peers=(0, 1, 2), lost=[], joined=[2]),
-            told(number=3, iteration=30, peers=(0, 1), lost=[2], why={"2": "silent"}),
+            told(number=1, iteration=10, peers=(0, 1), lost=(2,), why={2: "crashed"}),
+            told(number=2, iteration=20, peers=(0, 1, 2), lost=(), joined=(2,)),
+            told(number=3, iteration=30, peers=(0, 1), lost=(2,), why={2: "silent"}),
         ],
         range(3),
     )
@@ -57,10 +57,10 @@ def test_who_began_another_life_while_one_was_away_joined_the_view_that_let_it_i
     # Peer 1, restarted before it was missed, is let in by view 2; peer 3, away since view 1, by view 3.
     views = merged_views(
         [
-            told(number=1, peers=(0, 1, 2), lost=[3]),
-            told(number=2, peers=(0, 1, 2), lost=[], joined=[1]),
-            told(number=3, peers=(0, 1, 2, 3), lost=[], joined=[1, 3]),
-            told(number=3, peers=(0, 1, 2, 3), lost=[], joined=[3]),
+            told(number=1, peers=(0, 1, 2), lost=(3,)),
+            told(number=2, peers=(0, 1, 2), lost=(), joined=(1,)),
+            told(number=3, peers=(0, 1, 2, 3), lost=(), joined=(1, 3)),
+            told(number=3, peers=(0, 1, 2, 3), lost=(), joined=(3,)),
         ],
         range(4),
     )
@@ -70,9 +70,9 @@ def test_who_began_another_life_while_one_was_away_joined_the_view_that_let_it_i
 def test_a_reason_told_by_one_that_came_over_two_views_at_once_stands_by_the_view_of_the_loss():
     views = merged_views(
         [
-            told(number=1, peers=(0, 1, 2), lost=[3], presumed={"3": "took no part"}),
-            told(number=2, peers=(0, 1), lost=[2], why={"2": "crashed"}),
-            told(number=2, peers=(0, 1), lost=[2, 3], why={"3": "silent"}),
+            told(number=1, peers=(0, 1, 2), lost=(3,), presumed={3: "took no part"}),
+            told(number=2, peers=(0, 1), lost=(2,), why={2: "crashed"}),
+            told(number=2, peers=(0, 1), lost=(2, 3), why={3: "silent"}),
         ],
         range(4),
     )
@@ -80,5 +80,5 @@ def test_a_reason_told_by_one_that_came_over_two_views_at_once_stands_by_the_vie
 
 
 def test_where_no_log_tells_of_a_view_the_next_ones_losses_are_by_the_one_before_it():
-    views = merged_views([told(number=2, peers=(0, 2), lost=[])], range(3))
+    views = merged_views([told(number=2, peers=(0, 2), lost=())], range(3))
     assert [v["lost"] for v in views] == [[1]]

@@ -7,6 +7,7 @@ import pytest
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.keeping.journal import Journal
 from p2pft_flower.report.results import SCHEMA, holds_a_run, take_place, write_results
+from tests.journals import made_line
 
 FAILED = {"schema": SCHEMA, "status": "failed", "run": "7", "error": "peer 0: lora:99 is not in 1..64"}
 
@@ -14,9 +15,9 @@ FAILED = {"schema": SCHEMA, "status": "failed", "run": "7", "error": "peer 0: lo
 def leave_log(folder, *lines):
     """Leave the log of a peer that wrote ``lines`` after its first."""
     journal = Journal(folder, 0)
-    journal.write("run", run="7", n=1, iterations=300)
+    journal.write(made_line("run"))
     for event, fields in lines:
-        journal.write(event, **fields)
+        journal.write(made_line(event, **fields))
     journal.close()
 
 

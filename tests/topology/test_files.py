@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ from p2pft_flower.topology.files import KEYS
 from p2pft_flower.topology.sources import shipped
 
 RING = "edges: [[0, 1], [1, 2], [2, 0]]\n"
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join(['*' + a] * 9)}]\n" for a, b in pairwise("abcdefghi")
+)
+"""Nine lines that stand for 9 to the 9th words."""
 
 
 def load(folder: Path, text: str) -> Graph:
@@ -185,7 +190,17 @@ def test_a_lone_peer_needs_no_edges(tmp_path: Path) -> None:
         ("peers: [1, 2", "not YAML that can be read.*line 1"),
         ("peers: 2\n\tedges: x", "not YAML that can be read.*line 2"),
         ("peers: !!python/object/apply:os.getcwd []", "not YAML that can be read"),
-        ("[" * 5000, "not YAML that can be read"),
+        ("[" * 5000, "not YAML that can be read: more than 16 levels deep.*line 1"),
+        ("a: " + "[" * 20 + "]" * 20, "more than 16 levels deep"),
+        (LAUGHS, "not YAML that can be read: an alias stands for a list or a mapping.*line 2"),
+        ("peers: &p [*p]", "not YAML that can be read: an alias stands for a list"),
+        ("peers: 0x" + "f" * 9000, "a whole number of more than 64 bits"),
+        ("peers: " + "9" * 9000, "not YAML that can be read"),
+        ("peers: 2\nedges: [[0, 1, 1.0e-13], [1, 0]]", "edge 0 -> 1 is 1e-13: give a number from 1e-12"),
+        (f"peers: 3\n{RING}self-weight: 1.0e+13", r"self-weight of peer 0 is 1e\+13: give a number from"),
+        ('peers: [{address: "a:0"}, b]\nedges: [[0, 1], [1, 0]]', "peer 0 has the address 'a:0'.* from 1 to"),
+        ('peers: [{address: "a:65536"}, b]\nedges: [[0, 1], [1, 0]]', "end it with a port from 1 to 65535"),
+        ('peers: [{address: "far"}, b]\nedges: [[0, 1], [1, 0]]', "end it with a port from 1 to 65535"),
     ],
 )  # fmt: skip
 def test_a_wrong_file_is_refused_naming_itself_the_peer_or_edge_and_the_remedy(
@@ -195,6 +210,17 @@ def test_a_wrong_file_is_refused_naming_itself_the_peer_or_edge_and_the_remedy(
         load(tmp_path, text)
     assert re.search(says, str(caught.value), flags=re.DOTALL)
     assert str(caught.value).startswith(str(tmp_path / "mine.yaml"))
+
+
+def test_an_alias_may_stand_for_a_single_value(tmp_path: Path) -> None:
+    graph = load(tmp_path, "peers: 2\nself-weight: &w 0.5\nedges: [[0, 1, *w], [1, 0, *w]]")
+    assert (graph.W == 0.5).all()
+
+
+def test_a_file_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("p2pft_flower.topology.files._LARGEST", 1000)
+    with pytest.raises(TopologyError, match=r"mine\.yaml cannot be read: it is larger than 1000 bytes"):
+        load(tmp_path, "peers: 2 #" + "x" * 1000)
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:

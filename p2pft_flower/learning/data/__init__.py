@@ -1,1 +1,1 @@
-"""Images: datasets, how files become pictures, who holds what, and in which order it is seen."""
+"""Images: datasets, pictures from files, the peers' shares, and the order in which they see them."""

@@ -14,7 +14,7 @@ __all__ = ["check_augment", "refusal"]
 
 
 def check_augment(augment: str) -> None:
-    """Refuse an augmentation that timm has not.
+    """Refuse an augmentation that timm lacks.
 
     Parameters
     ----------
@@ -24,19 +24,19 @@ def check_augment(augment: str) -> None:
     Raises
     ------
     ConfigError
-        With examples of what there is.
+        With examples.
     """
     if augment in ("none", "basic"):
         return
     try:
         _check_sections(augment)
         _read_as_timm_does(augment)
-    except (AssertionError, KeyError, ValueError) as error:  # what timm raises of strings it does not know
+    except (AssertionError, KeyError, ValueError) as error:  # timm's errors for unknown strings
         raise refusal(augment, error) from error
 
 
 def refusal(augment: str, error: Exception) -> ConfigError:
-    """Return the error that says what may stand in place of ``augment``."""
+    """Return the error that names valid values of ``augment``."""
     return ConfigError(
         f"augment = {augment!r}: choose none, basic, or an auto-augmentation of timm, such as "
         f"rand-m9-mstd0.5-inc1 or augmix-m3 ({error})"
@@ -44,7 +44,7 @@ def refusal(augment: str, error: Exception) -> ConfigError:
 
 
 def _check_sections(policy: str) -> None:
-    """Refuse what timm passes over without a word: an empty policy, sections without a number."""
+    """Refuse values that timm ignores silently: an empty policy, sections without a number."""
     name, *sections = policy.split("-")
     odd = [
         s
@@ -58,7 +58,7 @@ def _check_sections(policy: str) -> None:
 def _read_as_timm_does(policy: str) -> None:
     timms = _timms_module()
     if timms is None:
-        return  # whoever makes the augmentation finds out
+        return  # the augmentation itself will raise it
     if policy.startswith("rand"):
         timms.rand_augment_transform(policy, {})
     elif policy.startswith("augmix"):
@@ -69,7 +69,7 @@ def _read_as_timm_does(policy: str) -> None:
 
 @cache
 def _timms_module() -> ModuleType | None:
-    """Return ``timm.data.auto_augment``, loaded by itself; None where it needs the rest of timm."""
+    """Return ``timm.data.auto_augment``, loaded by itself; None if it needs the rest of timm."""
     timm = importlib.util.find_spec("timm")
     if timm is None or timm.origin is None:
         return None

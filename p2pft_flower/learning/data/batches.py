@@ -8,10 +8,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
+
+from p2pft_flower.typed import Count, converted, plain
 
 __all__ = ["Batches", "Catalogue", "GrowingBatches", "PoissonBatches"]
 
@@ -19,15 +22,15 @@ __all__ = ["Batches", "Catalogue", "GrowingBatches", "PoissonBatches"]
 class Batches:
     """An endless stream of mini-batches over ``size`` images, each epoch in a new order.
 
-    Batch t is the same wherever and whenever it is drawn: the peer may live alone or with others, on one
-    thread or many, and a resumed peer goes on at its position.
+    Batch t is the same wherever and whenever it is drawn: the peer may share its host or not, on one
+    thread or many, and a resumed peer continues at its position.
 
     Parameters
     ----------
     size : int
         Number of images of the peer, N ≥ 1.
     batch_size : int
-        Images a batch; at most N are drawn.
+        Images a batch, at most N.
     seed, peer : int
         Decide the order.
     """
@@ -50,7 +53,7 @@ class Batches:
         return np.concatenate(parts)
 
     def position(self) -> Callable[[], dict[str, Any]]:
-        """Say nothing: the batch's number is all that the order depends on."""
+        """Return an empty position: the order depends on the batch's number alone."""
         return dict
 
     def go_to(self, position: Mapping[str, Any]) -> None:
@@ -64,7 +67,7 @@ class Batches:
 
 
 class Catalogue(Protocol):
-    """Names of images, the same in every process, as an ``ImageStream`` has them."""
+    """Names of images that are the same in every process; ``ImageStream`` has them."""
 
     def names(self, positions: npt.NDArray[np.int64]) -> list[str]:
         """Return the names of the images at ``positions``."""
@@ -75,25 +78,34 @@ class Catalogue(Protocol):
         ...
 
 
+class _Pass(msgspec.Struct, frozen=True):
+    """How far a pass over a set is that grows: the next batch, the pass's number, and what is left of it."""
+
+    next: Count
+    number: Count = msgspec.field(name="pass")
+    offset: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+    left: list[str]
+
+
 class GrowingBatches:
     """An endless stream of mini-batches over a set that grows: :class:`Batches`, but listed anew each pass.
 
-    At the start of a pass the images that are there are listed, and put into an order drawn from seed, peer
-    and the pass's number. What comes later waits for the next pass. Where nothing comes or goes, the batches
-    are those of :class:`Batches`.
+    At the start of a pass the present images are listed, and put into an order drawn from seed, peer and the
+    pass's number. Later images wait for the next pass. If no image comes or goes, the batches are those of
+    :class:`Batches`.
 
-    Batches are drawn one after the other. One that does not follow the last is drawn as if the set had been
-    all along as it is now: so a peer that starts anew, in whatever process, needs no history. One that is to
-    go on bit for bit does: what is left of its pass, and how long that was (:meth:`position`).
+    Batches are drawn one after the other. A batch that does not follow the last one is drawn as if the set
+    had never changed, so a peer that starts anew, in any process, needs no history. To continue bit for bit
+    it needs the rest of its pass and the pass's length (:meth:`position`).
 
     Parameters
     ----------
     refresh : callable
-        Lists the images that are there now, as an int64 array of their positions; never empty.
+        Lists the present images, as an int64 array of their positions; never empty.
     catalogue : Catalogue
-        Tells the images by names that hold in other processes too.
+        Names the images, the same in all processes.
     batch_size : int
-        Images a batch; at most as many as there are when the batch begins.
+        Images a batch, at most as many as the set has when the batch begins.
     seed, peer : int
         Decide the order.
     """
@@ -130,27 +142,33 @@ class GrowingBatches:
         return np.concatenate(parts)
 
     def position(self) -> Callable[[], dict[str, Any]]:
-        """Take note of how far this pass is; what is returned says it, whenever it is called."""
-        return partial(self._told, self._next, self._epoch, self._offset, self._order)  # orders are replaced
+        """Record the position in this pass; calling the result returns it as JSON-able data."""
+        return partial(
+            self._as_json, self._next, self._epoch, self._offset, self._order
+        )  # orders are replaced
 
-    def _told(self, following: int, epoch: int, offset: int, order: npt.NDArray[np.int64]) -> dict[str, Any]:
+    def _as_json(
+        self, following: int, epoch: int, offset: int, order: npt.NDArray[np.int64]
+    ) -> dict[str, Any]:
         left = self._catalogue.names(order[offset:])
-        return {"next": following, "pass": epoch, "offset": offset, "left": left}
+        told: dict[str, Any] = plain(_Pass(following, epoch, offset, left))
+        return told
 
     def go_to(self, position: Mapping[str, Any]) -> None:
-        """Go on where :meth:`position` was, of whatever process.
+        """Continue at a :meth:`position`, of any process.
 
         Raises
         ------
         DataError
-            When an image that is left of the pass is of no class here.
+            When an image that is left of the pass is of no class here, or ``position`` is of other batches.
         """
-        self._next, self._epoch, self._offset = position["next"], position["pass"], position["offset"]
-        left = self._catalogue.positions(position["left"])
+        told = converted(position, _Pass, "the data order of a checkpoint")
+        self._next, self._epoch, self._offset = told.next, told.number, told.offset
+        left = self._catalogue.positions(told.left)
         self._order = np.concatenate([np.full(self._offset, -1, dtype=np.int64), left])
 
     def _turn_over(self) -> None:
-        """Begin the next pass where this one has ended."""
+        """Begin the next pass if this one has ended."""
         if self._offset == len(self._order):
             self._epoch, self._offset = self._epoch + 1, 0
             self._order = self._permutation(self._refresh())
@@ -160,10 +178,10 @@ class GrowingBatches:
 
 
 class PoissonBatches:
-    """Batches in which each image is with the same probability, independently of all others.
+    """Batches that hold each image with the same probability, independently of all others.
 
-    They have different sizes, and may be empty. What is known of a gradient's noise (differential privacy)
-    rests on such batches, and on nobody knowing which images they hold.
+    They have different sizes, and may be empty. Differential privacy assumes such batches, and that nobody
+    knows which images they hold.
 
     Parameters
     ----------
@@ -176,19 +194,19 @@ class PoissonBatches:
     """
 
     _DRAW = 1
-    """Tells these draws from others of the same seed, peer and position."""
+    """Distinguishes these draws from others of the same seed, peer and position."""
 
     def __init__(self, size: int, rate: float, *, key: tuple[int, ...] | None) -> None:
         self._size, self._rate = size, rate
         self._key = (secrets.randbits(128),) if key is None else key
 
     def batch(self, t: int) -> npt.NDArray[np.int64]:
-        """Return the positions of batch ``t`` (t ≥ 0), ascending; the same ones whenever it is asked for."""
+        """Return the positions of batch ``t`` (t ≥ 0), ascending; the same ones at every call."""
         rng = np.random.default_rng((*self._key, t, self._DRAW))
         return np.flatnonzero(rng.random(self._size) < self._rate).astype(np.int64)
 
     def position(self) -> Callable[[], dict[str, Any]]:
-        """Say nothing: with a key the batch's number is all that matters, without one nothing may be kept."""
+        """Return an empty position: a key needs only the batch's number; without one nothing may be saved."""
         return dict
 
     def go_to(self, position: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """The text ``classes:…`` of a partition: which peer holds which classes, read and written.
 
-Without quotes a text may be a name, the number of a class or its position, and a range of these. It is read
-only if all that it can mean is the same; quotes hold a name as it stands.
+Without quotes a text may be a name, the number of a class or its position, or a range of these. It is read
+only if all its possible meanings agree; quotes enclose a literal name.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _ITEM = re.compile(rf'(?:{_NAMES}|(?P<bare>[^",+]*))(?P<end>[,+]|\Z)')
 
 
 class _Item(NamedTuple):
-    """One of the texts between ``+`` and ``,``: bare, or one or two names that stood in quotes."""
+    """One of the texts between ``+`` and ``,``: bare, or one or two names in quotes."""
 
     bare: str
     names: tuple[str, ...] = ()
 
 
 def class_owners(spec: str, n: int, classes: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Say which peer holds which class.
+    """Return the peer that holds each class.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def class_owners(spec: str, n: int, classes: Sequence[str]) -> npt.NDArray[np.in
     Returns
     -------
     (C,) int64 array
-        The peer of each class; -1 for a class that nobody is given.
+        The peer of each class; -1 for a class of no peer.
 
     Raises
     ------
@@ -68,7 +68,7 @@ def class_owners(spec: str, n: int, classes: Sequence[str]) -> npt.NDArray[np.in
 def even_groups(n: int, classes: Sequence[str]) -> str:
     """Write a partition of the classes into ``n`` ranges of nearly the same size, one a peer.
 
-    By position where that cannot be misread, else by plain name, else by name in quotes.
+    By position if that cannot be misread, else by plain name, else by name in quotes.
     """
     reader = _Reader(classes)
     spans = [range(part[0], part[-1] + 1) for part in np.array_split(np.arange(len(classes)), n)]
@@ -83,12 +83,12 @@ def even_groups(n: int, classes: Sequence[str]) -> str:
 
 
 def check_groups(spec: str, n: int) -> list[list[_Item]]:
-    """Return the items of each peer's group of classes; which classes they are is not looked at.
+    """Return the items of each peer's group of classes, without looking the classes up.
 
     Raises
     ------
     ConfigError
-        When the groups are not ``n``, or a quote is not where it can be read.
+        When the groups are not ``n``, or a quote is misplaced.
     """
     text = spec.partition(":")[2]
     groups: list[list[_Item]] = [[]]
@@ -116,7 +116,7 @@ def check_groups(spec: str, n: int) -> list[list[_Item]]:
 
 
 class _Reader:
-    """What texts mean with these classes."""
+    """Reads texts in terms of these classes."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self._classes = classes
@@ -127,12 +127,12 @@ class _Reader:
         """A class whose name is a number, but not that of its position."""
 
     def group(self, spec: str, items: Sequence[_Item]) -> list[int]:
-        """Return the classes of a peer's group, ascending; one that is given twice stands there twice.
+        """Return the classes of a peer's group, ascending, with repetitions.
 
         Raises
         ------
         ConfigError
-            When it means no classes, or may mean different ones.
+            When it means no classes, or its meaning is ambiguous.
         """
         ways = self._ways(items)
         if len(ways) == 1:
@@ -146,7 +146,7 @@ class _Reader:
         raise _ambiguous(spec, "+".join(map(_text, items)), [*ways.values()])
 
     def _ways(self, items: Sequence[_Item]) -> dict[tuple[int, ...], str]:
-        """Return what items can mean, at most two things, each with its text in quotes.
+        """Return at most two meanings of the items, each with its text in quotes.
 
         A ``+`` may also be part of a name.
         """
@@ -163,7 +163,7 @@ class _Reader:
         return ways[-1]
 
     def _spans(self, items: Sequence[_Item]) -> list[range]:
-        """Return what items can mean as one, the ``+`` between them being part of names."""
+        """Return the meanings of all items as one text, in which ``+`` is part of names."""
         if not any(item.names for item in items):
             return self.readings("+".join(item.bare for item in items))
         if len(items) > 1 or not all(name in self._index for name in items[0].names):
@@ -172,9 +172,9 @@ class _Reader:
         return [range(first, last + 1)] if first <= last else []
 
     def readings(self, text: str) -> list[range]:
-        """Return all that a text without quotes can mean, names first."""
+        """Return all meanings of a text without quotes, names first."""
         found = self._range(text, self._named)
-        # Where numbers are names, a position is only what a number may have been meant for.
+        # If numbers are names, a position is only a possible intention.
         if self._misnumbered is None or found:
             found += self._range(text, self._placed)
         return [*dict.fromkeys(found)]
@@ -187,7 +187,7 @@ class _Reader:
         return spans
 
     def _named(self, text: str) -> set[int]:
-        """Return the classes of this name; blanks round it may be part of it. Else those of this number."""
+        """Return the classes of this name, with blanks round it or without, else those of this number."""
         exact = {self._index[name] for name in (text, text.strip()) if name in self._index}
         number = number_of(text.strip())
         if exact or number is None:
@@ -195,7 +195,7 @@ class _Reader:
         return {c for c, value in enumerate(self._numbers) if value == number}
 
     def _placed(self, text: str) -> set[int]:
-        """Return the class at this position, or of this name where it is no number."""
+        """Return the class at this position, or of this name if it is no number."""
         bare = text.strip()
         if not _is_position(bare):
             return set() if number_of(bare) is not None else self._named(text)
@@ -208,7 +208,7 @@ class _Reader:
         return "-".join(map(_quoted, ends))
 
     def _unknown(self, spec: str, item: _Item) -> ConfigError:
-        """Return the error of an item that means no class, with the nearest."""
+        """Return the error for an item that names no class, with the nearest name."""
         text = item.bare.strip()
         if (numbers := text.split("-")) and all(map(_is_position, numbers)) and len(numbers) <= 2:
             for number in numbers:

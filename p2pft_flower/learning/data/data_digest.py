@@ -1,4 +1,4 @@
-"""By what images are known again at another path: labels, names, some sizes and contents."""
+"""Digests that recognise images at another path: of labels, names, some sizes and some contents."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from p2pft_flower.learning.data.datasets import Split
 from p2pft_flower.learning.data.looking import each
+from p2pft_flower.learning.data.splits import Split
 
 __all__ = ["images_digest"]
 
 LOOKED_AT = 2000
-"""Images, spread evenly, of which the file's size or the pixels count; of all others the name only."""
+"""Images, spread evenly, whose file size or pixels count; of all others only the name counts."""
 
 OPENED = 400
-"""Files, spread evenly over the classes, of which the content counts, too."""
+"""Files, spread evenly over the classes, whose content counts too."""
 
 BLOCK, BLOCKS = 2**16, 16
-"""Bytes and number of the blocks that are read of a file larger than all of them: evenly spaced ones."""
+"""Bytes and number of the evenly spaced blocks that are read of a larger file."""
 
 
 def images_digest(split: Split, positions: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
-    """Digest images: the same ones, in the same order, have the same digest wherever their folder lies.
+    """Digest images: the same images in the same order have the same digest in any folder.
 
     Up to :data:`OPENED` files are opened, always the same ones, and up to 1 MiB of each is read, so it is
-    quick on a network's disk, too. Of own datasets, whose images have no name, only the labels count.
+    quick on a network's disk too. Of own datasets, whose images have no name, only the labels count.
 
     Parameters
     ----------
     split : Split
-        Where they come from.
+        The split that has them.
     positions : (N,) int64 array
-        Which ones, in this order.
+        The images, in this order.
     classes : sequence of str
         Names of the classes.
 
@@ -66,7 +66,7 @@ def images_digest(split: Split, positions: npt.NDArray[np.int64], classes: Seque
         opened = _over_classes(split.labels, positions)
         with closing(each(lambda index: _content(held[index]), opened, "sampled")) as contents:
             for _, content in contents:
-                # Whoever reads a file for its image says what is wrong with it.
+                # Reading the file for its image will report the error.
                 add(b"unreadable" if isinstance(content, Exception) else content)
     elif split.content is not None:
         for index in some:
@@ -75,7 +75,7 @@ def images_digest(split: Split, positions: npt.NDArray[np.int64], classes: Seque
 
 
 def _over_classes(labels: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return at most :data:`OPENED` of the positions, evenly spaced where they are sorted by class."""
+    """Return at most :data:`OPENED` of the positions, evenly spaced in the order of classes."""
     by_class = positions[np.argsort(labels[positions], kind="stable")]
     if len(by_class) <= OPENED:
         return by_class
@@ -104,4 +104,4 @@ def _size(file: Path) -> int:
     try:
         return file.stat().st_size
     except OSError:
-        return -1  # whoever reads it says what is wrong
+        return -1  # reading it for its image will report the error

@@ -1,4 +1,4 @@
-"""Which names of datasets can be meant, what they read, and whether it is there: known without an image."""
+"""Names of datasets, the folders that they read, and checks of both without reading an image."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ TORCHVISION = tuple(FOLDERS)
 """The sets of :mod:`p2pft_flower.learning.data.torchvision_sets`."""
 
 FOLDER = "folder:"
-"""What comes before a folder's path."""
+"""The prefix of a folder's path."""
 
 
 def check_dataset_name(name: str) -> None:
-    """Refuse a dataset that nothing is known of.
+    """Refuse an unknown dataset.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def check_dataset_name(name: str) -> None:
     Raises
     ------
     ConfigError
-        With the nearest name, and what there is.
+        With the nearest name and the choices.
     """
     known = [*BUILT_IN, *TORCHVISION]
     if name in known or is_reference(name) or (name.startswith(FOLDER) and name != FOLDER):
@@ -60,24 +60,24 @@ def check_dataset_name(name: str) -> None:
 
 
 def reads_data_dir(dataset: str) -> bool:
-    """Tell whether a dataset takes anything from ``data-dir``."""
+    """Return whether a dataset reads ``data-dir``."""
     return dataset in TORCHVISION or (is_reference(dataset) and not dataset.startswith(FOLDER))
 
 
 def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
-    """Refuse a ``data-dir`` that the dataset would not look at.
+    """Refuse a ``data-dir`` that the dataset does not read.
 
     Parameters
     ----------
     dataset, data_dir : str
         Of the run-config; ``data_dir`` may be empty.
     where : str
-        Where ``data-dir`` was set, for the message, as ``" in --node-config"``.
+        The place of the setting, for the message, as ``" in --node-config"``.
 
     Raises
     ------
     ConfigError
-        With what would look at it.
+        With the datasets that read it.
     """
     if not data_dir or reads_data_dir(dataset):
         return
@@ -90,14 +90,14 @@ def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
 
 
 def require_parts(path: str, *, site: bool = False) -> Path:
-    """Return the folder of ``folder:PATH``, which is there with the folders that it needs.
+    """Return the folder of ``folder:PATH``, checked to exist with the folders that it needs.
 
     Parameters
     ----------
     path : str
         The folder.
     site : bool
-        Whether it is one peer's own, which may do without test images.
+        Whether it is one peer's own, which needs no test images.
 
     Raises
     ------
@@ -121,12 +121,12 @@ def require_parts(path: str, *, site: bool = False) -> Path:
 
 
 def classes_of(dataset: str) -> tuple[str, ...] | None:
-    """Return the names of a dataset's classes where they are known without reading it, else None.
+    """Return the names of a dataset's classes if they are known without reading it, else None.
 
     Parameters
     ----------
     dataset : str
-        The run-config's; a folder must be there. Of a folder for each peer nothing is said.
+        The run-config's; a folder must exist. None for a folder for each peer.
 
     Raises
     ------
@@ -141,21 +141,21 @@ def classes_of(dataset: str) -> tuple[str, ...] | None:
 
 
 def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence[int]) -> None:
-    """Refuse a dataset whose folders are not on this machine; no image is looked at.
+    """Refuse a dataset whose folders are not on this machine, without reading an image.
 
     Parameters
     ----------
     dataset, data_dir : str
         Of the run-config.
     download : bool
-        Whether what is missing is fetched.
+        Whether missing files are fetched.
     peers : sequence of int
         The peers that are on this machine.
 
     Raises
     ------
     DataError
-        When something is missing, naming it, and the peer where each has a folder of its own.
+        When something is missing; names it, and the peer if each has a folder of its own.
     """
     if dataset in TORCHVISION and not download:
         require_folder(dataset, data_dir)

@@ -1,8 +1,8 @@
 """Image files decoded: 8-bit pictures by Pillow, deeper samples in the file's own numbers.
 
-Pillow keeps eight bits of colours that have more, clips or scales what it converts, and takes no note of
-signs. So samples of more than 8 bits, with signs or fractions come from tifffile and imagecodecs, as they
-stand in the file; :mod:`p2pft_flower.learning.data.pixels` makes pictures of them.
+Pillow reduces deeper colours to eight bits, clips or scales when it converts, and ignores signs. So samples
+of more than 8 bits, with signs or fractions are read by tifffile and imagecodecs, with the file's own values;
+:mod:`p2pft_flower.learning.data.pixels` makes pictures of them.
 """
 
 from __future__ import annotations
@@ -58,18 +58,18 @@ _PICTURES = (
     "XBM",
     "XPM",
 )
-"""Formats that hold pictures. Pillow registers others too: data of other kinds, films, printed pages."""
+"""Formats of pictures. Pillow also registers other data, films and printed pages."""
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-"""What is raised of files that are no images, or broken ones."""
+"""Exceptions that files which are no images, or broken images, raise."""
 
 REMEDY = "; repair or remove it, or set bad-images = skip"
-"""What to do about an image that cannot be read."""
+"""The remedy for an image that cannot be read."""
 
 _GREY_16 = ("I;16", "I;16L", "I;16B", "I;16N")
 
 _LONG_HEAD = 1 << 20
-"""Bytes within which a PGM's or PPM's numbers follow its comments."""
+"""Bytes within which the numbers of a PGM's or PPM's header must appear, after its comments."""
 
 _Found = TypeVar("_Found")
 
@@ -93,7 +93,7 @@ def look_at(file: Path) -> Look:
 
 
 def decode(file: Path) -> Image.Image | Samples:
-    """Decode the first page of an image file; orientation and transparency are left to be applied.
+    """Decode the first page of an image file; orientation and transparency are not yet applied.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def decode_stream(stream: IO[bytes], page: int = 0) -> Image.Image | Samples:
             if page:
                 image.seek(page)
             if (deep := _decode_deep(stream, head, image)) is not None:
-                image.load()  # what follows the pixels in the file may say how they lie
+                image.load()  # a tag behind the pixels may give their orientation
                 return _turned(deep, orientation(image))
             image.load()
             if (form := _form_of_mode(image)) is not None:
@@ -136,13 +136,13 @@ def decode_stream(stream: IO[bytes], page: int = 0) -> Image.Image | Samples:
 
 
 def look_at_image(image: Image.Image) -> Look:
-    """Say of an image what :func:`look_at` says of a file."""
+    """Describe an opened image as :func:`look_at` describes a file."""
     return Look(_form_of_mode(image), orientation(image) != 1, _transparent(image), _several(image))
 
 
 def _naming(file: Path, read: Callable[[IO[bytes]], _Found]) -> _Found:
     try:
-        # Not by its path: Pillow would map the file, and one that lies on its side with its sides swapped.
+        # Not by its path: Pillow would map the file, with width and height swapped if it is on its side.
         with file.open("rb") as stream:
             return read(stream)
     except UNREADABLE as error:
@@ -175,7 +175,7 @@ def _look(stream: IO[bytes]) -> Look:
 
 @contextmanager
 def _opened(stream: IO[bytes]) -> Iterator[Image.Image]:
-    """Open an image by Pillow; what broken files make its readers raise meanwhile becomes a ValueError."""
+    """Open an image by Pillow; its readers' errors on broken files become ValueErrors."""
     stream.seek(0)
     try:
         with Image.open(stream, formats=formats()) as image:
@@ -184,12 +184,12 @@ def _opened(stream: IO[bytes]) -> Iterator[Image.Image]:
         raise ValueError("no picture of a format that can be opened here") from error
     except UNREADABLE:
         raise
-    except Exception as error:  # its readers let through whatever broken numbers lead to
+    except Exception as error:  # its readers do not catch errors caused by broken numbers
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def _decode_deep(stream: IO[bytes], head: bytes, image: Image.Image) -> Image.Image | Samples | None:
-    """Decode what Pillow would cut or misread; None: it is to decode the image."""
+    """Decode an image that Pillow would cut or misread; None if Pillow should decode it."""
     if head.startswith(deep_files.PNG):
         return deep_files.decode_png(_content(stream), image.mode)
     if head.startswith(deep_files.PNM):
@@ -211,7 +211,7 @@ def _head(stream: IO[bytes]) -> bytes:
 
 
 def _content(stream: IO[bytes], most: int = -1) -> bytes:
-    """Return all bytes, or so many; leave the stream where it is: Pillow reads on from there."""
+    """Return all bytes, or so many, and restore the stream's position, from which Pillow reads on."""
     at = stream.tell()
     stream.seek(0)
     data = stream.read(most)
@@ -227,7 +227,7 @@ def _turned(decoded: Image.Image | Samples, turned: int) -> Image.Image | Sample
 
 
 def orientation(image: Image.Image) -> int:
-    """Return EXIF's orientation, 1..8; 1 where none can be read: viewers show such an image as it lies."""
+    """Return EXIF's orientation, 1..8; 1 if none can be read, as viewers assume."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except deep_files.NO_EXIF:

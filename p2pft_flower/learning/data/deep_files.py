@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 NO_EXIF = (SyntaxError, ValueError, KeyError, struct.error, OSError)
-"""What Pillow raises of broken EXIF data."""
+"""Exceptions that Pillow raises on broken EXIF data."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -42,17 +42,17 @@ _XMP = b"XML:com.adobe.xmp\0"
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=\"|>)([2-8])")
 
 _J2K = b"\xff\x4f\xff\x51"
-"""Start of a JPEG 2000 codestream and of its first segment, which says how samples are held."""
+"""Start of a JPEG 2000 codestream and of its first segment, which describes the samples."""
 
 _CMYK, _SYCC = 12, 18
 """Colour spaces by their numbers in a JP2 file (ISO 15444-1, I.5.3.3, and ISO 15444-2, M.11.7.3.1)."""
 
 
 def by_library(decoder: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Call a decoder; what it raises of broken data becomes a ValueError."""
+    """Call a decoder; its errors on broken data become ValueErrors."""
     try:
         return decoder()
-    except Exception as error:  # the decoders raise errors of their own, each format another
+    except Exception as error:  # each decoder has its own errors
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
@@ -60,13 +60,13 @@ def by_library(decoder: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def look_at_png(stream: IO[bytes]) -> tuple[Form | None, bool, bool]:
-    """Return the form of deep samples, whether anything is transparent, and whether it is to be turned."""
+    """Return the form of deep samples, whether a part is transparent, and whether to turn the image."""
     chunks: dict[bytes, bytes] = {}
     turned = False
     for name, content in _chunks(stream):
         if name in (b"IHDR", b"sBIT", b"tRNS"):
             chunks[name] = content
-        elif name == b"eXIf":  # it may stand behind the pixels
+        elif name == b"eXIf":  # the chunk may follow the pixels
             turned = turned or _turned(content)
         elif name == b"iTXt" and content.startswith(_XMP):
             turned = turned or _XMP_ORIENTATION.search(content) is not None
@@ -82,7 +82,7 @@ def look_at_png(stream: IO[bytes]) -> tuple[Form | None, bool, bool]:
 
 
 def decode_png(data: bytes, mode: str) -> Samples | None:
-    """Decode a PNG that Pillow opens in ``mode``; None: Pillow is to decode it."""
+    """Decode a PNG that Pillow opens in ``mode``; None if Pillow should decode it."""
     form, transparent, _ = look_at_png(io.BytesIO(data))
     # Pillow compares the transparent level of greys of 1, 2 and 4 bits with their 8-bit ones.
     if form is None and not (transparent and mode in ("1", "L")):
@@ -91,7 +91,7 @@ def decode_png(data: bytes, mode: str) -> Samples | None:
 
 
 def _chunks(stream: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield name and content of each chunk, without the pixels'; the stream stays where it was."""
+    """Yield name and content of each chunk, without the pixels', and restore the stream's position."""
     at = stream.tell()
     stream.seek(len(PNG))
     while len(start := stream.read(8)) == 8:
@@ -116,13 +116,13 @@ def _turned(exif: bytes) -> bool:
 
 
 def form_of_pnm(data: bytes) -> Form | None:
-    """Return the form of samples of more than 8 bits, of a file that begins so; None where there are none."""
+    """Return the form of samples of more than 8 bits from a file's head; None if there are none."""
     white = int(_pnm_header(data)[4])
     return None if white < 256 else form_of("PNM", "unsigned", white.bit_length(), white=white)
 
 
 def decode_pnm(data: bytes) -> Samples | None:
-    """Decode a PGM or PPM of more than 8 bits; None: Pillow is to decode it."""
+    """Decode a PGM or PPM of more than 8 bits; None if Pillow should decode it."""
     form = form_of_pnm(data)
     if form is None:
         return None
@@ -138,7 +138,7 @@ def decode_pnm(data: bytes) -> Samples | None:
     if len(found) < number:
         raise ValueError(f"the image has {len(found)} of {number} samples: it is truncated")
     if found.min(initial=0) < 0 or found.max(initial=0) > white:
-        raise ValueError(f"a sample of {found.max()} or less than 0 where the largest is said to be {white}")
+        raise ValueError(f"a sample of {found.max()} or less than 0, but the header's largest is {white}")
     return samples_of(found.astype(np.uint16).reshape(shape), form)
 
 
@@ -155,13 +155,13 @@ def _pnm_header(data: bytes) -> re.Match[bytes]:
 
 
 def form_of_jpeg2000(data: bytes) -> Form | None:
-    """Return the form of samples that need a range; None where they are levels of at most 8 bits."""
+    """Return the form of samples that need a range; None for levels of at most 8 bits."""
     form = _components(data)[0]
     return None if form.kind == "unsigned" and form.bits <= 8 else form
 
 
 def decode_jpeg2000(data: bytes) -> Image.Image | Samples | None:
-    """Decode an image of other than 8 bits, in the file's own numbers; None: Pillow is to decode it."""
+    """Decode an image of other than 8 bits, in the file's own numbers; None if Pillow should."""
     form, number = _components(data)
     if form.kind == "unsigned" and form.bits == 8:
         return None
@@ -189,7 +189,7 @@ def _components(data: bytes) -> tuple[Form, int]:
 
 
 def _colour_space(data: bytes) -> int | None:
-    """Return the number of the colour space that a JP2 file names; None where it names none."""
+    """Return the number of the colour space that a JP2 file names; None if it names none."""
     at = data[: data.find(_J2K)].find(b"colr")
     if at < 0 or data[at + 4] != 1:
         return None

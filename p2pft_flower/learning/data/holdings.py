@@ -1,4 +1,4 @@
-"""Who holds which images: dataset, partition, shots, streams, test images, and what cannot be read."""
+"""The images that each peer holds: dataset, partition, shots, streams, test images, unreadable images."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.data.class_groups import class_owners
 from p2pft_flower.learning.data.data_digest import images_digest
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
-from p2pft_flower.learning.data.datasets import Dataset, Sites, Split, load_dataset, load_sites
+from p2pft_flower.learning.data.datasets import load_dataset
+from p2pft_flower.learning.data.image_folders import Sites, load_sites
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.partitions import Partition, draw_shots, partition_images, resolve_partition
 from p2pft_flower.learning.data.pixels import Pixels, Range
 from p2pft_flower.learning.data.readable import require_readable, unreadable_images
+from p2pft_flower.learning.data.splits import Dataset, Split
 from p2pft_flower.learning.data.streams import ImageStream, StreamPart
 from p2pft_flower.learning.data.survey import Statistics, Survey, statistics_of, survey
 from p2pft_flower.learning.settings import check_ranges
@@ -33,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PeerData:
-    """What a peer holds, in numbers only.
+    """A peer's share of the images, in numbers only.
 
     Attributes
     ----------
@@ -42,12 +44,12 @@ class PeerData:
     classes : tuple of str
         Names of the classes of which it holds at least one.
     train_digest : str
-        By what its training images are known again; empty where they may change (``stream``), or where
-        nothing is to be told of them (``dp_clip``).
+        Digest of its training images; empty if they may change (``stream``), or if nothing may be revealed
+        of them (``dp_clip``).
     test_digest : str
-        By what the images are known again that it is scored on.
+        Digest of the images that it is scored on.
     pixel_range : str
-        Which samples of these images are black and white, as the run-config or its site says it.
+        Their black and white samples, as the run-config or the site gives them.
     """
 
     images: int
@@ -58,7 +60,7 @@ class PeerData:
 
 
 class Holdings:
-    """Who of ``n`` peers holds which images of the dataset that ``config`` names.
+    """The images of the dataset in ``config`` that each of ``n`` peers holds.
 
     Parameters
     ----------
@@ -67,11 +69,11 @@ class Holdings:
     n : int
         Number of peers.
     pooled : {"", "uniform", "examples"}
-        Not empty (``centralized``): one peer holds all images. How it draws them is the workload's.
+        Not empty (``centralized``): one peer holds all images; the workload decides how it draws them.
     peers : sequence of int, optional
-        The peers whose images are on this machine; without it, all n. Of the others' nothing is looked at.
+        The peers whose images are on this machine, by default all n. The others' images are not read.
     classes : sequence of str, optional
-        Names of the classes where they are known without images: to the coordinator of peers on other
+        Names of the classes if they are known without images: to the coordinator of peers on other
         machines, or from a tail's metadata.
 
     Attributes
@@ -79,7 +81,7 @@ class Holdings:
     here : tuple of int
         The peers whose images are on this machine.
     unreadable : int
-        Images left out because they cannot be read, as far as they were looked at yet.
+        Images left out because they cannot be read, among those read so far.
 
     Raises
     ------
@@ -88,7 +90,7 @@ class Holdings:
 
     Notes
     -----
-    Everything is looked at when first asked for. No image is opened before one has to be.
+    Everything is computed when first used. No image is opened before it is needed.
     """
 
     def __init__(
@@ -111,12 +113,12 @@ class Holdings:
         if pooled and config.sited and peers is not None:
             raise ConfigError(
                 f"dataset = {config.dataset!r}: the peers' folders are on separate machines, so their images "
-                "cannot be pooled: run algorithm = centralized in simulation, where all folders are"
+                "cannot be pooled: run algorithm = centralized in simulation, which has all folders"
             )
 
     @cached_property
     def dataset(self) -> Dataset:
-        """Training and test images; of own folders those of the peers here, one folder after the other."""
+        """Training and test images; of own folders those of the peers here, concatenated."""
         config = self.config
         if config.sited:
             found = self._sites.dataset
@@ -137,12 +139,12 @@ class Holdings:
 
     @cached_property
     def surveys(self) -> dict[int | None, Survey]:
-        """What the images of each peer's own folder are like, by peer; of one dataset for all, by None.
+        """Surveys of the images of each peer's own folder, by peer; of one dataset for all, by None.
 
         Raises
         ------
         ConfigError
-            When nothing says which samples of some images are black and white, naming each peer.
+            When the black and white samples of some images are unknown; names each peer.
         """
         if self.config.sited:
             looked_at: dict[int | None, Dataset] = dict(self._sites.folders.items())
@@ -165,7 +167,7 @@ class Holdings:
 
     @property
     def notes(self) -> list[tuple[int | None, str]]:
-        """What was passed over, and what is done to images: a line each, and whose folder it is of."""
+        """Lines on files passed over and on conversions of images, each with the folder's owner."""
         if self.config.sited:
             looked_at: dict[int | None, Dataset] = dict(self._sites.folders.items())
         else:
@@ -183,7 +185,7 @@ class Holdings:
 
     @cached_property
     def pictures(self) -> Dataset:
-        """The images of :attr:`dataset`, at the same positions, as pictures.
+        """The images of :attr:`dataset` as pictures, at the same positions.
 
         Raises
         ------
@@ -198,29 +200,29 @@ class Holdings:
 
     @staticmethod
     def picture_of(file: Path, window: Range | None) -> Image.Image:
-        """Return an image file that is none of the dataset's as a picture.
+        """Return an image file from outside the dataset as a picture.
 
         Parameters
         ----------
         file : Path
             The file.
         window : (float, float) or None
-            Its black and white where it has deep samples; None: auto.
+            Black and white of deep samples; None: auto.
 
         Raises
         ------
         ConfigError
-            When nothing says which of its samples are black and white.
+            When its black and white samples are unknown.
         DataError
             When it cannot be read, naming it.
         """
-        if file.exists() and not file.is_file():  # a pipe would be waited for
+        if file.exists() and not file.is_file():  # reading a pipe would block
             raise DataError(f"{file}: not a readable image (no regular file)")
         alone = Split.of_files([file], np.zeros(1, dtype=np.int64))
         return replace(alone, pixels=survey([alone], window, f"{file}'s").pixels).picture(0)
 
     def statistics(self, peer: int) -> Statistics | None:
-        """Return statistics of some of the peer's training pictures; None where none can be read."""
+        """Return statistics of some of the peer's training pictures; None if none can be read."""
         return statistics_of(self.pictures.train, self.partition[peer], f"peer {peer}'s")
 
     @property
@@ -244,12 +246,12 @@ class Holdings:
     def shares(self) -> Partition:
         """Positions in the training split, one array for each of the n peers, pooled or not.
 
-        Images that are left out as unreadable are left out before shots are drawn and shares are dealt.
+        Unreadable images are left out before shots are drawn and images are dealt.
         """
         labels, classes, seed = self.dataset.train.labels, self.dataset.classes, self.config.seed
         usable = self._usable
         if self.config.sited:
-            # Each draws from its own folder: it sees no other's.
+            # Each peer draws from its own folder and sees no other.
             mine = self._sites.train
             held = [np.intersect1d(mine.get(p, np.empty(0, dtype=np.int64)), usable) for p in range(self.n)]
             return [p[draw_shots(labels[p], self.config.shots, classes, seed)] for p in held]
@@ -259,7 +261,7 @@ class Holdings:
 
     @cached_property
     def _usable(self) -> npt.NDArray[np.int64]:
-        """Positions of the training images that can be read, as far as that is asked for."""
+        """Positions of the training images; with ``bad-images = skip`` only of those that can be read."""
         every = np.arange(len(self.dataset.train))
         if self.config.bad_images != "skip" or self.config.stream:
             return every
@@ -297,15 +299,15 @@ class Holdings:
 
     @property
     def partition(self) -> Partition:
-        """Positions in the training split, one array a peer; where pooled one array, peer after peer.
+        """Positions in the training split, one array a peer; if pooled, one array, peer after peer.
 
-        Of own folders on other machines nothing is known: their peers' arrays are empty.
+        The arrays of peers with own folders on other machines are empty.
         """
         return [np.concatenate(self.shares)] if self.pooled else self.shares
 
     @cached_property
     def tests(self) -> Partition:
-        """Positions in the test split, one array for each of the n peers; unreadable images left out."""
+        """Positions in the test split, one array for each of the n peers, without unreadable images."""
         every = np.arange(len(self.dataset.test))
         if self.config.bad_images == "skip":
             every = np.setdiff1d(every, self._unreadable(self.pictures.test, every, "test"))
@@ -332,30 +334,30 @@ class Holdings:
 
     @property
     def test_positions(self) -> npt.NDArray[np.int64]:
-        """Positions in the test split of all images that are scored on this machine, ascending."""
+        """Positions in the test split of all images that this machine scores, ascending."""
         return np.unique(np.concatenate([self.tests[p] for p in self.here]))
 
     @property
     def scored_test(self) -> Split:
-        """The test images that are scored on this machine, as a split of their own."""
+        """The test images that this machine scores, as a split of their own."""
         split, positions = self.pictures.test, self.test_positions
         return Split(split.labels[positions], lambda index: split.picture(int(positions[index])), pixels=None)
 
     def check_images(self, peers: Sequence[int]) -> None:
-        """Decode once all images that ``peers`` use; for runs that read them only as they go.
+        """Decode once all images that ``peers`` use, for runs that read them only while they train.
 
         Raises
         ------
         DataError
             When one cannot be read, naming it.
         """
-        if not self.config.stream:  # a stream looks at its images itself
+        if not self.config.stream:  # a stream checks its images itself
             mine = np.unique(np.concatenate([self.partition[p] for p in peers]))
             require_readable(self.pictures.train, mine, "training")
         require_readable(self.pictures.test, self.test_positions, "test")
 
     def stream(self, peer: int) -> ImageStream:
-        """Return the growing set of the peer's training images; the same one whenever it is asked for.
+        """Return the growing set of the peer's training images, the same object at every call.
 
         Pooled images with the objective ``"examples"`` are one set, peer 0's; with ``"uniform"`` each peer
         has its own.
@@ -380,7 +382,7 @@ class Holdings:
         return StreamPart(Path(path).expanduser() / "train", every, self._pixels(peer))
 
     def data(self, peer: int) -> PeerData:
-        """Say what ``peer`` holds."""
+        """Return ``peer``'s share of the images."""
         train, mine = self.dataset.train, self.partition[peer]
         labels = np.unique(train.labels[mine])
         untold = self.config.stream or self.config.dp_clip
@@ -394,11 +396,11 @@ class Holdings:
 
     @cached_property
     def dealt_digest(self) -> str:
-        """By what the images are known again that are dealt out: all machines must deal the same ones."""
+        """Digest of the images that are dealt out; it must be the same on all machines."""
         return images_digest(self.dataset.train, self._usable, self.classes)
 
     def test_digest(self, peer: int) -> str:
-        """Return by what the images are known again that ``peer`` is scored on."""
+        """Return the digest of the images that ``peer`` is scored on."""
         if self.config.sited and not self.pooled:
             return images_digest(self.dataset.test, self.tests[peer], self.classes)
         return self._test_digest

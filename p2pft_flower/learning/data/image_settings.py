@@ -1,7 +1,7 @@
-"""Which images a model sees: size, crop, interpolation, mean and deviation, and where each comes from.
+"""The images that a model sees: size, crop, interpolation, mean and deviation, and the origin of each.
 
-The settings stand in the model's ``pretrained_cfg``, where timm looks for them, so whoever turns a picture
-into a tensor finds the same ones: training, evaluation, augmentation, attention figures, an export.
+The settings are in the model's ``pretrained_cfg``, from which timm reads them, so that training, evaluation,
+augmentation, attention figures and exports all use the same ones.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ KEYS = {
     "mean": "mean",
     "std": "std",
 }
-"""timm's names of the settings that the run-config can decide, and its keys."""
+"""timm's names of the settings that the run-config can override, and the run-config's keys."""
 
 _ORIGINS = "image_origins"
-"""The model's attribute that says where its settings come from."""
+"""The model's attribute that holds the origins of its settings."""
 
 
 @dataclass(frozen=True)
 class ImageKeys:
-    """What the run-config says of the images that a model sees; the model decides what is empty or 0."""
+    """The run-config's settings of the images that a model sees; the model decides empty ones and zeros."""
 
     image_size: int = 0
     crop_pct: float = 0.0
@@ -55,14 +55,14 @@ class ImageKeys:
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """Which images a model sees, in timm's terms.
+    """The images that a model sees, in timm's terms.
 
     Attributes
     ----------
     input_size : tuple of int
         Channels, height and width of the tensor, in pixels.
     crop_pct : float
-        Share of the shorter side that the crop keeps.
+        The crop's share of the shorter side.
     crop_mode : str
         ``center``, ``squash`` or ``border``.
     interpolation : str
@@ -70,7 +70,7 @@ class ImageSettings:
     mean, std : tuple of float
         Subtracted from, and then divides, pixels of 0..1; one number a channel.
     origins : mapping of str to str
-        Where each of these comes from, in words.
+        The origin of each of these, in words.
     """
 
     input_size: tuple[int, int, int]
@@ -83,7 +83,7 @@ class ImageSettings:
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """The settings as ``timm.data.create_transform`` takes them."""
+        """The settings as arguments of ``timm.data.create_transform``."""
         return {
             "input_size": self.input_size,
             "interpolation": self.interpolation,
@@ -107,7 +107,7 @@ class ImageSettings:
         }
 
     def describe(self) -> str:
-        """Return one line: every setting, and where it comes from."""
+        """Return one line with every setting and its origin."""
         sources: dict[str, list[str]] = {}
         named = {"image size": "input_size", "crop": "crop_pct", "deviation": "std"}
         for what, words in self.facts.items():
@@ -122,7 +122,7 @@ class ImageSettings:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ImageSettings:
-        """Read what :meth:`to_dict` made.
+        """Read a dictionary of :meth:`to_dict`.
 
         Raises
         ------
@@ -140,14 +140,14 @@ class ImageSettings:
         )
 
     def put_on(self, model: nn.Module) -> None:
-        """Make ``model`` one that sees such images; it must be built for their size."""
+        """Set these images on ``model``, which must be built for their size."""
         given = dict(getattr(model, "pretrained_cfg", None) or {})
         model.pretrained_cfg = model.default_cfg = given | self.data_config  # type: ignore[assignment]
         setattr(model, _ORIGINS, dict(self.origins))
 
 
 def image_settings(model: nn.Module) -> ImageSettings:
-    """Return which images a model sees, and where each setting comes from."""
+    """Return the images that a model sees, and the origin of each setting."""
     config = resolve_data_config({}, model=model)
     origins = getattr(model, _ORIGINS, None) or dict.fromkeys(config, "the model's pretrained_cfg")
     return ImageSettings(
@@ -162,18 +162,18 @@ def image_settings(model: nn.Module) -> ImageSettings:
 
 
 def set_image_settings(name: str, model: nn.Module, keys: ImageKeys, origin: str) -> None:
-    """Decide which images a model sees: what the run-config says, and else what its ``pretrained_cfg`` does.
+    """Set the images that a model sees: the run-config's settings, else those of its ``pretrained_cfg``.
 
     Parameters
     ----------
     name : str
         The model's name, for messages.
     model : nn.Module
-        Its ``pretrained_cfg`` is replaced; it is built for the image size that ``keys`` says already.
+        Built for the image size in ``keys``; its ``pretrained_cfg`` is replaced.
     keys : ImageKeys
-        What the run-config says.
+        The run-config's settings.
     origin : str
-        Where the rest comes from, in words.
+        The origin of the other settings, in words.
 
     Raises
     ------

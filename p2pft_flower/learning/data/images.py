@@ -1,4 +1,4 @@
-"""Images of arrays and files: found in folders, and told from each other by their content."""
+"""Images in arrays and files: found in folders, and identified by their content."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 SPECIAL = "pipe, socket or device"
-"""What is called so waits or goes on without end when it is read as a file."""
+"""Kinds of files whose reading blocks or never ends."""
 
 _SYSTEM = frozenset(
     {
@@ -60,25 +60,25 @@ _SYSTEM = frozenset(
         "~snapshot",
     }
 )
-"""Names, in lower case, of what systems, archives and network storage leave beside one's own."""
+"""Names, in lower case, of files and folders that systems, archives and network storage create."""
 
 _SYSTEMS_OWN = tuple("#$@_~")
-"""What systems like to begin names with."""
+"""Beginnings of names that systems often use."""
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a file or folder of this name is none of the user's: a system or program made it."""
+    """Return whether a system or program, and not the user, makes files or folders of this name."""
     return name.startswith(".") or name.casefold() in _SYSTEM
 
 
 def looks_hidden(name: str) -> bool:
-    """Tell whether a name begins as systems like to begin theirs; it may be the user's all the same."""
+    """Return whether a name begins as systems' names often do; it may still be the user's."""
     return name.startswith(_SYSTEMS_OWN)
 
 
 @dataclass
 class Listing:
-    """What was found in and below a folder.
+    """The files found in and below a folder.
 
     Attributes
     ----------
@@ -87,12 +87,12 @@ class Listing:
     hidden : Counter of str
         Names of hidden files and folders that were passed over.
     others : Counter of str
-        Suffixes, in lower case, of files that are no pictures which can be opened here; empty: none.
-        :data:`SPECIAL`, whatever their suffix, of what is no regular file.
+        Suffixes, in lower case, of files that are no pictures; :data:`SPECIAL` for those that are no regular
+        files, with any suffix.
     loops : list of Path
         Links that lead back to a folder above them; not followed.
     repeated : list of Path
-        Links to folders that were looked into already; not followed.
+        Links to folders that were listed already; not followed.
     """
 
     files: list[Path] = field(default_factory=list)
@@ -102,7 +102,7 @@ class Listing:
     repeated: list[Path] = field(default_factory=list)
 
     def add(self, other: Listing) -> None:
-        """Add what was found elsewhere."""
+        """Add another listing."""
         self.files += other.files
         self.hidden += other.hidden
         self.others += other.others
@@ -116,11 +116,11 @@ def find_images(folder: Path) -> Listing:
     Raises
     ------
     DataError
-        When a folder may not be read. One that is not there has no files.
+        When a folder may not be read. A missing folder has no files.
     """
     found = Listing()
     walked: set[tuple[int, int]] = set()
-    # Links come after the folders that lie here, so that images are known by their own paths.
+    # Links come after real folders, so that images have their own paths.
     waiting = deque([(folder, frozenset(identity(parent) for parent in folder.absolute().parents))])
     while waiting:
         linked, above = waiting.popleft()
@@ -130,7 +130,7 @@ def find_images(folder: Path) -> Listing:
 
 
 def folders_in(folder: Path) -> tuple[list[str], Listing]:
-    """Return the names of the folders in ``folder``, hidden ones left out, and what else lies beside them.
+    """Return the names of the folders in ``folder`` without hidden ones, and a listing of everything else.
 
     Raises
     ------
@@ -151,7 +151,7 @@ def folders_in(folder: Path) -> tuple[list[str], Listing]:
 def _walk(
     folder: Path, above: frozenset[tuple[int, int]], walked: set[tuple[int, int]], found: Listing
 ) -> Iterator[tuple[Path, frozenset[tuple[int, int]]]]:
-    """List what lies in and below a folder, and yield its links to folders with the folders above them."""
+    """List the files in and below a folder, and yield its links to folders with the folders above them."""
     here = identity(folder)
     if here in above or here in walked:
         (found.loops if here in above else found.repeated).append(folder)
@@ -172,7 +172,7 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             yield from entries
-    except FileNotFoundError:  # as when it was removed while this looked
+    except FileNotFoundError:  # it may have been removed meanwhile
         return
     except OSError as error:
         raise DataError(f"{folder}: the folder cannot be read ({error.strerror})") from error
@@ -181,15 +181,15 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads nowhere is no folder; as a file it will be named
+    except OSError:  # a dangling link is no folder; as a file it will be named
         return False
 
 
 def identity(path: Path) -> tuple[int, int]:
-    """Return by what a file or folder is known again, whatever path or link leads to it."""
+    """Return the identity of a file or folder, the same by every path or link."""
     try:
         found = path.stat()
-    except OSError:  # gone, or not to be looked at: nothing else leads to it
+    except OSError:  # gone or not accessible: identified by its path
         return (-1, hash(path))
     return found.st_dev, found.st_ino
 
@@ -208,7 +208,7 @@ def _add_file(entry: os.DirEntry[str], found: Listing) -> None:
 def _is_special(entry: os.DirEntry[str]) -> bool:
     try:
         return not entry.is_file() and not stat.S_ISREG(entry.stat().st_mode)
-    except OSError:  # a link that leads nowhere is named as an image that cannot be read
+    except OSError:  # a dangling link is named as an image that cannot be read
         return False
 
 
@@ -219,7 +219,7 @@ def _suffixes() -> frozenset[str]:
 
 
 def array_content(pixels: npt.NDArray[Any]) -> bytes:
-    """Return the bytes that tell an array of pixels from every other."""
+    """Return bytes that identify an array of pixels."""
     return f"{pixels.dtype} {pixels.shape} ".encode() + np.ascontiguousarray(pixels).tobytes()
 
 

@@ -1,4 +1,4 @@
-"""Many images looked at once each, in several threads, with progress in the log."""
+"""A function applied to many images in several threads, with progress in the log."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from p2pft_flower.learning.preparing import note_progress
 __all__ = ["each"]
 
 TELL_EVERY = 3.0
-"""Seconds between two lines in the log while many images are looked at."""
+"""Seconds between two lines of progress in the log."""
 
 Found = TypeVar("Found")
 
@@ -28,16 +28,16 @@ log = logging.getLogger(__name__)
 def each(
     look: Callable[[int], Found], positions: Sequence[int] | npt.NDArray[np.int64], what: str
 ) -> Generator[tuple[int, Found | Exception]]:
-    """Yield what ``look`` returns at each position, in their order, or the error of what cannot be read.
+    """Yield the result of ``look`` for each position, in order, or the error of an unreadable image.
 
-    Close the generator where no more is wanted.
+    Close the generator to stop early.
 
     Parameters
     ----------
     look : callable
         Called with a position, in several threads at once.
     positions : sequence of int
-        Which ones.
+        The images.
     what : str
         For the progress in the log, e.g. ``"test"``.
     """
@@ -48,7 +48,7 @@ def each(
         except UNREADABLE as error:
             return error
 
-    begin = told = time.monotonic()
+    begin = reported = time.monotonic()
     wanted = [int(p) for p in positions]
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="p2pft-decode")
     try:
@@ -56,7 +56,7 @@ def each(
             yield position, found
             note_progress()
             now = time.monotonic()
-            if now - told > TELL_EVERY and done < len(wanted):
+            if now - reported > TELL_EVERY and done < len(wanted):
                 rate = done / (now - begin)
                 left = (len(wanted) - done) / rate
                 log.info(
@@ -67,6 +67,6 @@ def each(
                     rate,
                     left,
                 )
-                told = now
+                reported = now
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""Names of classes and files: their order, those that differ only in what nobody sees, and lists of them."""
+"""Names of classes and files: their order, names that look the same, and lists for messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["differing_unseen", "in_order", "look_alikes", "number_of", "some_nam
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,9})?", re.IGNORECASE)
 
 NAMED = 10
-"""A message names this many, and counts the others."""
+"""Names that a message lists; it counts the others."""
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -24,25 +24,25 @@ def in_order(names: Iterable[str]) -> list[str]:
 
     Names that are numbers come first, by their value: -1 before 0, 0.25 before 0.5.
     """
-    natural = natsorted(sorted(names))  # names that count the same, as 2 and 02, by their letters
+    natural = natsorted(sorted(names))  # names of the same value, as 2 and 02, by their letters
     values = [(number_of(name), place, name) for place, name in enumerate(natural)]
     numbers = sorted((value, place, name) for value, place, name in values if value is not None)
     return [name for *_, name in numbers] + [name for value, _, name in values if value is None]
 
 
 def number_of(name: str) -> Decimal | None:
-    """Return the value of a name that is a number, as ``01``, ``-1``, ``1.0`` or ``0,5``; None of others."""
+    """Return the value of a name that is a number, as ``01``, ``-1``, ``1.0`` or ``0,5``; else None."""
     written = name.replace("\u2212", "-").replace(",", ".")  # the minus sign of typesetters
     return Decimal(written) if _NUMBER.fullmatch(written) else None
 
 
 def differing_unseen(name: str, others: Iterable[str]) -> str:
-    """Say, for the end of a message, in what ``name`` differs from one of ``others`` if only unseen.
+    """Return the end of a message on an invisible difference between ``name`` and one of ``others``.
 
     Returns
     -------
     str
-        As ``"; it differs from 'cat' only in case"``; empty where there is no such name.
+        As ``"; it differs from 'cat' only in case"``; empty if there is no such name.
     """
     for other in others:
         if other != name and _bare(other) == _bare(name):
@@ -51,7 +51,7 @@ def differing_unseen(name: str, others: Iterable[str]) -> str:
 
 
 def look_alikes(names: Iterable[str]) -> list[str]:
-    """Say which of ``names`` differ from each other only in Unicode form, blanks or case."""
+    """Describe those of ``names`` that differ from each other only in Unicode form, blanks or case."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_bare(name), []).append(name)
@@ -64,7 +64,7 @@ def look_alikes(names: Iterable[str]) -> list[str]:
 
 
 def some_names(names: Sequence[object]) -> str:
-    """Write the first names for one line of a log, and count the others."""
+    """Return the first names for one line, and the number of the others."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(printable(str(name)) for name in names[:NAMED]) + more
 
@@ -74,7 +74,7 @@ def _bare(name: str) -> str:
 
 
 def _difference(one: str, other: str) -> str:
-    """Say in what two names differ of which :func:`_bare` makes the same."""
+    """Describe the difference of two names with the same :func:`_bare`."""
     forms = {
         "Unicode form": lambda name: unicodedata.normalize("NFKC", name),
         "blanks": lambda name: "".join(name.split()),

@@ -1,4 +1,4 @@
-"""What the reader of one's own dataset returns, held to what an image may be."""
+"""A check that the reader of an own dataset returns images."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ EXPECTED = (
 
 
 class NoImageError(DataError):
-    """A dataset's reader returned what is no image: its code is to be corrected, not the image."""
+    """A dataset's reader returned something that is no image: its code must be corrected, not the image."""
 
 
 def require_image(found: Any, name: str) -> Source:
-    """Return what a reader returned, if that is an image.
+    """Return a reader's result if it is an image.
 
     Parameters
     ----------
     found : object
-        What was returned.
+        The result.
     name : str
-        Which image of which dataset it is, for messages.
+        The dataset and the image, for messages.
 
     Raises
     ------
     NoImageError
-        When it is none; names what it is, and what is expected.
+        When it is none; describes it and the images that are expected.
     """
     if isinstance(found, Image.Image):
         return found
@@ -46,7 +46,7 @@ def require_image(found: Any, name: str) -> Source:
 
 
 def _described(found: object) -> str:
-    """Return type, shape and element type, as far as it has them."""
+    """Return an object's type, and its shape and element type if it has them."""
     kind = type(found)
     whole = (
         kind.__qualname__
@@ -58,7 +58,7 @@ def _described(found: object) -> str:
 
 
 def _remedy(found: object) -> str:
-    """Say how to make an image of arrays and tensors whose channels come first, and of other tensors."""
+    """Return the remedy for arrays and tensors whose channels come first, and for other tensors."""
     shape = tuple(getattr(found, "shape", ()))
     first = len(shape) == 3 and shape[0] in (1, 2, 3, 4) and shape[2] not in (1, 2, 3, 4)
     if isinstance(found, np.ndarray):

@@ -1,4 +1,4 @@
-"""Which peer holds which training images."""
+"""Partitions: how training images are dealt out to peers."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ TABLE_1 = {
 }
 """The class ranges of the paper's Table 1 by (dataset, peers).
 
-CIFAR-10's last range is 7-10 in the paper, but its classes end at 9; digits stand in for its ten classes.
+CIFAR-10's last range is 7-10 in the paper, but its classes end at 9; the digits have the same ten ranges.
 """
 
 AUTO_DIRICHLET = 0.5
-"""α of the Dirichlet partition that ``auto`` falls back to when there are more peers than classes."""
+"""α of the Dirichlet partition that ``auto`` means if there are more peers than classes."""
 
 OWN = "own"
 """The partition of ``folder:/data/site-{peer}``: each peer holds the images of its own folder."""
@@ -50,10 +50,10 @@ log = logging.getLogger(__name__)
 
 
 def resolve_partition(spec: str, dataset: str, n: int, classes: Sequence[str]) -> str:
-    """Say what ``auto`` means for ``n`` peers and these classes.
+    """Replace ``auto`` by the partition that it means for ``n`` peers and these classes.
 
-    Own folders where the dataset has one for each peer, else Table 1's ranges, disjoint classes if there are
-    enough, else Dirichlet.
+    Own folders if the dataset has one for each peer, else Table 1's ranges, else disjoint classes if there
+    are enough, else Dirichlet.
     """
     if spec != "auto":
         return spec
@@ -76,12 +76,12 @@ def check_partition(spec: str, n: int, classes: Sequence[str] | None = None) -> 
     n : int
         Number of peers.
     classes : sequence of str, optional
-        Names of the dataset's classes, where they are known.
+        Names of the dataset's classes, if they are known.
 
     Raises
     ------
     ConfigError
-        With what would be right.
+        With the choices.
     """
     kind, _, argument = spec.partition(":")
     if kind == "classes" and argument:
@@ -128,7 +128,7 @@ def draw_shots(labels: Labels, shots: int, classes: Sequence[str], seed: int) ->
         return np.arange(len(labels))
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(np.flatnonzero(labels == c))[:shots] for c in range(len(classes))]
-    # A class without any image is none of this function's business: it was refused or told of before.
+    # A class without any image was refused or warned of before.
     short = [f"{name!r} has {len(d)}" for name, d in zip(classes, drawn, strict=True) if 0 < len(d) < shots]
     if short:
         log.warning(
@@ -148,8 +148,8 @@ def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], 
     ----------
     spec : str
         ``"classes:0-1,2-3,4-6,7-9"`` (one range a peer, by position or name; ``+`` joins ranges:
-        ``0-1+5``, ``cat+dog``, ``"0-1"+"a, b"``; where classes are named by other numbers, numbers are
-        names; names in quotes are taken as they stand), ``"iid"``,
+        ``0-1+5``, ``cat+dog``, ``"0-1"+"a, b"``; if classes are named by other numbers, numbers are names;
+        names in quotes are literal), ``"iid"``,
         ``"dirichlet:ALPHA"``, ``"shards:K"`` (each peer holds images of K classes, of which the first is
         the peer's number, counted round, and the others are drawn), or ``"my_module:my_partition"``: a
         callable ``(labels, n, seed) -> n arrays of positions``.
@@ -165,7 +165,7 @@ def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], 
     Returns
     -------
     list of n ascending int64 arrays
-        Disjoint; images that no peer is given are left out (and logged).
+        Disjoint; images of no peer are left out and logged.
 
     Raises
     ------
@@ -212,7 +212,7 @@ def _alpha(spec: str, argument: str) -> float:
 
 
 def _classes_a_peer(spec: str, argument: str, most: int | None) -> int:
-    """Return K of ``shards:K``; ``most`` is the number of classes, None where it is not known."""
+    """Return K of ``shards:K``; ``most`` is the number of classes, None if it is not known."""
     number = int(argument) if argument.isdecimal() else 0
     if number < 1 or (most is not None and number > most):
         upto = "" if most is None else f" to {most}"

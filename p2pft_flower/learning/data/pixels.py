@@ -1,9 +1,8 @@
-"""The one place that makes a picture of a decoded image: upright, opaque, 8 bits, grey or RGB.
+"""Pictures of decoded images, made in this place alone: upright, opaque, 8 bits, grey or RGB.
 
-What a viewer shows is what the model gets. Samples of more than 8 bits, with signs or fractions become grey
-levels by a range: the values that are black and white. The run-config gives it (``pixel-range``), else the
-file declares it and :mod:`p2pft_flower.learning.data.survey` has seen that its images are so. Nothing else is
-guessed.
+The model gets the picture that a viewer shows. Samples of more than 8 bits, with signs or fractions become
+grey levels by a range: the values that are black and white. The run-config gives it (``pixel-range``), else
+the file declares it and :mod:`p2pft_flower.learning.data.survey` has confirmed it. Nothing is guessed.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from p2pft_flower.learning.data.tiff_files import declared
 __all__ = ["VERSION", "Pixels", "Range", "Source", "as_source", "grey_levels"]
 
 VERSION = 3
-"""Grows whenever some image becomes another picture: what was computed of the earlier one is stale."""
+"""Grows whenever a change turns some image into another picture: stored outputs are then stale."""
 
 Range: TypeAlias = tuple[float, float]
 """The samples that are black and white."""
 
 Source: TypeAlias = "Image.Image | npt.NDArray[Any] | Samples"
-"""An image as its reader returns it."""
+"""An image as a reader returns it."""
 
 _WHITE = 255
 
 _ROUNDING = 1e-3
-"""What alpha may lie beyond opaque."""
+"""Tolerance of alpha beyond opaque."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,11 @@ class Pixels:
     Attributes
     ----------
     window : (float, float) or None
-        Black and white of all deep samples; None: ``ranges`` say.
+        Black and white of all deep samples; None: those of ``ranges``.
     ranges : mapping of Form to (float, float)
-        Black and white of deep samples by how they are held.
+        Black and white of deep samples by their form.
     opacities : mapping of Form to (float, float)
-        Transparent and opaque alpha of deep samples by how they are held.
+        Transparent and opaque alpha of deep samples by their form.
     """
 
     window: Range | None = None
@@ -67,7 +66,7 @@ class Pixels:
         Raises
         ------
         ValueError
-            When it is no image, a sample is not finite, or nothing says which samples are black and white.
+            When it is no image, a sample is not finite, or the black and white samples are unknown.
         """
         source = as_source(source)
         if isinstance(source, Samples):
@@ -86,7 +85,7 @@ class Pixels:
         Raises
         ------
         DataError
-            When nothing says.
+            When they are unknown.
         """
         if form.kind == "unsigned" and form.bits <= 8:
             return 0.0, float(form.white or 255)
@@ -104,7 +103,7 @@ class Pixels:
         Raises
         ------
         DataError
-            When nothing says.
+            When they are unknown.
         """
         if form.kind == "unsigned" and form.bits <= 8:
             return 0.0, float(form.white or 255)
@@ -114,14 +113,14 @@ class Pixels:
 
     @property
     def key(self) -> bytes:
-        """Bytes that tell apart ways in which an image's content becomes a picture."""
+        """Bytes that identify the conversion from an image's content to a picture."""
         ranges = sorted((repr(form), black_white) for form, black_white in self.ranges.items())
         opacities = sorted((repr(form), alpha) for form, alpha in self.opacities.items())
         return f"pixels {VERSION} {self.window} {ranges} {opacities} ".encode()
 
 
 def as_source(source: object) -> Image.Image | Samples:
-    """Tell images and samples apart; an image file that somebody opened is decoded as any other.
+    """Return an image, or the samples of an array or of an opened file, decoded as any other.
 
     Raises
     ------
@@ -132,20 +131,18 @@ def as_source(source: object) -> Image.Image | Samples:
         return source
     if isinstance(source, np.ndarray):
         if isinstance(source, np.ma.MaskedArray):
-            raise DataError(
-                "a masked array does not say what is shown behind its mask; image.filled(VALUE) does"
-            )
+            raise DataError("a masked array has no values behind its mask; image.filled(VALUE) gives them")
         return samples_of(source)
     if not isinstance(source, Image.Image):
         raise DataError(f"a {type(source).__name__} is no image; give a PIL image or an (H, W, C) array")
     if isinstance(source, ImageFile.ImageFile):
         if source.tile and source.fp is not None:
-            # Not loaded yet, so nobody changed it; Pillow by itself would drop bits and signs.
+            # Not loaded yet, so unchanged; Pillow by itself would drop bits and signs.
             at = source.fp.tell()
             try:
                 return decode_stream(source.fp, source.tell())
             finally:
-                source.fp.seek(at)  # from where Pillow reads on, should its owner use it
+                source.fp.seek(at)  # from which Pillow reads on if its owner uses it
         if (
             isinstance(source, TiffImagePlugin.TiffImageFile)
             and (form := declared(source.tag_v2)) is not None
@@ -172,12 +169,12 @@ def grey_levels(samples: Samples, black_white: Range, opacity: Range | None = No
     black_white : (float, float)
         Samples that are black and white.
     opacity : (float, float), optional
-        Alpha that is transparent and opaque; needed where there is any.
+        Alpha that is transparent and opaque; needed if there is alpha.
 
     Raises
     ------
     ValueError
-        When alpha lies beyond ``opacity``.
+        When alpha exceeds ``opacity``.
     """
     values = samples.values.astype(np.float64)
     if samples.alpha is None:
@@ -199,7 +196,7 @@ def grey_levels(samples: Samples, black_white: Range, opacity: Range | None = No
 
 
 def _shares(samples: Samples, values: npt.NDArray[np.float64], black_white: Range) -> npt.NDArray[np.float64]:
-    """Return how bright opaque samples are, 0..1."""
+    """Return the brightness of opaque samples, 0..1."""
     black, white = black_white
     shares: npt.NDArray[np.float64] = np.clip((values - black) / (white - black), 0.0, 1.0)
     return 1.0 - shares if samples.zero_is_white else shares
@@ -223,12 +220,12 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def _from_lab(image: Image.Image) -> Image.Image:
-    """Return CIELAB (D50) as sRGB; Pillow's own conversion knows no such colours."""
+    """Return CIELAB (D50) as sRGB; Pillow's own conversion lacks it."""
     lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    # Exactly, not through a table of colours that is made first.
+    # Exactly, not through a table of colours.
     exact = ImageCms.Flags.NOOPTIMIZE
     shown = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB", flags=exact)
-    if shown is None:  # only where it was to change the image itself
+    if shown is None:  # None only if it changes the image in place
         raise ValueError("CIELAB was not converted")
     return shown
 

@@ -1,4 +1,4 @@
-"""Which images of a split can be read: all become pictures once, in several threads."""
+"""The images of a split that can be read, found by making pictures of all, in several threads."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.data.datasets import Split
 from p2pft_flower.learning.data.decoding import REMEDY
 from p2pft_flower.learning.data.looking import each
 from p2pft_flower.learning.data.own_images import NoImageError
+from p2pft_flower.learning.data.splits import Split
 
 __all__ = ["require_readable", "unreadable_images"]
 
@@ -20,26 +20,26 @@ __all__ = ["require_readable", "unreadable_images"]
 def unreadable_images(
     split: Split, positions: Sequence[int] | npt.NDArray[np.int64], what: str
 ) -> dict[int, str]:
-    """Decode images once, in several threads, and return what is wrong with those that make no picture.
+    """Decode images once, in several threads, and return the faults of those that make no picture.
 
     Parameters
     ----------
     split : Split
         The images.
     positions : sequence of int
-        Which of them to look at.
+        The images to decode.
     what : str
         For the progress in the log, e.g. ``"test"``.
 
     Returns
     -------
     dict of int to str
-        Position ↦ what is wrong, naming the file where there is one; in the order of ``positions``.
+        Position ↦ the fault, with the file's name if it has one; in the order of ``positions``.
 
     Raises
     ------
     NoImageError
-        When the reader of one's own dataset returned what is no image: that is no image to be left out.
+        When the reader of an own dataset returned something that is no image; that is not skipped.
     """
     wrong = {}
     with closing(each(split.picture, positions, what)) as looked_at:
@@ -57,7 +57,7 @@ def require_readable(split: Split, positions: Sequence[int] | npt.NDArray[np.int
     Raises
     ------
     DataError
-        Naming the first image that cannot be read, and what to do.
+        When an image cannot be read; names the first one and the remedy.
     """
     with closing(each(split.picture, positions, what)) as looked_at:
         for position, found in looked_at:
@@ -66,5 +66,5 @@ def require_readable(split: Split, positions: Sequence[int] | npt.NDArray[np.int
 
 
 def _told(error: Exception, image: str) -> str:
-    # The readers here name the file; those of own datasets may not.
+    # This package's readers name the file; those of own datasets may not.
     return str(error) if isinstance(error, DataError) else f"{image}: not readable ({error}){REMEDY}"

@@ -1,4 +1,4 @@
-"""Samples of an image as its file holds them, and what its head says of them."""
+"""An image's samples with the file's own values, and their description in its head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Kind: TypeAlias = Literal["unsigned", "signed", "float"]
 
 @dataclass(frozen=True)
 class Form:
-    """How an image holds samples of more than 8 bits, with signs or with fractions.
+    """The form of an image's deep samples: of more than 8 bits, with signs or with fractions.
 
     Attributes
     ----------
@@ -27,9 +27,9 @@ class Form:
     bits : int
         Bits of a sample.
     white : int or None
-        The sample that the file declares to be white, with 0 black; None where it declares none.
+        The sample that the file declares to be white, with 0 black; None if it declares none.
     significant : int
-        Bits that it says are significant (PNG's sBIT); ``bits`` where it says nothing.
+        Significant bits as declared (PNG's sBIT), else ``bits``.
     """
 
     container: str
@@ -58,9 +58,9 @@ class Samples:
     Attributes
     ----------
     values : (H, W) or (H, W, 3) array
-        Samples in the file's own numbers, as the file holds them.
+        Samples in the file's own numbers.
     form : Form
-        What the file says of them.
+        Their form.
     alpha : (H, W) array, optional
         Opacity in the file's own numbers, like ``values``; None: opaque.
     premultiplied : bool
@@ -80,12 +80,12 @@ class Samples:
 
 
 class Look(NamedTuple):
-    """What a file's head says of the image, which is not decoded.
+    """The description of an image in its file's head; the image is not decoded.
 
     Attributes
     ----------
     form : Form or None
-        How it holds deep samples; None: it has unsigned ones of at most 8 bits.
+        Form of its deep samples; None for unsigned ones of at most 8 bits.
     turned : bool
         Whether its orientation tag asks for it to be turned or mirrored.
     transparent : bool
@@ -101,14 +101,14 @@ class Look(NamedTuple):
 
 
 def samples_of(array: npt.NDArray[Any], form: Form | None = None) -> Samples:
-    """Tell grey, colour and alpha apart in an array of samples.
+    """Separate grey, colour and alpha in an array of samples.
 
     Parameters
     ----------
     array : (H, W) or (H, W, 1..4) array
         Numbers of any type; grey, grey and alpha, RGB, or RGB and alpha.
     form : Form, optional
-        How the file held them; without it, as the array's type says.
+        Their form in the file, by default that of the array's type.
 
     Raises
     ------

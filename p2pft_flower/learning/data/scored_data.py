@@ -1,4 +1,4 @@
-"""Whether the images that tails are to be scored on are here, known without torch."""
+"""A check, without torch, that the images on which tails are scored are on this machine."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ __all__ = ["require_scored_data"]
 
 
 def require_scored_data(file: Path, dataset: str | None, data_dir: str | None) -> None:
-    """Refuse a dataset or its folder, where one was given, that is unknown or not on this machine.
+    """Refuse an unknown dataset, or one whose folder is not on this machine.
 
-    Of a folder for each peer nothing is said.
+    A folder for each peer is not checked.
 
     Parameters
     ----------
     file : Path
-        A tail; says which dataset it was trained on.
+        A tail, which names the dataset that it was trained on.
     dataset, data_dir : str or None
-        In place of those that the tail names; None: its own.
+        Replace those that the tail names; None: the tail's.
 
     Raises
     ------
     ConfigError, DataError
-        Naming what is unknown or missing.
+        When something is unknown or missing; names it.
     """
     if dataset is None and data_dir is None:
         return
-    told: dict[str, str] = {}
+    metadata: dict[str, str] = {}
     with contextlib.suppress(OSError, SafetensorError), safe_open(file, framework="numpy") as opened:
-        told = opened.metadata() or {}  # what cannot be read is refused where the tail is loaded
-    name = dataset or told.get("dataset", "")
+        metadata = opened.metadata() or {}  # loading the tail will refuse an unreadable file
+    name = dataset or metadata.get("dataset", "")
     if not name:
         return
     check_dataset_name(name)
-    own = told.get("data-dir", "") if reads_data_dir(name) else ""
+    own = metadata.get("data-dir", "") if reads_data_dir(name) else ""
     place = own if data_dir is None else data_dir
     refuse_data_dir(name, place)
-    require_data(name, place, download=told.get("download") == "True", peers=())
+    require_data(name, place, download=metadata.get("download") == "True", peers=())
     if is_reference(name) and not name.startswith("folder:"):
         check_reference(name, key="dataset")

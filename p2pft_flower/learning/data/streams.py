@@ -14,34 +14,34 @@ import numpy.typing as npt
 from PIL import Image
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.data.datasets import Split
 from p2pft_flower.learning.data.images import find_images, is_hidden
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.pixels import Pixels
 from p2pft_flower.learning.data.readable import unreadable_images
+from p2pft_flower.learning.data.splits import Split
 
 __all__ = ["ImageStream", "StreamPart"]
 
 Positions: TypeAlias = npt.NDArray[np.int64]
 
 PATIENCE = 3
-"""A file that could not be read at so many listings is no longer taken for one that is being written."""
+"""Listings after which an unreadable file is no longer assumed to be incomplete."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StreamPart:
-    """One folder of a stream, and the classes of it that count.
+    """One folder of a stream, and its classes that count.
 
     Attributes
     ----------
     folder : Path
-        Holds a folder for each class (``train/``).
+        The folder of the classes' folders (``train/``).
     labels : (K,) int64 array
         The classes, by number.
     pixels : Pixels
-        How its images become pictures.
+        The conversion of its images to pictures.
     """
 
     folder: Path
@@ -50,19 +50,20 @@ class StreamPart:
 
 
 class ImageStream:
-    """The training images of folders in which new ones appear.
+    """The training images of folders in which new images appear.
 
-    Every image that was ever readable keeps its position for good; :meth:`refresh` says which are there.
+    Every image that was ever readable has its position for good; :meth:`refresh` returns the present ones.
 
-    - A file that cannot be read is taken for one that is still being written, and left for the next listing.
-      One that stays so is told of in a warning. To be safe, write under another extension and rename.
-    - Images that are gone are left out from the next listing on, with a warning.
+    - An unreadable file is assumed to be incomplete, and tried again at the next listing. A warning names
+    files
+      that stay unreadable. To be safe, write under another extension and rename.
+    - Deleted images are left out from the next listing on, with a warning.
     - Folders of new classes are passed over, with a warning: the model's head has a fixed size.
 
     Parameters
     ----------
     parts : sequence of StreamPart
-        Where the images lie.
+        The folders of the images.
     classes : sequence of str
         Names of all classes, by number.
     what : str
@@ -77,7 +78,7 @@ class ImageStream:
     def __init__(self, parts: Sequence[StreamPart], classes: Sequence[str], what: str) -> None:
         self._parts, self._classes, self._what = parts, tuple(classes), what
         self.labels: npt.NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        """Classes of all images that were ever there, (N,) int64, by position; replaced when N grows."""
+        """Classes of all images ever listed, (N,) int64, by position; replaced when N grows."""
         self._files: list[Path] = []
         self._part_of: list[int] = []
         self._names: list[str] = []
@@ -104,7 +105,7 @@ class ImageStream:
     def positions(self, names: Sequence[str]) -> Positions:
         """Return the positions of images by name.
 
-        Those that are gone get one too: as any that goes after it was listed, they are left out when their
+        Deleted images get one too: like any image deleted after it was listed, they are left out when their
         turn comes. A warning names them.
 
         Raises
@@ -129,7 +130,7 @@ class ImageStream:
         return np.array([known[name] for name in names], dtype=np.int64)
 
     def _place(self, name: str) -> tuple[int, Path, int]:
-        """Return part, file and class that :meth:`names` named."""
+        """Return part, file and class of a name from :meth:`names`."""
         number, _, relative = name.partition("/")
         label = relative.partition("/")[0]
         if not number.isdecimal() or int(number) >= len(self._parts) or label not in self._classes:
@@ -140,7 +141,7 @@ class ImageStream:
         return int(number), self._parts[int(number)].folder / relative, self._classes.index(label)
 
     def _enter(self, number: int, file: Path) -> int:
-        """Give an image its position; its label is the caller's to add."""
+        """Give an image its position; the caller adds its label."""
         position = self._positions[file] = len(self._files)
         self._files.append(file)
         self._part_of.append(number)
@@ -148,12 +149,12 @@ class ImageStream:
         return position
 
     def refresh(self) -> Positions:
-        """List again, and return the positions of the images that are there now, by class and file name.
+        """List again, and return the positions of the present images, by class and file name.
 
         Raises
         ------
         DataError
-            When no image is there, or a folder cannot be read.
+            When there is no image, or a folder cannot be read.
         """
         listed = (self._list(number) for number in range(len(self._parts)))
         there = np.array(list(chain.from_iterable(listed)), dtype=np.int64)

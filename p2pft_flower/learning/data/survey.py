@@ -1,9 +1,9 @@
-"""What a site's images are like, looked at before a run: which samples are black and white, what is turned.
+"""A survey of a site's images before a run: black and white samples, orientation, transparency.
 
 The head of every file is read; of images with deep samples (more than 8 bits, signs, fractions) some are
-decoded. Where files declare which samples are black and white, and the images use that range, it is taken.
-Where they declare nothing, or the images use little of what they declare, the range could only be guessed:
-the run is refused until ``pixel-range`` says it.
+decoded. If files declare a range of samples from black to white, and the images use it, it is taken. If they
+declare none, or the images use little of it, the range could only be guessed: the run is refused until
+``pixel-range`` gives it.
 """
 
 from __future__ import annotations
@@ -18,58 +18,58 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.learning.data.datasets import Split
 from p2pft_flower.learning.data.decoding import look_at_image
 from p2pft_flower.learning.data.looking import each
 from p2pft_flower.learning.data.own_images import NoImageError
 from p2pft_flower.learning.data.pixels import Pixels, Range, as_source
 from p2pft_flower.learning.data.samples import Form, Look, Samples
+from p2pft_flower.learning.data.splits import Split
 
 __all__ = ["Statistics", "Survey", "statistics_of", "survey"]
 
 LOOKED_AT = 256
-"""Images of a form that are decoded, the same number of each split, and of a split without files that are
-read: evenly spaced ones."""
+"""Evenly spaced images of a form that are decoded, the same number of each split, and images of a split
+without files that are read."""
 
 VALUES = 4096
 """Samples of each of them that are counted, evenly spaced."""
 
 BRIGHT = 99.9
-"""Percentile of the samples that must reach half of the declared range, for that to be believed."""
+"""Percentile of the samples that must reach half of the declared range for it to be accepted."""
 
 SPAN = 1 / 8
 """Share of the declared range that the samples must cover between 100 − :data:`BRIGHT` and that."""
 
 FULL = 0.98
-"""Share of the declared range from which samples are left out of what is judged, where others are there:
-burned-in marks and borders have them, in images that use little of the range."""
+"""Share of the declared range above which samples are not judged if there are others: burned-in marks and
+borders have them, in images that use little of the range."""
 
 APART = 1.8
-"""Ratio of two successive images' brightest samples from which they may be images of two depths."""
+"""Ratio of two images' brightest samples above which they may have two depths."""
 
 GROUP, NEAR_WHITE = 4, 0.8
-"""Images that make a group of one depth at least, and the share of its white that half of them must reach."""
+"""Least number of images in a group of one depth, and the share of its white that half of them must reach."""
 
 OPAQUE = 0.99
-"""Share of the alpha that means opaque that the largest one found must reach."""
+"""Share of the opaque alpha that the largest alpha found must reach."""
 
 ENOUGH = 8
-"""Images of one split from which they are judged by themselves, too."""
+"""Images of one split from which the split is also judged by itself."""
 
 DARK_IMAGE = 1 / 8
-"""Share of the declared range below which an image that has not one colour only counts as dark."""
+"""Share of the declared range below which an image of more than one colour counts as dark."""
 
 DARK_IMAGES = 0.05
-"""Share of dark images from which two kinds of images may be mixed."""
+"""Share of dark images above which two kinds of images may be mixed."""
 
 CLIPPED = 0.99
-"""Share of the samples beyond a given range from which that is probably meant for other images."""
+"""Share of the samples outside a given range above which it is probably meant for other images."""
 
 HOUNSFIELD = -500
-"""Value below which images may be of CT: air has -1000, fat and water about 0."""
+"""Value below which images may be CT: air has -1000, fat and water about 0."""
 
 STATISTICS = 256
-"""Images of a site, evenly spaced, that its statistics are made of."""
+"""Evenly spaced images of a site in its statistics."""
 
 BLACK, WHITE = 5, 250
 """Grey levels up to which, and from which, a pixel counts as black and white."""
@@ -77,12 +77,12 @@ BLACK, WHITE = 5, 250
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found.
+    """The findings of a survey.
 
     Attributes
     ----------
     pixels : Pixels
-        How the images become pictures.
+        The conversion of the images to pictures.
     looked_at : int
         Images whose head was read.
     turned : int
@@ -94,7 +94,7 @@ class Survey:
     deep : dict of str to int
         Kinds of deep samples, with their black and white ↦ number of images.
     warnings : tuple of str
-        What a user should look at.
+        Warnings for the user.
     """
 
     pixels: Pixels
@@ -106,7 +106,7 @@ class Survey:
     warnings: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Return one line on what was done to the images; empty where nothing was."""
+        """Return one line on the conversions of the images; empty if there were none."""
         parts = [
             (self.turned, "turned upright as their orientation tags say"),
             (self.transparent, "with transparency, laid on white"),
@@ -119,12 +119,12 @@ class Survey:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Simple statistics of a site's pictures in grey, to be held against those of other sites.
+    """Simple statistics of a site's pictures in grey, for comparison with other sites.
 
     Attributes
     ----------
     images : int
-        How many pictures they are made of; each counts the same.
+        Number of pictures; each counts the same.
     mean, deviation : float
         Of all pixels, 0 (black) to 1 (white).
     black, white : float
@@ -144,18 +144,18 @@ def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
     Parameters
     ----------
     splits : sequence of Split
-        Its training and test images; those that cannot be read are left to be found by who reads them.
+        Its training and test images; unreadable ones are skipped here and reported when they are read.
     window : (float, float) or None
         Black and white as the run-config gives them; None: auto.
     whose : str
-        Whose images they are, for messages, e.g. ``"peer 1's"``.
+        The images' owner, for messages, e.g. ``"peer 1's"``.
 
     Raises
     ------
     ConfigError
-        When nothing says which samples of some images are black and white; names the values seen and the key.
+        When the black and white samples of some images are unknown; names the values seen and the key.
     NoImageError
-        When the reader of one's own dataset returned what is no image.
+        When the reader of an own dataset returned something that is no image.
     """
     looks = [look for split in splits for look in _looks(split, whose)]
     forms = Counter(look.form for _, _, look in looks if look.form is not None)
@@ -205,7 +205,7 @@ def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
 
 
 def statistics_of(split: Split, positions: npt.NDArray[np.int64], whose: str) -> Statistics | None:
-    """Return statistics of some pictures, evenly spaced among ``positions``; None where none can be read."""
+    """Return statistics of some pictures, evenly spaced among ``positions``; None if none can be read."""
     histograms = []
     with closing(each(split.picture, _spaced(positions, STATISTICS), whose)) as found:
         for _, picture in found:
@@ -227,7 +227,7 @@ def statistics_of(split: Split, positions: npt.NDArray[np.int64], whose: str) ->
 
 
 def _looks(split: Split, whose: str) -> list[tuple[Split, int, Look]]:
-    """Look at the heads of files; of other images some are read."""
+    """Read the heads of files; of images without files, decode some."""
     positions = np.arange(len(split))
     look = split.look
     if look is None:
@@ -245,7 +245,7 @@ def _looks(split: Split, whose: str) -> list[tuple[Split, int, Look]]:
     with closing(each(look, positions, whose)) as found:
         for position, seen in found:
             if isinstance(seen, NoImageError):
-                raise seen  # whatever is done of images that cannot be read
+                raise seen  # also if unreadable images are skipped
             if not isinstance(seen, Exception):
                 looks.append((split, position, seen))
     return looks
@@ -260,17 +260,17 @@ class _Seen:
     bright: float
     """The percentile :data:`BRIGHT`."""
     values: npt.NDArray[np.float64]
-    """Some samples of all of them."""
+    """Some samples of all images."""
     tops: npt.NDArray[np.float64]
-    """The largest sample of each image that has not one colour only."""
+    """The largest sample of each image of more than one colour."""
     alpha: Range | None
     """The smallest and the largest alpha."""
     parts: tuple[npt.NDArray[np.float64], ...]
-    """``values`` of each split that has enough images, where there are several."""
+    """``values`` of each split with enough images, if there are several splits."""
 
 
 def _see(form: Form, images: Sequence[tuple[Split, int]], whose: str) -> _Seen | None:
-    """Decode some images; None where none can be."""
+    """Decode some images; None if none can be decoded."""
     by_split = [list(part) for _, part in groupby(images, lambda image: id(image[0]))]
     most = LOOKED_AT // len(by_split)
     some = [part[i] for part in by_split for i in _spaced(np.arange(len(part)), most)]
@@ -313,7 +313,7 @@ def _see(form: Form, images: Sequence[tuple[Split, int]], whose: str) -> _Seen |
 
 
 def _without_marks(samples: npt.NDArray[np.float64], white: int | None) -> npt.NDArray[np.float64]:
-    """Return samples without those near the declared white, if any others than black ones are left."""
+    """Return samples without those near the declared white, if others than black ones remain."""
     if white is None:
         return samples
     rest = samples[samples < FULL * white]
@@ -321,7 +321,7 @@ def _without_marks(samples: npt.NDArray[np.float64], white: int | None) -> npt.N
 
 
 def _declared(form: Form, seen: _Seen) -> Range | str:
-    """Return black and white as the files declare them, or why that is not to be believed."""
+    """Return black and white as the files declare them, or the reason against that."""
     values = f"hold {seen.lowest:g} to {seen.highest:g}"
     if form.white is None:
         return f"{values}, and nothing says which are black and white"
@@ -329,7 +329,7 @@ def _declared(form: Form, seen: _Seen) -> Range | str:
     if form.significant < form.bits and seen.highest < 2**form.significant:
         white = 2**form.significant - 1  # the low bits are the significant ones
     if seen.alpha is not None and seen.lowest == seen.highest:
-        return 0.0, float(white)  # cut-outs of one colour: all that they show is in their alpha
+        return 0.0, float(white)  # cut-outs of one colour: only their alpha shows anything
     for part in (seen.values, *seen.parts):
         low, high = np.percentile(_without_marks(part, white), [100 - BRIGHT, BRIGHT])
         if high < white / 2 or high - low < white * SPAN:
@@ -348,7 +348,7 @@ def _declared(form: Form, seen: _Seen) -> Range | str:
 
 
 def _two_depths(tops: npt.NDArray[np.float64]) -> int | None:
-    """Return the lower depth where images' brightest samples lie in two groups, as those of two depths do."""
+    """Return the lower depth if the images' brightest samples form two groups, as of two depths."""
     ordered = np.sort(tops)
     for i in range(1, len(ordered)):
         below, above = ordered[i - 1], ordered[i]
@@ -362,7 +362,7 @@ def _two_depths(tops: npt.NDArray[np.float64]) -> int | None:
 
 
 def _opacity(form: Form, alpha: Range, black_white: Range) -> Range | None:
-    """Return transparent and opaque alpha, by the largest one found; None where it could only be guessed."""
+    """Return transparent and opaque alpha, by the largest one found; None if it could only be guessed."""
     black, white = black_white
     if alpha[0] < 0:
         return (black, white) if black <= alpha[0] and OPAQUE * white <= alpha[1] <= white else None
@@ -403,16 +403,16 @@ def _unfit(form: Form, seen: _Seen, window: Range) -> list[str]:
 
 
 def _advice(seen: Mapping[Form, _Seen]) -> str:
-    """Give examples of ranges that fit what was seen."""
+    """Return examples of ranges that fit the samples seen."""
     low = min(s.lowest for s in seen.values())
     high = max(_without_marks(s.values, form.white).max() for form, s in seen.items())
     if low < 0:
         hounsfield = "-1000:400 is usual for CT in Hounsfield units; " if low <= HOUNSFIELD else ""
-        return f"{hounsfield}{low:g}:{high:g} is what they hold"
+        return f"{hounsfield}they hold {low:g}:{high:g}"
     if high <= 1 and any(form.kind == "float" for form in seen):
-        return "0:1 where they are shares of white"
+        return "0:1 if they are shares of white"
     if low > high / 2:
-        return f"{low:g}:{high:g} is what they hold"
+        return f"they hold {low:g}:{high:g}"
     fitting = [f"0:{2**bits - 1} for {bits} bits" for bits in (8, 10, 12, 14, 16) if high < 2**bits]
     return " or ".join([*fitting[:1], *fitting[-1:]] if len(fitting) > 1 else fitting) or f"0:{high:g}"
 

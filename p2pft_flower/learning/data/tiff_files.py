@@ -25,7 +25,7 @@ _Found = TypeVar("_Found")
 
 
 def look_at_tiff(stream: IO[bytes], number: int = 0, *, refused: bool = False) -> Look | None:
-    """Say what the head of page ``number`` says; None: Pillow is to read it.
+    """Describe page ``number`` by its head; None if Pillow should read it.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def look_at_tiff(stream: IO[bytes], number: int = 0, *, refused: bool = False) -
     number : int
         The page, from 0.
     refused : bool
-        Whether Pillow has refused it; default False.
+        Whether Pillow has refused it; False by default.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def look_at_tiff(stream: IO[bytes], number: int = 0, *, refused: bool = False) -
 
 
 def decode_tiff(stream: IO[bytes], number: int = 0, *, refused: bool = False) -> Image.Image | Samples | None:
-    """Decode page ``number`` as :func:`look_at_tiff` looks at it; None: Pillow is to read it."""
+    """Decode page ``number``, with the parameters of :func:`look_at_tiff`; None if Pillow should read it."""
 
     def read(page: tifffile.TiffPage, _: bool) -> Image.Image | Samples | None:
         return _decode(page) if _ours(page) or refused else None
@@ -61,7 +61,7 @@ def decode_tiff(stream: IO[bytes], number: int = 0, *, refused: bool = False) ->
 
 
 def declared(tags: Any) -> Form | None:
-    """Return the form of deep samples that the tags of a page say (Pillow's); None where it has none."""
+    """Return the form of deep samples by a page's tags (Pillow's); None if it has none."""
     kind = _KINDS.get(int(np.max(tags.get(339, 1))))
     bits = int(np.max(tags.get(258, 1)))
     if kind is None or (kind == "unsigned" and bits <= 8):
@@ -70,7 +70,7 @@ def declared(tags: Any) -> Form | None:
 
 
 def _page(stream: IO[bytes], number: int, read: Callable[[tifffile.TiffPage, bool], _Found]) -> _Found:
-    """Call ``read`` with a page, and whether there are more; tifffile's errors become ValueErrors."""
+    """Call ``read`` with a page and whether more follow; tifffile's errors become ValueErrors."""
     stream.seek(0)
     try:
         with tifffile.TiffFile(stream) as opened:
@@ -81,7 +81,7 @@ def _page(stream: IO[bytes], number: int, read: Callable[[tifffile.TiffPage, boo
             return read(page, len(pages) > 1)
     except (OSError, ValueError, Image.DecompressionBombError):
         raise
-    except Exception as error:  # it raises errors of its own, and what broken numbers lead to
+    except Exception as error:  # it raises its own errors, and others on broken numbers
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
@@ -93,7 +93,7 @@ def _kind(page: tifffile.TiffPage) -> Kind:
 
 
 def _deep(page: tifffile.TiffPage) -> Form | None:
-    """Return how a page holds samples that need a range; None where they are levels, or colours' numbers."""
+    """Return the form of a page's samples that need a range; None for levels or palette indices."""
     kind = _KINDS.get(int(page.sampleformat or 1))
     if (kind == "unsigned" and page.bitspersample <= 8) or int(page.photometric) in (_PALETTE, _CMYK):
         return None
@@ -101,7 +101,7 @@ def _deep(page: tifffile.TiffPage) -> Form | None:
 
 
 def _ours(page: tifffile.TiffPage) -> bool:
-    """Tell whether Pillow would not show a page as it is."""
+    """Return whether Pillow would not show a page as it is."""
     photometric = int(page.photometric)
     kind = _KINDS.get(int(page.sampleformat or 1))
     deep = kind != "unsigned" or page.bitspersample > 8
@@ -109,11 +109,11 @@ def _ours(page: tifffile.TiffPage) -> bool:
         return deep or page.samplesperpixel > 1
     if photometric == _PALETTE:
         return deep or _coarse(page)
-    return deep and photometric in (_RGB, _CMYK)  # the others are Pillow's to read, or to refuse
+    return deep and photometric in (_RGB, _CMYK)  # Pillow reads or refuses the others
 
 
 def _coarse(page: tifffile.TiffPage) -> bool:
-    """Tell whether a palette's colours have 8 bits, as libtiff does: TIFF's have 16, but many writers err."""
+    """Return whether a palette's colours have 8 bits, as libtiff decides: many writers give too few bits."""
     return page.colormap is not None and int(page.colormap.max()) < 256
 
 
@@ -164,7 +164,7 @@ def _upright_axes(page: tifffile.TiffPage) -> npt.NDArray[Any]:
 
 
 def _looked_up(page: tifffile.TiffPage, indices: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Return (H, W, 3) levels of the colours that indices stand for."""
+    """Return (H, W, 3) levels of palette indices."""
     if page.colormap is None:
         raise ValueError("a palette without colours")
     colours = page.colormap.astype(np.float64) / (1 if _coarse(page) else 257)
@@ -174,7 +174,7 @@ def _looked_up(page: tifffile.TiffPage, indices: npt.NDArray[Any]) -> npt.NDArra
 def _of_inks(inks: npt.NDArray[Any], form: Form, turned: int) -> Image.Image:
     """Return deep (H, W, 4) CMYK as an image of 8-bit ones, which Pillow converts."""
     if form.white is None:
-        raise ValueError(f"CMYK of {form} samples: nothing says which of them is all ink")
+        raise ValueError(f"CMYK of {form} samples, and nothing says which of them is all ink")
     levels = np.rint(inks.astype(np.float64) * (255 / form.white)).astype(np.uint8)
     image = Image.fromarray(np.ascontiguousarray(levels), mode="CMYK")
     image.getexif()[274] = turned

@@ -1,4 +1,4 @@
-"""Where torchvision's datasets lie on disk: looked at without importing torchvision, which takes seconds."""
+"""The folders of torchvision's datasets, found without importing torchvision, which takes seconds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TorchvisionFolder:
     name : str
         The folder.
     needs : tuple of str
-        Files and folders in it that are read.
+        Files and folders that are read in it.
     """
 
     name: str
@@ -47,7 +47,7 @@ def data_root(data_dir: str) -> Path:
 
 
 def find_folder(dataset: str, data_dir: str) -> Path | None:
-    """Return a dataset's folder; None where there is none, so that it would have to be downloaded.
+    """Return a dataset's folder; None if there is none and it would have to be downloaded.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def find_folder(dataset: str, data_dir: str) -> Path | None:
 
 
 def require_folder(dataset: str, data_dir: str) -> Path:
-    """Return a dataset's folder, which is not to be downloaded.
+    """Return a dataset's folder without downloading it.
 
     Raises
     ------

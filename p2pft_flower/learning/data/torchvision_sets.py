@@ -16,9 +16,9 @@ from PIL import Image
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.cifar_files import read_cifar, read_names
-from p2pft_flower.learning.data.datasets import Dataset, Split
 from p2pft_flower.learning.data.flower_names import FLOWERS
 from p2pft_flower.learning.data.images import array_content
+from p2pft_flower.learning.data.splits import Dataset, Split
 from p2pft_flower.learning.data.torchvision_folders import FOLDERS, data_root, find_folder, require_folder
 
 __all__ = ["load_torchvision"]
@@ -28,16 +28,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """How one of the datasets is fetched and read; where it lies says `torchvision_folders.py`.
+    """The way to fetch and read one of the datasets; `torchvision_folders.py` has its folder.
 
     Attributes
     ----------
     md5 : dict
         The official md5 sums of the files that have one.
     fetch : callable
-        Makes the dataset's folder in the folder that it is given, from the network.
+        Downloads the dataset's folder into a given folder.
     read : callable
-        Folder ``data-dir`` ↦ the dataset; the md5 sums have been looked at before.
+        Folder ``data-dir`` ↦ the dataset, after the md5 sums were checked.
     """
 
     md5: dict[str, str]
@@ -58,14 +58,14 @@ def load_torchvision(name: str, data_dir: str, *, download: bool, verify: bool) 
     data_dir : str
         The folder that holds torchvision's; empty: ``$P2PFT_HOME/data``.
     download : bool
-        Whether torchvision may fetch what is not there.
+        Whether torchvision may fetch missing files.
     verify : bool
         Whether md5 sums that are not the official ones are an error or a warning. There are none for Pets.
 
     Raises
     ------
     DataError
-        When the folder is not there or incomplete, cannot be fetched or read, or differs from the official.
+        When the folder is missing or incomplete, cannot be fetched or read, or differs from the official.
     """
     source, root = SOURCES[name], data_root(data_dir)
     if download and find_folder(name, data_dir) is None:
@@ -89,7 +89,7 @@ def load_torchvision(name: str, data_dir: str, *, download: bool, verify: bool) 
         return source.read(root)
     except DataError:
         raise
-    except Exception as error:  # the readers of pickles and SciPy raise what they like
+    except Exception as error:  # the readers of pickles and SciPy raise many kinds of errors
         raise DataError(f"dataset = {name!r}: {folder} cannot be read: {error!r}") from error
 
 
@@ -99,7 +99,7 @@ def _md5(file: Path) -> str:
 
 
 def _download(name: str, fetch: Callable[[str], object], root: Path) -> None:
-    """Fetch into a folder aside and rename it: other processes see a whole dataset or none."""
+    """Fetch into a temporary folder and rename it: other processes see a whole dataset or none."""
     folder = FOLDERS[name].name
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -111,7 +111,7 @@ def _download(name: str, fetch: Callable[[str], object], root: Path) -> None:
             with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as aside:
                 fetch(aside)
                 (Path(aside) / folder).rename(root / folder)
-    except Exception as error:  # network, disk, archives: torchvision raises what they raise
+    except Exception as error:  # errors of network, disk and archives pass through torchvision
         raise DataError(
             f"dataset = {name!r}: the download into {root} failed: {error}; "
             f"give data-dir = a folder that holds {folder}/"

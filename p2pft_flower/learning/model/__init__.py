@@ -1,1 +1,1 @@
-"""Models: their weights, what of them is tuned, trunk and tail, and the files that runs leave."""
+"""Models: their weights, their tuned part, trunk and tail."""

@@ -1,8 +1,8 @@
-"""The account of weights: which tensors of a source a model's are made of, what is missing, extra, or left.
+"""Where in a source a model's weights lie, and which tensors are missing, extra, or left.
 
-Where in a source the model lies is found by trying: at each place that has tensors enough, under each naming
-that is known, whether all of the model's body is there. What a tensor of the model is made of is found by
-handing tensors to timm's own translation that remember of which tensors of the source they were made.
+The place is found by trial: each prefix with tensors enough, under each known naming, is compared with the
+model's body. Traced tensors go through timm's own translation and remember which tensors of the source they
+were made of.
 """
 
 from __future__ import annotations
@@ -11,27 +11,32 @@ import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
 
 from p2pft_flower.errors import DataError
+from p2pft_flower.learning.model.account import (
+    Account,
+    Tensors,
+    complaint,
+    how_many,
+    kind_of,
+    listed,
+    patches_of,
+)
 from p2pft_flower.learning.model.image_size import quiet_timm
 from p2pft_flower.learning.model.namings import (
     NAMINGS,
     Filter,
-    describe_names,
     is_training_state,
     original_name,
     timm_filter,
 )
 from p2pft_flower.learning.model.weight_files import number_fault
 
-__all__ = ["Account", "account_for"]
-
-Tensors: TypeAlias = dict[str, torch.Tensor]
+__all__ = ["account_for"]
 
 _NEVER_NEEDED = re.compile(
     r"(head|head_dist|heads|fc|classifier|cls_classifier|distillation_classifier|pre_logits|pooler)\."
@@ -40,29 +45,7 @@ _NEVER_NEEDED = re.compile(
 """Names, from the model's root on, that a file may have and the model not: heads, a decoder, tables."""
 
 _COUNTER = re.compile(r"\.num_batches_tracked$")
-"""What a batch norm counts while it is trained, and never uses with its statistics frozen."""
-
-_TABLE = "relative_position_bias_table"
-
-_GROUPS = (
-    (
-        r"(optim\w*|exp_avg\w*|momentum_buffer|lr_sched\w*|scheduler|scaler|\w+_scaler|amp\w*)(\.|$)",
-        "optimiser state",
-    ),
-    (r"(head|head_dist|heads|fc|\w*classifier|pre_logits|pooler)\.|proj$", "head"),
-    (r"decoder", "decoder"),
-    (r"(embeddings\.)?mask_token", "mask token"),
-    (r"attn_pool\.", "attention pool"),
-    (r".*(relative_position_index|relative_coords_table|attn_mask)$", "tables that the model makes"),
-    (
-        r"(text|token_embedding|ln_final|logit_scale|logit_bias|transformer\.resblocks|positional_embedding)",
-        "text tower",
-    ),
-)
-"""What tensors are that are left, by how their names begin beside or below the model's root in the file."""
-
-_NEARLY = 0.9
-"""Share of the model's tensors from which on a place in a source has a copy of it."""
+"""A batch norm's counter of training batches, which is never used while its statistics are frozen."""
 
 _AVERAGED = {"ema", "teacher", "target"}
 """Words in the name of a copy of the model that is the average of another over the training."""
@@ -85,11 +68,11 @@ _PARTS = (
     ("blocks.0.ls1.", "its blocks have layer scales, the model's none", "with layer scales in its blocks"),
     ("blocks.0.attn.q_norm.", "its queries and keys are normalised, the model's are not", "with q_norm"),
 )
-"""How names begin; what it means that only the file has them; what the model is, where only it has them."""
+"""Beginnings of names; the sentence if only the file has such names; the model's kind if only it has them."""
 
 
 class _Traced(torch.Tensor):
-    """A tensor that knows of which tensors of the file it was made, whatever was done with them."""
+    """A tensor that remembers the tensors of the file from which any operations made it."""
 
     sources: frozenset[str]
 
@@ -120,87 +103,8 @@ def _tensors_in(value: Any) -> Iterator[_Traced]:
         yield from _tensors_in(list(value.values()))
 
 
-@dataclass
-class Account:
-    """One way to read the source: the model at one place in it, under one naming.
-
-    Attributes
-    ----------
-    handed : dict
-        What timm's own loader is handed.
-    values : dict
-        The model's tensors by its own names, as far as they are there.
-    sources : dict
-        Names in the source, by the model's names: what each is made of.
-    missing, extra, left : list of str
-        Names in the source: what the model needs and it has not; what it has and the model not; what it has
-        and nobody needs.
-    faults : list of str
-        What else is wrong, in words.
-    facts : list of str
-        How source and model differ as a whole, in words.
-    """
-
-    place: str
-    handed: Tensors
-    values: Tensors = field(default_factory=dict)
-    sources: dict[str, frozenset[str]] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    extra: list[str] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    facts: list[str] = field(default_factory=list)
-    unlike: int = 0
-    """Tensors of another shape."""
-    note: str = ""
-    """Why this way of several was taken."""
-
-    @property
-    def fits(self) -> bool:
-        """Whether every tensor of model and source has its place."""
-        return not (self.missing or self.extra or self.faults)
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether this is the model, though a few tensors may lack, or some be added."""
-        total = len(self.values) + len(self.missing)
-        return (len(self.values) - self.unlike) >= _NEARLY * total
-
-    @property
-    def beginning(self) -> str:
-        """What the names of all used tensors begin with, up to a dot."""
-        used = sorted({s for names in self.sources.values() for s in names})
-        if not used:
-            return self.place
-        common = _common(used[0], used[-1])
-        return common[: common.rfind(".") + 1]
-
-    def is_resampled(self, name: str) -> bool:
-        """Tell whether the model's tensor of that name was interpolated, or made of several."""
-        handed = self.handed.get(name)
-        return name.endswith(("pos_embed", _TABLE)) and (
-            handed is None or handed.shape != self.values[name].shape
-        )
-
-    def describe(self, model: Any) -> str:
-        """Say in one line what was used, and what was left."""
-        where = f" under {self.beginning!r}" if self.beginning else ""
-        groups = Counter(_group(name, self.beginning) for name in self.left)
-        left = f"; left: {', '.join(f'{group} ({n})' for group, n in groups.items())}" if groups else ""
-        told = f"{where}{self.note}{_resampling(self, model)}{left}"
-        return f"the model's {len(self.values)} tensors are there{told}"
-
-
-def _common(one: str, two: str) -> str:
-    """Return what both begin with."""
-    length = next(
-        (i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two))
-    )
-    return one[:length]
-
-
 def account_for(name: str, model: nn.Module, tensors: Tensors, label: str, *, of_timm: bool) -> Account:
-    """Find a model in a source.
+    """Find a model's weights in a source.
 
     Parameters
     ----------
@@ -209,21 +113,21 @@ def account_for(name: str, model: nn.Module, tensors: Tensors, label: str, *, of
     model : nn.Module
         The model without a head, with or without values.
     tensors : dict of str to tensor
-        What the source holds, by its own names.
+        The source's tensors, by its own names.
     label : str
-        What messages call the source.
+        The source, as messages name it.
     of_timm : bool
-        Whether timm's registry has the source for this very name.
+        Whether timm's registry lists the source for this very name.
 
     Returns
     -------
     Account
-        One that fits.
+        An account that fits.
 
     Raises
     ------
     DataError
-        When it is not there as a whole, or is there twice.
+        If the model is not there as a whole, or is there twice.
     """
     translate = timm_filter(name)
     weights = {n: t for n, t in tensors.items() if not is_training_state(n)}
@@ -241,7 +145,7 @@ def account_for(name: str, model: nn.Module, tensors: Tensors, label: str, *, of
     for place in _places(weights, enough):
         accounts += read(place, _below(place, weights))
     inner = {a.beginning for a in accounts if a.is_copy}
-    for place in _places(weights, enough):  # a copy in a copy is not of the outer one
+    for place in _places(weights, enough):  # a nested copy is no part of the outer one
         own, here = _without(place, inner, weights), _below(place, weights)
         if enough <= len(own) < len(here):
             accounts += read(place, own)
@@ -253,7 +157,7 @@ def account_for(name: str, model: nn.Module, tensors: Tensors, label: str, *, of
         return fitting[0]
     rooted = [a for a in accounts if "patch_embed.proj.weight" in a.values] or accounts
     best = copies[0] if copies else min(rooted, key=_distance)
-    raise DataError(f"{label} do not fit model {name!r}: {_complaint(best, tensors)}")
+    raise DataError(f"{label} do not fit model {name!r}: {complaint(best, tensors)}")
 
 
 def _below(place: str, tensors: Tensors) -> Tensors:
@@ -262,7 +166,7 @@ def _below(place: str, tensors: Tensors) -> Tensors:
 
 
 def _without(place: str, inner: Collection[str], tensors: Tensors) -> Tensors:
-    """Return what :func:`_below` does, without the copies of the model that lie deeper."""
+    """Return the tensors of :func:`_below` without the copies of the model that lie deeper."""
     deeper = tuple(other for other in inner if other != place and other.startswith(place))
     return _below(
         place, {n: t for n, t in tensors.items() if not n.startswith(deeper)} if deeper else tensors
@@ -276,8 +180,8 @@ def _distance(account: Account) -> tuple[int, int]:
 def _copies(accounts: list[Account]) -> list[Account]:
     """Return the copies of the model in the source, each in the reading that fits it best.
 
-    Two readings are of the same copy when they share a tensor. A copy need not fit: a model to which
-    something was added, or of which a tensor lacks, is still the one that may be meant.
+    Two readings are of the same copy if they share a tensor. A copy need not fit: one with an added or a
+    missing tensor may still be the one that is meant.
     """
     copies: list[tuple[frozenset[str], Account]] = []
     for account in sorted((a for a in accounts if a.is_copy), key=lambda a: (not a.fits, _distance(a))):
@@ -288,23 +192,23 @@ def _copies(accounts: list[Account]) -> list[Account]:
 
 
 def _choose(copies: list[Account], name: str, label: str) -> Account:
-    """Return the one that is to be loaded of several copies of the model.
+    """Choose the copy to load among several copies of the model.
 
     Raises
     ------
     DataError
-        When none of them is the average of the others, or that one does not fit.
+        If none of them is the average of the others, or that one does not fit.
     """
     averaged = [a for a in copies if _AVERAGED & set(re.split(r"[._]", a.beginning.lower()))]
     if len(averaged) != 1 or not averaged[0].fits:
-        places = [_named(a) + ("" if a.fits else f" (where {_faults(a)})") for a in copies]
+        places = [_named(a) + ("" if a.fits else f" (where {a.wrong})") for a in copies]
         raise DataError(
-            f"{label} hold model {name!r} {len(copies)} times, under {_list(places, 6)}: save the one that "
+            f"{label} hold model {name!r} {len(copies)} times, under {listed(places, 6)}: save the one that "
             "is meant alone"
         )
     (chosen,) = averaged
     others = [_named(a) for a in copies if a is not chosen]
-    chosen.note = f", the averaged copy, rather than {_list(others, 6)}"
+    chosen.note = f", the averaged copy, rather than {listed(others, 6)}"
     return chosen
 
 
@@ -323,17 +227,17 @@ def _places(tensors: Collection[str], enough: int) -> list[str]:
 def _compare(
     place: str, renamed: Tensors, tensors: Tensors, model: nn.Module, translate: Filter, *, of_timm: bool
 ) -> Account:
-    """Account for every tensor of model and source, where the model is taken to lie at ``place``."""
+    """Account for every tensor of model and source, assuming that the model is at ``place``."""
     account = Account(place, {n: t.as_subclass(torch.Tensor) for n, t in renamed.items()})
     body = model.state_dict()
     patches = _patch_fault(renamed, model)
     if patches:
-        account.faults.append(patches)  # timm would resample them, without a word
+        account.faults.append(patches)  # timm would resample them silently
     positions, failure = _position_fault(renamed, model), ""
     try:
         with quiet_timm():
             made = {} if patches or positions else translate(dict(renamed), model)
-    except Exception as error:  # timm's filters take for granted that the file is one that they know
+    except Exception as error:  # timm's filters assume that they know the file
         failure = f"timm's own reader of such files fails ({type(error).__name__}: {error})"
         made = {}
     made = made or renamed
@@ -360,13 +264,13 @@ def _compare(
     if positions and not account.missing and not account.extra:
         account.faults.append(positions)
     account.faults += _value_faults(account, tensors, body)
-    if failure and account.fits:  # else it failed for what is said already
+    if failure and account.fits:  # else it failed for a reason that is reported already
         account.faults.append(failure)
     return account
 
 
 def _patch_fault(renamed: Tensors, model: Any) -> str:
-    """Say whether the source's patches have another size than the model's."""
+    """Return the fault of a source whose patches have another size than the model's, else ""."""
     own = getattr(model.patch_embed.proj, "weight", None)  # some hybrids' backbones make the tokens
     wanted = tuple(own.shape[-2:]) if own is not None else ()
     for name, tensor in renamed.items():
@@ -380,25 +284,12 @@ def _patch_fault(renamed: Tensors, model: Any) -> str:
     return ""
 
 
-def _positions(renamed: Tensors, model: Any) -> tuple[int, int] | None:
-    """Return for how many patches the source's position embeddings are, and for how many tokens before them.
-
-    None where source or model has none, or they are for as many tokens as the model has.
-    """
-    found, own = renamed.get("pos_embed"), getattr(model, "pos_embed", None)
-    if found is None or own is None or found.ndim != 3 or found.shape[1] == own.shape[1]:
-        return None
-    # Of DINOv2 with registers, timm takes the class token's position away.
-    prefix = 1 if "register_tokens" in renamed else own.shape[1] - model.patch_embed.num_patches
-    return found.shape[1] - prefix, prefix
-
-
 def _position_fault(renamed: Tensors, model: Any) -> str:
-    """Say whether the source's position embeddings are for no grid of patches that the model could have."""
+    """Return the fault of position embeddings that fit no square grid of patches, else ""."""
     given, own = renamed.get("pos_embed"), getattr(model, "pos_embed", None)
     if given is not None and own is not None and (given.ndim != 3 or len(given) != 1):
         return f"its position embeddings are {tuple(given.shape)}, the model's {tuple(own.shape)}"
-    found = _positions(renamed, model)
+    found = patches_of(renamed, model)
     if found is None or (found[0] > 0 and math.isqrt(found[0]) ** 2 == found[0]):
         return ""
     patches, prefix = found
@@ -409,37 +300,33 @@ def _position_fault(renamed: Tensors, model: Any) -> str:
 
 
 def _value_faults(account: Account, tensors: Tensors, body: Tensors) -> list[str]:
-    """Say which of the tensors that have a counterpart cannot be loaded into it."""
+    """Describe the tensors that cannot be loaded into their counterparts."""
     unlike, odd = [], []
     for name, value in account.values.items():
         if value.shape != body[name].shape:
-            named = _list(map(repr, sorted(account.sources[name])), 1)
+            named = listed(map(repr, sorted(account.sources[name])), 1)
             unlike.append(f"{named} is {tuple(value.shape)}, in the model {tuple(body[name].shape)}")
         if body[name].dtype.is_floating_point:
             odd += [(s, fault) for s in sorted(account.sources[name]) if (fault := number_fault(tensors[s]))]
-    for name in account.left:  # a head that diverged has not done so alone
-        if _group(name, account.beginning) == "head" and tensors[name].is_floating_point():
+    for name in account.left:  # if a head diverged, so did the rest
+        if kind_of(name, account.beginning) == "head" and tensors[name].is_floating_point():
             odd += [(name, fault)] if (fault := number_fault(tensors[name])) in ("NaN", "infinity") else []
     account.unlike = len(unlike)
     faults = []
     if unlike:
         its = "its" if len(unlike) == 1 else "their"
-        faults.append(f"{_tensors(len(unlike))} could not be loaded for {its} size mismatch: {unlike[0]}")
+        faults.append(f"{how_many(len(unlike))} could not be loaded for {its} size mismatch: {unlike[0]}")
     if odd:
         faults.append(f"{_count(odd)} no weights: {odd[0][0]!r} has {odd[0][1]}")
     return faults
 
 
-def _tensors(number: int) -> str:
-    return f"{number} tensors" if number != 1 else "1 tensor"
-
-
 def _count(found: Collection[Any]) -> str:
-    return f"{_tensors(len(found))} {'are' if len(found) > 1 else 'is'}"
+    return f"{how_many(len(found))} {'are' if len(found) > 1 else 'is'}"
 
 
 def _facts(made: Collection[str] | Tensors, model: Any) -> list[str]:
-    """Say how source and model differ as a whole: blocks, width, tokens, norms."""
+    """Describe the differences of source and model as a whole: blocks, width, tokens, norms."""
     body = model.state_dict()
     facts = []
     if isinstance(made, dict) and "patch_embed.proj.weight" in made:
@@ -462,54 +349,3 @@ def _blocks(names: Collection[str]) -> str:
     found = {m[1] for name in names if (m := re.match(r"(blocks\.\d+|layers\.\d+\.blocks\.\d+)\.", name))}
     stages = Counter(name.rsplit(".", 1)[0] for name in found)
     return " + ".join(str(stages[stage]) for stage in sorted(stages))
-
-
-def _faults(account: Account) -> str:
-    """Say what is missing, what is extra, and what else is wrong."""
-    parts = []
-    for names, what in ((account.missing, "missing from it"), (account.extra, "extra in it")):
-        if names:
-            are = "are" if len(names) > 1 else "is"
-            parts.append(f"{_tensors(len(names))}, as {names[0]!r}, {are} {what}")
-    return "; ".join(parts + account.faults)
-
-
-def _complaint(account: Account, tensors: Tensors) -> str:
-    """Say what is wrong with a source in which the model is not, as well as it can be known."""
-    known = describe_names(tensors)
-    facts = "".join(f"; {fact}" for fact in dict.fromkeys(account.facts))
-    names = sorted(tensors)
-    alike = _common(names[0], names[-1])
-    alike = alike[: alike.rfind(".") + 1]
-    said = (f" (names as {known})" if known else "") + (f", all under {alike!r}" if alike else "")
-    few = _list([repr(n) for n in tensors], 3)
-    state = [n for n in tensors if is_training_state(n)]
-    if state:
-        said += f", {len(state)} of them of an optimiser or gradients ({state[0]!r}), which are never taken"
-    return f"{_faults(account)}{facts}. It has {_tensors(len(tensors))}{said}: {few}"
-
-
-def _list(words: Any, most: int) -> str:
-    words = list(words)
-    return ", ".join(words[:most]) + (", …" if len(words) > most else "")
-
-
-def _resampling(account: Account, model: Any) -> str:
-    """Say which tensors were made for another number of patches than the source has them for."""
-    grid = " × ".join(map(str, getattr(model.patch_embed, "grid_size", ())))
-    found = _positions(account.handed, model)
-    if found is not None and found[0] != model.patch_embed.num_patches:
-        side = math.isqrt(found[0])
-        return f", position embeddings resampled from {side} × {side} to {grid} patches"
-    if any(account.is_resampled(n) for n in account.values if n.endswith(_TABLE)):
-        return f", tables of relative positions resampled for {grid} patches"
-    return ""
-
-
-def _group(name: str, beginning: str) -> str:
-    shared = _common(name, beginning)
-    inner = name[shared.rfind(".") + 1 :]
-    for pattern, group in _GROUPS:
-        if re.match(pattern, inner):
-            return group
-    return repr(name[: len(name) - len(inner)] + inner.partition(".")[0])

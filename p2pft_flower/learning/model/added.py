@@ -1,7 +1,7 @@
 """Small modules added to a frozen transformer: low-rank updates, bottleneck adapters, prompt tokens.
 
-Each leaves the names of the model's own parameters as they are, so that a state dict stays timm's (plus what
-was added), and each starts as the identity except prompts, which change the input by their nature.
+Each preserves the names of the model's own parameters, so that a state dict remains timm's plus the added
+parameters, and each starts as the identity except prompts, which change the input by their nature.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from p2pft_flower.learning.model.structure import stages
 __all__ = ["PROMPTS", "add_adapters", "add_low_rank", "add_prompts", "merge_low_rank"]
 
 PROMPTS = "prompts"
-"""Name of the parameter that holds a block's, or an attention's, prompt tokens."""
+"""Name of the parameter with a block's, or an attention's, prompt tokens."""
 
 
 class LowRank(nn.Module):
     """W ↦ W + U V, V (R, in) drawn, U (out, R) zero: LoRA (Hu et al. 2022) with α = R, no drop-out.
 
-    A parametrization of torch, so that the layer stays the layer it was, and merging is torch's own.
+    A parametrization of torch, so that the layer's class does not change, and merging is torch's own.
     """
 
     def __init__(self, rows: int, columns: int, rank: int) -> None:
@@ -52,7 +52,7 @@ def add_low_rank(model: nn.Module, rank: int) -> None:
 
 
 def merge_low_rank(model: nn.Module) -> None:
-    """Write every low-rank update into the weight it belongs to; the model's names are timm's again."""
+    """Merge every low-rank update into its weight; the model's names are timm's again."""
     for module in list(model.modules()):
         if parametrize.is_parametrized(module, "weight"):
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
@@ -88,10 +88,10 @@ def _through_adapter(mlp: nn.Module, _: Any, output: torch.Tensor) -> torch.Tens
 def add_prompts(model: nn.Module, number: int, *, deep: bool) -> None:
     """Add ``number`` learned tokens: visual prompt tuning (Jia et al. 2022).
 
-    ViT: between the class token and the patches; shallow ones enter the first block and go along to the end,
-    deep ones are new in every block. Swin: every window's queries also see the prompts as keys and values
-    (in the first block only, or deep: in every block); what the prompts themselves would become is not
-    carried on, as patch merging has no place for it.
+    ViT: between the class token and the patches; shallow ones enter the first block and pass through to the
+    end, deep ones are new in every block. Swin: every window's queries also see the prompts as keys and
+    values (in the first block only, or deep: in every block); the block's outputs for the prompts are
+    dropped, as patch merging has no place for them.
     """
     check_tune_number("prompt:N", number, MAX_PROMPTS)
     blocks = _blocks(model)

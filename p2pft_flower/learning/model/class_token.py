@@ -1,7 +1,7 @@
-"""The last block as the class token sees it: what other tokens would become is never computed.
+"""The last block for the class token alone: its outputs for other tokens are never computed.
 
-In a class-token model nothing reads the last block's other outputs. Of that block only the class token's
-query, projection and MLP matter, and where its inputs are frozen, keys and values need not be formed either.
+In a class-token model nothing reads the last block's other outputs. Only the class token's query, projection
+and MLP of that block matter, and if its inputs are frozen, keys and values need not be formed either.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ __all__ = ["attend_normalised", "attend_query", "query_tokens", "why_not_normali
 
 
 def query_tokens(model: nn.Module) -> int:
-    """Return how many leading tokens the head reads: the class token, and the distillation token if any."""
+    """Return the number of leading tokens that the head reads: the class and perhaps a distillation token."""
     return 2 if isinstance(model, VisionTransformerDistilled) else 1
 
 
 def why_not_query(model: nn.Module, block: Any) -> str | None:
-    """Say why the last block cannot be run for the class token alone, or None where it can."""
+    """Return the reason why the last block cannot run for the class token alone, or None if it can."""
     own_heads = (VisionTransformer.forward_head, VisionTransformerDistilled.forward_head)
     if getattr(type(model), "forward_head", None) not in own_heads:
         return f"{type(model).__name__} has no class token that its head alone reads"
@@ -41,7 +41,7 @@ def why_not_query(model: nn.Module, block: Any) -> str | None:
 
 
 def why_not_normalised(model: nn.Module, block: Any) -> str | None:
-    """Say why keys and values must be formed, or None where they need not be."""
+    """Return the reason why keys and values must be formed, or None if they need not be."""
     reason = why_not_query(model, block)
     if reason is not None:
         return reason
@@ -61,8 +61,8 @@ def why_not_normalised(model: nn.Module, block: Any) -> str | None:
 def attend_normalised(block: Any, normed: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """Run a block for its first tokens, from normalised tokens, without forming keys and values.
 
-    With γ, β of norm1 and head h: u_h = γ ⊙ W_k,hᵀ q_h; scores = x̂ u_h (what is constant over tokens, the
-    key bias and u·β, drops out of the softmax); c_h = γ ⊙ Σ_t p_t x̂_t + β; o_h = W_v,h c_h + b_v,h.
+    With γ, β of norm1 and head h: u_h = γ ⊙ W_k,hᵀ q_h; scores = x̂ u_h (terms that are constant over tokens,
+    the key bias and u·β, cancel in the softmax); c_h = γ ⊙ Σ_t p_t x̂_t + β; o_h = W_v,h c_h + b_v,h.
 
     Parameters
     ----------
@@ -82,7 +82,9 @@ def attend_normalised(block: Any, normed: torch.Tensor, own: torch.Tensor) -> to
     gamma, beta = block.norm1.weight, block.norm1.bias
     number, tokens, width = own.shape
     heads, size = attn.num_heads, attn.head_dim
-    w_q, w_k, w_v = attn.qkv.weight.view(3, heads * size, width)  # once: it may be computed (low rank)
+    w_q, w_k, w_v = attn.qkv.weight.view(
+        3, heads * size, width
+    )  # read once: with a low-rank update it is computed
     bias = attn.qkv.bias
     b_q, _, b_v = (None, None, None) if bias is None else bias.view(3, heads * size)
 
@@ -113,7 +115,7 @@ def attend_query(block: Any, tokens: torch.Tensor, first: int) -> torch.Tensor:
     tokens : (N, T, D) tensor
         The block's input.
     first : int
-        P, how many leading tokens are wanted.
+        P, the number of leading tokens.
 
     Returns
     -------

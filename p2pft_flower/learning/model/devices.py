@@ -1,4 +1,4 @@
-"""Where tensors live and in which precision the trunk computes."""
+"""The device of tensors, and the precision of the trunk."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["GPUS", "check_device", "choose_device", "choose_trunk_dtype"]
 
 GPUS = ("nvidia*", "nvhost*", "nvmap", "nvgpu*", "kfd", "dxg")
-"""What Linux has in /dev of NVIDIA's and AMD's GPUs, one of which torch needs for ``cuda``."""
+"""Files in /dev of NVIDIA's and AMD's GPUs on Linux, one of which torch needs for ``cuda``."""
 
 
 def check_device(setting: str) -> None:
-    """Refuse a device that this machine cannot have, as far as it is known without torch.
+    """Refuse a device that this machine lacks, as far as that is known without torch.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def check_device(setting: str) -> None:
     Raises
     ------
     ConfigError
-        With the reason.
+        When it is missing; gives the reason.
     """
     system, why = platform.system(), ""
     if setting == "mps" and system != "Darwin":
@@ -50,13 +50,15 @@ def check_device(setting: str) -> None:
 
 
 def _built_without_gpus() -> bool:
-    """Tell whether torch says in its file version.py that it was built for neither CUDA nor ROCm."""
+    """Return whether torch's file version.py says that it was built for neither CUDA nor ROCm."""
     spec = importlib.util.find_spec("torch")
     file = None if spec is None or spec.origin is None else Path(spec.origin).with_name("version.py")
     if file is None or not file.is_file():
         return False
-    told = dict(re.findall(r"^(cuda|hip)\b[^=\n]*=\s*(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE))
-    return set(told.values()) == {"None"}
+    built_for = dict(
+        re.findall(r"^(cuda|hip)\b[^=\n]*=\s*(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    return set(built_for.values()) == {"None"}
 
 
 def choose_device(setting: str) -> str:
@@ -81,7 +83,7 @@ def choose_device(setting: str) -> str:
 
 
 def choose_trunk_dtype(setting: str, device: str) -> torch.dtype:
-    """Return the dtype that the trunk computes in; ``auto``: bfloat16 where the hardware multiplies in it."""
+    """Return the dtype that the trunk computes in; ``auto``: bfloat16 if the hardware multiplies in it."""
     import torch
 
     if setting != "auto":
@@ -89,8 +91,8 @@ def choose_trunk_dtype(setting: str, device: str) -> torch.dtype:
     if device == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        # Older versions of torch do not say what the CPU can do.
+        # Older versions of torch do not report the CPU's abilities.
         ask = getattr(torch.cpu, "get_capabilities", None) if device == "cpu" else None
-        told = {} if ask is None else ask()
-        native = any(told.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+        abilities = {} if ask is None else ask()
+        native = any(abilities.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return torch.bfloat16 if native else torch.float32

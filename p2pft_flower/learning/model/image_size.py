@@ -1,4 +1,4 @@
-"""Models for images of another size than they were made for: position embeddings and windows that fit it."""
+"""Models for images of another size: position embeddings and windows that fit it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def options_for_size(name: str, model: Any, size: int) -> dict[str, Any]:
-    """Return what timm builds the model with for images of ``size`` × ``size`` pixels.
+    """Return timm's options to build the model for images of ``size`` × ``size`` pixels.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def options_for_size(name: str, model: Any, size: int) -> dict[str, Any]:
 
 
 def _windows(name: str, model: Any, size: int) -> tuple[int, ...]:
-    """Return the side of each stage's windows for another image size, so that their number stays.
+    """Return the side of each stage's windows for another image size, so that their number does not change.
 
     Swin's own fine-tuning at larger sizes does the same; tables of relative positions are resampled.
     """
@@ -76,14 +76,14 @@ def _windows(name: str, model: Any, size: int) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def quiet_timm() -> Iterator[None]:
-    """Leave out what torch warns of when timm resamples tables: it concerns timm's code, not its result."""
+    """Suppress torch's warnings while timm resamples tables: they concern timm's code, not its result."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"torch\.searchsorted|Using a non-tuple sequence", UserWarning)
         yield
 
 
 def resize_model(name: str, model: nn.Module, size: int) -> None:
-    """Make an own model see images of ``size`` × ``size`` pixels; 0: as it is.
+    """Resize an own model to images of ``size`` × ``size`` pixels; 0 leaves it unchanged.
 
     Raises
     ------

@@ -1,9 +1,9 @@
 """Archives of NumPy arrays (``.npz``), as Google published its ViTs: every array is accounted for.
 
-timm's reader of them looks up the arrays that it wants, and says nothing of the others, nor of what it leaves
-as it was. So it first reads dye: an archive of the same names and shapes, each array filled with a number of
-its own, into a copy of the model that is filled with NaN. What is NaN afterwards was never set, and the
-numbers that have arrived say which arrays were used, and how much of them.
+timm's reader looks up the arrays that it needs, and reports neither the other arrays nor the tensors that it
+does not set. So it first reads dye: an archive of the same names and shapes, each array filled with a number
+of its own, into a copy of the model that is filled with NaN. Tensors that are NaN afterwards were never set,
+and the numbers that have arrived show which arrays were used, and how much of each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["is_jax_archive", "load_archive"]
 
 _HEAD = re.compile(r"(^|/)(head|pre_logits)/")
 _ROOTS = tuple(f"{p}embedding/kernel" for p in ("", "opt/target/", "params/", "params/img/"))
-"""By one of these timm finds the model in an archive."""
+"""Names by which timm finds the model in an archive."""
 
 _RESAMPLED = re.compile(r"(^|/)pos_embedding$")
 
@@ -38,7 +38,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 def is_jax_archive(file: Path) -> bool:
-    """Tell whether a file is an archive of NumPy arrays, whatever it is called."""
+    """Return whether a file is an archive of NumPy arrays, by its content."""
     if not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as archive:
@@ -54,16 +54,16 @@ def load_archive(name: str, model: Any, file: Path, label: str) -> str:
     name : str
         The model's name, for messages.
     model : nn.Module
-        Without a head; its values are replaced.
+        The model without a head; its values are replaced.
     file : Path
         The archive.
     label : str
-        What messages call the archive.
+        The archive, as messages name it.
 
     Returns
     -------
     str
-        What was used and what was left, in one line.
+        The used and the left arrays, in one line.
 
     Raises
     ------
@@ -87,12 +87,12 @@ def load_archive(name: str, model: Any, file: Path, label: str) -> str:
                 filled = {n: np.full(a.shape, i, np.float32) for i, (n, a) in enumerate(arrays.items())}
                 np.savez_compressed(dye, **filled)  # type: ignore[arg-type]  # its stubs forbid any other key
                 dyed.load_pretrained(str(dye))
-        except KeyError as error:  # its words begin with the name that timm looks for
+        except KeyError as error:  # its message begins with the missing name
             wanted = str(error.args[0]).split(" ")[0]
             like = [n for n in arrays if n.rsplit("/", 1)[-1] == wanted.rsplit("/", 1)[-1]]
             found = f" (it has {like[0]!r})" if like else ""
             faults.append(f"an array is missing from it: {wanted!r}{found}")
-        except Exception as error:  # timm's reader takes for granted that archive and model are alike
+        except Exception as error:  # timm's reader assumes that archive and model fit
             said = str(error).replace(str(dye), str(file))
             faults.append(f"timm's own reader of archives fails ({type(error).__name__}: {said})")
         else:
@@ -104,12 +104,12 @@ def load_archive(name: str, model: Any, file: Path, label: str) -> str:
             f"a JAX ViT's): {few}, …"
         )
     model.load_pretrained(str(file))
-    told = f"; left: {', '.join(left)}" if left else ""
-    return f"the model's {len(model.state_dict())} tensors are there{_resampling(arrays, model)}{told}"
+    rest = f"; left: {', '.join(left)}" if left else ""
+    return f"the model's {len(model.state_dict())} tensors are there{_resampling(arrays, model)}{rest}"
 
 
 def _resampling(arrays: Arrays, model: Any) -> str:
-    """Say whether position embeddings are for another number of patches than the model has."""
+    """Return the note on position embeddings for another number of patches than the model's, else ""."""
     grid = " × ".join(map(str, model.patch_embed.grid_size))
     own = model.pos_embed.shape[1]
     if any(_RESAMPLED.search(n) and a.shape[-2] != own for n, a in arrays.items()):
@@ -130,7 +130,7 @@ def _read(file: Path) -> Arrays:
 
 
 def _differences(arrays: Arrays, model: Any) -> list[str]:
-    """Say how archive and model differ as a whole, before anything is read into the model."""
+    """Describe the differences of archive and model as a whole, before anything is read into the model."""
     if not any(n in arrays for n in _ROOTS):
         looked = ", ".join(map(repr, _ROOTS))
         like = [repr(n) for n in arrays if n.endswith("embedding/kernel")]
@@ -161,7 +161,7 @@ def _differences(arrays: Arrays, model: Any) -> list[str]:
 
 
 def _position_faults(array: npt.NDArray[Any], model: Any) -> list[str]:
-    """Say whether an archive's position embeddings are for no grid of patches that the model could have."""
+    """Return the fault of an archive's position embeddings that fit no square grid of patches, if any."""
     own = tuple(model.pos_embed.shape)
     if array.shape == own:
         return []
@@ -182,7 +182,7 @@ def _differ(words: str, theirs: Any, ours: Any) -> str:
 
 
 def _account(arrays: Arrays, dyed: Mapping[str, torch.Tensor]) -> tuple[list[str], list[str]]:
-    """Say what was never set or is not used, and what was left by intention."""
+    """Describe tensors never set, arrays not used, and arrays left by intention."""
     arrived = torch.zeros(len(arrays), dtype=torch.int64)
     unset = []
     for name, tensor in dyed.items():
@@ -214,7 +214,7 @@ def _account(arrays: Arrays, dyed: Mapping[str, torch.Tensor]) -> tuple[list[str
 
 
 def _other_copies(used: list[str], place: str, arrays: Arrays) -> list[str]:
-    """Say where else than at ``place`` the archive has the model, or nearly."""
+    """Describe places other than ``place`` that hold the model, or nearly."""
     own = {name.removeprefix(place) for name in used}
     ends = dict.fromkeys(name[: -len(key)] for name in arrays for key in own if name.endswith(key))
     faults = []
@@ -229,7 +229,7 @@ def _other_copies(used: list[str], place: str, arrays: Arrays) -> list[str]:
 
 
 def _beginning(names: list[str]) -> str:
-    """Return what all names begin with, up to a slash."""
+    """Return the beginning of all names, up to a slash."""
     if not names:
         return ""
     one, two = min(names), max(names)

@@ -1,4 +1,4 @@
-"""Which names of models and weights can be meant, as far as it is known without torch and timm."""
+"""Names of models and weights, checked as far as that is possible without torch and timm."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ TIMM_MODULES = (
 """Modules of ``timm.models`` in which these classes, or ones with their forward pass, are used."""
 
 _NEAREST = 3
-"""Names that are offered in place of an unknown one."""
+"""Number of names that are offered for an unknown one."""
 
 
 def check_model_name(name: str) -> None:
-    """Refuse a model of which nothing is known, or of which it is known that it cannot be cut.
+    """Refuse an unknown model, and one that is known to be impossible to cut.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def check_model_name(name: str) -> None:
     Raises
     ------
     ConfigError
-        With the nearest names that there are.
+        With the nearest names.
     """
     if name in EMBEDDED or is_reference(name):
         return
@@ -68,7 +68,7 @@ def check_model_name(name: str) -> None:
 
 
 def _nearest(name: str, usable: Sequence[str]) -> str:
-    """Say which models may have been meant: by their names, else by as many words as were given."""
+    """Return a hint at the nearest models, by their names, else by as many words as were given."""
     if hint := did_you_mean(name, usable, _NEAREST):
         return hint
     words = name.count("_") + 1
@@ -89,27 +89,27 @@ def weights_file(weights: str) -> Path | None:
     if weights in ("pretrained", "none"):
         return None
     file = Path(weights).expanduser()
-    if not file.is_absolute() and not file.is_file():  # peers need not run in this folder
+    if not file.is_absolute() and not file.is_file():  # peers may run in another folder
         raise ConfigError(f"weights = {weights!r}: choose pretrained, none, or the absolute path of a file")
     return file.absolute()
 
 
 def check_weights(model: str, weights: str, *, here: bool) -> None:
-    """Refuse weights that cannot be loaded into the model, as far as their name tells.
+    """Refuse weights that cannot be loaded into the model, as far as their name shows.
 
     Parameters
     ----------
     model, weights : str
         Of the run-config.
     here : bool
-        Whether the model runs on this machine, so that a file must be here.
+        Whether the model runs on this machine, so that a file must exist here.
 
     Raises
     ------
     ConfigError
         When the setting is wrong.
     DataError
-        When the file is not there, or is none of weights by its first bytes.
+        When the file is missing, or its first bytes show that it holds no weights.
     """
     file = weights_file(weights)
     if file is None:

@@ -1,4 +1,4 @@
-"""How large a model is, as far as it is known without torch and timm, and which settings fit that."""
+"""Sizes of models, as far as they are known without torch and timm, and the settings that fit them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 MAX_TOKENS = 2**18
-"""Patches of an image at most: 512 × 512."""
+"""Largest number of patches of an image: 512 × 512."""
 
 MAX_PROMPTS = 10_000
 """Prompt tokens at most."""
@@ -30,7 +30,7 @@ MAX_PROMPTS = 10_000
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What of a model settings must fit; 0 where it is not known.
+    """The sizes of a model that settings must fit; 0 for an unknown size.
 
     Attributes
     ----------
@@ -48,7 +48,7 @@ class ModelSize:
 
 
 EMBEDDED_SIZES = {"glyph_vit_8": ModelSize(patch=2, width=64, blocks=4)}
-"""Of the models of this package."""
+"""Sizes of this package's models."""
 
 
 def check_sizes(model: str, tune: str, image_size: int) -> None:
@@ -64,7 +64,7 @@ def check_sizes(model: str, tune: str, image_size: int) -> None:
     Raises
     ------
     ConfigError
-        With what fits.
+        With the values that fit.
     """
     kind, number = read_tune(tune)
     if kind in ("prompt", "prompt-deep"):
@@ -84,12 +84,12 @@ def check_sizes(model: str, tune: str, image_size: int) -> None:
 
 
 def check_tune_number(what: str, value: int, most: int) -> None:
-    """Refuse a number in ``tune`` that the model has no place for.
+    """Refuse a number in ``tune`` that is too large for the model.
 
     Raises
     ------
     ConfigError
-        With the largest one.
+        With the largest number.
     """
     if not 1 <= value <= most:
         raise ConfigError(f"tune = {what}: {value} is not in 1..{most}")
@@ -110,7 +110,7 @@ def check_blocks(number: int, blocks: int) -> None:
 
 
 def check_patches(name: str, size: int, patch: Sequence[int]) -> None:
-    """Refuse an image size that the patches do not divide, or that has more of them than can be worked with.
+    """Refuse an image size that the patches do not divide, or that has too many patches.
 
     Parameters
     ----------
@@ -124,13 +124,15 @@ def check_patches(name: str, size: int, patch: Sequence[int]) -> None:
     Raises
     ------
     ConfigError
-        With sizes that would do.
+        With sizes that fit.
     """
     side = max(patch)
-    told = f"image-size = {size}: the patches of {name} are {' × '.join(map(str, patch))} pixels, so"
+    begin = f"image-size = {size}: the patches of {name} are {' × '.join(map(str, patch))} pixels, so"
     if any(size % pixels for pixels in patch):
         near = max(side, size // side * side)
-        raise ConfigError(f"{told} it must be a multiple of {side}, such as {near} or {near + side}")
+        raise ConfigError(f"{begin} it must be a multiple of {side}, such as {near} or {near + side}")
     if math.prod(size // pixels for pixels in patch) > MAX_TOKENS:
         most = math.isqrt(MAX_TOKENS) * side
-        raise ConfigError(f"{told} an image would have more than {MAX_TOKENS} of them; choose {most} at most")
+        raise ConfigError(
+            f"{begin} an image would have more than {MAX_TOKENS} of them; choose {most} at most"
+        )

@@ -52,21 +52,21 @@ def create_model(
     num_classes : int
         Classes of the dataset.
     seed : int
-        Draws the new head, and all weights where ``weights = "none"``.
+        Draws the new head, and all weights if ``weights = "none"``.
     images : ImageKeys, optional
-        What the run-config says of the images that the model sees; the rest is what the model says.
+        The run-config's settings of the images that the model sees; the model decides the others.
 
     Returns
     -------
     nn.Module
-        Frozen, in eval mode; its ``pretrained_cfg`` says which images it sees (:func:`data_config`).
+        Frozen, in eval mode; its ``pretrained_cfg`` describes the images that it sees (:func:`data_config`).
 
     Raises
     ------
     ConfigError
-        When there is no such model, it is built otherwise, or it cannot see such images.
+        When the model is unknown, has another structure, or cannot see such images.
     DataError
-        When the weights are not there or do not fit.
+        When the weights are missing or do not fit.
     """
     check_model_name(name)
     check_weights(name, weights, here=True)
@@ -98,12 +98,12 @@ def create_model(
 
 
 def bare_model(name: str, num_classes: int, images: ImageKeys | None = None) -> nn.Module:
-    """Build a model to load a whole state dict into; what it holds until then is random.
+    """Build a model with random weights, to load a whole state dict into.
 
     Raises
     ------
     ConfigError
-        When there is no such model, it is built otherwise, or it cannot see such images.
+        When the model is unknown, has another structure, or cannot see such images.
     """
     check_model_name(name)
     keys = images or ImageKeys()
@@ -134,12 +134,12 @@ def _own_model(name: str, pretrained: bool, num_classes: int) -> nn.Module:
 
 
 def _check_input_size(name: str, model: nn.Module) -> None:
-    """Refuse an ``input_size`` in an own model's ``pretrained_cfg`` that is none of pictures.
+    """Refuse an ``input_size`` in an own model's ``pretrained_cfg`` that fits no pictures.
 
     Raises
     ------
     ConfigError
-        With what it is.
+        With the value.
     """
     given = getattr(model, "pretrained_cfg", None) or {}
     try:
@@ -162,14 +162,14 @@ def _check_input_size(name: str, model: nn.Module) -> None:
 
 
 def _with_new_head(model: nn.Module, seed: int, num_classes: int) -> None:
-    torch.manual_seed(seed)  # the head must not depend on how many numbers the rest of the model drew
+    torch.manual_seed(seed)  # the head must not depend on earlier draws
     model.reset_classifier(num_classes)  # type: ignore[operator]  # timm's method, looked for before
 
 
 def _outline(name: str, of_hub: bool, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
-    """Build a timm model without values, as it is looked at before any weight is read or downloaded.
+    """Build a timm model without values, to be checked before any weight is read or downloaded.
 
-    Returns the outline, without a head, and what timm builds a model of this image size with.
+    Returns the outline, without a head, and timm's options to build a model of this image size.
     """
     plain, _, tag = name.partition(".")
     try:
@@ -190,7 +190,7 @@ def _outline(name: str, of_hub: bool, image_size: int) -> tuple[nn.Module, dict[
         try:
             with torch.device("meta"):
                 return timm.create_model(name, pretrained=False, num_classes=0, **size)  # type: ignore[no-any-return]
-        except Exception as error:  # timm's builders raise what they like
+        except Exception as error:  # timm's builders raise many kinds of errors
             hub = f", nor its weights loaded {FROM_HUB}" if of_hub else ""
             raise DataError(f"model = {name!r}: it could not be built{hub}: {error}") from error
 
@@ -205,7 +205,7 @@ def _tags(plain: str) -> list[str]:
 
 
 def _origin(model: Any, name: str, file: Path | None, pretrained: bool) -> str:
-    """Say where a timm model's settings of images come from."""
+    """Return the origin of a timm model's settings of images."""
     plain, _, chosen = name.partition(".")
     tag = model.pretrained_cfg.get("tag") or chosen
     entry = f"{plain}.{tag}" if tag else plain
@@ -223,7 +223,7 @@ def _check_own(name: str, model: nn.Module, num_classes: int) -> None:
     Raises
     ------
     ConfigError, DataError
-        Saying what it promises, and what was found.
+        With the promise and the finding.
     """
     _check_settings(name, model)
     for tensor_name, parameter in model.named_parameters():
@@ -235,7 +235,7 @@ def _check_own(name: str, model: nn.Module, num_classes: int) -> None:
         if fault := number_fault(parameter):
             raise DataError(f"model = {name!r}: its own weights cannot be used: {tensor_name!r} has {fault}")
     for tensor_name, buffer in model.named_buffers():
-        if buffer.is_floating_point() and buffer.isnan().any():  # masks may well have infinities
+        if buffer.is_floating_point() and buffer.isnan().any():  # masks may have infinities
             raise DataError(f"model = {name!r}: its buffer {tensor_name!r} has NaN")
     with telling_whose(name, key="model", doing="copying it, as each peer needs its own,"):
         share_copy(model)
@@ -244,9 +244,9 @@ def _check_own(name: str, model: nn.Module, num_classes: int) -> None:
     said = f"images of {shape} (channels, height, width), from {settings.origins['input_size']}"
     generator = torch.Generator().manual_seed(0)
     try:
-        with torch.no_grad():  # what an own model caches may be needed for gradients later
+        with torch.no_grad():  # an own model's cached tensors may need gradients later
             answer = model.eval()(torch.randn(2, *settings.input_size, generator=generator))
-    except Exception as error:  # whatever the user's own code raises
+    except Exception as error:  # the user's own code may raise anything
         raise ConfigError(
             f"model = {name!r} does not take {said}: {type(error).__name__}: {error}; correct input_size in "
             "its pretrained_cfg, or set the key image-size"
@@ -276,7 +276,7 @@ def _check_settings(name: str, model: nn.Module) -> None:
     Raises
     ------
     ConfigError
-        Naming the setting, its value, and what is right.
+        With the setting, its value, and the right values.
     """
     cfg = resolve_data_config({}, model=model)
     kinds = [kind for kind in CHOICES["interpolation"] if kind]
@@ -294,9 +294,9 @@ def _check_settings(name: str, model: nn.Module) -> None:
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
-    """Return which images a model sees: input size, interpolation, mean, std, crop.
+    """Return the settings of a model's images: input size, interpolation, mean, std, crop.
 
-    :func:`~p2pft_flower.learning.data.image_settings.image_settings` also says where each comes from.
+    :func:`~p2pft_flower.learning.data.image_settings.image_settings` also gives the origin of each.
     """
     return image_settings(model).data_config
 

@@ -1,9 +1,9 @@
-"""What is on while a gradient is taken: drop-out and drop-path beside what is trained, and no more.
+"""Training mode while a gradient is computed: drop-out and drop-path of trained modules are on, nothing else.
 
 PyTorch's training mode means two things: random draws, and statistics that batch normalisation gathers. Draws
-are a function of seed, peer and mini-batch. Statistics would be a state that training changes and that θ does
-not hold: a tail's file would lack it, and peers of one process would share it. So layers with running
-statistics are in eval mode always. Their scales and shifts are parameters like others.
+are a function of seed, peer and mini-batch. Statistics would be a state outside θ that training changes: a
+tail's file would lack it, and the peers of one process would share it. So layers with running statistics are
+always in eval mode. Their scales and shifts are parameters like others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 from p2pft_flower.learning.model.added import PROMPTS
 from p2pft_flower.learning.model.structure import STEM
 
-__all__ = ["keeps_statistics", "switched_on", "training"]
+__all__ = ["has_statistics", "switched_on", "training"]
 
 
 @contextmanager
@@ -29,11 +29,11 @@ def training(tail: nn.Module) -> Iterator[None]:
         tail.eval()
 
 
-def keeps_statistics(module: nn.Module) -> bool:
-    """Say whether a module itself has running statistics, as batch norm of every kind has.
+def has_statistics(module: nn.Module) -> bool:
+    """Return whether a module itself has running statistics, as batch norm of every kind has.
 
-    They are known by torch's names, which timm's layers and others' use too: buffers ``running_mean`` and
-    ``running_var``. A layer that keeps none (``track_running_stats = False``) has no such buffer.
+    It looks for buffers with torch's names ``running_mean`` and ``running_var``, which timm's and others'
+    layers use too. A layer with ``track_running_stats = False`` has no such buffer.
     """
     return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))
 
@@ -42,11 +42,13 @@ def switched_on(model: nn.Module) -> list[nn.Module]:
     """Return the modules of a tuned model that are in training mode while its tail is trained.
 
     - Modules that hold a trained parameter, themselves or in a part. Prompts do not count: they are another
-      input of a block, whose own weights stay frozen.
-    - Drop-out, drop-path and whatever else has no parameters: directly below such a module.
-    - Not the stem before the first block, where neither it nor the position embedding is trained: what is
-      frozen answers as the trunk does.
-    - Never a layer with running statistics (:func:`keeps_statistics`).
+    input of
+      a block whose own weights stay frozen.
+    - Drop-out, drop-path and other modules without parameters, directly below such a module.
+    - Not the stem before the first block, unless it or the position embedding is trained: a frozen stem
+    answers as
+      the trunk does.
+    - Never a layer with running statistics (:func:`has_statistics`).
 
     Parameters
     ----------
@@ -71,4 +73,4 @@ def switched_on(model: nn.Module) -> list[nn.Module]:
     stem = [module for name, module in model.named_modules() if name.partition(".")[0] in STEM]
     tokens = any(id(p) in trained for p in model.parameters(recurse=False))
     off = {id(module) for module in stem} if not tokens and not any(map(trains, stem)) else set()
-    return [module for key, module in on.items() if key not in off and not keeps_statistics(module)]
+    return [module for key, module in on.items() if key not in off and not has_statistics(module)]

@@ -1,8 +1,9 @@
-"""How others name the tensors of a vision transformer, and the way from their names to those of timm's model.
+"""Other libraries' names for a vision transformer's tensors, and their translation to timm's names.
 
 timm decides first: its ``checkpoint_filter_fn`` of the model knows many published files (DINOv2, DeiT-III,
-OpenAI's CLIP and open_clip, RADIO, Swin's originals, …). What it does not know is renamed before: Hugging
-Face transformers' ViT, DeiT, DINOv2, Swin and Swin V2, and CLIP's image tower without its prefix ``visual.``.
+OpenAI's CLIP and open_clip, RADIO, Swin's originals, …). Files that it does not know are renamed before:
+Hugging Face transformers' ViT, DeiT, DINOv2, Swin and Swin V2, and CLIP's image tower without its prefix
+``visual.``.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ _VIT = (
     ("blocks.#.ls1.gamma", "encoder.layer.#.layer_scale1.lambda1"),
     ("blocks.#.ls2.gamma", "encoder.layer.#.layer_scale2.lambda1"),
 )
-"""How names begin, timm's and Hugging Face's; ``#`` is a number. ``q``, ``k`` and ``v`` are joined later."""
+"""Beginnings of names, timm's and Hugging Face's; ``#``: a number; ``q``, ``k``, ``v`` are joined later."""
 
 _SWIN = (
     ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
@@ -105,7 +106,7 @@ def timm_filter(name: str) -> Filter:
     if own is None:
         return lambda tensors, _: tensors
     known = inspect.signature(own).parameters
-    options: dict[str, Any] = {"adapt_layer_scale": True}  # of no effect where no name has gamma_
+    options: dict[str, Any] = {"adapt_layer_scale": True}  # without effect unless a name has gamma_
     if "flexi" in name or "radio" in name:
         options |= {"interpolation": "bilinear", "antialias": False}
     if "radio" in name:  # older versions of timm have no such option
@@ -132,7 +133,7 @@ def _hugging_face(tensors: Tensors) -> Tensors | None:
 
 
 NAMINGS: tuple[Callable[[Tensors], Tensors | None], ...] = (_unchanged, _image_tower, _hugging_face)
-"""Ways to rename tensors so that timm's filter knows them; None where the names are of another kind."""
+"""Ways to rename tensors so that timm's filter knows them; None if the names are of another kind."""
 
 _Table: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -150,7 +151,7 @@ def _pattern(beginning: str) -> str:
 
 
 def _rewrite(name: str, old: str, new: str) -> str | None:
-    """Put ``new`` in place of the beginning ``old`` with the same numbers; None where it begins otherwise."""
+    """Put ``new`` in place of the beginning ``old`` with the same numbers; None if it begins otherwise."""
     found = re.match(_pattern(old), name)
     if found is None:
         return None
@@ -185,7 +186,7 @@ def _joined(tensors: Tensors) -> Tensors:
 
 
 def original_name(name: str, names: Collection[str]) -> str:
-    """Say how a file with ``names`` would call timm's tensor ``name``.
+    """Return the name of timm's tensor ``name`` in a file with ``names``.
 
     Parameters
     ----------
@@ -213,11 +214,11 @@ _TRAINING_STATE = re.compile(
 
 
 def is_training_state(name: str) -> bool:
-    """Tell whether a name is of an optimiser's moments or of gradients, which look like the model itself."""
+    """Return whether a name is of an optimiser's moments or of gradients, which resemble the model."""
     return _TRAINING_STATE.search(name.lower()) is not None
 
 
 def describe_names(names: Collection[str]) -> str:
-    """Say whose names these are; empty where none is known."""
+    """Return the library whose names these are; empty if unknown."""
     kinds: Mapping[str, str] = dict(_KINDS)
     return next((kind for pattern, kind in kinds.items() if any(re.search(pattern, n) for n in names)), "")

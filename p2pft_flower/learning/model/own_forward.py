@@ -1,7 +1,7 @@
-"""That trunk and tail answer as the model's own ``forward`` does.
+"""A check that trunk and tail answer as the model's own ``forward`` does.
 
 Trunk and tail call a model's ``forward_features``, blocks, ``norm`` and ``forward_head`` one by one. A model
-whose ``forward`` does more, or something else, would be trained and scored as another one without a word.
+whose ``forward`` does more, or something else, would silently be trained and scored as another model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ In float32 the paths of timm's architectures differ by a few 1e-6 in this measur
 """
 
 MOVED = 0.02
-"""Standard deviation of what is added to θ^0: parts that start at zero must not hide behind it."""
+"""Standard deviation of the noise added to θ^0, so that parts which start at zero take part."""
 
 
 def check_own_forward(name: str, model: nn.Module, tune: str, seed: int, device: str = "cpu") -> None:
@@ -38,16 +38,16 @@ def check_own_forward(name: str, model: nn.Module, tune: str, seed: int, device:
     model : nn.Module
         From :func:`~p2pft_flower.learning.model.models.create_model`, on the CPU; it is not changed.
     tune : str
-        What is trained: see :func:`~p2pft_flower.learning.model.tuning.tune_model`.
+        The trained part: see :func:`~p2pft_flower.learning.model.tuning.tune_model`.
     seed : int
-        Draws what ``tune`` adds.
+        Draws the parameters that ``tune`` adds.
     device : str
-        Where both are run, in float32.
+        The device on which both run, in float32.
 
     Raises
     ------
     ConfigError
-        When the answers differ; says how much, and how a model must be built.
+        When the answers differ; gives the difference, and how a model must be built.
     """
     tuned = tune_model(model, tune, seed)
     generator = torch.Generator().manual_seed(0)
@@ -73,6 +73,6 @@ def check_own_forward(name: str, model: nn.Module, tune: str, seed: int, device:
         f"model = {name!r}: its own forward answers a probe with {found} (tune = {tune!r}, path "
         f"{parts.path}). The parts are used, so forward must be forward_head(forward_features(images)) and "
         "nothing else: each block takes the tokens of the one before, forward_features ends with self.norm "
-        "of the last one's, forward_head pools and classifies. What else forward does belongs into one of "
+        "of the last one's, forward_head pools and classifies. Anything else in forward belongs into one of "
         "them; or set tune = full"
     )

@@ -1,8 +1,8 @@
-"""Whether a model of the user's own can be trained: what it answers in training mode, and what it uses of θ.
+"""A check that a model of the user's own can be trained: its answer in training mode, and its use of θ.
 
-Some of θ may be used in some steps only (layers dropped at random), some in none (a token for masks that only
-pre-training has). Their gradient is 0 then. What no step uses is named in the log: it is sent and saved, and
-stays as it is.
+Some parameters in θ may be used in some steps only (layers dropped at random), some in none (a token for
+masks that only pre-training has). Their gradient is 0 then. The log names parameters that no step uses: they
+are sent and saved, but never change.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from p2pft_flower.learning.model.split import Parts
 __all__ = ["check_own_step"]
 
 STEPS = 4
-"""Steps in training mode, each with other draws, before a parameter counts as one that no step uses."""
+"""Steps in training mode, each with other draws, before a parameter counts as unused."""
 
 log = logging.getLogger(__name__)
 
 
 def check_own_step(parts: Parts, input_size: tuple[int, ...], what: str) -> None:
-    """Try in a copy, with two images of noise, whether gradients can be taken; tell what they never reach.
+    """Check in a copy, with two images of noise, that gradients exist; log parameters that have none.
 
     Parameters
     ----------
@@ -45,8 +45,8 @@ def check_own_step(parts: Parts, input_size: tuple[int, ...], what: str) -> None
     Raises
     ------
     ConfigError
-        When in training mode it does not answer as in eval mode, with one number a class, or what it answers
-        has no gradient by any trained parameter.
+        When in training mode it does not answer as in eval mode, with one number a class, or its answer has
+        no gradient by any trained parameter.
     """
     trunk, tail = copy.deepcopy((parts.trunk, parts.tail))
     named = {name: p for name, p in tail.named_parameters() if p.requires_grad}
@@ -64,8 +64,8 @@ def check_own_step(parts: Parts, input_size: tuple[int, ...], what: str) -> None
             found = tuple(answer.shape) if isinstance(answer, torch.Tensor) else f"a {type(answer).__name__}"
             raise ConfigError(
                 f"{what}: in training mode it answers two images with {found}, not with {tuple(shape)} "
-                "floating-point numbers as in eval mode; what else it computes for training (other heads, "
-                "features, a loss) must not be in its answer"
+                "floating-point numbers as in eval mode; anything else that it computes for training (other "
+                "heads, features, a loss) must not be in its answer"
             )
         loss = nn.functional.cross_entropy(answer, labels)
         if loss.requires_grad:
@@ -77,7 +77,7 @@ def check_own_step(parts: Parts, input_size: tuple[int, ...], what: str) -> None
             step()
     with seeded(0):
         step()  # in eval mode nothing is dropped
-    _tell_training_apart(tail, inputs, what)
+    _warn_of_training_mode(tail, inputs, what)
     if len(unused) == len(named):
         raise ConfigError(
             f"{what}: its answer depends on no trained parameter in a way that autograd follows, as in "
@@ -91,8 +91,8 @@ def check_own_step(parts: Parts, input_size: tuple[int, ...], what: str) -> None
 
 
 @torch.no_grad()
-def _tell_training_apart(tail: nn.Module, inputs: tuple[torch.Tensor, ...], what: str) -> None:
-    """Warn of a model that answers otherwise in training mode, not because of drop-out or other draws."""
+def _warn_of_training_mode(tail: nn.Module, inputs: tuple[torch.Tensor, ...], what: str) -> None:
+    """Warn of a model that answers differently in training mode, even without drop-out or other draws."""
     for module in tail.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0

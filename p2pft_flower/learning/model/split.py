@@ -1,4 +1,4 @@
-"""Trunk and tail: where the frozen part ends, what of its output is kept, and how the tail reads it.
+"""Trunk and tail: the end of the frozen part, the stored part of its output, and the tail that reads it.
 
 The trunk is everything before the first trained parameter; its output for an image never changes during a
 run. The tail is the rest. Of several ways to run the tail, all with the same gradients, the cheapest that
@@ -26,11 +26,11 @@ from p2pft_flower.learning.model.tuning import tune_model
 __all__ = ["PATHS", "Parts", "split_model", "split_tuned"]
 
 PATHS = {
-    "pooled": "the pooled feature is kept, only the head runs",
-    "class-token": "normalised tokens are kept, the last block runs for the class token without keys, values",
-    "query": "tokens are kept, the last block runs for the class token with all keys and values",
-    "tokens": "tokens are kept, the trained blocks run for all of them",
-    "full": "nothing is kept, the whole model runs",
+    "pooled": "the pooled feature stored, only the head runs",
+    "class-token": "normalised tokens stored, the last block runs for the class token without keys, values",
+    "query": "tokens stored, the last block runs for the class token with all keys and values",
+    "tokens": "tokens stored, the trained blocks run for all of them",
+    "full": "nothing stored, the whole model runs",
 }
 """Ways to run a model whose tail is trained, the cheapest first."""
 
@@ -45,11 +45,11 @@ class Parts(NamedTuple):
         images themselves.
     tail : nn.Module
         The trunk's tensors ↦ (N, classes) logits. Its trained parameters have ``requires_grad`` and, behind
-        the prefix ``model.``, the names they have in the tuned model.
+        the prefix ``model.``, their names in the tuned model.
     path : str
         A key of `PATHS`.
     why : str
-        Why no cheaper path was taken; empty where there is none.
+        The reason why no cheaper path was taken; empty if there is none.
     """
 
     trunk: nn.Module
@@ -66,11 +66,11 @@ def split_model(model: nn.Module, tune: str, seed: int = 0, *, path: str = "") -
     model : nn.Module
         Built like timm's VisionTransformer or SwinTransformer.
     tune : str
-        What is trained: see :func:`~p2pft_flower.learning.model.tuning.tune_model`.
+        The trained part: see :func:`~p2pft_flower.learning.model.tuning.tune_model`.
     seed : int
         Draws what ``tune`` adds.
     path : str
-        A path that is slower than the one chosen by itself, for comparisons.
+        A slower path than the default, for comparisons.
 
     Raises
     ------
@@ -103,7 +103,7 @@ def split_tuned(tuned: nn.Module, *, path: str = "") -> Parts:
 
 
 def _first_trained(tuned: nn.Module) -> int:
-    """Return the index in `stages` of the first with a trained parameter; −1 where the stem has one."""
+    """Return the index in `stages` of the first with a trained parameter; −1 if the stem has one."""
     names = stages(tuned)
     later = tuple(f"{name}." for name in (*names, "norm", "fc_norm", "attn_pool"))
     later += HEADS
@@ -117,7 +117,7 @@ def _first_trained(tuned: nn.Module) -> int:
 
 
 def _refusals(tuned: nn.Module) -> dict[str, str]:
-    """Return the paths that this model does not allow, with reasons; empty where ``tune`` itself says so."""
+    """Return the paths that this model does not allow, with reasons; an empty one if ``tune`` excludes it."""
     names, first = stages(tuned), _first_trained(tuned)
     if first <= 0 or all(name.endswith("downsample") for name in names[:first]):
         where = "the stem" if first < 0 else f"the first block ({names[first]})"
@@ -157,7 +157,7 @@ class _Images(nn.Module):
 
 
 class _Trunk(nn.Module):
-    """The model up to its first trained block, and what the path keeps of the tokens there."""
+    """The model up to its first trained block, and the path's selection from the tokens there."""
 
     def __init__(self, tuned: nn.Module, first: int, path: str) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class _Trunk(nn.Module):
             self.eps = float(model.get_submodule(f"{names[-1]}.norm1").eps)  # type: ignore[arg-type]
         for name in names[first:]:
             set_submodule(model, name, nn.Identity())
-        if path == "pooled":  # there the head's frozen part is the trunk's too, but not the new classifier
+        if path == "pooled":  # the head's frozen part belongs to the trunk too, but not the new classifier
             classifier = model.get_classifier()  # type: ignore[operator]  # timm's method
             name = next(n for n, m in model.named_modules() if m is classifier)
             set_submodule(model, name, nn.Identity())
@@ -190,7 +190,7 @@ class _Trunk(nn.Module):
 
 
 class _Tail(nn.Module):
-    """The model's trained part; training mode is for what belongs to what is trained, and nothing else."""
+    """The model's trained part; training mode is for its trained modules alone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class _Tail(nn.Module):
         self._on = [self, *switched_on(model)]
 
     def train(self, mode: bool = True) -> _Tail:
-        # In every step, so: found once, and not through torch's setattr, which looks for parameters first.
+        # Found once, as every step needs them, and set without torch's slow setattr.
         for module in self._on:
             vars(module)["training"] = mode
         return self

@@ -1,4 +1,4 @@
-"""How a vision transformer is built: its blocks in order, ViT-like (`blocks`) or Swin-like (`layers`)."""
+"""The structure of a vision transformer: its blocks in order, ViT-like (`blocks`) or Swin-like (`layers`)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_structure(name: str, model: nn.Module) -> None:
     name : str
         The run-config value, for the message.
     model : nn.Module
-        Whatever was built by that name.
+        The model of that name.
 
     Raises
     ------
@@ -44,7 +44,7 @@ def check_structure(name: str, model: nn.Module) -> None:
         missing.insert(0, "blocks (or layers of blocks)")
     if missing:
         raise ConfigError(f"model = {name!r} has no {', '.join(missing)}: supported are {SUPPORTED}")
-    # Rotary embeddings, shared position biases and the like: the tail would answer, and wrongly.
+    # Rotary embeddings, shared position biases and the like: the tail would answer wrongly.
     if type(model).__module__.startswith("timm."):
         known = (VisionTransformer, SwinTransformer, SwinTransformerV2)
         if not any(type(model).forward_features is k.forward_features for k in known):  # type: ignore[attr-defined]
@@ -69,15 +69,15 @@ def stages(model: nn.Module) -> list[str]:
 
 
 def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put ``module`` where ``name`` points."""
+    """Replace the submodule ``name`` by ``module``."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
 
 def share_copy(module: nn.Module) -> nn.Module:
-    """Copy a module whose parameters and buffers nobody writes to: the copy's have the same memory.
+    """Copy a module without copying the memory of its parameters and buffers, which nobody writes to.
 
-    The parameters are objects of their own: ``requires_grad``, and which memory they point to, may change.
+    The parameters are objects of their own, so ``requires_grad`` and their memory may be changed.
     """
     memo: dict[int, Any] = {id(b): b for b in module.buffers()}
     memo |= {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in module.parameters()}

@@ -17,12 +17,12 @@ _KEY = re.compile(r"['\"](\w+)['\"]\s*:")
 _TAGGED = re.compile(r"['\"](\w+)\.([\w.]+)['\"]\s*:")
 
 _SIZED = ("deit", "swin_transformer", "swin_transformer_v2", "vision_transformer")
-"""Modules in which a model's function says its size in ``model_args``."""
+"""Modules in which a model's function has its size in ``model_args``."""
 
 _ARGUMENTS = re.compile(r"\bmodel_args = dict\((.*?)\n    (?:model|return)\b", re.DOTALL)
 
 _WELL_KNOWN = "vit_base_patch16_224"
-"""A name that every version of timm has: where it was not found, the files are written otherwise."""
+"""A name that every version of timm has: if it was not found, the files have another form."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TimmNames:
         ``vit_base_patch16_224.augreg_in21k``, as far as they were found.
     sizes : dict of str to tuple of int
         Name of an architecture ↦ pixels of a patch's side, numbers of a token in the first block, blocks, as
-        far as they were found; 0 for what was not.
+        far as they were found; 0 otherwise.
     """
 
     modules: dict[str, str]
@@ -49,7 +49,7 @@ class TimmNames:
 
 @cache
 def timm_names() -> TimmNames:
-    """Return the names of the installed version; timm is imported only where its files do not show them."""
+    """Return the names of the installed version; timm is imported only if its files do not show them."""
     spec = importlib.util.find_spec("timm")
     if spec is not None and spec.origin is not None:
         found = _read(Path(spec.origin).parent / "models")
@@ -59,7 +59,7 @@ def timm_names() -> TimmNames:
 
 
 def registered_here(name: str) -> bool:
-    """Tell whether a model of this name was registered with timm in this process, by somebody's own code."""
+    """Return whether somebody's own code has registered a model of this name with timm in this process."""
     if "timm" not in sys.modules:
         return False
     import timm

@@ -1,4 +1,4 @@
-"""The run-config's ``tune``, taken apart; what its values mean to a model says `tuning.py`."""
+"""The run-config's ``tune``, parsed; `tuning.py` applies it to a model."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ TUNE = (
 )
 
 _DIGITS = 18
-"""Of a number in ``tune``, at most."""
+"""Largest number in ``tune``."""
 
 
 def read_tune(tune: str) -> tuple[str, int]:
-    """Return what is tuned, and the number behind the colon; 0 where there is none.
+    """Return the kind of tuning and the number behind the colon, 0 without one.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What is trained: from a frozen model to a copy whose trained parameters have ``requires_grad``.
+"""The trained part: from a frozen model to a copy whose trained parameters have ``requires_grad``.
 
 `last-block` is the paper's choice (P2P-FT, section 3.3); the others are FedTune's families: modifying the
 input (prompts), adding modules (adapters, low-rank updates), adjusting the backbone (biases).
@@ -32,12 +32,13 @@ def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
         on the attention projections), ``"adapter:R"`` (bottlenecks of width R), ``"prompt:N"``,
         ``"prompt-deep:N"`` (N tokens). The head is trained with every one of them.
     seed : int
-        Draws what is added.
+        Draws the added parameters.
 
     Returns
     -------
     nn.Module
-        A copy in eval mode; frozen parameters share the memory of ``model``. Parameters keep their names.
+        A copy in eval mode; frozen parameters share the memory of ``model``. Names of parameters do not
+        change.
 
     Raises
     ------
@@ -54,13 +55,13 @@ def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
             added(tuned)
     for name, parameter in tuned.named_parameters():
         if id(parameter) not in before or trains(name):
-            parameter.data = parameter.data.clone()  # the frozen ones stay the model's own
+            parameter.data = parameter.data.clone()  # frozen ones remain the model's own
             parameter.requires_grad_(True)
     return tuned.eval()
 
 
 def _selector(model: nn.Module, kind: str, number: int) -> Callable[[str], bool]:
-    """Say which of the model's own parameters are trained, by name."""
+    """Return a function from the name of one of the model's own parameters to whether it is trained."""
     if kind == "full":
         return lambda _: True
     if kind == "last-block":

@@ -22,14 +22,14 @@ from p2pft_flower.learning.model.weight_kinds import HEADER, REMEDY, UnreadableE
 __all__ = ["flatten", "number_fault", "read_tensors"]
 
 _DEEPEST = 100
-"""Containers that may be in one another; a checkpoint has ten."""
+"""Largest depth of nested containers; a checkpoint has ten."""
 
 _ADVICE = "weights_only"
-"""Named in the errors of torch that advise to read a pickle with all the code in it."""
+"""A word in torch's errors that advise to run a pickle's code."""
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
-    """Read all tensors of a safetensors file or a checkpoint of torch, whatever the file is called.
+    """Read all tensors of a safetensors file or a checkpoint of torch, with any file name.
 
     Returns
     -------
@@ -40,7 +40,7 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     Raises
     ------
     UnreadableError
-        When it is something else, saying what.
+        When it is something else; says what.
     """
     begin, size = look_at_weights(file)
     if begin[HEADER : HEADER + 1] == b"{":
@@ -57,7 +57,7 @@ def flatten(checkpoint: Any) -> dict[str, torch.Tensor]:
     ------
     UnreadableError
         When there are none, they have no names, or two have the same; when one is sparse, quantised or has no
-        values; when a container is in itself.
+        values; when a container contains itself.
     """
     if isinstance(checkpoint, torch.Tensor):
         raise UnreadableError(
@@ -82,10 +82,10 @@ def flatten(checkpoint: Any) -> dict[str, torch.Tensor]:
 
 
 def number_fault(tensor: torch.Tensor) -> str:
-    """Say which numbers a tensor has that are no weights; empty where all is well.
+    """Describe numbers in a tensor that are no weights; empty if there are none.
 
     Weights are finite floating-point numbers of 16 bits or more: fewer, and whole numbers, are quantised
-    ones, whose scale stands elsewhere.
+    ones, whose scale is elsewhere.
     """
     if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
         kind = str(tensor.dtype).removeprefix("torch.")
@@ -146,7 +146,7 @@ def _read_safetensors(file: Path, size: int) -> dict[str, torch.Tensor]:
 
 
 def _safetensors_size(file: Path) -> int | None:
-    """Return how many bytes a safetensors file should have by its header; at least, where that is cut off."""
+    """Return a safetensors file's size in bytes by its header; a lower bound if the header is cut off."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(HEADER), "little")
         if length > 2**30:
@@ -183,9 +183,9 @@ def _read_torch(file: Path) -> Any:
     safe = getattr(torch.serialization, "safe_globals", None)  # torch >= 2.5
     allowed = contextlib.nullcontext() if safe is None else safe([argparse.Namespace])
     try:
-        with allowed, file.open("rb") as opened:  # by its name torch would take it for another format
+        with allowed, file.open("rb") as opened:  # by its name torch would assume another format
             return torch.serialization.load(opened, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's readers raise what they like
+    except Exception as error:  # torch's readers raise many kinds of errors
         needs = _code_in(file, error)
         if not needs:
             raise UnreadableError(
@@ -200,7 +200,7 @@ def _read_torch(file: Path) -> Any:
 
 
 def _code_in(file: Path, error: Exception) -> list[str]:
-    """Return the classes and functions that a pickle asks for, as far as torch tells."""
+    """Return the classes and functions that a pickle asks for, as far as torch reports them."""
     if _ADVICE not in str(error):
         return []
     ask = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)  # torch >= 2.6
@@ -208,8 +208,8 @@ def _code_in(file: Path, error: Exception) -> list[str]:
     if ask is not None:
         with contextlib.suppress(Exception), file.open("rb") as opened:  # it reads the same damaged file
             named = [name for name in ask(opened) if name != "argparse.Namespace"]
-    told = re.findall(r"(?:GLOBAL|global|type) ([\w.]+\.\w+)", str(error))[:1]
-    return sorted(named or told, key=lambda name: (".models." not in name, not _is_model(name), name))
+    asked_for = re.findall(r"(?:GLOBAL|global|type) ([\w.]+\.\w+)", str(error))[:1]
+    return sorted(named or asked_for, key=lambda name: (".models." not in name, not _is_model(name), name))
 
 
 def _is_model(name: str) -> bool:
@@ -219,6 +219,6 @@ def _is_model(name: str) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return what an error says, without torch's advice to read code from files."""
+    """Return the first line of an error without torch's advice to read code from files."""
     lines = str(error).strip().splitlines() or [""]
     return "it cannot be unpickled" if _ADVICE in lines[0] else lines[0][:200]

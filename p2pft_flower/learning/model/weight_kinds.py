@@ -1,7 +1,6 @@
-"""What a file of weights is, by its first bytes: told without importing torch.
+"""The kind of a file of weights, recognised by its first bytes without importing torch.
 
-What a file is called says little: a safetensors file may be named ``.pth``, and a download may have left a
-web page.
+A file's name says little: a safetensors file may be named ``.pth``, and a download may have left a web page.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from p2pft_flower.errors import DataError
 __all__ = ["HEADER", "REMEDY", "UnreadableError", "look_at_weights"]
 
 _LOOK = 1024
-"""Bytes at the beginning of a file that say what it is."""
+"""Number of bytes at the beginning of a file that show its kind."""
 
 HEADER = 8
 """Bytes of a safetensors file before its header: the header's length."""
@@ -26,17 +25,17 @@ _OTHER_KINDS = {
     b"\x93NUMPY": "a single NumPy array (.npy)",
 }
 _TORCH = rb"\x80.\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\."
-"""What a checkpoint of torch begins with that is no archive: its number, pickled."""
+"""The beginning of a checkpoint of torch that is no archive: its magic number, pickled."""
 
 REMEDY = "save the tensors alone: torch.save(model.state_dict(), FILE), or as safetensors"
 
 
 class UnreadableError(DataError):
-    """A file is none of weights, or a broken one; the message says what "it is", not how it is called."""
+    """A file without weights, or a broken one; the message describes the file without its name."""
 
 
 def look_at_weights(file: Path) -> tuple[bytes, int]:
-    """Return the first bytes of a file that may be one of weights, and its size in bytes.
+    """Return the first bytes of a file that may hold weights, and its size in bytes.
 
     Raises
     ------
@@ -63,7 +62,7 @@ def look_at_weights(file: Path) -> tuple[bytes, int]:
 
 
 def _refuse_other_kinds(begin: bytes, size: int) -> None:
-    """Refuse what its first bytes show to be no file of tensors."""
+    """Refuse a file whose first bytes show that it holds no tensors."""
     if size == 0:
         raise UnreadableError("it is empty (0 bytes): was a download or a copy cut off?")
     if begin.startswith(b"version https://git-lfs.github.com"):
@@ -92,7 +91,7 @@ def _refuse_other_kinds(begin: bytes, size: int) -> None:
 
 
 def _is_text(begin: bytes) -> bool:
-    """Tell whether bytes are UTF-8 (the last character may be cut) without control characters."""
+    """Return whether bytes are UTF-8 (the last character may be cut) without control characters."""
     try:
         text = begin.decode()
     except UnicodeDecodeError as error:

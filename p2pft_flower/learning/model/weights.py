@@ -1,8 +1,8 @@
 """Weights of a file or of timm's hub, in a model of timm: each tensor is used, left by intention, or refused.
 
-The way in is the same for all: what the source holds (`weight_files.py`) is accounted for (`accounting.py`),
-loaded by timm, and compared with what timm has loaded. timm alone fills in what it finds, and the rest stays
-random. Heads are always left: a new one is drawn.
+All sources take the same way: their tensors (`weight_files.py`) are accounted for (`accounting.py`), loaded
+by timm, and compared with the loaded model. timm alone would fill in the tensors that it finds and leave the
+rest random. Heads are always left: a new one is drawn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from timm.models import load_pretrained
 from torch import nn
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.model.accounting import Account, account_for
+from p2pft_flower.learning.model.account import Account
+from p2pft_flower.learning.model.accounting import account_for
 from p2pft_flower.learning.model.image_size import quiet_timm
 from p2pft_flower.learning.model.jax_archives import is_jax_archive, load_archive
 from p2pft_flower.learning.model.namings import timm_filter
@@ -44,21 +45,21 @@ def load_weights(name: str, model: Any, file: Path | None, **size: Any) -> nn.Mo
     model : nn.Module
         The same model without a head and without values, on torch's device ``meta``.
     file : Path or None
-        A checkpoint of torch, a safetensors file or a JAX archive (``.npz``), whatever it is called; None:
-        the weights that timm's registry has for ``name``, from its hub.
+        A checkpoint of torch, a safetensors file or a JAX archive (``.npz``), with any name; None: the
+        weights that timm's registry lists for ``name``, from its hub.
     **size
-        What timm builds the model with for another size of images.
+        timm's options to build the model for another size of images.
 
     Returns
     -------
     nn.Module
-        All of its tensors are of the source. A line of the log says what of the source was left.
+        All of its tensors come from the source. A line of the log lists the source's left tensors.
 
     Raises
     ------
     DataError
-        When the source cannot be read, or a tensor of the model or of the source has no counterpart; says
-        what the source is, and what is missing or extra in it.
+        When the source cannot be read, or a tensor of the model or of the source has no counterpart;
+        describes the source and its missing and extra tensors.
     """
     if file is not None:
         label = f"weights = {str(file)!r}"
@@ -74,16 +75,16 @@ def load_weights(name: str, model: Any, file: Path | None, **size: Any) -> nn.Mo
         unread = f"model = {name!r}: its weights could not be loaded {FROM_HUB}"
         try:
             tensors, archive = _from_hub(model.pretrained_cfg)
-        except Exception as error:  # the hub's client raises what it likes
+        except Exception as error:  # the hub's client raises many kinds of errors
             raise DataError(f"{unread}: {_cause(error)}") from error
     if archive is not None:
         loaded = timm.create_model(name, pretrained=False, num_classes=0, **size)
         try:
-            told = load_archive(name, loaded, archive, label)
+            summary = load_archive(name, loaded, archive, label)
         except UnreadableError as error:
             raise DataError(f"{unread}: {error}") from error
         _check_numbers(name, loaded, {}, label)
-        log.info("%s: %s", label, told)
+        log.info("%s: %s", label, summary)
         return loaded  # type: ignore[no-any-return]
     account = account_for(name, model, tensors, label, of_timm=file is None)
     loaded = _loaded_by_timm(name, model, account, size)
@@ -94,7 +95,7 @@ def load_weights(name: str, model: Any, file: Path | None, **size: Any) -> nn.Mo
 
 
 class _Located(Exception):  # noqa: N818 - no error: it leaves timm's loader at the right moment
-    """timm's loader has the file of weights, in a format of its own."""
+    """Raised with the file of weights, which needs timm's own loader."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -102,21 +103,21 @@ class _Located(Exception):  # noqa: N818 - no error: it leaves timm's loader at 
 
 
 class _Asking(nn.Module):
-    """Stands where timm expects a model whose weights it is to fetch."""
+    """Stands for the model whose weights timm fetches."""
 
     def load_pretrained(self, path: str, *_: Any) -> None:
         raise _Located(path)
 
 
 def _from_hub(cfg: Any) -> tuple[Tensors, Path | None]:
-    """Let timm fetch the weights of a registry entry; return them, or the archive that they are in."""
+    """Let timm fetch the weights of a registry entry; return them, or the archive with them."""
     found: list[Any] = []
 
     def keep(state: Any, _: nn.Module) -> dict[str, Any]:
         found.append(state)
         return {}
 
-    # What is fetched depends on the entry alone; what is done with it then, on us.
+    # timm only fetches by the entry; this package reads the result.
     entry = {**cfg, "first_conv": None, "classifier": None}
     try:
         load_pretrained(_Asking(), entry, filter_fn=keep, strict=False)
@@ -126,7 +127,7 @@ def _from_hub(cfg: Any) -> tuple[Tensors, Path | None]:
 
 
 def _cause(error: Exception) -> str:
-    """Return what an error of timm or torch says, without their advice to read code from files."""
+    """Return the cause of an error of timm or torch, without their advice to read code from files."""
     if "weights_only" in str(error):
         return "it is a pickle of more than tensors, which needs code, and weights only are read"
     return str(error)
@@ -149,7 +150,7 @@ def _loaded_by_timm(name: str, model: Any, account: Account, size: dict[str, Any
 
 
 def _check_loaded(model: nn.Module, account: Account, label: str) -> None:
-    """Hold what timm has loaded against what was accounted for; only what it resamples may differ.
+    """Compare the loaded model with the account; only resampled tensors may differ.
 
     Raises
     ------
@@ -157,7 +158,7 @@ def _check_loaded(model: nn.Module, account: Account, label: str) -> None:
         When a tensor differs.
     """
     for name, tensor in model.state_dict().items():
-        if account.is_resampled(name) or name not in account.values:  # a counter that nobody needs
+        if account.is_resampled(name) or name not in account.values:  # an unused counter
             continue
         if not torch.equal(tensor, account.values[name].to(tensor.dtype)):
             raise DataError(
@@ -168,7 +169,7 @@ def _check_loaded(model: nn.Module, account: Account, label: str) -> None:
 def _check_numbers(
     model_name: str, model: nn.Module, sources: Mapping[str, Collection[str]], label: str
 ) -> None:
-    """Look at the numbers that have arrived in the model, in its own precision.
+    """Check the numbers that have arrived in the model, in its own precision.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""The machine's cache: where stores of trunk outputs lie, who uses them, and how large they may be together.
+"""The machine's cache: the folders of its stores of trunk outputs, their locks, and their limit.
 
-What a store is says `trunk_store.py`; here it is a folder below ``home()/"cache"`` with a file
-``in-use``, on which every process that has the store open holds a shared lock, and whose mtime is the last
-use. Locks are ``flock``: the system frees them when their process ends, however it ends.
+`trunk_store.py` describes a store; here it is a folder below ``home()/"cache"`` with a file ``in-use``, on
+which every process that has the store open holds a shared lock, and whose mtime is the last use. Locks are
+``flock``: the system frees them when their process ends in any way.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ __all__ = [
 ]
 
 DEFAULT_LIMIT = 50_000_000_000
-"""Bytes of all stores together where `set_limit` was never called."""
+"""Bytes of all stores together if `set_limit` was never called."""
 
 PATIENCE = 300.0
-"""Seconds to wait for another process without any sign of life."""
+"""Seconds to wait for another process that makes no progress."""
 POLL = 0.01
-"""Seconds between two looks at a lock that another process holds."""
+"""Seconds between two checks of a lock that another process holds."""
 
 INDEX, META, IN_USE = "index", "meta.json", "in-use"
 INDEX_RECORD = 24
@@ -53,14 +53,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StoreRecord:
-    """What ``p2pft cache list`` shows of a store.
+    """A store as ``p2pft cache list`` shows it.
 
     Attributes
     ----------
     folder : Path
-        Where it lies; its last part is the store's name.
+        Its folder; the last part is the store's name.
     about : mapping of str to str, or None
-        The facts it was made with; None where ``meta.json`` cannot be read.
+        The facts that it was made with; None if ``meta.json`` cannot be read.
     rows : int
         Records in its index.
     bytes : int
@@ -85,12 +85,12 @@ class StoreRecord:
 
 
 def cache_folder() -> Path:
-    """Return where this machine's stores lie."""
+    """Return the folder of this machine's stores."""
     return home() / "cache"
 
 
 def store_folder(digest_parts: Mapping[str, str]) -> Path:
-    """Return the folder of the store that all of ``digest_parts`` (the trunk's weights, …) name together."""
+    """Return the folder of the store that ``digest_parts`` (the trunk's weights, …) identify together."""
     text = json.dumps(dict(digest_parts), sort_keys=True)
     return cache_folder() / hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -107,7 +107,8 @@ def stores() -> list[StoreRecord]:
     with telling(cache_folder()):
         for in_use in cache_folder().glob(f"*/{IN_USE}"):
             try:
-                found.append(_record(in_use))
+                if not in_use.is_symlink():  # else it is no store, and none is made there
+                    found.append(_record(in_use))
             except FileNotFoundError:  # another process has removed it since
                 continue
     return sorted(found, key=lambda record: (record.last_used, record.name))
@@ -117,7 +118,7 @@ def _record(in_use: Path) -> StoreRecord:
     folder = in_use.parent
     sizes = {file.name: file.stat().st_size for file in folder.iterdir() if file.is_file()}
     about = (read_meta(folder / META) or {}).get("about")
-    descriptor = os.open(in_use, os.O_RDONLY)
+    descriptor = os.open(in_use, os.O_RDONLY | os.O_NONBLOCK)
     try:
         free = try_lock(descriptor, fcntl.LOCK_EX)
     finally:
@@ -151,13 +152,13 @@ def remove(folder: Path) -> bool:
     path = folder / IN_USE
     with telling(folder):
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             return True
         try:
             if not try_lock(descriptor, fcntl.LOCK_EX):
                 return False
-            # The index first: without it the rest is no store. The lock last: till then nobody can open it.
+            # The index first: without it the rest is no store. The lock last: until then nobody can open it.
             others = [file for file in folder.iterdir() if file.name not in (INDEX, IN_USE)]
             for file in (folder / INDEX, *others, path):
                 file.unlink(missing_ok=True)
@@ -172,7 +173,7 @@ def remove(folder: Path) -> bool:
 
 
 def get_limit() -> int:
-    """Return how many bytes all stores together may take.
+    """Return the limit of all stores together, in bytes.
 
     Raises
     ------
@@ -185,13 +186,13 @@ def get_limit() -> int:
             text = path.read_text(encoding="utf-8").strip()
         except FileNotFoundError:
             return DEFAULT_LIMIT
-    if not (text.isascii() and text.isdigit()):
-        raise DataError(f"{path}: {text!r} is no number of bytes; set it again with 'p2pft cache limit 50GB'")
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise DataError(f"{path}: {text[:40]!r} is no number of bytes; set it with 'p2pft cache limit 50GB'")
     return int(text)
 
 
 def set_limit(limit: int) -> None:
-    """Set how many bytes all stores together may take; held when a store is filled the next time.
+    """Set how many bytes all stores together may take; applied when a store is next filled.
 
     Raises
     ------
@@ -253,14 +254,26 @@ def lock(descriptor: int, mode: int, path: Path) -> None:
 
 
 def hold(folder: Path) -> int:
-    """Make the folder where it is missing, and return a descriptor that shows that the store is in use."""
+    """Make the folder where it is missing, and return a descriptor that shows that the store is in use.
+
+    Raises
+    ------
+    OSError
+        When the file cannot be opened or made.
+    DataError
+        When a link is in its place; also when another process holds its lock for too long.
+    """
     path = folder / IN_USE
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:  # the folder was removed between the two lines
             continue
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                raise
+            raise DataError(f"{path}: a link in the place of a file of the cache's own; remove it") from None
         try:
             lock(descriptor, fcntl.LOCK_SH, path)
             if os.path.samestat(os.fstat(descriptor), path.stat()):
@@ -275,7 +288,7 @@ def hold(folder: Path) -> int:
 
 @contextmanager
 def telling(folder: Path) -> Iterator[None]:
-    """Turn the system's errors into one that says what to do."""
+    """Turn the system's errors into one with the remedy."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What the frozen trunk makes of images, as the tail reads it, kept in the machine's store."""
+"""The frozen trunk's outputs for images, the tail's inputs, stored on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.data.datasets import Split
+from p2pft_flower.learning.data.splits import Split
 from p2pft_flower.learning.preparing import note_progress
 from p2pft_flower.learning.store.cache import store_folder
 from p2pft_flower.learning.store.trunk_store import Field, Rows, Store
@@ -46,12 +46,12 @@ class Features(Protocol):
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """Return the tail's inputs, each (B, …) float32, and the (B,) labels.
 
-        ``draw`` is the number of the mini-batch, for what is drawn anew each time; None in evaluation.
+        ``draw`` is the number of the mini-batch, which decides random draws; None in evaluation.
         """
         ...
 
     def ahead(self, following: Callable[[], Positions]) -> None:
-        """Prepare to be read at the positions that ``following`` tells, where that can be known."""
+        """Prepare to be read at the positions that ``following`` returns, if they can be known."""
         ...
 
 
@@ -65,11 +65,11 @@ class StoredFeatures:
     labels : (N,) int64 tensor
         Classes.
     device : str
-        Where the tail runs. On anything but the CPU all rows are moved there at once, as they are kept.
+        The tail's device. On anything but the CPU all rows are moved there at once, as they are stored.
     """
 
     _fetcher = ThreadPoolExecutor(1, thread_name_prefix="p2pft-fetch")
-    """One a process: fetching is copying, which one thread does as fast as memory allows."""
+    """One thread a process: fetching is copying, and one thread copies as fast as memory allows."""
 
     def __init__(self, rows: Rows, labels: torch.Tensor, device: str = "cpu") -> None:
         self.labels, self.rows = labels.to(device), rows
@@ -109,7 +109,7 @@ class StoredFeatures:
 
 
 class TrunkStore:
-    """Runs one trunk over images and keeps what it makes of them.
+    """Runs one trunk over images and stores its outputs.
 
     Parameters
     ----------
@@ -118,15 +118,16 @@ class TrunkStore:
     transform : callable
         Image ↦ (C, H, W) float32.
     identity : mapping of str to str
-        What the trunk's output depends on, digests of weights and preprocessing among it: the store's key.
+        All that the trunk's output depends on, digests of weights and preprocessing included: the store's
+        key.
     exact : sequence of int
-        Which of the trunk's outputs are kept in float32 even where the others are halves.
+        Indices of the trunk's outputs that are stored in float32 even if the others are halves.
     halves : bool
-        Whether to keep float16.
+        Whether to store float16.
     compute_dtype : torch.dtype
-        Autocast to this where it is not float32.
+        Autocast to this if it is not float32.
     device : str
-        Where trunk and tail run.
+        The device of trunk and tail.
     """
 
     def __init__(
@@ -146,7 +147,7 @@ class TrunkStore:
         self._store: Store | None = None
 
     def features(self, split: Split, positions: Positions, what: str) -> StoredFeatures:
-        """Return features of the images of ``split`` at ``positions``; the trunk runs for those not yet kept.
+        """Return features of the images of ``split`` at ``positions``; the trunk runs for those not stored.
 
         Parameters
         ----------
@@ -155,12 +156,12 @@ class TrunkStore:
         positions : (N,) int64 array
             Which of them.
         what : str
-            Whose they are, for the log.
+            Their owner, for the log.
 
         Raises
         ------
         DataError
-            When an image cannot be read, what the trunk makes of it is not finite, or the store cannot be
+            When an image cannot be read, the trunk's output for it is not finite, or the store cannot be
             written.
         """
         if self._store is None:
@@ -192,13 +193,13 @@ class TrunkStore:
 
     def _computed(self, split: Split, positions: Sequence[int], what: str) -> tuple[torch.Tensor, ...]:
         outputs = self._run(split, positions)
-        # What is stored stays: a NaN would come back in every later run.
+        # A stored NaN would come back in every later run.
         finite = torch.stack([t.isfinite().reshape(len(t), -1).all(1) for t in outputs]).all(0)
         if not finite.all():
             first = positions[int((~finite).nonzero()[0])]
             lower = self._dtype is not torch.float32
             raise DataError(
-                f"{split.name(first, what)}: what the frozen trunk makes of this image is not finite (NaN or "
+                f"{split.name(first, what)}: the frozen trunk's output for this image is not finite (NaN or "
                 f"infinite); check the weights{', or set trunk-dtype = float32' if lower else ''}"
             )
         return outputs
@@ -208,7 +209,7 @@ class TrunkStore:
         return tuple(t.cpu() for t in self.run(images))
 
     def run(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return what the trunk makes of (N, C, H, W) ``images``: float32, on its device, kept nowhere."""
+        """Return the trunk's outputs for (N, C, H, W) ``images``: float32, on its device, not stored."""
         reduced = self._dtype is not torch.float32
         with torch.no_grad(), torch.autocast(self._device, self._dtype, enabled=reduced):
             outputs = self._trunk(images.to(self._device))
@@ -222,7 +223,7 @@ def _digest(split: Split, position: int) -> bytes:
 
 
 class _Bar:
-    """Tells the log how far the trunk is, every three seconds: hosts have no terminal of their own."""
+    """Logs the trunk's progress every three seconds: hosts have no terminal of their own."""
 
     def __init__(self, what: str) -> None:
         self._what, self._begin = what, time.monotonic()

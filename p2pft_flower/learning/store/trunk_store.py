@@ -12,12 +12,11 @@ share rows, and only images that no run has seen are computed.
 ``claim-*``     the keys of a batch being computed; locked while the process that computes it lives
 ==============  ========================================================================================
 
-A row is written before its record, at the place which the number of whole records gives. So whatever a
-process leaves behind when it dies (part of a batch, part of a record) is no row, and the next writer
-overwrites it. What the disk does to a row later, or never did, is found by the checksum, which every process
-verifies before it uses a row for the first time: a row that does not match is computed again and appended,
-and of two records with one key the later counts. So nothing needs an ``fsync``, and a row that is mapped
-never changes.
+A row is written before its record, at the place which the number of whole records gives. So the remains of a
+process that dies (part of a batch, part of a record) are no row, and the next writer overwrites them. The
+checksum detects a row that the disk damaged or never wrote; every process verifies it before it first uses a
+row. A row that does not match is computed again and appended, and of two records with one key the later
+counts. So nothing needs an ``fsync``, and a mapped row never changes.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ class Field:
     Attributes
     ----------
     name : str
-        What it is, e.g. ``"tokens"``.
+        Its name, e.g. ``"tokens"``.
     shape : tuple of int
         Its shape for one image.
     dtype : str
@@ -79,19 +78,19 @@ class Field:
 
 
 class Store:
-    """The rows of one trunk; open until `close`, or until neither it nor any of its `Rows` is referred to.
+    """The rows of one trunk; open until `close`, or until it and its `Rows` are garbage.
 
     Any number of processes, and of threads with a `Store` each, may fill one folder at the same time.
 
     Parameters
     ----------
     folder : Path
-        Where it lies, see `cache.store_folder`; made when missing.
+        Its folder, from `cache.store_folder`; made if missing.
     fields : sequence of Field
-        What a row consists of, in this order.
+        The parts of a row, in this order.
     about : mapping of str to str
         Facts for ``p2pft cache list``: its table shows ``model``, ``path`` and the dtypes, its JSON all.
-        They are always the same for one folder: pass what was passed to `cache.store_folder`.
+        They are always the same for one folder: pass the arguments of `cache.store_folder`.
 
     Raises
     ------
@@ -120,7 +119,7 @@ class Store:
         return self._dtype.itemsize
 
     def close(self) -> None:
-        """Let other processes remove the store; rows that are mapped stay readable."""
+        """Let other processes remove the store; mapped rows stay readable."""
         self._release()
 
     def fill(
@@ -143,8 +142,8 @@ class Store:
         batch : int
             Images a call of ``compute``.
         progress : callable, optional
-            Called with (done, total) of the rows that were missing at the start, after each batch, be it this
-            process's or another's.
+            Called with (done, total) of the rows that were missing at the start, after each batch, of this
+            process or another.
 
         Raises
         ------
@@ -170,7 +169,7 @@ class Store:
                 cache.make_room(len(missing) * self.row_bytes)
         total, alive = len(missing), time.monotonic()
         while missing:
-            claim, told = None, len(missing)
+            claim, reported = None, len(missing)
             with cache.telling(self.folder):
                 with self._index() as index:
                     self._read(index)
@@ -186,7 +185,7 @@ class Store:
                     self._publish(claim.keys, compute([missing[key] for key in claim.keys]))
                 for key in claim.keys:
                     del missing[key]
-            if len(missing) < told:
+            if len(missing) < reported:
                 alive = time.monotonic()
                 if progress is not None:
                     progress(total - len(missing), total)
@@ -196,7 +195,7 @@ class Store:
             return Rows(self, [self._verified[key] for key in keys])
 
     def _agree_on_meta(self) -> None:
-        """Write ``meta.json``, or hold it against what this store wants to be."""
+        """Write ``meta.json``, or compare it with this store's fields and facts."""
         path = self.folder / META
         mine = {"schema": SCHEMA, "fields": [asdict(field) for field in self.fields], "about": self.about}
         mine = json.loads(json.dumps(mine))  # tuples become lists, as in the file
@@ -225,11 +224,13 @@ class Store:
             cache.lock(descriptor, fcntl.LOCK_EX, path)
             yield descriptor
         finally:
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone leaves it to a process forked meanwhile
+            fcntl.flock(
+                descriptor, fcntl.LOCK_UN
+            )  # a process forked meanwhile would hold it after closing alone
             os.close(descriptor)
 
     def _read(self, index: int) -> None:
-        """Take in the whole records that were appended since the last time."""
+        """Read the whole records that were appended since the last time."""
         have, there = len(self._keys), os.fstat(index).st_size // _RECORD.size
         if there < have:
             raise DataError(
@@ -251,7 +252,7 @@ class Store:
                 missing.pop(key, None)
 
     def _verify(self, rows: Mapping[bytes, int]) -> None:
-        """Add those of ``rows`` that match their checksum to the verified ones; tell of the others."""
+        """Add the ``rows`` that match their checksum to the verified ones; log the others."""
         if not rows:
             return
         values = _map(self.folder / _VALUES)
@@ -276,7 +277,7 @@ class Store:
             )
 
     def _claim(self, missing: Mapping[bytes, int], batch: int, *, ignore_others: bool) -> _Claim | None:
-        """Take the first ``batch`` missing keys that nobody alive computes; None where all are taken.
+        """Take the first ``batch`` missing keys that no living process computes; None if all are taken.
 
         The index must be locked: claims are made one at a time.
         """
@@ -339,7 +340,7 @@ class Rows:
     Parameters
     ----------
     store : Store
-        Where they lie; kept open.
+        Their store, which stays open.
     rows : sequence of int
         Their numbers in it.
     """
@@ -377,7 +378,9 @@ class _Claim:
         self._path = folder / f"{_CLAIM}{uuid.uuid4().hex}"
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)  # nobody else knows the file: the index is locked
+            fcntl.flock(
+                self._descriptor, fcntl.LOCK_EX
+            )  # no other process knows the file: the index is locked
             _write(self._descriptor, np.frombuffer(b"".join(keys), np.uint8), 0)
         except BaseException:
             self.__exit__()
@@ -393,7 +396,7 @@ class _Claim:
 
 
 def _keys_of_claim(path: Path) -> list[bytes]:
-    """Return the keys of a claim, none where its process has ended."""
+    """Return the keys of a claim; none if its process has ended."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:  # released since the folder was listed
@@ -438,7 +441,7 @@ def _write(descriptor: int, data: npt.NDArray[np.uint8], offset: int) -> None:
 
 
 def _map(path: Path) -> mmap.mmap | None:
-    """Map a file for reading; None where it is missing or empty."""
+    """Map a file for reading; None if it is missing or empty."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

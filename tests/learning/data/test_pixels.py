@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.data.datasets import Split
 from p2pft_flower.learning.data.decoding import decode, look_at
 from p2pft_flower.learning.data.pixels import Pixels, grey_levels
 from p2pft_flower.learning.data.samples import Samples, samples_of
+from p2pft_flower.learning.data.splits import Split
 from tests.learning.image_files import exif, on_white, png, pnm, tiff, window
 
 RNG = np.random.default_rng(0)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.learning.data.datasets import Dataset, Split
 from p2pft_flower.learning.data.holdings import Holdings
+from p2pft_flower.learning.data.splits import Dataset, Split
 from p2pft_flower.learning.data.survey import statistics_of, survey
 from p2pft_flower.learning.workload import Workload
 from tests.cli.test_commands import invoke
@@ -105,7 +105,7 @@ UNCLEAR = {
     ),
     "shares of one": (
         lambda g: tiff((g / 255).astype(np.float32)),
-        f"32-bit floating-point TIFF samples, as .*, hold 0 to 1{SAYS_NOTHING}.*0:1 where they are shares",
+        f"32-bit floating-point TIFF samples, as .*, hold 0 to 1{SAYS_NOTHING}.*0:1 if they are shares",
     ),
     "doubles": (
         lambda g: tiff(g * 257.0),
@@ -154,7 +154,7 @@ def bordered(g):
 
 
 USES_LITTLE = {
-    "signed numbers stored with an offset": (lambda g, i: g * 4 + 32768, "32768:33788 is what they hold"),
+    "signed numbers stored with an offset": (lambda g, i: g * 4 + 32768, "they hold 32768:33788"),
     "a border of the declared white": (lambda g, i: bordered(g), "0:4095 for 12 bits"),
     "two depths": (lambda g, i: g * (257 if i % 2 else 64), "some use 14 bits and others more"),
 }

@@ -15,7 +15,7 @@ from torch import nn
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.learning.data.batches import Batches
 from p2pft_flower.learning.minibatches import MiniBatches
-from p2pft_flower.learning.model.modes import keeps_statistics, switched_on, training
+from p2pft_flower.learning.model.modes import has_statistics, switched_on, training
 from p2pft_flower.learning.model.split import PATHS, split_model
 from p2pft_flower.learning.model.tuning import tune_model
 from p2pft_flower.learning.objective import PeerObjective, tail_vector, trained_parameters
@@ -319,7 +319,7 @@ def test_every_norm_with_running_statistics_keeps_them_and_trains_scale_and_shif
     if isinstance(norm, nn.LazyBatchNorm2d):
         norm(torch.zeros(2, 16, 2, 2))
     model = normalised(norm)
-    assert keeps_statistics(norm)
+    assert has_statistics(norm)
     state = {name: b.clone() for name, b in model.named_buffers()}
     parts = split_model(model, tune)
     images = torch.randn(IMAGES, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -351,7 +351,7 @@ def test_norms_that_keep_no_statistics_are_left_as_they_are():
         nn.InstanceNorm2d(4),
         nn.BatchNorm2d(4, track_running_stats=False),
     ):
-        assert not keeps_statistics(norm)
+        assert not has_statistics(norm)
 
 
 @pytest.mark.parametrize("tune", TUNES)

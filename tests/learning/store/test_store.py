@@ -606,3 +606,28 @@ def test_a_damaged_limit_is_refused_by_file():
     file.write_text("much")
     with pytest.raises(DataError, match=rf"{file}: 'much' is no number of bytes.*p2pft cache limit 50GB"):
         fill(opened(), range(2))
+
+
+@pytest.mark.parametrize("leads_to", ["nowhere/at-all", "elsewhere"])
+def test_a_link_in_the_place_of_the_lock_is_named_at_once_and_not_followed(leads_to, tmp_path):
+    store = opened()
+    store.close()
+    lock = store.folder / "in-use"
+    lock.unlink()
+    lock.symlink_to(tmp_path / leads_to)
+    with pytest.raises(DataError, match=rf"{lock}: a link in the place of a file.*remove it"):
+        opened()
+    assert cache.stores() == []
+    with pytest.raises(DataError, match=r"the cache cannot be used \(Too many levels of symbolic links"):
+        cache.remove(store.folder)
+    assert not (tmp_path / "elsewhere").exists()
+    lock.unlink()
+    check(fill(opened(), range(5))[0], range(5))
+
+
+def test_a_limit_with_more_digits_than_any_disk_has_bytes_is_refused_by_file():
+    cache.set_limit(1)
+    file = Path(os.environ["P2PFT_HOME"]) / "cache" / "limit"
+    file.write_text("9" * 5000)
+    with pytest.raises(DataError, match=rf"{file}: '9+' is no number of bytes"):
+        cache.get_limit()

@@ -1,7 +1,7 @@
 """The embedded model: a small vision transformer for 8 × 8 images whose weights ship with the package.
 
-It was pre-trained on letters and never saw a digit (README.md beside this file says how, `make_weights.py`
-does it again), so fine-tuning it on scikit-learn's digits is a transfer task.
+It was pre-trained on letters without digits (README.md beside this file describes how), so fine-tuning it on
+scikit-learn's digits is a transfer task.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ def create_glyph_vit(num_classes: int, pretrained: bool = True) -> VisionTransfo
     Parameters
     ----------
     num_classes : int
-        Classes of the task at hand. The head is always new, drawn from torch's global generator: seed it
-        to get the same one again. The letters' head in the file is left out.
+        Classes of the task. The head is always new, drawn from torch's global generator: seed it to get the
+        same head again. The letters' head in the file is left out.
     pretrained : bool, default True
-        Load the packaged weights; otherwise everything is drawn at random.
+        Load the packaged weights; otherwise draw all at random.
 
     Returns
     -------
     VisionTransformer
         Float32, in evaluation mode. ``pretrained_cfg`` is set, so ``timm.data.resolve_data_config`` knows
-        the images it wants: (1, 8, 8), ink bright on dark.
+        its images: (1, 8, 8), ink bright on dark.
 
     Raises
     ------
@@ -87,12 +87,12 @@ def create_glyph_vit(num_classes: int, pretrained: bool = True) -> VisionTransfo
             raise DataError(
                 f"{WEIGHTS_FILE}: {', '.join(differing)} do not fit the model; install the package again"
             )
-        model.load_state_dict(state, strict=False)  # the keys were compared above; only the head stays new
+        model.load_state_dict(state, strict=False)  # the keys were compared above; only the head is new
     return model.eval()
 
 
 def _config() -> dict[str, Any]:
-    """Return timm's description of the weights; a new one each time, as callers may change theirs."""
+    """Return timm's description of the weights, a new object each time, as callers may change it."""
     return {
         "architecture": MODEL_NAME,
         "input_size": (1, 8, 8),

@@ -1,0 +1,242 @@
+"""The lines of a peer's log, one struct an event; docs/results-schema.md tells when each is written.
+
+Each line ends with ``check``, the CRC-32 of all before it: a line that was damaged or edited is known.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import zlib
+from typing import Annotated, Any
+
+import msgspec
+
+from p2pft_flower.errors import DataError
+from p2pft_flower.facts import PeerFacts, RunFacts
+from p2pft_flower.typed import Count, PeerCount, PeerNumber, Positive, Settings, decoded, encoded
+
+__all__ = [
+    "AnyLine",
+    "Evaluation",
+    "Failed",
+    "LastRound",
+    "Outcome",
+    "Report",
+    "Round",
+    "Run",
+    "Start",
+    "Trace",
+    "ViewChange",
+    "read_line",
+    "written",
+]
+
+SKETCH = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9+/]{683}=\Z")]
+"""128 little-endian float32 in base64 (:mod:`p2pft_flower.keeping.sketch`)."""
+
+Seconds = dict[str, float]
+"""Where a peer's time went: ``gradient``, ``exchange``, ``evaluation``."""
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", forbid_unknown_fields=True):
+    """What all lines have: the peer, and when the line was made, Unix seconds."""
+
+    peer: PeerNumber
+    time: float = msgspec.field(default_factory=time.time)
+
+
+class Run(Line, frozen=True, kw_only=True, tag="run"):
+    """First of a run, or of a life of the peer in it; ``host`` has the peers of its host."""
+
+    run: str
+    n: PeerCount
+    iterations: Positive
+    evaluate_every: Positive
+    host: tuple[PeerNumber, ...]
+    config: Settings
+    facts: RunFacts | None = None
+    about: PeerFacts | None = None
+
+
+class Start(Line, frozen=True, kw_only=True, tag="start"):
+    """The neighbours were met: q, and the seconds that data, model and meeting took."""
+
+    parameters: Count
+    prepared: float
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """One peer's scores after an iteration.
+
+    Loss and accuracy are NaN, or None where they were written, if the peer has no test image.
+    """
+
+    peer: PeerNumber
+    iteration: Count
+    loss: float | None
+    accuracy: float | None
+    accuracy_unseen: float | None
+    sketch: SKETCH
+    bytes_sent: Count
+
+
+class Evaluation(Line, frozen=True, kw_only=True, tag="evaluation"):
+    """What :class:`Report` has; ``seconds`` since the peer's host began, and ``epsilon`` spent so far."""
+
+    iteration: Count
+    loss: float | None
+    accuracy: float | None
+    accuracy_unseen: float | None
+    sketch: SKETCH
+    bytes_sent: Count
+    seconds: float
+    epsilon: float | None = None
+
+    @property
+    def report(self) -> Report:
+        """What others are told of it."""
+        return Report(**{name: getattr(self, name) for name in Report.__struct_fields__})
+
+
+class Trace(Line, frozen=True, kw_only=True, tag="trace"):
+    """A sketch of τ_i − g_i after an iteration."""
+
+    view: Count
+    iteration: Count
+    surplus: SKETCH
+
+
+class ViewChange(Line, frozen=True, kw_only=True, tag="view"):
+    """The peers go on in another view.
+
+    Attributes
+    ----------
+    number : int
+        The view's.
+    iteration : int
+        Iterations that count as completed.
+    peers : tuple of int
+        Its peers, ascending.
+    edges : tuple of (int, int)
+        Sender and receiver of each edge of its graph.
+    lost, joined : tuple of int
+        Peers of this host's last view that are not in it; those that were not, or began another life.
+    why, presumed : dict of int to str
+        What this host has noticed of each lost peer; what it presumes of those of which it noticed nothing.
+    seconds : float
+        From when this host stopped iterating until the view was agreed on.
+    """
+
+    number: Count
+    iteration: Count
+    peers: tuple[PeerNumber, ...]
+    edges: tuple[tuple[PeerNumber, PeerNumber], ...]
+    lost: tuple[PeerNumber, ...]
+    joined: tuple[PeerNumber, ...]
+    why: dict[PeerNumber, str]
+    presumed: dict[PeerNumber, str]
+    seconds: float
+
+
+class Failed(Line, frozen=True, kw_only=True, tag="failed"):
+    """The host gave up: ``kind`` is the error's class, ``cause`` the name of its cause."""
+
+    iteration: Count
+    error: str
+    kind: str
+    cause: str = ""
+    traceback: str = ""
+
+
+class Outcome(Line, frozen=True, kw_only=True, tag="end"):
+    """How one peer ended: the last line of its log. Numbers only, the same size whatever q is.
+
+    Attributes
+    ----------
+    loss, accuracy, accuracy_unseen : float or None
+        Scores of its last θ on the test split.
+    bytes_sent : int
+        Payload bytes along its out-edges.
+    seconds : dict
+        ``gradient``, ``exchange``, ``evaluation``: where its time went.
+    iterations : int
+        Iterations done.
+    parameters : int
+        q.
+    model_parameters : int
+        Of the whole model, the frozen ones included.
+    sketch : str
+        Of its last θ (:mod:`p2pft_flower.keeping.sketch`).
+    epsilon, delta : float or None
+        What all its gradients together reveal of an image at most; None where they are not private.
+    preprocessing : dict or None
+        Which images its model saw, and where each setting came from; None where the problem says nothing.
+    """
+
+    loss: float | None
+    accuracy: float | None
+    accuracy_unseen: float | None
+    bytes_sent: Count
+    seconds: Seconds
+    iterations: Count
+    parameters: Count
+    model_parameters: Count
+    sketch: SKETCH
+    epsilon: float | None = None
+    delta: float | None = None
+    preprocessing: dict[str, Any] | None = None
+
+
+class Round(Line, frozen=True, kw_only=True, tag="round"):
+    """A client of one of Flower's strategies was evaluated, which took ``evaluation`` seconds."""
+
+    iteration: Count
+    loss: float | None
+    accuracy: float | None
+    accuracy_unseen: float | None
+    sketch: SKETCH
+    evaluation: float
+
+
+class LastRound(Line, frozen=True, kw_only=True, tag="last round"):
+    """The last round of one of Flower's strategies is over."""
+
+    iteration: Count
+    epsilon: float | None
+    delta: float | None
+
+
+AnyLine = Run | Start | Evaluation | Trace | ViewChange | Failed | Outcome | Round | LastRound
+
+_END = re.compile(rb',"check":"([0-9a-f]{8})"}\n')
+_CHECK = 21
+"""Bytes of that."""
+
+
+def written(line: AnyLine) -> bytes:
+    """Return a line as it stands in a log. Numbers that are not finite (a loss that diverged) become null."""
+    told = encoded(line)[:-1]
+    return told + b',"check":"%08x"}\n' % zlib.crc32(told)
+
+
+def read_line(text: bytes, where: object) -> AnyLine:
+    """Read what :func:`written` returned.
+
+    Parameters
+    ----------
+    text : bytes
+        The line with its end.
+    where : object
+        File and number of the line, for the error.
+
+    Raises
+    ------
+    DataError
+        When it is no line of this version's logs, or was damaged or edited; names field and ``where``.
+    """
+    told, end = text[:-_CHECK], _END.fullmatch(text[-_CHECK:])
+    if end is not None and int(end[1], 16) == zlib.crc32(told):
+        return decoded(told + b"}", AnyLine, where)  # type: ignore[arg-type]  # a union
+    decoded(text, dict, where)
+    raise DataError(f"{where}: damaged, edited or of another version: its check is not that of its content")

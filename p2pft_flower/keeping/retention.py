@@ -1,0 +1,84 @@
+"""Which checkpoints are written, and which of them stay.
+
+All peers write after the same iterations: where the run begins, every E-th, and the last. A run goes on from
+an iteration of which all have a file in good state, so there must always be one, however far the peers are
+apart:
+
+- A peer that has done k iterations has what its in-neighbours sent in iteration k - 1, so they have done
+  k - 1 at least; on a graph of diameter D no two peers are more than D iterations apart.
+- One checkpoint is written at a time, beside training, and the next one waits for it. So a peer that has done
+  k iterations has on disk that of the last but one multiple of E up to k, or a newer one.
+
+So the newest files of two peers are at most 1 + ⌈D / E⌉ checkpoints apart, and with K + 1 + ⌈D / E⌉ files a
+peer, K iterations at least are everybody's; K is ``checkpoints-kept``. That of the last iteration, which may
+be less than E after the one before, comes on top: nothing is removed for it. Where peers exchange nothing,
+each goes on from its own newest file, and K files a peer are enough.
+
+When the view changes, the method begins again, so files of one iteration but of two views do not belong
+together. All this holds of the files of one view, with the longest diameter so far. Those of the views
+before stay until there are so many of the present one. And as long as peers or links are missing, those of
+the last view that had all stay, too: from there all can go on when they are back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+__all__ = ["files_kept", "iterations_apart", "spared_files"]
+
+_APART = 50
+"""Iterations between two checkpoints at least, where the run-config leaves it open. Where iterations take
+milliseconds and an epoch has a dozen, one after each evaluation took 5 % of the time."""
+
+
+def iterations_apart(asked: int, evaluate_every: int) -> int:
+    """Return E, the iterations between two checkpoints; negative where none are written.
+
+    Parameters
+    ----------
+    asked : int
+        Run-config ``checkpoint-every``; 0 leaves it open: after evaluations, 50 iterations apart at least.
+    evaluate_every : int
+        Iterations between two evaluations.
+    """
+    return asked or evaluate_every * math.ceil(_APART / evaluate_every)
+
+
+def files_kept(kept: int, every: int, diameter: int | None) -> int:
+    """Return how many files each peer keeps so that ``kept`` iterations are everybody's; see the module.
+
+    Parameters
+    ----------
+    kept : int
+        K ≥ 1.
+    every : int
+        E, iterations between two checkpoints; negative where none are written.
+    diameter : int or None
+        D of the graph; None where peers exchange nothing.
+    """
+    if diameter is None or every < 0:
+        return kept
+    return kept + 1 + math.ceil(diameter / every)
+
+
+def spared_files(views: Mapping[int, int], whole: Collection[int], files: int) -> set[int]:
+    """Return the iterations of which a peer's files stay; see the module.
+
+    Parameters
+    ----------
+    views : mapping of int to int
+        The view in which each file was written, by its iteration.
+    whole : collection of int
+        The views with all peers and links of the run.
+    files : int
+        How many are kept of a view (:func:`files_kept`).
+    """
+    spared: set[int] = set()
+    for among in (set(views.values()), set(views.values()).intersection(whole)):
+        for view in sorted(among, reverse=True):
+            newest = sorted(k for k, v in views.items() if v == view)[-files:]
+            spared.update(newest)
+            if len(newest) == files:
+                break
+    return spared

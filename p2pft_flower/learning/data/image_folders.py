@@ -1,0 +1,243 @@
+"""Datasets in folders: ``train/<class>/`` and ``test/<class>/``, one for all peers or one for each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from p2pft_flower.errors import DataError
+from p2pft_flower.learning.data.dataset_names import require_parts
+from p2pft_flower.learning.data.images import Listing, find_images, folders_in, identity, looks_hidden
+from p2pft_flower.learning.data.names import differing_unseen, in_order, look_alikes, some_names
+from p2pft_flower.learning.data.splits import Dataset, Split
+
+__all__ = ["Sites", "folder", "load_sites"]
+
+log = logging.getLogger(__name__)
+
+
+def folder(path: str, *, site: bool = False) -> Dataset:
+    """Read ``path/train/<class>/<image>`` and ``path/test/<class>/<image>``; classes are in natural order.
+
+    Hidden files and folders are passed over. Links to folders are followed, once a class into each folder. A
+    warning counts the files that are no pictures.
+
+    Parameters
+    ----------
+    path : str
+        The folder.
+    site : bool
+        Whether it is one peer's own: a class may then have a folder in train/ without an image, and test/ may
+        be missing or empty, with a warning.
+
+    Raises
+    ------
+    DataError
+        When a folder is missing, a class has no training image, train/ or test/ has none at all, test/ has a
+        class that train/ lacks, or one file lies in two classes.
+    """
+    root = require_parts(path, site=site)
+    found, passed_over = folders_in(root / "train")
+    tested, beside = folders_in(root / "test")
+    passed_over.add(beside)
+    classes = in_order(found)
+    for alike in look_alikes(classes):
+        log.warning("%s: the names of the classes %s", root / "train", alike)
+    if doubtful := [name for name in classes if looks_hidden(name) and name not in tested]:
+        log.warning(
+            "%s: %s are CLASSES here, named as systems name their folders, and have no folder in test/: if "
+            "they are none, remove them, or begin their names with a dot",
+            root / "train",
+            some_names(doubtful),
+        )
+    for name in in_order(set(tested) - set(classes)):
+        raise DataError(
+            f"{root / 'test'}: class {name!r} has no folder in train/{differing_unseen(name, classes)}; the "
+            f"classes there: {classes}"
+        )
+    outside, passed_over.files = passed_over.files, []
+
+    def split(part: str) -> Split:
+        files: list[Path] = []
+        labels: list[int] = []
+        empty: list[str] = []
+        for label, name in enumerate(classes):
+            listing = find_images(root / part / name)
+            passed_over.add(listing)
+            if part == "train" and not listing.files:
+                if not site:
+                    kinds = f", but {_kinds(listing)}" if listing.others else ""
+                    raise DataError(
+                        f"{root / part / name}: no image of class {name!r}{kinds}; add some or remove the "
+                        "folder"
+                    )
+                empty.append(name)
+            files += listing.files
+            labels += [label] * len(listing.files)
+        if not files and (part == "train" or not site):
+            raise DataError(f"{root / part}: no image in any class folder")
+        if empty:
+            log.warning(
+                "%s: no image of the classes %s: this peer holds none", root / part, some_names(empty)
+            )
+        return Split.of_files(files, np.array(labels, dtype=np.int64))
+
+    train, test = split("train"), split("test")
+    _log_passed_over(root, passed_over, outside)
+    _check_same_files(root, classes, train, test)
+    hidden = passed_over.hidden
+    line = f"{root}: {hidden.total()} hidden files and folders are passed over: {some_names([*hidden])}"
+    return Dataset(f"folder:{path}", tuple(classes), train, test, line if hidden else "")
+
+
+def _kinds(found: Listing) -> str:
+    """Return the number of files of each kind that is no picture."""
+    return some_names(
+        [f"{number} {suffix or 'without a suffix'}" for suffix, number in found.others.most_common()]
+    )
+
+
+def _log_passed_over(root: Path, found: Listing, outside: Sequence[Path]) -> None:
+    """Log the files in a dataset's folders that are not used, a line for each kind."""
+    if found.others:
+        log.warning(
+            "%s: %d files are no pictures that can be opened here and are not used: %s",
+            root,
+            found.others.total(),
+            _kinds(found),
+        )
+    if found.loops:
+        log.warning("%s: links that lead back to a folder above them: %s", root, some_names(found.loops))
+    if found.repeated:
+        log.warning(
+            "%s: links to folders whose images are in the class already, and count once: %s",
+            root,
+            some_names(found.repeated),
+        )
+    if outside:
+        log.warning(
+            "%s: %d pictures lie in no class's folder and are not used: %s",
+            root,
+            len(outside),
+            some_names(outside),
+        )
+
+
+def _check_same_files(root: Path, classes: Sequence[str], train: Split, test: Split) -> None:
+    """Refuse files that are linked into two classes; warn of files in train/ and test/, or twice in a class.
+
+    Raises
+    ------
+    DataError
+        When there are any; names two paths of one.
+    """
+    first: dict[tuple[int, int], tuple[Path, int, bool]] = {}
+    twice, in_both, in_two = [], [], []
+    for split in (train, test):
+        for file, label in zip(split.files or (), split.labels.tolist(), strict=True):
+            before, other, trained = first.setdefault(identity(file), (file, label, split is train))
+            pair = f"{before} and {file}"
+            if other != label:
+                in_two.append(f"{pair} ({classes[other]!r} and {classes[label]!r})")
+            elif trained and split is test:
+                in_both.append(pair)
+            elif before != file:
+                twice.append(pair)
+    if in_two:
+        raise DataError(
+            f"{root}: {len(in_two)} image files lie in two classes, as {in_two[0]}, which are one file: what "
+            "it shows cannot be both; remove it, or the link that leads to it, from one of them"
+        )
+    if in_both:
+        log.warning(
+            "%s: %d TEST IMAGES ARE TRAINING IMAGES too, as %s, which are one file: scores on them say "
+            "nothing of new images",
+            root,
+            len(in_both),
+            in_both[0],
+        )
+    if twice:
+        log.warning(
+            "%s: %d image files lie more than once in their class, as %s, which are one file: they count as "
+            "often as they lie there",
+            root,
+            len(twice),
+            twice[0],
+        )
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Folders of several peers as one dataset.
+
+    Attributes
+    ----------
+    name : str
+        The dataset, with ``{peer}`` in it.
+    folders : dict of int to Dataset
+        Each peer's own, over the same classes.
+    """
+
+    name: str
+    folders: Mapping[int, Dataset]
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The images of all these folders, one folder after the other."""
+        train, test = ([getattr(f, part) for f in self.folders.values()] for part in ("train", "test"))
+        classes = next(iter(self.folders.values())).classes
+        return Dataset(self.name, classes, Split.joined(train), Split.joined(test))
+
+    @property
+    def train(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Peer ↦ positions of its own images in the dataset's training split."""
+        return self._positions([f.train for f in self.folders.values()])
+
+    @property
+    def test(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Peer ↦ positions of its own images in the dataset's test split."""
+        return self._positions([f.test for f in self.folders.values()])
+
+    def _positions(self, splits: Sequence[Split]) -> dict[int, npt.NDArray[np.int64]]:
+        starts = np.cumsum([0, *(len(split) for split in splits)])
+        return {p: np.arange(starts[i], starts[i + 1]) for i, p in enumerate(self.folders)}
+
+
+def load_sites(name: str, peers: Sequence[int]) -> Sites:
+    """Read the folders of ``peers``; no other peer's folder is looked at.
+
+    Parameters
+    ----------
+    name : str
+        ``"folder:/data/site-{peer}"``; ``{peer}`` is replaced by the peer's number.
+    peers : sequence of int
+        The folders' owners, at least one.
+
+    Raises
+    ------
+    DataError
+        When a folder cannot be used (names the peer), or two have different classes (names both lists).
+    """
+    folders: dict[int, Dataset] = {}
+    for peer in peers:
+        path = name.removeprefix("folder:").replace("{peer}", str(peer))
+        try:
+            folders[peer] = folder(path, site=True)
+        except DataError as error:
+            raise DataError(f"peer {peer}: {error}") from error
+        first = folders[peers[0]]
+        if folders[peer].classes != first.classes:
+            new = [c for c in folders[peer].classes if c not in first.classes]
+            unseen = [differing_unseen(c, first.classes) for c in new]
+            raise DataError(
+                f"the class folders in train/ differ: {first.name} has {list(first.classes)}, "
+                f"{folders[peer].name} has {list(folders[peer].classes)}{next(filter(None, unseen), '')}; "
+                "every peer needs the same folders, empty ones for the classes that it does not hold"
+            )
+    return Sites(name, folders)

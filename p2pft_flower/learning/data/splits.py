@@ -1,0 +1,162 @@
+"""Labelled images in a training and a test split, and the picture of each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from PIL import Image
+
+from p2pft_flower.errors import DataError
+from p2pft_flower.learning.data.decoding import REMEDY, UNREADABLE, decode, look_at
+from p2pft_flower.learning.data.images import file_content
+from p2pft_flower.learning.data.pixels import Pixels, Source
+from p2pft_flower.learning.data.samples import Look
+
+__all__ = ["Dataset", "Split"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images with labels, read when needed.
+
+    Attributes
+    ----------
+    labels : (N,) int64 array
+        Class of each image.
+    read : callable
+        Position ↦ the image as its reader has it: a PIL image, an (H, W) or (H, W, 1..4) array, or
+        :class:`~p2pft_flower.learning.data.decoding.Samples`. It may be called from several threads at once.
+    content : callable, optional
+        Position ↦ bytes that identify the image and are faster to get than the image: a file's content
+        (:func:`file_content`), an array's pixels with their shape (:func:`array_content`). By default the
+        picture's own bytes.
+    files : sequence of Path, optional
+        The images' files, if each has one of its own; errors name them.
+    look : callable, optional
+        Position ↦ the description of the image before it is decoded; by default the image is read.
+    pixels : Pixels, optional
+        The conversion to a picture; None: ``read`` returns pictures that ``content`` identifies.
+    called : str
+        The split's name in errors if its images have no files; empty: errors name only the fault.
+    """
+
+    labels: npt.NDArray[np.int64]
+    read: Callable[[int], Source]
+    content: Callable[[int], bytes] | None = None
+    files: Sequence[Path] | None = None
+    look: Callable[[int], Look] | None = None
+    pixels: Pixels | None = field(default_factory=Pixels)
+    called: str = ""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def picture(self, index: int) -> Image.Image:
+        """Return image ``index`` as a viewer shows it and every model sees it, mode ``L`` or ``RGB``.
+
+        Raises
+        ------
+        DataError
+            When its file cannot be read.
+        ValueError, OSError
+            When an image without a file of its own cannot be read.
+        """
+        try:
+            return (self.pixels or Pixels()).picture(self.read(index))
+        except DataError:
+            raise
+        except UNREADABLE as error:
+            if self.files is None and not self.called:
+                raise
+            raise DataError(
+                f"{self.name(index, self.called)}: not a readable image ({error}){REMEDY}"
+            ) from error
+
+    def digest(self, index: int) -> bytes:
+        """Return 16 bytes (XXH3-128) that identify the picture of image ``index`` for a cache.
+
+        Raises
+        ------
+        DataError
+            When its file cannot be read.
+        """
+        found = xxhash.xxh3_128()
+        for part in self._identity(index):
+            found.update(part)
+        return found.digest()
+
+    def _identity(self, index: int) -> Iterator[bytes]:
+        """Yield bytes that identify the picture of image ``index``."""
+        if self.content is None:
+            picture = self.picture(index)
+            yield f"{picture.mode} {picture.size} ".encode()
+            yield picture.tobytes()
+            return
+        if self.pixels is not None:
+            yield self.pixels.key
+        yield self.content(index)
+
+    def name(self, index: int, what: str) -> str:
+        """Return the name of image ``index`` in errors: its file, else ``what`` and its number."""
+        return f"{what} image {index}" if self.files is None else str(self.files[index])
+
+    @classmethod
+    def of_files(cls, files: Sequence[Path], labels: npt.NDArray[np.int64]) -> Split:
+        """Return the images of ``files``, with their ``labels``, (N,) int64."""
+        return cls(
+            labels,
+            lambda index: decode(files[index]),
+            lambda index: file_content(files[index]),
+            files,
+            lambda index: look_at(files[index]),
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Split]) -> Split:
+        """Return the pictures of ``parts``, one after the other, as one split."""
+        starts = np.cumsum([0, *(len(part) for part in parts)])
+
+        def of(index: int) -> tuple[Split, int]:
+            # The last part that begins at or before: an empty one begins with its successor.
+            number = int(np.searchsorted(starts, index, side="right")) - 1
+            return parts[number], index - int(starts[number])
+
+        def read(index: int) -> Image.Image:
+            part, inside = of(index)
+            return part.picture(inside)
+
+        def content(index: int) -> bytes:
+            part, inside = of(index)
+            return b"".join(part._identity(inside))
+
+        named = [part.files for part in parts if part.files is not None]
+        files = [file for some in named for file in some] if len(named) == len(parts) else None
+        return cls(np.concatenate([part.labels for part in parts]), read, content, files, pixels=None)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test split over the same classes.
+
+    Attributes
+    ----------
+    name : str
+        The run-config's ``dataset``.
+    classes : tuple of str
+        Names of the classes, by label.
+    train, test : Split
+        The images.
+    passed_over : str
+        A line on hidden files in its folders; empty if there are none.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    passed_over: str = ""

@@ -1,0 +1,78 @@
+"""Documents: links lead somewhere, and the files that docs/architecture.md names exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import p2pft_flower
+
+PACKAGE = Path(p2pft_flower.__file__).resolve().parent
+ROOT = PACKAGE.parent
+DOCUMENTS = sorted(
+    file
+    for place in (".", "docs", "deploy", "benchmarks", "topologies", "apps/p2pft", "p2pft_flower")
+    for file in (ROOT / place).glob("*.md" if place != "p2pft_flower" else "**/*.md")
+)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def anchors(document: Path) -> set[str]:
+    """Return the anchors of a document's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", without_code(document), flags=re.MULTILINE)
+    plain = (re.sub(r"[`*]|\[([^\]]*)\]\([^)]*\)", r"\1", heading) for heading in headings)
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in plain}
+
+
+def without_code(document: Path) -> str:
+    return re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def dead_links(document: Path) -> list[str]:
+    found = []
+    for link in LINK.findall(without_code(document)):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            found.append(link)
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_links_between_documents_lead_to_a_file_and_a_heading(document: Path) -> None:
+    assert dead_links(document) == []
+
+
+def test_a_dead_link_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("# One, two\n\n[x](b.md) [y](#one-two) [z](#two) [w](a.md#one-two)")
+    assert dead_links(tmp_path / "a.md") == ["b.md", "#two"]
+
+
+def missing_files(text: str) -> list[str]:
+    """Return the files named in table rows that do not exist; a bare name is beside the one before."""
+    found = []
+    for row in re.findall(r"^\|.*\|$", text, flags=re.MULTILINE):
+        folder = PACKAGE
+        for name in re.findall(r"`([\w./]+\.(?:py|proto|toml))`", row):
+            places = [folder / name, PACKAGE / name, PACKAGE / "learning" / name, ROOT / name]
+            file = next((place for place in places if place.is_file()), None)
+            if file is None:
+                found.append(name)
+            else:
+                folder = file.parent
+    return found
+
+
+def test_every_file_that_the_architecture_sends_a_reader_to_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    where = text[text.index("## Where to find it") : text.index("## Invariants")]
+    assert where.count(".py`") > 40
+    assert missing_files(where) == []
+
+
+def test_a_missing_file_is_found() -> None:
+    assert missing_files("| read | `algorithms/p2pft.py`; `nothing.py` |") == ["nothing.py"]
