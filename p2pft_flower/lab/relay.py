@@ -20,7 +20,7 @@ Alter = Callable[[int, int, bytes], bytes]
 T = TypeVar("T")
 
 _PIECE = 2**16
-_START = 10.0
+_START = 60.0
 """Seconds that the relays' thread has for what it is asked to do."""
 
 
