@@ -55,6 +55,7 @@ class Relay:
         self._server: asyncio.Server | None = None
         self._open: dict[int, list[asyncio.StreamWriter]] = {}
         """The ends of each connection that was not severed."""
+        self._serving: set[asyncio.Future[None]] = set()
         self.address = ""
         self.connections = 0
 
@@ -73,7 +74,7 @@ class Relay:
     async def listen(self, at: str) -> None:
         """Take connections at ``host:port``; called in the relays' thread."""
         host, port = at.rsplit(":", 1)
-        self._server = await asyncio.start_server(self._serve, host, int(port), limit=_PIECE)
+        self._server = await asyncio.start_server(self._accept, host, int(port), limit=_PIECE)
         self.address = f"{host}:{self._server.sockets[0].getsockname()[1]}"
 
     async def _set(self, ways: tuple[str, ...], *, whole: bool) -> None:
@@ -86,6 +87,11 @@ class Relay:
         for number in connections or list(self._open):
             for end in self._open.pop(number, ()):
                 end.transport.abort()
+
+    def _accept(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._serve(near_in, near_out))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
 
     async def _serve(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
         number, self.connections = self.connections, self.connections + 1

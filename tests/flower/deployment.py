@@ -127,9 +127,14 @@ class Deployment:
         return f'peer-id={peer} peer-address="{address}" output-dir="{folder}"'
 
     def start_supernode(self, peer: int) -> None:
-        """Start a SuperNode of ``peer`` anew, whose earlier one has ended."""
-        self.supernodes[peer].wait(PATIENCE)
-        self.supernodes[peer] = self._supernode(peer)
+        """Start a SuperNode of ``peer`` anew, where the earlier one has ended."""
+        if self.supernodes[peer].poll() is not None:
+            self.supernodes[peer] = self._supernode(peer)
+
+    def kill_supernode(self, peer: int) -> None:
+        """Kill the SuperNode of ``peer`` and nothing else, and return when it is gone."""
+        self.supernodes[peer].kill()
+        self.supernodes[peer].wait()
 
     def _supernode(self, peer: int) -> subprocess.Popen[bytes]:
         superlink = self.network[peer].address if self.network else self._address

@@ -59,25 +59,34 @@ def signal_site(deployment, peer, number):
     os.killpg(group, number)
 
 
-def test_what_crosses_the_superlink_is_small_and_does_not_depend_on_q(deployment, tmp_path):
-    """By Flower's own figure; and what the coordinator made of it is what the peers' files give."""
-    traffic, sizes = {}, {}
-    for name, problem in (("small", QUADRATICS), ("large", LARGE)):
-        folder = tmp_path / name
+@pytest.fixture(scope="module")
+def trained(deployment, tmp_path_factory):
+    """What Flower lists, the results and the run's number of a run of few numbers and one of many, by q."""
+    runs = {}
+    for q, problem in ((Q, QUADRATICS), (LARGE_Q, LARGE)):
+        folder = tmp_path_factory.mktemp("results") / "run"
         run = deployment.run(problem=problem, iterations=6, evaluate_every=2, output_dir=str(folder))
         listed = deployment.ended(run)
         assert listed["status"] == "finished:completed", deployment.said()
-        results = read_results(folder)
-        traffic[name] = listed["network-traffic"]["total-bytes"]
-        sizes[name] = results["trainable_parameters"]
+        runs[q] = listed, read_results(folder), run
+    return runs
+
+
+def test_what_crosses_the_superlink_is_small_and_does_not_depend_on_q(trained):
+    """By Flower's own figure."""
+    assert [results["trainable_parameters"] for _, results, _ in trained.values()] == [Q, LARGE_Q]
+    small, large = (listed["network-traffic"]["total-bytes"] for listed, *_ in trained.values())
+    assert max(small, large) < 64 * 1024, (small, large)
+    assert abs(large - small) < 1024, (small, large)  # numbers have more or fewer digits
+
+
+def test_what_the_coordinator_has_made_of_it_is_what_the_peers_files_give(deployment, trained):
+    for _, results, run in trained.values():
         again = json.loads(json.dumps(collected(deployment, run)))
         assert all(again[key] == results[key] for key in results.keys() - {"seconds"})  # whose clock
-    assert sizes == {"small": Q, "large": LARGE_Q}
-    assert max(traffic.values()) < 64 * 1024, traffic
-    assert abs(traffic["large"] - traffic["small"]) < 1024, traffic  # numbers have more or fewer digits
 
 
-def test_a_problem_without_torch_is_trained_without_torch_in_any_process(deployment):
+def test_a_problem_without_torch_is_trained_without_torch_in_any_process(deployment, trained):
     imported = {
         name
         for log in deployment.folder.glob("supernode-*.log")
@@ -124,11 +133,12 @@ def test_a_sites_command_ends_all_peers(deployment, tmp_path):
 
 
 def test_a_site_whose_supernode_dies_is_left_behind_and_named_in_the_results(deployment, tmp_path):
+    deployment.start_supernode(2)
     # Its peer trains on until it is told, which takes Flower some seconds.
     settings = {"iterations": 1500, "evaluate_every": 20, "peer_timeout": 5.0, "output_dir": str(tmp_path)}
     run = deployment.run(problem=SLOW, topology="directed-ring:3", **settings)
     deployment.trains(run)
-    deployment.supernodes[2].kill()
+    deployment.kill_supernode(2)
     deployment.peers_end(run, 0, 1)
     for peer in (0, 1):
         (view,) = deployment.lines(run, peer, "view")
@@ -194,7 +204,8 @@ def kill_the_superlink(deployment):
 
 
 def test_nothing_that_happens_to_the_server_changes_anything_for_the_peers(deployment):
-    """The last one: nothing is left of the server. Two sites, since the third is dead."""
+    """The last one: nothing is left of the server. Two sites, since the third has died."""
+    deployment.kill_supernode(2)
     run = deployment.run(problem=SLOW, topology="ring:2", iterations=1500, evaluate_every=20, **PATIENT)
     peers = (0, 1)
     deployment.trains(run, *peers)
