@@ -16,7 +16,6 @@ from p2pft_flower.algorithms.seam import Mix, Rows, Vector, weighted_sum
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.host.wires import Wires
 from p2pft_flower.plan import Neighbourhood
-from p2pft_flower.transport import phase_name
 
 __all__ = ["DivergedError", "HostExchange"]
 
@@ -43,6 +42,8 @@ class HostExchange:
         The way to peers elsewhere; None where every neighbour is on this host.
     itemsize : int
         Bytes of one number of a payload.
+    phases : tuple of str
+        What the method calls its exchanges.
 
     Attributes
     ----------
@@ -52,10 +53,13 @@ class HostExchange:
         Seconds spent in exchanges so far.
     """
 
-    def __init__(self, peers: Sequence[Neighbourhood], wires: Wires | None, itemsize: int) -> None:
+    def __init__(
+        self, peers: Sequence[Neighbourhood], wires: Wires | None, itemsize: int, phases: tuple[str, ...]
+    ) -> None:
         self._peers = {p.peer: p for p in peers}
         self._wires = wires
         self._itemsize = itemsize
+        self._phases = phases
         self.bytes_sent = dict.fromkeys(self._peers, 0)
         self.seconds = 0.0
 
@@ -76,7 +80,7 @@ class HostExchange:
         begin = time.perf_counter()
         for peer, mix in outbox.items():
             if not np.isfinite(mix.vector).all():
-                raise DivergedError(peer, f"iteration {iteration}, phase {phase_name(phase)}", "payload")
+                raise DivergedError(peer, f"iteration {iteration}, phase {self._phases[phase]}", "payload")
         for peer, mix in outbox.items():
             self._send(peer, iteration, phase, mix)
         mixed = {peer: weighted_sum(self._terms(peer, iteration, phase, outbox)) for peer in outbox}

@@ -293,7 +293,7 @@ class Host:
         for p in self._peers:
             with naming(p, self._iteration, "its data could not be prepared"), recorder.telling():
                 objectives |= self.problem.objectives([p], self._note_progress)
-        exchange = HostExchange(plan.peers, self._wires, theta0.dtype.itemsize)
+        exchange = HostExchange(plan.peers, self._wires, theta0.dtype.itemsize, method.phases)
         keeper = self._keeper = Keeper(plan, self.problem.model_digest, recorder)
         training = self._training = Training(
             plan, method, objectives, exchange, recorder, keeper, self._pulse, self.raise_if_stopped
@@ -420,6 +420,7 @@ class Host:
             dtype=theta0.dtype,
             phases=max(1, len(method.phases)),  # without edges no payload is taken in at all
             config=f"{self.plan.terms}:{self.problem.model_digest}",
+            phase_names=method.phases,
         )
         try:
             return Wires(

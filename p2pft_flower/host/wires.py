@@ -204,9 +204,11 @@ class Wires:
                 on_hello=on_hello,
                 on_stop=on_stop,
                 on_gossip=self.heartbeats.answer,
+                on_failure=self.fail,
                 members=frozenset(p for peers in plan.members.values() for p in peers),
                 stop_digest=plan.stop_digest,
                 timeout=config.peer_timeout,
+                longest=config.hang_timeout,
                 credentials=own,
                 insecure=access.insecure,
             )

@@ -27,7 +27,6 @@ from p2pft_flower.transport.wire.errors import (
     PeerLostError,
     PeerUnreachableError,
     ViewChangeError,
-    phase_name,
 )
 from p2pft_flower.transport.wire.header import MAX_PAYLOAD, Terms
 from p2pft_flower.transport.wire.p2pft_pb2 import (
@@ -82,7 +81,6 @@ __all__ = [
     "digest_of",
     "new_key",
     "parse_address",
-    "phase_name",
     "stop_run",
     "unix_address",
 ]

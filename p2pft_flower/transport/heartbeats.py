@@ -35,12 +35,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, Self
 
-from p2pft_flower.transport.calls import Call
 from p2pft_flower.transport.links import Links
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.addresses import parse_address
@@ -459,14 +460,20 @@ class Heartbeats:
             message.sender = neighbours[remote]
             try:
                 # Where a link is cut, an answer never comes: try again within the silence.
-                call = self._links.start_gossip(remote, message, self._silence / 4)
+                future = self._links.start_gossip(remote, message, self._silence / 4)
             except ExchangeStoppedError:  # the links are closed, and with them this ends
                 return
-            call.future.add_done_callback(lambda _, remote=remote, call=call: self._answered(remote, call))
+            future.add_done_callback(partial(self._answered, remote))
 
-    def _answered(self, remote: int, call: Call) -> None:
-        """Note what became of a gossip (in a thread of gRPC, which hears nothing itself)."""
-        answer = call.gossip()
+    def _answered(self, remote: int, future: Future[pb.Gossip | ExchangeError]) -> None:
+        """Note what became of a gossip (in the network's thread, which hears nothing itself)."""
+        try:
+            answer = future.result()
+        except CancelledError:  # the links were closed
+            return
+        except Exception as error:  # raised where somebody waits for a peer
+            self._failure = error
+            return
         if isinstance(answer, pb.Gossip):
             self._take(answer)
         with self._lock:

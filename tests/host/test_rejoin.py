@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import multiprocessing
 import os
@@ -316,6 +317,6 @@ def test_a_host_that_was_started_again_refuses_what_was_sent_to_its_former_life(
     header = encode_header(terms, (1, 2), 66, 1, share=1.0, payload_hash=xxhash.xxh3_64_intdigest(payload))
     try:
         with pytest.raises(ViewChangeError, match="in no view yet"):
-            wires.mailbox.deliver(header, payload, 1.0)
+            asyncio.run(wires.mailbox.deliver(header, payload, 1.0))
     finally:
         wires.close()

@@ -39,7 +39,7 @@ from p2pft_flower.transport import (
     digest_of,
     new_key,
 )
-from p2pft_flower.transport.server import Throttle
+from p2pft_flower.transport.admission import Throttle
 from p2pft_flower.transport.trust.certificates import identity_of, target_name
 from p2pft_flower.transport.wire.header import HEADER_KEY
 from tests.transport.federation import Clock, Federation

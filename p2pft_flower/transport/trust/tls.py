@@ -14,10 +14,11 @@ from __future__ import annotations
 import socket
 import ssl
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import grpc
 from cryptography import x509
@@ -48,6 +49,13 @@ connection of the process; TLS 1.3 suites are not affected by them."""
 
 _EXPIRES_SOON = timedelta(days=7)
 _RENEW = "renew it with 'p2pft certs renew'"
+
+
+class Connection(Protocol):
+    """What gRPC knows of the connection of a call."""
+
+    def auth_context(self) -> Mapping[str, Any]:
+        """Return what TLS proved of it."""
 
 
 class NotAuthenticError(Exception):
@@ -177,7 +185,7 @@ class Credentials:
         """Return what a client needs that shows its own certificate."""
         return grpc.ssl_channel_credentials(self._authorities, self._key, self._chain)
 
-    def identify(self, context: Any) -> Identity:
+    def identify(self, context: Connection) -> Identity:
         """Return whose certificate a call's connection has; gRPC has verified the certificate.
 
         Returns
@@ -187,7 +195,7 @@ class Credentials:
 
         Parameters
         ----------
-        context : grpc.ServicerContext
+        context : Connection
             Of a call over TCP.
 
         Raises
