@@ -195,6 +195,8 @@ class Channels:
             problem = (
                 f"no answer from peer {call.remote} at {call.address} ({code.name}: {failure.details()})"
             )
+            if self._credentials is not None and (expired := self._credentials.expired()) is not None:
+                problem += f"; {expired}"
             raise call.error(_BY_CODE.get(code, ExchangeError), problem) from failure
         return answer
 

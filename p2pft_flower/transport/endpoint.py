@@ -120,8 +120,7 @@ def open_channel(
     gossip: bool = False,
     largest: int = 0,
 ) -> grpc.aio.Channel:
-    """Open a channel, in the network's thread; nothing connects before the first call. Do not fork
-    afterwards.
+    """Open a channel, in the network's thread; nothing connects before the first call.
 
     Parameters
     ----------

@@ -181,6 +181,11 @@ class Links:
         """Return where a remote peer listens."""
         return self._addresses[remote]
 
+    def no_tls_with(self, remote: int) -> str | None:
+        """Return why there is no TLS with a remote peer; None when there is. It may take some seconds."""
+        own = self._credentials
+        return None if own is None else own.diagnose(self.address_of(remote), remote)
+
     def install(
         self,
         terms: Terms,

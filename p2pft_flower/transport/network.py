@@ -103,11 +103,23 @@ class Tasks:
         with self._lock:
             if self._closed:
                 raise ExchangeStoppedError("this host has closed its links")
-            return asyncio.run_coroutine_threadsafe(self._owned(work, arguments), self._network.loop)
+            return self._submit(work, arguments, self._on_failure)
 
     def run(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """Do ``work(*arguments)`` and return what comes of it; from any thread but the network's."""
-        return self.start(work, *arguments).result()
+        """Do ``work(*arguments)`` and return what comes of it; from any thread but the network's.
+
+        Raises
+        ------
+        ExchangeStoppedError
+            When the tasks were closed.
+        Exception
+            What the work raised.
+        """
+        with self._lock:
+            if self._closed:
+                raise ExchangeStoppedError("this host has closed its links")
+            future = self._submit(work, arguments, None)
+        return future.result()
 
     def call(self, function: Callable[..., object], *arguments: Any) -> None:
         """Call a function in the network's thread, soon; from any thread. Nothing happens once closed."""
@@ -132,15 +144,28 @@ class Tasks:
     ) -> None:
         self.close()
 
-    async def _owned(self, work: Callable[..., Awaitable[T]], arguments: tuple[Any, ...]) -> T:
+    def _submit(
+        self,
+        work: Callable[..., Awaitable[T]],
+        arguments: tuple[Any, ...],
+        on_failure: Callable[[Exception], None] | None,
+    ) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(self._owned(work, arguments, on_failure), self._network.loop)
+
+    async def _owned(
+        self,
+        work: Callable[..., Awaitable[T]],
+        arguments: tuple[Any, ...],
+        on_failure: Callable[[Exception], None] | None,
+    ) -> T:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker
         self._under_way.add(task)
         try:
             return await work(*arguments)
         except Exception as error:
-            if self._on_failure is not None:
-                self._on_failure(error)
+            if on_failure is not None:
+                on_failure(error)
             raise
         finally:
             self._under_way.discard(task)

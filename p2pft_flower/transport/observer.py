@@ -109,12 +109,13 @@ class ObserverServer:
         try:
             who = recognise(call, self._credentials).who
             report = pb.PeerReport.FromString(await call.read(SMALL_BODY))
-            if who is not None and who.peer != report.peer:
-                raise Refused(pb.NOT_AUTHENTIC, f"a report of peer {report.peer} by {who.name}")
         except (DecodeError, TimeoutError, NoMessageError):
             return pb.Reply(status=pb.BAD_HEADER, reason="no report that can be read").SerializeToString()
         except Refused as refused:
             return pb.Reply(status=refused.status, reason=refused.reason).SerializeToString()
+        if who is not None and who.peer != report.peer:
+            reason = f"a report of peer {report.peer} by {who.name}"
+            return pb.Reply(status=pb.NOT_AUTHENTIC, reason=reason).SerializeToString()
         try:
             await asyncio.get_running_loop().run_in_executor(self._one, self._on_report, report)
         except Exception:  # a fault of whoever shows the reports must not reach the peers
@@ -170,7 +171,7 @@ class ObserverClient:
         self._waiting: deque[bytes] = deque()
         self._sending: Future[None] | None = None
         self._closed = False
-        self._tasks = Tasks()
+        self._tasks = Tasks(lambda error: self._tell(f"{type(error).__name__}: {error}"))
         try:
             self._channel = self._tasks.run(self._open)
         except BaseException:

@@ -65,8 +65,9 @@ class Payload:
 
 
 class Deadlines:
-    """How long calls that carry a vector may take: longer on edges that have needed it; the network's
-    thread's alone.
+    """How long calls that carry a vector may take: longer on edges that have needed it.
+
+    All of it is the network's thread's alone.
 
     Parameters
     ----------

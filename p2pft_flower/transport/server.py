@@ -17,6 +17,7 @@ from p2pft_flower.transport.endpoint import EXCHANGE, Incoming, Listener, NoMess
 from p2pft_flower.transport.mailbox import Edge, Mailbox
 from p2pft_flower.transport.network import Tasks
 from p2pft_flower.transport.refusals import Refused
+from p2pft_flower.transport.trust.expiry import watch
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.views import Offer, View, Views
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
@@ -111,7 +112,7 @@ class PeerServer:
         own = 2 * (len(addresses) if credentials is not None else edges + callers)
         self._shares = Shares(lambda method: own if method == "Deliver" or credentials is None else 2)
         self._pool = ThreadPoolExecutor(min(callers, 8) + 2, thread_name_prefix="p2pft-server")
-        self._tasks = Tasks()
+        self._tasks = Tasks(self._fail)
         self._views = Views(self._tasks, view)
         self._answers = Answers(
             self._views,
@@ -149,6 +150,8 @@ class PeerServer:
             self._tasks.close()
             raise
         self.bound_addresses = self._listener.bound_addresses
+        if credentials is not None:
+            self._tasks.start(watch, credentials.expiries)
 
     def install(self, mailbox: Mailbox, out_edges: Iterable[Edge]) -> None:
         """Go on to another view, at once and as a whole: payloads that were kept for it are taken in.

@@ -24,7 +24,7 @@ from p2pft_flower.transport import (
     Terms,
     unix_address,
 )
-from p2pft_flower.transport.heartbeats import knock
+from p2pft_flower.transport.knock import knock
 from tests.transport.beating import Beating
 from tests.transport.federation import Federation
 from tests.transport.test_processes import process
