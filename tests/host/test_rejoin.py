@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -315,6 +316,6 @@ def test_a_host_that_was_started_again_refuses_what_was_sent_to_its_former_life(
     )
     try:
         with pytest.raises(ViewChangeError, match="in no view yet"):
-            session.mailbox.deliver(header, payload, 1.0)
+            asyncio.run(session.mailbox.deliver(header, payload, 1.0))
     finally:
         wires.close()
