@@ -8,9 +8,9 @@ take turns, so that whatever else the machine does falls on both:
 
 The time of one vector is from handing it over until the receiver has taken it in (in ``bare``: answered).
 
-Then whole iterations on a directed ring, a process a peer: two exchanges, each of which sends a vector, takes one and
-mixes the two. The ways take turns in blocks; beside these two there is ``bare aio``: bare gRPC again, by ``grpc.aio``
-on one event loop in a thread of its own.
+Then whole iterations on a directed ring, a process a peer: two exchanges, each of which sends a vector, takes
+one and mixes the two. The ways take turns in blocks; beside these two there is ``bare aio``: bare gRPC again, by
+``grpc.aio`` on one event loop in a thread of its own.
 """
 
 from __future__ import annotations
@@ -194,18 +194,20 @@ class BareRing:
         return self._call.future(body, timeout=PATIENCE, wait_for_ready=True)
 
     def exchange(self, vector: Vector) -> Vector:
+        """Send a vector and return the one that came; the call before must have been answered."""
         body = vector.tobytes()
         self.flush()
         self._sent = self._start(body)
         return np.frombuffer(self._came.get(timeout=PATIENCE), np.float32)
 
     def flush(self) -> None:
+        """Wait for the last call's answer."""
         if self._sent is not None:
             self._sent.result(PATIENCE)
 
 
 class BareAioRing(BareRing):
-    """The same by grpc.aio, on one loop in one thread; a call is known by its headers before its body is read."""
+    """The same by grpc.aio, on one loop in one thread; calls are known by their headers before their bodies."""
 
     def _open(self, address: str, neighbour: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -242,12 +244,14 @@ class OurRing:
         self._links = Links(terms, others, [(peer, after)], [(before, peer)], timeout=PATIENCE)
 
     def exchange(self, vector: Vector) -> Vector:
+        """Send a vector and return the one that came."""
         at = divmod(self._position, PHASES)
         self._position += 1
         self._links.send(self._peer, *at, vector)
         return self._mailbox.take(self._peer, self._before, *at, PATIENCE).vector
 
     def flush(self) -> None:
+        """Wait for the last payload to be taken in."""
         self._links.flush(PATIENCE)
 
 
