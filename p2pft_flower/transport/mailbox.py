@@ -338,15 +338,14 @@ class Mailbox:
         reason : str
             Why.
         sender : str
-            Words for where it came from, where it is not one of the edges here. They must not be the sender's
-            own.
+            Where it came from, as ``from peer 3``, where that is not one of the edges here.
         """
         inbox = self._inboxes.get(edge) if edge is not None else None
         if inbox is not None and edge is not None:
             with self._lock:
                 inbox.refused[pb.Status.Name(status)] += 1
-            sender = f"edge {edge[0]} -> {edge[1]}"
-        self._refusals.note(sender or "an unknown edge", status, reason)
+            sender = f"on edge {edge[0]} -> {edge[1]}"
+        self._refusals.note(sender or "on an unknown edge", status, reason)
         return pb.Reply(status=status, reason=reason)
 
     def _place(self, position: int) -> str:

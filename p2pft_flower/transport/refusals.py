@@ -52,7 +52,7 @@ class Refusals:
             self.by_cause[cause] += 1
             key = (sender, cause)
             if key not in self._seen and len(self._seen) >= _SENDERS:
-                key = ("others", "refused")
+                key = ("from others", "refused")
             self._seen[key] += 1
             count = self._seen[key]
         if str(count).strip("0") != "1":
@@ -60,6 +60,6 @@ class Refusals:
         # An unknown or an old view is no cause for concern.
         level = logging.INFO if status == pb.WRONG_VIEW else logging.WARNING
         if count == 1:
-            log.log(level, "refused a message from %s: %s: %s (logged once)", sender, cause, reason)
+            log.log(level, "refused a message %s: %s: %s (logged once)", sender, cause, reason)
         else:
-            log.log(level, "refused %d messages from %s so far, the last one: %s", count, key[0], cause)
+            log.log(level, "refused %d messages %s so far, the last one: %s", count, key[0], cause)

@@ -274,7 +274,7 @@ class PeerServer:
             raise Refused(pb.NOT_NEIGHBOUR, f"{who.name} shares no edge with this host")
 
     def _note(self, caller: Caller, refused: Refused) -> None:
-        self._views.now.mailbox.refuse(refused.status, None, refused.reason, caller.place)
+        self._views.now.mailbox.refuse(refused.status, None, refused.reason, f"from {caller.place}")
         if refused.counts:
             self._throttle.refused(caller.name)
 

@@ -75,7 +75,7 @@ async def watch(expiries: Sequence[Expiry]) -> None:
             stage, when = said[k]
             if expiry.stage > stage or (expiry.stage and now - when >= timedelta(days=1)):
                 log.warning(
-                    "%s; connections that are open go on, no new one can be made after that date", expiry
+                    "%s; connections that are open go on, no new one can be made after that date", str(expiry)
                 )
                 said[k] = expiry.stage, now
 
