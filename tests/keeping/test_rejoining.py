@@ -99,6 +99,7 @@ def test_of_a_run_that_was_stopped_it_is_told_that_nobody_may_be_there(plan, cap
 
 
 def test_a_plan_of_several_peers_belongs_to_no_site(plan):
-    save_plan(replace(plan, peers=(plan.peers[0], replace(plan.peers[0], peer=2))))
+    other = replace(plan.peers[0], peer=2, row={2: 1.0}, column={2: 1.0})
+    save_plan(replace(plan, peers=(plan.peers[0], other)))
     with pytest.raises(ConfigError, match="is of peer 1, 2 of run test"):
         kept_plan(Path(plan.output_dir), "test", 1)
