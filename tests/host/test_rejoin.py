@@ -225,7 +225,7 @@ def test_when_the_donor_dies_while_it_is_asked_the_next_view_has_another(federat
     without_donor = threading.Event()
 
     def back(peer):
-        return any(change["joined"] == [2] for change in net.hosts[peer].views)
+        return any(change.joined == (2,) for change in net.hosts[peer].views)
 
     def fall(peer, drawn):
         if back(peer):
