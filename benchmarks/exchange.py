@@ -7,16 +7,24 @@ take turns, so that whatever else the machine does falls on both:
 * ``p2pft``: ``Links`` to ``PeerServer`` and ``Mailbox``; header, checksum, finiteness and order are checked.
 
 The time of one vector is from handing it over until the receiver has taken it in (in ``bare``: answered).
+
+Then whole iterations on a directed ring, a process a peer: two exchanges, each of which sends a vector, takes
+one and mixes the two. The ways take turns in blocks; beside these two there is ``bare aio``: bare gRPC again, by
+``grpc.aio`` on one event loop in a thread of its own.
 """
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
+import os
+import queue
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,6 +48,14 @@ WARM_UP = 4
 EDGE = (0, 1)
 PHASES = 2
 METHOD = "/benchmark.Bare/Deliver"
+UNLIMITED = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.so_reuseport", 0),
+)
+WAYS = {"bare": "bare", "aio": "bare aio", "p2pft": "p2pft"}
+BLOCK = 5
+"""Iterations that a way does in its turn."""
 
 Vector = npt.NDArray[np.float32]
 
@@ -153,11 +169,142 @@ def measure(addresses: tuple[str, str], vector: Vector, exchanges: int) -> tuple
     return bare[WARM_UP:], p2pft[WARM_UP:]
 
 
+class BareRing:
+    """One peer's bare gRPC: what comes goes into a queue, and a call is awaited before the next one."""
+
+    def __init__(self, address: str, neighbour: str) -> None:
+        self._came: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._sent: Future[bytes] | None = None
+        self._open(address, neighbour)
+
+    def _open(self, address: str, neighbour: str) -> None:
+        self._server = grpc.server(ThreadPoolExecutor(4), options=UNLIMITED)
+        self._server.add_generic_rpc_handlers(
+            (bare_handler(grpc.unary_unary_rpc_method_handler(self._take)),)
+        )
+        self._server.add_insecure_port(address)
+        self._server.start()
+        self._call = grpc.insecure_channel(neighbour, UNLIMITED).unary_unary(METHOD, None, None)
+
+    def _take(self, request: bytes, _context: Any) -> bytes:
+        self._came.put(request)
+        return b""
+
+    def _start(self, body: bytes) -> Future[bytes]:
+        return self._call.future(body, timeout=PATIENCE, wait_for_ready=True)
+
+    def exchange(self, vector: Vector) -> Vector:
+        """Send a vector and return the one that came; the call before must have been answered."""
+        body = vector.tobytes()
+        self.flush()
+        self._sent = self._start(body)
+        return np.frombuffer(self._came.get(timeout=PATIENCE), np.float32)
+
+    def flush(self) -> None:
+        """Wait for the last call's answer."""
+        if self._sent is not None:
+            self._sent.result(PATIENCE)
+
+
+class BareAioRing(BareRing):
+    """The same by grpc.aio, on one loop in one thread; calls are known by their headers before their bodies."""
+
+    def _open(self, address: str, neighbour: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        asyncio.run_coroutine_threadsafe(self._open_there(address, neighbour), self._loop).result(PATIENCE)
+
+    async def _open_there(self, address: str, neighbour: str) -> None:
+        async def take(_messages: Any, context: Any) -> bytes:
+            return self._take(await context.read(), context)
+
+        self._server = grpc.aio.server(options=UNLIMITED)
+        self._server.add_generic_rpc_handlers((bare_handler(grpc.stream_unary_rpc_method_handler(take)),))
+        self._server.add_insecure_port(address)
+        await self._server.start()
+        self._call = grpc.aio.insecure_channel(neighbour, UNLIMITED).unary_unary(METHOD, None, None)
+
+    def _start(self, body: bytes) -> Future[bytes]:
+        async def call() -> bytes:
+            return await self._call(body, timeout=PATIENCE, wait_for_ready=True)
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop)
+
+
+class OurRing:
+    """One peer's `Links`, `PeerServer` and `Mailbox`."""
+
+    def __init__(self, peer: int, peers: int, addresses: list[str], length: int) -> None:
+        before, after = (peer - 1) % peers, (peer + 1) % peers
+        terms = Terms("benchmark", length, phases=PHASES)
+        self._peer, self._before, self._position = peer, before, 0
+        self._mailbox = Mailbox(terms, [(before, peer)])
+        self._server = PeerServer(self._mailbox, {peer: addresses[peer]}, out_edges=[(peer, after)])
+        others = {before: addresses[before], after: addresses[after]}
+        self._links = Links(terms, others, [(peer, after)], [(before, peer)], timeout=PATIENCE)
+
+    def exchange(self, vector: Vector) -> Vector:
+        """Send a vector and return the one that came."""
+        at = divmod(self._position, PHASES)
+        self._position += 1
+        self._links.send(self._peer, *at, vector)
+        return self._mailbox.take(self._peer, self._before, *at, PATIENCE).vector
+
+    def flush(self) -> None:
+        """Wait for the last payload to be taken in."""
+        self._links.flush(PATIENCE)
+
+
+def bare_handler(handler: grpc.RpcMethodHandler) -> grpc.GenericRpcHandler:
+    service, name = METHOD.strip("/").split("/")
+    return grpc.method_handlers_generic_handler(service, {name: handler})
+
+
+def ring_peer(
+    peer: int, peers: int, folder: str, length: int, blocks: int, turn: Any, pipe: Connection
+) -> None:
+    """Run one peer of the ring; send home the seconds of an iteration of each block, by way."""
+    sockets = {way: [f"unix:{folder}/{way}{i}.sock" for i in range(peers)] for way in WAYS}
+    after = (peer + 1) % peers
+    ways: dict[str, BareRing | OurRing] = {
+        "bare": BareRing(sockets["bare"][peer], sockets["bare"][after]),
+        "aio": BareAioRing(sockets["aio"][peer], sockets["aio"][after]),
+        "p2pft": OurRing(peer, peers, sockets["p2pft"], length),
+    }
+    start = np.random.default_rng(peer).standard_normal(length, dtype=np.float32)
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    for block in range(blocks + 1):  # the first one warms up
+        for name, way in ways.items():
+            turn.wait(PATIENCE)
+            vector, begin = start.copy(), time.perf_counter()
+            for _ in range(BLOCK * PHASES):
+                vector = np.float32(0.5) * vector + np.float32(0.5) * way.exchange(vector)
+            way.flush()
+            if block:
+                times[name].append((time.perf_counter() - begin) / BLOCK)
+    turn.wait(PATIENCE)
+    pipe.send(times)
+    os._exit(0)  # bare servers and loops need no more than that
+
+
+def measure_ring(peers: int, length: int, blocks: int) -> dict[str, float]:
+    """Return the median seconds of a whole iteration on a ring, by way."""
+    context = multiprocessing.get_context("spawn")
+    turn, pipes = context.Barrier(peers), [context.Pipe() for _ in range(peers)]
+    with tempfile.TemporaryDirectory(prefix="p2pft-") as folder:
+        for i, (_, theirs) in enumerate(pipes):
+            arguments = (i, peers, folder, length, blocks, turn, theirs)
+            context.Process(target=ring_peer, args=arguments, daemon=True).start()
+        found = [ours.recv() for ours, _ in pipes]
+    return {way: statistics.median(second for one in found for second in one[way]) for way in WAYS}
+
+
 def main(
     length: Annotated[int, typer.Option(min=1, help="Numbers in a vector (q), float32.")] = 1_800_000,
     iterations: Annotated[int, typer.Option(min=1, help="Iterations, of two exchanges each.")] = 100,
+    peers: Annotated[int, typer.Option(min=2, help="Peers of the ring.")] = 4,
 ) -> None:
-    """Print what one vector along one edge costs, bare and through p2pft, over Unix sockets and over TCP."""
+    """Print what one vector along one edge costs, bare and through p2pft, and a whole iteration on a ring."""
     vector = np.random.default_rng(0).standard_normal(length, dtype=np.float32)
     exchanges = iterations * PHASES
     table = Table(
@@ -175,6 +322,14 @@ def main(
                 for value in (middle, np.percentile(way, 90))
             ]
             table.add_row(name, *cells, f"{middles[1] / middles[0]:.2f}")
+    Console().print(table)
+    ring = measure_ring(peers, length, max(1, iterations // BLOCK))
+    table = Table(
+        "way", "iteration, median", "ratio to bare",
+        title=f"whole iterations on a ring of {peers}, ms, Unix sockets",
+    )  # fmt: skip
+    for way, seconds in ring.items():
+        table.add_row(WAYS[way], f"{seconds * 1e3:.2f}", f"{seconds / ring['bare']:.2f}")
     Console().print(table)
 
 

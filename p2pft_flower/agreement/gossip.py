@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect
 
-from p2pft_flower.agreement.member import State
 from p2pft_flower.agreement.record import Age, Phase, Record, Step
+from p2pft_flower.agreement.state import State
 
 __all__ = ["CONTACTS", "contacts", "known", "near", "news", "steps"]
 

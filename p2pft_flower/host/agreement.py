@@ -25,8 +25,9 @@ from p2pft_flower.agreement.events import (
     TimePassed,
     Useless,
 )
-from p2pft_flower.agreement.member import State, step
+from p2pft_flower.agreement.member import step
 from p2pft_flower.agreement.record import Phase
+from p2pft_flower.agreement.state import State
 from p2pft_flower.errors import Cause
 from p2pft_flower.host.notary import Notary
 from p2pft_flower.topology.views import View

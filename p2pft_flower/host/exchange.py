@@ -16,7 +16,6 @@ from p2pft_flower.algorithms.seam import Mix, Rows, Vector, weighted_sum
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.host.session import Session
 from p2pft_flower.host.wires import Wires
-from p2pft_flower.transport import phase_name
 
 __all__ = ["DivergedError", "HostExchange"]
 
@@ -78,7 +77,7 @@ class HostExchange:
         begin = time.perf_counter()
         for peer, mix in outbox.items():
             if not np.isfinite(mix.vector).all():
-                raise DivergedError(peer, f"iteration {iteration}, phase {phase_name(phase)}", "payload")
+                raise DivergedError(peer, f"iteration {iteration}, phase {session.phases[phase]}", "payload")
         for peer, mix in outbox.items():
             self._send(session, peer, iteration, phase, mix)
         mixed = {peer: weighted_sum(self._terms(session, peer, iteration, phase, outbox)) for peer in outbox}

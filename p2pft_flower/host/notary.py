@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from p2pft_flower.agreement import gossip
 from p2pft_flower.agreement.events import Heard
-from p2pft_flower.agreement.member import State
 from p2pft_flower.agreement.record import Age, Proposal, Record, Step
+from p2pft_flower.agreement.state import State
 from p2pft_flower.host import records
 from p2pft_flower.transport import Signatures
 from p2pft_flower.transport.wire import p2pft_pb2 as pb

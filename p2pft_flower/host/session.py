@@ -53,6 +53,8 @@ class Session:
         Factor of each local peer's loss among the peers of the view.
     leaving, entering : frozenset of (int, int)
         Edges of the transport, from :func:`remote_edges`.
+    phases : tuple of str
+        The method's names of its exchanges of an iteration.
     mailbox : Mailbox or None
         Takes in what comes along the entering edges; None where this host has no wires.
     view : View or None
@@ -70,6 +72,7 @@ class Session:
     weights: Mapping[int, float]
     leaving: frozenset[Edge]
     entering: frozenset[Edge]
+    phases: tuple[str, ...]
     mailbox: Mailbox | None
     view: View | None = None
     returned: frozenset[int] = frozenset()
@@ -153,6 +156,7 @@ class Sessions:
             {p.peer: weights[p.peer] for p in places},
             leaving,
             entering,
+            self._phases,
             Mailbox(self._terms(number), entering, first) if wired else None,
         )
 
@@ -162,6 +166,7 @@ class Sessions:
             length=self._theta0.size,
             dtype=self._theta0.dtype,
             phases=max(1, len(self._phases)),  # without edges no payload is taken in at all
+            phase_names=self._phases,
             view=number,
             config=self._config,
         )

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2pft_flower.agreement import member
 from p2pft_flower.agreement.rules import Rules
+from p2pft_flower.agreement.state import begin, join
 from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.config import RuntimeConfig
 from p2pft_flower.errors import ConfigError
@@ -163,9 +163,11 @@ class Wires:
                 on_hello=on_hello,
                 on_stop=on_stop,
                 on_gossip=self.heartbeats.answer,
+                on_failure=self.fail,
                 members=frozenset(p for peers in plan.members.values() for p in peers),
                 stop_digest=plan.stop_digest,
                 timeout=config.peer_timeout,
+                longest=config.hang_timeout,
                 credentials=access.credentials,
                 insecure=access.insecure,
             )
@@ -194,11 +196,7 @@ class Wires:
             patience=2 * patience if waits else patience,  # the first half is for whom the others wait
             wait=waits,
         )
-        state = (
-            member.join(rules, me, next_incarnation(Path(plan.output_dir), me))
-            if joining
-            else member.begin(rules, me)
-        )
+        state = join(rules, me, next_incarnation(Path(plan.output_dir), me)) if joining else begin(rules, me)
         signatures = None if credentials is None else credentials.signatures()
         return Agreement(
             state,

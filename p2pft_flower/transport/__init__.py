@@ -6,11 +6,12 @@ A host has one `Mailbox` (what has come in), one `PeerServer` (what neighbours c
 
 from __future__ import annotations
 
-from p2pft_flower.transport.heartbeats import Heartbeats, OwnPulse
+from p2pft_flower.transport.heartbeats import Heartbeats
 from p2pft_flower.transport.links import Links
 from p2pft_flower.transport.mailbox import Mailbox, Received
 from p2pft_flower.transport.observer import ObserverClient, ObserverServer
 from p2pft_flower.transport.probe import LinkReport, Prober
+from p2pft_flower.transport.pulse import OwnPulse
 from p2pft_flower.transport.server import PeerServer
 from p2pft_flower.transport.stops import COORDINATOR_CERTIFICATES, digest_of, new_key, stop_run
 from p2pft_flower.transport.trust.signatures import Signatures
@@ -29,7 +30,6 @@ from p2pft_flower.transport.wire.errors import (
     PeerUnreachableError,
     ViewChangeError,
     cause_from,
-    phase_name,
 )
 from p2pft_flower.transport.wire.header import MAX_PAYLOAD, Terms
 from p2pft_flower.transport.wire.p2pft_pb2 import (
@@ -84,7 +84,6 @@ __all__ = [
     "digest_of",
     "new_key",
     "parse_address",
-    "phase_name",
     "stop_run",
     "unix_address",
 ]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -31,7 +31,7 @@ from p2pft_flower.transport.wire.errors import (
 
 __all__ = ["Call", "Channels"]
 
-Answer = TypeVar("Answer", pb.Reply, pb.Gossip, pb.Fetched)
+M = TypeVar("M", bound=Message)
 
 _BY_CODE: dict[grpc.StatusCode, type[ExchangeError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: UnansweredError,
@@ -53,16 +53,33 @@ _BY_STATUS: dict[int, type[ExchangeError]] = {
 
 @dataclass(frozen=True)
 class Call:
-    """A call under way; the future is kept because gRPC cancels a call whose future is dropped."""
+    """What a call is about, for its errors.
 
-    future: Any  # grpc.Future, grpc.Call
-    address: str
+    Attributes
+    ----------
+    edge : (int, int)
+        The edge it concerns, (sender, receiver).
+    remote : int
+        The called peer: one end of ``edge``; the other end is the local peer.
+    address : str
+        Where that peer listens.
+    deadline : float
+        Seconds.
+    iteration, phase : int or str, optional
+        Where in the run this is.
+    """
+
     edge: Edge
-    local: int
     remote: int
-    deadline: float  # seconds
+    address: str
+    deadline: float
     iteration: int | None = None
-    phase: int | None = None
+    phase: str | None = None
+
+    @property
+    def local(self) -> int:
+        """The local peer."""
+        return self.edge[0] if self.remote == self.edge[1] else self.edge[1]
 
     def error(self, kind: type[ExchangeError], problem: str) -> ExchangeError:
         """Return an error of this ``kind`` that names everything about the call."""
@@ -75,70 +92,37 @@ class Call:
             deadline=self.deadline,
         )
 
-    def outcome(self) -> ExchangeError | None:
-        """Return what went wrong with this call, which has ended; None when the message was taken in."""
-        reply = self._answer(pb.Reply.FromString)
-        if isinstance(reply, ExchangeError):
-            return reply
-        if reply.status in (pb.ACCEPTED, pb.DUPLICATE):
-            return None
-        error = self._refusal(reply.status, reply.reason)
-        if isinstance(error, PeerPreparingError):
-            error.progress = reply.progress
-        if isinstance(error, ExchangeStoppedError) and (cause := cause_from(reply.cause)) is not None:
-            error.cause = cause.told
-        return error
+    def read(self, raw: bytes, kind: type[M]) -> M:
+        """Return the answer of a called peer that did as it was asked.
 
-    @property
-    def answered(self) -> bool:
-        """Whether this call, which has ended, got through: the called peer has answered, whatever it said."""
-        return bool(self.future.code() is grpc.StatusCode.OK)
-
-    def gossip(self) -> pb.Gossip | ExchangeError:
-        """Return what the called peer answered to a gossip, which has ended, or what went wrong."""
-        answer = self._answer(pb.Gossip.FromString)
-        if isinstance(answer, ExchangeError):
-            return answer
-        if answer.status != pb.ACCEPTED:
-            return self._refusal(answer.status, answer.reason)
-        if answer.sender != self.remote:
-            return self.error(ExchangeError, f"{self._whom} answered for peer {answer.sender}")
-        return answer
-
-    def fetched(self) -> pb.Fetched | ExchangeError:
-        """Return the called peer's answer to a fetch, which has ended, unchecked, or what went wrong."""
-        answer = self._answer(pb.Fetched.FromString)
-        if isinstance(answer, ExchangeError) or answer.status == pb.ACCEPTED:
-            return answer
-        return self._refusal(answer.status, answer.reason)
-
-    @property
-    def _whom(self) -> str:
-        return f"peer {self.remote} at {self.address}"
-
-    def _answer(self, parse: Callable[[bytes], Answer]) -> Answer | ExchangeError:
+        Raises
+        ------
+        ExchangeError
+            When it refused, or what came is no answer of a peer.
+        """
+        whom = f"peer {self.remote} at {self.address}"
         try:
-            return parse(self.future.result(0))
-        except grpc.FutureCancelledError:
-            problem = f"the call to {self._whom} was cancelled, this host stops"
-            return self.error(ExchangeStoppedError, problem)
-        except DecodeError:
-            return self.error(ExchangeError, f"{self._whom} gave an answer that is none of a peer's")
-        except grpc.RpcError as failure:
-            code = self.future.code()
-            problem = f"no answer from {self._whom} ({code.name}: {self.future.details()})"
-            error = self.error(_BY_CODE.get(code, ExchangeError), problem)
-            error.__cause__ = failure
-            return error
-
-    def _refusal(self, status: int, reason: str) -> ExchangeError:
+            answer = kind.FromString(raw)
+        except DecodeError as error:
+            raise self.error(ExchangeError, f"{whom} gave an answer that is none of a peer's") from error
+        status: int = getattr(answer, "status")  # noqa: B009 - all kinds have one, their base has none
+        if status in (pb.ACCEPTED, pb.DUPLICATE):
+            return answer
         name = pb.Status.Name(status) if status in pb.Status.values() else str(status)
-        kind = _BY_STATUS.get(status, ExchangeRefusedError)
-        return self.error(kind, f"{self._whom} answered {name}: {printable(reason)}")
+        reason = printable(str(getattr(answer, "reason")))  # noqa: B009
+        refusal = self.error(
+            _BY_STATUS.get(status, ExchangeRefusedError), f"{whom} answered {name}: {reason}"
+        )
+        if isinstance(refusal, PeerPreparingError) and isinstance(answer, pb.Reply):
+            refusal.progress = answer.progress
+        if isinstance(refusal, ExchangeStoppedError) and isinstance(answer, pb.Reply):
+            cause = cause_from(answer.cause)
+            refusal.cause = refusal.cause if cause is None else cause.told
+        raise refusal
 
 
 class Channels:
-    """One channel a remote neighbour, opened when first used.
+    """One channel a remote neighbour, opened when first used; the network's thread's alone.
 
     Parameters
     ----------
@@ -168,23 +152,18 @@ class Channels:
         self._tls = None if credentials is None else credentials.channel()
         self._insecure = insecure
         self._gossip, self._largest = gossip, largest
-        self._lock = threading.Lock()
-        self._open: dict[int, grpc.Channel] = {}
-        self._closed = False
+        self._open: dict[int, grpc.aio.Channel] = {}
 
-    def start(
+    async def ask(
         self,
         method: str,
         request: bytes | Message,
-        timeout: float,
+        call: Call,
         *,
-        edge: Edge,
-        remote: int,
-        at: tuple[int, int] | None = None,
         wait_for_ready: bool = True,
         metadata: tuple[tuple[str, bytes], ...] = (),
-    ) -> Call:
-        """Start a call of the Exchange service.
+    ) -> bytes:
+        """Call a method of the Exchange service, and return the answer as it came (`Call.read`).
 
         Parameters
         ----------
@@ -192,14 +171,8 @@ class Channels:
             Deliver, Hello, Stop, Gossip or Fetch.
         request : bytes or Message
             The request's body.
-        timeout : float
-            The call's deadline in seconds.
-        edge : (int, int)
-            The edge it concerns, (sender, receiver).
-        remote : int
-            Whom to call: one end of ``edge``; the other end is the local peer.
-        at : (int, int), optional
-            Iteration and phase.
+        call : Call
+            Whom to call, and how long.
         wait_for_ready : bool
             Whether to wait for a neighbour that is not there yet, or to fail at once.
         metadata : tuple of (str, bytes)
@@ -209,49 +182,50 @@ class Channels:
         ------
         ConfigError
             When plain text would leave this machine.
-        ExchangeStoppedError
-            When the channels have been closed.
+        ExchangeError
+            When there is no answer.
         """
-        local = edge[0] if remote == edge[1] else edge[1]
-        with self._lock:
-            if self._closed:
-                raise ExchangeStoppedError("this host has closed its links", peer=local, edge=edge)
-            channel = self._open.get(remote)
-            if channel is None:
-                own = self._credentials
-                name = None if own is None else target_name(own.federation, remote)
-                channel = open_channel(
-                    self.addresses[remote],
-                    self._tls,
-                    self._insecure,
-                    name,
-                    gossip=self._gossip,
-                    largest=self._largest,
-                )
-                self._open[remote] = channel
         body = request if isinstance(request, bytes) else request.SerializeToString()
         # No serialisers: bytes in, bytes out, no copy of a payload for protobuf's sake.
-        future = channel.unary_unary(f"/{EXCHANGE}/{method}", None, None).future(
-            body, timeout=timeout, metadata=metadata, wait_for_ready=wait_for_ready
+        unary: Callable[..., grpc.aio.UnaryUnaryCall] = self._channel(call.remote).unary_unary(
+            f"/{EXCHANGE}/{method}", None, None
         )
-        iteration, phase = (None, None) if at is None else at
-        return Call(future, self.addresses[remote], edge, local, remote, timeout, iteration, phase)
+        try:
+            answer: bytes = await unary(
+                body, timeout=call.deadline, metadata=metadata, wait_for_ready=wait_for_ready
+            )
+        except grpc.RpcError as failure:
+            code = failure.code()
+            problem = (
+                f"no answer from peer {call.remote} at {call.address} ({code.name}: {failure.details()})"
+            )
+            if self._credentials is not None and (expired := self._credentials.expired()) is not None:
+                problem += f"; {expired}"
+            raise call.error(_BY_CODE.get(code, ExchangeError), problem) from failure
+        return answer
 
-    def renew(self, remotes: Iterable[int]) -> None:
+    def _channel(self, remote: int) -> grpc.aio.Channel:
+        if remote not in self._open:
+            own = self._credentials
+            self._open[remote] = open_channel(
+                self.addresses[remote],
+                self._tls,
+                self._insecure,
+                None if own is None else target_name(own.federation, remote),
+                gossip=self._gossip,
+                largest=self._largest,
+            )
+        return self._open[remote]
+
+    async def renew(self, remotes: Iterable[int]) -> None:
         """Close the channels to ``remotes``, which cancels their calls; the next call opens new ones.
 
         A channel to a peer that was gone may still wait for its next attempt to connect, or for answers on
         a connection that broke without a word.
         """
-        with self._lock:
-            old = [channel for remote in set(remotes) if (channel := self._open.pop(remote, None))]
-        for channel in old:
-            channel.close()
+        old = [channel for remote in set(remotes) if (channel := self._open.pop(remote, None))]
+        await asyncio.gather(*(channel.close() for channel in old))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close every channel, which cancels its calls."""
-        with self._lock:
-            self._closed = True
-            channels, self._open = self._open, {}
-        for channel in channels.values():
-            channel.close()
+        await self.renew(list(self._open))

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
 import stat
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
 
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.transport.network import Tasks
 from p2pft_flower.transport.wire.addresses import SOCKET_FOLDER_PREFIX, Address, parse_address
 from p2pft_flower.transport.wire.errors import BindError
 
-__all__ = ["EXCHANGE", "MAX_MEMBERS", "OBSERVER", "PROBE", "Listener", "gossip_limit", "open_channel"]
+__all__ = [
+    "EXCHANGE",
+    "MAX_MEMBERS",
+    "OBSERVER",
+    "PROBE",
+    "SMALL_BODY",
+    "Incoming",
+    "Listener",
+    "NoMessageError",
+    "gossip_limit",
+    "open_channel",
+]
 
 EXCHANGE = "p2pft.v1.Exchange"
 OBSERVER = "p2pft.v1.Observer"
 PROBE = "p2pft.v1.Probe"
 
 _SMALL_MESSAGE = 2**16  # bytes; room for Hello, Stop, Reply and PeerReport whatever q is
+
+SMALL_BODY = 20.0
+"""Seconds that the body of a message other than a payload may take after its headers."""
 
 MAX_MEMBERS = 1024
 """Most members of a run that gossip reaches in full: a record of each fits into one."""
@@ -64,7 +79,10 @@ _SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),  # two servers on one port would each get some of the messages
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.max_metadata_size", 2**14),
-    ("grpc.server_handshake_timeout_ms", 20_000),  # who connects and says nothing is cut off
+    ("grpc.server_handshake_timeout_ms", 20_000),  # a connection that says nothing is cut off
+    # A machine that vanished leaves calls behind that would hold its share: ping, as the channels do.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
 )
 
 _GOSSIP_OPTIONS: tuple[tuple[str, str | int], ...] = (
@@ -102,8 +120,8 @@ def open_channel(
     *,
     gossip: bool = False,
     largest: int = 0,
-) -> grpc.Channel:
-    """Open a channel; nothing connects before the first call. Do not fork afterwards.
+) -> grpc.aio.Channel:
+    """Open a channel, in the network's thread; nothing connects before the first call.
 
     Parameters
     ----------
@@ -133,28 +151,95 @@ def open_channel(
     if address.path is None and credentials is not None:
         if name is not None:
             options = (*options, ("grpc.ssl_target_name_override", name))
-        return grpc.secure_channel(address.target, credentials, options=options)
+        return grpc.aio.secure_channel(address.target, credentials, options=options)
     _plain_text_allowed(address, insecure, "TLS")
-    return grpc.insecure_channel(address.target, options=options)
+    return grpc.aio.insecure_channel(address.target, options=options)
+
+
+class NoMessageError(Exception):
+    """A call has ended without a message."""
+
+
+class Incoming:
+    """A call that has come in: what its headers say, and its one message, which is read when it is asked for.
+
+    Parameters
+    ----------
+    context : grpc.aio.ServicerContext
+        gRPC's own.
+
+    Attributes
+    ----------
+    peer : str
+        The other end of the connection, in gRPC's notation.
+    metadata : tuple of (str, str or bytes)
+        What travels beside the message.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self.peer: str = context.peer()
+        self.metadata: tuple[tuple[str, Any], ...] = tuple(context.invocation_metadata() or ())
+
+    @property
+    def local(self) -> bool:
+        """Whether it came through a Unix socket, which only this user gets at."""
+        return self.peer.startswith("unix:")
+
+    def auth_context(self) -> Mapping[str, Any]:
+        """Return what TLS proved of the connection."""
+        found: Mapping[str, Any] = self._context.auth_context()
+        return found
+
+    def left(self) -> float | None:
+        """Return the seconds until the caller's deadline; None where it has none."""
+        seconds: float | None = self._context.time_remaining()
+        return seconds
+
+    async def read(self, within: float) -> bytes:
+        """Return the message's body.
+
+        Parameters
+        ----------
+        within : float
+            Seconds from now until it must be there.
+
+        Raises
+        ------
+        TimeoutError
+            When it is not.
+        NoMessageError
+            When the call ended without one: the connection broke, or the caller sent none.
+        """
+        body = await asyncio.wait_for(self._context.read(), within)
+        if not isinstance(body, bytes):
+            raise NoMessageError
+        return body
+
+
+Answer = Callable[[Incoming], Awaitable[bytes]]
 
 
 class Listener:
     """One gRPC server on several addresses, from construction to `close`.
 
+    A method is called as soon as a call's headers are there, and reads the body itself: so what is answered
+    by the headers alone, or waits, holds no thread.
+
     Parameters
     ----------
+    tasks : Tasks
+        Its owner's, in whose thread it runs; closed after it.
     service : str
         The service's full name.
     methods : mapping of str to callable
-        Method name to ``(request bytes, context) -> answer bytes``; must not raise.
+        Method name to a coroutine function ``Incoming -> answer bytes``; must not raise.
     addresses : mapping of int to str
         Peer to address; port 0 lets the system choose one.
     max_message : int
         Bytes of the largest request; a larger one is refused before it is received.
-    workers : int
-        Calls that run at once.
     max_calls : int
-        Calls that run or wait for a worker; more are refused, so pending requests cannot fill the memory.
+        Calls at once on one connection; what a client starts beyond them waits there.
     max_connections : int
         Connections at once on each address; more are closed at once.
     credentials : grpc.ServerCredentials or None
@@ -177,51 +262,56 @@ class Listener:
 
     def __init__(
         self,
+        tasks: Tasks,
         service: str,
-        methods: Mapping[str, Callable[[bytes, Any], bytes]],
+        methods: Mapping[str, Answer],
         addresses: Mapping[int, str],
         *,
         max_message: int = 0,
-        workers: int,
         max_calls: int,
         max_connections: int,
         credentials: Any = None,
         insecure: bool = False,
     ) -> None:
         self.bound_addresses: dict[int, str] = {}
+        self._tasks = tasks
         self._sockets: list[Path] = []
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="p2pft-server")
-        self._server = grpc.server(
-            self._pool,
-            options=(
-                *_SERVER_OPTIONS,
-                ("grpc.max_receive_message_length", max(max_message, _SMALL_MESSAGE)),
-                ("grpc.max_concurrent_streams", max_calls),
-                ("grpc.max_allowed_incoming_connections", max_connections),
-            ),
-            maximum_concurrent_rpcs=max_calls,
+        self._options = (
+            *_SERVER_OPTIONS,
+            ("grpc.max_receive_message_length", max(max_message, _SMALL_MESSAGE)),
+            ("grpc.max_concurrent_streams", max_calls),
+            ("grpc.max_allowed_incoming_connections", max_connections),
         )
-        handlers = {name: grpc.unary_unary_rpc_method_handler(method) for name, method in methods.items()}
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        # On the wire they are unary; gRPC reads the body of what it calls unary before it calls the method.
+        self._handlers = grpc.method_handlers_generic_handler(
+            service,
+            {name: grpc.stream_unary_rpc_method_handler(_headers_first(m)) for name, m in methods.items()},
+        )
+        self._server: grpc.aio.Server | None = None
         try:
-            for peer, text in sorted(addresses.items()):
-                address = parse_address(text)
-                if address.path is None and credentials is None:
-                    _plain_text_allowed(address, insecure, "TLS")
-                self.bound_addresses[peer] = self._bind(peer, address, credentials)
-            self._server.start()
+            tasks.run(self._open, addresses, credentials, insecure)
         except BaseException:
             self.close(0)
             raise
 
-    def _bind(self, peer: int, address: Address, credentials: Any) -> str:
+    async def _open(self, addresses: Mapping[int, str], credentials: Any, insecure: bool) -> None:
+        self._server = grpc.aio.server(options=self._options)
+        self._server.add_generic_rpc_handlers((self._handlers,))
+        for peer, text in sorted(addresses.items()):
+            address = parse_address(text)
+            if address.path is None and credentials is None:
+                _plain_text_allowed(address, insecure, "TLS")
+            self.bound_addresses[peer] = self._bind(self._server, peer, address, credentials)
+        await self._server.start()
+
+    def _bind(self, server: grpc.aio.Server, peer: int, address: Address, credentials: Any) -> str:
         if address.path is not None:
             _prepare_socket(peer, address.path)
         try:
             if address.path is None and credentials is not None:
-                port = self._server.add_secure_port(address.target, credentials)
+                port = server.add_secure_port(address.target, credentials)
             else:
-                port = self._server.add_insecure_port(address.target)
+                port = server.add_insecure_port(address.target)
         except RuntimeError as error:
             remedy = (
                 "is its folder there and writable?"
@@ -236,9 +326,10 @@ class Listener:
         return Address(None, address.host, port).target
 
     def close(self, grace: float) -> None:
-        """Take no new calls, give running ones ``grace`` seconds, remove sockets, folders and threads."""
-        self._server.stop(grace).wait(grace + 5.0)
-        self._pool.shutdown(wait=True)
+        """Take no new calls, give running ones ``grace`` seconds, remove sockets and folders."""
+        if self._server is not None:
+            self._tasks.run(self._server.stop, grace)
+            self._server = None
         for path in self._sockets:
             path.unlink(missing_ok=True)
             if path.parent.name.startswith(SOCKET_FOLDER_PREFIX):
@@ -247,6 +338,13 @@ class Listener:
                 except OSError:  # another host of the run still has sockets there; the last one removes it
                     continue
         self._sockets.clear()
+
+
+def _headers_first(answer: Answer) -> Callable[[Any, Any], Awaitable[bytes]]:
+    async def handle(_messages: Any, context: Any) -> bytes:
+        return await answer(Incoming(context))
+
+    return handle
 
 
 def _prepare_socket(peer: int, path: Path) -> None:

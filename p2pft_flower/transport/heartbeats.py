@@ -13,6 +13,7 @@ silent
 
     - refused, or no such socket: *crashed*, nothing listens there any more;
     - taken: *silent*, its process is stopped (SIGSTOP) or hangs as a whole, its machine takes connections;
+      but *cut off* where there is no TLS, such as for want of a valid certificate, which is then named;
     - none, or no way there, or no word from the name service: *cut off*, its address cannot be reached: the
       link or the machine is down.
 
@@ -31,194 +32,34 @@ grants all of them ``silence`` seconds anew.
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
+from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from p2pft_flower.transport.calls import Call
+from p2pft_flower.transport.knock import Attempt, knock
 from p2pft_flower.transport.links import Links
+from p2pft_flower.transport.pulse import Clock
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
-from p2pft_flower.transport.wire.addresses import parse_address
 from p2pft_flower.transport.wire.errors import ExchangeError, ExchangeStoppedError, Loss, PeerLostError
 
-__all__ = ["Heartbeats", "OwnPulse", "knock"]
+__all__ = ["Heartbeats"]
 
 log = logging.getLogger(__name__)
 
 _TIMES_SLOWEST = 20.0
 """How many times its longest stretch a peer may take to get further before it hangs."""
 
-_KNOCK = 2.0
-"""Seconds that an address has to answer a connection attempt, its name's resolution included."""
-
 _END = 5.0
 """Seconds that the thread has to end."""
 
 _BUSY = {pb.Pulse.COMPUTING: "computing", pb.Pulse.EVALUATING: "evaluating"}
 """Activities at which a peer can hang, in words."""
-
-Clock = Callable[[], float]
-
-
-def knock(address: str, timeout: float = _KNOCK) -> tuple[Loss, str]:
-    """Try one connection to where a silent peer should listen, which hears no more than that.
-
-    Parameters
-    ----------
-    address : str
-        See `parse_address`.
-    timeout : float
-        Longest wait, in seconds, for all of it: the name service, and every address that the name has.
-
-    Returns
-    -------
-    (Loss, str)
-        How the peer was lost (CRASHED, SILENT or CUT_OFF), and what the operating system said.
-    """
-    place = parse_address(address)
-    try:
-        if place.path is None:
-            _connect(place.host, place.port, timeout)
-        else:
-            with socket.socket(socket.AF_UNIX) as attempt:
-                attempt.settimeout(timeout)
-                attempt.connect(str(place.path))
-    except (ConnectionRefusedError, FileNotFoundError) as error:
-        return Loss.CRASHED, str(error.strerror)
-    except (OSError, UnicodeError) as error:  # the latter for what is no host name
-        told = getattr(error, "strerror", None) or str(error)
-        # No link is cut within a machine: a Unix socket that takes no connection has a queue full of them.
-        return Loss.CUT_OFF if place.path is None else Loss.SILENT, told
-    return Loss.SILENT, "connected"
-
-
-def _connect(host: str, port: int, timeout: float) -> None:
-    """Connect to one of a name's addresses, within ``timeout``; raise what the last one failed with."""
-    end = time.monotonic() + timeout
-    failure: OSError | None = None
-    for family, kind, protocol, _, place in _resolve(host, port, timeout):
-        left = end - time.monotonic()
-        if left <= 0:
-            break
-        try:
-            with socket.socket(family, kind, protocol) as attempt:
-                attempt.settimeout(left)
-                attempt.connect(place)
-                return
-        except OSError as error:
-            failure = error
-    raise failure or TimeoutError(f"no answer within {timeout:g} s")
-
-
-def _resolve(host: str, port: int, timeout: float) -> list[Any]:
-    """Return what `socket.getaddrinfo` knows of a name; it has no deadline of its own."""
-    answer: SimpleQueue[list[Any] | Exception] = SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answer.put(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
-        except (OSError, UnicodeError) as error:
-            answer.put(error)
-
-    # A thread that a name service keeps waiting ends when that gives up; nobody waits for it.
-    threading.Thread(target=ask, name="p2pft-resolve", daemon=True).start()
-    try:
-        found = answer.get(timeout=timeout)
-    except Empty:
-        raise TimeoutError(f"its name could not be resolved within {timeout:g} s") from None
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
-class OwnPulse:
-    """What this host does and how far it is, kept by whoever works and read by `Heartbeats`.
-
-    Every call but :meth:`read` is progress. All may come from any thread.
-
-    Parameters
-    ----------
-    clock : callable
-        The time in seconds; default time.monotonic.
-    """
-
-    def __init__(self, clock: Clock = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
-        self._activity: pb.Pulse.Activity = pb.Pulse.PAUSED
-        self._view = self._iteration = self._progress = 0
-        self._since = self._last = clock()
-        self._slowest: dict[int, float] = {}
-
-    def enter(self, activity: pb.Pulse.Activity) -> None:
-        """Note that the host turns to another activity, or to the same one again."""
-        with self._lock:
-            self._step()
-            self._activity, self._since = activity, self._last
-
-    def advance(self) -> None:
-        """Note that the host got further within its activity, such as by a batch of a long evaluation."""
-        with self._lock:
-            self._step()
-
-    def complete(self, iterations: int, view: int) -> None:
-        """Note how many iterations are completed, and in which view the host is."""
-        with self._lock:
-            self._step()
-            self._iteration, self._view = iterations, view
-
-    def read(self) -> pb.Pulse:
-        """Return the pulse of this moment."""
-        with self._lock:
-            return pb.Pulse(
-                view=self._view,
-                iteration=self._iteration,
-                activity=self._activity,
-                progress=self._progress,
-                busy=self._clock() - self._since,
-                slowest=self._slowest.get(self._activity, 0.0),
-            )
-
-    def _step(self) -> None:
-        now = self._clock()
-        self._slowest[self._activity] = max(self._slowest.get(self._activity, 0.0), now - self._last)
-        self._last = now
-        self._progress += 1
-
-
-class _Attempt:
-    """A connection attempt to a silent peer, in a thread of its own: a name service may keep it waiting."""
-
-    def __init__(self, address: str, attempt: Callable[[str], tuple[Loss, str]]) -> None:
-        self._address, self._attempt = address, attempt
-        self._found: tuple[Loss, str] | None = None
-        self._failure: Exception | None = None
-        threading.Thread(target=self._run, name="p2pft-knock", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            how, told = self._attempt(self._address)
-            self._found = how, _WHAT[how].format(address=self._address, answer=told)
-        except Exception as error:  # raised where it is asked for
-            self._failure = error
-
-    @property
-    def found(self) -> tuple[Loss, str] | None:
-        """How the peer was lost, and what was seen; None as long as that is not known.
-
-        Raises
-        ------
-        Exception
-            What the attempt raised.
-        """
-        if self._failure is not None:
-            raise self._failure
-        return self._found
 
 
 @dataclass
@@ -234,7 +75,7 @@ class _Remote:
     pulse: pb.Pulse | None = None
     failure: str = ""
     """What became of the last gossip with it, where that failed."""
-    attempt: _Attempt | None = None
+    attempt: Attempt | None = None
     """The connection attempt of this silence, until it is heard of again."""
 
 
@@ -362,7 +203,9 @@ class Heartbeats:
             silent = now - known.heard >= self._silence
             hanging = None if silent else self._hanging(known)
             if silent and known.attempt is None:
-                known.attempt = _Attempt(self._links.address_of(remote), self._attempt)
+                known.attempt = Attempt(
+                    self._links.address_of(remote), self._attempt, partial(self._links.no_tls_with, remote)
+                )
             attempt = known.attempt
         if hanging is not None:
             limit, problem = hanging
@@ -459,14 +302,20 @@ class Heartbeats:
             message.sender = neighbours[remote]
             try:
                 # Where a link is cut, an answer never comes: try again within the silence.
-                call = self._links.start_gossip(remote, message, self._silence / 4)
+                future = self._links.start_gossip(remote, message, self._silence / 4)
             except ExchangeStoppedError:  # the links are closed, and with them this ends
                 return
-            call.future.add_done_callback(lambda _, remote=remote, call=call: self._answered(remote, call))
+            future.add_done_callback(partial(self._answered, remote))
 
-    def _answered(self, remote: int, call: Call) -> None:
-        """Note what became of a gossip (in a thread of gRPC, which hears nothing itself)."""
-        answer = call.gossip()
+    def _answered(self, remote: int, future: Future[pb.Gossip | ExchangeError]) -> None:
+        """Note what became of a gossip (in the network's thread, which hears nothing itself)."""
+        try:
+            answer = future.result()
+        except CancelledError:  # the links were closed
+            return
+        except Exception as error:  # raised where somebody waits for a peer
+            self._failure = error
+            return
         if isinstance(answer, pb.Gossip):
             self._take(answer)
         with self._lock:
@@ -537,14 +386,6 @@ class Heartbeats:
             edge=edge,
             deadline=deadline,
         )
-
-
-_WHAT = {
-    Loss.CRASHED: "nothing listens at {address} any more ({answer})",
-    Loss.SILENT: "its process is stopped or hangs as a whole: {address} takes connections ({answer}), "
-    "and says nothing",
-    Loss.CUT_OFF: "{address} cannot be reached ({answer}): its machine or the way there is down",
-}
 
 
 def _place(pulse: pb.Pulse) -> tuple[int, int, int, int]:

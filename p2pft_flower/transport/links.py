@@ -1,93 +1,56 @@
-"""The way out of a host: one channel a remote neighbour, at most one payload under way on each edge."""
+"""The way out of a host: payloads, greetings, gossip, stops and fetches to remote peers."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import logging
 import math
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import CancelledError, Future
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
-import grpc
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from p2pft_flower.errors import Cause, P2PFTError
-from p2pft_flower.transport.calls import Call, Channels
-from p2pft_flower.transport.mailbox import ASK_EVERY, Edge, Patience, first_error
+from p2pft_flower.errors import Cause
+from p2pft_flower.transport.calls import Channels
+from p2pft_flower.transport.fetching import fetch
+from p2pft_flower.transport.gossiping import gossip, gossip_all, stop_all
+from p2pft_flower.transport.mailbox import Edge, Patience, first_error
+from p2pft_flower.transport.meeting import MEET_REMEDY, Meeting
+from p2pft_flower.transport.network import Tasks
+from p2pft_flower.transport.payloads import Carrier, Deadlines, Payload
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.errors import (
-    CorruptedError,
-    EdgeBrokenError,
     ExchangeError,
-    ExchangeRefusedError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
-    OtherViewError,
-    PeerPreparingError,
-    PeerUnreachableError,
-    UnansweredError,
     ViewChangeError,
 )
-from p2pft_flower.transport.wire.header import HEADER_KEY, Terms, encode_header, wrong_vector
+from p2pft_flower.transport.wire.header import Terms, encode_header
 
 __all__ = ["Links"]
 
-log = logging.getLogger(__name__)
-
-_MEET_REMEDY = "is its host running, is the address right and reachable from here? Otherwise allow more time"
-
-_AGAIN = 0.5
-"""Seconds until a neighbour that was not there is greeted again."""
+T = TypeVar("T")
 
 _ASK = 0.1
-"""Seconds between two looks whether what is waited for is still wanted."""
+"""Seconds between two questions whether what is waited for is still wanted."""
 
-_PAUSE = 0.1
-"""Seconds until a payload that was not taken in is sent again."""
-
-_LONG_PAUSE = 0.5
-"""Seconds until a payload is sent again whose receiver is stopping, or whose call failed in no known way."""
-
-_NOT_YET = (ExchangeTimeoutError, PeerUnreachableError, OtherViewError)
-"""What may pass: a payload is sent again as long as there is patience with its receiver."""
-
-_CORRUPTED = 10
-"""How often one payload may arrive altered before its link is given up: then it is no accident."""
-
-_NO_HANDSHAKE = ("Tls handshake failed", "Verification Check failed", "CERTIFICATE_VERIFY_FAILED")
-"""What gRPC says when TLS fails on this side."""
-
-
-@dataclass
-class _Payload:
-    """One payload on its way to one receiver, however many calls that takes; guarded by the links' lock."""
-
-    edge: Edge
-    body: bytes
-    header: bytes
-    at: tuple[int, int]
-    call: Call
-    settled: threading.Event = field(default_factory=threading.Event)
-    error: Exception | None = None
-    again: threading.Timer | None = None
-    corrupted: int = 0
-    through: float = field(default_factory=time.monotonic)
-    """When one of its calls last got through, be it to be told to come again; at first when it was made."""
+_STUCK = 5.0
+"""Seconds beyond its deadline after which a call that has not ended counts as failed."""
 
 
 class Links:
     """Sends the payloads, hellos, stops and gossip of one host's peers; a context manager.
 
-    One thread sends and installs; all else may be called from any. Channels are opened when first
-    used; do not fork afterwards.
+    One thread sends and installs; all else may be called from any but the network's. Channels are opened when
+    first used; do not fork afterwards. ``_lock`` guards ``_error``, ``_terms``, ``_pairs`` and what is under
+    way or waited for.
 
     Parameters
     ----------
@@ -108,8 +71,8 @@ class Links:
         edge keeps what it needed. After twice as long as this without a call that got through, the payload's
         error is an `EdgeBrokenError`. Default, and at least: ``timeout``.
     speaks : callable, optional
-        Whether a remote peer was heard of lately, so that a call without an answer is the link's fault.
-        Default: all do.
+        Whether a remote peer was heard of lately, so that a call without an answer is the link's fault;
+        returns at once. Default: all do.
     views_change : bool
         Whether peers may go on in another view: then a receiver that stops, and a call that failed in no
         known way, fail no payload, which is sent again after a moment. Default False.
@@ -122,12 +85,12 @@ class Links:
         Gets the error of a payload as soon as it is known, in another thread, so that a host that waits for
         its neighbours meanwhile can be woken (``mailbox.fail``). The next `send` or `flush` raises the same.
     patience : callable, optional
-        Asked about the receiver of a payload that is not taken in: where its call timed out, found no
-        connection, or was answered that the receiver is busy or in another view, and several times a second
-        while `send` or `flush` wait. None: it is sent again, the same bytes (a payload that had come after
-        all is answered DUPLICATE); else what is returned is the payload's error. Default: such a payload
-        fails at once. One that arrived altered is sent again either way, a few times;
-        then, where there is patience, it has broken its edge.
+        Asked about the receiver of a payload that is not taken in yet, several times a second; returns at
+        once. None: where its call timed out, found no connection, or was answered that the receiver is busy
+        or in another view, it is sent again, the same bytes (a payload that had come after all is answered
+        DUPLICATE); else what is returned is the payload's error. Default: such a payload fails at once. One
+        that arrived altered is sent again either way, a few times; then, where there is patience, it has
+        broken its edge.
 
     Attributes
     ----------
@@ -156,36 +119,49 @@ class Links:
         speaks: Callable[[int], bool] = lambda _: True,
         views_change: bool = False,
     ) -> None:
-        self.timeout = timeout
-        self._longest = max(timeout, longest or 0.0)
-        self._speaks, self._views_change = speaks, views_change
-        self._deadlines: dict[Edge, float] = {}
-        """Of each edge that needed more than `timeout`: the deadline of its calls."""
-        self._fetch_deadline = timeout
-        self._told: set[tuple[Edge, str]] = set()
+        self._timeout = timeout
         self._on_failure = on_failure
-        self._patience = patience
         self._credentials, self._insecure = credentials, insecure
+        self._addresses = dict(addresses)
         self._channels = Channels(addresses, credentials, insecure)
         self._gossip_channels = Channels(addresses, credentials, insecure, gossip=True)
+        longest = max(timeout, longest or 0.0)
+        self._fetches = Deadlines(timeout, longest, patience is not None)
+        self._carrier = Carrier(
+            self._channels,
+            Deadlines(timeout, longest, patience is not None),
+            patience,
+            speaks,
+            views_change,
+        )
         self.bytes_sent: dict[int, int] = {}
+        self._awaited: set[int] = set()
         self._lock = threading.Lock()
         self._error: Exception | None = None
-        self._payloads: dict[Edge, _Payload] = {}
-        self._hellos: dict[Edge, Call] = {}
-        self._awaited: set[int] = set()
+        self._under_way: dict[Edge, tuple[Future[None], tuple[int, str]]] = {}
+        """The payload of each edge: what comes of it, and its iteration and phase."""
+        self._waited_for: set[Future[Any]] = set()
         self._go_to(terms, out_edges, in_edges)
+        self._tasks = Tasks()
 
     @property
     def error(self) -> Exception | None:
         """What `fail` was called with first, if it was."""
-        return self._error
+        with self._lock:
+            return self._error
+
+    @property
+    def terms(self) -> Terms:
+        """Those of the present view."""
+        with self._lock:
+            return self._terms
 
     @property
     def neighbours(self) -> dict[int, int]:
         """Each remote neighbour of the present view, ascending, and the local peer that speaks to it."""
         # A host says things once to each remote peer, however many of its own peers share an edge with it.
-        speakers = {remote: local for local, remote in sorted(self._pairs, reverse=True)}
+        with self._lock:
+            speakers = {remote: local for local, remote in sorted(self._pairs, reverse=True)}
         return dict(sorted(speakers.items()))
 
     def edge_with(self, remote: int) -> Edge:
@@ -196,15 +172,20 @@ class Links:
         ValueError
             When it is no neighbour in the present view.
         """
-        pairs = self._pairs
-        speakers = [local for local, other in pairs if other == remote]
-        if not speakers:
-            raise ValueError(f"peer {remote} shares no edge with this host in view {self.terms.view}")
-        return pairs[min(speakers), remote]
+        with self._lock:
+            edges = [edge for (_, other), edge in sorted(self._pairs.items()) if other == remote]
+            if not edges:
+                raise ValueError(f"peer {remote} shares no edge with this host in view {self._terms.view}")
+            return edges[0]
 
     def address_of(self, remote: int) -> str:
         """Return where a remote peer listens."""
-        return self._channels.addresses[remote]
+        return self._addresses[remote]
+
+    def no_tls_with(self, remote: int) -> str | None:
+        """Return why there is no TLS with a remote peer; None when there is. It may take some seconds."""
+        own = self._credentials
+        return None if own is None else own.diagnose(self.address_of(remote), remote)
 
     def install(
         self,
@@ -235,12 +216,12 @@ class Links:
             What `fail` was called with, where that was no `ViewChangeError`.
         """
         self._cancel()
-        self._channels.renew(returned)
+        self._tasks.run(self._channels.renew, list(returned))
         with self._lock:
             if self._error is not None and not isinstance(self._error, ViewChangeError):
                 raise self._error
             self._go_to(terms, out_edges, in_edges)
-            self._payloads.clear()
+            self._under_way.clear()
             self._error = None
 
     def _go_to(self, terms: Terms, out_edges: Iterable[Edge], in_edges: Iterable[Edge]) -> None:
@@ -248,17 +229,17 @@ class Links:
         # (local, remote) to the edge that stands for the pair in messages.
         pairs: dict[Edge, Edge] = {edge: edge for edge in out}
         pairs |= {(receiver, sender): (sender, receiver) for sender, receiver in into}
-        missing = sorted({remote for _, remote in pairs} - self._channels.addresses.keys())
+        missing = sorted({remote for _, remote in pairs} - self._addresses.keys())
         if missing:
             raise ValueError(f"no address for the neighbours {missing}")
-        self.terms = terms
+        self._terms = terms
         self._pairs = pairs
         self._receivers: dict[int, list[int]] = {}
         for sender, receiver in out:
             self._receivers.setdefault(sender, []).append(receiver)
         self.bytes_sent = dict.fromkeys(self._receivers, 0) | self.bytes_sent
 
-    def meet(self, timeout: float, remedy: str = _MEET_REMEDY, *, stage: int = 0) -> None:
+    def meet(self, timeout: float, remedy: str = MEET_REMEDY, *, stage: int = 0) -> None:
         """Say hello to every remote neighbour and wait until all have agreed to the terms.
 
         A neighbour that answers that it is still preparing is asked again, as long as it makes progress.
@@ -282,52 +263,10 @@ class Links:
         Exception
             What `fail` was called with.
         """
-        ends = dict.fromkeys(self._pairs, time.monotonic() + timeout)  # when to give a neighbour up
-        progress: dict[Edge, int] = {}
-        answered: queue.SimpleQueue[tuple[Edge, Call]] = queue.SimpleQueue()
-        due = dict.fromkeys(self._pairs, 0.0)  # who is to be greeted, and when
-        unmet: dict[Edge, ExchangeError | None] = dict.fromkeys(self._pairs)  # and what kept us apart
-        try:
-            while unmet and (now := time.monotonic()) < (end := min(ends[pair] for pair in unmet)):
-                for pair in [pair for pair, when in due.items() if when <= now]:
-                    del due[pair]
-                    self._greet(pair, stage, ends[pair] - now, answered)
-                try:
-                    pair, call = answered.get(timeout=min([end, *due.values()]) - now)
-                except queue.Empty:
-                    continue
-                error = self._absence(replace(call, deadline=timeout))
-                if error is None:
-                    del unmet[pair]
-                    continue
-                due[pair] = time.monotonic() + _AGAIN
-                # A last call that had only what was left of the time knows less than the one before it.
-                short = isinstance(error, ExchangeTimeoutError) and call.deadline < timeout / 2
-                if not short or unmet[pair] is None:
-                    unmet[pair] = error
-                if isinstance(error, PeerPreparingError):
-                    self._tell_of_waiting(call)
-                    due[pair] = 0.0  # it was kept there
-                    if error.progress != progress.get(pair):
-                        progress[pair], ends[pair] = error.progress, time.monotonic() + timeout
-        finally:
-            with self._lock:
-                calls, self._hellos = self._hellos, {}
-            for call in calls.values():
-                call.future.cancel()
-        if self._error is not None:
-            raise self._error
-        if unmet:
-            lost = {pair: error for pair, error in unmet.items() if ends[pair] <= time.monotonic()}
-            (local, remote), first = min(lost.items(), key=lambda item: self._pairs[item[0]])
-            others = f" (and {len(lost) - 1} more edges)" if len(lost) > 1 else ""
-            problem = f"no answer from peer {remote} at {self._channels.addresses[remote]}"
-            raise PeerUnreachableError(
-                f"could not meet{others}: {first.problem if first else problem}; {remedy}",
-                peer=local,
-                edge=self._pairs[local, remote],
-                deadline=timeout,
-            ) from first
+        with self._lock:
+            pairs = dict(self._pairs)
+        meeting = Meeting(self._channels, self._credentials, self.terms, pairs, self._awaited)
+        self._wait(meeting.run, timeout, remedy, stage)
 
     def send(
         self,
@@ -380,20 +319,16 @@ class Links:
         payload_hash = xxhash.xxh3_64_intdigest(payload)
         for receiver in receivers:
             edge = (sender, receiver)
-            # The previous call ends by its own deadline; the margin only covers a stuck event loop.
-            patient = self._patience is not None
-            self._settle(edge, self.timeout, math.inf if patient else time.monotonic() + self.timeout + 5.0)
+            self._settle(edge, self._timeout, math.inf if self._carrier.patience else self._timeout + _STUCK)
             share = 1.0 if shares is None else float(shares[receiver])
             header = encode_header(terms, edge, iteration, phase, share=share, payload_hash=payload_hash)
-            at = (iteration, phase)
-            new = _Payload(edge, payload, header, at, self._deliver(edge, payload, header, at))
+            at = (iteration, terms.phase_name(phase))
+            new = Payload(edge, header, payload, *at)
             with self._lock:
-                self._payloads[edge] = new
+                if self._error is not None:
+                    raise self._error
+                self._under_way[edge] = self._tasks.start(self._carry, new), at
             self.bytes_sent[sender] += len(payload)
-            self._follow(new)
-            if self._error is not None:  # it came before this call was listed
-                self._cancel()
-                raise self._error
 
     def flush(self, timeout: float) -> None:
         """Wait until every payload has been taken in.
@@ -411,8 +346,8 @@ class Links:
             As in `send`.
         """
         end = time.monotonic() + timeout
-        for edge in sorted(self._payloads):
-            self._settle(edge, timeout, end)
+        for edge in sorted(self._under_way):
+            self._settle(edge, timeout, max(0.0, end - time.monotonic()))
 
     def stop(self, origin: int, iteration: int, reason: str, cause: Cause, timeout: float = 2.0) -> int:
         """Tell every remote neighbour, in both directions, that ``origin`` gives up; never raises.
@@ -435,38 +370,24 @@ class Links:
         int
             How many neighbours heard it.
         """
-        calls = []
+        stops = {}
         for remote, local in self.neighbours.items():
-            try:
-                edge = self.edge_with(remote)
-            except ValueError:  # another view was installed meanwhile
-                continue
-            stop = pb.Stop(
-                run=self.terms.run,
-                sender=local,
-                origin=origin,
-                iteration=iteration,
-                reason=reason[:4096],
-                cause=cause.name,
-            )
-            try:
-                # Not on the connection of payloads: it would wait behind one that takes minutes.
-                call = self._gossip_channels.start(
-                    "Stop", stop, timeout, edge=edge, remote=remote, wait_for_ready=False
+            with contextlib.suppress(ValueError):  # another view was installed meanwhile
+                stops[remote] = (
+                    self.edge_with(remote),
+                    pb.Stop(
+                        run=self.terms.run,
+                        sender=local,
+                        origin=origin,
+                        iteration=iteration,
+                        reason=reason[:4096],
+                        cause=cause.name,
+                    ),
                 )
-            except P2PFTError as error:  # closed meanwhile, or the address is refused
-                log.debug("no stop to peer %d: %s", remote, error)
-                continue
-            calls.append(call)
-        heard = 0
-        end = time.monotonic() + timeout
-        for call in calls:
-            try:
-                call.future.result(max(0.0, end - time.monotonic()))
-                heard += 1
-            except (grpc.RpcError, grpc.FutureTimeoutError, grpc.FutureCancelledError) as error:
-                log.debug("a stop was not heard: %s", error)
-        return heard
+        try:
+            return self._tasks.run(stop_all, self._gossip_channels, stops, timeout)
+        except (ExchangeStoppedError, CancelledError):  # the links were closed
+            return 0
 
     def gossip(self, remote: int, message: pb.Gossip, timeout: float) -> pb.Gossip | ExchangeError:
         """Gossip with one member, a neighbour or not, and return its answer or why there is none."""
@@ -495,40 +416,23 @@ class Links:
         ConfigError
             When plain text would leave this machine.
         """
-        answers: dict[int, pb.Gossip | ExchangeError] = {}
-        calls: dict[int, Call] = {}
-        end = time.monotonic() + timeout
-        for remote, message in messages.items():
-            try:
-                calls[remote] = self.start_gossip(remote, message, timeout)
-            except ExchangeStoppedError as closed:
-                answers[remote] = closed
-        for remote, call in calls.items():
-            try:
-                call.future.exception(max(0.0, end - time.monotonic()) + 1.0)  # the call has its own deadline
-            except grpc.FutureTimeoutError:
-                answers[remote] = call.error(ExchangeTimeoutError, f"no answer from peer {remote}")
-                continue
-            except grpc.FutureCancelledError:  # the links were closed; told below
-                pass
-            answers[remote] = call.gossip()
-        return {remote: answers[remote] for remote in messages}
+        try:
+            return self._tasks.run(gossip_all, self._gossip_channels, self.terms.run, messages, timeout)
+        except (ExchangeStoppedError, CancelledError):
+            closed = ExchangeStoppedError("this host has closed its links")
+            return dict.fromkeys(messages, closed)
 
-    def start_gossip(self, remote: int, message: pb.Gossip, timeout: float) -> Call:
-        """Start to gossip with one member; ``call.gossip()`` is its answer once ``call.future`` is done.
+    def start_gossip(
+        self, remote: int, message: pb.Gossip, timeout: float
+    ) -> Future[pb.Gossip | ExchangeError]:
+        """Start to gossip with one member; return its answer to come, or why there is none.
 
         Raises
         ------
         ExchangeStoppedError
             When the links are closed.
-        ConfigError
-            When plain text would leave this machine.
         """
-        message.run, message.receiver = self.terms.run, remote
-        # No edge stands for it: members gossip that share none.
-        return self._gossip_channels.start(
-            "Gossip", message, timeout, edge=(message.sender, remote), remote=remote, wait_for_ready=False
-        )
+        return self._tasks.start(gossip, self._gossip_channels, self.terms.run, remote, message, timeout)
 
     def fetch(self, local: int, donor: int, check: Callable[[], None]) -> npt.NDArray[np.floating]:
         """Ask another peer of the present view for its θ as of when the view began.
@@ -561,33 +465,23 @@ class Links:
         Exception
             What `fail` was called with, or what ``check`` raised.
         """
-        terms, edge, timeout = self.terms, (donor, local), self._fetch_deadline
-        message = pb.Fetch(run=terms.run, view=terms.view, sender=local, receiver=donor)
-        # Channels of its own: only here an answer is as long as a vector.
-        channels = Channels(
-            {donor: self.address_of(donor)}, self._credentials, self._insecure, largest=terms.nbytes
+        future = self._begin(
+            fetch,
+            self.terms,
+            (donor, local),
+            self.address_of(donor),
+            self._fetches,
+            self._credentials,
+            self._insecure,
         )
-        end = time.monotonic() + timeout
         try:
-            call = channels.start("Fetch", message, timeout, edge=edge, remote=donor, wait_for_ready=False)
-            while not call.future.done():
-                if self._error is not None:
-                    raise self._error
-                check()
-                if time.monotonic() > end + 5.0:  # the call has its own deadline: a stuck event loop
-                    raise call.error(ExchangeTimeoutError, f"no answer from peer {donor}")
-                with contextlib.suppress(grpc.FutureTimeoutError, grpc.FutureCancelledError, grpc.RpcError):
-                    call.future.exception(_ASK)  # what it is, the outcome tells
-            answer = call.fetched()
+            while True:
+                try:
+                    return self._result(future, _ASK)
+                except TimeoutError:
+                    check()
         finally:
-            channels.close()
-        if isinstance(answer, UnansweredError):
-            self._fetch_deadline = self._more(edge, timeout, terms.nbytes)
-        if isinstance(answer, ExchangeError):
-            raise answer
-        if (wrong := wrong_vector(terms, edge, answer)) is not None:
-            raise call.error(ExchangeRefusedError, f"the vector from peer {donor} is not used: {wrong}")
-        return np.frombuffer(answer.vector, dtype=terms.numpy_dtype).copy()
+            self._forget(future)
 
     def fail(self, error: Exception) -> None:
         """Wake a waiting `send`, `flush` or `meet` with ``error``; later ones raise it.
@@ -602,8 +496,9 @@ class Links:
     def close(self) -> None:
         """Cancel what is under way and close all channels."""
         self.fail(ExchangeStoppedError("this host has closed its links"))
-        self._channels.close()
-        self._gossip_channels.close()
+        with contextlib.suppress(ExchangeStoppedError):  # closed before
+            self._tasks.run(self._close_channels)
+        self._tasks.close()
 
     def __enter__(self) -> Self:
         return self
@@ -613,275 +508,82 @@ class Links:
     ) -> None:
         self.close()
 
-    def _greet(
-        self, pair: Edge, stage: int, timeout: float, answered: queue.SimpleQueue[tuple[Edge, Call]]
-    ) -> None:
-        """Say hello to a neighbour; the outcome goes to ``answered``."""
-        # Not wait_for_ready: a call that waits for a connection never says why there is none.
-        call = self._channels.start(
-            "Hello",
-            self._hello(*pair, stage),
-            timeout,
-            edge=self._pairs[pair],
-            remote=pair[1],
-            wait_for_ready=False,
-        )
+    async def _close_channels(self) -> None:
+        await self._channels.close()
+        await self._gossip_channels.close()
+
+    async def _carry(self, payload: Payload) -> None:
+        try:
+            await self._carrier.carry(payload)
+        except Exception as error:
+            if self._on_failure is not None:
+                await asyncio.to_thread(self._on_failure, error)  # it may wait for locks of the runtime
+            raise
+
+    def _begin(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> Future[T]:
+        """Start what `fail` shall end; `_forget` it afterwards."""
         with self._lock:
-            self._hellos[pair] = call
-        call.future.add_done_callback(lambda _: answered.put((pair, call)))
-        if self._error is not None:  # it came before this hello was listed
-            self._cancel()
+            if self._error is not None:
+                raise self._error
+            future = self._tasks.start(work, *arguments)
+            self._waited_for.add(future)
+            return future
 
-    def _absence(self, call: Call) -> ExchangeError | None:
-        """Return why a neighbour that may still come did not answer a hello, None where it did.
+    def _forget(self, future: Future[Any]) -> None:
+        future.cancel()
+        with self._lock:
+            self._waited_for.discard(future)
 
-        Raises
-        ------
-        ExchangeError
-            When trying again is of no use.
-        """
-        error = call.outcome()
-        if self._error is not None:
-            raise self._error
-        if isinstance(error, (ExchangeTimeoutError, PeerPreparingError)) or error is None:
-            return error
-        if not isinstance(error, PeerUnreachableError):
-            raise error
-        if self._credentials is not None:
-            # What is not accepted here, gRPC says; where the other end does not accept us, it only says
-            # "Socket closed". A connection that is refused may come to be.
-            ours = any(sign in error.problem for sign in _NO_HANDSHAKE)
-            cause = None
-            if ours or "Socket closed" in error.problem:
-                cause = self._credentials.diagnose(call.address, call.remote)
-            if ours or cause is not None:
-                problem = f"no TLS with peer {call.remote} at {call.address}: {cause or error.problem}"
-                raise call.error(ExchangeRefusedError, problem) from error
-        return error
+    def _wait(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        future = self._begin(work, *arguments)
+        try:
+            return self._result(future)
+        finally:
+            self._forget(future)
 
-    def _tell_of_waiting(self, call: Call) -> None:
-        if call.remote not in self._awaited:
-            self._awaited.add(call.remote)
-            log.info("waiting for peer %d at %s, which is not ready to train yet", call.remote, call.address)
+    def _result(self, future: Future[T], timeout: float | None = None) -> T:
+        """Return what comes of a future; raise what `fail` was called with, where that ended it."""
+        try:
+            return future.result(timeout)
+        except CancelledError:
+            raise self.error or ExchangeStoppedError("this host has closed its links") from None
 
-    def _hello(self, local: int, remote: int, stage: int) -> pb.Hello:
-        terms = self.terms
-        return pb.Hello(
-            run=terms.run,
-            view=terms.view,
-            sender=local,
-            receiver=remote,
-            config=terms.config,
-            length=terms.length,
-            dtype=terms.wire_dtype,
-            phases=terms.phases,
-            stage=stage,
-        )
-
-    def _deliver(self, edge: Edge, body: bytes, header: bytes, at: tuple[int, int]) -> Call:
-        return self._channels.start(
-            "Deliver",
-            body,
-            max(self.timeout, self._deadlines.get(edge, 0.0)),
-            edge=edge,
-            remote=edge[1],
-            at=at,
-            metadata=((HEADER_KEY, header),),
-        )
-
-    def _settle(self, edge: Edge, timeout: float, end: float) -> None:
+    def _settle(self, edge: Edge, deadline: float, left: float) -> None:
         """Wait until the payload under way on ``edge`` is taken in and forget it; raise what went wrong.
 
-        ``end`` is when to give up (time.monotonic), ``timeout`` the seconds to name then.
+        Parameters
+        ----------
+        edge : (int, int)
+            Sender and receiver.
+        deadline, left : float
+            The seconds to name, and those that are left, when it is given up.
         """
         with self._lock:
-            payload = self._payloads.get(edge)
-        if self._error is not None:
-            raise self._error
-        if payload is None:
-            return
-        while not payload.settled.wait(self._slice(end)):
-            if time.monotonic() >= end:
-                late = replace(payload.call, deadline=timeout)
-                problem = f"peer {edge[1]} at {late.address} has not taken the payload in"
-                raise late.error(ExchangeTimeoutError, problem)
-            if (lost := self._impatience(payload)) is not None:
-                self._settled(payload, lost)
-        if self._error is not None:
-            raise self._error
-        if payload.error is not None:
-            raise payload.error
-        with self._lock:
-            self._payloads.pop(edge, None)
-
-    def _slice(self, end: float) -> float:
-        left = max(0.0, end - time.monotonic())
-        return left if self._patience is None else min(left, ASK_EVERY)
-
-    def _impatience(self, payload: _Payload) -> Exception | None:
-        """Ask whether to wait on for the receiver of ``payload``; return what is to be raised if not."""
-        if self._patience is None:
-            return None
-        lost = self._patience(payload.edge[1])
-        if isinstance(lost, ExchangeError):
-            iteration, phase = payload.at
-            lost.at(peer=payload.edge[0], edge=payload.edge, iteration=iteration, phase=phase)
-        return lost
-
-    def _follow(self, payload: _Payload) -> None:
-        """See to it that the outcome of the payload's call is looked at (in a thread of gRPC)."""
-        call = payload.call
-        call.future.add_done_callback(lambda _: self._ended(payload, call))
-
-    def _ended(self, payload: _Payload, call: Call) -> None:
-        """Settle a payload whose call has ended, or have it sent again after a pause."""
-        error = call.outcome()
-        altered = isinstance(error, CorruptedError)
-        with self._lock:
-            if payload.settled.is_set() or not self._waits_for(payload):
-                payload.settled.set()
+            if self._error is not None:
+                raise self._error
+            if edge not in self._under_way:
                 return
-            payload.corrupted += altered
-            if call.answered and not altered:
-                payload.through = time.monotonic()
-            if (altered and payload.corrupted < _CORRUPTED) or self._may_pass(error):
-                # A thread of its own: the patience may take a moment, which a thread of gRPC must not.
-                pause = _PAUSE if altered or isinstance(error, _NOT_YET) else _LONG_PAUSE
-                payload.again = threading.Timer(pause, self._send_again, (payload, error))
-                payload.again.name, payload.again.daemon = "p2pft-again", True
-                payload.again.start()
-                return
-        if altered and self._patience is not None:
-            error = self._broken(
-                payload,
-                f"a payload arrived altered {payload.corrupted} times, which is no accident",
-                "what alters bytes on the way there, a memory, a network card or somebody?",
-            )
-        self._settled(payload, error)
-        if error is not None and self._on_failure is not None:
-            self._on_failure(error)
-
-    def _may_pass(self, error: ExchangeError | None) -> bool:
-        """Return whether a payload whose call ended so is sent again as long as there is patience."""
-        if error is None or self._patience is None:
-            return False
-        # Where views change, a receiver that ends need not end this host; and a stop comes as a Stop.
-        return isinstance(error, _NOT_YET) or (
-            self._views_change and not isinstance(error, ExchangeRefusedError)
-        )
-
-    def _look_at_link(self, payload: _Payload, error: ExchangeError | None) -> EdgeBrokenError | None:
-        """Look at what a payload's last call says of its edge; return an error where that is to be given up.
-
-        Else the next call may have more time.
-        """
-        edge, deadline = payload.edge, payload.call.deadline
-        stuck = time.monotonic() - payload.through
-        if self._patience is not None and stuck >= 2 * self._longest:
-            return self._broken(
-                payload,
-                f"a payload of {_size(len(payload.body))} has not got through for {stuck:.0f} s, in calls of "
-                f"up to {deadline:g} s; the last one: {error.problem if error else 'no answer'}",
-                f"does the way there lose large packets (MTU, a proxy's limit), or carry less than "
-                f"{_rate(len(payload.body), deadline)}? Mend it, or raise hang-timeout",
-            )
-        if isinstance(error, UnansweredError) and self._speaks(edge[1]):
-            self._deadlines[edge] = self._more(edge, deadline, len(payload.body))
-        elif error is not None and not isinstance(error, (*_NOT_YET, CorruptedError, ExchangeStoppedError)):
-            self._tell_once(
-                edge, "failed", "%s; it is sent again, for as long as the receiver is there", error
-            )
-        return None
-
-    def _more(self, edge: Edge, deadline: float, size: int) -> float:
-        """Return the next deadline for a vector that did not come through in time, and tell of it once."""
-        longer = min(2 * deadline, self._longest)
-        if self._patience is not None:
-            self._tell_once(
-                edge,
-                "slow",
-                "edge %d -> %d is slow: %s did not get through within %g s, so it carries less than %s, or "
-                "loses large packets; from now on it has longer, up to %g s (hang-timeout)",
-                *edge,
-                _size(size),
-                deadline,
-                _rate(size, deadline),
-                self._longest,
-            )
-        return max(longer, self.timeout)
-
-    def _tell_once(self, edge: Edge, kind: str, text: str, *values: object) -> None:
-        with self._lock:
-            known = (edge, kind) in self._told
-            self._told.add((edge, kind))
-        if not known:
-            log.warning(f"{text} (logged once an edge)", *values)
-
-    def _broken(self, payload: _Payload, problem: str, remedy: str) -> EdgeBrokenError:
-        return EdgeBrokenError(
-            f"this edge is broken, though peer {payload.edge[1]} speaks: {problem}; {remedy}",
-            peer=payload.edge[0],
-            edge=payload.edge,
-            iteration=payload.at[0],
-            phase=payload.at[1],
-            deadline=2 * self._longest,
-        )
-
-    def _send_again(self, payload: _Payload, error: ExchangeError | None) -> None:
-        """Send a payload once more, if there still is patience with its receiver (in a thread of its own).
-
-        ``error`` is what its last call came to.
-        """
-        with self._lock:
-            body = payload.body
-            if payload.settled.is_set():
-                return
+            future, (iteration, phase) = self._under_way[edge]
         try:
-            lost = self._impatience(payload) or self._look_at_link(payload, error)
-            if lost is None:
-                payload.call = self._deliver(payload.edge, body, payload.header, payload.at)
-        except Exception as failure:  # no place to raise it; `send` does
-            lost = failure
-        if lost is None:
-            self._follow(payload)
-            with self._lock:
-                wanted = self._waits_for(payload)
-            if not wanted:  # that came before this call was listed
-                payload.call.future.cancel()
-            return
-        self._settled(payload, lost)
-        if self._waits_for(payload) and self._on_failure is not None:
-            self._on_failure(lost)
-
-    def _waits_for(self, payload: _Payload) -> bool:
-        """Return whether a payload still matters: not after a failure, nor in another view."""
-        return self._error is None and self._payloads.get(payload.edge) is payload
-
-    def _settled(self, payload: _Payload, error: Exception | None) -> None:
-        """Settle a payload, unless it was before: with ``error``, or as taken in."""
+            self._result(future, None if left == math.inf else left)
+        except TimeoutError:
+            where = f"peer {edge[1]} at {self.address_of(edge[1])}"
+            raise ExchangeTimeoutError(
+                f"{where} has not taken the payload in",
+                peer=edge[0],
+                edge=edge,
+                iteration=iteration,
+                phase=phase,
+                deadline=deadline,
+            ) from None
         with self._lock:
-            if not payload.settled.is_set():
-                payload.error = error
-                payload.settled.set()
-            payload.body = b""  # not to be kept until the next one is sent
+            if self._error is not None:
+                raise self._error
+            self._under_way.pop(edge, None)
 
     def _cancel(self) -> None:
-        """Settle all payloads, whose calls and those of hellos are ended."""
+        """End all payloads, and what is waited for."""
         with self._lock:
-            payloads, calls = [*self._payloads.values()], [*self._hellos.values()]
-            for payload in payloads:
-                if payload.again is not None:
-                    payload.again.cancel()
-                payload.settled.set()
-        for call in (*calls, *(payload.call for payload in payloads)):
-            call.future.cancel()
-
-
-def _size(count: int) -> str:
-    """Return a number of bytes for people."""
-    return f"{count / 1e6:.3g} MB" if count >= 100_000 else f"{count} bytes"
-
-
-def _rate(count: int, seconds: float) -> str:
-    """Return for people how fast a link is that carries so many bytes in so many seconds."""
-    return f"{8e-6 * count / seconds:.3g} Mbit/s"
+            futures = [*(future for future, _ in self._under_way.values()), *self._waited_for]
+        for future in futures:
+            future.cancel()

@@ -28,17 +28,18 @@ unfinished nodes, and let i be any node at p.
 Hence i moves on, and as there are finitely many nodes and positions, all finish. The graph need not even be
 strongly connected, the order of puts and takes does not matter, and edges between peers of one host, which
 never wait, only help. What does matter: a node offers *all* of position p before it waits for any payload of
-position p; and nothing else keeps a put out, so the server has at least one worker for every remote in-edge
-(a put that waits holds one, see `PeerServer`), and of two calls with the same payload the older gives way. ∎
+position p; and nothing else keeps a put out: one that waits holds no thread, each edge has its own place to
+wait, and of two calls on one edge the older gives way. ∎
 """
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -46,26 +47,23 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from p2pft_flower.transport.network import on_the_loop
+from p2pft_flower.transport.refusals import Refusals, Refused
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
-from p2pft_flower.transport.wire.errors import (
-    ExchangeError,
-    ExchangeTimeoutError,
-    ViewChangeError,
-    phase_name,
-)
+from p2pft_flower.transport.wire.errors import ExchangeError, ExchangeTimeoutError, ViewChangeError
 from p2pft_flower.transport.wire.header import Terms, all_finite, checksum, decode_header
 
 __all__ = ["ASK_EVERY", "Edge", "Mailbox", "Patience", "Received", "first_error"]
 
-log = logging.getLogger(__name__)
-
 Edge = tuple[int, int]
-
 Patience = Callable[[int], Exception | None]
-"""Given a remote peer that is waited for: None to go on waiting, or what to raise. May take a moment."""
+"""Given the remote peer that is waited for: None to go on waiting, or what to raise. Returns at once."""
 
 ASK_EVERY = 0.2
-"""Seconds after which who waits asks its patience again."""
+"""Seconds between two questions to the patience of a waiting caller."""
+
+_LONG = 2**20
+"""Bytes from which on a payload is checked in a thread of its own, so that it holds nothing else up."""
 
 
 def first_error(held: Exception | None, new: Exception) -> Exception:
@@ -90,6 +88,18 @@ class Received(NamedTuple):
 
 
 @dataclass
+class _Waiting:
+    """A payload that was checked and has no room yet; its answer is set by the thread that makes room."""
+
+    received: Received
+    checksum: int
+    answer: Future[pb.Reply] = field(default_factory=Future)
+
+    def __post_init__(self) -> None:
+        self.answer.set_running_or_notify_cancel()  # a caller that is gone must not cancel it
+
+
+@dataclass
 class _Inbox:
     """What one edge holds; guarded by the mailbox's lock, which `changed` shares."""
 
@@ -98,21 +108,25 @@ class _Inbox:
     next_out: int  # position that must be taken next
     queue: deque[Received] = field(default_factory=deque)
     last_checksum: int | None = None
-    ticket: int = 0  # of the newest call that waits for room
+    waiting: _Waiting | None = None
     refused: Counter[str] = field(default_factory=Counter)
 
+    def put(self, received: Received, checksum: int) -> None:
+        self.queue.append(received)
+        self.next_in += 1
+        self.last_checksum = checksum
+        self.changed.notify_all()
 
-class _Refusal(Exception):  # noqa: N818 - never leaves this module
-    """A message is not taken in."""
-
-    def __init__(self, status: pb.Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
+    def answer(self, reply: pb.Reply) -> None:
+        if self.waiting is not None:
+            self.waiting.answer.set_result(reply)
+            self.waiting = None
 
 
 class Mailbox:
     """Takes payloads in from other hosts, checks them, and hands them out in order.
+
+    ``_lock`` guards ``duplicates``, ``_error`` and all that the inboxes hold; the rest never changes.
 
     Parameters
     ----------
@@ -128,8 +142,6 @@ class Mailbox:
 
     Attributes
     ----------
-    refused : Counter
-        How often messages were refused, by the name of the status (``"CORRUPT"``, …).
     duplicates : int
         How often a payload came again because an answer was lost. No fault.
     """
@@ -140,12 +152,11 @@ class Mailbox:
         if capacity < 1 or first_iteration < 0:
             raise ValueError(f"capacity = {capacity} must be >= 1, first_iteration = {first_iteration} >= 0")
         self.terms = terms
-        self.refused: Counter[str] = Counter()
         self.duplicates = 0
+        self._refusals = Refusals()
         self._capacity = capacity
         self._lock = threading.Lock()
         self._error: Exception | None = None
-        self._logged: set[tuple[str, Edge | None]] = set()
         first = first_iteration * terms.phases
         self._inboxes = {
             (int(j), int(i)): _Inbox(threading.Condition(self._lock), first, first) for j, i in sorted(edges)
@@ -157,19 +168,27 @@ class Mailbox:
         return tuple(self._inboxes)
 
     @property
+    def refused(self) -> Counter[str]:
+        """How often messages were refused, by the name of the status (``"CORRUPT"``, …)."""
+        return self._refusals.by_cause
+
+    @property
     def error(self) -> Exception | None:
         """What `fail` was called with first, if it was."""
-        return self._error
+        with self._lock:
+            return self._error
 
     def pending(self, edge: Edge) -> int:
         """Return how many payloads wait to be taken on ``edge``."""
         with self._lock:
             return len(self._inboxes[edge].queue)
 
-    def deliver(
+    async def deliver(
         self, header: bytes, payload: bytes, timeout: float, authenticated: int | None = None
     ) -> pb.Reply:
         """Check one payload and put it in its edge's queue; wait while the queue is full.
+
+        A caller that is gone (the task is cancelled) gives its place up.
 
         Parameters
         ----------
@@ -186,9 +205,9 @@ class Mailbox:
         Returns
         -------
         Reply
-            ACCEPTED; DUPLICATE for the payload accepted last; LATER for one of a view that this mailbox's
-            does not know of yet, which is no fault; otherwise why it was refused, which
-            is counted and leaves everything else as it was.
+            ACCEPTED; DUPLICATE for the payload accepted last; SUPERSEDED where a newer call came meanwhile;
+            LATER for one of a view that this mailbox does not know of yet, which is no fault; otherwise why
+            it was refused, which is counted and leaves everything else as it was.
 
         Raises
         ------
@@ -200,12 +219,15 @@ class Mailbox:
             try:
                 parsed = decode_header(header)
             except ValueError as error:
-                raise _Refusal(pb.BAD_HEADER, str(error)) from error
+                raise Refused(pb.BAD_HEADER, str(error)) from error
             if (parsed.sender, parsed.receiver) in self._inboxes:
                 edge = (parsed.sender, parsed.receiver)
-            received = self._check(parsed, payload, authenticated)
-            return self._enter(parsed, received, timeout)
-        except _Refusal as refusal:
+            if len(payload) < _LONG:
+                received = self._check(parsed, payload, authenticated)
+            else:
+                received = await asyncio.to_thread(self._check, parsed, payload, authenticated)
+            return await self._enter(parsed, received, timeout)
+        except Refused as refusal:
             if refusal.status == pb.LATER:  # no fault: it comes again, and then it may fit
                 return pb.Reply(status=refusal.status, reason=refusal.reason)
             return self.refuse(refusal.status, edge, refusal.reason)
@@ -231,7 +253,7 @@ class Mailbox:
             The deadline in seconds from now; may be infinite where ``patience`` sets one.
         patience : callable, optional
             Asked about ``sender`` several times a second while nothing comes: None to go on waiting, or the
-            error to raise, which is then told where it happened.
+            error to raise, to which the place is added.
 
         Raises
         ------
@@ -265,7 +287,9 @@ class Mailbox:
                 if inbox.queue:
                     inbox.next_out += 1
                     received = inbox.queue.popleft()
-                    inbox.changed.notify_all()
+                    if (waiting := inbox.waiting) is not None:  # there is room for it now
+                        inbox.put(waiting.received, waiting.checksum)
+                        inbox.answer(pb.Reply(status=pb.ACCEPTED))
                     return received
                 refused = "".join(
                     f"; refused on this edge: {n} x {cause}" for cause, n in inbox.refused.items()
@@ -278,12 +302,16 @@ class Mailbox:
                     peer=receiver,
                     edge=(sender, receiver),
                     iteration=iteration,
-                    phase=phase,
+                    phase=self.terms.phase_name(phase),
                     deadline=timeout,
                 )
-            # Without the lock: the answer may take a moment (a connection attempt).
             if patience is not None and isinstance(lost := patience(sender), ExchangeError):
-                lost.at(peer=receiver, edge=(sender, receiver), iteration=iteration, phase=phase)
+                lost.at(
+                    peer=receiver,
+                    edge=(sender, receiver),
+                    iteration=iteration,
+                    phase=self.terms.phase_name(phase),
+                )
 
     def fail(self, error: Exception) -> None:
         """Wake every waiter with ``error`` and raise it from now on.
@@ -293,105 +321,114 @@ class Mailbox:
         with self._lock:
             self._error = first_error(self._error, error)
             for inbox in self._inboxes.values():
+                if inbox.waiting is not None:
+                    inbox.waiting.answer.set_exception(self._error)
+                    inbox.waiting = None
                 inbox.changed.notify_all()
 
-    def refuse(self, status: pb.Status, edge: Edge | None, reason: str) -> pb.Reply:
-        """Count a refused message, log it once for each cause and edge, and return the answer to it."""
-        cause = pb.Status.Name(status)
+    def refuse(self, status: pb.Status, edge: Edge | None, reason: str, sender: str = "") -> pb.Reply:
+        """Count and log a refused message (`Refusals`), and return the answer to it.
+
+        Parameters
+        ----------
+        status : Status
+            What it is answered.
+        edge : (int, int) or None
+            The edge that it came along, where there is one.
+        reason : str
+            Why.
+        sender : str
+            Where it came from, as ``from peer 3``, where that is not one of the edges here.
+        """
         inbox = self._inboxes.get(edge) if edge is not None else None
-        # Edges the graph lacks share one entry, so that strangers cannot make the log or the set grow.
-        key = (cause, edge if inbox is not None else None)
-        with self._lock:
-            self.refused[cause] += 1
-            if inbox is not None:
-                inbox.refused[cause] += 1
-            first = key not in self._logged
-            self._logged.add(key)
-        if first:
-            where = f"edge {edge[0]} -> {edge[1]}" if edge is not None else "unknown edge"
-            # Who has not heard of a view yet is no cause for concern.
-            level = logging.INFO if status == pb.WRONG_VIEW else logging.WARNING
-            log.log(level, "refused a message on %s: %s: %s (logged once)", where, cause, reason)
+        if inbox is not None and edge is not None:
+            with self._lock:
+                inbox.refused[pb.Status.Name(status)] += 1
+            sender = f"on edge {edge[0]} -> {edge[1]}"
+        self._refusals.note(sender or "on an unknown edge", status, reason)
         return pb.Reply(status=status, reason=reason)
 
     def _place(self, position: int) -> str:
         iteration, phase = divmod(position, self.terms.phases)
-        return f"iteration {iteration}, phase {phase_name(phase)}"
+        return f"iteration {iteration}, phase {self.terms.phase_name(phase)}"
 
     def _check(self, header: pb.PayloadHeader, payload: bytes, authenticated: int | None) -> Received:
-        """Check all that does not depend on what came before; raise `_Refusal` or return the payload."""
+        """Check all that does not depend on what came before; raise `Refused` or return the payload."""
         terms = self.terms
         if authenticated is not None and header.sender != authenticated:
-            raise _Refusal(
+            raise Refused(
                 pb.NOT_AUTHENTIC,
                 f"the certificate is peer {authenticated}'s, the header says peer {header.sender}",
             )
         # Before the costly checks, so that a wrong size costs nothing to refuse.
         if len(payload) != terms.nbytes:
-            raise _Refusal(pb.WRONG_LENGTH, f"the payload has {len(payload)} bytes, expected {terms.nbytes}")
+            raise Refused(pb.WRONG_LENGTH, f"the payload has {len(payload)} bytes, expected {terms.nbytes}")
         # The checksum comes before what the header says: a flipped bit is called that, whatever it did.
         if header.checksum != checksum(header, xxhash.xxh3_64_intdigest(payload)):
-            raise _Refusal(pb.CORRUPT, "the checksum does not fit header and payload")
+            raise Refused(pb.CORRUPT, "the checksum does not fit header and payload")
         if header.run != terms.run:
-            raise _Refusal(pb.WRONG_RUN, f"run {header.run[:64]!r} is not this one")
+            raise Refused(pb.WRONG_RUN, f"run {header.run[:64]!r} is not this one")
         if header.view != terms.view:
             status = pb.LATER if header.view > terms.view else pb.WRONG_VIEW
-            raise _Refusal(status, f"view {header.view}, here it is {terms.view}")
+            raise Refused(status, f"view {header.view}, here it is {terms.view}")
         if (header.sender, header.receiver) not in self._inboxes:
-            raise _Refusal(pb.NOT_NEIGHBOUR, f"no edge {header.sender} -> {header.receiver} into this host")
+            raise Refused(pb.NOT_NEIGHBOUR, f"no edge {header.sender} -> {header.receiver} into this host")
         if header.dtype != terms.wire_dtype:
-            raise _Refusal(
+            raise Refused(
                 pb.WRONG_DTYPE, f"dtype number {header.dtype}, expected {pb.Dtype.Name(terms.wire_dtype)}"
             )
         if header.length != terms.length:
-            raise _Refusal(
+            raise Refused(
                 pb.WRONG_LENGTH, f"the header tells {header.length} numbers, expected {terms.length}"
             )
         if header.phase >= terms.phases:
-            raise _Refusal(pb.FAR_OFF, f"phase number {header.phase} of {terms.phases} phases")
+            raise Refused(pb.FAR_OFF, f"phase number {header.phase} of {terms.phases} phases")
         if not 0.0 <= header.share <= 1.0:  # also false for NaN
-            raise _Refusal(pb.BAD_SHARE, f"share {header.share}, expected 0 to 1")
+            raise Refused(pb.BAD_SHARE, f"share {header.share}, expected 0 to 1")
         vector = np.frombuffer(payload, terms.numpy_dtype)
         if not all_finite(vector):
-            raise _Refusal(pb.NOT_FINITE, "the payload holds a NaN or an infinity")
+            raise Refused(pb.NOT_FINITE, "the payload holds a NaN or an infinity")
         return Received(vector, header.share)
 
-    def _enter(self, header: pb.PayloadHeader, received: Received, timeout: float) -> pb.Reply:
-        """Check the position and queue the payload, waiting for room; raise `_Refusal` otherwise."""
-        position = header.iteration * self.terms.phases + header.phase
+    async def _enter(self, header: pb.PayloadHeader, received: Received, timeout: float) -> pb.Reply:
+        """Check the position and queue the payload, waiting for room; raise `Refused` otherwise."""
         inbox = self._inboxes[header.sender, header.receiver]
-        deadline = time.monotonic() + timeout
-        ticket = None
         with self._lock:
-            while True:
-                # All of it again after each wait: meanwhile a retry of the same payload may have come in.
-                if self._error is not None:
-                    raise self._error
-                if ticket is not None and ticket != inbox.ticket:
-                    self.duplicates += 1
-                    return pb.Reply(status=pb.SUPERSEDED, reason="a newer call brings the same payload")
-                if position == inbox.next_in - 1 and inbox.last_checksum is not None:
-                    if header.checksum != inbox.last_checksum:
-                        raise _Refusal(pb.CONFLICT, f"{self._place(position)} came before with other content")
-                    self.duplicates += 1
-                    return pb.Reply(status=pb.DUPLICATE)
-                if position != inbox.next_in:
-                    raise _Refusal(
-                        pb.FAR_OFF, f"{self._place(position)}, but {self._place(inbox.next_in)} is next"
-                    )
-                if len(inbox.queue) < self._capacity:
-                    break
-                if ticket is None:
-                    ticket = inbox.ticket = inbox.ticket + 1
-                    inbox.changed.notify_all()
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise _Refusal(
-                        pb.BUSY, f"the inbox stayed full for {timeout:g} s: the receiver is slower than that"
-                    )
-                inbox.changed.wait(left)
-            inbox.queue.append(received)
-            inbox.next_in += 1
-            inbox.last_checksum = header.checksum
-            inbox.changed.notify_all()
-        return pb.Reply(status=pb.ACCEPTED)
+            waiting = self._queued_or_waiting(header, received, inbox)
+        if isinstance(waiting, pb.Reply):
+            return waiting
+        try:
+            reply = await on_the_loop(waiting.answer, timeout)
+        finally:  # also when the caller is gone
+            with self._lock:
+                given_up = inbox.waiting is waiting
+                if given_up:
+                    inbox.waiting = None
+        if reply is not None:
+            return reply
+        if not given_up:  # room was made at the last moment
+            return waiting.answer.result()
+        raise Refused(pb.BUSY, f"the inbox stayed full for {timeout:g} s: the receiver is slower than that")
+
+    def _queued_or_waiting(
+        self, header: pb.PayloadHeader, received: Received, inbox: _Inbox
+    ) -> pb.Reply | _Waiting:
+        """Return the answer to a payload that can be given at once, or its place to wait for room."""
+        position = header.iteration * self.terms.phases + header.phase
+        if self._error is not None:
+            raise self._error
+        if position == inbox.next_in - 1 and inbox.last_checksum is not None:
+            if header.checksum != inbox.last_checksum:
+                raise Refused(pb.CONFLICT, f"{self._place(position)} came before with other content")
+            self.duplicates += 1
+            return pb.Reply(status=pb.DUPLICATE)
+        if position != inbox.next_in:
+            raise Refused(pb.FAR_OFF, f"{self._place(position)}, but {self._place(inbox.next_in)} is next")
+        if len(inbox.queue) < self._capacity:
+            inbox.put(received, header.checksum)
+            return pb.Reply(status=pb.ACCEPTED)
+        if inbox.waiting is not None:
+            self.duplicates += 1
+            inbox.answer(pb.Reply(status=pb.SUPERSEDED, reason="a newer call brings the same payload"))
+        inbox.waiting = _Waiting(received, header.checksum)
+        return inbox.waiting

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from p2pft_flower.errors import printable
-from p2pft_flower.transport.endpoint import OBSERVER, Listener, open_channel
+from p2pft_flower.transport.admission import recognise
+from p2pft_flower.transport.endpoint import (
+    OBSERVER,
+    SMALL_BODY,
+    Incoming,
+    Listener,
+    NoMessageError,
+    open_channel,
+)
+from p2pft_flower.transport.network import Tasks
+from p2pft_flower.transport.refusals import Refused
 from p2pft_flower.transport.trust.certificates import target_name
-from p2pft_flower.transport.trust.tls import Credentials, NotAuthenticError
+from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
+from p2pft_flower.transport.wire.errors import ExchangeStoppedError
 
 __all__ = ["ObserverClient", "ObserverServer"]
 
@@ -60,21 +73,29 @@ class ObserverServer:
     ) -> None:
         self._on_report = on_report
         self._credentials = credentials
-        self._listener = Listener(
-            OBSERVER,
-            {"Report": self._report},
-            {0: address},
-            workers=1,
-            max_calls=4096,
-            max_connections=4096,
-            credentials=None if credentials is None else credentials.server(),
-            insecure=insecure,
-        )
+        self._one = ThreadPoolExecutor(1, thread_name_prefix="p2pft-observer")
+        self._tasks = Tasks()
+        try:
+            self._listener = Listener(
+                self._tasks,
+                OBSERVER,
+                {"Report": self._report},
+                {0: address},
+                max_calls=4096,
+                max_connections=4096,
+                credentials=None if credentials is None else credentials.server(),
+                insecure=insecure,
+            )
+        except BaseException:
+            self._tasks.close()
+            raise
         self.address = self._listener.bound_addresses[0]
 
     def close(self, grace: float = 1.0) -> None:
         """Stop listening; reports that have arrived are still handed on, for ``grace`` seconds at most."""
         self._listener.close(grace)
+        self._one.shutdown(wait=True)
+        self._tasks.close()
 
     def __enter__(self) -> Self:
         return self
@@ -84,18 +105,19 @@ class ObserverServer:
     ) -> None:
         self.close()
 
-    def _report(self, request: bytes, context: Any) -> bytes:
+    async def _report(self, call: Incoming) -> bytes:
         try:
-            report = pb.PeerReport.FromString(request)
-            if self._credentials is not None and not context.peer().startswith("unix:"):
-                who = self._credentials.identify(context)
-                if who.peer != report.peer:
-                    return _refusal(f"a report of peer {report.peer} by {who.name}")
-            self._on_report(report)
-        except DecodeError:
+            who = recognise(call, self._credentials).who
+            report = pb.PeerReport.FromString(await call.read(SMALL_BODY))
+        except (DecodeError, TimeoutError, NoMessageError):
             return pb.Reply(status=pb.BAD_HEADER, reason="no report that can be read").SerializeToString()
-        except NotAuthenticError as error:
-            return _refusal(str(error))
+        except Refused as refused:
+            return pb.Reply(status=refused.status, reason=refused.reason).SerializeToString()
+        if who is not None and who.peer != report.peer:
+            reason = f"a report of peer {report.peer} by {who.name}"
+            return pb.Reply(status=pb.NOT_AUTHENTIC, reason=reason).SerializeToString()
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._one, self._on_report, report)
         except Exception:  # a fault of whoever shows the reports must not reach the peers
             log.exception("a report could not be handled")
         return pb.Reply(status=pb.ACCEPTED).SerializeToString()
@@ -142,36 +164,45 @@ class ObserverClient:
         self._told = False
         self._max_outstanding = max_outstanding
         self._timeout = timeout
+        self._tls = None if credentials is None else credentials.channel()
+        self._name = None if credentials is None else target_name(credentials.federation, "coordinator")
+        self._insecure = insecure
         self._changed = threading.Condition()
         self._waiting: deque[bytes] = deque()
-        self._under_way: Any = None
+        self._sending: Future[None] | None = None
         self._closed = False
-        tls = None if credentials is None else credentials.channel()
-        name = None if credentials is None else target_name(credentials.federation, "coordinator")
-        self._channel = open_channel(address, tls, insecure, name)
-        self._call = self._channel.unary_unary(f"/{OBSERVER}/Report", None, None)
+        self._tasks = Tasks(lambda error: self._tell(f"{type(error).__name__}: {error}"))
+        try:
+            self._channel = self._tasks.run(self._open)
+        except BaseException:
+            self._tasks.close()
+            raise
 
     def report(self, report: pb.PeerReport) -> None:
         """Start sending ``report``; returns at once, and never raises because of who listens or does not."""
         with self._changed:
-            under_way = len(self._waiting) + (self._under_way is not None)
-            if self._closed or under_way >= self._max_outstanding:
+            if self._closed or len(self._waiting) >= self._max_outstanding:
                 self.dropped += 1  # of what is under way the log will tell
                 return
             self._waiting.append(report.SerializeToString())
-            self._send_next()
+            if self._sending is None:
+                self._sending = self._tasks.start(self._send)
 
     def close(self, timeout: float = 1.0) -> None:
         """Give reports under way up to ``timeout`` seconds to leave, then drop them."""
-        end = time.monotonic() + timeout
         with self._changed:
             self._closed = True
-            self._changed.wait_for(lambda: self._under_way is None, max(0.0, end - time.monotonic()))
-            self.dropped += len(self._waiting)
-            self._waiting.clear()
-            if self._under_way is not None:
+            sending = self._sending
+        if sending is not None:
+            wait([sending], timeout)
+        with self._changed:
+            if self._waiting:
+                self.dropped += len(self._waiting)
+                self._waiting.clear()
                 self._tell("the run ended before they were taken")
-        self._channel.close()
+        with contextlib.suppress(ExchangeStoppedError):  # closed before
+            self._tasks.run(self._channel.close)
+        self._tasks.close()
 
     def __enter__(self) -> Self:
         return self
@@ -181,22 +212,39 @@ class ObserverClient:
     ) -> None:
         self.close()
 
-    def _send_next(self) -> None:
-        """Start the next report, where none is under way: side by side they could overtake each other."""
-        if self._under_way is None and self._waiting:
-            self._under_way = self._call.future(
-                self._waiting.popleft(), timeout=self._timeout, wait_for_ready=True
-            )
-            self._under_way.add_done_callback(self._done)
+    async def _open(self) -> grpc.aio.Channel:
+        return open_channel(self._address, self._tls, self._insecure, self._name)
 
-    def _done(self, future: Any) -> None:
-        with self._changed:
-            self._under_way = None
-            if (problem := _problem(future)) is not None:
-                self.dropped += 1
-                self._tell(problem)
-            self._send_next()
-            self._changed.notify_all()
+    async def _send(self) -> None:
+        """Send what waits, one after the other: side by side they could overtake each other."""
+        while True:
+            with self._changed:
+                if not self._waiting:
+                    self._sending = None
+                    return
+                report = self._waiting[0]
+            problem = await self._send_one(report)
+            with self._changed:
+                if not self._waiting:  # dropped meanwhile
+                    continue
+                self._waiting.popleft()
+                if problem is not None:
+                    self.dropped += 1
+                    self._tell(problem)
+
+    async def _send_one(self, report: bytes) -> str | None:
+        """Send a report; return why it was not taken in, None when it was."""
+        unary = self._channel.unary_unary(f"/{OBSERVER}/Report", None, None)
+        try:
+            reply = pb.Reply.FromString(await unary(report, timeout=self._timeout, wait_for_ready=True))
+        except grpc.RpcError as error:
+            return f"{error.code().name}: {printable(error.details() or '')}"
+        except DecodeError:
+            return "what answers there is no coordinator"
+        if reply.status == pb.ACCEPTED:
+            return None
+        name = pb.Status.Name(reply.status) if reply.status in pb.Status.values() else str(reply.status)
+        return f"{name}: {printable(reply.reason)}"
 
     def _tell(self, problem: str) -> None:
         """Say once that reports do not arrive: nothing waits for them, and nothing else is lost."""
@@ -207,23 +255,3 @@ class ObserverClient:
                 self._address,
                 problem,
             )
-
-
-def _refusal(reason: str) -> bytes:
-    return pb.Reply(status=pb.NOT_AUTHENTIC, reason=reason).SerializeToString()
-
-
-def _problem(future: Any) -> str | None:
-    """Return why a report, whose call has ended, was not taken in; None when it was."""
-    if future.cancelled():
-        return "cancelled"
-    if future.code() is not grpc.StatusCode.OK:
-        return f"{future.code().name}: {printable(future.details() or '')}"
-    try:
-        reply = pb.Reply.FromString(future.result())
-    except DecodeError:
-        return "what answers there is no coordinator"
-    if reply.status == pb.ACCEPTED:
-        return None
-    name = pb.Status.Name(reply.status) if reply.status in pb.Status.values() else str(reply.status)
-    return f"{name}: {printable(reply.reason)}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import statistics
 import threading
 import time
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -17,9 +17,19 @@ from typing import Any, Self
 import grpc
 from google.protobuf.message import DecodeError
 
-from p2pft_flower.transport.endpoint import PROBE, Listener, open_channel
+from p2pft_flower.transport.admission import recognise
+from p2pft_flower.transport.endpoint import (
+    PROBE,
+    SMALL_BODY,
+    Incoming,
+    Listener,
+    NoMessageError,
+    open_channel,
+)
+from p2pft_flower.transport.network import Tasks
+from p2pft_flower.transport.refusals import Refused
 from p2pft_flower.transport.trust.certificates import target_name
-from p2pft_flower.transport.trust.tls import Credentials, NotAuthenticError
+from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 
 __all__ = ["LinkReport", "Prober"]
@@ -109,18 +119,22 @@ class Prober:
         self._refused: dict[int, str] = {}  # neighbours whose probes were refused here, and why
         self._logged: set[tuple[int, int | None]] = set()
         self._changed = threading.Condition()
-        self._closing = threading.Event()
-        self._listener = Listener(
-            PROBE,
-            {"Echo": self._echo},
-            {peer: listen},
-            max_message=BALLAST + 2**10,
-            workers=len(self._neighbours) + 1,
-            max_calls=2 * len(self._neighbours) + 4,
-            max_connections=2 * len(self._neighbours) + 8,
-            credentials=None if credentials is None else credentials.server(),
-            insecure=insecure,
-        )
+        self._tasks = Tasks()
+        try:
+            self._listener = Listener(
+                self._tasks,
+                PROBE,
+                {"Echo": self._echo},
+                {peer: listen},
+                max_message=BALLAST + 2**10,
+                max_calls=2 * len(self._neighbours) + 4,
+                max_connections=2 * len(self._neighbours) + 8,
+                credentials=None if credentials is None else credentials.server(),
+                insecure=insecure,
+            )
+        except BaseException:
+            self._tasks.close()
+            raise
         self.address = self._listener.bound_addresses[peer]
 
     def probe(self, timeout: float) -> list[LinkReport]:
@@ -143,8 +157,7 @@ class Prober:
         end = time.monotonic() + timeout
         if not self._neighbours:
             return []
-        with ThreadPoolExecutor(len(self._neighbours), thread_name_prefix="p2pft-probe") as pool:
-            reports = list(pool.map(lambda j: self._ask(j, end), sorted(self._neighbours)))
+        reports = self._tasks.run(self._ask_all, end)
         waited_for = {r.neighbour for r in reports if not r.error}
         with self._changed:
 
@@ -159,8 +172,8 @@ class Prober:
 
     def close(self) -> None:
         """Stop listening and asking."""
-        self._closing.set()
         self._listener.close(1.0)
+        self._tasks.close()
 
     def __enter__(self) -> Self:
         return self
@@ -180,7 +193,10 @@ class Prober:
             )
         return LinkReport(report.peer, report.neighbour, report.address, problem)
 
-    def _ask(self, neighbour: int, end: float) -> LinkReport:
+    async def _ask_all(self, end: float) -> list[LinkReport]:
+        return await asyncio.gather(*(self._ask(j, end) for j in sorted(self._neighbours)))
+
+    async def _ask(self, neighbour: int, end: float) -> LinkReport:
         address = self._neighbours[neighbour]
         own = self._credentials
         channel = open_channel(
@@ -192,10 +208,10 @@ class Prober:
         try:
             call = channel.unary_unary(f"/{PROBE}/Echo", None, None)
             echo = partial(self._one, call, neighbour, end)
-            self._reach(echo, neighbour, end)
-            trips, skews = zip(*(echo() for _ in range(ECHOES)), strict=True)
-            sending, _ = echo(bytes(BALLAST))
-            echo(last=True)
+            await self._reach(echo, neighbour, end)
+            trips, skews = zip(*[await echo() for _ in range(ECHOES)], strict=True)
+            sending, _ = await echo(bytes(BALLAST))
+            await echo(last=True)
             trip = min(trips)
             bandwidth = BALLAST / max(sending - trip, 1e-6)
             return LinkReport(
@@ -204,16 +220,16 @@ class Prober:
         except (grpc.RpcError, DecodeError, _RefusedError) as error:
             return LinkReport(self._peer, neighbour, address, _words(error))
         finally:
-            channel.close()
+            await channel.close()
 
-    def _one(
+    async def _one(
         self, call: Any, neighbour: int, end: float, ballast: bytes = b"", *, last: bool = False
     ) -> tuple[float, float]:
         """Return the seconds that one probe took, and by how many the neighbour's clock is ahead."""
         probe = pb.Probe(run=self._run, sender=self._peer, receiver=neighbour, ballast=ballast, last=last)
         body = probe.SerializeToString()
         sent, begin = time.time(), time.perf_counter()
-        answer = call(body, timeout=max(0.001, end - time.monotonic()))
+        answer = await call(body, timeout=max(0.001, end - time.monotonic()))
         passed = time.perf_counter() - begin
         reply = pb.ProbeReply.FromString(answer)
         if reply.status != pb.ACCEPTED:
@@ -222,33 +238,34 @@ class Prober:
             raise _RefusedError(f"it gave {reply.time} as the time of its clock")
         return passed, reply.time - (sent + passed / 2)
 
-    def _reach(self, echo: Any, neighbour: int, end: float) -> None:
+    async def _reach(self, echo: Any, neighbour: int, end: float) -> None:
         """Try again until the neighbour listens or refuses our certificate; raise at the deadline."""
         address = self._neighbours[neighbour]
         while True:
             try:
-                echo()
+                await echo()
             except grpc.RpcError as error:
-                ended = time.monotonic() + _RETRY_EVERY >= end or self._closing.wait(_RETRY_EVERY)
-                if ended or error.code() is not grpc.StatusCode.UNAVAILABLE:
+                if time.monotonic() + _RETRY_EVERY >= end or error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
+                await asyncio.sleep(_RETRY_EVERY)
                 own = self._credentials
-                if own is not None and (why := own.diagnose(address, neighbour)) is not None:
+                if own is None:
+                    continue
+                if (why := await asyncio.to_thread(own.diagnose, address, neighbour)) is not None:
                     raise _RefusedError(why) from error
             else:
                 return
 
-    def _echo(self, request: bytes, context: Any) -> bytes:
-        now = time.time()
-        caller = None
-        if self._credentials is not None and not context.peer().startswith("unix:"):
-            try:
-                caller = self._credentials.identify(context)
-            except NotAuthenticError as error:
-                return self._refuse(pb.NOT_AUTHENTIC, str(error), None)
+    async def _echo(self, call: Incoming) -> bytes:
         try:
-            probe = pb.Probe.FromString(request)
-        except DecodeError:
+            caller = recognise(call, self._credentials).who
+        except Refused as refused:
+            return self._refuse(refused.status, refused.reason, None)
+        try:
+            raw = await call.read(SMALL_BODY)
+            now = time.time()
+            probe = pb.Probe.FromString(raw)
+        except (DecodeError, TimeoutError, NoMessageError):
             return self._refuse(pb.BAD_HEADER, "not a probe", None if caller is None else caller.peer)
         sender = probe.sender if caller is None else caller.peer
         if probe.run != self._run:

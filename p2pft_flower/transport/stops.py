@@ -6,16 +6,16 @@ and then the run is over: whoever overhears it can do no more with it than what 
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any
 
-import grpc
-
 from p2pft_flower.errors import P2PFTError
-from p2pft_flower.transport.calls import Channels
+from p2pft_flower.transport.calls import Call, Channels
+from p2pft_flower.transport.network import Tasks
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 
@@ -78,26 +78,32 @@ def stop_run(
     dict of int to str
         Peer to why it did not hear it; empty when all did.
     """
+    with Tasks() as tasks:
+        return tasks.run(_stop_all, run, key, addresses, reason[:4096], credentials, timeout)
+
+
+async def _stop_all(
+    run: str,
+    key: bytes,
+    addresses: Mapping[int, str],
+    reason: str,
+    credentials: Credentials | None,
+    timeout: float,
+) -> dict[int, str]:
     channels = Channels(addresses, credentials, credentials is None)
-    missed: dict[int, str] = {}
-    calls = {}
+
+    async def tell(peer: int) -> str | None:
+        """Return why a peer did not hear it."""
+        stop = pb.Stop(run=run, sender=peer, origin=peer, reason=reason, cause=pb.Stop.STOPPED)
+        call = Call((peer, peer), peer, addresses[peer], timeout)
+        try:
+            call.read(await channels.ask("Stop", stop, call, metadata=((_KEY, key),)), pb.Reply)
+        except P2PFTError as error:
+            return str(error)
+        return None
+
     try:
-        for peer in sorted(addresses):
-            stop = pb.Stop(run=run, sender=peer, origin=peer, reason=reason[:4096], cause=pb.Stop.STOPPED)
-            try:
-                calls[peer] = channels.start(
-                    "Stop", stop, timeout, edge=(peer, peer), remote=peer, metadata=((_KEY, key),)
-                )
-            except P2PFTError as refused:
-                missed[peer] = str(refused)
-        for peer, call in calls.items():
-            try:
-                call.future.exception(timeout + 1.0)
-            except grpc.FutureTimeoutError:
-                missed[peer] = f"no answer from {call.address}"
-                continue
-            if (error := call.outcome()) is not None:
-                missed[peer] = str(error)
+        answers = await asyncio.gather(*map(tell, sorted(addresses)))
     finally:
-        channels.close()
-    return missed
+        await channels.close()
+    return {peer: why for peer, why in zip(sorted(addresses), answers, strict=True) if why is not None}

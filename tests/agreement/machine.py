@@ -16,6 +16,7 @@ from p2pft_flower.agreement.events import (
     Useless,
 )
 from p2pft_flower.agreement.rules import Rules
+from p2pft_flower.agreement.state import begin, join
 
 
 class Machine:
@@ -27,7 +28,7 @@ class Machine:
     @classmethod
     def born(cls, me, graph, groups, round_time, patience, *, wait=False, joining=False, incarnation=0):
         rules = Rules(graph, groups, round_time, patience, wait)
-        return cls(member.join(rules, me, incarnation) if joining else member.begin(rules, me))
+        return cls(join(rules, me, incarnation) if joining else begin(rules, me))
 
     def after(self, event, now=0.0):
         """Take in ``event``; return whether the state is another one."""

@@ -14,9 +14,10 @@ import pytest
 
 from p2pft_flower.agreement import quorum
 from p2pft_flower.agreement.events import Heard, Missed, Reached, TimePassed
-from p2pft_flower.agreement.member import begin, join, step
+from p2pft_flower.agreement.member import step
 from p2pft_flower.agreement.record import Phase
 from p2pft_flower.agreement.rules import Rules
+from p2pft_flower.agreement.state import begin, join
 from p2pft_flower.topology import Graph
 
 GROUPS = {m: (m,) for m in range(3)}

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from p2pft_flower.agreement.events import Adopt, GiveUp, Left, Rejoining
-from p2pft_flower.agreement.member import begin, join
 from p2pft_flower.agreement.rules import Rules
+from p2pft_flower.agreement.state import begin, join
 from p2pft_flower.topology import Graph
 
 from .machine import Machine

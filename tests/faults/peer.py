@@ -6,6 +6,7 @@ waits there for a word: so a fault is injected at a certain moment, whatever the
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import os
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from p2pft_flower.host.recorder import Recorder
 from p2pft_flower.host.wires import Access
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.plan import Plan
-from p2pft_flower.transport.links import Links
+from p2pft_flower.transport.payloads import Carrier
 from tests.faults.digits import Digits
 from tests.namespaces.kernel import enter_network, mount_disk
 
@@ -260,65 +261,79 @@ def _number(path: Path) -> str:
     return path.stem.rpartition("-")[2]
 
 
-# What is done to payloads: each wraps `Links._deliver`, which sends one once, and says that it was done.
+# What is done to payloads: each wraps `Carrier.deliver`, which sends one once, and says that it was done.
 
 
 def corrupt(reporter: Reporter) -> None:
     """Flip a bit of each payload of one iteration the first time that it is sent."""
-    original, done = Links._deliver, set()
+    original, done = Carrier.deliver, set()
 
-    def deliver(self, edge, body, header, at):
-        if at[0] == JUMP_AT and (edge, at) not in done:
-            done.add((edge, at))
-            body = bytes([body[0] ^ 1]) + body[1:]
+    async def deliver(self, payload, call):
+        key = payload.edge, payload.iteration, payload.phase
+        if payload.iteration == JUMP_AT and key not in done:
+            done.add(key)
+            payload = replace(payload, body=bytes([payload.body[0] ^ 1]) + payload.body[1:])
             reporter.say_once("harmed")
-        return original(self, edge, body, header, at)
+        return await original(self, payload, call)
 
-    Links._deliver = deliver
+    Carrier.deliver = deliver
 
 
 def duplicate(reporter: Reporter) -> None:
     """Send everything twice, from one iteration on."""
-    original, kept = Links._deliver, []
+    original = Carrier.deliver
 
-    def deliver(self, edge, body, header, at):
-        if at[0] >= JUMP_AT:
-            reporter.say_once("harmed")
-            kept.append(original(self, edge, body, header, at))  # gRPC cancels a call that nobody keeps
-        return original(self, edge, body, header, at)
+    async def deliver(self, payload, call):
+        if payload.iteration < JUMP_AT:
+            return await original(self, payload, call)
+        reporter.say_once("harmed")
+        return await with_copy(original(self, payload, call), original(self, payload, call))
 
-    Links._deliver = deliver
+    Carrier.deliver = deliver
 
 
 def reorder(reporter: Reporter) -> None:
     """Send a copy of each payload once more after the one that follows it, which overtakes it."""
-    original, kept, before = Links._deliver, [], {}
+    original, before = Carrier.deliver, {}
 
-    def deliver(self, edge, body, header, at):
-        call = original(self, edge, body, header, at)
-        if JUMP_AT <= at[0] < JUMP_AT + 5 and edge in before:
-            reporter.say_once("harmed")
-            kept.append(original(self, edge, *before[edge]))
-        before[edge] = body, header, at
-        return call
+    async def deliver(self, payload, call):
+        sending = original(self, payload, call)
+        earlier = before.get(payload.edge)
+        before[payload.edge] = payload
+        if earlier is None or not JUMP_AT <= payload.iteration < JUMP_AT + 5:
+            return await sending
+        reporter.say_once("harmed")
+        return await with_copy(sending, original(self, earlier, call))
 
-    Links._deliver = deliver
+    Carrier.deliver = deliver
 
 
 def replay(reporter: Reporter) -> None:
     """Send what was sent ten iterations before once more, before the first try of each payload."""
-    original, kept, sent = Links._deliver, [], {}
+    original, sent = Carrier.deliver, {}
 
-    def deliver(self, edge, body, header, at):
-        first = (edge, at) not in sent
-        sent[edge, at] = body, header
-        before = at[0] - 10, at[1]
-        if first and JUMP_AT <= at[0] < JUMP_AT + 20 and (edge, before) in sent:
-            reporter.say_once("harmed")
-            kept.append(original(self, edge, *sent[edge, before], before))
-        return original(self, edge, body, header, at)
+    async def deliver(self, payload, call):
+        key = payload.edge, payload.iteration, payload.phase
+        first = key not in sent
+        sent[key] = payload
+        earlier = sent.get((payload.edge, payload.iteration - 10, payload.phase))
+        sending = original(self, payload, call)
+        if not first or not JUMP_AT <= payload.iteration < JUMP_AT + 20 or earlier is None:
+            return await sending
+        reporter.say_once("harmed")
+        return await with_copy(sending, original(self, earlier, call), copy_first=True)
 
-    Links._deliver = deliver
+    Carrier.deliver = deliver
+
+
+async def with_copy(sending, copy, *, copy_first=False):
+    """Send a payload and a copy, in this order or the other; return what comes of the payload."""
+    order = (copy, sending) if copy_first else (sending, copy)
+    outcomes = await asyncio.gather(*order, return_exceptions=True)
+    outcome = outcomes[copy_first]
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
 
 
 PAYLOADS = {"corrupt": corrupt, "duplicate": duplicate, "reorder": reorder, "replay": replay}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from p2pft_flower.agreement import member
 from p2pft_flower.agreement.record import Record
 from p2pft_flower.agreement.rules import Rules
+from p2pft_flower.agreement.state import begin, join
 from p2pft_flower.host.agreement import Agreement
 from p2pft_flower.host.notary import Notary
 from p2pft_flower.host.records import encode
@@ -29,7 +29,7 @@ def made(me, graph=RING, *, joins=0, iterations=10**6, round_time=0.2, patience=
     """Return member ``me``'s agreement, not started; in its incarnation ``joins`` it asks to be let in."""
     groups = {p: (p,) for p in range(graph.n)}
     rules = Rules(graph, groups, round_time, patience)
-    state = member.join(rules, me, joins) if joins else member.begin(rules, me)
+    state = join(rules, me, joins) if joins else begin(rules, me)
     notary = Notary("run", me, groups, iterations, None)
     times = {"interval": 0.02, "direct": 0.4} | times
     return Agreement(state, notary, on_change=lambda change: None, **times)

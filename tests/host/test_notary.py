@@ -8,6 +8,7 @@ from p2pft_flower.agreement import member
 from p2pft_flower.agreement.events import Heard
 from p2pft_flower.agreement.record import Ballot, Composition, Phase, Proposal, Record, Step, Vote
 from p2pft_flower.agreement.rules import Rules
+from p2pft_flower.agreement.state import State, begin
 from p2pft_flower.host.notary import Notary
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import Credentials
@@ -58,8 +59,8 @@ def notary(folders):
 
 def state(me, record=None, **others):
     """Return a member's state that says ``record``, and knows ``others``."""
-    made = member.begin(RULES, me)
-    return member.State(RULES, record or made.record, RULES.first, **others)
+    made = begin(RULES, me)
+    return State(RULES, record or made.record, RULES.first, **others)
 
 
 def written(notary, record=RECORD, run="run"):

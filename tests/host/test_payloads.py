@@ -19,6 +19,7 @@ from p2pft_flower.transport import (
     Links,
     OwnPulse,
 )
+from p2pft_flower.transport.payloads import Carrier
 
 from .hosts import RING, best, events, tcp
 from .quadratic import plans
@@ -123,12 +124,12 @@ def test_a_host_whose_sender_hears_that_it_ends_before_it_hears_that_it_leaves_e
     monkeypatch,
 ):
     net = federation(tcp(), **{"peer-timeout": 48.0, "hang-timeout": 60.0})
-    refused, send_again = threading.Event(), Links._send_again
+    refused, look_at_link = threading.Event(), Carrier._look_at_link
 
-    def note(links, payload, error):
+    def note(carrier, payload, call, error, stuck):
         if isinstance(error, ExchangeStoppedError):
             refused.set()
-        send_again(links, payload, error)
+        look_at_link(carrier, payload, call, error, stuck)
 
     def end(peer, drawn):
         if drawn == 30:  # its sender has at least one more payload for it
@@ -137,7 +138,7 @@ def test_a_host_whose_sender_hears_that_it_ends_before_it_hears_that_it_leaves_e
             net.all_there.set()
             raise ValueError("no more images")
 
-    monkeypatch.setattr(Links, "_send_again", note)
+    monkeypatch.setattr(Carrier, "_look_at_link", note)
     runs = [net.start(p, hook=end if p == 2 else None) for p in range(4)]
     with pytest.raises(PeerFailedError):
         runs[2].result(60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -224,7 +225,7 @@ def test_when_the_donor_dies_while_it_is_asked_the_next_view_has_another(federat
     without_donor = threading.Event()
 
     def back(peer):
-        return any(change["joined"] == [2] for change in net.hosts[peer].views)
+        return any(change.joined == (2,) for change in net.hosts[peer].views)
 
     def fall(peer, drawn):
         if back(peer):
@@ -315,6 +316,6 @@ def test_a_host_that_was_started_again_refuses_what_was_sent_to_its_former_life(
     )
     try:
         with pytest.raises(ViewChangeError, match="in no view yet"):
-            session.mailbox.deliver(header, payload, 1.0)
+            asyncio.run(session.mailbox.deliver(header, payload, 1.0))
     finally:
         wires.close()

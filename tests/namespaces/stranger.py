@@ -9,7 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from p2pft_flower.transport.endpoint import EXCHANGE, open_channel
+import grpc
+
+from p2pft_flower.transport.endpoint import EXCHANGE
 from p2pft_flower.transport.trust.certificates import target_name
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
@@ -18,7 +20,8 @@ from p2pft_flower.transport.wire import p2pft_pb2 as pb
 def main(folder: str, address: str) -> None:
     own = Credentials.load(Path(folder))
     said = {}
-    with open_channel(address, own.channel(), False, target_name(own.federation, 0)) as channel:
+    options = [("grpc.ssl_target_name_override", target_name(own.federation, 0))]
+    with grpc.secure_channel(address, own.channel(), options) as channel:
         for method, message in (
             ("Hello", pb.Hello(run="test", sender=3, receiver=0)),
             ("Stop", pb.Stop(run="test", sender=3, origin=3, reason="because I say so", cause="STOPPED")),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from p2pft_flower.transport import Gossip, Heartbeats, Links, Mailbox, OwnPulse, PeerServer, Record, Terms
+from p2pft_flower.transport import Gossip, Heartbeats, Links, Mailbox, OwnPulse, PeerServer, Terms
+from p2pft_flower.transport.wire.p2pft_pb2 import Signed
 from tests.transport.wire import PATIENCE
 
 TERMS = Terms("run", 8)
@@ -14,7 +15,7 @@ class Beating:
     """A peer with mailbox, server, links and heartbeats, which tells of itself and keeps what it hears."""
 
     def __init__(self, peer, edges, addresses, credentials=None, silence=PATIENCE, insecure=False) -> None:
-        self.peer, self.records, self.heard = peer, [Record(member=peer)], []
+        self.peer, self.records, self.heard = peer, [Signed(record=b"by %d" % peer)], []
         self.news = threading.Condition()
         self.own = OwnPulse()
         out, into = [e for e in edges if e[0] == peer], [e for e in edges if e[1] == peer]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import stat
 from datetime import timedelta
@@ -12,7 +13,7 @@ from cryptography import x509
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport import Credentials
-from p2pft_flower.transport.trust import certificates
+from p2pft_flower.transport.trust import certificates, expiry
 from p2pft_flower.transport.trust.certificates import (
     create_authority,
     identity_of,
@@ -269,8 +270,8 @@ def test_an_expired_certificate_is_refused_and_one_that_expires_soon_is_warned_o
     assert Credentials.load(folder, 1).warnings == ()
     clock.ahead = timedelta(days=25)
     (warning,) = Credentials.load(folder, 1).warnings
-    assert "peer.pem expires on" in warning
-    assert "in less than 5 days: renew it with 'p2pft certs renew'" in warning
+    assert "peer.pem (peer 1 of federation 'north') expires on" in warning
+    assert "in 5 days: renew it with 'p2pft certs renew'" in warning
     clock.ahead = timedelta(days=31)
     with pytest.raises(ConfigError, match=r"peer\.pem expired on .* UTC: renew it with 'p2pft certs renew'"):
         Credentials.load(folder, 1)
@@ -294,3 +295,40 @@ def test_the_key_is_in_no_representation(north):
     own = north[1]
     assert "PRIVATE" not in repr(own)
     assert repr(own._key) not in repr(own)
+
+
+def test_while_a_run_lasts_a_certificate_is_warned_of_each_day_and_when_it_gets_urgent(
+    north, clock, caplog, monkeypatch
+):
+    monkeypatch.setattr(expiry, "_LOOK", 0.0)
+    own = Credentials.load(north.issue(1, days=30), 1)
+    days = iter([0, 23.5, 23.6, 24.6, 27.5, 29.97, 29.98, 31])
+    looked = []
+
+    class EndError(Exception):
+        pass
+
+    async def sleep(_):
+        looked.append(len(caplog.records))
+        if (day := next(days, None)) is None:
+            raise EndError
+        clock.ahead = timedelta(days=day)
+
+    monkeypatch.setattr(expiry.asyncio, "sleep", sleep)
+    with pytest.raises(EndError):
+        asyncio.run(expiry.watch(own.expiries))
+    # A week is left, a day has passed, a tenth of its life is left, an hour, and none.
+    assert looked == [0, 0, 1, 1, 2, 3, 4, 4, 5]
+    says = [r.getMessage() for r in caplog.records]
+    assert all("peer.pem (peer 1 of federation 'north')" in s and "p2pft certs renew" in s for s in says)
+    assert "expires on" in says[0]
+    assert "days" in says[0]
+    assert "expired on" in says[-1]
+
+
+def test_an_authority_that_expires_first_is_warned_of_too(clock, tmp_path):
+    folder, authority = tmp_path / "1", tmp_path / "authority"
+    create_authority(authority, "north", days=5)
+    issue(authority, folder, 1, days=365)
+    says = Credentials.load(folder, 1).warnings
+    assert [("ca.pem" in s, "make a new authority" in s) for s in says] == [(False, False), (True, True)]

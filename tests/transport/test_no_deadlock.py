@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pft_flower.transport import Mailbox, Status, Terms
-from tests.transport.wire import PATIENCE, message
+from tests.transport.wire import PATIENCE, deliver, message
 
 TERMS = Terms("run", 2)
 POSITIONS = 6
@@ -30,7 +30,7 @@ def live(i, edges, mailboxes, rng, pool):
     """Run peer ``i``; with a ``pool`` its puts stay open while it takes, else each waits for the last."""
 
     def offer(edge, position):
-        reply = mailboxes[edge[1]].deliver(*message(TERMS, edge, position // 2, position % 2), PATIENCE)
+        reply = deliver(mailboxes[edge[1]], *message(TERMS, edge, position // 2, position % 2), PATIENCE)
         assert reply.status == Status.ACCEPTED
 
     out = [edge for edge in edges if edge[0] == i]

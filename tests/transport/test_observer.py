@@ -8,6 +8,7 @@ import pytest
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport import Credentials, ObserverClient, ObserverServer, PeerReport, unix_address
 from p2pft_flower.transport.endpoint import OBSERVER, Listener
+from p2pft_flower.transport.network import Tasks
 from tests.transport.federation import Federation
 from tests.transport.wire import PATIENCE
 
@@ -127,13 +128,13 @@ def test_whoever_answers_in_the_coordinators_place_is_told_nothing(north, tmp_pa
     ("answer", "says"), [(b"\xff", "what answers there is no coordinator"), (b"\x08\x63", "99: ")]
 )
 def test_an_answer_that_is_none_is_told_of_and_the_next_report_leaves(answer, says, caplog):
+
+    async def report(call):
+        return answer
+
+    tasks = Tasks()
     listener = Listener(
-        OBSERVER,
-        {"Report": lambda request, context: answer},
-        {0: "127.0.0.1:0"},
-        workers=1,
-        max_calls=8,
-        max_connections=8,
+        tasks, OBSERVER, {"Report": report}, {0: "127.0.0.1:0"}, max_calls=8, max_connections=8
     )
     client = ObserverClient(listener.bound_addresses[0], timeout=PATIENCE)
     try:
@@ -142,6 +143,7 @@ def test_an_answer_that_is_none_is_told_of_and_the_next_report_leaves(answer, sa
     finally:
         client.close(PATIENCE)
         listener.close(1.0)
+        tasks.close()
     (record,) = caplog.records
     assert says in record.getMessage()
     assert client.dropped == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -159,9 +160,12 @@ def test_refused_probes_are_logged_once_per_cause(caplog):
 def test_a_neighbour_whose_clock_is_no_number_is_refused(monkeypatch):
     zero, one = free_addresses(2)
     with Prober("r", 1, one, {0: zero}), Prober("r", 0, zero, {1: one}) as prober:
-        answer = pb.ProbeReply(status=pb.ACCEPTED, time=float("nan")).SerializeToString()
+
+        async def give(body, timeout):
+            return pb.ProbeReply(status=pb.ACCEPTED, time=float("nan")).SerializeToString()
+
         with pytest.raises(Exception, match="nan as the time of its clock"):
-            prober._one(lambda body, timeout: answer, 1, 1e18)
+            asyncio.run(prober._one(give, 1, 1e18))
 
 
 def test_a_taken_port_and_plain_text_beyond_this_machine_are_refused():

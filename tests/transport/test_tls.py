@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -28,11 +29,15 @@ from p2pft_flower.transport import (
     Credentials,
     ExchangeRefusedError,
     ExchangeTimeoutError,
+    Gossip,
+    Heartbeats,
     Hello,
     Links,
+    Loss,
     Mailbox,
     PeerServer,
     PeerUnreachableError,
+    Pulse,
     Reply,
     Status,
     Stop,
@@ -40,7 +45,7 @@ from p2pft_flower.transport import (
     digest_of,
     new_key,
 )
-from p2pft_flower.transport.server import Throttle
+from p2pft_flower.transport.admission import Throttle
 from p2pft_flower.transport.trust.certificates import identity_of, target_name
 from p2pft_flower.transport.wire.header import HEADER_KEY
 from tests.transport.federation import Clock, Federation
@@ -328,6 +333,21 @@ def meet(address, own, deadline=PATIENCE):
     return caught.value
 
 
+def lost(address, own):
+    """Return what peer 0 makes of peer 1's silence, in mid-run."""
+    now = [0.0]
+    with Links(TERMS, {1: address}, [(0, 1)], credentials=own) as links:
+        beats = Heartbeats(
+            links, 8.0, 100.0, pulse=Pulse, tell=lambda _: Gossip(), hear=print, clock=lambda: now[0]
+        )
+        for now[0] in (0.0, 3.0, 6.0, 9.0):
+            assert beats.absence(1) is None
+        for thread in threading.enumerate():
+            if thread.name == "p2pft-knock":
+                thread.join(PATIENCE)
+        return beats.absence(1)
+
+
 def refused_at_once(address, own):
     error = meet(address, own)
     assert isinstance(error, ExchangeRefusedError)  # and not the error of a deadline that passed
@@ -365,9 +385,17 @@ def test_a_certificate_that_expired_meanwhile_is_named_at_once(whose, tmp_path, 
     clock.ahead = timedelta(days=-8)
     old = {i: Credentials.load(folder, i) for i, folder in expired.items()}
     good = {i: north[i] for i in range(2)}
+    clock.ahead = timedelta(0)
     own, theirs = (old[0], good[1]) if whose == "ours" else (good[0], old[1])
     with PeerServer(Mailbox(TERMS, [(0, 1)]), {1: "127.0.0.1:0"}, credentials=theirs) as server:
-        says = refused_at_once(server.bound_addresses[1], own)
+        address = server.bound_addresses[1]
+        says, loss = refused_at_once(address, own), lost(address, own)
+    peer = 0 if whose == "ours" else 1
+    date = f"{old[peer].facts.not_after:%Y-%m-%d %H:%M} UTC"
+    assert loss.how is Loss.CUT_OFF
+    for part in (f"peer {peer} of federation 'north'", f"expired on {date}", "p2pft certs renew"):
+        assert part in says
+        assert part in str(loss)
     assert ("after seeing our certificate" if whose == "ours" else "certificate has expired") in says
 
 

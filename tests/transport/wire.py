@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from p2pft_flower.transport import Links, Mailbox, PayloadHeader, PeerServer, Terms
+from p2pft_flower.transport import Links, Mailbox, PayloadHeader, PeerServer, Reply, Terms
 from p2pft_flower.transport.wire.header import checksum
 
 Edge = tuple[int, int]
@@ -40,6 +41,11 @@ def message(
     return header.SerializeToString(), payload
 
 
+def deliver(mailbox: Mailbox, header: bytes, payload: bytes, timeout: float) -> Reply:
+    """Deliver one payload, as the server does, and return the answer."""
+    return asyncio.run(mailbox.deliver(header, payload, timeout))
+
+
 def spawn(function: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=function, daemon=True)
     thread.start()
@@ -48,7 +54,8 @@ def spawn(function: Callable[[], None]) -> threading.Thread:
 
 def no_threads_but(before: Iterable[threading.Thread]) -> list[str]:
     """Give threads that are ending time to end, and return the names of those that do not."""
-    left = set(threading.enumerate()) - set(before)
+    # gRPC's own thread ends when its last channel and server have been collected.
+    left = {t for t in set(threading.enumerate()) - set(before) if "_poll_wrapper" not in t.name}
     for thread in left:
         thread.join(5.0)
     return [thread.name for thread in left if thread.is_alive()]

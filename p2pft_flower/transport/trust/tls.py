@@ -14,10 +14,11 @@ from __future__ import annotations
 import socket
 import ssl
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import grpc
 from cryptography import x509
@@ -39,6 +40,7 @@ from p2pft_flower.transport.trust.certificates import (
     read_certificates,
     target_name,
 )
+from p2pft_flower.transport.trust.expiry import Expiry
 from p2pft_flower.transport.trust.signatures import Signatures
 from p2pft_flower.transport.wire.addresses import Address, parse_address
 
@@ -48,8 +50,17 @@ TLS13_ENVIRONMENT = {"GRPC_SSL_CIPHER_SUITES": "ECDHE-RSA-AES256-GCM-SHA384"}
 """Environment variables with which gRPC offers our certificates over TLS 1.3 only. They hold for every gRPC
 connection of the process; TLS 1.3 suites are not affected by them."""
 
-_EXPIRES_SOON = timedelta(days=7)
 _RENEW = "renew it with 'p2pft certs renew'"
+_RENEW_AUTHORITY = "make a new authority and renew the certificates with it"
+_HAS_EXPIRED = 10
+"""OpenSSL's number for a certificate whose time is over (X509_V_ERR_CERT_HAS_EXPIRED)."""
+
+
+class Connection(Protocol):
+    """What gRPC knows of the connection of a call."""
+
+    def auth_context(self) -> Mapping[str, Any]:
+        """Return what TLS proved of it."""
 
 
 class NotAuthenticError(Exception):
@@ -68,11 +79,14 @@ class Credentials:
         What the certificate says.
     warnings : tuple of str
         What will not do for much longer.
+    expiries : tuple of Expiry
+        When the certificate, and what it was issued by, run out.
     """
 
     folder: Path
     facts: CertificateFacts
     warnings: tuple[str, ...]
+    expiries: tuple[Expiry, ...]
     _authorities: bytes = field(repr=False)
     _chain: bytes = field(repr=False)
     _key: bytes = field(repr=False)
@@ -148,18 +162,16 @@ class Credentials:
                 "'p2pft certs issue', or renew the certificate with the present authority"
             )
         for root in issuers:
-            _check_dates(authority_file, root, "make a new authority and renew the certificates with it")
+            _check_dates(authority_file, root, _RENEW_AUTHORITY)
         key = _load_key(key_file, certificate)
-        left = facts.not_after - certificates.utc_now()
-        warnings = []
-        if left <= _EXPIRES_SOON:
-            warnings.append(
-                f"{file} expires on {facts.not_after:%Y-%m-%d %H:%M} UTC, in less than {left.days + 1} days: "
-                f"{_RENEW}"
-            )
+        expiries = (
+            Expiry(file, facts, _RENEW),
+            *(Expiry(authority_file, root, _RENEW_AUTHORITY) for root in issuers),
+        )
+        warnings = tuple(str(expiry) for expiry in expiries if expiry.stage)
         pems = (root.public_bytes(serialization.Encoding.PEM) for root, _ in authorities)
         chain = certificate.public_bytes(serialization.Encoding.PEM)
-        return cls(folder, facts, tuple(warnings), b"".join(pems), chain, key)
+        return cls(folder, facts, warnings, expiries, b"".join(pems), chain, key)
 
     @property
     def peer(self) -> int | None:
@@ -170,6 +182,10 @@ class Credentials:
     def federation(self) -> str:
         """Its federation's name."""
         return self.facts.identity.federation
+
+    def expired(self) -> str | None:
+        """Return which certificate of this host has expired, when, and the remedy; None when none has."""
+        return next((str(e) for e in self.expiries if e.left <= timedelta(0)), None)
 
     def server(self) -> grpc.ServerCredentials:
         """Return what a server needs that asks every client for a certificate of the federation."""
@@ -189,7 +205,7 @@ class Credentials:
         authorities = tuple(x509.load_pem_x509_certificates(self._authorities))
         return Signatures(x509.load_pem_x509_certificates(self._chain)[0], key, authorities)
 
-    def identify(self, context: Any) -> Identity:
+    def identify(self, context: Connection) -> Identity:
         """Return whose certificate a call's connection has; gRPC has verified the certificate.
 
         Returns
@@ -199,7 +215,7 @@ class Credentials:
 
         Parameters
         ----------
-        context : grpc.ServicerContext
+        context : Connection
             Of a call over TCP.
 
         Raises
@@ -241,7 +257,13 @@ class Credentials:
         try:
             let_in = _is_let_in(self._context, parse_address(address), name, timeout)
         except ssl.SSLCertVerificationError as error:
-            return f"the certificate shown there is not accepted here: {error.verify_message}"
+            problem = f"the certificate shown there is not accepted here: {error.verify_message}"
+            found = (
+                self._shown(parse_address(address), name, timeout)
+                if error.verify_code == _HAS_EXPIRED
+                else None
+            )
+            return problem if found is None else f"{problem}: that of {found}; {_RENEW} there"
         except ssl.SSLError as error:
             # Without a reason the connection was closed: by a relay in front of a host that is not there yet.
             if isinstance(error, ssl.SSLEOFError) or error.reason is None:
@@ -253,9 +275,30 @@ class Credentials:
             return None
         return (
             f"it closed the connection after seeing our certificate, {self.folder / PEER_FILE} (SHA-256 "
-            f"{self.facts.fingerprint[:16]}…): is the authority that issued it in the ca.pem there, and the "
-            "clock there right?"
+            f"{self.facts.fingerprint[:16]}…): "
+        ) + (
+            self.expired()
+            or "is the authority that issued it in the ca.pem there, and the clock there right?"
         )
+
+    def _shown(self, place: Address, name: str, timeout: float) -> str | None:
+        """Return whose expired certificate is shown somewhere, and its date; None when it is none of ours."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # to look at it, not to trust it
+        try:
+            with (
+                socket.create_connection((place.host, place.port), timeout) as plain,
+                context.wrap_socket(plain, server_hostname=name) as secure,
+            ):
+                shown = x509.load_der_x509_certificate(secure.getpeercert(binary_form=True) or b"")
+            roots = x509.load_pem_x509_certificates(self._authorities)
+            if not any(is_issued_by(shown, root) for root in roots):
+                return None
+            facts = CertificateFacts.of(shown)
+        except (OSError, ValueError):
+            return None
+        return f"{facts.identity} expired on {facts.not_after:%Y-%m-%d %H:%M} UTC"
 
 
 def _is_let_in(context: ssl.SSLContext, place: Address, name: str, timeout: float) -> bool:

@@ -24,15 +24,7 @@ __all__ = [
     "UnansweredError",
     "ViewChangeError",
     "cause_from",
-    "phase_name",
 ]
-
-_PHASES = ("theta", "tau")
-
-
-def phase_name(phase: int) -> str:
-    """Return the name of the exchange ``phase`` of an iteration: theta, tau, or its number beyond these."""
-    return _PHASES[phase] if 0 <= phase < len(_PHASES) else str(phase)
 
 
 def cause_from(number: int) -> Cause | None:
@@ -52,8 +44,10 @@ class ExchangeError(P2PFTError):
         The local peer concerned.
     edge : (int, int) or None
         Sender and receiver.
-    iteration, phase : int or None
+    iteration : int or None
         Where in the run it happened.
+    phase : str or None
+        The exchange of that iteration: its name (`Terms.phase_name`).
     deadline : float or None
         The deadline that passed or that was in force, in seconds.
 
@@ -70,7 +64,7 @@ class ExchangeError(P2PFTError):
         peer: int | None = None,
         edge: tuple[int, int] | None = None,
         iteration: int | None = None,
-        phase: int | None = None,
+        phase: str | None = None,
         deadline: float | None = None,
     ) -> None:
         self.problem = problem
@@ -90,12 +84,12 @@ class ExchangeError(P2PFTError):
         if self.iteration is not None:
             place.append(f"iteration {self.iteration}")
         if self.phase is not None:
-            place.append(f"phase {phase_name(self.phase)}")
+            place.append(f"phase {self.phase}")
         if self.deadline is not None:
             place.append(f"deadline {self.deadline:g} s")
         return f"{', '.join(place)}: {self.problem}" if place else self.problem
 
-    def at(self, *, peer: int, edge: tuple[int, int], iteration: int | None, phase: int | None) -> Self:
+    def at(self, *, peer: int, edge: tuple[int, int], iteration: int | None, phase: str | None) -> Self:
         """Name the exchange that failed, and return this error; what was already named of it is replaced."""
         self.peer, self.edge, self.iteration, self.phase = peer, edge, iteration, phase
         return self
@@ -195,7 +189,7 @@ class PeerLostError(ViewChangeError):
         peer: int | None = None,
         edge: tuple[int, int] | None = None,
         iteration: int | None = None,
-        phase: int | None = None,
+        phase: str | None = None,
         deadline: float | None = None,
     ) -> None:
         self.lost = lost

@@ -54,6 +54,8 @@ class Terms:
         The number of the view (set of live peers and its graph); default 0.
     config : str
         Digest of everything that must be equal on all peers; default empty.
+    phase_names : tuple of str
+        What errors call the exchanges of an iteration; default their numbers.
 
     Raises
     ------
@@ -67,6 +69,7 @@ class Terms:
     phases: int = 2
     view: int = 0
     config: str = ""
+    phase_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         dtype = np.dtype(self.dtype).newbyteorder("<").str
@@ -93,6 +96,10 @@ class Terms:
     def nbytes(self) -> int:
         """Bytes of one payload."""
         return self.length * self.numpy_dtype.itemsize
+
+    def phase_name(self, phase: int) -> str:
+        """Return what errors call an exchange: its name, or its number where it has none."""
+        return self.phase_names[phase] if 0 <= phase < len(self.phase_names) else str(phase)
 
     @property
     def wire_dtype(self) -> pb.Dtype:

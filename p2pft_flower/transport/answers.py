@@ -1,0 +1,266 @@
+"""What a host answers to the calls that it has let in: Deliver, Hello, Stop, Gossip and Fetch."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from p2pft_flower.errors import cause_of, printable
+from p2pft_flower.transport.admission import Caller
+from p2pft_flower.transport.endpoint import SMALL_BODY, Incoming
+from p2pft_flower.transport.refusals import Refused
+from p2pft_flower.transport.stops import has_key
+from p2pft_flower.transport.views import View, Views
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
+from p2pft_flower.transport.wire.errors import ViewChangeError, cause_from
+from p2pft_flower.transport.wire.header import HEADER_KEY, decode_header, fetched
+
+__all__ = ["Answers", "Callbacks"]
+
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
+
+_KEPT = 1.0
+"""Seconds that a payload or a fetch of a later view is kept before it is answered LATER."""
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What the runtime wants to hear; see `PeerServer`. Each is called in a thread of the server."""
+
+    on_hello: Callable[[pb.Hello], pb.Reply | None] | None = None
+    on_stop: Callable[[pb.Stop], None] | None = None
+    on_gossip: Callable[[pb.Gossip], pb.Gossip] | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers calls whose callers were let in; each method raises `Refused` where it refuses.
+
+    Attributes
+    ----------
+    views : Views
+        The present view.
+    local, members : frozenset of int
+        This host's peers, and those of the run.
+    callbacks : Callbacks
+        What the runtime wants to hear.
+    stop_digest : str
+        Of the key by which the coordinator may stop the run.
+    timeout, longest : float
+        Longest wait of a payload for room, and longest time that its body may take, in seconds.
+    gossip_limit : int
+        Bytes of the largest gossip that is read.
+    pool : ThreadPoolExecutor
+        Where the callbacks run.
+    """
+
+    views: Views
+    local: frozenset[int]
+    members: frozenset[int]
+    callbacks: Callbacks
+    stop_digest: str
+    timeout: float
+    longest: float
+    gossip_limit: int
+    pool: ThreadPoolExecutor
+
+    def knows(self, peer: int | None) -> bool:
+        """Return whether a remote peer is a neighbour, or may become one in a later view."""
+        return peer in self.members or any(peer == remote for remote, _ in self.views.now.neighbours)
+
+    def shows_key(self, call: Incoming) -> bool:
+        """Return whether a call shows the run's key."""
+        return has_key(call.metadata, self.stop_digest)
+
+    async def deliver(self, call: Incoming, caller: Caller) -> pb.Reply:
+        """Take a payload in, or say why not; wait for room and, for a moment, for its view."""
+        header = next((value for key, value in call.metadata if key == HEADER_KEY), b"")
+        if not header:
+            raise Refused(pb.BAD_HEADER, f"metadata key {HEADER_KEY} is missing")
+        peer = None if caller.who is None else caller.who.peer
+        payload = await _body(call, min(self.longest, _left(call)))
+        left = _left(call)
+        # The sender hears BUSY before its own deadline: so it knows that the link is not to blame.
+        end = time.monotonic() + min(left - min(1.0, left / 10) if left < math.inf else left, self.timeout)
+        kept_until = min(end, time.monotonic() + _KEPT)
+        while True:
+            mailbox = self.views.now.mailbox
+            try:
+                reply = await mailbox.deliver(header, payload, max(0.0, end - time.monotonic()), peer)
+            except ViewChangeError as error:  # the sender is no stranger to the run: it will hear of it too
+                return pb.Reply(status=pb.WRONG_VIEW, reason=str(error))
+            except Exception as error:  # whatever the runtime failed the mailbox with is the answer
+                return _stopped(error)
+            # A sender that no later view can have is not waited with.
+            if reply.status != pb.LATER or not self.knows(decode_header(header).sender):
+                return reply
+
+            def installed(view: View, old: object = mailbox) -> bool:
+                return view.mailbox is not old
+
+            await self.views.until(installed, kept_until - time.monotonic())
+            if self.views.now.mailbox is mailbox:
+                return reply
+
+    async def hello(self, call: Incoming, caller: Caller) -> pb.Reply:
+        """Agree to the terms of a neighbour, or say which differ."""
+        hello = await self._message(call, pb.Hello, "a hello", caller)
+        self._refuse_other_terms(hello)
+        if self.callbacks.on_hello is not None:
+            answer = await self._in_pool(self.callbacks.on_hello, hello)
+            if answer is not None:
+                if answer.status != pb.PREPARING:
+                    raise Refused(answer.status, answer.reason)
+                return answer
+        if (error := self.views.now.mailbox.error) is not None:
+            return _stopped(error)
+        return pb.Reply(status=pb.ACCEPTED)
+
+    async def stop(self, call: Incoming, caller: Caller) -> pb.Reply:
+        """Hear that a peer gives up, or that the coordinator ends the run."""
+        # Where certificates say who calls, a peer is a peer, whatever key it shows.
+        keyed = (caller.who is None or caller.who.peer is None) and self.shows_key(call)
+        stop = await self._message(call, pb.Stop, "a stop", caller, any_sender=keyed)
+        self._refuse_other_run(stop.run, "a stop")
+        # Between two views not all have the same neighbours yet.
+        if not keyed and not self.knows(stop.sender):
+            raise Refused(
+                pb.NOT_NEIGHBOUR, f"a stop from peer {stop.sender}, which shares no edge with this host"
+            )
+        if cause_from(stop.cause) is None:
+            raise Refused(pb.BAD_HEADER, "a stop that does not say its cause: is it of another version?")
+        stop.reason = printable(stop.reason[:4096])
+        if self.callbacks.on_stop is not None:
+            await self._in_pool(self.callbacks.on_stop, stop)
+        return pb.Reply(status=pb.ACCEPTED)
+
+    async def gossip(self, call: Incoming, caller: Caller) -> pb.Gossip:
+        """Hear a member, and return what this host has to tell."""
+        if self.callbacks.on_gossip is None:
+            raise Refused(pb.MISMATCH, "this host takes no gossip in this run")
+        gossip = await self._message(call, pb.Gossip, "a gossip", caller, most=self.gossip_limit)
+        self._refuse_other_run(gossip.run, "a gossip")
+        if gossip.receiver not in self.local:
+            raise Refused(pb.NOT_NEIGHBOUR, f"a gossip for peer {gossip.receiver}, which is not on this host")
+        if not self.knows(gossip.sender):
+            raise Refused(
+                pb.NOT_NEIGHBOUR, f"a gossip from peer {gossip.sender}, which is no member of this run"
+            )
+        answer = await self._in_pool(self.callbacks.on_gossip, gossip)
+        answer.run, answer.sender, answer.receiver = gossip.run, gossip.receiver, gossip.sender
+        answer.status = pb.ACCEPTED
+        return answer
+
+    async def fetch(self, call: Incoming, caller: Caller) -> pb.Fetched | pb.Reply:
+        """Give a peer of the view the θ that this host's peer began it with."""
+        asked = await self._message(call, pb.Fetch, "a fetch", caller)
+        self._refuse_other_run(asked.run, "a fetch")
+        if asked.receiver not in self.local:
+            raise Refused(pb.NOT_NEIGHBOUR, f"a fetch from peer {asked.receiver}, which is not on this host")
+        if asked.sender not in self.members:
+            raise Refused(pb.NOT_NEIGHBOUR, f"a fetch by peer {asked.sender}, which is no member of this run")
+
+        def decided(view: View) -> bool:
+            there = view.mailbox.terms.view
+            return there > asked.view or (there == asked.view and view.offer is not None)
+
+        await self.views.until(decided, min(_KEPT, _left(call)))
+        view = self.views.now
+        terms = view.mailbox.terms
+        if terms.view > asked.view:
+            return pb.Reply(
+                status=pb.WRONG_VIEW, reason=f"view {asked.view} was followed by view {terms.view}"
+            )
+        if terms.view < asked.view or view.offer is None:
+            return pb.Reply(
+                status=pb.LATER,
+                reason=f"it has no vector of view {asked.view} to give: it is in {terms.view}",
+            )
+        if asked.sender not in view.offer.to:
+            raise Refused(
+                pb.NOT_NEIGHBOUR, f"a fetch by peer {asked.sender}, which is not in view {terms.view}"
+            )
+        edge = (asked.receiver, asked.sender)
+        theta = view.offer.thetas[asked.receiver]
+        return await asyncio.to_thread(fetched, terms, edge, view.offer.iteration, theta)
+
+    async def _message(
+        self,
+        call: Incoming,
+        kind: type[M],
+        what: str,
+        caller: Caller,
+        *,
+        any_sender: bool = False,
+        most: float = math.inf,
+    ) -> M:
+        """Read a message of this kind, and hold its sender to the caller's certificate."""
+        raw = await _body(call, SMALL_BODY)
+        if len(raw) > most:
+            raise Refused(pb.WRONG_LENGTH, f"{what} of {len(raw)} bytes: at most {most} are read")
+        try:
+            message = kind.FromString(raw)
+        except DecodeError as error:
+            raise Refused(pb.BAD_HEADER, f"{what} that cannot be parsed") from error
+        sender: int = getattr(message, "sender")  # noqa: B009 - all kinds have one, their base has none
+        who = caller.who
+        if who is not None and sender != who.peer and not any_sender:
+            link = "by" if kind is pb.Fetch else "from"
+            raise Refused(pb.NOT_AUTHENTIC, f"{what} {link} peer {sender} by {who.name}")
+        return message
+
+    def _refuse_other_run(self, run: str, what: str) -> None:
+        if run != self.views.now.mailbox.terms.run:
+            raise Refused(pb.WRONG_RUN, f"{what} of run {run[:64]!r}")
+
+    def _refuse_other_terms(self, hello: pb.Hello) -> None:
+        view = self.views.now
+        terms = view.mailbox.terms
+        # Who and what run first, and without our own: a stranger learns nothing about the terms.
+        if hello.run != terms.run:
+            raise Refused(pb.WRONG_RUN, f"run {hello.run[:64]!r} is not this one")
+        if (hello.sender, hello.receiver) not in view.neighbours:
+            raise Refused(pb.NOT_NEIGHBOUR, f"peers {hello.sender} and {hello.receiver} share no edge here")
+        checks = (
+            (pb.WRONG_VIEW, "view", hello.view, terms.view),
+            (pb.WRONG_LENGTH, "number of trainable parameters", hello.length, terms.length),
+            (pb.WRONG_DTYPE, "dtype number", hello.dtype, terms.wire_dtype),
+            (pb.MISMATCH, "number of phases", hello.phases, terms.phases),
+            (pb.MISMATCH, "configuration digest", hello.config, terms.config),
+        )
+        for status, what, theirs, ours in checks:
+            if theirs != ours:
+                told = theirs[:200] if isinstance(theirs, str) else theirs
+                raise Refused(
+                    status, f"peer {hello.sender} has {what} {told!r}, peer {hello.receiver} has {ours!r}"
+                )
+
+    async def _in_pool(self, callback: Callable[[M], T], message: M) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.pool, callback, message)
+
+
+def _stopped(error: Exception) -> pb.Reply:
+    """Answer that this host has stopped, with the same cause as its own error."""
+    return pb.Reply(status=pb.STOPPED, reason=str(error), cause=cause_of(error).name)
+
+
+async def _body(call: Incoming, within: float) -> bytes:
+    try:
+        return await call.read(within)
+    except TimeoutError as error:
+        raise Refused(
+            pb.THROTTLED, f"the message's body has not come within {within:g} s of its headers"
+        ) from error
+
+
+def _left(call: Incoming) -> float:
+    left = call.left()
+    return math.inf if left is None else max(0.0, left)

@@ -1,0 +1,75 @@
+"""Gossip and stops: short messages on connections apart from those of payloads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from p2pft_flower.errors import P2PFTError
+from p2pft_flower.transport.calls import Call, Channels
+from p2pft_flower.transport.mailbox import Edge
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
+from p2pft_flower.transport.wire.errors import ExchangeError
+
+__all__ = ["gossip", "gossip_all", "stop_all"]
+
+log = logging.getLogger(__name__)
+
+
+async def gossip(
+    channels: Channels, run: str, remote: int, message: pb.Gossip, timeout: float
+) -> pb.Gossip | ExchangeError:
+    """Gossip with one member; return its answer, or why there is none.
+
+    Raises
+    ------
+    ConfigError
+        When plain text would leave this machine.
+    """
+    message.run, message.receiver = run, remote
+    # No edge stands for it: members gossip that share none.
+    call = Call((message.sender, remote), remote, channels.addresses[remote], timeout)
+    try:
+        answer = call.read(await channels.ask("Gossip", message, call, wait_for_ready=False), pb.Gossip)
+    except ExchangeError as error:
+        return error
+    if answer.sender != remote:
+        whom = f"peer {remote} at {call.address}"
+        return call.error(ExchangeError, f"{whom} answered for peer {answer.sender}")
+    return answer
+
+
+async def gossip_all(
+    channels: Channels, run: str, messages: Mapping[int, pb.Gossip], timeout: float
+) -> dict[int, pb.Gossip | ExchangeError]:
+    """Gossip with several members at once; see `Links.gossip_all`."""
+    answers = await asyncio.gather(
+        *(gossip(channels, run, remote, message, timeout) for remote, message in messages.items())
+    )
+    return dict(zip(messages, answers, strict=True))
+
+
+async def stop_all(channels: Channels, stops: Mapping[int, tuple[Edge, pb.Stop]], timeout: float) -> int:
+    """Tell remote peers that a peer gives up, and return how many heard it; never raises.
+
+    Parameters
+    ----------
+    channels : Channels
+        Those of gossip: on those of payloads it would wait behind one that takes minutes.
+    stops : mapping of int to ((int, int), Stop)
+        Remote peer to the edge that stands for it, and what it is told.
+    timeout : float
+        Seconds that all of it may take.
+    """
+
+    async def tell(remote: int, edge: Edge, stop: pb.Stop) -> bool:
+        call = Call(edge, remote, channels.addresses[remote], timeout)
+        try:
+            await channels.ask("Stop", stop, call, wait_for_ready=False)
+        except P2PFTError as error:  # not there any more, or the address is refused
+            log.debug("a stop to peer %d was not heard: %s", remote, error)
+            return False
+        return True
+
+    return sum(await asyncio.gather(*(tell(remote, *what) for remote, what in stops.items())))

@@ -1,0 +1,192 @@
+"""Before training: greet every neighbour, again and again, until all have agreed to the terms."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from p2pft_flower.transport.calls import Call, Channels
+from p2pft_flower.transport.mailbox import Edge
+from p2pft_flower.transport.trust.tls import Credentials
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
+from p2pft_flower.transport.wire.errors import (
+    ExchangeError,
+    ExchangeRefusedError,
+    ExchangeTimeoutError,
+    PeerPreparingError,
+    PeerUnreachableError,
+)
+from p2pft_flower.transport.wire.header import Terms
+
+__all__ = ["MEET_REMEDY", "Meeting"]
+
+log = logging.getLogger(__name__)
+
+MEET_REMEDY = "is its host running, is the address right and reachable from here? Otherwise allow more time"
+
+_AGAIN = 0.5
+"""Seconds until a neighbour that was not there is greeted again."""
+
+_NO_HANDSHAKE = ("Tls handshake failed", "Verification Check failed", "CERTIFICATE_VERIFY_FAILED")
+"""What gRPC says when TLS fails on this side."""
+
+
+@dataclass
+class _Greeting:
+    """What has become of greeting one neighbour so far."""
+
+    edge: Edge
+    local: int
+    remote: int
+    end: float
+    """When it is given up (time.monotonic)."""
+    agreed: bool = False
+    last: ExchangeError | None = None
+    """What kept the two apart."""
+
+
+class Meeting:
+    """One round of greetings, in the network's thread; see `Links.meet` for its parameters.
+
+    Parameters
+    ----------
+    channels : Channels
+        The way to the neighbours.
+    credentials : Credentials or None
+        What proves who we are.
+    terms : Terms
+        What every neighbour must agree to.
+    pairs : mapping of (int, int) to (int, int)
+        (local, remote) of each pair of neighbours to the edge that stands for it.
+    awaited : set of int
+        Neighbours of which the log says already that they are waited for; more are added.
+    """
+
+    def __init__(
+        self,
+        channels: Channels,
+        credentials: Credentials | None,
+        terms: Terms,
+        pairs: Mapping[Edge, Edge],
+        awaited: set[int],
+    ) -> None:
+        self._channels, self._credentials, self._terms = channels, credentials, terms
+        self._pairs, self._awaited = pairs, awaited
+
+    async def run(self, timeout: float, remedy: str, stage: int) -> None:
+        """Greet all at once; raise what ends it first."""
+        end = time.monotonic() + timeout
+        greetings = [_Greeting(edge, *pair, end) for pair, edge in self._pairs.items()]
+        tasks = [asyncio.ensure_future(self._greet(g, timeout, stage)) for g in greetings]
+        if not tasks:
+            return
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            for task in tasks:
+                if task.done() and not isinstance(task.exception(), _GivenUpError):
+                    task.result()  # raises what is of no use to try again
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        lost = sorted(
+            (g for g in greetings if not g.agreed and g.end <= time.monotonic()), key=lambda g: g.edge
+        )
+        if not lost:
+            return
+        first = lost[0]
+        others = f" (and {len(lost) - 1} more edges)" if len(lost) > 1 else ""
+        address = self._channels.addresses[first.remote]
+        problem = first.last.problem if first.last else f"no answer from peer {first.remote} at {address}"
+        raise PeerUnreachableError(
+            f"could not meet{others}: {problem}; {remedy}",
+            peer=first.local,
+            edge=first.edge,
+            deadline=timeout,
+        ) from first.last
+
+    async def _greet(self, greeting: _Greeting, timeout: float, stage: int) -> None:
+        """Greet one neighbour until it agrees.
+
+        Raises
+        ------
+        _GivenUpError
+            When it is silent, or prepares without progress, for too long.
+        ExchangeError
+            When trying again is of no use.
+        """
+        progress = None
+        while (left := greeting.end - time.monotonic()) > 0:
+            try:
+                await self._hello(greeting, timeout, left, stage)
+            except PeerPreparingError as error:
+                greeting.last = error
+                self._log_waiting(greeting.remote)
+                if error.progress != progress:
+                    progress, greeting.end = error.progress, time.monotonic() + timeout
+                continue  # it kept the hello a moment
+            except (ExchangeTimeoutError, PeerUnreachableError) as error:
+                # A last call that had only what was left of the time knows less than the one before it.
+                short = isinstance(error, ExchangeTimeoutError) and left < timeout / 2
+                if not short or greeting.last is None:
+                    greeting.last = error
+            else:
+                greeting.agreed = True
+                return
+            await asyncio.sleep(max(0.0, min(_AGAIN, greeting.end - time.monotonic())))
+        raise _GivenUpError
+
+    async def _hello(self, greeting: _Greeting, timeout: float, left: float, stage: int) -> None:
+        """Say hello once; raise what is wrong."""
+        terms, remote = self._terms, greeting.remote
+        hello = pb.Hello(
+            run=terms.run,
+            view=terms.view,
+            sender=greeting.local,
+            receiver=remote,
+            config=terms.config,
+            length=terms.length,
+            dtype=terms.wire_dtype,
+            phases=terms.phases,
+            stage=stage,
+        )
+        call = Call(greeting.edge, remote, self._channels.addresses[remote], left)
+        told = Call(greeting.edge, remote, call.address, timeout)
+        try:
+            # Not wait_for_ready: a call that waits for a connection never says why there is none.
+            raw = await self._channels.ask("Hello", hello, call, wait_for_ready=False)
+        except PeerUnreachableError as error:
+            error.deadline = timeout
+            if (cause := await self._tls_cause(call, error)) is not None:
+                problem = f"no TLS with peer {remote} at {call.address}: {cause}"
+                raise told.error(ExchangeRefusedError, problem) from error
+            raise
+        except ExchangeError as error:
+            error.deadline = timeout
+            raise
+        told.read(raw, pb.Reply)
+
+    async def _tls_cause(self, call: Call, error: ExchangeError) -> str | None:
+        """Return why there is no TLS with a neighbour; None when that is not why there is no answer."""
+        if self._credentials is None:
+            return None
+        # What is not accepted here, gRPC says; where the other end does not accept us, it only says
+        # "Socket closed". A connection that is refused may come to be.
+        ours = any(sign in error.problem for sign in _NO_HANDSHAKE)
+        if not ours and "Socket closed" not in error.problem:
+            return None
+        cause = await asyncio.to_thread(self._credentials.diagnose, call.address, call.remote)
+        return cause or (error.problem if ours else None)
+
+    def _log_waiting(self, remote: int) -> None:
+        if remote not in self._awaited:
+            self._awaited.add(remote)
+            address = self._channels.addresses[remote]
+            log.info("waiting for peer %d at %s, which is not ready to train yet", remote, address)
+
+
+class _GivenUpError(Exception):
+    """A neighbour is not waited for any longer."""

@@ -1,0 +1,177 @@
+"""The one thread of networking: an event loop, in which all calls and servers of this process run.
+
+It is there as long as anybody has `Tasks`. Whoever starts a task owns it: `Tasks.close` ends and awaits all
+of them, and what one of them raises unforeseen reaches its owner's ``on_failure``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from p2pft_flower.transport.wire.errors import ExchangeStoppedError
+
+__all__ = ["Tasks", "on_the_loop"]
+
+T = TypeVar("T")
+
+_lock = threading.Lock()
+"""Guards `_shared` and its count of users."""
+
+_shared: _Network | None = None
+
+
+class _Network:
+    """An event loop and its thread; ``users`` is guarded by the module's lock."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self._run, name="p2pft-network", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.loop.run_forever()
+        finally:
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+            self.loop.run_until_complete(self.loop.shutdown_default_executor())
+            self.loop.close()
+
+    def end(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+
+
+def _hold() -> _Network:
+    global _shared  # noqa: PLW0603 - a process has one network, as it has one gRPC
+    with _lock:
+        if _shared is None:
+            _shared = _Network()
+        _shared.users += 1
+        return _shared
+
+
+def _release(network: _Network) -> None:
+    global _shared  # noqa: PLW0603
+    with _lock:
+        network.users -= 1
+        if network.users:
+            return
+        _shared = None
+    network.end()
+
+
+async def on_the_loop(future: Future[T], timeout: float | None = None) -> T | None:
+    """Await what another thread will set; None when it has not within ``timeout`` seconds."""
+    wrapped = asyncio.wrap_future(future)
+    done, _ = await asyncio.wait({wrapped}, timeout=timeout)
+    return wrapped.result() if done else None
+
+
+class Tasks:
+    """What one owner does in the network's thread; a context manager.
+
+    ``_closed`` is guarded by ``_lock``; ``_under_way`` is the loop's alone.
+
+    Parameters
+    ----------
+    on_failure : callable, optional
+        Gets what a task raised, in the network's thread; must return at once. Default: only the future that
+        `start` returned raises it.
+    """
+
+    def __init__(self, on_failure: Callable[[Exception], None] | None = None) -> None:
+        self._on_failure = on_failure
+        self._lock = threading.Lock()
+        self._closed = False
+        self._under_way: set[asyncio.Task[Any]] = set()
+        self._network = _hold()
+
+    def start(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> Future[T]:
+        """Begin ``work(*arguments)``; from any thread. To cancel the future cancels the task.
+
+        Raises
+        ------
+        ExchangeStoppedError
+            When the tasks were closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise ExchangeStoppedError("this host has closed its links")
+            return self._submit(work, arguments, self._on_failure)
+
+    def run(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Do ``work(*arguments)`` and return what comes of it; from any thread but the network's.
+
+        Raises
+        ------
+        ExchangeStoppedError
+            When the tasks were closed.
+        Exception
+            What the work raised.
+        """
+        with self._lock:
+            if self._closed:
+                raise ExchangeStoppedError("this host has closed its links")
+            future = self._submit(work, arguments, None)
+        return future.result()
+
+    def call(self, function: Callable[..., object], *arguments: Any) -> None:
+        """Call a function in the network's thread, soon; from any thread. Nothing happens once closed."""
+        with self._lock:
+            if not self._closed:
+                self._network.loop.call_soon_threadsafe(function, *arguments)
+
+    def close(self) -> None:
+        """Cancel and await all tasks; the last owner's ends the thread."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        asyncio.run_coroutine_threadsafe(self._end(), self._network.loop).result()
+        _release(self._network)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _submit(
+        self,
+        work: Callable[..., Awaitable[T]],
+        arguments: tuple[Any, ...],
+        on_failure: Callable[[Exception], None] | None,
+    ) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(self._owned(work, arguments, on_failure), self._network.loop)
+
+    async def _owned(
+        self,
+        work: Callable[..., Awaitable[T]],
+        arguments: tuple[Any, ...],
+        on_failure: Callable[[Exception], None] | None,
+    ) -> T:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - for the type checker
+        self._under_way.add(task)
+        try:
+            return await work(*arguments)
+        except Exception as error:
+            if on_failure is not None:
+                on_failure(error)
+            raise
+        finally:
+            self._under_way.discard(task)
+
+    async def _end(self) -> None:
+        while left := [task for task in self._under_way if not task.done()]:
+            for task in left:
+                task.cancel()
+            await asyncio.wait(left)

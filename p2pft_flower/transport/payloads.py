@@ -1,0 +1,264 @@
+"""Payloads on their way: one task an edge, which sends its payload until it was taken in or nothing helps."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from p2pft_flower.transport.calls import Call, Channels
+from p2pft_flower.transport.mailbox import ASK_EVERY, Edge, Patience
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
+from p2pft_flower.transport.wire.errors import (
+    CorruptedError,
+    EdgeBrokenError,
+    ExchangeError,
+    ExchangeRefusedError,
+    ExchangeStoppedError,
+    ExchangeTimeoutError,
+    OtherViewError,
+    PeerUnreachableError,
+    UnansweredError,
+)
+from p2pft_flower.transport.wire.header import HEADER_KEY
+
+__all__ = ["Carrier", "Deadlines", "Payload"]
+
+log = logging.getLogger(__name__)
+
+_PAUSE = 0.1
+"""Seconds until a payload that was not taken in is sent again."""
+
+_LONG_PAUSE = 0.5
+"""Seconds until a payload is sent again whose receiver is stopping, or whose call failed in no known way."""
+
+_NOT_YET = (ExchangeTimeoutError, PeerUnreachableError, OtherViewError)
+"""What may pass: a payload is sent again as long as there is patience with its receiver."""
+
+_CORRUPTED = 10
+"""How often one payload may arrive altered before its link is given up: then it is no accident."""
+
+
+@dataclass(frozen=True)
+class Payload:
+    """One payload to one receiver, however many calls it takes.
+
+    Attributes
+    ----------
+    edge : (int, int)
+        Sender and receiver.
+    header, body : bytes
+        What is sent.
+    iteration : int
+        Where in the run this is.
+    phase : str
+        The exchange's name.
+    """
+
+    edge: Edge
+    header: bytes
+    body: bytes
+    iteration: int
+    phase: str
+
+
+class Deadlines:
+    """How long calls that carry a vector may take: longer on edges that have needed it.
+
+    All of it is the network's thread's alone.
+
+    Parameters
+    ----------
+    timeout, longest : float
+        The least and the most, in seconds.
+    told : bool
+        Whether a slow edge is logged, once each.
+    """
+
+    def __init__(self, timeout: float, longest: float, told: bool) -> None:
+        self.least, self.longest = timeout, max(timeout, longest)
+        self._told = told
+        self._needed: dict[Edge, float] = {}
+        self._logged: set[tuple[Edge, str]] = set()
+
+    def of(self, edge: Edge) -> float:
+        """Return the deadline of the next call along an edge, in seconds."""
+        return max(self.least, self._needed.get(edge, 0.0))
+
+    def most(self) -> float:
+        """Return the deadline of the edge that has needed the longest."""
+        return max([self.least, *self._needed.values()])
+
+    def lengthen(self, edge: Edge, deadline: float, size: int) -> None:
+        """Note that so many bytes did not get through in time: the edge's next call has twice as long."""
+        self._needed[edge] = min(2 * deadline, self.longest)
+        if self._told:
+            self.log_once(
+                edge,
+                "slow",
+                f"edge {edge[0]} -> {edge[1]} is slow: {_size(size)} did not get through within "
+                f"{deadline:g} s, so it carries less than {_rate(size, deadline)}, or loses large packets; "
+                f"from now on it has longer, up to {self.longest:g} s (hang-timeout)",
+            )
+
+    def log_once(self, edge: Edge, kind: str, text: str) -> None:
+        """Warn of something once an edge and kind."""
+        if (edge, kind) not in self._logged:
+            self._logged.add((edge, kind))
+            log.warning("%s (logged once an edge)", text)
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """Carries payloads, in the network's thread.
+
+    Attributes
+    ----------
+    channels : Channels
+        The way to the receivers.
+    deadlines : Deadlines
+        How long a call may take.
+    patience, speaks, views_change
+        As for `Links`.
+    """
+
+    channels: Channels
+    deadlines: Deadlines
+    patience: Patience | None
+    speaks: Callable[[int], bool]
+    views_change: bool
+
+    async def carry(self, payload: Payload) -> None:
+        """Send a payload until it is taken in.
+
+        Raises
+        ------
+        ExchangeError
+            When it is refused; where there is no patience, when a call failed.
+        EdgeBrokenError
+            When it does not get through though its receiver speaks.
+        Exception
+            What the patience with the receiver ended with.
+        """
+        through = time.monotonic()  # when one of its calls last got through, be it to be told to come again
+        corrupted = 0
+        while True:
+            call = self._call(payload)
+            raw, failure = await self._once(payload, call)
+            if failure is None:
+                return
+            altered = isinstance(failure, CorruptedError)
+            corrupted += altered
+            if raw is not None and not altered:
+                through = time.monotonic()
+            if altered and corrupted >= _CORRUPTED:
+                raise self._altered(payload, corrupted) if self.patience is not None else failure
+            if not altered and not self._may_pass(failure):
+                raise failure
+            await asyncio.sleep(_PAUSE if altered or isinstance(failure, _NOT_YET) else _LONG_PAUSE)
+            self._ask(payload)
+            self._look_at_link(payload, call, failure, time.monotonic() - through)
+
+    async def deliver(self, payload: Payload, call: Call) -> bytes:
+        """Send a payload once, and return the answer as it came."""
+        header = ((HEADER_KEY, payload.header),)
+        return await self.channels.ask("Deliver", payload.body, call, metadata=header)
+
+    async def _once(self, payload: Payload, call: Call) -> tuple[bytes | None, ExchangeError | None]:
+        """Send a payload once, as long as there is patience; return the answer, if any, and what is wrong."""
+        raw = None
+        sending = asyncio.ensure_future(self.deliver(payload, call))
+        try:
+            asking = None if self.patience is None else ASK_EVERY
+            while not (await asyncio.wait({sending}, timeout=asking))[0]:
+                self._ask(payload)
+            raw = sending.result()
+            call.read(raw, pb.Reply)
+        except ExchangeError as error:
+            if not sending.done():  # the patience has ended
+                raise
+            return raw, error
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+        return raw, None
+
+    def _call(self, payload: Payload) -> Call:
+        remote = payload.edge[1]
+        return Call(
+            payload.edge,
+            remote,
+            self.channels.addresses[remote],
+            self.deadlines.of(payload.edge),
+            payload.iteration,
+            payload.phase,
+        )
+
+    def _ask(self, payload: Payload) -> None:
+        """Raise what the patience with the receiver has ended with, if it has."""
+        lost = None if self.patience is None else self.patience(payload.edge[1])
+        if isinstance(lost, ExchangeError):
+            lost.at(peer=payload.edge[0], edge=payload.edge, iteration=payload.iteration, phase=payload.phase)
+        if lost is not None:
+            raise lost
+
+    def _may_pass(self, error: ExchangeError) -> bool:
+        """Return whether a payload whose call ended so is sent again as long as there is patience."""
+        if self.patience is None:
+            return False
+        # Where views change, a receiver that ends need not end this host; and a stop comes as a Stop.
+        return isinstance(error, _NOT_YET) or (
+            self.views_change and not isinstance(error, ExchangeRefusedError)
+        )
+
+    def _look_at_link(self, payload: Payload, call: Call, error: ExchangeError, stuck: float) -> None:
+        """Look at what a payload's last call says of its edge: give it up, or give the next call more time.
+
+        Raises
+        ------
+        EdgeBrokenError
+            When nothing has got through for ``stuck`` seconds, and that is too long.
+        """
+        size = len(payload.body)
+        if self.patience is not None and stuck >= 2 * self.deadlines.longest:
+            raise self._broken(
+                payload,
+                f"a payload of {_size(size)} has not got through for {stuck:.0f} s, in calls of "
+                f"up to {call.deadline:g} s; the last one: {error.problem}",
+                f"does the way there lose large packets (MTU, a proxy's limit), or carry less than "
+                f"{_rate(size, call.deadline)}? Mend it, or raise hang-timeout",
+            )
+        if isinstance(error, UnansweredError) and self.speaks(payload.edge[1]):
+            self.deadlines.lengthen(payload.edge, call.deadline, size)
+        elif not isinstance(error, (*_NOT_YET, CorruptedError, ExchangeStoppedError)):
+            again = f"{error}; it is sent again, for as long as the receiver is there"
+            self.deadlines.log_once(payload.edge, "failed", again)
+
+    def _altered(self, payload: Payload, times: int) -> EdgeBrokenError:
+        return self._broken(
+            payload,
+            f"a payload arrived altered {times} times, which is no accident",
+            "what alters bytes on the way there, a memory, a network card or somebody?",
+        )
+
+    def _broken(self, payload: Payload, problem: str, remedy: str) -> EdgeBrokenError:
+        return EdgeBrokenError(
+            f"this edge is broken, though peer {payload.edge[1]} speaks: {problem}; {remedy}",
+            peer=payload.edge[0],
+            edge=payload.edge,
+            iteration=payload.iteration,
+            phase=payload.phase,
+            deadline=2 * self.deadlines.longest,
+        )
+
+
+def _size(count: int) -> str:
+    """Return a number of bytes for people."""
+    return f"{count / 1e6:.3g} MB" if count >= 100_000 else f"{count} bytes"
+
+
+def _rate(count: int, seconds: float) -> str:
+    """Return for people how fast a link is that carries so many bytes in so many seconds."""
+    return f"{8e-6 * count / seconds:.3g} Mbit/s"
