@@ -614,3 +614,12 @@ def test_what_peers_tell_of_their_checkpoints_survives_the_message(tmp_path):
     np.testing.assert_equal(
         kept.newest.about["row"], {str(j): w for j, w in keeping(tmp_path)[0].peers[1].row.items()}
     )
+
+
+def test_a_peer_does_not_come_back_to_a_run_with_another_model(by_hand):
+    by_hand.train(0, 1, 3)
+    new = NewView(1, View.whole(by_hand.ring), 3, (), (2,), {}, 0.0)
+    by_hand.keeper.come_back(2, Quadratics().objectives([2], lambda: None)[2], new)
+    by_hand.keeper._model_digest = "another"
+    with pytest.raises(DataError, match=r"peer 2 cannot come back to run test: its model digest is quadra"):
+        by_hand.keeper.come_back(2, Quadratics().objectives([2], lambda: None)[2], new)
