@@ -33,7 +33,7 @@ from p2pft_flower.config import RunConfig
 from p2pft_flower.host import training
 from p2pft_flower.host.host import Host
 from p2pft_flower.keeping.journal import read_journal
-from p2pft_flower.lab.relays import free_addresses
+from p2pft_flower.lab.ports import free_addresses
 from p2pft_flower.plan import Neighbourhood, Plan, terms_digest
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View

@@ -11,9 +11,19 @@ import tempfile
 import pytest
 from hypothesis import settings
 
+from tests import lanes
+
 settings.register_profile("repeat", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
+
+
+def pytest_configure():
+    lanes.lower_priority()
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return lanes.Lanes(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,20 +1,25 @@
 """A problem for deployments of tests: noisy quadratics, one minimiser a peer, in NumPy alone.
 
 ``problem = QUADRATICS`` names it (this file's path, and the function's name), so a ClientApp that trains it
-imports no torch. It needs no other module of the tests: a peer's process has only this file.
+imports no torch. It needs no other module of the tests: a peer's process has only this file. `LARGE` is the
+same with many more numbers; `SLOW` takes its time for a gradient, so that a run lasts as long on any machine.
 """
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-QUADRATICS = f"{Path(__file__).resolve()}:quadratics"
+QUADRATICS, LARGE, SLOW = (f"{Path(__file__).resolve()}:{name}" for name in ("quadratics", "large", "slow"))
 
 Q = 300
+LARGE_Q = 2_000_000
 SAMPLES = 64
+TAKES = 0.02
+"""Seconds of a slow gradient."""
 
 
 class Score(NamedTuple):
@@ -26,12 +31,13 @@ class Score(NamedTuple):
 class Peer:
     """L_i(θ) = ½‖θ − c_i‖²; the noise of its gradient follows from seed, peer and how many were drawn."""
 
-    def __init__(self, peer, seed, scale):
-        self.peer, self.seed, self.scale, self.drawn = peer, seed, scale, 0
-        self.minimiser = minimiser(peer, seed)
+    def __init__(self, peer, seed, scale, q=Q, takes=0.0):
+        self.peer, self.seed, self.scale, self.takes, self.drawn = peer, seed, scale, takes, 0
+        self.minimiser = minimiser(peer, seed, q)
 
     def gradient(self, theta):
-        noise = np.random.default_rng([self.seed, self.peer, self.drawn]).normal(size=Q)
+        time.sleep(self.takes)
+        noise = np.random.default_rng([self.seed, self.peer, self.drawn]).normal(size=self.minimiser.size)
         self.drawn += 1
         return theta - (self.minimiser + self.scale * noise).astype(np.float32)
 
@@ -52,11 +58,11 @@ class Peer:
 class Quadratics:
     """What a host asks of a problem."""
 
-    def __init__(self, batch_size, seed):
-        self.theta0 = np.zeros(Q, dtype=np.float32)
-        self.model_digest = f"quadratics of {Q} numbers"
-        self.model_parameters = Q
-        self._scale, self._seed = 0.1 / batch_size**0.5, seed
+    def __init__(self, batch_size, seed, q=Q, takes=0.0):
+        self.theta0 = np.zeros(q, dtype=np.float32)
+        self.model_digest = f"quadratics of {q} numbers"
+        self.model_parameters = q
+        self._scale, self._seed, self._more = 0.1 / batch_size**0.5, seed, (q, takes)
 
     def samples(self, peer):
         return SAMPLES + peer
@@ -66,7 +72,7 @@ class Quadratics:
 
     def objectives(self, peers, progress):
         progress()
-        return {peer: Peer(peer, self._seed, self._scale) for peer in peers}
+        return {peer: Peer(peer, self._seed, self._scale, *self._more) for peer in peers}
 
     def named_tail(self, theta):
         return {"theta": theta}
@@ -78,9 +84,17 @@ class Quadratics:
         return {}
 
 
-def minimiser(peer, seed=0):
-    return np.random.default_rng([seed, peer]).normal(size=Q).astype(np.float32)
+def minimiser(peer, seed=0, q=Q):
+    return np.random.default_rng([seed, peer]).normal(size=q).astype(np.float32)
 
 
 def quadratics(n, peers, batch_size, seed, data_dir):
     return Quadratics(batch_size, seed)
+
+
+def large(n, peers, batch_size, seed, data_dir):
+    return Quadratics(batch_size, seed, LARGE_Q)
+
+
+def slow(n, peers, batch_size, seed, data_dir):
+    return Quadratics(batch_size, seed, takes=TAKES)

@@ -7,46 +7,36 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from p2pft_flower.cli.proxies import answers, without_local_proxies
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower.logs import LINE
 from p2pft_flower.keeping.folders import require_writable
+from p2pft_flower.lab.ports import free_ports
+from p2pft_flower.lab.supervisor import PATIENCE, Programs, undisturbed
 from p2pft_flower.resources import resource_dir
 
 __all__ = [
     "FLOWER_STOPPED",
-    "MARK",
     "Ended",
     "FlowerError",
-    "end_marked",
     "flower_environment",
     "local_superlink",
-    "marked",
     "program",
     "run_app",
     "temporary_folder",
-    "undisturbed",
 ]
 
 START_TIMEOUT = 60.0
 """Seconds that a SuperLink may take to answer."""
-
-STOP_TIMEOUT = 20.0
-"""Seconds after which processes that do not end are killed."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _STARTED = re.compile(r"Successfully started run (\d+)")
@@ -56,9 +46,6 @@ SHORT = 24
 
 FLOWER_STOPPED = "finished:stopped"
 """Flower's word for a run that was stopped through it."""
-
-MARK = "P2PFT_SUPERLINK"
-"""Environment variable that marks the processes of a SuperLink of ours."""
 
 _OFFLINE = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -119,12 +106,6 @@ def program(name: str) -> str:
     return found
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextlib.contextmanager
 def local_superlink() -> Iterator[dict[str, str]]:
     """Start a SuperLink of our own for simulations, and end it with all its child processes.
@@ -170,9 +151,8 @@ def temporary_folder() -> Path:
 
 
 def _superlink(scratch: Path) -> Iterator[dict[str, str]]:
-    http, control, mark = _free_port(), _free_port(), uuid.uuid4().hex
+    http, control = free_ports(2)
     environment = flower_environment() | {
-        MARK: mark,
         # Sockets of the run and Ray's session: removed with this folder even if a process was killed.
         "TMPDIR": str(scratch),
         "RAY_TMPDIR": str(scratch),
@@ -192,75 +172,28 @@ def _superlink(scratch: Path) -> Iterator[dict[str, str]]:
         "--port",
         str(http),
     ]
-    with (scratch / "superlink.log").open("w+b") as log:
-        process = subprocess.Popen(  # noqa: S603 - a program of this environment
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
+    with Programs(environment) as programs:
+        process = programs.start("superlink", command, scratch / "superlink.log")
+        _wait_until_it_answers(process, http, programs)
         try:
-            _wait_until_it_answers(process, http, log)
-            yield environment
+            yield programs.environment
         finally:
-            _end(process, mark)
+            # What it has started it ends in good order.
+            with undisturbed(), contextlib.suppress(subprocess.TimeoutExpired):
+                process.terminate()
+                process.wait(PATIENCE)
 
 
-def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Any) -> None:
+def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, programs: Programs) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and process.poll() is None:
         if answers(f"127.0.0.1:{port}"):
             return
         time.sleep(0.1)  # its interface is a poll
-    log.seek(0)
-    said = log.read().decode(errors="replace")[-2000:]
     raise FlowerError(
-        f"flower-superlink did not answer on port {port} within {START_TIMEOUT:g} s; it said:\n{said}"
+        f"flower-superlink did not answer on port {port} within {START_TIMEOUT:g} s; it said:\n"
+        f"{programs.said('superlink', 2000)}"
     )
-
-
-def _end(superlink: subprocess.Popen[bytes], mark: str) -> None:
-    """End the SuperLink and its child processes: simulations, Ray's daemons and actors.
-
-    Ray puts its processes into sessions of their own, and some outlive their parents by seconds, so neither
-    a session nor the process tree finds them all; the mark in their environment does.
-    """
-    with undisturbed():
-        if superlink.poll() is None:
-            superlink.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                superlink.wait(STOP_TIMEOUT)
-        end_marked(mark)
-        superlink.wait(STOP_TIMEOUT)
-
-
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """Defer signals while processes are being ended: a second one must not interrupt that."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def end_marked(mark: str) -> None:
-    """End every process that has ``mark`` in its environment; those that do not end in time are killed."""
-    for end in (psutil.Process.terminate, psutil.Process.kill):
-        left = marked(mark)
-        for process in left:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                end(process)
-        psutil.wait_procs(left, timeout=STOP_TIMEOUT)
-
-
-def marked(mark: str) -> list[psutil.Process]:
-    """Return the living processes that have ``mark`` in their environment."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # ended meanwhile, or another user's
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 def run_app(

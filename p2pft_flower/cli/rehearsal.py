@@ -6,12 +6,9 @@ import contextlib
 import fcntl
 import json
 import os
-import random
 import shutil
-import socket
 import subprocess
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,19 +23,13 @@ from p2pft_flower.cli.connections import (
     remove_connection,
     require_flower_home,
 )
-from p2pft_flower.cli.flwr_run import (
-    MARK,
-    START_TIMEOUT,
-    end_marked,
-    flower_environment,
-    marked,
-    program,
-    undisturbed,
-)
+from p2pft_flower.cli.flwr_run import START_TIMEOUT, flower_environment, program
 from p2pft_flower.cli.proxies import answers
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 from p2pft_flower.keeping.folders import new_private, read_private, require_writable
 from p2pft_flower.keeping.processes import is_alive, start_mark
+from p2pft_flower.lab.ports import free_ports
+from p2pft_flower.lab.supervisor import MARK, Programs, marked, undisturbed
 from p2pft_flower.resources import home, home_named
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES, parse_address
@@ -66,9 +57,6 @@ _LARGEST = 2**24
 
 PATIENCE = 15.0
 """Seconds that each SuperNode adds to :data:`START_TIMEOUT`: they share this machine's cores."""
-
-# Below the ports that systems hand out to outgoing connections, which could take one before it is used.
-_PORTS = range(20000, 32000)
 
 
 class AlreadyUpError(P2PFTError):
@@ -132,8 +120,7 @@ class Rehearsal:
     Attributes
     ----------
     mark : str
-        Value of :data:`~p2pft_flower.cli.flwr_run.MARK` in the environment of all its processes and
-        their children.
+        Carried by all its processes and their children (:mod:`p2pft_flower.lab.supervisor`).
     federation : str
         Name in the certificates.
     superlink : str
@@ -252,7 +239,7 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
                 f"Flower's config.toml has a connection {CONNECTION!r}, to {address}, that p2pft up has not "
                 "written: rename it there, or remove it"
             )
-        ports = _free_ports(2 * graph.n + 1)  # all at once, so that they differ
+        ports = free_ports(2 * graph.n + 1)  # all at once, so that they differ
         addresses = _addresses(graph, ports[: graph.n])
         for name in ("authority", "coordinator", "peers", "logs"):
             shutil.rmtree(folder() / name, ignore_errors=True)
@@ -261,15 +248,15 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
         create_authority(folder() / "authority", federation)
         peers = [_prepare(peer, address) for peer, address in enumerate(addresses)]
         issue_coordinator(folder() / "authority", _coordinators())  # flwr stop needs it
-        state = Rehearsal(uuid.uuid4().hex, federation, f"127.0.0.1:{ports[-1]}", tuple(peers))
-        started: list[subprocess.Popen[bytes]] = []
+        environment = flower_environment() | TLS13_ENVIRONMENT
+        environment[COORDINATOR_CERTIFICATES] = str(_coordinators())
+        programs = Programs(environment)
+        state = Rehearsal(programs.mark, federation, f"127.0.0.1:{ports[-1]}", tuple(peers))
         try:
-            return _start(state, ports[graph.n :], started, show)
+            return _start(state, programs, ports[graph.n :], show)
         except BaseException:
             with undisturbed():
-                end_marked(state.mark)
-                for process in started:
-                    process.wait(PATIENCE)
+                programs.end()
                 _forget()
             raise
 
@@ -309,9 +296,8 @@ def end(show: Callable[[str], None]) -> Rehearsal | None:
             return None
         show(f"ending the SuperLink and {len(state.peers)} SuperNodes")
         with undisturbed():
-            end_marked(state.mark)
-            left = marked(state.mark)
-            if left:
+            Programs({}, state.mark).end()
+            if left := marked(state.mark):
                 raise P2PFTError(f"these processes do not end: {', '.join(str(p.pid) for p in left)}")
             _forget()
         return state
@@ -319,14 +305,12 @@ def end(show: Callable[[str], None]) -> Rehearsal | None:
 
 def _start(
     state: Rehearsal,
+    programs: Programs,
     ports: Sequence[int],
-    started: list[subprocess.Popen[bytes]],
     show: Callable[[str], None],
 ) -> Rehearsal:
     # The state first: from here on, p2pft down finds the running processes by their mark.
     _save(state)
-    environment = flower_environment() | TLS13_ENVIRONMENT | {MARK: state.mark}
-    environment[COORDINATOR_CERTIFICATES] = str(_coordinators())
     here = ["--insecure", "--host", "127.0.0.1", "--port"]  # Flower's own links stay on this machine
     superlink = ["flower-superlink", *here, str(ports[-1]), "--disable-runtime-dependency-installation"]
     commands = {"the SuperLink": superlink}
@@ -336,24 +320,16 @@ def _start(
             *("--node-config", peer.node_config),
         ]
     show(f"starting the SuperLink on {state.superlink} and {len(state.peers)} SuperNodes")
+    started = []
     for name, (executable, *options) in commands.items():
         log = folder() / "logs" / f"{name.removeprefix('the ').replace(' ', '-')}.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(  # noqa: S603 - a program of this environment
-                [program(executable), *options],
-                env=environment,
-                cwd=folder(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        process = programs.start(name, [program(executable), *options], log, cwd=folder())
         started.append(process)
         known = Process(name, process.pid, start_mark(process.pid), str(log))
         state = replace(state, processes=(*state.processes, known))
         _save(state)
     add_connection(CONNECTION, state.superlink)
-    _wait_for_registration(state, started, environment, show)
+    _wait_for_registration(state, started, programs.environment, show)
     return state
 
 
@@ -439,20 +415,6 @@ def _addresses(graph: Graph, ports: Sequence[int]) -> list[str]:
                 "machine's loopback: rehearse with a copy of it without addresses"
             )
     return [address or f"127.0.0.1:{port}" for address, port in zip(graph.addresses, ports, strict=True)]
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports of 127.0.0.1 that are free now, all different."""
-    with contextlib.ExitStack() as stack:
-        found: list[int] = []
-        for port in random.sample(_PORTS, len(_PORTS)):
-            probe = stack.enter_context(socket.socket())
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                found.append(port)
-            if len(found) == count:
-                return found
-    raise P2PFTError(f"there are no {count} free ports from {_PORTS[0]} to {_PORTS[-1]} on 127.0.0.1")
 
 
 @contextlib.contextmanager

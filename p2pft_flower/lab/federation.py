@@ -1,15 +1,13 @@
-"""Peers as processes of this machine that talk over TCP: started, killed, stopped, let go on."""
+"""The plan of a run that lasts until it is stopped, and its peers as processes of this machine."""
 
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +15,7 @@ from typing import Any, Self
 from p2pft_flower.config import RunConfig
 from p2pft_flower.keeping.retention import files_kept
 from p2pft_flower.lab.peer import main
+from p2pft_flower.lab.supervisor import Functions
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.plan import Neighbourhood, Plan, greetings, terms_digest
 from p2pft_flower.topology import Graph
@@ -78,14 +77,6 @@ def plan_peers(
     return [replace(plan, peers=(Neighbourhood.of(view, p),)) for p in range(graph.n)]
 
 
-@dataclass
-class _Life:
-    """One process of a peer."""
-
-    process: Any  # its class is of the start method, and has no public name
-    pipe: Connection
-
-
 class Federation:
     """The processes of all peers; a context manager that leaves none behind.
 
@@ -104,9 +95,7 @@ class Federation:
         ]
         # A thread of torch's for each core would have the peers get in each other's way.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        self._server = multiprocessing.get_context("forkserver")
-        self._server.set_forkserver_preload(_PRELOADED)
-        self._lives: dict[int, _Life] = {}
+        self._processes = Functions(_PRELOADED)
         self.killed: set[int] = set()
         """Peers that were killed and not started again."""
 
@@ -116,62 +105,44 @@ class Federation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for life in self._lives.values():
-            life.process.kill()  # also where it is stopped
-        for life in self._lives.values():
-            life.process.join(END)
-            life.pipe.close()
+        self._processes.__exit__(kind, error, trace)
 
     def start(self, peer: int, *, joining: bool = False) -> None:
         """Start the process of ``peer``, anew where it had one."""
-        if (former := self._lives.get(peer)) is not None:
-            former.pipe.close()
-        ours, theirs = self._server.Pipe()
-        process = self._server.Process(
-            target=main, args=(self._plans[peer].to_json(), theirs, joining), name=f"peer {peer}", daemon=True
-        )
-        process.start()
-        theirs.close()
-        self._lives[peer] = _Life(process, ours)
+        self._processes.start(peer, main, self._plans[peer].to_json(), joining)
         self.killed.discard(peer)
 
     def kill(self, *peers: int) -> None:
         """SIGKILL all of ``peers``, and return when they are gone."""
         self.killed.update(peers)
-        for peer in peers:
-            self._lives[peer].process.kill()
-        for peer in peers:
-            self._lives[peer].process.join(END)
+        self._processes.kill(*peers)
 
     def pause(self, peer: int) -> None:
         """SIGSTOP."""
-        os.kill(self._lives[peer].process.pid, signal.SIGSTOP)
+        self._processes.signal(peer, signal.SIGSTOP)
 
     def resume(self, peer: int) -> None:
         """SIGCONT."""
-        os.kill(self._lives[peer].process.pid, signal.SIGCONT)
+        self._processes.signal(peer, signal.SIGCONT)
 
     def ended(self) -> dict[int, int]:
         """Return the exit codes of the peers that have ended without having been killed here."""
-        return {
-            p: life.process.exitcode
-            for p, life in self._lives.items()
-            if p not in self.killed and life.process.exitcode is not None
-        }
+        codes = {p: self._processes.exit_code(p) for p in self._processes.started if p not in self.killed}
+        return {p: code for p, code in codes.items() if code is not None}
 
     def stop(self, reason: str) -> dict[int, int | None]:
         """End all peers in good order and return their exit codes; None of one that did not end in time."""
-        for life in self._lives.values():
+        for peer in self._processes.started:
             try:
-                life.pipe.send(reason)
+                self._processes.pipe(peer).send(reason)
             except BrokenPipeError:  # it has ended
                 continue
         end = time.monotonic() + END
-        for life in self._lives.values():
-            life.process.join(max(0.0, end - time.monotonic()))
-        return {p: life.process.exitcode for p, life in self._lives.items()}
+        for peer in self._processes.started:
+            self._processes.join([peer], max(0.0, end - time.monotonic()))
+        return {p: self._processes.exit_code(p) for p in self._processes.started}
 
     @property
     def alive(self) -> list[int]:
         """Peers whose process has not ended."""
-        return [p for p, life in self._lives.items() if life.process.is_alive()]
+        return self._processes.alive

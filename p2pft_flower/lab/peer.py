@@ -27,15 +27,15 @@ EXIT_ALONE = 4
 """How it ends when whoever started it is gone."""
 
 
-def main(plan_json: str, pipe: Connection, joining: bool) -> None:
+def main(pipe: Connection, plan_json: str, joining: bool) -> None:
     """Train until a word comes through ``pipe``: why the run is to stop.
 
     Parameters
     ----------
-    plan_json : str
-        The plan of this peer.
     pipe : Connection
         Its other end is closed, by the operating system if need be, when nobody looks after this process.
+    plan_json : str
+        The plan of this peer.
     joining : bool
         Whether the others train already.
     """

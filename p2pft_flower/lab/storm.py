@@ -11,7 +11,8 @@ from typing import Any
 
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.lab.federation import Federation, plan_peers
-from p2pft_flower.lab.relays import Relays, free_addresses
+from p2pft_flower.lab.ports import free_addresses
+from p2pft_flower.lab.relay import Link, Relays
 from p2pft_flower.lab.schedule import Event, Kind, draw, leaves_quorum
 from p2pft_flower.lab.watch import Check, Fault, Loss, Violation, Watch
 from p2pft_flower.topology import Graph
@@ -174,6 +175,7 @@ class Storm:
         self._sure: frozenset[int] = frozenset()
         self._doubtful: set[int] = set()
         """Peers to which something was done since all of the view last iterated."""
+        self._links: dict[tuple[int, ...], Link] = {}
         self._begin = self._done = self._shown = 0.0
 
     def run(self) -> Report:
@@ -189,15 +191,18 @@ class Storm:
         addresses = free_addresses(self._graph.n)
         cuts = {(e.peers[0], e.peers[1]) for e in self._events if e.kind is Kind.CUT}
         plans = plan_peers(self._folder.name, self._graph, SETTINGS, addresses, self._folder)
-        with Relays(addresses, cuts) as relays, Federation(plans, relays.routes) as federation:
-            try:
-                self._start(federation)
-                self._rage(federation, relays)
-                self._calm(federation, relays)
-            except KeyboardInterrupt:
-                self._report.interrupted = True
-                self._tell("interrupted: ending all peers")
-            self._end(federation, relays)
+        with Relays() as relays:
+            self._links = {pair: relays.link(addresses, *pair) for pair in sorted(cuts)}
+            routes = {pair: at for link in self._links.values() for pair, at in link.routes.items()}
+            with Federation(plans, routes) as federation:
+                try:
+                    self._start(federation)
+                    self._rage(federation)
+                    self._calm(federation)
+                except KeyboardInterrupt:
+                    self._report.interrupted = True
+                    self._tell("interrupted: ending all peers")
+                self._end(federation)
         return self._conclude(federation)
 
     def _start(self, federation: Federation) -> None:
@@ -220,20 +225,20 @@ class Storm:
         self._begin = time.monotonic()
         self._tell(f"all {self._graph.n} peers train; faults for {self._seconds:g} s")
 
-    def _rage(self, federation: Federation, relays: Relays) -> None:
+    def _rage(self, federation: Federation) -> None:
         waiting, late = list(self._events), 0.0
         while (now := time.monotonic() - self._begin) < self._seconds and not self._look(federation):
-            self._undo(federation, relays, time.monotonic())
+            self._undo(federation, time.monotonic())
             if waiting and now >= waiting[0].at + late and self._may(waiting[0]):
                 late = max(late, now - waiting[0].at)  # the others keep their distances
-                self._do(waiting.pop(0), federation, relays)
+                self._do(waiting.pop(0), federation)
             time.sleep(_TICK)
 
-    def _calm(self, federation: Federation, relays: Relays) -> None:
+    def _calm(self, federation: Federation) -> None:
         """Undo everything and wait until all train in one view, and were scored in it."""
         if self._watch.violations:
             return
-        self._undo(federation, relays, float("inf"))
+        self._undo(federation, float("inf"))
         self._say("no more faults; waiting until all peers train in one view")
         end = time.monotonic() + 3 * PATIENCE
         while not self._look(federation) and time.monotonic() < end:  # what is missing then is told
@@ -272,7 +277,7 @@ class Storm:
         candidates = self._watch.members | self._doubtful | (set(range(self._graph.n)) - down)
         return hurt.isdisjoint(event.peers) and leaves_quorum(self._sure, event.peers, candidates)
 
-    def _do(self, event: Event, federation: Federation, relays: Relays) -> None:
+    def _do(self, event: Event, federation: Federation) -> None:
         self._watch.poll()
         self._report.faults.append(Fault(event, time.time(), self._watch.newest))
         who = " and ".join(map(str, event.peers))
@@ -284,7 +289,7 @@ class Storm:
                 federation.pause(event.peers[0])
                 what = f"stopped {who} (SIGSTOP) for {event.lasts:.1f} s"
             case Kind.CUT:
-                relays.cut(*event.peers)
+                self._links[event.peers].cut()
                 what = f"cut the link of {who} for {event.lasts:.1f} s"
         self._under_way.append((time.monotonic() + event.lasts, event))
         self._sure -= set(event.peers)
@@ -292,7 +297,7 @@ class Storm:
         self._disturbed()
         self._say(what)
 
-    def _undo(self, federation: Federation, relays: Relays, now: float) -> None:
+    def _undo(self, federation: Federation, now: float) -> None:
         """Undo the faults whose time is over at ``now``."""
         for until, event in [item for item in self._under_way if item[0] <= now]:
             self._under_way.remove((until, event))
@@ -306,7 +311,7 @@ class Storm:
                     federation.resume(event.peers[0])
                     self._say(f"let {who} go on (SIGCONT)")
                 case Kind.CUT:
-                    relays.mend(*event.peers)
+                    self._links[event.peers].mend()
                     self._say(f"mended the link of {who}")
             self._disturbed()
 
@@ -314,11 +319,11 @@ class Storm:
         self._watch.mark()
         self._done = time.time()
 
-    def _end(self, federation: Federation, relays: Relays) -> None:
+    def _end(self, federation: Federation) -> None:
         """End all peers, and note who does not end, or not as it should."""
         kills = (Kind.KILL, Kind.KILL_TWO)  # they need not come back to be ended
         self._under_way = [item for item in self._under_way if item[1].kind not in kills]
-        self._undo(federation, relays, float("inf"))
+        self._undo(federation, float("inf"))
         codes = federation.stop("the storm is over")
         self._watch.poll()
         if self._report.interrupted or self._watch.violations:

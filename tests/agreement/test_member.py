@@ -16,6 +16,7 @@ from p2pft_flower.agreement.gossip import CONTACTS
 from p2pft_flower.agreement.quorum import is_quorum
 from p2pft_flower.agreement.record import Ballot, Composition, Phase, Step, Vote
 from p2pft_flower.topology import Graph
+from tests.schedules import schedules as how_many
 
 from .machine import Machine
 
@@ -733,8 +734,8 @@ def live_through(world, faults):
     return all(is_quorum(able, some) for some in (newest, known, *(value.members for value in accepted)))
 
 
-@pytest.mark.timeout(1200)  # two minutes of a processor's time
-@settings(deadline=None, max_examples=800)
+@pytest.mark.timeout(7200)  # so many by hand take an hour and more
+@settings(deadline=None, max_examples=how_many(120))
 @given(schedules())
 def test_whatever_happens_those_who_go_on_agree_and_nobody_waits_for_ever(schedule):
     graph, faults, seed, wait = schedule
@@ -753,8 +754,8 @@ def test_whatever_happens_those_who_go_on_agree_and_nobody_waits_for_ever(schedu
         assert together == set(world.there())
 
 
-@pytest.mark.timeout(1200)
-@settings(deadline=None, max_examples=1200)
+@pytest.mark.timeout(7200)
+@settings(deadline=None, max_examples=how_many(180))
 @given(schedules(), st.integers(5, 60))
 def test_whatever_happens_a_run_comes_to_its_end_and_everybody_goes(schedule, iterations):
     graph, faults, seed, wait = schedule

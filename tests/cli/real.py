@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import subprocess
 import sys
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
-MARK = "P2PFT_TEST_MARK"
+from p2pft_flower.lab import supervisor
 
 
 def environment(home: Path) -> dict[str, str]:
     """Return an environment whose processes can be told by a mark, and whose state lies in ``home``."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "P2PFT_", "RAY_"))}
-    return keep | {
-        MARK: uuid.uuid4().hex,
+    own = keep | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "P2PFT_HOME": str(home / "p2pft"),
         "FLWR_HOME": str(home / "flwr"),
@@ -27,16 +24,12 @@ def environment(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "COLUMNS": "160",
     }
+    return supervisor.Programs(own).environment
 
 
 def marked(env: dict[str, str]) -> list[psutil.Process]:
     """Return the living processes that were started, however indirectly, with ``env``."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == env[MARK]:
-                found.append(process)
-    return found
+    return supervisor.marked(supervisor.marks(env)[-1])
 
 
 def p2pft(

@@ -13,8 +13,6 @@ from p2pft_flower.cli import proxies
 from p2pft_flower.cli.flwr_run import flower_environment
 from p2pft_flower.cli.proxies import answers, without_local_proxies
 
-from .real import environment, marked, p2pft
-
 PROXY = "http://127.0.0.1:9"
 """Nobody listens there: whoever asks it fails at once."""
 
@@ -129,28 +127,3 @@ def test_a_superlink_here_is_asked_without_a_proxy(monkeypatch):
         server.shutdown()
         thread.join()
     assert not answers(f"127.0.0.1:{port}")
-
-
-@pytest.mark.timeout(400)
-def test_a_simulation_runs_whatever_proxies_the_environment_names(tmp_path):
-    """Real Flower: SuperLink, command line and simulation talk HTTP to each other."""
-    env = environment(tmp_path) | {
-        "http_proxy": PROXY,
-        "HTTPS_PROXY": PROXY,
-        "ALL_PROXY": "socks5://127.0.0.1:9",
-    }
-    env = {name: value for name, value in env.items() if name.lower() != "no_proxy"}
-    done = p2pft(
-        env,
-        "run",
-        "topology=complete:2",
-        "iterations=1",
-        "shots=2",
-        "transport=memory",
-        "--out",
-        "o",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "ALL_PROXY = socks5://127.0.0.1:9 cannot be used" in done.stderr
-    assert not marked(env)

@@ -12,11 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from p2pft_flower.cli.flwr_run import _free_port as free_port
+from p2pft_flower.lab.ports import free_ports
+from tests.quadratics import QUADRATICS, SLOW
 
 from .real import environment, marked, p2pft
 
 ROOT = Path(__file__).resolve().parents[2]
+PROXY = "http://127.0.0.1:9"  # nobody listens there
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -36,10 +38,8 @@ def sockets():
 
 def test_the_main_job_teaches_four_peers_all_ten_digits(env, tmp_path):
     """`flwr run apps/p2pft --stream`, on Flower's own local SuperLink and default federation."""
-    env |= {
-        "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
-        "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
-    }
+    names = ("FLWR_LOCAL_SUPERLINK_HTTP_API_PORT", "FLWR_LOCAL_CONTROL_API_PORT")
+    env |= dict(zip(names, map(str, free_ports(2)), strict=True))
     try:
         command = [str(Path(sys.executable).parent / "flwr"), "run", str(ROOT / "apps" / "p2pft"), "--stream"]
         done = subprocess.run(
@@ -61,10 +61,15 @@ def test_the_main_job_teaches_four_peers_all_ten_digits(env, tmp_path):
         psutil.wait_procs(marked(env), timeout=20)
 
 
-def test_sixteen_peers_finish_and_leave_nothing_behind(env, tmp_path):
+def test_sixteen_peers_finish_whatever_proxies_the_environment_names_and_leave_nothing_behind(env, tmp_path):
+    """SuperLink, command line and simulation talk HTTP to each other, on this machine."""
+    proxies = {"http_proxy": PROXY, "HTTPS_PROXY": PROXY, "ALL_PROXY": "socks5://127.0.0.1:9"}
+    env = {name: value for name, value in env.items() if name.lower() != "no_proxy"} | proxies
     before = sockets()
-    done = p2pft(env, "run", "topology=exponential:16", "iterations=3", "--out", "out", cwd=tmp_path)
+    words = ("topology=exponential:16", f"problem={QUADRATICS}", "iterations=3", "--out", "out")
+    done = p2pft(env, "run", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "ALL_PROXY = socks5://127.0.0.1:9 cannot be used" in done.stderr
     assert done.stdout.splitlines()[-1] == f"results: {tmp_path}/out/results.json"
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [p["peer"] for p in results["peers"]] == list(range(16))
@@ -86,9 +91,8 @@ def test_a_peer_that_raises_is_one_clear_error_and_exit_1(env, tmp_path):
         "        return (yield from super().step(k, state, broken))\n"
     )
     before = sockets()
-    done = p2pft(
-        env, "run", f"algorithm={tmp_path}/faulty.py:Faulty", "iterations=20", "--out", "out", cwd=tmp_path
-    )
+    words = (f"algorithm={tmp_path}/faulty.py:Faulty", f"problem={QUADRATICS}", "iterations=20")
+    done = p2pft(env, "run", *words, "--out", "out", cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     starting, error = done.stderr.strip().splitlines()
     assert starting.startswith("starting Flower")
@@ -120,7 +124,8 @@ main()
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
 def test_giving_a_run_up_ends_all_its_processes(number, code, env, tmp_path):
     before = sockets()
-    command = [sys.executable, "-c", INTERRUPTIBLE, "run", "epochs=100000", "--out", "out"]
+    words = [f"problem={SLOW}", "iterations=1000000", "evaluate-every=10", "--out", "out"]
+    command = [sys.executable, "-c", INTERRUPTIBLE, "run", *words]
     with subprocess.Popen(
         command, env=env, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:

@@ -14,7 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from p2pft_flower.cli import app, connections, rehearsal
-from p2pft_flower.cli.flwr_run import marked
+from p2pft_flower.lab.supervisor import Programs, marked
 
 MINE = """\
 # what I keep here
@@ -138,9 +138,13 @@ def test_up_while_one_is_up_says_so_and_changes_nothing(flower):
 
 def test_a_process_that_ends_is_named_with_its_last_words_and_nothing_is_left(flower, monkeypatch):
     marks = []
-    monkeypatch.setattr(
-        rehearsal, "end_marked", lambda m, end=rehearsal.end_marked: (marks.append(m), end(m))
-    )
+
+    class Noted(Programs):
+        def end(self, *patience):
+            marks.append(self.mark)
+            super().end(*patience)
+
+    monkeypatch.setattr(rehearsal, "Programs", Noted)
     flower("flower-supernode", "raise SystemExit('the port of this site is taken')")
     done = up("--peers", "3")
     assert done.exit_code == 1

@@ -13,11 +13,11 @@ from safetensors.torch import load_file, save_file
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import client
 from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
+from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.learning.tails import load_tail
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results, write_results
 from tests.cli.test_commands import invoke
-from tests.flower.deployment import free_ports
 from tests.flower.engine import run_app
 
 RANGES = ["auto", "0:4095", "auto"]

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.flower.engine import run_app
+from tests.quadratics import QUADRATICS
 
 from .real import environment, marked, p2pft
 
@@ -60,7 +61,7 @@ def test_a_rehearsal_reaches_the_simulations_theta_bit_for_bit_run_after_run(env
         observer = 'observer-address="127.0.0.1:0"'  # the peers are told which port it became
         config = " ".join(
             [
-                "topology='directed-ring:3'",
+                f"topology='directed-ring:3' problem='{QUADRATICS}'",
                 *SETTINGS,
                 "evaluate-every=1",
                 observer,
@@ -88,10 +89,10 @@ def test_a_rehearsal_reaches_the_simulations_theta_bit_for_bit_run_after_run(env
     assert marked(env) == []
     assert "rehearsal" not in (tmp_path / "flwr" / "config.toml").read_text()
 
-    run_app(tmp_path / "simulated", topology="directed-ring:3", iterations=4)
-    simulated = tails(tmp_path / "simulated")
-    assert same(tails(tmp_path / "first"), simulated)
-    assert same(tails(tmp_path / "second"), simulated)
+    for name, more in {"first": {}, "second": {"problem": QUADRATICS}}.items():
+        simulated = tmp_path / f"{name}-simulated"
+        run_app(simulated, topology="directed-ring:3", iterations=4, **more)
+        assert same(tails(tmp_path / name), tails(simulated)), name
 
 
 def test_two_federations_run_at_once_and_down_ends_its_own_only(env, tmp_path):
@@ -122,7 +123,8 @@ def test_two_federations_run_at_once_and_down_ends_its_own_only(env, tmp_path):
 
     try:
         both("up", "--topology", graph, "--federation", "{name}")
-        both("run", "--connection", "rehearsal", f"topology={graph}", *SETTINGS, "--out", "{name}/out")
+        settings = (f"topology={graph}", f"problem={QUADRATICS}", *SETTINGS)
+        both("run", "--connection", "rehearsal", *settings, "--out", "{name}/out")
         for name in sites:
             results = json.loads((tmp_path / name / "out" / "results.json").read_text())
             assert (results["status"], results["hosts"]) == ("completed", [[0], [1]])

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import shlex
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
@@ -15,6 +13,8 @@ import psutil
 import pytest
 import yaml
 
+from p2pft_flower.errors import P2PFTError
+from p2pft_flower.lab.ports import free_ports
 from tests.cli.real import environment, marked
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -33,26 +33,11 @@ def env(tmp_path):
     assert not left, f"left running: {left}"
 
 
-def ports_free_at(*hosts):
-    """Return three ports that are free at all of ``hosts``; below those that outgoing connections take."""
-    found = []
-    for port in random.sample(range(20000, 32000), 12000):
-        try:
-            for host in hosts:
-                socket.create_server((host, port)).close()
-        except OSError:
-            continue
-        found.append(str(port))
-        if len(found) == 3:
-            return found
-    raise AssertionError("no free ports")
-
-
 @pytest.mark.timeout(900)
 def test_the_guide_can_be_followed_on_one_machine_exactly_as_written(env, tmp_path):
     try:
-        ports = ports_free_at("127.0.0.1", "127.0.0.2", "127.0.0.3")
-    except AssertionError:
+        ports = map(str, free_ports(3, "127.0.0.1", "127.0.0.2", "127.0.0.3"))
+    except P2PFTError:
         pytest.skip("no loopback addresses: 127.0.0.2 and 127.0.0.3 cannot be listened on")
     env |= dict(zip(("SUPERLINK_PORT", "SUPERNODE_PORT", "PEER_PORT"), ports, strict=True))
     env["OMP_NUM_THREADS"] = "1"

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing.util
-import os
 import shutil
 import signal
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -21,13 +20,15 @@ import pytest
 from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
 from p2pft_flower.keeping.invariants import tracker_surplus
 from p2pft_flower.keeping.resuming import look_through, newest_common
-from p2pft_flower.lab.relays import free_addresses
+from p2pft_flower.lab.ports import free_addresses
+from p2pft_flower.lab.supervisor import Functions
 from p2pft_flower.plan import Plan, ResumePoint
 from p2pft_flower.topology import Graph
 from tests.faults.digits import accuracy, held, optimum, undisturbed
 from tests.faults.peer import Orders, main
 from tests.host.quadratic import plans
 from tests.journals import lines_of
+from tests.namespaces.network import PRELOADED
 
 PATIENCE = 120.0
 """Seconds after which a run has not ended; only a broken one takes that long."""
@@ -44,8 +45,6 @@ NEAR = 0.02
 """How far peers may be from each other and from their optimum, whose largest number is 0.1 or more."""
 
 multiprocessing.util.get_temp_dir()  # outside the tests' own, which goes before this process does
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["tests.faults.peer"])
 
 
 class Fault(Enum):
@@ -89,13 +88,6 @@ class Ended:
     exitcode: int | None
     theta: np.ndarray[Any, Any] | None = None
     error: str = ""
-
-
-@dataclass
-class _Child:
-    process: Any
-    pipe: Any
-    said: list[tuple[Any, ...]] = field(default_factory=list)
 
 
 class Federation:
@@ -146,7 +138,8 @@ class Federation:
             "meet-timeout": PATIENCE,
         } | settings
         self._settings = settings
-        self._children: dict[int, _Child] = {}
+        self._processes = Functions(PRELOADED)
+        self._said: dict[int, list[tuple[Any, ...]]] = {}
         self._plans: dict[int, Plan] = {}
 
     @property
@@ -175,23 +168,13 @@ class Federation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        left = [peer for peer, child in self._children.items() if child.process.is_alive()]
-        for child in self._children.values():
-            if child.process.is_alive():
-                child.process.kill()
-            child.process.join(PATIENCE)
-            child.pipe.close()
-            child.process.close()
+        left = self._processes.alive
+        self._processes.__exit__(kind, error, trace)
         assert kind is not None or not left, f"peers {left} were still running"
 
     def _start(self, peer: int, orders: Orders, *, joining: bool = False) -> None:
-        here, there = _SERVER.Pipe()
-        process = _SERVER.Process(
-            target=main, args=(self._plans[peer].to_json(), there, orders, joining), name=f"peer {peer}"
-        )
-        process.start()
-        there.close()
-        self._children[peer] = _Child(process, here)
+        self._processes.start(peer, main, self._plans[peer].to_json(), orders, joining)
+        self._said[peer] = []
 
     def forget(self, peer: int) -> None:
         """Remove all that a peer which has ended had written."""
@@ -200,21 +183,19 @@ class Federation:
 
     def start_again(self, peer: int, orders: Orders) -> None:
         """Start a peer that has ended in a new process, which asks to be let in."""
-        self._children[peer].pipe.close()
-        self._children[peer].process.close()
         self._start(peer, orders, joining=True)
 
     # What is done to them ----------------------------------------------------------------------------
 
     def await_word(self, peer: int, *words: Any) -> None:
         """Wait until a peer has said ``words``."""
-        child, end = self._children[peer], time.monotonic() + PATIENCE
-        while words not in child.said:
-            assert child.pipe.poll(max(0.0, end - time.monotonic())), (
+        pipe, end = self._processes.pipe(peer), time.monotonic() + PATIENCE
+        while words not in self._said[peer]:
+            assert pipe.poll(max(0.0, end - time.monotonic())), (
                 f"peer {peer} does not say {words}: {self.log(peer)}"
             )
             try:
-                child.said.append(child.pipe.recv())
+                self._said[peer].append(pipe.recv())
             except EOFError:
                 raise AssertionError(f"peer {peer} ended before it said {words}: {self.log(peer)}") from None
 
@@ -229,21 +210,18 @@ class Federation:
 
     def release(self, peer: int) -> None:
         """Let a peer that holds go on."""
-        self._children[peer].pipe.send("go on")
+        self._processes.pipe(peer).send("go on")
 
     def hurry(self, *peers: int) -> None:
         """Let peers be slow no more."""
         for peer in peers:
-            self._children[peer].pipe.send("hurry")
+            self._processes.pipe(peer).send("hurry")
 
     def signal(self, peer: int, number: signal.Signals) -> None:
-        os.kill(self._children[peer].process.pid, number)
+        self._processes.signal(peer, number)
 
     def kill(self, *peers: int) -> None:
-        for peer in peers:
-            self.signal(peer, signal.SIGKILL)
-        for peer in peers:
-            self._children[peer].process.join(PATIENCE)
+        self._processes.kill(*peers)
 
     # What is true of them ----------------------------------------------------------------------------
 
@@ -252,14 +230,14 @@ class Federation:
         end = time.monotonic() + PATIENCE
         found = {}
         for peer in self.peers if peers is None else peers:
-            child = self._children[peer]
+            pipe, said = self._processes.pipe(peer), self._said[peer]
             # What a peer says last may not fit into the pipe: it is read before its end is waited for.
             with contextlib.suppress(EOFError, ConnectionResetError):
-                while child.pipe.poll(max(0.0, end - time.monotonic())):
-                    child.said.append(child.pipe.recv())
-            child.process.join(max(0.0, end - time.monotonic()))
-            found[peer] = Ended(child.process.exitcode)
-            for word, *more in child.said:
+                while pipe.poll(max(0.0, end - time.monotonic())):
+                    said.append(pipe.recv())
+            self._processes.join([peer], max(0.0, end - time.monotonic()))
+            found[peer] = Ended(self._processes.exit_code(peer))
+            for word, *more in said:
                 if word == "end":
                     found[peer].theta = np.frombuffer(more[0], np.float32)
                 elif word == "error":
@@ -268,7 +246,7 @@ class Federation:
 
     def said(self, peer: int) -> list[tuple[Any, ...]]:
         """Return what a peer has said by now; all of it, once it is known how it ended."""
-        return self._children[peer].said
+        return self._said[peer]
 
     def journal(self, peer: int) -> list[dict[str, Any]]:
         return lines_of(self.folder / "peers" / f"peer-{peer}.jsonl")

@@ -7,7 +7,6 @@ waits there for a word: so a fault is injected at a certain moment, whatever the
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import os
@@ -33,6 +32,7 @@ from p2pft_flower.learning.workload import Workload
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport.payloads import Carrier
 from tests.faults.digits import Digits
+from tests.namespaces.kernel import enter_network, mount_disk
 
 EXIT_ERROR = 3
 """How a peer's process ends that has ended with an error of ours."""
@@ -42,9 +42,6 @@ JUMP_AT = 20
 
 SLOW = 0.2
 """Seconds that a slow gradient takes."""
-
-_MOUNTS, _NETWORK = 0x00020000, 0x40000000  # CLONE_NEWNS, CLONE_NEWNET
-_PRIVATE = 0x4000 | 0x40000  # MS_REC | MS_PRIVATE
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ class Reporter:
             self._hurries = self._pipe.recv() == "hurry"
 
 
-def main(plan_json: str, pipe: Connection, orders: Orders, joining: bool) -> None:
+def main(pipe: Connection, plan_json: str, orders: Orders, joining: bool) -> None:
     """Run one peer, which asks to be let in where the others train already, and say how it ended."""
     os.environ[training.TRACE] = "1"
     # To look through all that torch has imported keeps the interpreter for a quarter of a second of the
@@ -193,27 +190,6 @@ class Watched:
 
     def __getattr__(self, name):
         return getattr(self._objective, name)
-
-
-def enter_network(name: str) -> None:
-    """Live in a network namespace from here on: this thread, and all that it starts."""
-    with Path("/run/netns", name).open() as file:
-        _call("setns", file.fileno(), _NETWORK)
-
-
-def mount_disk(folder: Path, size: int) -> None:
-    """Give ``folder`` a disk of ``size`` bytes that only this process sees, and that goes with it."""
-    folder.mkdir(parents=True)
-    _call("unshare", _MOUNTS)
-    _call("mount", b"none", b"/", None, _PRIVATE, None)
-    _call("mount", b"tmpfs", os.fsencode(folder), b"tmpfs", 0, b"size=%d" % size)
-
-
-def _call(name: str, *words: object) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if getattr(libc, name)(*words) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
 def move_clock(seconds: float) -> None:

@@ -19,7 +19,7 @@ export OMP_NUM_THREADS=1
 
 for ((round = 1; round <= rounds; round++)); do
     SECONDS=0
-    python -m pytest tests/faults -vv --durations=25 --dist load --basetemp="$work/t" >"$log" 2>&1
+    python -m pytest tests/faults -vv --durations=25 --basetemp="$work/t" >"$log" 2>&1
     code=$?
     if ((code)); then
         cat "$log"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 
 import numpy as np
@@ -10,14 +9,14 @@ import torch
 
 from p2pft_flower.algorithms import simulate
 from p2pft_flower.config import LearningConfig
-from p2pft_flower.lab.relays import free_addresses
+from p2pft_flower.lab.ports import free_addresses
+from p2pft_flower.lab.relay import Relays
 from p2pft_flower.learning.objective import evaluate
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from tests.faults.federation import Fault, Federation, injects
 from tests.faults.peer import Orders
-from tests.faults.relay import between
 
 RING = "directed-ring-4"
 ITERATIONS, RATE = 120, 0.1
@@ -81,19 +80,16 @@ def test_a_peer_that_comes_back_costs_nobody_any_accuracy(tmp_path):
 @injects(Fault.LINK_CUT_BOTH_WAYS)
 def test_a_graph_that_does_without_a_cut_link_costs_nobody_any_accuracy(tmp_path):
     addresses = free_addresses(4)
-    with contextlib.ExitStack() as stack:
-        routes, links = between(addresses, 1, 2, stack)
-        orders = dict.fromkeys(range(4), TRAINS) | {2: HELD}
-        peers = stack.enter_context(
-            Federation(tmp_path, RING, addresses=addresses, routes=routes, orders=orders, **SETTINGS)
-        )
-        peers.hold(2, "gradient 20")
-        for link in links:
-            link.cut("there")
-            link.cut("back")
-        peers.release(2)
-        ended = peers.ended()
-        assert [ended[p].exitcode for p in peers.peers] == [0, 0, 0, 0], peers.logs()
-        assert [1, 2] not in peers.views(0)[0]["edges"]
-        peers.check_invariant()
+    orders = dict.fromkeys(range(4), TRAINS) | {2: HELD}
+    with Relays() as relays:
+        link = relays.link(addresses, 1, 2)
+        where = {"addresses": addresses, "routes": link.routes}
+        with Federation(tmp_path, RING, **where, orders=orders, **SETTINGS) as peers:
+            peers.hold(2, "gradient 20")
+            link.cut()
+            peers.release(2)
+            ended = peers.ended()
+            assert [ended[p].exitcode for p in peers.peers] == [0, 0, 0, 0], peers.logs()
+            assert [1, 2] not in peers.views(0)[0]["edges"]
+            peers.check_invariant()
     check_accuracy(ended, peers.peers)

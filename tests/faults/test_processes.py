@@ -160,18 +160,17 @@ def test_a_peer_that_is_killed_and_started_again_three_times_is_let_in_each_time
 
 
 @injects(Fault.ALL_KILLED_AND_RESUMED)
-@pytest.mark.parametrize(("place", "kept"), [("gradient 59", {40, 50}), ("checkpoint 50", {30, 40})])
-def test_when_all_are_killed_and_resumed_they_end_as_if_nothing_had_happened(place, kept, tmp_path):
+def test_when_all_are_killed_while_one_writes_a_checkpoint_they_resume_as_if_nothing_had_happened(tmp_path):
     before, after = tmp_path / "before", tmp_path / "after"
     for folder in (before, after):
         folder.mkdir()
-    with Federation(before, orders={3: Orders(hold=(place,))}, checkpoint_every=10) as peers:
-        peers.hold(3, place)
+    with Federation(before, orders={3: Orders(hold=("checkpoint 50",))}, checkpoint_every=10) as peers:
+        peers.hold(3, "checkpoint 50")
         peers.kill(*peers.peers)
     with Federation(after, resumed=before, checkpoint_every=10) as peers:
         peers.check_same(peers.ended())
         (begun,) = {peers.first_iteration(p) for p in peers.peers}
-        assert begun in kept  # checkpoints are written beside training: the last one but one is there
+        assert begun in {30, 40}  # checkpoints are written beside training: the last one but one is there
 
 
 @injects(Fault.STRAGGLER)

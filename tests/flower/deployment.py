@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 import p2pft_flower
+from p2pft_flower.lab.ports import free_ports
+from p2pft_flower.lab.relay import Relay, Relays
+from p2pft_flower.lab.supervisor import Programs
 from p2pft_flower.report.results import log_name
 from p2pft_flower.resources import resource_dir
 from tests.journals import lines_of
 
-MARK = "P2PFT_TEST_DEPLOYMENT"
-"""Environment variable by which whatever a deployment started is known, in whichever session it lives."""
-
 PATIENCE = 240.0
 """Seconds that a test waits for what must come; generous, since tests share their machine."""
-
-
-def free_ports(n: int) -> list[int]:
-    """Return ports that were free a moment ago."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def wait_until(
@@ -54,54 +41,6 @@ def wait_until(
     raise AssertionError(f"waited {patience:g} s in vain until {what}\n{said()}")
 
 
-class Proxy:
-    """Forwards TCP to ``port`` until :meth:`cut`: the network between a SuperNode and its SuperLink."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._server.getsockname()[1])
-        self._open: list[socket.socket] = []
-        self._cut = False
-        self._lock = threading.Lock()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def cut(self) -> None:
-        """Break every connection and take no new one."""
-        with self._lock:
-            self._cut = True
-            sockets = [self._server, *self._open]
-        for s in sockets:
-            with contextlib.suppress(OSError):
-                s.shutdown(socket.SHUT_RDWR)
-            s.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._server.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
-            except OSError:
-                return
-            with self._lock:
-                if self._cut:
-                    near.close()
-                    far.close()
-                    return
-                self._open += [near, far]
-            for one, other in ((near, far), (far, near)):
-                threading.Thread(target=self._forward, args=(one, other), daemon=True).start()
-
-    @staticmethod
-    def _forward(source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(2**16):
-                sink.sendall(data)
-        for s in (source, sink):
-            with contextlib.suppress(OSError):
-                s.shutdown(socket.SHUT_RDWR)
-
-
 class Deployment:
     """One SuperLink and ``n`` SuperNodes, each with a peer and an output folder of its own.
 
@@ -113,8 +52,8 @@ class Deployment:
         By peer.
     superexecs : list of subprocess.Popen
         By peer, where ``isolation`` is ``process``: the sites' own executors, which no SuperNode starts.
-    proxies : list of Proxy
-        By peer; empty unless asked for.
+    network : list of Relay
+        Between each peer's SuperNode and the SuperLink; empty unless it is to be ``proxied``.
     ports : list of int
         Where the peers listen.
     """
@@ -131,14 +70,12 @@ class Deployment:
     ) -> None:
         self.folder = folder
         self.outputs = outputs or [folder / f"site-{p}" for p in range(n)]
-        self._mark = str(uuid.uuid4())
         home = folder / "flwr"
         home.mkdir(parents=True)
         root = str(Path(p2pft_flower.__file__).resolve().parent.parent)
         programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        self.environment = {
+        environment = {
             **os.environ,
-            MARK: self._mark,
             "FLWR_HOME": str(home),
             "P2PFT_HOME": str(folder / "home"),
             "PATH": programs,
@@ -151,29 +88,59 @@ class Deployment:
             "HF_HUB_DISABLE_TELEMETRY": "1",
             **(environment or {}),
         }
+        self._programs = Programs(environment)
+        self.environment = self._programs.environment
         port, *ports = free_ports(1 + 2 * n)
         self.ports, self._runtime = ports[:n], ports[n:]
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "test"\n\n'
             f'[superlink.test]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )
-        options = ["--insecure", "--host", "127.0.0.1"]
+        self._options, self._isolation = ["--insecure", "--host", "127.0.0.1"], isolation
         self.superlink = self._start(
             "superlink",
-            ["flower-superlink", *options, "--port", str(port), "--disable-runtime-dependency-installation"],
+            [
+                "flower-superlink",
+                *self._options,
+                "--port",
+                str(port),
+                "--disable-runtime-dependency-installation",
+            ],
         )
         wait_until(lambda: _healthy(port), "the SuperLink answers")
-        self.proxies = [Proxy(port) for _ in range(n)] if proxied else []
+        self._relays = Relays()
+        self.network: list[Relay] = []
+        if proxied:
+            self._relays.__enter__()
+            self.network = [self._relays.open(f"127.0.0.1:{port}") for _ in range(n)]
+        self._address = f"127.0.0.1:{port}"
         self.supernodes: list[subprocess.Popen[bytes]] = []
         self.superexecs: list[subprocess.Popen[bytes]] = []
         for p in range(n):
-            link = self.proxies[p].port if proxied else port
-            config = f'peer-id={p} peer-address="127.0.0.1:{self.ports[p]}" output-dir="{self.outputs[p]}"'
-            command = ["flower-supernode", *options, "--superlink", f"127.0.0.1:{link}"]
-            command += ["--port", str(self._runtime[p]), "--node-config", config, "--isolation", isolation]
-            self.supernodes.append(self._start(f"supernode-{p}", command))
+            self.supernodes.append(self._supernode(p))
             if isolation == "process":
                 self.start_superexec(p)
+
+    def node_config(self, peer: int) -> str:
+        """Return what the SuperNode of ``peer`` is told."""
+        address, folder = f"127.0.0.1:{self.ports[peer]}", self.outputs[peer]
+        return f'peer-id={peer} peer-address="{address}" output-dir="{folder}"'
+
+    def start_supernode(self, peer: int) -> None:
+        """Start a SuperNode of ``peer`` anew, where the earlier one has ended."""
+        if self.supernodes[peer].poll() is not None:
+            self.supernodes[peer] = self._supernode(peer)
+
+    def kill_supernode(self, peer: int) -> None:
+        """Kill the SuperNode of ``peer`` and nothing else, and return when it is gone."""
+        self.supernodes[peer].kill()
+        self.supernodes[peer].wait()
+
+    def _supernode(self, peer: int) -> subprocess.Popen[bytes]:
+        superlink = self.network[peer].address if self.network else self._address
+        command = ["flower-supernode", *self._options, "--superlink", superlink]
+        command += ["--port", str(self._runtime[peer]), "--isolation", self._isolation]
+        return self._start(f"supernode-{peer}", [*command, "--node-config", self.node_config(peer)])
 
     def start_superexec(self, peer: int) -> None:
         """Start an executor for the SuperNode of ``peer``; it is the last of ``superexecs``."""
@@ -184,15 +151,7 @@ class Deployment:
     def _start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         program = shutil.which(command[0], path=self.environment["PATH"])
         assert program is not None, f"{command[0]} is not installed"
-        with (self.folder / f"{name}.log").open("wb") as log:
-            return subprocess.Popen(
-                [program, *command[1:]],
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        return self._programs.start(name, [program, *command[1:]], self.folder / f"{name}.log")
 
     def flwr(self, *arguments: str) -> str:
         """Run Flower's command line and return what it prints."""
@@ -268,9 +227,9 @@ class Deployment:
         path = self.outputs[peer] / run / log_name(peer)
         return [e for e in lines_of(path) if e["event"] == event] if path.is_file() else []
 
-    def trains(self, run: str) -> None:
-        """Wait until every peer of ``run`` has trained for a while, and is not near its end."""
-        peers = range(len(self.outputs))
+    def trains(self, run: str, *peers: int) -> None:
+        """Wait until these peers of ``run`` train, all where none is named, and are not near its end."""
+        peers = peers or tuple(range(len(self.outputs)))
         for peer in peers:
             wait_until(
                 lambda peer=peer: len(self.lines(run, peer, "evaluation")) > 1,
@@ -290,49 +249,30 @@ class Deployment:
 
     def processes(self, program: str) -> list[psutil.Process]:
         """Return the processes of this deployment that run ``program``."""
-        named = (
-            p for p in psutil.process_iter() if any(Path(word).name == program for word in _command(p)[:2])
-        )
-        return list(self._mine(named))
+        return [p for p in self.started() if any(Path(word).name == program for word in _command(p)[:2])]
 
-    def started(self) -> Iterator[psutil.Process]:
-        """Yield every process of this deployment that is alive."""
-        return self._mine(psutil.process_iter())
-
-    def _mine(self, processes: Iterable[psutil.Process]) -> Iterator[psutil.Process]:
-        for process in processes:
-            with contextlib.suppress(psutil.Error):  # gone meanwhile, or somebody else's
-                if process.environ().get(MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE:
-                    yield process
+    def started(self) -> list[psutil.Process]:
+        """Return every process of this deployment that is alive."""
+        return self._programs.running()
 
     def said(self) -> str:
         """Return the ends of all logs, for a failing test."""
-        logs = sorted(self.folder.glob("*.log"))
-        return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-4000:]}" for log in logs)
+        said = ""
+        for log in sorted(self.folder.glob("*.log")):
+            lines = log.read_text(errors="replace").splitlines()
+            own = [line for line in lines if not line.startswith("import time:")]  # PYTHONPROFILEIMPORTTIME
+            said += f"== {log.name}\n" + "\n".join(own)[-4000:] + "\n"
+        return said
 
     def kill(self) -> None:
         """Kill whatever this deployment started, all at once, as a power cut would."""
-        while left := list(self.started()):  # also what was being started meanwhile
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            for mine in (self.superlink, *self.supernodes):
-                mine.wait(20)
-            psutil.wait_procs(left, timeout=20)
+        self._programs.kill()
 
     def close(self) -> None:
         """End whatever this deployment started, and nothing else."""
-        for proxy in self.proxies:
-            proxy.cut()
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            left = list(self.started())
-            for process in left:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(number)
-            for mine in (self.superlink, *self.supernodes, *self.superexecs):
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    mine.wait(10)  # reaped, so that those who watch it see that it is gone
-            psutil.wait_procs(left, timeout=10)
+        if self.network:
+            self._relays.__exit__(None, None, None)
+        self._programs.end(10.0)
 
     def __enter__(self) -> Deployment:
         return self

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from p2pft_flower.config import MethodConfig
 from p2pft_flower.errors import ConfigError, TopologyError
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError, assign_hosts, overlap
 from p2pft_flower.flower.strategies import make_strategy, strategy_names
+from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.results import read_results
 
 from .engine import run_app
@@ -315,14 +315,6 @@ def test_results_of_an_earlier_run_are_not_written_over(tmp_path):
     with pytest.raises(ConfigError, match="holds an earlier run"):
         run_app(tmp_path, iterations=1)
     assert (tmp_path / "results.json").read_bytes() == before
-
-
-def free_ports(n):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 def test_deployed_peers_speak_over_tcp_and_reach_the_same_theta(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
+from tests.quadratics import SLOW
 
 from .deployment import Deployment, wait_until
 from .engine import run_app
@@ -17,8 +18,8 @@ from .sameness import scores, tails
 pytestmark = pytest.mark.timeout(600)
 
 SETTINGS = {
+    "problem": SLOW,
     "topology": "ring:2",
-    "partition": "iid",
     "momentum": 0.5,
     "iterations": 120,
     "evaluate_every": 30,

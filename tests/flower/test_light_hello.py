@@ -17,12 +17,12 @@ from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
 from p2pft_flower.flower import client
 from p2pft_flower.flower.nodes import RunFailedError
+from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.learning.model.model_facts import light_digest, model_facts
 from p2pft_flower.learning.model.models import create_model
 from tests.learning.data.test_torchvision_sets import write_cifar, write_flowers, write_pets
 
 from .engine import run_app
-from .test_app import free_ports
 
 HEAVY = ("torch", "timm", "torchvision", "matplotlib")
 

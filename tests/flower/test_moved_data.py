@@ -29,11 +29,11 @@ from p2pft_flower.keeping.checkpoints import (
 from p2pft_flower.keeping.journal import read_journal
 from p2pft_flower.keeping.lines import written
 from p2pft_flower.keeping.resuming import config_differences
+from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
 from tests.learning.data.test_torchvision_sets import write_cifar, write_pets
 
-from .deployment import free_ports
 from .engine import run_app
 from .sameness import same_run, tails
 

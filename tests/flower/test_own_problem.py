@@ -19,13 +19,12 @@ from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower.site import Site
 from p2pft_flower.host.own_problem import Plugged
+from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.results import read_results
 from p2pft_flower.topology import Graph
 from tests.quadratics import QUADRATICS, Peer, Quadratics
 
-from .deployment import Deployment
 from .engine import run_app
-from .test_app import free_ports
 
 GRAPH = "lopsided-4"
 
@@ -81,23 +80,6 @@ def test_a_resumed_run_is_bit_for_bit_the_one_that_was_not_interrupted(tmp_path)
         np.testing.assert_array_equal(thetas(tmp_path / "second")[f"peer-{p}"], expected)
     with pytest.raises(ConfigError, match="seed: 0 in the checkpoint, 1 now"):
         run(tmp_path / "third", seed=1, **resumed)
-
-
-def test_a_deployed_run_of_it_imports_no_torch_in_any_process(tmp_path):
-    # Every Python that is started writes what it imports to its log.
-    with Deployment(tmp_path, environment={"PYTHONPROFILEIMPORTTIME": "1"}) as deployment:
-        number = deployment.run(problem=QUADRATICS, iterations=20, evaluate_every=10)
-        assert deployment.ended(number)["status"] == "finished:completed", deployment.said()
-        imported = {
-            name
-            for log in deployment.folder.glob("supernode-*.log")
-            for name in re.findall(r"^import time:.*\| +([\w.]+)$", log.read_text(errors="replace"), re.M)
-        }
-        for peer in range(2):
-            (end,) = deployment.lines(number, peer, "end")
-            assert end["iterations"] == 20
-    assert "p2pft_flower.host.own_problem" in imported
-    assert imported.isdisjoint({"torch", "timm", "torchvision", "matplotlib", "sklearn"})
 
 
 def test_its_tails_are_scored_by_it_and_are_no_vision_transformers(tmp_path):

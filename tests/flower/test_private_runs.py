@@ -11,10 +11,10 @@ from safetensors.numpy import load_file
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower import clients
+from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.results import read_results
 from p2pft_flower.report.tables import run_table
 
-from .deployment import free_ports
 from .engine import run_app
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("opacus") is None, reason="Opacus is not installed")

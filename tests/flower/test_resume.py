@@ -23,11 +23,11 @@ from p2pft_flower.keeping.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
+from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.learning.privacy import epsilon
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
 
-from .deployment import free_ports
 from .engine import run_app
 from .sameness import same_run, scores, tails
 

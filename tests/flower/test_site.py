@@ -11,9 +11,9 @@ from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.flower.site import Site
+from p2pft_flower.lab.ports import free_ports
 
 from .engine import run_app
-from .test_app import free_ports
 
 FULL = {
     "peer-id": 3,

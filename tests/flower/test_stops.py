@@ -1,7 +1,4 @@
-"""Whoever ends a deployed run does end its peers, at all sites. Real processes.
-
-A start takes a quarter of a minute and more, so what can share a deployment does.
-"""
+"""Executors that a site starts itself, beside its SuperNode. Real processes."""
 
 from __future__ import annotations
 
@@ -9,14 +6,14 @@ import socket
 
 import pytest
 
-from p2pft_flower.report.results import FILE, read_results
+from tests.quadratics import SLOW
 
 from .deployment import Deployment, wait_until
 
 LEAVE = 10.0
 """Seconds within which stopped peers have left."""
 
-FOR_EVER = {"iterations": 10_000_000, "evaluate_every": 100}
+FOR_EVER = {"problem": SLOW, "iterations": 10_000_000, "evaluate_every": 20}
 
 OVER = "was told to end (SIGINT); the site stopped it, or its SuperNode is gone"
 
@@ -33,31 +30,6 @@ def all_stop(deployment, run, reason):
         socket.create_server(("127.0.0.1", deployment.ports[peer])).close()
     times = [deployment.lines(run, peer, "failed")[0]["time"] for peer in (0, 1)]
     assert max(times) - min(times) < LEAVE
-
-
-def test_flwr_stop_and_a_sites_command_end_all_peers(tmp_path):
-    with Deployment(tmp_path / "deployment") as deployment:
-        folder = tmp_path / "by flwr stop"
-        run = deployment.run(**FOR_EVER, output_dir=str(folder))
-        deployment.trains(run)
-        deployment.flwr("stop", run, "test")
-        all_stop(deployment, run, "the run was stopped (flwr stop)")
-        wait_until((folder / FILE).exists, "the coordinator writes its results", said=deployment.said)
-        results = read_results(folder)
-        assert results["status"] == "stopped"
-        assert results["error"] == "the run was stopped by flwr stop or Ctrl-C (SIGINT)"
-
-        folder = tmp_path / "by p2pft stop"
-        run = deployment.run(**FOR_EVER, output_dir=str(folder))
-        deployment.trains(run)
-        said = deployment.p2pft("stop", run)
-        assert f"run {run}: peer 0 has ended" in said
-        all_stop(deployment, run, "the run was stopped at a site of it (p2pft stop, SIGTERM)")
-        assert deployment.ended(run)["status"] == "finished:failed"
-        results = read_results(folder)
-        assert (results["status"], results["views"]) == ("stopped", [])
-        assert "(p2pft stop, SIGTERM)" in results["error"]
-    assert not list(deployment.started())
 
 
 def test_executors_of_the_sites_own_train_the_peers_and_end_them_with_their_supernode(tmp_path):

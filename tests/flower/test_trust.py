@@ -12,13 +12,14 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.trust import check_trust, coordinator_credentials, observer_access
 from p2pft_flower.host.wires import Access
+from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES
 from tests.transport.federation import Clock, Federation
 
 from .engine import run_app
-from .test_app import free_ports, same, tails
+from .test_app import same, tails
 
 RING = Graph.load("ring:3")
 

@@ -10,10 +10,10 @@ from safetensors.numpy import load_file
 
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.flower.unlike import unlike
+from p2pft_flower.lab.ports import free_ports
 from tests.learning.image_files import exif, png, tiff
 
 from .engine import run_app
-from .test_app import free_ports
 
 RNG = np.random.default_rng(0)
 LEVELS = RNG.integers(0, 200, (12, 8, 8))

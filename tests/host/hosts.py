@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from safetensors import safe_open
 from p2pft_flower.host.host import Host
 from p2pft_flower.host.training import TRACE
 from p2pft_flower.host.wires import Access
+from p2pft_flower.lab.ports import free_addresses
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import Pulse, unix_address
 from tests.journals import lines_of
@@ -29,11 +29,7 @@ def unix(folder):
 
 
 def tcp():
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(4)]
-    addresses = {p: f"127.0.0.1:{s.getsockname()[1]}" for p, s in enumerate(sockets)}
-    for s in sockets:
-        s.close()
-    return addresses
+    return free_addresses(4)
 
 
 def run_together(all_plans, problems, accesses=None):

@@ -12,6 +12,7 @@ from p2pft_flower.host.host import DepartedError, PeerFailedError
 from p2pft_flower.host.recorder import Recorder
 from p2pft_flower.host.session import Sessions
 from p2pft_flower.host.wires import Access, Wires
+from p2pft_flower.lab.relay import Relays
 from p2pft_flower.transport import (
     EdgeBrokenError,
     ExchangeStoppedError,
@@ -19,7 +20,6 @@ from p2pft_flower.transport import (
     OwnPulse,
 )
 from p2pft_flower.transport.payloads import Carrier
-from tests.transport.relay import Relay
 
 from .hosts import RING, best, events, tcp
 from .quadratic import plans
@@ -45,19 +45,20 @@ class Harm:
 @pytest.fixture
 def relayed(federation):
     """Make four hosts on a ring; what peer 1 sends to peer 2 passes a relay that does ``harm`` to it."""
-    relays = []
+    harms = []
 
     def make(harm, **settings):
         net = federation(tcp(), **{**SHORT, **settings})
-        relays.append(Relay(int(net.plans[1].addresses[2].rpartition(":")[2]), alter=harm))
+        relay = relays.open(net.plans[1].addresses[2], alter=harm)
+        harms.append(harm)
         own = net.plans[1]
-        net.plans[1] = replace(own, addresses={**own.addresses, 2: relays[0].address})
+        net.plans[1] = replace(own, addresses={**own.addresses, 2: relay.address})
         return net
 
-    yield make
-    for relay in relays:
-        relay._alter.over.set()
-        relay.close()
+    with Relays() as relays:
+        yield make
+        for harm in harms:
+            harm.over.set()
 
 
 def start_all(net, harm, at=10):

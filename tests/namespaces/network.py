@@ -17,8 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from p2pft_flower.lab.supervisor import Programs
+
 ROOT = Path(__file__).parents[2]
 PREFIX = "10.77.0."
+
+PRELOADED = ["tests.faults.peer", "tests.namespaces.peer"]
+"""Of the process that all peers of tests are copies of."""
 
 
 def missing() -> str:
@@ -55,7 +60,9 @@ class Network:
         token = uuid.uuid4().hex[:6]
         self._bridge = f"p2pft-{token}-b"
         self._names = [f"p2pft-{token}-{i}" for i in range(n)]
-        self._processes: list[subprocess.Popen[str]] = []
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        self._programs = Programs(environment)
+        self._started: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Self:
         try:
@@ -93,17 +100,9 @@ class Network:
 
     def start(self, host: int, *words: str) -> subprocess.Popen[str]:
         """Start this Python with ``words`` on a host."""
-        process = subprocess.Popen(
-            ["ip", "netns", "exec", self._names[host], sys.executable, *words],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._processes.append(process)
-        return process
+        command = [shutil.which("ip"), "netns", "exec", self._names[host], sys.executable, *words]
+        self._started.append(self._programs.converse(command, ROOT))
+        return self._started[-1]
 
     def shape(self, host: int, *netem: str) -> str:
         """Let what leaves a host be late or lost (``"delay", "20ms", "loss", "1%"``); return why not."""
@@ -150,9 +149,8 @@ class Network:
 
     def close(self) -> None:
         """End what was started here and remove every namespace."""
-        for process in self._processes:
-            if process.poll() is None:
-                process.kill()
+        self._programs.kill()
+        for process in self._started:
             process.communicate()
         for name in (*self._names, self._bridge):
             with contextlib.suppress(RuntimeError):  # it was not made

@@ -1,50 +1,26 @@
-"""A man in the middle: passes TCP on, and after so many bytes flips a bit in each piece.
+"""A man in the middle on a host of its own: after so many bytes it flips a bit in each piece.
 
 Usage: python -m tests.namespaces.relay LISTEN_HOST:PORT TARGET_HOST:PORT UNTOUCHED_BYTES
 """
 
 from __future__ import annotations
 
-import socket
+import signal
 import sys
-import threading
 
-
-def pump(source: socket.socket, sink: socket.socket, untouched: float) -> None:
-    passed = 0
-    while piece := source.recv(65536):
-        passed += len(piece)
-        if passed > untouched:
-            changed = bytearray(piece)
-            changed[len(changed) // 2] ^= 1
-            piece = bytes(changed)
-        sink.sendall(piece)
-    sink.shutdown(socket.SHUT_WR)
-
-
-def guarded(source: socket.socket, sink: socket.socket, untouched: float) -> None:
-    try:
-        pump(source, sink, untouched)
-    except OSError:  # one end has closed; so does the other
-        source.close()
-        sink.close()
+from p2pft_flower.lab.relay import relayed
 
 
 def main(listen: str, target: str, untouched: str) -> None:
-    host, port = listen.rsplit(":", 1)
-    there, its_port = target.rsplit(":", 1)
-    server = socket.create_server((host, int(port)))
-    print("listening", flush=True)
-    while True:
-        near, _ = server.accept()
-        try:
-            far = socket.create_connection((there, int(its_port)), timeout=10)
-        except OSError:  # the target is not there yet
-            near.close()
-            continue
-        far.settimeout(None)
-        threading.Thread(target=guarded, args=(near, far, float(untouched)), daemon=True).start()
-        threading.Thread(target=guarded, args=(far, near, float("inf")), daemon=True).start()
+    def alter(number: int, passed: int, data: bytes) -> bytes:
+        if passed + len(data) <= float(untouched):
+            return data
+        middle = len(data) // 2
+        return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+    with relayed(target, listen=listen, alter=alter):
+        print("listening", flush=True)
+        signal.pause()
 
 
 if __name__ == "__main__":

@@ -10,14 +10,19 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from p2pft_flower.algorithms import simulate
+from p2pft_flower.lab.supervisor import Functions
 from p2pft_flower.transport.trust import certificates
 from tests.host.quadratic import GRAPH, Peer, Quadratics, plans
-from tests.namespaces.network import Network, missing
+from tests.namespaces.network import PRELOADED, Network, missing
+from tests.namespaces.peer import main as peer_main
 
 WHY_NOT = missing()
 pytestmark = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT or "network namespaces can be made")
 
 ITERATIONS = 20
+
+PATIENCE = 200.0
+"""Seconds after which a peer will say nothing; only a broken one takes that long."""
 
 
 @pytest.fixture
@@ -47,22 +52,29 @@ class Sites:
             **{"meet-timeout": 120.0, "peer-timeout": 120.0} | settings,
         )
         self.plans = dict(enumerate(all_plans))
+        self.processes = Functions(PRELOADED)
         self.certificates = {p: folder / f"peer-{p}" for p in range(4)}
 
-    def start(self, peer: int):
-        file = self.folder / f"plan-{peer}.json"
-        file.write_text(self.plans[peer].to_json())
-        words = [str(self.certificates[peer])] if self.certificates[peer] else []
-        return self.net.start(peer, "-m", "tests.namespaces.peer", str(file), *words)
+    def __enter__(self):
+        return self
 
-    @staticmethod
-    def let_run(*processes) -> None:
-        """Once all could: how long a process takes to start is none of the run's deadlines."""
-        for process in processes:
-            assert process.stdout.readline() == "ready\n"
-        for process in processes:
-            process.stdin.write("\n")
-            process.stdin.flush()
+    def __exit__(self, *error):
+        self.processes.__exit__(*error)
+
+    def start(self, *peers: int) -> None:
+        """Start peers; let them run once all could: how long that takes is none of the run's deadlines."""
+        for peer in peers:
+            words = self.net.name(peer), self.plans[peer].to_json(), self.certificates[peer]
+            self.processes.start(peer, peer_main, *words)
+        for peer in peers:
+            assert self.heard(peer) == "ready"
+        for peer in peers:
+            self.processes.pipe(peer).send("go")
+
+    def heard(self, peer: int):
+        """Return what a peer says next."""
+        assert self.processes.pipe(peer).poll(PATIENCE), f"peer {peer} says nothing"
+        return self.processes.pipe(peer).recv()
 
     def through_a_man_in_the_middle(self, untouched: str) -> None:
         """Let what peer 0 sends to peer 1 pass a relay on the fifth host, which alters it."""
@@ -74,14 +86,8 @@ class Sites:
 
     def run(self, peers=range(4)) -> dict[int, dict]:
         """Return how each peer ended."""
-        started = {p: self.start(p) for p in peers}
-        self.let_run(*started.values())
-        ended = {}
-        for peer, process in started.items():
-            out, err = self.net.finish(process)
-            assert out, err
-            ended[peer] = json.loads(out)
-        return ended
+        self.start(*peers)
+        return {peer: self.heard(peer)[0] for peer in peers}
 
 
 @pytest.fixture(scope="module")
@@ -92,23 +98,18 @@ def expected() -> dict[int, dict]:
     return {p: {"theta": hashlib.sha256(t.tobytes()).hexdigest()} for p, t in enumerate(found.theta)}
 
 
-def test_four_hosts_over_tls_find_the_same_theta_as_one_process(federation, expected):
-    with Network(4) as net:
-        assert Sites(net, federation).run() == expected
-
-
 def test_late_and_lost_packets_change_nothing(federation, expected):
-    with Network(4) as net:
+    with Network(4) as net, Sites(net, federation) as sites:
         for host in range(4):
             if why := net.shape(host, "delay", "10ms", "5ms", "loss", "1%"):
                 pytest.skip(why)
-        assert Sites(net, federation).run() == expected
+        assert sites.run() == expected
 
 
 def test_a_host_that_cannot_be_reached_at_the_start_is_named_by_its_neighbours(federation):
-    with Network(4) as net:
+    with Network(4) as net, Sites(net, federation, **{"meet-timeout": 4.0}) as sites:
         net.cut(2)
-        ended = Sites(net, federation, **{"meet-timeout": 4.0}).run()
+        ended = sites.run()
     for peer in (0, 1, 3):  # the neighbours of peer 2, in either direction
         assert ended[peer]["kind"] in ("PeerUnreachableError", "ExchangeStoppedError")
     unreachable = [e["error"] for e in ended.values() if e["kind"] == "PeerUnreachableError"]
@@ -120,8 +121,7 @@ def test_an_expired_certificate_is_fatal_at_its_owner_with_file_and_remedy(feder
     with monkeypatch.context() as clock:
         clock.setattr(certificates, "utc_now", lambda: past)
         certificates.issue(federation / "ca", federation / "old", 1, [], days=7)
-    with Network(4) as net:
-        sites = Sites(net, federation, **{"meet-timeout": 4.0})
+    with Network(4) as net, Sites(net, federation, **{"meet-timeout": 4.0}) as sites:
         sites.certificates[1] = federation / "old"
         ended = sites.run()
     assert "expired" in ended[1]["error"]
@@ -131,8 +131,7 @@ def test_an_expired_certificate_is_fatal_at_its_owner_with_file_and_remedy(feder
 
 
 def test_certificates_of_another_peer_are_fatal_with_file_and_remedy(federation):
-    with Network(4) as net:
-        sites = Sites(net, federation, **{"meet-timeout": 4.0})
+    with Network(4) as net, Sites(net, federation, **{"meet-timeout": 4.0}) as sites:
         sites.certificates[1] = federation / "peer-3"
         ended = sites.run([1])
     assert "not for peer 1" in ended[1]["error"]
@@ -142,8 +141,8 @@ def test_certificates_of_another_peer_are_fatal_with_file_and_remedy(federation)
 def test_a_peer_of_another_federation_is_named_at_once_by_those_that_meet_it(federation):
     certificates.create_authority(federation / "other-ca", "clinics")  # even of the same name
     certificates.issue(federation / "other-ca", federation / "other", 1, [Network.address(1)])
-    with Network(4) as net:
-        sites = Sites(net, federation, **{"meet-timeout": 100.0})  # longer than the test may take
+    # The deadline is longer than the test may take.
+    with Network(4) as net, Sites(net, federation, **{"meet-timeout": 280.0}) as sites:
         sites.certificates[1] = federation / "other"
         ended = sites.run()
     errors = [e["error"] for e in ended.values()]
@@ -153,30 +152,28 @@ def test_a_peer_of_another_federation_is_named_at_once_by_those_that_meet_it(fed
 
 def test_a_member_of_the_federation_that_is_no_neighbour_is_refused_and_disturbs_nobody(federation, expected):
     certificates.issue(federation / "ca", federation / "stranger", 7, [])
-    with Network(5) as net:
-        sites = Sites(net, federation)
-        first = sites.start(0)
-        sites.let_run(first)
+    with Network(5) as net, Sites(net, federation) as sites:
+        sites.start(0)
         said = net.finish(
             net.start(4, "-m", "tests.namespaces.stranger", str(federation / "stranger"), "10.77.0.1:9000")
         )
         assert json.loads(said[0]) == {"Hello": "NOT_NEIGHBOUR", "Stop": "NOT_NEIGHBOUR"}, said
         ended = sites.run([1, 2, 3])
-        out, err = net.finish(first)
-        assert {0: json.loads(out), **ended} == expected
-        assert "peer 7 shares no edge with this host" in err
+        first, warnings = sites.heard(0)
+        assert {0: first, **ended} == expected
+        assert "peer 7 shares no edge with this host" in warnings
 
 
-def test_whoever_passes_bytes_on_without_changing_them_changes_nothing(federation, expected):
-    with Network(5) as net:
-        sites = Sites(net, federation)
+def test_four_hosts_over_tls_find_the_same_theta_as_one_process_also_where_bytes_are_passed_on(
+    federation, expected
+):
+    with Network(5) as net, Sites(net, federation) as sites:
         sites.through_a_man_in_the_middle(untouched="inf")
         assert sites.run() == expected
 
 
 def test_whoever_alters_bytes_of_the_handshake_stops_the_run_by_edge(federation):
-    with Network(5) as net:
-        sites = Sites(net, federation, **{"meet-timeout": 5.0})
+    with Network(5) as net, Sites(net, federation, **{"meet-timeout": 5.0}) as sites:
         sites.through_a_man_in_the_middle(untouched="0")
         ended = sites.run()
     assert all("error" in e for e in ended.values()), ended
@@ -185,8 +182,7 @@ def test_whoever_alters_bytes_of_the_handshake_stops_the_run_by_edge(federation)
 
 def test_whoever_alters_payloads_is_never_believed(federation, expected):
     """Each connection breaks after a few payloads; a new one brings what was lost, or the run stops."""
-    with Network(5) as net:
-        sites = Sites(net, federation)
+    with Network(5) as net, Sites(net, federation) as sites:
         sites.through_a_man_in_the_middle(untouched="8000")
         ended = sites.run()
     assert all(e == expected[p] for p, e in ended.items() if "theta" in e), ended

@@ -14,10 +14,10 @@ from p2pft_flower.cli import app
 from p2pft_flower.errors import DataError
 from p2pft_flower.keeping.journal import read_journal
 from p2pft_flower.keeping.lines import written
+from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
 
-from ..flower.deployment import free_ports
 from ..flower.engine import run_app
 from ..journals import made_line
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-import socket
 import threading
 
 import numpy as np
 import pytest
 
+from p2pft_flower.lab.relay import relayed
 from p2pft_flower.transport import ExchangeTimeoutError, Links, Mailbox, PeerServer, Terms, unix_address
-from tests.transport.wire import PATIENCE, Host, spawn, weights
+from tests.transport.wire import PATIENCE, Host, weights
 
 TERMS = Terms("run", 5000)
 EDGES = [(0, 1), (1, 0), (1, 2), (2, 0)]
@@ -89,54 +88,9 @@ def test_a_neighbour_that_is_killed_is_missed_by_name(tmp_path):
             mailbox.take(1, 0, 0, 1, 0.1)
 
 
-class CutAnswer:
-    """A TCP relay that breaks its first connection when told, so that an answer under way is lost."""
-
-    def __init__(self, target: int) -> None:
-        self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self.connections: list[tuple[socket.socket, socket.socket]] = []
-        self._threads = [spawn(self._accept)]
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self._listener.accept()
-            except OSError:
-                return
-            far = socket.create_connection(("127.0.0.1", self._target))
-            self.connections.append((near, far))
-            self._threads += [spawn(lambda a=a, b=b: self._pump(a, b)) for a, b in ((near, far), (far, near))]
-
-    @staticmethod
-    def _pump(source: socket.socket, sink: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                sink.sendall(data)
-
-    def cut(self, pair: tuple[socket.socket, socket.socket]) -> None:
-        for end in pair:
-            end.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for pair in self.connections:
-            for end in pair:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(PATIENCE)
-        for pair in self.connections:
-            for end in pair:
-                end.close()
-
-
 @pytest.mark.parametrize("length", [4, 1_000_000])
 def test_a_payload_whose_answer_was_lost_is_sent_again_and_used_once(length):
     terms = Terms("run", length)
-    relay = None
     lost = threading.Event()
 
     class Unlucky(Mailbox):
@@ -144,22 +98,23 @@ def test_a_payload_whose_answer_was_lost_is_sent_again_and_used_once(length):
             reply = await super().deliver(*message)
             if not lost.is_set():  # taken in, but the connection breaks before the answer leaves
                 lost.set()
-                relay.cut(relay.connections[0])
+                relay.sever(0)
             return reply
 
     mailbox = Unlucky(terms, [(0, 1)])
-    with PeerServer(mailbox, {1: "127.0.0.1:0"}) as server:
-        relay = CutAnswer(int(server.bound_addresses[1].rpartition(":")[2]))
-        with Links(terms, {1: relay.address}, [(0, 1)], timeout=PATIENCE) as links:
-            vector = np.arange(length, dtype=np.float32)
-            links.send(0, 0, 0, vector)
-            links.flush(PATIENCE)
-            assert lost.is_set()
-            assert mailbox.take(1, 0, 0, 0, PATIENCE).vector.tobytes() == vector.tobytes()
-            links.send(0, 0, 1, vector)
-            mailbox.take(1, 0, 0, 1, PATIENCE)
-            links.flush(PATIENCE)
-        relay.close()
+    with (
+        PeerServer(mailbox, {1: "127.0.0.1:0"}) as server,
+        relayed(server.bound_addresses[1]) as relay,
+        Links(terms, {1: relay.address}, [(0, 1)], timeout=PATIENCE) as links,
+    ):
+        vector = np.arange(length, dtype=np.float32)
+        links.send(0, 0, 0, vector)
+        links.flush(PATIENCE)
+        assert lost.is_set()
+        assert mailbox.take(1, 0, 0, 0, PATIENCE).vector.tobytes() == vector.tobytes()
+        links.send(0, 0, 1, vector)
+        mailbox.take(1, 0, 0, 1, PATIENCE)
+        links.flush(PATIENCE)
     assert mailbox.duplicates == 1
-    assert len(relay.connections) == 2
+    assert relay.connections == 2
     assert links.bytes_sent == {0: 2 * terms.nbytes}

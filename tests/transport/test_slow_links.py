@@ -11,6 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
+from p2pft_flower.lab.relay import relayed
 from p2pft_flower.transport import (
     EdgeBrokenError,
     ExchangeStoppedError,
@@ -24,8 +25,6 @@ from p2pft_flower.transport import (
 )
 from p2pft_flower.transport.payloads import Carrier
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
-from tests.faults.relay import Link
-from tests.transport.relay import Relay
 from tests.transport.wire import PATIENCE
 
 EDGE = (0, 1)
@@ -65,10 +64,6 @@ def receiver(terms, address="127.0.0.1:0", **more):
         yield mailbox, server
 
 
-def port_of(server):
-    return int(server.bound_addresses[1].rpartition(":")[2])
-
-
 def vector(terms, number=1):
     return np.full(terms.length, number, np.float32)
 
@@ -83,7 +78,7 @@ def warnings(caplog):
 def test_a_payload_that_takes_longer_than_a_call_gets_longer_calls_and_the_next_one_too(caplog):
     with (
         receiver(LARGE) as (mailbox, server),
-        Link(server.bound_addresses[1], delay=0.05) as link,
+        relayed(server.bound_addresses[1], delay=0.05) as link,
         Counting(LARGE, link.address, timeout=0.25, longest=PATIENCE) as links,
     ):
         links.send(0, 0, 0, vector(LARGE))
@@ -104,7 +99,7 @@ def test_a_payload_that_takes_longer_than_a_call_gets_longer_calls_and_the_next_
 def test_a_call_has_no_more_time_than_the_longest_however_often_it_takes():
     with (
         receiver(SMALL) as (_, server),
-        Relay(port_of(server), alter=lambda *_: b"") as relay,
+        relayed(server.bound_addresses[1], alter=lambda *_: b"") as relay,
         Counting(SMALL, relay.address, timeout=0.2, longest=0.5) as links,
     ):
         links.send(0, 0, 0, vector(SMALL))
@@ -132,7 +127,7 @@ def test_a_receiver_that_has_no_room_is_no_slow_link(caplog, tmp_path):
 def test_silence_of_the_receiver_itself_is_not_held_against_the_link(caplog):
     with (
         receiver(SMALL) as (_, server),
-        Relay(port_of(server), alter=lambda *_: b"") as relay,
+        relayed(server.bound_addresses[1], alter=lambda *_: b"") as relay,
         Counting(
             SMALL, relay.address, timeout=0.05, longest=PATIENCE, speaks=lambda peer: peer != 1
         ) as links,
@@ -150,7 +145,7 @@ def test_an_edge_that_swallows_payloads_is_given_up_with_the_place_the_deadline_
     failures = []
     with (
         receiver(SMALL) as (_, server),
-        Relay(port_of(server), alter=lambda *_: b"") as relay,
+        relayed(server.bound_addresses[1], alter=lambda *_: b"") as relay,
         Counting(SMALL, relay.address, timeout=0.1, longest=0.2, on_failure=failures.append) as links,
     ):
         links.send(0, 5, 1, vector(SMALL))
@@ -175,7 +170,7 @@ def test_an_edge_that_alters_every_payload_is_given_up_as_broken():
 
     with (
         receiver(LARGE) as (mailbox, server),
-        Relay(port_of(server), alter=alter) as relay,
+        relayed(server.bound_addresses[1], alter=alter) as relay,
         Counting(LARGE, relay.address, timeout=PATIENCE) as links,
     ):
         links.send(0, 0, 0, vector(LARGE))
@@ -272,7 +267,7 @@ def test_where_views_never_change_it_ends_the_run(code):
 def test_a_fetch_that_takes_longer_than_its_deadline_has_longer_the_next_time():
     with (
         receiver(LARGE) as (_, server),
-        Link(server.bound_addresses[1], delay=0.05) as link,
+        relayed(server.bound_addresses[1], delay=0.05) as link,
         Links(LARGE, {1: link.address}, [], [(1, 0)], timeout=0.2, longest=PATIENCE) as links,
     ):
         server.offer(3, {1: vector(LARGE)}, [0, 1])

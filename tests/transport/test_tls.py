@@ -23,6 +23,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from p2pft_flower.lab.relay import relayed
 from p2pft_flower.transport import (
     TLS13_ENVIRONMENT,
     Credentials,
@@ -48,7 +49,6 @@ from p2pft_flower.transport.admission import Throttle
 from p2pft_flower.transport.trust.certificates import identity_of, target_name
 from p2pft_flower.transport.wire.header import HEADER_KEY
 from tests.transport.federation import Clock, Federation
-from tests.transport.relay import Relay
 from tests.transport.wire import PATIENCE, Host, message
 
 TERMS = Terms("run", 8)
@@ -434,7 +434,7 @@ def test_a_relay_with_nobody_behind_it_is_waited_for(peers):
     """Such as a container's port that is published before its process listens."""
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
-    with Relay(port) as relay:
+    with relayed(f"127.0.0.1:{port}") as relay:
         error = meet(relay.address, peers[0], deadline=1.5)
     assert isinstance(error, PeerUnreachableError)
     assert "start it" in str(error)
@@ -472,14 +472,14 @@ def test_a_man_in_the_middle_cannot_alter_a_payload(secure, peers):
     own = peers if secure else dict.fromkeys(range(2))
     with (
         PeerServer(mailbox, {1: "127.0.0.1:0"}, credentials=own[1]) as server,
-        Relay(port_of(server.bound_addresses[1]), alter=flip) as relay,
+        relayed(server.bound_addresses[1], alter=flip) as relay,
         Links(terms, {1: relay.address}, [(0, 1)], timeout=PATIENCE, credentials=own[0]) as links,
     ):
         links.send(0, 0, 0, vector)
         links.flush(PATIENCE)
         assert mailbox.take(1, 0, 0, 0, PATIENCE).vector.tobytes() == vector.tobytes()
         if secure:  # the connection breaks, and the payload is sent again over a new one
-            assert len(relay.connections) == 2
+            assert relay.connections == 2
             assert not mailbox.refused
         else:  # the checksum tells, and it is sent again over the same one
             assert mailbox.refused == {"CORRUPT": 1}
@@ -494,7 +494,7 @@ def test_a_link_that_alters_every_payload_is_given_up():
 
     with (
         PeerServer(mailbox, {1: "127.0.0.1:0"}) as server,
-        Relay(port_of(server.bound_addresses[1]), alter=zeros_to_ones) as relay,
+        relayed(server.bound_addresses[1], alter=zeros_to_ones) as relay,
         Links(terms, {1: relay.address}, [(0, 1)], timeout=PATIENCE) as links,
     ):
         links.send(0, 0, 0, np.zeros(terms.length, np.float32))
@@ -518,14 +518,10 @@ def tls_context(own, version):
 )
 def test_what_comes_over_tls_1_2_is_refused_unread(version, status, serving, peers):
     """A neighbour's own certificate, over a connection of the version before."""
-    context = tls_context(peers[0], version)
-
-    def wrap(far):
-        return context.wrap_socket(far, server_hostname=PEER_1)
-
+    tls = tls_context(peers[0], version), PEER_1
     if "GRPC_SSL_CIPHER_SUITES" in os.environ:
         pytest.fail("this process must run with gRPC's own cipher suites: unset GRPC_SSL_CIPHER_SUITES")
-    with Relay(port_of(serving.address), wrap=wrap) as relay, calling(relay.address) as call:
+    with relayed(serving.address, tls=tls) as relay, calling(relay.address) as call:
         reply = call("Hello", hello(0))
     assert Status.Name(reply.status) == status
     assert reply.reason == ("" if status == "ACCEPTED" else "the connection uses TLSv1.2, not TLSv1.3")

@@ -10,6 +10,7 @@ import pytest
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.flower.nodes import RunFailedError
+from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.report.figures import draw_comparison
@@ -17,7 +18,6 @@ from p2pft_flower.report.results import read_results
 from p2pft_flower.report.tables import comparison_markdown, run_table
 from tests.cli.test_commands import invoke
 from tests.flower.engine import run_app
-from tests.flower.test_app import free_ports
 from tests.learning.conftest import write_images
 
 

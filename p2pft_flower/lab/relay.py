@@ -1,0 +1,260 @@
+"""TCP that passes through this process: cut, mended, slowed, altered or broken on its way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from p2pft_flower.transport.wire.addresses import parse_address
+
+__all__ = ["Alter", "Link", "Relay", "Relays", "relayed"]
+
+Alter = Callable[[int, int, bytes], bytes]
+"""(connection's number from 0, bytes passed before, data towards the target) ↦ what is passed on."""
+
+T = TypeVar("T")
+
+_PIECE = 2**16
+_START = 60.0
+"""Seconds that the relays' thread has for what it is asked to do."""
+
+
+class Relay:
+    """One place that connections pass through; made by :meth:`Relays.open`.
+
+    What is on its way when a relay is cut is kept and comes after it was mended, as TCP does over a network
+    that was down for a while; that a connection has ended is no news either while it is cut.
+
+    Attributes
+    ----------
+    address : str
+        ``host:port`` where it listens.
+    connections : int
+        How many were opened through it.
+    """
+
+    def __init__(
+        self,
+        relays: Relays,
+        target: str,
+        *,
+        delay: float = 0.0,
+        alter: Alter | None = None,
+        tls: tuple[ssl.SSLContext, str] | None = None,
+    ) -> None:
+        self._relays, self._target = relays, parse_address(target)
+        self._delay, self._alter, self._tls = delay, alter, tls
+        self._whole = {"there": asyncio.Event(), "back": asyncio.Event()}
+        for way in self._whole.values():
+            way.set()
+        self._server: asyncio.Server | None = None
+        self._open: dict[int, list[asyncio.StreamWriter]] = {}
+        """The ends of each connection that was not severed."""
+        self._serving: set[asyncio.Future[None]] = set()
+        self.address = ""
+        self.connections = 0
+
+    def cut(self, *ways: str) -> None:
+        """Pass nothing on any more, ``"there"`` or ``"back"``; where neither is named, both."""
+        self._relays.do(self._set(ways, whole=False))
+
+    def mend(self, *ways: str) -> None:
+        """Pass everything on again, what was kept first."""
+        self._relays.do(self._set(ways, whole=True))
+
+    def sever(self, *connections: int) -> None:
+        """Break these connections, by number; where none is named, all, and take no new one."""
+        self._relays.do(self._break(connections))
+
+    async def listen(self, at: str) -> None:
+        """Take connections at ``host:port``; called in the relays' thread."""
+        host, port = at.rsplit(":", 1)
+        self._server = await asyncio.start_server(self._accept, host, int(port), limit=_PIECE)
+        self.address = f"{host}:{self._server.sockets[0].getsockname()[1]}"
+
+    async def _set(self, ways: tuple[str, ...], *, whole: bool) -> None:
+        for way in ways or self._whole:
+            (self._whole[way].set if whole else self._whole[way].clear)()
+
+    async def _break(self, connections: tuple[int, ...]) -> None:
+        if not connections and self._server is not None:
+            self._server.close()
+        for number in connections or list(self._open):
+            for end in self._open.pop(number, ()):
+                end.transport.abort()
+
+    def _accept(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
+        task = asyncio.ensure_future(self._serve(near_in, near_out))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _serve(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
+        number, self.connections = self.connections, self.connections + 1
+        self._open[number] = [near_out]
+        try:
+            with contextlib.closing(near_out):
+                for way in self._whole.values():
+                    await way.wait()
+                await self._pass_on(number, near_in, near_out)
+        finally:
+            self._open.pop(number, None)
+
+    async def _pass_on(
+        self, number: int, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter
+    ) -> None:
+        context, name = self._tls or (None, None)
+        try:
+            far_in, far_out = await asyncio.open_connection(
+                self._target.host, self._target.port, limit=_PIECE, ssl=context, server_hostname=name
+            )
+        except OSError:  # nobody listens there: the near end sees its connection closed
+            return
+        with contextlib.closing(far_out):
+            if number not in self._open:  # severed meanwhile
+                return
+            self._open[number].append(far_out)
+            ways = {
+                asyncio.create_task(self._pump(near_in, far_out, self._whole["there"], number)),
+                asyncio.create_task(self._pump(far_in, near_out, self._whole["back"], None)),
+            }
+            try:  # where one way has ended nothing is left to answer the other
+                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for way in ways:
+                    way.cancel()
+                await asyncio.gather(*ways, return_exceptions=True)
+
+    async def _pump(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        whole: asyncio.Event,
+        number: int | None,
+    ) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):  # one end was killed
+            while data := await source.read(_PIECE):
+                if self._delay:
+                    await asyncio.sleep(self._delay)
+                if self._alter is not None and number is not None:
+                    altered = await asyncio.to_thread(
+                        self._alter, number, passed, data
+                    )  # it may take its time
+                    passed += len(data)
+                    data = altered
+                await whole.wait()
+                sink.write(data)
+                await sink.drain()
+        await whole.wait()
+
+
+class Link:
+    """The relays between two peers, in both of which a peer's connections to the other one pass.
+
+    Attributes
+    ----------
+    routes : dict of (int, int) to str
+        Where a peer is to look for the other one, by (the one that connects, the other).
+    """
+
+    def __init__(self, there: Relay, back: Relay, a: int, b: int) -> None:
+        self._relays = {(a, b): there, (b, a): back}
+        self.routes = {pair: relay.address for pair, relay in self._relays.items()}
+
+    def cut(self, sender: int | None = None) -> None:
+        """Pass nothing on of what ``sender`` says, whichever end has opened the connection; None: of both."""
+        for relay, ways in self._ways(sender):
+            relay.cut(*ways)
+
+    def mend(self, sender: int | None = None) -> None:
+        """Undo :meth:`cut`."""
+        for relay, ways in self._ways(sender):
+            relay.mend(*ways)
+
+    def _ways(self, sender: int | None) -> Iterator[tuple[Relay, tuple[str, ...]]]:
+        for (opens, _), relay in self._relays.items():
+            yield relay, () if sender is None else ("there",) if opens == sender else ("back",)
+
+
+class Relays:
+    """Relays of one thread; a context manager that closes them."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._servers: list[Relay] = []
+        self._thread = threading.Thread(target=self._loop.run_forever, name="p2pft-relays", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.do(self._close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def open(
+        self,
+        target: str,
+        *,
+        listen: str = "127.0.0.1:0",
+        delay: float = 0.0,
+        alter: Alter | None = None,
+        tls: tuple[ssl.SSLContext, str] | None = None,
+    ) -> Relay:
+        """Pass on what comes to ``listen``.
+
+        Parameters
+        ----------
+        target : str
+            ``host:port``.
+        listen : str
+            The same; port 0: a free one.
+        delay : float
+            Seconds that each piece of up to 64 KiB is held back.
+        alter : callable, optional
+            What is done to each piece towards the target; may take its time.
+        tls : (ssl.SSLContext, str), optional
+            Speak TLS to the target, which has this name; default: what comes is passed on as it is.
+
+        Raises
+        ------
+        OSError
+            When nothing can listen there.
+        """
+        relay = Relay(self, target, delay=delay, alter=alter, tls=tls)
+        self.do(relay.listen(listen))
+        self._servers.append(relay)
+        return relay
+
+    def link(self, addresses: Mapping[int, str], a: int, b: int, *, delay: float = 0.0) -> Link:
+        """Sit in the link between the peers ``a`` and ``b``, which listen at ``addresses``."""
+        return Link(self.open(addresses[b], delay=delay), self.open(addresses[a], delay=delay), a, b)
+
+    def do(self, what: Coroutine[Any, Any, T]) -> T:
+        """Have something done in the relays' thread, and return what comes of it."""
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result(_START)
+
+    async def _close(self) -> None:
+        for relay in self._servers:
+            await relay._break(())
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._loop.shutdown_default_executor()
+
+
+@contextlib.contextmanager
+def relayed(target: str, **how: Any) -> Iterator[Relay]:
+    """Pass on what comes, through a relay of a thread of its own; ``how`` as of :meth:`Relays.open`."""
+    with Relays() as relays:
+        yield relays.open(target, **how)

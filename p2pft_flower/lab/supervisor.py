@@ -1,0 +1,246 @@
+"""Processes that are started, harmed and ended together: programs with all that they start, and functions.
+
+A program and whatever it starts itself is known by a mark in its environment, in whichever session it lives:
+Ray and Flower put processes into sessions of their own, some of which outlive their parents.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+__all__ = ["MARK", "Functions", "Programs", "marked", "marks", "undisturbed"]
+
+MARK = "P2PFT_MARK"
+"""Environment variable with the marks, separated by blanks: what a marked process starts may get one more."""
+
+PATIENCE = 20.0
+"""Seconds that processes are given to end before they are killed."""
+
+
+def marks(environment: Mapping[str, str]) -> list[str]:
+    """Return the marks in an environment, the outermost first."""
+    return environment.get(MARK, "").split()
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """Return the living processes that carry ``mark``."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it is gone meanwhile, or another user's
+            if mark in marks(process.environ()) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold off signals while processes are being ended: a second one must not cut it short."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Programs:
+    """Programs that carry one mark; a context manager that ends them and all that they have started.
+
+    Parameters
+    ----------
+    environment : mapping of str to str
+        Of the programs, without the mark.
+    mark : str, optional
+        That of programs which another process has started; default: a new one.
+
+    Attributes
+    ----------
+    mark : str
+        What all of them carry.
+    environment : dict of str to str
+        With the mark.
+    logs : dict of str to Path
+        By name, where a program writes what it says.
+    """
+
+    def __init__(self, environment: Mapping[str, str], mark: str | None = None) -> None:
+        self.mark = mark or uuid.uuid4().hex
+        self.environment = {**environment, MARK: " ".join([*marks(environment), self.mark])}
+        self.logs: dict[str, Path] = {}
+        self._started: list[subprocess.Popen[Any]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with undisturbed():
+            self.end()
+
+    def start(
+        self, name: str, command: Sequence[str], log: Path, cwd: Path | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a program in a session of its own, with nothing to read.
+
+        Parameters
+        ----------
+        name : str
+            For :attr:`logs`.
+        command : sequence of str
+            The program's path and its arguments.
+        log : Path
+            For what it says; begun anew.
+        cwd : Path, optional
+            Where it works; default: where this process does.
+        """
+        self.logs[name] = log
+        with log.open("wb") as output:
+            process = subprocess.Popen(  # noqa: S603 - what the caller names
+                command,
+                env=self.environment,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        self._started.append(process)
+        return process
+
+    def converse(self, command: Sequence[str], cwd: Path | None = None) -> subprocess.Popen[str]:
+        """Start a program whose standard streams are pipes of text to this process."""
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(  # noqa: S603 - what the caller names
+            command, env=self.environment, cwd=cwd, text=True, stdin=pipe, stdout=pipe, stderr=pipe
+        )
+        self._started.append(process)
+        return process
+
+    def running(self) -> list[psutil.Process]:
+        """Return all that carry the mark and are alive."""
+        return marked(self.mark)
+
+    def said(self, name: str, size: int = 4000) -> str:
+        """Return the last ``size`` bytes of what a program has said."""
+        return self.logs[name].read_bytes()[-size:].decode(errors="replace")
+
+    def end(self, patience: float = PATIENCE) -> None:
+        """End all that carry the mark; what does not end within ``patience`` seconds is killed."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            self._signal(number, patience)
+
+    def kill(self, patience: float = PATIENCE) -> None:
+        """Kill all that carry the mark at once, as a power cut would, and what they were starting."""
+        while self._signal(signal.SIGKILL, patience):
+            pass
+
+    def _signal(self, number: signal.Signals, patience: float) -> list[psutil.Process]:
+        left = self.running()
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        deadline = time.monotonic() + patience
+        for own in self._started:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                own.wait(max(0.0, deadline - time.monotonic()))  # it is reaped: others see that it is gone
+        psutil.wait_procs(left, timeout=max(0.0, deadline - time.monotonic()))
+        return left
+
+
+@dataclass
+class _Child:
+    process: Any  # its class is of the start method, and has no public name
+    pipe: Connection
+
+
+class Functions:
+    """Python functions, each in a process of its own by number; a context manager that leaves none behind.
+
+    Parameters
+    ----------
+    preload : sequence of str
+        Modules that are imported once, by the process of which all are copies: so a function that is started
+        again runs soon. The first :class:`Functions` of a process decides for all.
+    """
+
+    def __init__(self, preload: Sequence[str]) -> None:
+        self._server = multiprocessing.get_context("forkserver")
+        self._server.set_forkserver_preload(list(preload))
+        self._children: dict[int, _Child] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for child in self._children.values():
+            child.process.kill()  # also where it is stopped
+        for child in self._children.values():
+            child.process.join(PATIENCE)
+            child.pipe.close()
+
+    def start(self, number: int, function: Callable[..., None], *arguments: object) -> None:
+        """Call ``function(pipe, *arguments)`` in a new process, also where one of ``number`` has ended.
+
+        The other end of the pipe is closed with this process, by the operating system if need be.
+        """
+        if (former := self._children.get(number)) is not None:
+            former.pipe.close()
+        ours, theirs = self._server.Pipe()
+        process = self._server.Process(
+            target=function, args=(theirs, *arguments), name=f"peer {number}", daemon=True
+        )
+        process.start()
+        theirs.close()
+        self._children[number] = _Child(process, ours)
+
+    def pipe(self, number: int) -> Connection:
+        """Return this end of a process's pipe."""
+        return self._children[number].pipe
+
+    def signal(self, number: int, what: signal.Signals) -> None:
+        """Send a signal."""
+        os.kill(self._children[number].process.pid, what)
+
+    def kill(self, *numbers: int) -> None:
+        """SIGKILL all of these, and return when they are gone."""
+        for number in numbers:
+            self._children[number].process.kill()
+        self.join(numbers, PATIENCE)
+
+    def join(self, numbers: Iterable[int], timeout: float) -> None:
+        """Wait until these have ended, for at most ``timeout`` seconds each."""
+        for number in numbers:
+            self._children[number].process.join(timeout)
+
+    def exit_code(self, number: int) -> int | None:
+        """Return how a process ended; None while it runs."""
+        code: int | None = self._children[number].process.exitcode
+        return code
+
+    @property
+    def started(self) -> list[int]:
+        """The numbers of all that were started."""
+        return list(self._children)
+
+    @property
+    def alive(self) -> list[int]:
+        """Those that have not ended."""
+        return [number for number, child in self._children.items() if child.process.is_alive()]

@@ -1,0 +1,222 @@
+"""Runs of one deployment of three sites, one after the other: real processes, and a problem without torch.
+
+A start of SuperLink and SuperNodes takes seconds, so all share it: a site that dies in one test is started
+again by the next, and the server dies in the last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import stat
+
+import pytest
+
+from p2pft_flower.report.collected import collect_results, find_peers
+from p2pft_flower.report.results import FILE, read_results
+from tests.quadratics import LARGE, LARGE_Q, QUADRATICS, SLOW, Q
+
+from .deployment import Deployment, wait_until
+
+pytestmark = pytest.mark.timeout(900)
+
+LEAVE = 10.0
+"""Seconds within which stopped peers have left."""
+
+FOR_EVER = {"problem": SLOW, "iterations": 10_000_000, "evaluate_every": 20}
+
+OVER = "was told to end (SIGINT); the site stopped it, or its SuperNode is gone"
+
+# Flower lets a SuperNode that was killed go only when its heartbeats have failed to come for a minute.
+PATIENT = {"meet_timeout": 300.0}
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory):
+    # Every Python that is started writes what it imports to its log.
+    profile = {"PYTHONPROFILEIMPORTTIME": "1"}
+    with Deployment(tmp_path_factory.mktemp("d"), 3, proxied=True, environment=profile) as started:
+        yield started
+    assert not started.started()
+
+
+def collected(deployment, run, *peers):
+    """Wait until every peer has ended, and return the results that their files give."""
+    deployment.peers_end(run, *peers)
+    results = collect_results(find_peers([deployment.outputs[p] / run for p in peers or range(3)]))
+    assert (results["status"], results["run"]) == ("completed", run)
+    assert None not in results["history"][-1]["accuracy"]
+    return results
+
+
+def signal_site(deployment, peer, number):
+    """Signal a site's SuperNode and all its children at once."""
+    deployment.supernodes[peer].send_signal(signal.SIGSTOP)  # it starts nothing meanwhile
+    group = os.getpgid(deployment.supernodes[peer].pid)
+    os.killpg(group, number)
+
+
+@pytest.fixture(scope="module")
+def trained(deployment, tmp_path_factory):
+    """What Flower lists, the results and the run's number of a run of few numbers and one of many, by q."""
+    runs = {}
+    for q, problem in ((Q, QUADRATICS), (LARGE_Q, LARGE)):
+        folder = tmp_path_factory.mktemp("results") / "run"
+        run = deployment.run(problem=problem, iterations=6, evaluate_every=2, output_dir=str(folder))
+        listed = deployment.ended(run)
+        assert listed["status"] == "finished:completed", deployment.said()
+        runs[q] = listed, read_results(folder), run
+    return runs
+
+
+def test_what_crosses_the_superlink_is_small_and_does_not_depend_on_q(trained):
+    """By Flower's own figure."""
+    assert [results["trainable_parameters"] for _, results, _ in trained.values()] == [Q, LARGE_Q]
+    small, large = (listed["network-traffic"]["total-bytes"] for listed, *_ in trained.values())
+    assert max(small, large) < 64 * 1024, (small, large)
+    assert abs(large - small) < 1024, (small, large)  # numbers have more or fewer digits
+
+
+def test_what_the_coordinator_has_made_of_it_is_what_the_peers_files_give(deployment, trained):
+    for _, results, run in trained.values():
+        again = json.loads(json.dumps(collected(deployment, run)))
+        assert all(again[key] == results[key] for key in results.keys() - {"seconds"})  # whose clock
+
+
+def test_a_problem_without_torch_is_trained_without_torch_in_any_process(deployment, trained):
+    imported = {
+        name
+        for log in deployment.folder.glob("supernode-*.log")
+        for name in re.findall(r"^import time:.*\| +([\w.]+)$", log.read_text(errors="replace"), re.M)
+    }
+    assert "p2pft_flower.host.own_problem" in imported
+    assert imported.isdisjoint({"torch", "timm", "torchvision", "matplotlib", "sklearn"})
+
+
+def all_stop(deployment, run, reason):
+    """Wait until all ClientApps have left, each having said why in its log; and the ports are free."""
+    wait_until(lambda: not deployment.processes("flwr-clientapp"), "ClientApps end", said=deployment.said)
+    for peer in range(3):
+        (last,) = deployment.lines(run, peer, "failed")
+        assert reason in last["error"]
+        assert not deployment.lines(run, peer, "end")
+        socket.create_server(("127.0.0.1", deployment.ports[peer])).close()
+    times = [deployment.lines(run, peer, "failed")[0]["time"] for peer in range(3)]
+    assert max(times) - min(times) < LEAVE
+
+
+def test_flwr_stop_ends_all_peers(deployment, tmp_path):
+    folder = tmp_path / "results"
+    run = deployment.run(**FOR_EVER, output_dir=str(folder))
+    deployment.trains(run)
+    deployment.flwr("stop", run, "test")
+    all_stop(deployment, run, "the run was stopped (flwr stop)")
+    wait_until((folder / FILE).exists, "the coordinator writes its results", said=deployment.said)
+    results = read_results(folder)
+    assert results["status"] == "stopped"
+    assert results["error"] == "the run was stopped by flwr stop or Ctrl-C (SIGINT)"
+
+
+def test_a_sites_command_ends_all_peers(deployment, tmp_path):
+    folder = tmp_path / "results"
+    run = deployment.run(**FOR_EVER, output_dir=str(folder))
+    deployment.trains(run)
+    assert f"run {run}: peer 0 has ended" in deployment.p2pft("stop", run)
+    all_stop(deployment, run, "the run was stopped at a site of it (p2pft stop, SIGTERM)")
+    assert deployment.ended(run)["status"] == "finished:failed"
+    results = read_results(folder)
+    assert (results["status"], results["views"]) == ("stopped", [])
+    assert "(p2pft stop, SIGTERM)" in results["error"]
+
+
+def test_a_site_whose_supernode_dies_is_left_behind_and_named_in_the_results(deployment, tmp_path):
+    deployment.start_supernode(2)
+    # Its peer trains on until it is told, which takes Flower some seconds.
+    settings = {"iterations": 1500, "evaluate_every": 20, "peer_timeout": 5.0, "output_dir": str(tmp_path)}
+    run = deployment.run(problem=SLOW, topology="directed-ring:3", **settings)
+    deployment.trains(run)
+    deployment.kill_supernode(2)
+    deployment.peers_end(run, 0, 1)
+    for peer in (0, 1):
+        (view,) = deployment.lines(run, peer, "view")
+        assert (view["number"], view["peers"], view["lost"]) == (1, [0, 1], [2])
+        assert [1, 0] in view["edges"]  # 2 stood between them
+    deployment.ended(run)
+    results = read_results(tmp_path)
+    assert results["status"] == "completed-with-2-of-3"
+    assert [p["peer"] for p in results["peers"]] == [0, 1]
+    assert "peer 2 was lost after" in results["error"]
+    assert OVER in results["error"]
+    (view,) = results["views"]
+    assert view["peers"] == [0, 1]
+    assert OVER in view["why"]["2"]
+    assert results["history"][-1]["accuracy"][2] is None
+    found = collect_results(find_peers([output / run for output in deployment.outputs]))
+    assert found["views"] == results["views"]
+    assert found["status"] == results["status"]
+
+
+def test_a_site_that_died_comes_back_and_all_peers_train_to_the_end(deployment, tmp_path):
+    deployment.start_supernode(2)
+    settings = {"iterations": 300, "evaluate_every": 20, "peer_timeout": 5.0, "output_dir": str(tmp_path)}
+    # The others wait for it from when it is suspended: on however fast a machine they do not end before.
+    run = deployment.run(problem=SLOW, topology="directed-ring:3", **settings, **PATIENT, on_failure="wait")
+    deployment.trains(run)
+    signal_site(deployment, 2, signal.SIGSTOP)
+    plan = deployment.outputs[2] / run / "peers" / "peer-2.plan.json"
+    assert stat.S_IMODE(plan.stat().st_mode) == 0o600
+    refused = deployment.p2pft_fails("rejoin", run, "--node-config", deployment.node_config(2))
+    assert re.search(rf"peer 2 of run {run} trains already, in process \d+", refused)
+    signal_site(deployment, 2, signal.SIGKILL)  # as a power cut would
+    rejoined = deployment.start_p2pft("rejoin", run, "--node-config", deployment.node_config(2))
+    deployment.peers_end(run)
+    assert rejoined.wait(60) == 0, deployment.said()
+    for peer in range(3):
+        views = deployment.lines(run, peer, "view")
+        assert [(view["peers"], view["joined"]) for view in views] == [([0, 1, 2], [2])]
+    deployment.ended(run)
+    results = read_results(tmp_path)
+    assert results["status"] == "completed-with-2-of-3"
+    assert "peers [2] came back through p2pft rejoin" in results["error"]
+    assert [view["joined"] for view in results["views"]] == [[2]]
+    found = collect_results(find_peers([output / run for output in deployment.outputs]))
+    assert found["status"] == "completed"
+    assert found["error"] is None
+    assert found["history"][-1]["accuracy"][2] is not None
+
+
+def kill_the_serverapp(deployment):
+    (server,) = deployment.processes("flwr-serverapp")
+    server.kill()
+
+
+def cut_the_network(deployment):
+    for relay in deployment.network:
+        relay.sever()
+
+
+def kill_the_superlink(deployment):
+    deployment.superlink.kill()
+    deployment.superlink.wait()
+
+
+def test_nothing_that_happens_to_the_server_changes_anything_for_the_peers(deployment):
+    """The last one: nothing is left of the server. Two sites, since the third has died."""
+    deployment.kill_supernode(2)
+    run = deployment.run(problem=SLOW, topology="ring:2", iterations=1500, evaluate_every=20, **PATIENT)
+    peers = (0, 1)
+    deployment.trains(run, *peers)
+    for harm in (kill_the_serverapp, cut_the_network, kill_the_superlink):
+        seen = [len(deployment.lines(run, peer, "evaluation")) for peer in peers]
+        harm(deployment)
+        for peer in peers:
+            wait_until(
+                lambda peer=peer, seen=seen: len(deployment.lines(run, peer, "evaluation")) > seen[peer] + 1,
+                f"peer {peer} trains on after {harm.__name__}",
+                said=deployment.said,
+            )
+        assert not any(deployment.lines(run, peer, "end") for peer in peers), harm.__name__
+    collected(deployment, run, *peers)
