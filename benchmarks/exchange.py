@@ -9,8 +9,8 @@ take turns, so that whatever else the machine does falls on both:
 The time of one vector is from handing it over until the receiver has taken it in (in ``bare``: answered).
 
 Then whole iterations on a directed ring, a process a peer: two exchanges, each of which sends a vector, takes
-one and mixes the two. The ways take turns in blocks; beside these two there is ``bare aio``: bare gRPC again, by
-``grpc.aio`` on one event loop in a thread of its own.
+one and mixes the two. The ways take turns in blocks; beside these two there is ``bare aio``: bare gRPC again,
+by ``grpc.aio`` on one event loop in a thread of its own.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class BareRing:
 
 
 class BareAioRing(BareRing):
-    """The same by grpc.aio, on one loop in one thread; calls are known by their headers before their bodies."""
+    """The same by grpc.aio, on one loop in one thread; headers are known before bodies."""
 
     def _open(self, address: str, neighbour: str) -> None:
         self._loop = asyncio.new_event_loop()

@@ -154,6 +154,7 @@ class Wires:
             tell=(lambda _: Gossip()) if agreement is None else agreement.tell,
             hear=(lambda _: None) if agreement is None else agreement.hear,
             contacts=None if agreement is None else agreement.contacts,
+            on_failure=self.fail,
         )
         try:
             self.server = PeerServer(

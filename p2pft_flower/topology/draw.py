@@ -89,7 +89,7 @@ def _layout(graph: Graph) -> Points:
     angle = np.pi / 2 - 2 * np.pi * np.arange(n) / n
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=1) if n > 1 else np.zeros((1, 2))
     degrees = {len(graph.out_neighbours(i)) for i in range(n)}
-    # Where all degrees agree (rings, complete) a circle shows it; a star, line or grid shows its own shape.
+    # If all degrees agree (rings, complete), a circle shows it; a star, line or grid shows its own shape.
     if not graph.undirected or len(degrees) == 1 or n > 128:
         return circle
     edges = nx.Graph(graph.edges)

@@ -88,7 +88,7 @@ def _shape(text: str) -> tuple[int, int]:
     return shape
 
 
-# What each capital word of a form is read as.
+# The reader of each capital word in a form.
 _READ: dict[str, Callable[[str], Any]] = {
     "N": _peers,
     "P": _probability,

@@ -199,6 +199,11 @@ class Channels:
             problem = (
                 f"no answer from peer {call.remote} at {call.address} ({code.name}: {failure.details()})"
             )
+            if code is grpc.StatusCode.UNIMPLEMENTED:
+                problem += (
+                    f": its host speaks another version of the peers' protocol than {EXCHANGE}; install the "
+                    "same version of p2pft-flower on both"
+                )
             if self._credentials is not None and (expired := self._credentials.expired()) is not None:
                 problem += f"; {expired}"
             raise call.error(_BY_CODE.get(code, ExchangeError), problem) from failure

@@ -31,7 +31,8 @@ __all__ = [
     "open_channel",
 ]
 
-EXCHANGE = "p2pft.v1.Exchange"
+EXCHANGE = "p2pft.v2.Exchange"
+"""Its version changes with what peers say to each other: hosts of different versions refuse each other."""
 OBSERVER = "p2pft.v1.Observer"
 PROBE = "p2pft.v1.Probe"
 

@@ -82,7 +82,8 @@ class _Remote:
 class Heartbeats:
     """Gossips with every remote neighbour of the links' view, and tells which of them are lost.
 
-    A context manager; `start` it when the server listens.
+    A context manager; `start` it when the server listens. ``_lock`` guards all that is known of the remote
+    peers, the sets of those to be gossiped with, and ``_failure``.
 
     Parameters
     ----------
@@ -105,6 +106,9 @@ class Heartbeats:
         heartbeats; must return soon.
     clock : callable
         The time in seconds; default time.monotonic, which no setting of the wall clock moves.
+    on_failure : callable, optional
+        Gets what ended the heartbeats, in their thread or the network's; must return at once. Default: only
+        `absence` raises it.
     attempt : callable
         Given the address of a silent peer, tells how it was lost and why it thinks so; called in a thread of
         its own, must come to an end; default `knock`.
@@ -125,6 +129,7 @@ class Heartbeats:
         tell: Callable[[int], pb.Gossip],
         hear: Callable[[pb.Gossip], None],
         contacts: Callable[[], Mapping[int, int]] | None = None,
+        on_failure: Callable[[Exception], None] | None = None,
         clock: Clock = time.monotonic,
         attempt: Callable[[str], tuple[Loss, str]] = knock,
     ) -> None:
@@ -140,7 +145,9 @@ class Heartbeats:
         self._under_way: set[int] = set()
         # Answers to be heard; None: there is something to send, or to end.
         self._inbox: SimpleQueue[pb.Gossip | None] = SimpleQueue()
-        self._closed = False
+        self._closed = threading.Event()
+        self._on_failure = on_failure
+        self._attempts: list[Attempt] = []
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="p2pft-heartbeats", daemon=True)
 
@@ -190,8 +197,9 @@ class Heartbeats:
             What ended the heartbeats, or a connection attempt, if anything did: without them nobody can be
             judged.
         """
-        if self._failure is not None:
-            raise self._failure
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
         try:
             edge = self._links.edge_with(remote)
         except ValueError:  # another view was installed since it was asked for
@@ -206,6 +214,7 @@ class Heartbeats:
                 known.attempt = Attempt(
                     self._links.address_of(remote), self._attempt, partial(self._links.no_tls_with, remote)
                 )
+                self._attempts.append(known.attempt)
             attempt = known.attempt
         if hanging is not None:
             limit, problem = hanging
@@ -235,12 +244,16 @@ class Heartbeats:
 
     def close(self) -> None:
         """Stop beating; what is under way is answered or cancelled with the links."""
-        self._closed = True
+        self._closed.set()
         self._inbox.put(None)
+        with self._lock:
+            attempts = [*self._attempts]
         if self._thread.is_alive():
             self._thread.join(_END)
             if self._thread.is_alive():
                 log.warning("the heartbeats have not ended within %g s: what hears gossip is busy", _END)
+        for attempt in attempts:
+            attempt.join(_END)
 
     def __enter__(self) -> Self:
         return self
@@ -252,16 +265,24 @@ class Heartbeats:
 
     def _run(self) -> None:
         try:
-            while not self._closed:
+            while not self._closed.is_set():
                 self.beat()
                 self._hear_until(time.monotonic() + self.interval)
         except Exception as error:
-            # Raised where somebody waits for a peer: a host that cannot beat would wait for ever.
-            log.exception("the heartbeats failed")
-            self._failure = error
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """End the run with ``error``: a host that cannot beat would wait for ever."""
+        log.error("the heartbeats failed: %s: %s", type(error).__name__, error)
+        with self._lock:
+            self._failure = self._failure or error
+        if self._on_failure is not None:
+            self._on_failure(error)
 
     def _hear_until(self, next_beat: float) -> None:
-        while not self._closed and (left := next_beat - time.monotonic()) > 0:  # however full the inbox is
+        while (
+            not self._closed.is_set() and (left := next_beat - time.monotonic()) > 0
+        ):  # however full the inbox is
             with self._lock:
                 self._notice_a_pause(self._clock())
             try:
@@ -291,7 +312,7 @@ class Heartbeats:
             self._due &= self._under_way
             self._nudged &= self._under_way
             self._under_way |= now
-        if self._closed:
+        if self._closed.is_set():
             return
         for remote in sorted(now):
             message = self._message(remote)
@@ -313,8 +334,8 @@ class Heartbeats:
             answer = future.result()
         except CancelledError:  # the links were closed
             return
-        except Exception as error:  # raised where somebody waits for a peer
-            self._failure = error
+        except Exception as error:
+            self._fail(error)
             return
         if isinstance(answer, pb.Gossip):
             self._take(answer)

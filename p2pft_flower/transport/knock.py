@@ -108,7 +108,8 @@ class Attempt:
         self._address, self._attempt, self._no_tls = address, attempt, no_tls
         self._found: tuple[Loss, str] | None = None
         self._failure: Exception | None = None
-        threading.Thread(target=self._run, name="p2pft-knock", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="p2pft-knock", daemon=True)
+        self._thread.start()
 
     def _run(self) -> None:
         try:
@@ -119,6 +120,10 @@ class Attempt:
             self._found = how, what
         except Exception as error:  # raised where it is asked for
             self._failure = error
+
+    def join(self, timeout: float) -> None:
+        """Wait for its end; of a name service's answer `knock` itself does not wait any longer than that."""
+        self._thread.join(timeout)
 
     @property
     def found(self) -> tuple[Loss, str] | None:

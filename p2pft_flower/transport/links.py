@@ -1,4 +1,7 @@
-"""The way out of a host: payloads, greetings, gossip, stops and fetches to remote peers."""
+"""The way out of a host: payloads, greetings, gossip, stops and fetches to remote peers.
+
+It is all that the runtime calls, with what each call needs and raises: that makes it longer than 500 lines.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ import xxhash
 
 from p2pft_flower.errors import Cause
 from p2pft_flower.transport.calls import Channels
+from p2pft_flower.transport.edges import Edges
 from p2pft_flower.transport.fetching import fetch
 from p2pft_flower.transport.gossiping import gossip, gossip_all, stop_all
 from p2pft_flower.transport.mailbox import Edge, Patience, first_error
@@ -49,7 +53,7 @@ class Links:
     """Sends the payloads, hellos, stops and gossip of one host's peers; a context manager.
 
     One thread sends and installs; all else may be called from any but the network's. Channels are opened when
-    first used; do not fork afterwards. ``_lock`` guards ``_error``, ``_terms``, ``_pairs`` and what is under
+    first used; do not fork afterwards. ``_lock`` guards ``_error``, ``_edges`` and what is under
     way or waited for.
 
     Parameters
@@ -134,14 +138,14 @@ class Links:
             speaks,
             views_change,
         )
-        self.bytes_sent: dict[int, int] = {}
         self._awaited: set[int] = set()
         self._lock = threading.Lock()
         self._error: Exception | None = None
         self._under_way: dict[Edge, tuple[Future[None], tuple[int, str]]] = {}
         """The payload of each edge: what comes of it, and its iteration and phase."""
         self._waited_for: set[Future[Any]] = set()
-        self._go_to(terms, out_edges, in_edges)
+        self._edges = Edges.of(terms, out_edges, in_edges, self._addresses)
+        self.bytes_sent = dict.fromkeys(self._edges.receivers, 0)
         self._tasks = Tasks()
 
     @property
@@ -151,32 +155,24 @@ class Links:
             return self._error
 
     @property
-    def terms(self) -> Terms:
+    def edges(self) -> Edges:
         """Those of the present view."""
         with self._lock:
-            return self._terms
+            return self._edges
+
+    @property
+    def terms(self) -> Terms:
+        """Those of the present view."""
+        return self.edges.terms
 
     @property
     def neighbours(self) -> dict[int, int]:
         """Each remote neighbour of the present view, ascending, and the local peer that speaks to it."""
-        # A host says things once to each remote peer, however many of its own peers share an edge with it.
-        with self._lock:
-            speakers = {remote: local for local, remote in sorted(self._pairs, reverse=True)}
-        return dict(sorted(speakers.items()))
+        return self.edges.neighbours
 
     def edge_with(self, remote: int) -> Edge:
-        """Return the edge that stands for a remote neighbour and the local peer that speaks to it.
-
-        Raises
-        ------
-        ValueError
-            When it is no neighbour in the present view.
-        """
-        with self._lock:
-            edges = [edge for (_, other), edge in sorted(self._pairs.items()) if other == remote]
-            if not edges:
-                raise ValueError(f"peer {remote} shares no edge with this host in view {self._terms.view}")
-            return edges[0]
+        """Return the edge that stands for a remote neighbour in the present view; see `Edges.edge_with`."""
+        return self.edges.edge_with(remote)
 
     def address_of(self, remote: int) -> str:
         """Return where a remote peer listens."""
@@ -220,24 +216,10 @@ class Links:
         with self._lock:
             if self._error is not None and not isinstance(self._error, ViewChangeError):
                 raise self._error
-            self._go_to(terms, out_edges, in_edges)
+            self._edges = Edges.of(terms, out_edges, in_edges, self._addresses)
             self._under_way.clear()
             self._error = None
-
-    def _go_to(self, terms: Terms, out_edges: Iterable[Edge], in_edges: Iterable[Edge]) -> None:
-        out, into = sorted(set(out_edges)), sorted(set(in_edges))
-        # (local, remote) to the edge that stands for the pair in messages.
-        pairs: dict[Edge, Edge] = {edge: edge for edge in out}
-        pairs |= {(receiver, sender): (sender, receiver) for sender, receiver in into}
-        missing = sorted({remote for _, remote in pairs} - self._addresses.keys())
-        if missing:
-            raise ValueError(f"no address for the neighbours {missing}")
-        self._terms = terms
-        self._pairs = pairs
-        self._receivers: dict[int, list[int]] = {}
-        for sender, receiver in out:
-            self._receivers.setdefault(sender, []).append(receiver)
-        self.bytes_sent = dict.fromkeys(self._receivers, 0) | self.bytes_sent
+        self.bytes_sent = dict.fromkeys(self._edges.receivers, 0) | self.bytes_sent
 
     def meet(self, timeout: float, remedy: str = MEET_REMEDY, *, stage: int = 0) -> None:
         """Say hello to every remote neighbour and wait until all have agreed to the terms.
@@ -263,9 +245,8 @@ class Links:
         Exception
             What `fail` was called with.
         """
-        with self._lock:
-            pairs = dict(self._pairs)
-        meeting = Meeting(self._channels, self._credentials, self.terms, pairs, self._awaited)
+        edges = self.edges
+        meeting = Meeting(self._channels, self._credentials, edges.terms, edges.pairs, self._awaited)
         self._wait(meeting.run, timeout, remedy, stage)
 
     def send(
@@ -303,8 +284,7 @@ class Links:
         Exception
             What `fail` was called with.
         """
-        terms = self.terms
-        receivers = self._receivers.get(sender, [])
+        terms, receivers = self.terms, self.edges.receivers.get(sender, ())
         if not receivers:
             return
         if vector.shape != (terms.length,) or vector.dtype.newbyteorder("<") != terms.numpy_dtype:
@@ -370,20 +350,15 @@ class Links:
         int
             How many neighbours heard it.
         """
+        edges = self.edges
+        told = pb.Stop(
+            run=edges.terms.run, origin=origin, iteration=iteration, reason=reason[:4096], cause=cause.name
+        )
         stops = {}
-        for remote, local in self.neighbours.items():
-            with contextlib.suppress(ValueError):  # another view was installed meanwhile
-                stops[remote] = (
-                    self.edge_with(remote),
-                    pb.Stop(
-                        run=self.terms.run,
-                        sender=local,
-                        origin=origin,
-                        iteration=iteration,
-                        reason=reason[:4096],
-                        cause=cause.name,
-                    ),
-                )
+        for remote, local in edges.neighbours.items():
+            stops[remote] = edges.edge_with(remote), pb.Stop()
+            stops[remote][1].MergeFrom(told)
+            stops[remote][1].sender = local
         try:
             return self._tasks.run(stop_all, self._gossip_channels, stops, timeout)
         except (ExchangeStoppedError, CancelledError):  # the links were closed

@@ -297,21 +297,17 @@ class Mailbox:
             if lost is not None:
                 raise lost
             if time.monotonic() >= deadline:
-                raise ExchangeTimeoutError(
-                    f"no payload came from peer {sender}; it is slow, stopped or cut off{refused}",
-                    peer=receiver,
-                    edge=(sender, receiver),
-                    iteration=iteration,
-                    phase=self.terms.phase_name(phase),
-                    deadline=timeout,
-                )
-            if patience is not None and isinstance(lost := patience(sender), ExchangeError):
-                lost.at(
-                    peer=receiver,
-                    edge=(sender, receiver),
-                    iteration=iteration,
-                    phase=self.terms.phase_name(phase),
-                )
+                problem = f"no payload came from peer {sender}; it is slow, stopped or cut off{refused}"
+                raise self._at(ExchangeTimeoutError(problem, deadline=timeout), (sender, receiver), position)
+            if patience is not None and (lost := patience(sender)) is not None:
+                self._at(lost, (sender, receiver), position)
+
+    def _at(self, error: Exception, edge: Edge, position: int) -> Exception:
+        """Name the payload that was waited for."""
+        if isinstance(error, ExchangeError):
+            iteration, phase = divmod(position, self.terms.phases)
+            error.at(peer=edge[1], edge=edge, iteration=iteration, phase=self.terms.phase_name(phase))
+        return error
 
     def fail(self, error: Exception) -> None:
         """Wake every waiter with ``error`` and raise it from now on.

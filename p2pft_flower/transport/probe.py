@@ -28,7 +28,7 @@ from p2pft_flower.transport.endpoint import (
 )
 from p2pft_flower.transport.network import Tasks
 from p2pft_flower.transport.refusals import Refused
-from p2pft_flower.transport.trust.certificates import target_name
+from p2pft_flower.transport.trust.certificates import Identity, target_name
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 
@@ -265,25 +265,30 @@ class Prober:
             raw = await call.read(SMALL_BODY)
             now = time.time()
             probe = pb.Probe.FromString(raw)
-        except (DecodeError, TimeoutError, NoMessageError):
+        except NoMessageError:  # the caller is gone
+            return pb.ProbeReply(status=pb.BAD_HEADER).SerializeToString()
+        except (DecodeError, TimeoutError):
             return self._refuse(pb.BAD_HEADER, "not a probe", None if caller is None else caller.peer)
-        sender = probe.sender if caller is None else caller.peer
-        if probe.run != self._run:
-            return self._refuse(pb.WRONG_RUN, f"run {probe.run[:64]!r} is not this one", sender)
-        if probe.receiver != self._peer or probe.sender not in self._neighbours:
-            reason = (
-                f"peers {probe.sender} and {probe.receiver} share no edge here; this is peer {self._peer}"
-            )
-            return self._refuse(pb.NOT_NEIGHBOUR, reason, sender)
-        if caller is not None and caller.peer != probe.sender:
-            return self._refuse(
-                pb.NOT_AUTHENTIC, f"a probe from peer {probe.sender} by {caller.name}", sender
-            )
+        if (wrong := self._wrong(probe, caller)) is not None:
+            return self._refuse(*wrong, probe.sender if caller is None else caller.peer)
         if probe.last:
             with self._changed:
                 self._through.add(probe.sender)
                 self._changed.notify_all()
         return pb.ProbeReply(status=pb.ACCEPTED, time=now).SerializeToString()
+
+    def _wrong(self, probe: pb.Probe, caller: Identity | None) -> tuple[pb.Status, str] | None:
+        """Return why a probe is refused; None when it is not."""
+        if probe.run != self._run:
+            return pb.WRONG_RUN, f"run {probe.run[:64]!r} is not this one"
+        if probe.receiver != self._peer or probe.sender not in self._neighbours:
+            return (
+                pb.NOT_NEIGHBOUR,
+                f"peers {probe.sender} and {probe.receiver} share no edge here; this is peer {self._peer}",
+            )
+        if caller is not None and caller.peer != probe.sender:
+            return pb.NOT_AUTHENTIC, f"a probe from peer {probe.sender} by {caller.name}"
+        return None
 
     def _refuse(self, status: pb.Status, reason: str, sender: int | None) -> bytes:
         """Answer with a refusal; remember it of a neighbour, and log it once per cause and neighbour."""

@@ -78,6 +78,11 @@ WRONG = {
     "tune, blocks": ("tune=last-blocks:5", "the model has 4 blocks"),
     "tune, prompts": ("tune=prompt:10001", r"tune = prompt:N: 10001 is not in 1\.\.10000"),
     "tune, digits": (f"tune=lora:{'9' * 4999}", "a number of 4999 digits"),
+    "problem": ("problem=quadratics", "problem = 'quadratics': must be empty, my_module:my_problem"),
+    "problem, file": ("problem=/no/such.py:problem", "cannot import '/no/such.py'"),
+    "problem, and vision": ("problem=json:loads tune=head", "tune = 'head' with problem = 'json:loads'"),
+    "problem, strategy": ("problem=json:loads algorithm=fedavg", "are run on vision transformers only"),
+    "problem, pooled": ("problem=json:loads algorithm=centralized", "it has one objective a peer"),
     "device": ("device=tpu", "device = 'tpu': must be one of"),
     "device, elsewhere": ("device=mps", "device = 'mps': torch finds none on this machine"),
     "dataset": (
@@ -143,6 +148,7 @@ THE_SITES_OWN = (
     "device=cuda",
     "device=mps",
     "model=no_such_module:vit",
+    "problem=no_such_module:problem",
     "partition=/no/such.py:deal",
 )
 """What only a site knows: it has another disk, another environment, other hardware."""

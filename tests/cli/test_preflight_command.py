@@ -45,7 +45,10 @@ def test_json_is_what_the_coordinator_wrote_wherever_that_is(flower, tmp_path):
 
 @pytest.mark.parametrize(
     ("streamed", "says"),
-    [("", "did not get as far"), ("07:05:13 preflight: /far/preflight.json", "needs the SuperLink on this")],
+    [
+        ("", "ended before it could write"),
+        ("07:05:13 preflight: /far/preflight.json", "needs the SuperLink on this"),
+    ],
 )
 def test_without_the_coordinators_file_json_is_refused_in_one_line(flower, streamed, says):
     flower[1](streamed)

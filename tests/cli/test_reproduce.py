@@ -87,7 +87,7 @@ def test_completed_runs_are_kept_and_an_interrupted_one_is_run_again(flower, tmp
     flower.errors["p2pft"] = KeyboardInterrupt()
     done = reproduce(tmp_path, *SMALL, "--seeds", "0")
     assert done.exit_code == 130
-    assert "the same command goes on" in done.stderr
+    assert "the same command continues" in done.stderr
     assert [run["status"] for run in body(tmp_path)["runs"]] == ["completed", "not run"]
 
     flower.errors.clear()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -177,3 +179,15 @@ def test_what_is_missing_or_raises_is_named_with_the_line(tmp_path):
         Plugged(LearningConfig(problem=f"{tmp_path / 'own.py'}:nothing"), 3)
     with pytest.raises(ConfigError, match=r"calling it raised ZeroDivisionError: .* \(.*own.py, line 6\)"):
         Plugged(LearningConfig(problem=f"{tmp_path / 'own.py'}:raises"), 3)
+
+
+def test_the_example_in_the_docs_trains_to_the_mean_of_its_centres(tmp_path):
+    docs = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(# my_problem\.py.*?)```", docs, re.DOTALL)
+    (tmp_path / "my_problem.py").write_text(code)
+    own = f"{tmp_path / 'my_problem.py'}:quadratics"
+    run_app(tmp_path / "out", problem=own, topology="ring:4", iterations=300, evaluate_every=100)
+    for theta in thetas(tmp_path / "out").values():
+        np.testing.assert_allclose(theta, 0.25, atol=0.01)
+    peers = read_results(tmp_path / "out")["peers"]
+    assert [peer["accuracy"] for peer in peers] == [None] * 4  # it has none

@@ -351,7 +351,7 @@ def test_images_that_vanish_are_left_out_from_the_next_listing_on_with_a_warning
     (values,), labels = features.read(np.array([1, 0, 2]), 0)
     assert (len(values), labels.tolist()) == (2, [2, 2])
     assert "left out of a mini-batch" in caplog.text
-    with pytest.raises(DataError, match="none of the 1 images of a mini-batch is there any more"):
+    with pytest.raises(DataError, match="none of the 1 images of a mini-batch exists any more"):
         features.read(np.array([0]), 0)
     caplog.clear()
     assert stream.refresh().tolist() == [1, 2, 3]

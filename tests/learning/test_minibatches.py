@@ -179,5 +179,5 @@ def test_a_peer_whose_mini_batch_has_vanished_ends_the_pooled_run_as_it_ends_its
         objective.gradient(alone.theta0)
     vanish(uneven, {"batch_size": 1}, 1)
     for objective in (peer, pooled):
-        with pytest.raises(DataError, match=r"none of the 1 images of a mini-batch is there any more"):
+        with pytest.raises(DataError, match=r"none of the 1 images of a mini-batch exists any more"):
             objective.gradient(alone.theta0)

@@ -100,7 +100,7 @@ def test_who_is_not_in_the_view_or_no_member_or_of_another_run_gets_nothing(dono
     donor.offer(17, {1: THETA}, [0, 1])
     asked = {"run": "run", "view": 1, "sender": 0, "receiver": 1}
     with grpc.insecure_channel(donor.bound_addresses[1]) as channel:
-        unary = channel.unary_unary("/p2pft.v1.Exchange/Fetch", None, None)
+        unary = channel.unary_unary("/p2pft.v2.Exchange/Fetch", None, None)
         for change, status in (
             ({"sender": 3}, "NOT_NEIGHBOUR"),
             ({"sender": 9}, "NOT_NEIGHBOUR"),

@@ -96,7 +96,7 @@ def ask(peer):
 
         def call(method, body, header=None):
             metadata = () if header is None else ((HEADER_KEY, header),)
-            unary = channel.unary_unary(f"/p2pft.v1.Exchange/{method}", None, None)
+            unary = channel.unary_unary(f"/p2pft.v2.Exchange/{method}", None, None)
             raw = unary(body, metadata=metadata, timeout=PATIENCE, wait_for_ready=True)
             return (Gossip if method == "Gossip" else Reply).FromString(raw)
 

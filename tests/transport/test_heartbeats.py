@@ -478,12 +478,14 @@ def test_a_neighbour_that_never_answers_does_not_keep_the_others_waiting(tmp_pat
 def test_heartbeats_that_fail_are_told_of_where_somebody_waits(tmp_path, caplog):
     addresses = {i: unix_address("run", i, tmp_path) for i in range(2)}
     with Beating(0, [(0, 1)], addresses) as zero:
-        zero.records = "no records"
+        zero.records, failures = "no records", []
+        zero.beats._on_failure = failures.append
         zero.beats.start()
         zero.beats._thread.join(PATIENCE)
         with pytest.raises(TypeError):
             zero.beats.absence(1)
-    assert "the heartbeats failed" in caplog.text
+    assert "the heartbeats failed: TypeError" in caplog.text
+    assert [type(error) for error in failures] == [TypeError]  # which ends the run
 
 
 @pytest.mark.parametrize(

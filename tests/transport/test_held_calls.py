@@ -69,12 +69,12 @@ class Holder:
             yield from ()
 
         call = self._channel.stream_unary(
-            f"/p2pft.v1.Exchange/{method}", None, ANSWERS.get(method, Reply).FromString
+            f"/p2pft.v2.Exchange/{method}", None, ANSWERS.get(method, Reply).FromString
         )
         return call.future(no_body(), timeout=PATIENCE, metadata=((HEADER_KEY, header),))
 
     def ask(self, method, body, header=b""):
-        call = self._channel.unary_unary(f"/p2pft.v1.Exchange/{method}", None, Reply.FromString)
+        call = self._channel.unary_unary(f"/p2pft.v2.Exchange/{method}", None, Reply.FromString)
         return call.future(body, timeout=PATIENCE, metadata=((HEADER_KEY, header),) if header else ())
 
     def __enter__(self):

@@ -68,8 +68,8 @@ def test_a_neighbour_that_cannot_reach_back_is_named():
         Prober("r", 1, other, {0: wrong}) as one,
         ThreadPoolExecutor(1) as pool,
     ):
-        theirs = pool.submit(one.probe, 1.0)
-        [report] = zero.probe(1.0)
+        theirs = pool.submit(one.probe, 3.0)
+        [report] = zero.probe(3.0)
         assert "has not reached peer 0" in report.error
         assert theirs.result()[0].error
 

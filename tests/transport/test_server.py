@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from p2pft_flower.errors import Cause, ConfigError
 from p2pft_flower.transport import (
     BindError,
+    ExchangeError,
     ExchangeRefusedError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
@@ -30,6 +31,7 @@ from p2pft_flower.transport import (
     Terms,
     unix_address,
 )
+from p2pft_flower.transport import server as server_module
 from p2pft_flower.transport.wire.header import HEADER_KEY
 from tests.transport.wire import PATIENCE, Host, message, no_threads_but, spawn
 
@@ -69,7 +71,7 @@ def call(server, address):
 
         def unary(method, body, header=None):
             metadata = () if header is None else ((HEADER_KEY, header),)
-            method = channel.unary_unary(f"/p2pft.v1.Exchange/{method}", None, None)
+            method = channel.unary_unary(f"/p2pft.v2.Exchange/{method}", None, None)
             return Reply.FromString(method(body, metadata=metadata, timeout=PATIENCE, wait_for_ready=True))
 
         yield unary
@@ -201,6 +203,16 @@ def test_neighbours_with_other_terms_do_not_meet(tmp_path):
         hosts[0].links.meet(PATIENCE)
     for host in hosts:
         host.close()
+
+
+def test_a_host_of_another_version_of_the_protocol_is_named_at_once(tmp_path, monkeypatch):
+    addresses = {p: unix_address("run", p, tmp_path) for p in (0, 1)}
+    with monkeypatch.context() as older:
+        older.setattr(server_module, "EXCHANGE", "p2pft.v1.Exchange")
+        server = PeerServer(Mailbox(TERMS, [(0, 1)]), {1: addresses[1]})
+    named = "its host speaks another version of the peers' protocol"
+    with server, Links(TERMS, addresses, [(0, 1)]) as links, pytest.raises(ExchangeError, match=named):
+        links.meet(PATIENCE)
 
 
 def test_the_runtime_may_turn_a_hello_down(tmp_path):

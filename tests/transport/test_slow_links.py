@@ -226,7 +226,7 @@ def failing(*codes):
     with ThreadPoolExecutor(2) as pool:
         server = grpc.server(pool)
         server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("p2pft.v1.Exchange", handlers),)
+            (grpc.method_handlers_generic_handler("p2pft.v2.Exchange", handlers),)
         )
         port = server.add_insecure_port("127.0.0.1:0")
         server.start()

@@ -99,7 +99,7 @@ def calling(address, own=None, name=PEER_1, metadata=()):
 
         def call(method, body, header=None):
             beside = metadata if header is None else (*metadata, (HEADER_KEY, header))
-            unary = channel.unary_unary(f"/p2pft.v1.Exchange/{method}", None, None)
+            unary = channel.unary_unary(f"/p2pft.v2.Exchange/{method}", None, None)
             return Reply.FromString(unary(body, metadata=beside, timeout=PATIENCE))
 
         yield call

@@ -1,4 +1,4 @@
-"""Where in a source a model's weights lie, and which tensors are missing, extra, or left.
+"""Finds a model's weights in a source, and its tensors that are missing, extra, or left.
 
 The place is found by trial: each prefix with tensors enough, under each known naming, is compared with the
 model's body. Traced tensors go through timm's own translation and remember which tensors of the source they

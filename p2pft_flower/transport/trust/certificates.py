@@ -6,6 +6,8 @@ The authority's folder holds ``ca.pem`` and ``ca.key``; a peer's folder ``ca.pem
 reached at, so that whoever answers proves to be peer i of this federation. The coordinator's has the URI
 ``p2pft://<federation>/coordinator`` and the name ``coordinator.<federation>.p2pft.internal``: peers hear one
 call of it, the stop of a run, and tell it how they get on. Its folder has the files of a peer's.
+
+What makes certificates and what reads them share their names and files: so it is longer than 500 lines.
 """
 
 from __future__ import annotations

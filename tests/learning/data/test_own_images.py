@@ -76,7 +76,10 @@ def test_images_are_taken(image):
         (GREY[:0], r"shape \(0, 8\) is no image"),
         (GREY.astype(complex), "type complex128 is no image"),
         (GREY.astype(object), "type object is no image"),
-        (np.ma.masked_equal(GREY, 3), r"a masked array does not say .*image\.filled\(VALUE\) does; return"),
+        (
+            np.ma.masked_equal(GREY, 3),
+            r"a masked array has no values .*image\.filled\(VALUE\) gives them; return",
+        ),
         (
             torch.tensor(GREY),
             r"a torch\.Tensor of shape \(8, 8\) \(torch\.uint8\) is .*: np\.asarray\(image\)$",

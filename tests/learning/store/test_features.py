@@ -150,7 +150,7 @@ def test_an_image_of_which_the_trunk_makes_a_nan_is_named_and_never_stored(
 def test_an_image_without_a_file_is_named_by_its_position(pictures, monkeypatch):
     monkeypatch.setattr(TrunkStore, "run", lambda self, images: (torch.full((len(images), 16), torch.inf),))
     with pytest.raises(
-        DataError, match=r"^peer 1's image \d+: what the frozen trunk makes.*\(NaN or infinite\)"
+        DataError, match=r"^peer 1's image \d+: the frozen trunk's output .*\(NaN or infinite\)"
     ):
         Workload(LearningConfig(tune="head"), n=4).features(1)
 
