@@ -426,8 +426,10 @@ class Agreement:
         for effect in effects:
             match effect:
                 case Tell():
-                    # While it trains, what others say is passed on by those that change.
-                    if not (isinstance(event, Heard) and self._state.phase is Phase.RUNNING):
+                    # While it trains, what others say is passed on by those that change; a host that leaves
+                    # tells all itself.
+                    trains = isinstance(event, Heard) and self._state.phase is Phase.RUNNING
+                    if not trains and not isinstance(event, Left):
                         self._nudge()
                 case Pause():
                     if self._paused_at is None:

@@ -260,15 +260,24 @@ class Ending:
             thread.join(_DONE if done else 0.0)
 
     def _do(self, acts: tuple[Act, ...], end: End) -> None:
+        """Do all of ``acts``, also if one fails; then raise what failed first."""
+        failure: Exception | None = None
         try:
             for act in acts:
-                if self._acts[act](end) is False:
+                try:
+                    said = self._acts[act](end)
+                except Exception as error:
+                    failure = failure or error
+                    continue
+                if said is False:
                     with self._changed:
                         self._unsaid = end
         finally:
             with self._changed:
                 self._doing -= 1
                 self._changed.notify_all()
+        if failure is not None:
+            raise failure
 
     def _do_apart(self, acts: tuple[Act, ...], end: End) -> None:
         try:

@@ -223,3 +223,22 @@ def test_of_two_that_end_a_host_at_once_exactly_one_comes_first():
         with pytest.raises(ExchangeStoppedError, match=event.value):
             ending.raise_if_ending()
         assert ending._state is State.STOPPED  # whoever came first: the news is passed on
+
+
+def test_what_fails_while_a_host_ends_keeps_nothing_else_from_being_done():
+    done = []
+
+    def depart(end):
+        raise OSError("no way")
+
+    acts = {
+        Act.DEPART: depart,
+        Act.WAKE: lambda end: done.append("woken"),
+        Act.NOTE: lambda end: done.append("noted"),
+    }
+    departed = DepartedError("peers [2] leave the run")
+    ending = Ending(acts)
+    with pytest.raises(OSError, match="no way"):
+        ending.take(Event.LEAVE, End(departed, departed))
+    assert done == ["woken", "noted"]
+    ending.wait()  # nothing is under way any more
