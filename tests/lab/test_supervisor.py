@@ -66,6 +66,7 @@ def test_another_process_ends_by_the_mark_what_it_did_not_start(tmp_path):
     start(programs, tmp_path)
     Programs({}, programs.mark).end()
     assert programs.running() == []
+    programs.end()  # its own are reaped
 
 
 def echo(pipe, prefix):
