@@ -137,7 +137,7 @@ def test_a_peer_that_raises_stops_all_at_once_and_is_named_everywhere(hosts, tmp
 
 
 def test_a_run_that_diverges_stops_and_says_so(tmp_path, short):
-    settings = {"learning-rate": 1e30, "peer-timeout": 60.0}
+    settings = {"learning-rate": 1e6, "peer-timeout": 60.0}
     results = run_together(
         plans(GRAPH, ALONE, unix(short), tmp_path, **settings), [Quadratics() for _ in ALONE]
     )
