@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -21,6 +22,7 @@ __all__ = [
     "decoded",
     "encoded",
     "plain",
+    "read_object",
 ]
 
 T = TypeVar("T")
@@ -74,6 +76,23 @@ def decoded(data: bytes | str, kind: type[T], where: object) -> T:
         return msgspec.json.decode(data, type=kind)
     except _FAULTS as error:
         raise DataError(f"{where}: {_reason(error)}") from error
+
+
+def read_object(data: bytes, where: object) -> dict[str, Any]:
+    """Read a JSON object of any keys, whose texts may hold bytes that are no text, escaped.
+
+    Raises
+    ------
+    DataError
+        When it is none; names ``where``.
+    """
+    try:
+        value = json.loads(data)
+    except _FAULTS as error:
+        raise DataError(f"{where}: {_reason(error)}") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: no JSON object")
+    return value
 
 
 def converted(value: Any, kind: type[T], where: object) -> T:

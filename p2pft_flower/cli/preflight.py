@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,7 +16,7 @@ from p2pft_flower.cli.rehearsal import check_rehearsed
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_USAGE
 from p2pft_flower.cli.settings import check, parse_settings
 from p2pft_flower.errors import DataError, P2PFTError
-from p2pft_flower.typed import decoded
+from p2pft_flower.typed import read_object
 
 __all__ = ["preflight"]
 
@@ -80,7 +80,7 @@ def preflight(
             typer.echo("error: the preflight ended before it could write its findings", err=True)
             raise typer.Exit(EXIT_FAILED)
         try:
-            found = decoded(Path(written[-1]).read_bytes(), dict[str, Any], written[-1])
+            found = read_object(Path(written[-1]).read_bytes(), written[-1])
         except OSError as error:
             typer.echo(
                 f"error: {written[-1]}: {error.strerror}; --json needs the SuperLink on this machine",

@@ -21,7 +21,7 @@ from p2pft_flower.keeping.journal import finite, read_journal
 from p2pft_flower.keeping.lines import Outcome, Run, Start, ViewChange
 from p2pft_flower.keeping.progress import scored
 from p2pft_flower.resources import home, home_named
-from p2pft_flower.typed import decoded, plain
+from p2pft_flower.typed import plain, read_object
 
 __all__ = [
     "FILE",
@@ -373,7 +373,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     path = folder / FILE
     try:
-        results = decoded(path.read_bytes(), dict[str, Any], path)
+        results = read_object(path.read_bytes(), path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); is this a run's folder?") from error
     if results.get("schema") != SCHEMA:

@@ -201,7 +201,7 @@ def test_each_host_is_told_the_addresses_that_it_may_need_and_no_others(on_failu
 
     def listening(self, message):
         if message.metadata.message_type == messages.TRAIN_PEERS:
-            told[message.metadata.dst_node_id - 1000] = json.loads(messages.unpack(message)["plan"])
+            told[message.metadata.dst_node_id - 1000] = json.loads(messages.unpack(message)["plan"])["plan"]
         return execute(self, message)
 
     monkeypatch.setattr(engine.Engine, "_execute", listening)
