@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from p2pft_flower.cli import app, flwr_run
 from p2pft_flower.cli.flwr_run import FlowerError, local_superlink
+from p2pft_flower.lab import supervisor
 from p2pft_flower.report.results import read_results
 
 
@@ -104,13 +105,13 @@ def handlers():
 def test_signal_handlers_are_put_back_when_the_superlink_has_ended(superlink, handlers, monkeypatch):
     superlink(ANSWERS)
     during = {}
-    end = flwr_run.marked
+    end = supervisor.marked
 
     def look(mark):
         during.update({number: signal.getsignal(number) for number in SIGNALS})
         return end(mark)
 
-    monkeypatch.setattr(flwr_run, "marked", look)
+    monkeypatch.setattr(supervisor, "marked", look)
     with local_superlink():
         assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
     assert during == dict.fromkeys(SIGNALS, signal.SIG_IGN)  # a second Ctrl-C must not cut the clean-up short
