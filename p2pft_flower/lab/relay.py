@@ -185,21 +185,23 @@ class Relays:
     """Relays of one thread; a context manager that closes them."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
         self._servers: list[Relay] = []
-        self._thread = threading.Thread(target=self._loop.run_forever, name="p2pft-relays", daemon=True)
 
     def __enter__(self) -> Self:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="p2pft-relays", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.do(self._close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        try:
+            self.do(self._close())
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
 
     def open(
         self,
