@@ -55,11 +55,11 @@ def spawn(function: Callable[[], None]) -> threading.Thread:
 def no_threads_but(before: Iterable[threading.Thread]) -> list[str]:
     """Give threads that are ending time to end, and return the names of those that do not."""
     before = set(before)
-    # gRPC's own thread ends when its last channel and server have been collected; the network's helpers end with
-    # the network, which may be older than this test.
-    others = (
-        ("_poll_wrapper", "asyncio_") if "p2pft-network" in {t.name for t in before} else ("_poll_wrapper",)
-    )
+    # gRPC's own thread ends when its last channel and server have been collected; the network's helpers end
+    # with the network, which may be older than this test.
+    others = ["_poll_wrapper"]
+    if "p2pft-network" in {t.name for t in before}:
+        others.append("asyncio_")
     new = set(threading.enumerate()) - before
     left = {t for t in new if not any(name in t.name for name in others)}
     for thread in left:
