@@ -67,6 +67,9 @@ from p2pft_flower.agreement.state import Change, State
 
 __all__ = ["step"]
 
+_AHEAD = 2**20
+"""More ballots than members open in a round."""
+
 
 def step(state: State, event: Event, now: float) -> tuple[State, tuple[Effect, ...]]:
     """Return the state after ``event``, and what is to be done.
@@ -249,11 +252,10 @@ def _change_is_due(s: State, now: float) -> bool:
 
 def _vote(s: State, now: float) -> State:
     """Promise, accept, and see whether a view is decided; else, in its turn, open a ballot or choose."""
-    change = s.change
-    assert change is not None  # noqa: S101 - CHANGING has begun
+    change = s.under_way
     if not change.long and now - change.since >= s.rules.round_time:
         s = replace(s, change=replace(change, long=True))
-    top = quorum.highest_proposal(quorum.acceptors(s.view, s.table))
+    top = quorum.highest_proposal(quorum.acceptors(s.view, s.table), _highest_round(s, now))
     if top is not None and top.ballot > s.record.promised:
         s = _say(_progress(s, now), promised=top.ballot)
     accepted = s.record.accepted
@@ -282,22 +284,29 @@ def _vote(s: State, now: float) -> State:
     return s
 
 
+def _highest_round(s: State, now: float) -> int:
+    """Return the highest round of a ballot to heed.
+
+    Rounds are opened one after the other, so one that is far ahead is not true: if it were heeded, nobody
+    could open a higher one. The limit grows with time, so that members with different promises meet again.
+    """
+    rounds = int((now - s.under_way.since) / s.rules.round_time)
+    return s.record.promised.round + _AHEAD * (1 + rounds)
+
+
 def _progress(s: State, now: float) -> State:
-    assert s.change is not None  # noqa: S101 - CHANGING has begun
-    return replace(s, change=replace(s.change, round_since=now))
+    return replace(s, change=replace(s.under_way, round_since=now))
 
 
 def _open_ballot(s: State, now: float) -> State:
-    assert s.change is not None  # noqa: S101 - CHANGING has begun
     ballot = Ballot(s.record.promised.round + 1, s.me)
-    change = replace(s.change, round_since=now, promised_at=now, promises=0, rounds=s.change.rounds + 1)
+    change = replace(s.under_way, round_since=now, promised_at=now, promises=0, rounds=s.under_way.rounds + 1)
     return _vote(_say(replace(s, change=change), promised=ballot, proposal=Proposal(ballot)), now)
 
 
 def _turn_has_come(s: State, now: float) -> bool:
     """Tell whether to open a ballot: at once for the lowest that is not missed, later for the next."""
-    change, missing, promised = s.change, s.missed, s.record.promised
-    assert change is not None  # noqa: S101 - CHANGING has begun
+    change, missing, promised = s.under_way, s.missed, s.record.promised
     rank = sum(1 for m in s.view.members if m < s.me and m not in missing)
     if promised == NO_BALLOT and rank == 0:
         return True
@@ -312,8 +321,7 @@ def _turn_has_come(s: State, now: float) -> bool:
 
 def _choose(s: State, ballot: Ballot, now: float) -> State:
     """Propose the next view when all that can be hoped for have promised."""
-    change = s.change
-    assert change is not None  # noqa: S101 - CHANGING has begun
+    change = s.under_way
     promised = {r.member: r for r in quorum.acceptors(s.view, s.table) if r.promised == ballot}
     if not quorum.is_quorum(promised, s.view.members):
         return s

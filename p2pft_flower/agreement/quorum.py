@@ -44,9 +44,10 @@ def acceptors(view: Composition, table: Table) -> list[Record]:
     ]
 
 
-def highest_proposal(records: Iterable[Record]) -> Proposal | None:
-    """Return the proposal of the highest ballot that any of ``records`` has opened; None if there is none."""
-    return max((r.proposal for r in records if r.proposal is not None), default=None, key=lambda p: p.ballot)
+def highest_proposal(records: Iterable[Record], most: int) -> Proposal | None:
+    """Return the proposal of the highest ballot, of round ``most`` at most, that any record has opened."""
+    proposals = (r.proposal for r in records if r.proposal is not None and r.proposal.ballot.round <= most)
+    return max(proposals, default=None, key=lambda p: p.ballot)
 
 
 def highest_accepted(promised: Iterable[Record]) -> Proposal | None:

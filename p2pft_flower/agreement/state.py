@@ -96,6 +96,19 @@ class State:
         """What it is doing."""
         return self.record.phase
 
+    @property
+    def under_way(self) -> Change:
+        """The change of view under way.
+
+        Raises
+        ------
+        RuntimeError
+            When there is none: a fault of the caller's.
+        """
+        if self.change is None:
+            raise RuntimeError(f"view {self.view.number} does not change")
+        return self.change
+
     @cached_property
     def table(self) -> dict[int, Record]:
         """The newest record of each member, its own included, ascending."""

@@ -12,7 +12,7 @@ from p2pft_flower.agreement.events import Heard
 from p2pft_flower.agreement.record import Age, Proposal, Record, Step
 from p2pft_flower.agreement.state import State
 from p2pft_flower.host import records
-from p2pft_flower.transport import Signatures
+from p2pft_flower.transport import MOST_CERTIFICATES, Signatures
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.parsing import parse
 
@@ -81,7 +81,7 @@ class Notary:
         wrong: list[ValueError] = []
         most = len(self._groups)
         if self._signatures is not None:
-            _each(message.certificates[: 2 * most], self._signatures.learn, wrong)
+            _each(message.certificates[: MOST_CERTIFICATES * most], self._signatures.learn, wrong)
         if (more := len(message.records) - most) > 0:
             wrong.append(ValueError(f"there are {more} records more than members"))
         heard = _each(message.records[:most], self._record, wrong)

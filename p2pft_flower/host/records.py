@@ -37,10 +37,10 @@ MAX_REASON = 1024
 """Characters of the reason why a member has left: the size of a gossip is limited."""
 
 _MOST = 2**31
-"""No run has so many views, no view so many ballots."""
+"""No run has so many views."""
 
 _LARGEST = 2**63
-"""Incarnations and versions are counted."""
+"""Incarnations and versions are counted, and so are ballots, of which no member heeds one too far ahead."""
 
 
 def encode(record: Record) -> pb.Record:
@@ -199,7 +199,7 @@ def _check_edges(who: str, what: str, edges: Iterable[pb.Edge]) -> None:
 
 
 def _check_ballot(who: str, ballot: pb.Ballot, groups: Groups) -> None:
-    _check_most(who, "ballot's round", _MOST, ballot.round)
+    _check_most(who, "ballot's round", _LARGEST, ballot.round)
     _check_named(who, groups, [ballot.member], [])
 
 
@@ -209,6 +209,13 @@ def _check_record(who: str, r: pb.Record, groups: Groups, iterations: int) -> No
     _check_most(who, "version", _LARGEST, r.version)
     _check_most(who, "incarnation", _LARGEST, r.incarnation)
     _check_ballot(who, r.promised, groups if r.HasField("promised") else {0: ()})
+    if r.HasField("accepted") and not r.accepted.HasField("value"):
+        raise ValueError(f"{who} that has accepted no view")
+    for proposal in (
+        p for field, p in (("accepted", r.accepted), ("proposal", r.proposal)) if r.HasField(field)
+    ):
+        if _ballot(proposal.ballot) > _ballot(r.promised):
+            raise ValueError(f"{who} with a ballot that is higher than its promise")
     if r.HasField("proposal") and r.proposal.ballot.member != r.member:
         raise ValueError(f"{who} with a ballot of {r.proposal.ballot.member}")
     for what, given in (("suspects", r.suspects), ("hanging", r.hanging), ("reaches", r.reaches)):

@@ -14,7 +14,7 @@ from p2pft_flower.transport.probe import LinkReport, Prober
 from p2pft_flower.transport.pulse import OwnPulse
 from p2pft_flower.transport.server import PeerServer
 from p2pft_flower.transport.stops import COORDINATOR_CERTIFICATES, digest_of, new_key, stop_run
-from p2pft_flower.transport.trust.signatures import Signatures
+from p2pft_flower.transport.trust.signatures import MOST_CERTIFICATES, Signatures
 from p2pft_flower.transport.trust.tls import TLS13_ENVIRONMENT, Credentials
 from p2pft_flower.transport.wire.addresses import Address, parse_address, unix_address
 from p2pft_flower.transport.wire.errors import (
@@ -46,6 +46,7 @@ from p2pft_flower.transport.wire.p2pft_pb2 import (
 __all__ = [
     "COORDINATOR_CERTIFICATES",
     "MAX_PAYLOAD",
+    "MOST_CERTIFICATES",
     "TLS13_ENVIRONMENT",
     "Address",
     "BindError",

@@ -119,8 +119,9 @@ def test_what_was_accepted_under_the_highest_ballot_must_be_proposed_again():
 
 def test_the_highest_ballot_is_heeded():
     records = [member(0, proposal=Proposal(LOW, NEXT)), member(1, proposal=Proposal(HIGH))]
-    assert highest_proposal(records) == Proposal(HIGH)
-    assert highest_proposal([]) is None
+    assert highest_proposal(records, 2) == Proposal(HIGH)
+    assert highest_proposal(records, 1) == Proposal(LOW, NEXT)  # the other is too far ahead
+    assert highest_proposal([], 2) is None
 
 
 @pytest.mark.parametrize(

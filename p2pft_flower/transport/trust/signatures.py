@@ -11,12 +11,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from p2pft_flower.transport.trust.certificates import CertificateFacts, is_issued_by
 
-__all__ = ["Signatures"]
+__all__ = ["MOST_CERTIFICATES", "Signatures"]
 
 _SCHEME = ec.ECDSA(hashes.SHA256())
 
-_CERTIFICATES_OF_A_PEER = 4
-"""A renewed certificate does not make void what was signed before; the last few count."""
+MOST_CERTIFICATES = 4
+"""Of a peer: a renewed certificate does not make void what was signed before; the last few count."""
 
 
 class Signatures:
@@ -71,7 +71,7 @@ class Signatures:
             raise ValueError(f"a certificate for {who} whose key is for no elliptic curve")  # noqa: TRY004
         known = self._known.setdefault(who.peer, {})
         known[certificate] = key
-        while len(known) > _CERTIFICATES_OF_A_PEER:
+        while len(known) > MOST_CERTIFICATES:
             del known[next(iter(known))]
 
     def sign(self, content: bytes) -> bytes:
