@@ -31,7 +31,16 @@ from p2pft_flower.agreement.state import State
 from p2pft_flower.errors import Cause
 from p2pft_flower.host.notary import Notary
 from p2pft_flower.topology.views import View
-from p2pft_flower.transport import EdgeBrokenError, Gossip, Heartbeats, Loss, PeerLostError, ViewChangeError
+from p2pft_flower.transport import (
+    EdgeBrokenError,
+    Gossip,
+    Heartbeats,
+    Loss,
+    PeerLostError,
+    Refusals,
+    Status,
+    ViewChangeError,
+)
 
 __all__ = ["Agreement", "LostContactError", "NewView"]
 
@@ -115,6 +124,7 @@ class Agreement:
     ) -> None:
         self._state, self._notary, self._direct = state, notary, direct
         self._on_change, self._interval, self._clock = on_change, interval, clock
+        self._refusals = Refusals()
         self._member_of = {p: m for m, peers in state.rules.groups.items() for p in peers}
         self._changed = threading.Condition(threading.RLock())
         self._settled = state.view
@@ -178,10 +188,9 @@ class Agreement:
         with self._changed:
             speaker = self._member_of.get(message.sender)
             heard, wrong = self._notary.read(message, speaker)
-            if wrong:  # one line, however much there is
-                log.warning(
-                    "of what peer %d says, %d parts are not used: %s", message.sender, len(wrong), wrong[0]
-                )
+            if wrong:
+                what = f"{len(wrong)} parts of its gossip are not used; the first: {wrong[0]}"
+                self._refusals.note(f"from peer {message.sender}", Status.BAD_HEADER, what)
             if speaker is not None:
                 self._spoken[speaker] = self._clock()
             self._take_in(heard)

@@ -211,11 +211,8 @@ def _check_record(who: str, r: pb.Record, groups: Groups, iterations: int) -> No
     _check_ballot(who, r.promised, groups if r.HasField("promised") else {0: ()})
     if r.HasField("accepted") and not r.accepted.HasField("value"):
         raise ValueError(f"{who} that has accepted no view")
-    for proposal in (
-        p for field, p in (("accepted", r.accepted), ("proposal", r.proposal)) if r.HasField(field)
-    ):
-        if _ballot(proposal.ballot) > _ballot(r.promised):
-            raise ValueError(f"{who} with a ballot that is higher than its promise")
+    if max(_ballot(r.accepted.ballot), _ballot(r.proposal.ballot)) > _ballot(r.promised):
+        raise ValueError(f"{who} with a ballot that is higher than its promise")
     if r.HasField("proposal") and r.proposal.ballot.member != r.member:
         raise ValueError(f"{who} with a ballot of {r.proposal.ballot.member}")
     for what, given in (("suspects", r.suspects), ("hanging", r.hanging), ("reaches", r.reaches)):

@@ -12,6 +12,7 @@ from p2pft_flower.transport.mailbox import Mailbox, Received
 from p2pft_flower.transport.observer import ObserverClient, ObserverServer
 from p2pft_flower.transport.probe import LinkReport, Prober
 from p2pft_flower.transport.pulse import OwnPulse
+from p2pft_flower.transport.refusals import Refusals
 from p2pft_flower.transport.server import PeerServer
 from p2pft_flower.transport.stops import COORDINATOR_CERTIFICATES, digest_of, new_key, stop_run
 from p2pft_flower.transport.trust.signatures import MOST_CERTIFICATES, Signatures
@@ -75,6 +76,7 @@ __all__ = [
     "Prober",
     "Pulse",
     "Received",
+    "Refusals",
     "Reply",
     "Signatures",
     "Status",

@@ -14,28 +14,27 @@ GROUPS = {m: (m,) for m in range(3)}
 GRAPH = Graph.load("complete:3")
 ROUND = 1.0
 VIEW = Composition(1, (0, 1, 2), (0, 0, 0))
-LAST = 2**63
-"""No number of a record is greater."""
+LAST = 2**63  # no number of a record is greater
 
 
 def changing(**says):
     return Record(2, 0, version=1, phase=Phase.CHANGING, **says)
 
 
-@pytest.mark.parametrize(
-    "lie",
-    [
-        changing(promised=Ballot(LAST, 2), proposal=Proposal(Ballot(LAST, 2))),
-        changing(promised=Ballot(LAST, 2), proposal=Proposal(Ballot(LAST, 2), VIEW)),
-        changing(promised=Ballot(2**31, 2), proposal=Proposal(Ballot(2**31, 2))),
-        changing(promised=Ballot(2**20, 2), proposal=Proposal(Ballot(2**20, 2))),
-        changing(promised=Ballot(1, 2), proposal=Proposal(Ballot(1, 2))),
-        changing(suspects=(0, 1)),
-    ],
-    ids=str,
-)
-def test_the_others_agree_whatever_ballot_it_opens(lie):
-    lie = decode(encode(lie), GROUPS, 100)  # within the bounds
+LIES = {
+    "the last ballot of all": changing(promised=Ballot(LAST, 2), proposal=Proposal(Ballot(LAST, 2))),
+    "a view under it": changing(promised=Ballot(LAST, 2), proposal=Proposal(Ballot(LAST, 2), VIEW)),
+    "a view accepted under it": changing(promised=Ballot(LAST, 2), accepted=Proposal(Ballot(LAST, 2), VIEW)),
+    "a ballot far ahead": changing(promised=Ballot(2**31, 2), proposal=Proposal(Ballot(2**31, 2))),
+    "one as far ahead as is heeded": changing(promised=Ballot(2**20, 2), proposal=Proposal(Ballot(2**20, 2))),
+    "a ballot that it never ends": changing(promised=Ballot(1, 2), proposal=Proposal(Ballot(1, 2))),
+    "it misses the others": changing(suspects=(0, 1)),
+}
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_the_others_agree_whatever_it_says_once(name):
+    lie = decode(encode(LIES[name]), GROUPS, 100)  # within the bounds
     honest = [Machine.born(m, GRAPH, GROUPS, ROUND, 1000.0) for m in (0, 1)]
     for machine in honest:
         machine.hear([lie], 0.0)

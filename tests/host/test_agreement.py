@@ -127,10 +127,15 @@ def test_who_falls_silent_while_the_view_changes_is_missed_too():
     assert agreement._state.record.suspects == (1, 3)
 
 
-def test_of_a_flood_of_wrong_records_one_line_is_logged_and_nothing_is_used(caplog):
+def test_of_a_flood_of_wrong_records_few_lines_are_logged_and_nothing_is_used(caplog):
     agreement = made(0, Graph.load("ring:4"), iterations=100)
     record = Signed(record=encode(Record(1, 1, iteration=101)).SerializeToString())
-    agreement.hear(Gossip(sender=1, records=[record] * 30_000))
-    (line,) = caplog.messages
-    assert line == ("of what peer 1 says, 5 parts are not used: there are 29996 records more than members")
+    for _ in range(30):
+        agreement.hear(Gossip(sender=1, records=[record] * 30_000))
+    first, tenth = caplog.messages
+    assert first == (
+        "refused a message from peer 1: BAD_HEADER: 5 parts of its gossip are not used; the first: there are "
+        "29996 records more than members (logged once)"
+    )
+    assert tenth == "refused 10 messages from peer 1 so far, the last one: BAD_HEADER"
     assert agreement._state.records == {}
