@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
-from p2pft_flower.agreement.record import Age, Composition, Edge, Record, Step
+from p2pft_flower.agreement.record import Age, Edge, Record, Step
 
 __all__ = [
-    "Adopt",
-    "AskAgain",
     "Completed",
     "Effect",
     "Event",
     "Finished",
-    "GiveUp",
     "Heard",
     "Left",
     "Missed",
-    "Pause",
     "Reached",
     "Rejoining",
-    "Spoke",
-    "Tell",
     "TimePassed",
     "Useless",
 ]
@@ -53,13 +48,6 @@ class Missed:
 
     member: int
     hanging: bool = False
-
-
-@dataclass(frozen=True)
-class Spoke:
-    """A member has spoken; if it was suspected, it is still in the view."""
-
-    member: int
 
 
 @dataclass(frozen=True)
@@ -113,36 +101,15 @@ class TimePassed:
     """The member looks at its clock, as it does at regular intervals."""
 
 
-Event = Completed | Finished | Left | Missed | Spoke | Useless | Rejoining | Reached | Heard | TimePassed
+Event = Completed | Finished | Left | Missed | Useless | Rejoining | Reached | Heard | TimePassed
 
 
-@dataclass(frozen=True)
-class Tell:
+class Effect(Enum):
+    """What is to be done at once; in which view a member is, and whether it gives up, its state says."""
+
+    TELL = "tell"
     """Gossip now: there is news."""
-
-
-@dataclass(frozen=True)
-class Pause:
+    PAUSE = "pause"
     """Stop iterating: the view changes."""
-
-
-@dataclass(frozen=True)
-class Adopt:
-    """Go on in this view."""
-
-    view: Composition
-
-
-@dataclass(frozen=True)
-class AskAgain:
+    ASK_AGAIN = "ask again"
     """The others have gone on without this member, which may ask to be let in (:class:`Rejoining`)."""
-
-
-@dataclass(frozen=True)
-class GiveUp:
-    """End: there will be no view with this member."""
-
-    reason: str
-
-
-Effect = Tell | Pause | Adopt | AskAgain | GiveUp

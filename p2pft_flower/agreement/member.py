@@ -36,21 +36,15 @@ from typing import Any
 
 from p2pft_flower.agreement import composing, quorum
 from p2pft_flower.agreement.events import (
-    Adopt,
-    AskAgain,
     Completed,
     Effect,
     Event,
     Finished,
-    GiveUp,
     Heard,
     Left,
     Missed,
-    Pause,
     Reached,
     Rejoining,
-    Spoke,
-    Tell,
     TimePassed,
     Useless,
 )
@@ -86,16 +80,12 @@ def step(state: State, event: Event, now: float) -> tuple[State, tuple[Effect, .
     after = _after(state, event, now)
     effects: list[Effect] = []
     if after.record.age != state.record.age or after.records != state.records:
-        effects.append(Tell())
+        effects.append(Effect.TELL)
     changes = after.phase is Phase.CHANGING or after.excluded
     if after.view != state.view or (changes and state.phase is not Phase.CHANGING and not state.excluded):
-        effects.append(Pause())
-    if after.view != state.view:
-        effects.append(Adopt(after.view))
+        effects.append(Effect.PAUSE)
     if after.excluded and not state.excluded:
-        effects.append(AskAgain())
-    if (reason := after.hopeless) and not state.hopeless:
-        effects.append(GiveUp(reason))
+        effects.append(Effect.ASK_AGAIN)
     return after, tuple(effects)
 
 
@@ -110,8 +100,6 @@ def _after(s: State, event: Event, now: float) -> State:  # noqa: PLR0911 - one 
             return _say(s, phase=Phase.LEFT, reason=reason)
         case Missed(member, hanging):
             return _advance(_miss(s, member, hanging=hanging), now)
-        case Spoke(member):
-            return _forgive(s, member)
         case Useless(edge):
             return _advance(_do_without(s, edge), now)
         case Rejoining(iteration):

@@ -11,17 +11,15 @@ from typing import NamedTuple
 
 from p2pft_flower.agreement import gossip
 from p2pft_flower.agreement.events import (
-    AskAgain,
     Completed,
+    Effect,
     Event,
     Finished,
     Heard,
     Left,
     Missed,
-    Pause,
     Reached,
     Rejoining,
-    Tell,
     TimePassed,
     Useless,
 )
@@ -434,18 +432,18 @@ class Agreement:
         self._note_departures()
         for effect in effects:
             match effect:
-                case Tell():
+                case Effect.TELL:
                     # While it trains, what others say is passed on by those that change; a host that leaves
                     # tells all itself.
                     trains = isinstance(event, Heard) and self._state.phase is Phase.RUNNING
                     if not trains and not isinstance(event, Left):
                         self._nudge()
-                case Pause():
+                case Effect.PAUSE:
                     if self._paused_at is None:
                         self._paused_at = self._clock()
                         self._on_change(self._view_change())
                         self._nudge()
-                case AskAgain():
+                case Effect.ASK_AGAIN:
                     self._excluded_at = self._clock()
         self._changed.notify_all()
 

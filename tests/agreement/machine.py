@@ -11,7 +11,6 @@ from p2pft_flower.agreement.events import (
     Missed,
     Reached,
     Rejoining,
-    Spoke,
     TimePassed,
     Useless,
 )
@@ -51,8 +50,8 @@ class Machine:
     def suspect(self, other, now, *, hanging=False):
         self.after(Missed(other, hanging), now)
 
-    def heard_again(self, other):
-        self.after(Spoke(other))
+    def heard_again(self, other, now):
+        self.after(Heard((), speaker=other), now)
 
     def do_without(self, edge, now):
         return self.after(Useless(edge), now)

@@ -121,7 +121,7 @@ class World:
                     machine.suspect(other, self.now)
         for other in machine.record.suspects:
             if self.now - node.last[other] <= SILENCE:
-                machine.heard_again(other)
+                machine.heard_again(other, self.now)
         machine.reach([m for m in self.groups if m != p and self.now - node.last[m] < SILENCE], self.now)
         machine.tick(self.now)
         self.look(p, node)
@@ -411,7 +411,7 @@ def test_a_word_from_the_receiver_does_not_mend_an_edge_that_carries_no_payloads
     member = Machine.born(1, Graph.load("complete:4"), {p: (p,) for p in range(4)}, ROUND, PATIENCE)
     member.suspect(2, 1.0)
     assert member.do_without((1, 2), 2.0)
-    member.heard_again(2)
+    member.heard_again(2, 2.0)
     assert (member.record.suspects, member.record.broken) == ((), ((1, 2),))
     assert member.record.phase is Phase.CHANGING
 

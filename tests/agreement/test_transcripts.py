@@ -1,7 +1,8 @@
 """The protocol's stories, as transcripts: under each command stands what comes of it.
 
 A transcript (``transcripts/*.txt``) is read from top to bottom. A line that begins with ``>`` is a command;
-the lines below it are the answer: what each member's record says afterwards, and its effects, if new.
+the lines below it are the answer: what each member's record says afterwards, its effects, its next view, and
+why it gives up, if new.
 ``P2PFT_TRANSCRIPTS=write`` writes the answers anew; read the difference before it is committed.
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pft_flower.agreement.events import Adopt, GiveUp, Left, Rejoining
+from p2pft_flower.agreement.events import Effect, Left, Rejoining
 from p2pft_flower.agreement.rules import Rules
 from p2pft_flower.agreement.state import begin, join
 from p2pft_flower.topology import Graph
@@ -33,8 +34,6 @@ class Story:
     def obey(self, command):
         """Obey ``command``; return the lines of the answer."""
         before = {m: (machine.state.record, machine.state.view) for m, machine in self.members.items()}
-        for machine in self.members.values():
-            machine.effects = ()
         self.did = {}
         self._obey(command.split())
         return [
@@ -100,9 +99,10 @@ class Story:
         self.do(m, lambda it: it.hear(news, self.now, steps, other, said))
 
     def do(self, m, what):
-        what(self.members[int(m)])
-        self.did.setdefault(int(m), []).extend(self.members[int(m)].effects)
-        self.members[int(m)].effects = ()
+        machine = self.members[int(m)]
+        before, machine.effects = machine.state, ()
+        what(machine)
+        self.did.setdefault(int(m), []).extend(told(machine.effects, before, machine.state))
 
     def lines(self, m, machine):
         r = machine.state.record
@@ -116,23 +116,23 @@ class Story:
             what = "?" if r.proposal.value is None else list(r.proposal.value.members)
             says.append(f"proposes {what}")
         yield f"{m}: {', '.join(says)}"
-        seen = []
-        for effect in self.did.get(m, ()):
-            if effect not in seen:
-                seen.append(effect)
-                yield f"   {told(effect)}"
+        yield from (f"   {what}" for what in dict.fromkeys(self.did.get(m, ())))
 
 
-def told(effect):
-    match effect:
-        case Adopt(view):
-            joined = f", of which joined {list(view.joined)}" if view.joined else ""
-            return f"adopts view {view.number}: {list(view.members)} from iteration {view.iteration}{joined}"
-        case GiveUp(reason):
-            return f"gives up: {reason}"
-    return {"Tell": "tells the others", "Pause": "stops iterating", "AskAgain": "may ask to be let in"}[
-        type(effect).__name__
-    ]
+EFFECTS = {
+    Effect.TELL: "tells the others",
+    Effect.PAUSE: "stops iterating",
+    Effect.ASK_AGAIN: "may ask to be let in",
+}
+
+
+def told(effects, before, after):
+    yield from (EFFECTS[effect] for effect in effects)
+    if (view := after.view) != before.view:
+        joined = f", of which joined {list(view.joined)}" if view.joined else ""
+        yield f"adopts view {view.number}: {list(view.members)} from iteration {view.iteration}{joined}"
+    if after.hopeless and not before.hopeless:
+        yield f"gives up: {after.hopeless}"
 
 
 def retold(text):
