@@ -9,11 +9,9 @@ Files are written beside their place, brought to disk and renamed: a crash leave
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ import xxhash
 
 from p2pft_flower.errors import Cause, DataError, P2PFTError
 from p2pft_flower.keeping.about import PeerAbout, ServerAbout
-from p2pft_flower.keeping.folders import make_private, new_private, require_regular, sync
+from p2pft_flower.keeping.folders import replacing, require_regular
 from p2pft_flower.keeping.states import as_number, as_text, most_bytes, state_fields
 from p2pft_flower.typed import MAX_PEERS, Count, PeerNumber, decoded, encoded
 
@@ -155,22 +153,13 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
         stay. It may be there itself, whole, where the disk fails only when asked to keep its name.
     """
     path = folder / f"iteration-{checkpoint.iteration}.safetensors"
-    partial = path.with_suffix(".partial")
     try:
         tensors, document = _packed(checkpoint)
-        make_private(folder)
-        new_private(partial)
-        with partial.open("wb") as file:
+        with replacing(path) as partial, partial.open("wb") as file:
             file.write(_header(document, tensors))
             for tensor in tensors.values():
                 file.write(tensor.reshape(-1).view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
-        sync(folder)
     except OSError as error:
-        with contextlib.suppress(OSError):  # the folder may be what is wrong
-            partial.unlink(missing_ok=True)
         raise CheckpointError(
             checkpoint.peer,
             f"the checkpoint of iteration {checkpoint.iteration} cannot be written: "

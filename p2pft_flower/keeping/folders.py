@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ __all__ = [
     "new_private",
     "private",
     "read_private",
+    "replacing",
     "require_regular",
     "require_writable",
     "sync",
@@ -163,6 +166,40 @@ def new_private(path: Path) -> None:
     """
     path.unlink(missing_ok=True)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
+    """Yield where to write, in a ``with`` block, what then takes the place of ``path``, for its owner only.
+
+    A reader sees the old file or the whole new one, whatever fails; the folder is made if need be.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    on_disk : bool
+        Whether to wait until it is on disk, and so is its name; default True.
+
+    Raises
+    ------
+    OSError
+        When it cannot be written. Where the disk fails only when asked to keep its name, it is there, whole.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    make_private(path.parent)
+    new_private(partial)
+    try:
+        yield partial
+        if on_disk:
+            sync(partial)
+        os.replace(partial, path)  # noqa: PTH105 - tests stand in for it
+    except BaseException:
+        with contextlib.suppress(OSError):  # the folder may be what is wrong
+            partial.unlink(missing_ok=True)
+        raise
+    if on_disk:
+        sync(path.parent)
 
 
 def require_regular(path: Path) -> None:

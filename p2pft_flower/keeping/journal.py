@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from p2pft_flower.errors import Cause, DataError, P2PFTError
-from p2pft_flower.keeping.folders import make_private, new_private, private, sync
+from p2pft_flower.keeping.folders import make_private, private, replacing
 from p2pft_flower.keeping.lines import AnyLine, Run, read_line, written
 
 __all__ = ["Journal", "JournalError", "Life", "by_run", "finite", "read_journal", "read_whole_lines"]
@@ -129,15 +129,8 @@ class Journal:
             from safetensors import torch as safetensors  # type: ignore[no-redef]
 
         path = self.folder / f"peer-{self.peer}{'.stopped' if stopped else ''}.safetensors"
-        partial = path.with_suffix(".partial")
-        with self._on_disk(path):
-            new_private(partial)
+        with self._on_disk(path), replacing(path, on_disk=not stopped) as partial:
             safetensors.save_file(dict(tensors), partial, metadata=dict(metadata))
-            if not stopped:
-                sync(partial)
-            os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
-            if not stopped:
-                sync(self.folder)
         return path
 
     def close(self) -> None:

@@ -6,11 +6,10 @@ start of the file; within it the member counts on when it is left out and asks t
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.keeping.folders import make_private, new_private, read_private, sync
+from p2pft_flower.keeping.folders import read_private, replacing
 
 __all__ = ["next_incarnation"]
 
@@ -31,13 +30,8 @@ def next_incarnation(output_dir: Path, peer: int) -> int:
     path = output_dir / "peers" / f"peer-{peer}.starts"
     starts = _read(path) + 1
     try:
-        make_private(path.parent)
-        partial = path.with_suffix(".starts.partial")  # one that a crash has left is replaced
-        new_private(partial)
-        partial.write_text(f"{starts}\n", encoding="ascii")
-        sync(partial)
-        os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
-        sync(path.parent)
+        with replacing(path) as partial:
+            partial.write_text(f"{starts}\n", encoding="ascii")
     except OSError as error:
         raise DataError(
             f"{path}: how often the peer was started cannot be written ({error.strerror}): make room there, "

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import tempfile
 from pathlib import Path
 
 from p2pft_flower.errors import Cause, ConfigError, DataError
-from p2pft_flower.keeping.folders import make_private, read_private
+from p2pft_flower.keeping.folders import read_private, replacing
 from p2pft_flower.keeping.journal import by_run, read_whole_lines
 from p2pft_flower.keeping.lines import AnyLine, Failed, Outcome
 from p2pft_flower.keeping.running import running
@@ -38,18 +36,8 @@ def save_plan(plan: Plan) -> None:
     """
     path = plan_file(Path(plan.output_dir), plan.peers[0].peer)
     try:
-        make_private(path.parent)
-        number, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")  # 0600
-        try:
-            with os.fdopen(number, "w", encoding="utf-8") as file:
-                file.write(plan.to_json())
-                file.flush()
-                os.fsync(number)  # a machine that lost its power is what it is for
-            os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                Path(partial).unlink()
-            raise
+        with replacing(path) as partial:  # on disk: a machine that lost its power is what it is for
+            partial.write_text(plan.to_json(), encoding="utf-8")
     except OSError as error:
         raise DataError(
             f"{path}: the plan, with which the peer could be started again, cannot be written "

@@ -18,7 +18,7 @@ import msgspec
 import psutil
 
 from p2pft_flower.errors import DataError
-from p2pft_flower.keeping.folders import make_private, new_private, read_private
+from p2pft_flower.keeping.folders import make_private, read_private, replacing
 from p2pft_flower.keeping.processes import is_alive, start_mark
 from p2pft_flower.resources import home
 from p2pft_flower.typed import PeerNumber, decoded, encoded
@@ -112,10 +112,8 @@ def registered(run: str, peers: Sequence[int], neighbours: Sequence[int]) -> Ite
     try:
         make_private(path.parent)
         mark.unlink(missing_ok=True)  # a killed process of the same number may have left it
-        partial = path.with_suffix(".partial")
-        new_private(partial)
-        partial.write_bytes(encoded(record))
-        os.replace(partial, path)  # noqa: PTH105 - a reader sees the whole file or none
+        with replacing(path, on_disk=False) as partial:
+            partial.write_bytes(encoded(record))
     except OSError as error:
         log.warning("p2pft stop will not find these peers: %s cannot be written (%s)", path, error.strerror)
         yield there

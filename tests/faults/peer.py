@@ -258,7 +258,7 @@ def watch_checkpoints(reporter: Reporter) -> None:
 
 
 def _number(path: Path) -> str:
-    return path.stem.rpartition("-")[2]
+    return path.name.removesuffix(".safetensors.partial").rpartition("-")[2]
 
 
 # What is done to payloads: each wraps `Carrier.deliver`, which sends one once, and says that it was done.

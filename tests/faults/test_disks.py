@@ -90,7 +90,7 @@ def test_who_is_killed_while_it_writes_a_checkpoint_leaves_the_one_before_whole(
     files = checkpoint_files(folder)
     assert max(files) == 20
     assert read_checkpoint(files[20])[0].iteration == 20
-    torn = folder / "iteration-30.partial"
+    torn = folder / "iteration-30.safetensors.partial"
     torn.rename(folder / "iteration-30.safetensors")
     with pytest.raises(DataError, match="torn or altered"):
         read_checkpoint(folder / "iteration-30.safetensors")

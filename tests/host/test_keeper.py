@@ -509,7 +509,7 @@ def test_who_was_ahead_keeps_what_it_does_again_with_the_others_in_the_view_that
 def torn(tmp_path, monkeypatch):
     """What was begun to be written of peer 2, and a function that has a process train that peer."""
     monkeypatch.setenv("P2PFT_HOME", str(tmp_path / "home"))
-    path = checkpoint_folder(tmp_path, 2) / "iteration-7.partial"
+    path = checkpoint_folder(tmp_path, 2) / "iteration-7.safetensors.partial"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"half")
 

@@ -32,7 +32,7 @@ def test_a_tail_is_on_disk_before_it_has_its_name_and_its_name_before_the_log_ca
     journal = Journal(tmp_path, 3)
     path = journal.save_tail({"theta": torch.ones(4)}, {})
     journal.close()
-    assert synced == [("peer-3.partial", False), ("peers", True)]
+    assert synced == [("peer-3.safetensors.partial", False), ("peers", True)]
     assert load_file(path)["theta"].tolist() == [1.0] * 4
 
 
@@ -66,7 +66,7 @@ def test_a_line_that_the_disk_does_not_take_is_an_error_that_names_peer_file_and
 
 def test_a_tail_that_cannot_be_written_is_the_same_error(tmp_path):
     journal = Journal(tmp_path, 3)
-    (tmp_path / "peers" / "peer-3.partial").mkdir()
+    (tmp_path / "peers" / "peer-3.safetensors.partial").mkdir()
     with pytest.raises(JournalError, match=r"peer 3: .*peer-3\.safetensors cannot be written"):
         journal.save_tail({"theta": torch.ones(4)}, {})
     journal.close()

@@ -88,7 +88,7 @@ def test_a_plan_or_a_count_of_starts_that_is_a_link_or_a_pipe_is_named_and_not_r
 @pytest.mark.parametrize("what", ["link", "pipe"])
 def test_what_lies_where_a_tail_or_checkpoint_is_begun_is_replaced_not_written_through(what, tmp_path):
     journal = Journal(tmp_path, 0)
-    in_place_of(tmp_path / "peers" / "peer-0.partial", what, tmp_path / "elsewhere")
+    in_place_of(tmp_path / "peers" / "peer-0.safetensors.partial", what, tmp_path / "elsewhere")
     path = journal.save_tail({"theta": torch.zeros(3)}, {})
     journal.close()
     assert path.is_file()
@@ -108,7 +108,7 @@ def test_a_checkpoint_that_is_a_link_or_a_pipe_is_named_and_not_read(what, tmp_p
 
 def test_a_tail_that_cannot_be_written_is_still_told_of_with_its_peer(tmp_path):
     journal = Journal(tmp_path, 4)
-    (tmp_path / "peers" / "peer-4.partial").mkdir()
+    (tmp_path / "peers" / "peer-4.safetensors.partial").mkdir()
     with pytest.raises(JournalError, match=r"peer 4: .*cannot be written"):
         journal.save_tail({"theta": torch.zeros(3)}, {})
     journal.close()
