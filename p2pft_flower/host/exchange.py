@@ -60,7 +60,7 @@ class HostExchange:
     def withdraw(self) -> None:
         """Offer θ no longer to peers that have come back: none of them can lack it any more."""
         if self._wires is not None:
-            self._wires.withdraw()
+            self._wires.server.withdraw()
 
     def mix(
         self, session: Session, iteration: int, phase: int, outbox: Mapping[int, Mix]

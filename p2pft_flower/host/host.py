@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from p2pft_flower.algorithms.registry import make_algorithm
 from p2pft_flower.algorithms.schedules import make_schedule
@@ -41,30 +41,11 @@ log = logging.getLogger("p2pft_flower")
 _PLAIN = Access()
 
 
-class _Parts(NamedTuple):
-    """What a host has made so far: replaced as a whole, by the thread of :meth:`Host.run` alone."""
-
-    recorder: Recorder | None = None
-    wires: Wires | None = None
-    training: Training | None = None
-
-    @property
-    def agreement(self) -> Agreement | None:
-        return None if self.wires is None else self.wires.agreement
-
-    @property
-    def iteration(self) -> int:
-        """The one under way; 0 before training."""
-        return 0 if self.training is None else self.training.iteration
-
-    @property
-    def begun(self) -> bool:
-        """Whether the peers have a state: where the host joins, whether it was let in."""
-        return self.training is not None and self.training.completed is not None
-
-
 class Host:
     """Runs the peers of ``plan``; :meth:`stop` and :meth:`leave` may be called from any thread.
+
+    What it is made of (``_recorder``, ``_wires``, ``_training``) is made once each, by the thread of
+    :meth:`run`; others find None before.
 
     Parameters
     ----------
@@ -97,7 +78,9 @@ class Host:
         self._peers = [p.peer for p in plan.peers]
         self._pulse = OwnPulse()
         self._meeting = Meeting(self._config.runtime.meet_timeout)
-        self._parts = _Parts()
+        self._recorder: Recorder | None = None
+        self._wires: Wires | None = None
+        self._training: Training | None = None
         self._ending = Ending(
             {
                 Act.WAKE: self._wake,
@@ -129,8 +112,7 @@ class Host:
         with contextlib.ExitStack() as stack:
             stack.callback(self._ending.wait)  # last: nobody brings news any more
             stack.callback(self._close_wires)
-            recorder = Recorder(self.plan, self.problem, self._access)
-            self._parts = _Parts(recorder)
+            recorder = self._recorder = Recorder(self.plan, self.problem, self._access)
             stack.callback(recorder.close)
             stack.callback(self._ending.wait)  # first: what is closed tells nobody
             try:
@@ -155,9 +137,9 @@ class Host:
             self._meeting.end()  # the others have met long ago
         else:
             training.take_up(theta0)
-            self._meeting.meet(self._parts.wires, plan.greetings)
-        if self._parts.wires is not None:
-            self._parts.wires.watch()
+            self._meeting.meet(self._wires, plan.greetings)
+        if self._wires is not None:
+            self._wires.watch()
         recorder.started()
         self._train(recorder, training, theta0, sessions)
         return training.finish()
@@ -166,14 +148,13 @@ class Host:
         self, recorder: Recorder, method: Algorithm[Any], theta0: Vector, first: Session
     ) -> Training:
         """Listen, so that neighbours and stops are heard; then make all that training needs."""
-        wires = self._open_wires(first)
-        self._parts = _Parts(recorder, wires)
+        wires = self._wires = self._open_wires(first)
         self.raise_if_stopped()  # the server hears stops before the wires can be told of them
         objectives: dict[int, Objective] = {}
         for p in self._peers:
             with naming(p, 0, "its data could not be prepared"), recorder.telling():
                 objectives |= self.problem.objectives([p], self._meeting.note_progress)
-        training = Training(
+        self._training = Training(
             self.plan,
             first,
             method,
@@ -184,8 +165,7 @@ class Host:
             self._pulse,
             self.raise_if_stopped,
         )
-        self._parts = _Parts(recorder, wires, training)
-        return training
+        return self._training
 
     def _open_wires(self, session: Session) -> Wires | None:
         if session.mailbox is None:
@@ -210,7 +190,7 @@ class Host:
 
     def _train(self, recorder: Recorder, training: Training, theta0: Vector, sessions: Sessions) -> None:
         """Train to the end, through as many views as it takes."""
-        wires, agreement = self._parts.wires, self._parts.agreement
+        wires, agreement = self._wires, self._agreement
         if self._joining:
             self._change_view(recorder, training, sessions)
         else:
@@ -233,20 +213,15 @@ class Host:
 
     def _change_view(self, recorder: Recorder, training: Training, sessions: Sessions) -> None:
         """Begin again in the next view; from a donor's θ where the others had one without this host."""
-        wires, agreement = self._parts.wires, self._parts.agreement
+        wires, agreement = self._wires, self._agreement
         if wires is None or agreement is None:
             raise RuntimeError("the view changes where it never does")
         least, deadline = self._config.runtime.min_peers, self._config.runtime.rejoin_deadline
-        without_theta = not self._parts.begun
-
-        def excluded() -> None:
-            nonlocal without_theta
-            without_theta = True
-            training.keep_excluded()
-
+        let_in = False
         while True:
             self._pulse.enter(Pulse.PAUSED)
-            new = agreement.settle(self.raise_if_stopped, excluded)
+            new = agreement.settle(self.raise_if_stopped, training.keep_excluded)
+            let_in = let_in or not set(new.joined).isdisjoint(self._peers)
             recorder.view_changed(new)
             if len(new.view.peers) < least:
                 raise TooFewPeersError(
@@ -257,19 +232,34 @@ class Host:
             wires.install(session)
             agreement.recheck()
             try:
-                theta = wires.fetch(deadline, self.raise_if_stopped) if without_theta else None
+                theta = wires.fetch(deadline, self.raise_if_stopped) if let_in else None
             except ViewChangeError as change:
                 log.info("view %d has changed before this host got a vector: %s", session.number, change)
                 continue
-            if not self._parts.begun:
+            if not self._begun:
                 training.come_back(session)
             training.enter(session, theta)
-            wires.offer({p: state.theta for p, state in training.states.items()})
+            thetas = {p: state.theta for p, state in training.states.items()}
+            wires.server.offer(session.first, thetas, session.peers)
             return
 
     def _close_wires(self) -> None:
-        if self._parts.wires is not None:
-            self._parts.wires.close()
+        if self._wires is not None:
+            self._wires.close()
+
+    @property
+    def _agreement(self) -> Agreement | None:
+        return None if self._wires is None else self._wires.agreement
+
+    @property
+    def _iteration(self) -> int:
+        """The one under way; 0 before training."""
+        return 0 if self._training is None else self._training.iteration
+
+    @property
+    def _begun(self) -> bool:
+        """Whether the peers have a state: where the host joins, whether it was let in."""
+        return self._training is not None and self._training.completed is not None
 
     # --- how it ends before; from any thread ---
 
@@ -280,7 +270,7 @@ class Host:
         logs have their last line when this returns, whatever :meth:`run` is busy with. A host that joins, and
         has not been let in yet, stops alone.
         """
-        news = News(self._peers[0], self._parts.iteration, reason, Cause.STOPPED)
+        news = News(self._peers[0], self._iteration, reason, Cause.STOPPED)
         self._ending.take(Event.STOP, End.by(news))
         self._ending.wait()
 
@@ -291,9 +281,9 @@ class Host:
         fewer than ``min-peers``. :meth:`run` raises DepartedError: at the next iteration, or at once where it
         waits. Returns once the others were told, within 2 s.
         """
-        agreement = self._parts.agreement
+        agreement = self._agreement
         # A host that was not let in yet is spared by all.
-        spared = not self._parts.begun or (
+        spared = not self._begun or (
             agreement is not None and agreement.spares(self._config.runtime.min_peers)
         )
         if not (self._others_go_on(Cause.OWN) and spared):
@@ -318,11 +308,11 @@ class Host:
             When the others have gone on without it for longer than ``rejoin-deadline``, or no view was agreed
             on for so long.
         """
-        agreement = self._parts.agreement
+        agreement = self._agreement
         if agreement is None or not (why := agreement.overdue()):
             return
         lost = LostContactError(
-            f"peers {self._peers}, busy in iteration {self._parts.iteration}: {why}; what they compute does "
+            f"peers {self._peers}, busy in iteration {self._iteration}: {why}; what they compute does "
             "not end: does an accelerator or a disk hang? p2pft rejoin starts a deployed peer again while "
             "others train"
         )
@@ -334,8 +324,8 @@ class Host:
 
         :meth:`run` does so when it fails; a caller that does not wait for a busy one does it instead.
         """
-        if self._parts.training is not None:
-            self._parts.training.save_stopped()
+        if self._training is not None:
+            self._training.save_stopped()
 
     @property
     def neighbours(self) -> tuple[int, ...]:
@@ -346,14 +336,14 @@ class Host:
     @property
     def views(self) -> list[ViewChange]:
         """Every change of view so far, as the peers' logs tell it."""
-        return [] if self._parts.recorder is None else list(self._parts.recorder.views)
+        return [] if self._recorder is None else list(self._recorder.views)
 
     def _fail(self, error: BaseException) -> None:
         """End as an error of the training asks for."""
         cause = cause_of(error)
         peer = getattr(error, "peer", None)
         reason = str(error) or type(error).__name__
-        news = News(self._peers[0] if peer is None else peer, self._parts.iteration, reason, cause)
+        news = News(self._peers[0] if peer is None else peer, self._iteration, reason, cause)
         if self._others_go_on(cause):
             self._ending.take(Event.FAIL, End(DepartedError(reason), error))
         else:
@@ -362,8 +352,8 @@ class Host:
     def _others_go_on(self, cause: Cause) -> bool:
         return others_go_on(
             cause,
-            views_change=self._parts.agreement is not None,
-            begun=self._parts.begun,
+            views_change=self._agreement is not None,
+            begun=self._begun,
             joining=self._joining,
         )
 
@@ -371,29 +361,29 @@ class Host:
         """Hear a neighbour's stop, or that of the coordinator, which speaks to a peer and is none itself."""
         cause = cause_from(stop.cause) or Cause.RUN
         here = stop.sender in self._peers
-        origin, iteration = (stop.sender, self._parts.iteration) if here else (stop.origin, stop.iteration)
+        origin, iteration = (stop.sender, self._iteration) if here else (stop.origin, stop.iteration)
         self._ending.take(Event.STOP, End.by(News(origin, iteration, stop.reason, cause)))
 
     # --- what the ending asks for ---
 
     def _wake(self, end: End) -> None:
         self._meeting.end()  # whoever waits for this host shall hear the news
-        if self._parts.wires is not None:
-            self._parts.wires.fail(end.error)
+        if self._wires is not None:
+            self._wires.fail(end.error)
 
     def _note(self, end: End) -> None:
-        if self._parts.recorder is not None:
-            self._parts.recorder.failed(self._parts.iteration, end.noted)
+        if self._recorder is not None:
+            self._recorder.failed(self._iteration, end.noted)
 
     def _pass_on(self, end: End) -> bool:
         """Tell the neighbours that the run ends; return whether there was a way to them."""
-        parts, news = self._parts, end.news
-        if parts.wires is None or news is None:
+        wires, news = self._wires, end.news
+        if wires is None or news is None:
             return False
-        if parts.begun or not self._joining:  # who has not been let in yet stops nobody
-            parts.wires.links.stop(news.origin, news.iteration, news.reason, news.cause)
+        if self._begun or not self._joining:  # who has not been let in yet stops nobody
+            wires.links.stop(news.origin, news.iteration, news.reason, news.cause)
         return True
 
     def _depart(self, end: End) -> None:
-        if self._parts.wires is not None:
-            self._parts.wires.depart(str(end.noted))
+        if self._wires is not None:
+            self._wires.depart(str(end.noted))

@@ -19,6 +19,7 @@ from p2pft_flower.keeping.about import PeerAbout
 from p2pft_flower.keeping.checkpoints import (
     Checkpoint,
     CheckpointError,
+    checkpoint_file,
     checkpoint_files,
     checkpoint_folder,
     forget,
@@ -133,7 +134,7 @@ class Keeper:
         ConfigError
             When the method's state cannot be kept.
         """
-        self._wait(check, timeout)
+        self.finish(check, timeout)
         with self._lock:
             self._note(moment.session)
         # Who comes back to the iteration that it left at keeps its file of it: the others have that one, too.
@@ -147,7 +148,7 @@ class Keeper:
         with self._lock:
             self._written = moment.done
             self._thread = threading.Thread(
-                target=self._write, args=(checkpoints,), name="p2pft-checkpoint", daemon=True
+                target=self._write_all, args=(checkpoints,), name="p2pft-checkpoint", daemon=True
             )
             self._thread.start()
 
@@ -158,7 +159,18 @@ class Keeper:
 
     def finish(self, check: Callable[[], None], timeout: float) -> None:
         """Wait until everything is on disk; parameters and errors as of :meth:`keep`."""
-        self._wait(check, timeout)
+        deadline = time.monotonic() + timeout
+        while self._thread is not None and self._thread.is_alive():
+            check()
+            if time.monotonic() >= deadline:
+                raise CheckpointError(
+                    min(self._folders),
+                    f"the checkpoint of iteration {self._written} is still being written after {timeout:g} s "
+                    f"(peer-timeout) to {self._folders[min(self._folders)]}: the disk hangs or is too slow; "
+                    "choose another output-dir, or a greater checkpoint-every",
+                )
+            self._thread.join(_LOOK)
+        self.raise_if_failed()
 
     def keep_stopped(self, moment: Moment) -> None:
         """Write ``moment``, the last of a run that was stopped or failed; from whichever thread.
@@ -172,24 +184,14 @@ class Keeper:
                 if self._thread is not None:
                     self._thread.join(2.0)  # Flower leaves little more
                     if self._thread.is_alive():
-                        log.error(
-                            "no checkpoint of iteration %d: that of %d is still being written",
-                            moment.done,
-                            self._written,
-                        )
+                        what = "no checkpoint of iteration %d: that of %d is still being written"
+                        log.error(what, moment.done, self._written)
                         return
                 self._note(moment.session)
                 if self._written != moment.done or self._error is not None:
                     for checkpoint in self._checkpoints(moment, stopped=True):
-                        self._recorder.sync(checkpoint.peer)
-                        self._written_in[checkpoint.peer][checkpoint.iteration] = checkpoint.view
-                        path = write_checkpoint(checkpoint, self._folders[checkpoint.peer])
-                        log.info(
-                            "peer %d: its checkpoint of iteration %d is %s",
-                            checkpoint.peer,
-                            checkpoint.iteration,
-                            path,
-                        )
+                        peer, iteration, path = checkpoint.peer, checkpoint.iteration, self._write(checkpoint)
+                        log.info("peer %d: its checkpoint of iteration %d is %s", peer, iteration, path)
         except Exception:
             log.exception("the checkpoint of iteration %d could not be written", moment.done)
 
@@ -220,16 +222,11 @@ class Keeper:
             When the file is not what the coordinator was told of, or of another model.
         """
         folder = checkpoint_folder(Path(point.folder), peer)
-        path = folder / f"iteration-{point.iterations[peer]}.safetensors"
-        checkpoint, digest = read_checkpoint(path, point.run, start().theta.size)
+        cannot = f"run {point.run} cannot be resumed: peer {peer}'s"
+        checkpoint, about, digest = self._read(folder, point.iterations[peer], point.run, cannot)
         if digest != point.digests[peer]:
+            path = checkpoint_file(folder, checkpoint.iteration)
             raise DataError(f"{path}: it was changed since the run was started; start it again")
-        about = _of_peer(checkpoint, path)
-        if about.model_digest != self._model_digest:
-            raise DataError(
-                f"run {point.run} cannot be resumed: peer {peer}'s model digest is {about.model_digest} in "
-                f"the checkpoint, {self._model_digest} now; give it the same weights"
-            )
         state: State = restore_state(start, checkpoint, self._algorithm)
         past = read_past(folder.parent / f"peer-{peer}.jsonl", point.run)
         objective.go_to(checkpoint.position, drawn_since(checkpoint, about, folder, past.view))
@@ -267,14 +264,8 @@ class Keeper:
         self._written_in[peer] = {k: v for v, one in kept.views.items() for k in one.digests}
         self._whole = {v: one.of_peer.whole for v, one in kept.views.items()} | self._whole
         if kept.digests:
-            path = folder / f"iteration-{max(kept.digests)}.safetensors"
-            checkpoint, _ = read_checkpoint(path, self._plan.run, self._recorder.q)
-            about = _of_peer(checkpoint, path)
-            if about.model_digest != self._model_digest:
-                raise DataError(
-                    f"peer {peer} cannot come back to run {self._plan.run}: its model digest is "
-                    f"{about.model_digest} in {path}, {self._model_digest} now; give it the same weights"
-                )
+            cannot = f"peer {peer} cannot come back to run {self._plan.run}: its"
+            checkpoint, about, _ = self._read(folder, max(kept.digests), self._plan.run, cannot)
             position, sent, seconds = checkpoint.position, checkpoint.bytes_sent, checkpoint.seconds
             lost = drawn_since(checkpoint, about, folder) + more
         objective.go_to(position, lost)
@@ -282,6 +273,23 @@ class Keeper:
         past = past._replace(lives=past.lives[:-1])  # the last is this one
         self._recorder.go_on(peer, past.before(session.first), seconds)
         return sent
+
+    def _read(self, folder: Path, iteration: int, run: str, cannot: str) -> tuple[Checkpoint, PeerAbout, str]:
+        """Return a peer's checkpoint of this model, what it says of its run, and its digest.
+
+        ``cannot`` is the beginning of what is said where it is another model's.
+        """
+        path = checkpoint_file(folder, iteration)
+        checkpoint, digest = read_checkpoint(path, run, self._recorder.q)
+        about = checkpoint.about
+        if not isinstance(about, PeerAbout):
+            raise DataError(f"{path}: it is of the server of a strategy, none of a peer")
+        if about.model_digest != self._model_digest:
+            raise DataError(
+                f"{cannot} model digest is {about.model_digest} in the checkpoint, {self._model_digest} now "
+                f"({path}); give it the same weights"
+            )
+        return checkpoint, about, digest
 
     def _checkpoints(self, moment: Moment, *, stopped: bool) -> list[Checkpoint]:
         # Peers that exchange nothing may begin at different iterations: each writes from there on.
@@ -339,20 +347,6 @@ class Keeper:
         first = View.without(graph, set(range(graph.n)).difference(self._plan.live))
         return (view.peers, view.graph.digest) == (first.peers, first.graph.digest)
 
-    def _wait(self, check: Callable[[], None], timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while self._thread is not None and self._thread.is_alive():
-            check()
-            if time.monotonic() >= deadline:
-                raise CheckpointError(
-                    min(self._folders),
-                    f"the checkpoint of iteration {self._written} is still being written after {timeout:g} s "
-                    f"(peer-timeout) to {self._folders[min(self._folders)]}: the disk hangs or is too slow; "
-                    "choose another output-dir, or a greater checkpoint-every",
-                )
-            self._thread.join(_LOOK)
-        self.raise_if_failed()
-
     def _forget(self, peer: int) -> None:
         """Remove the files of ``peer`` that are no longer needed."""
         folder, noted = self._folders[peer], dict(self._whole)  # training may come to another view meanwhile
@@ -362,13 +356,16 @@ class Keeper:
         spared = spared_files(written_in, whole, self._files)
         forget(folder, [k for k in written_in if k not in spared])
 
-    def _write(self, checkpoints: list[Checkpoint]) -> None:
+    def _write(self, checkpoint: Checkpoint) -> Path:
+        self._recorder.sync(checkpoint.peer)
+        path = write_checkpoint(checkpoint, self._folders[checkpoint.peer])
+        self._written_in[checkpoint.peer][checkpoint.iteration] = checkpoint.view
+        return path
+
+    def _write_all(self, checkpoints: list[Checkpoint]) -> None:
         try:
             for checkpoint in checkpoints:
-                folder = self._folders[checkpoint.peer]
-                self._recorder.sync(checkpoint.peer)
-                write_checkpoint(checkpoint, folder)
-                self._written_in[checkpoint.peer][checkpoint.iteration] = checkpoint.view
+                self._write(checkpoint)
                 if checkpoint.iteration < self._plan.iterations:
                     self._forget(checkpoint.peer)
         except CheckpointError as error:
@@ -379,9 +376,3 @@ class Keeper:
                 f"the checkpoint of iteration {checkpoint.iteration} cannot be written: "
                 f"{type(error).__name__}: {error}",
             )
-
-
-def _of_peer(checkpoint: Checkpoint, path: Path) -> PeerAbout:
-    if not isinstance(checkpoint.about, PeerAbout):
-        raise DataError(f"{path}: it is of the server of a strategy, none of a peer")
-    return checkpoint.about

@@ -138,12 +138,11 @@ class Recorder:
         if self._observer is None:
             yield
             return
-        observer, peer, thread = self._observer, self._plan.peers[0].peer, threading.get_ident()
+        peer, thread = self._plan.peers[0].peer, threading.get_ident()
         handler = logging.Handler(logging.INFO)
 
         def emit(record: logging.LogRecord) -> None:
-            note = record.getMessage()[:MAX_NOTE]
-            observer.report(PeerReport(run=self._plan.run, peer=peer, note=note))
+            self._report(peer=peer, note=record.getMessage()[:MAX_NOTE])
 
         handler.emit = emit  # type: ignore[method-assign]
         handler.addFilter(lambda record: record.thread == thread)
@@ -163,31 +162,16 @@ class Recorder:
         """Score ``theta`` after ``done`` iterations, write it down, report and return it."""
         with self.timed(peer, "evaluation"):
             score = self._scores[peer] = objective.evaluate(theta)
-        report = PeerReport(
-            run=self._plan.run,
-            peer=peer,
-            iteration=done,
-            loss=score.loss,
-            accuracy=score.accuracy,
-            accuracy_unseen=score.accuracy_unseen,
-            sketch=self._sketch(theta),
-            bytes_sent=bytes_sent,
-            seconds=time.monotonic() - self._begin,
-        )
-        line = Evaluation(
-            peer=peer,
-            iteration=done,
-            loss=score.loss,
-            accuracy=score.accuracy,
-            accuracy_unseen=score.accuracy_unseen,
-            sketch=sketch.encode(report.sketch),
-            bytes_sent=bytes_sent,
-            seconds=report.seconds,
-            epsilon=(objective.privacy_spent() or (None, None))[0],  # a run that fails has spent it too
-        )
-        self._journals[peer].write(line)
-        if self._observer is not None:
-            self._observer.report(report)
+        told = _scores(score) | {
+            "peer": peer,
+            "iteration": done,
+            "bytes_sent": bytes_sent,
+            "seconds": time.monotonic() - self._begin,
+        }
+        short = self._sketch(theta)
+        epsilon, _ = objective.privacy_spent() or (None, None)  # a run that fails has spent it too
+        self._journals[peer].write(Evaluation(sketch=sketch.encode(short), epsilon=epsilon, **told))
+        self._report(sketch=short, **told)
         return score
 
     def trace(self, peer: int, view: int, done: int, surplus: Vector) -> None:
@@ -207,14 +191,11 @@ class Recorder:
         notes = [note, *(f"peer {p} is gone: {why}" for p, why in sorted(new.why.items()))]
         for text in notes[1:]:
             log.warning("%s", text)
-        if self._observer is not None:
-            peer = self._plan.peers[0].peer
-            for text in notes:
-                report = PeerReport(run=self._plan.run, peer=peer, note=text[:MAX_NOTE], live=new.view.peers)
-                self._observer.report(report)
-        peers = new.view.peers
+        first, peers = self._plan.peers[0].peer, new.view.peers
+        for text in notes:
+            self._report(peer=first, note=text[:MAX_NOTE], live=peers)
         change = ViewChange(
-            peer=self._plan.peers[0].peer,
+            peer=first,
             number=new.number,
             iteration=new.iteration,
             peers=peers,
@@ -235,12 +216,9 @@ class Recorder:
     ) -> Outcome | None:
         """Leave the peer's tail and the last line of its log; return how it ended, None if it was stopped."""
         epsilon, delta = objective.privacy_spent() or (None, None)
-        score = self._scores[peer]
         outcome = Outcome(
+            **_scores(self._scores[peer]),
             peer=peer,
-            loss=score.loss,
-            accuracy=score.accuracy,
-            accuracy_unseen=score.accuracy_unseen,
             bytes_sent=bytes_sent,
             seconds=self.seconds(peer, exchange_seconds),
             iterations=self._plan.iterations,
@@ -308,7 +286,15 @@ class Recorder:
         for journal in self._journals.values():
             journal.close()
 
+    def _report(self, **told: Any) -> None:
+        if self._observer is not None:
+            self._observer.report(PeerReport(run=self._plan.run, **told))
+
     def _sketch(self, theta: Vector) -> Any:
         if self._sketcher is None:
             self._sketcher = sketch.Sketcher(theta.size)
         return self._sketcher(theta)
+
+
+def _scores(score: Score) -> dict[str, Any]:
+    return {"loss": score.loss, "accuracy": score.accuracy, "accuracy_unseen": score.accuracy_unseen}

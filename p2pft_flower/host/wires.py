@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -233,14 +233,6 @@ class Wires:
         self._session = session
         self.links.install(session.inbox.terms, session.leaving, session.entering, session.returned)
         self.server.install(session.inbox, session.leaving)
-
-    def offer(self, thetas: Mapping[int, Vector]) -> None:
-        """Let the peers of the view fetch θ, with which the view begins, of this host's peers."""
-        self.server.offer(self._session.first, thetas, self._session.peers)
-
-    def withdraw(self) -> None:
-        """Take back what was offered: no peer of the view can lack θ any more."""
-        self.server.withdraw()
 
     def fetch(self, timeout: float, check: Callable[[], None]) -> Vector:
         """Take θ from the first of the session's donors that has one; ask all of them again and again.

@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +33,7 @@ __all__ = [
     "SERVER",
     "Checkpoint",
     "CheckpointError",
+    "checkpoint_file",
     "checkpoint_files",
     "checkpoint_folder",
     "forget",
@@ -119,6 +120,11 @@ def checkpoint_folder(output_dir: Path, peer: int) -> Path:
     return output_dir / "peers" / f"peer-{peer}.checkpoints"
 
 
+def checkpoint_file(folder: Path, iteration: int) -> Path:
+    """Return the file of ``iteration`` in a :func:`checkpoint_folder`."""
+    return folder / f"iteration-{iteration}.safetensors"
+
+
 def checkpoint_files(folder: Path) -> dict[int, Path]:
     """Return the files of a peer's :func:`checkpoint_folder` by iteration, ascending; unread.
 
@@ -152,7 +158,7 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
         When it cannot be written: a full disk, a folder that is read-only or none. Files of other iterations
         stay. It may be there itself, whole, where the disk fails only when asked to keep its name.
     """
-    path = folder / f"iteration-{checkpoint.iteration}.safetensors"
+    path = checkpoint_file(folder, checkpoint.iteration)
     try:
         tensors, document = _packed(checkpoint)
         with replacing(path) as partial, partial.open("wb") as file:
@@ -334,21 +340,20 @@ def _peer_of(path: Path) -> int | None:
 
 def forget(folder: Path, iterations: Sequence[int]) -> None:
     """Remove a peer's checkpoints of ``iterations``; what cannot be removed stays, with a warning."""
-    for iteration in iterations:
-        path = folder / f"iteration-{iteration}.safetensors"
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            log.warning("%s: a checkpoint that is no longer needed stays (%s)", path, error.strerror)
+    _remove((checkpoint_file(folder, k) for k in iterations), "a checkpoint that is no longer needed")
 
 
 def forget_torn(folder: Path) -> None:
     """Remove what a killed process had begun to write; what cannot be removed stays, with a warning."""
-    for path in sorted(folder.glob("iteration-*.partial")):
+    _remove(sorted(folder.glob("iteration-*.partial")), "a torn checkpoint")
+
+
+def _remove(paths: Iterable[Path], what: str) -> None:
+    for path in paths:
         try:
             path.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("%s: a torn checkpoint stays (%s)", path, error.strerror)
+            log.warning("%s: %s stays (%s)", path, what, error.strerror)
 
 
 def restore_state(start: Callable[[], Any], checkpoint: Checkpoint, algorithm: str) -> Any:

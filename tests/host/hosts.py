@@ -84,7 +84,7 @@ class Federation:
 
     def view_of(self, host):
         """Return the number of the view that a host has agreed on, whatever its peers compute."""
-        return self.hosts[host]._parts.agreement._state.view.number
+        return self.hosts[host]._agreement._state.view.number
 
     def kept(self, peer):
         return next(p.built[peer].kept for p in self.problems.values() if peer in p.built)

@@ -103,7 +103,7 @@ def test_theta_of_those_who_go_on_without_a_peer_and_of_all_when_it_is_back_is_w
             # As far as they can go while it waits here: two are in iteration 29, one is in the next.
             until(lambda: [net.problems[p].built[p].drawn for p in (0, 1, 3)] == [31, 32, 31])
             raise ValueError("no more images")
-        if peer != 2 and net.hosts[peer]._parts.iteration == 80:
+        if peer != 2 and net.hosts[peer]._iteration == 80:
             arrived[peer].set()
             assert released.wait(60)
 
@@ -113,7 +113,7 @@ def test_theta_of_those_who_go_on_without_a_peer_and_of_all_when_it_is_back_is_w
     assert all(there.wait(60) for there in arrived.values())
     assert_golden(
         "directed-ring:4 without peer 2 from iteration 30",
-        np.stack([net.hosts[p]._parts.training.completed.states[p].theta for p in (0, 1, 3)]),
+        np.stack([net.hosts[p]._training.completed.states[p].theta for p in (0, 1, 3)]),
     )
     runs[2] = net.start(2, joining=True)
     until(lambda: all(net.view_of(p) == 2 for p in (0, 1, 3)))

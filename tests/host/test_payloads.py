@@ -133,7 +133,7 @@ def test_a_host_whose_sender_hears_that_it_ends_before_it_hears_that_it_leaves_e
 
     def end(peer, drawn):
         if drawn == 30:  # its sender has at least one more payload for it
-            net.hosts[2]._parts.training.session.mailbox.fail(ExchangeStoppedError("peer 2 ends"))
+            net.hosts[2]._training.session.mailbox.fail(ExchangeStoppedError("peer 2 ends"))
             assert refused.wait(60)
             net.all_there.set()
             raise ValueError("no more images")
