@@ -6,7 +6,9 @@ import msgspec
 import numpy as np
 
 from p2pft_flower.config import config_keys
+from p2pft_flower.errors import DataError
 from p2pft_flower.keeping import lines, sketch
+from p2pft_flower.keeping.invariants import TrackerSums
 from p2pft_flower.keeping.journal import by_run, read_journal
 
 EMPTY = sketch.encode(np.zeros(sketch.SIZE))
@@ -52,3 +54,23 @@ def last_life(path):
     """Return the lines of the last run in a log, or of the peer's last life in it."""
     life = by_run(read_journal(path))[-1]
     return [as_json(line) for line in (life.run, *life.lines)]
+
+
+def tracker_surplus(folder, peers):
+    """Return the surplus after each iteration that all peers of its view have completed and traced.
+
+    What peers did before they were killed and came back counts.
+    """
+    sums, traces = TrackerSums(peers), []
+    for peer in sorted(sums.views[0]):
+        path = folder / "peers" / f"peer-{peer}.jsonl"
+        if not path.is_file():
+            raise DataError(f"{path}: peer {peer} has left no log")
+        lives = by_run(read_journal(path))
+        for line in (e for life in lives if life.run.run == lives[-1].run.run for e in life.lines):
+            if isinstance(line, lines.ViewChange):
+                sums.note_view(line, path)
+            elif isinstance(line, lines.Trace):
+                traces.append(line)
+    told = (sums.note_trace(line) for line in traces)
+    return sorted(surplus for surplus in told if surplus is not None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from p2pft_flower.agreement.record import Ballot, Composition, Phase, Proposal, Record, Step, Vote
+from p2pft_flower.agreement.record import Composition, Phase, Proposal, Record, Step, Vote
 
 __all__ = [
     "acceptors",
@@ -57,15 +57,13 @@ def highest_accepted(promised: Iterable[Record]) -> Proposal | None:
 
 def decision(view: Composition, table: Table) -> Step | None:
     """Return the view that a quorum of ``view`` has accepted under one ballot, with their votes."""
-    votes: dict[Ballot, list[Record]] = {}
+    votes: dict[Proposal, list[Vote]] = {}
     for r in acceptors(view, table):
         if r.accepted is not None:
-            votes.setdefault(r.accepted.ballot, []).append(r)
-    for ballot, records in votes.items():
-        value = None if records[0].accepted is None else records[0].accepted.value
-        if value is not None and is_quorum((r.member for r in records), view.members):
-            step = Step(value, ballot, tuple(Vote(r.member, r.incarnation, r.vote) for r in records))
-            return step if proves(step, view) else None
+            votes.setdefault(r.accepted, []).append(Vote(r.member, r.incarnation, r.vote))
+    for (ballot, value), cast in votes.items():
+        if value is not None and proves(step := Step(value, ballot, tuple(cast)), view):
+            return step
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -45,27 +46,9 @@ _LARGEST = 2**63
 
 def encode(record: Record) -> pb.Record:
     """Return ``record`` as the wire's message."""
-    message = pb.Record(
-        member=record.member,
-        incarnation=record.incarnation,
-        version=record.version,
-        view=record.view,
-        phase=record.phase.name,
-        iteration=record.iteration,
-        suspects=record.suspects,
-        hanging=record.hanging,
-        broken=_edges(record.broken),
-        reaches=record.reaches,
-        reason=record.reason[:MAX_REASON],
-        vote=record.vote,
-    )
-    if record.promised != NO_BALLOT:
-        message.promised.CopyFrom(_write_ballot(record.promised))
-    if record.accepted is not None:
-        message.accepted.CopyFrom(_proposal(record.accepted))
-    if record.proposal is not None:
-        message.proposal.CopyFrom(_proposal(record.proposal))
-    return message
+    promised = None if record.promised == NO_BALLOT else record.promised
+    short = replace(record, reason=record.reason[:MAX_REASON])
+    return pb.Record(**_fields({**vars(short), "phase": record.phase.name, "promised": promised}))
 
 
 def decode(message: pb.Record, groups: Groups, iterations: int) -> Record:
@@ -153,8 +136,7 @@ def decode_known(message: pb.Known, groups: Groups) -> dict[int, Age]:
 
 def encode_step(step: Step) -> pb.Step:
     """Return ``step`` as the wire's message."""
-    votes = [pb.Vote(member=v.member, incarnation=v.incarnation, signature=v.signature) for v in step.votes]
-    return pb.Step(value=_view(step.value), ballot=_write_ballot(step.ballot), votes=votes)
+    return pb.Step(**_fields(step._asdict()))
 
 
 def decode_step(message: pb.Step, groups: Groups, iterations: int) -> Step:
@@ -243,8 +225,17 @@ def _ends(edge: pb.Edge) -> Edge:
     return edge.sender, edge.receiver
 
 
-def _edges(edges: tuple[Edge, ...]) -> list[pb.Edge]:
-    return [pb.Edge(sender=j, receiver=i) for j, i in edges]
+def _fields(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a record, or of a part of one, as those of a message, which has the same names."""
+    return {name: _field(name, value) for name, value in told.items()}
+
+
+def _field(name: str, value: Any) -> Any:
+    if name == "broken":
+        return [{"sender": j, "receiver": i} for j, i in value]
+    if name == "votes":
+        return [v._asdict() for v in value]
+    return _fields(value._asdict()) if hasattr(value, "_asdict") else value
 
 
 def _read_edges(edges: Iterable[pb.Edge]) -> tuple[Edge, ...]:
@@ -255,22 +246,9 @@ def _ballot(ballot: pb.Ballot) -> Ballot:
     return Ballot(ballot.round, ballot.member)
 
 
-def _write_ballot(ballot: Ballot) -> pb.Ballot:
-    return pb.Ballot(round=ballot.round, member=ballot.member)
-
-
-def _proposal(proposal: Proposal) -> pb.Proposal:
-    value = None if proposal.value is None else _view(proposal.value)
-    return pb.Proposal(ballot=_write_ballot(proposal.ballot), value=value)
-
-
 def _read_proposal(proposal: pb.Proposal) -> Proposal:
     value = _read_view(proposal.value) if proposal.HasField("value") else None
     return Proposal(_ballot(proposal.ballot), value)
-
-
-def _view(view: Composition) -> pb.Composition:
-    return pb.Composition(**{**view._asdict(), "broken": _edges(view.broken)})
 
 
 def _read_view(view: pb.Composition) -> Composition:

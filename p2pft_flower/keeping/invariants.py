@@ -7,17 +7,15 @@ so those of all peers of a view, added, are the sketch of Σ τ − Σ g, which 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.keeping import sketch
-from p2pft_flower.keeping.journal import by_run, read_journal
 from p2pft_flower.keeping.lines import Trace, ViewChange
 
-__all__ = ["Surplus", "TrackerSums", "tracker_surplus"]
+__all__ = ["Surplus", "TrackerSums"]
 
 
 class Surplus(NamedTuple):
@@ -79,38 +77,6 @@ class TrackerSums:
             return None
         del self._terms[at]
         return Surplus(*at, _relative(terms))
-
-
-def tracker_surplus(folder: Path, peers: Iterable[int]) -> list[Surplus]:
-    """Return the surplus after each iteration that all peers of its view have completed and traced.
-
-    Parameters
-    ----------
-    folder : Path
-        The run's folder, with ``peers/peer-<i>.jsonl``; what peers did before they were killed and came back
-        counts.
-    peers : iterable of int
-        All peers of the run.
-
-    Raises
-    ------
-    DataError
-        When a peer has left no log, a log is damaged, or peers have different peers in a view of the same
-        number.
-    """
-    sums, traces = TrackerSums(peers), list[Trace]()
-    for peer in sorted(sums.views[0]):
-        path = folder / "peers" / f"peer-{peer}.jsonl"
-        if not path.is_file():
-            raise DataError(f"{path}: peer {peer} has left no log")
-        lives = by_run(read_journal(path))
-        for line in (e for life in lives if life.run.run == lives[-1].run.run for e in life.lines):
-            if isinstance(line, ViewChange):
-                sums.note_view(line, path)
-            elif isinstance(line, Trace):
-                traces.append(line)
-    told = (sums.note_trace(line) for line in traces)
-    return sorted(surplus for surplus in told if surplus is not None)
 
 
 def _relative(terms: Mapping[int, Any]) -> float:

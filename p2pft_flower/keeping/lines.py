@@ -85,14 +85,19 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     bytes_sent: Count
 
 
-class Evaluation(Line, frozen=True, kw_only=True, tag="evaluation"):
-    """What :class:`Report` has; ``seconds`` since the peer's host began, and ``epsilon`` spent so far."""
+class Scored(Line, frozen=True, kw_only=True):
+    """What lines with scores after an iteration have."""
 
     iteration: Count
     loss: float | None
     accuracy: float | None
     accuracy_unseen: float | None
     sketch: SKETCH
+
+
+class Evaluation(Scored, frozen=True, kw_only=True, tag="evaluation"):
+    """What :class:`Report` has; ``seconds`` since the peer's host began, and ``epsilon`` spent so far."""
+
     bytes_sent: Count
     seconds: float
     epsilon: float | None = None
@@ -192,14 +197,9 @@ class Outcome(Line, frozen=True, kw_only=True, tag="end"):
     preprocessing: dict[str, Any] | None = None
 
 
-class Round(Line, frozen=True, kw_only=True, tag="round"):
+class Round(Scored, frozen=True, kw_only=True, tag="round"):
     """A client of one of Flower's strategies was evaluated, which took ``evaluation`` seconds."""
 
-    iteration: Count
-    loss: float | None
-    accuracy: float | None
-    accuracy_unseen: float | None
-    sketch: SKETCH
     evaluation: float
 
 

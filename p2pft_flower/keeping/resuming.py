@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ def newest_common(kept: Sequence[Kept], *, exchanges: bool) -> tuple[int, dict[i
         return 0, {one.peer: max(one.digests) for one in kept}
     has = "; ".join(
         f"peer {one.peer}: {', '.join(_of_view(*item) for item in one.views.items()) or 'none'}"
-        for one in sorted(kept, key=_number)
+        for one in sorted(kept, key=attrgetter("peer"))
     )
     raise DataError(
         "there is no iteration of which all peers have a checkpoint in good state, so the run cannot be "
@@ -224,24 +225,19 @@ def newest_common(kept: Sequence[Kept], *, exchanges: bool) -> tuple[int, dict[i
 
 def given_up(kept: Sequence[Kept], view: int) -> list[str]:
     """Return, ascending, what was done in later views than ``view``, the one from which the run goes on."""
-    later: dict[int, KeptView] = {}
-    last: dict[int, int] = {}
-    for one in kept:
-        for number, in_view in one.views.items():
-            if number > view:
-                later[number] = in_view
-                last[number] = max(last.get(number, 0), *in_view.digests)
-    return [f"view {v} of the peers {list(later[v].live)}, up to iteration {last[v]}" for v in sorted(later)]
+    last: dict[tuple[int, tuple[int, ...]], int] = {}
+    for number, one in ((number, one) for peer in kept for number, one in peer.views.items()):
+        if number > view:
+            last[number, one.live] = max(last.get((number, one.live), 0), *one.digests)
+    return [
+        f"view {v} of the peers {list(live)}, up to iteration {k}" for (v, live), k in sorted(last.items())
+    ]
 
 
 def _of_view(number: int, view: KeptView) -> str:
     """Tell a view's iterations; also the view, where it is not the first."""
     iterations = ", ".join(map(str, view.digests))
     return iterations if number == 0 else f"{iterations} (view {number}, peers {list(view.live)})"
-
-
-def _number(kept: Kept) -> int:
-    return kept.peer
 
 
 def config_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from p2pft_flower.keeping.checkpoints import checkpoint_files, checkpoint_folder
-from p2pft_flower.keeping.invariants import tracker_surplus
 from p2pft_flower.keeping.resuming import look_through, newest_common
 from p2pft_flower.lab.ports import free_addresses
 from p2pft_flower.lab.supervisor import Functions
@@ -27,7 +26,7 @@ from p2pft_flower.topology import Graph
 from tests.faults.digits import accuracy, held, optimum, undisturbed
 from tests.faults.peer import Orders, main
 from tests.host.quadratic import plans
-from tests.journals import lines_of
+from tests.journals import lines_of, tracker_surplus
 from tests.namespaces.network import PRELOADED
 
 PATIENCE = 120.0

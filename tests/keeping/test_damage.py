@@ -24,7 +24,6 @@ from p2pft_flower.keeping.checkpoints import (
     read_checkpoint,
     write_checkpoint,
 )
-from p2pft_flower.keeping.invariants import tracker_surplus
 from p2pft_flower.keeping.journal import Journal, read_journal, read_whole_lines
 from p2pft_flower.keeping.lives import next_incarnation
 from p2pft_flower.keeping.past import read_past
@@ -37,7 +36,7 @@ from p2pft_flower.plan import Plan
 from p2pft_flower.report.collected import collect_results, find_peers, rows_of
 from p2pft_flower.topology import Graph
 from tests.host.quadratic import plans
-from tests.journals import made_line
+from tests.journals import made_line, tracker_surplus
 
 from .test_checkpoints import ABOUT, checkpoint
 

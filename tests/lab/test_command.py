@@ -13,7 +13,7 @@ import psutil
 from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
-from p2pft_flower.keeping.invariants import tracker_surplus
+from tests.journals import tracker_surplus
 
 PROGRAM = str(Path(sys.executable).parent / "p2pft")
 PATIENCE = 240.0
