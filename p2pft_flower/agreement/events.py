@@ -110,6 +110,4 @@ class Effect(Enum):
     TELL = "tell"
     """Gossip now: there is news."""
     PAUSE = "pause"
-    """Stop iterating: the view changes."""
-    ASK_AGAIN = "ask again"
-    """The others have gone on without this member, which may ask to be let in (:class:`Rejoining`)."""
+    """Stop iterating: the view changes, be it without this member."""

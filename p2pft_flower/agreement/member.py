@@ -84,8 +84,6 @@ def step(state: State, event: Event, now: float) -> tuple[State, tuple[Effect, .
     changes = after.phase is Phase.CHANGING or after.excluded
     if after.view != state.view or (changes and state.phase is not Phase.CHANGING and not state.excluded):
         effects.append(Effect.PAUSE)
-    if after.excluded and not state.excluded:
-        effects.append(Effect.ASK_AGAIN)
     return after, tuple(effects)
 
 
@@ -206,14 +204,17 @@ def _learn(s: State, decided: Step) -> State:
 
 
 def _advance(s: State, now: float) -> State:
-    if s.phase is Phase.LEFT or s.excluded or s.expired:
+    if s.phase is Phase.LEFT or s.expired:
         return s
-    if s.phase is Phase.JOINING:
-        if s.joining_since is None:
-            s = replace(s, joining_since=now)
-        if s.joining_since is not None and now - s.joining_since >= s.rules.patience:
+    if s.phase is Phase.JOINING or s.excluded:
+        since = now if s.joining_since is None else s.joining_since
+        s = replace(s, joining_since=since)
+        if now - since < s.rules.patience:
+            return s
+        if s.phase is Phase.JOINING:
             return replace(s, expired=f"nobody has let it in for {s.rules.patience:g} s")
-        return s
+        why = "the others have gone on without it, and it was too busy to ask to be let in again for"
+        return replace(s, expired=f"{why} {s.rules.patience:g} s")
     if s.phase is not Phase.CHANGING:
         if not _change_is_due(s, now):
             return s

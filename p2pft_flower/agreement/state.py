@@ -61,7 +61,7 @@ class State:
     change : Change or None
         The change of view under way.
     joining_since : float or None
-        Since when it asks to be let in.
+        Since when it asks to be let in, or has known that it may ask.
     ticks : int
         How often time has passed.
     ran : float or None

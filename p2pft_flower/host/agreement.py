@@ -131,10 +131,7 @@ class Agreement:
         """Whether the host works in that view, and looks after its neighbours."""
         self._spoken: dict[int, float] = {}
         """When each member last spoke to this host itself."""
-        self._asked_at: float | None = None
         self._paused_at: float | None = None
-        self._excluded_at: float | None = None
-        """Since when the others have gone on without this host, and it has not asked to be let in."""
         self._settling = False
         self._why: dict[int, str] = {}
         self._heartbeats: Heartbeats | None = None
@@ -247,9 +244,10 @@ class Agreement:
                     self._changed.wait(self._interval)
                 if not self._state.excluded:
                     return self._new_view()
+                if self._state.expired:
+                    raise LostContactError(self._state.expired)
             on_excluded()  # takes a moment, in which this host still gossips
             with self._changed:
-                self._asked_at = self._excluded_at = None
                 self._take_in(Rejoining(self._state.record.iteration))
 
     def overdue(self) -> str:
@@ -258,18 +256,8 @@ class Agreement:
         :meth:`settle` looks at the deadline itself; a gradient that does not end keeps a host from there.
         """
         with self._changed:
-            if self._settling or self._state.phase in (Phase.FINISHED, Phase.LEFT):
-                return ""
-            if self._state.expired:
-                return self._state.expired
-            waited = 0.0 if self._excluded_at is None else self._clock() - self._excluded_at
-            patience = self._state.rules.patience
-            if waited < patience:
-                return ""
-            return (
-                "the others have gone on without it, and it was too busy to ask to be let in again for "
-                f"{patience:g} s"
-            )
+            done = self._settling or self._state.phase in (Phase.FINISHED, Phase.LEFT)
+            return "" if done else self._state.expired
 
     @property
     def _moved(self) -> bool:
@@ -301,7 +289,7 @@ class Agreement:
         self._settled, self._installed, self._why = here, False, {}
         # It may change again by now: `recheck` says so.
         changes = self._state.phase is Phase.CHANGING or self._state.excluded
-        self._asked_at, self._paused_at = None, now if changes else None
+        self._paused_at = now if changes else None
         return new
 
     def _presume(self, peer: int) -> str:
@@ -418,12 +406,11 @@ class Agreement:
         """While this host asks to be let in, note with whom it has spoken itself."""
         if self._state.phase is not Phase.JOINING:
             return
-        now = self._clock()
-        if self._asked_at is None:
-            self._asked_at = now
+        now, since = self._clock(), self._state.joining_since
         reached = {m for m, when in self._spoken.items() if now - when <= self._direct}
         # What a joining host does not reach is cut out of the next graph: it first tries all of them.
-        if reached.issuperset(gossip.near(self._state)) or now - self._asked_at >= self._direct / 2:
+        tried = since is not None and now - since >= self._direct / 2
+        if tried or reached.issuperset(gossip.near(self._state)):
             self._take_in(Reached(tuple(sorted(reached))))
 
     def _take_in(self, event: Event) -> None:
@@ -443,8 +430,6 @@ class Agreement:
                         self._paused_at = self._clock()
                         self._on_change(self._view_change())
                         self._nudge()
-                case Effect.ASK_AGAIN:
-                    self._excluded_at = self._clock()
         self._changed.notify_all()
 
     def _note_departures(self) -> None:

@@ -416,6 +416,40 @@ def test_a_word_from_the_receiver_does_not_mend_an_edge_that_carries_no_payloads
     assert member.record.phase is Phase.CHANGING
 
 
+def left_out():
+    """Return a member without which the others have gone on, and which has just learned of it."""
+    member = Machine.born(1, Graph.load("complete:4"), {p: (p,) for p in range(4)}, ROUND, PATIENCE)
+    votes = tuple(Vote(m, 0) for m in (0, 2, 3))
+    member.hear([], 0.0, [Step(Composition(1, (0, 2, 3), (0, 0, 0)), Ballot(1, 0), votes)])
+    assert member.excluded
+    return member
+
+
+def pass_time(member, begin, end):
+    now = begin
+    while now < end:
+        now += ROUND
+        member.tick(now)
+
+
+def test_who_is_left_out_and_too_busy_to_ask_gives_up_when_its_patience_is_over():
+    member = left_out()
+    pass_time(member, 0.0, PATIENCE - ROUND)
+    assert not member.hopeless
+    pass_time(member, PATIENCE - ROUND, PATIENCE)
+    assert "too busy to ask to be let in again" in member.hopeless
+
+
+def test_who_is_left_out_and_asks_in_time_has_its_whole_patience_anew():
+    member = left_out()
+    pass_time(member, 0.0, PATIENCE - ROUND)
+    member.rejoin(PATIENCE - ROUND)
+    pass_time(member, PATIENCE - ROUND, 2 * PATIENCE - 2 * ROUND)
+    assert not member.hopeless
+    pass_time(member, 2 * PATIENCE - 2 * ROUND, 2 * PATIENCE)
+    assert "nobody has let it in" in member.hopeless
+
+
 def test_an_edge_to_who_is_gone_is_nobodys_concern():
     member = Machine.born(1, Graph.load("complete:4"), {p: (p,) for p in range(4)}, ROUND, PATIENCE)
     votes = tuple(Vote(m, 0) for m in (0, 1, 3))

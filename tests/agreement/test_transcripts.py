@@ -122,7 +122,6 @@ class Story:
 EFFECTS = {
     Effect.TELL: "tells the others",
     Effect.PAUSE: "stops iterating",
-    Effect.ASK_AGAIN: "may ask to be let in",
 }
 
 
@@ -131,6 +130,8 @@ def told(effects, before, after):
     if (view := after.view) != before.view:
         joined = f", of which joined {list(view.joined)}" if view.joined else ""
         yield f"adopts view {view.number}: {list(view.members)} from iteration {view.iteration}{joined}"
+    if after.excluded and not before.excluded:
+        yield "may ask to be let in"
     if after.hopeless and not before.hopeless:
         yield f"gives up: {after.hopeless}"
 
