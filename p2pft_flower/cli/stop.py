@@ -45,7 +45,7 @@ def stop(
             typer.echo(
                 f"run {there.run}: peer {', '.join(map(str, there.peers))} cannot be asked to stop its run "
                 f"({error}): see to it that this user can write there and the disk is not full, and try "
-                f"again; kill {there.process.pid} ends the peers of that process alone",
+                f"again; kill {there.pid} ends the peers of that process alone",
                 err=True,
             )
         else:
@@ -56,7 +56,7 @@ def stop(
     for there in told:
         who = f"run {there.run}: peer {', '.join(map(str, there.peers))}"
         if there in left:
-            typer.echo(f"{who} does not end; its process is {there.process.pid}", err=True)
+            typer.echo(f"{who} does not end; its process is {there.pid}", err=True)
         else:
             also = ", and told its neighbours to" if there.neighbours else "; it has no neighbours to tell"
             typer.echo(f"{who} has ended{also}")

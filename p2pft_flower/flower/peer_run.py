@@ -201,7 +201,7 @@ def _tell_until_heard(run: Run, key: bytes, own: Credentials | None) -> dict[int
             try:
                 there.stop_run()
             except OSError as error:
-                here = f"nor can its process {there.process.pid} here: {error}"
+                here = f"nor can its process {there.pid} here: {error}"
                 left |= {p: f"{left[p]}; {here}" for p in ended}
                 continue
             log.warning("peers %s could not be told at their address: their process here is ended", ended)

@@ -93,7 +93,7 @@ class Keeper:
         self._plan, self._model_digest, self._recorder = plan, model_digest, recorder
         self._algorithm = plan.config.method.algorithm
         self._folders = {p.peer: checkpoint_folder(Path(plan.output_dir), p.peer) for p in plan.peers}
-        busy = {p for there in running(plan.run) if there.process.pid != os.getpid() for p in there.peers}
+        busy = {p for there in running(plan.run) if there.pid != os.getpid() for p in there.peers}
         for peer, folder in self._folders.items():
             if peer not in busy:  # else another process may be writing there
                 forget_torn(folder)

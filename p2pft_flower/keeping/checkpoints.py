@@ -9,12 +9,10 @@ Files are written beside their place, brought to disk and renamed: a crash leave
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,8 +68,26 @@ def _who(peer: int) -> str:
     return "the server" if peer == SERVER else f"peer {peer}"
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of a :class:`Checkpoint` but its state."""
+
+    run: str
+    peer: Annotated[int, msgspec.Meta(ge=SERVER, lt=MAX_PEERS)]
+    iteration: Count
+    about: PeerAbout | ServerAbout
+    position: dict[str, Any]
+    bytes_sent: Count
+    seconds: dict[str, float]
+    stopped: bool
+    view: Count
+    live: tuple[PeerNumber, ...]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _Facts.__struct_fields__}
+
+
+class Checkpoint(_Facts, frozen=True, kw_only=True):
     """What one peer's file holds.
 
     Attributes
@@ -100,17 +116,10 @@ class Checkpoint:
         The peers of that view, ascending.
     """
 
-    run: str
-    peer: int
-    iteration: int
-    about: PeerAbout | ServerAbout
-    position: dict[str, Any]
-    bytes_sent: int
-    seconds: dict[str, float]
     state: dict[str, Any]
     stopped: bool = False
-    view: int = 0
-    live: tuple[int, ...] = ()
+    view: Count = 0
+    live: tuple[PeerNumber, ...] = ()
 
 
 def checkpoint_folder(output_dir: Path, peer: int) -> Path:
@@ -196,7 +205,7 @@ def _header(document: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> bytes
     return len(text).to_bytes(8, "little") + text
 
 
-class _Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Document(_Facts, frozen=True, kw_only=True):
     """What the metadata say: all of a :class:`Checkpoint` but the arrays of its state.
 
     ``fields`` are the state's in order, ``scalars`` those of the tensors that are NumPy's scalars, and
@@ -204,16 +213,6 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     schema: str
-    run: str
-    peer: Annotated[int, msgspec.Meta(ge=SERVER, lt=MAX_PEERS)]
-    iteration: Count
-    about: PeerAbout | ServerAbout
-    position: dict[str, Any]
-    bytes_sent: Count
-    seconds: dict[str, float]
-    stopped: bool
-    view: Count
-    live: tuple[PeerNumber, ...]
     fields: tuple[str, ...]
     scalars: tuple[str, ...]
     values: dict[str, bool | str | None]
@@ -227,14 +226,13 @@ class _Schema(msgspec.Struct, frozen=True):
 
 def _packed(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray[Any, Any]], str]:
     """Return tensors and document."""
-    plain = {f.name: getattr(checkpoint, f.name) for f in dataclasses.fields(checkpoint) if f.name != "state"}
     arrays = {k: v for k, v in checkpoint.state.items() if isinstance(v, (np.ndarray, np.generic))}
     document = _Document(
         schema=SCHEMA,
         fields=tuple(checkpoint.state),
         scalars=tuple(k for k, v in arrays.items() if isinstance(v, np.generic)),
         values={k: as_text(v) for k, v in checkpoint.state.items() if k not in arrays},
-        **plain,
+        **checkpoint.facts,
     )
     # Little-endian, as the format wants it; the largest items first, so that all of them are aligned.
     tensors = {
@@ -302,8 +300,7 @@ def read_checkpoint(path: Path, run: str | None = None, q: int | None = None) ->
         )
     if run is not None and document.run != run:
         raise DataError(f"{path}: it is of run {document.run}, not of run {run}")
-    plain = {f.name: getattr(document, f.name) for f in dataclasses.fields(Checkpoint) if f.name != "state"}
-    return Checkpoint(**plain, state=state), digest
+    return Checkpoint(**document.facts, state=state), digest
 
 
 def _document(text: str, path: Path) -> _Document:

@@ -193,7 +193,7 @@ def replacing(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
         yield partial
         if on_disk:
             sync(partial)
-        os.replace(partial, path)  # noqa: PTH105 - tests stand in for it
+        os.replace(partial, path)  # noqa: PTH105 - tests stand in for this one
     except BaseException:
         with contextlib.suppress(OSError):  # the folder may be what is wrong
             partial.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import mmap
 import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,9 +20,6 @@ from p2pft_flower.keeping.lines import AnyLine, Run, read_line, written
 
 __all__ = ["Journal", "JournalError", "Life", "by_run", "finite", "read_journal", "read_whole_lines"]
 
-
-_PIECE = 2**16
-"""Bytes that are looked through at once."""
 
 _LONGEST = 2**28
 """Bytes of a line at most: that of a run of 4096 peers whose data is pooled has the whole graph."""
@@ -149,16 +147,10 @@ def _cut_torn_end(path: Path) -> None:
         contextlib.suppress(FileNotFoundError),
         open(path, "rb+", opener=private) as file,
     ):
-        end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            begin = max(0, end - _PIECE)
-            file.seek(begin)
-            newline = file.read(end - begin).rfind(b"\n")
-            if newline >= 0:
-                end = begin + newline + 1
-                break
-            end = begin
-        file.truncate(end)
+        if os.fstat(file.fileno()).st_size:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                end = content.rfind(b"\n") + 1
+            file.truncate(end)
 
 
 def finite(value: Any) -> Any:

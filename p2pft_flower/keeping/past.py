@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,11 +60,8 @@ def read_past(log_file: Path, run: str) -> Past:
         log.warning("%s: the results will not show what was evaluated before", error)
         return Past([])
     lives = [life for life in by_run(lines) if life.run.run == run]
-    return Past(lives, max(_views(lives), default=0) + odd)
-
-
-def _views(lives: Iterable[Life]) -> list[int]:
-    return [e.number for life in lives for e in life.lines if isinstance(e, ViewChange)]
+    views = (e.number for life in lives for e in life.lines if isinstance(e, ViewChange))
+    return Past(lives, max(views, default=0) + odd)
 
 
 def drawn_since(checkpoint: Checkpoint, about: PeerAbout, folder: Path, view: int = 0) -> int:

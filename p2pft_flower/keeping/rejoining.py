@@ -81,8 +81,8 @@ def kept_plan(folder: Path, run: str, peer: int) -> Plan:
     for there in running(run):
         if peer in there.peers:
             raise ConfigError(
-                f"peer {peer} of run {run} trains already, in process {there.process.pid}; where that hangs, "
-                f"end it first: kill -KILL {there.process.pid}"
+                f"peer {peer} of run {run} trains already, in process {there.pid}; where that hangs, "
+                f"end it first: kill -KILL {there.pid}"
             )
     last = _last_line(folder, peer)
     if isinstance(last, Outcome):

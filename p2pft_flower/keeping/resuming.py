@@ -10,6 +10,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from p2pft_flower.config import config_keys
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.facts import KnownImages
@@ -160,7 +162,7 @@ def look_through(output_dir: Path, peer: int, run: str | None = None, q: int | N
         except DataError as error:
             log.warning("left out, and the one before is looked at: %s", error)
             continue
-        found.append((replace(one, state={}), digest))
+        found.append((structs.replace(one, state={}), digest))
     files = Counter(one.run for one, _ in found)
     own = max(files, key=files.__getitem__, default=run or "")
     views: dict[int, KeptView] = {}
@@ -341,16 +343,14 @@ def place_differences(
         As they are now: weights a_ij of what it receives, shares b_ji of what it sends.
     """
     found = []
-    for name, earlier, here in (("row", about.row, row), ("column", about.column, column)):
+    for what, edge, earlier, here in (
+        ("weight", f"{{}} -> {peer}", about.row, row),
+        ("share", f"{peer} -> {{}}", about.column, column),
+    ):
         for j in sorted(earlier.keys() | here.keys()):
-            was, is_ = earlier.get(j), here.get(j)
-            if was != is_:
-                edge = f"{j} -> {peer}" if name == "row" else f"{peer} -> {j}"
-                what = "weight" if name == "row" else "share"
-                found.append(
-                    f"edge {edge}: {what} {'none' if was is None else f'{was:g}'} in the checkpoint, "
-                    f"{'none' if is_ is None else f'{is_:g}'} now"
-                )
+            if earlier.get(j) != here.get(j):
+                was, is_ = (f"{told[j]:g}" if j in told else "none" for told in (earlier, here))
+                found.append(f"edge {edge.format(j)}: {what} {was} in the checkpoint, {is_} now")
     return found
 
 

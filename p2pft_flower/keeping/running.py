@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -31,19 +30,8 @@ _LARGEST = 2**20
 log = logging.getLogger(__name__)
 
 
-class _Record(msgspec.Struct, frozen=True):
-    """What a process's file says."""
-
-    run: str
-    peers: Annotated[tuple[PeerNumber, ...], msgspec.Meta(min_length=1)]
-    neighbours: tuple[PeerNumber, ...]
-    pid: Annotated[int, msgspec.Meta(gt=0, lt=2**31)]
-    started: str
-
-
-@dataclass(frozen=True)
-class Running:
-    """A process in which peers of a run train.
+class Running(msgspec.Struct, frozen=True):
+    """A process in which peers of a run train; what its file says.
 
     Attributes
     ----------
@@ -53,22 +41,22 @@ class Running:
         The peers.
     neighbours : tuple of int
         The peers that it tells of a stop; none where it exchanges nothing with others.
-    process : psutil.Process
-        The process.
-    mark : str
+    pid : int
+        The process's number.
+    started : str
         What :func:`~p2pft_flower.keeping.processes.start_mark` said of it.
     """
 
     run: str
-    peers: tuple[int, ...]
-    neighbours: tuple[int, ...]
-    process: psutil.Process
-    mark: str
+    peers: Annotated[tuple[PeerNumber, ...], msgspec.Meta(min_length=1)]
+    neighbours: tuple[PeerNumber, ...]
+    pid: Annotated[int, msgspec.Meta(gt=0, lt=2**31)]
+    started: str
 
     @property
     def alive(self) -> bool:
         """Whether it has not ended; what its parent has not taken note of yet (a zombie) has."""
-        return is_alive(self.process.pid, self.mark)
+        return is_alive(self.pid, self.started)
 
     def stop_run(self) -> None:
         """Have it end, and stop all peers of its run; a mere SIGTERM ends its own peers.
@@ -78,9 +66,9 @@ class Running:
         OSError
             When what tells it so cannot be written.
         """
-        _stop_mark(self.process.pid, self.peers[0]).touch(mode=0o600)
+        _stop_mark(self.pid, self.peers[0]).touch(mode=0o600)
         with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
-            self.process.terminate()
+            psutil.Process(self.pid).terminate()
 
 
 class Entry:
@@ -108,7 +96,7 @@ def registered(run: str, peers: Sequence[int], neighbours: Sequence[int]) -> Ite
     pid = os.getpid()
     path, mark = _folder() / f"{pid}-{peers[0]}.json", _stop_mark(pid, peers[0])
     there = Entry(pid, peers[0])
-    record = _Record(run, tuple(peers), tuple(neighbours), pid, start_mark(pid))
+    record = Running(run, tuple(peers), tuple(neighbours), pid, start_mark(pid))
     try:
         make_private(path.parent)
         mark.unlink(missing_ok=True)  # a killed process of the same number may have left it
@@ -130,8 +118,8 @@ def running(run: str | None = None) -> list[Running]:
     found = []
     for path in sorted(_folder().glob("*.json")):
         try:
-            there = _read(path)
-        except (FileNotFoundError, psutil.NoSuchProcess):
+            there = decoded(read_private(path, _LARGEST), Running, "its record")
+        except FileNotFoundError:
             continue
         except (OSError, DataError) as error:
             log.warning("%s is left out: it cannot be read (%s); remove it", path, error)
@@ -139,8 +127,3 @@ def running(run: str | None = None) -> list[Running]:
         if there.alive and run in (None, there.run):
             found.append(there)
     return found
-
-
-def _read(path: Path) -> Running:
-    record = decoded(read_private(path, _LARGEST), _Record, "its record")
-    return Running(record.run, record.peers, record.neighbours, psutil.Process(record.pid), record.started)

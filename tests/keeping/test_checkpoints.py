@@ -7,7 +7,7 @@ import errno
 import os
 import subprocess
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from p2pft_flower.algorithms.dgd import Descent
 from p2pft_flower.algorithms.p2pft import Tracking

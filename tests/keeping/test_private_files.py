@@ -42,7 +42,7 @@ def test_logs_tails_and_checkpoints_are_for_their_owner_only(tmp_path, monkeypat
     with registered("test", [0], [1]) as there:
         (record,) = running("test")
         assert not there.stops_run()
-        _stop_mark(record.process.pid, 0).touch(mode=0o600)
+        _stop_mark(record.pid, 0).touch(mode=0o600)
         here = [tmp_path / "home" / "running", *(tmp_path / "home" / "running").iterdir()]
         assert len(here) == 3
         assert [mode(path) for path in here] == [0o700, 0o600, 0o600]

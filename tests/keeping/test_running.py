@@ -26,7 +26,7 @@ def test_a_process_is_found_while_its_peers_train():
     assert running() == []
     with registered("17", [2, 3], [0]):
         (found,) = running()
-        assert (found.run, found.peers, found.neighbours, found.process.pid) == (
+        assert (found.run, found.peers, found.neighbours, found.pid) == (
             "17",
             (2, 3),
             (0,),
@@ -78,7 +78,7 @@ def test_a_process_that_has_ended_is_not_alive_though_its_parent_has_not_noticed
     with subprocess.Popen(
         [sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE
     ) as child:
-        there = Running("17", (0,), (), psutil.Process(child.pid), start_mark(child.pid))
+        there = Running("17", (0,), (), child.pid, start_mark(child.pid))
         assert there.alive
         child.stdin.close()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # until it has ended; it stays a zombie
@@ -135,7 +135,7 @@ def test_what_a_killed_process_of_the_same_number_was_told_does_not_count(own_ho
 
 def test_a_process_that_has_just_ended_by_itself_is_stopped_without_an_error(own_home):
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
-        there = Running("17", (0,), (), psutil.Process(child.pid), start_mark(child.pid))
+        there = Running("17", (0,), (), child.pid, start_mark(child.pid))
     (own_home / "running").mkdir()
     there.stop_run()
     assert not there.alive
