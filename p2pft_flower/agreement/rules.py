@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import lru_cache
 
 from p2pft_flower.agreement.record import Composition, Edge
 from p2pft_flower.topology.graph import Graph
 from p2pft_flower.topology.views import View
 
 __all__ = ["Rules"]
-
-_VIEWS_CACHED = 64
 
 
 @dataclass(frozen=True)
@@ -37,9 +36,6 @@ class Rules:
     round_time: float
     patience: float
     wait: bool = False
-    _cache: dict[tuple[tuple[int, ...], tuple[Edge, ...]], View] = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )
 
     @property
     def first(self) -> Composition:
@@ -65,10 +61,10 @@ class Rules:
 
     def view(self, members: Iterable[int], broken: Iterable[Edge]) -> View:
         """Return the live graph of ``members`` without the ``broken`` edges."""
-        key = tuple(sorted(members)), tuple(sorted(broken))
-        if key not in self._cache:
-            if len(self._cache) >= _VIEWS_CACHED:
-                self._cache.clear()
-            missing = set(range(self.graph.n)) - self.peers(key[0])
-            self._cache[key] = View.without(self.graph, missing, key[1])
-        return self._cache[key]
+        missing = frozenset(range(self.graph.n)).difference(self.peers(members))
+        return _without(self.graph, missing, frozenset(broken))
+
+
+@lru_cache(maxsize=64)
+def _without(graph: Graph, missing: frozenset[int], broken: frozenset[Edge]) -> View:
+    return View.without(graph, missing, broken)

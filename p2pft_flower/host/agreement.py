@@ -132,7 +132,6 @@ class Agreement:
         self._spoken: dict[int, float] = {}
         """When each member last spoke to this host itself."""
         self._paused_at: float | None = None
-        self._settling = False
         self._why: dict[int, str] = {}
         self._heartbeats: Heartbeats | None = None
         self._neighbours: Callable[[], Iterable[int]] = tuple
@@ -174,9 +173,7 @@ class Agreement:
     def contacts(self) -> Mapping[int, int]:
         """Return a remote peer of each member to gossip with, and the local peer that speaks to it."""
         with self._changed:
-            groups = self._state.rules.groups
-            own = min(groups[self._state.me])
-            return {min(groups[m]): own for m in gossip.contacts(self._state)}
+            return dict.fromkeys(gossip.contacts(self._state), self._state.me)  # named by its lowest peer
 
     def hear(self, message: Gossip) -> None:
         """Take in what another host says."""
@@ -224,15 +221,6 @@ class Agreement:
             When there is no agreement before the deadline, or can be none any more, or nobody has let this
             host in.
         """
-        with self._changed:
-            self._settling = True
-        try:
-            return self._settle(raise_if_stopped, on_excluded)
-        finally:
-            with self._changed:
-                self._settling = False
-
-    def _settle(self, raise_if_stopped: Callable[[], None], on_excluded: Callable[[], None]) -> NewView:
         while True:
             with self._changed:
                 while not (self._moved or self._state.excluded):
@@ -256,8 +244,7 @@ class Agreement:
         :meth:`settle` looks at the deadline itself; a gradient that does not end keeps a host from there.
         """
         with self._changed:
-            done = self._settling or self._state.phase in (Phase.FINISHED, Phase.LEFT)
-            return "" if done else self._state.expired
+            return "" if self._state.phase in (Phase.FINISHED, Phase.LEFT) else self._state.expired
 
     @property
     def _moved(self) -> bool:

@@ -309,7 +309,8 @@ class Host:
             on for so long.
         """
         agreement = self._agreement
-        if agreement is None or not (why := agreement.overdue()):
+        waits = self._pulse.read().activity == Pulse.PAUSED  # for a view, and sees its deadline itself
+        if agreement is None or waits or not (why := agreement.overdue()):
             return
         lost = LostContactError(
             f"peers {self._peers}, busy in iteration {self._iteration}: {why}; what they compute does "

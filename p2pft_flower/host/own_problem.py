@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -217,13 +217,13 @@ class _Checked:
                 "must have numbers loss and accuracy (math.nan where there is none), and accuracy_unseen, a "
                 "number or None"
             )
-        return _Score(float(score.loss), float(score.accuracy), None if unseen is None else float(unseen))
+        told = None if unseen is None or math.isnan(unseen) else float(unseen)
+        return _Score(float(score.loss), float(score.accuracy), told)
 
 
-class _Score:
+class _Score(NamedTuple):
     """Plain numbers, whatever kind of number the problem scores in: they go into JSON."""
 
-    def __init__(self, loss: float, accuracy: float, accuracy_unseen: float | None) -> None:
-        self.loss, self.accuracy = loss, accuracy
-        known = accuracy_unseen is not None and not math.isnan(accuracy_unseen)
-        self.accuracy_unseen = accuracy_unseen if known else None
+    loss: float
+    accuracy: float
+    accuracy_unseen: float | None

@@ -9,6 +9,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,7 @@ class Recorder:
         if self._observer is not None and not log.isEnabledFor(logging.INFO):
             log.setLevel(logging.INFO)
         self._seconds = {p.peer: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in plan.peers}
-        self._before: dict[int, float] = {}
-        """Seconds in exchanges before this run, of peers that go on from a checkpoint."""
-        self._sketcher: sketch.Sketcher | None = None
+        """Those in exchanges are of peers that go on from a checkpoint, before this run."""
         self._scores: dict[int, Score] = {}
         self.views: list[ViewChange] = []
         """Every change of view so far, as the logs tell it."""
@@ -108,11 +107,11 @@ class Recorder:
             self._journals[peer].write(line)
         if seconds is not None:
             self._seconds[peer] = dict(seconds)
-            self._before[peer] = seconds["exchange"]
 
     def seconds(self, peer: int, exchange: float) -> dict[str, float]:
         """Return where the peer's time went, with the ``exchange`` seconds of this host since it began."""
-        return {**self._seconds[peer], "exchange": self._before.get(peer, 0.0) + exchange}
+        before = self._seconds[peer]
+        return {**before, "exchange": before["exchange"] + exchange}
 
     @property
     def q(self) -> int:
@@ -290,10 +289,9 @@ class Recorder:
         if self._observer is not None:
             self._observer.report(PeerReport(run=self._plan.run, **told))
 
-    def _sketch(self, theta: Vector) -> Any:
-        if self._sketcher is None:
-            self._sketcher = sketch.Sketcher(theta.size)
-        return self._sketcher(theta)
+    @cached_property
+    def _sketch(self) -> sketch.Sketcher:
+        return sketch.Sketcher(self.q)  # not before the problem is built
 
 
 def _scores(score: Score) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
@@ -14,7 +12,7 @@ class There:
 
     def __init__(self, peer, *, full=False):
         self.run, self.peers, self.neighbours = "7", (peer,), (0,)
-        self.process, self.alive, self._full = SimpleNamespace(pid=4711), True, full
+        self.pid, self.alive, self._full = 4711, True, full
 
     def stop_run(self):
         if self._full:

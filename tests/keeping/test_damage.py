@@ -36,7 +36,7 @@ from p2pft_flower.plan import Plan
 from p2pft_flower.report.collected import collect_results, find_peers, rows_of
 from p2pft_flower.topology import Graph
 from tests.host.quadratic import plans
-from tests.journals import made_line, tracker_surplus
+from tests.journals import made_line
 
 from .test_checkpoints import ABOUT, checkpoint
 
@@ -230,7 +230,6 @@ def readings(place):
     return {
         "lines": lambda: list(read_journal(peers / "peer-1.jsonl")),
         "collected": lambda: collect_results(find_peers([run]), partial=True),
-        "surplus": lambda: tracker_surplus(run, range(3)),
         "told": lambda: told_evaluations(peers, 1, 3),
         "past": lambda: read_past(peers / "peer-1.jsonl", "test").before(20),
         "watched": lambda: Watch(RING, run).poll(),
