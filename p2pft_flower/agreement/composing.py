@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from statistics import median_low
 
 from p2pft_flower.agreement.record import Composition, Edge, Record
@@ -59,9 +59,9 @@ def compose(
     )
 
 
-def can_join(rules: Rules, view: Composition, missed: Iterable[int], joiner: Record) -> bool:
+def can_join(rules: Rules, view: Composition, missed: Collection[int], joiner: Record) -> bool:
     """Tell whether ``joiner`` reaches the members of ``view`` that are not missed, along edges that work."""
-    others = [m for m in view.members if m not in set(missed) and m != joiner.member]
+    others = [m for m in view.members if m not in missed and m != joiner.member]
     return bool(others) and _with_joiner(rules, others, set(view.broken), joiner) is not None
 
 

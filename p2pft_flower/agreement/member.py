@@ -344,14 +344,13 @@ def _waits(s: State, change: Change, now: float) -> bool:
 
 def _joiners(s: State, now: float) -> list[Record]:
     """Return the members that ask to be let in and can be, ascending."""
-    asking, missing = [], None
-    for r in sorted(s.records.values(), key=lambda r: r.member):
-        former = s.view.incarnation(r.member)
-        lives = r.phase is Phase.JOINING and now - s.heard[r.member] <= 2 * s.rules.round_time
-        if lives and (former is None or r.incarnation > former):
-            missing = s.missed if missing is None else missing
-            if composing.can_join(s.rules, s.view, missing, r):
-                asking.append(r)
+    asking = []
+    for m, r in sorted(s.records.items()):
+        former = s.view.incarnation(m)
+        lives = r.phase is Phase.JOINING and now - s.heard[m] <= 2 * s.rules.round_time
+        new = former is None or r.incarnation > former
+        if lives and new and composing.can_join(s.rules, s.view, s.missed, r):
+            asking.append(r)
     return asking
 
 

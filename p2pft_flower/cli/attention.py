@@ -19,7 +19,6 @@ from p2pft_flower.cli.method_runs import POOLED, MethodRun, load_run_tails, read
 from p2pft_flower.config import read_range
 from p2pft_flower.errors import ConfigError, P2PFTError, printable
 from p2pft_flower.keeping.folders import require_writable
-from p2pft_flower.keeping.journal import finite
 from p2pft_flower.report.attention_figure import (
     Panel,
     Row,
@@ -28,6 +27,7 @@ from p2pft_flower.report.attention_figure import (
     draw_attention,
     method_name,
 )
+from p2pft_flower.report.results import finite
 
 if TYPE_CHECKING:
     from p2pft_flower.learning.tails import Tail

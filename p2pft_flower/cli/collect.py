@@ -13,9 +13,8 @@ import typer
 from p2pft_flower.cli.run import EXIT_PARTIAL, EXIT_USAGE
 from p2pft_flower.errors import DataError, P2PFTError
 from p2pft_flower.keeping.folders import require_writable
-from p2pft_flower.keeping.journal import finite
 from p2pft_flower.report.collected import PeerFiles, collect_results, find_peers
-from p2pft_flower.report.results import FILE, log_name, tail_name, write_results
+from p2pft_flower.report.results import FILE, finite, log_name, tail_name, write_results
 from p2pft_flower.report.tables import run_table
 
 __all__ = ["collect"]

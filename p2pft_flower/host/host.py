@@ -175,7 +175,6 @@ class Host:
                 self.plan,
                 session,
                 self._access,
-                config=self._config.runtime,
                 on_hello=self._meeting.answer,
                 on_stop=self._on_stop,
                 pulse=self._pulse,

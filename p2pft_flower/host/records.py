@@ -48,7 +48,7 @@ def encode(record: Record) -> pb.Record:
     """Return ``record`` as the wire's message."""
     promised = None if record.promised == NO_BALLOT else record.promised
     short = replace(record, reason=record.reason[:MAX_REASON])
-    return pb.Record(**_fields({**vars(short), "phase": record.phase.name, "promised": promised}))
+    return pb.Record(**_fields({**vars(short), "phase": record.phase.value, "promised": promised}))
 
 
 def decode(message: pb.Record, groups: Groups, iterations: int) -> Record:
@@ -82,13 +82,13 @@ def decode(message: pb.Record, groups: Groups, iterations: int) -> Record:
                     f"{who} in view {message.view} with a proposal for view {proposal.value.number}"
                 )
     if message.phase not in (p.value for p in Phase):
-        raise ValueError(f"a record of member {message.member} in phase number {message.phase}")
+        raise ValueError(f"{who} in phase number {message.phase}")
     return Record(
         member=message.member,
         incarnation=message.incarnation,
         version=message.version,
         view=message.view,
-        phase=Phase[pb.Record.Phase.Name(message.phase)],
+        phase=Phase(message.phase),
         iteration=message.iteration,
         promised=_ballot(message.promised) if message.HasField("promised") else NO_BALLOT,
         accepted=_read_proposal(message.accepted) if message.HasField("accepted") else None,

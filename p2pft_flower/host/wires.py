@@ -12,7 +12,6 @@ from pathlib import Path
 from p2pft_flower.agreement.rules import Rules
 from p2pft_flower.agreement.state import begin, join
 from p2pft_flower.algorithms.seam import Vector
-from p2pft_flower.config import RuntimeConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.host.agreement import Agreement, LostContactError
 from p2pft_flower.host.notary import Notary
@@ -87,8 +86,6 @@ class Wires:
         Of the view that the run begins with.
     access : Access
         How the host listens and proves who it is.
-    config : RuntimeConfig
-        Its deadlines.
     on_hello : callable
         Given a neighbour's Hello; see :class:`PeerServer`.
     on_stop : callable
@@ -118,13 +115,12 @@ class Wires:
         session: Session,
         access: Access,
         *,
-        config: RuntimeConfig,
         on_hello: Callable[[Hello], Reply | None],
         on_stop: Callable[[Stop], None],
         pulse: OwnPulse,
         joining: bool = False,
     ) -> None:
-        local = _checked(plan, session, access)
+        local, config = _checked(plan, session, access), plan.config.runtime
         self._session = session
         if joining:
             # What neighbours still send to its former life is no fault of theirs: they are told WRONG_VIEW.
@@ -144,7 +140,7 @@ class Wires:
             speaks=self._speaks,
             views_change=bool(plan.members),
         )
-        self.agreement = self._agree(plan, config, access.credentials, joining) if plan.members else None
+        self.agreement = self._agree(plan, access.credentials, joining) if plan.members else None
         agreement = self.agreement
         self.heartbeats = Heartbeats(
             self.links,
@@ -176,9 +172,8 @@ class Wires:
             self.links.close()
             raise
 
-    def _agree(
-        self, plan: Plan, config: RuntimeConfig, credentials: Credentials | None, joining: bool
-    ) -> Agreement:
+    def _agree(self, plan: Plan, credentials: Credentials | None, joining: bool) -> Agreement:
+        config = plan.config.runtime
         # Whom a simulation loses does not come back.
         local = all(parse_address(plan.addresses[p]).path is not None for p in plan.loss_weights)
         patience = min(config.rejoin_deadline, 4 * config.peer_timeout) if local else config.rejoin_deadline

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import mmap
 import os
 import threading
@@ -18,7 +17,7 @@ from p2pft_flower.errors import Cause, DataError, P2PFTError
 from p2pft_flower.keeping.folders import make_private, private, replacing
 from p2pft_flower.keeping.lines import AnyLine, Run, read_line, written
 
-__all__ = ["Journal", "JournalError", "Life", "by_run", "finite", "read_journal", "read_whole_lines"]
+__all__ = ["Journal", "JournalError", "Life", "by_run", "read_journal", "read_whole_lines"]
 
 
 _LONGEST = 2**28
@@ -151,17 +150,6 @@ def _cut_torn_end(path: Path) -> None:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 end = content.rfind(b"\n") + 1
             file.truncate(end)
-
-
-def finite(value: Any) -> Any:
-    """Return ``value`` with numbers that are not finite (a loss that diverged) as None: JSON has no NaN."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {k: finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(v) for v in value]
-    return value
 
 
 def read_journal(path: Path) -> Iterator[AnyLine]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from p2pft_flower.facts import PeerFacts, ResumedFrom
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.checkpoints import SERVER, checkpoint_folder
 from p2pft_flower.keeping.folders import require_writable
-from p2pft_flower.keeping.journal import finite, read_journal
+from p2pft_flower.keeping.journal import read_journal
 from p2pft_flower.keeping.lines import Outcome, Run, Start, ViewChange
 from p2pft_flower.keeping.progress import scored
 from p2pft_flower.resources import home, home_named
@@ -29,6 +30,7 @@ __all__ = [
     "ViewRow",
     "absent_at_start",
     "default_output_dir",
+    "finite",
     "head",
     "holds_a_run",
     "log_name",
@@ -294,6 +296,17 @@ def write_results(folder: Path, results: dict[str, Any]) -> Path:
     Numbers that are not finite (a loss that diverged) become null: JSON has no NaN.
     """
     return write_json(folder / FILE, results)
+
+
+def finite(value: Any) -> Any:
+    """Return ``value`` with numbers that are not finite (a loss that diverged) as None: JSON has no NaN."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(v) for v in value]
+    return value
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +154,7 @@ def test_checkpoints_that_do_not_say_what_their_images_were_hold_to_their_path(e
             checkpoint, _ = read_checkpoint(path)
             known = KnownImages(checkpoint.about.known.images)
             about = structs.replace(checkpoint.about, known=known)
-            write_checkpoint(replace(checkpoint, about=about), folder)
+            write_checkpoint(structs.replace(checkpoint, about=about), folder)
     with pytest.raises(
         P2PFTError, match=r"dataset: folder:.*data in the checkpoint, .*place now; .* known again"
     ):

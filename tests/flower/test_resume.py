@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -284,7 +283,7 @@ def test_a_run_that_lost_a_peer_goes_on_with_all_from_where_all_were_there(earli
             if p == 2 and k == 7:
                 path.unlink()
             elif p != 2:
-                write_checkpoint(replace(read_checkpoint(path)[0], view=1, live=(0, 1, 3)), folder)
+                write_checkpoint(structs.replace(read_checkpoint(path)[0], view=1, live=(0, 1, 3)), folder)
     run_app(tmp_path / "x", slots=1, **SHORT | {"resume": str(killed)})
     assert read_results(tmp_path / "x")["resumed_from"]["iteration"] == 4
     assert "is given up: view 1 of the peers [0, 1, 3], up to iteration 7" in capsys.readouterr().out
@@ -300,7 +299,7 @@ def without_a_link(folder, iterations):
             row = {j: w for j, w in found.about.row.items() if {p, j} != {0, 1}}
             column = {j: w for j, w in found.about.column.items() if {p, j} != {0, 1}}
             about = structs.replace(found.about, row=row, column=column)
-            write_checkpoint(replace(found, view=1, about=about), kept)
+            write_checkpoint(structs.replace(found, view=1, about=about), kept)
 
 
 def test_a_run_whose_link_was_cut_goes_on_from_where_all_links_were_there(earlier, tmp_path, capsys):

@@ -195,8 +195,6 @@ def test_a_host_that_leaves_closes_nothing_before_the_others_have_been_told(
 def test_a_donor_that_ends_is_passed_over_and_the_next_one_is_asked(tmp_path):
     addresses = tcp()
     plan = plans(RING, [[0], [1], [2], [3]], addresses, tmp_path, survive=True)[0]
-    config = plan.config.runtime
-
     asked = []
 
     class Donors(Links):
@@ -212,7 +210,6 @@ def test_a_donor_that_ends_is_passed_over_and_the_next_one_is_asked(tmp_path):
         plan,
         session,
         Access(),
-        config=config,
         on_hello=lambda hello: None,
         on_stop=lambda stop: None,
         pulse=OwnPulse(),

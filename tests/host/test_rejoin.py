@@ -307,9 +307,8 @@ def test_a_host_that_was_started_again_refuses_what_was_sent_to_its_former_life(
     # In view 0 as well: an answer that it does not fit here would end the sender's run.
     plan = plans(RING, ALONE, tcp(), tmp_path, survive=True)[2]
     session = Sessions(plan, np.zeros(4, np.float32), ("theta", "tau"), "digest", always=False).first()
-    config = plan.config.runtime
     hooks = {"on_hello": lambda _: None, "on_stop": lambda _: None, "pulse": OwnPulse()}
-    wires = Wires(plan, session, Access(), config=config, joining=True, **hooks)
+    wires = Wires(plan, session, Access(), joining=True, **hooks)
     payload = np.zeros(4, dtype="<f4").tobytes()
     header = encode_header(
         Terms(plan.run, 4), (1, 2), 66, 1, share=1.0, payload_hash=xxhash.xxh3_64_intdigest(payload)
