@@ -26,7 +26,7 @@ from p2pft_flower.cli.connections import (
 from p2pft_flower.cli.flwr_run import START_TIMEOUT, flower_environment, program
 from p2pft_flower.cli.proxies import answers
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
-from p2pft_flower.keeping.folders import new_private, read_private, require_writable
+from p2pft_flower.keeping.folders import read_private, replacing, require_writable
 from p2pft_flower.keeping.processes import is_alive, start_mark
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.lab.supervisor import MARK, Programs, marked, undisturbed
@@ -431,11 +431,8 @@ def _alone() -> Iterator[None]:
 
 
 def _save(state: Rehearsal) -> None:
-    file = folder() / "state.json"
-    new = file.with_suffix(".new")
-    new_private(new)
-    new.write_bytes(msgspec.json.format(encoded(state)) + b"\n")
-    new.replace(file)
+    with replacing(folder() / "state.json", on_disk=False) as partial:
+        partial.write_bytes(msgspec.json.format(encoded(state)) + b"\n")
 
 
 def _forget() -> None:

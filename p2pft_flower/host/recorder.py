@@ -167,10 +167,10 @@ class Recorder:
             "bytes_sent": bytes_sent,
             "seconds": time.monotonic() - self._begin,
         }
-        short = self._sketch(theta)
+        sketched = self._sketch(theta)
         epsilon, _ = objective.privacy_spent() or (None, None)  # a run that fails has spent it too
-        self._journals[peer].write(Evaluation(sketch=sketch.encode(short), epsilon=epsilon, **told))
-        self._report(sketch=short, **told)
+        self._journals[peer].write(Evaluation(sketch=sketch.encode(sketched), epsilon=epsilon, **told))
+        self._report(sketch=sketched, **told)
         return score
 
     def trace(self, peer: int, view: int, done: int, surplus: Vector) -> None:

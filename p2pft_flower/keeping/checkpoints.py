@@ -84,6 +84,7 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def facts(self) -> dict[str, Any]:
+        """All of them, by name."""
         return {name: getattr(self, name) for name in _Facts.__struct_fields__}
 
 

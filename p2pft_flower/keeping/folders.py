@@ -18,7 +18,6 @@ __all__ = [
     "FolderReport",
     "look_at",
     "make_private",
-    "new_private",
     "private",
     "read_private",
     "replacing",
@@ -156,18 +155,6 @@ def read_private(path: Path, most: int) -> bytes:
         return file.read(most)
 
 
-def new_private(path: Path) -> None:
-    """Put an empty file for its owner only in place of what a killed process has left there, be it a link.
-
-    Raises
-    ------
-    OSError
-        When it cannot be made.
-    """
-    path.unlink(missing_ok=True)
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-
-
 @contextlib.contextmanager
 def replacing(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
     """Yield where to write, in a ``with`` block, what then takes the place of ``path``, for its owner only.
@@ -188,7 +175,8 @@ def replacing(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
     """
     partial = path.with_name(f"{path.name}.partial")
     make_private(path.parent)
-    new_private(partial)
+    partial.unlink(missing_ok=True)  # what a killed process has left there, be it a link
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     try:
         yield partial
         if on_disk:
