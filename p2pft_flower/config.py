@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from p2pft_flower.algorithms.codecs import make_codec
 from p2pft_flower.algorithms.objective import OBJECTIVES
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.errors import ConfigError
@@ -61,6 +62,7 @@ _YEAR = 31_536_000.0
 
 _BOUNDS: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-30, 1e6),
+    "codec_step": (0.0, 1.0),
     "weight_decay": (0.0, 1e6),
     "local_epochs": (1, 10**6),
     "shots": (0, _PLENTY),
@@ -188,6 +190,13 @@ class MethodConfig:
         Server-based strategies: epochs of local training a round.
     strategy_options : str
         Server-based strategies: arguments as ``"proximal-mu=0.1,server-learning-rate=0.5"``.
+    algorithm_options : str
+        Methods of :mod:`p2pft_flower.algorithms` and own ones: further arguments, as ``"local-steps=8"``.
+    codec : str
+        How payloads are encoded: ``none``, ``float16``, ``bfloat16``, ``int8``, ``q4``, ``q3``,
+        ``topk:SHARE`` or ``my_module:my_codec``; all but ``none`` send differences and remember the rest.
+    codec_step : float
+        γ in (0, 1] of exchanges with a codec; 0: chosen from graph and codec.
     """
 
     algorithm: str = "p2pft"
@@ -198,8 +207,13 @@ class MethodConfig:
     objective: str = "uniform"
     local_epochs: int = 1
     strategy_options: str = ""
+    algorithm_options: str = ""
+    codec: str = "none"
+    codec_step: float = 0.0
 
     def __post_init__(self) -> None:
+        if not is_reference(self.codec):
+            make_codec(self.codec)
         make_schedule(self.schedule, self.learning_rate, 1)
         _require(0.0 <= self.momentum < 1.0, "momentum", self.momentum, "in [0, 1)")
         _require_bounds(self)

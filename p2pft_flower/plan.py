@@ -130,6 +130,8 @@ class Plan:
         Files that each peer keeps (:func:`p2pft_flower.keeping.retention.files_kept`).
     resume : ResumePoint or None
         Where the run goes on from; None: it begins.
+    codec_step : float
+        γ of the exchanges in the view that the run begins with; 0 where there is no codec.
     """
 
     run: str
@@ -153,6 +155,7 @@ class Plan:
     checkpoint_every: Number = -1
     checkpoint_files: Positive = 2
     resume: ResumePoint | None = None
+    codec_step: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
     @property
     def begins(self) -> dict[int, int]:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from p2pft_flower.algorithms.registry import ALGORITHMS, check_graph, make_algorithm
+from p2pft_flower.algorithms.registry import (
+    ALGORITHMS,
+    check_codec,
+    check_graph,
+    gradients_per_step,
+    make_algorithm,
+)
 from p2pft_flower.algorithms.seam import Algorithm, Columns, Gradient, Rows, Schedule, Vector
 from p2pft_flower.algorithms.simulation import Simulation, simulate
 
@@ -15,7 +21,9 @@ __all__ = [
     "Schedule",
     "Simulation",
     "Vector",
+    "check_codec",
     "check_graph",
+    "gradients_per_step",
     "make_algorithm",
     "simulate",
 ]

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from p2pft_flower.algorithms.centralized import Centralized
 from p2pft_flower.algorithms.dgd import DGD
 from p2pft_flower.algorithms.gt_dgd import GTDGD
 from p2pft_flower.algorithms.local import Local
+from p2pft_flower.algorithms.local_steps import LocalSteps
 from p2pft_flower.algorithms.p2pft import P2PFT
 from p2pft_flower.algorithms.seam import Algorithm, Schedule
 from p2pft_flower.errors import ConfigError, TopologyError
-from p2pft_flower.plugins import call_reference, is_reference
+from p2pft_flower.plugins import call_reference, is_reference, load_reference
 from p2pft_flower.topology import Graph
 
-__all__ = ["ALGORITHMS", "check_graph", "make_algorithm"]
+__all__ = ["ALGORITHMS", "check_codec", "check_graph", "gradients_per_step", "make_algorithm"]
+
+
+def _p2pft(alpha: Schedule, momentum: float = 0.0, local_steps: int = 1) -> Algorithm[Any]:
+    """Return Algorithm 1, or its form with several local steps an iteration."""
+    return P2PFT(alpha, momentum) if local_steps == 1 else LocalSteps(alpha, momentum, local_steps)
+
 
 ALGORITHMS: dict[str, Callable[..., Algorithm[Any]]] = {
-    "p2pft": P2PFT,
+    "p2pft": _p2pft,
     "dgd": DGD,
     "gt-dgd": GTDGD,
     "local": Local,
@@ -26,7 +34,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm[Any]]] = {
 }
 
 
-def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0) -> Algorithm[Any]:
+def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0, options: str = "") -> Algorithm[Any]:
     """Build the method ``name``.
 
     Parameters
@@ -39,16 +47,20 @@ def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0) -> Algo
         Learning rate of each iteration.
     momentum : float, default 0
         Heavy-ball β in [0, 1).
+    options : str, default ""
+        Further arguments of the method, as ``"local-steps=8"``, separated by commas: those of its arguments
+        that have a number or a text as default.
 
     Raises
     ------
     ConfigError
-        When there is no such method or its pieces are missing.
+        When there is no such method, an option is unknown or impossible, or pieces are missing.
     """
     if not 0.0 <= momentum < 1.0:
         raise ConfigError(f"momentum = {momentum}: must be in [0, 1)")
     if is_reference(name):
-        method = call_reference(name, key="algorithm", alpha=alpha, momentum=momentum)
+        chosen = _chosen(name, load_reference(name, key="algorithm"), options)
+        method = call_reference(name, key="algorithm", alpha=alpha, momentum=momentum, **chosen)
         missing = [part for part in ("phases", "start", "step") if not hasattr(method, part)]
         if missing:
             raise ConfigError(
@@ -60,7 +72,37 @@ def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0) -> Algo
         raise ConfigError(
             f"algorithm = {name!r} is unknown; choose one of {', '.join(ALGORITHMS)}, or my_module:my_method"
         )
-    return ALGORITHMS[name](alpha=alpha, momentum=momentum)
+    try:
+        return ALGORITHMS[name](alpha=alpha, momentum=momentum, **_chosen(name, ALGORITHMS[name], options))
+    except ValueError as error:
+        raise ConfigError(f"algorithm-options = {options!r}: {name} refuses: {error}") from error
+
+
+def _chosen(name: str, method: Callable[..., Any], options: str) -> dict[str, Any]:
+    """Return the arguments that ``algorithm-options`` give, each of the type of its default."""
+    defaults: Mapping[str, Any] = {
+        p.name: p.default
+        for p in inspect.signature(method).parameters.values()
+        if p.name not in ("alpha", "momentum") and type(p.default) in (int, float, str)
+    }
+    chosen: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in options.split(","))):
+        key, _, value = item.partition("=")
+        argument = key.strip().replace("-", "_")
+        if argument not in defaults:
+            known = ", ".join(option.replace("_", "-") for option in defaults) or "none"
+            raise ConfigError(f"algorithm-options: {name} has no option {key!r}; it has: {known}")
+        try:
+            chosen[argument] = type(defaults[argument])(value)
+        except ValueError as error:
+            kind = "whole number" if isinstance(defaults[argument], int) else "number"
+            raise ConfigError(f"algorithm-options: {key} = {value!r} is no {kind}") from error
+    return chosen
+
+
+def gradients_per_step(method: Algorithm[Any]) -> int:
+    """Return how many gradients a peer draws in one iteration of ``method``, beside the one of its start."""
+    return int(getattr(method, "gradients_per_step", 1))
 
 
 def check_graph(method: Algorithm[Any], graph: Graph) -> None:
@@ -77,3 +119,15 @@ def check_graph(method: Algorithm[Any], graph: Graph) -> None:
             "gradient on such a graph: use algorithm = 'p2pft', which needs no doubly stochastic weights, "
             "or a balanced graph (ring-4, complete-4, a graph with scheme: metropolis)"
         )
+
+
+def check_codec(name: str, method: Algorithm[Any], codec: str) -> None:
+    """Refuse a codec for a method that exchanges nothing.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key.
+    """
+    if codec != "none" and not method.phases:
+        raise ConfigError(f"codec = {codec!r}: algorithm {name!r} exchanges nothing; leave codec out")

@@ -86,7 +86,8 @@ class Algorithm(Protocol[S]):
     Notes
     -----
     Optional attributes: ``doubly_stochastic = True`` refuses graphs whose A is not doubly stochastic;
-    ``pooled = True`` runs one model on the data of all peers.
+    ``pooled = True`` runs one model on the data of all peers; ``gradients_per_step`` says how many gradients
+    an iteration draws, where it is not one: epochs, resuming and the privacy accountant count them.
     """
 
     phases: ClassVar[tuple[str, ...]]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from p2pft_flower.algorithms.codecs import make_codec
+from p2pft_flower.algorithms.compression import Compression, Memory, safe_step
 from p2pft_flower.algorithms.objective import local_objective
 from p2pft_flower.algorithms.registry import check_graph, make_algorithm
 from p2pft_flower.algorithms.schedules import make_schedule
@@ -63,6 +65,9 @@ def simulate(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     weights: Sequence[float] | None = None,
+    options: str = "",
+    codec: str = "none",
+    codec_step: float = 0.0,
     callback: Callable[[int, Sequence[Any]], None] | None = None,
 ) -> Simulation:
     """Run ``algorithm`` on n gradient functions over ``graph``, in this process.
@@ -88,6 +93,12 @@ def simulate(
         Heavy-ball β and L2 λ; each method's module gives their effect on its fixed point.
     weights : sequence of n floats, optional
         Factor of each peer's loss (:func:`~p2pft_flower.algorithms.objective.peer_weights`).
+    options : str, default ""
+        The method's further arguments, as ``"local-steps=8"``; of a method by name.
+    codec : str, default "none"
+        See :func:`~p2pft_flower.algorithms.codecs.make_codec`.
+    codec_step : float, default 0
+        γ of :mod:`~p2pft_flower.algorithms.compression`; 0: chosen from graph and codec.
     callback : callable, optional
         Called as ``callback(k, states)`` before the first iteration (k = 0) and after each.
 
@@ -101,7 +112,7 @@ def simulate(
     starts = _starts(theta0, graph, gradients, weights)
     if isinstance(algorithm, str):
         method = make_algorithm(
-            algorithm, alpha=make_schedule(schedule, alpha, iterations), momentum=momentum
+            algorithm, alpha=make_schedule(schedule, alpha, iterations), momentum=momentum, options=options
         )
     else:
         method = algorithm
@@ -117,6 +128,12 @@ def simulate(
         objectives = [_mean(objectives)]
         starts = starts.mean(axis=0, keepdims=True, dtype=starts.dtype)
 
+    coder = make_codec(codec)
+    mix: Callable[[int, Mapping[int, Mix]], dict[int, Vector]]
+    if coder is None:
+        mix = lambda _, outbox: mix_in_memory(graph, outbox)  # noqa: E731
+    else:
+        mix = _Compressed(graph, Compression(coder, codec_step or safe_step(graph, coder)))
     states: dict[int, Any] = {i: method.start(starts[i].copy(), g) for i, g in enumerate(objectives)}
     consensus, tracker = [], []
 
@@ -132,7 +149,7 @@ def simulate(
     record(0)
     for k in range(iterations):
         steps = {i: method.step(k, states[i], g) for i, g in enumerate(objectives)}
-        states = lockstep(steps, lambda _, outbox: mix_in_memory(graph, outbox), len(method.phases))
+        states = lockstep(steps, mix, len(method.phases))
         record(k + 1)
 
     history = {"consensus_error": np.array(consensus)}
@@ -146,6 +163,29 @@ def simulate(
         history=history,
         states=tuple(rows),
     )
+
+
+class _Compressed:
+    """Mixes with a codec; holds what each peer and exchange remembers."""
+
+    def __init__(self, graph: Graph, compression: Compression) -> None:
+        self._graph, self._compression = graph, compression
+        self._memories: dict[tuple[int, int], Memory] = {}
+
+    def __call__(self, phase: int, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
+        memories = {
+            i: self._memories.get((i, phase)) or Memory.blank(mix.vector) for i, mix in outbox.items()
+        }
+        encoded = {i: self._compression.encode(mix.vector, memories[i]) for i, mix in outbox.items()}
+        sums = mix_in_memory(
+            self._graph, {i: replace(mix, vector=encoded[i].vector) for i, mix in outbox.items()}
+        )
+        mixed = {}
+        for i, mix in outbox.items():
+            mixed[i], self._memories[i, phase] = self._compression.mix(
+                mix.vector, memories[i], encoded[i].vector, sums[i]
+            )
+        return mixed
 
 
 def _starts(

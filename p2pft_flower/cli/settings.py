@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2pft_flower.algorithms import ALGORITHMS, check_graph, make_algorithm
+from p2pft_flower.algorithms import ALGORITHMS, check_codec, check_graph, make_algorithm
 from p2pft_flower.config import RunConfig, config_keys
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.resume import (
@@ -22,6 +22,7 @@ from p2pft_flower.flower.rounds import check_resumable
 from p2pft_flower.flower.strategies import (
     is_strategy,
     make_strategy,
+    refuse_method_keys,
     refuse_own_problem,
     unknown_algorithm,
 )
@@ -134,10 +135,17 @@ def check(values: dict[str, Any], *, here: bool) -> tuple[RunConfig, Graph]:
     name = config.method.algorithm
     method = None
     if name in ALGORITHMS:
-        method = make_algorithm(name, alpha=lambda _: 0.0, momentum=config.method.momentum)
+        method = make_algorithm(
+            name,
+            alpha=lambda _: 0.0,
+            momentum=config.method.momentum,
+            options=config.method.algorithm_options,
+        )
         check_graph(method, graph)
+        check_codec(name, method, config.method.codec)
     elif is_strategy(name):
         make_strategy(config.method, graph.n)
+        refuse_method_keys(config.method)
         refuse_own_problem(config)
         check_resumable(config)
     elif not is_reference(name):

@@ -111,7 +111,7 @@ def train(
         losses.append(objective.train_loss)
     passed = time.perf_counter() - begin
     if not np.isfinite(theta).all():
-        raise DivergedError(peer, f"round {told['server-round']!r}", "parameters")
+        raise DivergedError.not_finite(peer, f"round {told['server-round']!r}", "parameters")
     metrics = {"num-examples": task["weights"][str(peer)]}
     if not config.learning.dp_clip:  # the loss of training images is no noisy gradient: it would cost ε too
         metrics["train_loss"] = float(np.mean(losses))
@@ -139,7 +139,7 @@ def evaluate(
     passed = time.perf_counter() - begin
     scored = not math.isnan(score.accuracy)
     if scored and not math.isfinite(score.loss):
-        raise DivergedError(peer, f"round {told['server-round']!r}", "loss")
+        raise DivergedError.not_finite(peer, f"round {told['server-round']!r}", "loss")
     done = min(_rounds(task, told) * task["steps"], task["iterations"])
     line = Round(
         peer=peer,

@@ -376,4 +376,5 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
             run.view.graph.diameter if run.exchanges else None,
         ),
         resume=run.resume,
+        codec_step=run.codec_step,
     )

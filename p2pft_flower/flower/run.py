@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from p2pft_flower.config import RunConfig
+from p2pft_flower.algorithms.codecs import make_codec
+from p2pft_flower.algorithms.compression import safe_step
+from p2pft_flower.config import MethodConfig, RunConfig
 from p2pft_flower.errors import ConfigError, printable
 from p2pft_flower.facts import KnownImages, PeerFacts, ResumedFrom
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
@@ -72,6 +74,8 @@ class Run:
     iterations: int
     epoch: int
     """Iterations of an epoch."""
+    codec_step: float
+    """γ of the exchanges with a codec; 0 without one."""
     evaluate_every: int
     resume: ResumePoint | None = None
     """Where it goes on from; None: it begins."""
@@ -143,10 +147,13 @@ def plan_run(
     folder: Path,
     pooled: bool,
     exchanges: bool,
+    gradients: int,
     hosts: list[HostAssignment],
     answers: dict[int, dict[str, Any]],
 ) -> Run:
-    """Put together what the hosts said of themselves; ``exchanges`` says whether peers exchange anything.
+    """Put together what the hosts said of themselves.
+
+    ``exchanges`` says whether peers exchange anything, ``gradients`` how many gradients an iteration draws.
 
     Raises
     ------
@@ -181,8 +188,9 @@ def plan_run(
     _tell_pixels(told)
     data = {int(p): d for answer in told for p, d in answer["data"].items()}
     images = {p: int(d["images"]) for p, d in data.items()}
-    # An epoch: as many iterations as a peer's mean share of the data has batches.
-    epoch = math.ceil(sum(images.values()) / len(view.peers) / config.learning.batch_size)
+    # An epoch: as many gradients as a peer's mean share of the data has batches.
+    batches = math.ceil(sum(images.values()) / len(view.peers) / config.learning.batch_size)
+    epoch = math.ceil(batches / gradients)
     iterations = config.runtime.iterations or config.runtime.epochs * epoch
     return Run(
         id=run_id,
@@ -205,9 +213,24 @@ def plan_run(
         versions=told[0]["versions"],
         iterations=iterations,
         epoch=epoch,
+        codec_step=_codec_step(config.method, view.graph),
         evaluate_every=config.runtime.evaluate_every or epoch,
         images_line=told[0]["images"],
     )
+
+
+def _codec_step(method: MethodConfig, graph: Graph) -> float:
+    codec = make_codec(method.codec)
+    if codec is None:
+        return 0.0
+    step = method.codec_step or safe_step(graph, codec)
+    log.info(
+        "codec %s: peers exchange differences of their vectors, codec-step %g%s",
+        method.codec,
+        step,
+        "" if method.codec_step else " (chosen from the graph and the codec's error)",
+    )
+    return step
 
 
 def _tell_warnings(hosts: list[HostAssignment], told: list[dict[str, Any]]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from p2pft_flower.algorithms import ALGORITHMS, check_graph, make_algorithm
+from p2pft_flower.algorithms import ALGORITHMS, check_codec, check_graph, gradients_per_step, make_algorithm
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, P2PFTError
@@ -30,6 +30,7 @@ from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.flower.strategies import (
     is_strategy,
     make_strategy,
+    refuse_method_keys,
     refuse_own_problem,
     unknown_algorithm,
 )
@@ -111,12 +112,20 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Endin
     strategy = is_strategy(name)
     exchanges = True
     pooled = False
+    gradients = 1
     if not strategy:
         if name not in ALGORITHMS and not is_reference(name):
             raise unknown_algorithm(name)
         schedule = make_schedule(config.method.schedule, config.method.learning_rate, 1)
-        method = make_algorithm(name, alpha=schedule, momentum=config.method.momentum)
+        method = make_algorithm(
+            name,
+            alpha=schedule,
+            momentum=config.method.momentum,
+            options=config.method.algorithm_options,
+        )
         check_graph(method, graph)
+        check_codec(name, method, config.method.codec)
+        gradients = gradients_per_step(method)
         pooled, exchanges = bool(getattr(method, "pooled", False)), bool(method.phases)
         if config.method.strategy_options:
             raise ConfigError(
@@ -125,6 +134,7 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Endin
             )
     else:
         make_strategy(config.method, graph.n)  # refuse wrong options before anything starts
+        refuse_method_keys(config.method)
         refuse_own_problem(config)
     check_learning(config.learning, graph.n, pooled=pooled)
 
@@ -150,7 +160,7 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Endin
     if not strategy:
         check_graph(method, view.graph)
     answers = nodes.compare_models(grid, config, graph.n, answers, meet=exchanges and not strategy)
-    run = plan_run(run_id, config, graph, view, folder, pooled, exchanges, hosts, answers)
+    run = plan_run(run_id, config, graph, view, folder, pooled, exchanges, gradients, hosts, answers)
     run = resumed(run, answers)
     tell_plan(run)
     own = None if strategy else coordinator_credentials(answers)

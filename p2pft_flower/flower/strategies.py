@@ -121,6 +121,25 @@ def make_strategy(method: MethodConfig, n: int) -> Strategy:
         raise ConfigError(f"strategy-options = {options!r}: {name} refuses: {error}") from error
 
 
+def refuse_method_keys(method: MethodConfig) -> None:
+    """Refuse keys that only methods without a server have.
+
+    Raises
+    ------
+    ConfigError
+        Naming the key.
+    """
+    for key, value, default in (
+        ("algorithm-options", method.algorithm_options, ""),
+        ("codec", method.codec, "none"),
+    ):
+        if value != default:
+            raise ConfigError(
+                f"{key} = {value!r} with algorithm = {method.algorithm!r}: it is for methods whose peers "
+                "exchange their vectors; leave it out"
+            )
+
+
 def refuse_own_problem(config: RunConfig) -> None:
     """Refuse one of Flower's strategies for a ``problem`` of the user's own.
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from p2pft_flower.algorithms.compression import Compression, Memory
 from p2pft_flower.algorithms.seam import Mix, Rows, Vector, weighted_sum
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.host.session import Session
@@ -21,14 +22,16 @@ __all__ = ["DivergedError", "HostExchange"]
 
 
 class DivergedError(P2PFTError):
-    """A peer's own numbers are not finite: its training diverged."""
+    """A peer's own numbers are not finite, or its neighbours cannot follow them: its training diverged."""
 
-    def __init__(self, peer: int, where: str, what: str) -> None:
+    def __init__(self, peer: int, where: str, problem: str, remedy: str) -> None:
         self.peer = peer
-        super().__init__(
-            f"peer {peer}, {where}: its {what} holds NaN or infinity, so its training diverged; "
-            "lower learning-rate (or momentum)"
-        )
+        super().__init__(f"peer {peer}, {where}: {problem}, so its training diverged; {remedy}")
+
+    @classmethod
+    def not_finite(cls, peer: int, where: str, what: str) -> DivergedError:
+        """Return the error of ``what`` that holds a NaN or an infinity."""
+        return cls(peer, where, f"its {what} holds NaN or infinity", "lower learning-rate (or momentum)")
 
 
 class HostExchange:
@@ -41,10 +44,12 @@ class HostExchange:
     wires : Wires or None
         The way to peers elsewhere; None where every neighbour is on this host.
     itemsize : int
-        Bytes of one number of a payload.
+        Bytes of one number of a vector.
 
     Attributes
     ----------
+    memories : dict of (int, int) to Memory
+        What the codec of a view remembers, by peer and phase; empty without one.
     bytes_sent : dict of int to int
         Payload bytes each peer has sent along its out-edges, in memory or not: what the method costs.
     seconds : float
@@ -54,6 +59,7 @@ class HostExchange:
     def __init__(self, peers: Iterable[int], wires: Wires | None, itemsize: int) -> None:
         self._wires = wires
         self._itemsize = itemsize
+        self.memories: dict[tuple[int, int], Memory] = {}
         self.bytes_sent = dict.fromkeys(peers, 0)
         self.seconds = 0.0
 
@@ -77,19 +83,56 @@ class HostExchange:
         begin = time.perf_counter()
         for peer, mix in outbox.items():
             if not np.isfinite(mix.vector).all():
-                raise DivergedError(peer, f"iteration {iteration}, phase {session.phases[phase]}", "payload")
-        for peer, mix in outbox.items():
-            self._send(session, peer, iteration, phase, mix)
-        mixed = {peer: weighted_sum(self._terms(session, peer, iteration, phase, outbox)) for peer in outbox}
+                place = f"iteration {iteration}, phase {session.phases[phase]}"
+                raise DivergedError.not_finite(peer, place, "payload")
+        if session.compression is None:
+            for peer, mix in outbox.items():
+                self._send(session, peer, iteration, phase, mix, mix.vector)
+            mixed = self._sums(session, iteration, phase, outbox)
+        else:
+            mixed = self._mix_differences(session, session.compression, iteration, phase, outbox)
         self.seconds += time.perf_counter() - begin
         return mixed
 
-    def _send(self, session: Session, peer: int, iteration: int, phase: int, mix: Mix) -> None:
+    def _mix_differences(
+        self,
+        session: Session,
+        compression: Compression,
+        iteration: int,
+        phase: int,
+        outbox: Mapping[int, Mix],
+    ) -> dict[int, Vector]:
+        """Send what the codec makes of each vector's difference to what its receivers know of it."""
+        before = {p: self.memories.get((p, phase)) or Memory.blank(mix.vector) for p, mix in outbox.items()}
+        encoded = {p: compression.encode(mix.vector, before[p]) for p, mix in outbox.items()}
+        for peer, mix in outbox.items():
+            self._send(session, peer, iteration, phase, mix, encoded[peer].payload)
+        differences = {p: type(mix)(encoded[p].vector) for p, mix in outbox.items()}
+        sums = self._sums(session, iteration, phase, differences)
+        mixed = {}
+        for peer, mix in outbox.items():
+            mixed[peer], memory = compression.mix(mix.vector, before[peer], encoded[peer].vector, sums[peer])
+            self.memories[peer, phase] = memory
+            if isinstance(mix, Rows):
+                _require_known(
+                    peer, f"iteration {iteration}, phase {session.phases[phase]}", mix.vector, memory
+                )
+        return mixed
+
+    def _send(
+        self, session: Session, peer: int, iteration: int, phase: int, mix: Mix, payload: Vector | bytes
+    ) -> None:
         place = session.places[peer]
-        self.bytes_sent[peer] += len(place.out_neighbours) * mix.vector.size * self._itemsize
+        size = len(payload) if isinstance(payload, bytes) else payload.size * self._itemsize
+        self.bytes_sent[peer] += len(place.out_neighbours) * size
         if self._wires is not None and (remote := session.receivers[peer]):
             shares = {i: 1.0 if isinstance(mix, Rows) else place.column[i] for i in remote}
-            self._wires.links.send(peer, iteration, phase, mix.vector, shares)
+            self._wires.links.send(peer, iteration, phase, payload, shares)
+
+    def _sums(
+        self, session: Session, iteration: int, phase: int, outbox: Mapping[int, Mix]
+    ) -> dict[int, Vector]:
+        return {p: weighted_sum(self._terms(session, p, iteration, phase, outbox)) for p in outbox}
 
     def _terms(
         self, session: Session, peer: int, iteration: int, phase: int, outbox: Mapping[int, Mix]
@@ -103,3 +146,16 @@ class HostExchange:
                 vector, share = outbox[j].vector, session.places[j].column[peer]
             terms.append((place.row[j] if rows else share, vector))
         return terms
+
+
+def _require_known(peer: int, where: str, vector: Vector, memory: Memory) -> None:
+    """Refuse that neighbours know less of θ than nothing: with a codec that works they never do."""
+    lost = float(np.linalg.norm(vector - memory.known))
+    if lost > (whole := float(np.linalg.norm(vector))):
+        raise DivergedError(
+            peer,
+            where,
+            f"what its neighbours know of its vector is {lost:.3g} off, more than the vector itself, "
+            f"{whole:.3g}",
+            "lower codec-step (0 chooses one) or learning-rate, or take a codec that loses less",
+        )

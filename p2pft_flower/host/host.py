@@ -7,7 +7,7 @@ import logging
 import math
 from typing import Any
 
-from p2pft_flower.algorithms.registry import make_algorithm
+from p2pft_flower.algorithms.registry import gradients_per_step, make_algorithm
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.algorithms.seam import Algorithm, Vector
 from p2pft_flower.errors import Cause, ConfigError, P2PFTError, cause_of
@@ -126,7 +126,12 @@ class Host:
     def _run(self, recorder: Recorder) -> list[Outcome]:
         plan, settings = self.plan, self._config.method
         schedule = make_schedule(settings.schedule, settings.learning_rate, plan.iterations)
-        method = make_algorithm(settings.algorithm, alpha=schedule, momentum=settings.momentum)
+        method = make_algorithm(
+            settings.algorithm,
+            alpha=schedule,
+            momentum=settings.momentum,
+            options=settings.algorithm_options,
+        )
         with recorder.telling():
             theta0 = self.problem.theta0
         always = self._config.runtime.transport == "grpc"
@@ -161,7 +166,7 @@ class Host:
             objectives,
             HostExchange(self._peers, wires, theta0.dtype.itemsize),
             recorder,
-            Keeper(self.plan, self.problem.model_digest, recorder),
+            Keeper(self.plan, self.problem.model_digest, recorder, gradients_per_step(method)),
             self._pulse,
             self.raise_if_stopped,
         )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from p2pft_flower.algorithms.compression import Memory
 from p2pft_flower.algorithms.seam import State
 from p2pft_flower.errors import DataError
 from p2pft_flower.host.problem import Objective
@@ -60,6 +61,8 @@ class Moment(NamedTuple):
         By peer. Steps return new arrays and leave these as they are.
     positions : mapping of int to callable
         What each peer's :meth:`~p2pft_flower.host.problem.Objective.position` returned.
+    memories : mapping of (int, int) to Memory
+        What the view's codec remembers, by peer and phase.
     bytes_sent : mapping of int to int
         Payload bytes of each peer so far.
     exchange : float
@@ -71,6 +74,7 @@ class Moment(NamedTuple):
     done: int
     states: Mapping[int, State]
     positions: Mapping[int, Callable[[], dict[str, Any]]]
+    memories: Mapping[tuple[int, int], Memory]
     bytes_sent: Mapping[int, int]
     exchange: float
     session: Session
@@ -87,10 +91,13 @@ class Keeper:
         Of the frozen weights and θ^0.
     recorder : Recorder
         Knows where the peers' time goes; its logs are brought to disk before a checkpoint that follows them.
+    gradients : int
+        That a peer draws in one iteration, at most.
     """
 
-    def __init__(self, plan: Plan, model_digest: str, recorder: Recorder) -> None:
+    def __init__(self, plan: Plan, model_digest: str, recorder: Recorder, gradients: int) -> None:
         self._plan, self._model_digest, self._recorder = plan, model_digest, recorder
+        self._gradients = gradients
         self._algorithm = plan.config.method.algorithm
         self._folders = {p.peer: checkpoint_folder(Path(plan.output_dir), p.peer) for p in plan.peers}
         busy = {p for there in running(plan.run) if there.pid != os.getpid() for p in there.peers}
@@ -197,7 +204,7 @@ class Keeper:
 
     def resume(
         self, peer: int, point: ResumePoint, start: Callable[[], State], objective: Objective
-    ) -> tuple[State, int]:
+    ) -> tuple[State, dict[int, Memory], int]:
         """Take up what ``peer`` goes on from: its data order, its log, and what is returned.
 
         Parameters
@@ -213,8 +220,8 @@ class Keeper:
 
         Returns
         -------
-        tuple of State and int
-            The method's state, and payload bytes sent so far.
+        tuple of State, dict of int to Memory, and int
+            The method's state, what the codec remembers by phase, and payload bytes sent so far.
 
         Raises
         ------
@@ -229,13 +236,14 @@ class Keeper:
             raise DataError(f"{path}: it was changed since the run was started; start it again")
         state: State = restore_state(start, checkpoint, self._algorithm)
         past = read_past(folder.parent / f"peer-{peer}.jsonl", point.run)
-        objective.go_to(checkpoint.position, drawn_since(checkpoint, about, folder, past.view))
+        lost = self._gradients * drawn_since(checkpoint, about, folder, past.view)
+        objective.go_to(checkpoint.position, lost)
         # The iteration itself is evaluated again where that is due: the log may end just before.
         earlier = [e for e in past.before(checkpoint.iteration) if isinstance(e, Evaluation)]
         self._recorder.go_on(
             peer, [e for e in earlier if self._plan.evaluates_after(e.iteration)], checkpoint.seconds
         )
-        return state, checkpoint.bytes_sent
+        return state, checkpoint.memories, checkpoint.bytes_sent
 
     def come_back(self, peer: int, objective: Objective, session: Session) -> int:
         """Take up what ``peer`` has kept of its earlier life in this run: its data order and its log.
@@ -257,7 +265,7 @@ class Keeper:
             Payload bytes it had sent when the checkpoint was written.
         """
         folder = self._folders[peer]
-        # Each change of view costs two gradients at most: of the iteration given up, and of the new start.
+        # Each change of view costs no more than two iterations: the one given up, and the new start.
         more, position, sent = 2 * session.number, objective.position()(), 0
         lost, seconds = session.first + more, None
         kept = look_through(Path(self._plan.output_dir), peer, self._plan.run, self._recorder.q)
@@ -268,7 +276,7 @@ class Keeper:
             checkpoint, about, _ = self._read(folder, max(kept.digests), self._plan.run, cannot)
             position, sent, seconds = checkpoint.position, checkpoint.bytes_sent, checkpoint.seconds
             lost = drawn_since(checkpoint, about, folder) + more
-        objective.go_to(position, lost)
+        objective.go_to(position, self._gradients * lost)
         past = read_past(folder.parent / f"peer-{peer}.jsonl", self._plan.run)
         past = past._replace(lives=past.lives[:-1])  # the last is this one
         self._recorder.go_on(peer, past.before(session.first), seconds)
@@ -304,6 +312,7 @@ class Keeper:
                 bytes_sent=moment.bytes_sent[peer],
                 seconds=self._recorder.seconds(peer, moment.exchange),
                 state=state_fields(state, self._algorithm),
+                memories={phase: one for (p, phase), one in moment.memories.items() if p == peer},
                 stopped=stopped,
                 view=moment.session.number,
                 live=moment.session.peers,

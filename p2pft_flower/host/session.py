@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from p2pft_flower.algorithms.codecs import make_codec
+from p2pft_flower.algorithms.compression import Compression, safe_step
 from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.host.agreement import NewView
 from p2pft_flower.plan import Neighbourhood, Plan
@@ -57,6 +59,8 @@ class Session:
         The method's names of its exchanges of an iteration.
     mailbox : Mailbox or None
         Takes in what comes along the entering edges; None where this host has no wires.
+    compression : Compression or None
+        Codec and γ of the exchanges in this view; None: vectors are exchanged as they are.
     view : View or None
         The peers and their graph; None of the view that the run began with.
     returned : frozenset of int
@@ -74,6 +78,7 @@ class Session:
     entering: frozenset[Edge]
     phases: tuple[str, ...]
     mailbox: Mailbox | None
+    compression: Compression | None = None
     view: View | None = None
     returned: frozenset[int] = frozenset()
     donor: int | None = None
@@ -128,22 +133,31 @@ class Sessions:
     ) -> None:
         self._plan, self._theta0, self._phases, self._always = plan, theta0, phases, always
         self._config = f"settings {plan.terms} model {model_digest}"
+        self._codec = make_codec(plan.config.method.codec)
 
     def first(self) -> Session:
         """Return the session of the view that the run begins with."""
         # Where anything is exchanged, all peers begin at the same iteration.
         first = min(self._plan.begins.values())
-        return self._session(0, first, self._plan.live, self._plan.peers)
+        return self._session(0, first, self._plan.live, self._plan.peers, self._plan.codec_step)
 
     def of(self, new: NewView) -> Session:
         """Return the session of a view that was agreed on."""
         places = [Neighbourhood.of(new.view, p.peer) for p in self._plan.peers]
-        session = self._session(new.number, new.iteration, new.view.peers, places)
+        step = self._plan.config.method.codec_step
+        if self._codec is not None and not step:
+            step = safe_step(new.view.graph, self._codec)
+        session = self._session(new.number, new.iteration, new.view.peers, places, step)
         returned = frozenset(new.joined).difference(session.places)
         return replace(session, view=new.view, returned=returned, donor=new.donor)
 
     def _session(
-        self, number: int, first: int, peers: tuple[int, ...], places: Sequence[Neighbourhood]
+        self,
+        number: int,
+        first: int,
+        peers: tuple[int, ...],
+        places: Sequence[Neighbourhood],
+        codec_step: float,
     ) -> Session:
         leaving, entering = remote_edges(places if self._phases else (), always=self._always)
         weights = self._plan.weights_among(peers)
@@ -157,16 +171,20 @@ class Sessions:
             leaving,
             entering,
             self._phases,
-            Mailbox(self._terms(number), entering, first) if wired else None,
+            Mailbox(self._terms(number, codec_step), entering, first, codec=self._codec) if wired else None,
+            None if self._codec is None else Compression(self._codec, codec_step),
         )
 
-    def _terms(self, number: int) -> Terms:
+    def _terms(self, number: int, codec_step: float) -> Terms:
+        codec, q, dtype = self._codec, self._theta0.size, self._theta0.dtype
         return Terms(
             run=self._plan.run,
-            length=self._theta0.size,
-            dtype=self._theta0.dtype,
+            length=q,
+            dtype=dtype,
             phases=max(1, len(self._phases)),  # without edges no payload is taken in at all
             phase_names=self._phases,
             view=number,
-            config=self._config,
+            config=self._config if codec is None else f"{self._config} codec-step {codec_step:g}",
+            codec="" if codec is None else self._plan.config.method.codec,
+            most_bytes=0 if codec is None else codec.most_bytes(q, dtype),
         )

@@ -129,9 +129,10 @@ class Training:
         for p in self._peers:
             with naming(p, self.iteration, "its checkpoint could not be taken up"):
                 start = partial(self._method.start, theta0.copy(), np.zeros_like)
-                self.states[p], self._exchange.bytes_sent[p] = self._keeper.resume(
+                self.states[p], memory, self._exchange.bytes_sent[p] = self._keeper.resume(
                     p, self._plan.resume, start, self._objectives[p]
                 )
+                self._exchange.memories |= {(p, phase): one for phase, one in memory.items()}
 
     def begin(self, theta0: Vector) -> None:
         """Start each peer that has no state yet at ``theta0``, (q,), and score all."""
@@ -183,6 +184,7 @@ class Training:
         """
         self._pulse.enter(Pulse.COMPUTING)
         self.session, self.iteration = session, session.first
+        self._exchange.memories.clear()
         behind = self.done < session.first
         for p in self._peers:
             self._start(p, self.states[p].theta if theta is None else theta.copy())
@@ -250,6 +252,7 @@ class Training:
             done,
             self.states,
             {p: self._objectives[p].position() for p in self._peers},
+            dict(self._exchange.memories),
             dict(self._exchange.bytes_sent),
             self._exchange.seconds,
             self.session,
@@ -273,7 +276,7 @@ class Training:
                 peer, self._objectives[peer], self.states[peer].theta, done, self._exchange.bytes_sent[peer]
             )
         if not math.isfinite(score.loss) and not math.isnan(score.accuracy):
-            raise DivergedError(peer, f"iteration {done}", "loss")
+            raise DivergedError.not_finite(peer, f"iteration {done}", "loss")
 
     def _gradient(self, peer: int) -> Gradient:
         """Return the gradient of the peer's objective among the peers of the view."""
@@ -290,7 +293,7 @@ class Training:
             ):
                 g = self._objectives[peer].gradient(theta)
             if not np.isfinite(g).all():
-                raise DivergedError(peer, f"iteration {self.iteration}", "gradient")
+                raise DivergedError.not_finite(peer, f"iteration {self.iteration}", "gradient")
             return g
 
         return gradient

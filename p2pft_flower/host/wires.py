@@ -126,6 +126,8 @@ class Wires:
             # What neighbours still send to its former life is no fault of theirs: they are told WRONG_VIEW.
             session.inbox.fail(ViewChangeError("this host was started again and is in no view yet"))
         remotes = {p for edge in session.leaving | session.entering for p in edge}
+        # Before anything is opened: it refuses a plan that does not fit.
+        self.agreement = self._agree(plan, access.credentials, joining) if plan.members else None
         self.links = Links(
             session.inbox.terms,
             {p: address for p, address in plan.addresses.items() if p not in local or p in remotes},
@@ -140,7 +142,6 @@ class Wires:
             speaks=self._speaks,
             views_change=bool(plan.members),
         )
-        self.agreement = self._agree(plan, access.credentials, joining) if plan.members else None
         agreement = self.agreement
         self.heartbeats = Heartbeats(
             self.links,

@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import xxhash
 
+from p2pft_flower.algorithms.compression import Memory
 from p2pft_flower.errors import Cause, DataError, P2PFTError
 from p2pft_flower.keeping.about import PeerAbout, ServerAbout
 from p2pft_flower.keeping.folders import replacing, require_regular
@@ -69,7 +70,7 @@ def _who(peer: int) -> str:
 
 
 class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All of a :class:`Checkpoint` but its state."""
+    """All of a :class:`Checkpoint` but its arrays."""
 
     run: str
     peer: Annotated[int, msgspec.Meta(ge=SERVER, lt=MAX_PEERS)]
@@ -109,6 +110,8 @@ class Checkpoint(_Facts, frozen=True, kw_only=True):
         Where its time went so far: ``gradient``, ``exchange``, ``evaluation``.
     state : dict
         The method's state by field: arrays, numbers, None (:mod:`p2pft_flower.keeping.states`).
+    memories : dict of int to Memory
+        What the codec of its payloads remembers, by phase; empty without one.
     stopped : bool
         Whether the run was stopped or failed after this iteration: only an unfinished one followed.
     view : int
@@ -118,9 +121,14 @@ class Checkpoint(_Facts, frozen=True, kw_only=True):
     """
 
     state: dict[str, Any]
+    memories: dict[int, Memory] = {}
     stopped: bool = False
     view: Count = 0
     live: tuple[PeerNumber, ...] = ()
+
+
+_MEMORY = "memory."
+"""What the keys of tensors begin with that are a codec's; a field of a state has no dot."""
 
 
 def checkpoint_folder(output_dir: Path, peer: int) -> Path:
@@ -235,6 +243,8 @@ def _packed(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray[Any, Any]], st
         values={k: as_text(v) for k, v in checkpoint.state.items() if k not in arrays},
         **checkpoint.facts,
     )
+    for phase, memory in checkpoint.memories.items():
+        arrays |= {f"{_MEMORY}{phase}.{part}": vector for part, vector in memory._asdict().items()}
     # Little-endian, as the format wants it; the largest items first, so that all of them are aligned.
     tensors = {
         k: np.ascontiguousarray(v, v.dtype.newbyteorder("<")).reshape(np.shape(v))
@@ -282,7 +292,7 @@ def read_checkpoint(path: Path, run: str | None = None, q: int | None = None) ->
                 _refuse_sizes({name: file.get_slice(name).get_shape() for name in file.keys()}, q, path)  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
         digest = _digest(told[_DOCUMENT], tensors)
-        state = _state(document, tensors)
+        state, memories = _state(document, tensors), _memories(tensors)
     except OSError as error:
         raise DataError(f"{path}: the checkpoint cannot be read ({error.strerror or error})") from error
     except DataError:
@@ -301,7 +311,7 @@ def read_checkpoint(path: Path, run: str | None = None, q: int | None = None) ->
         )
     if run is not None and document.run != run:
         raise DataError(f"{path}: it is of run {document.run}, not of run {run}")
-    return Checkpoint(**document.facts, state=state), digest
+    return Checkpoint(**document.facts, state=state, memories=memories), digest
 
 
 def _document(text: str, path: Path) -> _Document:
@@ -327,6 +337,15 @@ def _state(document: _Document, tensors: Mapping[str, np.ndarray[Any, Any]]) -> 
     values: dict[str, Any] = {k: (v[()] if k in document.scalars else v) for k, v in tensors.items()}
     values |= {k: as_number(v) for k, v in document.values.items()}
     return {k: values[k] for k in document.fields}
+
+
+def _memories(tensors: Mapping[str, np.ndarray[Any, Any]]) -> dict[int, Memory]:
+    names = [name.removeprefix(_MEMORY).split(".") for name in tensors if name.startswith(_MEMORY)]
+    phases = sorted({int(phase) for phase, _ in names})
+    return {
+        phase: Memory(**{part: tensors[f"{_MEMORY}{phase}.{part}"] for part in Memory._fields})
+        for phase in phases
+    }
 
 
 def _peer_of(path: Path) -> int | None:

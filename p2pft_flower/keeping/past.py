@@ -65,7 +65,7 @@ def read_past(log_file: Path, run: str) -> Past:
 
 
 def drawn_since(checkpoint: Checkpoint, about: PeerAbout, folder: Path, view: int = 0) -> int:
-    """Return how many gradients at most the interrupted run drew after ``checkpoint``, up to ``view``.
+    """Return of how many iterations at most the run drew gradients after ``checkpoint``, up to ``view``.
 
     The peer had done two intervals more than its newest file says at most, or one unfinished iteration where
     the run was stopped.
@@ -88,5 +88,5 @@ def drawn_since(checkpoint: Checkpoint, about: PeerAbout, folder: Path, view: in
     except DataError:  # told when the files were looked through; the greater number holds
         log.debug("%s is torn", path)
     last: int = min(newest + after, about.iterations)
-    # Each change of view costs two more at most: of the iteration given up, and of the new start.
+    # Each change of view costs no more than two: the iteration given up, and the new start.
     return last - checkpoint.iteration + 2 * max(0, view - checkpoint.view)

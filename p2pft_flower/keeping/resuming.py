@@ -162,7 +162,7 @@ def look_through(output_dir: Path, peer: int, run: str | None = None, q: int | N
         except DataError as error:
             log.warning("left out, and the one before is looked at: %s", error)
             continue
-        found.append((structs.replace(one, state={}), digest))
+        found.append((structs.replace(one, state={}, memories={}), digest))
     files = Counter(one.run for one, _ in found)
     own = max(files, key=files.__getitem__, default=run or "")
     views: dict[int, KeptView] = {}

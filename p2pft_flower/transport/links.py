@@ -254,7 +254,7 @@ class Links:
         sender: int,
         iteration: int,
         phase: int,
-        vector: npt.NDArray[np.floating],
+        vector: npt.NDArray[np.floating] | bytes,
         shares: Mapping[int, float] | None = None,
     ) -> None:
         """Start sending ``vector`` to every remote out-neighbour of ``sender``.
@@ -268,8 +268,8 @@ class Links:
             A local peer. Nothing happens when all its out-neighbours are local too.
         iteration, phase : int
             Where in the run this is.
-        vector : numpy.ndarray
-            (q,), of the terms' dtype.
+        vector : numpy.ndarray or bytes
+            (q,), of the terms' dtype; or what the terms' codec made of it.
         shares : mapping of int to float, optional
             Receiver to b_ij, for a column exchange; must cover the remote receivers. Default 1 each.
 
@@ -287,15 +287,9 @@ class Links:
         terms, receivers = self.terms, self.edges.receivers.get(sender, ())
         if not receivers:
             return
-        if vector.shape != (terms.length,) or vector.dtype.newbyteorder("<") != terms.numpy_dtype:
-            raise ValueError(
-                f"peer {sender} sends {vector.shape} {vector.dtype}, "
-                f"expected ({terms.length},) {terms.numpy_dtype}"
-            )
+        payload = self._bytes_of(sender, vector, terms)
         if shares is not None and not shares.keys() >= set(receivers):
             raise ValueError(f"peer {sender} has no share for {sorted(set(receivers) - shares.keys())}")
-        # The one copy on this side besides gRPC's own; every receiver gets the same bytes.
-        payload = vector.astype(terms.numpy_dtype, copy=False).tobytes()
         payload_hash = xxhash.xxh3_64_intdigest(payload)
         for receiver in receivers:
             edge = (sender, receiver)
@@ -309,6 +303,23 @@ class Links:
                     raise self._error
                 self._under_way[edge] = self._tasks.start(self._carry, new), at
             self.bytes_sent[sender] += len(payload)
+
+    @staticmethod
+    def _bytes_of(sender: int, vector: npt.NDArray[np.floating] | bytes, terms: Terms) -> bytes:
+        if isinstance(vector, bytes):
+            if not terms.codec or not terms.fits(len(vector)):
+                raise ValueError(
+                    f"peer {sender} sends {len(vector)} bytes of codec {terms.codec!r}, expected at most "
+                    f"{terms.most_bytes}"
+                )
+            return vector
+        if vector.shape != (terms.length,) or vector.dtype.newbyteorder("<") != terms.numpy_dtype:
+            raise ValueError(
+                f"peer {sender} sends {vector.shape} {vector.dtype}, "
+                f"expected ({terms.length},) {terms.numpy_dtype}"
+            )
+        # The one copy on this side besides gRPC's own; every receiver gets the same bytes.
+        return vector.astype(terms.numpy_dtype, copy=False).tobytes()
 
     def flush(self, timeout: float) -> None:
         """Wait until every payload has been taken in.

@@ -47,6 +47,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from p2pft_flower.algorithms.codecs import Codec
 from p2pft_flower.transport.network import on_the_loop
 from p2pft_flower.transport.refusals import Refusals, Refused
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
@@ -78,7 +79,7 @@ class Received(NamedTuple):
     Attributes
     ----------
     vector : numpy.ndarray
-        (q,), read-only: it lies in the bytes that came off the wire.
+        (q,), read-only where it lies in the bytes that came off the wire; else as the codec decoded it.
     share : float
         The sender's share b_ij, 1 in a row exchange.
     """
@@ -136,6 +137,8 @@ class Mailbox:
         (sender, receiver) of every edge from another host to a peer of this one.
     first_iteration : int
         The iteration the run starts from (after a checkpoint); default 0.
+    codec : Codec, optional
+        Decodes payloads, where the terms name a codec.
     capacity : int
         Payloads that may wait on an edge; default 1. With the one that waits for room, an edge holds at
         most ``(capacity + 1) * terms.nbytes`` bytes.
@@ -147,14 +150,19 @@ class Mailbox:
     """
 
     def __init__(
-        self, terms: Terms, edges: Iterable[Edge], first_iteration: int = 0, capacity: int = 1
+        self,
+        terms: Terms,
+        edges: Iterable[Edge],
+        first_iteration: int = 0,
+        capacity: int = 1,
+        codec: Codec | None = None,
     ) -> None:
         if capacity < 1 or first_iteration < 0:
             raise ValueError(f"capacity = {capacity} must be >= 1, first_iteration = {first_iteration} >= 0")
         self.terms = terms
         self.duplicates = 0
         self._refusals = Refusals()
-        self._capacity = capacity
+        self._capacity, self._codec = capacity, codec
         self._lock = threading.Lock()
         self._error: Exception | None = None
         first = first_iteration * terms.phases
@@ -357,8 +365,9 @@ class Mailbox:
                 f"the certificate is peer {authenticated}'s, the header says peer {header.sender}",
             )
         # Before the costly checks, so that a wrong size costs nothing to refuse.
-        if len(payload) != terms.nbytes:
-            raise Refused(pb.WRONG_LENGTH, f"the payload has {len(payload)} bytes, expected {terms.nbytes}")
+        if not terms.fits(len(payload)):
+            expected = f"at most {terms.most_bytes}" if terms.codec else terms.nbytes
+            raise Refused(pb.WRONG_LENGTH, f"the payload has {len(payload)} bytes, expected {expected}")
         # The checksum comes before what the header says: a flipped bit is called that, whatever it did.
         if header.checksum != checksum(header, xxhash.xxh3_64_intdigest(payload)):
             raise Refused(pb.CORRUPT, "the checksum does not fit header and payload")
@@ -381,10 +390,28 @@ class Mailbox:
             raise Refused(pb.FAR_OFF, f"phase number {header.phase} of {terms.phases} phases")
         if not 0.0 <= header.share <= 1.0:  # also false for NaN
             raise Refused(pb.BAD_SHARE, f"share {header.share}, expected 0 to 1")
-        vector = np.frombuffer(payload, terms.numpy_dtype)
+        if header.codec != terms.codec:
+            raise Refused(pb.WRONG_DTYPE, f"codec {header.codec[:64]!r}, expected {terms.codec!r}")
+        vector = self._decoded(payload)
         if not all_finite(vector):
             raise Refused(pb.NOT_FINITE, "the payload holds a NaN or an infinity")
         return Received(vector, header.share)
+
+    def _decoded(self, payload: bytes) -> npt.NDArray[np.floating]:
+        terms = self.terms
+        if self._codec is None:
+            return np.frombuffer(payload, terms.numpy_dtype)
+        try:
+            vector = self._codec.decode(payload, terms.length, terms.numpy_dtype)
+        except ValueError as error:
+            raise Refused(pb.WRONG_LENGTH, f"no payload of codec {terms.codec!r}: {error}") from error
+        if vector.shape != (terms.length,) or vector.dtype != terms.numpy_dtype:
+            raise Refused(
+                pb.WRONG_LENGTH,
+                f"codec {terms.codec!r} made {vector.shape} {vector.dtype} of it, expected ({terms.length},) "
+                f"{terms.numpy_dtype}",
+            )
+        return vector
 
     async def _enter(self, header: pb.PayloadHeader, received: Received, timeout: float) -> pb.Reply:
         """Check the position and queue the payload, waiting for room; raise `Refused` otherwise."""

@@ -43,7 +43,7 @@ from p2pft_flower.transport import (
         (CheckpointError(2, "no space is left"), Cause.OWN),
         (JournalError(2, "peer-2.jsonl", OSError("no space is left")), Cause.OWN),
         (DepartedError("peers [2] leave the run"), Cause.OWN),
-        (DivergedError(2, "iteration 5", "gradient"), Cause.RUN),
+        (DivergedError.not_finite(2, "iteration 5", "gradient"), Cause.RUN),
         (TooFewPeersError("only two are left"), Cause.RUN),
         (ConfigError("learning-rate = 0"), Cause.RUN),
         (ExchangeRefusedError("another digest"), Cause.RUN),

@@ -450,7 +450,7 @@ class KeptByHand:
         plan = plans(self.ring, ALONE, tcp(), folder, survive=True, iterations=100)[2]
         plan = replace(plan, checkpoint_every=1, checkpoint_files=4)
         self.recorder = Recorder(plan, problem, Access())
-        self.keeper = Keeper(plan, problem.model_digest, self.recorder)
+        self.keeper = Keeper(plan, problem.model_digest, self.recorder, gradients=1)
         self.sessions = Sessions(plan, problem.theta0, ("theta", "tau"), problem.model_digest, always=False)
         self.session = {0: self.sessions.first()}
         method = make_algorithm("p2pft", alpha=lambda k: 0.1, momentum=0.0)
@@ -460,7 +460,7 @@ class KeptByHand:
         """Complete the iterations ``begin`` up to ``end`` and return of which there are files."""
         for done in range(begin, end):
             position = {2: lambda at=done: {"drawn": at}}
-            moment = Moment(done, {2: self.state}, position, {2: 0}, 0.0, self.session[view])
+            moment = Moment(done, {2: self.state}, position, {}, {2: 0}, 0.0, self.session[view])
             self.keeper.keep(moment, bool, 60.0)
         self.keeper.finish(bool, 60.0)
         return iterations_of(self.folder, 2)

@@ -277,8 +277,10 @@ def test_who_is_none_of_the_run_is_not_let_in(federation, tmp_path, short):
 def test_a_plan_without_its_own_peer_among_the_members_is_refused(tmp_path):
     plan = plans(RING, ALONE, tcp(), tmp_path, survive=True)[2]
     plan = replace(plan, members={0: (0,), 1: (1,), 3: (3,)})
+    before = set(threading.enumerate())
     with pytest.raises(ConfigError, match=r"peers \[2\] are no member of run test, whose members are"):
         Host(plan, Quadratics(), joining=True).run()
+    assert set(threading.enumerate()) <= before
 
 
 def test_who_is_stopped_before_it_is_let_in_stops_nobody_else(federation, tmp_path):

@@ -56,6 +56,10 @@ class Terms:
         Digest of everything that must be equal on all peers; default empty.
     phase_names : tuple of str
         What errors call the exchanges of an iteration; default their numbers.
+    codec : str
+        How payloads are encoded, as the run-config names it; default empty: as ``dtype`` says.
+    most_bytes : int
+        Most bytes of an encoded payload; default 0: those of the vector itself.
 
     Raises
     ------
@@ -70,6 +74,8 @@ class Terms:
     view: int = 0
     config: str = ""
     phase_names: tuple[str, ...] = ()
+    codec: str = ""
+    most_bytes: int = 0
 
     def __post_init__(self) -> None:
         dtype = np.dtype(self.dtype).newbyteorder("<").str
@@ -81,7 +87,7 @@ class Terms:
         for name, least in (("length", 1), ("phases", 1), ("view", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
-        if self.nbytes > MAX_PAYLOAD:
+        if max(self.nbytes, self.most_bytes) > MAX_PAYLOAD:
             raise ConfigError(
                 f"a payload of {self.length} numbers of {np.dtype(dtype)} has {self.nbytes} bytes, "
                 f"more than the {MAX_PAYLOAD} one message can carry: train fewer parameters, or in float32"
@@ -94,8 +100,12 @@ class Terms:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one payload."""
+        """Bytes of one vector."""
         return self.length * self.numpy_dtype.itemsize
+
+    def fits(self, size: int) -> bool:
+        """Tell whether a payload may have so many bytes."""
+        return size <= self.most_bytes if self.codec else size == self.nbytes
 
     def phase_name(self, phase: int) -> str:
         """Return what errors call an exchange: its name, or its number where it has none."""
@@ -148,6 +158,7 @@ def encode_header(
         length=terms.length,
         dtype=terms.wire_dtype,
         share=share,
+        codec=terms.codec,
     )
     header.checksum = checksum(header, payload_hash)
     return header.SerializeToString(deterministic=True)

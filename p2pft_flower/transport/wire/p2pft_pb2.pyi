@@ -63,7 +63,7 @@ PREPARING: Status
 LATER: Status
 
 class PayloadHeader(_message.Message):
-    __slots__ = ("run", "view", "sender", "receiver", "iteration", "phase", "length", "dtype", "share", "checksum")
+    __slots__ = ("run", "view", "sender", "receiver", "iteration", "phase", "length", "dtype", "share", "codec", "checksum")
     RUN_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +73,7 @@ class PayloadHeader(_message.Message):
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     run: str
     view: int
@@ -83,8 +84,9 @@ class PayloadHeader(_message.Message):
     length: int
     dtype: Dtype
     share: float
+    codec: str
     checksum: int
-    def __init__(self, run: _Optional[str] = ..., view: _Optional[int] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., iteration: _Optional[int] = ..., phase: _Optional[int] = ..., length: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., share: _Optional[float] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., view: _Optional[int] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., iteration: _Optional[int] = ..., phase: _Optional[int] = ..., length: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., share: _Optional[float] = ..., codec: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("status", "reason", "progress", "cause")

@@ -390,7 +390,7 @@ def test_sites_whose_models_see_other_images_are_refused_at_hello(what, value, w
     hosts = [HostAssignment(10, (0,)), HostAssignment(11, (1,))]
     answers = {10: answer(), 11: answer(**{what: value})}
     with pytest.raises(P2PFTError, match=words):
-        plan_run("1", RunConfig(), None, None, None, False, True, hosts, answers)
+        plan_run("1", RunConfig(), None, None, None, False, True, 1, hosts, answers)
 
 
 def test_what_sites_say_of_themselves_has_every_setting():

@@ -1,0 +1,285 @@
+"""Codecs: a vector in fewer bytes, with an error.
+
+``float16`` and ``bfloat16`` round each number. ``int8``, ``q4`` and ``q3`` cut the vector into blocks of 256
+numbers, of which each has one scale, and round to 255, 15 or 7 levels. ``topk:F`` sends the share F of the
+numbers that are largest in size, with their places. Every codec is deterministic: the same numbers give the
+same bytes. What an error does to a method is the affair of :mod:`~p2pft_flower.algorithms.compression`, which
+encodes differences and remembers what was lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from p2pft_flower.algorithms.seam import Vector
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.plugins import call_reference, is_reference
+
+__all__ = ["CODECS", "BFloat16", "Blocks", "Codec", "Float16", "TopK", "make_codec", "relative_error"]
+
+CODECS = ("none", "float16", "bfloat16", "int8", "q4", "q3", "topk:F")
+
+_BLOCK = 256
+"""Numbers that share one scale."""
+
+_SAMPLE = 2**16
+"""Numbers of the vectors on which a codec's error is measured."""
+
+
+class Codec(Protocol):
+    """What turns a vector into bytes and back; the same on every peer."""
+
+    def most_bytes(self, q: int, dtype: np.dtype[Any]) -> int:
+        """Return the most bytes that :meth:`encode` returns for a (q,) vector of ``dtype``."""
+        ...
+
+    def encode(self, vector: Vector) -> bytes:
+        """Return the bytes of ``vector``, (q,), finite; the same bytes for the same numbers."""
+        ...
+
+    def decode(self, payload: bytes, q: int, dtype: np.dtype[Any]) -> Vector:
+        """Return the (q,) vector of ``dtype`` that ``payload`` stands for.
+
+        Raises
+        ------
+        ValueError
+            When the bytes are none that :meth:`encode` returns for a (q,) vector.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Float16:
+    """Each number as half of IEEE 754: 11 bits of precision, but from 6e-8 to 65,504 only.
+
+    So the vector is first divided by the largest size in it, a bfloat16.
+    """
+
+    def most_bytes(self, q: int, dtype: np.dtype[Any]) -> int:  # noqa: ARG002 - the codec's signature
+        """Return the bytes of the scale and of all numbers."""
+        return 2 + 2 * q
+
+    def encode(self, vector: Vector) -> bytes:
+        """Round to the nearest, ties to even."""
+        scale, step = _scales(np.abs(vector).max(keepdims=True), vector.dtype)
+        return scale.tobytes() + (vector / step).astype("<f2").tobytes()
+
+    def decode(self, payload: bytes, q: int, dtype: np.dtype[Any]) -> Vector:
+        """Return scale × half of each number."""
+        _require_size(payload, self.most_bytes(q, dtype))
+        scale = _from_bfloat16(np.frombuffer(payload, "<u2", 1), dtype)
+        return np.frombuffer(payload, "<f2", offset=2).astype(dtype) * scale
+
+
+@dataclass(frozen=True)
+class BFloat16:
+    """Each number as the upper half of a float32: 8 bits of precision, and its range."""
+
+    def most_bytes(self, q: int, dtype: np.dtype[Any]) -> int:  # noqa: ARG002 - the codec's signature
+        """Return 2 q."""
+        return 2 * q
+
+    def encode(self, vector: Vector) -> bytes:
+        """Round to the nearest, ties to even."""
+        return _as_bfloat16(vector).tobytes()
+
+    def decode(self, payload: bytes, q: int, dtype: np.dtype[Any]) -> Vector:
+        """Return the rounded numbers."""
+        _require_size(payload, 2 * q)
+        return _from_bfloat16(np.frombuffer(payload, "<u2"), dtype)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of 256 numbers, a bfloat16 scale each; a number is a whole multiple of it in ``bits`` bits.
+
+    With L = 2^(bits − 1) − 1 and m the largest size in a block: scale m / L, rounded up; levels −L … L.
+
+    Attributes
+    ----------
+    bits : int
+        Of each number, 2 to 8.
+    """
+
+    bits: int
+
+    @property
+    def _levels(self) -> int:
+        return int(2 ** (self.bits - 1) - 1)
+
+    def most_bytes(self, q: int, dtype: np.dtype[Any]) -> int:  # noqa: ARG002 - the codec's signature
+        """Return the bytes of all scales and of all levels."""
+        return 2 * math.ceil(q / _BLOCK) + math.ceil(q * self.bits / 8)
+
+    def encode(self, vector: Vector) -> bytes:
+        """Round to the nearest level of each number's block."""
+        blocks = _in_blocks(vector)
+        scales, steps = _scales(np.abs(blocks).max(axis=1) / self._levels, vector.dtype)
+        levels = np.rint(blocks / steps[:, None]).clip(-self._levels, self._levels) + self._levels
+        return scales.tobytes() + _packed(levels.astype(np.uint8).ravel()[: vector.size], self.bits)
+
+    def decode(self, payload: bytes, q: int, dtype: np.dtype[Any]) -> Vector:
+        """Return scale × level of each number."""
+        _require_size(payload, self.most_bytes(q, dtype))
+        count = math.ceil(q / _BLOCK)
+        scales = _from_bfloat16(np.frombuffer(payload, "<u2", count), dtype)
+        levels = _unpacked(np.frombuffer(payload, np.uint8, offset=2 * count), q, self.bits)
+        if levels.max(initial=0) > 2 * self._levels:
+            raise ValueError(f"level {levels.max()} of {2 * self._levels}")
+        vector: Vector = _in_blocks(levels.astype(dtype) - self._levels)
+        vector *= scales[:, None]
+        return vector.ravel()[:q]
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The numbers that are largest in size, with their places; the others count as zero.
+
+    Attributes
+    ----------
+    share : float
+        Of all numbers, in (0, 1]; at least one is sent.
+    """
+
+    share: float
+
+    def _count(self, q: int) -> int:
+        return max(1, math.ceil(self.share * q))
+
+    def most_bytes(self, q: int, dtype: np.dtype[Any]) -> int:
+        """Return the bytes of all places (4 each) and of all numbers."""
+        return self._count(q) * (4 + dtype.itemsize)
+
+    def encode(self, vector: Vector) -> bytes:
+        """Choose the largest; of equals, the choice is NumPy's."""
+        count = self._count(vector.size)
+        places = np.sort(np.argpartition(np.abs(vector), vector.size - count)[-count:]).astype("<u4")
+        numbers: Vector = vector[places].astype(vector.dtype.newbyteorder("<"))
+        return places.tobytes() + numbers.tobytes()
+
+    def decode(self, payload: bytes, q: int, dtype: np.dtype[Any]) -> Vector:
+        """Return the numbers that were sent, zero elsewhere."""
+        _require_size(payload, self.most_bytes(q, dtype))
+        places = np.frombuffer(payload, "<u4", self._count(q)).astype(np.int64)
+        if places[-1] >= q or (np.diff(places) <= 0).any():
+            raise ValueError(f"places that do not ascend, or lie beyond {q} numbers")
+        vector = np.zeros(q, dtype)
+        vector[places] = np.frombuffer(payload, dtype.newbyteorder("<"), offset=4 * places.size)
+        return vector
+
+
+def make_codec(spec: str) -> Codec | None:
+    """Build the codec ``spec``.
+
+    Parameters
+    ----------
+    spec : str
+        One of :data:`CODECS`, or ``"my_module:my_codec"`` (or ``"/path/my_file.py:my_codec"``): a callable
+        without arguments that returns a :class:`Codec`.
+
+    Returns
+    -------
+    Codec or None
+        None for ``"none"``: vectors are exchanged as they are.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such codec, its share is none, or its pieces are missing.
+    """
+    if is_reference(spec):
+        own = call_reference(spec, key="codec")
+        missing = [part for part in ("most_bytes", "encode", "decode") if not hasattr(own, part)]
+        if missing:
+            raise ConfigError(
+                f"codec = {spec!r}: the object that it returns has no {', '.join(missing)}; "
+                "see p2pft_flower.algorithms.codecs.Codec"
+            )
+        return own  # type: ignore[no-any-return]  # checked just above, as far as Python can
+    if spec == "none":
+        return None
+    if spec in _NAMED:
+        return _NAMED[spec]()
+    kind, _, share = spec.partition(":")
+    if kind != "topk":
+        raise ConfigError(
+            f"codec = {spec!r} is unknown; choose one of {', '.join(CODECS)}, or my_module:my_codec"
+        )
+    try:
+        wanted = float(share)
+    except ValueError:
+        wanted = math.nan
+    if not 0.0 < wanted <= 1.0:
+        raise ConfigError(
+            f"codec = {spec!r}: give the share of the numbers that is sent, in (0, 1], as topk:0.01"
+        )
+    return TopK(wanted)
+
+
+_NAMED: dict[str, Callable[[], Codec]] = {
+    "float16": Float16,
+    "bfloat16": BFloat16,
+    "int8": lambda: Blocks(8),
+    "q4": lambda: Blocks(4),
+    "q3": lambda: Blocks(3),
+}
+
+
+def relative_error(codec: Codec) -> float:
+    """Return ‖C(x) − x‖ / ‖x‖, the larger one of a Gaussian and of a Laplacian vector; seeded.
+
+    Differences of θ and of τ are between the two. A codec below 1 takes something off every difference.
+    """
+    draws = np.random.default_rng(0)
+    errors = []
+    for x in (draws.standard_normal(_SAMPLE), draws.laplace(size=_SAMPLE)):
+        vector = x.astype(np.float32)
+        error = codec.decode(codec.encode(vector), vector.size, vector.dtype) - vector
+        errors.append(float(np.linalg.norm(error) / np.linalg.norm(vector)))
+    return max(errors)
+
+
+def _require_size(payload: bytes, size: int) -> None:
+    if len(payload) != size:
+        raise ValueError(f"{len(payload)} bytes, expected {size}")
+
+
+def _in_blocks(vector: Vector) -> Vector:
+    """Return (blocks, 256), the last block filled up with zeros."""
+    return np.pad(vector, (0, -vector.size % _BLOCK)).reshape(-1, _BLOCK)
+
+
+def _scales(sizes: Vector, dtype: np.dtype[Any]) -> tuple[npt.NDArray[np.uint16], Vector]:
+    """Return bfloat16 scales of at least these sizes, and what to divide by: 1 where all is zero."""
+    scales = _as_bfloat16(sizes.clip(max=float(np.finfo(np.float32).max)), up=True)
+    steps = _from_bfloat16(scales, dtype)
+    return scales, np.where(steps == 0, np.ones_like(steps), steps)
+
+
+def _as_bfloat16(vector: Vector, *, up: bool = False) -> npt.NDArray[np.uint16]:
+    """Return the upper halves of float32 numbers: rounded to the nearest, ties to even, or away from zero."""
+    bits = vector.astype("<f4").view("<u4")
+    lower = 0xFFFF if up else 0x7FFF + ((bits >> 16) & 1)
+    # Beyond the largest, a carry would make infinity of it.
+    sizes = (np.minimum(bits & 0x7FFFFFFF, 0x7F7F0000 - lower) + lower) >> 16
+    halves: npt.NDArray[np.uint16] = (sizes | (bits >> 31 << 15)).astype("<u2")
+    return halves
+
+
+def _from_bfloat16(halves: npt.NDArray[np.uint16], dtype: np.dtype[Any]) -> Vector:
+    return (halves.astype("<u4") << 16).view("<f4").astype(dtype)
+
+
+def _packed(levels: npt.NDArray[np.uint8], bits: int) -> bytes:
+    return np.packbits(np.unpackbits(levels[:, None], axis=1)[:, 8 - bits :]).tobytes()
+
+
+def _unpacked(payload: npt.NDArray[np.uint8], count: int, bits: int) -> npt.NDArray[np.uint8]:
+    each = np.unpackbits(payload, count=count * bits).reshape(count, bits)
+    return np.right_shift(np.packbits(each, axis=1).ravel(), np.uint8(8 - bits))

@@ -1,0 +1,149 @@
+"""Mix what neighbours know of each other's vectors: quantised differences with a memory at both ends.
+
+    d_i = C(x_i − h_i)            the sender encodes how its vector differs from what its receivers know of it
+    h_i ← h_i + d_i               what they know of it now, at the sender
+    s_i ← s_i + Σ_j w_ij d_j      the same at the receiver: s_i = Σ_j w_ij h_j
+    x_i ← x_i − γ (h_i − s_i)     W = A in an exchange by rows, W = B in one by columns
+
+C is any codec, h and s begin at zero, γ in (0, 1]. With C(x) = x and γ = 1 this is x_i ← Σ_j w_ij x_j. The
+columns of B sum to one, so Σ s = Σ h and Σ x is preserved, whatever C loses: Σ τ = Σ g for any codec. Where
+the vectors come to rest, differences vanish and so does what a relative error can lose of them, so the fixed
+point is that of the method. Sources: Song, Shi, Pu and Yan, arXiv 2106.07243 (compressed push-pull); Zhao et
+al., arXiv 2201.13320 (BEER); Liao et al., arXiv 2205.12623.
+
+Each exchange of an iteration has a memory of its own. A change of view begins all of them again at zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from p2pft_flower.algorithms.codecs import Codec, relative_error
+from p2pft_flower.algorithms.seam import Vector
+from p2pft_flower.topology import Graph
+
+__all__ = ["Compression", "Encoded", "Memory", "safe_step"]
+
+_STEPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+"""What `safe_step` chooses γ from, times powers of a tenth: a rounding must not make two peers disagree."""
+
+
+class Memory(NamedTuple):
+    """What one exchange of one peer remembers; both are (q,).
+
+    Attributes
+    ----------
+    known : Vector
+        h_i, what the out-neighbours know of the peer's vector.
+    mixed : Vector
+        s_i = Σ_j w_ij h_j, what the peer knows of its in-neighbours', weighted, its own h_i among them.
+    """
+
+    known: Vector
+    mixed: Vector
+
+    @classmethod
+    def blank(cls, like: Vector) -> Memory:
+        """Return the memory with which a view begins: nobody knows anything."""
+        return cls(np.zeros_like(like), np.zeros_like(like))
+
+
+class Encoded(NamedTuple):
+    """A difference on its way.
+
+    Attributes
+    ----------
+    payload : bytes
+        As the codec wrote it.
+    vector : Vector
+        d_i (q,), as every receiver reads it.
+    """
+
+    payload: bytes
+    vector: Vector
+
+
+@dataclass(frozen=True)
+class Compression:
+    """The codec of a run and its step; pure functions of vectors and memories.
+
+    Attributes
+    ----------
+    codec : Codec
+        C.
+    step : float
+        γ in (0, 1].
+    """
+
+    codec: Codec
+    step: float
+
+    def encode(self, vector: Vector, memory: Memory) -> Encoded:
+        """Return d = C(x − h) of the peer's ``vector`` x, (q,)."""
+        payload = self.codec.encode(vector - memory.known)
+        return Encoded(payload, self.codec.decode(payload, vector.size, vector.dtype))
+
+    def mix(self, vector: Vector, memory: Memory, own: Vector, sum_: Vector) -> tuple[Vector, Memory]:
+        """Return the mixed vector, (q,), and the next memory.
+
+        Parameters
+        ----------
+        vector : (q,) array
+            x_i.
+        memory : Memory
+            That with which d_i was encoded.
+        own, sum_ : (q,) array
+            d_i and Σ_j w_ij d_j.
+        """
+        memory = Memory(memory.known + own, memory.mixed + sum_)
+        return vector - self.step * (memory.known - memory.mixed), memory
+
+
+def safe_step(graph: Graph, codec: Codec) -> float:
+    """Return the γ with which disagreement and codec error shrink fastest together.
+
+    With ρ(γ) the second largest modulus of (1 − γ) I + γ W, β the largest of I − W and ε the codec's relative
+    error, disagreement x̃ and an error e that points anywhere obey, in the mean,
+
+        ‖x̃⁺‖² ≤ ρ(γ)² ‖x̃‖² + (γ β)² ‖e‖²,    ‖e⁺‖² ≤ ε² ((γ β)² ‖x̃‖² + (1 + γ β)² ‖e‖²)
+
+    and γ makes the spectral radius of this pair of inequalities least, for A or for B, whichever is larger.
+
+    Parameters
+    ----------
+    graph : Graph
+        Of the view.
+    codec : Codec
+        Its ε is measured, :func:`~p2pft_flower.algorithms.codecs.relative_error`.
+
+    Returns
+    -------
+    float
+        In (0, 1], with one digit.
+    """
+    error = relative_error(codec)
+    moduli = [_others(np.linalg.eigvals(weights)) for weights in (graph.A, graph.B)]
+
+    def radius(step: float) -> float:
+        return max(_radius(step, eigenvalues, error) for eigenvalues in moduli)
+
+    steps = (digit * 10.0**-power for power in range(4) for digit in _STEPS)
+    return min(steps, key=lambda step: (round(radius(step), 6), -step))
+
+
+def _others(eigenvalues: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the eigenvalues without the one that is 1."""
+    return np.delete(eigenvalues, np.argmin(np.abs(eigenvalues - 1)))
+
+
+def _radius(step: float, eigenvalues: npt.NDArray[Any], error: float) -> float:
+    if not eigenvalues.size:
+        return 0.0
+    shrinks = float(np.abs(1 - step + step * eigenvalues).max())
+    moves = step * float(np.abs(1 - eigenvalues).max())
+    pair = np.array([[shrinks, moves], [error * moves, error * (1 + moves)]]) ** 2
+    return float(np.abs(np.linalg.eigvals(pair)).max())

@@ -1,0 +1,74 @@
+"""P2P-FT with K local steps an iteration, each corrected by the tracker.
+
+    z_i^0     = τ_i^0 = ∇L_i(θ_i^0)
+    c_i       = τ_i^k − z_i^k                                  what the own gradient lacks of the global one
+    φ_i       ← φ_i − α (∇L_i(φ_i) + c_i)                      K times from φ_i = θ_i^k, fresh mini-batches
+    z_i^{k+1} = the mean of these K gradients
+    θ_i^{k+1} ← Σ_j a_ij φ_j
+    τ_i^{k+1} ← Σ_j b_ij (τ_j^k + z_j^{k+1} − z_j^k)
+
+One iteration sends as many bytes as one of :mod:`~p2pft_flower.algorithms.p2pft` and makes K steps. Source:
+K-GT (Liu et al., arXiv 2301.01313) for one doubly stochastic W; with A and B it is this project's adaptation.
+
+Fixed point, with full gradients: as for p2pft. Σ τ = Σ z at every k; at rest all φ_i of an iteration are the
+same point θ, so z_i = ∇L_i(θ), the direction ∇L_i(θ) + c_i = τ_i is zero, and Σ ∇L_i(θ) = 0. ``momentum``
+(heavy ball on the corrected gradients, never sent), schedules, weight decay and ``objective`` act as for
+p2pft; a schedule counts iterations. K α instead of α bounds what converges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from p2pft_flower.algorithms.p2pft import Tracking
+from p2pft_flower.algorithms.seam import (
+    Columns,
+    Gradient,
+    Rows,
+    Schedule,
+    Step,
+    Vector,
+    heavy_ball,
+    weighted_sum,
+)
+
+__all__ = ["LocalSteps"]
+
+
+@dataclass(frozen=True)
+class LocalSteps:
+    """K corrected local steps an iteration; see the module."""
+
+    alpha: Schedule
+    momentum: float = 0.0
+    local_steps: int = 1
+
+    phases: ClassVar[tuple[str, ...]] = ("theta", "tau")
+
+    def __post_init__(self) -> None:
+        if self.local_steps < 1:
+            raise ValueError(f"local-steps = {self.local_steps}: must be a whole number >= 1")
+
+    @property
+    def gradients_per_step(self) -> int:
+        """K."""
+        return self.local_steps
+
+    def start(self, theta: Vector, gradient: Gradient) -> Tracking:
+        """z_i^0 := τ_i^0 := ∇L_i(θ_i^0)."""
+        grad = gradient(theta)
+        return Tracking(theta, tau=grad, grad=grad)
+
+    def step(self, k: int, state: Tracking, gradient: Gradient) -> Step[Tracking]:
+        """One iteration; ``grad`` of the state is z_i."""
+        correction = state.tau - state.grad  # c_i = τ_i − z_i
+        phi, velocity, drawn = state.theta, state.velocity, []
+        for _ in range(self.local_steps):
+            drawn.append(gradient(phi))
+            velocity = heavy_ball(self.momentum, velocity, drawn[-1] + correction)
+            phi = phi - self.alpha(k) * velocity  # φ_i ← φ_i − α (∇L_i(φ_i) + c_i)
+        theta = yield Rows(phi)  # θ_i ← Σ_j a_ij φ_j
+        grad = weighted_sum((1 / self.local_steps, g) for g in drawn)  # z_i^{k+1}
+        tau = yield Columns(state.tau + grad - state.grad)  # τ_i ← Σ_j b_ij (τ_j + z_j^{k+1} − z_j^k)
+        return Tracking(theta, tau, grad, velocity if self.momentum else None)
