@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from p2pft_flower.algorithms.codecs import make_codec
+from p2pft_flower.algorithms.codecs import is_own_codec, make_codec
 from p2pft_flower.algorithms.objective import OBJECTIVES
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.errors import ConfigError
@@ -212,7 +212,7 @@ class MethodConfig:
     codec_step: float = 0.0
 
     def __post_init__(self) -> None:
-        if not is_reference(self.codec):
+        if not is_own_codec(self.codec):
             make_codec(self.codec)
         make_schedule(self.schedule, self.learning_rate, 1)
         _require(0.0 <= self.momentum < 1.0, "momentum", self.momentum, "in [0, 1)")

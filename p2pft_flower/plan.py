@@ -35,16 +35,19 @@ class Neighbourhood:
         a_ij of each j that i receives from, i itself included; sums to one.
     column : dict of int to float
         b_ji of each j that i sends to, i itself included: the shares i gives away; sums to one.
+    tracker_weight : float
+        What τ_i tends to, in mean gradients (:attr:`~p2pft_flower.topology.Graph.tracker_weights`).
     """
 
     peer: PeerNumber
     row: dict[PeerNumber, Share]
     column: dict[PeerNumber, Share]
+    tracker_weight: Share = 1.0
 
     @classmethod
     def of(cls, view: View, peer: int) -> Neighbourhood:
         """Cut ``peer``'s row of A and column of B out of the view's graph."""
-        return cls(peer, view.row(peer), view.column(peer))
+        return cls(peer, view.row(peer), view.column(peer), view.tracker_weight(peer))
 
     @property
     def in_neighbours(self) -> tuple[int, ...]:

@@ -21,7 +21,17 @@ from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.plugins import call_reference, is_reference
 
-__all__ = ["CODECS", "BFloat16", "Blocks", "Codec", "Float16", "TopK", "make_codec", "relative_error"]
+__all__ = [
+    "CODECS",
+    "BFloat16",
+    "Blocks",
+    "Codec",
+    "Float16",
+    "TopK",
+    "is_own_codec",
+    "make_codec",
+    "relative_error",
+]
 
 CODECS = ("none", "float16", "bfloat16", "int8", "q4", "q3", "topk:F")
 
@@ -174,6 +184,11 @@ class TopK:
         return vector
 
 
+def is_own_codec(spec: str) -> bool:
+    """Tell whether ``spec`` names a user's own codec."""
+    return is_reference(spec) and not spec.startswith("topk:")
+
+
 def make_codec(spec: str) -> Codec | None:
     """Build the codec ``spec``.
 
@@ -193,7 +208,7 @@ def make_codec(spec: str) -> Codec | None:
     ConfigError
         When there is no such codec, its share is none, or its pieces are missing.
     """
-    if is_reference(spec):
+    if is_own_codec(spec):
         own = call_reference(spec, key="codec")
         missing = [part for part in ("most_bytes", "encode", "decode") if not hasattr(own, part)]
         if missing:

@@ -1,7 +1,7 @@
 """P2P-FT with K local steps an iteration, each corrected by the tracker.
 
     z_i^0     = τ_i^0 = ∇L_i(θ_i^0)
-    c_i       = τ_i^k − z_i^k                                  what the own gradient lacks of the global one
+    c_i       = τ_i^k / w_i − z_i^k                            what the own gradient lacks of the global one
     φ_i       ← φ_i − α (∇L_i(φ_i) + c_i)                      K times from φ_i = θ_i^k, fresh mini-batches
     z_i^{k+1} = the mean of these K gradients
     θ_i^{k+1} ← Σ_j a_ij φ_j
@@ -10,15 +10,20 @@
 One iteration sends as many bytes as one of :mod:`~p2pft_flower.algorithms.p2pft` and makes K steps. Source:
 K-GT (Liu et al., arXiv 2301.01313) for one doubly stochastic W; with A and B it is this project's adaptation.
 
+w_i is what τ_i tends to, in mean gradients: n π_i with B π = π. On a graph whose B is not doubly stochastic
+trackers differ by these factors (0.3 to 2.6 on lopsided-4). One step along τ_i may, since θ is mixed at once;
+of K steps in a row, a peer with w_i = 2.6 makes as many as 2.6 K, which cost two points of accuracy there.
+:attr:`~p2pft_flower.topology.Graph.tracker_weights` follows from the graph, so nothing is sent for it.
+
 Fixed point, with full gradients: as for p2pft. Σ τ = Σ z at every k; at rest all φ_i of an iteration are the
-same point θ, so z_i = ∇L_i(θ), the direction ∇L_i(θ) + c_i = τ_i is zero, and Σ ∇L_i(θ) = 0. ``momentum``
-(heavy ball on the corrected gradients, never sent), schedules, weight decay and ``objective`` act as for
-p2pft; a schedule counts iterations. K α instead of α bounds what converges.
+same point θ, so z_i = ∇L_i(θ), the direction ∇L_i(θ) + c_i = τ_i / w_i is zero, and Σ ∇L_i(θ) = 0.
+``momentum`` (heavy ball on the corrected gradients, never sent), schedules, weight decay and ``objective``
+act as for p2pft; a schedule counts iterations. K α instead of α bounds what converges.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from p2pft_flower.algorithms.p2pft import Tracking
@@ -43,6 +48,7 @@ class LocalSteps:
     alpha: Schedule
     momentum: float = 0.0
     local_steps: int = 1
+    tracker_weight: float = 1.0
 
     phases: ClassVar[tuple[str, ...]] = ("theta", "tau")
 
@@ -55,6 +61,10 @@ class LocalSteps:
         """K."""
         return self.local_steps
 
+    def placed(self, tracker_weight: float) -> LocalSteps:
+        """Return the method as a peer with this w_i runs it."""
+        return replace(self, tracker_weight=tracker_weight)
+
     def start(self, theta: Vector, gradient: Gradient) -> Tracking:
         """z_i^0 := τ_i^0 := ∇L_i(θ_i^0)."""
         grad = gradient(theta)
@@ -62,7 +72,7 @@ class LocalSteps:
 
     def step(self, k: int, state: Tracking, gradient: Gradient) -> Step[Tracking]:
         """One iteration; ``grad`` of the state is z_i."""
-        correction = state.tau - state.grad  # c_i = τ_i − z_i
+        correction = state.tau / self.tracker_weight - state.grad  # c_i = τ_i / w_i − z_i
         phi, velocity, drawn = state.theta, state.velocity, []
         for _ in range(self.local_steps):
             drawn.append(gradient(phi))

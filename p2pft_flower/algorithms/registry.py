@@ -80,6 +80,8 @@ def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0, options
 
 def _chosen(name: str, method: Callable[..., Any], options: str) -> dict[str, Any]:
     """Return the arguments that ``algorithm-options`` give, each of the type of its default."""
+    if not options:
+        return {}
     defaults: Mapping[str, Any] = {
         p.name: p.default
         for p in inspect.signature(method).parameters.values()

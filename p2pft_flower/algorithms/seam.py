@@ -27,6 +27,7 @@ __all__ = [
     "Vector",
     "heavy_ball",
     "lockstep",
+    "placed",
     "weighted_sum",
 ]
 
@@ -87,7 +88,9 @@ class Algorithm(Protocol[S]):
     -----
     Optional attributes: ``doubly_stochastic = True`` refuses graphs whose A is not doubly stochastic;
     ``pooled = True`` runs one model on the data of all peers; ``gradients_per_step`` says how many gradients
-    an iteration draws, where it is not one: epochs, resuming and the privacy accountant count them.
+    an iteration draws, if it is not one: epochs, resuming and the privacy accountant count them;
+    ``placed(tracker_weight)`` returns the method for a peer at a place in the graph, with what its tracker
+    tends to in mean gradients (:attr:`~p2pft_flower.topology.Graph.tracker_weights`).
     """
 
     phases: ClassVar[tuple[str, ...]]
@@ -99,6 +102,12 @@ class Algorithm(Protocol[S]):
     def step(self, k: int, state: S, gradient: Gradient) -> Step[S]:
         """Run iteration ``k`` from ``state``; a generator (see the module)."""
         ...
+
+
+def placed(method: Algorithm[S], tracker_weight: float) -> Algorithm[S]:
+    """Return ``method`` for a peer whose tracker tends to so many mean gradients; most need not know."""
+    place = getattr(method, "placed", None)
+    return method if place is None else place(tracker_weight)
 
 
 def heavy_ball(momentum: float, velocity: Vector | None, direction: Vector) -> Vector:

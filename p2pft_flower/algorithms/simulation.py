@@ -14,7 +14,16 @@ from p2pft_flower.algorithms.compression import Compression, Memory, safe_step
 from p2pft_flower.algorithms.objective import local_objective
 from p2pft_flower.algorithms.registry import check_graph, make_algorithm
 from p2pft_flower.algorithms.schedules import make_schedule
-from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, Rows, Vector, lockstep, weighted_sum
+from p2pft_flower.algorithms.seam import (
+    Algorithm,
+    Gradient,
+    Mix,
+    Rows,
+    Vector,
+    lockstep,
+    placed,
+    weighted_sum,
+)
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.topology import Graph
 
@@ -128,13 +137,9 @@ def simulate(
         objectives = [_mean(objectives)]
         starts = starts.mean(axis=0, keepdims=True, dtype=starts.dtype)
 
-    coder = make_codec(codec)
-    mix: Callable[[int, Mapping[int, Mix]], dict[int, Vector]]
-    if coder is None:
-        mix = lambda _, outbox: mix_in_memory(graph, outbox)  # noqa: E731
-    else:
-        mix = _Compressed(graph, Compression(coder, codec_step or safe_step(graph, coder)))
-    states: dict[int, Any] = {i: method.start(starts[i].copy(), g) for i, g in enumerate(objectives)}
+    mix = _mixer(graph, codec, codec_step)
+    methods = [placed(method, float(w)) for w in graph.tracker_weights]
+    states: dict[int, Any] = {i: methods[i].start(starts[i].copy(), g) for i, g in enumerate(objectives)}
     consensus, tracker = [], []
 
     def record(k: int) -> None:
@@ -148,7 +153,7 @@ def simulate(
 
     record(0)
     for k in range(iterations):
-        steps = {i: method.step(k, states[i], g) for i, g in enumerate(objectives)}
+        steps = {i: methods[i].step(k, states[i], g) for i, g in enumerate(objectives)}
         states = lockstep(steps, mix, len(method.phases))
         record(k + 1)
 
@@ -163,6 +168,15 @@ def simulate(
         history=history,
         states=tuple(rows),
     )
+
+
+def _mixer(
+    graph: Graph, codec: str, codec_step: float
+) -> Callable[[int, Mapping[int, Mix]], dict[int, Vector]]:
+    coder = make_codec(codec)
+    if coder is None:
+        return lambda _, outbox: mix_in_memory(graph, outbox)
+    return _Compressed(graph, Compression(coder, codec_step or safe_step(graph, coder)))
 
 
 class _Compressed:

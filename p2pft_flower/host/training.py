@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from p2pft_flower.algorithms.objective import local_objective
-from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, State, Step, Vector, lockstep
+from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, State, Step, Vector, lockstep, placed
 from p2pft_flower.errors import Cause, P2PFTError
 from p2pft_flower.host.agreement import Agreement
 from p2pft_flower.host.exchange import DivergedError, HostExchange
@@ -156,7 +156,7 @@ class Training:
             if k == self.session.all_have_theta:
                 self._exchange.withdraw()
             begun = [p for p in self.states if self._plan.begins[p] <= k]
-            steps = {p: self._step(p, self._method.step(k, self.states[p], self._gradient(p))) for p in begun}
+            steps = {p: self._step(p, self._of(p).step(k, self.states[p], self._gradient(p))) for p in begun}
             after = lockstep(steps, self._mix, len(self._method.phases))
             if agreement is not None:
                 agreement.complete(k + 1)
@@ -232,7 +232,11 @@ class Training:
 
     def _start(self, peer: int, theta: Vector) -> None:
         with naming(peer, self.iteration, "it could not start"):
-            self.states = self.states | {peer: self._method.start(theta, self._gradient(peer))}
+            self.states = self.states | {peer: self._of(peer).start(theta, self._gradient(peer))}
+
+    def _of(self, peer: int) -> Algorithm[Any]:
+        """Return the method as ``peer`` runs it in the view."""
+        return placed(self._method, self.session.places[peer].tracker_weight)
 
     def _step(self, peer: int, step: Step[Any]) -> Step[Any]:
         with naming(peer, self.iteration, "its step failed"):

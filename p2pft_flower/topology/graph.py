@@ -225,11 +225,16 @@ class Graph:
         Plain averaging (equation 1 of the paper) with a small α minimises Σ_i π_i L_i, which is the global
         loss only if every π_i is 1 / n, that is, if A is doubly stochastic.
         """
-        system = np.vstack([self.A.T - np.eye(self.n), np.ones((1, self.n))])
-        target = np.zeros(self.n + 1)
-        target[-1] = 1.0
-        weights: Matrix = np.linalg.lstsq(system, target, rcond=None)[0].astype(np.float64)
-        return _frozen(weights)
+        return _frozen(_stationary(self.A.T))
+
+    @cached_property
+    def tracker_weights(self) -> Matrix:
+        """What each tracker tends to, in mean gradients: n π with B π = π and Σ π = 1; shape (n,).
+
+        τ ← B τ shares Σ τ = Σ g out by π: peer i gets n π_i times the mean gradient. All are 1 if B is doubly
+        stochastic.
+        """
+        return _frozen(self.n * _stationary(self.B))
 
     @cached_property
     def digest(self) -> str:
@@ -272,6 +277,16 @@ class Graph:
     @property
     def _identity(self) -> tuple[object, ...]:
         return self.name, self.digest, self.peer_names, self.addresses
+
+
+def _stationary(matrix: Matrix) -> Matrix:
+    """Return π, (n,), with ``matrix`` π = π and Σ π = 1."""
+    n = len(matrix)
+    system = np.vstack([matrix - np.eye(n), np.ones((1, n))])
+    target = np.zeros(n + 1)
+    target[-1] = 1.0
+    weights: Matrix = np.linalg.lstsq(system, target, rcond=None)[0].astype(np.float64)
+    return weights
 
 
 def _second_modulus(matrix: Matrix) -> float:

@@ -104,6 +104,10 @@ class View:
         j = self._index(peer)
         return {self.peers[i]: float(self.graph.B[i, j]) for i in sorted((j, *self.graph.out_neighbours(j)))}
 
+    def tracker_weight(self, peer: int) -> float:
+        """Return what the tracker of ``peer`` tends to, in mean gradients: :attr:`Graph.tracker_weights`."""
+        return float(self.graph.tracker_weights[self._index(peer)])
+
     def added_to(self, graph: Graph) -> tuple[tuple[int, int], ...]:
         """Return the (sender, receiver) edges, ascending, that the whole ``graph`` lacks."""
         edges = {(self.peers[j], self.peers[i]) for j, i in self.graph.edges}

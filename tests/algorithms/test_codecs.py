@@ -1,0 +1,128 @@
+"""Codecs: sizes, errors, and bytes that no encoder writes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from p2pft_flower.algorithms.codecs import make_codec, relative_error
+from p2pft_flower.errors import ConfigError
+
+SPECS = ["float16", "bfloat16", "int8", "q4", "q3", "topk:0.1", "topk:1"]
+ERRORS = {
+    "float16": 1e-3,
+    "bfloat16": 4e-3,
+    "int8": 0.02,
+    "q4": 0.25,
+    "q3": 0.5,
+    "topk:0.1": 0.95,
+    "topk:1": 0.0,
+}
+
+
+def there_and_back(spec, vector):
+    codec = make_codec(spec)
+    payload = codec.encode(vector)
+    assert len(payload) <= codec.most_bytes(vector.size, vector.dtype)
+    assert codec.encode(vector.copy()) == payload
+    back = codec.decode(payload, vector.size, vector.dtype)
+    assert (back.shape, back.dtype) == (vector.shape, vector.dtype)
+    return back
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 1000])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1.0, 1e20])
+@pytest.mark.parametrize("spec", SPECS)
+def test_each_codec_loses_no_more_than_it_may_at_any_scale(spec, scale, dtype, size):
+    vector = (np.random.default_rng(size).standard_normal(size) * scale).astype(dtype)
+    back = there_and_back(spec, vector)
+    assert np.linalg.norm(back / scale - vector / scale) <= ERRORS[spec] * np.linalg.norm(vector / scale)
+
+
+@given(
+    spec=st.sampled_from(SPECS),
+    vector=npst.arrays(
+        np.float32,
+        st.integers(1, 300),
+        elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+    ),
+)
+def test_no_number_makes_a_codec_write_what_is_not_finite_or_grow_a_difference(spec, vector):
+    back = there_and_back(spec, vector)
+    assert np.isfinite(back).all()
+    assert (np.abs(back.astype(float) - vector) <= np.abs(vector).max() * 1.01 + 1e-37).all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "fewer"), [("float16", 2.0), ("bfloat16", 2.0), ("int8", 3.96), ("q4", 7.87), ("q3", 10.4)]
+)
+def test_payloads_shrink_as_they_say(spec, fewer):
+    q = 447_178  # ViT-Tiny's tail
+    assert 4 * q / make_codec(spec).most_bytes(q, np.dtype("f4")) == pytest.approx(fewer, rel=0.01)
+
+
+def test_bfloat16_rounds_as_torch_does():
+    vector = np.random.default_rng(0).standard_normal(10_000).astype(np.float32)
+    vector[:4] = [0.0, -0.0, 1 + 2**-8, 1 + 3 * 2**-8]  # ties
+    expected = torch.from_numpy(vector).bfloat16().float().numpy()
+    np.testing.assert_array_equal(there_and_back("bfloat16", vector), expected)
+
+
+def test_four_bits_keep_zero_and_the_largest_of_each_block():
+    vector = np.zeros(512, np.float32)
+    vector[[3, 300]] = [7.0, -0.5]
+    np.testing.assert_allclose(there_and_back("q4", vector), vector, rtol=2**-7)
+
+
+def test_topk_sends_the_largest_and_nothing_else():
+    vector = np.array([0.1, -5.0, 0.2, 4.0, 0.0], np.float32)
+    np.testing.assert_array_equal(there_and_back("topk:0.4", vector), [0, -5, 0, 4, 0])
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(
+    "change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b""], ids=["cut", "long", "none"]
+)
+def test_payloads_of_another_length_are_refused(spec, change):
+    codec, vector = make_codec(spec), np.ones(300, np.float32)
+    with pytest.raises(ValueError, match="bytes, expected"):
+        codec.decode(change(codec.encode(vector)), 300, vector.dtype)
+
+
+def test_levels_and_places_that_no_encoder_writes_are_refused():
+    q3, topk = make_codec("q3"), make_codec("topk:0.01")
+    ones = np.ones(256, np.float32)
+    with pytest.raises(ValueError, match="level 7 of 6"):
+        q3.decode(q3.encode(ones)[:2] + b"\xff" * 96, 256, ones.dtype)
+    for places in ([300, 1, 2], [1, 1, 2], [2, 1, 3]):
+        payload = np.array(places, "<u4").tobytes() + np.ones(3, "<f4").tobytes()
+        with pytest.raises(ValueError, match="do not ascend, or lie beyond 256 numbers"):
+            topk.decode(payload, 256, ones.dtype)
+
+
+def test_the_error_is_measured():
+    errors = [relative_error(make_codec(spec)) for spec in ("float16", "int8", "q4", "q3", "topk:0.01")]
+    assert errors == sorted(errors)
+    assert 0 < errors[0] < 1e-3
+    assert 0.9 < errors[-1] < 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("q5", r"codec = 'q5' is unknown; choose one of none, float16, bfloat16, int8, q4, q3, topk:F"),
+        ("topk", r"give the share of the numbers that is sent"),
+        ("topk:0", r"in \(0, 1\]"),
+        ("topk:nan", r"in \(0, 1\]"),
+        ("topk:2", r"in \(0, 1\]"),
+        ("types:SimpleNamespace", r"has no most_bytes, encode, decode"),
+    ],
+)
+def test_wrong_codecs_are_refused_by_name(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        make_codec(spec)
