@@ -96,6 +96,23 @@ LENGTHS: dict[str, dict[str, Any]] = {
 }
 """Epochs and step sizes of the runs that compare objectives; the first two go about as far."""
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "Algorithm 1": {},
+    "q4": {"codec": "q4"},
+    "8 local steps": {"algorithm-options": "local-steps=8"},
+    "8 local steps, q4": {"algorithm-options": "local-steps=8", "codec": "q4"},
+    "8 local steps, q3": {"algorithm-options": "local-steps=8", "codec": "q3"},
+    "16 local steps, q4": {"algorithm-options": "local-steps=16", "codec": "q4"},
+    "fedavg": {"algorithm": "fedavg"},
+}
+"""What is sent less, or less often."""
+FEWER: dict[str, tuple[str, ...]] = {
+    "CIFAR-10 directed-ring-4": tuple(SETTINGS),
+    "CIFAR-10 lopsided-4": ("Algorithm 1", "8 local steps", "8 local steps, q4", "8 local steps, q3"),
+    "CIFAR-100 directed-ring-4": ("Algorithm 1", "8 local steps, q4", "fedavg"),
+}
+"""Of which data and graph; all with 40 epochs and without momentum."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -141,6 +158,11 @@ def _of_a_seed(data: Path, seed: int) -> Iterator[tuple[str, tuple[object, ...],
             more = {"shots": shots, "epochs": 100, "momentum": momentum, "topology": graph}
             few = settings("ViT-Tiny", "CIFAR-10", method, **more)
             yield "shots", (shots, momentum, graph, method, seed), few
+    for where, names in FEWER.items():
+        dataset, graph = where.split()
+        for name in names:
+            more = {"topology": graph, "momentum": 0.0, "epochs": 40, **SETTINGS[name]}
+            yield "bytes", (where, name, seed), settings("ViT-Tiny", dataset, "p2pft") | more
     exact = settings("ViT-Tiny", "CIFAR-10", "p2pft", cache_dtype="float32")
     yield "precision", ("float32", seed), exact
     for epochs, (graph, methods) in product(PLAIN_EPOCHS, PLAIN.items()):
@@ -356,6 +378,45 @@ def _plain(results: Results) -> str:
     return _table(head, rows)
 
 
+def _bytes(results: Results) -> str:
+    rows = []
+    for where, names in FEWER.items():
+        first = results.seeds("bytes", where, names[0])
+        for name in names:
+            runs = results.seeds("bytes", where, name)
+            if not runs or not first:
+                continue
+            sent = [statistics.mean(p["bytes_sent"] for p in r["peers"]) for r in runs]
+            most = statistics.mean(statistics.mean(p["bytes_sent"] for p in r["peers"]) for r in first)
+            gains = [
+                100 * (r["summary"]["accuracy"]["mean"] - f["summary"]["accuracy"]["mean"])
+                for r, f in zip(runs, first, strict=False)
+            ]
+            told = [f"{statistics.mean(sent) / 1e6:,.1f}", f"{most / statistics.mean(sent):.1f} ×"]
+            rows.append(
+                [
+                    where,
+                    name,
+                    _mean(runs),
+                    _nodes(runs),
+                    f"{statistics.mean(gains):+.2f}",
+                    *told,
+                    _seeds(runs),
+                ]
+            )
+    head = [
+        "data and graph",
+        "setting",
+        "mean",
+        "nodes",
+        "above Algorithm 1",
+        "MB a peer sent",
+        "fewer",
+        "seeds",
+    ]
+    return _table(head, rows)
+
+
 def _attention(results: Results) -> str:
     rows = []
     for dataset in ("Pets-37", "Flowers-17"):
@@ -423,6 +484,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "objective": _objective,
     "graphs": _graphs,
     "plain": _plain,
+    "bytes": _bytes,
     "shots": _shots,
     "attention": _attention,
     "precision": _precision,

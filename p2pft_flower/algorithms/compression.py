@@ -26,7 +26,7 @@ from p2pft_flower.algorithms.codecs import Codec, relative_error
 from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.topology import Graph
 
-__all__ = ["Compression", "Encoded", "Memory", "safe_step"]
+__all__ = ["Compression", "Encoded", "Memory", "codec_step", "safe_step"]
 
 _STEPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """What `safe_step` chooses γ from, times powers of a tenth: a rounding must not make two peers disagree."""
@@ -82,6 +82,10 @@ class Compression:
     codec: Codec
     step: float
 
+    def __post_init__(self) -> None:
+        if not 0.0 < self.step <= 1.0:
+            raise ValueError(f"γ = {self.step}: must be in (0, 1]")
+
     def encode(self, vector: Vector, memory: Memory) -> Encoded:
         """Return d = C(x − h) of the peer's ``vector`` x, (q,)."""
         payload = self.codec.encode(vector - memory.known)
@@ -101,6 +105,13 @@ class Compression:
         """
         memory = Memory(memory.known + own, memory.mixed + sum_)
         return vector - self.step * (memory.known - memory.mixed), memory
+
+
+def codec_step(codec: Codec | None, wanted: float, graph: Graph) -> float:
+    """Return γ over ``graph``: ``wanted``, or :func:`safe_step` if that is 0; 0 if there is no codec."""
+    if codec is None:
+        return 0.0
+    return wanted or safe_step(graph, codec)
 
 
 def safe_step(graph: Graph, codec: Codec) -> float:

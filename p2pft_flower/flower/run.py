@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pft_flower.algorithms.codecs import make_codec
-from p2pft_flower.algorithms.compression import safe_step
+from p2pft_flower.algorithms.compression import codec_step
 from p2pft_flower.config import MethodConfig, RunConfig
 from p2pft_flower.errors import ConfigError, printable
 from p2pft_flower.facts import KnownImages, PeerFacts, ResumedFrom
@@ -220,16 +220,14 @@ def plan_run(
 
 
 def _codec_step(method: MethodConfig, graph: Graph) -> float:
-    codec = make_codec(method.codec)
-    if codec is None:
-        return 0.0
-    step = method.codec_step or safe_step(graph, codec)
-    log.info(
-        "codec %s: peers exchange differences of their vectors, codec-step %g%s",
-        method.codec,
-        step,
-        "" if method.codec_step else " (chosen from the graph and the codec's error)",
-    )
+    step = codec_step(make_codec(method.codec), method.codec_step, graph)
+    if step:
+        log.info(
+            "codec %s: peers exchange differences of their vectors, codec-step %g%s",
+            method.codec,
+            step,
+            "" if method.codec_step else " (chosen from the graph and the codec's error)",
+        )
     return step
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from p2pft_flower.algorithms.codecs import make_codec
-from p2pft_flower.algorithms.compression import Compression, safe_step
+from p2pft_flower.algorithms.compression import Compression, codec_step
 from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.host.agreement import NewView
 from p2pft_flower.plan import Neighbourhood, Plan
@@ -144,9 +144,7 @@ class Sessions:
     def of(self, new: NewView) -> Session:
         """Return the session of a view that was agreed on."""
         places = [Neighbourhood.of(new.view, p.peer) for p in self._plan.peers]
-        step = self._plan.config.method.codec_step
-        if self._codec is not None and not step:
-            step = safe_step(new.view.graph, self._codec)
+        step = codec_step(self._codec, self._plan.config.method.codec_step, new.view.graph)
         session = self._session(new.number, new.iteration, new.view.peers, places, step)
         returned = frozenset(new.joined).difference(session.places)
         return replace(session, view=new.view, returned=returned, donor=new.donor)
@@ -157,7 +155,7 @@ class Sessions:
         first: int,
         peers: tuple[int, ...],
         places: Sequence[Neighbourhood],
-        codec_step: float,
+        step: float,
     ) -> Session:
         leaving, entering = remote_edges(places if self._phases else (), always=self._always)
         weights = self._plan.weights_among(peers)
@@ -171,11 +169,11 @@ class Sessions:
             leaving,
             entering,
             self._phases,
-            Mailbox(self._terms(number, codec_step), entering, first, codec=self._codec) if wired else None,
-            None if self._codec is None else Compression(self._codec, codec_step),
+            Mailbox(self._terms(number, step), entering, first, codec=self._codec) if wired else None,
+            None if self._codec is None else Compression(self._codec, step),
         )
 
-    def _terms(self, number: int, codec_step: float) -> Terms:
+    def _terms(self, number: int, step: float) -> Terms:
         codec, q, dtype = self._codec, self._theta0.size, self._theta0.dtype
         return Terms(
             run=self._plan.run,
@@ -184,7 +182,7 @@ class Sessions:
             phases=max(1, len(self._phases)),  # without edges no payload is taken in at all
             phase_names=self._phases,
             view=number,
-            config=self._config if codec is None else f"{self._config} codec-step {codec_step:g}",
+            config=self._config if codec is None else f"{self._config} codec-step {step:g}",
             codec="" if codec is None else self._plan.config.method.codec,
             most_bytes=0 if codec is None else codec.most_bytes(q, dtype),
         )

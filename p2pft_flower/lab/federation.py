@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from p2pft_flower.algorithms.codecs import make_codec
+from p2pft_flower.algorithms.compression import codec_step
 from p2pft_flower.config import RunConfig
 from p2pft_flower.keeping.retention import files_kept
 from p2pft_flower.lab.peer import main
@@ -73,6 +75,7 @@ def plan_peers(
         members={p: (p,) for p in range(graph.n)},
         checkpoint_every=every,
         checkpoint_files=files_kept(config.runtime.checkpoints_kept, every, graph.diameter),
+        codec_step=codec_step(make_codec(config.method.codec), config.method.codec_step, graph),
     )
     return [replace(plan, peers=(Neighbourhood.of(view, p),)) for p in range(graph.n)]
 

@@ -16,9 +16,13 @@ SLOW = Orders(slow_from=20)
 SURVIVORS = [0, 1, 2, 4, 5]
 
 
+FEWER_BYTES = {"codec": "q4", "algorithm-options": "local-steps=2"}
+
+
+@pytest.mark.parametrize("exchange", [{}, FEWER_BYTES], ids=["plain", "codec"])
 @injects(Fault.KILL_ONE)
-def test_when_a_peer_is_killed_the_others_go_on_to_their_own_optimum(tmp_path):
-    with Federation(tmp_path, orders={3: HELD}) as peers:
+def test_when_a_peer_is_killed_the_others_go_on_to_their_own_optimum(exchange, tmp_path):
+    with Federation(tmp_path, orders={3: HELD}, **exchange) as peers:
         peers.hold(3, "gradient 20")
         peers.kill(3)
         ended = peers.ended()

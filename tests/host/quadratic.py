@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from p2pft_flower.algorithms.codecs import make_codec
+from p2pft_flower.algorithms.compression import codec_step
 from p2pft_flower.config import RunConfig
 from p2pft_flower.host.host import Host
 from p2pft_flower.plan import Neighbourhood, Plan, greetings, terms_digest
@@ -105,6 +107,7 @@ def plans(graph, hosts, addresses, folder, *, iterations=20, survive=False, **se
             addresses=addresses,
             graph=graph.to_dict() if survive else {},
             members={min(h): tuple(h) for h in hosts} if survive else {},
+            codec_step=codec_step(make_codec(config.method.codec), config.method.codec_step, graph),
         )
         for peers in hosts
     ]

@@ -1,0 +1,135 @@
+"""Hosts that exchange encoded differences: the same bits over every way, resumed, and through other views."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from p2pft_flower.algorithms import simulate
+from p2pft_flower.host.exchange import DivergedError
+from p2pft_flower.host.host import PeerFailedError
+from p2pft_flower.host.wires import Access
+from p2pft_flower.keeping.invariants import tracker_surplus
+from p2pft_flower.transport import ExchangeRefusedError
+
+from ..transport.federation import Federation as Certificates
+from .hosts import ALONE, FOLDED, RING, best, run_together, tcp, train, unix, until
+from .quadratic import GRAPH, Peer, Quadratics, plans, thetas
+from .test_keeper import going_on, keeping, run_all
+
+CODECS = ["float16", "bfloat16", "int8", "q4", "q3", "topk:0.1"]
+LOCAL = {"algorithm-options": "local-steps=3"}
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_theta_is_bit_identical_in_memory_over_unix_sockets_tcp_and_tls(codec, tmp_path, short):
+    settings = {"codec": codec, "iterations": 12, **LOCAL}
+    memory, _ = train(tmp_path / "memory", [[0, 1, 2, 3]], {}, **settings)
+    unix_, _ = train(tmp_path / "unix", FOLDED, unix(short), **settings)
+    tcp_, _ = train(tmp_path / "tcp", ALONE, tcp(), **settings)
+    certificates = Certificates(tmp_path / "certificates")
+    problems = [Quadratics() for _ in range(4)]
+    run_together(
+        plans(GRAPH, ALONE, tcp(), tmp_path / "tls", **settings),
+        problems,
+        [Access(credentials=certificates[p]) for p in range(4)],
+    )
+    for theta in (unix_, tcp_, thetas(problems)):
+        np.testing.assert_array_equal(theta, memory)
+    plain, _ = train(tmp_path / "plain", [[0, 1, 2, 3]], {}, **{**settings, "codec": "none"})
+    assert not np.array_equal(plain, memory)
+
+
+def test_a_host_computes_what_the_simulation_in_memory_does(tmp_path):
+    peers = [Peer(p) for p in range(4)]
+    run = simulate(
+        "p2pft",
+        GRAPH,
+        [peer.gradient for peer in peers],
+        Quadratics.theta0,
+        alpha=0.1,
+        iterations=20,
+        options="local-steps=3",
+        codec="q4",
+    )
+    theta, _ = train(tmp_path, [[0, 1, 2, 3]], {}, codec="q4", **LOCAL)
+    np.testing.assert_array_equal(theta, run.theta)
+
+
+def test_what_is_sent_is_what_the_codec_makes_of_it(tmp_path):
+    _, outcomes = train(tmp_path, [[0, 1, 2, 3]], {}, codec="q4")
+    size = 2 * 2 + 300 // 2  # two blocks, two numbers a byte
+    assert [o.bytes_sent for o in outcomes] == [
+        20 * 2 * len(GRAPH.out_neighbours(p)) * size for p in range(4)
+    ]
+
+
+@pytest.mark.parametrize("codec", ["q3", "topk:0.1"])
+def test_a_resumed_run_is_bit_identical_to_the_uninterrupted_one(codec, tmp_path):
+    settings = {"codec": codec, **LOCAL}
+    whole = run_all(keeping(tmp_path / "whole", **settings))
+    with pytest.raises(PeerFailedError):
+        run_all(keeping(tmp_path / "first", **settings), [Quadratics(fail_at={1: 31})])
+    rest = going_on(tmp_path / "rest", tmp_path / "first", **settings)
+    assert set(rest[0].begins.values()) == {10}
+    np.testing.assert_array_equal(run_all(rest), whole)
+
+
+def test_a_resumed_run_counts_every_gradient_that_its_neighbours_may_know_of(tmp_path):
+    with pytest.raises(PeerFailedError):
+        run_all(keeping(tmp_path / "first", **LOCAL), [Quadratics(fail_at={1: 31})])
+    problem = Quadratics()
+    run_all(going_on(tmp_path / "rest", tmp_path / "first", **LOCAL), [problem])
+    plain = Quadratics()
+    with pytest.raises(PeerFailedError):
+        run_all(keeping(tmp_path / "plain"), [Quadratics(fail_at={1: 11})])
+    run_all(going_on(tmp_path / "goes-on", tmp_path / "plain"), [plain])
+    assert plain.built[0].lost > 0
+    assert problem.built[0].lost == 3 * plain.built[0].lost
+
+
+def test_a_lost_peer_and_one_that_comes_back_begin_the_memories_anew_and_the_trackers_sum_up(federation):
+    net = federation(tcp(), iterations=150, **{"peer-timeout": 8.0, "codec": "q4", **LOCAL})
+    net.all_there.set()
+    released = threading.Event()
+
+    def hook(peer, drawn):
+        if peer == 2 and drawn == 60:
+            raise ValueError("no more images")
+        if peer != 2 and net.hosts[peer]._parts.iteration == 80:
+            assert released.wait(60)
+
+    runs = [net.start(p, hook=hook) for p in range(4)]
+    with pytest.raises(PeerFailedError):
+        runs[2].result(60)
+    runs[2] = net.start(2, joining=True)
+    until(lambda: all(net.view_of(p) == 2 for p in (0, 1, 3)))
+    released.set()
+    for run in runs:
+        run.result(60)
+    surplus = tracker_surplus(net.folder, range(4))
+    assert {s.view for s in surplus} == {0, 1, 2}
+    assert max(s.relative for s in surplus) < 1e-4
+    for p in range(4):
+        assert np.abs(net.kept(p) - best(0, 1, 2, 3)).max() < 0.5
+
+
+def test_a_peer_with_another_step_is_refused_before_the_first_iteration(tmp_path):
+    made = plans(RING, ALONE, tcp(), tmp_path, codec="q4")
+    made[1] = replace(made[1], codec_step=0.3)
+    results = run_together(made, [Quadratics() for _ in range(4)])
+    assert any(isinstance(result, ExchangeRefusedError) for result in results)
+    assert all(isinstance(result, Exception) for result in results)
+
+
+def test_a_codec_with_too_large_a_step_is_noticed_and_named(tmp_path):
+    (result,) = run_together(
+        plans(RING, [[0, 1, 2, 3]], {}, tmp_path, codec="topk:0.01", iterations=2000, **{"codec-step": 1.0}),
+        [Quadratics()],
+    )
+    assert isinstance(result, DivergedError)
+    assert "what its neighbours know of its vector is" in str(result)
+    assert "lower codec-step (0 chooses one)" in str(result)
