@@ -38,6 +38,8 @@ CODECS = ("none", "float16", "bfloat16", "int8", "q4", "q3", "topk:F")
 _BLOCK = 256
 """Numbers that share one scale."""
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 _SAMPLE = 2**16
 """Numbers of the vectors on which a codec's error is measured."""
 
@@ -130,7 +132,9 @@ class Blocks:
     def encode(self, vector: Vector) -> bytes:
         """Round to the nearest level of each number's block."""
         blocks = _in_blocks(vector)
-        scales, steps = _scales(np.abs(blocks).max(axis=1) / self._levels, vector.dtype)
+        # Rounded up, a scale times the highest level is to stay a float32.
+        sizes = (np.abs(blocks).max(axis=1) / self._levels).clip(max=_LARGEST / 1.01 / self._levels)
+        scales, steps = _scales(sizes, vector.dtype)
         levels = np.rint(blocks / steps[:, None]).clip(-self._levels, self._levels) + self._levels
         return scales.tobytes() + _packed(levels.astype(np.uint8).ravel()[: vector.size], self.bits)
 
@@ -272,7 +276,7 @@ def _in_blocks(vector: Vector) -> Vector:
 
 def _scales(sizes: Vector, dtype: np.dtype[Any]) -> tuple[npt.NDArray[np.uint16], Vector]:
     """Return bfloat16 scales of at least these sizes, and what to divide by: 1 where all is zero."""
-    scales = _as_bfloat16(sizes.clip(max=float(np.finfo(np.float32).max)), up=True)
+    scales = _as_bfloat16(sizes.clip(max=_LARGEST), up=True)
     steps = _from_bfloat16(scales, dtype)
     return scales, np.where(steps == 0, np.ones_like(steps), steps)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pft_flower.algorithms import ALGORITHMS, check_codec, check_graph, make_algorithm
+from p2pft_flower.algorithms.codecs import is_own_codec
 from p2pft_flower.config import RunConfig, config_keys
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.resume import (
@@ -159,6 +160,8 @@ def check(values: dict[str, Any], *, here: bool) -> tuple[RunConfig, Graph]:
         app = resource_dir("apps") / "p2pft"
         if is_reference(name) and name not in ALGORITHMS:
             check_reference(name, key="algorithm", beside=[app])  # the coordinator's only place for modules
+        if is_own_codec(config.method.codec):
+            check_reference(config.method.codec, key="codec", beside=[app])
         require_here(config.learning, graph.n, [app, Path.cwd()])
     return config, graph
 

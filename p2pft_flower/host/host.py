@@ -7,6 +7,7 @@ import logging
 import math
 from typing import Any
 
+from p2pft_flower.algorithms.codecs import make_codec
 from p2pft_flower.algorithms.registry import gradients_per_step, make_algorithm
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.algorithms.seam import Algorithm, Vector
@@ -134,6 +135,11 @@ class Host:
         )
         with recorder.telling():
             theta0 = self.problem.theta0
+        if (codec := make_codec(settings.codec)) is not None:
+            size = codec.most_bytes(theta0.size, theta0.dtype)
+            log.info(
+                "codec %s: at most %d bytes a payload instead of %d", settings.codec, size, theta0.nbytes
+            )
         always = self._config.runtime.transport == "grpc"
         model = getattr(self.problem, "meeting_digest", "") or self.problem.model_digest
         sessions = Sessions(plan, theta0, method.phases, model, always=always)

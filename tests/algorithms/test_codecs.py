@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from p2pft_flower.algorithms import simulate
 from p2pft_flower.algorithms.codecs import make_codec, relative_error
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.topology import Graph
+
+from .conftest import quadratics
 
 SPECS = ["float16", "bfloat16", "int8", "q4", "q3", "topk:0.1", "topk:1"]
 ERRORS = {
@@ -55,7 +62,8 @@ def test_each_codec_loses_no_more_than_it_may_at_any_scale(spec, scale, dtype, s
 def test_no_number_makes_a_codec_write_what_is_not_finite_or_grow_a_difference(spec, vector):
     back = there_and_back(spec, vector)
     assert np.isfinite(back).all()
-    assert (np.abs(back.astype(float) - vector) <= np.abs(vector).max() * 1.01 + 1e-37).all()
+    exact = vector.astype(float)
+    assert (np.abs(back - exact) <= np.abs(exact).max() * 1.01 + 1e-37).all()
 
 
 @pytest.mark.parametrize(
@@ -126,3 +134,22 @@ def test_the_error_is_measured():
 def test_wrong_codecs_are_refused_by_name(spec, message):
     with pytest.raises(ConfigError, match=message):
         make_codec(spec)
+
+
+def test_the_example_in_the_docs_reaches_the_optimum(tmp_path):
+    docs = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(# my_codec\.py.*?)```", docs, re.DOTALL)
+    (tmp_path / "my_codec.py").write_text(code)
+    problem = quadratics(4, q=200)
+    own = f"{tmp_path / 'my_codec.py'}:Powers"
+    run = simulate(
+        "p2pft",
+        Graph.load("lopsided-4"),
+        problem.gradients,
+        np.zeros(200),
+        alpha=0.02,
+        iterations=2500,
+        codec=own,
+    )
+    np.testing.assert_allclose(run.theta, np.tile(problem.optimum(), (4, 1)), rtol=0, atol=1e-8)
+    assert make_codec(own).most_bytes(200, np.dtype("f4")) == 200

@@ -12,8 +12,8 @@ from p2pft_flower.algorithms import simulate
 from p2pft_flower.host.exchange import DivergedError
 from p2pft_flower.host.host import PeerFailedError
 from p2pft_flower.host.wires import Access
-from p2pft_flower.keeping.invariants import tracker_surplus
 from p2pft_flower.transport import ExchangeRefusedError
+from tests.journals import tracker_surplus
 
 from ..transport.federation import Federation as Certificates
 from .hosts import ALONE, FOLDED, RING, best, run_together, tcp, train, unix, until

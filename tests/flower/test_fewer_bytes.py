@@ -1,0 +1,41 @@
+"""Codecs and local steps in the app: lengths, bytes, what private gradients cost, and own codecs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from p2pft_flower.report.results import read_results
+
+from .engine import run_app
+
+SMALL = {"topology": "directed-ring-4", "evaluate_every": 1000}
+
+
+def test_the_default_job_with_an_eighth_of_the_exchanges_and_of_the_bytes_learns_as_much(tmp_path):
+    run_app(tmp_path / "plain", epochs=8, **SMALL)
+    run_app(tmp_path / "few", epochs=8, codec="q4", algorithm_options="local-steps=4", **SMALL)
+    plain, few = read_results(tmp_path / "plain"), read_results(tmp_path / "few")
+    assert (plain["iterations"], few["iterations"]) == (8 * 12, 8 * 3)  # 12 batches an epoch
+    sent = [sum(peer["bytes_sent"] for peer in results["peers"]) for results in (plain, few)]
+    assert sent[0] / sent[1] == pytest.approx(4 * 7.88, rel=0.01)
+    assert few["summary"]["accuracy"]["mean"] > plain["summary"]["accuracy"]["mean"] - 0.02
+
+
+def test_local_steps_cost_as_much_privacy_as_so_many_iterations(tmp_path):
+    private = {"dp_clip": 1.0, "dp_noise": 2.0, **SMALL}
+    run_app(tmp_path / "plain", iterations=12, **private)
+    run_app(tmp_path / "local", iterations=3, algorithm_options="local-steps=4", **private)
+    spent = [read_results(tmp_path / name)["peers"][0]["epsilon"] for name in ("plain", "local")]
+    assert spent[0] == spent[1] > 0
+
+
+def test_the_docs_own_codec_trains_in_the_app(tmp_path):
+    docs = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(# my_codec\.py.*?)```", docs, re.DOTALL)
+    (tmp_path / "my_codec.py").write_text(code)
+    run_app(tmp_path / "out", iterations=8, codec=f"{tmp_path / 'my_codec.py'}:Powers", **SMALL)
+    results = read_results(tmp_path / "out")
+    assert {peer["bytes_sent"] for peer in results["peers"]} == {8 * 2 * results["trainable_parameters"]}
