@@ -49,7 +49,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
             peer = note["peer"]
             if kind.startswith("train"):
                 seconds[peer]["gradient"] += note["gradient"]
-                sent[peer] += payload  # what the client sends; what the server sends it is not the peer's
+                sent[peer] += 2 * payload  # both ways: nobody else counts what the server sends
             else:
                 seconds[peer]["evaluation"] += note["evaluation"]
                 told_of = {key: note[key] for key in Report.__struct_fields__ if key != "bytes_sent"}

@@ -158,7 +158,7 @@ def test_flowers_strategies_run_unmodified_on_the_same_peers(name, tmp_path):
     assert [h["iteration"] for h in results["history"]] == [12, 24]
     assert len({p["accuracy"] for p in results["peers"]}) == 1  # one model for all
     assert same(*[[t] for t in tails(tmp_path)[:2]])
-    assert all(p["bytes_sent"] == 2 * 50762 * 4 for p in results["peers"])
+    assert all(p["bytes_sent"] == 2 * 2 * 50762 * 4 for p in results["peers"])
 
 
 def test_fedavg_does_not_depend_on_the_number_of_supernodes(tmp_path):
