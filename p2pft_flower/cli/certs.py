@@ -22,7 +22,6 @@ from p2pft_flower.transport.trust.certificates import (
     create_authority,
     facts_in,
     issue,
-    issue_coordinator,
     read_certificate,
     read_certificates,
     renew,
@@ -88,7 +87,7 @@ def issue_certificate(
         if peer is not None and not coordinator:
             facts = issue(authority, out, peer, address or (), days)
         elif peer is None and coordinator and not address:
-            facts = issue_coordinator(authority, out, days)
+            facts = issue(authority, out, "coordinator", days=days)
         else:
             _fail("give --peer NUMBER, or --coordinator, which has no --address")
     except ConfigError as error:

@@ -33,7 +33,7 @@ from p2pft_flower.lab.supervisor import MARK, Programs, marked, undisturbed
 from p2pft_flower.resources import home, home_named
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES, parse_address
-from p2pft_flower.transport.trust.certificates import create_authority, issue, issue_coordinator
+from p2pft_flower.transport.trust.certificates import create_authority, issue
 from p2pft_flower.transport.trust.tls import TLS13_ENVIRONMENT
 from p2pft_flower.typed import PeerNumber, decoded, encoded, plain
 
@@ -247,7 +247,7 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
         show(f"certificates of {graph.n} peers of the federation {federation}: {folder() / 'peers'}")
         create_authority(folder() / "authority", federation)
         peers = [_prepare(peer, address) for peer, address in enumerate(addresses)]
-        issue_coordinator(folder() / "authority", _coordinators())  # flwr stop needs it
+        issue(folder() / "authority", _coordinators(), "coordinator")  # flwr stop needs it
         environment = flower_environment() | TLS13_ENVIRONMENT
         environment[COORDINATOR_CERTIFICATES] = str(_coordinators())
         programs = Programs(environment)

@@ -57,7 +57,7 @@ def recognise(call: Incoming, credentials: Credentials | None) -> Caller:
     if credentials is None or call.local:
         return Caller(call.peer, None, call.local)
     try:
-        who = credentials.identify(call)
+        who = credentials.identify(call.auth_context())
     except NotAuthenticError as error:
         raise Refused(pb.NOT_AUTHENTIC, str(error)) from error
     return Caller(who.name, who)

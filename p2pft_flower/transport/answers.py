@@ -22,22 +22,13 @@ from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.errors import ViewChangeError, cause_from
 from p2pft_flower.transport.wire.header import HEADER_KEY, decode_header, fetched
 
-__all__ = ["Answers", "Callbacks"]
+__all__ = ["Answers"]
 
 M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 
 _KEPT = 1.0
 """Seconds that a payload or a fetch of a later view is kept before it is answered LATER."""
-
-
-@dataclass(frozen=True)
-class Callbacks:
-    """What the runtime wants to hear; see `PeerServer`. Each is called in a thread of the server."""
-
-    on_hello: Callable[[pb.Hello], pb.Reply | None] | None = None
-    on_stop: Callable[[pb.Stop], None] | None = None
-    on_gossip: Callable[[pb.Gossip], pb.Gossip] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,8 +41,8 @@ class Answers:
         The present view.
     local, members : frozenset of int
         This host's peers, and those of the run.
-    callbacks : Callbacks
-        What the runtime wants to hear.
+    on_hello, on_stop, on_gossip : callable or None
+        What the runtime wants to hear; see `PeerServer`.
     stop_digest : str
         Of the key by which the coordinator may stop the run.
     timeout, longest : float
@@ -59,13 +50,15 @@ class Answers:
     gossip_limit : int
         Bytes of the largest gossip that is read.
     pool : ThreadPoolExecutor
-        Where the callbacks run.
+        Where the runtime's callbacks run.
     """
 
     views: Views
     local: frozenset[int]
     members: frozenset[int]
-    callbacks: Callbacks
+    on_hello: Callable[[pb.Hello], pb.Reply | None] | None
+    on_stop: Callable[[pb.Stop], None] | None
+    on_gossip: Callable[[pb.Gossip], pb.Gossip] | None
     stop_digest: str
     timeout: float
     longest: float
@@ -114,8 +107,8 @@ class Answers:
         """Agree to the terms of a neighbour, or say which differ."""
         hello = await self._message(call, pb.Hello, "a hello", caller)
         self._refuse_other_terms(hello)
-        if self.callbacks.on_hello is not None:
-            answer = await self._in_pool(self.callbacks.on_hello, hello)
+        if self.on_hello is not None:
+            answer = await self._in_pool(self.on_hello, hello)
             if answer is not None:
                 if answer.status != pb.PREPARING:
                     raise Refused(answer.status, answer.reason)
@@ -138,13 +131,13 @@ class Answers:
         if cause_from(stop.cause) is None:
             raise Refused(pb.BAD_HEADER, "a stop that does not say its cause: is it of another version?")
         stop.reason = printable(stop.reason[:4096])
-        if self.callbacks.on_stop is not None:
-            await self._in_pool(self.callbacks.on_stop, stop)
+        if self.on_stop is not None:
+            await self._in_pool(self.on_stop, stop)
         return pb.Reply(status=pb.ACCEPTED)
 
     async def gossip(self, call: Incoming, caller: Caller) -> pb.Gossip:
         """Hear a member, and return what this host has to tell."""
-        if self.callbacks.on_gossip is None:
+        if self.on_gossip is None:
             raise Refused(pb.MISMATCH, "this host takes no gossip in this run")
         gossip = await self._message(call, pb.Gossip, "a gossip", caller, most=self.gossip_limit)
         self._refuse_other_run(gossip.run, "a gossip")
@@ -154,7 +147,7 @@ class Answers:
             raise Refused(
                 pb.NOT_NEIGHBOUR, f"a gossip from peer {gossip.sender}, which is no member of this run"
             )
-        answer = await self._in_pool(self.callbacks.on_gossip, gossip)
+        answer = await self._in_pool(self.on_gossip, gossip)
         answer.run, answer.sender, answer.receiver = gossip.run, gossip.receiver, gossip.sender
         answer.status = pb.ACCEPTED
         return answer

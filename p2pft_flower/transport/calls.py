@@ -13,7 +13,6 @@ from google.protobuf.message import DecodeError, Message
 from p2pft_flower.errors import printable
 from p2pft_flower.transport.endpoint import EXCHANGE, open_channel
 from p2pft_flower.transport.mailbox import Edge
-from p2pft_flower.transport.trust.certificates import target_name
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.errors import (
@@ -149,7 +148,6 @@ class Channels:
     ) -> None:
         self.addresses = dict(addresses)
         self._credentials = credentials
-        self._tls = None if credentials is None else credentials.channel()
         self._insecure = insecure
         self._gossip, self._largest = gossip, largest
         self._open: dict[int, grpc.aio.Channel] = {}
@@ -211,12 +209,11 @@ class Channels:
 
     def _channel(self, remote: int) -> grpc.aio.Channel:
         if remote not in self._open:
-            own = self._credentials
             self._open[remote] = open_channel(
                 self.addresses[remote],
-                self._tls,
+                remote,
+                self._credentials,
                 self._insecure,
-                None if own is None else target_name(own.federation, remote),
                 gossip=self._gossip,
                 largest=self._largest,
             )

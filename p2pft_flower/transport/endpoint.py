@@ -15,6 +15,8 @@ import grpc
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport.network import Tasks
+from p2pft_flower.transport.trust.certificates import Holder, target_name
+from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire.addresses import SOCKET_FOLDER_PREFIX, Address, parse_address
 from p2pft_flower.transport.wire.errors import BindError
 
@@ -105,19 +107,19 @@ def gossip_limit(members: int) -> int:
     return _SMALL_MESSAGE + members * (2080 + 80 * members + 8 * 128 + 4 * 1024)
 
 
-def _plain_text_allowed(address: Address, insecure: bool, option: str) -> None:
+def _plain_text_allowed(address: Address, insecure: bool) -> None:
     if not (insecure or address.is_local):
         raise ConfigError(
-            f"address {address} is not on this machine and {option} is missing: "
+            f"address {address} is not on this machine and TLS is missing: "
             "give certificates, or say insecure = true to send in plain text"
         )
 
 
 def open_channel(
     text: str,
-    credentials: Any,
+    holder: Holder,
+    credentials: Credentials | None,
     insecure: bool,
-    name: str | None = None,
     *,
     gossip: bool = False,
     largest: int = 0,
@@ -128,12 +130,12 @@ def open_channel(
     ----------
     text : str
         The address, see `parse_address`.
-    credentials : grpc.ChannelCredentials or None
+    holder : int or str
+        Who must answer there, by its certificate: a peer, or the coordinator.
+    credentials : Credentials or None
         For TLS over TCP. A Unix socket never needs it: its folder's mode says who may connect.
     insecure : bool
         Whether plain text may leave this machine.
-    name : str, optional
-        The name that the server's certificate must have; default the address's host.
     gossip : bool
         Whether it is for gossip: a connection of its own, and room for answers with every member's record.
     largest : int
@@ -150,10 +152,10 @@ def open_channel(
     if gossip:
         options = (*options, *_GOSSIP_OPTIONS)
     if address.path is None and credentials is not None:
-        if name is not None:
-            options = (*options, ("grpc.ssl_target_name_override", name))
-        return grpc.aio.secure_channel(address.target, credentials, options=options)
-    _plain_text_allowed(address, insecure, "TLS")
+        name = target_name(credentials.federation, holder)
+        options = (*options, ("grpc.ssl_target_name_override", name))
+        return grpc.aio.secure_channel(address.target, credentials.channel(), options=options)
+    _plain_text_allowed(address, insecure)
     return grpc.aio.insecure_channel(address.target, options=options)
 
 
@@ -230,7 +232,7 @@ class Listener:
     Parameters
     ----------
     tasks : Tasks
-        Its owner's, in whose thread it runs; closed after it.
+        Its owner's, in whose thread it runs; closed with it.
     service : str
         The service's full name.
     methods : mapping of str to callable
@@ -243,7 +245,7 @@ class Listener:
         Calls at once on one connection; what a client starts beyond them waits there.
     max_connections : int
         Connections at once on each address; more are closed at once.
-    credentials : grpc.ServerCredentials or None
+    credentials : Credentials or None
         For TLS over TCP.
     insecure : bool
         Whether to listen in plain text beyond this machine.
@@ -271,7 +273,7 @@ class Listener:
         max_message: int = 0,
         max_calls: int,
         max_connections: int,
-        credentials: Any = None,
+        credentials: Credentials | None = None,
         insecure: bool = False,
     ) -> None:
         self.bound_addresses: dict[int, str] = {}
@@ -295,22 +297,26 @@ class Listener:
             self.close(0)
             raise
 
-    async def _open(self, addresses: Mapping[int, str], credentials: Any, insecure: bool) -> None:
+    async def _open(
+        self, addresses: Mapping[int, str], credentials: Credentials | None, insecure: bool
+    ) -> None:
         self._server = grpc.aio.server(options=self._options)
         self._server.add_generic_rpc_handlers((self._handlers,))
         for peer, text in sorted(addresses.items()):
             address = parse_address(text)
             if address.path is None and credentials is None:
-                _plain_text_allowed(address, insecure, "TLS")
+                _plain_text_allowed(address, insecure)
             self.bound_addresses[peer] = self._bind(self._server, peer, address, credentials)
         await self._server.start()
 
-    def _bind(self, server: grpc.aio.Server, peer: int, address: Address, credentials: Any) -> str:
+    def _bind(
+        self, server: grpc.aio.Server, peer: int, address: Address, credentials: Credentials | None
+    ) -> str:
         if address.path is not None:
             _prepare_socket(peer, address.path)
         try:
             if address.path is None and credentials is not None:
-                port = server.add_secure_port(address.target, credentials)
+                port = server.add_secure_port(address.target, credentials.server())
             else:
                 port = server.add_insecure_port(address.target)
         except RuntimeError as error:
@@ -327,7 +333,7 @@ class Listener:
         return Address(None, address.host, port).target
 
     def close(self, grace: float) -> None:
-        """Take no new calls, give running ones ``grace`` seconds, remove sockets and folders."""
+        """Take no new calls, give running ones ``grace`` seconds; remove sockets, folders and tasks."""
         if self._server is not None:
             self._tasks.run(self._server.stop, grace)
             self._server = None
@@ -339,6 +345,7 @@ class Listener:
                 except OSError:  # another host of the run still has sockets there; the last one removes it
                     continue
         self._sockets.clear()
+        self._tasks.close()
 
 
 def _headers_first(answer: Answer) -> Callable[[Any, Any], Awaitable[bytes]]:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.transport.calls import Call, Channels
-from p2pft_flower.transport.mailbox import Edge
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.errors import ExchangeError
 
@@ -50,26 +49,42 @@ async def gossip_all(
     return dict(zip(messages, answers, strict=True))
 
 
-async def stop_all(channels: Channels, stops: Mapping[int, tuple[Edge, pb.Stop]], timeout: float) -> int:
-    """Tell remote peers that a peer gives up, and return how many heard it; never raises.
+async def stop_all(
+    channels: Channels,
+    stops: Mapping[int, pb.Stop],
+    timeout: float,
+    *,
+    metadata: tuple[tuple[str, bytes], ...] = (),
+    wait_for_ready: bool = False,
+) -> dict[int, str]:
+    """Tell remote peers that a run, or a peer, ends; never raises.
 
     Parameters
     ----------
     channels : Channels
         Those of gossip: on those of payloads it would wait behind one that takes minutes.
-    stops : mapping of int to ((int, int), Stop)
-        Remote peer to the edge that stands for it, and what it is told.
+    stops : mapping of int to Stop
+        Remote peer to what it is told.
     timeout : float
         Seconds that all of it may take.
+    metadata, wait_for_ready
+        As for :meth:`Channels.ask`.
+
+    Returns
+    -------
+    dict of int to str
+        Peer to why it did not hear it; empty when all did.
     """
 
-    async def tell(remote: int, edge: Edge, stop: pb.Stop) -> bool:
-        call = Call(edge, remote, channels.addresses[remote], timeout)
+    async def tell(remote: int, stop: pb.Stop) -> str | None:
+        call = Call((stop.sender, remote), remote, channels.addresses[remote], timeout)
         try:
-            await channels.ask("Stop", stop, call, wait_for_ready=False)
+            raw = await channels.ask("Stop", stop, call, metadata=metadata, wait_for_ready=wait_for_ready)
+            call.read(raw, pb.Reply)
         except P2PFTError as error:  # not there any more, or the address is refused
             log.debug("a stop to peer %d was not heard: %s", remote, error)
-            return False
-        return True
+            return str(error)
+        return None
 
-    return sum(await asyncio.gather(*(tell(remote, *what) for remote, what in stops.items())))
+    answers = await asyncio.gather(*(tell(*told) for told in stops.items()))
+    return {peer: why for peer, why in zip(stops, answers, strict=True) if why is not None}

@@ -35,14 +35,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
-from types import TracebackType
-from typing import Self
 
-from p2pft_flower.transport.knock import Attempt, knock
+from p2pft_flower.transport.closing import Closing
+from p2pft_flower.transport.knock import begin_attempt, knock
 from p2pft_flower.transport.links import Links
 from p2pft_flower.transport.pulse import Clock
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
@@ -75,11 +74,11 @@ class _Remote:
     pulse: pb.Pulse | None = None
     failure: str = ""
     """What became of the last gossip with it, where that failed."""
-    attempt: Attempt | None = None
+    attempt: Future[tuple[Loss, str]] | None = None
     """The connection attempt of this silence, until it is heard of again."""
 
 
-class Heartbeats:
+class Heartbeats(Closing):
     """Gossips with every remote neighbour of the links' view, and tells which of them are lost.
 
     A context manager; `start` it when the server listens. ``_lock`` guards all that is known of the remote
@@ -147,7 +146,7 @@ class Heartbeats:
         self._inbox: SimpleQueue[pb.Gossip | None] = SimpleQueue()
         self._closed = threading.Event()
         self._on_failure = on_failure
-        self._attempts: list[Attempt] = []
+        self._attempts: list[Future[tuple[Loss, str]]] = []
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="p2pft-heartbeats", daemon=True)
 
@@ -211,7 +210,7 @@ class Heartbeats:
             silent = now - known.heard >= self._silence
             hanging = None if silent else self._hanging(known)
             if silent and known.attempt is None:
-                known.attempt = Attempt(
+                known.attempt = begin_attempt(
                     self._links.address_of(remote), self._attempt, partial(self._links.no_tls_with, remote)
                 )
                 self._attempts.append(known.attempt)
@@ -219,9 +218,9 @@ class Heartbeats:
         if hanging is not None:
             limit, problem = hanging
             return self._lost(remote, edge, Loss.HANGING, problem, limit)
-        if not silent or attempt is None or (lost := attempt.found) is None:
+        if not silent or attempt is None or not attempt.done():
             return None
-        how, what = lost
+        how, what = attempt.result()
         with self._lock:
             if known.attempt is not attempt:  # it was heard of meanwhile
                 return None
@@ -252,16 +251,7 @@ class Heartbeats:
             self._thread.join(_END)
             if self._thread.is_alive():
                 log.warning("the heartbeats have not ended within %g s: what hears gossip is busy", _END)
-        for attempt in attempts:
-            attempt.join(_END)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        wait(attempts, _END)
 
     def _run(self) -> None:
         try:

@@ -6,13 +6,16 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
-from typing import Any
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import Any, TypeVar
 
 from p2pft_flower.transport.wire.addresses import parse_address
 from p2pft_flower.transport.wire.errors import Loss
 
-__all__ = ["Attempt", "knock"]
+__all__ = ["begin_attempt", "knock"]
+
+T = TypeVar("T")
 
 _KNOCK = 2.0
 """Seconds that an address has to answer a connection attempt, its name's resolution included."""
@@ -77,63 +80,42 @@ def _connect(host: str, port: int, timeout: float) -> None:
 
 def _resolve(host: str, port: int, timeout: float) -> list[Any]:
     """Return what `socket.getaddrinfo` knows of a name; it has no deadline of its own."""
-    answer: SimpleQueue[list[Any] | Exception] = SimpleQueue()
+    answer = _aside("p2pft-resolve", partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM))
+    if not wait({answer}, timeout).done:
+        raise TimeoutError(f"its name could not be resolved within {timeout:g} s")
+    return answer.result()
 
-    def ask() -> None:
+
+def _aside(name: str, work: Callable[[], T]) -> Future[T]:
+    """Return what will come of ``work``, in a thread of its own: a name service may keep it waiting."""
+    found: Future[T] = Future()
+
+    def run() -> None:
         try:
-            answer.put(list(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
-        except (OSError, UnicodeError) as error:
-            answer.put(error)
+            found.set_result(work())
+        except Exception as error:  # raised where it is asked for
+            found.set_exception(error)
 
-    # A thread that a name service keeps waiting ends when that gives up; nobody waits for it.
-    threading.Thread(target=ask, name="p2pft-resolve", daemon=True).start()
-    try:
-        found = answer.get(timeout=timeout)
-    except Empty:
-        raise TimeoutError(f"its name could not be resolved within {timeout:g} s") from None
-    if isinstance(found, Exception):
-        raise found
+    threading.Thread(target=run, name=name, daemon=True).start()
     return found
 
 
-class Attempt:
-    """A connection attempt to a silent peer, in a thread of its own: a name service may keep it waiting."""
+def begin_attempt(
+    address: str, attempt: Callable[[str], tuple[Loss, str]], no_tls: Callable[[], str | None]
+) -> Future[tuple[Loss, str]]:
+    """Begin an ``attempt``, such as `knock`, at a silent peer's address, in a thread of its own.
 
-    def __init__(
-        self,
-        address: str,
-        attempt: Callable[[str], tuple[Loss, str]],
-        no_tls: Callable[[], str | None] = lambda: None,
-    ) -> None:
-        self._address, self._attempt, self._no_tls = address, attempt, no_tls
-        self._found: tuple[Loss, str] | None = None
-        self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="p2pft-knock", daemon=True)
-        self._thread.start()
+    Returns
+    -------
+    Future of (Loss, str)
+        How the peer was lost, and what was seen; where it takes connections, ``no_tls`` may say why none of
+        them is a secure one.
+    """
 
-    def _run(self) -> None:
-        try:
-            how, told = self._attempt(self._address)
-            what = _WHAT[how].format(address=self._address, answer=told)
-            if how is Loss.SILENT and (cause := self._no_tls()) is not None:
-                how, what = Loss.CUT_OFF, f"there is no TLS with it at {self._address}: {cause}"
-            self._found = how, what
-        except Exception as error:  # raised where it is asked for
-            self._failure = error
+    def look() -> tuple[Loss, str]:
+        how, told = attempt(address)
+        if how is Loss.SILENT and (cause := no_tls()) is not None:
+            return Loss.CUT_OFF, f"there is no TLS with it at {address}: {cause}"
+        return how, _WHAT[how].format(address=address, answer=told)
 
-    def join(self, timeout: float) -> None:
-        """Wait for its end; of a name service's answer `knock` itself does not wait any longer than that."""
-        self._thread.join(timeout)
-
-    @property
-    def found(self) -> tuple[Loss, str] | None:
-        """How the peer was lost, and what was seen; None as long as that is not known.
-
-        Raises
-        ------
-        Exception
-            What the attempt raised.
-        """
-        if self._failure is not None:
-            raise self._failure
-        return self._found
+    return _aside("p2pft-knock", look)

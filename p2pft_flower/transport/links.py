@@ -12,8 +12,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import CancelledError, Future
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,7 @@ import xxhash
 
 from p2pft_flower.errors import Cause
 from p2pft_flower.transport.calls import Channels
+from p2pft_flower.transport.closing import Closing
 from p2pft_flower.transport.edges import Edges
 from p2pft_flower.transport.fetching import fetch
 from p2pft_flower.transport.gossiping import gossip, gossip_all, stop_all
@@ -49,7 +49,7 @@ _STUCK = 5.0
 """Seconds beyond its deadline after which a call that has not ended counts as failed."""
 
 
-class Links:
+class Links(Closing):
     """Sends the payloads, hellos, stops and gossip of one host's peers; a context manager.
 
     One thread sends and installs; all else may be called from any but the network's. Channels are opened when
@@ -362,16 +362,19 @@ class Links:
             How many neighbours heard it.
         """
         edges = self.edges
-        told = pb.Stop(
-            run=edges.terms.run, origin=origin, iteration=iteration, reason=reason[:4096], cause=cause.name
-        )
-        stops = {}
-        for remote, local in edges.neighbours.items():
-            stops[remote] = edges.edge_with(remote), pb.Stop()
-            stops[remote][1].MergeFrom(told)
-            stops[remote][1].sender = local
+        stops = {
+            remote: pb.Stop(
+                run=edges.terms.run,
+                sender=local,
+                origin=origin,
+                iteration=iteration,
+                reason=reason[:4096],
+                cause=cause.name,
+            )
+            for remote, local in edges.neighbours.items()
+        }
         try:
-            return self._tasks.run(stop_all, self._gossip_channels, stops, timeout)
+            return len(stops) - len(self._tasks.run(stop_all, self._gossip_channels, stops, timeout))
         except (ExchangeStoppedError, CancelledError):  # the links were closed
             return 0
 
@@ -485,14 +488,6 @@ class Links:
         with contextlib.suppress(ExchangeStoppedError):  # closed before
             self._tasks.run(self._close_channels)
         self._tasks.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     async def _close_channels(self) -> None:
         await self._channels.close()

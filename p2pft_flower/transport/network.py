@@ -10,9 +10,9 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
+from p2pft_flower.transport.closing import Closing
 from p2pft_flower.transport.wire.errors import ExchangeStoppedError
 
 __all__ = ["Tasks", "on_the_loop"]
@@ -73,7 +73,7 @@ async def on_the_loop(future: Future[T], timeout: float | None = None) -> T | No
     return wrapped.result() if done else None
 
 
-class Tasks:
+class Tasks(Closing):
     """What one owner does in the network's thread; a context manager.
 
     ``_closed`` is guarded by ``_lock``; ``_under_way`` is the loop's alone.
@@ -100,10 +100,7 @@ class Tasks:
         ExchangeStoppedError
             When the tasks were closed.
         """
-        with self._lock:
-            if self._closed:
-                raise ExchangeStoppedError("this host has closed its links")
-            return self._submit(work, arguments, self._on_failure)
+        return self._submit(work, arguments, self._on_failure)
 
     def run(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
         """Do ``work(*arguments)`` and return what comes of it; from any thread but the network's.
@@ -115,11 +112,7 @@ class Tasks:
         Exception
             What the work raised.
         """
-        with self._lock:
-            if self._closed:
-                raise ExchangeStoppedError("this host has closed its links")
-            future = self._submit(work, arguments, None)
-        return future.result()
+        return self._submit(work, arguments, None).result()
 
     def call(self, function: Callable[..., object], *arguments: Any) -> None:
         """Call a function in the network's thread, soon; from any thread. Nothing happens once closed."""
@@ -136,21 +129,17 @@ class Tasks:
         asyncio.run_coroutine_threadsafe(self._end(), self._network.loop).result()
         _release(self._network)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _submit(
         self,
         work: Callable[..., Awaitable[T]],
         arguments: tuple[Any, ...],
         on_failure: Callable[[Exception], None] | None,
     ) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(self._owned(work, arguments, on_failure), self._network.loop)
+        with self._lock:
+            if self._closed:
+                raise ExchangeStoppedError("this host has closed its links")
+            owned = self._owned(work, arguments, on_failure)
+            return asyncio.run_coroutine_threadsafe(owned, self._network.loop)
 
     async def _owned(
         self,

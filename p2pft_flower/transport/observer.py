@@ -6,17 +6,15 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from types import TracebackType
-from typing import Self
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from p2pft_flower.errors import printable
 from p2pft_flower.transport.admission import recognise
+from p2pft_flower.transport.closing import Closing
 from p2pft_flower.transport.endpoint import (
     OBSERVER,
     SMALL_BODY,
@@ -27,7 +25,6 @@ from p2pft_flower.transport.endpoint import (
 )
 from p2pft_flower.transport.network import Tasks
 from p2pft_flower.transport.refusals import Refused
-from p2pft_flower.transport.trust.certificates import target_name
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.errors import ExchangeStoppedError
@@ -37,7 +34,7 @@ __all__ = ["ObserverClient", "ObserverServer"]
 log = logging.getLogger(__name__)
 
 
-class ObserverServer:
+class ObserverServer(Closing):
     """Listens for reports, from construction to `close`; a context manager.
 
     Parameters
@@ -74,36 +71,22 @@ class ObserverServer:
         self._on_report = on_report
         self._credentials = credentials
         self._one = ThreadPoolExecutor(1, thread_name_prefix="p2pft-observer")
-        self._tasks = Tasks()
-        try:
-            self._listener = Listener(
-                self._tasks,
-                OBSERVER,
-                {"Report": self._report},
-                {0: address},
-                max_calls=4096,
-                max_connections=4096,
-                credentials=None if credentials is None else credentials.server(),
-                insecure=insecure,
-            )
-        except BaseException:
-            self._tasks.close()
-            raise
+        self._listener = Listener(
+            Tasks(),
+            OBSERVER,
+            {"Report": self._report},
+            {0: address},
+            max_calls=4096,
+            max_connections=4096,
+            credentials=credentials,
+            insecure=insecure,
+        )
         self.address = self._listener.bound_addresses[0]
 
     def close(self, grace: float = 1.0) -> None:
         """Stop listening; reports that have arrived are still handed on, for ``grace`` seconds at most."""
         self._listener.close(grace)
         self._one.shutdown(wait=True)
-        self._tasks.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     async def _report(self, call: Incoming) -> bytes:
         try:
@@ -123,8 +106,10 @@ class ObserverServer:
         return pb.Reply(status=pb.ACCEPTED).SerializeToString()
 
 
-class ObserverClient:
+class ObserverClient(Closing):
     """Sends reports one after the other and forgets them; a context manager.
+
+    ``_lock`` guards ``dropped``, ``_told``, ``_closed`` and ``_under_way``.
 
     Parameters
     ----------
@@ -161,17 +146,14 @@ class ObserverClient:
     ) -> None:
         self.dropped = 0
         self._address = address
-        self._told = False
+        self._credentials, self._insecure = credentials, insecure
         self._max_outstanding = max_outstanding
         self._timeout = timeout
-        self._tls = None if credentials is None else credentials.channel()
-        self._name = None if credentials is None else target_name(credentials.federation, "coordinator")
-        self._insecure = insecure
-        self._changed = threading.Condition()
-        self._waiting: deque[bytes] = deque()
-        self._sending: Future[None] | None = None
-        self._closed = False
-        self._tasks = Tasks(lambda error: self._tell(f"{type(error).__name__}: {error}"))
+        self._lock = threading.Lock()
+        self._told = self._closed = False
+        self._under_way: set[Future[str | None]] = set()
+        self._turn = asyncio.Lock()  # one after the other: side by side they could overtake each other
+        self._tasks = Tasks()
         try:
             self._channel = self._tasks.run(self._open)
         except BaseException:
@@ -180,63 +162,34 @@ class ObserverClient:
 
     def report(self, report: pb.PeerReport) -> None:
         """Start sending ``report``; returns at once, and never raises because of who listens or does not."""
-        with self._changed:
-            if self._closed or len(self._waiting) >= self._max_outstanding:
+        with self._lock:
+            if self._closed or len(self._under_way) >= self._max_outstanding:
                 self.dropped += 1  # of what is under way the log will tell
                 return
-            self._waiting.append(report.SerializeToString())
-            if self._sending is None:
-                self._sending = self._tasks.start(self._send)
+            future = self._tasks.start(self._send, report.SerializeToString())
+            self._under_way.add(future)
+        future.add_done_callback(self._note)
 
     def close(self, timeout: float = 1.0) -> None:
         """Give reports under way up to ``timeout`` seconds to leave, then drop them."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            sending = self._sending
-        if sending is not None:
-            wait([sending], timeout)
-        with self._changed:
-            if self._waiting:
-                self.dropped += len(self._waiting)
-                self._waiting.clear()
-                self._tell("the run ended before they were taken")
+            under_way = set(self._under_way)
+        for late in wait(under_way, timeout).not_done:
+            late.cancel()
         with contextlib.suppress(ExchangeStoppedError):  # closed before
             self._tasks.run(self._channel.close)
         self._tasks.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     async def _open(self) -> grpc.aio.Channel:
-        return open_channel(self._address, self._tls, self._insecure, self._name)
+        return open_channel(self._address, "coordinator", self._credentials, self._insecure)
 
-    async def _send(self) -> None:
-        """Send what waits, one after the other: side by side they could overtake each other."""
-        while True:
-            with self._changed:
-                if not self._waiting:
-                    self._sending = None
-                    return
-                report = self._waiting[0]
-            problem = await self._send_one(report)
-            with self._changed:
-                if not self._waiting:  # dropped meanwhile
-                    continue
-                self._waiting.popleft()
-                if problem is not None:
-                    self.dropped += 1
-                    self._tell(problem)
-
-    async def _send_one(self, report: bytes) -> str | None:
+    async def _send(self, report: bytes) -> str | None:
         """Send a report; return why it was not taken in, None when it was."""
         unary = self._channel.unary_unary(f"/{OBSERVER}/Report", None, None)
         try:
-            reply = pb.Reply.FromString(await unary(report, timeout=self._timeout, wait_for_ready=True))
+            async with self._turn:
+                reply = pb.Reply.FromString(await unary(report, timeout=self._timeout, wait_for_ready=True))
         except grpc.RpcError as error:
             return f"{error.code().name}: {printable(error.details() or '')}"
         except DecodeError:
@@ -246,10 +199,21 @@ class ObserverClient:
         name = pb.Status.Name(reply.status) if reply.status in pb.Status.values() else str(reply.status)
         return f"{name}: {printable(reply.reason)}"
 
-    def _tell(self, problem: str) -> None:
-        """Say once that reports do not arrive: nothing waits for them, and nothing else is lost."""
-        if not self._told:
-            self._told = True
+    def _note(self, future: Future[str | None]) -> None:
+        """Note what became of a report, and say once if it did not arrive: training goes on without it."""
+        if future.cancelled():
+            problem: str | None = "the run ended before it was taken"
+        elif (error := future.exception()) is not None:
+            problem = f"{type(error).__name__}: {error}"
+        else:
+            problem = future.result()
+        with self._lock:
+            self._under_way.discard(future)
+            if problem is None:
+                return
+            self.dropped += 1
+            told, self._told = self._told, True
+        if not told:
             log.warning(
                 "progress does not reach the coordinator at %s, which shows none (%s); training goes on",
                 self._address,

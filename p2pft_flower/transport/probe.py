@@ -11,13 +11,13 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
 from p2pft_flower.transport.admission import recognise
+from p2pft_flower.transport.closing import Closing
 from p2pft_flower.transport.endpoint import (
     PROBE,
     SMALL_BODY,
@@ -28,7 +28,7 @@ from p2pft_flower.transport.endpoint import (
 )
 from p2pft_flower.transport.network import Tasks
 from p2pft_flower.transport.refusals import Refused
-from p2pft_flower.transport.trust.certificates import Identity, target_name
+from p2pft_flower.transport.trust.certificates import Identity
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 
@@ -77,7 +77,7 @@ class LinkReport:
     skew: float | None = None
 
 
-class Prober:
+class Prober(Closing):
     """Listens as ``peer`` and probes its neighbours; a context manager.
 
     Parameters
@@ -120,21 +120,17 @@ class Prober:
         self._logged: set[tuple[int, int | None]] = set()
         self._changed = threading.Condition()
         self._tasks = Tasks()
-        try:
-            self._listener = Listener(
-                self._tasks,
-                PROBE,
-                {"Echo": self._echo},
-                {peer: listen},
-                max_message=BALLAST + 2**10,
-                max_calls=2 * len(self._neighbours) + 4,
-                max_connections=2 * len(self._neighbours) + 8,
-                credentials=None if credentials is None else credentials.server(),
-                insecure=insecure,
-            )
-        except BaseException:
-            self._tasks.close()
-            raise
+        self._listener = Listener(
+            self._tasks,
+            PROBE,
+            {"Echo": self._echo},
+            {peer: listen},
+            max_message=BALLAST + 2**10,
+            max_calls=2 * len(self._neighbours) + 4,
+            max_connections=2 * len(self._neighbours) + 8,
+            credentials=credentials,
+            insecure=insecure,
+        )
         self.address = self._listener.bound_addresses[peer]
 
     def probe(self, timeout: float) -> list[LinkReport]:
@@ -173,15 +169,6 @@ class Prober:
     def close(self) -> None:
         """Stop listening and asking."""
         self._listener.close(1.0)
-        self._tasks.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _unheard(self, report: LinkReport, timeout: float, refused: Mapping[int, str]) -> LinkReport:
         if report.neighbour in refused:
@@ -198,13 +185,7 @@ class Prober:
 
     async def _ask(self, neighbour: int, end: float) -> LinkReport:
         address = self._neighbours[neighbour]
-        own = self._credentials
-        channel = open_channel(
-            address,
-            None if own is None else own.channel(),
-            self._insecure,
-            None if own is None else target_name(own.federation, neighbour),
-        )
+        channel = open_channel(address, neighbour, self._credentials, self._insecure)
         try:
             call = channel.unary_unary(f"/{PROBE}/Echo", None, None)
             echo = partial(self._one, call, neighbour, end)

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import Cause
 from p2pft_flower.transport.admission import Caller, Shares, Throttle, recognise
-from p2pft_flower.transport.answers import Answers, Callbacks
+from p2pft_flower.transport.answers import Answers
+from p2pft_flower.transport.closing import Closing
 from p2pft_flower.transport.endpoint import EXCHANGE, Incoming, Listener, NoMessageError, gossip_limit
 from p2pft_flower.transport.mailbox import Edge, Mailbox
 from p2pft_flower.transport.network import Tasks
@@ -30,7 +29,7 @@ _Answer = pb.Reply | pb.Gossip | pb.Fetched
 _Answerer = Callable[[Incoming, Caller], Awaitable[_Answer]]
 
 
-class PeerServer:
+class PeerServer(Closing):
     """Serves the peers of one host, from construction to `close`; a context manager.
 
     All may be called from any thread. Calls are answered in the network's thread, the callbacks in threads of
@@ -119,7 +118,9 @@ class PeerServer:
             self._views,
             frozenset(addresses),
             members,
-            Callbacks(on_hello, on_stop, on_gossip),
+            on_hello,
+            on_stop,
+            on_gossip,
             stop_digest,
             timeout,
             max(timeout, longest or 0.0),
@@ -133,23 +134,19 @@ class PeerServer:
             "Gossip": self._answers.gossip,
             "Fetch": self._answers.fetch,
         }
-        try:
-            self._listener = Listener(
-                self._tasks,
-                EXCHANGE,
-                {name: partial(self._answer, name, answer) for name, answer in methods.items()},
-                addresses,
-                max_message=max(mailbox.terms.nbytes, gossip_limit(callers)),
-                max_calls=2 * edges + 2 * callers + 8,
-                # Two from each caller (payloads, gossip), two that take their place when they broke, and some
-                # room for preflights.
-                max_connections=4 * callers + 8,
-                credentials=None if credentials is None else credentials.server(),
-                insecure=insecure,
-            )
-        except BaseException:
-            self._tasks.close()
-            raise
+        self._listener = Listener(
+            self._tasks,
+            EXCHANGE,
+            {name: partial(self._answer, name, answer) for name, answer in methods.items()},
+            addresses,
+            max_message=max(mailbox.terms.nbytes, gossip_limit(callers)),
+            max_calls=2 * edges + 2 * callers + 8,
+            # Two from each caller (payloads, gossip), two that take their place when they broke, and some
+            # room for preflights.
+            max_connections=4 * callers + 8,
+            credentials=credentials,
+            insecure=insecure,
+        )
         self.bound_addresses = self._listener.bound_addresses
         if credentials is not None:
             self._tasks.start(watch, credentials.expiries)
@@ -217,15 +214,6 @@ class PeerServer:
         self._views.close()
         self._listener.close(grace)
         self._pool.shutdown(wait=True)
-        self._tasks.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     async def _answer(self, method: str, answer: _Answerer, call: Incoming) -> bytes:
         """Find out who calls and whether to listen, answer, and remember what had to be refused."""

@@ -6,15 +6,14 @@ and then the run is over: whoever overhears it can do no more with it than what 
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import secrets
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any
 
-from p2pft_flower.errors import P2PFTError
-from p2pft_flower.transport.calls import Call, Channels
+from p2pft_flower.transport.calls import Channels
+from p2pft_flower.transport.gossiping import stop_all
 from p2pft_flower.transport.network import Tasks
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
@@ -91,19 +90,11 @@ async def _stop_all(
     timeout: float,
 ) -> dict[int, str]:
     channels = Channels(addresses, credentials, credentials is None)
-
-    async def tell(peer: int) -> str | None:
-        """Return why a peer did not hear it."""
-        stop = pb.Stop(run=run, sender=peer, origin=peer, reason=reason, cause=pb.Stop.STOPPED)
-        call = Call((peer, peer), peer, addresses[peer], timeout)
-        try:
-            call.read(await channels.ask("Stop", stop, call, metadata=((_KEY, key),)), pb.Reply)
-        except P2PFTError as error:
-            return str(error)
-        return None
-
+    stops = {
+        peer: pb.Stop(run=run, sender=peer, origin=peer, reason=reason, cause=pb.Stop.STOPPED)
+        for peer in sorted(addresses)
+    }
     try:
-        answers = await asyncio.gather(*map(tell, sorted(addresses)))
+        return await stop_all(channels, stops, timeout, metadata=((_KEY, key),), wait_for_ready=True)
     finally:
         await channels.close()
-    return {peer: why for peer, why in zip(sorted(addresses), answers, strict=True) if why is not None}

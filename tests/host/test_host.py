@@ -36,7 +36,7 @@ from p2pft_flower.transport import (
     new_key,
     stop_run,
 )
-from p2pft_flower.transport.trust.certificates import create_authority, issue, issue_coordinator
+from p2pft_flower.transport.trust.certificates import create_authority, issue
 from tests.journals import lines_of
 
 from .hosts import ALONE, FOLDED, run_together, stopped_tail, tcp, train, unix
@@ -340,8 +340,8 @@ def test_where_peers_have_certificates_the_key_is_worth_something_with_the_coord
         create_authority(tmp_path / name, name)
     for p in (0, 1, 2, 3, 99):
         issue(tmp_path / "ours", tmp_path / str(p), p, ["127.0.0.1"])
-    issue_coordinator(tmp_path / "ours", tmp_path / "coordinator")
-    issue_coordinator(tmp_path / "theirs", tmp_path / "stranger")
+    issue(tmp_path / "ours", tmp_path / "coordinator", "coordinator")
+    issue(tmp_path / "theirs", tmp_path / "stranger", "coordinator")
     access = [Access(Credentials.load(tmp_path / str(p), p)) for p in range(4)]
     coordinator, stranger = (
         Credentials.load(tmp_path / name, "coordinator") for name in ("coordinator", "stranger")

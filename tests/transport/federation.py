@@ -7,7 +7,7 @@ from pathlib import Path
 
 from p2pft_flower.transport import Credentials
 from p2pft_flower.transport.trust import certificates
-from p2pft_flower.transport.trust.certificates import create_authority, issue, issue_coordinator
+from p2pft_flower.transport.trust.certificates import create_authority, issue
 
 
 class Federation:
@@ -27,7 +27,7 @@ class Federation:
     def coordinator(self) -> Path:
         """Return the folder of the coordinator's new certificate."""
         folder = self.folder / f"coordinator-{len(list(self.folder.iterdir()))}"
-        issue_coordinator(self.authority, folder)
+        issue(self.authority, folder, "coordinator")
         return folder
 
     def __getitem__(self, peer: int) -> Credentials:

@@ -106,7 +106,7 @@ def test_a_federations_name_must_fit_a_dns_name(name, tmp_path):
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        ({"peer": -1}, "peers are numbered from 0"),
+        ({"holder": -1}, "peers are numbered from 0"),
         ({"addresses": ["host:9000"]}, r"'host:9000' is neither a host name nor an IP address"),
         ({"days": 0}, "days = 0: must be above 0"),
         *(
@@ -124,7 +124,7 @@ def test_a_federations_name_must_fit_a_dns_name(name, tmp_path):
 )
 def test_what_cannot_be_issued_leaves_nothing_behind(what, says, north, tmp_path):
     with pytest.raises(ConfigError, match=says):
-        issue(north.authority, tmp_path / "new", **({"peer": 1} | what))
+        issue(north.authority, tmp_path / "new", **({"holder": 1} | what))
     assert not (tmp_path / "new").exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport import BindError, Prober, probe
-from p2pft_flower.transport.trust.certificates import create_authority, issue, issue_coordinator
+from p2pft_flower.transport.trust.certificates import create_authority, issue
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from tests.transport.wire import no_threads_but
@@ -196,7 +196,7 @@ def test_over_mutual_tls_neighbours_are_who_they_say(tmp_path):
 
 def test_the_coordinator_may_not_probe_in_a_peers_place(tmp_path):
     own = credentials(tmp_path, "clinics", 0)
-    issue_coordinator(tmp_path / "clinics", tmp_path / "coordinator")
+    issue(tmp_path / "clinics", tmp_path / "coordinator", "coordinator")
     coordinator = Credentials.load(tmp_path / "coordinator", "coordinator")
     zero, one = free_addresses(2)
     with (

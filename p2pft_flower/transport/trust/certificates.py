@@ -36,19 +36,22 @@ __all__ = [
     "KEY_FILE",
     "PEER_FILE",
     "CertificateFacts",
+    "Holder",
     "Identity",
     "create_authority",
     "facts_in",
     "identity_of",
     "is_issued_by",
     "issue",
-    "issue_coordinator",
     "read_certificate",
     "read_certificates",
     "renew",
     "target_name",
     "utc_now",
 ]
+
+Holder = int | Literal["coordinator"]
+"""Who has a certificate from an authority: a peer, by its number, or the coordinator."""
 
 CA_FILE, CA_KEY_FILE = "ca.pem", "ca.key"
 PEER_FILE, KEY_FILE = "peer.pem", "peer.key"
@@ -77,7 +80,7 @@ class Identity:
     """
 
     federation: str
-    holder: int | Literal["authority", "coordinator"]
+    holder: Holder | Literal["authority"]
 
     @property
     def peer(self) -> int | None:
@@ -139,7 +142,7 @@ class CertificateFacts:
             identity = Identity(federation, int(number))
         else:
             identity = Identity(federation, "coordinator" if role == "coordinator" else "authority")
-        own = None if identity.holder == "authority" else target_name(federation, identity.holder)
+        own = target_name(federation, identity.holder)
         hosts = (name for name in names.get_values_for_type(x509.DNSName) if name != own)
         addresses = (str(address) for address in names.get_values_for_type(x509.IPAddress))
         return cls(
@@ -158,9 +161,9 @@ def _names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
         raise ValueError("it has no names (subjectAltName)") from error
 
 
-def target_name(federation: str, holder: int | Literal["coordinator"]) -> str:
-    """Return the DNS name of a peer, or the coordinator, in certificates; it resolves nowhere."""
-    who = holder if holder == "coordinator" else f"peer-{holder}"
+def target_name(federation: str, holder: Holder | Literal["authority"]) -> str:
+    """Return the DNS name that stands for a holder in certificates; it resolves nowhere."""
+    who = f"peer-{holder}" if isinstance(holder, int) else holder
     return f"{who}.{federation}{_OWN_NAMES}"
 
 
@@ -198,14 +201,10 @@ def create_authority(folder: Path, federation: str, days: float = 3650) -> Certi
             f"federation {federation!r}: use lower-case letters, digits and hyphens inside, at most 40"
         )
     key = ec.generate_private_key(_CURVE)
-    name = _subject(f"{federation} authority")
-    usage = _key_usage(key_cert_sign=True, crl_sign=True)
-    uri = x509.UniformResourceIdentifier(Identity(federation, "authority").uri)
     certificate = (
-        _builder(name, name, key, days)
+        _builder(Identity(federation, "authority"), (), key, days)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(usage, critical=True)
-        .add_extension(x509.SubjectAlternativeName([uri]), critical=False)
+        .add_extension(_key_usage(authority=True), critical=True)
         # Whoever trusts several authorities must not have to fear that one speaks for another's federation.
         .add_extension(
             x509.NameConstraints(
@@ -213,7 +212,6 @@ def create_authority(folder: Path, federation: str, days: float = 3650) -> Certi
             ),
             critical=True,
         )
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     _refuse_to_overwrite(folder, (CA_FILE, CA_KEY_FILE, PEER_FILE, KEY_FILE))
@@ -222,18 +220,20 @@ def create_authority(folder: Path, federation: str, days: float = 3650) -> Certi
 
 
 def issue(
-    authority: Path, folder: Path, peer: int, addresses: Iterable[str] = (), days: float = 365
+    authority: Path, folder: Path, holder: Holder, addresses: Iterable[str] = (), days: float = 365
 ) -> CertificateFacts:
-    """Make a peer's folder: ``ca.pem``, ``peer.pem`` and ``peer.key``, all of mode 0600.
+    """Make a peer's folder, or the coordinator's: ``ca.pem``, ``peer.pem`` and ``peer.key``, all 0600.
+
+    With its certificate the coordinator can stop runs (``flwr stop``) and hear of their progress.
 
     Parameters
     ----------
     authority : Path
         The authority's folder.
     folder : Path
-        The peer's, made where it is missing; must not hold certificates yet.
-    peer : int
-        The peer's number, from 0.
+        The holder's, made where it is missing; must not hold certificates yet.
+    holder : int or str
+        The peer's number, from 0, or ``coordinator``.
     addresses : iterable of str
         Host names and IP addresses the peer is reached at, without port. Nothing depends on them; they are
         for people and other programs. None may end in ``.p2pft.internal``.
@@ -246,38 +246,8 @@ def issue(
         When the authority cannot be read, or a value cannot be used, or a file is there already or cannot
         be written.
     """
-    if not 0 <= peer < 10**9:
-        raise ConfigError(f"peer {peer}: peers are numbered from 0")
-    return _issue(authority, folder, peer, addresses, days)
-
-
-def issue_coordinator(authority: Path, folder: Path, days: float = 365) -> CertificateFacts:
-    """Make the coordinator's folder, with which it can stop runs (``flwr stop``) and hear of their progress.
-
-    Parameters
-    ----------
-    authority : Path
-        The authority's folder.
-    folder : Path
-        The coordinator's, made where it is missing; must not hold certificates yet.
-    days : float
-        How long it is valid; never longer than the authority's own certificate.
-
-    Raises
-    ------
-    ConfigError
-        As :func:`issue`.
-    """
-    return _issue(authority, folder, "coordinator", (), days)
-
-
-def _issue(
-    authority: Path,
-    folder: Path,
-    holder: int | Literal["coordinator"],
-    addresses: Iterable[str],
-    days: float,
-) -> CertificateFacts:
+    if holder != "coordinator" and not 0 <= holder < 10**9:
+        raise ConfigError(f"peer {holder}: peers are numbered from 0")
     _refuse_to_overwrite(folder, (CA_FILE, CA_KEY_FILE, PEER_FILE, KEY_FILE))
     roots, root, root_key = _load_authority(authority)
     identity = Identity(facts_in(root, authority / CA_FILE).identity.federation, holder)
@@ -400,20 +370,11 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _subject(name: str) -> x509.Name:
-    return x509.Name(
-        [
-            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "p2pft"),
-            x509.NameAttribute(NameOID.COMMON_NAME, name),
-        ]
-    )
-
-
-def _key_usage(*, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:
+def _key_usage(*, authority: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=not key_cert_sign,
-        key_cert_sign=key_cert_sign,
-        crl_sign=crl_sign,
+        digital_signature=not authority,
+        key_cert_sign=authority,
+        crl_sign=authority,
         content_commitment=False,
         key_encipherment=False,
         data_encipherment=False,
@@ -424,24 +385,35 @@ def _key_usage(*, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.K
 
 
 def _builder(
-    subject: x509.Name,
-    issuer: x509.Name,
+    identity: Identity,
+    names: Iterable[x509.GeneralName],
     key: ec.EllipticCurvePrivateKey,
     days: float,
-    last: datetime | None = None,
+    root: x509.Certificate | None = None,
 ) -> x509.CertificateBuilder:
+    """Return what all certificates have in common; one without a ``root`` is its own."""
     if not 0 < days <= 36500:
         raise ConfigError(f"days = {days:g}: must be above 0 and at most 36500")
     begin = utc_now()
     end = begin + timedelta(days=days)
+    common_name = f"{identity.federation} {identity.name.removeprefix('the ')}"
+    subject = x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, "p2pft"),
+            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+        ]
+    )
+    uri = x509.UniformResourceIdentifier(identity.uri)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(issuer)
+        .issuer_name(subject if root is None else root.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(begin - _CLOCKS)
-        .not_valid_after(end if last is None else min(end, last))
+        .not_valid_after(end if root is None else min(end, root.not_valid_after_utc))
+        .add_extension(x509.SubjectAlternativeName([uri, *names]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
     )
 
 
@@ -452,28 +424,17 @@ def _sign(
     addresses: Iterable[str],
     days: float,
 ) -> tuple[x509.Certificate, bytes]:
-    """Return the new certificate of who ``identity`` says, and its new private key in PEM form."""
-    names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(identity.uri)]
-    uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
-    if identity.holder != "authority":  # which calls nobody and answers nobody
-        names.append(x509.DNSName(target_name(identity.federation, identity.holder)))
-        uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
-    names += [_general_name(address) for address in dict.fromkeys(addresses)]
-    key = ec.generate_private_key(_CURVE)
+    """Return the new certificate of a peer or the coordinator, and its new private key in PEM form."""
+    own_name = x509.DNSName(target_name(identity.federation, identity.holder))
+    names = (own_name, *(_general_name(address) for address in dict.fromkeys(addresses)))
+    uses = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
     issuer_key = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    key = ec.generate_private_key(_CURVE)
     certificate = (
-        _builder(
-            _subject(f"{identity.federation} {identity.name.removeprefix('the ')}"),
-            root.subject,
-            key,
-            days,
-            last=root.not_valid_after_utc,
-        )
+        _builder(identity, names, key, days, root)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(), critical=True)
+        .add_extension(_key_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_key), critical=False
         )

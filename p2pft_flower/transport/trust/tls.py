@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import grpc
 from cryptography import x509
@@ -33,6 +33,7 @@ from p2pft_flower.transport.trust.certificates import (
     KEY_FILE,
     PEER_FILE,
     CertificateFacts,
+    Holder,
     Identity,
     facts_in,
     identity_of,
@@ -54,13 +55,6 @@ _RENEW = "renew it with 'p2pft certs renew'"
 _RENEW_AUTHORITY = "make a new authority and renew the certificates with it"
 _HAS_EXPIRED = 10
 """OpenSSL's number for a certificate whose time is over (X509_V_ERR_CERT_HAS_EXPIRED)."""
-
-
-class Connection(Protocol):
-    """What gRPC knows of the connection of a call."""
-
-    def auth_context(self) -> Mapping[str, Any]:
-        """Return what TLS proved of it."""
 
 
 class NotAuthenticError(Exception):
@@ -109,7 +103,7 @@ class Credentials:
         object.__setattr__(self, "_context", context)
 
     @classmethod
-    def load(cls, folder: Path, holder: int | Literal["coordinator"] | None = None) -> Credentials:
+    def load(cls, folder: Path, holder: Holder | None = None) -> Credentials:
         """Read and check a peer's folder, or the coordinator's.
 
         Parameters
@@ -205,7 +199,7 @@ class Credentials:
         authorities = tuple(x509.load_pem_x509_certificates(self._authorities))
         return Signatures(x509.load_pem_x509_certificates(self._chain)[0], key, authorities)
 
-    def identify(self, context: Connection) -> Identity:
+    def identify(self, proved: Mapping[str, Any]) -> Identity:
         """Return whose certificate a call's connection has; gRPC has verified the certificate.
 
         Returns
@@ -215,21 +209,20 @@ class Credentials:
 
         Parameters
         ----------
-        context : Connection
-            Of a call over TCP.
+        proved : mapping of str to sequence of bytes
+            What TLS proved of a call's connection over TCP, as gRPC tells it.
 
         Raises
         ------
         NotAuthenticError
             When the connection is not TLS 1.3, or the certificate is for neither.
         """
-        facts = context.auth_context()
-        version = b", ".join(facts.get("ssl_tls_version", ())).decode()
+        version = b", ".join(proved.get("ssl_tls_version", ())).decode()
         if version != "TLSv1.3":
             told = version or "a version of TLS that gRPC does not tell (grpcio 1.85 or newer does)"
             raise NotAuthenticError(f"the connection uses {told}, not TLSv1.3")
         try:
-            who = identity_of(facts["x509_pem_cert"][0])
+            who = identity_of(proved["x509_pem_cert"][0])
         except (KeyError, ValueError) as error:
             raise NotAuthenticError(f"the certificate cannot be used: {error}") from error
         if who.holder == "authority" or who.federation != self.federation:

@@ -1,0 +1,22 @@
+"""What is closed at the end of a ``with`` block."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+__all__ = ["Closing"]
+
+
+class Closing(ABC):
+    """A context manager that is closed when its block ends, however it ends."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back all that is held."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
