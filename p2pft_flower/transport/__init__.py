@@ -10,14 +10,14 @@ from p2pft_flower.transport.heartbeats import Heartbeats
 from p2pft_flower.transport.links import Links
 from p2pft_flower.transport.mailbox import Mailbox, Received
 from p2pft_flower.transport.observer import ObserverClient, ObserverServer
-from p2pft_flower.transport.probe import LinkReport, Prober
+from p2pft_flower.transport.probe import Prober
 from p2pft_flower.transport.pulse import OwnPulse
 from p2pft_flower.transport.refusals import Refusals
 from p2pft_flower.transport.server import PeerServer
 from p2pft_flower.transport.stops import COORDINATOR_CERTIFICATES, digest_of, new_key, stop_run
 from p2pft_flower.transport.trust.signatures import MOST_CERTIFICATES, Signatures
 from p2pft_flower.transport.trust.tls import TLS13_ENVIRONMENT, Credentials
-from p2pft_flower.transport.wire.addresses import Address, parse_address, unix_address
+from p2pft_flower.transport.wire.addresses import parse_address, unix_address
 from p2pft_flower.transport.wire.errors import (
     BindError,
     EdgeBrokenError,
@@ -32,7 +32,7 @@ from p2pft_flower.transport.wire.errors import (
     ViewChangeError,
     cause_from,
 )
-from p2pft_flower.transport.wire.header import MAX_PAYLOAD, Terms
+from p2pft_flower.transport.wire.header import Terms
 from p2pft_flower.transport.wire.p2pft_pb2 import (
     Gossip,
     Hello,
@@ -46,10 +46,8 @@ from p2pft_flower.transport.wire.p2pft_pb2 import (
 
 __all__ = [
     "COORDINATOR_CERTIFICATES",
-    "MAX_PAYLOAD",
     "MOST_CERTIFICATES",
     "TLS13_ENVIRONMENT",
-    "Address",
     "BindError",
     "Credentials",
     "EdgeBrokenError",
@@ -60,7 +58,6 @@ __all__ = [
     "Gossip",
     "Heartbeats",
     "Hello",
-    "LinkReport",
     "Links",
     "Loss",
     "Mailbox",

@@ -158,6 +158,7 @@ class Channels:
         request: bytes | Message,
         call: Call,
         *,
+        within: float | None = None,
         wait_for_ready: bool = True,
         metadata: tuple[tuple[str, bytes], ...] = (),
     ) -> bytes:
@@ -170,7 +171,9 @@ class Channels:
         request : bytes or Message
             The request's body.
         call : Call
-            Whom to call, and how long.
+            Whom to call, and the deadline.
+        within : float, optional
+            Seconds that this call may take of those of a longer deadline; default all of them.
         wait_for_ready : bool
             Whether to wait for a neighbour that is not there yet, or to fail at once.
         metadata : tuple of (str, bytes)
@@ -190,7 +193,10 @@ class Channels:
         )
         try:
             answer: bytes = await unary(
-                body, timeout=call.deadline, metadata=metadata, wait_for_ready=wait_for_ready
+                body,
+                timeout=call.deadline if within is None else within,
+                metadata=metadata,
+                wait_for_ready=wait_for_ready,
             )
         except grpc.RpcError as failure:
             code = failure.code()

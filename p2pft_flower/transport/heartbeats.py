@@ -200,7 +200,7 @@ class Heartbeats(Closing):
             if self._failure is not None:
                 raise self._failure
         try:
-            edge = self._links.edge_with(remote)
+            edge = self._links.edges.edge_with(remote)
         except ValueError:  # another view was installed since it was asked for
             return None
         with self._lock:

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,6 +34,7 @@ from p2pft_flower.transport.wire.errors import (
     ExchangeError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
+    Place,
     ViewChangeError,
 )
 from p2pft_flower.transport.wire.header import Terms, encode_header
@@ -129,20 +130,14 @@ class Links(Closing):
         self._addresses = dict(addresses)
         self._channels = Channels(addresses, credentials, insecure)
         self._gossip_channels = Channels(addresses, credentials, insecure, gossip=True)
-        longest = max(timeout, longest or 0.0)
-        self._fetches = Deadlines(timeout, longest, patience is not None)
-        self._carrier = Carrier(
-            self._channels,
-            Deadlines(timeout, longest, patience is not None),
-            patience,
-            speaks,
-            views_change,
-        )
+        longest = longest or 0.0
+        self._fetches = Deadlines(timeout, longest)
+        self._carrier = Carrier(self._channels, Deadlines(timeout, longest), patience, speaks, views_change)
         self._awaited: set[int] = set()
         self._lock = threading.Lock()
         self._error: Exception | None = None
-        self._under_way: dict[Edge, tuple[Future[None], tuple[int, str]]] = {}
-        """The payload of each edge: what comes of it, and its iteration and phase."""
+        self._under_way: dict[Edge, tuple[Future[None], Place]] = {}
+        """The payload of each edge: what comes of it, and what an error names of it."""
         self._waited_for: set[Future[Any]] = set()
         self._edges = Edges.of(terms, out_edges, in_edges, self._addresses)
         self.bytes_sent = dict.fromkeys(self._edges.receivers, 0)
@@ -161,18 +156,9 @@ class Links(Closing):
             return self._edges
 
     @property
-    def terms(self) -> Terms:
-        """Those of the present view."""
-        return self.edges.terms
-
-    @property
     def neighbours(self) -> dict[int, int]:
         """Each remote neighbour of the present view, ascending, and the local peer that speaks to it."""
         return self.edges.neighbours
-
-    def edge_with(self, remote: int) -> Edge:
-        """Return the edge that stands for a remote neighbour in the present view; see `Edges.edge_with`."""
-        return self.edges.edge_with(remote)
 
     def address_of(self, remote: int) -> str:
         """Return where a remote peer listens."""
@@ -284,7 +270,8 @@ class Links(Closing):
         Exception
             What `fail` was called with.
         """
-        terms, receivers = self.terms, self.edges.receivers.get(sender, ())
+        edges = self.edges
+        terms, receivers = edges.terms, edges.receivers.get(sender, ())
         if not receivers:
             return
         payload = self._bytes_of(sender, vector, terms)
@@ -296,12 +283,11 @@ class Links(Closing):
             self._settle(edge, self._timeout, math.inf if self._carrier.patience else self._timeout + _STUCK)
             share = 1.0 if shares is None else float(shares[receiver])
             header = encode_header(terms, edge, iteration, phase, share=share, payload_hash=payload_hash)
-            at = (iteration, terms.phase_name(phase))
-            new = Payload(edge, header, payload, *at)
+            new = Payload(edge, header, payload, iteration, terms.phase_name(phase))
             with self._lock:
                 if self._error is not None:
                     raise self._error
-                self._under_way[edge] = self._tasks.start(self._carry, new), at
+                self._under_way[edge] = self._tasks.start(self._carry, new), new.place
             self.bytes_sent[sender] += len(payload)
 
     @staticmethod
@@ -378,14 +364,10 @@ class Links(Closing):
         except (ExchangeStoppedError, CancelledError):  # the links were closed
             return 0
 
-    def gossip(self, remote: int, message: pb.Gossip, timeout: float) -> pb.Gossip | ExchangeError:
-        """Gossip with one member, a neighbour or not, and return its answer or why there is none."""
-        return self.gossip_all({remote: message}, timeout)[remote]
-
     def gossip_all(
         self, messages: Mapping[int, pb.Gossip], timeout: float
     ) -> dict[int, pb.Gossip | ExchangeError]:
-        """Gossip with several members at once.
+        """Gossip with several members at once, neighbours or not.
 
         Parameters
         ----------
@@ -406,7 +388,7 @@ class Links(Closing):
             When plain text would leave this machine.
         """
         try:
-            return self._tasks.run(gossip_all, self._gossip_channels, self.terms.run, messages, timeout)
+            return self._tasks.run(gossip_all, self._gossip_channels, self.edges.terms.run, messages, timeout)
         except (ExchangeStoppedError, CancelledError):
             closed = ExchangeStoppedError("this host has closed its links")
             return dict.fromkeys(messages, closed)
@@ -421,7 +403,9 @@ class Links(Closing):
         ExchangeStoppedError
             When the links are closed.
         """
-        return self._tasks.start(gossip, self._gossip_channels, self.terms.run, remote, message, timeout)
+        return self._tasks.start(
+            gossip, self._gossip_channels, self.edges.terms.run, remote, message, timeout
+        )
 
     def fetch(self, local: int, donor: int, check: Callable[[], None]) -> npt.NDArray[np.floating]:
         """Ask another peer of the present view for its θ as of when the view began.
@@ -454,23 +438,16 @@ class Links(Closing):
         Exception
             What `fail` was called with, or what ``check`` raised.
         """
-        future = self._begin(
+        return self._wait(
             fetch,
-            self.terms,
+            self.edges.terms,
             (donor, local),
             self.address_of(donor),
             self._fetches,
             self._credentials,
             self._insecure,
+            check=check,
         )
-        try:
-            while True:
-                try:
-                    return self._result(future, _ASK)
-                except TimeoutError:
-                    check()
-        finally:
-            self._forget(future)
 
     def fail(self, error: Exception) -> None:
         """Wake a waiting `send`, `flush` or `meet` with ``error``; later ones raise it.
@@ -501,26 +478,26 @@ class Links(Closing):
                 await asyncio.to_thread(self._on_failure, error)  # it may wait for locks of the runtime
             raise
 
-    def _begin(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> Future[T]:
-        """Start what `fail` shall end; `_forget` it afterwards."""
+    def _wait(
+        self,
+        work: Callable[..., Awaitable[T]],
+        *arguments: Any,
+        check: Callable[[], None] = lambda: None,
+    ) -> T:
+        """Return what comes of work that `fail` ends; ``check``, several times a second, may raise."""
         with self._lock:
             if self._error is not None:
                 raise self._error
             future = self._tasks.start(work, *arguments)
             self._waited_for.add(future)
-            return future
-
-    def _forget(self, future: Future[Any]) -> None:
-        future.cancel()
-        with self._lock:
-            self._waited_for.discard(future)
-
-    def _wait(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        future = self._begin(work, *arguments)
         try:
+            while not wait({future}, _ASK).done:
+                check()
             return self._result(future)
         finally:
-            self._forget(future)
+            future.cancel()
+            with self._lock:
+                self._waited_for.discard(future)
 
     def _result(self, future: Future[T], timeout: float | None = None) -> T:
         """Return what comes of a future; raise what `fail` was called with, where that ended it."""
@@ -544,19 +521,13 @@ class Links(Closing):
                 raise self._error
             if edge not in self._under_way:
                 return
-            future, (iteration, phase) = self._under_way[edge]
+            future, place = self._under_way[edge]
         try:
             self._result(future, None if left == math.inf else left)
         except TimeoutError:
             where = f"peer {edge[1]} at {self.address_of(edge[1])}"
-            raise ExchangeTimeoutError(
-                f"{where} has not taken the payload in",
-                peer=edge[0],
-                edge=edge,
-                iteration=iteration,
-                phase=phase,
-                deadline=deadline,
-            ) from None
+            problem = f"{where} has not taken the payload in"
+            raise ExchangeTimeoutError(problem, **place).at(deadline=deadline) from None
         with self._lock:
             if self._error is not None:
                 raise self._error

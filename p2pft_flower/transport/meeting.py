@@ -153,21 +153,16 @@ class Meeting:
             phases=terms.phases,
             stage=stage,
         )
-        call = Call(greeting.edge, remote, self._channels.addresses[remote], left)
-        told = Call(greeting.edge, remote, call.address, timeout)
+        call = Call(greeting.edge, remote, self._channels.addresses[remote], timeout)
         try:
             # Not wait_for_ready: a call that waits for a connection never says why there is none.
-            raw = await self._channels.ask("Hello", hello, call, wait_for_ready=False)
+            raw = await self._channels.ask("Hello", hello, call, within=left, wait_for_ready=False)
         except PeerUnreachableError as error:
-            error.deadline = timeout
             if (cause := await self._tls_cause(call, error)) is not None:
                 problem = f"no TLS with peer {remote} at {call.address}: {cause}"
-                raise told.error(ExchangeRefusedError, problem) from error
+                raise call.error(ExchangeRefusedError, problem) from error
             raise
-        except ExchangeError as error:
-            error.deadline = timeout
-            raise
-        told.read(raw, pb.Reply)
+        call.read(raw, pb.Reply)
 
     async def _tls_cause(self, call: Call, error: ExchangeError) -> str | None:
         """Return why there is no TLS with a neighbour; None when that is not why there is no answer."""

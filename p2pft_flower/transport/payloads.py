@@ -20,6 +20,7 @@ from p2pft_flower.transport.wire.errors import (
     ExchangeTimeoutError,
     OtherViewError,
     PeerUnreachableError,
+    Place,
     UnansweredError,
 )
 from p2pft_flower.transport.wire.header import HEADER_KEY
@@ -63,6 +64,11 @@ class Payload:
     iteration: int
     phase: str
 
+    @property
+    def place(self) -> Place:
+        """What an error names of it."""
+        return Place(peer=self.edge[0], edge=self.edge, iteration=self.iteration, phase=self.phase)
+
 
 class Deadlines:
     """How long calls that carry a vector may take: longer on edges that have needed it.
@@ -72,14 +78,11 @@ class Deadlines:
     Parameters
     ----------
     timeout, longest : float
-        The least and the most, in seconds.
-    told : bool
-        Whether a slow edge is logged, once each.
+        The least and the most, in seconds; the most is no less than the least.
     """
 
-    def __init__(self, timeout: float, longest: float, told: bool) -> None:
+    def __init__(self, timeout: float, longest: float) -> None:
         self.least, self.longest = timeout, max(timeout, longest)
-        self._told = told
         self._needed: dict[Edge, float] = {}
         self._logged: set[tuple[Edge, str]] = set()
 
@@ -94,14 +97,13 @@ class Deadlines:
     def lengthen(self, edge: Edge, deadline: float, size: int) -> None:
         """Note that so many bytes did not get through in time: the edge's next call has twice as long."""
         self._needed[edge] = min(2 * deadline, self.longest)
-        if self._told:
-            self.log_once(
-                edge,
-                "slow",
-                f"edge {edge[0]} -> {edge[1]} is slow: {_size(size)} did not get through within "
-                f"{deadline:g} s, so it carries less than {_rate(size, deadline)}, or loses large packets; "
-                f"from now on it has longer, up to {self.longest:g} s (hang-timeout)",
-            )
+        self.log_once(
+            edge,
+            "slow",
+            f"edge {edge[0]} -> {edge[1]} is slow: {_size(size)} did not get through within "
+            f"{deadline:g} s, so it carries less than {_rate(size, deadline)}, or loses large packets; "
+            f"from now on it has longer, up to {self.longest:g} s (hang-timeout)",
+        )
 
     def log_once(self, edge: Edge, kind: str, text: str) -> None:
         """Warn of something once an edge and kind."""
@@ -200,7 +202,7 @@ class Carrier:
         """Raise what the patience with the receiver has ended with, if it has."""
         lost = None if self.patience is None else self.patience(payload.edge[1])
         if isinstance(lost, ExchangeError):
-            lost.at(peer=payload.edge[0], edge=payload.edge, iteration=payload.iteration, phase=payload.phase)
+            lost.at(**payload.place)
         if lost is not None:
             raise lost
 
@@ -244,14 +246,8 @@ class Carrier:
         )
 
     def _broken(self, payload: Payload, problem: str, remedy: str) -> EdgeBrokenError:
-        return EdgeBrokenError(
-            f"this edge is broken, though peer {payload.edge[1]} speaks: {problem}; {remedy}",
-            peer=payload.edge[0],
-            edge=payload.edge,
-            iteration=payload.iteration,
-            phase=payload.phase,
-            deadline=2 * self.deadlines.longest,
-        )
+        told = f"this edge is broken, though peer {payload.edge[1]} speaks: {problem}; {remedy}"
+        return EdgeBrokenError(told, **payload.place).at(deadline=2 * self.deadlines.longest)
 
 
 def _size(count: int) -> str:

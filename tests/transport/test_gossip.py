@@ -40,7 +40,7 @@ from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.header import HEADER_KEY
 from tests.transport.federation import Federation
 from tests.transport.test_tls import calling
-from tests.transport.wire import PATIENCE, message, spawn
+from tests.transport.wire import PATIENCE, gossip_with, message, spawn
 
 VIEWS = [Terms("run", 8, view=v, config="digest") for v in range(3)]
 MEMBERS = frozenset(range(4))
@@ -170,7 +170,7 @@ def test_a_host_that_was_given_no_ear_for_gossip_says_so(tmp_path):
         PeerServer(Mailbox(VIEWS[0], [(0, 1)]), {1: unix_address("run", 1, tmp_path)}) as server,
         Links(VIEWS[0], server.bound_addresses, [(0, 1)]) as links,
     ):
-        answer = links.gossip(1, Gossip(sender=0), PATIENCE)
+        answer = gossip_with(links, 1, Gossip(sender=0), PATIENCE)
         assert isinstance(answer, ExchangeRefusedError)
         assert "MISMATCH: this host takes no gossip" in str(answer)
 
@@ -206,7 +206,7 @@ def test_where_payloads_are_longer_a_gossip_still_is_not(tmp_path):
         ) as server,
         Links(mailbox.terms, server.bound_addresses, [(0, 1)]) as links,
     ):
-        answer = links.gossip(1, Gossip(sender=0, reason="x" * 1_000_000), PATIENCE)
+        answer = gossip_with(links, 1, Gossip(sender=0, reason="x" * 1_000_000), PATIENCE)
     assert isinstance(answer, ExchangeRefusedError)
     assert "WRONG_LENGTH: a gossip of 1000" in str(answer)
 
@@ -268,7 +268,7 @@ def test_the_records_of_1024_members_at_their_largest_fit_into_one_gossip_and_it
         ) as server,
         Links(VIEWS[0], server.bound_addresses, [(0, 1)]) as links,
     ):
-        answer = links.gossip(1, Gossip(sender=0, records=records), PATIENCE)
+        answer = gossip_with(links, 1, Gossip(sender=0, records=records), PATIENCE)
     assert heard == [MAX_MEMBERS]
     assert isinstance(answer, Gossip), answer
     assert len(answer.records) == MAX_MEMBERS
@@ -288,14 +288,14 @@ def test_members_are_gossiped_with_at_once_and_who_is_not_there_holds_nobody_up(
 def test_who_gives_up_may_still_gossip_and_who_has_closed_may_not(peer):
     links = links_to(peer)
     links.fail(ExchangeStoppedError("the user stopped the run"))
-    assert isinstance(links.gossip(1, Gossip(sender=0), PATIENCE), Gossip)
+    assert isinstance(gossip_with(links, 1, Gossip(sender=0), PATIENCE), Gossip)
     links.close()
-    assert isinstance(links.gossip(1, Gossip(sender=0), PATIENCE), ExchangeStoppedError)
+    assert isinstance(gossip_with(links, 1, Gossip(sender=0), PATIENCE), ExchangeStoppedError)
 
 
 def test_an_answer_by_somebody_else_is_none(peer):
     with Links(VIEWS[0], {2: peer.address}, [(0, 2)]) as links:
-        answer = links.gossip(2, Gossip(sender=0), PATIENCE)
+        answer = gossip_with(links, 2, Gossip(sender=0), PATIENCE)
     assert isinstance(answer, ExchangeError)
     assert "peer 2, which is not on this host" in str(answer)
 
@@ -326,7 +326,7 @@ def links_of(peer, credentials, sender):
 @pytest.mark.parametrize("sender", [0, 2, 3])
 def test_over_tls_any_member_may_gossip(tls_peer, certified, sender):
     with links_of(tls_peer, certified[sender], sender) as links:
-        assert links.gossip(1, Gossip(sender=sender), PATIENCE).sender == 1
+        assert gossip_with(links, 1, Gossip(sender=sender), PATIENCE).sender == 1
     assert [g.sender for g in tls_peer.heard] == [sender]
 
 
@@ -340,7 +340,7 @@ def test_over_tls_a_member_that_is_no_neighbour_delivers_nothing(tls_peer, certi
 @pytest.mark.parametrize("claims", [0, 4])
 def test_over_tls_a_stranger_of_the_federation_gossips_under_no_name(tls_peer, certified, claims):
     with links_of(tls_peer, certified[4], claims) as links:
-        answer = links.gossip(1, Gossip(sender=claims), PATIENCE)
+        answer = gossip_with(links, 1, Gossip(sender=claims), PATIENCE)
     assert isinstance(answer, ExchangeRefusedError)
     assert "NOT_NEIGHBOUR: peer 4 shares no edge" in str(answer)
     assert tls_peer.heard == []
@@ -348,7 +348,7 @@ def test_over_tls_a_stranger_of_the_federation_gossips_under_no_name(tls_peer, c
 
 def test_over_tls_nobody_gossips_under_anothers_name(tls_peer, certified):
     with links_of(tls_peer, certified[3], 0) as links:
-        answer = links.gossip(1, Gossip(sender=0), PATIENCE)
+        answer = gossip_with(links, 1, Gossip(sender=0), PATIENCE)
     assert isinstance(answer, ExchangeRefusedError)
     assert "NOT_AUTHENTIC: a gossip from peer 0 by peer 3" in str(answer)
     assert tls_peer.heard == []
@@ -356,14 +356,14 @@ def test_over_tls_nobody_gossips_under_anothers_name(tls_peer, certified):
 
 def test_over_tls_who_has_another_federations_certificate_is_not_even_heard(tls_peer, tmp_path):
     with links_of(tls_peer, Federation(tmp_path, "south")[0], 0) as links:
-        assert isinstance(links.gossip(1, Gossip(sender=0), PATIENCE), PeerUnreachableError)
+        assert isinstance(gossip_with(links, 1, Gossip(sender=0), PATIENCE), PeerUnreachableError)
     assert tls_peer.heard == []
 
 
 def test_the_coordinator_may_not_gossip(tls_peer, federation):
     coordinator = Credentials.load(federation.coordinator(), "coordinator")
     with links_of(tls_peer, coordinator, 0) as links:
-        answer = links.gossip(1, Gossip(sender=0), PATIENCE)
+        answer = gossip_with(links, 1, Gossip(sender=0), PATIENCE)
     assert isinstance(answer, ExchangeRefusedError)
     assert "is heard for a stop with the run's key, and for no more" in str(answer)
     assert tls_peer.heard == []
@@ -476,16 +476,16 @@ def test_a_view_with_a_neighbour_of_unknown_address_is_refused_and_changes_nothi
     with links_to(peer) as links:
         with pytest.raises(ValueError, match=r"neighbours \[7\]"):
             links.install(VIEWS[1], [(0, 7)], [])
-        assert (links.terms, links.neighbours) == (VIEWS[0], {1: 0})
+        assert (links.edges.terms, links.neighbours) == (VIEWS[0], {1: 0})
 
 
 def test_a_host_speaks_once_to_each_remote_neighbour(peer):
     edges_out, edges_in = [(5, 1), (4, 1), (5, 2)], [(2, 4), (3, 5)]
     with Links(VIEWS[0], dict.fromkeys((1, 2, 3), peer.address), edges_out, edges_in) as links:
         assert links.neighbours == {1: 4, 2: 4, 3: 5}
-        assert [links.edge_with(i) for i in (1, 2, 3)] == [(4, 1), (2, 4), (3, 5)]
+        assert [links.edges.edge_with(i) for i in (1, 2, 3)] == [(4, 1), (2, 4), (3, 5)]
         with pytest.raises(ValueError, match="peer 7 shares no edge"):
-            links.edge_with(7)
+            links.edges.edge_with(7)
 
 
 # Sending again

@@ -17,7 +17,7 @@ from p2pft_flower.transport.trust.certificates import target_name
 from p2pft_flower.transport.wire.header import HEADER_KEY
 from p2pft_flower.transport.wire.p2pft_pb2 import Fetched
 from tests.transport.federation import Federation
-from tests.transport.wire import PATIENCE, message
+from tests.transport.wire import PATIENCE, gossip_with, message
 
 TERMS = Terms("run", 8)
 METHODS = ("Deliver", "Hello", "Stop", "Gossip", "Fetch")
@@ -125,7 +125,7 @@ def test_calls_without_a_body_hold_nobody_up(peers, secure):
             holder.hold(METHODS[k % 5])
         held = exchange(mailbox, links, 120, 100)
         assert held < 5 * alone + 1.0
-        assert isinstance(links.gossip(1, Gossip(sender=0), PATIENCE), Gossip)
+        assert isinstance(gossip_with(links, 1, Gossip(sender=0), PATIENCE), Gossip)
 
 
 def test_a_member_holds_no_more_than_its_share_and_its_oldest_calls_give_way(peers):
@@ -152,7 +152,7 @@ def test_payloads_of_a_view_to_come_hold_nobody_up(peers, monkeypatch):
             header, body = message(later, (2, 1), k, 0)
             member.ask("Deliver", body, header)
         exchange(mailbox, links, 0, 20)
-        assert isinstance(links.gossip(1, Gossip(sender=0), PATIENCE), Gossip)
+        assert isinstance(gossip_with(links, 1, Gossip(sender=0), PATIENCE), Gossip)
 
 
 def test_a_body_has_a_deadline(peers, monkeypatch):

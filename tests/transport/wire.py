@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from p2pft_flower.transport import Links, Mailbox, PayloadHeader, PeerServer, Reply, Terms
+from p2pft_flower.transport import (
+    ExchangeError,
+    Gossip,
+    Links,
+    Mailbox,
+    PayloadHeader,
+    PeerServer,
+    Reply,
+    Terms,
+)
 from p2pft_flower.transport.wire.header import checksum
 
 Edge = tuple[int, int]
@@ -44,6 +53,11 @@ def message(
 def deliver(mailbox: Mailbox, header: bytes, payload: bytes, timeout: float) -> Reply:
     """Deliver one payload, as the server does, and return the answer."""
     return asyncio.run(mailbox.deliver(header, payload, timeout))
+
+
+def gossip_with(links: Links, remote: int, told: Gossip, timeout: float) -> Gossip | ExchangeError:
+    """Gossip with one member and return its answer, or why there is none."""
+    return links.gossip_all({remote: told}, timeout)[remote]
 
 
 def spawn(function: Callable[[], None]) -> threading.Thread:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 from p2pft_flower.errors import Cause, P2PFTError
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
@@ -21,6 +21,7 @@ __all__ = [
     "PeerLostError",
     "PeerPreparingError",
     "PeerUnreachableError",
+    "Place",
     "UnansweredError",
     "ViewChangeError",
     "cause_from",
@@ -31,6 +32,16 @@ def cause_from(number: int) -> Cause | None:
     """Return the cause that a message names; None where it names none, or one of another version."""
     names = {value: name for name, value in pb.Stop.Cause.items()}
     return Cause.__members__.get(names.get(number, ""))
+
+
+class Place(TypedDict, total=False):
+    """Where an exchange failed, as far as that is known; see `ExchangeError`."""
+
+    peer: int | None
+    edge: tuple[int, int] | None
+    iteration: int | None
+    phase: str | None
+    deadline: float | None
 
 
 class ExchangeError(P2PFTError):
@@ -57,41 +68,31 @@ class ExchangeError(P2PFTError):
         As given.
     """
 
-    def __init__(
-        self,
-        problem: str,
-        *,
-        peer: int | None = None,
-        edge: tuple[int, int] | None = None,
-        iteration: int | None = None,
-        phase: str | None = None,
-        deadline: float | None = None,
-    ) -> None:
+    peer: int | None = None
+    edge: tuple[int, int] | None = None
+    iteration: int | None = None
+    phase: str | None = None
+    deadline: float | None = None
+
+    def __init__(self, problem: str, **place: Unpack[Place]) -> None:
         self.problem = problem
-        self.peer = peer
-        self.edge = edge
-        self.iteration = iteration
-        self.phase = phase
-        self.deadline = deadline
+        self.at(**place)
         super().__init__(problem)
 
     def __str__(self) -> str:
-        place = []
-        if self.peer is not None:
-            place.append(f"peer {self.peer}")
-        if self.edge is not None:
-            place.append(f"edge {self.edge[0]} -> {self.edge[1]}")
-        if self.iteration is not None:
-            place.append(f"iteration {self.iteration}")
-        if self.phase is not None:
-            place.append(f"phase {self.phase}")
-        if self.deadline is not None:
-            place.append(f"deadline {self.deadline:g} s")
-        return f"{', '.join(place)}: {self.problem}" if place else self.problem
+        parts = {
+            "peer": self.peer,
+            "edge": None if self.edge is None else f"{self.edge[0]} -> {self.edge[1]}",
+            "iteration": self.iteration,
+            "phase": self.phase,
+            "deadline": None if self.deadline is None else f"{self.deadline:g} s",
+        }
+        place = ", ".join(f"{name} {value}" for name, value in parts.items() if value is not None)
+        return f"{place}: {self.problem}" if place else self.problem
 
-    def at(self, *, peer: int, edge: tuple[int, int], iteration: int | None, phase: str | None) -> Self:
+    def at(self, **place: Unpack[Place]) -> Self:
         """Name the exchange that failed, and return this error; what was already named of it is replaced."""
-        self.peer, self.edge, self.iteration, self.phase = peer, edge, iteration, phase
+        vars(self).update(place)
         return self
 
 
@@ -180,21 +181,10 @@ class PeerLostError(ViewChangeError):
 
     cause = Cause.LOST
 
-    def __init__(
-        self,
-        problem: str,
-        *,
-        lost: int,
-        how: Loss,
-        peer: int | None = None,
-        edge: tuple[int, int] | None = None,
-        iteration: int | None = None,
-        phase: str | None = None,
-        deadline: float | None = None,
-    ) -> None:
+    def __init__(self, problem: str, *, lost: int, how: Loss, **place: Unpack[Place]) -> None:
         self.lost = lost
         self.how = how
-        super().__init__(problem, peer=peer, edge=edge, iteration=iteration, phase=phase, deadline=deadline)
+        super().__init__(problem, **place)
 
 
 class ExchangeStoppedError(ExchangeError):
