@@ -135,6 +135,8 @@ class Channels:
         Whether they are for gossip: connections of their own, and room for its answers; default False.
     largest : int
         Bytes of a vector that an answer may hold; default 0: none does.
+    service : str
+        What is called; default the peers' exchange.
     """
 
     def __init__(
@@ -145,11 +147,12 @@ class Channels:
         *,
         gossip: bool = False,
         largest: int = 0,
+        service: str = EXCHANGE,
     ) -> None:
         self.addresses = dict(addresses)
         self._credentials = credentials
         self._insecure = insecure
-        self._gossip, self._largest = gossip, largest
+        self._gossip, self._largest, self._service = gossip, largest, service
         self._open: dict[int, grpc.aio.Channel] = {}
 
     async def ask(
@@ -162,12 +165,12 @@ class Channels:
         wait_for_ready: bool = True,
         metadata: tuple[tuple[str, bytes], ...] = (),
     ) -> bytes:
-        """Call a method of the Exchange service, and return the answer as it came (`Call.read`).
+        """Call a method of the service, and return the answer as it came (`Call.read`).
 
         Parameters
         ----------
         method : str
-            Deliver, Hello, Stop, Gossip or Fetch.
+            Of the exchange: Deliver, Hello, Stop, Gossip or Fetch.
         request : bytes or Message
             The request's body.
         call : Call
@@ -189,7 +192,7 @@ class Channels:
         body = request if isinstance(request, bytes) else request.SerializeToString()
         # No serialisers: bytes in, bytes out, no copy of a payload for protobuf's sake.
         unary: Callable[..., grpc.aio.UnaryUnaryCall] = self._channel(call.remote).unary_unary(
-            f"/{EXCHANGE}/{method}", None, None
+            f"/{self._service}/{method}", None, None
         )
         try:
             answer: bytes = await unary(
@@ -205,8 +208,8 @@ class Channels:
             )
             if code is grpc.StatusCode.UNIMPLEMENTED:
                 problem += (
-                    f": its host speaks another version of the peers' protocol than {EXCHANGE}; install the "
-                    "same version of p2pft-flower on both"
+                    f": its host speaks another version of the peers' protocol than {self._service}; install "
+                    "the same version of p2pft-flower on both"
                 )
             if self._credentials is not None and (expired := self._credentials.expired()) is not None:
                 problem += f"; {expired}"

@@ -48,10 +48,11 @@ class _Greeting:
     """What kept the two apart."""
 
 
+@dataclass(frozen=True)
 class Meeting:
     """One round of greetings, in the network's thread; see `Links.meet` for its parameters.
 
-    Parameters
+    Attributes
     ----------
     channels : Channels
         The way to the neighbours.
@@ -65,21 +66,16 @@ class Meeting:
         Neighbours of which the log says already that they are waited for; more are added.
     """
 
-    def __init__(
-        self,
-        channels: Channels,
-        credentials: Credentials | None,
-        terms: Terms,
-        pairs: Mapping[Edge, Edge],
-        awaited: set[int],
-    ) -> None:
-        self._channels, self._credentials, self._terms = channels, credentials, terms
-        self._pairs, self._awaited = pairs, awaited
+    channels: Channels
+    credentials: Credentials | None
+    terms: Terms
+    pairs: Mapping[Edge, Edge]
+    awaited: set[int]
 
     async def run(self, timeout: float, remedy: str, stage: int) -> None:
         """Greet all at once; raise what ends it first."""
         end = time.monotonic() + timeout
-        greetings = [_Greeting(edge, *pair, end) for pair, edge in self._pairs.items()]
+        greetings = [_Greeting(edge, *pair, end) for pair, edge in self.pairs.items()]
         tasks = [asyncio.ensure_future(self._greet(g, timeout, stage)) for g in greetings]
         if not tasks:
             return
@@ -99,7 +95,7 @@ class Meeting:
             return
         first = lost[0]
         others = f" (and {len(lost) - 1} more edges)" if len(lost) > 1 else ""
-        address = self._channels.addresses[first.remote]
+        address = self.channels.addresses[first.remote]
         problem = first.last.problem if first.last else f"no answer from peer {first.remote} at {address}"
         raise PeerUnreachableError(
             f"could not meet{others}: {problem}; {remedy}",
@@ -141,7 +137,7 @@ class Meeting:
 
     async def _hello(self, greeting: _Greeting, timeout: float, left: float, stage: int) -> None:
         """Say hello once; raise what is wrong."""
-        terms, remote = self._terms, greeting.remote
+        terms, remote = self.terms, greeting.remote
         hello = pb.Hello(
             run=terms.run,
             view=terms.view,
@@ -153,10 +149,10 @@ class Meeting:
             phases=terms.phases,
             stage=stage,
         )
-        call = Call(greeting.edge, remote, self._channels.addresses[remote], timeout)
+        call = Call(greeting.edge, remote, self.channels.addresses[remote], timeout)
         try:
             # Not wait_for_ready: a call that waits for a connection never says why there is none.
-            raw = await self._channels.ask("Hello", hello, call, within=left, wait_for_ready=False)
+            raw = await self.channels.ask("Hello", hello, call, within=left, wait_for_ready=False)
         except PeerUnreachableError as error:
             if (cause := await self._tls_cause(call, error)) is not None:
                 problem = f"no TLS with peer {remote} at {call.address}: {cause}"
@@ -166,20 +162,20 @@ class Meeting:
 
     async def _tls_cause(self, call: Call, error: ExchangeError) -> str | None:
         """Return why there is no TLS with a neighbour; None when that is not why there is no answer."""
-        if self._credentials is None:
+        if self.credentials is None:
             return None
         # What is not accepted here, gRPC says; where the other end does not accept us, it only says
         # "Socket closed". A connection that is refused may come to be.
         ours = any(sign in error.problem for sign in _NO_HANDSHAKE)
         if not ours and "Socket closed" not in error.problem:
             return None
-        cause = await asyncio.to_thread(self._credentials.diagnose, call.address, call.remote)
+        cause = await asyncio.to_thread(self.credentials.diagnose, call.address, call.remote)
         return cause or (error.problem if ours else None)
 
     def _log_waiting(self, remote: int) -> None:
-        if remote not in self._awaited:
-            self._awaited.add(remote)
-            address = self._channels.addresses[remote]
+        if remote not in self.awaited:
+            self.awaited.add(remote)
+            address = self.channels.addresses[remote]
             log.info("waiting for peer %d at %s, which is not ready to train yet", remote, address)
 
 

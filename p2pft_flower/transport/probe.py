@@ -8,15 +8,14 @@ import math
 import statistics
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import grpc
 from google.protobuf.message import DecodeError
 
 from p2pft_flower.transport.admission import recognise
+from p2pft_flower.transport.calls import Call, Channels
 from p2pft_flower.transport.closing import Closing
 from p2pft_flower.transport.endpoint import (
     PROBE,
@@ -24,13 +23,13 @@ from p2pft_flower.transport.endpoint import (
     Incoming,
     Listener,
     NoMessageError,
-    open_channel,
 )
 from p2pft_flower.transport.network import Tasks
 from p2pft_flower.transport.refusals import Refused
 from p2pft_flower.transport.trust.certificates import Identity
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
+from p2pft_flower.transport.wire.errors import ExchangeError, ExchangeRefusedError, PeerUnreachableError
 
 __all__ = ["LinkReport", "Prober"]
 
@@ -181,59 +180,57 @@ class Prober(Closing):
         return LinkReport(report.peer, report.neighbour, report.address, problem)
 
     async def _ask_all(self, end: float) -> list[LinkReport]:
-        return await asyncio.gather(*(self._ask(j, end) for j in sorted(self._neighbours)))
-
-    async def _ask(self, neighbour: int, end: float) -> LinkReport:
-        address = self._neighbours[neighbour]
-        channel = open_channel(address, neighbour, self._credentials, self._insecure)
+        channels = Channels(self._neighbours, self._credentials, self._insecure, service=PROBE)
         try:
-            call = channel.unary_unary(f"/{PROBE}/Echo", None, None)
-            echo = partial(self._one, call, neighbour, end)
-            await self._reach(echo, neighbour, end)
-            trips, skews = zip(*[await echo() for _ in range(ECHOES)], strict=True)
-            sending, _ = await echo(bytes(BALLAST))
-            await echo(last=True)
-            trip = min(trips)
-            bandwidth = BALLAST / max(sending - trip, 1e-6)
-            return LinkReport(
-                self._peer, neighbour, address, "", trip, bandwidth, float(statistics.median(skews))
-            )
-        except (grpc.RpcError, DecodeError, _RefusedError) as error:
-            return LinkReport(self._peer, neighbour, address, _words(error))
+            return await asyncio.gather(*(self._ask(channels, j, end) for j in sorted(self._neighbours)))
         finally:
-            await channel.close()
+            await channels.close()
 
-    async def _one(
-        self, call: Any, neighbour: int, end: float, ballast: bytes = b"", *, last: bool = False
+    async def _ask(self, channels: Channels, neighbour: int, end: float) -> LinkReport:
+        address = self._neighbours[neighbour]
+        probe = partial(self._probe, channels, neighbour, end)
+        try:
+            await self._reach(probe, neighbour, end)
+            trips, skews = zip(*[await probe() for _ in range(ECHOES)], strict=True)
+            sending, _ = await probe(bytes(BALLAST))
+            await probe(last=True)
+        except ExchangeError as error:
+            return LinkReport(self._peer, neighbour, address, error.problem)
+        trip = min(trips)
+        bandwidth = BALLAST / max(sending - trip, 1e-6)
+        skew = float(statistics.median(skews))
+        return LinkReport(self._peer, neighbour, address, "", trip, bandwidth, skew)
+
+    async def _probe(
+        self, channels: Channels, neighbour: int, end: float, ballast: bytes = b"", *, last: bool = False
     ) -> tuple[float, float]:
         """Return the seconds that one probe took, and by how many the neighbour's clock is ahead."""
+        left = max(0.001, end - time.monotonic())
+        call = Call((self._peer, neighbour), neighbour, channels.addresses[neighbour], left)
         probe = pb.Probe(run=self._run, sender=self._peer, receiver=neighbour, ballast=ballast, last=last)
         body = probe.SerializeToString()
         sent, begin = time.time(), time.perf_counter()
-        answer = await call(body, timeout=max(0.001, end - time.monotonic()))
+        answer = await channels.ask("Echo", body, call, wait_for_ready=False)
         passed = time.perf_counter() - begin
-        reply = pb.ProbeReply.FromString(answer)
-        if reply.status != pb.ACCEPTED:
-            raise _RefusedError(f"it answered {pb.Status.Name(reply.status)}: {reply.reason}")
+        reply = call.read(answer, pb.ProbeReply)
         if not math.isfinite(reply.time):
-            raise _RefusedError(f"it gave {reply.time} as the time of its clock")
+            raise call.error(ExchangeRefusedError, f"it gave {reply.time} as the time of its clock")
         return passed, reply.time - (sent + passed / 2)
 
-    async def _reach(self, echo: Any, neighbour: int, end: float) -> None:
+    async def _reach(self, probe: Callable[[], Awaitable[object]], neighbour: int, end: float) -> None:
         """Try again until the neighbour listens or refuses our certificate; raise at the deadline."""
-        address = self._neighbours[neighbour]
         while True:
             try:
-                await echo()
-            except grpc.RpcError as error:
-                if time.monotonic() + _RETRY_EVERY >= end or error.code() is not grpc.StatusCode.UNAVAILABLE:
+                await probe()
+            except PeerUnreachableError as error:
+                if time.monotonic() + _RETRY_EVERY >= end:
                     raise
                 await asyncio.sleep(_RETRY_EVERY)
-                own = self._credentials
-                if own is None:
+                if self._credentials is None:
                     continue
-                if (why := await asyncio.to_thread(own.diagnose, address, neighbour)) is not None:
-                    raise _RefusedError(why) from error
+                diagnose, address = self._credentials.diagnose, self._neighbours[neighbour]
+                if (why := await asyncio.to_thread(diagnose, address, neighbour)) is not None:
+                    raise ExchangeRefusedError(why) from error
             else:
                 return
 
@@ -282,13 +279,3 @@ class Prober(Closing):
                 self._refused.setdefault(known, reason)
                 self._changed.notify_all()
         return pb.ProbeReply(status=status, reason=reason).SerializeToString()
-
-
-class _RefusedError(Exception):
-    """The neighbour answered, and would not."""
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, grpc.RpcError):
-        return f"{error.code().name}: {error.details()}"
-    return str(error) or type(error).__name__

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import grpc
 import pytest
 
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.transport import BindError, Prober, probe
+from p2pft_flower.transport import BindError, ExchangeError, Prober, probe
 from p2pft_flower.transport.trust.certificates import create_authority, issue
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
@@ -161,11 +162,12 @@ def test_a_neighbour_whose_clock_is_no_number_is_refused(monkeypatch):
     zero, one = free_addresses(2)
     with Prober("r", 1, one, {0: zero}), Prober("r", 0, zero, {1: one}) as prober:
 
-        async def give(body, timeout):
+        async def ask(*_, **__):
             return pb.ProbeReply(status=pb.ACCEPTED, time=float("nan")).SerializeToString()
 
-        with pytest.raises(Exception, match="nan as the time of its clock"):
-            asyncio.run(prober._one(give, 1, 1e18))
+        odd = SimpleNamespace(addresses={1: one}, ask=ask)
+        with pytest.raises(ExchangeError, match="nan as the time of its clock"):
+            asyncio.run(prober._probe(odd, 1, 1e18))
 
 
 def test_a_taken_port_and_plain_text_beyond_this_machine_are_refused():

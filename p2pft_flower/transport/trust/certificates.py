@@ -133,7 +133,10 @@ class CertificateFacts:
         ValueError
             When it is none of a federation's.
         """
-        names = _names(certificate)
+        try:
+            names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except x509.ExtensionNotFound as error:
+            raise ValueError("it has no names (subjectAltName)") from error
         found = [_URI.fullmatch(uri) for uri in names.get_values_for_type(x509.UniformResourceIdentifier)]
         if len(found) != 1 or found[0] is None:
             raise ValueError("it names no federation and peer (URI p2pft://FEDERATION/peer/NUMBER)")
@@ -152,13 +155,6 @@ class CertificateFacts:
             not_after=certificate.not_valid_after_utc,
             fingerprint=certificate.fingerprint(hashes.SHA256()).hex(),
         )
-
-
-def _names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound as error:
-        raise ValueError("it has no names (subjectAltName)") from error
 
 
 def target_name(federation: str, holder: Holder | Literal["authority"]) -> str:
