@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from p2pft_flower.errors import cause_of, printable
 from p2pft_flower.transport.admission import Caller
@@ -24,7 +24,7 @@ from p2pft_flower.transport.wire.header import HEADER_KEY, decode_header, fetche
 
 __all__ = ["Answers"]
 
-M = TypeVar("M", bound=Message)
+M = TypeVar("M", pb.Hello, pb.Stop, pb.Gossip, pb.Fetch)
 T = TypeVar("T")
 
 _KEPT = 1.0
@@ -75,12 +75,12 @@ class Answers:
 
     async def deliver(self, call: Incoming, caller: Caller) -> pb.Reply:
         """Take a payload in, or say why not; wait for room and, for a moment, for its view."""
-        header = next((value for key, value in call.metadata if key == HEADER_KEY), b"")
+        header = call.metadata.get(HEADER_KEY)
         if not header:
             raise Refused(pb.BAD_HEADER, f"metadata key {HEADER_KEY} is missing")
         peer = None if caller.who is None else caller.who.peer
-        payload = await _body(call, min(self.longest, _left(call)))
-        left = _left(call)
+        payload = await _body(call, min(self.longest, call.left()))
+        left = call.left()
         # The sender hears BUSY before its own deadline: so it knows that the link is not to blame.
         end = time.monotonic() + min(left - min(1.0, left / 10) if left < math.inf else left, self.timeout)
         kept_until = min(end, time.monotonic() + _KEPT)
@@ -122,7 +122,6 @@ class Answers:
         # Where certificates say who calls, a peer is a peer, whatever key it shows.
         keyed = (caller.who is None or caller.who.peer is None) and self.shows_key(call)
         stop = await self._message(call, pb.Stop, "a stop", caller, any_sender=keyed)
-        self._refuse_other_run(stop.run, "a stop")
         # Between two views not all have the same neighbours yet.
         if not keyed and not self.knows(stop.sender):
             raise Refused(
@@ -140,7 +139,6 @@ class Answers:
         if self.on_gossip is None:
             raise Refused(pb.MISMATCH, "this host takes no gossip in this run")
         gossip = await self._message(call, pb.Gossip, "a gossip", caller, most=self.gossip_limit)
-        self._refuse_other_run(gossip.run, "a gossip")
         if gossip.receiver not in self.local:
             raise Refused(pb.NOT_NEIGHBOUR, f"a gossip for peer {gossip.receiver}, which is not on this host")
         if not self.knows(gossip.sender):
@@ -155,7 +153,6 @@ class Answers:
     async def fetch(self, call: Incoming, caller: Caller) -> pb.Fetched | pb.Reply:
         """Give a peer of the view the θ that this host's peer began it with."""
         asked = await self._message(call, pb.Fetch, "a fetch", caller)
-        self._refuse_other_run(asked.run, "a fetch")
         if asked.receiver not in self.local:
             raise Refused(pb.NOT_NEIGHBOUR, f"a fetch from peer {asked.receiver}, which is not on this host")
         if asked.sender not in self.members:
@@ -165,7 +162,7 @@ class Answers:
             there = view.mailbox.terms.view
             return there > asked.view or (there == asked.view and view.offer is not None)
 
-        await self.views.until(decided, min(_KEPT, _left(call)))
+        await self.views.until(decided, min(_KEPT, call.left()))
         view = self.views.now
         terms = view.mailbox.terms
         if terms.view > asked.view:
@@ -195,7 +192,7 @@ class Answers:
         any_sender: bool = False,
         most: float = math.inf,
     ) -> M:
-        """Read a message of this kind, and hold its sender to the caller's certificate."""
+        """Read a message of this kind and run, and hold its sender to the caller's certificate."""
         raw = await _body(call, SMALL_BODY)
         if len(raw) > most:
             raise Refused(pb.WRONG_LENGTH, f"{what} of {len(raw)} bytes: at most {most} are read")
@@ -203,23 +200,18 @@ class Answers:
             message = kind.FromString(raw)
         except DecodeError as error:
             raise Refused(pb.BAD_HEADER, f"{what} that cannot be parsed") from error
-        sender: int = getattr(message, "sender")  # noqa: B009 - all kinds have one, their base has none
         who = caller.who
-        if who is not None and sender != who.peer and not any_sender:
+        if who is not None and message.sender != who.peer and not any_sender:
             link = "by" if kind is pb.Fetch else "from"
-            raise Refused(pb.NOT_AUTHENTIC, f"{what} {link} peer {sender} by {who.name}")
+            raise Refused(pb.NOT_AUTHENTIC, f"{what} {link} peer {message.sender} by {who.name}")
+        if message.run != self.views.now.mailbox.terms.run:
+            raise Refused(pb.WRONG_RUN, f"{what} of run {message.run[:64]!r}, which is not this one")
         return message
-
-    def _refuse_other_run(self, run: str, what: str) -> None:
-        if run != self.views.now.mailbox.terms.run:
-            raise Refused(pb.WRONG_RUN, f"{what} of run {run[:64]!r}")
 
     def _refuse_other_terms(self, hello: pb.Hello) -> None:
         view = self.views.now
         terms = view.mailbox.terms
-        # Who and what run first, and without our own: a stranger learns nothing about the terms.
-        if hello.run != terms.run:
-            raise Refused(pb.WRONG_RUN, f"run {hello.run[:64]!r} is not this one")
+        # After the run, the peers: a stranger learns nothing about the terms.
         if (hello.sender, hello.receiver) not in view.neighbours:
             raise Refused(pb.NOT_NEIGHBOUR, f"peers {hello.sender} and {hello.receiver} share no edge here")
         checks = (
@@ -252,8 +244,3 @@ async def _body(call: Incoming, within: float) -> bytes:
         raise Refused(
             pb.THROTTLED, f"the message's body has not come within {within:g} s of its headers"
         ) from error
-
-
-def _left(call: Incoming) -> float:
-    left = call.left()
-    return math.inf if left is None else max(0.0, left)

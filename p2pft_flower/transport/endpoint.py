@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import socket
 import stat
@@ -175,14 +176,14 @@ class Incoming:
     ----------
     peer : str
         The other end of the connection, in gRPC's notation.
-    metadata : tuple of (str, str or bytes)
+    metadata : dict of str to str or bytes
         What travels beside the message.
     """
 
     def __init__(self, context: Any) -> None:
         self._context = context
         self.peer: str = context.peer()
-        self.metadata: tuple[tuple[str, Any], ...] = tuple(context.invocation_metadata() or ())
+        self.metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
 
     @property
     def local(self) -> bool:
@@ -194,10 +195,10 @@ class Incoming:
         found: Mapping[str, Any] = self._context.auth_context()
         return found
 
-    def left(self) -> float | None:
-        """Return the seconds until the caller's deadline; None where it has none."""
+    def left(self) -> float:
+        """Return the seconds until the caller's deadline; infinite where it has none."""
         seconds: float | None = self._context.time_remaining()
-        return seconds
+        return math.inf if seconds is None else max(0.0, seconds)
 
     async def read(self, within: float) -> bytes:
         """Return the message's body.

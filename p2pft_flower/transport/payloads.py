@@ -146,19 +146,34 @@ class Carrier:
         """
         through = time.monotonic()  # when one of its calls last got through, be it to be told to come again
         corrupted = 0
+        edge, remote = payload.edge, payload.edge[1]
         while True:
-            call = self._call(payload)
-            raw, failure = await self._once(payload, call)
-            if failure is None:
+            deadline = self.deadlines.of(edge)
+            call = Call(
+                edge, remote, self.channels.addresses[remote], deadline, payload.iteration, payload.phase
+            )
+            raw = None
+            try:
+                raw = await self._once(payload, call)
+                call.read(raw, pb.Reply)
+            except ExchangeError as error:
+                failure = error
+            else:
                 return
             altered = isinstance(failure, CorruptedError)
             corrupted += altered
             if raw is not None and not altered:
                 through = time.monotonic()
-            if altered and corrupted >= _CORRUPTED:
-                raise self._altered(payload, corrupted) if self.patience is not None else failure
             if not altered and not self._may_pass(failure):
                 raise failure
+            if corrupted >= _CORRUPTED:
+                if self.patience is None:
+                    raise failure
+                raise self._broken(
+                    payload,
+                    f"a payload arrived altered {corrupted} times, which is no accident",
+                    "what alters bytes on the way there, a memory, a network card or somebody?",
+                )
             await asyncio.sleep(_PAUSE if altered or isinstance(failure, _NOT_YET) else _LONG_PAUSE)
             self._ask(payload)
             self._look_at_link(payload, call, failure, time.monotonic() - through)
@@ -168,35 +183,16 @@ class Carrier:
         header = ((HEADER_KEY, payload.header),)
         return await self.channels.ask("Deliver", payload.body, call, metadata=header)
 
-    async def _once(self, payload: Payload, call: Call) -> tuple[bytes | None, ExchangeError | None]:
-        """Send a payload once, as long as there is patience; return the answer, if any, and what is wrong."""
-        raw = None
+    async def _once(self, payload: Payload, call: Call) -> bytes:
+        """Send a payload once, as long as there is patience, and return the answer as it came."""
         sending = asyncio.ensure_future(self.deliver(payload, call))
         try:
-            asking = None if self.patience is None else ASK_EVERY
-            while not (await asyncio.wait({sending}, timeout=asking))[0]:
+            while not (await asyncio.wait({sending}, timeout=ASK_EVERY))[0]:
                 self._ask(payload)
-            raw = sending.result()
-            call.read(raw, pb.Reply)
-        except ExchangeError as error:
-            if not sending.done():  # the patience has ended
-                raise
-            return raw, error
+            return sending.result()
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
-        return raw, None
-
-    def _call(self, payload: Payload) -> Call:
-        remote = payload.edge[1]
-        return Call(
-            payload.edge,
-            remote,
-            self.channels.addresses[remote],
-            self.deadlines.of(payload.edge),
-            payload.iteration,
-            payload.phase,
-        )
 
     def _ask(self, payload: Payload) -> None:
         """Raise what the patience with the receiver has ended with, if it has."""
@@ -237,13 +233,6 @@ class Carrier:
         elif not isinstance(error, (*_NOT_YET, CorruptedError, ExchangeStoppedError)):
             again = f"{error}; it is sent again, for as long as the receiver is there"
             self.deadlines.log_once(payload.edge, "failed", again)
-
-    def _altered(self, payload: Payload, times: int) -> EdgeBrokenError:
-        return self._broken(
-            payload,
-            f"a payload arrived altered {times} times, which is no accident",
-            "what alters bytes on the way there, a memory, a network card or somebody?",
-        )
 
     def _broken(self, payload: Payload, problem: str, remedy: str) -> EdgeBrokenError:
         told = f"this edge is broken, though peer {payload.edge[1]} speaks: {problem}; {remedy}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
@@ -38,12 +38,10 @@ def digest_of(key: bytes) -> str:
     return sha256(key).hexdigest()
 
 
-def has_key(metadata: Iterable[tuple[str, Any]], digest: str) -> bool:
+def has_key(metadata: Mapping[str, Any], digest: str) -> bool:
     """Tell whether a call's metadata show the key of ``digest``; nothing does where that is empty."""
-    return any(
-        name == _KEY and isinstance(value, bytes) and hmac.compare_digest(digest_of(value), digest)
-        for name, value in metadata
-    )
+    key = metadata.get(_KEY)
+    return isinstance(key, bytes) and hmac.compare_digest(digest_of(key), digest)
 
 
 def stop_run(

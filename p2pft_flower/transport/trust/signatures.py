@@ -45,7 +45,7 @@ class Signatures:
         self._federation = CertificateFacts.of(certificate).identity.federation
         self._known: dict[int, dict[bytes, ec.EllipticCurvePublicKey]] = {}
         self._verifies = lru_cache(4096)(self._verify)
-        self.learn(_der(certificate))
+        self.learn(certificate.public_bytes(serialization.Encoding.DER))
 
     def certificates(self, peer: int) -> tuple[bytes, ...]:
         """Return the certificates (DER) that are known of ``peer``."""
@@ -88,7 +88,3 @@ class Signatures:
         except InvalidSignature:
             return False
         return True
-
-
-def _der(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(serialization.Encoding.DER)
