@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from p2pft_flower.transport.endpoint import Incoming
-from p2pft_flower.transport.refusals import Refused
 from p2pft_flower.transport.trust.certificates import Identity
-from p2pft_flower.transport.trust.tls import Credentials, NotAuthenticError
+from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
+from p2pft_flower.transport.wire.errors import Refused
 
 __all__ = ["Caller", "Shares", "Throttle", "recognise"]
 
@@ -56,10 +56,7 @@ def recognise(call: Incoming, credentials: Credentials | None) -> Caller:
     """
     if credentials is None or call.local:
         return Caller(call.peer, None, call.local)
-    try:
-        who = credentials.identify(call.auth_context())
-    except NotAuthenticError as error:
-        raise Refused(pb.NOT_AUTHENTIC, str(error)) from error
+    who = credentials.identify(call.auth_context())
     return Caller(who.name, who)
 
 

@@ -10,16 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from google.protobuf.message import DecodeError
-
 from p2pft_flower.errors import cause_of, printable
 from p2pft_flower.transport.admission import Caller
-from p2pft_flower.transport.endpoint import SMALL_BODY, Incoming
-from p2pft_flower.transport.refusals import Refused
+from p2pft_flower.transport.endpoint import Incoming
 from p2pft_flower.transport.stops import has_key
 from p2pft_flower.transport.views import View, Views
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
-from p2pft_flower.transport.wire.errors import ViewChangeError, cause_from
+from p2pft_flower.transport.wire.errors import Refused, ViewChangeError, cause_from
 from p2pft_flower.transport.wire.header import HEADER_KEY, decode_header, fetched
 
 __all__ = ["Answers"]
@@ -79,7 +76,7 @@ class Answers:
         if not header:
             raise Refused(pb.BAD_HEADER, f"metadata key {HEADER_KEY} is missing")
         peer = None if caller.who is None else caller.who.peer
-        payload = await _body(call, min(self.longest, call.left()))
+        payload = await call.read(min(self.longest, call.left()))
         left = call.left()
         # The sender hears BUSY before its own deadline: so it knows that the link is not to blame.
         end = time.monotonic() + min(left - min(1.0, left / 10) if left < math.inf else left, self.timeout)
@@ -193,13 +190,7 @@ class Answers:
         most: float = math.inf,
     ) -> M:
         """Read a message of this kind and run, and hold its sender to the caller's certificate."""
-        raw = await _body(call, SMALL_BODY)
-        if len(raw) > most:
-            raise Refused(pb.WRONG_LENGTH, f"{what} of {len(raw)} bytes: at most {most} are read")
-        try:
-            message = kind.FromString(raw)
-        except DecodeError as error:
-            raise Refused(pb.BAD_HEADER, f"{what} that cannot be parsed") from error
+        message = await call.message(kind, what, most)
         who = caller.who
         if who is not None and message.sender != who.peer and not any_sender:
             link = "by" if kind is pb.Fetch else "from"
@@ -235,12 +226,3 @@ class Answers:
 def _stopped(error: Exception) -> pb.Reply:
     """Answer that this host has stopped, with the same cause as its own error."""
     return pb.Reply(status=pb.STOPPED, reason=str(error), cause=cause_of(error).name)
-
-
-async def _body(call: Incoming, within: float) -> bytes:
-    try:
-        return await call.read(within)
-    except TimeoutError as error:
-        raise Refused(
-            pb.THROTTLED, f"the message's body has not come within {within:g} s of its headers"
-        ) from error

@@ -10,29 +10,32 @@ import socket
 import stat
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport.network import Tasks
 from p2pft_flower.transport.trust.certificates import Holder, target_name
 from p2pft_flower.transport.trust.tls import Credentials
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.addresses import SOCKET_FOLDER_PREFIX, Address, parse_address
-from p2pft_flower.transport.wire.errors import BindError
+from p2pft_flower.transport.wire.errors import BindError, Refused
 
 __all__ = [
     "EXCHANGE",
     "MAX_MEMBERS",
     "OBSERVER",
     "PROBE",
-    "SMALL_BODY",
     "Incoming",
     "Listener",
     "NoMessageError",
     "gossip_limit",
     "open_channel",
 ]
+
+M = TypeVar("M", bound=Message)
 
 EXCHANGE = "p2pft.v2.Exchange"
 """Its version changes with what peers say to each other: hosts of different versions refuse each other."""
@@ -210,15 +213,46 @@ class Incoming:
 
         Raises
         ------
-        TimeoutError
+        Refused
             When it is not.
         NoMessageError
             When the call ended without one: the connection broke, or the caller sent none.
         """
-        body = await asyncio.wait_for(self._context.read(), within)
+        try:
+            body = await asyncio.wait_for(self._context.read(), within)
+        except TimeoutError as error:
+            reason = f"the message's body has not come within {within:g} s of its headers"
+            raise Refused(pb.THROTTLED, reason) from error
         if not isinstance(body, bytes):
             raise NoMessageError
         return body
+
+    async def message(self, kind: type[M], what: str, most: float = math.inf) -> M:
+        """Return the message, other than a payload, that a call brings.
+
+        Parameters
+        ----------
+        kind : type
+            What it must be.
+        what : str
+            The same, in words.
+        most : float
+            Bytes that are read.
+
+        Raises
+        ------
+        Refused
+            When it is too long, too late or none of the kind.
+        NoMessageError
+            As for :meth:`read`.
+        """
+        raw = await self.read(SMALL_BODY)
+        if len(raw) > most:
+            raise Refused(pb.WRONG_LENGTH, f"{what} of {len(raw)} bytes: at most {most} are read")
+        try:
+            return kind.FromString(raw)
+        except DecodeError as error:
+            raise Refused(pb.BAD_HEADER, f"{what} that cannot be parsed") from error
 
 
 Answer = Callable[[Incoming], Awaitable[bytes]]
@@ -305,9 +339,10 @@ class Listener:
         self._server.add_generic_rpc_handlers((self._handlers,))
         for peer, text in sorted(addresses.items()):
             address = parse_address(text)
-            if address.path is None and credentials is None:
+            if credentials is None:
                 _plain_text_allowed(address, insecure)
-            self.bound_addresses[peer] = self._bind(self._server, peer, address, credentials)
+            tls = None if address.path is not None else credentials
+            self.bound_addresses[peer] = self._bind(self._server, peer, address, tls)
         await self._server.start()
 
     def _bind(
@@ -316,10 +351,10 @@ class Listener:
         if address.path is not None:
             _prepare_socket(peer, address.path)
         try:
-            if address.path is None and credentials is not None:
-                port = server.add_secure_port(address.target, credentials.server())
-            else:
+            if credentials is None:
                 port = server.add_insecure_port(address.target)
+            else:
+                port = server.add_secure_port(address.target, credentials.server())
         except RuntimeError as error:
             remedy = (
                 "is its folder there and writable?"

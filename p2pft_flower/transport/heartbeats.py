@@ -139,8 +139,8 @@ class Heartbeats(Closing):
         self._lock = threading.Lock()
         self._remotes: dict[int, _Remote] = {}
         self._ran = clock()
-        self._due: set[int] = set()
-        self._nudged: set[int] = set()
+        self._wanted: dict[int, bool] = {}
+        """Whom to gossip with next, and whether also where there is nothing to tell."""
         self._under_way: set[int] = set()
         # Answers to be heard; None: there is something to send, or to end.
         self._inbox: SimpleQueue[pb.Gossip | None] = SimpleQueue()
@@ -158,7 +158,7 @@ class Heartbeats(Closing):
         """Gossip now with all neighbours to which there are records to tell. Does not wait for it."""
         targets = self._targets()
         with self._lock:
-            self._nudged.update(targets)
+            self._wanted |= dict.fromkeys(targets.keys() - self._wanted.keys(), False)
         self._inbox.put(None)
 
     def heard(self, remote: int) -> None:
@@ -216,18 +216,25 @@ class Heartbeats(Closing):
                 self._attempts.append(known.attempt)
             attempt = known.attempt
         if hanging is not None:
-            limit, problem = hanging
-            return self._lost(remote, edge, Loss.HANGING, problem, limit)
-        if not silent or attempt is None or not attempt.done():
+            how, (limit, problem) = Loss.HANGING, hanging
+        elif not silent or attempt is None or not attempt.done():
             return None
-        how, what = attempt.result()
-        with self._lock:
-            if known.attempt is not attempt:  # it was heard of meanwhile
-                return None
-            problem = (
-                f"{what}; nothing was heard from it for {self._clock() - known.heard:.0f} s{_last(known)}"
-            )
-        return self._lost(remote, edge, how, problem, self._silence)
+        else:
+            how, what = attempt.result()
+            with self._lock:
+                if known.attempt is not attempt:  # it was heard of meanwhile
+                    return None
+                since = self._clock() - known.heard
+                problem = f"{what}; nothing was heard from it for {since:.0f} s{_last(known)}"
+            limit = self._silence
+        return PeerLostError(
+            f"peer {remote} is lost ({how.value}): {problem}",
+            lost=remote,
+            how=how,
+            peer=edge[0] if remote == edge[1] else edge[1],
+            edge=edge,
+            deadline=limit,
+        )
 
     def beat(self) -> None:
         """Gossip with every neighbour that has not still to answer; the thread does so every interval."""
@@ -238,7 +245,7 @@ class Heartbeats(Closing):
                 del self._remotes[gone]
             for remote in neighbours:
                 self._known(remote)
-            self._due.update(neighbours)
+            self._wanted |= dict.fromkeys(neighbours, True)
         self._send_due()
 
     def close(self) -> None:
@@ -297,10 +304,9 @@ class Heartbeats(Closing):
     def _send_due(self) -> None:
         neighbours = self._targets()
         with self._lock:
-            due = (self._due - self._under_way) & neighbours.keys()
-            now = due | ((self._nudged - self._under_way) & neighbours.keys())
-            self._due &= self._under_way
-            self._nudged &= self._under_way
+            now = neighbours.keys() & (self._wanted.keys() - self._under_way)
+            due = {remote for remote in now if self._wanted[remote]}
+            self._wanted = {r: always for r, always in self._wanted.items() if r in self._under_way}
             self._under_way |= now
         if self._closed.is_set():
             return
@@ -331,7 +337,7 @@ class Heartbeats(Closing):
             self._take(answer)
         with self._lock:
             self._under_way.discard(remote)
-            more = remote in self._due or remote in self._nudged
+            more = remote in self._wanted
             if isinstance(answer, ExchangeError) and (known := self._remotes.get(remote)) is not None:
                 known.failure = answer.problem
         if isinstance(answer, pb.Gossip):
@@ -383,19 +389,6 @@ class Heartbeats(Closing):
         return limit, (
             f"it hangs in its own computation: {doing} since {pulse.busy:.0f} s, without getting further for "
             f"{stuck:.0f} s{longest}; it has completed {pulse.iteration} iterations"
-        )
-
-    def _lost(
-        self, remote: int, edge: tuple[int, int], how: Loss, problem: str, deadline: float
-    ) -> PeerLostError:
-        local = edge[0] if remote == edge[1] else edge[1]
-        return PeerLostError(
-            f"peer {remote} is lost ({how.value}): {problem}",
-            lost=remote,
-            how=how,
-            peer=local,
-            edge=edge,
-            deadline=deadline,
         )
 
 

@@ -49,9 +49,9 @@ import xxhash
 
 from p2pft_flower.algorithms.codecs import Codec
 from p2pft_flower.transport.network import on_the_loop
-from p2pft_flower.transport.refusals import Refusals, Refused
+from p2pft_flower.transport.refusals import Refusals
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
-from p2pft_flower.transport.wire.errors import ExchangeError, ExchangeTimeoutError, ViewChangeError
+from p2pft_flower.transport.wire.errors import ExchangeError, ExchangeTimeoutError, Refused, ViewChangeError
 from p2pft_flower.transport.wire.header import Terms, all_finite, checksum, decode_header
 
 __all__ = ["ASK_EVERY", "Edge", "Mailbox", "Patience", "Received", "first_error"]

@@ -17,17 +17,15 @@ from p2pft_flower.transport.admission import recognise
 from p2pft_flower.transport.closing import Closing
 from p2pft_flower.transport.endpoint import (
     OBSERVER,
-    SMALL_BODY,
     Incoming,
     Listener,
     NoMessageError,
     open_channel,
 )
 from p2pft_flower.transport.network import Tasks
-from p2pft_flower.transport.refusals import Refused
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
-from p2pft_flower.transport.wire.errors import ExchangeStoppedError
+from p2pft_flower.transport.wire.errors import ExchangeStoppedError, Refused
 
 __all__ = ["ObserverClient", "ObserverServer"]
 
@@ -91,9 +89,9 @@ class ObserverServer(Closing):
     async def _report(self, call: Incoming) -> bytes:
         try:
             who = recognise(call, self._credentials).who
-            report = pb.PeerReport.FromString(await call.read(SMALL_BODY))
-        except (DecodeError, TimeoutError, NoMessageError):
-            return pb.Reply(status=pb.BAD_HEADER, reason="no report that can be read").SerializeToString()
+            report = await call.message(pb.PeerReport, "a report")
+        except NoMessageError:
+            return pb.Reply(status=pb.BAD_HEADER, reason="a call without a report").SerializeToString()
         except Refused as refused:
             return pb.Reply(status=refused.status, reason=refused.reason).SerializeToString()
         if who is not None and who.peer != report.peer:

@@ -12,24 +12,25 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from google.protobuf.message import DecodeError
-
 from p2pft_flower.transport.admission import recognise
 from p2pft_flower.transport.calls import Call, Channels
 from p2pft_flower.transport.closing import Closing
 from p2pft_flower.transport.endpoint import (
     PROBE,
-    SMALL_BODY,
     Incoming,
     Listener,
     NoMessageError,
 )
 from p2pft_flower.transport.network import Tasks
-from p2pft_flower.transport.refusals import Refused
 from p2pft_flower.transport.trust.certificates import Identity
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
-from p2pft_flower.transport.wire.errors import ExchangeError, ExchangeRefusedError, PeerUnreachableError
+from p2pft_flower.transport.wire.errors import (
+    ExchangeError,
+    ExchangeRefusedError,
+    PeerUnreachableError,
+    Refused,
+)
 
 __all__ = ["LinkReport", "Prober"]
 
@@ -235,38 +236,35 @@ class Prober(Closing):
                 return
 
     async def _echo(self, call: Incoming) -> bytes:
+        sender: int | None = None
         try:
             caller = recognise(call, self._credentials).who
-        except Refused as refused:
-            return self._refuse(refused.status, refused.reason, None)
-        try:
-            raw = await call.read(SMALL_BODY)
+            sender = None if caller is None else caller.peer
+            probe = await call.message(pb.Probe, "a probe")
             now = time.time()
-            probe = pb.Probe.FromString(raw)
+            sender = probe.sender if caller is None else caller.peer
+            self._check(probe, caller)
         except NoMessageError:  # the caller is gone
             return pb.ProbeReply(status=pb.BAD_HEADER).SerializeToString()
-        except (DecodeError, TimeoutError):
-            return self._refuse(pb.BAD_HEADER, "not a probe", None if caller is None else caller.peer)
-        if (wrong := self._wrong(probe, caller)) is not None:
-            return self._refuse(*wrong, probe.sender if caller is None else caller.peer)
+        except Refused as refused:
+            return self._refuse(refused.status, refused.reason, sender)
         if probe.last:
             with self._changed:
                 self._through.add(probe.sender)
                 self._changed.notify_all()
         return pb.ProbeReply(status=pb.ACCEPTED, time=now).SerializeToString()
 
-    def _wrong(self, probe: pb.Probe, caller: Identity | None) -> tuple[pb.Status, str] | None:
-        """Return why a probe is refused; None when it is not."""
+    def _check(self, probe: pb.Probe, caller: Identity | None) -> None:
+        """Raise `Refused` where a probe is not to be answered."""
         if probe.run != self._run:
-            return pb.WRONG_RUN, f"run {probe.run[:64]!r} is not this one"
+            raise Refused(pb.WRONG_RUN, f"run {probe.run[:64]!r} is not this one")
         if probe.receiver != self._peer or probe.sender not in self._neighbours:
-            return (
+            raise Refused(
                 pb.NOT_NEIGHBOUR,
                 f"peers {probe.sender} and {probe.receiver} share no edge here; this is peer {self._peer}",
             )
         if caller is not None and caller.peer != probe.sender:
-            return pb.NOT_AUTHENTIC, f"a probe from peer {probe.sender} by {caller.name}"
-        return None
+            raise Refused(pb.NOT_AUTHENTIC, f"a probe from peer {probe.sender} by {caller.name}")
 
     def _refuse(self, status: pb.Status, reason: str, sender: int | None) -> bytes:
         """Answer with a refusal; remember it of a neighbour, and log it once per cause and neighbour."""

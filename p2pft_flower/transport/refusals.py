@@ -8,25 +8,12 @@ from collections import Counter
 
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 
-__all__ = ["Refusals", "Refused"]
+__all__ = ["Refusals"]
 
 log = logging.getLogger(__name__)
 
 _SENDERS = 256
 """Pairs of sender and cause that are told apart; all further ones share the lines of one."""
-
-
-class Refused(Exception):  # noqa: N818 - an answer, not a failure of this host
-    """A message is not taken in; ``status`` and ``reason`` are the answer.
-
-    ``counts`` says whether it is held against the caller (`Throttle`); default True.
-    """
-
-    def __init__(self, status: pb.Status, reason: str, *, counts: bool = True) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
-        self.counts = counts
 
 
 class Refusals:

@@ -16,12 +16,11 @@ from p2pft_flower.transport.closing import Closing
 from p2pft_flower.transport.endpoint import EXCHANGE, Incoming, Listener, NoMessageError, gossip_limit
 from p2pft_flower.transport.mailbox import Edge, Mailbox
 from p2pft_flower.transport.network import Tasks
-from p2pft_flower.transport.refusals import Refused
 from p2pft_flower.transport.trust.expiry import watch
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.views import Offer, View, Views
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
-from p2pft_flower.transport.wire.errors import ExchangeStoppedError
+from p2pft_flower.transport.wire.errors import ExchangeStoppedError, Refused
 
 __all__ = ["PeerServer"]
 

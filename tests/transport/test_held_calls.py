@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from p2pft_flower.transport import Gossip, Hello, Links, Mailbox, PeerServer, Reply, Status, Terms
+from p2pft_flower.transport import Gossip, Hello, Links, Mailbox, PeerServer, Reply, Status, Terms, endpoint
 from p2pft_flower.transport import answers as answering
 from p2pft_flower.transport.trust.certificates import target_name
 from p2pft_flower.transport.wire.header import HEADER_KEY
@@ -130,6 +130,7 @@ def test_calls_without_a_body_hold_nobody_up(peers, secure):
 
 def test_a_member_holds_no_more_than_its_share_and_its_oldest_calls_give_way(peers):
     with serving(peers[1]) as mailbox, Holder(mailbox.address, peers[2]) as member:
+        member.ask("Stop", b"").result(PATIENCE)  # over a connection that is there, calls keep their order
         calls = [member.hold("Deliver") for _ in range(10)]
         for call in calls[:8]:
             reply = call.result(PATIENCE)
@@ -156,7 +157,7 @@ def test_payloads_of_a_view_to_come_hold_nobody_up(peers, monkeypatch):
 
 
 def test_a_body_has_a_deadline(peers, monkeypatch):
-    monkeypatch.setattr(answering, "SMALL_BODY", 0.05)
+    monkeypatch.setattr(endpoint, "SMALL_BODY", 0.05)
     with serving(peers[1]) as mailbox, Holder(mailbox.address, peers[0]) as member:
         for method in METHODS[1:]:
             reply = member.hold(method).result(PATIENCE)

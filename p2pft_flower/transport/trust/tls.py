@@ -43,9 +43,11 @@ from p2pft_flower.transport.trust.certificates import (
 )
 from p2pft_flower.transport.trust.expiry import Expiry
 from p2pft_flower.transport.trust.signatures import Signatures
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.addresses import Address, parse_address
+from p2pft_flower.transport.wire.errors import Refused
 
-__all__ = ["TLS13_ENVIRONMENT", "Credentials", "NotAuthenticError"]
+__all__ = ["TLS13_ENVIRONMENT", "Credentials"]
 
 TLS13_ENVIRONMENT = {"GRPC_SSL_CIPHER_SUITES": "ECDHE-RSA-AES256-GCM-SHA384"}
 """Environment variables with which gRPC offers our certificates over TLS 1.3 only. They hold for every gRPC
@@ -55,10 +57,6 @@ _RENEW = "renew it with 'p2pft certs renew'"
 _RENEW_AUTHORITY = "make a new authority and renew the certificates with it"
 _HAS_EXPIRED = 10
 """OpenSSL's number for a certificate whose time is over (X509_V_ERR_CERT_HAS_EXPIRED)."""
-
-
-class NotAuthenticError(Exception):
-    """A connection does not prove who is at its other end."""
 
 
 @dataclass(frozen=True)
@@ -214,20 +212,21 @@ class Credentials:
 
         Raises
         ------
-        NotAuthenticError
+        Refused
             When the connection is not TLS 1.3, or the certificate is for neither.
         """
         version = b", ".join(proved.get("ssl_tls_version", ())).decode()
         if version != "TLSv1.3":
             told = version or "a version of TLS that gRPC does not tell (grpcio 1.85 or newer does)"
-            raise NotAuthenticError(f"the connection uses {told}, not TLSv1.3")
+            raise Refused(pb.NOT_AUTHENTIC, f"the connection uses {told}, not TLSv1.3")
         try:
             who = identity_of(proved["x509_pem_cert"][0])
         except (KeyError, ValueError) as error:
-            raise NotAuthenticError(f"the certificate cannot be used: {error}") from error
+            raise Refused(pb.NOT_AUTHENTIC, f"the certificate cannot be used: {error}") from error
         if who.holder == "authority" or who.federation != self.federation:
-            raise NotAuthenticError(
-                f"the certificate is for {who}; this is a peer of federation {self.federation!r}"
+            raise Refused(
+                pb.NOT_AUTHENTIC,
+                f"the certificate is for {who}; this is a peer of federation {self.federation!r}",
             )
         return who
 

@@ -22,6 +22,7 @@ __all__ = [
     "PeerPreparingError",
     "PeerUnreachableError",
     "Place",
+    "Refused",
     "UnansweredError",
     "ViewChangeError",
     "cause_from",
@@ -208,3 +209,16 @@ class ExchangeStoppedError(ExchangeError):
 
 class BindError(ExchangeError):
     """An address cannot be served on; names the peer, the address and the remedy."""
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not a failure of this host
+    """A message is not taken in; ``status`` and ``reason`` are the answer.
+
+    ``counts`` says whether it is held against the caller (`Throttle`); default True.
+    """
+
+    def __init__(self, status: pb.Status, reason: str, *, counts: bool = True) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.counts = counts
