@@ -74,9 +74,7 @@ LONG = {
     "flower.preflight": {"preflight"},
     "flower.strategy_run": {"run_strategy"},
     "host.wires": {"__init__"},
-    "transport.heartbeats": {"the module"},
     "transport.links": {"the module"},
-    "transport.server": {"the module"},
     "transport.trust.certificates": {"the module"},
 }
 PICKLES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

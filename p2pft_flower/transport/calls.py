@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -121,7 +121,9 @@ class Call:
 
 
 class Channels:
-    """One channel a remote neighbour, opened when first used; the network's thread's alone.
+    """One channel a remote neighbour, opened when first used; closed by `close` or at the end of a block.
+
+    All of it is the network's thread's alone.
 
     Parameters
     ----------
@@ -240,3 +242,9 @@ class Channels:
     async def close(self) -> None:
         """Close every channel, which cancels its calls."""
         await self.renew(list(self._open))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()

@@ -28,14 +28,12 @@ async def fetch(
     call = Call(edge, donor, address, deadlines.most())
     message = pb.Fetch(run=terms.run, view=terms.view, sender=local, receiver=donor)
     # Channels of its own: only here an answer is as long as a vector.
-    channels = Channels({donor: address}, credentials, insecure, largest=terms.nbytes)
-    try:
-        answer = call.read(await channels.ask("Fetch", message, call, wait_for_ready=False), pb.Fetched)
-    except UnansweredError:
-        deadlines.lengthen(edge, call.deadline, terms.nbytes)
-        raise
-    finally:
-        await channels.close()
+    async with Channels({donor: address}, credentials, insecure, largest=terms.nbytes) as channels:
+        try:
+            answer = call.read(await channels.ask("Fetch", message, call, wait_for_ready=False), pb.Fetched)
+        except UnansweredError:
+            deadlines.lengthen(edge, call.deadline, terms.nbytes)
+            raise
     if (wrong := wrong_vector(terms, edge, answer)) is not None:
         raise call.error(ExchangeRefusedError, f"the vector from peer {donor} is not used: {wrong}")
     return np.frombuffer(answer.vector, dtype=terms.numpy_dtype).copy()

@@ -181,11 +181,8 @@ class Prober(Closing):
         return LinkReport(report.peer, report.neighbour, report.address, problem)
 
     async def _ask_all(self, end: float) -> list[LinkReport]:
-        channels = Channels(self._neighbours, self._credentials, self._insecure, service=PROBE)
-        try:
+        async with Channels(self._neighbours, self._credentials, self._insecure, service=PROBE) as channels:
             return await asyncio.gather(*(self._ask(channels, j, end) for j in sorted(self._neighbours)))
-        finally:
-            await channels.close()
 
     async def _ask(self, channels: Channels, neighbour: int, end: float) -> LinkReport:
         address = self._neighbours[neighbour]

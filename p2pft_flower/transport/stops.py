@@ -75,24 +75,14 @@ def stop_run(
     dict of int to str
         Peer to why it did not hear it; empty when all did.
     """
-    with Tasks() as tasks:
-        return tasks.run(_stop_all, run, key, addresses, reason[:4096], credentials, timeout)
-
-
-async def _stop_all(
-    run: str,
-    key: bytes,
-    addresses: Mapping[int, str],
-    reason: str,
-    credentials: Credentials | None,
-    timeout: float,
-) -> dict[int, str]:
-    channels = Channels(addresses, credentials, credentials is None)
     stops = {
-        peer: pb.Stop(run=run, sender=peer, origin=peer, reason=reason, cause=pb.Stop.STOPPED)
+        peer: pb.Stop(run=run, sender=peer, origin=peer, reason=reason[:4096], cause=pb.Stop.STOPPED)
         for peer in sorted(addresses)
     }
-    try:
-        return await stop_all(channels, stops, timeout, metadata=((_KEY, key),), wait_for_ready=True)
-    finally:
-        await channels.close()
+
+    async def tell() -> dict[int, str]:
+        async with Channels(addresses, credentials, credentials is None) as channels:
+            return await stop_all(channels, stops, timeout, metadata=((_KEY, key),), wait_for_ready=True)
+
+    with Tasks() as tasks:
+        return tasks.run(tell)

@@ -210,7 +210,7 @@ def create_authority(folder: Path, federation: str, days: float = 3650) -> Certi
         )
         .sign(key, hashes.SHA256())
     )
-    _refuse_to_overwrite(folder, (CA_FILE, CA_KEY_FILE, PEER_FILE, KEY_FILE))
+    _refuse_to_overwrite(folder)
     _write(folder, {CA_FILE: _pem(certificate), CA_KEY_FILE: _key_pem(key)})
     return CertificateFacts.of(certificate)
 
@@ -244,12 +244,10 @@ def issue(
     """
     if holder != "coordinator" and not 0 <= holder < 10**9:
         raise ConfigError(f"peer {holder}: peers are numbered from 0")
-    _refuse_to_overwrite(folder, (CA_FILE, CA_KEY_FILE, PEER_FILE, KEY_FILE))
+    _refuse_to_overwrite(folder)
     roots, root, root_key = _load_authority(authority)
     identity = Identity(facts_in(root, authority / CA_FILE).identity.federation, holder)
-    certificate, key = _sign(root, root_key, identity, addresses, days)
-    _write(folder, {CA_FILE: b"".join(map(_pem, roots)), PEER_FILE: _pem(certificate), KEY_FILE: key})
-    return CertificateFacts.of(certificate)
+    return _sign_and_write(folder, roots, root, root_key, identity, addresses, days)
 
 
 def renew(authority: Path, folder: Path, days: float = 365, previous: Path | None = None) -> CertificateFacts:
@@ -297,13 +295,11 @@ def renew(authority: Path, folder: Path, days: float = 365, previous: Path | Non
             "another authority of yours did, give that one's ca.pem (--previous), and never the one of the "
             "peer's folder; otherwise issue a new certificate to whom you know to be that peer"
         )
-    certificate, key = _sign(root, root_key, old.identity, old.names, days)
     kept = [c for c in read_certificates(folder / CA_FILE) if c.not_valid_after_utc > utc_now()]
     trusted = dict.fromkeys([*kept, *roots])
     if (folder / CA_KEY_FILE).exists():
         raise ConfigError(f"{folder / CA_KEY_FILE}: an authority's key has no place beside a peer's; move it")
-    _write(folder, {CA_FILE: b"".join(map(_pem, trusted)), PEER_FILE: _pem(certificate), KEY_FILE: key})
-    return CertificateFacts.of(certificate)
+    return _sign_and_write(folder, trusted, root, root_key, old.identity, old.names, days)
 
 
 def read_certificates(file: Path) -> list[x509.Certificate]:
@@ -413,14 +409,16 @@ def _builder(
     )
 
 
-def _sign(
+def _sign_and_write(
+    folder: Path,
+    trusted: Iterable[x509.Certificate],
     root: x509.Certificate,
     root_key: ec.EllipticCurvePrivateKey,
     identity: Identity,
     addresses: Iterable[str],
     days: float,
-) -> tuple[x509.Certificate, bytes]:
-    """Return the new certificate of a peer or the coordinator, and its new private key in PEM form."""
+) -> CertificateFacts:
+    """Make a peer's or the coordinator's new key and certificate, in a folder with whom it trusts."""
     own_name = x509.DNSName(target_name(identity.federation, identity.holder))
     names = (own_name, *(_general_name(address) for address in dict.fromkeys(addresses)))
     uses = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
@@ -436,7 +434,9 @@ def _sign(
         )
         .sign(root_key, hashes.SHA256())
     )
-    return certificate, _key_pem(key)
+    authorities = b"".join(map(_pem, trusted))
+    _write(folder, {CA_FILE: authorities, PEER_FILE: _pem(certificate), KEY_FILE: _key_pem(key)})
+    return CertificateFacts.of(certificate)
 
 
 def _general_name(address: str) -> x509.GeneralName:
@@ -495,8 +495,8 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def _refuse_to_overwrite(folder: Path, names: Iterable[str]) -> None:
-    for name in names:
+def _refuse_to_overwrite(folder: Path) -> None:
+    for name in (CA_FILE, CA_KEY_FILE, PEER_FILE, KEY_FILE):
         if os.path.lexists(folder / name):
             raise ConfigError(
                 f"{folder / name} is there already and is not overwritten: choose another folder, or replace "
