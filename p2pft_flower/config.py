@@ -452,7 +452,7 @@ class RuntimeConfig:
     topology : str
         A graph's name, path or generator (``p2pft topology list``).
     epochs : int
-        Length of the run; an epoch is as many iterations as a peer's mean share of the data has batches.
+        Length of the run; an epoch has as many gradients as a peer's mean share of the data has batches.
     iterations : int
         Length of the run in iterations; 0 lets ``epochs`` decide.
     evaluate_every : int

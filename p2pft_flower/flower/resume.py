@@ -71,15 +71,15 @@ def known_length(about: PeerAbout | ServerAbout, config: RunConfig) -> int | Non
     Returns
     -------
     int or None
-        None where it counts in epochs and the earlier run does not say what an epoch is, or a stream may have
-        made it longer.
+        None if it counts in epochs and the earlier run does not say what an epoch is, a stream may have made
+        it longer, or an iteration may have several gradients.
     """
     earlier, now = RunConfig.from_mapping(_known(about.config)).runtime, config.runtime
     if (earlier.epochs, earlier.iterations) == (now.epochs, now.iterations):
         return about.iterations
     if now.iterations:
         return now.iterations
-    if config.learning.stream:
+    if config.learning.stream or config.method.algorithm_options:
         return None
     if not earlier.iterations:
         return about.iterations // earlier.epochs * now.epochs

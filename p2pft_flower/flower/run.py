@@ -191,7 +191,7 @@ def plan_run(
     # An epoch: as many gradients as a peer's mean share of the data has batches.
     batches = math.ceil(sum(images.values()) / len(view.peers) / config.learning.batch_size)
     epoch = math.ceil(batches / gradients)
-    iterations = config.runtime.iterations or config.runtime.epochs * epoch
+    iterations = config.runtime.iterations or math.ceil(config.runtime.epochs * batches / gradients)
     return Run(
         id=run_id,
         config=config,

@@ -24,6 +24,11 @@ def test_the_default_job_with_an_eighth_of_the_exchanges_and_of_the_bytes_learns
     assert few["summary"]["accuracy"]["mean"] > plain["summary"]["accuracy"]["mean"] - 0.02
 
 
+def test_a_run_in_epochs_draws_no_more_gradients_than_it_must(tmp_path):
+    run_app(tmp_path, epochs=3, algorithm_options="local-steps=8", **SMALL)
+    assert read_results(tmp_path)["iterations"] == 5  # 36 batches, 8 an iteration
+
+
 def test_local_steps_cost_as_much_privacy_as_so_many_iterations(tmp_path):
     private = {"dp_clip": 1.0, "dp_noise": 2.0, **SMALL}
     run_app(tmp_path / "plain", iterations=12, **private)
