@@ -92,15 +92,16 @@ class Relay:
         task = asyncio.ensure_future(self._serve(near_in, near_out))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
+        # Also where the task is cancelled before it has begun.
+        task.add_done_callback(lambda _: near_out.close())
 
     async def _serve(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
         number, self.connections = self.connections, self.connections + 1
         self._open[number] = [near_out]
         try:
-            with contextlib.closing(near_out):
-                for way in self._whole.values():
-                    await way.wait()
-                await self._pass_on(number, near_in, near_out)
+            for way in self._whole.values():
+                await way.wait()
+            await self._pass_on(number, near_in, near_out)
         finally:
             self._open.pop(number, None)
 

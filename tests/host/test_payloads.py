@@ -28,13 +28,19 @@ SHORT = {"peer-timeout": 2.0, "hang-timeout": 3.0}
 
 
 class Harm:
-    """What a relay does to the first connection through it, which carries payloads, once the test says so."""
+    """What a relay does to the connections that carry payloads, once the test says so.
+
+    These are the first one, and those that gRPC makes in its place; the second carries gossip.
+    """
 
     def __init__(self, delay=None):
         self.begun, self.over, self._delay = threading.Event(), threading.Event(), delay
+        self._others = set()
 
     def __call__(self, number, passed, data):
-        if number != 0 or not self.begun.is_set():
+        if not self.begun.is_set():
+            self._others |= {number} - {0}
+        if number in self._others or not self.begun.is_set():
             return data
         if self._delay is None:
             return b""
