@@ -1,4 +1,4 @@
-"""Documents: links lead somewhere, and the files that docs/architecture.md names exist."""
+"""Documents: links lead somewhere, the files that their tables name exist, and the map has every layer."""
 
 from __future__ import annotations
 
@@ -67,11 +67,26 @@ def missing_files(text: str) -> list[str]:
     return found
 
 
-def test_every_file_that_the_architecture_sends_a_reader_to_exists() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    where = text[text.index("## Where to find it") : text.index("## Invariants")]
-    assert where.count(".py`") > 40
-    assert missing_files(where) == []
+def test_every_file_that_the_documents_send_a_reader_to_exists() -> None:
+    contributing = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    where = contributing[contributing.index("## Where things are") : contributing.index("## Adding things")]
+    assert where.count(".py`") > 60
+    architecture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    modules = architecture[architecture.index("## Trunk and tail") : architecture.index("## Invariants")]
+    assert modules.count(".py`") > 10
+    assert missing_files(where) + missing_files(modules) == []
+
+
+def test_the_map_has_every_layer_and_room_and_every_module_beside_them() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    text = text[text.index("## Where things are") : text.index("## I want to")]
+    named = set(re.findall(r"^\| `([\w/.]+)` \|", text, flags=re.MULTILINE))
+    rooms = {f"{file.parent.relative_to(PACKAGE)}/" for file in PACKAGE.rglob("*/__init__.py")}
+    modules = {file.name for file in PACKAGE.glob("*.py")} - {"__init__.py"}
+    assert {name for name in named if name.endswith(("/", ".py"))} == (rooms | modules) - {
+        "./",
+        "learning/model/embedded/",
+    }
 
 
 def test_a_missing_file_is_found() -> None:
