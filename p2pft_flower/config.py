@@ -1,4 +1,4 @@
-"""The run-config: kebab-case keys to frozen dataclasses, one a concern; unknown keys and values refused.
+"""The run-config: kebab-case keys become frozen dataclasses; unknown keys and wrong values are refused.
 
 The Flower app's pyproject.toml carries every key with its default and a comment; a test holds the two
 together.
@@ -45,7 +45,7 @@ CHOICES = {
 """Values of the learning keys that have a few only."""
 
 HANDED_ON = ("problem", "batch_size", "seed", "data_dir")
-"""Learning keys that a ``problem`` of the user's own is given; the others are of vision transformers."""
+"""Learning keys that are handed on to a ``problem`` of the user's own; the others are for images."""
 
 MAX_IMAGE_SIZE = 2**13
 """Pixels of a side; at patches of 16 × 16 as many tokens as a model is allowed."""
@@ -126,7 +126,7 @@ def read_channels(key: str, text: str) -> tuple[float, ...]:
 
 
 def channel_fault(key: str, numbers: Sequence[float]) -> str:
-    """Say why numbers cannot be ``mean`` or ``std`` of pixels of 0..1; empty where they can.
+    """Say why numbers cannot be ``mean`` or ``std`` of pixels of 0..1; empty if they can.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def read_range(text: str) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Which method runs, and its numbers.
+    """The method, and its numbers.
 
     Attributes
     ----------
@@ -222,7 +222,7 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class LearningConfig:
-    """What is learned from what.
+    """The learning problem: model, trained part, images, mini-batches and privacy.
 
     Attributes
     ----------
@@ -243,8 +243,9 @@ class LearningConfig:
         How images are resized: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``, ``box``, ``hamming``;
         empty: what the model says.
     mean, std : str
-        Subtracted from, and then divides, pixels of 0..1: one number, or one a channel as
-        ``"0.485,0.456,0.406"``; ``mean`` in [0, 1], ``std`` in [0.001, 1]; empty: what the model says.
+        What is subtracted from pixels of 0..1, and what they are then divided by: one number, or one a
+        channel as ``"0.485,0.456,0.406"``; ``mean`` in [0, 1], ``std`` in [0.001, 1]; empty: what the model
+        says.
     tune : str
         ``last-block``, ``last-blocks:K``, ``head``, ``full``, ``bias``, ``bias+norm``, ``lora:R``,
         ``adapter:R``, ``prompt:N`` or ``prompt-deep:N``.
@@ -255,7 +256,7 @@ class LearningConfig:
     cache_dtype : {"float16", "float32"}
         Precision of the tokens kept.
     trunk_dtype : {"auto", "float32", "bfloat16"}
-        Precision in which the trunk computes; ``auto``: bfloat16 where the hardware multiplies in it.
+        Precision in which the trunk computes; ``auto``: bfloat16 if the hardware multiplies in it.
     dataset : str
         ``digits``, ``cifar10``, ``cifar100``, ``oxford-iiit-pet``, ``oxford-flowers102``,
         ``folder:/path``, ``folder:/path-{peer}`` (a folder for each peer, by its number), or
@@ -274,7 +275,7 @@ class LearningConfig:
     stream : bool
         Whether a folder's training images are listed again at the start of each pass over them.
     pixel_range : str
-        ``auto``, or ``LOW:HIGH``: the values that are black and white where an image has more than 8 bits a
+        ``auto``, or ``LOW:HIGH``: the values that are black and white if an image has more than 8 bits a
         sample, signs or fractions (``"-1000:400"``); with a folder for each peer also one of these a peer,
         separated by commas.
     bad_images : {"refuse", "skip"}
@@ -283,7 +284,7 @@ class LearningConfig:
         ``none``, ``basic`` (timm's random resized crop and horizontal flip), or one of timm's
         auto-augmentations on top of it, such as ``rand-m9-mstd0.5-inc1``. Training images only.
     batch_size : int
-        Images in one mini-batch of one peer; on average, where ``dp_clip`` > 0.
+        Images in one mini-batch of one peer; on average, if ``dp_clip`` > 0.
     dp_clip : float
         L2 norm to which each training image's gradient is clipped, for differential privacy; 0: no privacy.
     dp_noise : float
@@ -445,7 +446,7 @@ class LearningConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """How long, over which graph, through which transport, and where results go.
+    """The run itself: graph, length, transport, deadlines, checkpoints, and the place of the results.
 
     Attributes
     ----------
@@ -468,15 +469,15 @@ class RuntimeConfig:
         read, a batch through the trunk) before the first iteration; peers that make progress are waited for.
     peer_timeout : float
         Seconds without a word (payload, heartbeat, answer) after which a peer is taken for lost. One that is
-        slow and says so is waited for. A payload's first call has as long; where a link needs longer, the
-        next calls have twice as long each, up to ``hang_timeout``.
+        slow and says so is waited for. The first call that carries a payload has the same deadline; if a link
+        needs longer, each next call has twice the deadline of the one before, up to ``hang_timeout``.
     on_failure : {"continue", "wait", "stop"}
         What the others do when a peer is lost: go on without it, wait for it up to ``rejoin_deadline`` first,
-        or stop. Where all peers are on one host, nobody can be lost.
+        or stop. If all peers are on one host, nobody can be lost.
     rejoin_deadline : float
-        Seconds that peers wait: for a lost one where ``on_failure`` is ``wait``, and then as long again for
-        an agreement on who goes on; or to be let in again. Then they stop, with a checkpoint. In a
-        simulation, where none comes back, at most four times ``peer_timeout``.
+        Seconds that peers wait: for a lost one if ``on_failure`` is ``wait``, and then as long again for an
+        agreement on the next view; or to be let in again. Then they stop, with a checkpoint. In a simulation
+        no peer comes back, so they wait at most four times ``peer_timeout``.
     hang_timeout : float
         Most seconds that a peer may compute, or evaluate, without getting further, heartbeats or not, before
         it is taken for lost: 20 times its longest stretch so far, at least ``peer_timeout`` and at most this.
@@ -567,7 +568,7 @@ class RuntimeConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that a run is told."""
+    """All settings of a run."""
 
     method: MethodConfig = field(default_factory=MethodConfig)
     learning: LearningConfig = field(default_factory=LearningConfig)

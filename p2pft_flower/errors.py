@@ -34,7 +34,7 @@ class Cause(Enum):
 
     @property
     def told(self) -> Cause:
-        """What it is to a host that is told of it."""
+        """The cause of a host that ends because another one ended for this cause."""
         return self if self is Cause.STOPPED else Cause.HEARSAY
 
 
@@ -44,7 +44,7 @@ class P2PFTError(Exception):
     Attributes
     ----------
     cause : Cause
-        Whose affair it is where it ends a host; RUN unless the class says otherwise.
+        Whose affair the error is if it ends a host; RUN unless the class says otherwise.
     """
 
     cause: Cause = Cause.RUN
@@ -69,7 +69,7 @@ class DataError(P2PFTError, ValueError):
 
 
 def printable(text: str) -> str:
-    """Return another's ``text`` for one line of a log: whatever moves a cursor or ends a line is escaped."""
+    """Return another process's ``text`` for one line of a log, with control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

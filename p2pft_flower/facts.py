@@ -1,4 +1,4 @@
-"""What is said of a run and its peers beside their scores: in plans, logs, checkpoints and results."""
+"""Facts of a run and of its peers besides scores, as plans, logs, checkpoints and results have them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["GraphName", "KnownImages", "PeerFacts", "ResumedFrom", "Row", "RunFa
 
 @dataclass(frozen=True)
 class GraphName:
-    """By what the whole graph is known: name, digest, and the edges that a start without all added."""
+    """The whole graph's name and digest, and the edges added because peers were missing at the start."""
 
     name: str
     digest: str
@@ -31,7 +31,7 @@ class ResumedFrom:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the logs of all peers of a run say alike.
+    """Facts of a run that the logs of all its peers have in common.
 
     Attributes
     ----------
@@ -40,13 +40,13 @@ class RunFacts:
     live : tuple of int
         The peers that were there at the start, ascending.
     partition : str
-        With ``auto`` resolved.
+        The run-config's ``partition``, with ``auto`` resolved.
     versions : dict of str to str
         Package to version.
     pooled : bool
-        One peer holds the data of all.
+        Whether one peer holds the data of all.
     resumed_from : ResumedFrom or None
-        None: it began.
+        The run that this one goes on from; None if it began anew.
     """
 
     graph: GraphName
@@ -59,7 +59,7 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class KnownImages:
-    """A peer's images: how many it trains on, and by what they are known again; empty texts say nothing.
+    """A peer's images: their number, and digests that recognise them; an empty text means "not known".
 
     Attributes
     ----------
@@ -68,7 +68,7 @@ class KnownImages:
     train_digest, test_digest : str
         XXH3-128, hexadecimal, of labels, names, sizes and contents in their order.
     pixel_range : str
-        Which samples are black and white in them, which a site may decide for itself.
+        The sample values that are black and white in them; a site may decide these for itself.
     """
 
     images: Count
@@ -79,7 +79,7 @@ class KnownImages:
 
 @dataclass(frozen=True)
 class Row:
-    """A peer of the graph, and its row of W: the weights of what comes from whom, without zeros."""
+    """A peer of the graph, and its row of W: each sender's weight, without zeros."""
 
     peer: PeerNumber
     name: str
@@ -89,18 +89,18 @@ class Row:
 
 @dataclass(frozen=True)
 class PeerFacts:
-    """What results say of one peer beside its scores.
+    """Facts of one peer that results have besides its scores.
 
     Attributes
     ----------
     name : str
-        In the graph; ``all`` of one that holds all data.
+        The peer's name in the graph; ``all`` if it holds the data of all.
     classes : tuple of str
         Names of the classes of which it holds images.
     known : KnownImages
         Its images.
     rows : tuple of Row
-        Its own row of W; of all peers where it holds all data.
+        Its own row of W; the rows of all peers if it holds the data of all.
     """
 
     name: str

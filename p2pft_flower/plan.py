@@ -1,4 +1,4 @@
-"""What a host is told before it starts: its peers' weights, their neighbours' addresses, the settings."""
+"""The plan that a host is sent: its peers' weights, their neighbours' addresses, the settings."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class ResumePoint:
     folder : str
         Its folder, where the host's checkpoints and logs of it lie.
     iterations : dict of int to int
-        Iterations that each peer has done; alike for all where they exchange anything.
+        Iterations that each peer has done; the same number for all if they exchange anything.
     digests : dict of int to str
-        Of each peer's checkpoint.
+        Digest of each peer's checkpoint.
     """
 
     run: str
@@ -105,36 +105,37 @@ class Plan:
     iterations, evaluate_every : int
         Length of the run, and iterations between evaluations.
     addresses : dict of int to str
-        Where this host's peers listen and their neighbours on other hosts are reached; ``unix:/path`` or
-        ``host:port``. Empty where everything stays in memory. A deployed host's own peers have one even where
-        they exchange nothing with others, unless nobody gave them any: they listen for stops.
+        Addresses of this host's peers and of their neighbours on other hosts, ``unix:/path`` or
+        ``host:port``. Empty if everything stays in memory. The own peers of a deployed host have one even if
+        they exchange nothing with others, since they listen for stops; they have none if neither site nor
+        graph gives one.
     graph : GraphParts
-        The whole graph (:meth:`Graph.to_dict`), where the view may change; else empty.
+        The whole graph (:meth:`Graph.to_dict`) if the view may change; else empty.
     members : dict of int to tuple of int
-        All hosts of the run by their lowest peer, and their peers, where the view may change; else empty.
-        Then ``addresses`` has those of all of them: any two may become neighbours.
+        The peers of each host of the run, by the host's lowest peer, if the view may change; else empty. If
+        it may change, ``addresses`` has the addresses of all of them: any two may become neighbours.
     observer : str
-        Where progress is reported to; empty for nowhere.
+        Address to which progress is reported; empty: it is reported to nobody.
     pooled : bool
-        One peer holds the data of all n.
+        Whether one peer holds the data of all n.
     output_dir : str
         Folder for logs and tails, on the host's machine.
     facts : RunFacts or None
-        What results say of the run besides scores; each peer's log begins with it, so that results can be
-        made of the peers' files alone. None: nothing is told.
+        Facts of the run for its results; each peer's log begins with them, so that results can be made of the
+        peers' files alone. None: the logs have no facts.
     peer_facts : dict of int to PeerFacts
-        What results say of each of these peers; goes into its log only.
+        Facts of each of these peers for the results; they go into the peer's log only.
     stop_digest : str
-        SHA-256, hexadecimal, of the key that only the coordinator knows: whoever shows the key may stop the
-        run. Empty: nobody but neighbours may.
+        SHA-256, hexadecimal, of the key that only the coordinator knows: a caller who shows the key may stop
+        the run. Empty: only neighbours may.
     checkpoint_every : int
         Iterations between two checkpoints; negative: none are written.
     checkpoint_files : int
         Files that each peer keeps (:func:`p2pft_flower.keeping.retention.files_kept`).
     resume : ResumePoint or None
-        Where the run goes on from; None: it begins.
+        Where the run goes on from; None if it begins anew.
     codec_step : float
-        γ of the exchanges in the view that the run begins with; 0 where there is no codec.
+        γ of the exchanges in the view that the run begins with; 0 if there is no codec.
     """
 
     run: str
@@ -172,9 +173,9 @@ class Plan:
         return tuple(range(self.n)) if self.facts is None else self.facts.live
 
     def weights_among(self, live: Collection[int]) -> dict[int, float]:
-        """Return the factor of each peer's loss where the peers ``live`` train; the mean of theirs is one."""
+        """Return the factor of each peer's loss if the peers ``live`` train; the mean of theirs is one."""
         weights = self.loss_weights
-        # Of all peers the mean is one, up to rounding: bits shall not change where nobody is missing.
+        # Of all peers the mean is one, up to rounding: bits shall not change if nobody is missing.
         mean = sum(weights[p] for p in live) / len(live) if len(live) < len(weights) else 1.0
         return {p: weight / mean for p, weight in weights.items()}
 
@@ -188,7 +189,7 @@ class Plan:
         return bool(self.stop_digest) and all(p.peer in self.addresses for p in self.peers)
 
     def to_json(self) -> str:
-        """Serialise for a message or a file, with a digest that tells damage."""
+        """Serialise for a message or a file, with a digest that shows damage."""
         body = encoded(self)
         return msgspec.json.encode(_Sealed(SCHEMA, sha256(body).hexdigest(), msgspec.Raw(body))).decode()
 
@@ -213,7 +214,7 @@ class Plan:
 
     @property
     def _fault(self) -> str:
-        """What does not go together; empty where all does."""
+        """A text on fields that contradict each other; empty if none do."""
         own = [place.peer for place in self.peers]
         if not own or own != sorted(set(own)):
             return "the host's peers do not ascend - at `$.peers`"
@@ -234,7 +235,7 @@ class Plan:
 
 
 class _Sealed(msgspec.Struct, frozen=True):
-    """A plan as it is written: its content with what tells whether it is whole."""
+    """A plan as it is written: its content, and a digest that shows damage."""
 
     schema: Annotated[str, msgspec.Meta(max_length=64)]
     digest: str
@@ -242,15 +243,15 @@ class _Sealed(msgspec.Struct, frozen=True):
 
 
 def greetings(view: View, hosts: Iterable[Collection[int]]) -> int:
-    """Return the rounds after which every host knows that all others are prepared, at least one.
+    """Return the number of rounds after which every host knows that all others are prepared, at least one.
 
-    With each round it knows it of those one step further away, along edges in either direction: it takes as
-    many as the diameter of the hosts' undirected graph has.
+    With each round a host knows it of the hosts one step further away, along edges in either direction. So
+    the number is the diameter of the hosts' undirected graph.
 
     Parameters
     ----------
     view : View
-        Who trains.
+        The peers that train, with their graph.
     hosts : iterable of collection of int
         The peers of each host.
     """

@@ -87,7 +87,7 @@ def call_reference(value: str, *arguments: Any, key: str, **named: Any) -> Any:
     value, key : str
         As for :func:`load_reference`.
     *arguments, **named
-        Of the call.
+        The arguments of the call.
 
     Raises
     ------
@@ -102,14 +102,14 @@ def call_reference(value: str, *arguments: Any, key: str, **named: Any) -> Any:
 
 @contextmanager
 def telling_whose(value: str, *, key: str, doing: str) -> Iterator[None]:
-    """Name the key and its value, if code of ``value`` raises in the block.
+    """Name the key and its value in the error, if code of ``value`` raises in the ``with`` block.
 
     Parameters
     ----------
     value, key : str
         As for :func:`load_reference`.
     doing : str
-        What is done in the block, for the message: ``"calling it"``.
+        A name of the action in the block, for the message: ``"calling it"``.
 
     Raises
     ------
@@ -232,7 +232,7 @@ def check_reference(value: str, *, key: str, beside: Sequence[Path] = ()) -> Non
 
 
 def source_file(value: str, *, key: str, beside: Sequence[Path] = ()) -> Path | None:
-    """Return the file of a plug-in's module, without running any code; None where only an import would tell.
+    """Return the file of a plug-in's module, without running any code; None if only an import would find it.
 
     Parameters
     ----------

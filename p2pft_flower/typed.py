@@ -1,4 +1,4 @@
-"""What comes from a file or another process becomes what it must be at once, or is refused with its field."""
+"""JSON of a file or of another process becomes a dataclass at once, or is refused by the field's name."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ MAX_PEERS = 4096
 """A graph's W is dense: beyond this a number of peers is a slip of the keyboard rather than a graph."""
 
 PeerNumber = Annotated[int, msgspec.Meta(ge=0, lt=MAX_PEERS)]
-"""Of a peer."""
+"""The number of a peer."""
 
 PeerCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_PEERS)]
-"""Peers of a graph."""
+"""A number of peers in a graph."""
 
 Number = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 """A whole number that every reader of JSON takes as it is."""
@@ -43,7 +43,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 """A number of iterations, bytes, images."""
 
 Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
-"""The same, at least one."""
+"""A number of iterations, bytes or images that is at least one."""
 
 Share = Annotated[float, msgspec.Meta(gt=0)]
 """A weight of a graph."""
@@ -65,7 +65,7 @@ def decoded(data: bytes | str, kind: type[T], where: object) -> T:
     kind : type
         What it must be: a dataclass or ``msgspec.Struct``, checked down to each field's bounds.
     where : object
-        Where it stands (a path, a line), for the error.
+        The value's place (a path, a line), for the error.
 
     Raises
     ------

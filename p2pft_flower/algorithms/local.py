@@ -3,7 +3,7 @@
     θ_i^{k+1} = θ_i^k − α ∇L_i(θ_i^k)
 
 Fixed point: the minimiser of the peer's own loss. ``momentum`` and schedules leave it; weight decay λ
-adds λ/2 ‖θ‖² to the local loss. ``objective`` does nothing: there is nobody to be weighed against.
+adds λ/2 ‖θ‖² to the local loss. ``objective`` does nothing, since nobody's loss is weighed against another's.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def peer_weights(objective: str, examples: Sequence[int]) -> npt.NDArray[np.floa
     Returns
     -------
     (n,) float64 array
-        1 for ``uniform``; n N_i / N for ``examples``, so that the learning rate means the same.
+        1 for ``uniform``; n N_i / N for ``examples``, so that a learning rate has the same effect with both.
 
     Raises
     ------

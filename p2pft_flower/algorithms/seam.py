@@ -111,7 +111,7 @@ def placed(method: Algorithm[S], tracker_weight: float) -> Algorithm[S]:
 
 
 def heavy_ball(momentum: float, velocity: Vector | None, direction: Vector) -> Vector:
-    """Return v ← β v + d, the heavy-ball direction (Polyak, 1964); ``direction`` itself where β = 0.
+    """Return v ← β v + d, the heavy-ball direction (Polyak, 1964); ``direction`` itself if β = 0.
 
     Parameters
     ----------

@@ -1,1 +1,1 @@
-"""The thin layer that adapts the peer runtime to Flower's ClientApp and ServerApp."""
+"""The thin layer that adapts hosts and coordinator to Flower's ClientApp and ServerApp."""

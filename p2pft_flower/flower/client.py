@@ -1,4 +1,4 @@
-"""The ClientApp: says who it is, runs the peers it is given, and plays Flower's clients for strategies."""
+"""The ClientApp: answers hellos, runs the peers of its plan, and plays Flower's clients for strategies."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ __all__ = ["make_client_app", "rejoin", "versions"]
 log = logging.getLogger(__name__)
 
 OWN_PARTITION = "problem"
-"""What results name as the partition where the peers' data is the problem's own affair."""
+"""The partition in results of a run whose ``problem``, of the user's own, brings the peers' data."""
 
 
 def versions() -> dict[str, str]:
-    """Return what must fit between hosts: this package, Flower, torch, timm, Python."""
+    """Return versions that must fit between hosts: this package's, Flower's, torch's, timm's, Python's."""
     packages = ("p2pft-flower", "torch", "timm", "numpy")
     found = {p: importlib.metadata.version(p) for p in packages}
     try:
@@ -66,7 +66,7 @@ def versions() -> dict[str, str]:
 
 @lru_cache(maxsize=2)
 def holdings(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] | None) -> Holdings:
-    """Look at the data once a process."""
+    """Look at the peers' images once a process."""
     return Holdings(config, n, pooled=pooled, peers=peers)
 
 
@@ -88,26 +88,27 @@ def plugged(config: LearningConfig, n: int, peers: tuple[int, ...] | None) -> Pl
 
 @dataclass(frozen=True)
 class _Facts:
-    """What this machine's peers hold, in numbers and names only."""
+    """Facts of this machine's peers and their images, in numbers and names only."""
 
     data: dict[int, dict[str, Any]]
     partition: str
     classes: tuple[str, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...]
-    """What was done to the images so that they are pictures."""
+    """Lines on images that were left out, or changed to become pictures."""
     pixels: dict[int, dict[str, Any]]
     """Statistics of the pictures of peers that have images of their own."""
     frozen: dict[str, str]
-    """What must be the same on all machines; empty in simulation, where there is one machine."""
+    """Facts that must be the same on all machines; empty in simulation, which has one machine."""
     model: str
-    """Digest of what decides the model: where it is the same on two machines, so is the model; else it is
-    built, and compared. Empty in simulation, and of problems whose model digest is in ``frozen``."""
+    """Digest of what decides the model. If it is the same on two machines, so is the model; if not, both
+    build the model, and the coordinator compares these. Empty in simulation, and for a problem of the user's
+    own, whose model digest is in ``frozen``."""
 
 
 @lru_cache(maxsize=2)
 def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] | None) -> _Facts:
-    """Look at the data once a process; what was warned of meanwhile is told whenever one asks."""
+    """Look at the images once a process; the warnings of that look are kept, for every later hello."""
     if config.problem:
         return _facts_of_own(config, n, peers)
     with kept_warnings() as warnings:
@@ -130,7 +131,7 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
 
 
 def _facts_of_own(config: LearningConfig, n: int, peers: tuple[int, ...] | None) -> _Facts:
-    """Say what a problem of the user's own is like; it has samples, and no images or classes."""
+    """Return the facts of a problem of the user's own; it has samples, and no images or classes."""
     with kept_warnings() as warnings:
         own = plugged(config, n, peers)
         data: dict[int, dict[str, Any]] = {
@@ -148,14 +149,14 @@ def _facts_of_own(config: LearningConfig, n: int, peers: tuple[int, ...] | None)
 
 
 def _noted(peer: int | None, line: str) -> str:
-    """Say what was passed over or done to images, and log it on this machine."""
+    """Return a note on images that were left out or changed, and log it on this machine."""
     note = f"{'the dataset' if peer is None else f'peer {peer}'}: {line}"
     log.info("%s", note)
     return note
 
 
 def _peers_here(site: Site | None) -> tuple[int, ...] | None:
-    """Return the peer whose data this machine has; None in simulation, where it has that of all."""
+    """Return the peer whose data this machine has; None in simulation: it has the data of all."""
     return None if site is None else (site.peer_id,)
 
 
@@ -178,7 +179,7 @@ def make_client_app() -> ClientApp:
 
     @app.train("peers")
     def train_peers(message: Message, context: Context) -> Message:
-        views: list[ViewChange] = []  # told also when the host fails
+        views: list[ViewChange] = []  # the answer has them also if the host fails
         body = _guarded(_train_peers, message, context, views)
         return messages.reply(message, {**body, "views": plain(views)})
 
@@ -198,7 +199,7 @@ def make_client_app() -> ClientApp:
 
 
 def _guarded(handle: Any, *arguments: Any) -> dict[str, Any]:
-    """Answer with what went wrong instead of raising: Flower would hide the cause behind an error code."""
+    """Answer with the error instead of raising it: Flower would hide the cause behind an error code."""
     try:
         return {"ok": handle(*arguments)}
     except (P2PFTError, PeerFailedError) as error:  # the latter's traceback stands in its peers' logs
@@ -212,16 +213,16 @@ def _guarded(handle: Any, *arguments: Any) -> dict[str, Any]:
 
 
 def _hello(message: Message, context: Context) -> dict[str, Any]:
-    """Say who this node is and what its peers hold; hold the slot, so that overlaps can be seen."""
+    """Answer a hello with this node's peer and its data; keep the slot busy, so that overlaps can be seen."""
     begin = time.time()
     asked = messages.unpack(message)
     config = RunConfig.from_mapping(asked["config"])
     site = Site.of(context.node_config)
     here = _peers_here(site)
-    own = None if site is None else site.credentials()  # what is wrong with them shall be known now
+    own = None if site is None else site.credentials()  # faults of certificates shall be known now
     images = ""
     facts = _Facts({}, "", (), (), (), {}, {}, "")
-    if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses who is none of its peers
+    if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses a node that is none of its peers
         learning = _learning(config, site)
         facts = _facts(learning, asked["n"], asked["pooled"], here)
         if asked.get("build") and facts.model:
@@ -247,7 +248,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
 
 
 def _kept(config: RunConfig, site: Site | None) -> dict[str, Any] | None:
-    """Return what this site has kept of the run that is to be resumed; None where there is none to be."""
+    """Return what this site has kept of the run that is to be resumed; None if no run is to be resumed."""
     if site is None or not config.runtime.resume:
         return None
     return plain(look_through(site.resumed_folder(config.runtime.resume), site.peer_id))  # type: ignore[no-any-return]
@@ -289,7 +290,7 @@ def _host(plan: Plan, site: Site | None, *, joining: bool = False) -> Host:
         problem = plugged(learning, plan.n, here)
     else:
         problem = workload(learning, plan.n, config.method.objective if plan.pooled else "", here)
-    if "torch" in sys.modules:  # a problem of the user's own may do without
+    if "torch" in sys.modules:  # a problem of the user's own may need no torch
         import torch
 
         # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
@@ -306,9 +307,9 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     run : str
         The run's id.
     site : Site
-        What the site's SuperNode is given.
+        The site's settings, as its SuperNode has them.
     folder : Path, optional
-        The run's folder here; default: where the site's runs go.
+        The run's folder here; default: the site's folder for this run.
 
     Returns
     -------
@@ -320,8 +321,8 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     Raises
     ------
     P2PFTError
-        When there is no such run here, it has ended or runs already, or data, model or certificates cannot
-        be used; names what and where.
+        When there is no such run here, when it has ended or runs already, or when data, model or certificates
+        cannot be used; names what and where.
     LostContactError
         When nobody has let the peer in before ``rejoin-deadline``.
     ExchangeStoppedError
@@ -360,6 +361,6 @@ def _train_peers(message: Message, context: Context, views: list[ViewChange]) ->
     finally:
         views += host.views
     folder = Path(plan.output_dir) / "peers"
-    # In simulation the coordinator can read the peers' logs; in a deployment it has only what it is told.
+    # In simulation the coordinator can read the peers' logs; in a deployment it has these answers only.
     told = [] if site is None else [e for o in outcomes for e in told_evaluations(folder, o.peer, plan.n)]
     return {"outcomes": plain(outcomes), "evaluations": plain(told)}

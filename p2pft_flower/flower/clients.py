@@ -76,7 +76,7 @@ def answer(message: Message, act: Callable[..., RecordDict], build: Build, site:
 
 
 def _rounds(task: dict[str, Any], told: ConfigRecord) -> int:
-    """Return the number of the present round, counted from the beginning also where the run goes on."""
+    """Return the number of the present round, counted from the beginning also if the run was resumed."""
     return int(task["first-round"]) + int(cast(int, told["server-round"]))
 
 
@@ -91,7 +91,7 @@ def train(
     """Run the round's local steps from the server's θ.
 
     v begins at zero in every round; weight decay is part of ∇L_i.
-    θ ← θ − α_k v,   v ← β v + ∇L_i(θ) + μ (θ − θ_server), with FedProx's μ where the strategy sends one.
+    θ ← θ − α_k v,   v ← β v + ∇L_i(θ) + μ (θ − θ_server), with FedProx's μ if the strategy sends one.
     """
     objective = workload.objectives([peer])[peer]
     server = theta = theta_of(workload, arrays)
@@ -99,7 +99,7 @@ def train(
     first = (_rounds(task, told) - 1) * task["steps"]
     schedule = make_schedule(config.method.schedule, config.method.learning_rate, task["iterations"])
     gradient = local_objective(objective.gradient, weight_decay=config.method.weight_decay)
-    objective.drawn = first  # the order is the peer's own, whichever process plays it
+    objective.drawn = first  # the order is the peer's own, in any process that plays the client
     velocity, losses = None, []
     begin = time.perf_counter()
     for k in range(first, min(first + task["steps"], task["iterations"])):
@@ -113,7 +113,7 @@ def train(
     if not np.isfinite(theta).all():
         raise DivergedError.not_finite(peer, f"round {told['server-round']!r}", "parameters")
     metrics = {"num-examples": task["weights"][str(peer)]}
-    if not config.learning.dp_clip:  # the loss of training images is no noisy gradient: it would cost ε too
+    if not config.learning.dp_clip:  # the loss of training images has no noise: it would cost ε too
         metrics["train_loss"] = float(np.mean(losses))
     return RecordDict(
         {
@@ -163,7 +163,7 @@ def evaluate(
                 "test-digest": workload.holdings.test_digest(peer),
             }
             journal.save_tail(workload.named_tail(theta), {**workload.metadata(), **extra})
-            # One gradient an iteration, whichever process took it, and those that came to nothing.
+            # One gradient an iteration, taken by any process, and those that came to nothing.
             objective.drawn = done + task["lost"]
             epsilon, delta = objective.privacy_spent() or (None, None)
             told_back |= {"epsilon": epsilon, "delta": delta}

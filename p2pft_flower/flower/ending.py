@@ -1,4 +1,4 @@
-"""How a run ends that a signal ends: Flower leaves its ServerApp no say, and results.json is to tell it."""
+"""The end of a run by a signal: Flower ends its ServerApp at once, and results.json must have the reason."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["STOPPED", "Ending"]
 log = logging.getLogger("p2pft_flower")
 
 STOPPED = "the run was stopped: its ServerApp was told to end"
-"""Why a run ended whose ServerApp was ended by a signal, where nothing more is known."""
+"""The reason of a run whose ServerApp was ended by a signal, if nothing more is known."""
 
 
 class Ending:
-    """Sees to it that the results of a run are written once: by its ServerApp, or when a signal ends that.
+    """Writes the results of a run once: its ServerApp writes them, or the handler of a signal that ends it.
 
     Parameters
     ----------
@@ -32,9 +32,10 @@ class Ending:
     Attributes
     ----------
     folder : Path or None
-        Where the results go; None as long as that is not known: nothing is written.
+        The folder of the results; None as long as it is not known: nothing is written.
     reason : str or None
-        What the results say when a signal ends the run; None: nothing is written, for its peers train on.
+        The reason in the results when a signal ends the run; None: nothing is written, for its peers train
+        on.
     """
 
     def __init__(self, run_id: str, values: Mapping[str, Any]) -> None:
@@ -44,13 +45,13 @@ class Ending:
         self._claimed = threading.Lock()
 
     def claim(self) -> bool:
-        """Tell whether the caller is the first one, who is to write the results."""
+        """Return whether the caller is the first one and so has to write the results."""
         return self._claimed.acquire(blocking=False)  # never waits: a signal's handler may be the other one
 
     def was_stopped(self, number: signal.Signals) -> bool:
         """Write results of a run that was stopped, unless it has ended otherwise or its peers train on.
 
-        Returns True: the signal is to be obeyed.
+        Always returns True: the process obeys the signal.
         """
         if self.folder is None or self.reason is None or not self.claim():
             return True
@@ -65,7 +66,7 @@ class Ending:
     def write(self, status: str, reason: str, views: Sequence[ViewRow] | None) -> Path:
         """Write results of a run that did not complete, and return their path.
 
-        ``views`` are the changes of view that its hosts told of; None: they could not be asked any more.
+        ``views`` are the changes of view in its hosts' answers; None: the hosts could not be asked any more.
         """
         if self.folder is None:
             raise RuntimeError("nobody has said where the results go")

@@ -1,4 +1,4 @@
-"""A host within a ClientApp's process: it trains in a thread, while the main thread hears what ends it."""
+"""A host in a ClientApp's process: it trains in a thread, and the main thread waits for signals."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from p2pft_flower.transport import ExchangeStoppedError
 __all__ = ["run_host"]
 
 LEAVE = 8.0
-"""Seconds after a stop within which a deployed host ends, whatever it is busy with: a long gradient."""
+"""Seconds after a stop within which a deployed host ends, even in the middle of a long gradient."""
 
 
 def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
-    """Run ``host`` to its end, or until this process is told to end.
+    """Run ``host`` to its end, or until a signal ends this process.
 
-    In a deployment SIGTERM and SIGINT, which is also what Flower sends itself when the SuperNode has died,
-    first have the host tell the others that it goes; what they do then is for ``on-failure`` to say. After
-    ``p2pft stop`` the same signals stop all peers of the run: the host tells its neighbours, and they tell
-    theirs. Where the SuperNode is still there, the ClientApp then answers it, as after any other stop.
+    In a deployment, after SIGTERM or SIGINT (which Flower also raises when the SuperNode has died), the host
+    first reports to the others that it leaves; ``on-failure`` decides what they do then. After ``p2pft stop``
+    the same signals stop all peers of the run: the host sends a stop to its neighbours, and they pass it on.
+    If the SuperNode is still there, the ClientApp then answers it, as after any other stop.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
 
     def supernode_died() -> None:
         orphaned.set()
-        os.kill(os.getpid(), signal.SIGINT)  # what Flower does where it notices itself
+        os.kill(os.getpid(), signal.SIGINT)  # as Flower does if it notices itself
 
     def stop(number: signal.Signals) -> bool:
         if entry.stops_run():
@@ -60,7 +60,7 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
         else:
             why = "the site stopped it, or its SuperNode is gone"
             host.leave(f"its ClientApp was told to end ({number.name}); {why}")
-        # A SuperNode of Flower 1.41 whose ClientApp obeys waits for ever for its reply, also where the
+        # A SuperNode of Flower 1.41 whose ClientApp obeys waits for ever for its reply, also if the
         # parent that is gone was a SuperExec of the site's own.
         return orphaned.is_set() or (os.getppid() != parent and not answers())
 

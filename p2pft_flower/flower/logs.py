@@ -14,21 +14,21 @@ from p2pft_flower.errors import printable
 __all__ = ["LINE", "PREFLIGHT_PASSED", "kept_warnings", "log_to_stream", "status_in", "status_line"]
 
 LINE = re.compile(r"^(?:\(\w+ pid=\d+\)\s)?\d\d:\d\d:\d\d ")
-"""What a line of this package looks like in the stream; Ray puts a worker's name before it."""
+"""The beginning of this package's lines in the stream; Ray puts a worker's name before it."""
 
 PREFLIGHT_PASSED = "preflight-passed"
-"""How a run ends that was to look only (``preflight-only``)."""
+"""The status of a run that ended after its preflight (``preflight-only``)."""
 
 _STATUS = re.compile(r"\d\d:\d\d:\d\d run (\d+) ended: (\S+)(?: \((.*)\))?$")
 
 
 def status_line(run: str, status: str, missing: str | None = None) -> str:
-    """Return the line by which ``p2pft run`` knows how a run ended whose results are on another machine."""
+    """Return the line from which ``p2pft run`` reads the status of a run whose results are elsewhere."""
     return f"run {run} ended: {status}" + (f" ({missing})" if missing else "")
 
 
 def status_in(output: str, run: str) -> tuple[str, str] | None:
-    """Return status and who was missing (or "") from what a run streamed; None: it does not say."""
+    """Return the status and the missing peers (or "") from a run's stream; None if it has no such line."""
     found = (_STATUS.match(line) for line in reversed(output.splitlines()))
     return next(((m[2], m[3] or "") for m in found if m is not None and m[1] == run), None)
 
@@ -36,8 +36,8 @@ def status_in(output: str, run: str) -> tuple[str, str] | None:
 class _EachLine(logging.Formatter):
     """Puts the time before every line of a message, so that tables can be told from other lines too.
 
-    Names of users' files and classes stand in messages: what Flower's stream or a terminal cannot carry is
-    escaped, or the whole message would be lost.
+    Messages contain names of users' files and classes. Characters that Flower's stream or a terminal cannot
+    carry are escaped, or the whole message would be lost.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -50,16 +50,16 @@ def log_to_stream() -> None:
     logger = logging.getLogger("p2pft_flower")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_EachLine())
-    logger.handlers = [handler]  # one, however often an app is loaded into a process
+    logger.handlers = [handler]  # one, even if an app is loaded into a process twice
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
 @contextmanager
 def kept_warnings() -> Iterator[list[str]]:
-    """Gather what this thread warns of within the package, beside where it goes anyway.
+    """Gather the package's warnings in this thread; they are logged as well.
 
-    What a host logs stands in its machine's log only; what the user should see must be told the coordinator.
+    A host's warnings are in its own machine's log. The user sees them only if the coordinator has them too.
     """
     logger, thread = logging.getLogger("p2pft_flower"), threading.get_ident()
     kept: list[str] = []

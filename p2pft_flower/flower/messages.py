@@ -1,4 +1,4 @@
-"""What coordinator and hosts say to each other through Flower: small JSON, and arrays for strategies."""
+"""Messages between coordinator and hosts through Flower: small JSON, and arrays for strategies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who is there: hello to every SuperNode, and peers folded onto the hosts that really run at once."""
+"""The nodes of a run: hello to every SuperNode, and peers folded onto the hosts that really run at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 HOLD = 0.5
-"""Seconds that a hello keeps its slot busy, so that nodes which can run at once are seen to."""
+"""Seconds that a hello keeps its slot busy, so that the number of nodes that run at once is seen."""
 
 POLL = 0.2
 """Seconds between two looks for replies."""
@@ -46,14 +46,14 @@ ASK_AGAIN = 5.0
 """Seconds after which a node is greeted again that Flower did not reach."""
 
 _UNREACHED = (3, 4, 5)
-"""Flower's codes of a message or reply that is gone, and of a node that is: not there, rather than wrong."""
+"""Flower's codes of a lost message or reply, and of a node that has gone: it may come back."""
 
 
 class RunFailedError(P2PFTError):
     """The run failed; the message says which peer or node, and why.
 
-    ``ended_by`` is the cause that a host said it ended for; None where none has said so. ``views`` are the
-    changes of view that the hosts told of.
+    ``ended_by`` is the cause in a host's answer; None if no host has answered with one. ``views`` are the
+    changes of view in the hosts' answers.
     """
 
     def __init__(self, message: str, ended_by: Cause | None = None, views: Sequence[ViewRow] = ()) -> None:
@@ -78,7 +78,7 @@ class HostAssignment:
     peers : tuple of int
         The peers it runs.
     address : str
-        Where its peer is reached (deployment); empty in simulation, and where nobody gave one.
+        The address of its peer in a deployment; empty in simulation, and if neither node nor graph gives one.
     """
 
     node: int
@@ -103,7 +103,7 @@ def collect(
     Parameters
     ----------
     grid : Grid
-        Flower's.
+        Flower's connection to the nodes.
     sent : sequence of Message
         One a node.
     timeout : float
@@ -111,12 +111,13 @@ def collect(
     grace : float
         Seconds to wait for the others after a reply that ends it.
     ends : callable
-        Tells whether a reply does: the others are to come soon, or not at all. Default: one of a failure.
+        Given a reply, returns whether it ends the wait for the others, which must then come within ``grace``.
+        Default: a failure does.
 
     Returns
     -------
     dict of node id to reply
-        Fewer than were sent where the time ran out.
+        Fewer than were sent if the time ran out.
     """
     ids = list(grid.push_messages(sent))
     nodes = {i: m.metadata.dst_node_id for i, m in zip(ids, sent, strict=True)}
@@ -134,7 +135,7 @@ def collect(
 
 
 def body_of(message: Message, who: str) -> dict[str, Any]:
-    """Return a reply's ``ok``, or raise what went wrong there.
+    """Return a reply's ``ok``, or raise the error that it reports.
 
     Raises
     ------
@@ -154,10 +155,10 @@ def body_of(message: Message, who: str) -> dict[str, Any]:
 def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, dict[str, Any]]:
     """Say hello to the nodes that the run can use, and return their answers by node id.
 
-    In simulation a node stands for a slot, not for a site, so no more are asked than can run at once; in
-    deployment every node is as soon as it comes, until each of the ``n`` peers is there or ``meet-timeout``
-    has passed (:data:`ANSWER` more for a node that is there and has not answered). Then ``min-peers`` of
-    them are enough, where it is set. A node that goes meanwhile is forgotten.
+    In simulation a node stands for a slot, not for a site, so no more nodes are asked than can run at once.
+    In a deployment every node is asked as soon as it comes, until each of the ``n`` peers is there or
+    ``meet-timeout`` has passed (:data:`ANSWER` more for a node that is there and has not answered). Then
+    ``min-peers`` of them are enough, if it is set. A node that goes meanwhile is forgotten.
 
     Raises
     ------
@@ -189,7 +190,7 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
             some = some[: max(0, most - len(asked))]
         if some and not _simulated(answers):
             hold = HOLD if config.runtime.transport != "memory" and len(some) + len(asked) > 1 else 0.0
-            # Nobody shall be busy with a greeting for which nobody waits any more.
+            # No node shall be busy with a greeting whose answer nobody waits for any more.
             ttl = max(1.0, deadline + ANSWER - now)
             hello = {**body, "hold": 0.0 if answers else hold}
             sent = [Message(messages.pack(hello), i, messages.HELLO, ttl=ttl) for i in some]
@@ -208,7 +209,7 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
         missing = sorted(set(range(n)) - {a["peer-id"] for a in answers.values()})
         late = time.monotonic() - deadline
         over = late > ANSWER or (late > 0 and (not asked or not (missing or simulated)))
-        # In a deployment whoever is there is asked before anything is said of who is wrong.
+        # In a deployment all nodes that are there are asked before an error names the wrong ones.
         if over or not (asked if simulated else there - answers.keys() - unreached.keys()):
             _check_claims(answers, n)
             if answers and (simulated or not missing):
@@ -225,11 +226,12 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
 def compare_models(
     grid: Grid, config: RunConfig, n: int, answers: dict[int, dict[str, Any]], *, meet: bool
 ) -> dict[int, dict[str, Any]]:
-    """Return the answers to :func:`greet`, with facts of the built models where these must be compared.
+    """Return the answers to :func:`greet`, with facts of the built models if these must be compared.
 
-    A hello says what decides a site's model, and builds none: that takes seconds. Where sites say different
-    things, each builds its model and says what it is. So does each where the run is to look only
-    (``preflight-only``), and where peers do not ``meet``, which compare their models when they do.
+    The answer to a hello has a digest of what decides a site's model, which is not built for it: that takes
+    seconds. If the digests differ, a second hello has each site build its model and answer with its digest.
+    The same happens if the run is a preflight only (``preflight-only``), or if the peers do not ``meet``:
+    peers that meet compare their models then.
 
     Raises
     ------
@@ -266,7 +268,7 @@ def _those_there(
     silent: list[int],
     unreached: dict[int, str],
 ) -> dict[int, dict[str, Any]]:
-    """Return the answers when the time is over and ``min-peers`` allows for who is missing; else raise."""
+    """Return the answers, when time is over, if there are ``min-peers`` of them; else raise."""
     there = sorted(a["peer-id"] for a in answers.values())
     if 0 < config.runtime.min_peers <= len(there):
         log.warning(
@@ -305,13 +307,13 @@ def assign_hosts(
     Parameters
     ----------
     answers : dict
-        From :func:`greet`.
+        The nodes' answers, from :func:`greet`.
     n : int
         Peers of the graph.
     transport : str
         ``"memory"`` puts all peers on one host.
     pooled : bool
-        There is one peer only, whatever n is.
+        Whether one peer holds the data of all n.
 
     Raises
     ------
@@ -340,7 +342,7 @@ def assign_hosts(
 def with_addresses(hosts: Sequence[HostAssignment], graph: Graph) -> list[HostAssignment]:
     """Return the hosts of a deployment with the address at which each peer is reached.
 
-    What a SuperNode says in its node-config counts; where it says nothing, what the topology says.
+    The address in the SuperNode's node-config counts; if it has none, the topology's.
 
     Raises
     ------
@@ -369,7 +371,7 @@ def with_addresses(hosts: Sequence[HostAssignment], graph: Graph) -> list[HostAs
 
 
 def _check_claims(answers: dict[int, dict[str, Any]], n: int) -> None:
-    """Refuse nodes that do not fit the graph, all in one error, with who is there and who is missing."""
+    """Refuse nodes that do not fit the graph, in one error that lists those there and those missing."""
     silent = [node for node, a in sorted(answers.items()) if a["peer-id"] is None]
     if not answers or len(silent) == len(answers):
         return

@@ -1,4 +1,4 @@
-"""A run in which the peers train among themselves: start the hosts, listen, gather how the peers ended."""
+"""A run in which the peers train among themselves: start hosts, listen to progress, gather outcomes."""
 
 from __future__ import annotations
 
@@ -50,26 +50,26 @@ __all__ = ["run_peers"]
 log = logging.getLogger("p2pft_flower")
 
 MAX_NOTES = 1000
-"""Notes of a run that are shown; what a peer says beyond is left out."""
+"""Notes of a run that are shown; later ones are left out."""
 
 RETRY_AFTER = 1.0
-"""Seconds between tries to tell peers of a stop."""
+"""Seconds between two tries to send peers a stop."""
 
 
 def run_peers(
     grid: Grid, run: Run, ending: Ending, own: Credentials | None = None, hears: Access | None = None
 ) -> dict[str, Any]:
-    """Start every host with one message for the whole run, listen to progress, gather how the peers ended.
+    """Start every host with one message for the whole run, listen to progress, gather the outcomes.
 
-    ``ending`` is told what the results are to say where a signal ends this process.
-    ``own`` is what the coordinator shows to peers that have certificates, to stop them; ``hears`` is how it
-    listens to their progress, None: not at all.
+    ``ending`` gets the reason that the results have if a signal ends this process. ``own`` are the
+    coordinator's certificates, which it shows to stop peers that have some; ``hears`` is how it listens to
+    their progress, None: not at all.
     """
     progress = Progress(
         1 if run.pooled else run.graph.n, run.iterations, lambda line: log.info("%s", line), run.missing
     )
 
-    notes = {printable(run.images_line)}  # what was said already
+    notes = {printable(run.images_line)}  # those shown already
     parent = os.getppid()
 
     def on_report(report: PeerReport) -> None:
@@ -77,7 +77,7 @@ def run_peers(
             if live := {p for p in report.live if p in run.peers}:
                 progress.go_on_with(live)
             note = printable(report.note[:MAX_NOTE])
-            if note not in notes and len(notes) < MAX_NOTES:  # hosts that do the same say the same
+            if note not in notes and len(notes) < MAX_NOTES:  # several hosts may have the same note
                 notes.add(note)
                 log.info("%s", note)
             return
@@ -124,7 +124,7 @@ def run_peers(
                 log.info("the peers train; how they get on stands in each site's log until they have ended")
             told = _train(grid, run, observer=address, stop_digest=digest_of(key) if run.deployed else "")
     evaluations = list(told.evaluations)
-    if not run.deployed:  # what the observer missed stands in the peers' own logs, on this machine
+    if not run.deployed:  # evaluations that the observer missed are in the peers' own logs, on this machine
         for peer in run.peers:
             if (log_file := run.folder / log_name(peer)).is_file():
                 lines, _ = read_whole_lines(log_file)
@@ -132,7 +132,7 @@ def run_peers(
     for evaluation in evaluations:
         progress.fill(evaluation)
     views = told.views
-    # Who had done all iterations and gone is not in a view that came later, and was not lost.
+    # A peer that had done all iterations and gone is not in a later view, and was not lost.
     lost = sorted(set(run.peers) - set(views[-1]["peers"]) - told.outcomes.keys()) if views else []
     for failure in told.failures:
         log.warning("the others have gone on without it: %s", failure)
@@ -151,11 +151,11 @@ def run_peers(
 def _stop_peers(
     run: Run, key: bytes, own: Credentials | None, number: signal.Signals, parent: int
 ) -> str | None:
-    """Tell the peers of a deployment that their run was stopped; a server that merely goes stops nobody.
+    """Send the peers of a deployment a stop if their run was stopped; a server that merely ends stops nobody.
 
     ``flwr stop`` comes here as SIGINT, as Ctrl-C does. So does the death of the SuperLink: then the process
     that started this one is gone, ``parent``. SIGTERM is how a machine ends its services.
-    Returns what the results are to say; None where the peers train on, and nothing has ended.
+    Returns the reason for the results; None if the peers train on, and nothing has ended.
     """
     if not run.deployed:
         return STOPPED
@@ -178,7 +178,7 @@ def _stop_peers(
 
 
 def _tell_until_heard(run: Run, key: bytes, own: Credentials | None) -> dict[int, str]:
-    """Tell the peers that the run was stopped; return who trains on, and why it could not be told.
+    """Send the peers a stop; return those that train on, and why the stop did not reach them.
 
     A host listens only once it has its model, so nobody may hear the first try. Flower leaves the time: the
     5 s after which it ends a ServerApp begin when its own handler of SIGINT is called, after this.
@@ -192,7 +192,7 @@ def _tell_until_heard(run: Run, key: bytes, own: Credentials | None) -> dict[int
         missed = stop_run(run.id, key, asked, reason, own)
         heard = asked.keys() - missed.keys()
         left = {p: missed.get(p, why) for p, why in left.items() if p not in heard}
-        if heard and run.exchanges:  # one that hears it tells all others
+        if heard and run.exchanges:  # one that has the stop passes it on to all others
             return {}
         for there in running(run.id):
             ended = [p for p in there.peers if p in left]
@@ -205,7 +205,7 @@ def _tell_until_heard(run: Run, key: bytes, own: Credentials | None) -> dict[int
                 left |= {p: f"{left[p]}; {here}" for p in ended}
                 continue
             log.warning("peers %s could not be told at their address: their process here is ended", ended)
-            if run.exchanges:  # it tells all others
+            if run.exchanges:  # it passes the stop on to all others
                 return {}
             left = {p: why for p, why in left.items() if p not in ended}
         if not left or time.monotonic() >= deadline:
@@ -222,20 +222,20 @@ def _tell_until_heard(run: Run, key: bytes, own: Credentials | None) -> dict[int
 
 
 class _Told(NamedTuple):
-    """What the hosts' replies tell."""
+    """The content of the hosts' replies."""
 
     outcomes: dict[int, Outcome]
     """How each peer ended."""
     evaluations: list[Report]
-    """Those that deployed peers tell of."""
+    """Evaluations in the replies of deployed peers."""
     views: list[ViewRow]
     """Changes of view, each once, ascending."""
     failures: list[RunFailedError]
-    """Of hosts without which the others have gone on."""
+    """Failures of hosts without which the others have gone on."""
     elsewhere: list[int]
     """Peers that failed and came back in another process, which does not reply to the coordinator."""
     at_the_end: list[tuple[tuple[int, ...], RunFailedError]]
-    """Peers whose host failed by itself when the others had done all iterations with it, and how."""
+    """Peers whose host failed by itself when the others had done all iterations with it, and its failure."""
 
 
 def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
@@ -257,7 +257,7 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
         )
         sent.append(message)
     grace = run.config.runtime.peer_timeout + 60
-    # Who has come to its end has waited for the others; who fails alone tells nothing of when they end.
+    # A host that completes has waited for the others; one that fails alone shows nothing of when they end.
     ends = nodes.is_failure if not _survives(run) else _ends_all
     replies = nodes.collect(grid, sent, timeout=run.config.runtime.run_timeout, grace=grace, ends=ends)
     outcomes: dict[int, Outcome] = {}
@@ -281,11 +281,11 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
         evaluations += converted(facts["evaluations"], list[Report], who)
     last = max(views, key=lambda view: view.number, default=None)
     members = set(run.peers if last is None else last.peers)
-    # Whoever has come to its end has waited for all peers of the last view: those that came back too.
+    # A host that completes has waited for all peers of the last view, also for those that came back.
     failed = {p for peers, _ in failures for p in peers}
     elsewhere = sorted(failed & members & {p for view in views for p in view.joined})
     counted = [(peers, f) for peers, f in failures if not members.difference(elsewhere).isdisjoint(peers)]
-    # The others have come to their end, so whoever of them fails by itself, its disk full, has failed later.
+    # The others have completed, so a member that failed by itself, as by a full disk, has failed later.
     at_the_end = [(peers, f) for peers, f in counted if _spares(f.ended_by, _survives(run))]
     if failures and (not outcomes or len(at_the_end) < len(counted)):
         first = min((f for _, f in failures), key=lambda f: _SAYS_MOST.index(f.ended_by))
@@ -301,7 +301,7 @@ def _survives(run: Run) -> bool:
 
 
 def _spares(cause: Cause | None, views_change: bool) -> bool:
-    """Tell whether the others go on without a host that has said, or not, why it ended."""
+    """Tell whether the others go on without a host that ended for ``cause``; None: it gave none."""
     return cause is not None and others_go_on(cause, views_change=views_change)
 
 
@@ -314,7 +314,7 @@ def _ends_all(reply: Message) -> bool:
 
 
 _SAYS_MOST = (Cause.OWN, Cause.RUN, Cause.LOST, Cause.HEARSAY, Cause.STOPPED, None)
-"""Causes by how much they say of why a run failed; None: no reply came, or none that says why."""
+"""Causes, those first that explain most why a run failed; None: no reply came, or none with a cause."""
 
 
 def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) -> Plan:
@@ -323,7 +323,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         weights = {0: 1.0}
     else:
         peers = tuple(Neighbourhood.of(run.view, p) for p in host.peers)
-        # Where nothing is exchanged there is nobody to be weighed against.
+        # If nothing is exchanged, no peer is weighed against another.
         objective = run.config.method.objective if run.exchanges else "uniform"
         factors = peer_weights(objective, [run.images[p] for p in run.peers])
         weights = {p: float(f) for p, f in zip(run.peers, factors, strict=True)}

@@ -33,18 +33,18 @@ _ELSEWHERE = {
     "output-dir": "output-dir in --node-config",
     "home": "P2PFT_HOME in the SuperNode's environment",
 }
-"""How a site says where a folder is, by what it is for."""
+"""The key with which a site sets a folder, by the folder's use."""
 
 
 def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
-    """Let all peers probe their neighbours at the same time; print what they found, and refuse what fails.
+    """Let all peers probe their neighbours at the same time; print the findings, and refuse what fails.
 
     Parameters
     ----------
     grid : Grid
-        Flower's.
+        Flower's connection to the nodes.
     run : Run
-        A deployed one, with one peer a host. Its folder gets ``preflight.json``.
+        A run in a deployment, with one peer a host. Its folder gets ``preflight.json``.
     answers : dict of int to dict
         The nodes' hellos.
 

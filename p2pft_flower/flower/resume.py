@@ -1,4 +1,4 @@
-"""The coordinator's part in resuming a run: where it goes on from, and whether it is the same run."""
+"""The coordinator's part in resuming a run: find its iteration, and check that it is the same run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def resumed_folder(resume: str) -> Path:
 
 
 def earlier_run(folder: Path) -> PeerAbout | ServerAbout | None:
-    """Return what a checkpoint of the run in ``folder`` says must be alike; None where none is in good state.
+    """Return the facts that must be alike, from a checkpoint of the run in ``folder``; None if none is sound.
 
     Raises
     ------
@@ -59,20 +59,20 @@ def earlier_run(folder: Path) -> PeerAbout | ServerAbout | None:
 
 
 def known_length(about: PeerAbout | ServerAbout, config: RunConfig) -> int | None:
-    """Return how long a run with ``config`` is, in iterations, without a look at its data.
+    """Return the length of a run with ``config`` in iterations, without a look at its data.
 
     Parameters
     ----------
     about : PeerAbout or ServerAbout
-        Of an earlier run, from :func:`earlier_run`.
+        The facts of an earlier run, from :func:`earlier_run`.
     config : RunConfig
-        Of the run that is to go on from there.
+        The settings of the run that is to go on from there.
 
     Returns
     -------
     int or None
-        None if it counts in epochs and the earlier run does not say what an epoch is, a stream may have made
-        it longer, or an iteration may have several gradients.
+        None if it counts in epochs and the earlier run does not say how long an epoch is, a stream may have
+        made it longer, or an iteration may have several gradients.
     """
     earlier, now = RunConfig.from_mapping(_known(about.config)).runtime, config.runtime
     if (earlier.epochs, earlier.iterations) == (now.epochs, now.iterations):
@@ -83,7 +83,7 @@ def known_length(about: PeerAbout | ServerAbout, config: RunConfig) -> int | Non
         return None
     if not earlier.iterations:
         return about.iterations // earlier.epochs * now.epochs
-    if isinstance(about, ServerAbout) or earlier.evaluate_every:  # it is evaluated after rounds; it was told
+    if isinstance(about, ServerAbout) or earlier.evaluate_every:  # neither shows what an epoch is
         return None
     return about.evaluate_every * now.epochs
 
@@ -96,9 +96,9 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
     Parameters
     ----------
     run : Run
-        As if it were new.
+        The run as if it were new.
     answers : mapping
-        What the hosts said of themselves; those of a deployment, what they have kept, too.
+        The hosts' answers to hello; in a deployment also with what they have kept.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
             f"resume = {config.runtime.resume!r}: the peers' checkpoints are of several runs: {told}"
         )
     if not there:
-        newest_common(kept, exchanges=run.exchanges)  # raises, with what each has: nothing
+        newest_common(kept, exchanges=run.exchanges)  # raises an error that says that each has nothing
     fitting = [_of_this_graph(run, one) for one in kept]
     compared = {
         one.peer: fits.among(run.peers) or one.among(run.peers) or one.newest
@@ -137,7 +137,7 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
     try:
         view, point = newest_common(fitting, exchanges=run.exchanges)
     except DataError:
-        refuse(name, differences + _own_differences(run, compared))  # what can be changed is said first
+        refuse(name, differences + _own_differences(run, compared))  # settings first: they can be changed
         raise
     compared = {one.peer: one.views[view] for one in kept}
     refuse(name, differences + _own_differences(run, compared))
@@ -167,14 +167,14 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
         run,
         iterations=iterations,
         evaluate_every=every,
-        # Of a stream that has grown the weights would be others.
+        # If a stream has grown, the weights would be others.
         loss_weights={one.peer: compared[one.peer].of_peer.loss_weight for one in kept},
         resume=ResumePoint(name, str(resumed_folder(config.runtime.resume)), point, digests),
     )
 
 
 def _of_this_graph(run: Run, kept: Kept) -> Kept:
-    """Leave out the views in which the peer had other neighbours or weights: links of theirs were cut."""
+    """Leave out views in which the peer had other neighbours or weights, since links were cut."""
     if not run.exchanges:
         return kept
     row, column = run.view.row(kept.peer), run.view.column(kept.peer)
@@ -203,7 +203,7 @@ def _kept(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> list[Kept]:
 
 
 def _length(run: Run, about: PeerAbout) -> tuple[int, int]:
-    """Return iterations and those between evaluations: as they were where they are not set anew.
+    """Return the numbers of iterations and of iterations between evaluations, as before unless set anew.
 
     An epoch of a stream that has grown would be longer.
     """
@@ -215,13 +215,13 @@ def _length(run: Run, about: PeerAbout) -> tuple[int, int]:
 
 
 def _known(config: Settings) -> Settings:
-    """Leave out keys of a version that had others; they are told as differences."""
+    """Leave out keys of another version of this package; they are reported as differences."""
     known = RunConfig().to_mapping()
     return {key: value for key, value in config.items() if key in known}
 
 
 def check_length(config: RunConfig, before: int, now: int) -> list[str]:
-    """Return what speaks against a run of ``before`` iterations having ``now``; empty where nothing does."""
+    """Return the faults of giving a run of ``before`` iterations ``now`` of them; empty if there is none."""
     told = f"iterations: {before} in the checkpoint, {now} now"
     if now < before:
         return [f"{told} (a run may become longer, not shorter)"]
@@ -233,7 +233,7 @@ def check_length(config: RunConfig, before: int, now: int) -> list[str]:
 
 
 def _own_differences(run: Run, compared: Mapping[int, KeptView]) -> list[str]:
-    """Return where the peers' graph or data differ."""
+    """Return differences of the peers' graph and data from the earlier run's, one a line."""
     return [told for peer, one in compared.items() for told in _peers_differences(run, peer, one.of_peer)]
 
 

@@ -1,6 +1,6 @@
 """Checkpoints of Flower's strategies: after each round the server keeps the one model that there is.
 
-Flower's strategies offer no way to take out or put back what they keep themselves from round to round. Those
+Flower's strategies offer no way to read or restore the state that they keep from round to round. Strategies
 whose only state is the model go on bit for bit; the others are refused (``STATELESS``).
 """
 
@@ -62,7 +62,7 @@ def check_resumable(config: RunConfig) -> None:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a strategy's server is: what :class:`RoundKeeper` has of the rounds done."""
+    """The server's position in a run of a strategy: the round, and what :class:`RoundKeeper` has so far."""
 
     round: Positive
     reports: tuple[Report, ...]
@@ -81,22 +81,22 @@ class RoundKeeper:
     steps : int
         Local iterations of a round.
     model_digest : str
-        Of the frozen weights and θ^0.
+        Digest of the frozen weights and θ^0.
 
     Attributes
     ----------
     first_round : int
         Rounds done before this run.
     arrays : ArrayRecord or None
-        The model after them; None where the run begins.
+        The model after these rounds; None if the run begins anew.
     reports : list of Report
         The peers' scores after each round so far.
     sent : dict of int to int
         Payload bytes of each peer so far.
     seconds : dict of int to dict
-        Where each peer's time went so far.
+        Each peer's seconds so far, by activity.
     lost : int
-        Gradients at most of each peer that an interrupted run drew in vain.
+        The most gradients of a peer that an interrupted run may have drawn in vain.
 
     Raises
     ------
@@ -206,5 +206,5 @@ class RoundKeeper:
         self.first_round = told.round
         self.arrays = ArrayRecord({name: Array(np.asarray(a)) for name, a in checkpoint.state.items()})
         self.reports, self.sent, self.seconds = list(told.reports), told.sent, told.seconds
-        # With noise from a machine's entropy, what an unfinished round drew stays spent.
+        # With noise from a machine's entropy, the gradients of an unfinished round still count towards ε.
         self.lost = told.lost + (self._steps if self._run.deployed else 0)

@@ -1,4 +1,4 @@
-"""What the coordinator knows of a run, and the results it makes of how the peers ended."""
+"""The coordinator's knowledge of a run, and the results that it makes of the peers' outcomes."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ _REMEDIES = {
         "sizes, all readable or unreadable alike; or a folder for each peer (dataset = folder:/path-{peer})"
     ),
 }
-"""What to do where sites differ in a frozen fact, by its name."""
+"""The remedy if sites differ in a frozen fact, by the fact's name."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the coordinator knows once everybody has said hello."""
+    """The coordinator's knowledge of a run once every node has answered its hello."""
 
     id: str
     config: RunConfig
     graph: Graph
-    """The whole graph, whoever of it is there."""
+    """The whole graph, with the peers that are not there."""
     view: View
     """The peers that are there, with the graph that they exchange over."""
     folder: Path
@@ -78,13 +78,13 @@ class Run:
     """γ of the exchanges with a codec; 0 without one."""
     evaluate_every: int
     resume: ResumePoint | None = None
-    """Where it goes on from; None: it begins."""
+    """Where the run goes on from; None if it begins anew."""
     loss_weights: dict[int, float] | None = None
-    """Of a run that goes on: factor of each peer's loss, as it was."""
+    """The factor of each peer's loss in the earlier run, if this run goes on from one."""
     images_line: str = ""
-    """Which images the peers' models see, as their sites told; empty in simulation, where a host tells it."""
+    """A line on the images that the models see, from the sites; empty in simulation: a host logs it."""
     known: dict[int, KnownImages] = field(default_factory=dict)
-    """By what each peer's images are known again, where it was told."""
+    """Digests that recognise each peer's images, as far as the answers have them."""
 
     @property
     def checkpoint_every(self) -> int:
@@ -93,14 +93,14 @@ class Run:
 
     @property
     def resumed_from(self) -> ResumedFrom | None:
-        """What results say of the run that this one goes on from; None where there is none."""
+        """The run that this one goes on from, for the results; None if it begins anew."""
         if self.resume is None:
             return None
         return ResumedFrom(self.resume.run, min(self.resume.iterations.values()))
 
     @property
     def peers(self) -> tuple[int, ...]:
-        """The peers that train, ascending: one where the data is pooled."""
+        """The peers that train, ascending; if the data is pooled, the one peer that has the data of all."""
         return (0,) if self.pooled else self.view.peers
 
     @property
@@ -109,15 +109,15 @@ class Run:
         return tuple(p for p in range(self.graph.n) if p not in self.view.peers)
 
     def address(self, peer: int) -> str:
-        """Return where ``peer`` is reached by its neighbours.
+        """Return the address at which neighbours reach ``peer``.
 
         Raises
         ------
         ConfigError
-            When neither its SuperNode nor the graph says.
+            When neither its SuperNode nor the graph has one.
         """
         if not self.deployed:
-            return unix_address(self.id, peer)  # whatever addresses the graph has for a deployment
+            return unix_address(self.id, peer)  # the graph's addresses are for a deployment
         address = next(host.address for host in self.hosts if host.peers == (peer,))
         if not address:
             raise ConfigError(
@@ -128,12 +128,12 @@ class Run:
 
     @property
     def addresses(self) -> dict[int, str]:
-        """Where the peers of a deployment are reached, without those of which nobody says; ascending."""
+        """The addresses of a deployment's peers, ascending, without peers that have none."""
         given = {p: host.address for host in self.hosts for p in host.peers if host.address}
         return dict(sorted(given.items())) if self.deployed else {}
 
     def about(self, peer: int) -> PeerFacts:
-        """Return what results say of a peer besides its scores."""
+        """Return the facts of a peer that results have besides its scores."""
         name = "all" if self.pooled else self.graph.peer_names[peer]
         known = self.known.get(peer, KnownImages(self.images[peer]))
         return PeerFacts(name, tuple(self.classes[peer]), known)
@@ -151,14 +151,14 @@ def plan_run(
     hosts: list[HostAssignment],
     answers: dict[int, dict[str, Any]],
 ) -> Run:
-    """Put together what the hosts said of themselves.
+    """Put the hosts' answers together.
 
     ``exchanges`` says whether peers exchange anything, ``gradients`` how many gradients an iteration draws.
 
     Raises
     ------
     RunFailedError
-        When hosts run different versions, or their data has other classes, or they start from other weights.
+        When hosts run different versions, have data of different classes, or start from different weights.
     """
     told = [answers[host.node] for host in hosts]
     remedy = _SAME_PROBLEM if config.learning.problem else _SAME_WEIGHTS
@@ -232,7 +232,7 @@ def _codec_step(method: MethodConfig, graph: Graph) -> float:
 
 
 def _tell_warnings(hosts: list[HostAssignment], told: list[dict[str, Any]]) -> None:
-    """Log what the hosts warned of when they looked at their data; in simulation all look at the same."""
+    """Log the hosts' warnings of their look at the data; in simulation all look at the same data."""
     already: set[str] = set()
     for host, answer in zip(hosts, told, strict=True):
         whose = "" if answer["peer-id"] is None else f"peer {host.peers[0]}: "
@@ -244,7 +244,7 @@ def _tell_warnings(hosts: list[HostAssignment], told: list[dict[str, Any]]) -> N
 
 
 def _tell_pixels(told: list[dict[str, Any]]) -> None:
-    """Log what sites did to their images, and warn where two sites' pictures are unlike each other."""
+    """Log how sites changed their images, and warn if two sites' pictures are unlike each other."""
     for note in dict.fromkeys(note for answer in told for note in answer["notes"]):
         log.info("%s", printable(note))
     statistics = {int(p): found for answer in told for p, found in answer["pixels"].items()}
@@ -253,7 +253,7 @@ def _tell_pixels(told: list[dict[str, Any]]) -> None:
 
 
 def tell_plan(run: Run) -> None:
-    """Log who will do what."""
+    """Log the run's settings, and which host runs which peers."""
     c = run.config
     who = "1 pooled peer" if run.pooled else f"{len(run.peers)} peers"
     where = f"{len(run.hosts)} host{'s' if len(run.hosts) > 1 else ''} at once"
@@ -292,13 +292,14 @@ def collect_results(
 ) -> dict[str, Any]:
     """Return the results of a run that completed, as results.json has them.
 
-    ``views`` are its changes of view; ``lost`` says what became of peers that the last one is without,
-    and of those without results here, ``elsewhere``: theirs are at their sites, or they failed at the end.
+    ``views`` are its changes of view. ``lost`` is a text on the peers that are not in the last view, and on
+    the
+    peers ``elsewhere``, which have no results here: these are at their sites, or the peers failed at the end.
 
     Raises
     ------
     RunFailedError
-        When the scores of a peer of the last view are missing: a run on a subset is none that completed.
+        When the scores of a peer of the last view are missing: without them the run has not completed.
     """
     live = views[-1]["peers"] if views else run.peers
     missing = sorted(set(live) - outcomes.keys() - set(elsewhere))

@@ -1,7 +1,7 @@
 """The ServerApp: the coordinator. It starts the peers, collects numbers, and never sees θ, τ or data.
 
-Two exceptions: a server-based strategy aggregates models, as it is there to show; and the peers' reports
-hold a sketch of θ, 128 random sums (docs/architecture.md says what these reveal).
+Two exceptions: a server-based strategy aggregates models, by its nature; and the peers' reports hold a sketch
+of θ, 128 random sums (docs/architecture.md says what these reveal).
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ def make_server_app() -> ServerApp:
         try:
             config = RunConfig.from_mapping(context.run_config)
             folder = ending.folder = _output_dir(config, run_id)
-            with before_obeying(ending.was_stopped):  # in a simulation this is a thread, and hears of none
+            with before_obeying(ending.was_stopped):  # in a simulation this is a thread, which gets no signal
                 results = _run(grid, config, run_id, folder, ending)
         except Exception as error:
             _tell_failure(error, run_id, ending)
             raise
         if not ending.claim():
-            return  # the results say already that it was stopped
+            return  # the results have the reason already
         if results is None:
             log.info("preflight passed; nothing was trained (preflight-only)")
             log.info("%s", status_line(run_id, PREFLIGHT_PASSED))
@@ -82,7 +82,7 @@ def make_server_app() -> ServerApp:
 
 
 def _tell_failure(error: Exception, run_id: str, ending: Ending) -> None:
-    """Log and write how a run ended that did not complete."""
+    """Log and write the end of a run that did not complete."""
     # Flower prints the traceback of what is raised; these lines are for people.
     reason = str(error) if isinstance(error, P2PFTError) else f"{type(error).__name__}: {error}"
     failure = error if isinstance(error, RunFailedError) else RunFailedError(reason)

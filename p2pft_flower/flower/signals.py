@@ -1,4 +1,4 @@
-"""Something to do before a process obeys SIGINT or SIGTERM: Flower's own handlers leave 5 s and no say."""
+"""A function called before a process obeys SIGINT or SIGTERM: Flower's own handlers end it within 5 s."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ __all__ = ["before_obeying"]
 
 @contextlib.contextmanager
 def before_obeying(act: Callable[[signal.Signals], bool]) -> Iterator[None]:
-    """Call ``act`` once when SIGINT or SIGTERM comes during a ``with`` block, then do what was to be done.
+    """Call ``act`` once when SIGINT or SIGTERM comes during a ``with`` block, then the handlers of before.
 
-    Where ``act`` returns False the signal is not obeyed: what runs ends by itself now. A second one is.
+    If ``act`` returns False, the signal is not obeyed: the block ends by itself now. A second signal is
+    obeyed.
 
     Outside the main thread, where Python takes no signals, nothing changes.
     """
@@ -29,7 +30,7 @@ def before_obeying(act: Callable[[signal.Signals], bool]) -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's signature
-        for other in before:  # a second one must not cut this short; what is done here has deadlines
+        for other in before:  # a second signal must not cut this short; all that is done here has deadlines
             signal.signal(other, signal.SIG_IGN)
         obey = True
         try:

@@ -1,4 +1,4 @@
-"""What a site decides for itself, in its SuperNode's ``--node-config``; no coordinator can override it."""
+"""A site's own settings, in its SuperNode's ``--node-config``; no coordinator can override them."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Site:
     peer_id : int
         ``peer-id``: the peer that lives here.
     peer_address : str
-        ``peer-address``: what its neighbours connect to, ``"host:port"`` (IPv6 in brackets); default empty:
-        what the topology says.
+        ``peer-address``: the address that its neighbours connect to, ``"host:port"`` (IPv6 in brackets);
+        default empty: the topology's.
     bind_address : str
-        ``bind-address``: what is listened on, where that differs (NAT, containers), such as
+        ``bind-address``: the address that it listens on, if another one (NAT, containers), such as
         ``"0.0.0.0:9000"``; default empty: ``peer-address``.
     certificates : str
         ``certificates``: the peer's folder with ca.pem, peer.pem and peer.key; default empty: none.
@@ -49,7 +49,7 @@ class Site:
         ``data-dir``: the folder of the images, instead of the run-config's; default empty: the run-config's.
     output_dir : str
         ``output-dir``: the folder in which each run gets one of its own for logs and tails, named by the
-        run's id; default empty: the run-config's, and without one ``runs`` in this machine's own home.
+        run's id; default empty: the run-config's, and if that is empty too, ``runs`` in ``$P2PFT_HOME``.
     pixel_range : str
         ``pixel-range``: ``auto`` or ``LOW:HIGH``, black and white of this site's images, instead of the
         run-config's; default empty: the run-config's.
@@ -97,7 +97,7 @@ class Site:
 
     @classmethod
     def of(cls, node_config: Mapping[str, Any]) -> Site | None:
-        """Read a SuperNode's node-config; None in simulation, where it says nothing of ours.
+        """Read a SuperNode's node-config; None in simulation: Flower's own keys are all that it has.
 
         Parameters
         ----------
@@ -134,7 +134,7 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        """Read what a SuperNode is given as ``--node-config``: pairs ``key=value``, or a TOML file's path.
+        """Read the text of a SuperNode's ``--node-config``: pairs ``key=value``, or a TOML file's path.
 
         Raises
         ------
@@ -159,7 +159,7 @@ class Site:
         return site
 
     def with_own_data(self, learning: LearningConfig) -> LearningConfig:
-        """Return ``learning`` with this site's own folder and pixel range, where it has them.
+        """Return ``learning`` with this site's own folder and pixel range, if it has them.
 
         Raises
         ------
@@ -180,7 +180,7 @@ class Site:
         )
 
     def credentials(self) -> Credentials | None:
-        """Return the peer's certificates, checked; None where the site has none.
+        """Return the peer's certificates, checked; None if the site has none.
 
         Raises
         ------
@@ -204,7 +204,7 @@ class Site:
         return Access(self.credentials(), self.insecure, self.bind_address)
 
     def output_folder(self, run: str, chosen: str) -> Path:
-        """Return where logs and tails of ``run`` go on this machine.
+        """Return the folder for logs and tails of ``run`` on this machine.
 
         Parameters
         ----------
@@ -241,13 +241,13 @@ class Site:
         return folder
 
     def resumed_folder(self, resume: str) -> Path:
-        """Return where logs and checkpoints of the run to be resumed lie on this machine.
+        """Return the folder with logs and checkpoints, on this machine, of the run to be resumed.
 
         Parameters
         ----------
         resume : str
-            The run-config's ``resume``: the run's id, or the folder's absolute path where this site chooses
-            none itself.
+            The run-config's ``resume``: the run's id, or, if this site has no ``output-dir`` of its own, the
+            folder's absolute path.
 
         Raises
         ------

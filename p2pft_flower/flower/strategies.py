@@ -157,7 +157,7 @@ def refuse_own_problem(config: RunConfig) -> None:
 
 
 class PeersGrid(Grid):
-    """n clients for a strategy, on however many SuperNodes there are.
+    """n clients for a strategy, on any number of SuperNodes.
 
     Messages for clients that share a node travel as one, and a model that goes to several of them travels
     once. Replies come in the order of the peers, so that sums do not depend on who was quickest.
@@ -165,13 +165,13 @@ class PeersGrid(Grid):
     Parameters
     ----------
     grid : Grid
-        Flower's own.
+        Flower's connection to the nodes.
     hosts : sequence of HostAssignment
-        Which node plays which peers.
+        The peers that each node plays.
     task : mapping
-        What every client is told besides the strategy's own config.
+        The content of every client's message besides the strategy's own config.
     on_reply : callable
-        Given (message type, what each client told of itself) after every exchange.
+        Called with (message type, facts of each client beside its reply) after every exchange.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class PeersGrid(Grid):
         self._peers = sorted(p for host in hosts for p in host.peers)
 
     def set_run(self, run: Any) -> None:
-        """Pass on to Flower's grid."""
+        """Set the run of Flower's grid."""
         self._grid.set_run(run)
 
     @property
@@ -213,7 +213,7 @@ class PeersGrid(Grid):
         raise RunFailedError("this strategy pushes messages by itself, which PeersGrid does not offer")
 
     def pull_messages(self, *_: Any, **__: Any) -> Iterable[Message]:
-        """Not offered, with the parameters of whatever version: strategies use :meth:`send_and_receive`."""
+        """Not offered, with the parameters of any version: strategies use :meth:`send_and_receive`."""
         raise RunFailedError("this strategy pulls messages by itself, which PeersGrid does not offer")
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
@@ -250,9 +250,9 @@ class PeersGrid(Grid):
 
 
 def _unbundle(reply: Message | None, peer: int, asked: Message) -> tuple[Message, dict[str, Any]]:
-    """Return the client's own reply out of its node's, and what the client told of itself.
+    """Return the client's own reply out of its node's, and the facts that the client sent beside it.
 
-    A client that failed ends the run: most strategies would go on without it and say nothing of it.
+    A client that failed ends the run: most strategies would go on without it in silence.
     """
     if reply is None or reply.has_error():
         reason = "no reply in time" if reply is None else reply.error.reason

@@ -25,7 +25,7 @@ log = logging.getLogger("p2pft_flower")
 
 def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
     """Run one of Flower's strategies, unmodified, on the same peers, batches, model and metrics."""
-    from p2pft_flower.flower import clients  # torch and timm, which other methods' coordinators never need
+    from p2pft_flower.flower import clients  # torch and timm, which other coordinators never need
     from p2pft_flower.learning.workload import Workload
 
     method, n = run.config.method, run.graph.n
@@ -49,7 +49,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
             peer = note["peer"]
             if kind.startswith("train"):
                 seconds[peer]["gradient"] += note["gradient"]
-                sent[peer] += 2 * payload  # both ways: nobody else counts what the server sends
+                sent[peer] += 2 * payload  # both ways: nobody else counts the server's downloads
             else:
                 seconds[peer]["evaluation"] += note["evaluation"]
                 told_of = {key: note[key] for key in Report.__struct_fields__ if key != "bytes_sent"}
@@ -85,7 +85,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
         raise RunFailedError(f"{method.algorithm} returned no model; see Flower's log above")
     passed = time.monotonic() - begin
     for host in run.hosts:
-        # What is nobody's gradient or evaluation on a host went into messages and waiting.
+        # A host's time that is no gradient or evaluation of a peer went into messages and waiting.
         parts = ("gradient", "evaluation")
         busy = sum(seconds[p][part] - before[p][part] for p in host.peers for part in parts)
         for p in host.peers:

@@ -1,4 +1,4 @@
-"""Whether the SuperNode of this ClientApp is still there, where no parent process tells.
+"""Whether the SuperNode of this ClientApp is still there, if the parent process does not show it.
 
 With ``--isolation process`` the ClientApp's parent is a SuperExec, which outlives the SuperNode. Flower gives
 the ClientApp the address of its SuperNode's Runtime API on the command line; nobody listens there once the
@@ -30,7 +30,7 @@ MISSES = 4
 
 
 def runtime_address(arguments: Sequence[str]) -> str | None:
-    """Return what ``flwr-clientapp`` was given as ``--runtime-api-address``; None for another program."""
+    """Return the value of ``--runtime-api-address`` in a ClientApp's arguments; None if they have none."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--runtime-api-address")
     try:
@@ -43,7 +43,7 @@ def runtime_address(arguments: Sequence[str]) -> str | None:
 
 @contextlib.contextmanager
 def watched(on_death: Callable[[], None]) -> Iterator[None]:
-    """Call ``on_death`` once, from a thread, when the SuperNode dies during a ``with`` block."""
+    """Watch the SuperNode during a ``with`` block; if it dies, ``on_death`` is called once, in a thread."""
     listener = _listener()
     if listener is None:
         yield
@@ -76,7 +76,7 @@ def answers() -> bool:
 
 
 def _listener() -> tuple[str, int] | None:
-    """Return host and port of the SuperNode's Runtime API; None where Flower named none."""
+    """Return host and port of the SuperNode's Runtime API; None if Flower named none."""
     address = runtime_address(sys.argv[1:])
     try:
         parsed = None if address is None else parse_address(address)
@@ -89,7 +89,7 @@ def _listener() -> tuple[str, int] | None:
 
 
 def _listens(host: str, port: int) -> bool:
-    """Whether anybody takes connections; a machine that is slow or cut off says nothing of its processes."""
+    """Whether a process takes connections; a machine that is slow or cut off counts as if it did."""
     try:
         socket.create_connection((host, port), timeout=2.0).close()
     except TimeoutError:

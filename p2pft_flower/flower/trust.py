@@ -1,4 +1,4 @@
-"""Whether deployed peers can trust each other, and the coordinator: looked at before anything trains."""
+"""A check, before anything trains, that deployed peers can trust each other and the coordinator."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ log = logging.getLogger("p2pft_flower")
 def check_trust(
     view: View, hosts: Sequence[HostAssignment], answers: Mapping[int, Mapping[str, Any]]
 ) -> None:
-    """Refuse peers of several federations, or without certificates where payloads leave a machine.
+    """Refuse peers of several federations, and peers without certificates if payloads leave a machine.
 
     Parameters
     ----------
     view : View
-        Who is there, and who is whose neighbour among them.
+        The peers that are there, and their graph.
     hosts : sequence of HostAssignment
-        One a peer, each with the address at which it is reached.
+        One a peer, each with the peer's address.
     answers : mapping of int to mapping
         What each node said to hello: ``federation``, ``insecure``.
 
@@ -70,9 +70,9 @@ def check_trust(
 
 
 def coordinator_credentials(answers: Mapping[int, Mapping[str, Any]]) -> Credentials | None:
-    """Return with what the coordinator tells the peers to stop; None where they have no certificates.
+    """Return the certificates with which the coordinator stops peers; None if the peers have none.
 
-    Where they have some and it has none, a warning says what will not work.
+    If they have some and the coordinator has none, a warning says what will not work.
 
     Parameters
     ----------
@@ -112,19 +112,19 @@ def coordinator_credentials(answers: Mapping[int, Mapping[str, Any]]) -> Credent
 def observer_access(
     config: RunConfig, answers: Mapping[int, Mapping[str, Any]], own: Credentials | None
 ) -> Access | None:
-    """Return how the coordinator listens for the progress of deployed peers; None: not at all.
+    """Return how the coordinator listens to the progress of deployed peers; None: not at all.
 
-    With its certificate where the peers have some. In plain text beyond this machine only where all peers
-    say ``insecure``.
+    It listens with its certificate if the peers have some, and in plain text beyond this machine only if all
+    peers say ``insecure``.
 
     Parameters
     ----------
     config : RunConfig
-        The run's, with ``observer-address``.
+        The run's settings, ``observer-address`` among them.
     answers : mapping of int to mapping
         What each node said to hello: ``federation``, ``insecure``.
     own : Credentials or None
-        From :func:`coordinator_credentials`.
+        The coordinator's certificates, from :func:`coordinator_credentials`.
     """
     address = config.runtime.observer_address
     if not address:

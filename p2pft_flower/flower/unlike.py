@@ -19,7 +19,7 @@ DEVIATION = 2.5
 
 
 def unlike(statistics: Mapping[int, Mapping[str, Any]]) -> str | None:
-    """Say which sites' pictures are unlike those of others, with the numbers; None where none are.
+    """Return a text on sites whose pictures are unlike those of others, with the numbers; None if none are.
 
     Sites with other classes have other pictures, so this is a hint to look at both, not an error.
 

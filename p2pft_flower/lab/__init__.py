@@ -1,1 +1,1 @@
-"""Faults at random on processes of this machine, and whether all that is promised held."""
+"""Faults at random on processes of this machine, and checks of all that must hold nevertheless."""

@@ -29,29 +29,29 @@ ENDLESS = 10**9
 """Iterations of a run that lasts until it is stopped."""
 
 END = 20.0
-"""Seconds that a process is given to end when it was told to."""
+"""Seconds that a process has to end after it was asked to."""
 
 _PRELOADED = ["__main__", "p2pft_flower.lab.peer", "sklearn.datasets", "timm"]
-"""Imported once, by the process that all peers are copies of: a peer that is started again is there soon."""
+"""Modules imported once, by the process that is forked for each peer: a peer is soon there again."""
 
 
 def plan_peers(
     run: str, graph: Graph, settings: Mapping[str, Any], addresses: Mapping[int, str], folder: Path
 ) -> list[Plan]:
-    """Return one plan a peer, of a run of the app's default job that lasts until it is stopped.
+    """Return each peer's plan for a run of the app's default job that lasts until it is stopped.
 
     Parameters
     ----------
     run : str
         The run's identifier.
     graph : Graph
-        Over which they train.
+        The graph over which they train.
     settings : mapping
         Run-config keys that differ from the app's.
     addresses : mapping of int to str
-        Where each peer listens.
+        The address of each peer.
     folder : Path
-        For logs, checkpoints and tails.
+        The folder for logs, checkpoints and tails.
     """
     config = RunConfig.from_mapping({"iterations": ENDLESS, **settings})
     view = View.whole(graph)
@@ -88,7 +88,8 @@ class Federation:
     plans : sequence of Plan
         One a peer.
     routes : mapping of (int, int) to str
-        Where one peer looks for another, where that is not where the other one listens: a relay.
+        The address at which one peer looks for another, for (the one, the other), if it is not the other's
+        own: a relay's.
     """
 
     def __init__(self, plans: Sequence[Plan], routes: Mapping[tuple[int, int], str]) -> None:
@@ -96,7 +97,7 @@ class Federation:
             replace(plan, addresses={q: routes.get((p, q), at) for q, at in plan.addresses.items()})
             for p, plan in enumerate(plans)
         ]
-        # A thread of torch's for each core would have the peers get in each other's way.
+        # With a thread of torch's for each core, the peers would get in each other's way.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         self._processes = Functions(_PRELOADED)
         self.killed: set[int] = set()
@@ -111,7 +112,7 @@ class Federation:
         self._processes.__exit__(kind, error, trace)
 
     def start(self, peer: int, *, joining: bool = False) -> None:
-        """Start the process of ``peer``, anew where it had one."""
+        """Start the process of ``peer``, also if an earlier one has ended."""
         self._processes.start(peer, main, self._plans[peer].to_json(), joining)
         self.killed.discard(peer)
 
@@ -121,11 +122,11 @@ class Federation:
         self._processes.kill(*peers)
 
     def pause(self, peer: int) -> None:
-        """SIGSTOP."""
+        """Stop the process of ``peer`` by SIGSTOP."""
         self._processes.signal(peer, signal.SIGSTOP)
 
     def resume(self, peer: int) -> None:
-        """SIGCONT."""
+        """Let the process of ``peer`` go on by SIGCONT."""
         self._processes.signal(peer, signal.SIGCONT)
 
     def ended(self) -> dict[int, int]:
@@ -134,7 +135,7 @@ class Federation:
         return {p: code for p, code in codes.items() if code is not None}
 
     def stop(self, reason: str) -> dict[int, int | None]:
-        """End all peers in good order and return their exit codes; None of one that did not end in time."""
+        """End all peers in good order and return their exit codes; None for one that did not end in time."""
         for peer in self._processes.started:
             try:
                 self._processes.pipe(peer).send(reason)

@@ -21,25 +21,25 @@ from p2pft_flower.transport import ExchangeStoppedError
 __all__ = ["EXIT_ALONE", "EXIT_FAILED", "main"]
 
 EXIT_FAILED = 3
-"""How the process of a peer ends that gave up; its log says why."""
+"""Exit code of a peer that gave up; its log says why."""
 
 EXIT_ALONE = 4
-"""How it ends when whoever started it is gone."""
+"""Exit code of a peer whose parent process is gone."""
 
 
 def main(pipe: Connection, plan_json: str, joining: bool) -> None:
-    """Train until a word comes through ``pipe``: why the run is to stop.
+    """Train until a reason to stop the run comes through ``pipe``.
 
     Parameters
     ----------
     pipe : Connection
-        Its other end is closed, by the operating system if need be, when nobody looks after this process.
+        The parent holds its other end, which the operating system closes if the parent dies.
     plan_json : str
         The plan of this peer.
     joining : bool
-        Whether the others train already.
+        Whether the peer joins others that train already.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C; whoever started this process ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C; the parent ends this process
     os.environ[training.TRACE] = "1"
     # To look through all that torch has imported keeps the interpreter for a quarter of a second of the
     # processor's time, which many peers on a busy core stretch to a peer-timeout.

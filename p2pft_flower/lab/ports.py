@@ -20,9 +20,9 @@ _TRIES = 1000
 
 
 def free_addresses(n: int) -> dict[int, str]:
-    """Return ``host:port`` of loopback for ``n`` peers, where nobody listens.
+    """Return ``host:port`` of loopback for each of ``n`` peers; nobody listens there.
 
-    Where the machine has all of 127.0.0.0/8, as Linux has, the host is one of its own.
+    If the machine has all of 127.0.0.0/8, as Linux has, the process takes a host of its own in it.
     """
     try:
         host = f"127.{secrets.randbelow(254) + 1}.{secrets.randbelow(256)}.1"
@@ -39,7 +39,7 @@ def free_ports(n: int, *hosts: str) -> list[int]:
     Raises
     ------
     P2PFTError
-        When there are not as many.
+        When there are fewer than ``n``.
     """
     try:
         return _ports(n, *(hosts or ("127.0.0.1",)))

@@ -21,21 +21,21 @@ T = TypeVar("T")
 
 _PIECE = 2**16
 _START = 60.0
-"""Seconds that the relays' thread has for what it is asked to do."""
+"""Seconds that the relays' thread has for one task."""
 
 
 class Relay:
-    """One place that connections pass through; made by :meth:`Relays.open`.
+    """An address that passes connections on to a target; made by :meth:`Relays.open`.
 
-    What is on its way when a relay is cut is kept and comes after it was mended, as TCP does over a network
-    that was down for a while; that a connection has ended is no news either while it is cut.
+    A relay that is cut keeps what comes, and passes it on when it is mended, as TCP does over a network that
+    was down for a while. While it is cut, it does not pass on the end of a connection either.
 
     Attributes
     ----------
     address : str
-        ``host:port`` where it listens.
+        The ``host:port`` at which it listens.
     connections : int
-        How many were opened through it.
+        Number of connections opened through it.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class Relay:
         self.connections = 0
 
     def cut(self, *ways: str) -> None:
-        """Pass nothing on any more, ``"there"`` or ``"back"``; where neither is named, both."""
+        """Pass nothing on in ``ways``: ``"there"``, towards the target, or ``"back"``; no argument: both."""
         self._relays.do(self._set(ways, whole=False))
 
     def mend(self, *ways: str) -> None:
-        """Pass everything on again, what was kept first."""
+        """Undo :meth:`cut` in ``ways``: pass on what was kept, then what comes; no argument means both."""
         self._relays.do(self._set(ways, whole=True))
 
     def sever(self, *connections: int) -> None:
-        """Break these connections, by number; where none is named, all, and take no new one."""
+        """Break the ``connections`` with these numbers; no argument: break all, and take no new ones."""
         self._relays.do(self._break(connections))
 
     async def listen(self, at: str) -> None:
@@ -113,7 +113,7 @@ class Relay:
             far_in, far_out = await asyncio.open_connection(
                 self._target.host, self._target.port, limit=_PIECE, ssl=context, server_hostname=name
             )
-        except OSError:  # nobody listens there: the near end sees its connection closed
+        except OSError:  # nobody listens at the target: the near end sees its connection closed
             return
         with contextlib.closing(far_out):
             if number not in self._open:  # severed meanwhile
@@ -123,7 +123,7 @@ class Relay:
                 asyncio.create_task(self._pump(near_in, far_out, self._whole["there"], number)),
                 asyncio.create_task(self._pump(far_in, near_out, self._whole["back"], None)),
             }
-            try:  # where one way has ended nothing is left to answer the other
+            try:  # if one way has ended, nothing is left to answer the other
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 for way in ways:
@@ -155,12 +155,12 @@ class Relay:
 
 
 class Link:
-    """The relays between two peers, in both of which a peer's connections to the other one pass.
+    """The two relays between two peers: each passes on the connections that one of the peers opens.
 
     Attributes
     ----------
     routes : dict of (int, int) to str
-        Where a peer is to look for the other one, by (the one that connects, the other).
+        The address at which a peer must look for the other one, by (the one that connects, the other).
     """
 
     def __init__(self, there: Relay, back: Relay, a: int, b: int) -> None:
@@ -168,7 +168,7 @@ class Link:
         self.routes = {pair: relay.address for pair, relay in self._relays.items()}
 
     def cut(self, sender: int | None = None) -> None:
-        """Pass nothing on of what ``sender`` says, whichever end has opened the connection; None: of both."""
+        """Pass on nothing that ``sender`` sends, whichever peer opened the connection; None: both senders."""
         for relay, ways in self._ways(sender):
             relay.cut(*ways)
 
@@ -218,15 +218,16 @@ class Relays:
         Parameters
         ----------
         target : str
-            ``host:port``.
+            The target's ``host:port``.
         listen : str
-            The same; port 0: a free one.
+            The relay's own ``host:port``; port 0: a free one.
         delay : float
             Seconds that each piece of up to 64 KiB is held back.
         alter : callable, optional
-            What is done to each piece towards the target; may take its time.
+            A function that changes each piece towards the target; may take its time.
         tls : (ssl.SSLContext, str), optional
-            Speak TLS to the target, which has this name; default: what comes is passed on as it is.
+            The relay speaks TLS to the target, which has this name; default: it passes all bytes on as they
+            are.
 
         Raises
         ------
@@ -239,11 +240,11 @@ class Relays:
         return relay
 
     def link(self, addresses: Mapping[int, str], a: int, b: int, *, delay: float = 0.0) -> Link:
-        """Sit in the link between the peers ``a`` and ``b``, which listen at ``addresses``."""
+        """Open relays in the link between the peers ``a`` and ``b``, which listen at ``addresses``."""
         return Link(self.open(addresses[b], delay=delay), self.open(addresses[a], delay=delay), a, b)
 
     def do(self, what: Coroutine[Any, Any, T]) -> T:
-        """Have something done in the relays' thread, and return what comes of it."""
+        """Run a coroutine in the relays' thread, and return its result."""
         return asyncio.run_coroutine_threadsafe(what, self._loop).result(_START)
 
     async def _close(self) -> None:
@@ -258,6 +259,6 @@ class Relays:
 
 @contextlib.contextmanager
 def relayed(target: str, **how: Any) -> Iterator[Relay]:
-    """Pass on what comes, through a relay of a thread of its own; ``how`` as of :meth:`Relays.open`."""
+    """Open one relay to ``target``, in a thread of its own; ``how`` are arguments of :meth:`Relays.open`."""
     with Relays() as relays:
         yield relays.open(target, **how)

@@ -1,4 +1,4 @@
-"""What is done to which peer and when: drawn from a seed, so that a run that failed can be repeated."""
+"""The faults, their peers and times, drawn from a seed, so that a run that failed can be repeated."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _TRIES = 20
 
 
 class Kind(Enum):
-    """What is done to peers."""
+    """Kinds of faults."""
 
     KILL = "kill"
-    """SIGKILL; started again later, and joins."""
+    """SIGKILL of a peer, which is started again later and joins."""
     KILL_TWO = "kill two"
-    """The same, of two peers at once."""
+    """SIGKILL of two peers at once, which are started again later and join."""
     PAUSE = "pause"
-    """SIGSTOP, and SIGCONT well within ``peer-timeout``."""
+    """SIGSTOP of a peer, and SIGCONT well within ``peer-timeout``."""
     LONG_PAUSE = "long pause"
-    """SIGSTOP, and SIGCONT after the others have gone on."""
+    """SIGSTOP of a peer, and SIGCONT after the others have gone on."""
     CUT = "cut"
     """The link between two neighbours carries nothing, in neither direction; mended later."""
 
@@ -35,13 +35,13 @@ class Kind(Enum):
 VICTIMS = {Kind.KILL: 1, Kind.KILL_TWO: 2, Kind.PAUSE: 1, Kind.LONG_PAUSE: 1, Kind.CUT: 2}
 
 LASTS = {
-    Kind.KILL: (0.25, 3.0),  # also back before it is missed
+    Kind.KILL: (0.25, 3.0),  # it may be back before the others miss it
     Kind.KILL_TWO: (0.25, 3.0),
     Kind.PAUSE: (0.1, 0.5),
     Kind.LONG_PAUSE: (1.5, 4.0),
     Kind.CUT: (1.5, 4.0),
 }
-"""How long each lasts, at least and at most, in multiples of ``peer-timeout``."""
+"""The least and the longest time that each lasts, in multiples of ``peer-timeout``."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Event:
     at : float
         Seconds after the first iteration; it may have to wait until a quorum would be left.
     kind : Kind
-        What is done.
+        The kind of the fault.
     peers : tuple of int
-        To whom, ascending; of a cut, the two ends of the link.
+        The peers to which it is done, ascending; of a cut, the two ends of the link.
     lasts : float
         Seconds until it is undone.
     """
@@ -67,16 +67,17 @@ class Event:
 
 
 def leaves_quorum(sure: Iterable[int], victims: Iterable[int], candidates: Iterable[int]) -> bool:
-    """Tell whether a quorum is left of whatever view may be agreed on meanwhile.
+    """Tell whether a quorum is left of every view that may be agreed on meanwhile.
 
     Parameters
     ----------
     sure : iterable of int
-        Peers of the present view to which nothing was done since all of it iterated: they are in the next.
+        Peers of the present view to which nothing was done since all of its peers iterated: they are in the
+        next view.
     victims : iterable of int
-        To whom something is to be done.
+        Peers to which the next fault is to be done.
     candidates : iterable of int
-        All that the present view or the next may have: its peers, and those that may be let in.
+        All peers that the present view or the next may have: those in it, and those that may be let in.
     """
     return is_quorum(set(sure) - set(victims), candidates)
 
@@ -97,7 +98,7 @@ def draw(
     links : sequence of (int, int)
         Pairs of neighbours.
     seconds : float
-        How long.
+        Length of the schedule.
     timeout : float
         ``peer-timeout`` in seconds.
     """
@@ -106,7 +107,7 @@ def draw(
     at = rng.uniform(*GAP)
     while at < seconds:
         hurt = {p for e in events if e.at + e.lasts >= at for p in e.peers}
-        for _ in range(_TRIES):  # where too many are down already, the next moment is tried
+        for _ in range(_TRIES):  # if too many are down already, the next moment is tried
             kind = rng.choice(list(Kind))
             whole = sorted(set(range(peers)) - hurt)
             free = [pair for pair in links if hurt.isdisjoint(pair)]

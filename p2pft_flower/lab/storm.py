@@ -1,4 +1,4 @@
-"""A storm: peers that train, what is done to them, and a report of whether all that is promised held."""
+"""A storm: peers that train, faults that are done to them, and a report of the checks that held."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["SCHEMA", "Report", "Storm"]
 SCHEMA = "p2pft.chaos/1"
 
 PEER_TIMEOUT = 4.0
-"""``peer-timeout`` in seconds: a loss costs as much, and minutes are to see many."""
+"""``peer-timeout`` in seconds: each loss costs this time, and a few minutes must see many losses."""
 
 PATIENCE = 60.0
-"""Seconds without any iteration, though nothing was done to a quorum, after which the run does not go on."""
+"""Seconds without any iteration, though a quorum was left alone, after which the run counts as stuck."""
 
 SETTINGS = {
     "peer-timeout": PEER_TIMEOUT,
@@ -40,26 +40,26 @@ _STATUS_EVERY = 4.0
 
 @dataclass
 class Report:
-    """What a storm did, and what held.
+    """A storm's faults, and the checks that held or did not.
 
     Attributes
     ----------
     seed, seconds : int, float
-        What decides the events.
+        The storm's seed, and its length; both decide the events.
     graph : str
         The graph's name.
     peers : int
-        Its peers.
+        Number of the graph's peers.
     folder : Path
-        Of the logs.
+        The folder of the logs.
     faults : list of Fault
-        What was done.
+        The faults that were done.
     to_next : list of float or None
-        For each, seconds to the next iteration; None where the run did not stop for it.
+        Seconds from each fault to the next iteration; None if the run did not stop for the fault.
     views, iterations, sums : int
         Changes of view, iterations completed, and iterations after which Σ τ − Σ g was looked at.
     surplus : float
-        The largest of these, relative.
+        The largest Σ τ − Σ g, relative to its largest term.
     unprovoked : list of Loss
         Each time that a view was without a peer to which nothing had been done.
     deviation : float or None
@@ -67,9 +67,9 @@ class Report:
     accuracy, loss : dict of int to float
         Each peer's at the end, after the same iteration.
     violations : list of Violation
-        What did not hold.
+        Checks that did not hold.
     interrupted : bool
-        Whether somebody ended it early.
+        Whether somebody ended the storm early.
     """
 
     seed: int
@@ -101,7 +101,7 @@ class Report:
         return [s for fault, s in pairs if fault.event.kind is kind and s is not None]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON-able values."""
+        """Return the report as values that JSON can carry."""
         done = list(zip(self.faults, self.to_next, strict=True))
         each = {kind: self.times(kind) for kind in Kind}
         return {
@@ -151,15 +151,15 @@ class Storm:
     Parameters
     ----------
     graph : Graph
-        Over which they train.
+        The graph over which they train.
     seconds : float
-        How long faults go on.
+        Length of the time with faults.
     seed : int
-        Decides them.
+        Decides the faults.
     folder : Path
-        For all that the peers write.
+        The folder for all that the peers write.
     tell : callable
-        Is given lines about what happens.
+        Called with lines about what happens.
     """
 
     def __init__(
@@ -171,22 +171,22 @@ class Storm:
         self._watch = Watch(graph, folder)
         self._report = Report(seed, seconds, graph.name, graph.n, folder)
         self._under_way: list[tuple[float, Event]] = []
-        """When each fault that has not been undone is to be, on the monotonic clock."""
+        """The faults that are not undone yet, each with the time to undo it, on the monotonic clock."""
         self._sure: frozenset[int] = frozenset()
         self._doubtful: set[int] = set()
-        """Peers to which something was done since all of the view last iterated."""
+        """Peers to which something was done since all peers of the view last iterated."""
         self._links: dict[tuple[int, ...], Link] = {}
         self._begin = self._done = self._shown = 0.0
 
     def run(self) -> Report:
-        """Start the peers, do harm, let it be over, end them, and return what held.
+        """Start the peers, do the faults, undo them all, end the peers, and return the report.
 
-        A Ctrl-C ends it in good order; a second one at once.
+        A Ctrl-C ends the storm in good order; a second one ends it at once.
 
         Raises
         ------
         P2PFTError
-            When the peers do not come to train at all.
+            When the peers do not begin to train at all.
         """
         addresses = free_addresses(self._graph.n)
         cuts = {(e.peers[0], e.peers[1]) for e in self._events if e.kind is Kind.CUT}
@@ -230,7 +230,7 @@ class Storm:
         while (now := time.monotonic() - self._begin) < self._seconds and not self._look(federation):
             self._undo(federation, time.monotonic())
             if waiting and now >= waiting[0].at + late and self._may(waiting[0]):
-                late = max(late, now - waiting[0].at)  # the others keep their distances
+                late = max(late, now - waiting[0].at)  # later faults keep their distances
                 self._do(waiting.pop(0), federation)
             time.sleep(_TICK)
 
@@ -241,13 +241,13 @@ class Storm:
         self._undo(federation, float("inf"))
         self._say("no more faults; waiting until all peers train in one view")
         end = time.monotonic() + 3 * PATIENCE
-        while not self._look(federation) and time.monotonic() < end:  # what is missing then is told
+        while not self._look(federation) and time.monotonic() < end:  # the report says what is missing then
             if self._watch.settled and len(self._watch.members) == self._graph.n and self._watch.scores():
                 return
             time.sleep(_TICK)
 
     def _look(self, federation: Federation) -> bool:
-        """Take in what the peers say, and return whether something does not hold."""
+        """Read the peers' logs on, and return whether some check does not hold."""
         watch, now = self._watch, time.monotonic()
         watch.poll()
         if watch.settled:
@@ -320,7 +320,7 @@ class Storm:
         self._done = time.time()
 
     def _end(self, federation: Federation) -> None:
-        """End all peers, and note who does not end, or not as it should."""
+        """End all peers, and note those that do not end, or not as they should."""
         kills = (Kind.KILL, Kind.KILL_TWO)  # they need not come back to be ended
         self._under_way = [item for item in self._under_way if item[1].kind not in kills]
         self._undo(federation, float("inf"))

@@ -1,7 +1,8 @@
-"""Processes that are started, harmed and ended together: programs with all that they start, and functions.
+"""Processes started, harmed and ended together: programs with all that they start, and functions.
 
-A program and whatever it starts itself is known by a mark in its environment, in whichever session it lives:
-Ray and Flower put processes into sessions of their own, some of which outlive their parents.
+A program, and each process that it starts, is recognised by a mark in its environment, in any session: Ray
+and
+Flower put processes into sessions of their own, some of which outlive their parents.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ import psutil
 __all__ = ["MARK", "Functions", "Programs", "marked", "marks", "undisturbed"]
 
 MARK = "P2PFT_MARK"
-"""Environment variable with the marks, separated by blanks: what a marked process starts may get one more."""
+"""Environment variable with the marks, separated by blanks: a child of a marked process may get one more."""
 
 PATIENCE = 20.0
-"""Seconds that processes are given to end before they are killed."""
+"""Seconds that processes have to end before they are killed."""
 
 
 def marks(environment: Mapping[str, str]) -> list[str]:
@@ -40,7 +41,7 @@ def marked(mark: str) -> list[psutil.Process]:
     """Return the living processes that carry ``mark``."""
     found = []
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # it is gone meanwhile, or another user's
+        with contextlib.suppress(psutil.Error):  # the process is gone meanwhile, or another user's
             if mark in marks(process.environ()) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
@@ -48,7 +49,7 @@ def marked(mark: str) -> list[psutil.Process]:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Hold off signals while processes are being ended: a second one must not cut it short."""
+    """Hold off signals while processes are being ended: a second signal must not cut that short."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
@@ -64,18 +65,18 @@ class Programs:
     Parameters
     ----------
     environment : mapping of str to str
-        Of the programs, without the mark.
+        The programs' environment, without the mark.
     mark : str, optional
-        That of programs which another process has started; default: a new one.
+        The mark of programs that another process has started; default: a new one.
 
-    Attributes
+        Attributes
     ----------
     mark : str
-        What all of them carry.
+        The mark that all of them carry.
     environment : dict of str to str
-        With the mark.
+        The programs' environment, with the mark.
     logs : dict of str to Path
-        By name, where a program writes what it says.
+        The file of each program's output, by the program's name.
     """
 
     def __init__(self, environment: Mapping[str, str], mark: str | None = None) -> None:
@@ -101,13 +102,13 @@ class Programs:
         Parameters
         ----------
         name : str
-            For :attr:`logs`.
+            The program's name in :attr:`logs`.
         command : sequence of str
             The program's path and its arguments.
         log : Path
-            For what it says; begun anew.
+            The file for its output; begun anew.
         cwd : Path, optional
-            Where it works; default: where this process does.
+            Its working directory; default: this process's.
         """
         self.logs[name] = log
         with log.open("wb") as output:
@@ -133,20 +134,20 @@ class Programs:
         return process
 
     def running(self) -> list[psutil.Process]:
-        """Return all that carry the mark and are alive."""
+        """Return the living processes that carry the mark."""
         return marked(self.mark)
 
     def said(self, name: str, size: int = 4000) -> str:
-        """Return the last ``size`` bytes of what a program has said."""
+        """Return the last ``size`` bytes of a program's output."""
         return self.logs[name].read_bytes()[-size:].decode(errors="replace")
 
     def end(self, patience: float = PATIENCE) -> None:
-        """End all that carry the mark; what does not end within ``patience`` seconds is killed."""
+        """End all processes with the mark; those that have not ended after ``patience`` s are killed."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._signal(number, patience)
 
     def kill(self, patience: float = PATIENCE) -> None:
-        """Kill all that carry the mark at once, as a power cut would, and what they were starting."""
+        """Kill all processes with the mark at once, as a power cut would, and those that they start."""
         while self._signal(signal.SIGKILL, patience):
             pass
 
@@ -158,25 +159,26 @@ class Programs:
         deadline = time.monotonic() + patience
         for own in self._started:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                own.wait(max(0.0, deadline - time.monotonic()))  # it is reaped: others see that it is gone
+                own.wait(max(0.0, deadline - time.monotonic()))  # reaped, so that others see that it is gone
         psutil.wait_procs(left, timeout=max(0.0, deadline - time.monotonic()))
         return left
 
 
 @dataclass
 class _Child:
-    process: Any  # its class is of the start method, and has no public name
+    process: Any  # its class depends on the start method, and has no public name
     pipe: Connection
 
 
 class Functions:
-    """Python functions, each in a process of its own by number; a context manager that leaves none behind.
+    """Numbered processes, each of which runs one Python function; a context manager that leaves none behind.
 
     Parameters
     ----------
     preload : sequence of str
-        Modules that are imported once, by the process of which all are copies: so a function that is started
-        again runs soon. The first :class:`Functions` of a process decides for all.
+        Modules that are imported once, by the process that is forked for each function; so a function that is
+        started again runs soon. Python has one such process: the first :class:`Functions` decides its
+        modules.
     """
 
     def __init__(self, preload: Sequence[str]) -> None:
@@ -191,15 +193,15 @@ class Functions:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for child in self._children.values():
-            child.process.kill()  # also where it is stopped
+            child.process.kill()  # works also if it is stopped
         for child in self._children.values():
             child.process.join(PATIENCE)
             child.pipe.close()
 
     def start(self, number: int, function: Callable[..., None], *arguments: object) -> None:
-        """Call ``function(pipe, *arguments)`` in a new process, also where one of ``number`` has ended.
+        """Call ``function(pipe, *arguments)`` in a new process ``number``; an earlier one must have ended.
 
-        The other end of the pipe is closed with this process, by the operating system if need be.
+        The operating system closes the other end of the pipe if this process dies.
         """
         if (former := self._children.get(number)) is not None:
             former.pipe.close()
@@ -216,31 +218,31 @@ class Functions:
         return self._children[number].pipe
 
     def signal(self, number: int, what: signal.Signals) -> None:
-        """Send a signal."""
+        """Send a signal to the process ``number``."""
         os.kill(self._children[number].process.pid, what)
 
     def kill(self, *numbers: int) -> None:
-        """SIGKILL all of these, and return when they are gone."""
+        """Kill the processes of these numbers, and return when they are gone."""
         for number in numbers:
             self._children[number].process.kill()
         self.join(numbers, PATIENCE)
 
     def join(self, numbers: Iterable[int], timeout: float) -> None:
-        """Wait until these have ended, for at most ``timeout`` seconds each."""
+        """Wait until the processes of these numbers have ended, for at most ``timeout`` seconds each."""
         for number in numbers:
             self._children[number].process.join(timeout)
 
     def exit_code(self, number: int) -> int | None:
-        """Return how a process ended; None while it runs."""
+        """Return the exit code of a process; None while it runs."""
         code: int | None = self._children[number].process.exitcode
         return code
 
     @property
     def started(self) -> list[int]:
-        """The numbers of all that were started."""
+        """The numbers of all processes that were started."""
         return list(self._children)
 
     @property
     def alive(self) -> list[int]:
-        """Those that have not ended."""
+        """The numbers of the processes that have not ended."""
         return [number for number, child in self._children.items() if child.process.is_alive()]

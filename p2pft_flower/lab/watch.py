@@ -1,4 +1,4 @@
-"""What must be true of the peers all the time, read from the logs that they write."""
+"""Checks of what must be true of the peers all the time, read from the logs that they write."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from p2pft_flower.topology import Graph
 __all__ = ["Check", "Fault", "Loss", "Violation", "Watch"]
 
 SURPLUS = 1e-4
-"""Largest Σ τ − Σ g, by the largest of its terms, that is rounding."""
+"""The largest Σ τ − Σ g that counts as rounding, relative to its largest term."""
 
 DEVIATION = 0.1
-"""Largest distance of a θ_i from the mean, by the mean's norm, at which peers agree: mini-batches and a
-constant learning rate keep them apart by some hundredths of it."""
+"""The largest distance of a θ_i from the mean, relative to the mean's norm, at which peers agree:
+mini-batches and a constant learning rate keep them apart by some hundredths of it."""
 
 
 class Check(Enum):
-    """What is promised."""
+    """The promises that are checked."""
 
     INVARIANT = "Σ τ = Σ g over the peers of each view, after each iteration"
     VIEWS = "views of one number are the same everywhere"
@@ -52,7 +52,7 @@ class Check(Enum):
 
 
 class Violation(NamedTuple):
-    """Something that was promised and did not hold."""
+    """A promise that did not hold."""
 
     check: Check
     what: str
@@ -60,16 +60,16 @@ class Violation(NamedTuple):
 
 @dataclass(frozen=True)
 class Fault:
-    """An event that took place.
+    """A fault that was done.
 
     Attributes
     ----------
     event : Event
-        What was drawn.
+        The event of the schedule.
     time : float
-        When it was done, Unix seconds.
+        The time at which it was done, Unix seconds.
     view : int
-        The newest view that any log told of then.
+        The newest view in any log at that time.
     """
 
     event: Event
@@ -86,7 +86,7 @@ class Score(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A view, as the first log told of it."""
+    """A view, as the first log has it."""
 
     peers: tuple[int, ...]
     edges: tuple[tuple[int, int], ...]
@@ -94,7 +94,7 @@ class _Known(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """A view that is without a peer of the one before, and why."""
+    """A view that is without a peer of the one before, and the reason."""
 
     view: int
     peer: int
@@ -103,26 +103,26 @@ class Loss(NamedTuple):
 
 @dataclass
 class _Seen:
-    """What one peer's log has told up to now."""
+    """The content of one peer's log up to now."""
 
     offset: int = 0
-    """Bytes of the log that were read."""
+    """Bytes of the log that have been read."""
     view: int | None = 0
-    """The newest view that it has told of; None in a later life that has told of none yet."""
+    """The newest view in the log; None in a later life that has written of no view yet."""
     iteration: int = 0
     traced: int | None = None
-    """The view in which it completed its last iteration."""
+    """The view in which the peer completed its last iteration."""
     fresh: int = 0
     """Iterations completed since the last mark."""
     last: float = 0.0
-    """When it completed its last iteration, Unix seconds."""
+    """The time of its last completed iteration, Unix seconds."""
     scores: dict[int, Score] = field(default_factory=dict)
     error: str = ""
-    """Why it gave up."""
+    """The reason why it gave up; empty if it has not."""
 
 
 class Watch:
-    """Reads the peers' logs as they grow, and checks.
+    """Reads the peers' logs as they grow, and checks the promises.
 
     Parameters
     ----------
@@ -134,11 +134,11 @@ class Watch:
     Attributes
     ----------
     violations : list of Violation
-        What did not hold.
+        Promises that did not hold.
     worst : float
-        Largest relative surplus of the trackers.
+        The largest Σ τ − Σ g of a view after an iteration, relative to its largest term.
     sums : int
-        Iterations of a view for which it was looked at.
+        Iterations of a view for which Σ τ − Σ g was computed.
     """
 
     def __init__(self, graph: Graph, folder: Path) -> None:
@@ -147,21 +147,21 @@ class Watch:
         self._sums = TrackerSums(self._peers)
         self._views = {0: _Known(tuple(self._peers), graph.edges, 0)}
         self._told: dict[int, dict[int, ViewChange]] = defaultdict(dict)
-        """By view and peer: what the peer's log tells of the view."""
+        """By view and peer: the line on the view in the peer's log."""
         self._reached: dict[int, int] = defaultdict(int)
-        """The most iterations that were completed in each view."""
+        """The highest iteration completed in each view."""
         self._first: dict[int, float] = {}
-        """When the first iteration of each view was completed."""
+        """The time at which the first iteration of each view was completed, Unix seconds."""
         self._times: dict[int, list[float]] = defaultdict(list)
         self.violations: list[Violation] = []
         self.worst, self.sums = 0.0, 0
         self._summed: set[int] = set()
-        """Views in which it was looked at."""
+        """Views in which Σ τ − Σ g was computed."""
 
     # Reading -----------------------------------------------------------------------------------------
 
     def poll(self) -> None:
-        """Take in the lines that were written since the last time."""
+        """Read the lines that were written since the last call."""
         for peer, seen in self._seen.items():
             path = self._folder / "peers" / f"peer-{peer}.jsonl"
             if not path.is_file():
@@ -175,7 +175,7 @@ class Watch:
                 self.take(read_line(line, path))
 
     def take(self, line: AnyLine) -> None:
-        """Take in one line of a peer's log."""
+        """Process one line of a peer's log."""
         seen = self._seen[line.peer]
         match line:
             case Run():
@@ -193,7 +193,7 @@ class Watch:
     def _take_view(self, line: ViewChange, seen: _Seen) -> None:
         number, peer = line.number, line.peer
         self._told[number].setdefault(peer, line)
-        # Who comes back writes again what its earlier life has seen.
+        # A peer that comes back writes again of views that its earlier life has seen.
         seen.view = number if seen.view is None else max(number, seen.view)
         here = _Known(line.peers, line.edges, line.iteration)
         known = self._views.setdefault(number, here)
@@ -214,7 +214,7 @@ class Watch:
         seen.iteration, seen.traced, seen.last = line.iteration, view, line.time
         seen.fresh += 1
         self._times[peer].append(line.time)
-        # Whoever was behind, or was let in, also traces the beginning of the view.
+        # A peer that was behind, or was let in, also writes a trace of the view's beginning.
         if view in self._views and line.iteration > self._views[view].iteration:
             self._first[view] = min(line.time, self._first.get(view, line.time))
         self._reached[view] = max(line.iteration, self._reached[view])
@@ -222,7 +222,7 @@ class Watch:
             self.violated(Check.ONE_RUN, f"peer {peer} iterates in view {view}, of which no log tells")
         elif peer not in self._views[view].peers:
             self.violated(Check.ONE_RUN, f"peer {peer} iterates in view {view}, which is without it")
-        elif view != seen.view:  # it goes on beside the view that it has come to, or was not let in
+        elif view != seen.view:  # it goes on beside the view that it has adopted, or was not let in
             where = "none" if seen.view is None else f"view {seen.view}"
             self.violated(
                 Check.ONE_RUN, f"peer {peer} iterates in view {view}, its log says it is in {where}"
@@ -241,7 +241,7 @@ class Watch:
                 )
 
     def _look_for_two_runs(self, view: int) -> None:
-        """Look whether ``view`` goes on beside a later one: by the longest path at most it may be ahead."""
+        """Check that ``view`` does not go on beside a later one; it may be ahead by the longest path."""
         if view not in self._views:
             return
         later = min((v for v in self._views if v > view), default=None)
@@ -255,7 +255,7 @@ class Watch:
             )
 
     def violated(self, check: Check, what: str) -> None:
-        """Note that something did not hold."""
+        """Note that the promise ``check`` did not hold."""
         if Violation(check, what) not in self.violations:
             self.violations.append(Violation(check, what))
 
@@ -263,12 +263,12 @@ class Watch:
 
     @property
     def newest(self) -> int:
-        """The newest view that any log tells of."""
+        """The newest view in any log."""
         return max(self._views)
 
     @property
     def members(self) -> frozenset[int]:
-        """Its peers."""
+        """The peers of the newest view."""
         return frozenset(self._views[self.newest].peers)
 
     @property
@@ -278,11 +278,11 @@ class Watch:
 
     @property
     def last(self) -> float:
-        """When any peer of the newest view last completed an iteration, Unix seconds."""
+        """The time at which a peer of the newest view last completed an iteration, Unix seconds."""
         return max(self._seen[p].last for p in self.members)
 
     def mark(self) -> None:
-        """Something was done: from now on it is counted anew how many iterations are completed."""
+        """Count completed iterations anew, since a fault was done or undone."""
         for seen in self._seen.values():
             seen.fresh = 0
 
@@ -295,11 +295,11 @@ class Watch:
         )
 
     def error_of(self, peer: int) -> str:
-        """Return why ``peer`` says that it gave up; empty where it does not."""
+        """Return the reason for which ``peer`` gave up; empty if it has not."""
         return self._seen[peer].error
 
     def scores(self) -> tuple[int, dict[int, Score]] | None:
-        """Return the last iteration after which all peers of the newest view were scored in it, and how."""
+        """Return the last iteration after which all peers of the newest view were scored, and the scores."""
         begin = self._views[self.newest].iteration
         each = [{k for k in self._seen[p].scores if k > begin} for p in self.members]
         if not (common := set.intersection(*each)):
@@ -310,10 +310,10 @@ class Watch:
     # What can be said at the end ---------------------------------------------------------------------
 
     def seconds_to_next(self, fault: Fault) -> float | None:
-        """Return seconds from ``fault`` to the next iteration; None where the run did not have to recover.
+        """Return seconds from ``fault`` to the next iteration; None if the run did not have to recover.
 
-        For what changes the view, to the first iteration of the first view that accounts for it; for a short
-        pause, to the next iteration of the peer that was paused.
+        If the fault changes the view, that is the first iteration of the first view that accounts for the
+        fault; after a short pause, the next iteration of the paused peer.
         """
         event = fault.event
         if event.kind is Kind.PAUSE:
@@ -335,23 +335,23 @@ class Watch:
         return {p for line in self._told[number].values() for p in line.joined}
 
     def check_losses(self) -> None:
-        """Look whether somebody says of every peer that a view is without, and the one before had, why."""
+        """Check that some log has a reason for each peer that a view has lost."""
         numbers = sorted(self._views)
         for before, number in pairwise(numbers):
             lost = set(self._views[before].peers) - set(self._views[number].peers)
-            # A host that missed a view tells of it with the next one.
+            # The log of a host that missed a view has the reasons with the next view.
             why = {p for line in self._told[number].values() for p in {**line.presumed, **line.why}}
             for peer in sorted(lost):
                 if peer not in why:
                     self.violated(Check.LOSSES, f"view {number} is without peer {peer}, and nobody says why")
 
     def check_kills(self, kills: Iterable[tuple[int, int]]) -> None:
-        """Look whether every killed peer was let in again, which takes that its loss was noticed.
+        """Check that every killed peer was let in again, which needs that its loss was noticed.
 
         Parameters
         ----------
         kills : iterable of (int, int)
-            The peer, and the newest view when it was killed.
+            Each killed peer, with the newest view at that time.
         """
         for peer, view in kills:
             if not any(peer in self._joined(v) for v in self._told if v > view):
@@ -360,10 +360,10 @@ class Watch:
                 )
 
     def deviation(self) -> float | None:
-        """Return the largest ‖θ_i − θ̄‖ by ‖θ̄‖ after the last iteration that all have scored.
+        """Return the largest ‖θ_i − θ̄‖ / ‖θ̄‖ after the last iteration at which all peers were scored.
 
-        Of sketches, which keep norms but for some percent (:mod:`p2pft_flower.keeping.sketch`). None where
-        there is no such iteration.
+        It is computed from sketches, which keep norms but for some percent
+        (:mod:`p2pft_flower.keeping.sketch`). None if there is no such iteration.
         """
         if (last := self.scores()) is None:
             return None
@@ -372,7 +372,7 @@ class Watch:
         return float(np.linalg.norm(thetas - mean, axis=1).max() / np.linalg.norm(mean))
 
     def check_agreement(self) -> None:
-        """Look whether the newest view has all peers, and they agree."""
+        """Check that the newest view has all peers, and that they agree."""
         if self.newest not in self._summed:
             self.violated(Check.INVARIANT, f"no iteration of view {self.newest} could be looked at")
         if missing := sorted(set(self._peers) - self.members):
@@ -388,14 +388,15 @@ class Watch:
     def unprovoked(self, faults: Sequence[Fault], slack: float) -> list[Loss]:
         """Return each time that a view was without a peer of the one before to which nothing had been done.
 
-        It was slow for too long on this machine, or links were cut so that no graph holds all together.
+        Such a peer was too slow for too long on this machine, or links were cut so that no graph connects
+        all.
 
         Parameters
         ----------
         faults : sequence of Fault
-            What was done.
+            The faults that were done.
         slack : float
-            Seconds after the end of a fault in which it may still have others go on without a peer.
+            Seconds after the end of a fault within which it may still be why others go on without a peer.
         """
         numbers, losses = sorted(self._views), list[Loss]()
         for before, number in pairwise(numbers):
@@ -412,5 +413,5 @@ class Watch:
 
 
 def _in_order(value: Any) -> Any:
-    """Return peers and edges in order: in which order edges are told says nothing."""
+    """Return peers and edges in order: the order of edges in a log means nothing."""
     return sorted(value) if isinstance(value, tuple) else value
