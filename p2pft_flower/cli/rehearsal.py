@@ -181,9 +181,9 @@ def check_rehearsed(connection: str, graph: Graph, min_peers: int = 0) -> None:
     Parameters
     ----------
     connection : str
-        Of Flower's config.toml.
+        The connection's name in Flower's config.toml.
     graph : Graph
-        The run's.
+        The graph of the run.
     min_peers : int
         The run-config's: so many peers may start without the others; 0: all must start.
 

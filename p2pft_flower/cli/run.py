@@ -142,7 +142,7 @@ def execute_or_record(
     environment: Mapping[str, str] | None,
     verbose: bool,
 ) -> dict[str, Any]:
-    """Run once for a table of several runs: a failure is printed, and becomes results with the reason.
+    """Do one run of a table of several; if it fails, the failure is printed and becomes its results.
 
     Lines go to standard error; standard output is for the table or the JSON.
 
@@ -207,7 +207,7 @@ def _values(
 
 
 def _record_given_up(values: Mapping[str, Any], started: str | None) -> None:
-    """Write results that a run simulated here was stopped; its processes have ended.
+    """Write results with the reason that a run simulated here was stopped; its processes have ended.
 
     Flower ends a simulation's process without notice to the thread of its ServerApp.
     """
@@ -262,7 +262,7 @@ def run(
     """Fine-tune peers over a graph and print their scores.
 
     p2pft run --resume RUN continues a run that was stopped or died, bit for bit. p2pft run --resume RUN
-    --extend epochs=50 lengthens a run that has ended.
+    --extend epochs=50 continues a run that has ended until it has 50 epochs in all.
 
     Exit codes: 0 the run completed; 1 it failed; 2 a setting or graph is wrong and nothing was started;
     3 it completed with some of the peers: others were missing at the start (min-peers) or were lost later

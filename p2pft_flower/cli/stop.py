@@ -26,8 +26,8 @@ def stop(
 
     If peers exchange nothing (algorithm = local), only those of this machine end.
 
-    They are looked up in P2PFT_HOME, which must be the SuperNode's. Exit codes: 0 they have ended; 1 there
-    is none, one cannot be reached, or one does not end.
+    The peers are looked up in P2PFT_HOME, which must be the SuperNode's. Exit codes: 0 they have ended; 1
+    there is none, one cannot be reached, or one does not end.
     """
     found = running(run)
     if not found:

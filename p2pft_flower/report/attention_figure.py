@@ -30,7 +30,7 @@ RIGHT, WRONG, UNKNOWN = "#0072b2", "#d55e00", "#555555"
 """Almost everybody can distinguish blue and vermilion (Okabe and Ito); a tick and a cross say the same."""
 
 COLOURS = "inferno"
-"""Of the heat maps; its brightness grows evenly, also for the colour-blind and in print."""
+"""Colours of the heat maps, whose brightness grows evenly, also for the colour-blind and in print."""
 
 BRIGHTEST = 0.05
 """Share of a row's patches that get the brightest colour."""
@@ -53,7 +53,7 @@ class Panel:
     right : bool or None
         Whether that is the true class; None if it is not known.
     correlation : float or None
-        With the centralised map; None if there is none, or for that map itself.
+        Correlation with the centralised map; None if there is none, or for that map itself.
     """
 
     attention: Array
@@ -70,13 +70,13 @@ class Row:
     Attributes
     ----------
     image : (H, W, C) float32 array
-        As the model sees it, 0..1; C is 1 or 3.
+        The image as the model sees it, 0..1; C is 1 or 3.
     label : str
         Its true class, or the file's name.
     group : str
         The name of its group of rows, written beside the first of them.
     panels : sequence of Panel
-        One a method.
+        The panels, one a method.
     """
 
     image: Array

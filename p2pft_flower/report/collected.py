@@ -49,11 +49,11 @@ class PeerFiles:
     run : Run
         The last run's first line.
     facts : RunFacts
-        What it says of the run.
+        The facts of the run in that line.
     about : PeerFacts
-        What it says of the peer.
+        The facts of the peer in that line.
     lines : list of line
-        Those that follow.
+        The lines that follow it.
     """
 
     peer: int
@@ -70,17 +70,17 @@ class PeerFiles:
 
     @property
     def last(self) -> AnyLine:
-        """Its last line."""
+        """The journal's last line."""
         return self.lines[-1] if self.lines else self.run
 
     @property
     def outcome(self) -> Outcome | None:
-        """How the peer ended; None where it has not trained to the end, or has left no tail."""
+        """The peer's outcome; None if it has not trained to the end, or has left no tail."""
         return self.last if isinstance(self.last, Outcome) and self.tail.is_file() else None
 
     @property
     def evaluations(self) -> list[Evaluation]:
-        """Its evaluations."""
+        """The peer's evaluations."""
         return [line for line in self.lines if isinstance(line, Evaluation)]
 
     @property
@@ -101,7 +101,7 @@ def find_peers(folders: Sequence[Path]) -> dict[int, PeerFiles]:
     Parameters
     ----------
     folders : sequence of Path
-        Each the folder of a run (with ``peers/`` in it) or a ``peers`` folder.
+        Folders of runs (with ``peers/`` in them), or ``peers`` folders.
 
     Returns
     -------
@@ -150,7 +150,7 @@ def _check_alike(peers: Sequence[PeerFiles]) -> None:
 
 
 def _common(peer: PeerFiles) -> list[tuple[str, Any]]:
-    """Return what the ``run`` lines of all peers of a run say alike."""
+    """Return the parts of a journal's ``run`` line that are the same for all peers of a run."""
     run, facts = peer.run, peer.facts
     named = [(key, getattr(run, key)) for key in ("run", "n", "iterations", "evaluate_every")]
     keys = ("graph", "live", "partition", "versions", "pooled")

@@ -23,9 +23,9 @@ def draw_comparison(runs: Sequence[dict[str, Any]], title: str, png: Path) -> No
     runs : sequence of dict
         Results of completed runs.
     title : str
-        Above the picture.
+        A line above the picture.
     png : Path
-        Where it goes.
+        The file to write.
     """
     from matplotlib.figure import Figure
 
@@ -67,9 +67,9 @@ def draw_shares(counts: npt.NDArray[np.int64], peers: Sequence[str], title: str,
     peers : sequence of str
         Names of the peers.
     title : str
-        Above the picture.
+        A line above the picture.
     png : Path
-        Where it goes.
+        The file to write.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure

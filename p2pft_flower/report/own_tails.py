@@ -13,7 +13,7 @@ __all__ = ["is_own_tail", "score_own_tail", "tail_metadata"]
 
 
 def tail_metadata(file: Path) -> dict[str, str]:
-    """Return what a tail says of itself; nothing where the file cannot be read."""
+    """Return the metadata of a tail; empty if the file cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -36,14 +36,14 @@ def score_own_tail(file: Path, data_dir: str | None = None) -> tuple[dict[str, s
     file : Path
         The tail, for which :func:`is_own_tail` holds.
     data_dir : str, optional
-        In place of the run's ``data-dir``.
+        Folder of the data, in place of the run's ``data-dir``.
 
     Returns
     -------
     metadata : dict of str to str
-        What the file says of itself.
+        The file's own metadata.
     score : Score
-        Of its peer's objective.
+        The score of its peer's objective.
 
     Raises
     ------

@@ -45,7 +45,7 @@ class PaperDataset:
     Attributes
     ----------
     name : str
-        As the tables have it.
+        The dataset's name in the tables.
     dataset : str
         The run-config's value.
     classes : int
@@ -99,9 +99,9 @@ class PaperTable:
     Attributes
     ----------
     number : int
-        Of the table.
+        Number of the table.
     architecture : str
-        As its caption has it; in lower case the presets' name for it.
+        The architecture, as the caption has it; in lower case the presets' name for it.
     model : str
         The timm model.
     local, p2pft : mapping

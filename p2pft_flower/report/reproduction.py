@@ -56,11 +56,11 @@ class Row:
     test : int
         Test images.
     partition : str
-        With ``auto`` resolved.
+        The run-config's ``partition``, with ``auto`` resolved.
     weights : str
-        For people: timm's name of the weights, or the file's name.
+        The weights' name for people: timm's, or the file's.
     sha256 : str or None
-        Of the weights' file, hexadecimal; None if there is no file.
+        Digest of the weights' file, hexadecimal; None if there is no file.
     """
 
     dataset: str
@@ -117,9 +117,9 @@ def differences(table: PaperTable, row: Row, *, quick: bool = False) -> list[str
     Parameters
     ----------
     table : PaperTable
-        The paper's.
+        The paper's table.
     row : Row
-        Ours.
+        Our row.
     quick : bool
         Whether it is a first look only.
     """
@@ -182,7 +182,7 @@ def reproduction(
     methods : sequence of str
         In the order of the table of all methods.
     seeds : sequence of int
-        Of each row and method.
+        Seeds of each row and method.
     quick : bool
         Whether it is a first look only.
 

@@ -56,7 +56,7 @@ _PLAIN = re.compile(r"peer-\d+\.(jsonl|plan\.json.*)")
 
 
 class ViewRow(TypedDict):
-    """An entry of results.json's ``views``: a change of view, as all hosts together tell it."""
+    """An entry of results.json's ``views``: a change of view, put together from the reports of all hosts."""
 
     number: int
     iteration: int
@@ -140,7 +140,7 @@ def lost_on_the_way(changes: Sequence[ViewRow], missing: Sequence[int]) -> str:
 
 
 def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewRow]:
-    """Return every change of view once, ascending, from what several hosts tell of the same ones.
+    """Return every change of view once, ascending, from the reports of several hosts on the same changes.
 
     ``lost`` of each is relative to the view before. ``why`` joins the observations of all hosts; a
     presumption appears only if no host has observed anything. ``seconds`` is the longest of theirs.
@@ -148,7 +148,7 @@ def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewR
     Parameters
     ----------
     told : iterable of ViewChange
-        In any order. Each host compares a view with the last one that it was in.
+        The hosts' reports, in any order. Each host compares a view with the last one that it was in.
     first : iterable of int
         The peers of view 0.
     """
@@ -165,7 +165,7 @@ def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewR
     for reasons in ("why", "presumed"):
         for change in changes:
             for peer, why in getattr(change, reasons).items():
-                # A host that comes over several views at once tells only in the last one whom it missed.
+                # A host that comes over several views at once has the missed peers in its last report only.
                 gone = [v for v, o in views.items() if v <= change.number and peer in o["lost"]]
                 if gone:
                     views[gone[-1]]["why"].setdefault(str(peer), why)
@@ -228,23 +228,23 @@ def run_results(
     iterations : int
         Length of the run.
     outcomes : mapping of int to Outcome
-        By peer.
+        The peers' outcomes, by peer.
     about : mapping of int to PeerFacts
-        By peer.
+        The peers' facts, by peer.
     history : list of dict
-        From :meth:`~p2pft_flower.keeping.progress.Progress.history`.
+        The scores of each evaluation, from :meth:`~p2pft_flower.keeping.progress.Progress.history`.
     graph : mapping
-        ``name``, ``weights``, ``peer_names``, ``addresses`` and ``digest``.
+        The graph's ``name``, ``weights``, ``peer_names``, ``addresses`` and ``digest``.
     partition : str
-        With ``auto`` resolved.
+        The run-config's ``partition``, with ``auto`` resolved.
     hosts : collection of sequences of int
         The peers of each host.
     versions : mapping
-        Package to version.
+        Each package's version.
     resumed_from : ResumedFrom, optional
-        None: it began.
+        The run that this one goes on from; None if it began anew.
     views : sequence of ViewRow
-        From :func:`merged_views`.
+        The changes of view, from :func:`merged_views`.
     """
     peers: list[dict[str, Any]] = [
         {

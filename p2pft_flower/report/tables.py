@@ -235,7 +235,7 @@ def comparison_table(runs: Sequence[dict[str, Any]], title: str) -> str:
 
 
 def comparison_markdown(runs: Sequence[dict[str, Any]], title: str) -> str:
-    """Return the same table as Markdown."""
+    """Return the table of :func:`comparison_table` as Markdown."""
     lines = [f"# {title}", "", "| " + " | ".join(_COMPARISON) + " |", "|" + " --- |" * len(_COMPARISON)]
     lines += ["| " + " | ".join(cell(text) for text in row) + " |" for row in _comparison_rows(runs)]
     return "\n".join(lines) + "\n"
