@@ -9,7 +9,7 @@ Kinds of map, for ViTs (DeiT, distilled DeiT) and Swin:
     token receives within its window, mean over the window's queries, the windows put back into the feature
     map.
 ``head:H``
-    The same of head H alone, counted from 0.
+    The attention of head H of the last block alone, counted from 0; else as ``mean``.
 ``rollout``
     Attention rollout (Abnar and Zuidema 2020): Â_L ⋯ Â_1 with Â = ½ A + ½ I over all blocks, heads averaged.
     For ViTs only: Swin's windows and merged patches give no one matrix.
@@ -67,10 +67,10 @@ class Maps(NamedTuple):
     Attributes
     ----------
     logits : (N, classes) float32 tensor
-        Its answer.
+        The model's answer.
     maps : (N, H, W) float32 tensor
-        Its attention to each cell of its grid of patches, ≥ 0. Class-token rows sum to at most one: the rest
-        belongs to the tokens that are no patches.
+        The model's attention to each cell of its grid of patches, ≥ 0. Class-token rows sum to at most one:
+        the rest belongs to the tokens that are no patches.
     """
 
     logits: torch.Tensor

@@ -43,7 +43,7 @@ def augmentation(model: nn.Module, augment: str) -> Transform:
     Parameters
     ----------
     model : nn.Module
-        Its ``pretrained_cfg`` describes its images.
+        The model, whose ``pretrained_cfg`` describes its images.
     augment : str
         ``"basic"`` (random resized crop, horizontal flip), or a timm auto-augmentation on top of it:
         ``"rand-m9-mstd0.5-inc1"``, ``"augmix-m3-w3"``, ``"original"``, ``"v0"``, ``"3a"``, …
@@ -89,7 +89,7 @@ class LiveFeatures:
     trunk : callable
         (B, C, H, W) ↦ a tensor, or a tuple of them; run without gradients.
     seed, peer : int
-        With the mini-batch's number they decide the draws of ``transform``.
+        Numbers that, with the mini-batch's own, decide the draws of ``transform``.
     augmented : bool
         Whether ``transform`` draws random numbers (:func:`augmentation`).
     """

@@ -30,7 +30,7 @@ EVALUATION_BATCH = 128
 
 @dataclass(frozen=True)
 class _Position:
-    """What :meth:`PeerObjective.position` says; ``order`` is for the images' own to read."""
+    """The content of :meth:`PeerObjective.position`; ``order`` is the position in the images' order."""
 
     drawn: Count
     lost: Count
@@ -58,7 +58,8 @@ class Evaluation:
     accuracy : float
         Share of all test images that are classified right, 0..1; NaN without test images.
     accuracy_unseen : float or None
-        The same on the classes of which the peer holds no training image; None if it holds all.
+        Share of the test images that are classified right among those of classes of which the peer holds no
+        training image; None if it holds all classes.
     """
 
     loss: float
@@ -67,12 +68,12 @@ class Evaluation:
 
 
 class PeerObjective:
-    """∇L_i on fresh mini-batches, and the scores of a θ.
+    """Gives ∇L_i on fresh mini-batches, and the scores of a θ.
 
     Parameters
     ----------
     tail : nn.Module
-        Copied: peers of one host share no memory that training writes to.
+        The tail; it is copied, since peers of one host share no memory that training writes to.
     images : MiniBatches or PooledMiniBatches
         The trunk's outputs for the peer's training images, mini-batch by mini-batch.
     test : Features
@@ -143,10 +144,11 @@ class PeerObjective:
         Parameters
         ----------
         position : mapping
-            From :meth:`position`.
+            The other objective's :meth:`position`.
         lost : int
-            At most so many gradients were drawn after that. Private ones count: neighbours may know their
-            results, and new draws have other noise. If the seed decides, the draws are the very same.
+            The most gradients that the other objective may have drawn after ``position``. They count towards
+            ε if the noise is drawn anew; if it comes from the seed, the same gradients come again and cost
+            nothing more.
 
         Raises
         ------
@@ -182,7 +184,7 @@ def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tenso
     Parameters
     ----------
     tail : nn.Module
-        Its trained parameters become views of ``theta``.
+        The tail, whose trained parameters become views of ``theta``.
     theta : (q,) float32 array
         The trained parameters.
     test : Features

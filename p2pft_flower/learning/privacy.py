@@ -213,7 +213,7 @@ class ClippedGradients:
     Parameters
     ----------
     tail : nn.Module
-        Its parameters with ``requires_grad`` are trained.
+        The tail, whose parameters with ``requires_grad`` are trained.
     clip : float
         Largest L2 norm of an image's gradient; ``inf`` for no limit.
     """
@@ -249,7 +249,7 @@ class ClippedGradients:
         Returns
         -------
         total : (q,) float32 tensor
-            In the order of ``named_parameters``.
+            The sum, in the order of ``named_parameters``.
         losses : (B,) float32 tensor
             Cross-entropy of each image.
         """
@@ -283,7 +283,7 @@ class ClippedGradients:
         Raises
         ------
         ConfigError
-            When it does not; names ``what``.
+            When the tail does not admit them; names ``what``.
         """
         inputs, labels = features.read(np.zeros(1, dtype=np.int64), 0)
         try:

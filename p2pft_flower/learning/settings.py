@@ -47,7 +47,7 @@ def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
     Raises
     ------
     ConfigError
-        With key, value and the remedy.
+        When a value is wrong; names key, value and remedy.
     """
     if config.problem:
         config.check_problem()
@@ -84,7 +84,7 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
     Raises
     ------
     ConfigError, DataError
-        With key, value and the missing thing.
+        When one is missing; names key, value and the missing thing.
     """
     if config.problem:
         check_reference(config.problem, key="problem", beside=places)
@@ -105,7 +105,7 @@ def check_ranges(config: LearningConfig, n: int) -> None:
     Raises
     ------
     ConfigError
-        With both numbers.
+        When the number is another one; gives both numbers.
     """
     if len(config.pixel_ranges) not in (1, n):
         raise ConfigError(
@@ -120,7 +120,7 @@ def require_accountant_here(config: LearningConfig) -> None:
     Raises
     ------
     ConfigError
-        With how to install it.
+        When Opacus is not installed; says how to install it.
     """
     if config.dp_clip and importlib.util.find_spec("opacus") is None:
         raise no_accountant("No module named 'opacus'")

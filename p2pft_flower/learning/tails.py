@@ -85,7 +85,7 @@ def load_tail(
     file : Path
         The tail.
     dataset, data_dir, pixel_range : str, optional
-        Replace those of its run. With a range for each peer, the tail's peer has its own.
+        Values that replace those of the tail's run. With a range for each peer, the tail's peer has its own.
 
     Returns
     -------
@@ -94,7 +94,7 @@ def load_tail(
     Raises
     ------
     ConfigError, DataError
-        When the file cannot be read or is no tail, or model or data are missing or differ.
+        When the file cannot be read or is no tail, or when model or data are missing or differ.
     """
     return load_tails([file], dataset, data_dir, pixel_range)[0]
 
@@ -141,7 +141,7 @@ def _check_images(file: Path, metadata: dict[str, str], workload: Workload) -> N
     Raises
     ------
     DataError
-        With the setting that differs.
+        When a setting differs; names it.
     """
     if "preprocessing" not in metadata:  # tails of earlier versions lack it
         return

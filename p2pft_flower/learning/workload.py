@@ -68,7 +68,7 @@ class Workload:
         Names of the classes if they are known without images: to the coordinator of peers on other
         machines, or from a tail's metadata.
     holdings : Holdings, optional
-        Who holds which images, where that was looked at already, with the same settings.
+        The images that each peer holds, if they were computed already, with the same settings.
 
     Raises
     ------
@@ -118,7 +118,7 @@ class Workload:
 
     @property
     def preprocessing(self) -> dict[str, Any]:
-        """The same for JSON, as in results and tails."""
+        """The settings of :attr:`images` for JSON, as in results and tails."""
         return self.images.to_dict()
 
     @cached_property
@@ -214,7 +214,7 @@ class Workload:
 
     @cached_property
     def meeting_digest(self) -> str:
-        """SHA-256 of :meth:`frozen_facts`, by which neighbours see when they meet that they train alike."""
+        """SHA-256 of :meth:`frozen_facts`, which neighbours compare when they meet."""
         return sha256(json.dumps(self.frozen_facts(), sort_keys=True).encode()).hexdigest()
 
     @cached_property

@@ -24,7 +24,7 @@ def check_augment(augment: str) -> None:
     Raises
     ------
     ConfigError
-        With examples.
+        When timm lacks it; gives examples.
     """
     if augment in ("none", "basic"):
         return

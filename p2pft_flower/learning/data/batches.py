@@ -1,6 +1,6 @@
 """The order in which a peer sees its images: a function of seed, peer and position alone.
 
-But for the private batches of :class:`PoissonBatches` without a key.
+The private batches of :class:`PoissonBatches` without a key are the exception.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Catalogue(Protocol):
 
 
 class _Pass(msgspec.Struct, frozen=True):
-    """How far a pass over a set is that grows: the next batch, the pass's number, and what is left of it."""
+    """The position in a pass over a growing set: the next batch, the pass's number, and the images left."""
 
     next: Count
     number: Count = msgspec.field(name="pass")

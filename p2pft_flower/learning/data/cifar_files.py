@@ -1,7 +1,8 @@
 """CIFAR's official files: pickles of a dictionary with arrays and lists, of which nothing else is admitted.
 
-A pickle may name any function to be called when it is read. Here those are admitted that make a NumPy array,
-so a file that asks for other code is refused instead of obeyed.
+A pickle may name any function to be called when it is read. Here only the functions that make a NumPy array
+are
+admitted, so a file that asks for other code is refused instead of obeyed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _ADMITTED = {
     ("numpy._core.numeric", "_frombuffer"),
     ("_codecs", "encode"),
 }
-"""What makes an array, in pickles of Python 2 and 3."""
+"""The functions that make an array, in pickles of Python 2 and 3."""
 
 
 class _ArraysOnly(pickle.Unpickler):
@@ -52,7 +53,7 @@ def read_cifar(*files: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int6
     Raises
     ------
     Exception
-        Whatever is wrong with a file, as a reader of pickles raises it.
+        When a file cannot be read: any error that a reader of pickles raises.
     """
     batches = [_dictionary(file) for file in files]
     pixels = np.vstack([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -67,7 +68,7 @@ def read_names(file: Path) -> tuple[str, ...]:
     Raises
     ------
     Exception
-        As :func:`read_cifar`.
+        When a file cannot be read, as in :func:`read_cifar`.
     """
     meta = _dictionary(file)
     return tuple(map(str, meta["label_names" if "label_names" in meta else "fine_label_names"]))

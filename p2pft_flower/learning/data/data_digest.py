@@ -23,7 +23,7 @@ OPENED = 400
 """Files, spread evenly over the classes, whose content counts too."""
 
 BLOCK, BLOCKS = 2**16, 16
-"""Bytes and number of the evenly spaced blocks that are read of a larger file."""
+"""Bytes of a block, and the number of evenly spaced blocks that are read of a larger file."""
 
 
 def images_digest(split: Split, positions: npt.NDArray[np.int64], classes: Sequence[str]) -> str:

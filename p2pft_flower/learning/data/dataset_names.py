@@ -44,7 +44,7 @@ def check_dataset_name(name: str) -> None:
     Raises
     ------
     ConfigError
-        With the nearest name and the choices.
+        When it is unknown; gives the nearest name and the choices.
     """
     known = [*BUILT_IN, *TORCHVISION]
     if name in known or is_reference(name) or (name.startswith(FOLDER) and name != FOLDER):
@@ -70,14 +70,14 @@ def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
     Parameters
     ----------
     dataset, data_dir : str
-        Of the run-config; ``data_dir`` may be empty.
+        The run-config's values; ``data_dir`` may be empty.
     where : str
         The place of the setting, for the message, as ``" in --node-config"``.
 
     Raises
     ------
     ConfigError
-        With the datasets that read it.
+        When the dataset does not read it; names those that do.
     """
     if not data_dir or reads_data_dir(dataset):
         return
@@ -126,7 +126,7 @@ def classes_of(dataset: str) -> tuple[str, ...] | None:
     Parameters
     ----------
     dataset : str
-        The run-config's; a folder must exist. None for a folder for each peer.
+        The run-config's ``dataset``; a folder must exist. With a folder for each peer the result is None.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence
     Parameters
     ----------
     dataset, data_dir : str
-        Of the run-config.
+        The run-config's values.
     download : bool
         Whether missing files are fetched.
     peers : sequence of int

@@ -17,7 +17,7 @@ Labels = npt.NDArray[np.int64]
 Parts = list[npt.NDArray[np.int64]]
 
 _DRAWS = 11
-"""How often ``dirichlet`` draws at most until no peer has too few images."""
+"""The most draws of ``dirichlet`` until no peer has too few images."""
 
 
 def deal_iid(labels: Labels, n: int, seed: int) -> Parts:
@@ -35,7 +35,7 @@ def deal_iid(labels: Labels, n: int, seed: int) -> Parts:
     Returns
     -------
     list of n int64 arrays
-        Positions.
+        The positions of each peer's images.
     """
     return np.array_split(np.random.default_rng(seed).permutation(len(labels)), n)
 
@@ -50,7 +50,7 @@ def deal_dirichlet(labels: Labels, n: int, alpha: float, at_least: int, seed: in
     alpha : float
         α > 0; the smaller, the more unequal.
     at_least : int
-        Images that each peer is to have: until then all is drawn again.
+        The least number of images of a peer: until each has as many, all is drawn again.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def deal_shards(labels: Labels, n: int, classes: int, seed: int) -> Parts:
     labels, n, seed
         As for :func:`deal_iid`.
     classes : int
-        K, at most as many as there are.
+        K, at most the number of classes.
 
     Raises
     ------

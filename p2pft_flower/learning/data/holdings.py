@@ -49,7 +49,7 @@ class PeerData:
     test_digest : str
         Digest of the images that it is scored on.
     pixel_range : str
-        Their black and white samples, as the run-config or the site gives them.
+        The sample values that are black and white, as the run-config or the site gives them.
     """
 
     images: int
@@ -118,7 +118,7 @@ class Holdings:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """Training and test images; of own folders those of the peers here, concatenated."""
+        """Training and test images; with a folder for each peer those of the peers here, concatenated."""
         config = self.config
         if config.sited:
             found = self._sites.dataset
@@ -190,7 +190,7 @@ class Holdings:
         Raises
         ------
         ConfigError
-            As :attr:`surveys`.
+            When black and white samples are unknown, as in :attr:`surveys`.
         """
         surveys = self.surveys
         if not self.config.sited:

@@ -68,7 +68,8 @@ class ImageSettings:
     interpolation : str
         How images are resized.
     mean, std : tuple of float
-        Subtracted from, and then divides, pixels of 0..1; one number a channel.
+        The number that is subtracted from pixels of 0..1, and the one that they are then divided by; one a
+        channel.
     origins : mapping of str to str
         The origin of each of these, in words.
     """
@@ -169,7 +170,7 @@ def set_image_settings(name: str, model: nn.Module, keys: ImageKeys, origin: str
     name : str
         The model's name, for messages.
     model : nn.Module
-        Built for the image size in ``keys``; its ``pretrained_cfg`` is replaced.
+        The model, built for the image size in ``keys``; its ``pretrained_cfg`` is replaced.
     keys : ImageKeys
         The run-config's settings.
     origin : str

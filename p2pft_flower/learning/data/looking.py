@@ -39,7 +39,7 @@ def each(
     positions : sequence of int
         The images.
     what : str
-        For the progress in the log, e.g. ``"test"``.
+        A name for the progress in the log, e.g. ``"test"``.
     """
 
     def tried(position: int) -> Found | Exception:

@@ -39,16 +39,16 @@ _ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Pixels:
-    """How the images of one site become pictures.
+    """The conversion of one site's images to pictures.
 
     Attributes
     ----------
     window : (float, float) or None
-        Black and white of all deep samples; None: those of ``ranges``.
+        The values that are black and white in all deep samples; None: those of ``ranges``.
     ranges : mapping of Form to (float, float)
-        Black and white of deep samples by their form.
+        The values that are black and white in deep samples, by their form.
     opacities : mapping of Form to (float, float)
-        Transparent and opaque alpha of deep samples by their form.
+        The values of alpha that are transparent and opaque in deep samples, by their form.
     """
 
     window: Range | None = None

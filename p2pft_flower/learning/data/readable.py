@@ -29,7 +29,7 @@ def unreadable_images(
     positions : sequence of int
         The images to decode.
     what : str
-        For the progress in the log, e.g. ``"test"``.
+        A name for the progress in the log, e.g. ``"test"``.
 
     Returns
     -------

@@ -55,8 +55,7 @@ class ImageStream:
     Every image that was ever readable has its position for good; :meth:`refresh` returns the present ones.
 
     - An unreadable file is assumed to be incomplete, and tried again at the next listing. A warning names
-    files
-      that stay unreadable. To be safe, write under another extension and rename.
+      files that stay unreadable. To be safe, write under another extension and rename.
     - Deleted images are left out from the next listing on, with a warning.
     - Folders of new classes are passed over, with a warning: the model's head has a fixed size.
 
@@ -67,7 +66,7 @@ class ImageStream:
     classes : sequence of str
         Names of all classes, by number.
     what : str
-        For the log, e.g. ``"peer 2's"``.
+        The folders' owner, for the log, e.g. ``"peer 2's"``.
 
     Raises
     ------

@@ -32,13 +32,13 @@ LOOKED_AT = 256
 without files that are read."""
 
 VALUES = 4096
-"""Samples of each of them that are counted, evenly spaced."""
+"""Evenly spaced samples of each decoded image that are counted."""
 
 BRIGHT = 99.9
 """Percentile of the samples that must reach half of the declared range for it to be accepted."""
 
 SPAN = 1 / 8
-"""Share of the declared range that the samples must cover between 100 − :data:`BRIGHT` and that."""
+"""Share of the declared range between the samples' percentiles 100 − :data:`BRIGHT` and BRIGHT, at least."""
 
 FULL = 0.98
 """Share of the declared range above which samples are not judged if there are others: burned-in marks and
@@ -86,11 +86,11 @@ class Survey:
     looked_at : int
         Images whose head was read.
     turned : int
-        Those with an orientation tag that turns or mirrors them.
+        Images with an orientation tag that turns or mirrors them.
     transparent : int
-        Those with an alpha channel or a transparent colour.
+        Images with an alpha channel or a transparent colour.
     pages : int
-        Those with several pages or frames.
+        Images with several pages or frames.
     deep : dict of str to int
         Kinds of deep samples, with their black and white ↦ number of images.
     warnings : tuple of str
@@ -126,7 +126,7 @@ class Statistics:
     images : int
         Number of pictures; each counts the same.
     mean, deviation : float
-        Of all pixels, 0 (black) to 1 (white).
+        Mean and standard deviation of all pixels, 0 (black) to 1 (white).
     black, white : float
         Shares of pixels that are black and white, 0..1.
     """

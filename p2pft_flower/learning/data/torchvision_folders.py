@@ -38,7 +38,7 @@ FOLDERS = {
     ),
     "oxford-flowers102": TorchvisionFolder("flowers-102", ("jpg", "imagelabels.mat", "setid.mat")),
 }
-"""By the run-config's ``dataset``."""
+"""The folders, by the run-config's ``dataset``."""
 
 
 def data_root(data_dir: str) -> Path:
@@ -54,7 +54,7 @@ def find_folder(dataset: str, data_dir: str) -> Path | None:
     dataset : str
         A key of :data:`FOLDERS`.
     data_dir : str
-        As for :func:`data_root`.
+        The run-config's ``data-dir``, as for :func:`data_root`.
 
     Raises
     ------

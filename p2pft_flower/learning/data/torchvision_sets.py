@@ -119,7 +119,7 @@ def _download(name: str, fetch: Callable[[str], object], root: Path) -> None:
 
 
 def _torchvision(reader: str) -> Callable[[str], object]:
-    """Return what downloads a dataset with torchvision's own reader; nothing else needs torchvision."""
+    """Return a function that downloads a dataset by torchvision's reader, the only use of torchvision."""
 
     def fetch(root: str) -> object:
         from torchvision import datasets

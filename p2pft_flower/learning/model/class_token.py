@@ -67,7 +67,7 @@ def attend_normalised(block: Any, normed: torch.Tensor, own: torch.Tensor) -> to
     Parameters
     ----------
     block : timm's Block
-        For which `why_not_normalised` finds no reason.
+        The block; `why_not_normalised` must find no reason against it.
     normed : (N, T, D) tensor
         x̂: the block's input, normalised without scale and shift.
     own : (N, P, D) tensor
@@ -111,7 +111,7 @@ def attend_query(block: Any, tokens: torch.Tensor, first: int) -> torch.Tensor:
     Parameters
     ----------
     block : timm's Block
-        For which `why_not_query` finds no reason.
+        The block; `why_not_query` must find no reason against it.
     tokens : (N, T, D) tensor
         The block's input.
     first : int
@@ -139,7 +139,7 @@ def attend_query(block: Any, tokens: torch.Tensor, first: int) -> torch.Tensor:
 
 
 def _leave(block: Any, own: torch.Tensor, o: torch.Tensor, entering: torch.Tensor) -> torch.Tensor:
-    """From the heads' outputs to the block's, as timm's Attention and Block do."""
+    """Return the block's outputs from its heads' outputs, as timm's Attention and Block compute them."""
     attn = block.attn
     o = attn.norm(o)
     if attn.gate is not None:

@@ -30,7 +30,7 @@ def options_for_size(name: str, model: Any, size: int) -> dict[str, Any]:
     model : nn.Module
         The model as timm builds it by itself.
     size : int
-        0: the model's own; then there are no options.
+        Pixels of a side; 0: the model's own size, which needs no options.
 
     Raises
     ------

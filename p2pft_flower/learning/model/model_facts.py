@@ -1,4 +1,4 @@
-"""What decides a model, read in a moment: without torch or timm, and without building it.
+"""Facts that decide a model, read in a moment: without torch or timm, and without building it.
 
 Two peers with the same facts train the same model. Two whose facts differ may still do so: a file of weights
 may hold the same numbers in another format, and a module may have another comment. Then the models
@@ -25,14 +25,14 @@ from p2pft_flower.plugins import is_reference, source_file
 __all__ = ["light_digest", "model_facts"]
 
 _DECIDE = ("model", "image_size", "crop_pct", "interpolation", "mean", "std", "tune", "trunk_dtype", "seed")
-"""Settings that decide the model; ``weights`` is a path, and counts by what the file holds."""
+"""Settings that decide the model; of ``weights``, a path, the file's content counts."""
 
 _MULTIPLIES = ("amx_bf16", "avx512_bf16", "bf16")
 """Flags of processors that compute in bfloat16, which ``trunk-dtype = auto`` then does."""
 
 
 def model_facts(config: LearningConfig) -> dict[str, str]:
-    """Return what decides the model's numbers, and those of its frozen part.
+    """Return the facts that decide the model's numbers and its frozen part's outputs.
 
     Parameters
     ----------
@@ -42,8 +42,8 @@ def model_facts(config: LearningConfig) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        By words: the settings, the weights, the code, and, where ``trunk-dtype`` leaves it to the machine,
-        what it computes with.
+        The settings, the weights, the code, and, if ``trunk-dtype`` leaves it to the machine, the machine's
+        precision, each by a name.
 
     Raises
     ------
@@ -84,15 +84,15 @@ def _sha256(file: Path) -> str:
 
 
 def _source(model: str) -> str:
-    """Return a digest of the module that a model of the user's own is in; empty where it is not found."""
-    with contextlib.suppress(ConfigError, OSError):  # whoever builds the model says what is wrong
+    """Return a digest of the module that a model of the user's own is in; empty if it is not found."""
+    with contextlib.suppress(ConfigError, OSError):  # building the model will raise the error
         file = source_file(model, key="model")
         return "" if file is None else _sha256(file)
     return ""
 
 
 def _machine(device: str) -> str:
-    """Say what of this machine decides in which precision it computes."""
+    """Return the facts of this machine that decide in which precision it computes."""
     gpus: list[str] = []
     if device in ("auto", "cuda"):
         told = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))

@@ -39,7 +39,7 @@ def check_model_name(name: str) -> None:
     Raises
     ------
     ConfigError
-        With the nearest names.
+        When it is unknown or cannot be cut; gives the nearest names.
     """
     if name in EMBEDDED or is_reference(name):
         return
@@ -100,7 +100,7 @@ def check_weights(model: str, weights: str, *, here: bool) -> None:
     Parameters
     ----------
     model, weights : str
-        Of the run-config.
+        The run-config's values.
     here : bool
         Whether the model runs on this machine, so that a file must exist here.
 

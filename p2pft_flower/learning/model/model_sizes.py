@@ -57,14 +57,14 @@ def check_sizes(model: str, tune: str, image_size: int) -> None:
     Parameters
     ----------
     model, tune : str
-        Of the run-config.
+        The run-config's values.
     image_size : int
-        Likewise; 0 is the model's own.
+        The run-config's ``image-size``; 0 is the model's own.
 
     Raises
     ------
     ConfigError
-        With the values that fit.
+        When it does not fit; gives the values that do.
     """
     kind, number = read_tune(tune)
     if kind in ("prompt", "prompt-deep"):
@@ -89,7 +89,7 @@ def check_tune_number(what: str, value: int, most: int) -> None:
     Raises
     ------
     ConfigError
-        With the largest number.
+        When it is too large; gives the largest number.
     """
     if not 1 <= value <= most:
         raise ConfigError(f"tune = {what}: {value} is not in 1..{most}")
@@ -101,7 +101,7 @@ def check_blocks(number: int, blocks: int) -> None:
     Raises
     ------
     ConfigError
-        With their number.
+        When the model has fewer; gives their number.
     """
     if not 1 <= number <= blocks:
         raise ConfigError(
@@ -124,7 +124,7 @@ def check_patches(name: str, size: int, patch: Sequence[int]) -> None:
     Raises
     ------
     ConfigError
-        With sizes that fit.
+        When it is such a size; gives sizes that fit.
     """
     side = max(patch)
     begin = f"image-size = {size}: the patches of {name} are {' × '.join(map(str, patch))} pixels, so"

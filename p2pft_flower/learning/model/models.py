@@ -139,7 +139,7 @@ def _check_input_size(name: str, model: nn.Module) -> None:
     Raises
     ------
     ConfigError
-        With the value.
+        When it fits none; gives the value.
     """
     given = getattr(model, "pretrained_cfg", None) or {}
     try:
@@ -223,7 +223,7 @@ def _check_own(name: str, model: nn.Module, num_classes: int) -> None:
     Raises
     ------
     ConfigError, DataError
-        With the promise and the finding.
+        When it breaks one; names the promise and the finding.
     """
     _check_settings(name, model)
     for tensor_name, parameter in model.named_parameters():
@@ -267,7 +267,7 @@ def _check_own(name: str, model: nn.Module, num_classes: int) -> None:
 
 
 _CROP_MODES = ("center", "squash", "border")
-"""timm's."""
+"""Modes of cropping that timm knows."""
 
 
 def _check_settings(name: str, model: nn.Module) -> None:
@@ -276,7 +276,7 @@ def _check_settings(name: str, model: nn.Module) -> None:
     Raises
     ------
     ConfigError
-        With the setting, its value, and the right values.
+        When one is wrong; names the setting, its value, and the right values.
     """
     cfg = resolve_data_config({}, model=model)
     kinds = [kind for kind in CHOICES["interpolation"] if kind]
@@ -302,7 +302,7 @@ def data_config(model: nn.Module) -> dict[str, Any]:
 
 
 def preprocessing(model: nn.Module) -> Callable[[Any], torch.Tensor]:
-    """Return PIL image ↦ (C, H, W) float32, as the model sees it (size, crop, mean, std)."""
+    """Return the function PIL image ↦ (C, H, W) float32, as the model sees it (size, crop, mean, std)."""
     config = data_config(model)
     transform = create_transform(**config, is_training=False)
     mode = "L" if config["input_size"][0] == 1 else "RGB"

@@ -42,18 +42,16 @@ def switched_on(model: nn.Module) -> list[nn.Module]:
     """Return the modules of a tuned model that are in training mode while its tail is trained.
 
     - Modules that hold a trained parameter, themselves or in a part. Prompts do not count: they are another
-    input of
-      a block whose own weights stay frozen.
+      input of a block whose own weights stay frozen.
     - Drop-out, drop-path and other modules without parameters, directly below such a module.
     - Not the stem before the first block, unless it or the position embedding is trained: a frozen stem
-    answers as
-      the trunk does.
+      answers as the trunk does.
     - Never a layer with running statistics (:func:`has_statistics`).
 
     Parameters
     ----------
     model : nn.Module
-        Its trained parameters have ``requires_grad``.
+        The model, whose trained parameters have ``requires_grad``.
     """
     trained = {
         id(p)

@@ -71,7 +71,7 @@ _SWIN = (
     ("layers.#.downsample.", "encoder.layers.#.downsample."),  # of the stage before, as in Swin's original
     ("norm.", "layernorm."),
 )
-"""The same for Swin. timm's filter takes the left names for Swin's original ones, and moves downsample."""
+"""Beginnings of names of Swin. timm's filter takes the left ones for the originals, and moves downsample."""
 
 _KINDS = (
     (

@@ -56,8 +56,8 @@ def flatten(checkpoint: Any) -> dict[str, torch.Tensor]:
     Raises
     ------
     UnreadableError
-        When there are none, they have no names, or two have the same; when one is sparse, quantised or has no
-        values; when a container contains itself.
+        When there are no tensors, a tensor has no name, or two tensors have the same name; when a tensor is
+        sparse, quantised or has no values; when a container contains itself.
     """
     if isinstance(checkpoint, torch.Tensor):
         raise UnreadableError(

@@ -58,13 +58,13 @@ class StoreRecord:
     Attributes
     ----------
     folder : Path
-        Its folder; the last part is the store's name.
+        The store's folder; the last part is the store's name.
     about : mapping of str to str, or None
         The facts that it was made with; None if ``meta.json`` cannot be read.
     rows : int
         Records in its index.
     bytes : int
-        Its files together.
+        Size of all its files.
     last_used : float
         Seconds since the epoch.
     in_use : bool
@@ -90,7 +90,7 @@ def cache_folder() -> Path:
 
 
 def store_folder(digest_parts: Mapping[str, str]) -> Path:
-    """Return the folder of the store that ``digest_parts`` (the trunk's weights, …) identify together."""
+    """Return a store's folder, named by a digest of all ``digest_parts`` (weights, path, dtypes, …)."""
     text = json.dumps(dict(digest_parts), sort_keys=True)
     return cache_folder() / hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -254,7 +254,7 @@ def lock(descriptor: int, mode: int, path: Path) -> None:
 
 
 def hold(folder: Path) -> int:
-    """Make the folder where it is missing, and return a descriptor that shows that the store is in use.
+    """Make the folder if it is missing, and return a descriptor that shows that the store is in use.
 
     Raises
     ------

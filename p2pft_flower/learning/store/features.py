@@ -154,9 +154,9 @@ class TrunkStore:
         split : Split
             Images with labels.
         positions : (N,) int64 array
-            Which of them.
+            The positions of the images in ``split``.
         what : str
-            Their owner, for the log.
+            The images' owner, for the log.
 
         Raises
         ------

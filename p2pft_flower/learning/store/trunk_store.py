@@ -65,9 +65,9 @@ class Field:
     Attributes
     ----------
     name : str
-        Its name, e.g. ``"tokens"``.
+        The field's name, e.g. ``"tokens"``.
     shape : tuple of int
-        Its shape for one image.
+        The field's shape for one image.
     dtype : str
         numpy's name of its type, e.g. ``"float16"``.
     """
@@ -85,7 +85,7 @@ class Store:
     Parameters
     ----------
     folder : Path
-        Its folder, from `cache.store_folder`; made if missing.
+        The store's folder, from `cache.store_folder`; made if missing.
     fields : sequence of Field
         The parts of a row, in this order.
     about : mapping of str to str
@@ -135,7 +135,7 @@ class Store:
         Parameters
         ----------
         keys : sequence of 16-byte digests
-            Of the images' content; the same one may occur several times.
+            Digests of the images' content; the same one may occur several times.
         compute : callable
             Takes positions in ``keys`` and returns an array a field, each (len(positions), \*shape). Called
             with at most ``batch`` positions, in ascending order, once for each image at most.
@@ -342,7 +342,7 @@ class Rows:
     store : Store
         Their store, which stays open.
     rows : sequence of int
-        Their numbers in it.
+        The rows' numbers in the store.
     """
 
     def __init__(self, store: Store, rows: Sequence[int]) -> None:

@@ -22,7 +22,7 @@ WEIGHTS_FILE = f"{MODEL_NAME}.safetensors"
 MEAN = 0.29
 """Mean grey value (ink is 1) of the pre-training glyphs, not of the digits."""
 STD = 0.35
-"""Standard deviation of the same grey values."""
+"""Standard deviation of the grey values of the pre-training glyphs."""
 
 
 def build(num_classes: int) -> VisionTransformer:
