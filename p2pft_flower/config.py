@@ -131,7 +131,7 @@ def channel_fault(key: str, numbers: Sequence[float]) -> str:
     Parameters
     ----------
     key : {"mean", "std"}
-        Which of the two they are.
+        The key that they are a value of.
     numbers : sequence of float
         One a channel.
     """
@@ -235,24 +235,24 @@ class LearningConfig:
     weights : str
         ``pretrained`` (the model's own), ``none`` (random, said loudly), or a file's absolute path.
     image_size : int
-        Pixels of a side of the images that the model sees; 0: what the model says. Position embeddings are
+        Pixels of a side of the images that the model sees; 0: the model's own. Position embeddings are
         resampled to it.
     crop_pct : float
-        Share of the shorter side that the centre crop keeps, in (0, 1]; 0: what the model says.
+        Share of the shorter side that the centre crop keeps, in (0, 1]; 0: the model's own.
     interpolation : str
-        How images are resized: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``, ``box``, ``hamming``;
-        empty: what the model says.
+        The filter with which images are resized: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``,
+        ``box``, ``hamming``; empty: the model's own.
     mean, std : str
-        What is subtracted from pixels of 0..1, and what they are then divided by: one number, or one a
-        channel as ``"0.485,0.456,0.406"``; ``mean`` in [0, 1], ``std`` in [0.001, 1]; empty: what the model
-        says.
+        The number that is subtracted from pixels of 0..1, and the number that they are then divided by: one,
+        or one a channel as ``"0.485,0.456,0.406"``; ``mean`` in [0, 1], ``std`` in [0.001, 1]; empty: the
+        model's own.
     tune : str
         ``last-block``, ``last-blocks:K``, ``head``, ``full``, ``bias``, ``bias+norm``, ``lora:R``,
         ``adapter:R``, ``prompt:N`` or ``prompt-deep:N``.
     device : {"auto", "cpu", "cuda", "mps"}
-        Where trunk and tail run; ``auto``: an accelerator if there is one.
+        The device of trunk and tail; ``auto``: an accelerator if there is one.
     cache : bool
-        Whether what the frozen trunk makes of an image is kept on disk and computed only once.
+        Whether the frozen trunk's output for an image is kept on disk and computed only once.
     cache_dtype : {"float16", "float32"}
         Precision of the tokens kept.
     trunk_dtype : {"auto", "float32", "bfloat16"}
@@ -262,7 +262,7 @@ class LearningConfig:
         ``folder:/path``, ``folder:/path-{peer}`` (a folder for each peer, by its number), or
         ``my_module:my_dataset``.
     data_dir : str
-        Where torchvision's folders lie, empty: ``$P2PFT_HOME/data``; handed to own datasets.
+        The folder of torchvision's folders, empty: ``$P2PFT_HOME/data``; handed to own datasets.
     download : bool
         Whether torchvision may fetch a dataset that is not there.
     verify : bool
@@ -472,7 +472,8 @@ class RuntimeConfig:
         slow and says so is waited for. The first call that carries a payload has the same deadline; if a link
         needs longer, each next call has twice the deadline of the one before, up to ``hang_timeout``.
     on_failure : {"continue", "wait", "stop"}
-        What the others do when a peer is lost: go on without it, wait for it up to ``rejoin_deadline`` first,
+        The others' reaction to the loss of a peer: go on without it, wait for it up to ``rejoin_deadline``
+        first,
         or stop. If all peers are on one host, nobody can be lost.
     rejoin_deadline : float
         Seconds that peers wait: for a lost one if ``on_failure`` is ``wait``, and then as long again for an
@@ -500,8 +501,8 @@ class RuntimeConfig:
     extend : bool
         Whether a run that is resumed may be longer than it was.
     observer_address : str
-        ``host:port`` where the coordinator of a deployment listens for the peers' progress, and where they
-        reach it; empty: it hears of their scores at the end. Nothing waits for it.
+        ``host:port`` at which the coordinator of a deployment listens to the peers' progress, and at which
+        they reach it; empty: it has their scores at the end only. Nothing waits for it.
     min_peers : int
         Peers with which a run on SuperNodes may start when others are missing after ``meet_timeout``; 0: all
         of the graph. With fewer than these no view goes on (``on_failure``), nor does one of less than half

@@ -1,4 +1,4 @@
-"""The package's errors: each says what happened, where, and what to do about it."""
+"""The package's errors: each message has the fault, its place and the remedy."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = [
 
 
 class Cause(Enum):
-    """Why a host ends, as far as others are concerned; on each error, and in each stop that peers pass on."""
+    """The cause for which a host ends, as others see it; each error and each passed-on stop has one."""
 
     OWN = "own"
-    """Its own affair: its code, its disk, or somebody at its site told it to go."""
+    """Its own affair: its code, its disk, or a person at its site who ended it."""
     RUN = "run"
     """The run's affair: what it computes, or how it was set up, would end every host."""
     LOST = "lost"
-    """It has lost others, and noticed so itself; why they are gone it cannot know."""
+    """It has lost others, and noticed that itself; it cannot know why they are gone."""
     HEARSAY = "hearsay"
-    """It was told that another host gives up, for a reason of its own."""
+    """Another host has reported that it gives up, for a reason of its own."""
     STOPPED = "stopped"
     """Somebody stopped the run."""
 
@@ -79,11 +79,11 @@ def did_you_mean(value: str, choices: Iterable[str], most: int = 1) -> str:
     Parameters
     ----------
     value : str
-        What was given.
+        The value that was given.
     choices : iterable of str
-        What there is.
+        All valid values.
     most : int
-        How many are named at most.
+        The largest number of choices that are named.
     """
     close = difflib.get_close_matches(value, list(choices), n=most)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -62,14 +62,14 @@ class Neighbourhood:
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a run goes on from.
+    """The point from which a run goes on.
 
     Attributes
     ----------
     run : str
         The run that is resumed.
     folder : str
-        Its folder, where the host's checkpoints and logs of it lie.
+        The run's folder, with the host's checkpoints and logs of it.
     iterations : dict of int to int
         Iterations that each peer has done; the same number for all if they exchange anything.
     digests : dict of int to str
@@ -133,7 +133,7 @@ class Plan:
     checkpoint_files : int
         Files that each peer keeps (:func:`p2pft_flower.keeping.retention.files_kept`).
     resume : ResumePoint or None
-        Where the run goes on from; None if it begins anew.
+        The point from which the run goes on; None if it begins anew.
     codec_step : float
         γ of the exchanges in the view that the run begins with; 0 if there is no codec.
     """

@@ -48,7 +48,7 @@ def load_reference(value: str, *, key: str) -> Callable[..., Any]:
     Parameters
     ----------
     value : str
-        ``"my_module:my_name"`` (importable where the run executes: installed, or beside the Flower app)
+        ``"my_module:my_name"`` (importable in the run's processes: installed, or beside the Flower app)
         or ``"/path/my_file.py:my_name"``.
     key : str
         The run-config key, for the error message.
@@ -169,7 +169,7 @@ CARRIES = (
     "test_*.py, *_test.py, links, what .gitignore names, and folders such as lib/ and build/ beside "
     "pyproject.toml"
 )
-"""What Flower ships of the app's folder to the processes of a run."""
+"""Files of the app's folder that Flower ships to the processes of a run."""
 
 _NO_TOP_FOLDERS = ("build", "eggs", "lib", "lib64", "parts", "env", "venv", "ENV")
 

@@ -1,4 +1,4 @@
-"""Where files lie: those shipped beside the package (topologies/, apps/), and those of runs."""
+"""Places of files: those shipped beside the package (topologies/, apps/), and those of runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def home() -> Path:
     Raises
     ------
     ConfigError
-        When nobody knows where ``~`` is.
+        When the user has no home folder.
     """
     try:
         return Path(os.environ.get("P2PFT_HOME") or "~/.p2pft").expanduser()

@@ -52,7 +52,7 @@ Settings = dict[str, bool | int | float | str]
 """A run-config by its keys, perhaps of an earlier version, which had others."""
 
 _FAULTS = (ValueError, TypeError, OverflowError, RecursionError, MemoryError)
-"""What reading may raise: msgspec's errors are ValueErrors, and so are those of texts and numbers."""
+"""Errors of reading: msgspec's are ValueErrors, and so are those of texts and numbers."""
 
 
 def decoded(data: bytes | str, kind: type[T], where: object) -> T:
@@ -63,7 +63,7 @@ def decoded(data: bytes | str, kind: type[T], where: object) -> T:
     data : bytes or str
         One JSON value.
     kind : type
-        What it must be: a dataclass or ``msgspec.Struct``, checked down to each field's bounds.
+        The type that it must have: a dataclass or ``msgspec.Struct``, checked down to each field's bounds.
     where : object
         The value's place (a path, a line), for the error.
 
@@ -106,7 +106,7 @@ def converted(value: Any, kind: type[T], where: object) -> T:
 def encoded(value: Any) -> bytes:
     """Return JSON of a struct or dataclass; numbers that are not finite become null.
 
-    What is no text (a file's name in another encoding) becomes one: its bytes are escaped.
+    A string that is no text (a file's name in another encoding) becomes one: its bytes are escaped.
     """
     try:
         return msgspec.json.encode(value)

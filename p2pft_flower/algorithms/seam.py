@@ -162,7 +162,7 @@ def lockstep(
     exchange : callable
         (phase, the requests by peer) ↦ the mixed vectors by peer.
     phases : int
-        How many exchanges the method promises (its ``phases``).
+        Number of exchanges that the method promises (its ``phases``).
 
     Raises
     ------

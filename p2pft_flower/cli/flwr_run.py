@@ -62,7 +62,7 @@ class FlowerError(P2PFTError):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended.
+    """The end of a run.
 
     Attributes
     ----------
@@ -178,7 +178,7 @@ def _superlink(scratch: Path) -> Iterator[dict[str, str]]:
         try:
             yield programs.environment
         finally:
-            # What it has started it ends in good order.
+            # It ends all that it has started, in good order.
             with undisturbed(), contextlib.suppress(subprocess.TimeoutExpired):
                 process.terminate()
                 process.wait(PATIENCE)

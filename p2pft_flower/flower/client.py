@@ -118,7 +118,7 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
         held = holdings(config, n, pooled, peers)
         there = range(len(held.partition))
         data = {p: vars(held.data(p)) for p in peers or there if p in there}
-        held.test_positions  # noqa: B018 - test images that cannot be used are told of now
+        held.test_positions  # noqa: B018 - test images that cannot be used shall be named now
         lines = held.notes  # refuses images of which it is not clear what is black and white
         sites = (peers is not None or config.sited) and not pooled
         own = data if sites and not config.dp_clip else ()  # statistics would cost privacy, too
@@ -314,7 +314,7 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     Returns
     -------
     outcome : Outcome
-        How the peer ended.
+        The peer's scores and other numbers at its end.
     folder : Path
         The run's folder.
 

@@ -36,7 +36,7 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
     LostContactError
         When the others have gone on without this host, and it was not let in again in time.
     Exception
-        What :meth:`~p2pft_flower.host.host.Host.run` raises.
+        Any error that :meth:`~p2pft_flower.host.host.Host.run` raises.
     """
     result: list[list[Outcome]] = []
     failure: list[BaseException] = []

@@ -34,7 +34,7 @@ def status_in(output: str, run: str) -> tuple[str, str] | None:
 
 
 class _EachLine(logging.Formatter):
-    """Puts the time before every line of a message, so that tables can be told from other lines too.
+    """Puts the time before every line of a message, so that lines of tables are recognised too.
 
     Messages contain names of users' files and classes. Characters that Flower's stream or a terminal cannot
     carry are escaped, or the whole message would be lost.

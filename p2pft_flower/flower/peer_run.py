@@ -225,7 +225,7 @@ class _Told(NamedTuple):
     """The content of the hosts' replies."""
 
     outcomes: dict[int, Outcome]
-    """How each peer ended."""
+    """Each peer's outcome."""
     evaluations: list[Report]
     """Evaluations in the replies of deployed peers."""
     views: list[ViewRow]

@@ -116,7 +116,7 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
     path = write_json(run.folder / PREFLIGHT_FILE, report)
     log.info("%s", preflight_tables(report))
     log.info("preflight: %s", path)
-    if warning:  # once more, where it is read
+    if warning:  # once more, at the end of the log, which people read
         log.warning("%s", warning)
     if failures:
         raise RunFailedError(

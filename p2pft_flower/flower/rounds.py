@@ -189,7 +189,7 @@ class RoundKeeper:
                 peer, before.known[peer], now.known[peer], before.config, now.config
             )
         refuse(kept.run, differences)
-        # A longer run has no shortened round where the shorter one ended.
+        # A longer run has no shortened round at the shorter one's end.
         whole = [k for k in kept.digests if k % self._steps == 0 or now.iterations == before.iterations]
         if not whole or max(whole) >= now.iterations:
             raise ConfigError(

@@ -78,7 +78,7 @@ class Run:
     """γ of the exchanges with a codec; 0 without one."""
     evaluate_every: int
     resume: ResumePoint | None = None
-    """Where the run goes on from; None if it begins anew."""
+    """The point from which the run goes on; None if it begins anew."""
     loss_weights: dict[int, float] | None = None
     """The factor of each peer's loss in the earlier run, if this run goes on from one."""
     images_line: str = ""

@@ -69,7 +69,7 @@ def watched(on_death: Callable[[], None]) -> Iterator[None]:
 def answers() -> bool:
     """Whether the SuperNode that started this ClientApp's task still listens for its reply.
 
-    False outside ``flwr-clientapp`` too, where there is no SuperNode.
+    It is False outside ``flwr-clientapp`` too, since no SuperNode waits there.
     """
     listener = _listener()
     return listener is not None and _listens(*listener)

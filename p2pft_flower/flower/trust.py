@@ -31,7 +31,7 @@ def check_trust(
     hosts : sequence of HostAssignment
         One a peer, each with the peer's address.
     answers : mapping of int to mapping
-        What each node said to hello: ``federation``, ``insecure``.
+        Each node's answer to hello: ``federation``, ``insecure``.
 
     Raises
     ------
@@ -77,7 +77,7 @@ def coordinator_credentials(answers: Mapping[int, Mapping[str, Any]]) -> Credent
     Parameters
     ----------
     answers : mapping of int to mapping
-        What each node said to hello: ``federation``.
+        Each node's answer to hello: ``federation``.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def observer_access(
     config : RunConfig
         The run's settings, ``observer-address`` among them.
     answers : mapping of int to mapping
-        What each node said to hello: ``federation``, ``insecure``.
+        Each node's answer to hello: ``federation``, ``insecure``.
     own : Credentials or None
         The coordinator's certificates, from :func:`coordinator_credentials`.
     """

@@ -83,7 +83,7 @@ def choose_images(
     candidates : (N,) bool array
         The images to choose from, at least ``count``.
     count : int
-        How many.
+        Number of images to choose.
     seed : int
         Decides the choice.
     """

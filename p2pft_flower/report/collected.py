@@ -85,7 +85,7 @@ class PeerFiles:
 
     @property
     def state(self) -> str:
-        """How far the peer came, in words."""
+        """The peer's progress, in words."""
         if isinstance(self.last, Failed):
             return f"it failed in iteration {self.last.iteration}: {self.last.error} ({self.log})"
         if isinstance(self.last, Outcome):

@@ -93,7 +93,7 @@ class RowRun:
     folder : str
         The folder of its results, relative to the table's folder.
     results : mapping or None
-        What results.json holds; None: not run yet.
+        The content of results.json; None if it has not run yet.
     kept : bool
         Whether it existed before and was not run again.
     """

@@ -29,7 +29,7 @@ class Source:
     Attributes
     ----------
     origin : str
-        Where it comes from, for errors.
+        The graph's origin, for errors.
     name, W, peer_names, addresses, description
         As in :class:`p2pft_flower.topology.Graph`.
     """
@@ -49,14 +49,14 @@ _DEEPEST = 16
 """Lists and mappings in each other at most; a graph has four."""
 
 _LEAST, _MOST = 1e-12, 1e12
-"""What a weight may be: of a row's or column's weights only the ratios count."""
+"""Least and largest weight: of a row's or column's weights only the ratios count."""
 
 
 class _Loader(yaml.SafeLoader):
     """Safe YAML of a bounded size.
 
-    It refuses a key given twice, where PyYAML would silently keep the last, lists and mappings too deep in
-    each other, whole numbers beyond 64 bits, and an alias of a list or mapping: a few lines of those may be
+    It refuses a key given twice (PyYAML would silently keep the last), lists and mappings too deep in each
+    other, whole numbers beyond 64 bits, and an alias of a list or mapping: a few lines of aliases may be
     billions of values.
     """
 

@@ -37,7 +37,7 @@ class Generator:
     Attributes
     ----------
     form : str
-        What to write, for instance ``"erdos-renyi:N:P:SEED"``.
+        The form of its specs, for instance ``"erdos-renyi:N:P:SEED"``.
     example : str
         A spec that works.
     meaning : str

@@ -30,7 +30,7 @@ Matrix = npt.NDArray[np.float64]
 
 
 class GraphParts(TypedDict, total=False):
-    """What :meth:`Graph.to_dict` returns: what JSON can carry, and a plan does."""
+    """A graph as :meth:`Graph.to_dict` returns it, for JSON and for plans."""
 
     name: str
     weights: list[list[float]]
@@ -255,7 +255,7 @@ class Graph:
         return graph
 
     def to_dict(self) -> GraphParts:
-        """Return what JSON can carry and :meth:`from_dict` reads back exactly."""
+        """Return the graph as values for JSON, which :meth:`from_dict` reads back exactly."""
         return {
             "name": self.name,
             "weights": self.W.tolist(),

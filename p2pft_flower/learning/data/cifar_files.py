@@ -1,7 +1,6 @@
 """CIFAR's official files: pickles of a dictionary with arrays and lists, of which nothing else is admitted.
 
-A pickle may name any function to be called when it is read. Here only the functions that make a NumPy array
-are
+A pickle may name any function to be called when it is read. Here only functions that make a NumPy array are
 admitted, so a file that asks for other code is refused instead of obeyed.
 """
 

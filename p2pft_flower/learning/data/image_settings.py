@@ -66,7 +66,7 @@ class ImageSettings:
     crop_mode : str
         ``center``, ``squash`` or ``border``.
     interpolation : str
-        How images are resized.
+        Filter with which images are resized.
     mean, std : tuple of float
         The number that is subtracted from pixels of 0..1, and the one that they are then divided by; one a
         channel.
