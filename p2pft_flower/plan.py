@@ -36,7 +36,7 @@ class Neighbourhood:
     column : dict of int to float
         b_ji of each j that i sends to, i itself included: the shares i gives away; sums to one.
     tracker_weight : float
-        What τ_i tends to, in mean gradients (:attr:`~p2pft_flower.topology.Graph.tracker_weights`).
+        The limit of τ_i in mean gradients (:attr:`~p2pft_flower.topology.Graph.tracker_weights`).
     """
 
     peer: PeerNumber

@@ -3,8 +3,8 @@
 ``float16`` and ``bfloat16`` round each number. ``int8``, ``q4`` and ``q3`` cut the vector into blocks of 256
 numbers, of which each has one scale, and round to 255, 15 or 7 levels. ``topk:F`` sends the share F of the
 numbers that are largest in size, with their places. Every codec is deterministic: the same numbers give the
-same bytes. What an error does to a method is the affair of :mod:`~p2pft_flower.algorithms.compression`, which
-encodes differences and remembers what was lost.
+same bytes. :mod:`~p2pft_flower.algorithms.compression` limits the effect of errors on a method: it encodes
+differences and remembers the lost parts.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SAMPLE = 2**16
 
 
 class Codec(Protocol):
-    """What turns a vector into bytes and back; the same on every peer."""
+    """A translation of vectors into bytes and back; the same on every peer."""
 
     def most_bytes(self, q: int, dtype: np.dtype[Any]) -> int:
         """Return the most bytes that :meth:`encode` returns for a (q,) vector of ``dtype``."""
@@ -116,7 +116,7 @@ class Blocks:
     Attributes
     ----------
     bits : int
-        Of each number, 2 to 8.
+        Bits of each number, 2 to 8.
     """
 
     bits: int
@@ -158,7 +158,7 @@ class TopK:
     Attributes
     ----------
     share : float
-        Of all numbers, in (0, 1]; at least one is sent.
+        Share of the numbers that are sent, in (0, 1]; at least one is sent.
     """
 
     share: float
@@ -205,12 +205,12 @@ def make_codec(spec: str) -> Codec | None:
     Returns
     -------
     Codec or None
-        None for ``"none"``: vectors are exchanged as they are.
+        The codec; None for ``"none"``: vectors are exchanged as they are.
 
     Raises
     ------
     ConfigError
-        When there is no such codec, its share is none, or its pieces are missing.
+        When there is no such codec, its share cannot be used, or it lacks methods.
     """
     if is_own_codec(spec):
         own = call_reference(spec, key="codec")
@@ -275,7 +275,7 @@ def _in_blocks(vector: Vector) -> Vector:
 
 
 def _scales(sizes: Vector, dtype: np.dtype[Any]) -> tuple[npt.NDArray[np.uint16], Vector]:
-    """Return bfloat16 scales of at least these sizes, and what to divide by: 1 where all is zero."""
+    """Return bfloat16 scales of at least these sizes, and the divisors: 1 if all numbers are zero."""
     scales = _as_bfloat16(sizes.clip(max=_LARGEST), up=True)
     steps = _from_bfloat16(scales, dtype)
     return scales, np.where(steps == 0, np.ones_like(steps), steps)

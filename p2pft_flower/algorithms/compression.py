@@ -1,14 +1,17 @@
 """Mix what neighbours know of each other's vectors: quantised differences with a memory at both ends.
 
-    d_i = C(x_i − h_i)            the sender encodes how its vector differs from what its receivers know of it
-    h_i ← h_i + d_i               what they know of it now, at the sender
-    s_i ← s_i + Σ_j w_ij d_j      the same at the receiver: s_i = Σ_j w_ij h_j
+    d_i = C(x_i − h_i)            the sender encodes the difference of its vector from h_i, which its
+    receivers know
+    h_i ← h_i + d_i               the receivers' new knowledge of it, at the sender
+    s_i ← s_i + Σ_j w_ij d_j      the receiver's new knowledge of its in-neighbours: s_i = Σ_j w_ij h_j
     x_i ← x_i − γ (h_i − s_i)     W = A in an exchange by rows, W = B in one by columns
 
 C is any codec, h and s begin at zero, γ in (0, 1]. With C(x) = x and γ = 1 this is x_i ← Σ_j w_ij x_j. The
-columns of B sum to one, so Σ s = Σ h and Σ x is preserved, whatever C loses: Σ τ = Σ g for any codec. Where
-the vectors come to rest, differences vanish and so does what a relative error can lose of them, so the fixed
-point is that of the method. Sources: Song, Shi, Pu and Yan, arXiv 2106.07243 (compressed push-pull); Zhao et
+columns of B sum to one, so Σ s = Σ h and Σ x is preserved for any loss of C: Σ τ = Σ g for any codec. When
+the
+vectors come to rest, differences vanish, and with them the loss by a relative error. So the fixed point is
+that
+of the method. Sources: Song, Shi, Pu and Yan, arXiv 2106.07243 (compressed push-pull); Zhao et
 al., arXiv 2201.13320 (BEER); Liao et al., arXiv 2205.12623.
 
 Each exchange of an iteration has a memory of its own. A change of view begins all of them again at zero.
@@ -29,18 +32,19 @@ from p2pft_flower.topology import Graph
 __all__ = ["Compression", "Encoded", "Memory", "codec_step", "safe_step"]
 
 _STEPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-"""What `safe_step` chooses γ from, times powers of a tenth: a rounding must not make two peers disagree."""
+"""Values of γ for `safe_step`, times powers of a tenth: a rounding must not make two peers disagree."""
 
 
 class Memory(NamedTuple):
-    """What one exchange of one peer remembers; both are (q,).
+    """The memory of one exchange of one peer; both vectors are (q,).
 
     Attributes
     ----------
     known : Vector
-        h_i, what the out-neighbours know of the peer's vector.
+        h_i, the out-neighbours' knowledge of the peer's vector.
     mixed : Vector
-        s_i = Σ_j w_ij h_j, what the peer knows of its in-neighbours', weighted, its own h_i among them.
+        s_i = Σ_j w_ij h_j, the peer's knowledge of its in-neighbours' vectors, weighted, its own h_i among
+        them.
     """
 
     known: Vector
@@ -48,7 +52,7 @@ class Memory(NamedTuple):
 
     @classmethod
     def blank(cls, like: Vector) -> Memory:
-        """Return the memory with which a view begins: nobody knows anything."""
+        """Return the memory with which a view begins: zero, since nobody knows anything."""
         return cls(np.zeros_like(like), np.zeros_like(like))
 
 
@@ -58,7 +62,7 @@ class Encoded(NamedTuple):
     Attributes
     ----------
     payload : bytes
-        As the codec wrote it.
+        The codec's bytes.
     vector : Vector
         d_i (q,), as every receiver reads it.
     """
@@ -99,7 +103,7 @@ class Compression:
         vector : (q,) array
             x_i.
         memory : Memory
-            That with which d_i was encoded.
+            The memory with which d_i was encoded.
         own, sum_ : (q,) array
             d_i and Σ_j w_ij d_j.
         """
@@ -127,9 +131,9 @@ def safe_step(graph: Graph, codec: Codec) -> float:
     Parameters
     ----------
     graph : Graph
-        Of the view.
+        The view's graph.
     codec : Codec
-        Its ε is measured, :func:`~p2pft_flower.algorithms.codecs.relative_error`.
+        The codec, whose ε is measured (:func:`~p2pft_flower.algorithms.codecs.relative_error`).
 
     Returns
     -------

@@ -1,7 +1,8 @@
 """P2P-FT with K local steps an iteration, each corrected by the tracker.
 
     z_i^0     = τ_i^0 = ∇L_i(θ_i^0)
-    c_i       = τ_i^k / w_i − z_i^k                            what the own gradient lacks of the global one
+    c_i       = τ_i^k / w_i − z_i^k                            global gradient minus own gradient, as
+    estimated
     φ_i       ← φ_i − α (∇L_i(φ_i) + c_i)                      K times from φ_i = θ_i^k, fresh mini-batches
     z_i^{k+1} = the mean of these K gradients
     θ_i^{k+1} ← Σ_j a_ij φ_j
@@ -10,7 +11,7 @@
 One iteration sends as many bytes as one of :mod:`~p2pft_flower.algorithms.p2pft` and makes K steps. Source:
 K-GT (Liu et al., arXiv 2301.01313) for one doubly stochastic W; with A and B it is this project's adaptation.
 
-w_i is what τ_i tends to, in mean gradients: n π_i with B π = π. On a graph whose B is not doubly stochastic
+w_i is the limit of τ_i in mean gradients: n π_i with B π = π. On a graph whose B is not doubly stochastic
 trackers differ by these factors (0.3 to 2.6 on lopsided-4). One step along τ_i may, since θ is mixed at once;
 of K steps in a row, a peer with w_i = 2.6 makes as many as 2.6 K, which cost two points of accuracy there.
 :attr:`~p2pft_flower.topology.Graph.tracker_weights` follows from the graph, so nothing is sent for it.

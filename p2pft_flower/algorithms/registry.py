@@ -103,7 +103,7 @@ def _chosen(name: str, method: Callable[..., Any], options: str) -> dict[str, An
 
 
 def gradients_per_step(method: Algorithm[Any]) -> int:
-    """Return how many gradients a peer draws in one iteration of ``method``, beside the one of its start."""
+    """Return the gradients that a peer draws in an iteration of ``method``, without the first of the run."""
     return int(getattr(method, "gradients_per_step", 1))
 
 
@@ -129,7 +129,7 @@ def check_codec(name: str, method: Algorithm[Any], codec: str) -> None:
     Raises
     ------
     ConfigError
-        Naming the key.
+        When the method exchanges nothing; names the key.
     """
     if codec != "none" and not method.phases:
         raise ConfigError(f"codec = {codec!r}: algorithm {name!r} exchanges nothing; leave codec out")

@@ -105,7 +105,10 @@ class Algorithm(Protocol[S]):
 
 
 def placed(method: Algorithm[S], tracker_weight: float) -> Algorithm[S]:
-    """Return ``method`` for a peer whose tracker tends to so many mean gradients; most need not know."""
+    """Return ``method`` for a peer whose tracker tends to ``tracker_weight`` mean gradients.
+
+    Most methods do not need that number.
+    """
     place = getattr(method, "placed", None)
     return method if place is None else place(tracker_weight)
 

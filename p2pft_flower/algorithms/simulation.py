@@ -180,7 +180,7 @@ def _mixer(
 
 
 class _Compressed:
-    """Mixes with a codec; holds what each peer and exchange remembers."""
+    """Mixes with a codec; holds the memory of each peer and exchange."""
 
     def __init__(self, graph: Graph, compression: Compression) -> None:
         self._graph, self._compression = graph, compression

@@ -127,7 +127,7 @@ def refuse_method_keys(method: MethodConfig) -> None:
     Raises
     ------
     ConfigError
-        Naming the key.
+        When such a key is set; names it.
     """
     for key, value, default in (
         ("algorithm-options", method.algorithm_options, ""),

@@ -69,7 +69,7 @@ class Programs:
     mark : str, optional
         The mark of programs that another process has started; default: a new one.
 
-        Attributes
+    Attributes
     ----------
     mark : str
         The mark that all of them carry.

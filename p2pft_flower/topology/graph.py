@@ -229,7 +229,7 @@ class Graph:
 
     @cached_property
     def tracker_weights(self) -> Matrix:
-        """What each tracker tends to, in mean gradients: n π with B π = π and Σ π = 1; shape (n,).
+        """The limit of each tracker in mean gradients: n π with B π = π and Σ π = 1; shape (n,).
 
         τ ← B τ shares Σ τ = Σ g out by π: peer i gets n π_i times the mean gradient. All are 1 if B is doubly
         stochastic.

@@ -105,7 +105,7 @@ class View:
         return {self.peers[i]: float(self.graph.B[i, j]) for i in sorted((j, *self.graph.out_neighbours(j)))}
 
     def tracker_weight(self, peer: int) -> float:
-        """Return what the tracker of ``peer`` tends to, in mean gradients: :attr:`Graph.tracker_weights`."""
+        """Return the limit of ``peer``'s tracker in mean gradients: :attr:`Graph.tracker_weights`."""
         return float(self.graph.tracker_weights[self._index(peer)])
 
     def added_to(self, graph: Graph) -> tuple[tuple[int, int], ...]:
