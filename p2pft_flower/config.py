@@ -193,7 +193,7 @@ class MethodConfig:
     algorithm_options : str
         Methods of :mod:`p2pft_flower.algorithms` and own ones: further arguments, as ``"local-steps=8"``.
     codec : str
-        How payloads are encoded: ``none``, ``float16``, ``bfloat16``, ``int8``, ``q4``, ``q3``,
+        The encoding of payloads: ``none``, ``float16``, ``bfloat16``, ``int8``, ``q4``, ``q3``,
         ``topk:SHARE`` or ``my_module:my_codec``; all but ``none`` send differences and remember the rest.
     codec_step : float
         γ in (0, 1] of exchanges with a codec; 0: chosen from graph and codec.

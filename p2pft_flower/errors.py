@@ -44,14 +44,14 @@ class P2PFTError(Exception):
     Attributes
     ----------
     cause : Cause
-        Whose affair the error is if it ends a host; RUN unless the class says otherwise.
+        The error's cause if it ends a host; RUN unless the class says otherwise.
     """
 
     cause: Cause = Cause.RUN
 
 
 def cause_of(error: BaseException) -> Cause:
-    """Return whose affair an error is; RUN of those that are none of this package's."""
+    """Return an error's cause; RUN for an error that is none of this package's."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, Cause) else Cause.RUN
 

@@ -114,7 +114,7 @@ def telling_whose(value: str, *, key: str, doing: str) -> Iterator[None]:
     Raises
     ------
     ConfigError
-        In place of whatever is raised that is no error of this package.
+        In place of any error that is raised and is none of this package's.
     """
     try:
         yield

@@ -32,7 +32,9 @@ def torch_seeded(seed: int) -> Iterator[None]:
 def seeded(*key: int) -> Iterator[None]:
     """Seed Python's, NumPy's and torch's global generators by ``key``; afterwards restore them.
 
-    Of accelerators the current one, if torch has begun to use it. Threads that call this wait for each other.
+    Of the accelerators this concerns the current one, if torch has begun to use it. Threads that call this
+    wait
+    for each other.
 
     Parameters
     ----------

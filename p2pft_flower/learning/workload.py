@@ -334,7 +334,7 @@ class Workload:
     def mini_batches(self, peer: int) -> MiniBatches | PooledMiniBatches:
         """Return the peer's mini-batches, from the start.
 
-        Of pooled images with the objective ``"uniform"`` these are the n peers' own mini-batches.
+        If images are pooled and the objective is ``"uniform"``, these are the n peers' own mini-batches.
         """
         if self.pooled != "uniform":
             return MiniBatches(self.features(peer), self.batches(peer))
@@ -379,8 +379,8 @@ class Workload:
     def features(self, peer: int) -> Features:
         """Return the trunk's outputs for the peer's training images; if they are stored, it runs once.
 
-        Of pooled images with the objective ``"uniform"`` ``peer`` is any of the n whose images they are; with
-        ``"examples"`` it is the one that has them all.
+        If images are pooled, ``peer`` is any of the n whose images they are with the objective ``"uniform"``,
+        and the one that has them all with ``"examples"``.
         """
         if peer not in self._features:
             self._features[peer] = self._training_features(peer)
