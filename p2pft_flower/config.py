@@ -473,8 +473,7 @@ class RuntimeConfig:
         needs longer, each next call has twice the deadline of the one before, up to ``hang_timeout``.
     on_failure : {"continue", "wait", "stop"}
         The others' reaction to the loss of a peer: go on without it, wait for it up to ``rejoin_deadline``
-        first,
-        or stop. If all peers are on one host, nobody can be lost.
+        first, or stop. If all peers are on one host, nobody can be lost.
     rejoin_deadline : float
         Seconds that peers wait: for a lost one if ``on_failure`` is ``wait``, and then as long again for an
         agreement on the next view; or to be let in again. Then they stop, with a checkpoint. In a simulation

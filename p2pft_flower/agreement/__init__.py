@@ -1,1 +1,1 @@
-"""Which peers are in the next view: agreement among the peers, pure, without clock, thread or socket."""
+"""Agreement among the peers on the next view: pure, without clock, thread or socket."""

@@ -1,4 +1,4 @@
-"""How the next view is composed from the promises of a quorum, and what a member accepts: pure functions."""
+"""The next view, composed from the promises of a quorum, and the rules to accept one: pure functions."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def compose(
 ) -> Composition:
     """Return the view to propose.
 
-    Members that hang, or that have died since they promised, are left out; so is whoever the edges that work
+    Members that hang, or that have died since they promised, are left out; so are members that working edges
     do not connect with the others. All begin with the most iterations that any of them has completed.
 
     Parameters
     ----------
     rules : Rules
-        Of the run.
+        The rules of the run.
     view : Composition
         The view that is followed.
     promised : mapping of int to Record
         The records of the members that have promised, a quorum of ``view``.
     dead : iterable of int
-        Those of them that nobody hears any more.
+        Members among them that nobody hears any more.
     joiners : iterable of Record
         Members that ask to be let in, ascending.
     """
@@ -92,7 +92,7 @@ def _first_iteration(rules: Rules, stay: list[Record]) -> int:
     """Return the most iterations that a member has completed.
 
     Along each edge a receiver is one iteration ahead of its sender at most, so in a strongly connected graph
-    of n peers no two members are n iterations apart. What is further from the median is not true, and not
+    of n peers no two members are n iterations apart. A number further from the median is not true, and not
     used.
     """
     middle = median_low(r.iteration for r in stay)

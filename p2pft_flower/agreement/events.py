@@ -1,4 +1,4 @@
-"""What a member's state machine is told, and what it answers."""
+"""The events that change a member's state machine, and its effects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Completed:
-    """The member has completed so many iterations."""
+    """The member has completed ``iterations`` iterations."""
 
     iteration: int
 
@@ -44,7 +44,7 @@ class Left:
 
 @dataclass(frozen=True)
 class Missed:
-    """The member has not heard another one for too long, or the other speaks but hangs."""
+    """The member has not heard another member for too long, or the other one speaks but hangs."""
 
     member: int
     hanging: bool = False
@@ -54,7 +54,7 @@ class Missed:
 class Useless:
     """An edge of the member's carries no payloads, though both of its ends speak.
 
-    Unlike what :class:`Missed` says, this stands until the view has changed.
+    Unlike :class:`Missed`, this stands until the view has changed.
     """
 
     edge: Edge
@@ -69,7 +69,7 @@ class Rejoining:
 
 @dataclass(frozen=True)
 class Reached:
-    """The member, while it joins, has just spoken with these directly."""
+    """The member, while it joins, has just spoken with these members directly."""
 
     members: tuple[int, ...]
 
@@ -105,9 +105,9 @@ Event = Completed | Finished | Left | Missed | Useless | Rejoining | Reached | H
 
 
 class Effect(Enum):
-    """What is to be done at once; in which view a member is, and whether it gives up, its state says."""
+    """Actions to take at once; the state has the member's view, and whether it gives up."""
 
     TELL = "tell"
     """Gossip now: there is news."""
     PAUSE = "pause"
-    """Stop iterating: the view changes, be it without this member."""
+    """Stop iterating: the view changes, perhaps without this member."""

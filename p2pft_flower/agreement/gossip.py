@@ -1,4 +1,4 @@
-"""Which members one gossips with, and what it tells each of them."""
+"""The members with which a member gossips, and the content of its gossip to each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from p2pft_flower.agreement.state import State
 __all__ = ["CONTACTS", "contacts", "known", "near", "news", "steps"]
 
 CONTACTS = 8
-"""Members whose turn it is to be gossiped with at once, at least; an eighth of all if that is more."""
+"""The least number of members that take their turn at once; an eighth of all if that is more."""
 
 _STEPS_AT_ONCE = 8
 
@@ -18,10 +18,10 @@ _STEPS_AT_ONCE = 8
 def contacts(state: State) -> tuple[int, ...]:
     """Return the members to gossip with, ascending: neighbours, and members past those that are missing.
 
-    If a neighbour is missing, its neighbours are contacts too, and so on, as far as this member knows who is
+    If a neighbour is missing, its neighbours are contacts too, and so on, past all members known to be
     missing. In a change that lasts longer than a round all others take turns, some of them (see `CONTACTS`)
-    between two ticks; for a joining member all are contacts at once. One that has finished stays as long as
-    it hears those that still train, so these are its contacts too.
+    between two ticks. For a joining member all are contacts at once. A member that has finished stays as long
+    as it hears those that still train, so these are its contacts too.
     """
     groups, me = state.rules.groups, state.me
     others = [m for m in sorted(groups) if m != me]
@@ -55,11 +55,12 @@ def known(state: State) -> dict[int, Age]:
 
 
 def news(state: State, other: int) -> list[Record]:
-    """Return the records to tell ``other``.
+    """Return the records for ``other``.
 
-    All that are new to it, by what it has said that it knows; only this member's own while this one trains,
-    or if the other has not said so yet, which it does in its answer unless it trains itself (van Renesse et
-    al., Efficient Reconciliation and Flow Control for Anti-Entropy Protocols, 2008).
+    These are all records that are new to it, by the versions that it has sent. It is only this member's own
+    record while this one trains, or if the other has sent no versions yet, which it does in its answer unless
+    it trains itself (van Renesse et al., Efficient Reconciliation and Flow Control for Anti-Entropy
+    Protocols, 2008).
     """
     there = state.known.get(other)
     if there is None or state.phase is Phase.RUNNING:
@@ -68,7 +69,7 @@ def news(state: State, other: int) -> list[Record]:
 
 
 def steps(state: State, other: int) -> tuple[Step, ...]:
-    """Return how the views that follow the newest one that ``other`` has named were decided, oldest first."""
+    """Return the steps to the views after the newest one that ``other`` has named, oldest first."""
     r = state.records.get(other)
     first = 0 if r is None else r.view
     return state.steps[first : first + _STEPS_AT_ONCE]

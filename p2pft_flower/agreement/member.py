@@ -1,8 +1,8 @@
-"""Which peers are in the next view: how each event changes one member's state.
+"""One member's part in agreeing on the next view: how each event changes its state.
 
-:func:`step` is pure: it is given a state, an event and the time, and returns the next state and effects. It
-has no clock, thread or socket, so tests go through every order of events of small scopes, and through
-thousands of schedules of crashes, delays and losses.
+:func:`step` is pure: it takes a state, an event and the time, and returns the next state and effects. It has
+no clock, thread or socket, so tests go through every order of events of small scopes, and through thousands
+of schedules of crashes, delays and losses.
 
 *Members* are the hosts that take part, each named by the lowest of its peers. Each writes one *record*;
 records spread by gossip, and everyone draws the same conclusions from them.
@@ -10,17 +10,17 @@ records spread by gossip, and everyone draws the same conclusions from them.
 1. A member that misses another, or hears that one is missed, stops iterating (CHANGING). Its iteration is
    fixed from then on.
 2. The lowest member that nobody misses opens a *ballot*, a number of its own that is higher than all others.
-   Every member that sees it promises to heed no lower one, and shows in its record what it has accepted
-   before.
+   Every member that sees it promises to heed no lower one, and shows in its record the view that it has
+   accepted before.
 3. When all members that can be hoped for have promised, and they are a *quorum* of view v, the proposer
-   chooses the next view: what a promiser has accepted under the highest ballot, if anything; else those that
-   have promised and those that ask to be let in (`composing.py`).
+   chooses the next view: the one that a promiser has accepted under the highest ballot, if any; else one of
+   the members that have promised and of those that ask to be let in (`composing.py`).
 4. A member that sees a proposed view, under a ballot as high as its promise, accepts it. A view that a quorum
    of view v has accepted under one ballot is view v + 1; the votes of that quorum prove it to anybody
    (`quorum.py`), and are kept with it as a *step*.
 
-Of two parts of a divided network one at most has a quorum, whatever is lost, delayed or repeated, so there
-are never two runs that both call themselves the result. The other part waits to be connected again and then
+Of two parts of a divided network one at most has a quorum, even if messages are lost, delayed or repeated.
+So no two runs ever both call themselves the result. The other part waits to be connected again and then
 asks to be let in; after ``patience`` seconds it gives up. If so many members have left that no quorum can
 come together, the rest give up at once. No protocol can promise a time while messages take arbitrarily long
 (Fischer, Lynch & Paterson, 1985); rounds grow longer until one is long enough.
@@ -66,14 +66,14 @@ _AHEAD = 2**20
 
 
 def step(state: State, event: Event, now: float) -> tuple[State, tuple[Effect, ...]]:
-    """Return the state after ``event``, and what is to be done.
+    """Return the state after ``event``, and the effects.
 
     Parameters
     ----------
     state : State
         The state before.
     event : Event
-        What has happened.
+        The event.
     now : float
         The time, in seconds of any clock that does not go back.
     """
@@ -90,7 +90,7 @@ def step(state: State, event: Event, now: float) -> tuple[State, tuple[Effect, .
 def _after(s: State, event: Event, now: float) -> State:  # noqa: PLR0911 - one case an event
     match event:
         case Completed(iteration):
-            # No new version: nobody has to hear of each iteration. The next record says it.
+            # No new version: the others need not hear of each iteration. The next record has the number.
             return replace(s, record=replace(s.record, iteration=iteration)) if s.trains else s
         case Finished():
             return _say(s, phase=Phase.FINISHED) if s.trains else s
@@ -115,11 +115,11 @@ def _after(s: State, event: Event, now: float) -> State:  # noqa: PLR0911 - one 
         case TimePassed():
             s = replace(_allow_for_a_pause(s, now), ticks=s.ticks + 1)
             if s.phase is Phase.JOINING:
-                s = _say(s)  # a sign of life: a record that does not change any more is a dead member's
+                s = _say(s)  # a sign of life: the record of a dead member never changes again
             return _advance(s, now)
 
 
-# What each event notes -------------------------------------------------------------------------------
+# Effects of the events -------------------------------------------------------------------------------
 
 
 def _say(s: State, **changes: Any) -> State:
@@ -169,7 +169,7 @@ def _hear(s: State, heard: Heard, now: float) -> State:
         if r.member == s.me:
             if (
                 s.phase is Phase.JOINING and r.age > s.record.age
-            ):  # of a life that others know, and it does not
+            ):  # of a life that others know, and this member does not
                 s = replace(s, record=replace(s.record, incarnation=r.incarnation + 1))
         elif r.member in s.rules.groups and (r.member not in records or r.age > records[r.member].age):
             records[r.member], times[r.member] = r, now
@@ -186,7 +186,7 @@ def _hear(s: State, heard: Heard, now: float) -> State:
 
 
 def _learn(s: State, decided: Step) -> State:
-    """Take in how a view was decided, if it follows the newest one known and is proved."""
+    """Take a decided view in, if it follows the newest one known and its step proves it."""
     if not quorum.proves(decided, s.newest) or s.expired:
         return s
     excluded, value = s.excluded, decided.value
@@ -309,7 +309,7 @@ def _turn_has_come(s: State, now: float) -> bool:
 
 
 def _choose(s: State, ballot: Ballot, now: float) -> State:
-    """Propose the next view when all that can be hoped for have promised."""
+    """Propose the next view when all members that can be hoped for have promised."""
     change = s.under_way
     promised = {r.member: r for r in quorum.acceptors(s.view, s.table) if r.promised == ballot}
     if not quorum.is_quorum(promised, s.view.members):
@@ -326,7 +326,7 @@ def _choose(s: State, ballot: Ballot, now: float) -> State:
         ready = not awaited or now - change.promised_at >= longest
     if not ready:
         return s
-    # An earlier ballot may have decided already: what was accepted under the highest one stands.
+    # An earlier ballot may have decided already: the view accepted under the highest one stands.
     before = quorum.highest_accepted(promised.values())
     if before is None or before.value is None:
         # A member may have died after it promised: its promise counts, but it is in no view.

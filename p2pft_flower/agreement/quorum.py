@@ -1,4 +1,4 @@
-"""Quorums, and what a table of records has decided: pure functions, the part that safety rests on.
+"""Quorums, and decisions read from a table of records: pure functions, the part that safety rests on.
 
 A *table* maps each member to its newest record. The members of view v agree on view v + 1 by Paxos (Lamport,
 1998) in its shared-memory form (Disk Paxos: Gafni & Lamport, 2003). Any two quorums of a view have a member
@@ -51,7 +51,7 @@ def highest_proposal(records: Iterable[Record], most: int) -> Proposal | None:
 
 
 def highest_accepted(promised: Iterable[Record]) -> Proposal | None:
-    """Return what must be proposed again: what a promiser has accepted under the highest ballot."""
+    """Return the proposal to repeat: the one that a promiser has accepted under the highest ballot."""
     return max((r.accepted for r in promised if r.accepted is not None), default=None, key=lambda p: p.ballot)
 
 
@@ -68,9 +68,9 @@ def decision(view: Composition, table: Table) -> Step | None:
 
 
 def proves(step: Step, view: Composition) -> bool:
-    """Tell whether ``step`` shows that a quorum of ``view`` has decided on what follows it.
+    """Tell whether ``step`` proves that a quorum of ``view`` has decided on the next view.
 
-    The signatures of the votes are checked before, where the step is received.
+    The host checks the signatures of the votes when it receives the step (``host/notary.py``).
     """
     voters = [v.member for v in step.votes]
     return (

@@ -1,4 +1,4 @@
-"""What members of a view say to each other: records, ballots, proposals, votes, and decided views."""
+"""The content of gossip between members: records, ballots, proposals, votes, and decided views."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Age = tuple[int, int]
 
 
 class Phase(Enum):
-    """What a member is doing."""
+    """A member's phase."""
 
     RUNNING = 1
     """It trains in its view."""
@@ -42,7 +42,7 @@ NO_BALLOT = Ballot(0, -1)
 
 
 class Composition(NamedTuple):
-    """What makes a view: who is in it, over which edges, from which iteration.
+    """The content of a view: its members, its broken edges, and the iteration with which it begins.
 
     Attributes
     ----------
@@ -87,15 +87,15 @@ class Proposal(NamedTuple):
 
 
 class Vote(NamedTuple):
-    """One member's acceptance of a proposal, as anybody can show it.
+    """One member's acceptance of a proposal, in a form that other members can pass on.
 
     Attributes
     ----------
     member, incarnation : int
         The member that has accepted, and its incarnation.
     signature : bytes
-        By the member's key, over the run, the proposal, ``member`` and ``incarnation``; empty without
-        certificates.
+        The signature, by the member's key, of the run, the proposal, ``member`` and ``incarnation``; empty
+        without certificates.
     """
 
     member: int
@@ -113,22 +113,22 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """All that one member says of itself; newer records (by incarnation, then version) replace older ones.
+    """A member's record of its own state; a newer one (by incarnation, then version) replaces older ones.
 
     Attributes
     ----------
     member, incarnation, version : int
         The author, its incarnation, and a number that grows with each change.
     view : int
-        The number of the newest view that it knows.
+        The number of the newest view that the author knows.
     phase : Phase
-        What it is doing.
+        The author's phase.
     iteration : int
         Iterations completed.
     promised : Ballot
-        It heeds no lower ballot.
+        The promise: the author heeds no lower ballot.
     accepted : Proposal or None
-        What it has accepted last to follow ``view``.
+        The proposal that it has accepted last, for the view after ``view``.
     vote : bytes
         Its signature of ``accepted``, for a :class:`Vote`; empty in the author's own table.
     proposal : Proposal or None
@@ -142,7 +142,7 @@ class Record:
     reaches : tuple of int
         Members that a joining member has spoken with directly.
     reason : str
-        Why it has left.
+        The reason why it has left.
     """
 
     member: int
@@ -163,5 +163,5 @@ class Record:
 
     @property
     def age(self) -> Age:
-        """Order of one member's records."""
+        """The record's incarnation and version, which order one member's records."""
         return self.incarnation, self.version

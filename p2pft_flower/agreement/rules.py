@@ -1,4 +1,4 @@
-"""What does not change while a run lasts: its members, their graph, and how long they wait."""
+"""The rules that do not change during a run: its members, their graph, and the times that they wait."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Rules"]
 
 @dataclass(frozen=True)
 class Rules:
-    """The same for all members of a run, but for ``patience``, which each may set for itself.
+    """The rules of a run, the same for all members except ``patience``, which each may set for itself.
 
     Attributes
     ----------
@@ -24,7 +24,7 @@ class Rules:
     groups : mapping of int to tuple of int
         The peers of each member that the run begins with; a member is named by its lowest peer.
     round_time : float
-        Seconds after which a ballot that came to no end is given up for another one, at first.
+        Seconds after which a ballot without progress is given up for another one, at first.
     patience : float
         Seconds that a change of view, or waiting to be let in, may last.
     wait : bool

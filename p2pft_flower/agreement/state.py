@@ -1,4 +1,4 @@
-"""All that one member knows of its view, and what follows from it."""
+"""All that one member knows of its view, and the conclusions from it."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Change:
     Attributes
     ----------
     since, round_since : float
-        When it began, and when a ballot last made progress.
+        The times at which the change began, and at which a ballot last made progress.
     promised_at : float
-        When the member's own ballot was opened, or got its last promise.
+        The time at which the member's own ballot was opened, or got its last promise.
     promises, rounds : int
-        Promises that its own ballot has, and ballots that it has opened.
+        Numbers of promises that its own ballot has, and of ballots that it has opened.
     long : bool
         Whether the change has lasted longer than a round.
     """
@@ -45,31 +45,31 @@ class State:
     Attributes
     ----------
     rules : Rules
-        Of the run.
+        The rules of the run.
     record : Record
-        What the member says of itself.
+        The member's own record.
     view : Composition
         The view that it is in, or was in last.
     steps : tuple of Step
-        How each view since the first was decided, as far as it knows.
+        The step to each view after the first, as far as it knows them.
     records : mapping of int to Record
         The newest record of each other member.
     heard : mapping of int to float
-        When each of these came.
+        The time at which each of these came.
     known : mapping of int to mapping
-        What each other member has said last that it knows.
+        The ages of the records that each other member has, by its last gossip.
     change : Change or None
         The change of view under way.
     joining_since : float or None
-        Since when it asks to be let in, or has known that it may ask.
+        The time since which it asks to be let in, or has known that it may ask.
     ticks : int
-        How often time has passed.
+        Number of its looks at the clock.
     ran : float or None
-        When anything happened last.
+        The time of the last event.
     useless : frozenset of (int, int)
-        Edges that the next view is to do without, whoever speaks.
+        Edges that the next view must do without, even if their ends speak.
     expired : str
-        Why it gives up, if its patience is over.
+        The reason why it gives up, if its patience is over; else empty.
     """
 
     rules: Rules
@@ -88,12 +88,12 @@ class State:
 
     @property
     def me(self) -> int:
-        """The member that this state is of."""
+        """The member whose state this is."""
         return self.record.member
 
     @property
     def phase(self) -> Phase:
-        """What it is doing."""
+        """The member's phase."""
         return self.record.phase
 
     @property
@@ -116,7 +116,7 @@ class State:
 
     @property
     def newest(self) -> Composition:
-        """The newest view that it knows, be it in it or not."""
+        """The newest view that it knows, with or without it."""
         return self.steps[-1].value if self.steps else self.rules.first
 
     @property
@@ -148,7 +148,7 @@ class State:
 
     @property
     def hopeless(self) -> str:
-        """Why the member is to give up; empty while there can be a view with it."""
+        """The reason why the member must give up; empty while there can be a view with it."""
         return self.expired or _stranded(self)
 
     def spares(self, least: int) -> bool:
@@ -168,7 +168,7 @@ def join(rules: Rules, me: int, incarnation: int) -> State:
 
 
 def _stranded(s: State) -> str:
-    """Return why nothing can come of the change under way, or of asking to be let in; empty if something can.
+    """Return why neither the change under way nor a request to be let in can succeed; empty if one can.
 
     A member that has left, or begun anew, never votes on what follows this view: without a quorum of the
     others there is nothing to wait for. Nor is there if all have come to the end without this member.
@@ -190,8 +190,8 @@ def _stranded(s: State) -> str:
 def _all_over(s: State) -> str:
     """Return why nobody is left that could let this member in; empty if somebody may be.
 
-    A member that has finished may still let it in while it waits for others that train, and would say so:
-    only what has stood for four rounds counts.
+    A member that has finished may still let it in while it waits for others that train, and would say so. So
+    the state must have stood for four rounds.
     """
     if not s.steps:
         return ""

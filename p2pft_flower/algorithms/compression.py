@@ -8,11 +8,9 @@
 
 C is any codec, h and s begin at zero, γ in (0, 1]. With C(x) = x and γ = 1 this is x_i ← Σ_j w_ij x_j. The
 columns of B sum to one, so Σ s = Σ h and Σ x is preserved for any loss of C: Σ τ = Σ g for any codec. When
-the
-vectors come to rest, differences vanish, and with them the loss by a relative error. So the fixed point is
-that
-of the method. Sources: Song, Shi, Pu and Yan, arXiv 2106.07243 (compressed push-pull); Zhao et
-al., arXiv 2201.13320 (BEER); Liao et al., arXiv 2205.12623.
+the vectors come to rest, differences vanish, and with them the loss by a relative error. So the fixed point
+is that of the method. Sources: Song, Shi, Pu and Yan, arXiv 2106.07243 (compressed push-pull); Zhao et al.,
+arXiv 2201.13320 (BEER); Liao et al., arXiv 2205.12623.
 
 Each exchange of an iteration has a memory of its own. A change of view begins all of them again at zero.
 """

@@ -154,8 +154,8 @@ def _stop_peers(
     """Send the peers of a deployment a stop if their run was stopped; a server that merely ends stops nobody.
 
     ``flwr stop`` comes here as SIGINT, as Ctrl-C does. So does the death of the SuperLink: then the process
-    that started this one is gone, ``parent``. SIGTERM is how a machine ends its services.
-    Returns the reason for the results; None if the peers train on, and nothing has ended.
+    that started this one is gone, ``parent``. SIGTERM is how a machine ends its services. Returns the reason
+    for the results; None if the peers train on, and nothing has ended.
     """
     if not run.deployed:
         return STOPPED

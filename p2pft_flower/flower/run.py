@@ -293,8 +293,8 @@ def collect_results(
     """Return the results of a run that completed, as results.json has them.
 
     ``views`` are its changes of view. ``lost`` is a text on the peers that are not in the last view, and on
-    the
-    peers ``elsewhere``, which have no results here: these are at their sites, or the peers failed at the end.
+    the peers ``elsewhere``, which have no results here: these are at their sites, or the peers failed at the
+    end.
 
     Raises
     ------

@@ -49,7 +49,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
             peer = note["peer"]
             if kind.startswith("train"):
                 seconds[peer]["gradient"] += note["gradient"]
-                sent[peer] += 2 * payload  # both ways: nobody else counts the server's downloads
+                sent[peer] += 2 * payload  # both ways: nobody else counts the server's part
             else:
                 seconds[peer]["evaluation"] += note["evaluation"]
                 told_of = {key: note[key] for key in Report.__struct_fields__ if key != "bytes_sent"}

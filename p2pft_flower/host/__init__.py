@@ -1,1 +1,1 @@
-"""What runs: a host's peers from the plan to the end, over the transport, by agreement, into files."""
+"""A host: it runs its peers from the plan to the end, over the transport, by agreement, into files."""

@@ -49,7 +49,7 @@ _END = 5.0
 
 
 class NewView(NamedTuple):
-    """A view that this host has come to.
+    """A view that this host has adopted.
 
     Attributes
     ----------
@@ -63,13 +63,13 @@ class NewView(NamedTuple):
         Peers that were in this host's last view and are not in this one; and those that were not, or that
         have come back in another life, this host's own among them.
     why : dict of int to str
-        What this host has noticed of each lost peer.
+        The observations of this host on each lost peer.
     presumed : dict of int to str
-        What it presumes of those of which it has noticed nothing; somebody else may have.
+        Its presumption on each lost peer without an observation of its own; another host may have one.
     seconds : float
-        From when this host stopped iterating until the view was agreed on.
+        Seconds from the moment when this host stopped iterating until the view was agreed on.
     donor : int or None
-        The peer from which this host, which was let in by this view, takes θ; None where it was in before.
+        The peer from which this host takes θ, if this view has let it in; None if it was in the last view.
     """
 
     number: int
@@ -90,22 +90,22 @@ class LostContactError(Exception):
 
 
 class Agreement:
-    """Agrees with the other hosts on who goes on; all methods may be called from any thread.
+    """Agrees with the other hosts on the next view; all methods may be called from any thread.
 
     One lock, which every method takes, guards all fields.
 
     Parameters
     ----------
     state : State
-        This host's, as a member of the run.
+        The state of this host as a member of the run.
     notary : Notary
         Writes and reads gossip.
     on_change : callable
-        Called once when the view begins to change, with the error that whoever waits is to be woken with.
+        Called once when the view begins to change, with an error that wakes all threads that wait.
     interval : float
         Seconds between two looks at the neighbours.
     direct : float
-        Seconds for which a word from another host says that it can be reached (run-config ``peer-timeout``).
+        Seconds for which a host counts as reached after a word from it (run-config ``peer-timeout``).
     clock : callable
         The time in seconds; default time.monotonic.
     """
@@ -126,11 +126,11 @@ class Agreement:
         self._member_of = {p: m for m, peers in state.rules.groups.items() for p in peers}
         self._changed = threading.Condition(threading.RLock())
         self._settled = state.view
-        """The view that :meth:`settle` has returned last."""
+        """The last view that :meth:`settle` has returned."""
         self._installed = True
         """Whether the host works in that view, and looks after its neighbours."""
         self._spoken: dict[int, float] = {}
-        """When each member last spoke to this host itself."""
+        """The time at which each member last spoke to this host itself."""
         self._paused_at: float | None = None
         self._why: dict[int, str] = {}
         self._heartbeats: Heartbeats | None = None
@@ -145,7 +145,7 @@ class Agreement:
         Parameters
         ----------
         heartbeats : Heartbeats
-            Tell whether a neighbour is lost, and carry the news.
+            The heartbeats, which notice lost neighbours and carry the gossip.
         neighbours : callable
             Returns the remote neighbour peers of the present view.
         """
@@ -154,7 +154,7 @@ class Agreement:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop it."""
+        """End the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -166,7 +166,7 @@ class Agreement:
     # For the heartbeats ------------------------------------------------------------------------------
 
     def tell(self, remote: int) -> Gossip:
-        """Return what to tell the host of a remote peer."""
+        """Return the gossip for the host of a remote peer."""
         with self._changed:
             return self._notary.write(self._state, self._member_of[remote])
 
@@ -176,7 +176,7 @@ class Agreement:
             return dict.fromkeys(gossip.contacts(self._state), self._state.me)  # named by its lowest peer
 
     def hear(self, message: Gossip) -> None:
-        """Take in what another host says."""
+        """Take another host's gossip in."""
         with self._changed:
             speaker = self._member_of.get(message.sender)
             heard, wrong = self._notary.read(message, speaker)
@@ -190,7 +190,7 @@ class Agreement:
     # For the training --------------------------------------------------------------------------------
 
     def complete(self, iterations: int) -> None:
-        """Note that so many iterations are done.
+        """Note that ``iterations`` iterations are done.
 
         Raises
         ------
@@ -198,7 +198,7 @@ class Agreement:
             When the view changes: the last one does not count.
         """
         with self._changed:
-            # If nothing comes from elsewhere nobody wakes this host: the next view may be there already.
+            # If nothing comes from other hosts, nobody wakes this one: the next view may be there already.
             if self._moved or not self._state.trains:
                 raise self._view_change()
             self._take_in(Completed(iterations))
@@ -206,12 +206,12 @@ class Agreement:
     def settle(self, raise_if_stopped: Callable[[], None], on_excluded: Callable[[], None]) -> NewView:
         """Wait until the next view that this host is in is agreed on, and return it.
 
-        Where the others have gone on without it, it asks to be let in, again and again.
+        If the others have gone on without it, it asks to be let in, again and again.
 
         Parameters
         ----------
         raise_if_stopped : callable
-            Called several times a second: raises where the whole run is stopped.
+            Called several times a second: raises if the whole run is stopped.
         on_excluded : callable
             Called when this host learns that the others have gone on without it.
 
@@ -239,7 +239,7 @@ class Agreement:
                 self._take_in(Rejoining(self._state.record.iteration))
 
     def overdue(self) -> str:
-        """Return why a host that is busy with something else can be in no view any more; empty where it can.
+        """Return why this host, busy with something else, can be in no view any more; empty if it can.
 
         :meth:`settle` looks at the deadline itself; a gradient that does not end keeps a host from there.
         """
@@ -248,11 +248,11 @@ class Agreement:
 
     @property
     def _moved(self) -> bool:
-        """Whether there is a later view than that which :meth:`settle` has returned last."""
+        """Whether there is a later view than the last one that :meth:`settle` has returned."""
         return self._state.view != self._settled
 
     def _new_view(self) -> NewView:
-        """Return the view that this host has come to, compared with the one that it was in."""
+        """Return the view that this host has adopted, compared with the one that it was in."""
         last, here, rules = self._settled, self._state.view, self._state.rules
         view = rules.view(here.members, here.broken)
         joined = rules.peers(m for m in here.members if here.incarnation(m) != last.incarnation(m))
@@ -274,7 +274,7 @@ class Agreement:
             {p: self._presume(p) for p in lost if p not in self._why} if was_there else {},
         )
         self._settled, self._installed, self._why = here, False, {}
-        # It may change again by now: `recheck` says so.
+        # It may change again by now: `recheck` notices that.
         changes = self._state.phase is Phase.CHANGING or self._state.excluded
         self._paused_at = now if changes else None
         return new
@@ -290,13 +290,13 @@ class Agreement:
         return f"peer {peer} took no part in agreeing on view {number}, and was waited for no longer"
 
     def finish(self, timeout: float, raise_if_stopped: Callable[[], None]) -> bool:
-        """Stay until all others have done all iterations; False where the view changes before.
+        """Stay until all others have done all iterations; False if the view changes before.
 
         Parameters
         ----------
         timeout : float
             Longest stay, in seconds, after the last word from one that still trains: it needs nothing of this
-            host any more but its vote where another one is lost.
+            host any more but its vote if another one is lost.
         raise_if_stopped : callable
             As in :meth:`settle`.
         """
@@ -319,7 +319,7 @@ class Agreement:
     def recheck(self) -> None:
         """Look after the neighbours of the view that was settled on and that this host has now installed.
 
-        If it has begun to change meanwhile, whoever waits in it is woken.
+        If it has begun to change meanwhile, all threads that wait in it are woken.
         """
         with self._changed:
             self._installed = True
@@ -327,7 +327,7 @@ class Agreement:
                 self._on_change(self._view_change())
 
     def miss(self, loss: PeerLostError) -> None:
-        """Note that a peer is lost: the view is to change."""
+        """Note that a peer is lost: the view must change."""
         with self._changed:
             member = self._member_of[loss.lost]
             for peer in self._state.rules.groups[member]:
@@ -335,7 +335,7 @@ class Agreement:
             self._take_in(Missed(member, loss.how is Loss.HANGING))
 
     def do_without(self, broken: EdgeBrokenError) -> None:
-        """Note that an edge carries no payloads: the next view is to be without it, but with its receiver."""
+        """Note that an edge carries no payloads: the next view must be without it, but with its receiver."""
         with self._changed:
             if broken.edge is None:
                 return
@@ -350,7 +350,7 @@ class Agreement:
             return self._state.spares(least)
 
     def leave(self, reason: str) -> None:
-        """Note that this host goes; whoever hears of it need not wait for its silence."""
+        """Note that this host leaves, so that the others need not wait for its silence."""
         with self._changed:
             self._take_in(Left(reason))
 
@@ -390,25 +390,26 @@ class Agreement:
                     self.miss(loss)
 
     def _reach(self) -> None:
-        """While this host asks to be let in, note with whom it has spoken itself."""
+        """While this host asks to be let in, note the members that it has spoken with itself."""
         if self._state.phase is not Phase.JOINING:
             return
         now, since = self._clock(), self._state.joining_since
         reached = {m for m, when in self._spoken.items() if now - when <= self._direct}
-        # What a joining host does not reach is cut out of the next graph: it first tries all of them.
+        # Edges to members that a joining host does not reach are cut out of the next graph: it first tries
+        # all.
         tried = since is not None and now - since >= self._direct / 2
         if tried or reached.issuperset(gossip.near(self._state)):
             self._take_in(Reached(tuple(sorted(reached))))
 
     def _take_in(self, event: Event) -> None:
-        """Go to the state after ``event``, and do what is to be done."""
+        """Go to the state after ``event``, and carry out its effects."""
         self._state, effects = step(self._state, event, self._clock())
         self._note_departures()
         for effect in effects:
             match effect:
                 case Effect.TELL:
-                    # While it trains, what others say is passed on by those that change; a host that leaves
-                    # tells all itself.
+                    # While it trains, others pass on the news of members that change; a host that leaves
+                    # gossips with all itself.
                     trains = isinstance(event, Heard) and self._state.phase is Phase.RUNNING
                     if not trains and not isinstance(event, Left):
                         self._nudge()

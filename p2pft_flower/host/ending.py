@@ -1,9 +1,9 @@
-"""How a host ends: one state machine for all that can end it, whichever thread brings the news.
+"""The end of a host: one state machine for all that can end it, with news from any thread.
 
-A host that trains is RUNNING. It comes to be STOPPED where the run ends for all, which its neighbours are
-told; LEAVING where it ends alone, and the others, who are told, go on without it. What comes first is what
-ends it: its error is what :meth:`Host.run` raises and what the logs say. What comes later is passed on to
-others where they need it, and no more. :data:`TABLE` has every case.
+A host that trains is RUNNING. It becomes STOPPED if the run ends for all: then it sends its neighbours a
+stop. It becomes LEAVING if it ends alone: then it reports that to the others, and they go on without it. The
+first event ends the host: its error is the one that :meth:`Host.run` raises and that the logs have. A later
+event is passed on to others if they need it, and has no other effect. :data:`TABLE` has every case.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ __all__ = [
 log = logging.getLogger("p2pft_flower")
 
 _DONE = 5.0
-"""Seconds that all that an end asks for may take: others have 2 s to hear of it, and a disk its moment."""
+"""Seconds for all acts of an end: 2 s of them until the others have heard of it, the rest for the disk."""
 
 
 def others_go_on(cause: Cause, *, views_change: bool, begun: bool = True, joining: bool = False) -> bool:
-    """Tell whether the other hosts go on when one ends for ``cause``: the one rule, at hosts and coordinator.
+    """Tell whether the other hosts go on when one ends for ``cause``: one rule, for hosts and coordinator.
 
     Parameters
     ----------
     cause : Cause
-        Why it ends.
+        The cause for which it ends.
     views_change : bool
         Whether peers go on without one another at all.
     begun : bool
@@ -61,29 +61,29 @@ def others_go_on(cause: Cause, *, views_change: bool, begun: bool = True, joinin
 
 
 class TooFewPeersError(P2PFTError):
-    """Fewer peers are left than the run is to go on with: it ends for all of them."""
+    """Fewer peers are left than ``min-peers``: the run ends for all of them."""
 
     cause = Cause.RUN
 
 
 class DepartedError(ExchangeStoppedError):
-    """Raised in a host that was told to end, where the others go on without it."""
+    """Raised in a host that is ended from outside, if the others go on without it."""
 
     cause = Cause.OWN
 
 
 @dataclass(frozen=True)
 class News:
-    """Which peer gave up first, in which iteration, and why.
+    """The peer that gave up first, its iteration, and the reason.
 
     Attributes
     ----------
     origin, iteration : int
         The peer, and the iteration it was in.
     reason : str
-        Why, in words for a person.
+        The reason, in words for a person.
     cause : Cause
-        Why, as far as others are concerned.
+        The cause, as others see it.
     """
 
     origin: int
@@ -93,23 +93,23 @@ class News:
 
     @property
     def error(self) -> ExchangeStoppedError:
-        """What a host that is told raises."""
+        """The error that a host raises on this news."""
         text = f"peer {self.origin} stopped in iteration {self.iteration}: {self.reason}"
         return ExchangeStoppedError.by(self.cause, text)
 
 
 @dataclass(frozen=True)
 class End:
-    """What an event brings.
+    """The errors and the news of an event.
 
     Attributes
     ----------
     error : ExchangeStoppedError
-        What those are woken with that wait on this host.
+        The error that wakes the threads that wait on this host.
     noted : BaseException
-        What the logs say, and the others are told where this host leaves.
+        The error for the logs, and for the others if this host leaves.
     news : News or None
-        What the neighbours are told where the run ends for all.
+        The news for the neighbours if the run ends for all.
     """
 
     error: ExchangeStoppedError
@@ -118,13 +118,13 @@ class End:
 
     @classmethod
     def by(cls, news: News) -> End:
-        """Return the end of a host that is told ``news``."""
+        """Return the end of a host on ``news`` from another one."""
         error = news.error
         return cls(error, error, news)
 
 
 class State(Enum):
-    """How far a host is from its end."""
+    """States of a host, from training to its end."""
 
     RUNNING = "running"
     STOPPED = "stopped"
@@ -132,12 +132,12 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What can end a host."""
+    """Events that can end a host."""
 
     STOP = "stop"
     """Somebody stops the run, or another host gives up for all."""
     LEAVE = "leave"
-    """It is told to end, and the others go on without it."""
+    """It is ended from outside, and the others go on without it."""
     LOSE = "lose"
     """It is too busy to be let in again: its own training does not notice."""
     FAIL = "fail"
@@ -147,31 +147,32 @@ class Event(Enum):
 
 
 class Act(Enum):
-    """What is to be done about it."""
+    """Acts that an event asks for."""
 
     WAKE = "wake"
-    """Wake whoever waits on this host, here and elsewhere."""
+    """Wake all that wait on this host, here and elsewhere."""
     NOTE = "note"
     """Write the last line of each peer's log."""
     SAVE = "save"
     """Keep θ and a checkpoint of each peer."""
     PASS_ON = "pass on"  # noqa: S105 - no password
-    """Tell the neighbours that the run ends."""
+    """Send the neighbours a stop: the run ends."""
     DEPART = "depart"
-    """Tell all others that this host leaves."""
+    """Report to all others that this host leaves."""
 
 
 class Transition(NamedTuple):
-    """What follows from an event.
+    """The consequences of an event in a state.
 
     Attributes
     ----------
     state : State
-        That the host comes to.
+        The next state.
     here : tuple of Act
-        What is done before :meth:`Ending.take` returns.
+        Acts done before :meth:`Ending.take` returns.
     apart : tuple of Act
-        What a thread does meanwhile: neither a long gradient nor a slow neighbour or disk holds the news up.
+        Acts that a thread does meanwhile: neither a long gradient nor a slow neighbour or disk delays the
+        news.
     """
 
     state: State
@@ -209,8 +210,8 @@ class Ending:
     Parameters
     ----------
     acts : mapping of Act to callable
-        Do what is asked for, given the :class:`End`. PASS_ON returns False as long as there is no way to the
-        neighbours.
+        Functions that do the acts, given the :class:`End`. PASS_ON returns False as long as there is no way
+        to the neighbours.
     """
 
     def __init__(self, acts: Mapping[Act, Callable[[End], bool | None]]) -> None:
@@ -222,10 +223,10 @@ class Ending:
         self._doing = 0
         self._thread: threading.Thread | None = None
         self._unsaid: End | None = None
-        """What could not be passed on yet, for want of a way."""
+        """The end that could not be passed on yet, for want of a way."""
 
     def take(self, event: Event, end: End) -> bool:
-        """Take in what has happened, do what :data:`TABLE` says, and return whether it came first."""
+        """Take an event, do the acts of :data:`TABLE`, and return whether it is the first event."""
         with self._changed:
             first = self._end is None
             if first:
@@ -241,14 +242,14 @@ class Ending:
         return first
 
     def raise_if_ending(self, longer_than: float = 0.0) -> None:
-        """Raise what ends this host, where something has done so for so many seconds."""
+        """Raise the error that ends this host, if it has been ending for ``longer_than`` seconds."""
         with self._changed:
             end, since = self._end, self._since
         if end is not None and time.monotonic() - since >= longer_than:
             raise end.error
 
     def wait(self) -> None:
-        """Return once all is done that the end asks for, 5 s at most; say now what had no way before."""
+        """Return once all acts are done, after 5 s at most; pass on now what had no way before."""
         with self._changed:
             if not (done := self._changed.wait_for(lambda: not self._doing, _DONE)):
                 log.warning("what is to be done when a host ends takes longer than %g s", _DONE)
@@ -260,7 +261,7 @@ class Ending:
             thread.join(_DONE if done else 0.0)
 
     def _do(self, acts: tuple[Act, ...], end: End) -> None:
-        """Do all of ``acts``, also if one fails; then raise what failed first."""
+        """Do all of ``acts``, also if one fails; then raise the first error."""
         failure: Exception | None = None
         try:
             for act in acts:
@@ -282,5 +283,5 @@ class Ending:
     def _do_apart(self, acts: tuple[Act, ...], end: End) -> None:
         try:
             self._do(acts, end)
-        except Exception:  # the host ends in any case, and says why
+        except Exception:  # the host ends in any case, with its own error
             log.exception("telling others that the run ends has failed")

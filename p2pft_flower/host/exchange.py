@@ -1,7 +1,7 @@
 """The exchange of one host: its peers' payloads mixed with each other's and with those of other hosts.
 
 Neighbours on this host are read in memory, neighbours elsewhere through the transport; the sums run in
-ascending peer order either way, so a run's θ does not depend on who lives where (invariant 2 of
+ascending peer order either way, so a run's θ does not depend on which host runs which peer (invariant 2 of
 docs/architecture.md).
 """
 
@@ -42,16 +42,16 @@ class HostExchange:
     peers : iterable of int
         The peers of this host.
     wires : Wires or None
-        The way to peers elsewhere; None where every neighbour is on this host.
+        The way to peers elsewhere; None if every neighbour is on this host.
     itemsize : int
         Bytes of one number of a vector.
 
     Attributes
     ----------
     memories : dict of (int, int) to Memory
-        What the codec of a view remembers, by peer and phase; empty without one.
+        The memories of a view's codec, by peer and phase; empty without one.
     bytes_sent : dict of int to int
-        Payload bytes each peer has sent along its out-edges, in memory or not: what the method costs.
+        Payload bytes that each peer has sent along its out-edges, in memory or not: the method's cost.
     seconds : float
         Seconds spent in exchanges so far.
     """
@@ -64,14 +64,14 @@ class HostExchange:
         self.seconds = 0.0
 
     def withdraw(self) -> None:
-        """Offer θ no longer to peers that have come back: none of them can lack it any more."""
+        """End the offer of θ to peers that have come back: none of them can lack it any more."""
         if self._wires is not None:
             self._wires.server.withdraw()
 
     def mix(
         self, session: Session, iteration: int, phase: int, outbox: Mapping[int, Mix]
     ) -> dict[int, Vector]:
-        """Exchange one phase among the peers of a view: what each local peer yielded ↦ what each is sent.
+        """Exchange one phase among the peers of a view: the local peers' requests ↦ their mixed vectors.
 
         Raises
         ------
@@ -102,7 +102,7 @@ class HostExchange:
         phase: int,
         outbox: Mapping[int, Mix],
     ) -> dict[int, Vector]:
-        """Send what the codec makes of each vector's difference to what its receivers know of it."""
+        """Send each vector's difference from its receivers' knowledge of it, encoded."""
         before = {p: self.memories.get((p, phase)) or Memory.blank(mix.vector) for p, mix in outbox.items()}
         encoded = {p: compression.encode(mix.vector, before[p]) for p, mix in outbox.items()}
         for peer, mix in outbox.items():
@@ -149,7 +149,7 @@ class HostExchange:
 
 
 def _require_known(peer: int, where: str, vector: Vector, memory: Memory) -> None:
-    """Refuse that neighbours know less of θ than nothing: with a codec that works they never do."""
+    """Refuse a memory that is further from θ than zero is: with a codec that works none ever is."""
     lost = float(np.linalg.norm(vector - memory.known))
     if lost > (whole := float(np.linalg.norm(vector))):
         raise DivergedError(

@@ -45,25 +45,25 @@ _PLAIN = Access()
 class Host:
     """Runs the peers of ``plan``; :meth:`stop` and :meth:`leave` may be called from any thread.
 
-    What it is made of (``_recorder``, ``_wires``, ``_training``) is made once each, by the thread of
-    :meth:`run`; others find None before.
+    The thread of :meth:`run` makes its parts (``_recorder``, ``_wires``, ``_training``), each once; other
+    threads find None before.
 
     Parameters
     ----------
     plan : Plan
-        What the coordinator decided.
+        The plan, as the coordinator sent it.
     problem : Problem
-        What is learned.
+        The learning problem.
     access : Access
-        How this machine's peers listen and prove who they are; default: in plain text, on this machine only.
+        The addresses and certificates of this machine's peers; default: plain text, on this machine only.
     joining : bool
-        Whether the others train already, and this host, which was started anew, asks them to be let in again;
-        default False.
+        Whether this host was started anew while the others train, and asks them to be let in again; default
+        False.
 
     Raises
     ------
     ConfigError
-        When it is to join a run whose view never changes.
+        When it should join a run whose view never changes.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class Host:
         )
 
     def run(self) -> list[Outcome]:
-        """Prepare, meet the neighbours, train, and return how each peer ended.
+        """Prepare, meet the neighbours, train, and return the peers' outcomes.
 
         Raises
         ------
@@ -111,11 +111,11 @@ class Host:
             When data or model cannot be used.
         """
         with contextlib.ExitStack() as stack:
-            stack.callback(self._ending.wait)  # last: nobody brings news any more
+            stack.callback(self._ending.wait)  # last: no news comes any more
             stack.callback(self._close_wires)
             recorder = self._recorder = Recorder(self.plan, self.problem, self._access)
             stack.callback(recorder.close)
-            stack.callback(self._ending.wait)  # first: what is closed tells nobody
+            stack.callback(self._ending.wait)  # first: closed wires carry no news
             try:
                 return self._run(recorder)
             except BaseException as error:
@@ -160,7 +160,7 @@ class Host:
     ) -> Training:
         """Listen, so that neighbours and stops are heard; then make all that training needs."""
         wires = self._wires = self._open_wires(first)
-        self.raise_if_stopped()  # the server hears stops before the wires can be told of them
+        self.raise_if_stopped()  # the server may have taken a stop before the wires were there
         objectives: dict[int, Objective] = {}
         for p in self._peers:
             with naming(p, 0, "its data could not be prepared"), recorder.telling():
@@ -194,7 +194,7 @@ class Host:
         except P2PFTError as error:
             if session.leaving or session.entering:
                 raise
-            # It needs no other peer, so nothing is lost but this one way to stop it.
+            # It needs no other peer, so only this one way to stop it is lost.
             log.warning("flwr stop will not reach peers %s, which train alone: %s", self._peers, error)
             return None
 
@@ -209,7 +209,7 @@ class Host:
             try:
                 training.go_on(agreement)
                 if wires is not None:
-                    self._pulse.enter(Pulse.WAITING)  # for receivers, who may be slow: it does not hang
+                    self._pulse.enter(Pulse.WAITING)  # for receivers, which may be slow: it does not hang
                     wires.links.flush(math.inf)
                 self._pulse.enter(Pulse.FINISHED)
                 timeout = self._config.runtime.peer_timeout
@@ -222,7 +222,7 @@ class Host:
             self._change_view(recorder, training, sessions)
 
     def _change_view(self, recorder: Recorder, training: Training, sessions: Sessions) -> None:
-        """Begin again in the next view; from a donor's θ where the others had one without this host."""
+        """Begin again in the next view, from a donor's θ if the others had a view without this host."""
         wires, agreement = self._wires, self._agreement
         if wires is None or agreement is None:
             raise RuntimeError("the view changes where it never does")
@@ -263,36 +263,36 @@ class Host:
 
     @property
     def _iteration(self) -> int:
-        """The one under way; 0 before training."""
+        """The iteration under way; 0 before training."""
         return 0 if self._training is None else self._training.iteration
 
     @property
     def _begun(self) -> bool:
-        """Whether the peers have a state: where the host joins, whether it was let in."""
+        """Whether the peers have a state; if the host joins, whether it was let in."""
         return self._training is not None and self._training.completed is not None
 
     # --- how it ends before; from any thread ---
 
     def stop(self, reason: str) -> None:
-        """Stop this host's peers and, through their neighbours, all others; returns once these were told.
+        """Stop this host's peers and, through their neighbours, all others; returns once these have the stop.
 
-        :meth:`run` raises ExchangeStoppedError: at the next iteration, or at once where it waits. The peers'
-        logs have their last line when this returns, whatever :meth:`run` is busy with. A host that joins, and
-        has not been let in yet, stops alone.
+        :meth:`run` raises ExchangeStoppedError: at the next iteration, or at once if it waits. The peers'
+        logs have their last line when this returns, even if :meth:`run` is busy. A host that joins, and has
+        not been let in yet, stops alone.
         """
         news = News(self._peers[0], self._iteration, reason, Cause.STOPPED)
         self._ending.take(Event.STOP, End.by(news))
         self._ending.wait()
 
     def leave(self, reason: str) -> None:
-        """End this host's peers alone, where the others can go on without it; else :meth:`stop` all.
+        """End this host's peers alone, if the others can go on without it; else :meth:`stop` all.
 
-        They can where views change (``on-failure``), the training has begun, and they are a quorum and not
-        fewer than ``min-peers``. :meth:`run` raises DepartedError: at the next iteration, or at once where it
-        waits. Returns once the others were told, within 2 s.
+        They can if views change (``on-failure``), the training has begun, and they are a quorum and not fewer
+        than ``min-peers``. :meth:`run` raises DepartedError: at the next iteration, or at once if it waits.
+        Returns once the others know, within 2 s.
         """
         agreement = self._agreement
-        # A host that was not let in yet is spared by all.
+        # All can go on without a host that was not let in yet.
         spared = not self._begun or (
             agreement is not None and agreement.spares(self._config.runtime.min_peers)
         )
@@ -303,14 +303,14 @@ class Host:
         self._ending.take(Event.LEAVE, End(departed, departed))
 
     def raise_if_stopped(self, longer_than: float = 0.0) -> None:
-        """Raise ExchangeStoppedError when the run was stopped, or this host left, so many seconds ago."""
+        """Raise ExchangeStoppedError if the run was stopped, or this host left, ``longer_than`` s ago."""
         self._ending.raise_if_ending(longer_than)
 
     def raise_if_lost(self) -> None:
         """Give up a host that is too busy to be let in again before its deadline; from any thread.
 
-        Its gradient may never end, and :meth:`run` with it. When this raises, its log has its last line, and
-        θ and a checkpoint are saved; :meth:`run`, should it go on, raises DepartedError.
+        Its gradient may never end, and :meth:`run` with it. When this raises, the logs have their last line,
+        and θ and a checkpoint are saved; if :meth:`run` goes on after all, it raises DepartedError.
 
         Raises
         ------
@@ -319,7 +319,7 @@ class Host:
             on for so long.
         """
         agreement = self._agreement
-        waits = self._pulse.read().activity == Pulse.PAUSED  # for a view, and sees its deadline itself
+        waits = self._pulse.read().activity == Pulse.PAUSED  # for a view: `settle` looks at the deadline
         if agreement is None or waits or not (why := agreement.overdue()):
             return
         lost = LostContactError(
@@ -333,24 +333,25 @@ class Host:
     def save_stopped(self) -> None:
         """Save each peer's θ, and a checkpoint, after the last complete iteration, once; from any thread.
 
-        :meth:`run` does so when it fails; a caller that does not wait for a busy one does it instead.
+        :meth:`run` saves them when it fails; a caller that does not wait for a busy :meth:`run` calls this
+        instead.
         """
         if self._training is not None:
             self._training.save_stopped()
 
     @property
     def neighbours(self) -> tuple[int, ...]:
-        """The peers elsewhere that hear of a stop from this host, ascending; none in memory."""
+        """The peers elsewhere to which this host sends a stop, ascending; none in memory."""
         near = {p for place in self.plan.peers for p in (*place.in_neighbours, *place.out_neighbours)}
         return tuple(p for p in sorted(near) if p in self.plan.addresses and p not in self._peers)
 
     @property
     def views(self) -> list[ViewChange]:
-        """Every change of view so far, as the peers' logs tell it."""
+        """Every change of view so far, as in the peers' logs."""
         return [] if self._recorder is None else list(self._recorder.views)
 
     def _fail(self, error: BaseException) -> None:
-        """End as an error of the training asks for."""
+        """End by an error of the training, as its cause asks for."""
         cause = cause_of(error)
         peer = getattr(error, "peer", None)
         reason = str(error) or type(error).__name__
@@ -369,16 +370,16 @@ class Host:
         )
 
     def _on_stop(self, stop: Stop) -> None:
-        """Hear a neighbour's stop, or that of the coordinator, which speaks to a peer and is none itself."""
+        """Take a stop from a neighbour, or from the coordinator, which is no peer."""
         cause = cause_from(stop.cause) or Cause.RUN
         here = stop.sender in self._peers
         origin, iteration = (stop.sender, self._iteration) if here else (stop.origin, stop.iteration)
         self._ending.take(Event.STOP, End.by(News(origin, iteration, stop.reason, cause)))
 
-    # --- what the ending asks for ---
+    # --- the acts of the ending ---
 
     def _wake(self, end: End) -> None:
-        self._meeting.end()  # whoever waits for this host shall hear the news
+        self._meeting.end()  # neighbours that wait for this host shall hear the news
         if self._wires is not None:
             self._wires.fail(end.error)
 
@@ -387,11 +388,11 @@ class Host:
             self._recorder.failed(self._iteration, end.noted)
 
     def _pass_on(self, end: End) -> bool:
-        """Tell the neighbours that the run ends; return whether there was a way to them."""
+        """Send the neighbours a stop; return whether there was a way to them."""
         wires, news = self._wires, end.news
         if wires is None or news is None:
             return False
-        if self._begun or not self._joining:  # who has not been let in yet stops nobody
+        if self._begun or not self._joining:  # a host that was not let in yet stops nobody
             wires.links.stop(news.origin, news.iteration, news.reason, news.cause)
         return True
 

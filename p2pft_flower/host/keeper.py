@@ -1,4 +1,4 @@
-"""How a host keeps its peers' checkpoints while they train, and takes them up again."""
+"""Keeps a host's checkpoints while its peers train, and reads those that they go on from."""
 
 from __future__ import annotations
 
@@ -44,31 +44,31 @@ __all__ = ["Keeper", "Moment"]
 log = logging.getLogger("p2pft_flower")
 
 _UNKNOWN = -1
-"""In place of a view's number."""
+"""Stands for a view's number that is not known."""
 
 _LOOK = 0.1
 """Seconds between two looks whether the run was stopped, while a checkpoint waits for the one before."""
 
 
 class Moment(NamedTuple):
-    """A host's peers after an iteration: all that a checkpoint needs, and training does not change.
+    """A host's peers after an iteration: all that a checkpoint needs, in objects that training leaves alone.
 
     Attributes
     ----------
     done : int
         Iterations done.
     states : mapping of int to State
-        By peer. Steps return new arrays and leave these as they are.
+        The peers' states, by peer. Steps return new arrays and leave these as they are.
     positions : mapping of int to callable
-        What each peer's :meth:`~p2pft_flower.host.problem.Objective.position` returned.
+        The result of each peer's :meth:`~p2pft_flower.host.problem.Objective.position`.
     memories : mapping of (int, int) to Memory
-        What the view's codec remembers, by peer and phase.
+        The memories of the view's codec, by peer and phase.
     bytes_sent : mapping of int to int
         Payload bytes of each peer so far.
     exchange : float
         Seconds that the host has spent in exchanges.
     session : Session
-        Of the view in which the last of these iterations was done.
+        The session of the view in which the last of these iterations was done.
     """
 
     done: int
@@ -88,11 +88,11 @@ class Keeper:
     plan : Plan
         The host's part of the run.
     model_digest : str
-        Of the frozen weights and θ^0.
+        Digest of the frozen weights and θ^0.
     recorder : Recorder
-        Knows where the peers' time goes; its logs are brought to disk before a checkpoint that follows them.
+        Counts the peers' seconds; its logs are brought to disk before a checkpoint that follows them.
     gradients : int
-        That a peer draws in one iteration, at most.
+        The most gradients that a peer draws in one iteration.
     """
 
     def __init__(self, plan: Plan, model_digest: str, recorder: Recorder, gradients: int) -> None:
@@ -105,10 +105,10 @@ class Keeper:
             if peer not in busy:  # else another process may be writing there
                 forget_torn(folder)
         self._whole = {0: True}
-        """Whether a view has all peers and links that the run began with, by its number."""
+        """By a view's number, whether it has all peers and links that the run began with."""
         self._files = plan.checkpoint_files
         self._written_in: dict[int, dict[int, int]] = {p.peer: {} for p in plan.peers}
-        """By peer, the view of each iteration's file."""
+        """By peer and iteration, the view of the file."""
         self._begin = min(plan.begins.values())
         """Iterations with which the present view began."""
         self._lock = threading.Lock()
@@ -123,7 +123,7 @@ class Keeper:
         return every > 0 and (done % every == 0 or self._written < 0 or done == self._plan.iterations)
 
     def keep(self, moment: Moment, check: Callable[[], None], timeout: float) -> None:
-        """Have ``moment`` written while training goes on, once the one before is on disk.
+        """Let the thread write ``moment`` while training goes on, once the one before is on disk.
 
         Parameters
         ----------
@@ -132,20 +132,20 @@ class Keeper:
         check : callable
             Called while the one before is still being written; raises when the run was stopped.
         timeout : float
-            Seconds that may take.
+            Seconds to wait for the one before.
 
         Raises
         ------
         CheckpointError
-            When the one before could not be written, or is still not.
+            When the one before could not be written, or is not on disk in time.
         ConfigError
             When the method's state cannot be kept.
         """
         self.finish(check, timeout)
         with self._lock:
             self._note(moment.session)
-        # Who comes back to the iteration that it left at keeps its file of it: the others have that one, too.
-        # What it had done beyond is done again by all, and kept again.
+        # A peer that comes back to the iteration at which it left keeps its file of it: the others have one,
+        # too. Iterations beyond it are done again by all, and kept again.
         checkpoints = [
             checkpoint
             for checkpoint in self._checkpoints(moment, stopped=False)
@@ -160,7 +160,7 @@ class Keeper:
             self._thread.start()
 
     def raise_if_failed(self) -> None:
-        """Raise what went wrong when a checkpoint was written, if anything did."""
+        """Raise the error of a checkpoint that could not be written, if there was one."""
         if self._error is not None:
             raise self._error
 
@@ -180,9 +180,9 @@ class Keeper:
         self.raise_if_failed()
 
     def keep_stopped(self, moment: Moment) -> None:
-        """Write ``moment``, the last of a run that was stopped or failed; from whichever thread.
+        """Write ``moment``, the last of a run that was stopped or failed; from any thread.
 
-        Never raises: that it cannot be written must not hide why the run stopped.
+        Never raises: an error of writing must not hide why the run stopped.
         """
         if self._plan.checkpoint_every < 0:
             return
@@ -205,28 +205,28 @@ class Keeper:
     def resume(
         self, peer: int, point: ResumePoint, start: Callable[[], State], objective: Objective
     ) -> tuple[State, dict[int, Memory], int]:
-        """Take up what ``peer`` goes on from: its data order, its log, and what is returned.
+        """Restore the point from which ``peer`` goes on: its data order and log here; its state is returned.
 
         Parameters
         ----------
         peer : int
-            One of the host's.
+            A peer of the host.
         point : ResumePoint
-            Names the checkpoint.
+            The point, which names the checkpoint.
         start : callable
-            Returns a state as the method starts with; only its kind is used.
+            Returns a state of the method; only its kind is used.
         objective : Objective
-            The peer's, at the start of its data order.
+            The peer's objective, at the start of its data order.
 
         Returns
         -------
         tuple of State, dict of int to Memory, and int
-            The method's state, what the codec remembers by phase, and payload bytes sent so far.
+            The method's state, the codec's memories by phase, and payload bytes sent so far.
 
         Raises
         ------
         DataError
-            When the file is not what the coordinator was told of, or of another model.
+            When the file is not the one in the plan, or is of another model.
         """
         folder = checkpoint_folder(Path(point.folder), peer)
         cannot = f"run {point.run} cannot be resumed: peer {peer}'s"
@@ -238,7 +238,7 @@ class Keeper:
         past = read_past(folder.parent / f"peer-{peer}.jsonl", point.run)
         lost = self._gradients * drawn_since(checkpoint, about, folder, past.view)
         objective.go_to(checkpoint.position, lost)
-        # The iteration itself is evaluated again where that is due: the log may end just before.
+        # The iteration itself is evaluated again if that is due: the log may end just before.
         earlier = [e for e in past.before(checkpoint.iteration) if isinstance(e, Evaluation)]
         self._recorder.go_on(
             peer, [e for e in earlier if self._plan.evaluates_after(e.iteration)], checkpoint.seconds
@@ -246,23 +246,23 @@ class Keeper:
         return state, checkpoint.memories, checkpoint.bytes_sent
 
     def come_back(self, peer: int, objective: Objective, session: Session) -> int:
-        """Take up what ``peer`` has kept of its earlier life in this run: its data order and its log.
+        """Restore the data order and the log that ``peer`` has kept of its earlier life in this run.
 
-        Where no checkpoint is left it begins its data order anew.
+        If no checkpoint is left, it begins its data order anew.
 
         Parameters
         ----------
         peer : int
-            One of the host's.
+            A peer of the host.
         objective : Objective
-            The peer's, at the start of its data order.
+            The peer's objective, at the start of its data order.
         session : Session
             The view that has let it in.
 
         Returns
         -------
         int
-            Payload bytes it had sent when the checkpoint was written.
+            Payload bytes that it had sent when the checkpoint was written.
         """
         folder = self._folders[peer]
         # Each change of view costs no more than two iterations: the one given up, and the new start.
@@ -283,9 +283,9 @@ class Keeper:
         return sent
 
     def _read(self, folder: Path, iteration: int, run: str, cannot: str) -> tuple[Checkpoint, PeerAbout, str]:
-        """Return a peer's checkpoint of this model, what it says of its run, and its digest.
+        """Return a peer's checkpoint of this model, the facts of its run in it, and its digest.
 
-        ``cannot`` is the beginning of what is said where it is another model's.
+        ``cannot`` is the beginning of the error if it is of another model.
         """
         path = checkpoint_file(folder, iteration)
         checkpoint, digest = read_checkpoint(path, run, self._recorder.q)
@@ -322,17 +322,17 @@ class Keeper:
         ]
 
     def _note(self, session: Session) -> None:
-        """Take in what a view asks for, if this is the first that is heard of it."""
+        """Note a new view: its first iteration, whether it is whole, and the files that it needs."""
         if session.view is None or session.number in self._whole:
             return
         self._begin = session.first
         self._whole[session.number] = self._is_whole(session.view)
         kept, every = self._plan.config.runtime.checkpoints_kept, self._plan.checkpoint_every
-        # What a longer way between two peers asks for also holds where the way was shorter.
+        # As many files as the longest way between two peers needs also do if the way was shorter.
         self._files = max(self._files, files_kept(kept, every, session.view.graph.diameter))
 
     def _about(self, peer: int, session: Session) -> PeerAbout:
-        """Return what must be alike where this peer goes on, and what tells the differences."""
+        """Return the facts that must be alike if this peer goes on, and those that name differences."""
         plan, facts, own = self._plan, self._plan.facts, self._plan.peer_facts.get(peer)
         return PeerAbout(
             config=plan.config.to_mapping(),
@@ -359,7 +359,7 @@ class Keeper:
     def _forget(self, peer: int) -> None:
         """Remove the files of ``peer`` that are no longer needed."""
         folder, noted = self._folders[peer], dict(self._whole)  # training may come to another view meanwhile
-        # What an earlier run, or nobody whom this one can read, has left there goes first.
+        # Files of an earlier run, or that this one cannot read, go first.
         written_in = {k: self._written_in[peer].get(k, _UNKNOWN) for k in checkpoint_files(folder)}
         whole = {v for v, is_whole in noted.items() if is_whole}
         spared = spared_files(written_in, whole, self._files)

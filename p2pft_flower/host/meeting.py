@@ -1,4 +1,4 @@
-"""Before training: how far a host is prepared, and the stages in which all hosts learn that all are."""
+"""Before training: a host's progress of preparing, and the stages in which all learn that all are ready."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _REMEDY = (
 )
 
 _KEPT = 1.0
-"""Seconds that a hello is kept before it is answered PREPARING; less where meet-timeout is short."""
+"""Seconds that a hello is kept before it is answered PREPARING; fewer if meet-timeout is short."""
 
 
 class Meeting:
-    """Answers the neighbours' hellos, from whichever thread, and says hello to them.
+    """Answers the neighbours' hellos, from any thread, and says hello to them.
 
-    At stage s a neighbour agrees when its own neighbours have agreed to stage s - 1, so a host that has gone
-    through s stages knows of all that are s steps away, along edges in either direction.
+    At stage s a neighbour agrees when its own neighbours have agreed to stage s - 1. So a host that has gone
+    through s stages knows that all hosts up to s steps away, along edges in either direction, are prepared.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class Meeting:
         self._timeout = timeout
         self._changed = threading.Condition()
         self._stage = 0.0
-        """Hellos of lower stages are agreed to: 0 while this host prepares."""
+        """This host agrees to hellos of lower stages: none while it prepares, as this is 0."""
         self._progress = 0
 
     def note_progress(self) -> None:
@@ -45,7 +45,7 @@ class Meeting:
             self._progress += 1
 
     def answer(self, hello: Hello) -> Reply | None:
-        """Agree when this host has reached the stage; else say after a moment how far it has come."""
+        """Agree if this host has reached the stage; else answer after a moment with its progress."""
         kept = min(_KEPT, self._timeout / 4)
         with self._changed:
             if self._changed.wait_for(lambda: self._stage > hello.stage, kept):
@@ -62,9 +62,9 @@ class Meeting:
         Parameters
         ----------
         wires : Wires or None
-            To the neighbours; None where there are none elsewhere.
+            The way to the neighbours; None if there are none elsewhere.
         stages : int
-            How many it takes (:func:`p2pft_flower.plan.greetings`).
+            The number of stages (:func:`p2pft_flower.plan.greetings`).
 
         Raises
         ------
@@ -80,7 +80,7 @@ class Meeting:
         self.end()
 
     def end(self) -> None:
-        """Keep no hello waiting any more: this host is through with it, or ends and is to say so."""
+        """Keep no hello waiting any more: all have met, or this host ends and must say so."""
         self._reach(math.inf)
 
     def _reach(self, stage: float) -> None:

@@ -1,4 +1,4 @@
-"""Gossip that proves who said what: authors sign their records and votes; both are checked before use."""
+"""Gossip with proofs of authorship: authors sign their records and votes; both are checked before use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from p2pft_flower.transport.wire.parsing import parse
 __all__ = ["Notary"]
 
 _MOST_STEPS = 64
-"""Steps that are looked at in one gossip."""
+"""Steps of one gossip that are read; the others are ignored."""
 
 Message = TypeVar("Message")
 Read = TypeVar("Read")
@@ -39,8 +39,8 @@ class Notary:
     iterations : int
         Iterations of the run: nobody has completed more.
     signatures : Signatures or None
-        Those of this member's only peer; None without certificates: then nothing is signed, and whoever can
-        connect is believed.
+        The signatures of this member's only peer; None without certificates: then nothing is signed, and
+        every caller that can connect is believed.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Notary:
         """The newest record of each other member, as it has signed it."""
 
     def write(self, state: State, other: int) -> pb.Gossip:
-        """Return what to tell the member ``other``."""
+        """Return the gossip for the member ``other``."""
         news, steps = gossip.news(state, other), gossip.steps(state, other)
         return pb.Gossip(
             records=[self._passed_on(r) for r in news],
@@ -69,14 +69,14 @@ class Notary:
         )
 
     def read(self, message: pb.Gossip, speaker: int | None) -> tuple[Heard, list[ValueError]]:
-        """Return what a gossip says, and what of it is not used, each with the reason.
+        """Return the content of a gossip, and the reasons why parts of it are not used.
 
         Parameters
         ----------
         message : p2pft_pb2.Gossip
-            What the member ``speaker`` says.
+            The gossip of the member ``speaker``.
         speaker : int or None
-            None if the one that speaks is a peer of no member.
+            The member that speaks; None if the caller is a peer of no member.
         """
         wrong: list[ValueError] = []
         most = len(self._groups)
@@ -159,7 +159,7 @@ class Notary:
 def _each(
     messages: Iterable[Message], read: Callable[[Message], Read], wrong: list[ValueError]
 ) -> list[Read]:
-    """Return what ``read`` makes of each message that it can read; add its errors to ``wrong``."""
+    """Return the results of ``read`` for each message that it can read; add its errors to ``wrong``."""
     made = []
     for message in messages:
         try:

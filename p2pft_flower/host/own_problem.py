@@ -1,7 +1,7 @@
 """``problem = my_module:my_problem``: a learning problem of the user's own, checked as it comes in.
 
-What it is asked is :class:`~p2pft_flower.host.problem.OwnProblem`. Nothing here imports torch: whether a run
-does is for the user's module to decide.
+:class:`~p2pft_flower.host.problem.OwnProblem` describes its methods. Nothing here imports torch: the user's
+module decides whether a run does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OBJECTIVE = ("gradient", "evaluate", "position", "go_to", "privacy_spent")
 
 
 class Plugged:
-    """A :class:`~p2pft_flower.host.problem.Problem` made of what the user's own function returns.
+    """A :class:`~p2pft_flower.host.problem.Problem` around the object that the user's own function returns.
 
     Parameters
     ----------
@@ -47,15 +47,15 @@ class Plugged:
     theta0 : (q,) float32 or float64 array
         θ^0; cannot be written to.
     model_digest : str
-        The problem's own.
+        The problem's own digest.
     model_parameters : int
-        Of the whole model.
+        Number of parameters of the whole model.
 
     Raises
     ------
     ConfigError
         When the function cannot be found, raises, or returns something else than such a problem; names key,
-        value, and what is missing or wrong.
+        value, and the fault.
     """
 
     def __init__(self, config: LearningConfig, n: int, peers: Sequence[int] | None = None) -> None:
@@ -87,12 +87,12 @@ class Plugged:
         self.model_digest, self.model_parameters = digest, int(size)
 
     def samples(self, peer: int) -> int:
-        """Return how many samples ``peer`` trains on, at least one.
+        """Return the number of samples that ``peer`` trains on, at least one.
 
         Raises
         ------
         ConfigError
-            When the problem says something else.
+            When the problem returns something else.
         """
         with self._naming(f"samples({peer})"):
             count: Any = self._own.samples(peer)
@@ -101,7 +101,7 @@ class Plugged:
         return int(count)
 
     def data_digest(self, peer: int) -> str:
-        """Return by what the peer's samples are known again; empty where the problem does not say."""
+        """Return a text that recognises the peer's samples; empty if the problem has none."""
         ask = getattr(self._own, "data_digest", None)
         if ask is None:
             return ""
@@ -111,12 +111,12 @@ class Plugged:
     def objectives(
         self, peers: Sequence[int], progress: Callable[[], None] = lambda: None
     ) -> dict[int, Objective]:
-        """Build the objectives of ``peers``; what they return is checked whenever it is asked for.
+        """Build the objectives of ``peers``; each of their results is checked before it is used.
 
         Raises
         ------
         ConfigError
-            When one is missing, or is built otherwise.
+            When one is missing, or has other methods.
         """
         with self._naming("objectives"):
             built = self._own.objectives(peers, progress)
@@ -132,7 +132,7 @@ class Plugged:
             return self._own.named_tail(theta)
 
     def metadata(self) -> dict[str, str]:
-        """Return the problem's own words, and what ``p2pft evaluate`` needs to build it again."""
+        """Return the problem's own metadata, and the settings to build it again for ``p2pft evaluate``."""
         with self._naming("metadata"):
             own = {str(key): str(value) for key, value in self._own.metadata().items()}
         return {
@@ -147,7 +147,7 @@ class Plugged:
         }
 
     def theta_from(self, tensors: Mapping[str, Any], source: str) -> Vector:
-        """Return θ from what :meth:`named_tail` made; ``source`` is the file it was read from.
+        """Return θ from the arrays of :meth:`named_tail`; ``source`` is the file that they were read from.
 
         Raises
         ------
@@ -165,7 +165,7 @@ class Plugged:
         return self.vector(theta, f"what theta_from made of {source}")
 
     def vector(self, found: Any, what: str) -> Vector:
-        """Return ``found``, which is a vector as θ is.
+        """Return ``found`` if it is a vector as θ is.
 
         Raises
         ------
@@ -198,7 +198,7 @@ class Plugged:
 
 
 class _Checked:
-    """One peer's objective, whose gradients and scores are looked at before they are used."""
+    """One peer's objective, whose gradients and scores are checked before they are used."""
 
     def __init__(self, plugged: Plugged, peer: int, own: Objective) -> None:
         self._plugged, self._peer, self._own = plugged, peer, own
@@ -222,7 +222,7 @@ class _Checked:
 
 
 class _Score(NamedTuple):
-    """Plain numbers, whatever kind of number the problem scores in: they go into JSON."""
+    """Scores as plain numbers, which go into JSON, from any kind of number that the problem returns."""
 
     loss: float
     accuracy: float

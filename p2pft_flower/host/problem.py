@@ -1,4 +1,4 @@
-"""What a host needs to know of a learning problem: gradients, scores, and names for the numbers."""
+"""The protocols of a learning problem, as a host sees it: gradients, scores, and names for the numbers."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ Vector = npt.NDArray[Any]
 
 
 class Score(Protocol):
-    """What an evaluation returns."""
+    """The scores of an evaluation."""
 
     @property
     def loss(self) -> float:
-        """Mean loss on the test split; not a number where the peer has no test image."""
+        """Mean loss on the test split; not a number if the peer has no test image."""
         ...
 
     @property
     def accuracy(self) -> float:
-        """Share of all test images classified right, 0..1; not a number where the peer has none."""
+        """Share of all test images that are classified right, 0..1; not a number if the peer has none."""
         ...
 
     @property
     def accuracy_unseen(self) -> float | None:
-        """The same on the classes the peer holds no image of; None where it holds all."""
+        """Share of the test images classified right among the classes of which the peer holds no image.
+
+        None if it holds images of all classes.
+        """
         ...
 
 
@@ -39,35 +42,38 @@ class Objective(Protocol):
         ...
 
     def evaluate(self, theta: Vector) -> Score:
-        """Score ``theta``."""
+        """Return the scores of ``theta`` on the peer's test images."""
         ...
 
     def position(self) -> Callable[[], dict[str, Any]]:
-        """Take note of where the data order is now; what is returned says it (JSON-able) when it is called.
+        """Record the position in the data order; calling the result returns it, as values for JSON.
 
-        Two steps, since this is asked for after every iteration, and what it says is needed rarely.
+        There are two steps because a position is recorded after every iteration, and its values are needed
+        rarely.
         """
         ...
 
     def go_to(self, position: Mapping[str, Any], lost: int) -> None:
-        """Go on from where another objective of the same peer was, in whatever process.
+        """Continue at the position of another objective of the same peer, in any process.
 
         Parameters
         ----------
         position : mapping
-            What :meth:`position` said.
+            The other objective's :meth:`position`.
         lost : int
-            Gradients at most that the other one drew after that; neighbours may know what came of them.
+            The most gradients that the other objective may have drawn after ``position``. They count towards
+            ε if the noise is drawn anew; if it comes from the seed, the same gradients come again and cost
+            nothing more.
         """
         ...
 
     def privacy_spent(self) -> tuple[float, float] | None:
-        """Return (ε, δ) of all gradients so far; None where they are not differentially private."""
+        """Return (ε, δ) of all gradients so far; None if they are not differentially private."""
         ...
 
 
 class Problem(Protocol):
-    """What the peers learn; :class:`~p2pft_flower.learning.workload.Workload` is one."""
+    """The learning problem of the peers; :class:`~p2pft_flower.learning.workload.Workload` is one."""
 
     @property
     def theta0(self) -> Vector:
@@ -78,8 +84,8 @@ class Problem(Protocol):
     def model_digest(self) -> str:
         """Digest of the frozen weights and θ^0; equal on all peers.
 
-        Neighbours compare it before they train, or ``meeting_digest``, where a problem has that: a digest of
-        all that must be equal on all peers.
+        Neighbours compare it before they train, or ``meeting_digest`` if a problem has that: a digest of all
+        that must be equal on all peers.
         """
         ...
 
@@ -89,7 +95,7 @@ class Problem(Protocol):
         ...
 
     def objectives(self, peers: Sequence[int], progress: Callable[[], None]) -> Mapping[int, Objective]:
-        """Build the objectives of ``peers``, and call ``progress`` whenever a piece of that is done."""
+        """Build the objectives of ``peers``, and call ``progress`` whenever a piece of the work is done."""
         ...
 
     def named_tail(self, theta: Vector) -> Mapping[str, Any]:
@@ -97,18 +103,18 @@ class Problem(Protocol):
         ...
 
     def metadata(self) -> Mapping[str, str]:
-        """Return what is needed to load a tail again."""
+        """Return the settings that are needed to load a tail again."""
         ...
 
 
 class OwnProblem(Problem, Protocol):
-    """What ``problem = my_module:my_problem`` returns: a :class:`Problem` that also counts its samples.
+    """The problem that ``my_module:my_problem`` returns: a :class:`Problem` that also counts its samples.
 
     It may also have ``theta_from(tensors)``, the inverse of :meth:`Problem.named_tail`, with which
-    ``p2pft evaluate`` scores its tails, and ``data_digest(peer)``, a text by which a peer's samples are known
-    again where a run is resumed. docs/extending.md has an example.
+    ``p2pft evaluate`` scores its tails, and ``data_digest(peer)``, a text that recognises a peer's samples
+    when a run is resumed. docs/extending.md has an example.
     """
 
     def samples(self, peer: int) -> int:
-        """Return how many samples ``peer`` trains on; epochs and ``objective = "examples"`` count them."""
+        """Return the number of samples that ``peer`` trains on, for epochs and ``objective = "examples"``."""
         ...

@@ -1,4 +1,4 @@
-"""What a host keeps of its peers' lives: where their time goes, their scores, their logs and tails."""
+"""A host's records of its peers: their seconds, scores, logs and tails."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ log = logging.getLogger("p2pft_flower")
 
 
 def _observer(address: str, access: Access) -> ObserverClient | None:
-    """Return who tells the observer; None where this site does not let it: it is worth no run."""
+    """Return the client of the observer; None if this site does not allow one: that ends no run."""
     try:
         return ObserverClient(address, credentials=access.credentials, insecure=access.insecure)
     except ConfigError as error:
@@ -46,16 +46,16 @@ def _observer(address: str, access: Access) -> ObserverClient | None:
 
 
 class Recorder:
-    """Evaluates peers, writes their logs and tails, and tells the observer; nothing waits for the latter.
+    """Evaluates peers, writes their logs and tails, and reports to the observer, for which nothing waits.
 
     Parameters
     ----------
     plan : Plan
         The host's part of the run.
     problem : Problem
-        What is learned.
+        The learning problem.
     access : Access
-        How this machine proves to the observer who it is.
+        The certificates with which this machine reports to the observer.
     """
 
     def __init__(self, plan: Plan, problem: Problem, access: Access) -> None:
@@ -68,10 +68,10 @@ class Recorder:
         if self._observer is not None and not log.isEnabledFor(logging.INFO):
             log.setLevel(logging.INFO)
         self._seconds = {p.peer: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in plan.peers}
-        """Those in exchanges are of peers that go on from a checkpoint, before this run."""
+        """Seconds of each peer by activity; of exchanges only those before this run."""
         self._scores: dict[int, Score] = {}
         self.views: list[ViewChange] = []
-        """Every change of view so far, as the logs tell it."""
+        """Every change of view so far, as in the logs."""
         for peer, journal in self._journals.items():
             first = lines.Run(
                 peer=peer,
@@ -92,16 +92,16 @@ class Recorder:
         earlier: Iterable[Evaluation | ViewChange],
         seconds: Mapping[str, float] | None,
     ) -> None:
-        """Begin the log of a peer that goes on from a checkpoint with what the earlier log said up to there.
+        """Begin the log of a peer that goes on from a checkpoint with the earlier log's lines up to there.
 
         Parameters
         ----------
         peer : int
             The peer.
         earlier : iterable of Evaluation and ViewChange
-            Its earlier lines; they keep their time.
+            Its earlier lines, which keep their time.
         seconds : mapping or None
-            Where its time went before; None where nothing tells.
+            Its seconds before, by activity; None if they are not known.
         """
         for line in earlier:
             self._journals[peer].write(line)
@@ -109,17 +109,17 @@ class Recorder:
             self._seconds[peer] = dict(seconds)
 
     def seconds(self, peer: int, exchange: float) -> dict[str, float]:
-        """Return where the peer's time went, with the ``exchange`` seconds of this host since it began."""
+        """Return the peer's seconds by activity, with this host's ``exchange`` seconds since it began."""
         before = self._seconds[peer]
         return {**before, "exchange": before["exchange"] + exchange}
 
     @property
     def q(self) -> int:
-        """Numbers of θ."""
+        """The number of numbers in θ."""
         return int(self._problem.theta0.size)
 
     def sync(self, peer: int) -> None:
-        """Have the peer's log on disk."""
+        """Bring the peer's log to disk."""
         self._journals[peer].sync()
 
     @contextlib.contextmanager
@@ -133,7 +133,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
-        """Hand on to the observer what this thread logs in a ``with`` block: how preparing goes on."""
+        """Send this thread's log in a ``with`` block to the observer: it shows the progress of preparing."""
         if self._observer is None:
             yield
             return
@@ -158,7 +158,7 @@ class Recorder:
             journal.write(lines.Start(peer=peer, parameters=self._problem.theta0.size, prepared=prepared))
 
     def evaluate(self, peer: int, objective: Objective, theta: Vector, done: int, bytes_sent: int) -> Score:
-        """Score ``theta`` after ``done`` iterations, write it down, report and return it."""
+        """Score ``theta`` after ``done`` iterations; log, report and return the scores."""
         with self.timed(peer, "evaluation"):
             score = self._scores[peer] = objective.evaluate(theta)
         told = _scores(score) | {
@@ -168,13 +168,13 @@ class Recorder:
             "seconds": time.monotonic() - self._begin,
         }
         sketched = self._sketch(theta)
-        epsilon, _ = objective.privacy_spent() or (None, None)  # a run that fails has spent it too
+        epsilon, _ = objective.privacy_spent() or (None, None)  # a run that fails has spent it, too
         self._journals[peer].write(Evaluation(sketch=sketch.encode(sketched), epsilon=epsilon, **told))
         self._report(sketch=sketched, **told)
         return score
 
     def trace(self, peer: int, view: int, done: int, surplus: Vector) -> None:
-        """Write down a sketch of ``surplus``, τ_i − g_i, after ``done`` iterations."""
+        """Log a sketch of ``surplus``, τ_i − g_i, after ``done`` iterations."""
         told = sketch.encode(self._sketch(surplus))
         self._journals[peer].write(lines.Trace(peer=peer, view=view, iteration=done, surplus=told))
 
@@ -213,7 +213,7 @@ class Recorder:
     def finish(
         self, peer: int, objective: Objective, theta: Vector, bytes_sent: int, exchange_seconds: float
     ) -> Outcome | None:
-        """Leave the peer's tail and the last line of its log; return how it ended, None if it was stopped."""
+        """Write the peer's tail and the last line of its log; return its outcome, None if it was stopped."""
         epsilon, delta = objective.privacy_spent() or (None, None)
         outcome = Outcome(
             **_scores(self._scores[peer]),
@@ -232,9 +232,9 @@ class Recorder:
         return outcome if self._journals[peer].write_last(outcome) else None
 
     def failed(self, iteration: int, error: BaseException) -> None:
-        """Note in the log of every peer that has not ended why the host gave up; from whichever thread.
+        """Write why the host gave up into the log of every peer that has not ended; from any thread.
 
-        Never raises: that it cannot be written must not hide why the host gave up.
+        Never raises: an error of writing must not hide why the host gave up.
         """
         where = "".join(traceback.format_exception(error))
         for peer, journal in self._journals.items():
@@ -252,9 +252,9 @@ class Recorder:
                 log.error("the last line of a log is missing: %s", unwritten)  # noqa: TRY400 - one line
 
     def save_stopped(self, peer: int, theta: Vector, done: int) -> None:
-        """Leave θ after ``done`` iterations of a peer that does not come to its end, for what it is worth.
+        """Write θ after ``done`` iterations of a peer that does not come to its end.
 
-        Never raises: that it cannot be written must not hide why the peer stopped.
+        Never raises: an error of writing must not hide why the peer stopped.
         """
         try:
             path = self._save(peer, theta, done, stopped=True)
@@ -265,7 +265,7 @@ class Recorder:
 
     @property
     def _preprocessing(self) -> dict[str, Any] | None:
-        """Which images the model sees; None of a problem without images."""
+        """Settings of the images that the model sees; None for a problem without images."""
         return getattr(self._problem, "preprocessing", None)
 
     def _save(self, peer: int, theta: Vector, done: int, *, stopped: bool) -> Path:

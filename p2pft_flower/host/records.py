@@ -1,4 +1,4 @@
-"""Records and steps as they travel: between the agreement's types and the wire's messages."""
+"""Translation of records and steps between the agreement's types and the wire's messages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MAX_REASON = 1024
 """Characters of the reason why a member has left: the size of a gossip is limited."""
 
 _MOST = 2**31
-"""No run has so many views."""
+"""A number of views that no run reaches."""
 
 _LARGEST = 2**63
 """Incarnations and versions are counted, and so are ballots, of which no member heeds one too far ahead."""
@@ -57,7 +57,7 @@ def decode(message: pb.Record, groups: Groups, iterations: int) -> Record:
     Parameters
     ----------
     message : p2pft_pb2.Record
-        What another host says.
+        The record, as another host has sent it.
     groups : mapping of int to tuple of int
         The peers of each member that the run began with.
     iterations : int
@@ -66,7 +66,7 @@ def decode(message: pb.Record, groups: Groups, iterations: int) -> Record:
     Raises
     ------
     ValueError
-        When it is none of this run's, or no member writes such a one, with what is wrong.
+        When it is none of this run's, or no member writes such a record; names the fault.
     """
     who = f"a record of member {message.member}"
     proposals = [p for p in (message.accepted, message.proposal) if p.ByteSize()]
@@ -103,7 +103,7 @@ def decode(message: pb.Record, groups: Groups, iterations: int) -> Record:
 
 
 def encode_known(known: Mapping[int, Age]) -> pb.Known | None:
-    """Return how new the records are that a member knows, as a message; None where it says nothing."""
+    """Return the ages of the records that a member has, as a message; None if there are none."""
     if not known:
         return None
     lives, versions = zip(*known.values(), strict=True)
@@ -111,19 +111,19 @@ def encode_known(known: Mapping[int, Age]) -> pb.Known | None:
 
 
 def decode_known(message: pb.Known, groups: Groups) -> dict[int, Age]:
-    """Return how new the records are that another member knows; empty where it says nothing.
+    """Return the ages of the records that another member has; empty if it has sent none.
 
     Parameters
     ----------
     message : p2pft_pb2.Known
-        What another host says.
+        The message of another host.
     groups : mapping of int to tuple of int
         The peers of each member that the run began with.
 
     Raises
     ------
     ValueError
-        When it does not say it of all that it names, or names others.
+        When an age is missing, or a member is named that the run does not have.
     """
     members, lives, versions = message.members, message.incarnations, message.versions
     if not len(members) == len(lives) == len(versions):
@@ -145,7 +145,7 @@ def decode_step(message: pb.Step, groups: Groups, iterations: int) -> Step:
     Raises
     ------
     ValueError
-        When it is none of this run's, with what is wrong.
+        When it is none of this run's; names the fault.
     """
     who = f"a step to view {message.value.number}"
     _check_view(who, message.value, groups, iterations)

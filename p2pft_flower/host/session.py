@@ -29,7 +29,7 @@ def remote_edges(
     peers : collection of Neighbourhood
         The host's peers.
     always : bool
-        Use the transport between peers of the host as well (``transport = "grpc"``).
+        Whether peers of the host use the transport between each other as well (``transport = "grpc"``).
     """
     here = set() if always else {p.peer for p in peers}
     leaving = frozenset((p.peer, i) for p in peers for i in p.out_neighbours if i not in here)
@@ -39,7 +39,7 @@ def remote_edges(
 
 @dataclass(frozen=True)
 class Session:
-    """One host in one view. Whatever has to know the view's number reads it here.
+    """One host in one view; the only place with the view's number.
 
     Attributes
     ----------
@@ -58,15 +58,15 @@ class Session:
     phases : tuple of str
         The method's names of its exchanges of an iteration.
     mailbox : Mailbox or None
-        Takes in what comes along the entering edges; None where this host has no wires.
+        The mailbox for payloads along the entering edges; None if this host has no wires.
     compression : Compression or None
         Codec and γ of the exchanges in this view; None: vectors are exchanged as they are.
     view : View or None
-        The peers and their graph; None of the view that the run began with.
+        The peers and their graph; None for the view that the run began with.
     returned : frozenset of int
         Peers elsewhere that have come back with this view.
     donor : int or None
-        The peer that the view names to give θ to this host, where the view has let it in.
+        The peer that the view names to give θ to this host, if the view has let it in; else None.
     """
 
     number: int
@@ -85,7 +85,7 @@ class Session:
 
     @property
     def inbox(self) -> Mailbox:
-        """The mailbox, where there are wires."""
+        """The mailbox of a host with wires."""
         if self.mailbox is None:
             raise RuntimeError(f"nothing comes from other hosts in view {self.number}")
         return self.mailbox
@@ -119,13 +119,13 @@ class Sessions:
     plan : Plan
         The host's part of the run.
     theta0 : numpy.ndarray
-        (q,), where the run begins: what every payload is like.
+        (q,), θ^0: every payload has its length and dtype.
     phases : tuple of str
-        What the method calls its exchanges of an iteration; empty: it exchanges nothing.
+        The method's names of its exchanges of an iteration; empty: it exchanges nothing.
     model_digest : str
-        Of the frozen weights and θ^0; equal on all peers.
+        Digest of the frozen weights and θ^0; equal on all peers.
     always : bool
-        As of :func:`remote_edges`.
+        Whether to use the transport within the host too, as for :func:`remote_edges`.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Sessions:
 
     def first(self) -> Session:
         """Return the session of the view that the run begins with."""
-        # Where anything is exchanged, all peers begin at the same iteration.
+        # If anything is exchanged, all peers begin at the same iteration.
         first = min(self._plan.begins.values())
         return self._session(0, first, self._plan.live, self._plan.peers, self._plan.codec_step)
 

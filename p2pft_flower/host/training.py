@@ -30,15 +30,15 @@ log = logging.getLogger("p2pft_flower")
 __all__ = ["TRACE", "PeerFailedError", "Training", "naming"]
 
 TRACE = "P2PFT_TRACE_TRACKER"
-"""Environment variable: not empty, each peer's log tells its τ_i − g_i after each iteration, as a sketch.
+"""Environment variable: if it is not empty, each peer logs a sketch of τ_i − g_i after each iteration.
 Sketches are linear: summed over the peers of a view they show whether Σ τ = Σ g (invariant 1 of
 docs/architecture.md)."""
 
 
 class PeerFailedError(Exception):
-    """A peer of this host raised; carries which one and where.
+    """The code of a peer of this host raised; carries the peer and the place.
 
-    Not a subclass of the package's deliberate errors: it is for whatever the peer's code raised.
+    It is no subclass of the package's deliberate errors: it stands for any error of the peer's code.
     """
 
     cause = Cause.OWN
@@ -50,7 +50,7 @@ class PeerFailedError(Exception):
 
 @contextlib.contextmanager
 def naming(peer: int, iteration: int, what: str) -> Iterator[None]:
-    """Turn whatever a peer's own code raises into an error that names the peer."""
+    """Turn any error that a peer's own code raises into one that names the peer."""
     try:
         yield
     except (P2PFTError, PeerFailedError):
@@ -67,34 +67,34 @@ class Training:
     plan : Plan
         The host's part of the run.
     session : Session
-        Of the view that the run begins with.
+        The session of the view that the run begins with.
     method : Algorithm
-        What is iterated.
+        The method.
     objectives : mapping of int to Objective
-        Of each peer.
+        Each peer's objective.
     exchange : HostExchange
-        Mixes what the peers yield.
+        Mixes the vectors that the peers yield.
     recorder : Recorder
         Scores and logs.
     keeper : Keeper
-        Checkpoints.
+        Writes the checkpoints.
     pulse : OwnPulse
-        Is told what the host does.
+        Notes the host's activity and progress.
     raise_if_stopped : callable
-        Raises where the run was stopped.
+        Raises if the run was stopped.
 
     Attributes
     ----------
     session : Session
-        Of the view in which the peers train.
+        The session of the view in which the peers train.
     iteration : int
-        The one under way.
+        The iteration under way.
     done : int
         Iterations that are completed.
     states : dict of int to State
-        Each peer's state after them.
+        Each peer's state after these iterations.
     completed : Moment or None
-        All that a checkpoint needs of it; None before training.
+        All that a checkpoint of this state needs; None before training.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Training:
         self._saving, self._saved = threading.Lock(), False
 
     def take_up(self, theta0: Vector) -> None:
-        """Take the states of the run that is resumed, if one is, from the peers' checkpoints."""
+        """If a run is resumed, restore the peers' states from its checkpoints."""
         if self._plan.resume is None:
             return
         for p in self._peers:
@@ -164,7 +164,7 @@ class Training:
             self._complete(k + 1)
 
     def come_back(self, session: Session) -> None:
-        """Take up data order and log of the peers' earlier life, known by its files only."""
+        """Restore data order and log of the peers' earlier life from its files."""
         for p in self._peers:
             with naming(p, session.first, "what it has kept could not be taken up"):
                 self._exchange.bytes_sent[p] = self._keeper.come_back(p, self._objectives[p], session)
@@ -178,9 +178,9 @@ class Training:
         Parameters
         ----------
         session : Session
-            Of that view.
+            The session of that view.
         theta : numpy.ndarray, optional
-            (q,), what the peers of this host, which was not in the last view, begin with; default: their own.
+            (q,), the θ with which the peers begin if this host was not in the last view; default: their own.
         """
         self._pulse.enter(Pulse.COMPUTING)
         self.session, self.iteration = session, session.first
@@ -188,12 +188,12 @@ class Training:
         behind = self.done < session.first
         for p in self._peers:
             self._start(p, self.states[p].theta if theta is None else theta.copy())
-        # What is due after the iterations that the others had completed is due here too.
+        # Scores and checkpoints due after the iterations that the others had completed are due here too.
         if behind or theta is not None:
             self._complete(session.first)
 
     def finish(self) -> list[Outcome]:
-        """Have the last checkpoint, the tails and the logs on disk, and return how each peer ended."""
+        """Bring the last checkpoint, the tails and the logs to disk, and return the peers' outcomes."""
         self._keeper.finish(self._raise_if_stopped, self._timeout)
         ended = [
             self._recorder.finish(
@@ -213,14 +213,14 @@ class Training:
         return outcomes
 
     def keep_excluded(self) -> None:
-        """Keep what there is: the others have gone on without this host, which asks to be let in again."""
+        """Save the peers' state: the others have gone on without this host, which asks to be let in again."""
         log.warning("peers %s: the others have gone on without them; asking to be let in again", self._peers)
         if self.completed is not None:
             self._keeper.keep_stopped(self.completed)
 
     def save_stopped(self) -> None:
         """Save each peer's θ, and a checkpoint, after the last complete iteration, once; from any thread."""
-        with self._saving:  # who comes second waits until the files are there
+        with self._saving:  # a second caller waits until the files are there
             completed = self.completed
             if completed is None or self._saved:
                 return
@@ -249,7 +249,7 @@ class Training:
         return mixed
 
     def _complete(self, done: int) -> None:
-        """Note that ``done`` iterations are completed; score and keep what is due."""
+        """Note that ``done`` iterations are completed; score and write checkpoints if they are due."""
         self.done = done
         self._pulse.complete(done, self.session.number)
         moment = self.completed = Moment(
@@ -288,7 +288,7 @@ class Training:
         return local_objective(self._checked(peer), weight=weight, weight_decay=self._decay)
 
     def _checked(self, peer: int) -> Gradient:
-        """∇L_i, timed, finite, with the peer's name on what its code raises."""
+        """Return ∇L_i, timed, checked to be finite, with the peer's name on errors of its code."""
 
         def gradient(theta: Vector) -> Vector:
             with (

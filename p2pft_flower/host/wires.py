@@ -41,7 +41,7 @@ __all__ = ["Access", "Wires"]
 log = logging.getLogger("p2pft_flower")
 
 _DEPART = 2.0
-"""Seconds that the others have to hear that this host goes."""
+"""Seconds that the others have to hear that this host leaves."""
 
 _AGAIN = 0.1
 """Seconds until donors are asked again."""
@@ -49,7 +49,7 @@ _AGAIN = 0.1
 
 @dataclass(frozen=True)
 class Access:
-    """How this machine's peers listen and prove who they are: decided here, in no plan.
+    """Addresses to bind and certificates of this machine's peers: the site decides these, no plan.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ class Access:
     insecure : bool
         Whether plain text may leave this machine.
     bind_address : str
-        What the host's one peer listens on, where that is not what its neighbours connect to; else empty.
+        The address that the host's one peer listens on, if its neighbours connect to another one; else empty.
 
     Raises
     ------
@@ -76,37 +76,37 @@ class Access:
 
 
 class Wires:
-    """Opened before training, closed after it.
+    """The connections of a host to others; opened before training, closed after it.
 
     Parameters
     ----------
     plan : Plan
         The host's part of the run; its ``addresses`` cover the local peers and their neighbours.
     session : Session
-        Of the view that the run begins with.
+        The session of the view that the run begins with.
     access : Access
-        How the host listens and proves who it is.
+        The host's address to bind, and its certificates.
     on_hello : callable
-        Given a neighbour's Hello; see :class:`PeerServer`.
+        Called with a neighbour's Hello; see :class:`PeerServer`.
     on_stop : callable
-        Given a neighbour's Stop, or the coordinator's.
+        Called with a neighbour's Stop, or the coordinator's.
     pulse : OwnPulse
-        What the host does.
+        The host's activity and progress, for the heartbeats.
     joining : bool
-        Whether the others train already, and this host is to ask to be let in; default False.
+        Whether this host joins others that train already, and must ask to be let in; default False.
 
     Attributes
     ----------
     agreement : Agreement or None
-        With the other hosts on who goes on; None where the view never changes.
+        The host's part in agreeing on the next view; None if the view never changes.
 
     Raises
     ------
     BindError
         When an address cannot be listened on.
     ConfigError
-        When plain text would leave this machine, or certificates or a bind address are given for a host of
-        other peers.
+        When plain text would leave this machine, or when certificates or a bind address are given to a host
+        that does not run exactly their one peer.
     """
 
     def __init__(
@@ -123,7 +123,8 @@ class Wires:
         local, config = _checked(plan, session, access), plan.config.runtime
         self._session = session
         if joining:
-            # What neighbours still send to its former life is no fault of theirs: they are told WRONG_VIEW.
+            # Payloads that neighbours still send to its former life are no fault of theirs: they get
+            # WRONG_VIEW.
             session.inbox.fail(ViewChangeError("this host was started again and is in no view yet"))
         remotes = {p for edge in session.leaving | session.entering for p in edge}
         # Before anything is opened: it refuses a plan that does not fit.
@@ -175,7 +176,7 @@ class Wires:
 
     def _agree(self, plan: Plan, credentials: Credentials | None, joining: bool) -> Agreement:
         config = plan.config.runtime
-        # Whom a simulation loses does not come back.
+        # A peer that a simulation loses does not come back.
         local = all(parse_address(plan.addresses[p]).path is not None for p in plan.loss_weights)
         patience = min(config.rejoin_deadline, 4 * config.peer_timeout) if local else config.rejoin_deadline
         waits = config.on_failure == "wait"
@@ -190,7 +191,7 @@ class Wires:
             Graph.from_dict(plan.graph),
             plan.members,
             round_time=config.peer_timeout / 4,
-            patience=2 * patience if waits else patience,  # the first half is for whom the others wait
+            patience=2 * patience if waits else patience,  # the first half is to wait for a lost member
             wait=waits,
         )
         state = join(rules, me, next_incarnation(Path(plan.output_dir), me)) if joining else begin(rules, me)
@@ -211,11 +212,11 @@ class Wires:
             self.agreement.start(self.heartbeats, lambda: self.links.neighbours)
 
     def _patience(self, remote: int) -> Exception | None:
-        # Where views change, the agreement looks after all neighbours, and wakes whoever waits.
+        # If views change, the agreement looks after all neighbours, and wakes all that wait.
         return self.heartbeats.absence(remote) if self.agreement is None else None
 
     def _speaks(self, remote: int) -> bool:
-        return self.heartbeats.speaks(remote)  # which are made after the links
+        return self.heartbeats.speaks(remote)  # the heartbeats are made after the links
 
     def install(self, session: Session) -> None:
         """Go on to another view. To the peers that have come back with it, connections are made anew.
@@ -223,9 +224,9 @@ class Wires:
         Raises
         ------
         Exception
-            What :meth:`fail` was called with, where that was no ViewChangeError.
+            The error that :meth:`fail` was called with, unless it was a ViewChangeError.
         """
-        # First, so that a failure from now on wakes whoever waits in this session: see `fail`.
+        # First, so that a failure from now on wakes all that wait in this session: see `fail`.
         self._session = session
         self.links.install(session.inbox.terms, session.leaving, session.entering, session.returned)
         self.server.install(session.inbox, session.leaving)
@@ -236,18 +237,18 @@ class Wires:
         Parameters
         ----------
         timeout : float
-            Seconds after which this is given up.
+            Seconds after which the search is given up.
         check : callable
             Called several times a second; may raise.
 
         Raises
         ------
         LostContactError
-            When nobody has given any; says what each one answered.
+            When no donor has given θ; has each one's answer.
         ViewChangeError
             When the view changes meanwhile.
         Exception
-            What :meth:`fail` was called with.
+            The error that :meth:`fail` was called with.
         """
         session = self._session
         peer, donors = min(session.places), session.donors
@@ -281,19 +282,19 @@ class Wires:
 
     def _payload_failed(self, error: Exception) -> None:
         if self.agreement is not None and isinstance(error, EdgeBrokenError):
-            self.agreement.do_without(error)  # which wakes whoever waits here
+            self.agreement.do_without(error)  # this wakes all that wait here
         else:
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        """Wake whoever waits here with ``error``; stops can still be sent."""
-        # In this order: who installs a session replaces the old one first, and the links raise there what
-        # came before. So what comes after finds the new one.
+        """Wake all that wait here with ``error``; stops can still be sent."""
+        # In this order: `install` replaces the session first, and the links raise there an error that came
+        # before. So an error that comes after finds the new session.
         self.links.fail(error)
         self._session.inbox.fail(error)
 
     def depart(self, reason: str) -> None:
-        """Tell all contacts, within 2 s, that this host goes, so that they need not wait for its silence."""
+        """Report to all contacts, within 2 s, that this host leaves: they need not wait for its silence."""
         if self.agreement is None:
             return
         self.agreement.leave(reason)
@@ -313,7 +314,7 @@ class Wires:
 
 
 def _checked(plan: Plan, session: Session, access: Access) -> set[int]:
-    """Return the local peers, where all that is needed to connect them is known."""
+    """Return the local peers, after a check that all that is needed to connect them is known."""
     local = set(session.places)
     remotes = {p for edge in session.leaving | session.entering for p in edge}
     # A host that stays silent in Stop would be waited for until the deadline: check before binding.

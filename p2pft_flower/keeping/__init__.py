@@ -1,1 +1,1 @@
-"""What lies on disk: checkpoints, journals, counts of starts, and who runs on this machine."""
+"""Files on disk: checkpoints, journals, plans, counts of starts, and the peers that run on this machine."""

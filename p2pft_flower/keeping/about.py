@@ -1,4 +1,4 @@
-"""What a checkpoint says of the run that wrote it: what must be alike where another one goes on."""
+"""Facts in a checkpoint of the run that wrote it, which must be alike if another run goes on from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["About", "PeerAbout", "ServerAbout"]
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True, tag_field="of", forbid_unknown_fields=True):
-    """What peers and the server of a strategy say alike.
+    """Facts in the checkpoints of peers and of a strategy's server alike.
 
     Attributes
     ----------
@@ -20,11 +20,11 @@ class About(msgspec.Struct, frozen=True, kw_only=True, tag_field="of", forbid_un
     iterations : int
         Length of the run.
     model_digest : str
-        Of the frozen weights and θ^0.
+        Digest of the frozen weights and θ^0.
     partition : str
-        With ``auto`` resolved; empty where nothing was told.
+        The run-config's ``partition`` with ``auto`` resolved; empty if it is not known.
     versions : dict of str to str
-        Package to version.
+        Each package's version.
     """
 
     config: Settings
@@ -35,18 +35,18 @@ class About(msgspec.Struct, frozen=True, kw_only=True, tag_field="of", forbid_un
 
 
 class PeerAbout(About, frozen=True, kw_only=True, tag="peer"):
-    """What a peer says.
+    """Facts in a peer's checkpoint.
 
     Attributes
     ----------
     evaluate_every, checkpoint_every : int
         Iterations between two evaluations, and between two checkpoints.
     graph : GraphName or None
-        The run's; None where nothing was told.
+        The run's graph; None if it is not known.
     loss_weight : float
         Factor of the peer's loss.
     known : KnownImages or None
-        Its images; None where nothing was told.
+        The peer's images; None if they are not known.
     row, column : dict of int to float
         Its weights a_ij of what it receives, its shares b_ji of what it sends.
     whole : bool
@@ -64,7 +64,7 @@ class PeerAbout(About, frozen=True, kw_only=True, tag="peer"):
 
 
 class ServerAbout(About, frozen=True, kw_only=True, tag="server"):
-    """What the server of a strategy says.
+    """Facts in the checkpoint of a strategy's server.
 
     Attributes
     ----------

@@ -1,8 +1,8 @@
 """A checkpoint: all that a peer needs to go on from an iteration, in one file; a torn one is recognised.
 
 ``<output_dir>/peers/peer-<i>.checkpoints/iteration-<k>.safetensors`` holds the vectors of the method's state
-as tensors, and in its metadata one JSON document with the rest, and a digest of document and tensors. It
-tells damage, not malice: whoever can write to the folder can also write another digest.
+as tensors, and in its metadata one JSON document with the rest, and a digest of document and tensors. The
+digest shows damage, not malice: a process that can write to the folder can also write another digest.
 
 Files are written beside their place, brought to disk and renamed: a crash leaves the earlier ones whole.
 """
@@ -45,7 +45,7 @@ __all__ = [
 SCHEMA = "p2pft.checkpoint/2"
 
 SERVER = -1
-"""In a peer's place: the server of one of Flower's strategies."""
+"""Stands for a peer's number: the server of one of Flower's strategies."""
 
 _DOCUMENT, _DIGEST = "p2pft", "digest"
 """The keys of the file's metadata."""
@@ -56,7 +56,7 @@ log = logging.getLogger("p2pft_flower")
 
 
 class CheckpointError(P2PFTError):
-    """A checkpoint cannot be written; carries whose."""
+    """A checkpoint cannot be written; carries the peer."""
 
     cause = Cause.OWN
 
@@ -90,7 +90,7 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Checkpoint(_Facts, frozen=True, kw_only=True):
-    """What one peer's file holds.
+    """The content of one peer's file.
 
     Attributes
     ----------
@@ -101,17 +101,17 @@ class Checkpoint(_Facts, frozen=True, kw_only=True):
     iteration : int
         Iterations done.
     about : PeerAbout or ServerAbout
-        What a run that goes on from here must have alike.
+        Facts that must be alike in a run that goes on from here.
     position : dict
-        Of the peer's data order, as its objective gave it; JSON-able.
+        Position in the peer's data order, as its objective gave it; values for JSON.
     bytes_sent : int
         Payload bytes along its out-edges so far.
     seconds : dict of str to float
-        Where its time went so far: ``gradient``, ``exchange``, ``evaluation``.
+        Its seconds so far by activity: ``gradient``, ``exchange``, ``evaluation``.
     state : dict
         The method's state by field: arrays, numbers, None (:mod:`p2pft_flower.keeping.states`).
     memories : dict of int to Memory
-        What the codec of its payloads remembers, by phase; empty without one.
+        The memories of its payloads' codec, by phase; empty without one.
     stopped : bool
         Whether the run was stopped or failed after this iteration: only an unfinished one followed.
     view : int
@@ -128,11 +128,11 @@ class Checkpoint(_Facts, frozen=True, kw_only=True):
 
 
 _MEMORY = "memory."
-"""What the keys of tensors begin with that are a codec's; a field of a state has no dot."""
+"""Beginning of the keys of a codec's tensors; a field of a state has no dot."""
 
 
 def checkpoint_folder(output_dir: Path, peer: int) -> Path:
-    """Return where a run in ``output_dir`` keeps the checkpoints of ``peer``, or of :data:`SERVER`."""
+    """Return the folder of ``peer``'s, or :data:`SERVER`'s, checkpoints of a run in ``output_dir``."""
     if peer == SERVER:
         return output_dir / "server.checkpoints"
     return output_dir / "peers" / f"peer-{peer}.checkpoints"
@@ -149,7 +149,7 @@ def checkpoint_files(folder: Path) -> dict[int, Path]:
     Raises
     ------
     DataError
-        When the folder cannot be read. One that is not there has none.
+        When the folder cannot be read. A folder that is not there has no files.
     """
     try:
         found = {int(m[1]): p for p in folder.iterdir() if (m := _NAME.fullmatch(p.name)) is not None}
@@ -166,15 +166,15 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     Parameters
     ----------
     checkpoint : Checkpoint
-        Its state as :func:`~p2pft_flower.keeping.states.state_fields` admits it.
+        The checkpoint, with a state as :func:`~p2pft_flower.keeping.states.state_fields` admits it.
     folder : Path
-        Made if need be.
+        The peer's folder, made if need be.
 
     Raises
     ------
     CheckpointError
         When it cannot be written: a full disk, a folder that is read-only or none. Files of other iterations
-        stay. It may be there itself, whole, where the disk fails only when asked to keep its name.
+        stay. The new file may be there, whole, if the disk failed only when it should keep the file's name.
     """
     path = checkpoint_file(folder, checkpoint.iteration)
     try:
@@ -199,7 +199,7 @@ _DTYPES = {"f": "F", "i": "I", "u": "U"}
 
 
 def _header(document: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
-    """Return what a safetensors file begins with: the library's own writer copies all tensors twice."""
+    """Return the beginning of a safetensors file: the library's own writer copies all tensors twice."""
     entries: dict[str, Any] = {
         "__metadata__": {_DOCUMENT: document, _DIGEST: _digest(document, tensors)},
     }
@@ -215,10 +215,11 @@ def _header(document: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> bytes
 
 
 class _Document(_Facts, frozen=True, kw_only=True):
-    """What the metadata say: all of a :class:`Checkpoint` but the arrays of its state.
+    """The document in the metadata: all of a :class:`Checkpoint` but the arrays of its state.
 
-    ``fields`` are the state's in order, ``scalars`` those of the tensors that are NumPy's scalars, and
-    ``values`` those that are none: numbers as texts, so that they come back as they were.
+    ``fields`` are the names of the state's fields in order, ``scalars`` the fields whose tensors are NumPy's
+    scalars, and ``values`` the fields without a tensor: numbers as texts, so that they come back as they
+    were.
     """
 
     schema: str
@@ -228,7 +229,7 @@ class _Document(_Facts, frozen=True, kw_only=True):
 
 
 class _Schema(msgspec.Struct, frozen=True):
-    """What a document of any version has."""
+    """The fields that a document of any version has."""
 
     schema: str
 
@@ -264,7 +265,8 @@ def _digest(document: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
 def read_checkpoint(path: Path, run: str | None = None, q: int | None = None) -> tuple[Checkpoint, str]:
     """Read a checkpoint and its digest.
 
-    What the file claims to hold is compared with its size, and with ``q``, before memory is taken for it.
+    The sizes in the file's header are compared with the file's size, and with ``q``, before memory is taken
+    for the tensors.
 
     Parameters
     ----------
@@ -278,8 +280,8 @@ def read_checkpoint(path: Path, run: str | None = None, q: int | None = None) ->
     Raises
     ------
     DataError
-        When it cannot be read, is torn or altered, or is another peer's, iteration's, run's or model's than
-        its place says; names the file.
+        When it cannot be read, is torn or altered, or belongs to another peer, iteration, run or model than
+        its place; names the file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -356,12 +358,12 @@ def _peer_of(path: Path) -> int | None:
 
 
 def forget(folder: Path, iterations: Sequence[int]) -> None:
-    """Remove a peer's checkpoints of ``iterations``; what cannot be removed stays, with a warning."""
+    """Remove a peer's checkpoints of ``iterations``; a file that cannot be removed stays, with a warning."""
     _remove((checkpoint_file(folder, k) for k in iterations), "a checkpoint that is no longer needed")
 
 
 def forget_torn(folder: Path) -> None:
-    """Remove what a killed process had begun to write; what cannot be removed stays, with a warning."""
+    """Remove files that a killed process had begun; one that cannot be removed stays, with a warning."""
     _remove(sorted(folder.glob("iteration-*.partial")), "a torn checkpoint")
 
 
@@ -379,9 +381,9 @@ def restore_state(start: Callable[[], Any], checkpoint: Checkpoint, algorithm: s
     Parameters
     ----------
     start : callable
-        Returns a state as the method starts with; only its kind is used.
+        Returns a state of the method; only its kind is used.
     checkpoint : Checkpoint
-        Written by the same method.
+        A checkpoint written by the same method.
     algorithm : str
         The run-config's ``algorithm``, for the error message.
 

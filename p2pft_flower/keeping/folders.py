@@ -1,4 +1,4 @@
-"""Folders that a run writes to: whether they can be written to, what room they have, and what is on disk."""
+"""Folders that a run writes to: checks of them and of their free space, private files, whole files."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class FolderReport:
-    """One folder.
+    """The result of looking at one folder.
 
     Attributes
     ----------
     purpose : str
-        What goes there.
+        The use of the folder.
     path : str
-        Where it is, or will be made.
+        Its path; it may still have to be made.
     free : int or None
-        Bytes free; None where it cannot be told.
+        Bytes free; None if they cannot be known.
     error : str
-        Why nothing can be written there; empty where something can.
+        The reason why nothing can be written there; empty if something can.
     """
 
     purpose: str
@@ -50,9 +50,9 @@ class FolderReport:
 
 
 def look_at(purpose: str, path: Path) -> FolderReport:
-    """Write a file to the folder, remove the file, and see what is free.
+    """Try a folder: write a file into it, remove the file, and measure the free space.
 
-    A folder that is not there yet is not made: the nearest one above it is looked at instead.
+    A folder that is not there yet is not made: the nearest one above it is tried instead.
     """
     try:
         there = next(folder for folder in (path, *path.parents) if _is_there(folder))
@@ -65,12 +65,12 @@ def look_at(purpose: str, path: Path) -> FolderReport:
 
 
 def _is_there(path: Path) -> bool:
-    """Tell whether something of this name is there; a link that leads nowhere is, for no folder can be made.
+    """Tell whether the name is taken; a link that leads nowhere takes it, for no folder can be made there.
 
     Raises
     ------
     OSError
-        When there can be nothing of this name, or it cannot be known.
+        When nothing can have this name, or when it cannot be known.
     """
     try:
         os.lstat(path)
@@ -85,16 +85,16 @@ def require_writable(named: str, path: Path, remedy: str) -> None:
     Parameters
     ----------
     named : str
-        How the user knows it: an option or key with its value, or a variable.
+        The user's name for it: an option or key with its value, or a variable.
     path : Path
         The folder, which need not be there yet.
     remedy : str
-        What to do instead.
+        The remedy, in words.
 
     Raises
     ------
     ConfigError
-        With the system's reason.
+        When nothing can be written; has the system's reason.
     """
     report = look_at(named, path.absolute())
     if report.error:
@@ -102,9 +102,9 @@ def require_writable(named: str, path: Path, remedy: str) -> None:
 
 
 def make_private(folder: Path) -> None:
-    """Make a folder for its owner only (mode 0700), where it is not there; those above it as usual.
+    """Make a folder for its owner only (mode 0700), if it is not there; the folders above it as usual.
 
-    What lies in it is as private as the images: states, logs and models of a peer.
+    Its files are as private as the images: states, logs and models of a peer.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -135,7 +135,7 @@ def private(path: str, flags: int) -> int:
 
 
 def read_private(path: Path, most: int) -> bytes:
-    """Return a file's content, which is neither read through a link nor waited for.
+    """Return a file's content; links, pipes and devices are refused.
 
     Parameters
     ----------
@@ -157,25 +157,26 @@ def read_private(path: Path, most: int) -> bytes:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
-    """Yield where to write, in a ``with`` block, what then takes the place of ``path``, for its owner only.
+    """Yield a path to write to in a ``with`` block; its file then replaces ``path``, for its owner only.
 
-    A reader sees the old file or the whole new one, whatever fails; the folder is made if need be.
+    A reader sees the old file or the whole new one, even if something fails; the folder is made if need be.
 
     Parameters
     ----------
     path : Path
         The file.
     on_disk : bool
-        Whether to wait until it is on disk, and so is its name; default True.
+        Whether to wait until the file and its name are on disk; default True.
 
     Raises
     ------
     OSError
-        When it cannot be written. Where the disk fails only when asked to keep its name, it is there, whole.
+        When it cannot be written. If the disk fails only when it should keep the name, the file is there,
+        whole.
     """
     partial = path.with_name(f"{path.name}.partial")
     make_private(path.parent)
-    partial.unlink(missing_ok=True)  # what a killed process has left there, be it a link
+    partial.unlink(missing_ok=True)  # remains of a killed process, even a link
     os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     try:
         yield partial
@@ -183,7 +184,7 @@ def replacing(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
             sync(partial)
         os.replace(partial, path)  # noqa: PTH105 - tests stand in for this one
     except BaseException:
-        with contextlib.suppress(OSError):  # the folder may be what is wrong
+        with contextlib.suppress(OSError):  # the folder may be at fault
             partial.unlink(missing_ok=True)
         raise
     if on_disk:
@@ -191,18 +192,18 @@ def replacing(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
 
 
 def require_regular(path: Path) -> None:
-    """Refuse a link, pipe or device where a file of a run is to be read by a library.
+    """Refuse a link, pipe or device in place of a file of a run that a library will read.
 
     Raises
     ------
     OSError
-        When it is one, or is not there.
+        When it is one, or when nothing is there.
     """
     os.close(private(str(path), os.O_RDONLY))
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or the names in a folder, on disk: then also a crash of the machine keeps them.
+    """Bring a file's content, or the names in a folder, to disk, so that a crash of the machine keeps them.
 
     Raises
     ------

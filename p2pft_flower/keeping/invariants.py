@@ -1,7 +1,8 @@
-"""Whether invariant 1 held throughout a run: Σ τ = Σ g, read from the peers' logs.
+"""A check of invariant 1 throughout a run, Σ τ = Σ g, from the peers' logs.
 
-Peers whose environment has `TRACE` set write a sketch of τ_i − g_i after each iteration. Sketches are linear,
-so those of all peers of a view, added, are the sketch of Σ τ − Σ g, which must be zero but for rounding.
+If the environment variable `TRACE` is set, each peer writes a *trace* after each iteration: a sketch of τ_i −
+g_i. Sketches are linear, so the sum of the traces of all peers of a view is the sketch of Σ τ − Σ g, the
+*surplus*, which must be zero but for rounding.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ __all__ = ["Surplus", "TrackerSums"]
 
 
 class Surplus(NamedTuple):
-    """What the trackers of a view hold in excess of the gradients, after an iteration.
+    """The surplus Σ τ − Σ g over the peers of a view, after an iteration.
 
     Attributes
     ----------
     view, iteration : int
-        When.
+        The view and the iteration.
     relative : float
-        Norm of the sum over the peers, by the largest norm of one of its terms; 0 where all terms are.
+        Norm of the surplus, relative to the largest norm of a peer's term; 0 if all terms are 0.
     """
 
     view: int
@@ -35,7 +36,7 @@ class Surplus(NamedTuple):
 
 
 class TrackerSums:
-    """Adds up what the peers' logs tell, line by line, in whatever order the peers come.
+    """Adds up the traces in the peers' logs, line by line, in any order of the peers.
 
     Parameters
     ----------
@@ -45,7 +46,7 @@ class TrackerSums:
     Attributes
     ----------
     views : dict of int to frozenset of int
-        The peers of each view that some log has told of.
+        The peers of each view in any log so far.
     """
 
     def __init__(self, peers: Iterable[int]) -> None:
@@ -53,7 +54,7 @@ class TrackerSums:
         self._terms: dict[tuple[int, int], dict[int, Any]] = {}
 
     def note_view(self, line: ViewChange, where: object) -> None:
-        """Take in a change of view; ``where`` it stands goes into the error.
+        """Take in a line on a change of view; ``where`` is the line's place, for the error.
 
         Raises
         ------
@@ -69,7 +70,7 @@ class TrackerSums:
             )
 
     def note_trace(self, line: Trace) -> Surplus | None:
-        """Take in a peer's trace; return the surplus once all of its view have told."""
+        """Take in a peer's trace; return the surplus once the traces of all peers of its view are in."""
         at = line.view, line.iteration
         terms = self._terms.setdefault(at, {})
         terms[line.peer] = sketch.decode(line.surplus).astype(np.float64)

@@ -1,4 +1,4 @@
-"""What a peer leaves on its own disk: a JSONL log of its life, and its fine-tuned tail."""
+"""A peer's files on its own disk: a JSONL log of its life, and its fine-tuned tail."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["Journal", "JournalError", "Life", "by_run", "read_journal", "read_wh
 
 
 _LONGEST = 2**28
-"""Bytes of a line at most: that of a run of 4096 peers whose data is pooled has the whole graph."""
+"""Bytes of a line at most: in a run of 4096 peers with pooled data, a line has the whole graph."""
 
 log = logging.getLogger("p2pft_flower")
 
 
 class JournalError(P2PFTError):
-    """A peer's log or tail cannot be written; carries whose."""
+    """A peer's log or tail cannot be written; carries the peer."""
 
     cause = Cause.OWN
 
@@ -69,14 +69,14 @@ class Journal:
     def write(self, line: AnyLine) -> None:
         """Append a line and hand it to the operating system, so that a crash of this process keeps it.
 
-        Nothing follows the last line: a gradient that was under way when the host was stopped says no more.
+        Lines after the last line are dropped, as of a gradient that was under way when the host was stopped.
         """
         with self._lock:
             if not self._over:
                 self._append(line)
 
     def write_last(self, line: AnyLine) -> bool:
-        """Write the last line from whichever thread; False where another one was quicker."""
+        """Write the last line, from any thread; False if another thread was quicker."""
         with self._lock:
             if self._over:
                 return False
@@ -99,12 +99,12 @@ class Journal:
             raise JournalError(self.peer, path, error) from error
 
     def sync(self) -> None:
-        """Have all lines on disk, so that also a crash of the machine keeps them."""
+        """Bring all lines to disk, so that a crash of the machine keeps them."""
         with self._lock:
             if self._file.closed:
                 return
             number = os.dup(self._file.fileno())
-        try:  # whoever writes meanwhile does not wait for the disk
+        try:  # a thread that writes meanwhile does not wait for the disk
             with self._on_disk(self.path):
                 os.fsync(number)
         finally:
@@ -117,8 +117,9 @@ class Journal:
 
         ``tensors`` are named: all of torch, or all of NumPy, for which torch is not imported.
 
-        It is on disk then. With ``stopped`` it is ``peer-<i>.stopped.safetensors``, of a peer that did not
-        come to its end: nobody waits for the disk, which may be why the peer stops.
+        When this returns, the file is on disk. With ``stopped`` it is ``peer-<i>.stopped.safetensors``, of a
+        peer that did not come to its end: then this does not wait for the disk, which may be why the peer
+        stops.
         """
         if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
             from safetensors import numpy as safetensors
@@ -136,12 +137,12 @@ class Journal:
             self._over = True
             try:
                 self._file.close()
-            except OSError as error:  # a line that the disk did not take: whoever wrote it was told
+            except OSError as error:  # a line that the disk did not take: writing it has raised already
                 log.warning("peer %d: the end of %s is not written: %s", self.peer, self.path, error)
 
 
 def _cut_torn_end(path: Path) -> None:
-    """Cut off a last line that a crash has torn, so that what is appended begins a line of its own."""
+    """Cut off a last line that a crash has torn, so that the next line begins a line of its own."""
     with (
         contextlib.suppress(FileNotFoundError),
         open(path, "rb+", opener=private) as file,
@@ -158,7 +159,7 @@ def read_journal(path: Path) -> Iterator[AnyLine]:
     Raises
     ------
     DataError
-        When the log cannot be read, or a line is damaged or none; names file, line and field.
+        When the log cannot be read, or a line is damaged or is no line of a log; names file, line and field.
     """
     for line in _read(path):
         if isinstance(line, DataError):
@@ -167,7 +168,7 @@ def read_journal(path: Path) -> Iterator[AnyLine]:
 
 
 def read_whole_lines(path: Path) -> tuple[list[AnyLine], int]:
-    """Return those lines of a log that can be read, and the number of the others, which a warning names.
+    """Return the lines of a log that can be read, and the number of the others, which a warning names.
 
     Raises
     ------
@@ -187,7 +188,7 @@ def read_whole_lines(path: Path) -> tuple[list[AnyLine], int]:
 
 
 def _read(path: Path) -> Iterator[AnyLine | DataError]:
-    """Yield a log's lines, and in place of each that is none what is wrong with it."""
+    """Yield a log's lines, and in place of each damaged one the error."""
     try:
         with open(path, "rb", opener=private) as file:
             number = 0
@@ -207,14 +208,14 @@ def _read(path: Path) -> Iterator[AnyLine | DataError]:
 
 
 class Life(NamedTuple):
-    """What a log says of one run, or of one life of the peer in it.
+    """The lines of one run in a log, or of one life of the peer in it.
 
     Attributes
     ----------
     run : Run
-        Its first line.
+        The first line.
     lines : list of line
-        Those that follow.
+        The lines that follow it.
     """
 
     run: Run

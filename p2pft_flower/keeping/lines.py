@@ -1,6 +1,6 @@
-"""The lines of a peer's log, one struct an event; docs/results-schema.md tells when each is written.
+"""The lines of a peer's log, one struct an event; docs/results-schema.md says when each is written.
 
-Each line ends with ``check``, the CRC-32 of all before it: a line that was damaged or edited is known.
+Each line ends with ``check``, the CRC-32 of all before it, which shows that a line was damaged or edited.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ SKETCH = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9+/]{683}=\Z")]
 """128 little-endian float32 in base64 (:mod:`p2pft_flower.keeping.sketch`)."""
 
 Seconds = dict[str, float]
-"""Where a peer's time went: ``gradient``, ``exchange``, ``evaluation``."""
+"""A peer's seconds by activity: ``gradient``, ``exchange``, ``evaluation``."""
 
 
 def _now() -> float:
@@ -44,14 +44,14 @@ def _now() -> float:
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", forbid_unknown_fields=True):
-    """What all lines have: the peer, and when the line was made, Unix seconds."""
+    """The fields of all lines: the peer, and the time at which the line was made, Unix seconds."""
 
     peer: PeerNumber
     time: float = msgspec.field(default_factory=_now)
 
 
 class Run(Line, frozen=True, kw_only=True, tag="run"):
-    """First of a run, or of a life of the peer in it; ``host`` has the peers of its host."""
+    """First line of a run, or of a life of the peer in it; ``host`` has the peers of its host."""
 
     run: str
     n: PeerCount
@@ -73,7 +73,7 @@ class Start(Line, frozen=True, kw_only=True, tag="start"):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One peer's scores after an iteration.
 
-    Loss and accuracy are NaN, or None where they were written, if the peer has no test image.
+    If the peer has no test image, loss and accuracy are NaN, or None if they were read from a file.
     """
 
     peer: PeerNumber
@@ -86,7 +86,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scored(Line, frozen=True, kw_only=True):
-    """What lines with scores after an iteration have."""
+    """The fields of lines with scores after an iteration."""
 
     iteration: Count
     loss: float | None
@@ -96,7 +96,7 @@ class Scored(Line, frozen=True, kw_only=True):
 
 
 class Evaluation(Scored, frozen=True, kw_only=True, tag="evaluation"):
-    """What :class:`Report` has; ``seconds`` since the peer's host began, and ``epsilon`` spent so far."""
+    """A :class:`Report`, the ``seconds`` since the peer's host began, and the ``epsilon`` spent so far."""
 
     bytes_sent: Count
     seconds: float
@@ -104,7 +104,7 @@ class Evaluation(Scored, frozen=True, kw_only=True, tag="evaluation"):
 
     @property
     def report(self) -> Report:
-        """What others are told of it."""
+        """The report of this evaluation to coordinator and observer."""
         return Report(**{name: getattr(self, name) for name in Report.__struct_fields__})
 
 
@@ -122,19 +122,20 @@ class ViewChange(Line, frozen=True, kw_only=True, tag="view"):
     Attributes
     ----------
     number : int
-        The view's.
+        The view's number.
     iteration : int
         Iterations that count as completed.
     peers : tuple of int
-        Its peers, ascending.
+        The view's peers, ascending.
     edges : tuple of (int, int)
-        Sender and receiver of each edge of its graph.
+        Sender and receiver of each edge of the view's graph.
     lost, joined : tuple of int
-        Peers of this host's last view that are not in it; those that were not, or began another life.
+        Peers of this host's last view that are not in this one; peers that were not in the last one, or began
+        another life.
     why, presumed : dict of int to str
-        What this host has noticed of each lost peer; what it presumes of those of which it noticed nothing.
+        This host's observation on each lost peer; its presumption if it has no observation.
     seconds : float
-        From when this host stopped iterating until the view was agreed on.
+        Seconds from the moment when this host stopped iterating until the view was agreed on.
     """
 
     number: Count
@@ -159,7 +160,7 @@ class Failed(Line, frozen=True, kw_only=True, tag="failed"):
 
 
 class Outcome(Line, frozen=True, kw_only=True, tag="end"):
-    """How one peer ended: the last line of its log. Numbers only, the same size whatever q is.
+    """The last line of a peer's log: its scores and other numbers at its end. Its size does not grow with q.
 
     Attributes
     ----------
@@ -168,19 +169,19 @@ class Outcome(Line, frozen=True, kw_only=True, tag="end"):
     bytes_sent : int
         Payload bytes along its out-edges.
     seconds : dict
-        ``gradient``, ``exchange``, ``evaluation``: where its time went.
+        Seconds by activity: ``gradient``, ``exchange``, ``evaluation``.
     iterations : int
         Iterations done.
     parameters : int
         q.
     model_parameters : int
-        Of the whole model, the frozen ones included.
+        Number of parameters of the whole model, the frozen ones included.
     sketch : str
-        Of its last θ (:mod:`p2pft_flower.keeping.sketch`).
+        Sketch of its last θ (:mod:`p2pft_flower.keeping.sketch`).
     epsilon, delta : float or None
-        What all its gradients together reveal of an image at most; None where they are not private.
+        Bound on what all its gradients together reveal of an image; None if they are not private.
     preprocessing : dict or None
-        Which images its model saw, and where each setting came from; None where the problem says nothing.
+        Settings of the images that its model saw, with their origins; None if the problem has none.
     """
 
     loss: float | None
@@ -215,11 +216,11 @@ AnyLine = Run | Start | Evaluation | Trace | ViewChange | Failed | Outcome | Rou
 
 _END = re.compile(rb',"check":"([0-9a-f]{8})"}\n')
 _CHECK = 21
-"""Bytes of that."""
+"""Bytes of the field ``check`` at the end of a line."""
 
 
 def written(line: AnyLine) -> bytes:
-    """Return a line as it stands in a log. Numbers that are not finite (a loss that diverged) become null."""
+    """Return a line's bytes in a log. Numbers that are not finite (a loss that diverged) become null."""
     told = encoded(line)[:-1]
     return told + b',"check":"%08x"}\n' % zlib.crc32(told)
 

@@ -1,7 +1,8 @@
-"""How often a peer was started again while the others trained: counted in its folder, by no clock.
+"""The number of times that a peer was started again while the others trained: counted in a file, by no clock.
 
-Others tell a member's lives apart by their *incarnation*, a number that grows. Each process takes the next
-start of the file; within it the member counts on when it is left out and asks to be let in again.
+Others distinguish a member's lives by their *incarnation*, a number that grows. Each process takes the next
+number of starts from the file; within a process the member counts on when it is excluded and asks to be let
+in again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def next_incarnation(output_dir: Path, peer: int) -> int:
     Raises
     ------
     DataError
-        When the count cannot be read or written; names the file and what to do.
+        When the count cannot be read or written; names the file and the remedy.
     """
     path = output_dir / "peers" / f"peer-{peer}.starts"
     starts = _read(path) + 1

@@ -1,4 +1,4 @@
-"""What an earlier life of a peer, or the run that it goes on from, left in its log and checkpoints."""
+"""The log and checkpoints that an earlier life of a peer, or the run that it goes on from, has left."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ log = logging.getLogger("p2pft_flower")
 
 
 class Past(NamedTuple):
-    """What a peer's log says of its lives in a run.
+    """A peer's lives in a run, by its log.
 
     Attributes
     ----------
     lives : list of Life
-        In the order of the log.
+        The lives, in the order of the log.
     view : int
-        Number of the newest view that the peer may have come to: a line that cannot be read may have told of
-        one.
+        Number of the newest view that the peer may have adopted; each line that cannot be read may have been
+        one on a view.
     """
 
     lives: list[Life]
@@ -35,8 +35,8 @@ class Past(NamedTuple):
     def before(self, iteration: int) -> list[Evaluation | ViewChange]:
         """Return evaluations and changes of view before ``iteration``, each once, by their time.
 
-        A life repeats what the earlier ones have told once it was let in; one that ended sooner tells
-        nothing, so all are looked at. What an earlier one did after a later one was let in is given up.
+        Once a life was let in, it repeats the lines of the earlier ones; one that ended sooner repeats none,
+        so all lives are read. Iterations that an earlier life did after a later one was let in do not count.
         """
         told: dict[tuple[type, int], Evaluation | ViewChange] = {}
         for life in self.lives:
@@ -50,9 +50,9 @@ class Past(NamedTuple):
 
 
 def read_past(log_file: Path, run: str) -> Past:
-    """Read what a peer's log says of ``run``; the log may begin with an earlier run's.
+    """Read a peer's lives in ``run`` from its log, which may begin with an earlier run.
 
-    What cannot be read is left out, with a warning: the peer's checkpoints are what counts.
+    Lines that cannot be read are left out, with a warning: the peer's checkpoints are what counts.
     """
     try:
         lines, odd = read_whole_lines(log_file)
@@ -65,27 +65,27 @@ def read_past(log_file: Path, run: str) -> Past:
 
 
 def drawn_since(checkpoint: Checkpoint, about: PeerAbout, folder: Path, view: int = 0) -> int:
-    """Return of how many iterations at most the run drew gradients after ``checkpoint``, up to ``view``.
+    """Return the most iterations whose gradients the run may have drawn after ``checkpoint``, up to ``view``.
 
-    The peer had done two intervals more than its newest file says at most, or one unfinished iteration where
-    the run was stopped.
+    The peer had done at most two intervals more than its newest file says, or one unfinished iteration if the
+    run was stopped.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-        The one that the peer goes on from.
+        The checkpoint from which the peer goes on.
     about : PeerAbout
-        What it says of its run.
+        The facts in it.
     folder : Path
-        Where the peer's checkpoints lie.
+        The folder of the peer's checkpoints.
     view : int
-        The newest view that the peer may have come to.
+        The newest view that the peer may have adopted.
     """
     newest, path = max(checkpoint_files(folder).items())
     after = 2 * about.checkpoint_every
     try:
         after = 1 if read_checkpoint(path)[0].stopped else after
-    except DataError:  # told when the files were looked through; the greater number holds
+    except DataError:  # reported when the files were looked through; the greater number holds
         log.debug("%s is torn", path)
     last: int = min(newest + after, about.iterations)
     # Each change of view costs no more than two: the iteration given up, and the new start.

@@ -1,4 +1,4 @@
-"""Whether a process is still the one it was: systems give the number of one that has ended to another."""
+"""Recognises processes: a system may give the number of one that has ended to another."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["is_alive", "start_mark"]
 _PROC = Path("/proc")
 
 _TOLERANCE = 1.0
-"""Seconds by which the start of a process may seem to move where only the wall clock tells of it."""
+"""Seconds by which the start of a process may seem to move if only the wall clock shows it."""
 
 
 def start_mark(pid: int) -> str:
-    """Return a text that tells the process of number ``pid`` from any other that has or will have it.
+    """Return a text that distinguishes the process ``pid`` from any other that had or will have this number.
 
     On Linux the machine's boot and the kernel's ticks from there to the start of the process: neither moves
     when the clock is set. Elsewhere the time of start, in seconds since 1970.
@@ -39,9 +39,9 @@ def start_mark(pid: int) -> str:
 
 
 def is_alive(pid: int, mark: str) -> bool:
-    """Tell whether the process of which :func:`start_mark` said ``mark`` has not ended.
+    """Tell whether the process with ``mark``, from :func:`start_mark`, has not ended.
 
-    One that its parent has not taken note of yet (a zombie) has ended.
+    A process whose end its parent has not noted yet (a zombie) has ended.
     """
     with contextlib.suppress(psutil.NoSuchProcess):
         return _same(start_mark(pid), mark) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE

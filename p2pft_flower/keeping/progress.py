@@ -1,4 +1,4 @@
-"""What is known of a run while it runs: scores by iteration and peer, told as one line an evaluation."""
+"""The progress of a run: scores by iteration and peer, reported as one line for each evaluation."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from p2pft_flower.keeping.sketch import consensus_error, decode
 __all__ = ["Progress", "scored", "told_evaluations"]
 
 TOLD = 128
-"""Evaluations, about 900 bytes each, that all peers of a deployed run together tell the coordinator."""
+"""Evaluations, about 900 bytes each, that all peers of a deployed run together send to the coordinator."""
 
 EACH_PEER = 8
-"""Up to so many peers a line shows each; beyond, min/mean/max."""
+"""A line shows each of up to this many peers; with more, it shows min/mean/max."""
 
 
 def told_evaluations(folder: Path, peer: int, n: int) -> list[Report]:
-    """Return what a deployed peer tells the coordinator of its evaluations: as many as fit what may be told.
+    """Return the evaluations that a deployed peer sends to the coordinator, as many as the limit allows.
 
     Parameters
     ----------
     folder : Path
-        Where the peer's log lies.
+        The folder of the peer's log.
     peer : int
         The peer.
     n : int
@@ -39,8 +39,8 @@ def told_evaluations(folder: Path, peer: int, n: int) -> list[Report]:
     Returns
     -------
     list of Report
-        Of every evaluation where all peers together have at most ``TOLD``, otherwise of evenly spaced ones
-        with the first and the last, at least of the last. Lines that cannot be read are left out.
+        Every evaluation if all peers together have at most ``TOLD``; otherwise evenly spaced ones with the
+        first and the last, or the last one alone. Lines that cannot be read are left out.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def told_evaluations(folder: Path, peer: int, n: int) -> list[Report]:
 
 
 class Progress:
-    """Collects reports from any thread and tells a line whenever an iteration's are complete.
+    """Collects reports from any thread, and gives out a line whenever an iteration's reports are complete.
 
     Parameters
     ----------
@@ -66,9 +66,9 @@ class Progress:
     iterations : int
         Length of the run.
     tell : callable
-        Given each line.
+        Called with each line.
     missing : collection of int, optional
-        Those of them that take no part; their scores are None.
+        Peers that take no part; their scores are None.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Progress:
         self._live = set(range(n)) - set(missing)
         self._reports: dict[int, dict[int, Report]] = {}
         self._begin: float | None = None
-        """When the first evaluation was complete: what came before it says nothing of what is left."""
+        """Time at which the first evaluation was complete: the estimate of the rest begins there."""
         self._first = 0
         self._lock = threading.Lock()
 
@@ -99,7 +99,7 @@ class Progress:
             self._live = set(peers)
 
     def fill(self, report: Report) -> None:
-        """Take in what the observer missed, telling nothing."""
+        """Take a report in that the observer missed, without giving out a line."""
         with self._lock:
             self._reports.setdefault(report.iteration, {}).setdefault(report.peer, report)
 
@@ -116,7 +116,7 @@ class Progress:
                     "accuracy": [r and scored(r.accuracy) for r in present],
                     "accuracy_unseen": [r and r.accuracy_unseen for r in present],
                     "bytes_sent": sum(r.bytes_sent for r in row.values()),
-                    "consensus_error": _consensus([row[p] for p in sorted(row)])  # whoever was quicker
+                    "consensus_error": _consensus([row[p] for p in sorted(row)])  # in any order of arrival
                     if row.keys() >= self._live
                     else None,
                 }
@@ -142,7 +142,7 @@ class Progress:
 
 
 def scored(value: float | None) -> float | None:
-    """Return a score; None where the peer has no test image to be scored on."""
+    """Return a score; None if the peer has no test image to be scored on."""
     return None if value is None or math.isnan(value) else value
 
 

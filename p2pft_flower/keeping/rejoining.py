@@ -1,4 +1,4 @@
-"""What a deployed host keeps to be started again with: its plan, in a file beside its peer's log."""
+"""The plan that a deployed host keeps, in a file beside its peer's log, to be started again with."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from p2pft_flower.plan import Plan
 __all__ = ["kept_plan", "plan_file", "save_plan"]
 
 _LARGEST = 2**29
-"""Bytes of a plan at most: that of a run of 4096 peers has their whole graph."""
+"""Bytes of a plan at most: the plan of a run of 4096 peers has their whole graph."""
 
 log = logging.getLogger("p2pft_flower")
 
 
 def plan_file(folder: Path, peer: int) -> Path:
-    """Return where the plan of ``peer``'s host lies in a run's folder."""
+    """Return the file of the plan of ``peer``'s host in a run's folder."""
     return folder / "peers" / f"peer-{peer}.plan.json"
 
 
@@ -36,7 +36,7 @@ def save_plan(plan: Plan) -> None:
     """
     path = plan_file(Path(plan.output_dir), plan.peers[0].peer)
     try:
-        with replacing(path) as partial:  # on disk: a machine that lost its power is what it is for
+        with replacing(path) as partial:  # on disk: it is for machines that lost their power
             partial.write_text(plan.to_json(), encoding="utf-8")
     except OSError as error:
         raise DataError(
@@ -109,7 +109,7 @@ def _not_here(folder: Path, run: str, peer: int) -> str:
 
 
 def _last_line(folder: Path, peer: int) -> AnyLine | None:
-    """Return the last line of the peer's last life; None where it died before it wrote any."""
+    """Return the last line of the peer's last life; None if it died before it wrote any."""
     path = folder / "peers" / f"peer-{peer}.jsonl"
     if not os.path.lexists(path):
         return None

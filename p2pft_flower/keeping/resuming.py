@@ -1,4 +1,4 @@
-"""Where a run can go on from: what peers have kept of it, the newest iteration of all, what must be alike."""
+"""The point from which a run can go on: what peers have kept, their newest common iteration, differences."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ FREE_KEYS = frozenset(
         "resume",
         "run-timeout",
         "transport",
-        # These are compared by what comes of them: edges and weights, and the length.
+        # These are compared by their results: edges and weights, and the length.
         "topology",
         "epochs",
         "iterations",
     }
 )
-"""Run-config keys that may differ where a run goes on: θ does not depend on them."""
+"""Run-config keys that may differ when a run goes on: θ does not depend on them."""
 
 SHOWN = 12
 """Differences that are shown; the others are counted."""
@@ -68,16 +68,16 @@ log = logging.getLogger("p2pft_flower")
 
 @dataclass(frozen=True)
 class KeptView:
-    """What one peer has kept of one view.
+    """One peer's checkpoints of one view.
 
     Attributes
     ----------
     live : tuple of int
         The peers of that view, ascending.
     about : PeerAbout or ServerAbout
-        What the newest checkpoint in it says must be alike.
+        The facts in the newest checkpoint, which must be alike.
     digests : dict of int to str
-        Of each checkpoint in good state, by iteration, ascending.
+        Digest of each checkpoint in good state, by iteration, ascending.
     """
 
     live: tuple[int, ...]
@@ -86,12 +86,12 @@ class KeptView:
 
     @property
     def of_peer(self) -> PeerAbout:
-        """What a peer says must be alike.
+        """The facts, of a peer's checkpoint.
 
         Raises
         ------
         DataError
-            When it is the server who says it.
+            When they are of a strategy's server.
         """
         if isinstance(self.about, ServerAbout):
             raise DataError("a checkpoint of the server of a strategy is none of a peer's")
@@ -100,16 +100,16 @@ class KeptView:
 
 @dataclass(frozen=True)
 class Kept:
-    """What one peer has kept of a run.
+    """One peer's checkpoints of a run.
 
     Attributes
     ----------
     peer : int
         The peer.
     run : str
-        The run's id; empty where nothing is kept.
+        The run's id; empty if nothing is kept.
     views : dict of int to KeptView
-        By the number of the view, ascending.
+        The checkpoints of each view, by the view's number, ascending.
     """
 
     peer: int
@@ -118,7 +118,7 @@ class Kept:
 
     @property
     def digests(self) -> dict[int, str]:
-        """Of each checkpoint in good state, by iteration, ascending."""
+        """Digest of each checkpoint in good state, by iteration, ascending."""
         return dict(sorted((k, d) for one in self.views.values() for k, d in one.digests.items()))
 
     @property
@@ -127,7 +127,7 @@ class Kept:
         return self.views[max(self.views)]
 
     def among(self, peers: Collection[int]) -> KeptView | None:
-        """Return the newest view of exactly ``peers``; None where there is none."""
+        """Return the newest view of exactly ``peers``; None if there is none."""
         return next(
             (one for _, one in sorted(self.views.items(), reverse=True) if set(one.live) == set(peers)), None
         )
@@ -136,8 +136,8 @@ class Kept:
 def look_through(output_dir: Path, peer: int, run: str | None = None, q: int | None = None) -> Kept:
     """Read all checkpoints of ``peer`` in a run's folder.
 
-    What is torn, altered or foreign is left out, with a warning that names the file. Where the run is not
-    given, it is the one of which most files are; among those of as many, of the newest.
+    A file that is torn, altered or foreign is left out, with a warning that names it. If ``run`` is not
+    given, it is the run with the most files; among runs with as many, the one with the newest file.
 
     Parameters
     ----------
@@ -146,9 +146,9 @@ def look_through(output_dir: Path, peer: int, run: str | None = None, q: int | N
     peer : int
         The peer.
     run : str, optional
-        The run's id, where it is known.
+        The run's id, if it is known.
     q : int, optional
-        Numbers of θ, where they are known.
+        The number of numbers in θ, if it is known.
 
     Raises
     ------
@@ -181,21 +181,21 @@ def look_through(output_dir: Path, peer: int, run: str | None = None, q: int | N
 def newest_common(kept: Sequence[Kept], *, exchanges: bool) -> tuple[int, dict[int, int]]:
     """Return the view from which the peers go on, and the iteration of each.
 
-    Checkpoints of one iteration belong together only where they are of one view: after a change of view the
+    Checkpoints of one iteration belong together only if they are of one view: after a change of view the
     method has begun again.
 
     Parameters
     ----------
     kept : sequence of Kept
-        Of all peers that are to go on.
+        The checkpoints of all peers that are to go on.
     exchanges : bool
-        Whether peers exchange anything: then it is the newest iteration that all have, in a view of exactly
-        these peers; else each one's newest.
+        Whether peers exchange anything: then the iteration is the newest one that all have, in a view of
+        exactly these peers; else each peer's newest.
 
     Raises
     ------
     DataError
-        When there is none; says what each peer has.
+        When there is none; lists the iterations that each peer has.
     """
     peers = {one.peer for one in kept}
     if exchanges:
@@ -226,7 +226,7 @@ def newest_common(kept: Sequence[Kept], *, exchanges: bool) -> tuple[int, dict[i
 
 
 def given_up(kept: Sequence[Kept], view: int) -> list[str]:
-    """Return, ascending, what was done in later views than ``view``, the one from which the run goes on."""
+    """Return lines on the iterations done in later views than ``view``, from which the run goes on."""
     last: dict[tuple[int, tuple[int, ...]], int] = {}
     for number, one in ((number, one) for peer in kept for number, one in peer.views.items()):
         if number > view:
@@ -237,16 +237,16 @@ def given_up(kept: Sequence[Kept], view: int) -> list[str]:
 
 
 def _of_view(number: int, view: KeptView) -> str:
-    """Tell a view's iterations; also the view, where it is not the first."""
+    """Describe a view's iterations, and the view if it is not the first."""
     iterations = ", ".join(map(str, view.digests))
     return iterations if number == 0 else f"{iterations} (view {number}, peers {list(view.live)})"
 
 
 def config_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return, key by key, where the run-config now differs in what θ depends on.
+    """Return a text for each key of the run-config that differs now and on which θ depends.
 
-    A key that the earlier run's version did not know counts with its default. Whether data at another path is
-    the same is for :func:`data_differences` to say.
+    A key that the earlier run's version did not know counts with its default. :func:`data_differences`
+    compares data at another path.
     """
     earlier = {**config_keys(), **before}
     alike = without_paths(earlier), without_paths(now)
@@ -258,17 +258,17 @@ def config_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 
 
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run-config without what may be at another path on another machine, or another day.
+    """Return a run-config without paths, which may be others on another machine or another day.
 
     Parameters
     ----------
     config : mapping
-        Keys and values.
+        The run-config's keys and values.
 
     Returns
     -------
     dict
-        Of a dataset in folders it has left only whether each peer has one.
+        The run-config; of a dataset in folders it keeps only whether each peer has a folder of its own.
     """
     left = {key: value for key, value in config.items() if key not in PRIVATE_KEYS}
     if str(left.get("dataset", "")).startswith("folder:"):
@@ -279,16 +279,16 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
 def data_differences(
     peer: int, before: KnownImages | None, now: KnownImages, earlier: Settings, config: Settings
 ) -> list[str]:
-    """Return where a peer's images are other ones than those of its checkpoint.
+    """Return texts on the differences of a peer's images from those of its checkpoint.
 
     Parameters
     ----------
     peer : int
         The peer.
     before : KnownImages or None
-        Those of its checkpoint.
+        The images of its checkpoint.
     now : KnownImages
-        Those that it holds now.
+        The images that it holds now.
     earlier, config : dict
         The run-config of the checkpoint, and as it is now.
     """
@@ -308,7 +308,7 @@ def data_differences(
                 "checkpoint, or another order"
             )
     ranges = (before.pixel_range, now.pixel_range)
-    same_key = earlier.get("pixel-range") == config.get("pixel-range")  # else that is told already
+    same_key = earlier.get("pixel-range") == config.get("pixel-range")  # else reported already
     if all(ranges) and ranges[0] != ranges[1] and same_key:
         found.append(f"peer {peer}'s pixel-range: {ranges[0]} in the checkpoint, {ranges[1]} now")
     names = [str(one.get("dataset", "")) for one in (earlier, config)]
@@ -331,16 +331,22 @@ def place_differences(
     row: Mapping[int, float],
     column: Mapping[int, float],
 ) -> list[str]:
-    """Return where a peer's place in the graph differs.
+    """Return texts on the differences of a peer's neighbours and weights from those of its checkpoint.
 
     Parameters
     ----------
     peer : int
         The peer.
     about : PeerAbout
-        Of its checkpoint.
+        The facts in its checkpoint.
     row, column : mapping of int to float
-        As they are now: weights a_ij of what it receives, shares b_ji of what it sends.
+        Its present weights a_ij of the vectors that it receives, and its present shares b_ji of those that it
+        sends.
+
+    Returns
+    -------
+    list of str
+        One text for each difference; empty if there is none.
     """
     found = []
     for what, edge, earlier, here in (
@@ -355,12 +361,12 @@ def place_differences(
 
 
 def refuse(run: str, differences: Sequence[str]) -> None:
-    """Raise what keeps ``run`` from being resumed, if there is anything.
+    """Refuse to resume ``run`` if there are differences.
 
     Raises
     ------
     ConfigError
-        With every difference, up to :data:`SHOWN`.
+        When there are some; lists them, up to :data:`SHOWN`.
     """
     if differences:
         shown = list(dict.fromkeys(differences))

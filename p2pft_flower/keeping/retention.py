@@ -1,17 +1,17 @@
-"""Which checkpoints are written, and which of them stay.
+"""The checkpoints that are written, and those of them that stay.
 
-All peers write after the same iterations: where the run begins, every E-th, and the last. A run goes on from
-an iteration of which all have a file in good state, so there must always be one, however far the peers are
+All peers write after the same iterations: the first of the run, every E-th, and the last. A run goes on from
+an iteration of which all have a file in good state, so there must always be one, even if the peers are far
 apart:
 
-- A peer that has done k iterations has what its in-neighbours sent in iteration k - 1, so they have done
-  k - 1 at least; on a graph of diameter D no two peers are more than D iterations apart.
+- A peer that has done k iterations has the payloads of its in-neighbours of iteration k - 1, so they have
+  done k - 1 at least; on a graph of diameter D no two peers are more than D iterations apart.
 - One checkpoint is written at a time, beside training, and the next one waits for it. So a peer that has done
   k iterations has on disk that of the last but one multiple of E up to k, or a newer one.
 
 So the newest files of two peers are at most 1 + ⌈D / E⌉ checkpoints apart, and with K + 1 + ⌈D / E⌉ files a
 peer, K iterations at least are everybody's; K is ``checkpoints-kept``. That of the last iteration, which may
-be less than E after the one before, comes on top: nothing is removed for it. Where peers exchange nothing,
+be less than E after the one before, comes on top: nothing is removed for it. If peers exchange nothing,
 each goes on from its own newest file, and K files a peer are enough.
 
 When the view changes, the method begins again, so files of one iteration but of two views do not belong
@@ -28,12 +28,12 @@ from collections.abc import Collection, Mapping
 __all__ = ["files_kept", "iterations_apart", "spared_files"]
 
 _APART = 50
-"""Iterations between two checkpoints at least, where the run-config leaves it open. Where iterations take
-milliseconds and an epoch has a dozen, one after each evaluation took 5 % of the time."""
+"""Iterations between two checkpoints at least, if the run-config leaves it open. With iterations of
+milliseconds and a dozen of them in an epoch, a checkpoint after each evaluation took 5 % of the time."""
 
 
 def iterations_apart(asked: int, evaluate_every: int) -> int:
-    """Return E, the iterations between two checkpoints; negative where none are written.
+    """Return E, the iterations between two checkpoints; negative if none are written.
 
     Parameters
     ----------
@@ -46,16 +46,16 @@ def iterations_apart(asked: int, evaluate_every: int) -> int:
 
 
 def files_kept(kept: int, every: int, diameter: int | None) -> int:
-    """Return how many files each peer keeps so that ``kept`` iterations are everybody's; see the module.
+    """Return the number of files of each peer with which all peers have ``kept`` iterations; see the module.
 
     Parameters
     ----------
     kept : int
         K ≥ 1.
     every : int
-        E, iterations between two checkpoints; negative where none are written.
+        E, iterations between two checkpoints; negative if none are written.
     diameter : int or None
-        D of the graph; None where peers exchange nothing.
+        D of the graph; None if peers exchange nothing.
     """
     if diameter is None or every < 0:
         return kept
@@ -72,7 +72,7 @@ def spared_files(views: Mapping[int, int], whole: Collection[int], files: int) -
     whole : collection of int
         The views with all peers and links of the run.
     files : int
-        How many are kept of a view (:func:`files_kept`).
+        The number of files kept of a view (:func:`files_kept`).
     """
     spared: set[int] = set()
     for among in (set(views.values()), set(views.values()).intersection(whole)):

@@ -1,4 +1,4 @@
-"""Which peers train on this machine now, by their processes: what ``p2pft stop`` looks up.
+"""The peers that train on this machine now, by their processes, for ``p2pft stop``.
 
 Each process has a file in ``$P2PFT_HOME/running`` as long as its peers train. A process that was killed
 leaves its file behind; it counts for nothing, since no process of that number and start is there.
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class Running(msgspec.Struct, frozen=True):
-    """A process in which peers of a run train; what its file says.
+    """A process in which peers of a run train, as its file describes it.
 
     Attributes
     ----------
@@ -40,11 +40,11 @@ class Running(msgspec.Struct, frozen=True):
     peers : tuple of int
         The peers.
     neighbours : tuple of int
-        The peers that it tells of a stop; none where it exchanges nothing with others.
+        The peers to which it passes a stop on; none if it exchanges nothing with others.
     pid : int
         The process's number.
     started : str
-        What :func:`~p2pft_flower.keeping.processes.start_mark` said of it.
+        Its :func:`~p2pft_flower.keeping.processes.start_mark`.
     """
 
     run: str
@@ -55,30 +55,30 @@ class Running(msgspec.Struct, frozen=True):
 
     @property
     def alive(self) -> bool:
-        """Whether it has not ended; what its parent has not taken note of yet (a zombie) has."""
+        """Whether the process has not ended; one whose end its parent has not noted yet (a zombie) has."""
         return is_alive(self.pid, self.started)
 
     def stop_run(self) -> None:
-        """Have it end, and stop all peers of its run; a mere SIGTERM ends its own peers.
+        """End the process and stop all peers of its run: SIGTERM alone would end its own peers only.
 
         Raises
         ------
         OSError
-            When what tells it so cannot be written.
+            When the mark that asks for it cannot be written.
         """
         _stop_mark(self.pid, self.peers[0]).touch(mode=0o600)
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
+        with contextlib.suppress(psutil.NoSuchProcess):  # the process has just ended by itself
             psutil.Process(self.pid).terminate()
 
 
 class Entry:
-    """What says that this process is among those that :func:`running` finds."""
+    """An entry for this process among those that :func:`running` finds."""
 
     def __init__(self, pid: int, peer: int) -> None:
         self._mark = _stop_mark(pid, peer)
 
     def stops_run(self) -> bool:
-        """Whether it was told to stop its whole run."""
+        """Whether the process was asked to stop its whole run."""
         return self._mark.exists()
 
 
@@ -92,7 +92,7 @@ def _folder() -> Path:
 
 @contextlib.contextmanager
 def registered(run: str, peers: Sequence[int], neighbours: Sequence[int]) -> Iterator[Entry]:
-    """Have this process among those that :func:`running` finds, during a ``with`` block."""
+    """Let :func:`running` find this process during a ``with`` block."""
     pid = os.getpid()
     path, mark = _folder() / f"{pid}-{peers[0]}.json", _stop_mark(pid, peers[0])
     there = Entry(pid, peers[0])
@@ -114,7 +114,7 @@ def registered(run: str, peers: Sequence[int], neighbours: Sequence[int]) -> Ite
 
 
 def running(run: str | None = None) -> list[Running]:
-    """Return the processes of this machine in which peers train, of ``run`` alone where it is given."""
+    """Return the processes of this machine in which peers train, of ``run`` alone if it is given."""
     found = []
     for path in sorted(_folder().glob("*.json")):
         try:

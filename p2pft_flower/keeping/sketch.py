@@ -1,4 +1,4 @@
-"""How far apart the peers are, told without anybody seeing a θ.
+"""The distance of the peers from each other, estimated without anybody seeing a θ.
 
 A peer reports a CountSketch (Charikar, Chen and Farach-Colton, 2002): 128 sums of the θ_i's entries with
 random signs. Sketches are linear and keep squared distances on average, so the consensus error of the
@@ -17,7 +17,7 @@ import numpy.typing as npt
 __all__ = ["SIZE", "Sketcher", "consensus_error", "decode", "encode"]
 
 SIZE = 128
-"""Numbers in a sketch; what is reported does not grow with q."""
+"""Numbers in a sketch; a report does not grow with q."""
 
 Sketch = npt.NDArray[np.float32]
 

@@ -1,4 +1,4 @@
-"""A method's state by its fields: what can be kept of it, and how it is put together again."""
+"""A method's state by its fields: the kinds of fields that can be kept, and the state put together again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from p2pft_flower.errors import ConfigError
 __all__ = ["as_number", "as_text", "most_bytes", "state_fields"]
 
 _VECTORS, _MORE = 64, 2**20
-"""A state has at most so many times q numbers, and so many more; each has 8 bytes at most."""
+"""A state has at most _VECTORS · q + _MORE numbers, of 8 bytes at most."""
 
 
 def most_bytes(q: int) -> int:
-    """Return how many bytes the arrays of a method's state have at most, with θ of ``q`` numbers."""
+    """Return the most bytes that the arrays of a method's state may have, with θ of ``q`` numbers."""
     return 8 * (_VECTORS * q + _MORE)
 
 
@@ -27,7 +27,7 @@ def state_fields(state: Any, algorithm: str) -> dict[str, Any]:
     Parameters
     ----------
     state : NamedTuple or dataclass
-        What the method's ``start`` or ``step`` returned.
+        The state that the method's ``start`` or ``step`` returned.
     algorithm : str
         The run-config's ``algorithm``, for the error message.
 
@@ -68,14 +68,14 @@ def state_fields(state: Any, algorithm: str) -> dict[str, Any]:
 
 
 def as_text(value: bool | int | float | None) -> bool | str | None:
-    """Return a number as text from which :func:`as_number` makes the very same; others as they are."""
+    """Return a number as text from which :func:`as_number` makes the very same; other values as they are."""
     if isinstance(value, bool | None):
         return value
     return str(value) if isinstance(value, int) else value.hex()
 
 
 def as_number(value: bool | str | None) -> bool | int | float | None:
-    """Return what :func:`as_text` was given.
+    """Return the value that :func:`as_text` was given.
 
     Raises
     ------

@@ -1,8 +1,7 @@
 """Processes started, harmed and ended together: programs with all that they start, and functions.
 
 A program, and each process that it starts, is recognised by a mark in its environment, in any session: Ray
-and
-Flower put processes into sessions of their own, some of which outlive their parents.
+and Flower put processes into sessions of their own, some of which outlive their parents.
 """
 
 from __future__ import annotations

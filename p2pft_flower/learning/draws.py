@@ -33,8 +33,7 @@ def seeded(*key: int) -> Iterator[None]:
     """Seed Python's, NumPy's and torch's global generators by ``key``; afterwards restore them.
 
     Of the accelerators this concerns the current one, if torch has begun to use it. Threads that call this
-    wait
-    for each other.
+    wait for each other.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Who may call, and how much of this host a caller may hold: known by the headers, before a body."""
+"""Admission of callers, and the share of this host that each may hold: decided by headers, before a body."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ _CALLERS = 1024
 
 @dataclass(frozen=True)
 class Caller:
-    """What a call's headers say of its caller.
+    """The caller of a call, by the call's headers.
 
     Attributes
     ----------
     name : str
-        What it is counted by: its certificate's holder, else its connection.
+        The name under which it is counted: its certificate's holder, else its connection.
     who : Identity or None
-        Whose certificate it has; None: its connection needs none.
+        The holder of its certificate; None: its connection needs none.
     local : bool
-        Whether it came through a Unix socket, which only this user gets at: no certificate is needed.
+        Whether it came through a Unix socket, which only this user can reach: no certificate is needed.
     """
 
     name: str
@@ -42,12 +42,12 @@ class Caller:
 
     @property
     def place(self) -> str:
-        """What the log calls it: other connections from the same machine are called the same."""
+        """The caller's name in the log, without certificates the same for all connections from a machine."""
         return self.name if self.who is not None or self.local else self.name.rpartition(":")[0]
 
 
 def recognise(call: Incoming, credentials: Credentials | None) -> Caller:
-    """Return who calls.
+    """Return the caller of a call.
 
     Raises
     ------
@@ -77,7 +77,7 @@ class Shares:
         self._displaced: set[asyncio.Task[Any]] = set()
 
     async def hold(self, caller: Caller, method: str, work: Callable[[], Awaitable[Any]]) -> Any:
-        """Do ``work()`` as one of the caller's calls, and return what comes of it.
+        """Do ``work()`` as one of the caller's calls, and return its result.
 
         Raises
         ------
@@ -131,12 +131,12 @@ class Throttle:
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # caller: refusals, when
 
     def is_closed(self, caller: str) -> bool:
-        """Return whether ``caller`` is not to be listened to now."""
+        """Return whether calls of ``caller`` are refused now."""
         with self._lock:
             return self._level(caller) >= self._burst
 
     def refused(self, caller: str) -> None:
-        """Note that something of ``caller``'s was refused."""
+        """Note that a message of ``caller`` was refused."""
         with self._lock:
             # Up to a bound: however many calls were under way at once, the caller is heard again soon.
             self._levels[caller] = (

@@ -1,4 +1,4 @@
-"""What a host answers to the calls that it has let in: Deliver, Hello, Stop, Gossip and Fetch."""
+"""A host's answers to the calls that it has let in: Deliver, Hello, Stop, Gossip and Fetch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KEPT = 1.0
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers calls whose callers were let in; each method raises `Refused` where it refuses.
+    """Answers calls whose callers were let in; each method raises `Refused` if it refuses.
 
     Attributes
     ----------
@@ -39,15 +39,15 @@ class Answers:
     local, members : frozenset of int
         This host's peers, and those of the run.
     on_hello, on_stop, on_gossip : callable or None
-        What the runtime wants to hear; see `PeerServer`.
+        The runtime's callbacks; see `PeerServer`.
     stop_digest : str
-        Of the key by which the coordinator may stop the run.
+        Digest of the key by which the coordinator may stop the run.
     timeout, longest : float
         Longest wait of a payload for room, and longest time that its body may take, in seconds.
     gossip_limit : int
         Bytes of the largest gossip that is read.
     pool : ThreadPoolExecutor
-        Where the runtime's callbacks run.
+        The threads in which the runtime's callbacks run.
     """
 
     views: Views
@@ -71,7 +71,7 @@ class Answers:
         return has_key(call.metadata, self.stop_digest)
 
     async def deliver(self, call: Incoming, caller: Caller) -> pb.Reply:
-        """Take a payload in, or say why not; wait for room and, for a moment, for its view."""
+        """Take a payload in, or answer why not; wait for room and, for a moment, for its view."""
         header = call.metadata.get(HEADER_KEY)
         if not header:
             raise Refused(pb.BAD_HEADER, f"metadata key {HEADER_KEY} is missing")
@@ -87,9 +87,9 @@ class Answers:
                 reply = await mailbox.deliver(header, payload, max(0.0, end - time.monotonic()), peer)
             except ViewChangeError as error:  # the sender is no stranger to the run: it will hear of it too
                 return pb.Reply(status=pb.WRONG_VIEW, reason=str(error))
-            except Exception as error:  # whatever the runtime failed the mailbox with is the answer
+            except Exception as error:  # the error with which the runtime failed the mailbox is the answer
                 return _stopped(error)
-            # A sender that no later view can have is not waited with.
+            # If no later view can have the sender, its payload is not kept.
             if reply.status != pb.LATER or not self.knows(decode_header(header).sender):
                 return reply
 
@@ -101,7 +101,7 @@ class Answers:
                 return reply
 
     async def hello(self, call: Incoming, caller: Caller) -> pb.Reply:
-        """Agree to the terms of a neighbour, or say which differ."""
+        """Agree to the terms of a neighbour, or answer with the differences."""
         hello = await self._message(call, pb.Hello, "a hello", caller)
         self._refuse_other_terms(hello)
         if self.on_hello is not None:
@@ -115,8 +115,8 @@ class Answers:
         return pb.Reply(status=pb.ACCEPTED)
 
     async def stop(self, call: Incoming, caller: Caller) -> pb.Reply:
-        """Hear that a peer gives up, or that the coordinator ends the run."""
-        # Where certificates say who calls, a peer is a peer, whatever key it shows.
+        """Take a stop: a peer gives up, or the coordinator ends the run."""
+        # With certificates a peer is a peer, even if it shows the key.
         keyed = (caller.who is None or caller.who.peer is None) and self.shows_key(call)
         stop = await self._message(call, pb.Stop, "a stop", caller, any_sender=keyed)
         # Between two views not all have the same neighbours yet.
@@ -132,7 +132,7 @@ class Answers:
         return pb.Reply(status=pb.ACCEPTED)
 
     async def gossip(self, call: Incoming, caller: Caller) -> pb.Gossip:
-        """Hear a member, and return what this host has to tell."""
+        """Take a member's gossip, and return this host's."""
         if self.on_gossip is None:
             raise Refused(pb.MISMATCH, "this host takes no gossip in this run")
         gossip = await self._message(call, pb.Gossip, "a gossip", caller, most=self.gossip_limit)

@@ -1,4 +1,4 @@
-"""Calls to neighbours: the channels they go through, and what their outcome means."""
+"""Calls to neighbours: the channels they go through, and the meaning of their outcomes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _BY_CODE: dict[grpc.StatusCode, type[ExchangeError]] = {
     grpc.StatusCode.UNAVAILABLE: PeerUnreachableError,
     grpc.StatusCode.CANCELLED: ExchangeStoppedError,
 }
-"""What gRPC says for want of an answer; what is not here is an ExchangeError and no more."""
+"""Errors for gRPC's codes of a call without an answer; any other code is a plain ExchangeError."""
 _BY_STATUS: dict[int, type[ExchangeError]] = {
     pb.STOPPED: ExchangeStoppedError,
     pb.CORRUPT: CorruptedError,
@@ -52,7 +52,7 @@ _BY_STATUS: dict[int, type[ExchangeError]] = {
 
 @dataclass(frozen=True)
 class Call:
-    """What a call is about, for its errors.
+    """The subject of a call, for its errors.
 
     Attributes
     ----------
@@ -61,11 +61,11 @@ class Call:
     remote : int
         The called peer: one end of ``edge``; the other end is the local peer.
     address : str
-        Where that peer listens.
+        The address of that peer.
     deadline : float
         Seconds.
     iteration, phase : int or str, optional
-        Where in the run this is.
+        The place in the run.
     """
 
     edge: Edge
@@ -92,12 +92,12 @@ class Call:
         )
 
     def read(self, raw: bytes, kind: type[M]) -> M:
-        """Return the answer of a called peer that did as it was asked.
+        """Return the answer of a called peer, unless it refused.
 
         Raises
         ------
         ExchangeError
-            When it refused, or what came is no answer of a peer.
+            When it refused, or when the bytes are no answer of a peer.
         """
         whom = f"peer {self.remote} at {self.address}"
         try:
@@ -130,7 +130,7 @@ class Channels:
     addresses : mapping of int to str
         Remote neighbour to address.
     credentials : Credentials or None
-        For TLS over TCP: what proves who we are, and whom we trust.
+        For TLS over TCP: our own certificate, and the authorities that we trust.
     insecure : bool
         Whether plain text may leave this machine.
     gossip : bool
@@ -138,7 +138,7 @@ class Channels:
     largest : int
         Bytes of a vector that an answer may hold; default 0: none does.
     service : str
-        What is called; default the peers' exchange.
+        Name of the service that is called; default the peers' exchange.
     """
 
     def __init__(
@@ -167,22 +167,22 @@ class Channels:
         wait_for_ready: bool = True,
         metadata: tuple[tuple[str, bytes], ...] = (),
     ) -> bytes:
-        """Call a method of the service, and return the answer as it came (`Call.read`).
+        """Call a method of the service, and return the answer's bytes, which `Call.read` reads.
 
         Parameters
         ----------
         method : str
-            Of the exchange: Deliver, Hello, Stop, Gossip or Fetch.
+            The method's name: Deliver, Hello, Stop, Gossip or Fetch.
         request : bytes or Message
             The request's body.
         call : Call
-            Whom to call, and the deadline.
+            The called peer, and the deadline.
         within : float, optional
             Seconds that this call may take of those of a longer deadline; default all of them.
         wait_for_ready : bool
             Whether to wait for a neighbour that is not there yet, or to fail at once.
         metadata : tuple of (str, bytes)
-            What travels beside the body.
+            Pairs that travel beside the body.
 
         Raises
         ------

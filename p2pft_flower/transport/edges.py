@@ -1,4 +1,4 @@
-"""The edges of this host in one view, and who speaks for it along them."""
+"""The edges of this host in one view, and the local peer that speaks along each."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["Edges"]
 
 @dataclass(frozen=True)
 class Edges:
-    """What `Links` knows of a view; replaced as a whole.
+    """The edges of a view, as `Links` knows them; replaced as a whole.
 
     Attributes
     ----------
     terms : Terms
-        The view's.
+        The view's terms.
     pairs : mapping of (int, int) to (int, int)
         (local, remote) of each pair of neighbours to the edge that stands for it in messages.
     receivers : mapping of int to tuple of int
@@ -32,7 +32,7 @@ class Edges:
 
     @classmethod
     def of(cls, terms: Terms, out: Iterable[Edge], into: Iterable[Edge], known: Container[int]) -> Self:
-        """Return those of a view with these edges.
+        """Return the edges of a view with these terms.
 
         Raises
         ------
@@ -50,7 +50,8 @@ class Edges:
     @property
     def neighbours(self) -> dict[int, int]:
         """Each remote neighbour, ascending, and the local peer that speaks to it."""
-        # A host says things once to each remote peer, however many of its own peers share an edge with it.
+        # A host sends a message once to each remote peer, even if several of its own peers have edges with
+        # it.
         speakers = {remote: local for local, remote in sorted(self.pairs, reverse=True)}
         return dict(sorted(speakers.items()))
 

@@ -1,4 +1,4 @@
-"""How gRPC channels and servers are opened: options, credentials, binding, and taking it all down again."""
+"""gRPC channels and servers, opened and closed: options, credentials, binding."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ __all__ = [
 M = TypeVar("M", bound=Message)
 
 EXCHANGE = "p2pft.v2.Exchange"
-"""Its version changes with what peers say to each other: hosts of different versions refuse each other."""
+"""The service's name; the version in it changes with the messages, so that versions refuse each other."""
 OBSERVER = "p2pft.v1.Observer"
 PROBE = "p2pft.v1.Probe"
 
-_SMALL_MESSAGE = 2**16  # bytes; room for Hello, Stop, Reply and PeerReport whatever q is
+_SMALL_MESSAGE = 2**16  # bytes; room for Hello, Stop, Reply and PeerReport with any q
 
 SMALL_BODY = 20.0
 """Seconds that the body of a message other than a payload may take after its headers."""
@@ -53,7 +53,7 @@ MAX_MEMBERS = 1024
 _RETRY = {
     "methodConfig": [
         {
-            # Not Hello: `Links.meet` tries again by itself, and wants to know at once what TLS refuses.
+            # Not Hello: `Links.meet` tries again by itself, and needs TLS's refusals at once.
             "name": [{"service": EXCHANGE, "method": "Deliver"}, {"service": EXCHANGE, "method": "Stop"}],
             # A connection that broke is tried again until the call's deadline: a payload that
             # arrives twice is answered DUPLICATE, so it does no harm. gRPC allows at most 5 attempts.
@@ -70,7 +70,7 @@ _RETRY = {
 
 _CHANNEL_OPTIONS: tuple[tuple[str, str | int], ...] = (
     ("grpc.max_send_message_length", -1),
-    ("grpc.enable_http_proxy", 0),  # peers talk to each other, whatever http_proxy says
+    ("grpc.enable_http_proxy", 0),  # peers talk to each other without http_proxy
     ("grpc.service_config", json.dumps(_RETRY)),
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.per_rpc_retry_buffer_size", 2**31 - 1),  # else a large payload cannot be sent again
@@ -135,9 +135,9 @@ def open_channel(
     text : str
         The address, see `parse_address`.
     holder : int or str
-        Who must answer there, by its certificate: a peer, or the coordinator.
+        The holder of the certificate that must answer there: a peer, or the coordinator.
     credentials : Credentials or None
-        For TLS over TCP. A Unix socket never needs it: its folder's mode says who may connect.
+        For TLS over TCP. A Unix socket never needs it: its folder's mode restricts it to this user.
     insecure : bool
         Whether plain text may leave this machine.
     gossip : bool
@@ -168,19 +168,19 @@ class NoMessageError(Exception):
 
 
 class Incoming:
-    """A call that has come in: what its headers say, and its one message, which is read when it is asked for.
+    """A call that has come in: its headers, and its one message, which is read when it is asked for.
 
     Parameters
     ----------
     context : grpc.aio.ServicerContext
-        gRPC's own.
+        gRPC's own object of the call.
 
     Attributes
     ----------
     peer : str
         The other end of the connection, in gRPC's notation.
     metadata : dict of str to str or bytes
-        What travels beside the message.
+        Pairs that travel beside the message.
     """
 
     def __init__(self, context: Any) -> None:
@@ -190,16 +190,16 @@ class Incoming:
 
     @property
     def local(self) -> bool:
-        """Whether it came through a Unix socket, which only this user gets at."""
+        """Whether it came through a Unix socket, which only this user can reach."""
         return self.peer.startswith("unix:")
 
     def auth_context(self) -> Mapping[str, Any]:
-        """Return what TLS proved of the connection."""
+        """Return the properties of the connection that TLS proved."""
         found: Mapping[str, Any] = self._context.auth_context()
         return found
 
     def left(self) -> float:
-        """Return the seconds until the caller's deadline; infinite where it has none."""
+        """Return the seconds until the caller's deadline; infinite if it has none."""
         seconds: float | None = self._context.time_remaining()
         return math.inf if seconds is None else max(0.0, seconds)
 
@@ -233,7 +233,7 @@ class Incoming:
         Parameters
         ----------
         kind : type
-            What it must be.
+            The type that the message must have.
         what : str
             The same, in words.
         most : float
@@ -261,13 +261,13 @@ Answer = Callable[[Incoming], Awaitable[bytes]]
 class Listener:
     """One gRPC server on several addresses, from construction to `close`.
 
-    A method is called as soon as a call's headers are there, and reads the body itself: so what is answered
-    by the headers alone, or waits, holds no thread.
+    A method is called as soon as a call's headers are there, and reads the body itself: so a call that is
+    answered by its headers alone, or that waits, holds no thread.
 
     Parameters
     ----------
     tasks : Tasks
-        Its owner's, in whose thread it runs; closed with it.
+        The owner's tasks, in whose thread it runs; closed with it.
     service : str
         The service's full name.
     methods : mapping of str to callable
@@ -277,7 +277,7 @@ class Listener:
     max_message : int
         Bytes of the largest request; a larger one is refused before it is received.
     max_calls : int
-        Calls at once on one connection; what a client starts beyond them waits there.
+        Calls at once on one connection; further calls wait at the client.
     max_connections : int
         Connections at once on each address; more are closed at once.
     credentials : Credentials or None
@@ -392,7 +392,7 @@ def _headers_first(answer: Answer) -> Callable[[Any, Any], Awaitable[bytes]]:
 
 
 def _prepare_socket(peer: int, path: Path) -> None:
-    """Make the socket's folder and clear away the socket of a process that died.
+    """Make the socket's folder and remove the socket of a process that died.
 
     Raises
     ------

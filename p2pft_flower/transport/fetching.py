@@ -23,7 +23,7 @@ async def fetch(
     credentials: Credentials | None,
     insecure: bool,
 ) -> npt.NDArray[np.floating]:
-    """Ask the donor of ``edge`` = (donor, local peer) for its θ; see `Links.fetch`."""
+    """Fetch θ from the donor of ``edge`` = (donor, local peer); see `Links.fetch`."""
     donor, local = edge
     call = Call(edge, donor, address, deadlines.most())
     message = pb.Fetch(run=terms.run, view=terms.view, sender=local, receiver=donor)

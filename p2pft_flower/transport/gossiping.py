@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 async def gossip(
     channels: Channels, run: str, remote: int, message: pb.Gossip, timeout: float
 ) -> pb.Gossip | ExchangeError:
-    """Gossip with one member; return its answer, or why there is none.
+    """Gossip with one member; return its answer, or the error that there is instead.
 
     Raises
     ------
@@ -57,14 +57,14 @@ async def stop_all(
     metadata: tuple[tuple[str, bytes], ...] = (),
     wait_for_ready: bool = False,
 ) -> dict[int, str]:
-    """Tell remote peers that a run, or a peer, ends; never raises.
+    """Send stops to remote peers, because a run or a peer ends; never raises.
 
     Parameters
     ----------
     channels : Channels
-        Those of gossip: on those of payloads it would wait behind one that takes minutes.
+        The channels of gossip: on those of payloads a stop would wait behind one that takes minutes.
     stops : mapping of int to Stop
-        Remote peer to what it is told.
+        The stop for each remote peer.
     timeout : float
         Seconds that all of it may take.
     metadata, wait_for_ready
@@ -73,7 +73,7 @@ async def stop_all(
     Returns
     -------
     dict of int to str
-        Peer to why it did not hear it; empty when all did.
+        The reason why a stop did not reach a peer, by peer; empty if all have theirs.
     """
 
     async def tell(remote: int, stop: pb.Stop) -> str | None:

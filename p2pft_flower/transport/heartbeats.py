@@ -1,9 +1,9 @@
-"""Heartbeats between neighbours, and the rule that tells a slow peer from a lost one.
+"""Heartbeats between neighbours, and the rule that distinguishes a slow peer from a lost one.
 
 Each host gossips with each remote neighbour, in both directions of the edges, every min(1 s, silence / 8), on
-connections apart from those of payloads. A gossip carries a *pulse*: what the host does, and a number that
-is another one whenever it got further. Whoever waits for a peer asks `Heartbeats.absence`, which answers
-None as long as there is a point in waiting:
+connections apart from those of payloads. A gossip carries a *pulse*: the host's activity, and a number that
+changes whenever it got further. A caller that waits for a peer asks `Heartbeats.absence`, which answers None
+as long as there is a point in waiting:
 
 silent
     Nothing has been heard of the peer for ``silence`` seconds (run-config ``peer-timeout``): no gossip of its
@@ -13,7 +13,7 @@ silent
 
     - refused, or no such socket: *crashed*, nothing listens there any more;
     - taken: *silent*, its process is stopped (SIGSTOP) or hangs as a whole, its machine takes connections;
-      but *cut off* where there is no TLS, such as for want of a valid certificate, which is then named;
+      but *cut off* if there is no TLS, such as for want of a valid certificate, which is then named;
     - none, or no way there, or no word from the name service: *cut off*, its address cannot be reached: the
       link or the machine is down.
 
@@ -21,12 +21,12 @@ hanging
     The peer speaks, is at COMPUTING or EVALUATING, and its number of progress has been seen to be the same
     for longer than 20 × the longest time that it has ever been the same at this activity, but no less than
     ``silence`` and no more than ``hang`` seconds (run-config ``hang-timeout``); ``hang`` before there was any
-    such time. Where ``hang`` is less than ``silence``, ``silence`` counts.
+    such time. If ``hang`` is less than ``silence``, ``silence`` counts.
 
-A peer that is WAITING, PAUSED or FINISHED does not hang: whoever it waits for may. Time is `time.monotonic`,
-so nobody is lost because a clock was set. A host that did not run itself for more than silence / 2 (SIGSTOP,
-a laptop that slept) has heard nobody meanwhile, through no fault of theirs: from when it runs again, it
-grants all of them ``silence`` seconds anew.
+A peer that is WAITING, PAUSED or FINISHED does not hang: those that it waits for may. Time is
+`time.monotonic`, so nobody is lost because a clock was set. A host that did not run itself for more than
+silence / 2 (SIGSTOP, a laptop that slept) has heard nobody meanwhile, through no fault of theirs: from when
+it runs again, it grants all of them ``silence`` seconds anew.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = ["Heartbeats"]
 log = logging.getLogger(__name__)
 
 _TIMES_SLOWEST = 20.0
-"""How many times its longest stretch a peer may take to get further before it hangs."""
+"""Multiple of its longest stretch that a peer may take to get further before it hangs."""
 
 _END = 5.0
 """Seconds that the thread has to end."""
@@ -63,23 +63,23 @@ _BUSY = {pb.Pulse.COMPUTING: "computing", pb.Pulse.EVALUATING: "evaluating"}
 
 @dataclass
 class _Remote:
-    """What is known of one remote neighbour; guarded by the heartbeats' lock."""
+    """One remote neighbour's state, as far as it is known; guarded by the heartbeats' lock."""
 
     heard: float
-    """When it was last heard of, in this host's time."""
+    """Time at which it was last heard of, by this host's clock."""
     pulsed: float
-    """When its last pulse came."""
+    """Time at which its last pulse came."""
     moved: float
-    """When a pulse came that told of progress."""
+    """Time at which the last pulse with progress came."""
     pulse: pb.Pulse | None = None
     failure: str = ""
-    """What became of the last gossip with it, where that failed."""
+    """The error of the last gossip with it; empty if that did not fail."""
     attempt: Future[tuple[Loss, str]] | None = None
     """The connection attempt of this silence, until it is heard of again."""
 
 
 class Heartbeats(Closing):
-    """Gossips with every remote neighbour of the links' view, and tells which of them are lost.
+    """Gossips with every remote neighbour of the links' view, and decides which of them are lost.
 
     A context manager; `start` it when the server listens. ``_lock`` guards all that is known of the remote
     peers, the sets of those to be gossiped with, and ``_failure``.
@@ -89,8 +89,8 @@ class Heartbeats(Closing):
     links : Links
         The way to the neighbours; a view installed there is followed from the next beat on.
     contacts : callable, optional
-        Returns further remote members to gossip with, and the local peer that speaks to each; whether they
-        are lost is not asked.
+        Returns further remote members to gossip with, and the local peer that speaks to each; it is not asked
+        whether they are lost.
     silence : float
         Seconds without a word after which a neighbour is lost (run-config ``peer-timeout``).
     hang : float
@@ -98,19 +98,19 @@ class Heartbeats(Closing):
     pulse : callable
         Returns this host's pulse: `OwnPulse.read`.
     tell : callable
-        Given the remote peer that is spoken to, returns a gossip with what it is to be told, to be completed
-        here. Called in any thread; must return soon.
+        Given a remote peer, returns the gossip for it, to be completed here. Called in any thread; must
+        return soon.
     hear : callable
         Gets every gossip that comes in, answers to ours too, in a thread of the server or in that of the
         heartbeats; must return soon.
     clock : callable
         The time in seconds; default time.monotonic, which no setting of the wall clock moves.
     on_failure : callable, optional
-        Gets what ended the heartbeats, in their thread or the network's; must return at once. Default: only
-        `absence` raises it.
+        Gets the error that ended the heartbeats, in their thread or the network's; must return at once.
+        Default: only `absence` raises it.
     attempt : callable
-        Given the address of a silent peer, tells how it was lost and why it thinks so; called in a thread of
-        its own, must come to an end; default `knock`.
+        Given the address of a silent peer, returns how it was lost, and the observation; called in a thread
+        of its own, must come to an end; default `knock`.
 
     Attributes
     ----------
@@ -140,7 +140,7 @@ class Heartbeats(Closing):
         self._remotes: dict[int, _Remote] = {}
         self._ran = clock()
         self._wanted: dict[int, bool] = {}
-        """Whom to gossip with next, and whether also where there is nothing to tell."""
+        """The members to gossip with next, and whether also if there is no news for them."""
         self._under_way: set[int] = set()
         # Answers to be heard; None: there is something to send, or to end.
         self._inbox: SimpleQueue[pb.Gossip | None] = SimpleQueue()
@@ -155,14 +155,14 @@ class Heartbeats(Closing):
         self._thread.start()
 
     def nudge(self) -> None:
-        """Gossip now with all neighbours to which there are records to tell. Does not wait for it."""
+        """Gossip now with all neighbours for which there are new records. Does not wait for it."""
         targets = self._targets()
         with self._lock:
             self._wanted |= dict.fromkeys(targets.keys() - self._wanted.keys(), False)
         self._inbox.put(None)
 
     def heard(self, remote: int) -> None:
-        """Note that something came from a remote peer, such as a payload."""
+        """Note that a message, such as a payload, came from a remote peer."""
         with self._lock:
             self._note_heard(remote)
 
@@ -173,7 +173,7 @@ class Heartbeats(Closing):
             return known is not None and self._clock() - known.heard < self._silence / 2
 
     def answer(self, gossip: pb.Gossip) -> pb.Gossip:
-        """Take a member's gossip in and return what it is answered; for `PeerServer`."""
+        """Take a member's gossip in and return the answer; for `PeerServer`."""
         self._take(gossip)
         self._hear(gossip)
         return self._message(gossip.sender)
@@ -193,8 +193,8 @@ class Heartbeats(Closing):
         Raises
         ------
         Exception
-            What ended the heartbeats, or a connection attempt, if anything did: without them nobody can be
-            judged.
+            The error that ended the heartbeats, or a connection attempt, if one did: without them nobody can
+            be judged.
         """
         with self._lock:
             if self._failure is not None:
@@ -249,7 +249,7 @@ class Heartbeats(Closing):
         self._send_due()
 
     def close(self) -> None:
-        """Stop beating; what is under way is answered or cancelled with the links."""
+        """Stop beating; gossip under way is answered, or cancelled with the links."""
         self._closed.set()
         self._inbox.put(None)
         with self._lock:
@@ -292,7 +292,7 @@ class Heartbeats(Closing):
                 self._hear(gossip)
 
     def _targets(self) -> dict[int, int]:
-        """Return whom to gossip with, and the local peer that speaks to each."""
+        """Return the members to gossip with, and the local peer that speaks to each."""
         further = {} if self._contacts is None else self._contacts()
         return {**further, **self._links.neighbours}
 
@@ -318,14 +318,14 @@ class Heartbeats(Closing):
                 continue
             message.sender = neighbours[remote]
             try:
-                # Where a link is cut, an answer never comes: try again within the silence.
+                # If a link is cut, an answer never comes: try again within the silence.
                 future = self._links.start_gossip(remote, message, self._silence / 4)
             except ExchangeStoppedError:  # the links are closed, and with them this ends
                 return
             future.add_done_callback(partial(self._answered, remote))
 
     def _answered(self, remote: int, future: Future[pb.Gossip | ExchangeError]) -> None:
-        """Note what became of a gossip (in the network's thread, which hears nothing itself)."""
+        """Note the outcome of a gossip (in the network's thread, which must not call ``hear`` itself)."""
         try:
             answer = future.result()
         except CancelledError:  # the links were closed
@@ -346,7 +346,7 @@ class Heartbeats(Closing):
             self._inbox.put(None)
 
     def _take(self, gossip: pb.Gossip) -> None:
-        """Note that a peer was heard of, and how far it is."""
+        """Note that a peer was heard of, and its progress."""
         with self._lock:
             if (known := self._note_heard(gossip.sender)) is None:
                 return
@@ -381,7 +381,7 @@ class Heartbeats(Closing):
             return None
         usual = _TIMES_SLOWEST * pulse.slowest if pulse.slowest > 0 else self._hang
         limit = max(self._silence, min(usual, self._hang))
-        # As seen: what it has done since its last pulse is not known.
+        # As seen: its progress since its last pulse is not known.
         stuck = known.pulsed - known.moved
         if stuck <= limit:
             return None
@@ -397,6 +397,6 @@ def _place(pulse: pb.Pulse) -> tuple[int, int, int, int]:
 
 
 def _last(known: _Remote) -> str:
-    """Return what was last known of a peer, for the end of a sentence."""
+    """Return the last known state of a peer, for the end of a sentence."""
     told = "" if known.pulse is None else f"; it had completed {known.pulse.iteration} iterations then"
     return told + (f"; the last try said: {known.failure}" if known.failure else "")

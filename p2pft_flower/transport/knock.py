@@ -1,4 +1,4 @@
-"""One connection attempt to where a silent peer should listen; the system's answer says how it was lost."""
+"""One connection attempt to a silent peer's address; the system's answer shows how the peer was lost."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _WHAT = {
 
 
 def knock(address: str, timeout: float = _KNOCK) -> tuple[Loss, str]:
-    """Try one connection to where a silent peer should listen, which hears no more than that.
+    """Try one connection to a silent peer's address, and send nothing on it.
 
     Parameters
     ----------
     address : str
-        See `parse_address`.
+        The address, see `parse_address`.
     timeout : float
         Longest wait, in seconds, for all of it: the name service, and every address that the name has.
 
     Returns
     -------
     (Loss, str)
-        How the peer was lost (CRASHED, SILENT or CUT_OFF), and what the operating system said.
+        How the peer was lost (CRASHED, SILENT or CUT_OFF), and the operating system's answer.
     """
     place = parse_address(address)
     try:
@@ -61,7 +61,7 @@ def knock(address: str, timeout: float = _KNOCK) -> tuple[Loss, str]:
 
 
 def _connect(host: str, port: int, timeout: float) -> None:
-    """Connect to one of a name's addresses, within ``timeout``; raise what the last one failed with."""
+    """Connect to one of a name's addresses, within ``timeout``; raise the last one's error."""
     end = time.monotonic() + timeout
     failure: OSError | None = None
     for family, kind, protocol, _, place in _resolve(host, port, timeout):
@@ -79,7 +79,7 @@ def _connect(host: str, port: int, timeout: float) -> None:
 
 
 def _resolve(host: str, port: int, timeout: float) -> list[Any]:
-    """Return what `socket.getaddrinfo` knows of a name; it has no deadline of its own."""
+    """Return the addresses of a name by `socket.getaddrinfo`, which has no deadline of its own."""
     answer = _aside("p2pft-resolve", partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM))
     if not wait({answer}, timeout).done:
         raise TimeoutError(f"its name could not be resolved within {timeout:g} s")
@@ -87,13 +87,13 @@ def _resolve(host: str, port: int, timeout: float) -> list[Any]:
 
 
 def _aside(name: str, work: Callable[[], T]) -> Future[T]:
-    """Return what will come of ``work``, in a thread of its own: a name service may keep it waiting."""
+    """Return the future result of ``work``, in a thread of its own: a name service may keep it waiting."""
     found: Future[T] = Future()
 
     def run() -> None:
         try:
             found.set_result(work())
-        except Exception as error:  # raised where it is asked for
+        except Exception as error:  # raised by the future's result
             found.set_exception(error)
 
     threading.Thread(target=run, name=name, daemon=True).start()
@@ -108,8 +108,8 @@ def begin_attempt(
     Returns
     -------
     Future of (Loss, str)
-        How the peer was lost, and what was seen; where it takes connections, ``no_tls`` may say why none of
-        them is a secure one.
+        How the peer was lost, and the observation; if it takes connections, ``no_tls`` may return why none of
+        them is secure.
     """
 
     def look() -> tuple[Loss, str]:

@@ -1,6 +1,7 @@
 """The way out of a host: payloads, greetings, gossip, stops and fetches to remote peers.
 
-It is all that the runtime calls, with what each call needs and raises: that makes it longer than 500 lines.
+The runtime calls this module alone, and each method describes its parameters and errors: so it is longer than
+500 lines.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ __all__ = ["Links"]
 T = TypeVar("T")
 
 _ASK = 0.1
-"""Seconds between two questions whether what is waited for is still wanted."""
+"""Seconds between two calls of ``check`` by a thread that waits."""
 
 _STUCK = 5.0
 """Seconds beyond its deadline after which a call that has not ended counts as failed."""
@@ -53,28 +54,28 @@ _STUCK = 5.0
 class Links(Closing):
     """Sends the payloads, hellos, stops and gossip of one host's peers; a context manager.
 
-    One thread sends and installs; all else may be called from any but the network's. Channels are opened when
-    first used; do not fork afterwards. ``_lock`` guards ``_error``, ``_edges`` and what is under
-    way or waited for.
+    One thread sends and installs; all other methods may be called from any thread but the network's. Channels
+    are opened when first used; do not fork afterwards. ``_lock`` guards ``_error``, ``_edges``, and the
+    futures under way or waited for.
 
     Parameters
     ----------
     terms : Terms
-        What every payload has and every neighbour must agree on.
+        The terms that every payload has and every neighbour must agree on.
     addresses : mapping of int to str
-        Remote peer to address; must cover every remote end of the edges, of later views too, and whoever
-        is to be gossiped with.
+        Remote peer to address; must cover every remote end of the edges, of later views too, and all members
+        to gossip with.
     out_edges, in_edges : iterable of (int, int)
         (sender, receiver) of the edges that leave this host and that enter it. Only the first carry
         payloads; hellos and stops go to both.
     timeout : float
-        Deadline of one call in seconds; of a payload, from being handed over to being taken in, where there
-        is no ``patience``, else of its first call. Default 600.
+        Deadline of one call in seconds. For a payload without ``patience`` it runs from handing it over until
+        it is taken in; with ``patience`` it is that of the first call. Default 600.
     longest : float, optional
-        Where there is ``patience``: longest deadline of a call that carries a vector, in seconds. One whose
-        deadline passed while its receiver speaks is followed by one with twice as long, up to this, and the
-        edge keeps what it needed. After twice as long as this without a call that got through, the payload's
-        error is an `EdgeBrokenError`. Default, and at least: ``timeout``.
+        With ``patience``: longest deadline of a call that carries a vector, in seconds. If a call's deadline
+        passes while its receiver speaks, the next call has twice the deadline, up to this one, and the edge
+        keeps it. After twice this time without a call that got through, the payload's error is an
+        `EdgeBrokenError`. Default, and at least: ``timeout``.
     speaks : callable, optional
         Whether a remote peer was heard of lately, so that a call without an answer is the link's fault;
         returns at once. Default: all do.
@@ -82,20 +83,20 @@ class Links(Closing):
         Whether peers may go on in another view: then a receiver that stops, and a call that failed in no
         known way, fail no payload, which is sent again after a moment. Default False.
     credentials : Credentials, optional
-        For TLS over TCP: what proves who we are, and whom we trust. Whoever answers at a neighbour's address
-        must have that neighbour's certificate.
+        For TLS over TCP: our own certificate, and the authorities that we trust. A process that answers at a
+        neighbour's address must have that neighbour's certificate.
     insecure : bool
         Whether plain text may leave this machine; default False.
     on_failure : callable, optional
         Gets the error of a payload as soon as it is known, in another thread, so that a host that waits for
         its neighbours meanwhile can be woken (``mailbox.fail``). The next `send` or `flush` raises the same.
     patience : callable, optional
-        Asked about the receiver of a payload that is not taken in yet, several times a second; returns at
-        once. None: where its call timed out, found no connection, or was answered that the receiver is busy
-        or in another view, it is sent again, the same bytes (a payload that had come after all is answered
-        DUPLICATE); else what is returned is the payload's error. Default: such a payload fails at once. One
-        that arrived altered is sent again either way, a few times; then, where there is patience, it has
-        broken its edge.
+        Called with the receiver of a payload that is not taken in yet, several times a second; returns at
+        once. If it returns None, a payload whose call timed out, found no connection, or was answered that
+        the receiver is busy or in another view is sent again, the same bytes (a payload that had come after
+        all is answered DUPLICATE). If it returns an error, that is the payload's error. Default: such a
+        payload fails at once. One that arrived altered is sent again either way, a few times; then, with
+        patience, it has broken its edge.
 
     Attributes
     ----------
@@ -137,7 +138,7 @@ class Links(Closing):
         self._lock = threading.Lock()
         self._error: Exception | None = None
         self._under_way: dict[Edge, tuple[Future[None], Place]] = {}
-        """The payload of each edge: what comes of it, and what an error names of it."""
+        """The payload of each edge: its result to come, and its place for errors."""
         self._waited_for: set[Future[Any]] = set()
         self._edges = Edges.of(terms, out_edges, in_edges, self._addresses)
         self.bytes_sent = dict.fromkeys(self._edges.receivers, 0)
@@ -145,13 +146,13 @@ class Links(Closing):
 
     @property
     def error(self) -> Exception | None:
-        """What `fail` was called with first, if it was."""
+        """The first error that `fail` was called with; None if it was not called."""
         with self._lock:
             return self._error
 
     @property
     def edges(self) -> Edges:
-        """Those of the present view."""
+        """The edges of the present view."""
         with self._lock:
             return self._edges
 
@@ -161,11 +162,11 @@ class Links(Closing):
         return self.edges.neighbours
 
     def address_of(self, remote: int) -> str:
-        """Return where a remote peer listens."""
+        """Return the address of a remote peer."""
         return self._addresses[remote]
 
     def no_tls_with(self, remote: int) -> str | None:
-        """Return why there is no TLS with a remote peer; None when there is. It may take some seconds."""
+        """Return why there is no TLS with a remote peer; None if there is. It may take some seconds."""
         own = self._credentials
         return None if own is None else own.diagnose(self.address_of(remote), remote)
 
@@ -178,13 +179,13 @@ class Links(Closing):
     ) -> None:
         """Go on to another view: its terms and its edges. Connections that are open stay open.
 
-        What is still under way of the old view is cancelled and forgotten. `fail` with a `ViewChangeError`
-        is over thereby; after any other failure nothing is sent any more, in no view.
+        Payloads under way of the old view are cancelled and forgotten. This ends the effect of `fail` with a
+        `ViewChangeError`; after any other failure nothing is sent any more, in no view.
 
         Parameters
         ----------
         terms : Terms
-            Of the new view.
+            The terms of the new view.
         out_edges, in_edges : iterable of (int, int)
             (sender, receiver) of the edges that leave this host and that enter it.
         returned : iterable of int
@@ -195,7 +196,7 @@ class Links(Closing):
         ValueError
             When a remote neighbour has no address.
         Exception
-            What `fail` was called with, where that was no `ViewChangeError`.
+            The error that `fail` was called with, unless it was a `ViewChangeError`.
         """
         self._cancel()
         self._tasks.run(self._channels.renew, list(returned))
@@ -217,19 +218,19 @@ class Links(Closing):
         timeout : float
             Seconds that a neighbour may be silent, or prepare without progress, before it is given up.
         remedy : str
-            What the error advises when a neighbour is missing.
+            The error's advice if a neighbour is missing.
         stage : int
-            What is asked: 0, are you prepared; s > 0, did all your neighbours agree to your stage s - 1.
+            The question: 0, are you prepared; s > 0, did all your neighbours agree to your stage s - 1.
 
         Raises
         ------
         PeerUnreachableError
             When a neighbour is given up; names edge, address and deadline.
         ExchangeRefusedError
-            When a neighbour has other terms, or the two ends do not accept each other's certificates; says
-            which. Raised at once.
+            When a neighbour has other terms, or the two ends do not accept each other's certificates; names
+            the difference. Raised at once.
         Exception
-            What `fail` was called with.
+            The error that `fail` was called with.
         """
         edges = self.edges
         meeting = Meeting(self._channels, self._credentials, edges.terms, edges.pairs, self._awaited)
@@ -253,7 +254,7 @@ class Links(Closing):
         sender : int
             A local peer. Nothing happens when all its out-neighbours are local too.
         iteration, phase : int
-            Where in the run this is.
+            The place in the run.
         vector : numpy.ndarray or bytes
             (q,), of the terms' dtype; or what the terms' codec made of it.
         shares : mapping of int to float, optional
@@ -264,11 +265,11 @@ class Links(Closing):
         ExchangeTimeoutError, PeerUnreachableError, ExchangeRefusedError, ExchangeStoppedError
             When the *previous* payload of an edge was not taken in; says which one and why.
         PeerLostError
-            Or whatever else the patience with its receiver ended with.
+            Or any other error that ``patience`` returned for its receiver.
         ValueError
             When ``vector`` or ``shares`` do not fit: the caller's mistake.
         Exception
-            What `fail` was called with.
+            The error that `fail` was called with.
         """
         edges = self.edges
         terms, receivers = edges.terms, edges.receivers.get(sender, ())
@@ -313,7 +314,7 @@ class Links(Closing):
         Parameters
         ----------
         timeout : float
-            The deadline in seconds from now; may be infinite where there is patience.
+            The deadline in seconds from now; may be infinite with patience.
 
         Raises
         ------
@@ -327,7 +328,7 @@ class Links(Closing):
             self._settle(edge, timeout, max(0.0, end - time.monotonic()))
 
     def stop(self, origin: int, iteration: int, reason: str, cause: Cause, timeout: float = 2.0) -> int:
-        """Tell every remote neighbour, in both directions, that ``origin`` gives up; never raises.
+        """Send a stop to every remote neighbour, in both directions: ``origin`` gives up. Never raises.
 
         Parameters
         ----------
@@ -336,16 +337,16 @@ class Links(Closing):
         iteration : int
             The iteration it was in.
         reason : str
-            Why, in words for a person.
+            The reason, in words for a person.
         cause : Cause
-            Why, as far as others are concerned.
+            The cause, as others see it.
         timeout : float
-            How long to wait for answers, in seconds.
+            Seconds to wait for answers.
 
         Returns
         -------
         int
-            How many neighbours heard it.
+            Number of neighbours that have taken it.
         """
         edges = self.edges
         stops = {
@@ -372,15 +373,15 @@ class Links(Closing):
         Parameters
         ----------
         messages : mapping of int to Gossip
-            Remote member to what it is told; ``sender`` must be a local peer.
+            The gossip for each remote member; ``sender`` must be a local peer.
         timeout : float
             Seconds that all of it may take.
 
         Returns
         -------
         dict of int to Gossip or ExchangeError
-            Each one's answer, or why there is none: it was not reached in time, or refused (which does not
-            stop this host). Never raises what `fail` was called with: who gives up may still gossip.
+            Each one's answer, or the error: it was not reached in time, or refused (which does not stop this
+            host). The error of `fail` is never raised here: a host that gives up may still gossip.
 
         Raises
         ------
@@ -396,7 +397,7 @@ class Links(Closing):
     def start_gossip(
         self, remote: int, message: pb.Gossip, timeout: float
     ) -> Future[pb.Gossip | ExchangeError]:
-        """Start to gossip with one member; return its answer to come, or why there is none.
+        """Start to gossip with one member; return the future of its answer, or of the error instead.
 
         Raises
         ------
@@ -408,10 +409,10 @@ class Links(Closing):
         )
 
     def fetch(self, local: int, donor: int, check: Callable[[], None]) -> npt.NDArray[np.floating]:
-        """Ask another peer of the present view for its θ as of when the view began.
+        """Ask another peer of the present view for its θ at the view's beginning.
 
-        Its deadline is ``timeout``, and after a fetch that ran into its deadline twice as long as that one's,
-        whoever is asked.
+        The deadline is ``timeout``; after a fetch that ran into its deadline, the next one's is twice as
+        long, from any donor.
 
         Parameters
         ----------
@@ -434,9 +435,9 @@ class Links(Closing):
         ExchangeTimeoutError, PeerUnreachableError
             When there is no answer.
         ExchangeRefusedError
-            When the donor refuses, or its answer is not what was asked for; says which.
+            When the donor refuses, or its answer is another one than asked for; says which.
         Exception
-            What `fail` was called with, or what ``check`` raised.
+            The error that `fail` was called with, or that ``check`` raised.
         """
         return self._wait(
             fetch,
@@ -460,7 +461,7 @@ class Links(Closing):
         self._cancel()
 
     def close(self) -> None:
-        """Cancel what is under way and close all channels."""
+        """Cancel all calls and close all channels."""
         self.fail(ExchangeStoppedError("this host has closed its links"))
         with contextlib.suppress(ExchangeStoppedError):  # closed before
             self._tasks.run(self._close_channels)
@@ -484,7 +485,7 @@ class Links(Closing):
         *arguments: Any,
         check: Callable[[], None] = lambda: None,
     ) -> T:
-        """Return what comes of work that `fail` ends; ``check``, several times a second, may raise."""
+        """Return the result of work that `fail` ends; ``check``, called several times a second, may raise."""
         with self._lock:
             if self._error is not None:
                 raise self._error
@@ -500,21 +501,21 @@ class Links(Closing):
                 self._waited_for.discard(future)
 
     def _result(self, future: Future[T], timeout: float | None = None) -> T:
-        """Return what comes of a future; raise what `fail` was called with, where that ended it."""
+        """Return a future's result; raise the error that `fail` was called with, if that ended it."""
         try:
             return future.result(timeout)
         except CancelledError:
             raise self.error or ExchangeStoppedError("this host has closed its links") from None
 
     def _settle(self, edge: Edge, deadline: float, left: float) -> None:
-        """Wait until the payload under way on ``edge`` is taken in and forget it; raise what went wrong.
+        """Wait until the payload under way on ``edge`` is taken in and forget it; raise its error.
 
         Parameters
         ----------
         edge : (int, int)
             Sender and receiver.
         deadline, left : float
-            The seconds to name, and those that are left, when it is given up.
+            Seconds that the error names, and seconds left until it is given up.
         """
         with self._lock:
             if self._error is not None:
@@ -534,7 +535,7 @@ class Links(Closing):
             self._under_way.pop(edge, None)
 
     def _cancel(self) -> None:
-        """End all payloads, and what is waited for."""
+        """End all payloads, and all futures that are waited for."""
         with self._lock:
             futures = [*(future for future, _ in self._under_way.values()), *self._waited_for]
         for future in futures:

@@ -1,4 +1,4 @@
-r"""The bounded inbox of a host: what is checked before a payload is used, and who waits for whom.
+r"""The bounded inbox of a host: the checks before a payload is used, and why no two hosts wait for ever.
 
 Why bounded inboxes cannot deadlock, even with room for a single payload an edge
 --------------------------------------------------------------------------------
@@ -58,10 +58,10 @@ __all__ = ["ASK_EVERY", "Edge", "Mailbox", "Patience", "Received", "first_error"
 
 Edge = tuple[int, int]
 Patience = Callable[[int], Exception | None]
-"""Given the remote peer that is waited for: None to go on waiting, or what to raise. Returns at once."""
+"""Given the remote peer that is waited for, returns None to go on waiting, or an error. Returns at once."""
 
 ASK_EVERY = 0.2
-"""Seconds between two questions to the patience of a waiting caller."""
+"""Seconds between two calls of a waiting caller's ``patience``."""
 
 _LONG = 2**20
 """Bytes from which on a payload is checked in a thread of its own, so that it holds nothing else up."""
@@ -79,9 +79,9 @@ class Received(NamedTuple):
     Attributes
     ----------
     vector : numpy.ndarray
-        (q,), read-only where it lies in the bytes that came off the wire; else as the codec decoded it.
+        (q,); read-only if it lies in the bytes that came off the wire, else as the codec decoded it.
     share : float
-        The sender's share b_ij, 1 in a row exchange.
+        The sender's share for this receiver in an exchange by B; 1 in an exchange by A.
     """
 
     vector: npt.NDArray[np.floating]
@@ -102,7 +102,7 @@ class _Waiting:
 
 @dataclass
 class _Inbox:
-    """What one edge holds; guarded by the mailbox's lock, which `changed` shares."""
+    """The payloads of one edge; guarded by the mailbox's lock, which `changed` shares."""
 
     changed: threading.Condition
     next_in: int  # position that must be delivered next
@@ -138,7 +138,7 @@ class Mailbox:
     first_iteration : int
         The iteration the run starts from (after a checkpoint); default 0.
     codec : Codec, optional
-        Decodes payloads, where the terms name a codec.
+        Decodes payloads, if the terms name a codec.
     capacity : int
         Payloads that may wait on an edge; default 1. With the one that waits for room, an edge holds at
         most ``(capacity + 1) * terms.nbytes`` bytes.
@@ -146,7 +146,7 @@ class Mailbox:
     Attributes
     ----------
     duplicates : int
-        How often a payload came again because an answer was lost. No fault.
+        Number of payloads that came again because an answer was lost. No fault.
     """
 
     def __init__(
@@ -177,17 +177,17 @@ class Mailbox:
 
     @property
     def refused(self) -> Counter[str]:
-        """How often messages were refused, by the name of the status (``"CORRUPT"``, …)."""
+        """Number of refused messages, by the name of the status (``"CORRUPT"``, …)."""
         return self._refusals.by_cause
 
     @property
     def error(self) -> Exception | None:
-        """What `fail` was called with first, if it was."""
+        """The first error that `fail` was called with; None if it was not called."""
         with self._lock:
             return self._error
 
     def pending(self, edge: Edge) -> int:
-        """Return how many payloads wait to be taken on ``edge``."""
+        """Return the number of payloads that wait to be taken on ``edge``."""
         with self._lock:
             return len(self._inboxes[edge].queue)
 
@@ -213,14 +213,14 @@ class Mailbox:
         Returns
         -------
         Reply
-            ACCEPTED; DUPLICATE for the payload accepted last; SUPERSEDED where a newer call came meanwhile;
-            LATER for one of a view that this mailbox does not know of yet, which is no fault; otherwise why
-            it was refused, which is counted and leaves everything else as it was.
+            ACCEPTED; DUPLICATE for the payload accepted last; SUPERSEDED if a newer call came meanwhile;
+            LATER for one of a view that this mailbox does not know of yet, which is no fault; otherwise the
+            reason of the refusal, which is counted and leaves everything else as it was.
 
         Raises
         ------
         Exception
-            What `fail` was called with.
+            The error that `fail` was called with.
         """
         edge: Edge | None = None
         try:
@@ -249,7 +249,7 @@ class Mailbox:
         timeout: float,
         patience: Patience | None = None,
     ) -> Received:
-        """Return what ``sender`` sent to ``receiver`` in this iteration and phase; wait until it is there.
+        """Return the payload of ``sender`` for ``receiver`` in this iteration and phase; wait for it.
 
         Parameters
         ----------
@@ -258,10 +258,10 @@ class Mailbox:
         iteration, phase : int
             Must be the next ones on the edge.
         timeout : float
-            The deadline in seconds from now; may be infinite where ``patience`` sets one.
+            The deadline in seconds from now; may be infinite if ``patience`` sets one.
         patience : callable, optional
-            Asked about ``sender`` several times a second while nothing comes: None to go on waiting, or the
-            error to raise, to which the place is added.
+            Called with ``sender`` several times a second while nothing comes: returns None to go on waiting,
+            or the error to raise, to which the place is added.
 
         Raises
         ------
@@ -270,7 +270,7 @@ class Mailbox:
         ValueError
             When there is no such edge, or iteration and phase are not the next ones: the caller's mistake.
         Exception
-            What `fail` was called with, or what ``patience`` returned.
+            The error that `fail` was called with, or that ``patience`` returned.
         """
         position = iteration * self.terms.phases + phase
         inbox = self._inboxes.get((sender, receiver))
@@ -285,7 +285,7 @@ class Mailbox:
                         f"{self._place(position)} asked for, but {self._place(inbox.next_out)} is next"
                     )
                 left = max(0.0, deadline - time.monotonic())
-                if lost is None:  # else it has been waited for: only what has come meanwhile counts
+                if lost is None:  # else the wait is over: only a payload that has come meanwhile counts
                     inbox.changed.wait_for(
                         lambda: inbox.queue or self._error is not None,
                         left if patience is None else min(left, ASK_EVERY),
@@ -336,13 +336,13 @@ class Mailbox:
         Parameters
         ----------
         status : Status
-            What it is answered.
+            The status of the answer.
         edge : (int, int) or None
-            The edge that it came along, where there is one.
+            The edge that it came along, if there is one.
         reason : str
-            Why.
+            The reason.
         sender : str
-            Where it came from, as ``from peer 3``, where that is not one of the edges here.
+            Its origin, as ``from peer 3``, if it came along none of the edges here.
         """
         inbox = self._inboxes.get(edge) if edge is not None else None
         if inbox is not None and edge is not None:
@@ -368,7 +368,7 @@ class Mailbox:
         if not terms.fits(len(payload)):
             expected = f"at most {terms.most_bytes}" if terms.codec else terms.nbytes
             raise Refused(pb.WRONG_LENGTH, f"the payload has {len(payload)} bytes, expected {expected}")
-        # The checksum comes before what the header says: a flipped bit is called that, whatever it did.
+        # The checksum comes before the header's content: a flipped bit is called that, in any field.
         if header.checksum != checksum(header, xxhash.xxh3_64_intdigest(payload)):
             raise Refused(pb.CORRUPT, "the checksum does not fit header and payload")
         if header.run != terms.run:

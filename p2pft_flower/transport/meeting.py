@@ -31,21 +31,21 @@ _AGAIN = 0.5
 """Seconds until a neighbour that was not there is greeted again."""
 
 _NO_HANDSHAKE = ("Tls handshake failed", "Verification Check failed", "CERTIFICATE_VERIFY_FAILED")
-"""What gRPC says when TLS fails on this side."""
+"""Parts of gRPC's messages if TLS fails on this side."""
 
 
 @dataclass
 class _Greeting:
-    """What has become of greeting one neighbour so far."""
+    """The greeting of one neighbour so far."""
 
     edge: Edge
     local: int
     remote: int
     end: float
-    """When it is given up (time.monotonic)."""
+    """Time at which it is given up (time.monotonic)."""
     agreed: bool = False
     last: ExchangeError | None = None
-    """What kept the two apart."""
+    """The last error of greeting it."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Meeting:
     channels : Channels
         The way to the neighbours.
     credentials : Credentials or None
-        What proves who we are.
+        Our own certificate, and the authorities that we trust.
     terms : Terms
-        What every neighbour must agree to.
+        The terms to which every neighbour must agree.
     pairs : mapping of (int, int) to (int, int)
         (local, remote) of each pair of neighbours to the edge that stands for it.
     awaited : set of int
-        Neighbours of which the log says already that they are waited for; more are added.
+        Neighbours that the log has named already as waited for; more are added.
     """
 
     channels: Channels
@@ -73,7 +73,7 @@ class Meeting:
     awaited: set[int]
 
     async def run(self, timeout: float, remedy: str, stage: int) -> None:
-        """Greet all at once; raise what ends it first."""
+        """Greet all at once; raise the first error that ends it."""
         end = time.monotonic() + timeout
         greetings = [_Greeting(edge, *pair, end) for pair, edge in self.pairs.items()]
         tasks = [asyncio.ensure_future(self._greet(g, timeout, stage)) for g in greetings]
@@ -83,7 +83,7 @@ class Meeting:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             for task in tasks:
                 if task.done() and not isinstance(task.exception(), _GivenUpError):
-                    task.result()  # raises what is of no use to try again
+                    task.result()  # raises errors after which trying again is of no use
         finally:
             for task in tasks:
                 task.cancel()
@@ -125,7 +125,7 @@ class Meeting:
                     progress, greeting.end = error.progress, time.monotonic() + timeout
                 continue  # it kept the hello a moment
             except (ExchangeTimeoutError, PeerUnreachableError) as error:
-                # A last call that had only what was left of the time knows less than the one before it.
+                # A last call with little time left knows less than the one before it.
                 short = isinstance(error, ExchangeTimeoutError) and left < timeout / 2
                 if not short or greeting.last is None:
                     greeting.last = error
@@ -136,7 +136,7 @@ class Meeting:
         raise _GivenUpError
 
     async def _hello(self, greeting: _Greeting, timeout: float, left: float, stage: int) -> None:
-        """Say hello once; raise what is wrong."""
+        """Say hello once; raise an error unless the neighbour agrees."""
         terms, remote = self.terms, greeting.remote
         hello = pb.Hello(
             run=terms.run,
@@ -161,11 +161,11 @@ class Meeting:
         call.read(raw, pb.Reply)
 
     async def _tls_cause(self, call: Call, error: ExchangeError) -> str | None:
-        """Return why there is no TLS with a neighbour; None when that is not why there is no answer."""
+        """Return why there is no TLS with a neighbour; None if that is not why there is no answer."""
         if self.credentials is None:
             return None
-        # What is not accepted here, gRPC says; where the other end does not accept us, it only says
-        # "Socket closed". A connection that is refused may come to be.
+        # gRPC says what is not accepted here. If the other end does not accept us, it says "Socket closed"
+        # only. A connection that is refused may come to be.
         ours = any(sign in error.problem for sign in _NO_HANDSHAKE)
         if not ours and "Socket closed" not in error.problem:
             return None

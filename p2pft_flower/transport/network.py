@@ -1,7 +1,7 @@
 """The one thread of networking: an event loop, in which all calls and servers of this process run.
 
-It is there as long as anybody has `Tasks`. Whoever starts a task owns it: `Tasks.close` ends and awaits all
-of them, and what one of them raises unforeseen reaches its owner's ``on_failure``.
+It exists as long as anybody has `Tasks`. Each task belongs to the `Tasks` that started it: `Tasks.close` ends
+and awaits all of them, and an unforeseen error of one reaches ``on_failure``.
 """
 
 from __future__ import annotations
@@ -67,22 +67,22 @@ def _release(network: _Network) -> None:
 
 
 async def on_the_loop(future: Future[T], timeout: float | None = None) -> T | None:
-    """Await what another thread will set; None when it has not within ``timeout`` seconds."""
+    """Await a result that another thread will set; None if it has not within ``timeout`` seconds."""
     wrapped = asyncio.wrap_future(future)
     done, _ = await asyncio.wait({wrapped}, timeout=timeout)
     return wrapped.result() if done else None
 
 
 class Tasks(Closing):
-    """What one owner does in the network's thread; a context manager.
+    """The tasks of one owner in the network's thread; a context manager.
 
     ``_closed`` is guarded by ``_lock``; ``_under_way`` is the loop's alone.
 
     Parameters
     ----------
     on_failure : callable, optional
-        Gets what a task raised, in the network's thread; must return at once. Default: only the future that
-        `start` returned raises it.
+        Gets the error that a task raised, in the network's thread; must return at once. Default: only the
+        future that `start` returned raises it.
     """
 
     def __init__(self, on_failure: Callable[[Exception], None] | None = None) -> None:
@@ -103,14 +103,14 @@ class Tasks(Closing):
         return self._submit(work, arguments, self._on_failure)
 
     def run(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """Do ``work(*arguments)`` and return what comes of it; from any thread but the network's.
+        """Do ``work(*arguments)`` and return its result; from any thread but the network's.
 
         Raises
         ------
         ExchangeStoppedError
             When the tasks were closed.
         Exception
-            What the work raised.
+            Any error that the work raised.
         """
         return self._submit(work, arguments, None).result()
 

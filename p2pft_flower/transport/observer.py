@@ -1,4 +1,4 @@
-"""Progress reports: peers tell whoever listens, and nobody waits for it."""
+"""Progress reports: peers send them to a listener, if there is one, and nobody waits for it."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class ObserverServer(Closing):
     Parameters
     ----------
     address : str
-        Where to listen; port 0 lets the system choose one.
+        The address to listen at; port 0 lets the system choose one.
     on_report : callable
         Gets each PeerReport, in a thread of the server, one at a time.
     credentials : Credentials, optional
-        The coordinator's, for TLS over TCP; default plain text. Then a report must come from the peer that it
-        names.
+        The coordinator's certificates, for TLS over TCP, with which a report must come from the peer that it
+        names; default plain text.
     insecure : bool
         Whether to listen in plain text beyond this machine; default False.
 
@@ -55,7 +55,7 @@ class ObserverServer(Closing):
     Raises
     ------
     BindError, ConfigError
-        As `PeerServer`.
+        When the address cannot be served on, as for `PeerServer`.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ObserverServer(Closing):
             return pb.Reply(status=pb.NOT_AUTHENTIC, reason=reason).SerializeToString()
         try:
             await asyncio.get_running_loop().run_in_executor(self._one, self._on_report, report)
-        except Exception:  # a fault of whoever shows the reports must not reach the peers
+        except Exception:  # a fault of the code that shows the reports must not reach the peers
             log.exception("a report could not be handled")
         return pb.Reply(status=pb.ACCEPTED).SerializeToString()
 
@@ -112,13 +112,13 @@ class ObserverClient(Closing):
     Parameters
     ----------
     address : str
-        Where an `ObserverServer` may listen.
+        The address at which an `ObserverServer` may listen.
     max_outstanding : int
         Reports that may be under way or wait for their turn; more are dropped. Default 64.
     timeout : float
-        How long a report may be under way, in seconds; then it is dropped. Default 10.
+        Seconds that a report may be under way; then it is dropped. Default 10.
     credentials : Credentials, optional
-        A peer's, for TLS over TCP with the coordinator of its federation; default plain text.
+        A peer's certificates, for TLS over TCP with the coordinator of its federation; default plain text.
     insecure : bool
         Whether plain text may leave this machine; default False.
 
@@ -159,10 +159,10 @@ class ObserverClient(Closing):
             raise
 
     def report(self, report: pb.PeerReport) -> None:
-        """Start sending ``report``; returns at once, and never raises because of who listens or does not."""
+        """Start sending ``report``; returns at once, and never raises, whether or not anybody listens."""
         with self._lock:
             if self._closed or len(self._under_way) >= self._max_outstanding:
-                self.dropped += 1  # of what is under way the log will tell
+                self.dropped += 1  # the log will report those under way
                 return
             future = self._tasks.start(self._send, report.SerializeToString())
             self._under_way.add(future)
@@ -183,7 +183,7 @@ class ObserverClient(Closing):
         return open_channel(self._address, "coordinator", self._credentials, self._insecure)
 
     async def _send(self, report: bytes) -> str | None:
-        """Send a report; return why it was not taken in, None when it was."""
+        """Send a report; return why it was not taken in, None if it was."""
         unary = self._channel.unary_unary(f"/{OBSERVER}/Report", None, None)
         try:
             async with self._turn:
@@ -198,7 +198,7 @@ class ObserverClient(Closing):
         return f"{name}: {printable(reply.reason)}"
 
     def _note(self, future: Future[str | None]) -> None:
-        """Note what became of a report, and say once if it did not arrive: training goes on without it."""
+        """Note the outcome of a report; log once that one did not arrive: training goes on without it."""
         if future.cancelled():
             problem: str | None = "the run ended before it was taken"
         elif (error := future.exception()) is not None:

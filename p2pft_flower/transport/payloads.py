@@ -1,4 +1,4 @@
-"""Payloads on their way: one task an edge, which sends its payload until it was taken in or nothing helps."""
+"""Payloads on their way: one task an edge, which sends its payload until it is taken in or given up."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ _LONG_PAUSE = 0.5
 """Seconds until a payload is sent again whose receiver is stopping, or whose call failed in no known way."""
 
 _NOT_YET = (ExchangeTimeoutError, PeerUnreachableError, OtherViewError)
-"""What may pass: a payload is sent again as long as there is patience with its receiver."""
+"""Errors that may pass: a payload is sent again as long as there is patience with its receiver."""
 
 _CORRUPTED = 10
-"""How often one payload may arrive altered before its link is given up: then it is no accident."""
+"""Number of times that one payload may arrive altered before its link is given up: then it is no accident."""
 
 
 @dataclass(frozen=True)
 class Payload:
-    """One payload to one receiver, however many calls it takes.
+    """One payload to one receiver, in as many calls as it needs.
 
     Attributes
     ----------
     edge : (int, int)
         Sender and receiver.
     header, body : bytes
-        What is sent.
+        The bytes of the header and of the vector.
     iteration : int
-        Where in the run this is.
+        The iteration.
     phase : str
         The exchange's name.
     """
@@ -66,12 +66,12 @@ class Payload:
 
     @property
     def place(self) -> Place:
-        """What an error names of it."""
+        """The payload's place in the run, for errors."""
         return Place(peer=self.edge[0], edge=self.edge, iteration=self.iteration, phase=self.phase)
 
 
 class Deadlines:
-    """How long calls that carry a vector may take: longer on edges that have needed it.
+    """Deadlines of calls that carry a vector: longer on edges that have needed it.
 
     All of it is the network's thread's alone.
 
@@ -95,7 +95,7 @@ class Deadlines:
         return max([self.least, *self._needed.values()])
 
     def lengthen(self, edge: Edge, deadline: float, size: int) -> None:
-        """Note that so many bytes did not get through in time: the edge's next call has twice as long."""
+        """Note that ``size`` bytes did not get through in time: the edge's next call gets twice the time."""
         self._needed[edge] = min(2 * deadline, self.longest)
         self.log_once(
             edge,
@@ -121,7 +121,7 @@ class Carrier:
     channels : Channels
         The way to the receivers.
     deadlines : Deadlines
-        How long a call may take.
+        The deadlines of its calls.
     patience, speaks, views_change
         As for `Links`.
     """
@@ -138,13 +138,13 @@ class Carrier:
         Raises
         ------
         ExchangeError
-            When it is refused; where there is no patience, when a call failed.
+            When it is refused; without patience, when a call failed.
         EdgeBrokenError
             When it does not get through though its receiver speaks.
         Exception
-            What the patience with the receiver ended with.
+            The error that ``patience`` returned.
         """
-        through = time.monotonic()  # when one of its calls last got through, be it to be told to come again
+        through = time.monotonic()  # when a call last got through, even if answered "later"
         corrupted = 0
         edge, remote = payload.edge, payload.edge[1]
         while True:
@@ -179,12 +179,12 @@ class Carrier:
             self._look_at_link(payload, call, failure, time.monotonic() - through)
 
     async def deliver(self, payload: Payload, call: Call) -> bytes:
-        """Send a payload once, and return the answer as it came."""
+        """Send a payload once, and return the answer's bytes."""
         header = ((HEADER_KEY, payload.header),)
         return await self.channels.ask("Deliver", payload.body, call, metadata=header)
 
     async def _once(self, payload: Payload, call: Call) -> bytes:
-        """Send a payload once, as long as there is patience, and return the answer as it came."""
+        """Send a payload once, as long as there is patience, and return the answer's bytes."""
         sending = asyncio.ensure_future(self.deliver(payload, call))
         try:
             while not (await asyncio.wait({sending}, timeout=ASK_EVERY))[0]:
@@ -195,7 +195,7 @@ class Carrier:
             await asyncio.gather(sending, return_exceptions=True)
 
     def _ask(self, payload: Payload) -> None:
-        """Raise what the patience with the receiver has ended with, if it has."""
+        """Raise the error that ``patience`` returns for the receiver, if it returns one."""
         lost = None if self.patience is None else self.patience(payload.edge[1])
         if isinstance(lost, ExchangeError):
             lost.at(**payload.place)
@@ -203,16 +203,16 @@ class Carrier:
             raise lost
 
     def _may_pass(self, error: ExchangeError) -> bool:
-        """Return whether a payload whose call ended so is sent again as long as there is patience."""
+        """Return whether a payload whose call ended with ``error`` is sent again while there is patience."""
         if self.patience is None:
             return False
-        # Where views change, a receiver that ends need not end this host; and a stop comes as a Stop.
+        # If views change, a receiver that ends need not end this host; and a stop comes as a Stop.
         return isinstance(error, _NOT_YET) or (
             self.views_change and not isinstance(error, ExchangeRefusedError)
         )
 
     def _look_at_link(self, payload: Payload, call: Call, error: ExchangeError, stuck: float) -> None:
-        """Look at what a payload's last call says of its edge: give it up, or give the next call more time.
+        """Judge a payload's edge by its last call: give it up, or give the next call more time.
 
         Raises
         ------
@@ -245,5 +245,5 @@ def _size(count: int) -> str:
 
 
 def _rate(count: int, seconds: float) -> str:
-    """Return for people how fast a link is that carries so many bytes in so many seconds."""
+    """Return the rate of ``count`` bytes in ``seconds``, for people."""
     return f"{8e-6 * count / seconds:.3g} Mbit/s"

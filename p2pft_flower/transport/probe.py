@@ -43,23 +43,24 @@ ECHOES = 5
 """Round trips made; the shortest counts."""
 
 GRACE = 3.0
-"""Seconds for which a peer stays for the probe of a neighbour that refused it, so that it can tell why."""
+"""Seconds that a peer stays for the probe of a neighbour that refused it, to answer with the reason."""
 
 _RETRY_EVERY = 0.2  # seconds
 
 
 @dataclass(frozen=True)
 class LinkReport:
-    """What one peer found out about the link to one neighbour.
+    """One peer's findings about the link to one neighbour.
 
     Attributes
     ----------
     peer, neighbour : int
-        Who asked whom.
+        The peer that probed, and the neighbour.
     address : str
-        Where the neighbour was looked for.
+        The address at which the neighbour was looked for.
     error : str
-        Why the neighbour could not be asked; empty where it answered, and then the rest is there.
+        The reason why the neighbour could not be probed; empty if it answered: then the other fields are
+        there.
     round_trip : float or None
         Seconds, the shortest of several.
     bandwidth : float or None
@@ -91,7 +92,7 @@ class Prober(Closing):
     neighbours : mapping of int to str
         Neighbour, in either direction of an edge, to the address at which it is to be reached.
     credentials : Credentials, optional
-        What proves who the peer is, and whom it trusts; for TLS over TCP.
+        The peer's certificate, and the authorities that it trusts; for TLS over TCP.
     insecure : bool
         Whether plain text may leave this machine; default False.
 
@@ -134,10 +135,10 @@ class Prober(Closing):
         self.address = self._listener.bound_addresses[peer]
 
     def probe(self, timeout: float) -> list[LinkReport]:
-        """Probe every neighbour, wait until each has probed this peer, and return what was found.
+        """Probe every neighbour, wait until each has probed this peer, and return the findings.
 
-        Nobody is waited for who was refused here, nor for long who refused this peer: a neighbour that is
-        right shall be told what is wrong, rather than find nobody.
+        A neighbour that was refused here is not waited for. One that refused this peer is waited for a
+        moment, so that its own probe gets an answer with the reason.
 
         Parameters
         ----------
@@ -167,7 +168,7 @@ class Prober(Closing):
         return [self._unheard(r, timeout, refused) if r.neighbour in deaf else r for r in reports]
 
     def close(self) -> None:
-        """Stop listening and asking."""
+        """Stop listening and probing."""
         self._listener.close(1.0)
 
     def _unheard(self, report: LinkReport, timeout: float, refused: Mapping[int, str]) -> LinkReport:
@@ -202,7 +203,7 @@ class Prober(Closing):
     async def _probe(
         self, channels: Channels, neighbour: int, end: float, ballast: bytes = b"", *, last: bool = False
     ) -> tuple[float, float]:
-        """Return the seconds that one probe took, and by how many the neighbour's clock is ahead."""
+        """Return the seconds that one probe took, and the seconds that the neighbour's clock is ahead."""
         left = max(0.001, end - time.monotonic())
         call = Call((self._peer, neighbour), neighbour, channels.addresses[neighbour], left)
         probe = pb.Probe(run=self._run, sender=self._peer, receiver=neighbour, ballast=ballast, last=last)

@@ -1,4 +1,4 @@
-"""What this host does and how far it is, as its heartbeats tell it."""
+"""The activity and progress of this host, as its heartbeats report them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Clock = Callable[[], float]
 
 
 class OwnPulse:
-    """What this host does and how far it is, kept by whoever works and read by `Heartbeats`.
+    """The activity and progress of this host, kept by the threads that work and read by `Heartbeats`.
 
     Every call but :meth:`read` is progress. All may come from any thread.
 
@@ -44,7 +44,7 @@ class OwnPulse:
             self._step()
 
     def complete(self, iterations: int, view: int) -> None:
-        """Note how many iterations are completed, and in which view the host is."""
+        """Note the number of completed iterations, and the host's view."""
         with self._lock:
             self._step()
             self._iteration, self._view = iterations, view

@@ -1,4 +1,4 @@
-"""What had to be refused: why, how often, and one line of the log a sender and cause."""
+"""Refused messages: counted, and logged with one line for each sender and cause."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Refusals"]
 log = logging.getLogger(__name__)
 
 _SENDERS = 256
-"""Pairs of sender and cause that are told apart; all further ones share the lines of one."""
+"""Pairs of sender and cause with lines of their own; all further pairs share the lines of one."""
 
 
 class Refusals:
@@ -24,7 +24,7 @@ class Refusals:
     Attributes
     ----------
     by_cause : Counter
-        How often messages were refused, by the name of the status.
+        Number of refused messages, by the name of the status.
     """
 
     def __init__(self) -> None:

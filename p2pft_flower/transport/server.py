@@ -1,4 +1,4 @@
-"""The gRPC server of a host: what neighbours call, and who is let in."""
+"""The gRPC server of a host: it lets callers in or refuses them, and answers their calls."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PeerServer(Closing):
     Parameters
     ----------
     mailbox : Mailbox
-        Where payloads go; its terms and in-edges are what neighbours are held to, until `install`.
+        The mailbox for payloads; neighbours are held to its terms and in-edges, until `install`.
     addresses : mapping of int to str
         Local peer to the address it listens on; port 0 lets the system choose one.
     out_edges : iterable of (int, int)
@@ -51,16 +51,16 @@ class PeerServer(Closing):
         Gets a Gossip that passed every check here, and returns the answer's pulse and records; must return
         soon. Default None: gossip is refused.
     on_failure : callable, optional
-        Gets what one of these raised, in the network's thread; must return at once. Default: it fails the
-        mailbox.
+        Gets the error that one of these raised, in the network's thread; must return at once. Default: it
+        fails the mailbox.
     members : frozenset of int
         The peers of the run, local ones too: any of them may gossip, and may be a neighbour in a later view.
         Default empty: the neighbours only.
     stop_digest : str
         SHA-256, hexadecimal, of the key by which the coordinator may stop the run (`stop_run`); default
-        empty: it may not. Where there are no certificates, whoever shows the key is the coordinator.
+        empty: it may not. Without certificates, a caller that shows the key is the coordinator.
     timeout : float
-        Longest wait of a payload for room in the mailbox, in seconds, where the sender's deadline is later.
+        Longest wait of a payload for room in the mailbox, in seconds, if the sender's deadline is later.
     longest : float, optional
         Longest time that a payload's body may take, in seconds; default, and at least: ``timeout``.
     credentials : Credentials, optional
@@ -185,7 +185,7 @@ class PeerServer(Closing):
         Parameters
         ----------
         iteration : int
-            The one that the view begins with.
+            The iteration that the view begins with.
         thetas : mapping of int to numpy.ndarray
             Local peer to its θ when the view began, (q,), of the terms' dtype; must not be changed.
         to : iterable of int
@@ -195,7 +195,7 @@ class PeerServer(Closing):
         self._views.replace(lambda view: view._replace(offer=offer))
 
     def withdraw(self) -> None:
-        """Take back what `offer` offered."""
+        """End the offer of `offer`."""
         self._views.replace(lambda view: view._replace(offer=None))
 
     def close(self, grace: float = 5.0) -> None:
@@ -204,7 +204,7 @@ class PeerServer(Closing):
         Parameters
         ----------
         grace : float
-            How long answers may take to leave, in seconds.
+            Seconds that answers may take to leave.
         """
         # Payloads that still wait for room would use up the grace; nobody will make room any more.
         self._views.now.mailbox.fail(
@@ -215,7 +215,7 @@ class PeerServer(Closing):
         self._pool.shutdown(wait=True)
 
     async def _answer(self, method: str, answer: _Answerer, call: Incoming) -> bytes:
-        """Find out who calls and whether to listen, answer, and remember what had to be refused."""
+        """Recognise the caller, let it in or refuse it, answer, and note refusals."""
         caller = Caller(call.peer, None, call.local)
         reply: _Answer
         try:
@@ -241,18 +241,18 @@ class PeerServer(Closing):
         return reply.SerializeToString()
 
     def _admit(self, method: str, call: Incoming, caller: Caller) -> None:
-        """Raise `Refused` where a caller is not to be heard, by what its headers say."""
+        """Raise `Refused` if a caller must not be let in, by its headers."""
         who = caller.who
         if not caller.local and self._throttle.is_closed(caller.name):
-            # What is not looked at costs nothing, so it does not count: a peer that sends again and again
-            # what is right would else be kept out for ever.
+            # A call that is not looked at costs nothing, so it does not count: a peer that sends a right
+            # message again and again would else be kept out for ever.
             raise Refused(
                 pb.THROTTLED, f"too much from {caller.name} was refused: nothing is looked at", counts=False
             )
         if who is None:
             return
         if who.peer is None:
-            # It trains nothing, so it may do no more than end what it has started.
+            # The coordinator trains nothing, so it may do no more than end the run that it has started.
             if method != "Stop" or not self._answers.shows_key(call):
                 raise Refused(
                     pb.NOT_NEIGHBOUR, f"{who.name} is heard for a stop with the run's key, and for no more"

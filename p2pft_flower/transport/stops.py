@@ -1,7 +1,7 @@
-"""A stop from outside the graph: whoever shows the run's key, which only its coordinator has, may send one.
+"""A stop from outside the graph: a caller that shows the run's key, which its coordinator has, may send one.
 
-The peers are told the key's digest with their plan. The key itself leaves the coordinator when it is used,
-and then the run is over: whoever overhears it can do no more with it than what has just been done.
+The peers have the key's digest in their plan. The key itself leaves the coordinator when it is used, and then
+the run is over: an eavesdropper can use it for nothing but the stop that has just been sent.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def new_key() -> bytes:
 
 
 def digest_of(key: bytes) -> str:
-    """Return what the peers are told of ``key``."""
+    """Return the digest of ``key``, which the peers have."""
     return sha256(key).hexdigest()
 
 
 def has_key(metadata: Mapping[str, Any], digest: str) -> bool:
-    """Tell whether a call's metadata show the key of ``digest``; nothing does where that is empty."""
+    """Tell whether a call's metadata show the key of ``digest``; never if that is empty."""
     key = metadata.get(_KEY)
     return isinstance(key, bytes) and hmac.compare_digest(digest_of(key), digest)
 
@@ -52,28 +52,28 @@ def stop_run(
     credentials: Credentials | None = None,
     timeout: float = 2.0,
 ) -> dict[int, str]:
-    """Tell peers that their run is stopped; one that hears it tells all others. Never raises.
+    """Send peers a stop of their run; a peer that has it passes it on to all others. Never raises.
 
     Parameters
     ----------
     run : str
         The run's identifier.
     key : bytes
-        From :func:`new_key`.
+        The run's key, from :func:`new_key`.
     addresses : mapping of int to str
-        Where peers listen.
+        The peers' addresses.
     reason : str
-        Why, in words for a person.
+        The reason, in words for a person.
     credentials : Credentials, optional
-        The coordinator's, where the peers have certificates; default: in plain text, which
-        tells nothing but the reason, and a key that is worth nothing once it was used.
+        The coordinator's certificates, if the peers have some; default: in plain text, which reveals only the
+        reason, and a key that is worth nothing once it was used.
     timeout : float
         Seconds that all of it may take.
 
     Returns
     -------
     dict of int to str
-        Peer to why it did not hear it; empty when all did.
+        The reason why the stop did not reach a peer, by peer; empty if all have it.
     """
     stops = {
         peer: pb.Stop(run=run, sender=peer, origin=peer, reason=reason[:4096], cause=pb.Stop.STOPPED)

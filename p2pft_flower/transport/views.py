@@ -1,4 +1,4 @@
-"""What a server lets in and gives out in the present view, and who waits for the next one."""
+"""The present view of a server: which payloads it lets in, which θ it gives out, and the calls that wait."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Offer", "View", "Views"]
 
 
 class Offer(NamedTuple):
-    """What peers of the view may fetch that have no θ: that of this host's peers when the view began."""
+    """The θ of this host's peers at the view's beginning, which peers of the view without one may fetch."""
 
     iteration: int
     thetas: Mapping[int, npt.NDArray[np.floating]]
@@ -26,11 +26,11 @@ class Offer(NamedTuple):
 
 
 class View(NamedTuple):
-    """What a view lets in and gives out; replaced as a whole."""
+    """A view's mailbox, neighbours and offer; replaced as a whole."""
 
     mailbox: Mailbox
     neighbours: frozenset[Edge]
-    """(remote, local) of every pair of neighbours, whichever way the edge goes."""
+    """(remote, local) of every pair of neighbours, with an edge in either direction."""
     offer: Offer | None = None
 
     @classmethod
@@ -59,7 +59,7 @@ class Views:
             return self._view
 
     def replace(self, change: Callable[[View], View]) -> None:
-        """Replace the view by what ``change`` makes of it, and wake all that wait."""
+        """Replace the view by the result of ``change``, and wake all that wait."""
         with self._lock:
             self._view = change(self._view)
         self._tasks.call(self._wake)
@@ -71,7 +71,7 @@ class Views:
         self._tasks.call(self._wake)
 
     async def until(self, true: Callable[[View], bool], timeout: float) -> bool:
-        """Wait until something is true of the view, or no view will come any more; False at the deadline."""
+        """Wait until ``true`` holds of the view, or no view will come any more; False at the deadline."""
         end = time.monotonic() + timeout
         while not (self.closed or true(self.now)):
             left = end - time.monotonic()

@@ -1,1 +1,1 @@
-"""Who is who: certificates, and connections that prove them."""
+"""Proofs of identity: certificates, signatures, and connections by TLS."""

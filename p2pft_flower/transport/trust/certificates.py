@@ -1,13 +1,14 @@
-"""A federation's certificates: its authority (CA), one a peer that says which peer it is, the coordinator's.
+"""A federation's certificates: its authority's (CA), one a peer with the peer's number, the coordinator's.
 
 The authority's folder holds ``ca.pem`` and ``ca.key``; a peer's folder ``ca.pem``, ``peer.pem`` and
 ``peer.key``. A peer's certificate has the URI ``p2pft://<federation>/peer/<i>`` and the DNS name
-``peer-<i>.<federation>.p2pft.internal``. That name is what a client asks for, whatever address the peer is
-reached at, so that whoever answers proves to be peer i of this federation. The coordinator's has the URI
-``p2pft://<federation>/coordinator`` and the name ``coordinator.<federation>.p2pft.internal``: peers hear one
-call of it, the stop of a run, and tell it how they get on. Its folder has the files of a peer's.
+``peer-<i>.<federation>.p2pft.internal``. A client asks for that name at any address of the peer, so that the
+process that answers proves to be peer i of this federation. The coordinator's has the URI
+``p2pft://<federation>/coordinator`` and the name ``coordinator.<federation>.p2pft.internal``: peers accept
+one call of it, the stop of a run, and send it their progress. Its folder has the files of a peer's.
 
-What makes certificates and what reads them share their names and files: so it is longer than 500 lines.
+The functions that make certificates and those that read them share names and files: so it is longer than 500
+lines.
 """
 
 from __future__ import annotations
@@ -51,17 +52,17 @@ __all__ = [
 ]
 
 Holder = int | Literal["coordinator"]
-"""Who has a certificate from an authority: a peer, by its number, or the coordinator."""
+"""A holder of a certificate from an authority: a peer, by its number, or the coordinator."""
 
 CA_FILE, CA_KEY_FILE = "ca.pem", "ca.key"
 PEER_FILE, KEY_FILE = "peer.pem", "peer.key"
 
 _CURVE = ec.SECP256R1()
 _CLOCKS = timedelta(minutes=5)
-"""How far a peer's clock may be behind the authority's without the new certificate being refused."""
+"""Time that a peer's clock may be behind the authority's without the new certificate being refused."""
 
 _OWN_NAMES = ".p2pft.internal"
-"""How the DNS names end that stand for peers; whoever has one is that peer to all others."""
+"""End of the DNS names that stand for peers; a process with such a name is that peer to all others."""
 
 _FEDERATION = r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?"
 _URI = re.compile(rf"p2pft://({_FEDERATION})/(?:(authority|coordinator)|peer/(0|[1-9]\d{{0,8}}))")
@@ -69,14 +70,15 @@ _URI = re.compile(rf"p2pft://({_FEDERATION})/(?:(authority|coordinator)|peer/(0|
 
 @dataclass(frozen=True)
 class Identity:
-    """Whom a certificate is for.
+    """The holder of a certificate.
 
     Attributes
     ----------
     federation : str
         The federation's name.
     holder : int or str
-        The peer's number; ``authority`` for the authority itself, ``coordinator`` for who starts its runs.
+        The peer's number; ``authority`` for the authority itself, ``coordinator`` for the coordinator of its
+        runs.
     """
 
     federation: str
@@ -84,18 +86,18 @@ class Identity:
 
     @property
     def peer(self) -> int | None:
-        """The peer's number; None for who is no peer."""
+        """The peer's number; None for the authority and the coordinator."""
         return self.holder if isinstance(self.holder, int) else None
 
     @property
     def uri(self) -> str:
-        """How the certificate says it."""
+        """The identity as the certificate's URI."""
         who = self.holder if self.peer is None else f"peer/{self.peer}"
         return f"p2pft://{self.federation}/{who}"
 
     @property
     def name(self) -> str:
-        """Who it is, in words, where the federation is known."""
+        """The holder in words, without the federation."""
         return f"the {self.holder}" if self.peer is None else f"peer {self.peer}"
 
     def __str__(self) -> str:
@@ -104,16 +106,16 @@ class Identity:
 
 @dataclass(frozen=True)
 class CertificateFacts:
-    """What a certificate says.
+    """The content of a certificate.
 
     Attributes
     ----------
     identity : Identity
-        Whom it is for.
+        Its holder.
     names : tuple of str
         The host names and IP addresses in it, without the one that stands for federation and peer.
     not_before, not_after : datetime.datetime
-        From when and until when it is valid, UTC.
+        Begin and end of its validity, UTC.
     fingerprint : str
         SHA-256 of the certificate, in hexadecimal.
     """
@@ -165,7 +167,7 @@ def target_name(federation: str, holder: Holder | Literal["authority"]) -> str:
 
 @lru_cache(maxsize=1024)
 def identity_of(pem: bytes) -> Identity:
-    """Return whom a certificate in PEM form is for; remembered by its bytes, as every payload asks.
+    """Return the holder of a certificate in PEM form; cached by its bytes, since every payload asks.
 
     Raises
     ------
@@ -181,11 +183,11 @@ def create_authority(folder: Path, federation: str, days: float = 3650) -> Certi
     Parameters
     ----------
     folder : Path
-        Made where it is missing; must not hold an authority or a peer's files.
+        The authority's folder, made if it is missing; must not hold an authority or a peer's files.
     federation : str
         Lower-case letters, digits and hyphens, 40 at most: it becomes part of DNS names.
     days : float
-        How long it is valid.
+        Days for which it is valid.
 
     Raises
     ------
@@ -201,7 +203,8 @@ def create_authority(folder: Path, federation: str, days: float = 3650) -> Certi
         _builder(Identity(federation, "authority"), (), key, days)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .add_extension(_key_usage(authority=True), critical=True)
-        # Whoever trusts several authorities must not have to fear that one speaks for another's federation.
+        # A site that trusts several authorities must not have to fear that one speaks for another's
+        # federation.
         .add_extension(
             x509.NameConstraints(
                 permitted_subtrees=[x509.UniformResourceIdentifier(federation)], excluded_subtrees=None
@@ -220,21 +223,22 @@ def issue(
 ) -> CertificateFacts:
     """Make a peer's folder, or the coordinator's: ``ca.pem``, ``peer.pem`` and ``peer.key``, all 0600.
 
-    With its certificate the coordinator can stop runs (``flwr stop``) and hear of their progress.
+    With its certificate the coordinator can stop a run of peers that have certificates (``flwr stop``), and
+    listen to the run's progress.
 
     Parameters
     ----------
     authority : Path
         The authority's folder.
     folder : Path
-        The holder's, made where it is missing; must not hold certificates yet.
+        The holder's folder, made if it is missing; must not hold certificates yet.
     holder : int or str
         The peer's number, from 0, or ``coordinator``.
     addresses : iterable of str
         Host names and IP addresses the peer is reached at, without port. Nothing depends on them; they are
         for people and other programs. None may end in ``.p2pft.internal``.
     days : float
-        How long it is valid; never longer than the authority's own certificate.
+        Days for which it is valid; never longer than the authority's own certificate.
 
     Raises
     ------
@@ -253,8 +257,8 @@ def issue(
 def renew(authority: Path, folder: Path, days: float = 365, previous: Path | None = None) -> CertificateFacts:
     """Replace a peer's, or the coordinator's, key and certificate by new ones for the same holder and names.
 
-    Whose certificate it is, is taken from the old one, which must therefore be signed by an authority of the
-    caller's own files: what lies in ``folder``, its ``ca.pem`` included, comes from the peer and vouches for
+    The holder is taken from the old certificate, which must therefore be signed by an authority of the
+    caller's own files: the files in ``folder``, its ``ca.pem`` included, come from the peer and prove
     nothing.
 
     ``ca.pem`` keeps the authorities that are still valid and gains ``authority``'s: while authorities
@@ -265,9 +269,9 @@ def renew(authority: Path, folder: Path, days: float = 365, previous: Path | Non
     authority : Path
         The authority's folder: the one that issued the certificate, or a new one of the same federation.
     folder : Path
-        The peer's.
+        The peer's folder.
     days : float
-        How long the new certificate is valid.
+        Days for which the new certificate is valid.
     previous : Path, optional
         While authorities change: the ``ca.pem`` of the one that issued the old certificate, from the
         caller's own copy.
@@ -322,7 +326,7 @@ def read_certificates(file: Path) -> list[x509.Certificate]:
 
 
 def read_certificate(file: Path) -> CertificateFacts:
-    """Return what the first certificate in a PEM file says.
+    """Return the content of the first certificate in a PEM file.
 
     Raises
     ------
@@ -333,7 +337,7 @@ def read_certificate(file: Path) -> CertificateFacts:
 
 
 def facts_in(certificate: x509.Certificate, file: Path) -> CertificateFacts:
-    """Return what a ``certificate`` from ``file`` says.
+    """Return the content of a ``certificate`` from ``file``.
 
     Raises
     ------
@@ -383,7 +387,7 @@ def _builder(
     days: float,
     root: x509.Certificate | None = None,
 ) -> x509.CertificateBuilder:
-    """Return what all certificates have in common; one without a ``root`` is its own."""
+    """Return a builder with all that certificates have in common; one without a ``root`` is its own."""
     if not 0 < days <= 36500:
         raise ConfigError(f"days = {days:g}: must be above 0 and at most 36500")
     begin = utc_now()
@@ -505,7 +509,7 @@ def _refuse_to_overwrite(folder: Path) -> None:
 
 
 def _write(folder: Path, contents: dict[str, bytes]) -> None:
-    """Write files (0600) into ``folder``, made (0700) where missing; each appears whole or not at all."""
+    """Write files (0600) into ``folder``, made (0700) if missing; each appears whole or not at all."""
     written: list[tuple[Path, Path]] = []
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

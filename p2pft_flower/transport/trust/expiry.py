@@ -1,4 +1,4 @@
-"""When certificates run out: warned of while a run lasts, and named where it cuts a link."""
+"""The end of certificates: warnings while a run lasts, and a reason if it cuts a link."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["SOON", "Expiry", "watch"]
 log = logging.getLogger(__name__)
 
 SOON = timedelta(days=7)
-"""What is left of a certificate's life when it is first warned of."""
+"""Rest of a certificate's life at the first warning."""
 
 _LOOK = 60.0
 """Seconds between two looks at the clock."""
@@ -25,16 +25,16 @@ _LOOK = 60.0
 
 @dataclass(frozen=True)
 class Expiry:
-    """When one certificate that this host needs runs out.
+    """The end of one certificate that this host needs.
 
     Attributes
     ----------
     file : Path
-        Where it was read from.
+        The certificate's file.
     facts : CertificateFacts
-        What it says.
+        The certificate's content.
     remedy : str
-        What to do, in words.
+        The remedy, in words.
     """
 
     file: Path
@@ -43,12 +43,12 @@ class Expiry:
 
     @property
     def left(self) -> timedelta:
-        """What is left of its life."""
+        """The rest of its life."""
         return self.facts.not_after - certificates.utc_now()
 
     @property
     def stage(self) -> int:
-        """How many of these have come: a week is left, a tenth of its life, an hour, nothing."""
+        """The number of these that have come: a week is left, a tenth of its life, an hour, nothing."""
         life = self.facts.not_after - self.facts.not_before
         return sum(
             self.left <= bound for bound in (SOON, min(SOON, life / 10), timedelta(hours=1), timedelta(0))
@@ -65,7 +65,7 @@ class Expiry:
 async def watch(expiries: Sequence[Expiry]) -> None:
     """Warn of certificates that run out soon: once a day, and whenever it gets more urgent. Never returns.
 
-    What is so at the start was said when the certificates were loaded (`Credentials.warnings`).
+    `Credentials.warnings` has the state at the start, which was logged when the certificates were loaded.
     """
     said: list[tuple[int, datetime]] = [(e.stage, certificates.utc_now()) for e in expiries]
     while True:

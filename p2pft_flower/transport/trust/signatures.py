@@ -1,4 +1,4 @@
-"""Signatures with the keys of certificates: what a peer says can be passed on, and not changed."""
+"""Signatures with the keys of certificates: a peer's message can be passed on, and not changed."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ __all__ = ["MOST_CERTIFICATES", "Signatures"]
 _SCHEME = ec.ECDSA(hashes.SHA256())
 
 MOST_CERTIFICATES = 4
-"""Of a peer: a renewed certificate does not make void what was signed before; the last few count."""
+"""Certificates of a peer that count, the last ones: a renewed one does not make older signatures void."""
 
 
 class Signatures:
-    """Signs as one peer of a federation, and checks what the others have signed. Not for several threads.
+    """Signs as one peer of a federation, and checks the others' signatures. Not for several threads.
 
-    The dates of certificates are looked at when a connection is made, not here: what a peer has signed while
-    its certificate was valid stands.
+    The dates of certificates are checked when a connection is made, not here: a signature that a peer made
+    while its certificate was valid remains valid.
 
     Parameters
     ----------
     certificate : cryptography.x509.Certificate
-        The peer's.
+        The peer's certificate.
     key : EllipticCurvePrivateKey
-        Of that certificate.
+        The private key of that certificate.
     authorities : tuple of cryptography.x509.Certificate
-        The federation's.
+        The federation's authorities.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Signatures:
         Raises
         ------
         ValueError
-            When it is no certificate of a peer of this federation, with what is wrong.
+            When it is no certificate of a peer of this federation; names the fault.
         """
         if any(certificate in known for known in self._known.values()):
             return

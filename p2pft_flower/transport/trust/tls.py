@@ -1,8 +1,8 @@
 """Mutual TLS between peers: a peer's credentials, checked when loaded, and why a handshake fails.
 
-gRPC's Python interface has no setting for the lowest version of TLS. What makes it 1.3 here:
+gRPC's Python interface has no setting for the lowest version of TLS. It is 1.3 here for two reasons:
 
-- A server looks at what each connection negotiated and refuses whatever was not TLS 1.3, before it parses
+- A server looks at the version that each connection negotiated and refuses any but TLS 1.3 before it parses
   anything (`PeerServer`). Two of our ends always negotiate 1.3, and TLS 1.3 itself detects an attacker who
   talks them down (RFC 8446, 4.1.3).
 - With `TLS13_ENVIRONMENT` in the environment before gRPC is imported, TLS 1.2 fails in the handshake
@@ -66,13 +66,13 @@ class Credentials:
     Attributes
     ----------
     folder : Path
-        Where they came from.
+        Their folder.
     facts : CertificateFacts
-        What the certificate says.
+        The certificate's content.
     warnings : tuple of str
-        What will not do for much longer.
+        Warnings of certificates that run out soon.
     expiries : tuple of Expiry
-        When the certificate, and what it was issued by, run out.
+        The end of the certificate, and of those that it was issued by.
     """
 
     folder: Path
@@ -107,9 +107,9 @@ class Credentials:
         Parameters
         ----------
         folder : Path
-            With ``ca.pem``, ``peer.pem`` and ``peer.key``.
+            A folder with ``ca.pem``, ``peer.pem`` and ``peer.key``.
         holder : int or str, optional
-            The peer it must be for, or ``coordinator``; default any peer.
+            The required holder: a peer, or ``coordinator``; default any peer.
 
         Raises
         ------
@@ -167,28 +167,28 @@ class Credentials:
 
     @property
     def peer(self) -> int | None:
-        """The peer that they prove to be; None: the coordinator."""
+        """The peer that holds the certificate; None: the coordinator."""
         return self.facts.identity.peer
 
     @property
     def federation(self) -> str:
-        """Its federation's name."""
+        """The federation's name."""
         return self.facts.identity.federation
 
     def expired(self) -> str | None:
-        """Return which certificate of this host has expired, when, and the remedy; None when none has."""
+        """Return which certificate of this host has expired, when, and the remedy; None if none has."""
         return next((str(e) for e in self.expiries if e.left <= timedelta(0)), None)
 
     def server(self) -> grpc.ServerCredentials:
-        """Return what a server needs that asks every client for a certificate of the federation."""
+        """Return gRPC's credentials of a server that asks each client for the federation's certificate."""
         return grpc.ssl_server_credentials([(self._key, self._chain)], self._authorities, True)
 
     def channel(self) -> grpc.ChannelCredentials:
-        """Return what a client needs that shows its own certificate."""
+        """Return gRPC's credentials of a client that shows its own certificate."""
         return grpc.ssl_channel_credentials(self._authorities, self._key, self._chain)
 
     def signatures(self) -> Signatures:
-        """Return what signs as this peer, and checks what other peers of the federation have signed."""
+        """Return an object that signs as this peer, and checks signatures of the federation's other peers."""
         key = serialization.load_pem_private_key(self._key, password=None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise ConfigError(
@@ -198,17 +198,17 @@ class Credentials:
         return Signatures(x509.load_pem_x509_certificates(self._chain)[0], key, authorities)
 
     def identify(self, proved: Mapping[str, Any]) -> Identity:
-        """Return whose certificate a call's connection has; gRPC has verified the certificate.
+        """Return the holder of the certificate of a call's connection; gRPC has verified the certificate.
 
         Returns
         -------
         Identity
-            A peer of this federation, or its coordinator, which is no peer: there is one thing it may ask.
+            A peer of this federation, or its coordinator, from which only a stop is accepted.
 
         Parameters
         ----------
         proved : mapping of str to sequence of bytes
-            What TLS proved of a call's connection over TCP, as gRPC tells it.
+            The properties of a call's connection over TCP that TLS proved, as gRPC has them.
 
         Raises
         ------
@@ -231,17 +231,17 @@ class Credentials:
         return who
 
     def diagnose(self, address: str, peer: int, timeout: float = 5.0) -> str | None:
-        """Try a handshake with ``peer`` and return why it fails; None when it does not, or nobody is there.
+        """Try a handshake with ``peer`` and return why it fails; None if it does not, or nobody is there.
 
-        gRPC does not tell a client why a server turned its certificate down; OpenSSL does. Raises nothing:
-        whoever asks has an error to tell of already.
+        gRPC does not report to a client why a server refused its certificate; OpenSSL does. Raises nothing:
+        the caller has an error to report already.
 
         Parameters
         ----------
         address : str
-            ``host:port``.
+            The peer's ``host:port``.
         peer : int
-            Who should answer there.
+            The peer that should answer there.
         timeout : float
             Longest wait for an answer, in seconds.
         """
@@ -274,7 +274,7 @@ class Credentials:
         )
 
     def _shown(self, place: Address, name: str, timeout: float) -> str | None:
-        """Return whose expired certificate is shown somewhere, and its date; None when it is none of ours."""
+        """Return holder and date of an expired certificate shown at ``place``; None if it is none of ours."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # to look at it, not to trust it
@@ -299,9 +299,8 @@ def _is_let_in(context: ssl.SSLContext, place: Address, name: str, timeout: floa
         socket.create_connection((place.host, place.port), timeout) as plain,
         context.wrap_socket(plain, server_hostname=name) as secure,
     ):
-        # In TLS 1.3 the handshake is done for us before the server looks at our certificate. One that
-        # accepts it speaks HTTP/2 first, one that does not closes, and
-        # gRPC's says nothing before.
+        # In TLS 1.3 the handshake is done for us before the server looks at our certificate. A server that
+        # accepts it speaks HTTP/2 first; one that does not closes, and gRPC's says nothing before.
         try:
             return bool(secure.recv(1))
         except TimeoutError:  # it took its time, which is no refusal

@@ -1,1 +1,1 @@
-"""What crosses the wire: messages, headers, addresses, and the errors of an exchange."""
+"""The wire: messages, headers, addresses, and the errors of an exchange."""

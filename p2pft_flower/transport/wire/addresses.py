@@ -1,4 +1,4 @@
-"""Where a peer listens: ``unix:/path``, ``host:port`` or ``tcp:host:port``."""
+"""Addresses of peers: ``unix:/path``, ``host:port`` or ``tcp:host:port``."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ class Address:
 
     @property
     def target(self) -> str:
-        """The same address in gRPC's notation."""
+        """The address in gRPC's notation."""
         if self.path is not None:
             return f"unix:{self.path}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     @property
     def is_local(self) -> bool:
-        """Whether what is sent there stays on this machine (a Unix socket or the loopback interface)."""
+        """Whether the address is on this machine (a Unix socket or the loopback interface)."""
         if self.path is not None or self.host == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:  # a name; who answers for it is not known here
+        except ValueError:  # a name, whose machine is not known here
             return False
 
     def __str__(self) -> str:
@@ -97,7 +97,7 @@ def unix_address(run: str, peer: int, folder: Path | None = None) -> str:
     peer : int
         The peer's number.
     folder : Path, optional
-        Where the run's socket folder goes; default the system's folder for temporary files.
+        The folder for the run's socket folder; default the system's folder for temporary files.
 
     Raises
     ------

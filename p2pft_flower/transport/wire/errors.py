@@ -1,4 +1,4 @@
-"""What can go wrong between peers; errors name peer, edge, iteration, phase and deadline as far as known."""
+"""Errors between peers; they name peer, edge, iteration, phase and deadline as far as known."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ __all__ = [
 
 
 def cause_from(number: int) -> Cause | None:
-    """Return the cause that a message names; None where it names none, or one of another version."""
+    """Return the cause that a message names; None if it names none, or one of another version."""
     names = {value: name for name, value in pb.Stop.Cause.items()}
     return Cause.__members__.get(names.get(number, ""))
 
 
 class Place(TypedDict, total=False):
-    """Where an exchange failed, as far as that is known; see `ExchangeError`."""
+    """The place of an exchange that failed, as far as known; see `ExchangeError`."""
 
     peer: int | None
     edge: tuple[int, int] | None
@@ -51,13 +51,13 @@ class ExchangeError(P2PFTError):
     Parameters
     ----------
     problem : str
-        What happened and, where there is one, the remedy; a sentence without the place, which is put first.
+        The fault and, if there is one, the remedy; a sentence without the place, which is put first.
     peer : int or None
         The local peer concerned.
     edge : (int, int) or None
         Sender and receiver.
     iteration : int or None
-        Where in the run it happened.
+        The iteration in which it happened.
     phase : str or None
         The exchange of that iteration: its name (`Terms.phase_name`).
     deadline : float or None
@@ -104,7 +104,7 @@ class ExchangeTimeoutError(ExchangeError):
 
 
 class UnansweredError(ExchangeTimeoutError):
-    """A call's deadline passed before any answer came: what it carries may not have got through."""
+    """A call's deadline passed before any answer came: its content may not have got through."""
 
 
 class ExchangeRefusedError(ExchangeError):
@@ -112,7 +112,7 @@ class ExchangeRefusedError(ExchangeError):
 
 
 class CorruptedError(ExchangeRefusedError):
-    """What arrived at the neighbour was not what was sent: its checksum does not fit."""
+    """A message arrived altered at the neighbour: its checksum does not fit."""
 
 
 class PeerPreparingError(ExchangeError):
@@ -121,7 +121,7 @@ class PeerPreparingError(ExchangeError):
     Attributes
     ----------
     progress : int
-        Another number than in its last answer where it has come further since.
+        A number, another one than in its last answer if it has come further since.
     """
 
     progress: int = 0
@@ -148,7 +148,7 @@ class EdgeBrokenError(ViewChangeError):
 
 
 class Loss(Enum):
-    """How a peer was lost."""
+    """Ways in which a peer is lost."""
 
     CRASHED = "crashed"
     """Nothing listens at its address any more."""
@@ -161,16 +161,16 @@ class Loss(Enum):
 
 
 class PeerLostError(ViewChangeError):
-    """A neighbour is not slow but lost; raised by who waits for it.
+    """A neighbour is not slow but lost; raised by the code that waits for it.
 
     Parameters
     ----------
     problem : str
-        What was seen of it.
+        The observation.
     lost : int
         The remote peer.
     how : Loss
-        What it looks like from here.
+        The way in which it is lost, as seen from here.
     **place
         As for :class:`ExchangeError`.
 
@@ -194,14 +194,14 @@ class ExchangeStoppedError(ExchangeError):
     Attributes
     ----------
     cause : Cause
-        STOPPED, or HEARSAY where another host's failure has ended it.
+        STOPPED, or HEARSAY if another host's failure has ended it.
     """
 
     cause = Cause.STOPPED
 
     @classmethod
     def by(cls, cause: Cause, problem: str) -> Self:
-        """Return the error of a host that is told that another one ends for ``cause``."""
+        """Return the error of a host that ends because another one ends for ``cause``."""
         error = cls(problem)
         error.cause = cause.told
         return error

@@ -38,14 +38,14 @@ _DTYPES = {"<f4": pb.FLOAT32, "<f8": pb.FLOAT64}
 
 @dataclass(frozen=True)
 class Terms:
-    """What both ends of every edge must agree on.
+    """The terms on which both ends of every edge must agree.
 
     Attributes
     ----------
     run : str
         The run's identifier.
     length : int
-        How many numbers a payload holds (q).
+        The number of numbers in a payload (q).
     dtype : str or numpy.dtype
         float32 or float64; kept as the little-endian dtype's string, ``"<f4"`` or ``"<f8"``.
     phases : int
@@ -55,9 +55,9 @@ class Terms:
     config : str
         Digest of everything that must be equal on all peers; default empty.
     phase_names : tuple of str
-        What errors call the exchanges of an iteration; default their numbers.
+        The names of an iteration's exchanges in errors; default their numbers.
     codec : str
-        How payloads are encoded, as the run-config names it; default empty: as ``dtype`` says.
+        The encoding of payloads, as the run-config names it; default empty: plain numbers of ``dtype``.
     most_bytes : int
         Most bytes of an encoded payload; default 0: those of the vector itself.
 
@@ -108,7 +108,7 @@ class Terms:
         return size <= self.most_bytes if self.codec else size == self.nbytes
 
     def phase_name(self, phase: int) -> str:
-        """Return what errors call an exchange: its name, or its number where it has none."""
+        """Return an exchange's name in errors, or its number if it has none."""
         return self.phase_names[phase] if 0 <= phase < len(self.phase_names) else str(phase)
 
     @property
@@ -146,7 +146,8 @@ def encode_header(
 ) -> bytes:
     """Return the header of one payload along ``edge`` = (sender, receiver), checksum included.
 
-    ``share`` is b_ij, what the receiver multiplies by in a column exchange; 1 in a row exchange.
+    ``share`` is the sender's share for this receiver, by which the receiver multiplies in an exchange by B;
+    it is 1 in an exchange by A. ``payload_hash`` is the xxh3_64 of the vector's bytes (:func:`checksum`).
     """
     header = pb.PayloadHeader(
         run=terms.run,
@@ -181,14 +182,14 @@ def decode_header(raw: bytes) -> pb.PayloadHeader:
 def fetched(
     terms: Terms, edge: tuple[int, int], iteration: int, vector: npt.NDArray[np.floating]
 ) -> pb.Fetched:
-    """Return the answer that carries the donor's ``vector``, (q,), along ``edge`` = (donor, who asks)."""
+    """Return the answer that carries the donor's ``vector``, (q,), along ``edge`` = (donor, asking peer)."""
     raw = vector.astype(terms.numpy_dtype, copy=False).tobytes()
     header = encode_header(terms, edge, iteration, 0, share=1.0, payload_hash=xxhash.xxh3_64_intdigest(raw))
     return pb.Fetched(status=pb.ACCEPTED, header=decode_header(header), vector=raw)
 
 
 def wrong_vector(terms: Terms, edge: tuple[int, int], answer: pb.Fetched) -> str | None:
-    """Return why a fetched vector is not what was asked for along ``edge`` = (donor, who asks), or None."""
+    """Return why a vector fetched along ``edge`` = (donor, asking peer) does not fit, or None."""
     header, raw = answer.header, answer.vector
     for what, theirs, ours in (
         ("run", header.run[:64], terms.run),
