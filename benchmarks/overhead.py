@@ -34,7 +34,7 @@ from scipy import stats
 
 from p2pft_flower.config import RunConfig
 from p2pft_flower.keeping.retention import iterations_apart
-from p2pft_flower.plan import Neighbourhood, Plan, terms_digest
+from p2pft_flower.plan import Neighbourhood, Plan, greetings, terms_digest
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import unix_address
@@ -100,7 +100,7 @@ def plans(run: str, folder: Path, iterations: int, settings: dict[str, Any], *, 
         run=run,
         config=config,
         n=graph.n,
-        hosts=len(HOSTS),
+        greetings=greetings(view, HOSTS),
         terms=terms_digest(config, view, iterations),
         peers=(),
         loss_weights=dict.fromkeys(range(graph.n), 1.0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import ssl
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -20,6 +21,9 @@ Alter = Callable[[int, int, bytes], bytes]
 T = TypeVar("T")
 
 _PIECE = 2**16
+_ON_THE_WAY = 2**8
+"""Pieces of one way that may be under way: 16 MiB."""
+
 _START = 60.0
 """Seconds that the relays' thread has for one task."""
 
@@ -44,11 +48,14 @@ class Relay:
         target: str,
         *,
         delay: float = 0.0,
+        rate: float = math.inf,
         alter: Alter | None = None,
         tls: tuple[ssl.SSLContext, str] | None = None,
     ) -> None:
         self._relays, self._target = relays, parse_address(target)
-        self._delay, self._alter, self._tls = delay, alter, tls
+        self._delay, self._rate, self._alter, self._tls = delay, rate, alter, tls
+        self._free = dict.fromkeys(("there", "back"), 0.0)
+        """When each way has passed on all that came before."""
         self._whole = {"there": asyncio.Event(), "back": asyncio.Event()}
         for way in self._whole.values():
             way.set()
@@ -120,8 +127,8 @@ class Relay:
                 return
             self._open[number].append(far_out)
             ways = {
-                asyncio.create_task(self._pump(near_in, far_out, self._whole["there"], number)),
-                asyncio.create_task(self._pump(far_in, near_out, self._whole["back"], None)),
+                asyncio.create_task(self._pump(near_in, far_out, "there", number)),
+                asyncio.create_task(self._pump(far_in, near_out, "back", None)),
             }
             try:  # if one way has ended, nothing is left to answer the other
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -131,23 +138,43 @@ class Relay:
                 await asyncio.gather(*ways, return_exceptions=True)
 
     async def _pump(
-        self,
-        source: asyncio.StreamReader,
-        sink: asyncio.StreamWriter,
-        whole: asyncio.Event,
-        number: int | None,
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: str, number: int | None
     ) -> None:
+        pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_ON_THE_WAY)
+        writing = asyncio.create_task(self._write(pieces, sink, self._whole[way]))
         passed = 0
+        try:
+            with contextlib.suppress(OSError):  # one end was killed
+                while data := await source.read(_PIECE):
+                    if self._alter is not None and number is not None:
+                        altered = await asyncio.to_thread(
+                            self._alter, number, passed, data
+                        )  # it may take its time
+                        passed += len(data)
+                        data = altered
+                    await pieces.put((self._arrival(way, len(data)), data))
+            await pieces.put((0.0, b""))
+            await writing
+        finally:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+
+    def _arrival(self, way: str, size: int) -> float:
+        """Return when so many bytes arrive, after those of all connections that came before them."""
+        begin = max(asyncio.get_running_loop().time(), self._free[way])
+        self._free[way] = begin + size / self._rate
+        return self._free[way] + self._delay
+
+    @staticmethod
+    async def _write(
+        pieces: asyncio.Queue[tuple[float, bytes]], sink: asyncio.StreamWriter, whole: asyncio.Event
+    ) -> None:
+        loop = asyncio.get_running_loop()
         with contextlib.suppress(OSError):  # one end was killed
-            while data := await source.read(_PIECE):
-                if self._delay:
-                    await asyncio.sleep(self._delay)
-                if self._alter is not None and number is not None:
-                    altered = await asyncio.to_thread(
-                        self._alter, number, passed, data
-                    )  # it may take its time
-                    passed += len(data)
-                    data = altered
+            while (piece := await pieces.get())[0]:
+                arrival, data = piece
+                if (left := arrival - loop.time()) > 0:
+                    await asyncio.sleep(left)
                 await whole.wait()
                 sink.write(data)
                 await sink.drain()
@@ -210,6 +237,7 @@ class Relays:
         *,
         listen: str = "127.0.0.1:0",
         delay: float = 0.0,
+        rate: float = math.inf,
         alter: Alter | None = None,
         tls: tuple[ssl.SSLContext, str] | None = None,
     ) -> Relay:
@@ -222,7 +250,9 @@ class Relays:
         listen : str
             The relay's own ``host:port``; port 0: a free one.
         delay : float
-            Seconds that each piece of up to 64 KiB is held back.
+            Seconds that what comes takes, each way.
+        rate : float
+            Bytes a second that pass each way, all connections together.
         alter : callable, optional
             A function that changes each piece towards the target; may take its time.
         tls : (ssl.SSLContext, str), optional
@@ -234,7 +264,7 @@ class Relays:
         OSError
             When nothing can listen there.
         """
-        relay = Relay(self, target, delay=delay, alter=alter, tls=tls)
+        relay = Relay(self, target, delay=delay, rate=rate, alter=alter, tls=tls)
         self.do(relay.listen(listen))
         self._servers.append(relay)
         return relay

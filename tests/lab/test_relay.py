@@ -142,3 +142,20 @@ def test_where_nobody_listens_a_connection_is_closed(server, target):
         host, port = relay.address.rsplit(":", 1)
         with socket.create_connection((host, int(port)), 30.0) as near:
             assert near.recv(64) == b""
+
+
+def test_a_slow_line_passes_so_many_bytes_a_second_each_way_and_each_of_them_late(server, target):
+    with relayed(target, delay=0.2, rate=1e6) as relay, through(relay, server) as (near, far):
+        begin = time.monotonic()
+        near.sendall(b"x" * 500_000)
+        first = far.recv(1)
+        late, left = time.monotonic() - begin, 499_999
+        while left:
+            left -= len(far.recv(left))
+        assert first == b"x"
+        assert late >= 0.2
+        assert time.monotonic() - begin >= 0.7
+        begin = time.monotonic()
+        far.sendall(b"y")
+        assert near.recv(1) == b"y"
+        assert time.monotonic() - begin >= 0.2

@@ -78,7 +78,7 @@ def warnings(caplog):
 def test_a_payload_that_takes_longer_than_a_call_gets_longer_calls_and_the_next_one_too(caplog):
     with (
         receiver(LARGE) as (mailbox, server),
-        relayed(server.bound_addresses[1], delay=0.05) as link,
+        relayed(server.bound_addresses[1], rate=2**16 / 0.05) as link,
         Counting(LARGE, link.address, timeout=0.25, longest=PATIENCE) as links,
     ):
         links.send(0, 0, 0, vector(LARGE))
@@ -267,7 +267,7 @@ def test_where_views_never_change_it_ends_the_run(code):
 def test_a_fetch_that_takes_longer_than_its_deadline_has_longer_the_next_time():
     with (
         receiver(LARGE) as (_, server),
-        relayed(server.bound_addresses[1], delay=0.05) as link,
+        relayed(server.bound_addresses[1], rate=2**16 / 0.05) as link,
         Links(LARGE, {1: link.address}, [], [(1, 0)], timeout=0.2, longest=PATIENCE) as links,
     ):
         server.offer(3, {1: vector(LARGE)}, [0, 1])

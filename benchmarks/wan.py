@@ -1,0 +1,167 @@
+"""Seconds to an accuracy over a slow network: four peers in processes, each link of a rate and a delay.
+
+Peers train ViT-Tiny's last block on the CIFAR-10 subset (Table 1's classes, SGD 0.01 without momentum). What
+one sends to another passes a relay that carries so many bits a second, each of which arrives so much later.
+The clock begins with the evaluation before training, when all features are there, and stops with the first
+evaluation at which the peers' mean accuracy is reached; evaluations and checkpoints are within it. Printed is
+what each setting took, and how many times less than the first.
+
+    python -m benchmarks.wan --data DATA [--graph lopsided-4] [--seeds 3]
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from p2pft_flower.keeping.journal import read_journal
+from p2pft_flower.keeping.lines import Evaluation
+from p2pft_flower.lab.federation import Federation, plan_peers
+from p2pft_flower.lab.ports import free_addresses
+from p2pft_flower.lab.relay import Relays
+from p2pft_flower.topology import Graph
+
+LINKS = {
+    "1 Gbit/s, 1 ms": (1e9 / 8, 0.001),
+    "100 Mbit/s, 50 ms": (1e8 / 8, 0.050),
+    "10 Mbit/s, 100 ms": (1e7 / 8, 0.100),
+}
+"""Bytes a second of each link and direction, and seconds until they arrive."""
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "Algorithm 1": {},
+    "q4": {"codec": "q4"},
+    "8 local steps": {"algorithm-options": "local-steps=8"},
+    "8 local steps, q4": {"algorithm-options": "local-steps=8", "codec": "q4"},
+}
+GRADIENTS = 1280
+"""Gradients a peer draws at most."""
+
+EVALUATED = 64
+"""Gradients between two evaluations."""
+
+
+@dataclass(frozen=True)
+class Took:
+    """What one run took: None if the accuracy was not reached in time."""
+
+    seconds: float | None
+    megabytes: float
+    accuracy: float
+    iteration: float
+    """Mean seconds of one iteration, evaluations included."""
+
+
+def evaluations(folder: Path, peer: int) -> list[Evaluation]:
+    """Return those of a peer's log so far."""
+    log = folder / "peers" / f"peer-{peer}.jsonl"
+    return [line for line in read_journal(log) if isinstance(line, Evaluation)] if log.is_file() else []
+
+
+def common(folder: Path, peers: range) -> list[tuple[int, float, float, float]]:
+    """Return (iteration, time, mean accuracy, mean bytes) of the evaluations that all peers have."""
+    by = [{e.iteration: e for e in evaluations(folder, p)} for p in peers]
+    return [
+        (
+            k,
+            max(each[k].time for each in by),
+            statistics.mean(each[k].accuracy or 0.0 for each in by),
+            statistics.mean(each[k].bytes_sent for each in by),
+        )
+        for k in sorted(set.intersection(*(set(each) for each in by)))
+    ]
+
+
+def run(
+    graph: Graph, link: tuple[float, float], settings: dict[str, Any], goal: float, longest: float
+) -> Took:
+    """Train until the mean accuracy reaches ``goal``, at most ``longest`` seconds and all gradients long."""
+    options = str(settings.get("algorithm-options", "local-steps=1"))
+    steps = int(options.partition("=")[2])
+    with tempfile.TemporaryDirectory() as name, Relays() as relays:
+        folder = Path(name)
+        addresses = free_addresses(graph.n)
+        made = plan_peers("wan", graph, settings, addresses, folder)
+        made = [
+            replace(plan, iterations=GRADIENTS // steps, evaluate_every=EVALUATED // steps) for plan in made
+        ]
+        rate, delay = link
+        routes = {
+            pair: relays.open(addresses[pair[1]], rate=rate, delay=delay).address
+            for edge in graph.edges
+            for pair in (edge, edge[::-1])
+        }
+        with Federation(made, routes) as peers:
+            for p in range(graph.n):
+                peers.start(p)
+            begun, seen = time.monotonic(), []
+            while peers.alive and time.monotonic() - begun < longest:
+                time.sleep(0.5)
+                seen = common(folder, range(graph.n))
+                if seen and seen[-1][2] >= goal:
+                    break
+            peers.stop("measured")
+        seen = common(folder, range(graph.n)) or seen
+    first, last = seen[0], next((s for s in seen if s[2] >= goal), seen[-1])
+    passed = last[1] - first[1]
+    return Took(
+        passed if last[2] >= goal else None, last[3] / 1e6, last[2], passed / max(1, last[0] - first[0])
+    )
+
+
+def main(
+    data: Annotated[Path, typer.Option(help="The folder with weights/ and cifar10/.")],
+    graph: Annotated[str, typer.Option(help="A graph of four peers.")] = "directed-ring-4",
+    seeds: Annotated[int, typer.Option(help="Seeds 0, 1, …", min=1)] = 1,
+    goal: Annotated[float, typer.Option(help="Mean accuracy.")] = 0.9,
+    longest: Annotated[float, typer.Option(help="Seconds after which a run is given up.")] = 600.0,
+    only: Annotated[list[str] | None, typer.Option(help="A link by name; default all.")] = None,
+) -> None:
+    """Measure each setting on each link."""
+    weights = data / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.fp16.safetensors"
+    job = {
+        "model": "vit_tiny_patch16_224",
+        "weights": str(weights.absolute()),
+        "dataset": "cifar10",
+        "data-dir": str((data / "cifar10").absolute()),
+        "verify": False,
+        "learning-rate": 0.01,
+        "topology": graph,
+        "checkpoint-every": -1,
+        "meet-timeout": 1800.0,
+    }
+    whole = Graph.load(graph)
+    table = Table("link", "setting", "seconds", "times less", "MB a peer", "accuracy", "s an iteration")
+    for name, link in LINKS.items():
+        if only and name not in only:
+            continue
+        least: list[float | None] = []
+        for setting, more in SETTINGS.items():
+            took = [run(whole, link, {**job, **more, "seed": s}, goal, longest) for s in range(seeds)]
+            reached = [t.seconds for t in took if t.seconds is not None]
+            seconds = statistics.mean(reached) if len(reached) == seeds else None
+            least.append(seconds)
+            row = [
+                name,
+                setting,
+                "not reached" if seconds is None else f"{seconds:.1f}",
+                "–" if seconds is None or least[0] is None else f"{least[0] / seconds:.1f} ×",
+                f"{statistics.mean(t.megabytes for t in took):,.1f}",
+                f"{100 * statistics.mean(t.accuracy for t in took):.1f}",
+                f"{statistics.mean(t.iteration for t in took):.3f}",
+            ]
+            table.add_row(*row)
+            typer.echo(" | ".join(row))
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
