@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 
@@ -41,14 +42,14 @@ def there_and_back(spec, vector):
     return back
 
 
-@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 1000])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("scale", [1e-30, 1e-9, 1.0, 1e20])
 @pytest.mark.parametrize("spec", SPECS)
-def test_each_codec_loses_no_more_than_it_may_at_any_scale(spec, scale, dtype, size):
-    vector = (np.random.default_rng(size).standard_normal(size) * scale).astype(dtype)
-    back = there_and_back(spec, vector)
-    assert np.linalg.norm(back / scale - vector / scale) <= ERRORS[spec] * np.linalg.norm(vector / scale)
+def test_each_codec_loses_no_more_than_it_may_at_any_scale(spec, dtype):
+    for size, scale in itertools.product([1, 2, 255, 256, 257, 1000], [1e-30, 1e-9, 1.0, 1e20]):
+        vector = (np.random.default_rng(size).standard_normal(size) * scale).astype(dtype)
+        back = there_and_back(spec, vector)
+        lost, whole = np.linalg.norm(back / scale - vector / scale), np.linalg.norm(vector / scale)
+        assert lost <= ERRORS[spec] * whole, (size, scale)
 
 
 @given(
