@@ -13,6 +13,8 @@ is that of the method. Sources: Song, Shi, Pu and Yan, arXiv 2106.07243 (compres
 arXiv 2201.13320 (BEER); Liao et al., arXiv 2205.12623.
 
 Each exchange of an iteration has a memory of its own. A change of view begins all of them again at zero.
+Memories are float64, whatever the vectors are: what is rounded off Σ s = Σ h stays there and is added to Σ x
+in every later iteration, so with float32 Σ τ would drift away from Σ g as iterations^1.5.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from p2pft_flower.algorithms.codecs import Codec, relative_error
 from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.topology import Graph
 
-__all__ = ["Compression", "Encoded", "Memory", "codec_step", "safe_step"]
+__all__ = ["Compression", "Encoded", "Memory", "codec_step", "safe_step", "wide"]
 
 _STEPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Values of γ for `safe_step`, times powers of a tenth: a rounding must not make two peers disagree."""
 
 
 class Memory(NamedTuple):
-    """The memory of one exchange of one peer; both vectors are (q,).
+    """The memory of one exchange of one peer; both vectors are (q,), float64.
 
     Attributes
     ----------
@@ -51,7 +53,7 @@ class Memory(NamedTuple):
     @classmethod
     def blank(cls, like: Vector) -> Memory:
         """Return the memory with which a view begins: zero, since nobody knows anything."""
-        return cls(np.zeros_like(like), np.zeros_like(like))
+        return cls(np.zeros(like.shape), np.zeros(like.shape))
 
 
 class Encoded(NamedTuple):
@@ -62,7 +64,7 @@ class Encoded(NamedTuple):
     payload : bytes
         The codec's bytes.
     vector : Vector
-        d_i (q,), as every receiver reads it.
+        d_i (q,), as every receiver reads it, as float64.
     """
 
     payload: bytes
@@ -90,8 +92,8 @@ class Compression:
 
     def encode(self, vector: Vector, memory: Memory) -> Encoded:
         """Return d = C(x − h) of the peer's ``vector`` x, (q,)."""
-        payload = self.codec.encode(vector - memory.known)
-        return Encoded(payload, self.codec.decode(payload, vector.size, vector.dtype))
+        payload = self.codec.encode((vector - memory.known).astype(vector.dtype, copy=False))
+        return Encoded(payload, wide(self.codec.decode(payload, vector.size, vector.dtype)))
 
     def mix(self, vector: Vector, memory: Memory, own: Vector, sum_: Vector) -> tuple[Vector, Memory]:
         """Return the mixed vector, (q,), and the next memory.
@@ -103,10 +105,16 @@ class Compression:
         memory : Memory
             The memory with which d_i was encoded.
         own, sum_ : (q,) array
-            d_i and Σ_j w_ij d_j.
+            d_i and Σ_j w_ij d_j, float64.
         """
         memory = Memory(memory.known + own, memory.mixed + sum_)
-        return vector - self.step * (memory.known - memory.mixed), memory
+        mixed = vector - self.step * (memory.known - memory.mixed)
+        return mixed.astype(vector.dtype, copy=False), memory
+
+
+def wide(vector: Vector) -> Vector:
+    """Return a difference as it is added up: in float64."""
+    return vector.astype(np.float64, copy=False)
 
 
 def codec_step(codec: Codec | None, wanted: float, graph: Graph) -> float:

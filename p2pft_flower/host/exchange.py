@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from p2pft_flower.algorithms.compression import Compression, Memory
+from p2pft_flower.algorithms.compression import Compression, Memory, wide
 from p2pft_flower.algorithms.seam import Mix, Rows, Vector, weighted_sum
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.host.session import Session
@@ -142,6 +142,8 @@ class HostExchange:
         for j in sorted(place.row):
             if self._wires is not None and (j, peer) in session.entering:
                 vector, share = self._wires.take(session, peer, j, iteration, phase)
+                if session.compression is not None:
+                    vector = wide(vector)
             else:
                 vector, share = outbox[j].vector, session.places[j].column[peer]
             terms.append((place.row[j] if rows else share, vector))

@@ -199,3 +199,18 @@ def test_wrong_options_are_refused_by_name(options, message, lopsided):
             iterations=1,
             options="local-steps=2",
         )
+
+
+@pytest.mark.parametrize("codec", ["q4", "topk:0.4"])
+def test_float32_trackers_drift_no_further_with_a_codec_than_without(codec, lopsided):
+    centres = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)
+
+    def drift(codec):
+        rng = np.random.default_rng(1)
+        noisy = [lambda t, c=c: t - c + rng.normal(size=50).astype(np.float32) for c in centres]
+        start = np.zeros(50, np.float32)
+        run = simulate("p2pft", lopsided, noisy, start, alpha=0.01, iterations=2000, codec=codec)
+        assert run.theta.dtype == run.tau.dtype == np.float32
+        return run.history["tracker_error"].max()
+
+    assert drift(codec) < 5 * drift("none")

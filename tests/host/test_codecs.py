@@ -99,7 +99,7 @@ def test_a_lost_peer_and_one_that_comes_back_begin_the_memories_anew_and_the_tra
     def hook(peer, drawn):
         if peer == 2 and drawn == 60:
             raise ValueError("no more images")
-        if peer != 2 and net.hosts[peer]._parts.iteration == 80:
+        if peer != 2 and net.hosts[peer]._iteration == 80:
             assert released.wait(60)
 
     runs = [net.start(p, hook=hook) for p in range(4)]
