@@ -9,12 +9,13 @@ from p2pft_flower.algorithms.registry import (
     gradients_per_step,
     make_algorithm,
 )
-from p2pft_flower.algorithms.seam import Algorithm, Columns, Gradient, Rows, Schedule, Vector
+from p2pft_flower.algorithms.seam import Algorithm, Both, Columns, Gradient, Rows, Schedule, Vector
 from p2pft_flower.algorithms.simulation import Simulation, simulate
 
 __all__ = [
     "ALGORITHMS",
     "Algorithm",
+    "Both",
     "Columns",
     "Gradient",
     "Rows",

@@ -27,7 +27,9 @@ __all__ = [
     "Blocks",
     "Codec",
     "Float16",
+    "Joined",
     "TopK",
+    "for_vectors",
     "is_own_codec",
     "make_codec",
     "relative_error",
@@ -186,6 +188,48 @@ class TopK:
         vector = np.zeros(q, dtype)
         vector[places] = np.frombuffer(payload, dtype.newbyteorder("<"), offset=4 * places.size)
         return vector
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The payload of several vectors of one length, each encoded by itself: their sizes may differ by far.
+
+    Attributes
+    ----------
+    codec : Codec
+        Encodes each of them.
+    parts : int
+        How many there are, at least two.
+    """
+
+    codec: Codec
+    parts: int
+
+    def most_bytes(self, q: int, dtype: np.dtype[Any]) -> int:
+        """Return the bytes of all parts and of the lengths of all but the last; ``q`` counts all numbers."""
+        return self.parts * self.codec.most_bytes(q // self.parts, dtype) + 4 * (self.parts - 1)
+
+    def encode(self, vector: Vector) -> bytes:
+        """Put each part's length before it, but for the last one's."""
+        *first, last = (self.codec.encode(part) for part in np.split(vector, self.parts))
+        return b"".join(len(part).to_bytes(4, "little") + part for part in first) + last
+
+    def decode(self, payload: bytes, q: int, dtype: np.dtype[Any]) -> Vector:
+        """Return the parts as one vector, (q,)."""
+        each, left, vectors = q // self.parts, payload, []
+        for _ in range(self.parts - 1):
+            end = 4 + int.from_bytes(left[:4], "little")
+            if end > len(left):
+                raise ValueError(f"a part of {end - 4} bytes in a payload of {len(payload)}")
+            vectors.append(self.codec.decode(left[4:end], each, dtype))
+            left = left[end:]
+        vectors.append(self.codec.decode(left, each, dtype))
+        return np.concatenate(vectors)
+
+
+def for_vectors(codec: Codec, vectors: int) -> Codec:
+    """Return the codec of payloads of so many vectors, each of which ``codec`` encodes."""
+    return codec if vectors == 1 else Joined(codec, vectors)
 
 
 def is_own_codec(spec: str) -> bool:

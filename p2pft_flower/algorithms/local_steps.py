@@ -1,15 +1,15 @@
 """P2P-FT with K local steps an iteration, each corrected by the tracker.
 
     z_i^0     = τ_i^0 = ∇L_i(θ_i^0)
-    c_i       = τ_i^k / w_i − z_i^k                            global gradient minus own gradient, as
-    estimated
+    c_i       = τ_i^k / w_i − z_i^k                            what the own gradient lacks of the global one
     φ_i       ← φ_i − α (∇L_i(φ_i) + c_i)                      K times from φ_i = θ_i^k, fresh mini-batches
     z_i^{k+1} = the mean of these K gradients
     θ_i^{k+1} ← Σ_j a_ij φ_j
     τ_i^{k+1} ← Σ_j b_ij (τ_j^k + z_j^{k+1} − z_j^k)
 
-One iteration sends as many bytes as one of :mod:`~p2pft_flower.algorithms.p2pft` and makes K steps. Source:
-K-GT (Liu et al., arXiv 2301.01313) for one doubly stochastic W; with A and B it is this project's adaptation.
+One iteration sends as many bytes as one of :mod:`~p2pft_flower.algorithms.p2pft` and makes K steps. Both of
+its vectors are known before either is mixed, so they travel in one payload, with one latency. Source: K-GT
+(Liu et al., arXiv 2301.01313) for one doubly stochastic W; with A and B it is this project's adaptation.
 
 w_i is the limit of τ_i in mean gradients: n π_i with B π = π. On a graph whose B is not doubly stochastic
 trackers differ by these factors (0.3 to 2.6 on lopsided-4). One step along τ_i may, since θ is mixed at once;
@@ -29,9 +29,8 @@ from typing import ClassVar
 
 from p2pft_flower.algorithms.p2pft import Tracking
 from p2pft_flower.algorithms.seam import (
-    Columns,
+    Both,
     Gradient,
-    Rows,
     Schedule,
     Step,
     Vector,
@@ -51,7 +50,8 @@ class LocalSteps:
     local_steps: int = 1
     tracker_weight: float = 1.0
 
-    phases: ClassVar[tuple[str, ...]] = ("theta", "tau")
+    phases: ClassVar[tuple[str, ...]] = ("theta and tau",)
+    vectors_per_payload: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.local_steps < 1:
@@ -79,7 +79,7 @@ class LocalSteps:
             drawn.append(gradient(phi))
             velocity = heavy_ball(self.momentum, velocity, drawn[-1] + correction)
             phi = phi - self.alpha(k) * velocity  # φ_i ← φ_i − α (∇L_i(φ_i) + c_i)
-        theta = yield Rows(phi)  # θ_i ← Σ_j a_ij φ_j
         grad = weighted_sum((1 / self.local_steps, g) for g in drawn)  # z_i^{k+1}
-        tau = yield Columns(state.tau + grad - state.grad)  # τ_i ← Σ_j b_ij (τ_j + z_j^{k+1} − z_j^k)
+        # θ_i ← Σ_j a_ij φ_j and τ_i ← Σ_j b_ij (τ_j + z_j^{k+1} − z_j^k)
+        theta, tau = yield Both(phi, state.tau + grad - state.grad)
         return Tracking(theta, tau, grad, velocity if self.momentum else None)

@@ -17,7 +17,14 @@ from p2pft_flower.errors import ConfigError, TopologyError
 from p2pft_flower.plugins import call_reference, is_reference, load_reference
 from p2pft_flower.topology import Graph
 
-__all__ = ["ALGORITHMS", "check_codec", "check_graph", "gradients_per_step", "make_algorithm"]
+__all__ = [
+    "ALGORITHMS",
+    "check_codec",
+    "check_graph",
+    "gradients_per_step",
+    "make_algorithm",
+    "vectors_per_payload",
+]
 
 
 def _p2pft(alpha: Schedule, momentum: float = 0.0, local_steps: int = 1) -> Algorithm[Any]:
@@ -121,6 +128,11 @@ def check_graph(method: Algorithm[Any], graph: Graph) -> None:
             "gradient on such a graph: use algorithm = 'p2pft', which needs no doubly stochastic weights, "
             "or a balanced graph (ring-4, complete-4, a graph with scheme: metropolis)"
         )
+
+
+def vectors_per_payload(method: Algorithm[Any]) -> int:
+    """Return how many vectors of q numbers one payload of ``method`` has."""
+    return int(getattr(method, "vectors_per_payload", 1))
 
 
 def check_codec(name: str, method: Algorithm[Any], codec: str) -> None:

@@ -1,9 +1,9 @@
-"""The seam between an algorithm and the exchange: the two requests that an algorithm may make.
+"""The seam between an algorithm and the exchange: the requests that an algorithm may make.
 
 An algorithm is mathematics on vectors. It has its own vector and its own gradient, and yields a vector to be
 mixed with its neighbours': :class:`Rows` to be averaged by the receivers' weights A,
-:class:`Columns` to be shared out by the senders' weights B. Whether the neighbours are in this process
-or on another continent is the exchange's business.
+:class:`Columns` to be shared out by the senders' weights B, or :class:`Both` of two vectors at once. Whether
+the neighbours are in this process or on another continent is the exchange's business.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 __all__ = [
     "Algorithm",
+    "Both",
     "Columns",
     "Gradient",
     "Mix",
@@ -25,6 +26,7 @@ __all__ = [
     "State",
     "Step",
     "Vector",
+    "combine",
     "heavy_ball",
     "lockstep",
     "placed",
@@ -67,9 +69,22 @@ class Columns:
     vector: Vector
 
 
-Mix: TypeAlias = Rows | Columns
-Step: TypeAlias = Generator[Mix, Vector, S]
-"""One iteration: yields vectors to be mixed, is sent the mixed vectors, returns the next state."""
+@dataclass(frozen=True, slots=True)
+class Both:
+    """Ask for Σ_j a_ij x_j and Σ_j b_ij y_j at once: one payload, and one latency, instead of two."""
+
+    rows: Vector
+    columns: Vector
+
+    @property
+    def vector(self) -> Vector:
+        """The two vectors as one, (2 q,): the payload's numbers."""
+        return np.concatenate([self.rows, self.columns])
+
+
+Mix: TypeAlias = Rows | Columns | Both
+Step: TypeAlias = Generator[Mix, Any, S]
+"""One iteration: yields vectors to be mixed, is sent the mixed (of Both a pair), returns the next state."""
 
 
 class Algorithm(Protocol[S]):
@@ -89,6 +104,7 @@ class Algorithm(Protocol[S]):
     Optional attributes: ``doubly_stochastic = True`` refuses graphs whose A is not doubly stochastic;
     ``pooled = True`` runs one model on the data of all peers; ``gradients_per_step`` says how many gradients
     an iteration draws, if it is not one: epochs, resuming and the privacy accountant count them;
+    ``vectors_per_payload = 2`` is that of a method that asks for :class:`Both`;
     ``placed(tracker_weight)`` returns the method for a peer at a place in the graph, with what its tracker
     tends to in mean gradients (:attr:`~p2pft_flower.topology.Graph.tracker_weights`).
     """
@@ -151,6 +167,25 @@ def weighted_sum(terms: Iterable[tuple[float, Vector]]) -> Vector:
     return total
 
 
+def combine(kind: type[Mix], terms: Iterable[tuple[float, float, Vector]]) -> Vector:
+    """Return the vector that a peer's request of this ``kind`` is answered with.
+
+    Parameters
+    ----------
+    kind : type
+        :class:`Rows`, :class:`Columns` or :class:`Both`.
+    terms : iterable of (float, float, (q,) array)
+        a_ij, b_ij and the vector of each j, ascending in j, i itself among them.
+    """
+    if kind is Rows:
+        return weighted_sum((a, x) for a, _, x in terms)
+    if kind is Columns:
+        return weighted_sum((b, x) for _, b, x in terms)
+    halves = [(a, b, np.split(x, 2)) for a, b, x in terms]
+    rows = weighted_sum((a, x) for a, _, (x, _) in halves)
+    return np.concatenate([rows, weighted_sum((b, y) for _, b, (_, y) in halves)])
+
+
 def lockstep(
     steps: Mapping[int, Step[S]],
     exchange: Callable[[int, Mapping[int, Mix]], Mapping[int, Vector]],
@@ -163,7 +198,7 @@ def lockstep(
     steps : mapping of peer to generator
         One iteration's :meth:`Algorithm.step` of each peer.
     exchange : callable
-        (phase, the requests by peer) ↦ the mixed vectors by peer.
+        (phase, the requests by peer) ↦ the mixed vectors by peer, as of :func:`combine`.
     phases : int
         Number of exchanges that the method promises (its ``phases``).
 
@@ -174,13 +209,18 @@ def lockstep(
     """
     finished: dict[int, S] = {}
     inbox: Mapping[int, Vector | None] = dict.fromkeys(steps)
+    outbox: dict[int, Mix] = {}
     phase = 0
     while True:
-        outbox: dict[int, Mix] = {}
+        asked_before, outbox = outbox, {}
         for peer, step in steps.items():
             try:
                 mixed = inbox[peer]
-                outbox[peer] = next(step) if mixed is None else step.send(mixed)
+                if mixed is None:
+                    outbox[peer] = next(step)
+                else:
+                    pair = isinstance(asked_before[peer], Both)
+                    outbox[peer] = step.send(tuple(np.split(mixed, 2)) if pair else mixed)
             except StopIteration as stop:
                 finished[peer] = stop.value
         if bool(outbox) != (phase < phases) and not (finished and outbox):
@@ -192,7 +232,7 @@ def lockstep(
             raise RuntimeError(
                 f"phase {phase}: the peers do not ask for the same exchange "
                 f"({ {p: type(m).__name__ for p, m in outbox.items()} }, ended: {sorted(finished)}); "
-                "every peer must yield the same sequence of Rows and Columns in every iteration"
+                "every peer must yield the same sequence of Rows, Columns and Both in every iteration"
             )
         inbox = exchange(phase, outbox)
         phase += 1

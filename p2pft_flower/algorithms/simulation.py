@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from p2pft_flower.algorithms.codecs import make_codec
+from p2pft_flower.algorithms.codecs import for_vectors, make_codec
 from p2pft_flower.algorithms.compression import Compression, Memory, safe_step
 from p2pft_flower.algorithms.objective import local_objective
-from p2pft_flower.algorithms.registry import check_graph, make_algorithm
+from p2pft_flower.algorithms.registry import check_graph, make_algorithm, vectors_per_payload
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.algorithms.seam import (
     Algorithm,
     Gradient,
     Mix,
-    Rows,
     Vector,
+    combine,
     lockstep,
     placed,
     weighted_sum,
@@ -55,10 +55,14 @@ class Simulation:
 
 def mix_in_memory(graph: Graph, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
     """Mix the vectors that all n peers yielded: Rows by A, Columns by B, each sum in ascending peer order."""
-    weights = graph.A if isinstance(outbox[0], Rows) else graph.B
+    return _mixed(graph, type(outbox[0]), {j: mix.vector for j, mix in outbox.items()})
+
+
+def _mixed(graph: Graph, kind: type[Mix], vectors: Mapping[int, Vector]) -> dict[int, Vector]:
+    A, B = graph.A, graph.B
     return {
-        i: weighted_sum((weights[i, j], outbox[j].vector) for j in sorted((i, *graph.in_neighbours(i))))
-        for i in outbox
+        i: combine(kind, ((A[i, j], B[i, j], vectors[j]) for j in sorted((i, *graph.in_neighbours(i)))))
+        for i in vectors
     }
 
 
@@ -137,7 +141,7 @@ def simulate(
         objectives = [_mean(objectives)]
         starts = starts.mean(axis=0, keepdims=True, dtype=starts.dtype)
 
-    mix = _mixer(graph, codec, codec_step)
+    mix = _mixer(graph, codec, codec_step, vectors_per_payload(method))
     methods = [placed(method, float(w)) for w in graph.tracker_weights]
     states: dict[int, Any] = {i: methods[i].start(starts[i].copy(), g) for i, g in enumerate(objectives)}
     consensus, tracker = [], []
@@ -171,12 +175,13 @@ def simulate(
 
 
 def _mixer(
-    graph: Graph, codec: str, codec_step: float
+    graph: Graph, codec: str, codec_step: float, vectors: int
 ) -> Callable[[int, Mapping[int, Mix]], dict[int, Vector]]:
     coder = make_codec(codec)
     if coder is None:
         return lambda _, outbox: mix_in_memory(graph, outbox)
-    return _Compressed(graph, Compression(coder, codec_step or safe_step(graph, coder)))
+    step = codec_step or safe_step(graph, coder)
+    return _Compressed(graph, Compression(for_vectors(coder, vectors), step))
 
 
 class _Compressed:
@@ -187,17 +192,14 @@ class _Compressed:
         self._memories: dict[tuple[int, int], Memory] = {}
 
     def __call__(self, phase: int, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
-        memories = {
-            i: self._memories.get((i, phase)) or Memory.blank(mix.vector) for i, mix in outbox.items()
-        }
-        encoded = {i: self._compression.encode(mix.vector, memories[i]) for i, mix in outbox.items()}
-        sums = mix_in_memory(
-            self._graph, {i: replace(mix, vector=encoded[i].vector) for i, mix in outbox.items()}
-        )
+        vectors = {i: mix.vector for i, mix in outbox.items()}
+        memories = {i: self._memories.get((i, phase)) or Memory.blank(x) for i, x in vectors.items()}
+        encoded = {i: self._compression.encode(x, memories[i]) for i, x in vectors.items()}
+        sums = _mixed(self._graph, type(outbox[0]), {i: one.vector for i, one in encoded.items()})
         mixed = {}
-        for i, mix in outbox.items():
+        for i, x in vectors.items():
             mixed[i], self._memories[i, phase] = self._compression.mix(
-                mix.vector, memories[i], encoded[i].vector, sums[i]
+                x, memories[i], encoded[i].vector, sums[i]
             )
         return mixed
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from p2pft_flower.algorithms.compression import Compression, Memory, wide
-from p2pft_flower.algorithms.seam import Mix, Rows, Vector, weighted_sum
+from p2pft_flower.algorithms.seam import Both, Columns, Mix, Rows, Vector, combine
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.host.session import Session
 from p2pft_flower.host.wires import Wires
@@ -81,16 +81,24 @@ class HostExchange:
             When a neighbour elsewhere cannot be sent to, or sends nothing before the deadline.
         """
         begin = time.perf_counter()
-        for peer, mix in outbox.items():
-            if not np.isfinite(mix.vector).all():
-                place = f"iteration {iteration}, phase {session.phases[phase]}"
+        kind = type(next(iter(outbox.values())))
+        vectors = {peer: mix.vector for peer, mix in outbox.items()}
+        place = f"iteration {iteration}, phase {session.phases[phase]}"
+        for peer, vector in vectors.items():
+            if not np.isfinite(vector).all():
                 raise DivergedError.not_finite(peer, place, "payload")
         if session.compression is None:
-            for peer, mix in outbox.items():
-                self._send(session, peer, iteration, phase, mix, mix.vector)
-            mixed = self._sums(session, iteration, phase, outbox)
+            for peer, vector in vectors.items():
+                self._send(session, peer, iteration, phase, kind, vector)
+            mixed = self._sums(session, iteration, phase, kind, vectors)
         else:
-            mixed = self._mix_differences(session, session.compression, iteration, phase, outbox)
+            before = {p: self.memories.get((p, phase)) or Memory.blank(x) for p, x in vectors.items()}
+            mixed = self._mix_differences(
+                session, session.compression, iteration, phase, kind, vectors, before
+            )
+            for peer, mix in outbox.items():
+                if not isinstance(mix, Columns):
+                    _require_known(peer, place, mix, self.memories[peer, phase])
         self.seconds += time.perf_counter() - begin
         return mixed
 
@@ -100,59 +108,62 @@ class HostExchange:
         compression: Compression,
         iteration: int,
         phase: int,
-        outbox: Mapping[int, Mix],
+        kind: type[Mix],
+        vectors: Mapping[int, Vector],
+        before: Mapping[int, Memory],
     ) -> dict[int, Vector]:
         """Send each vector's difference from its receivers' knowledge of it, encoded."""
-        before = {p: self.memories.get((p, phase)) or Memory.blank(mix.vector) for p, mix in outbox.items()}
-        encoded = {p: compression.encode(mix.vector, before[p]) for p, mix in outbox.items()}
-        for peer, mix in outbox.items():
-            self._send(session, peer, iteration, phase, mix, encoded[peer].payload)
-        differences = {p: type(mix)(encoded[p].vector) for p, mix in outbox.items()}
-        sums = self._sums(session, iteration, phase, differences)
+        encoded = {p: compression.encode(x, before[p]) for p, x in vectors.items()}
+        for peer, one in encoded.items():
+            self._send(session, peer, iteration, phase, kind, one.payload)
+        sums = self._sums(session, iteration, phase, kind, {p: one.vector for p, one in encoded.items()})
         mixed = {}
-        for peer, mix in outbox.items():
-            mixed[peer], memory = compression.mix(mix.vector, before[peer], encoded[peer].vector, sums[peer])
-            self.memories[peer, phase] = memory
-            if isinstance(mix, Rows):
-                _require_known(
-                    peer, f"iteration {iteration}, phase {session.phases[phase]}", mix.vector, memory
-                )
+        for peer, x in vectors.items():
+            mixed[peer], self.memories[peer, phase] = compression.mix(
+                x, before[peer], encoded[peer].vector, sums[peer]
+            )
         return mixed
 
     def _send(
-        self, session: Session, peer: int, iteration: int, phase: int, mix: Mix, payload: Vector | bytes
+        self,
+        session: Session,
+        peer: int,
+        iteration: int,
+        phase: int,
+        kind: type[Mix],
+        payload: Vector | bytes,
     ) -> None:
         place = session.places[peer]
         size = len(payload) if isinstance(payload, bytes) else payload.size * self._itemsize
         self.bytes_sent[peer] += len(place.out_neighbours) * size
         if self._wires is not None and (remote := session.receivers[peer]):
-            shares = {i: 1.0 if isinstance(mix, Rows) else place.column[i] for i in remote}
+            shares = {i: 1.0 if kind is Rows else place.column[i] for i in remote}
             self._wires.links.send(peer, iteration, phase, payload, shares)
 
     def _sums(
-        self, session: Session, iteration: int, phase: int, outbox: Mapping[int, Mix]
+        self, session: Session, iteration: int, phase: int, kind: type[Mix], vectors: Mapping[int, Vector]
     ) -> dict[int, Vector]:
-        return {p: weighted_sum(self._terms(session, p, iteration, phase, outbox)) for p in outbox}
+        return {p: combine(kind, self._terms(session, p, iteration, phase, vectors)) for p in vectors}
 
     def _terms(
-        self, session: Session, peer: int, iteration: int, phase: int, outbox: Mapping[int, Mix]
-    ) -> list[tuple[float, Vector]]:
-        place, rows = session.places[peer], isinstance(outbox[peer], Rows)
-        terms = []
+        self, session: Session, peer: int, iteration: int, phase: int, vectors: Mapping[int, Vector]
+    ) -> list[tuple[float, float, Vector]]:
+        place, terms = session.places[peer], []
         for j in sorted(place.row):
             if self._wires is not None and (j, peer) in session.entering:
                 vector, share = self._wires.take(session, peer, j, iteration, phase)
                 if session.compression is not None:
                     vector = wide(vector)
             else:
-                vector, share = outbox[j].vector, session.places[j].column[peer]
-            terms.append((place.row[j] if rows else share, vector))
+                vector, share = vectors[j], session.places[j].column[peer]
+            terms.append((place.row[j], share, vector))
         return terms
 
 
-def _require_known(peer: int, where: str, vector: Vector, memory: Memory) -> None:
+def _require_known(peer: int, where: str, mix: Rows | Both, memory: Memory) -> None:
     """Refuse a memory that is further from θ than zero is: with a codec that works none ever is."""
-    lost = float(np.linalg.norm(vector - memory.known))
+    vector = mix.vector if isinstance(mix, Rows) else mix.rows
+    lost = float(np.linalg.norm(vector - memory.known[: vector.size]))
     if lost > (whole := float(np.linalg.norm(vector))):
         raise DivergedError(
             peer,

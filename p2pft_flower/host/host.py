@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 from p2pft_flower.algorithms.codecs import make_codec
-from p2pft_flower.algorithms.registry import gradients_per_step, make_algorithm
+from p2pft_flower.algorithms.registry import gradients_per_step, make_algorithm, vectors_per_payload
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.algorithms.seam import Algorithm, Vector
 from p2pft_flower.errors import Cause, ConfigError, P2PFTError, cause_of
@@ -142,7 +142,9 @@ class Host:
             )
         always = self._config.runtime.transport == "grpc"
         model = getattr(self.problem, "meeting_digest", "") or self.problem.model_digest
-        sessions = Sessions(plan, theta0, method.phases, model, always=always)
+        sessions = Sessions(
+            plan, theta0, method.phases, model, always=always, vectors=vectors_per_payload(method)
+        )
         training = self._prepare(recorder, method, theta0, sessions.first())
         if self._joining:
             self._meeting.end()  # the others have met long ago

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from p2pft_flower.algorithms.codecs import make_codec
+from p2pft_flower.algorithms.codecs import for_vectors, make_codec
 from p2pft_flower.algorithms.compression import Compression, codec_step
 from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.host.agreement import NewView
@@ -126,14 +126,25 @@ class Sessions:
         Digest of the frozen weights and θ^0; equal on all peers.
     always : bool
         Whether to use the transport within the host too, as for :func:`remote_edges`.
+    vectors : int
+        Vectors of a payload; default 1.
     """
 
     def __init__(
-        self, plan: Plan, theta0: Vector, phases: tuple[str, ...], model_digest: str, *, always: bool
+        self,
+        plan: Plan,
+        theta0: Vector,
+        phases: tuple[str, ...],
+        model_digest: str,
+        *,
+        always: bool,
+        vectors: int = 1,
     ) -> None:
         self._plan, self._theta0, self._phases, self._always = plan, theta0, phases, always
+        self._vectors = vectors
         self._config = f"settings {plan.terms} model {model_digest}"
-        self._codec = make_codec(plan.config.method.codec)
+        self._each = make_codec(plan.config.method.codec)
+        self._codec = None if self._each is None else for_vectors(self._each, vectors)
 
     def first(self) -> Session:
         """Return the session of the view that the run begins with."""
@@ -144,7 +155,7 @@ class Sessions:
     def of(self, new: NewView) -> Session:
         """Return the session of a view that was agreed on."""
         places = [Neighbourhood.of(new.view, p.peer) for p in self._plan.peers]
-        step = codec_step(self._codec, self._plan.config.method.codec_step, new.view.graph)
+        step = codec_step(self._each, self._plan.config.method.codec_step, new.view.graph)
         session = self._session(new.number, new.iteration, new.view.peers, places, step)
         returned = frozenset(new.joined).difference(session.places)
         return replace(session, view=new.view, returned=returned, donor=new.donor)
@@ -184,5 +195,6 @@ class Sessions:
             view=number,
             config=self._config if codec is None else f"{self._config} codec-step {step:g}",
             codec="" if codec is None else self._plan.config.method.codec,
-            most_bytes=0 if codec is None else codec.most_bytes(q, dtype),
+            vectors=self._vectors,
+            most_bytes=0 if codec is None else codec.most_bytes(self._vectors * q, dtype),
         )

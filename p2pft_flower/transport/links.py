@@ -297,13 +297,13 @@ class Links(Closing):
             if not terms.codec or not terms.fits(len(vector)):
                 raise ValueError(
                     f"peer {sender} sends {len(vector)} bytes of codec {terms.codec!r}, expected at most "
-                    f"{terms.most_bytes}"
+                    f"{terms.payload_bytes}"
                 )
             return vector
-        if vector.shape != (terms.length,) or vector.dtype.newbyteorder("<") != terms.numpy_dtype:
+        if vector.shape != (terms.numbers,) or vector.dtype.newbyteorder("<") != terms.numpy_dtype:
             raise ValueError(
                 f"peer {sender} sends {vector.shape} {vector.dtype}, "
-                f"expected ({terms.length},) {terms.numpy_dtype}"
+                f"expected ({terms.numbers},) {terms.numpy_dtype}"
             )
         # The one copy on this side besides gRPC's own; every receiver gets the same bytes.
         return vector.astype(terms.numpy_dtype, copy=False).tobytes()

@@ -141,7 +141,7 @@ class Mailbox:
         Decodes payloads, if the terms name a codec.
     capacity : int
         Payloads that may wait on an edge; default 1. With the one that waits for room, an edge holds at
-        most ``(capacity + 1) * terms.nbytes`` bytes.
+        most ``(capacity + 1) * terms.payload_bytes`` bytes.
 
     Attributes
     ----------
@@ -366,7 +366,7 @@ class Mailbox:
             )
         # Before the costly checks, so that a wrong size costs nothing to refuse.
         if not terms.fits(len(payload)):
-            expected = f"at most {terms.most_bytes}" if terms.codec else terms.nbytes
+            expected = f"at most {terms.payload_bytes}" if terms.codec else terms.payload_bytes
             raise Refused(pb.WRONG_LENGTH, f"the payload has {len(payload)} bytes, expected {expected}")
         # The checksum comes before the header's content: a flipped bit is called that, in any field.
         if header.checksum != checksum(header, xxhash.xxh3_64_intdigest(payload)):
@@ -382,9 +382,9 @@ class Mailbox:
             raise Refused(
                 pb.WRONG_DTYPE, f"dtype number {header.dtype}, expected {pb.Dtype.Name(terms.wire_dtype)}"
             )
-        if header.length != terms.length:
+        if header.length != terms.numbers:
             raise Refused(
-                pb.WRONG_LENGTH, f"the header tells {header.length} numbers, expected {terms.length}"
+                pb.WRONG_LENGTH, f"the header tells {header.length} numbers, expected {terms.numbers}"
             )
         if header.phase >= terms.phases:
             raise Refused(pb.FAR_OFF, f"phase number {header.phase} of {terms.phases} phases")
@@ -402,14 +402,14 @@ class Mailbox:
         if self._codec is None:
             return np.frombuffer(payload, terms.numpy_dtype)
         try:
-            vector = self._codec.decode(payload, terms.length, terms.numpy_dtype)
+            vector = self._codec.decode(payload, terms.numbers, terms.numpy_dtype)
         except ValueError as error:
             raise Refused(pb.WRONG_LENGTH, f"no payload of codec {terms.codec!r}: {error}") from error
-        if vector.shape != (terms.length,) or vector.dtype != terms.numpy_dtype:
+        if vector.shape != (terms.numbers,) or vector.dtype != terms.numpy_dtype:
             raise Refused(
                 pb.WRONG_LENGTH,
-                f"codec {terms.codec!r} made {vector.shape} {vector.dtype} of it, expected ({terms.length},) "
-                f"{terms.numpy_dtype}",
+                f"codec {terms.codec!r} made {vector.shape} {vector.dtype} of it, "
+                f"expected ({terms.numbers},) {terms.numpy_dtype}",
             )
         return vector
 

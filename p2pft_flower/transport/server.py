@@ -138,7 +138,7 @@ class PeerServer(Closing):
             EXCHANGE,
             {name: partial(self._answer, name, answer) for name, answer in methods.items()},
             addresses,
-            max_message=max(mailbox.terms.nbytes, gossip_limit(callers)),
+            max_message=max(mailbox.terms.payload_bytes, gossip_limit(callers)),
             max_calls=2 * edges + 2 * callers + 8,
             # Two from each caller (payloads, gossip), two that take their place when they broke, and some
             # room for preflights.
@@ -169,10 +169,10 @@ class PeerServer(Closing):
             When its payloads are longer, or it is of another run: the server was not made for it.
         """
         terms = self._views.now.mailbox.terms
-        if (mailbox.terms.run, mailbox.terms.nbytes) != (terms.run, terms.nbytes):
+        if (mailbox.terms.run, mailbox.terms.payload_bytes) != (terms.run, terms.payload_bytes):
             raise ValueError(
-                f"a server of run {terms.run!r} with payloads of {terms.nbytes} bytes cannot go on with run "
-                f"{mailbox.terms.run!r} and {mailbox.terms.nbytes} bytes"
+                f"a server of run {terms.run!r} with payloads of {terms.payload_bytes} bytes cannot go on "
+                f"with run {mailbox.terms.run!r} and {mailbox.terms.payload_bytes} bytes"
             )
         new = View.of(mailbox, out_edges)
         self._views.replace(lambda _: new)

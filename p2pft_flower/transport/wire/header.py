@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,7 @@ class Terms:
     run : str
         The run's identifier.
     length : int
-        The number of numbers in a payload (q).
+        The number of numbers of a vector (q).
     dtype : str or numpy.dtype
         float32 or float64; kept as the little-endian dtype's string, ``"<f4"`` or ``"<f8"``.
     phases : int
@@ -58,8 +58,10 @@ class Terms:
         The names of an iteration's exchanges in errors; default their numbers.
     codec : str
         The encoding of payloads, as the run-config names it; default empty: plain numbers of ``dtype``.
+    vectors : int
+        Vectors in a payload; default 1.
     most_bytes : int
-        Most bytes of an encoded payload; default 0: those of the vector itself.
+        Most bytes of an encoded payload; default 0, without a codec.
 
     Raises
     ------
@@ -75,6 +77,7 @@ class Terms:
     config: str = ""
     phase_names: tuple[str, ...] = ()
     codec: str = ""
+    vectors: int = 1
     most_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -87,9 +90,9 @@ class Terms:
         for name, least in (("length", 1), ("phases", 1), ("view", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} = {getattr(self, name)}: must be at least {least}")
-        if max(self.nbytes, self.most_bytes) > MAX_PAYLOAD:
+        if max(self.nbytes, self.payload_bytes) > MAX_PAYLOAD:
             raise ConfigError(
-                f"a payload of {self.length} numbers of {np.dtype(dtype)} has {self.nbytes} bytes, "
+                f"a payload of {self.numbers} numbers of {np.dtype(dtype)} has {self.payload_bytes} bytes, "
                 f"more than the {MAX_PAYLOAD} one message can carry: train fewer parameters, or in float32"
             )
 
@@ -103,9 +106,19 @@ class Terms:
         """Bytes of one vector."""
         return self.length * self.numpy_dtype.itemsize
 
+    @property
+    def numbers(self) -> int:
+        """Numbers of one payload, decoded."""
+        return self.vectors * self.length
+
+    @property
+    def payload_bytes(self) -> int:
+        """Most bytes of one payload; without a codec all have as many."""
+        return self.most_bytes if self.codec else self.vectors * self.nbytes
+
     def fits(self, size: int) -> bool:
         """Tell whether a payload may have so many bytes."""
-        return size <= self.most_bytes if self.codec else size == self.nbytes
+        return size <= self.payload_bytes if self.codec else size == self.payload_bytes
 
     def phase_name(self, phase: int) -> str:
         """Return an exchange's name in errors, or its number if it has none."""
@@ -156,7 +169,7 @@ def encode_header(
         receiver=edge[1],
         iteration=iteration,
         phase=phase,
-        length=terms.length,
+        length=terms.numbers,
         dtype=terms.wire_dtype,
         share=share,
         codec=terms.codec,
@@ -184,7 +197,8 @@ def fetched(
 ) -> pb.Fetched:
     """Return the answer that carries the donor's ``vector``, (q,), along ``edge`` = (donor, asking peer)."""
     raw = vector.astype(terms.numpy_dtype, copy=False).tobytes()
-    header = encode_header(terms, edge, iteration, 0, share=1.0, payload_hash=xxhash.xxh3_64_intdigest(raw))
+    plain = replace(terms, codec="", vectors=1)
+    header = encode_header(plain, edge, iteration, 0, share=1.0, payload_hash=xxhash.xxh3_64_intdigest(raw))
     return pb.Fetched(status=pb.ACCEPTED, header=decode_header(header), vector=raw)
 
 
