@@ -105,6 +105,7 @@ def test_a_lost_peer_and_one_that_comes_back_begin_the_memories_anew_and_the_tra
     runs = [net.start(p, hook=hook) for p in range(4)]
     with pytest.raises(PeerFailedError):
         runs[2].result(60)
+    until(lambda: all(net.hosts[p]._iteration >= 30 for p in (0, 1, 3)))
     runs[2] = net.start(2, joining=True)
     until(lambda: all(net.view_of(p) == 2 for p in (0, 1, 3)))
     released.set()
