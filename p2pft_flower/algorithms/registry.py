@@ -8,11 +8,16 @@ from typing import Any
 
 from p2pft_flower.algorithms.centralized import Centralized
 from p2pft_flower.algorithms.dgd import DGD
+from p2pft_flower.algorithms.exact_diffusion import ExactDiffusion
+from p2pft_flower.algorithms.gt_adam import GTAdam
 from p2pft_flower.algorithms.gt_dgd import GTDGD
 from p2pft_flower.algorithms.local import Local
 from p2pft_flower.algorithms.local_steps import LocalSteps
+from p2pft_flower.algorithms.momentum_tracking import MomentumTracking
 from p2pft_flower.algorithms.p2pft import P2PFT
+from p2pft_flower.algorithms.push_diging import PushDIGing
 from p2pft_flower.algorithms.seam import Algorithm, Schedule
+from p2pft_flower.algorithms.sgp import SGP
 from p2pft_flower.errors import ConfigError, TopologyError
 from p2pft_flower.plugins import call_reference, is_reference, load_reference
 from p2pft_flower.topology import Graph
@@ -36,6 +41,11 @@ ALGORITHMS: dict[str, Callable[..., Algorithm[Any]]] = {
     "p2pft": _p2pft,
     "dgd": DGD,
     "gt-dgd": GTDGD,
+    "exact-diffusion": ExactDiffusion,
+    "sgp": SGP,
+    "push-diging": PushDIGing,
+    "momentum-tracking": MomentumTracking,
+    "gt-adam": GTAdam,
     "local": Local,
     "centralized": Centralized,
 }
@@ -81,6 +91,8 @@ def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0, options
         )
     try:
         return ALGORITHMS[name](alpha=alpha, momentum=momentum, **_chosen(name, ALGORITHMS[name], options))
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"algorithm-options = {options!r}: {name} refuses: {error}") from error
 
@@ -92,7 +104,7 @@ def _chosen(name: str, method: Callable[..., Any], options: str) -> dict[str, An
     defaults: Mapping[str, Any] = {
         p.name: p.default
         for p in inspect.signature(method).parameters.values()
-        if p.name not in ("alpha", "momentum") and type(p.default) in (int, float, str)
+        if p.name not in ("alpha", "momentum", "tracker_weight") and type(p.default) in (int, float, str)
     }
     chosen: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in options.split(","))):
@@ -115,13 +127,20 @@ def gradients_per_step(method: Algorithm[Any]) -> int:
 
 
 def check_graph(method: Algorithm[Any], graph: Graph) -> None:
-    """Refuse a graph on which ``method`` would silently converge to a wrong point.
+    """Refuse a graph on which ``method`` would silently converge to a wrong point, or not at all.
 
     Raises
     ------
     TopologyError
-        When the method needs a doubly stochastic W and the graph's A is not.
+        When the method needs a doubly stochastic or symmetric W and the graph's A is not.
     """
+    if getattr(method, "symmetric", False) and not graph.symmetric:
+        raise TopologyError(
+            f"graph {graph.name!r} is not symmetric, and {type(method).__name__} is exact only if both peers "
+            "of an edge give each other the same weight, so that A is doubly stochastic too: use "
+            "algorithm = 'p2pft', which needs no such weights, or an undirected graph with them (ring-4, "
+            "complete-4, a graph with scheme: metropolis)"
+        )
     if getattr(method, "doubly_stochastic", False) and not graph.doubly_stochastic:
         raise TopologyError(
             f"graph {graph.name!r} is not doubly stochastic, and {type(method).__name__} tracks the wrong "

@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from p2pft_flower.errors import ConfigError
+
 __all__ = [
     "Algorithm",
     "Both",
@@ -30,6 +32,8 @@ __all__ = [
     "heavy_ball",
     "lockstep",
     "placed",
+    "refuse_heavy_ball",
+    "require_share",
     "weighted_sum",
 ]
 
@@ -101,9 +105,10 @@ class Algorithm(Protocol[S]):
 
     Notes
     -----
-    Optional attributes: ``doubly_stochastic = True`` refuses graphs whose A is not doubly stochastic;
-    ``pooled = True`` runs one model on the data of all peers; ``gradients_per_step`` says how many gradients
-    an iteration draws, if it is not one: epochs, resuming and the privacy accountant count them;
+    Optional attributes: ``doubly_stochastic = True`` refuses graphs whose A is not doubly stochastic, and
+    ``symmetric = True`` those whose A is not symmetric; ``pooled = True`` runs one model on the data of all
+    peers; ``gradients_per_step`` says how many gradients an iteration draws, if it is not one: epochs,
+    resuming and the privacy accountant count them;
     ``vectors_per_payload = 2`` is that of a method that asks for :class:`Both`;
     ``placed(tracker_weight)`` returns the method for a peer at a place in the graph, with what its tracker
     tends to in mean gradients (:attr:`~p2pft_flower.topology.Graph.tracker_weights`).
@@ -144,6 +149,34 @@ def heavy_ball(momentum: float, velocity: Vector | None, direction: Vector) -> V
     if momentum == 0.0 or velocity is None:
         return direction
     return momentum * velocity + direction
+
+
+def refuse_heavy_ball(momentum: float, name: str) -> None:
+    """Refuse heavy ball for a method that averages gradients itself, by a ``beta1`` of its own.
+
+    Raises
+    ------
+    ConfigError
+        When ``momentum`` is not 0.
+    """
+    if momentum != 0.0:
+        raise ConfigError(
+            f"momentum = {momentum}: {name} has a momentum of its own, algorithm-options = 'beta1=…'; leave "
+            "momentum out"
+        )
+
+
+def require_share(**shares: float) -> None:
+    """Refuse shares of an old average that are not in [0, 1).
+
+    Raises
+    ------
+    ValueError
+        Naming the first.
+    """
+    for name, share in shares.items():
+        if not 0.0 <= share < 1.0:
+            raise ValueError(f"{name} = {share}: must be in [0, 1)")
 
 
 def weighted_sum(terms: Iterable[tuple[float, Vector]]) -> Vector:

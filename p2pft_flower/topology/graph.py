@@ -199,6 +199,11 @@ class Graph:
         return bool(np.array_equal(self.W > 0, self.W.T > 0))
 
     @cached_property
+    def symmetric(self) -> bool:
+        """Whether A is its own transpose (within 1e-9): undirected, and doubly stochastic by that."""
+        return bool(np.all(np.abs(self.A - self.A.T) <= 1e-9))
+
+    @cached_property
     def diameter(self) -> int:
         """The longest of the shortest directed paths between two peers, in edges."""
         return int(shortest_path(np.ascontiguousarray(self.W.T > 0), unweighted=True).max())

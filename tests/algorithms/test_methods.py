@@ -37,6 +37,36 @@ def dense(name, A, B, grads, theta, alpha, iterations, momentum=0.0):
         return np.stack([g(row) for g, row in zip(grads, t, strict=True)])
 
     V = np.zeros_like(theta)
+    if name in ("sgp", "push-diging"):
+        values, vectors = np.linalg.eig(B)
+        w = np.real(vectors[:, np.argmax(np.real(values))])[:, None]
+        w = len(B) * w / w.sum()
+        x, g = w * theta, G(theta)
+        y = g
+        for _ in range(iterations):
+            V = momentum * V + y
+            x, w = B @ (x - alpha * V), B @ w
+            new = G(x / w)
+            y = B @ (y + new - g) if name == "push-diging" else new
+            g = new
+        return x / w, y if name == "push-diging" else None
+    if name == "exact-diffusion":  # as the paper has it
+        psi = theta
+        for _ in range(iterations):
+            V = momentum * V + G(theta)
+            old, psi = psi, theta - alpha * V
+            theta = (np.eye(len(A)) + A) / 2 @ (psi + theta - old)
+        return theta, None
+    if name in ("momentum-tracking", "gt-adam"):
+        g = tau = m = G(theta)
+        first = second = np.zeros_like(theta)
+        for t in range(1, iterations + 1):
+            first, second = 0.9 * first + 0.1 * tau, 0.999 * second + 0.001 * tau**2
+            adam = first / (1 - 0.9**t) / (np.sqrt(second / (1 - 0.999**t)) + 1e-8)
+            theta = A @ (theta - alpha * (adam if name == "gt-adam" else tau))
+            new = G(theta) if name == "gt-adam" else 0.9 * m + 0.1 * G(theta)
+            tau, m = B @ (tau + new - m), new
+        return theta, tau
     if name in ("p2pft", "gt-dgd"):
         mixer = B if name == "p2pft" else A
         g = tau = G(theta)
@@ -62,11 +92,17 @@ def dense(name, A, B, grads, theta, alpha, iterations, momentum=0.0):
 BALANCED = np.array([[2, 1, 0, 1], [1, 2, 1, 0], [0, 1, 2, 1], [1, 0, 1, 2]]) / 4.0
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.8])
-@pytest.mark.parametrize("name", ALGORITHMS)
+OWN_MOMENTUM = ("momentum-tracking", "gt-adam")
+"""Methods that refuse heavy ball."""
+
+
+@pytest.mark.parametrize(
+    ("name", "momentum"),
+    [(n, m) for n in ALGORITHMS for m in (0.0, 0.8) if m == 0.0 or n not in OWN_MOMENTUM],
+)
 def test_each_method_equals_its_dense_recursion(name, momentum):
     problem = quadratics(4)
-    graph = Graph.from_weights(BALANCED if name == "gt-dgd" else LOPSIDED)
+    graph = Graph.from_weights(BALANCED if name in ("gt-dgd", "exact-diffusion") else LOPSIDED)
     theta0 = np.random.default_rng(1).normal(size=5)
     run = simulate(name, graph, problem.gradients, theta0, alpha=0.02, iterations=60, momentum=momentum)
     theta, tau = dense(name, graph.A, graph.B, problem.gradients, np.tile(theta0, (4, 1)), 0.02, 60, momentum)
@@ -216,12 +252,12 @@ def test_the_dtype_is_kept(name, dtype):
         np.zeros(5, dtype),
         alpha=0.1,
         iterations=3,
-        momentum=0.5,
+        momentum=0.0 if name in OWN_MOMENTUM else 0.5,
         weight_decay=0.1,
         weights=[1, 2, 0.5, 0.5],
     )
-    assert run.theta.dtype == dtype
-    assert run.tau is None or run.tau.dtype == dtype
+    assert {v.dtype for state in run.states for v in state if isinstance(v, np.ndarray)} == {np.dtype(dtype)}
+    assert all(type(v) in (np.ndarray, int, type(None)) for state in run.states for v in state)
 
 
 def test_the_inputs_are_not_written_to(lopsided):
