@@ -273,7 +273,7 @@ def _check_row(values: Mapping[str, Any], methods: Sequence[str]) -> None:
         raise ConfigError(f"topology = {topology!r} has {peers} peers: the tables have {NODES} nodes")
     for method in methods:
         # That gt-dgd refuses a graph is a result.
-        config, _ = check(method_settings(values, "p2pft" if method == "gt-dgd" else method), here=True)
+        config, _ = check(method_settings(values, method), here=True, any_graph=True)
         require_places(config.learning)
 
 

@@ -158,13 +158,16 @@ def meaning(graph: Graph) -> list[str]:
         return [
             "p2pft is exact with full gradients; with mini-batches it ends near the optimum.",
             "gt-dgd runs: its one matrix W must be doubly stochastic, and A is.",
+            "exact-diffusion runs: its W must be symmetric as well, and A is."
+            if graph.symmetric
+            else "exact-diffusion refuses this graph: its W must be symmetric as well, and A is not.",
             "dgd counts every peer the same, but with a constant step it stops near the optimum, not at it.",
         ]
     heaviest, lightest = int(graph.averaging_weights.argmax()), int(graph.averaging_weights.argmin())
     lines = [
         "p2pft is exact with full gradients: A weighs models, B carries trackers, and W need not be doubly "
         "stochastic. With mini-batches it ends near the optimum.",
-        "gt-dgd refuses this graph: its one matrix W must be doubly stochastic.",
+        "gt-dgd and exact-diffusion refuse this graph: their one matrix W must be doubly stochastic.",
         f"dgd is biased: it counts peer {graph.peer_names[heaviest]} as "
         f"{graph.averaging_weights[heaviest]:.1%} and peer {graph.peer_names[lightest]} as "
         f"{graph.averaging_weights[lightest]:.1%}, where each should be {1 / graph.n:.1%}.",

@@ -24,7 +24,7 @@ def test_show_prints_size_meaning_and_every_peers_weights() -> None:
     for text in (
         "lopsided-4",
         "6, directed",
-        "gt-dgd refuses",
+        "gt-dgd and exact-diffusion refuse",
         "dgd is biased",
         "81.1%",
         "3:0.167",
@@ -33,6 +33,8 @@ def test_show_prints_size_meaning_and_every_peers_weights() -> None:
         assert text in done.stdout
     done = run("show", "ring-4")
     assert "gt-dgd runs" in done.stdout
+    assert "exact-diffusion runs" in done.stdout
+    assert "exact-diffusion refuses" in run("show", "directed-ring-4").stdout
     assert "4, undirected" in done.stdout
     assert ":metropolis" in run("show", "star:5").stdout
     assert "A single peer" in run("show", "complete:1").stdout
