@@ -1,8 +1,9 @@
 """Learning-rate schedules: iteration k ↦ α_k, the same on every peer.
 
 A constant α keeps stochastic methods within a noise ball of radius O(α) of their fixed point; a
-schedule that decays lets the ball shrink. None of them moves the fixed point of p2pft, gt-dgd, local or
-centralized. That of dgd depends on α (its bias is O(α)), so dgd's moves towards the optimum as α_k falls.
+schedule that decays lets the ball shrink. None of them moves the fixed point of an exact method, nor that
+of local. Those of dgd and sgp depend on α (their bias is O(α)), so they move towards their limits as α_k
+falls.
 """
 
 from __future__ import annotations

@@ -151,8 +151,8 @@ def refuse_own_problem(config: RunConfig) -> None:
     if config.learning.problem:
         raise ConfigError(
             f"problem = {config.learning.problem!r} with algorithm = {config.method.algorithm!r}: Flower's "
-            "strategies are run on vision transformers only; choose p2pft, dgd, gt-dgd, local or "
-            "my_module:my_method"
+            "strategies are run on vision transformers only; choose a method of this package, as p2pft or "
+            "local, or my_module:my_method"
         )
 
 

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from p2pft_flower.algorithms.dgd import Descent
+from p2pft_flower.algorithms.exact_diffusion import Diffusion
+from p2pft_flower.algorithms.gt_adam import Moments
 from p2pft_flower.algorithms.p2pft import Tracking
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.keeping.about import PeerAbout
@@ -94,6 +96,8 @@ class AsDataclass:
         Tracking(vector(), vector(), vector(), vector()),
         Tracking(vector(), vector(), vector()),
         Descent(vector(dtype=np.float64)),
+        Diffusion(vector(), vector(), vector()),
+        Moments(vector(), vector(), vector(), vector(), vector(), 24),
         Everything(
             vector(), vector(3, np.float16), vector(5, np.float64), np.arange(6).reshape(2, 3)[:, ::-1],
             np.float32(0.1), 7, 0.1, True, None,
