@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from p2pft_flower.algorithms.objective import local_objective
+from p2pft_flower.algorithms.registry import check_graph
 from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, State, Step, Vector, lockstep, placed
 from p2pft_flower.errors import Cause, P2PFTError
 from p2pft_flower.host.agreement import Agreement
@@ -181,7 +182,14 @@ class Training:
             The session of that view.
         theta : numpy.ndarray, optional
             (q,), the θ with which the peers begin if this host was not in the last view; default: their own.
+
+        Raises
+        ------
+        TopologyError
+            If the method would end at a wrong point on the graph of the view.
         """
+        if session.view is not None:
+            check_graph(self._method, session.view.graph)
         self._pulse.enter(Pulse.COMPUTING)
         self.session, self.iteration = session, session.first
         self._exchange.memories.clear()

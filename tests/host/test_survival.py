@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from p2pft_flower.errors import TopologyError
 from p2pft_flower.flower import host_process
 from p2pft_flower.host.agreement import LostContactError
 from p2pft_flower.host.host import DepartedError, Host, PeerFailedError
@@ -39,6 +40,18 @@ def test_when_a_peers_own_code_fails_the_others_go_on_to_their_optimum(tmp_path)
         assert [1, 3] in view["edges"]
         assert view["lost"] == [2]
         assert np.abs(problems[p].built[p].kept - best(0, 1, 3)).max() < 0.3
+
+
+def test_a_method_that_ends_at_a_wrong_point_on_the_graph_that_is_left_ends_the_run_by_name(tmp_path):
+    problems = [Quadratics(fail_at={2: 30}) for _ in range(4)]
+    settings = {"iterations": 300, "survive": True, "peer-timeout": 4.0, "algorithm": "gt-dgd"}
+    ring = Graph.load("ring:4")
+    results = run_together(plans(ring, [[0], [1], [2], [3]], tcp(), tmp_path, **settings), problems)
+    assert isinstance(results[2], PeerFailedError)
+    assert any(isinstance(results[p], TopologyError) for p in (0, 1, 3))
+    for p in (0, 1, 3):
+        assert isinstance(results[p], TopologyError | ExchangeStoppedError)
+        assert "ring:4 without 2' is not doubly stochastic" in str(results[p])
 
 
 def test_of_two_hosts_the_one_that_can_be_no_quorum_ends_as_soon_as_the_other_has_failed(tmp_path, short):
