@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,7 +21,7 @@ import numpy.typing as npt
 
 from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.plugins import call_reference, is_reference
+from p2pft_flower.plugins import call_reference, is_reference, source_file, telling_whose
 
 __all__ = [
     "CODECS",
@@ -33,6 +35,7 @@ __all__ = [
     "is_own_codec",
     "make_codec",
     "relative_error",
+    "source_digest",
 ]
 
 CODECS = ("none", "float16", "bfloat16", "int8", "q4", "q3", "topk:F")
@@ -232,6 +235,59 @@ def for_vectors(codec: Codec, vectors: int) -> Codec:
     return codec if vectors == 1 else Joined(codec, vectors)
 
 
+@dataclass(frozen=True)
+class Checked:
+    """A user's own codec, of which each answer is checked: NumPy would broadcast or promote a wrong one.
+
+    Attributes
+    ----------
+    spec : str
+        The value of ``codec``, for errors.
+    own : Codec
+        The user's object.
+    """
+
+    spec: str
+    own: Codec
+
+    def most_bytes(self, q: int, dtype: np.dtype[Any]) -> int:
+        """Return the codec's answer, a whole number of at least 1."""
+        with self._calling("most_bytes"):
+            most = self.own.most_bytes(q, dtype)
+        if isinstance(most, bool) or not isinstance(most, (int, np.integer)) or most < 1:
+            raise self._wrong("most_bytes", f"{most!r}, expected a whole number of bytes")
+        return int(most)
+
+    def encode(self, vector: Vector) -> bytes:
+        """Return the codec's bytes, no more than it announced."""
+        most = self.most_bytes(vector.size, vector.dtype)
+        with self._calling("encode"):
+            payload = self.own.encode(vector)
+        if not isinstance(payload, bytes):
+            raise self._wrong("encode", f"{type(payload).__name__}, expected bytes")
+        if len(payload) > most:
+            raise self._wrong("encode", f"{len(payload)} bytes, more than its most_bytes, {most}")
+        return payload
+
+    def decode(self, payload: bytes, q: int, dtype: np.dtype[Any]) -> Vector:
+        """Return the codec's vector: finite, (q,), of ``dtype``; a copy, if the codec could change it."""
+        with self._calling("decode"):
+            vector = self.own.decode(payload, q, dtype)
+        if not isinstance(vector, np.ndarray):
+            raise self._wrong("decode", f"{type(vector).__name__}, expected a NumPy array")
+        if vector.shape != (q,) or vector.dtype != dtype:
+            raise self._wrong("decode", f"{vector.shape} {vector.dtype}, expected ({q},) {dtype}")
+        if not np.isfinite(vector).all():
+            raise self._wrong("decode", "NaN or infinity")
+        return vector.copy() if vector.flags.writeable else vector
+
+    def _calling(self, method: str) -> AbstractContextManager[None]:
+        return telling_whose(self.spec, key="codec", doing=f"its {method}")
+
+    def _wrong(self, method: str, what: str) -> ConfigError:
+        return ConfigError(f"codec = {self.spec!r}: its {method} returned {what}")
+
+
 def is_own_codec(spec: str) -> bool:
     """Tell whether ``spec`` names a user's own codec."""
     return is_reference(spec) and not spec.startswith("topk:")
@@ -264,7 +320,7 @@ def make_codec(spec: str) -> Codec | None:
                 f"codec = {spec!r}: the object that it returns has no {', '.join(missing)}; "
                 "see p2pft_flower.algorithms.codecs.Codec"
             )
-        return own  # type: ignore[no-any-return]  # checked just above, as far as Python can
+        return Checked(spec, own)
     if spec == "none":
         return None
     if spec in _NAMED:
@@ -306,6 +362,15 @@ def relative_error(codec: Codec) -> float:
         error = codec.decode(codec.encode(vector), vector.size, vector.dtype) - vector
         errors.append(float(np.linalg.norm(error) / np.linalg.norm(vector)))
     return max(errors)
+
+
+def source_digest(spec: str) -> str:
+    """Return a digest of the file of a user's own codec; empty for others, and if no file is known.
+
+    Peers with another file would decode another vector than was encoded, and nothing else would show it.
+    """
+    file = source_file(spec, key="codec") if is_own_codec(spec) else None
+    return "" if file is None else sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _require_size(payload: bytes, size: int) -> None:

@@ -9,8 +9,11 @@
 C is any codec, h and s begin at zero, γ in (0, 1]. With C(x) = x and γ = 1 this is x_i ← Σ_j w_ij x_j. The
 columns of B sum to one, so Σ s = Σ h and Σ x is preserved for any loss of C: Σ τ = Σ g for any codec. When
 the vectors come to rest, differences vanish, and with them the loss by a relative error. So the fixed point
-is that of the method. Sources: Song, Shi, Pu and Yan, arXiv 2106.07243 (compressed push-pull); Zhao et al.,
-arXiv 2201.13320 (BEER); Liao et al., arXiv 2205.12623.
+is that of the method over (1 − γ) I + γ W. That of p2pft and gt-dgd is the same for every W. Those of dgd
+and sgp are not: their bias grows from O(α) to O(α / γ).
+
+Sources: Song, Shi, Pu and Yan, arXiv 2106.07243 (compressed push-pull); Zhao et al., arXiv 2201.13320 (BEER);
+Liao et al., arXiv 2205.12623.
 
 Each exchange of an iteration has a memory of its own. A change of view begins all of them again at zero.
 Memories are float64, whatever the vectors are: what is rounded off Σ s = Σ h stays there and is added to Σ x
@@ -27,6 +30,7 @@ import numpy.typing as npt
 
 from p2pft_flower.algorithms.codecs import Codec, relative_error
 from p2pft_flower.algorithms.seam import Vector
+from p2pft_flower.errors import ConfigError
 from p2pft_flower.topology import Graph
 
 __all__ = ["Compression", "Encoded", "Memory", "codec_step", "safe_step", "wide"]
@@ -145,8 +149,18 @@ def safe_step(graph: Graph, codec: Codec) -> float:
     -------
     float
         In (0, 1], with one digit.
+
+    Raises
+    ------
+    ConfigError
+        When ε is not below 1: no γ is safe then.
     """
     error = relative_error(codec)
+    if not error < 1:
+        raise ConfigError(
+            f"codec: it loses {error:.2g} of a vector, and has to lose less than 1, so that neighbours come "
+            "to know a peer's vector; change what it returns, or set codec-step, a small one"
+        )
     moduli = [_others(np.linalg.eigvals(weights)) for weights in (graph.A, graph.B)]
 
     def radius(step: float) -> float:

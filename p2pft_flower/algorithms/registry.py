@@ -89,10 +89,9 @@ def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0, options
         raise ConfigError(
             f"algorithm = {name!r} is unknown; choose one of {', '.join(ALGORITHMS)}, or my_module:my_method"
         )
+    chosen = _chosen(name, ALGORITHMS[name], options)
     try:
-        return ALGORITHMS[name](alpha=alpha, momentum=momentum, **_chosen(name, ALGORITHMS[name], options))
-    except ConfigError:
-        raise
+        return ALGORITHMS[name](alpha=alpha, momentum=momentum, **chosen)
     except ValueError as error:
         raise ConfigError(f"algorithm-options = {options!r}: {name} refuses: {error}") from error
 
@@ -113,6 +112,8 @@ def _chosen(name: str, method: Callable[..., Any], options: str) -> dict[str, An
         if argument not in defaults:
             known = ", ".join(option.replace("_", "-") for option in defaults) or "none"
             raise ConfigError(f"algorithm-options: {name} has no option {key!r}; it has: {known}")
+        if argument in chosen:
+            raise ConfigError(f"algorithm-options = {options!r}: {key.strip()} is given twice")
         try:
             chosen[argument] = type(defaults[argument])(value)
         except ValueError as error:
@@ -154,13 +155,15 @@ def vectors_per_payload(method: Algorithm[Any]) -> int:
     return int(getattr(method, "vectors_per_payload", 1))
 
 
-def check_codec(name: str, method: Algorithm[Any], codec: str) -> None:
-    """Refuse a codec for a method that exchanges nothing.
+def check_codec(name: str, method: Algorithm[Any], codec: str, step: float) -> None:
+    """Refuse a codec for a method that exchanges nothing, and a codec-step without a codec.
 
     Raises
     ------
     ConfigError
-        When the method exchanges nothing; names the key.
+        When there is nothing that the codec, or ``step``, would act on; names the key.
     """
     if codec != "none" and not method.phases:
         raise ConfigError(f"codec = {codec!r}: algorithm {name!r} exchanges nothing; leave codec out")
+    if step and codec == "none":
+        raise ConfigError(f"codec-step = {step}: without a codec it has no effect; leave it out")

@@ -142,7 +142,8 @@ def simulate(
         starts = starts.mean(axis=0, keepdims=True, dtype=starts.dtype)
 
     mix = _mixer(graph, codec, codec_step, vectors_per_payload(method))
-    methods = [placed(method, float(w)) for w in graph.tracker_weights]
+    # One model on all the data has no neighbours, and its tracker is the mean gradient.
+    methods = [placed(method, float(w) if len(objectives) > 1 else 1.0) for w in graph.tracker_weights]
     states: dict[int, Any] = {i: methods[i].start(starts[i].copy(), g) for i, g in enumerate(objectives)}
     consensus, tracker = [], []
 

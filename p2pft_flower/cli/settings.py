@@ -146,7 +146,7 @@ def check(values: dict[str, Any], *, here: bool, any_graph: bool = False) -> tup
         )
         if not any_graph:
             check_graph(method, graph)
-        check_codec(name, method, config.method.codec)
+        check_codec(name, method, config.method.codec, config.method.codec_step)
     elif is_strategy(name):
         make_strategy(config.method, graph.n)
         refuse_method_keys(config.method)

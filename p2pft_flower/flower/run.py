@@ -228,6 +228,14 @@ def _codec_step(method: MethodConfig, graph: Graph) -> float:
             step,
             "" if method.codec_step else " (chosen from the graph and the codec's error)",
         )
+    if 0 < step < 1 and method.algorithm in ("dgd", "sgp"):  # all others are exact on any weights
+        log.warning(
+            "%s with codec-step %g comes to rest about as far from the optimum as without a codec and with "
+            "learning-rate %g; p2pft reaches it with any codec",
+            method.algorithm,
+            step,
+            method.learning_rate / step,
+        )
     return step
 
 

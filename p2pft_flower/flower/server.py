@@ -124,7 +124,7 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Endin
             options=config.method.algorithm_options,
         )
         check_graph(method, graph)
-        check_codec(name, method, config.method.codec)
+        check_codec(name, method, config.method.codec, config.method.codec_step)
         gradients = gradients_per_step(method)
         pooled, exchanges = bool(getattr(method, "pooled", False)), bool(method.phases)
         if config.method.strategy_options:

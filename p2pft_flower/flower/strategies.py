@@ -132,6 +132,7 @@ def refuse_method_keys(method: MethodConfig) -> None:
     for key, value, default in (
         ("algorithm-options", method.algorithm_options, ""),
         ("codec", method.codec, "none"),
+        ("codec-step", method.codec_step, 0.0),
     ):
         if value != default:
             raise ConfigError(

@@ -60,6 +60,7 @@ class HostExchange:
         self._wires = wires
         self._itemsize = itemsize
         self.memories: dict[tuple[int, int], Memory] = {}
+        self._largest: dict[tuple[int, int], float] = {}
         self.bytes_sent = dict.fromkeys(peers, 0)
         self.seconds = 0.0
 
@@ -98,7 +99,9 @@ class HostExchange:
             )
             for peer, mix in outbox.items():
                 if not isinstance(mix, Columns):
-                    _require_known(peer, place, mix, self.memories[peer, phase])
+                    size = float(np.linalg.norm(mix.vector if isinstance(mix, Rows) else mix.rows))
+                    size = self._largest[peer, phase] = max(size, self._largest.get((peer, phase), 0.0))
+                    _require_known(peer, place, mix, self.memories[peer, phase], size)
         self.seconds += time.perf_counter() - begin
         return mixed
 
@@ -160,15 +163,18 @@ class HostExchange:
         return terms
 
 
-def _require_known(peer: int, where: str, mix: Rows | Both, memory: Memory) -> None:
-    """Refuse a memory that is further from θ than zero is: with a codec that works none ever is."""
+def _require_known(peer: int, where: str, mix: Rows | Both, memory: Memory, size: float) -> None:
+    """Refuse a memory that is further from θ than the largest θ so far, of norm ``size``, is from zero.
+
+    With a codec that works none ever is. The present θ would be too strict: it may go through zero.
+    """
     vector = mix.vector if isinstance(mix, Rows) else mix.rows
     lost = float(np.linalg.norm(vector - memory.known[: vector.size]))
-    if lost > (whole := float(np.linalg.norm(vector))):
+    if lost > size:
         raise DivergedError(
             peer,
             where,
-            f"what its neighbours know of its vector is {lost:.3g} off, more than the vector itself, "
-            f"{whole:.3g}",
+            f"what its neighbours know of its vector is {lost:.3g} off, more than the vector itself "
+            f"has ever been, {size:.3g}",
             "lower codec-step (0 chooses one) or learning-rate, or take a codec that loses less",
         )

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from p2pft_flower.algorithms.codecs import for_vectors, make_codec
+from p2pft_flower.algorithms.codecs import for_vectors, make_codec, source_digest
 from p2pft_flower.algorithms.compression import Compression, codec_step
 from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.host.agreement import NewView
@@ -145,6 +145,8 @@ class Sessions:
         self._config = f"settings {plan.terms} model {model_digest}"
         self._each = make_codec(plan.config.method.codec)
         self._codec = None if self._each is None else for_vectors(self._each, vectors)
+        if source := source_digest(plan.config.method.codec):
+            self._config += f" codec's file {source}"
 
     def first(self) -> Session:
         """Return the session of the view that the run begins with."""

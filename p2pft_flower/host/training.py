@@ -16,7 +16,7 @@ import numpy as np
 from p2pft_flower.algorithms.objective import local_objective
 from p2pft_flower.algorithms.registry import check_graph
 from p2pft_flower.algorithms.seam import Algorithm, Gradient, Mix, State, Step, Vector, lockstep, placed
-from p2pft_flower.errors import Cause, P2PFTError
+from p2pft_flower.errors import Cause, DataError, P2PFTError
 from p2pft_flower.host.agreement import Agreement
 from p2pft_flower.host.exchange import DivergedError, HostExchange
 from p2pft_flower.host.keeper import Keeper, Moment
@@ -133,6 +133,15 @@ class Training:
                 self.states[p], memory, self._exchange.bytes_sent[p] = self._keeper.resume(
                     p, self._plan.resume, start, self._objectives[p]
                 )
+                if len(memory) not in (
+                    0,
+                    len(self._method.phases),
+                ):  # none: nothing was exchanged in its view
+                    raise DataError(
+                        f"peer {p}: its checkpoint has a codec's memory of the exchanges {list(memory)}, "
+                        f"expected {len(self._method.phases)} of them: the method was changed; resume with "
+                        "the version that wrote it"
+                    )
                 self._exchange.memories |= {(p, phase): one for phase, one in memory.items()}
 
     def begin(self, theta0: Vector) -> None:

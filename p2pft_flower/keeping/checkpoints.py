@@ -344,10 +344,16 @@ def _state(document: _Document, tensors: Mapping[str, np.ndarray[Any, Any]]) -> 
 def _memories(tensors: Mapping[str, np.ndarray[Any, Any]]) -> dict[int, Memory]:
     names = [name.removeprefix(_MEMORY).split(".") for name in tensors if name.startswith(_MEMORY)]
     phases = sorted({int(phase) for phase, _ in names})
-    return {
+    memories = {
         phase: Memory(**{part: tensors[f"{_MEMORY}{phase}.{part}"] for part in Memory._fields})
         for phase in phases
     }
+    for phase, memory in memories.items():
+        # A payload may have several vectors of θ's length.
+        numbers, q = memory.known.size, tensors["theta"].size
+        if any(v.shape != (numbers,) or v.dtype != np.float64 for v in memory) or numbers % q or not numbers:
+            raise ValueError(f"the memory of exchange {phase} is not of θ's length, in float64")
+    return memories
 
 
 def _peer_of(path: Path) -> int | None:

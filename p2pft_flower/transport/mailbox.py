@@ -64,7 +64,7 @@ ASK_EVERY = 0.2
 """Seconds between two calls of a waiting caller's ``patience``."""
 
 _LONG = 2**20
-"""Bytes from which on a payload is checked in a thread of its own, so that it holds nothing else up."""
+"""Bytes, or encoded numbers, from which on a payload is checked in a thread: it holds nothing else up."""
 
 
 def first_error(held: Exception | None, new: Exception) -> Exception:
@@ -230,7 +230,7 @@ class Mailbox:
                 raise Refused(pb.BAD_HEADER, str(error)) from error
             if (parsed.sender, parsed.receiver) in self._inboxes:
                 edge = (parsed.sender, parsed.receiver)
-            if len(payload) < _LONG:
+            if max(len(payload), self.terms.numbers if self.terms.codec else 0) < _LONG:
                 received = self._check(parsed, payload, authenticated)
             else:
                 received = await asyncio.to_thread(self._check, parsed, payload, authenticated)

@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as npst
 
 from p2pft_flower.algorithms import simulate
 from p2pft_flower.algorithms.codecs import make_codec, relative_error
+from p2pft_flower.algorithms.compression import safe_step
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.topology import Graph
 
@@ -154,3 +155,135 @@ def test_the_example_in_the_docs_reaches_the_optimum(tmp_path):
     )
     np.testing.assert_allclose(run.theta, np.tile(problem.optimum(), (4, 1)), rtol=0, atol=1e-8)
     assert make_codec(own).most_bytes(200, np.dtype("f4")) == 200
+
+
+OWN = """
+import numpy as np
+
+
+class Whole:
+    def most_bytes(self, q, dtype):
+        return 8 * q
+
+    def encode(self, vector):
+        return vector.astype("<f8").tobytes()
+
+    def decode(self, payload, q, dtype):
+        return np.frombuffer(payload, "<f8").astype(dtype)
+
+
+class Float64(Whole):
+    def decode(self, payload, q, dtype):
+        return np.frombuffer(payload, "<f8")
+
+
+class One(Whole):
+    def decode(self, payload, q, dtype):
+        return super().decode(payload, q, dtype)[:1]
+
+
+class Column(Whole):
+    def decode(self, payload, q, dtype):
+        return super().decode(payload, q, dtype)[:, None]
+
+
+class Listed(Whole):
+    def decode(self, payload, q, dtype):
+        return list(super().decode(payload, q, dtype))
+
+
+class NoNumber(Whole):
+    def decode(self, payload, q, dtype):
+        return super().decode(payload, q, dtype) * np.nan
+
+
+class Failing(Whole):
+    def decode(self, payload, q, dtype):
+        raise IndexError("no such table")
+
+
+class Long(Whole):
+    def most_bytes(self, q, dtype):
+        return q
+
+
+class Fraction(Whole):
+    def most_bytes(self, q, dtype):
+        return 8.0 * q
+
+
+class Array(Whole):
+    def encode(self, vector):
+        return bytearray(super().encode(vector))
+
+
+class Threefold(Whole):
+    def decode(self, payload, q, dtype):
+        return 3 * super().decode(payload, q, dtype)
+
+
+class OneBuffer(Whole):
+    buffer = np.empty(0)
+
+    def decode(self, payload, q, dtype):
+        if (self.buffer.size, self.buffer.dtype) != (q, dtype):
+            self.buffer = np.empty(q, dtype)
+        self.buffer[:] = super().decode(payload, q, dtype)
+        return self.buffer
+"""
+
+
+@pytest.mark.parametrize("step", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Float64", r"its decode returned \([0-9]+,\) float64, expected \([0-9]+,\) float32"),
+        ("One", r"its decode returned \(1,\) float32, expected \([0-9]+,\)"),
+        ("Column", r"its decode returned \([0-9]+, 1\) float32"),
+        ("Listed", r"its decode returned list, expected a NumPy array"),
+        ("NoNumber", r"its decode returned NaN or infinity"),
+        ("Failing", r"its decode raised IndexError: no such table \(.*own_codec.py, line [0-9]+\)"),
+        ("Long", r"its encode returned [0-9]+ bytes, more than its most_bytes, [0-9]+"),
+        ("Fraction", r"its most_bytes returned [0-9.]+, expected a whole number"),
+        ("Array", r"its encode returned bytearray, expected bytes"),
+    ],
+)
+def test_what_an_own_codec_returns_is_refused_by_name_where_it_is_not_what_it_should_be(
+    name, message, step, tmp_path
+):
+    (tmp_path / "own_codec.py").write_text(OWN)
+    gradients = [lambda theta: theta] * 4
+    with pytest.raises(ConfigError, match=rf"codec = '.*own_codec.py:{name}': {message}"):
+        simulate(
+            "p2pft",
+            Graph.load("lopsided-4"),
+            gradients,
+            np.ones(40, np.float32),
+            alpha=0.1,
+            iterations=2,
+            codec=f"{tmp_path / 'own_codec.py'}:{name}",
+            codec_step=step,
+        )
+
+
+def test_no_step_is_chosen_for_a_codec_that_loses_more_than_there_is(tmp_path):
+    (tmp_path / "own_codec.py").write_text(OWN)
+    with pytest.raises(ConfigError, match=r"it loses 2 of a vector, and has to lose less than 1"):
+        safe_step(Graph.load("lopsided-4"), make_codec(f"{tmp_path / 'own_codec.py'}:Threefold"))
+
+
+def test_an_own_codec_may_use_one_buffer_for_all_that_it_decodes(tmp_path):
+    (tmp_path / "own_codec.py").write_text(OWN)
+    whole, buffer = (
+        simulate(
+            "p2pft",
+            Graph.load("lopsided-4"),
+            quadratics(4).gradients,
+            np.zeros(5),
+            alpha=0.02,
+            iterations=50,
+            codec=f"{tmp_path / 'own_codec.py'}:{name}",
+        )
+        for name in ("Whole", "OneBuffer")
+    )
+    np.testing.assert_array_equal(buffer.theta, whole.theta)

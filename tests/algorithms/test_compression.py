@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -214,3 +215,49 @@ def test_float32_trackers_drift_no_further_with_a_codec_than_without(codec, lops
         return run.history["tracker_error"].max()
 
     assert drift(codec) < 5 * drift("none")
+
+
+def test_dgd_with_a_step_below_one_ends_where_it_does_on_the_graph_that_mixes_so_much_less(lopsided):
+    problem, settings = quadratics(4), {"alpha": 0.01, "iterations": 4000}
+    lazy = Graph.from_weights((np.eye(4) + lopsided.A) / 2)
+    coded = simulate("dgd", lopsided, problem.gradients, np.zeros(5), codec="q4", codec_step=0.5, **settings)
+    plain = simulate("dgd", lazy, problem.gradients, np.zeros(5), **settings)
+    np.testing.assert_allclose(coded.theta, plain.theta, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("steps=2", r"^algorithm-options: p2pft has no option"),
+        ("local-steps=2, local-steps=4", r"local-steps is given twice"),
+    ],
+)
+def test_options_are_refused_once_and_not_twice(options, message, lopsided):
+    with pytest.raises(ConfigError, match=message):
+        simulate(
+            "p2pft", lopsided, quadratics(4).gradients, np.zeros(5), alpha=0.1, iterations=1, options=options
+        )
+
+
+@dataclass(frozen=True)
+class PooledPlaced:
+    """One model on all data; tells the weight that it was placed with."""
+
+    weight: float = 0.0
+    pooled = True
+    phases = ()
+
+    def placed(self, tracker_weight):
+        return PooledPlaced(tracker_weight)
+
+    def start(self, theta, gradient):
+        return Weighed(theta + self.weight)
+
+
+class Weighed(NamedTuple):
+    theta: np.ndarray
+
+
+def test_one_model_on_all_data_is_placed_as_if_it_were_alone(lopsided):
+    run = simulate(PooledPlaced(), lopsided, quadratics(4).gradients, np.zeros(5), alpha=0.1, iterations=0)
+    np.testing.assert_array_equal(run.theta, np.ones((4, 5)))

@@ -138,6 +138,11 @@ WRONG = {
     ),
     "codec, no exchange": ("algorithm=local codec=q4", "algorithm 'local' exchanges nothing"),
     "codec-step": ("codec-step=2", r"codec-step = 2.0: must be a number from 0 to 1"),
+    "codec-step, no codec": ("codec-step=0.5", r"codec-step = 0.5: without a codec it has no effect"),
+    "codec-step, a strategy": (
+        "algorithm=fedavg codec-step=0.5",
+        r"codec-step = 0.5 with algorithm = 'fedavg'",
+    ),
     "strategy-options": ("algorithm=fedavg strategy-options=mu=1", "fedavg has no option 'mu'"),
     "min-peers": ("min-peers=5", "min-peers = 5: the graph directed-ring-4 has 4 peers"),
     "preflight-only": ("preflight-only=true", "preflight-only = true: .* a simulation has none"),

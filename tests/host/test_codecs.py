@@ -7,17 +7,26 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from p2pft_flower.algorithms import simulate
+from p2pft_flower.algorithms.compression import Memory
+from p2pft_flower.errors import DataError
 from p2pft_flower.host.exchange import DivergedError
 from p2pft_flower.host.host import PeerFailedError
 from p2pft_flower.host.wires import Access
+from p2pft_flower.keeping.checkpoints import (
+    checkpoint_files,
+    checkpoint_folder,
+    read_checkpoint,
+    write_checkpoint,
+)
 from p2pft_flower.transport import ExchangeRefusedError
 from tests.journals import tracker_surplus
 
 from ..transport.federation import Federation as Certificates
 from .hosts import ALONE, FOLDED, RING, best, run_together, tcp, train, unix, until
-from .quadratic import GRAPH, Peer, Quadratics, plans, thetas
+from .quadratic import GRAPH, Peer, Quadratics, Score, plans, thetas
 from .test_keeper import going_on, keeping, run_all
 
 CODECS = ["float16", "bfloat16", "int8", "q4", "q3", "topk:0.1"]
@@ -134,3 +143,80 @@ def test_a_codec_with_too_large_a_step_is_noticed_and_named(tmp_path):
     assert isinstance(result, DivergedError)
     assert "what its neighbours know of its vector is" in str(result)
     assert "lower codec-step (0 chooses one)" in str(result)
+
+
+def test_a_codec_whose_payloads_are_longer_than_the_vector_crosses_the_network(tmp_path):
+    class Long(Quadratics):
+        theta0 = np.ones(200_000, np.float32)
+
+        class peer(Peer):  # noqa: N801 - as Quadratics names it
+            def gradient(self, theta):
+                self.drawn += 1
+                return theta
+
+            def evaluate(self, theta):
+                self.kept = theta.copy()
+                return Score(0.0, 0.5, None)
+
+    settings = {"codec": "topk:1", "iterations": 2, "peer-timeout": 10.0}
+    problems = [Long() for _ in FOLDED]
+    results = run_together(plans(GRAPH, FOLDED, tcp(), tmp_path, **settings), problems)
+    assert not [r for r in results if isinstance(r, Exception)]
+    assert np.abs(thetas(problems)).max() < 1
+
+
+def test_a_vector_that_goes_to_zero_is_no_divergence(tmp_path):
+    class Vanishing(Quadratics):
+        theta0 = np.random.default_rng(9).normal(size=Quadratics.theta0.size).astype(np.float32)
+
+        class peer(Peer):  # noqa: N801 - as Quadratics names it
+            def gradient(self, theta):
+                self.drawn += 1
+                return theta
+
+    problem = Vanishing()
+    (result,) = run_together(
+        plans(GRAPH, [[0, 1, 2, 3]], {}, tmp_path, codec="topk:0.1", iterations=400), [problem]
+    )
+    assert not isinstance(result, Exception)
+    assert np.abs(thetas([problem])).max() < 0.01
+
+
+def test_peers_with_other_files_of_a_codec_refuse_each_other(tmp_path, monkeypatch):
+    files = iter("ABCD")
+    monkeypatch.setattr("p2pft_flower.host.session.source_digest", lambda _: next(files))
+    results = run_together(
+        plans(RING, ALONE, tcp(), tmp_path, codec="q4", **{"meet-timeout": 5.0}),
+        [Quadratics() for _ in range(4)],
+    )
+    assert any("codec's file" in str(r) for r in results if isinstance(r, ExchangeRefusedError))
+    assert all(isinstance(result, Exception) for result in results)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: {0: m[0]}, "memory of the exchanges \\[0\\], expected 2 of them"),
+        (
+            lambda m: {**m, 1: m[1]._replace(mixed=m[1].mixed[:1])},
+            "memory of exchange 1 is not of",
+        ),
+        (lambda m: {**m, 1: Memory(*(v.astype("f4") for v in m[1]))}, "in float64"),
+    ],
+    ids=["missing", "short", "float32"],
+)
+def test_memories_that_do_not_fit_are_refused(change, message, tmp_path):
+    run_all(keeping(tmp_path / "first", codec="q4"))
+    for file in checkpoint_files(checkpoint_folder(tmp_path / "first", 1)).values():
+        kept, _ = read_checkpoint(file)
+        if kept.memories:
+            write_checkpoint(structs.replace(kept, memories=change(kept.memories)), file.parent)
+
+    def go_on():
+        for file in checkpoint_files(checkpoint_folder(tmp_path / "first", 1)).values():
+            read_checkpoint(file)
+        run_all(going_on(tmp_path / "rest", tmp_path / "first", codec="q4", iterations=30))
+
+    with pytest.raises(DataError, match=message) as refused:
+        go_on()
+    assert "peer 1" in str(refused.value) or "peer-1" in str(refused.value)
