@@ -27,6 +27,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import numpy as np
+
 from p2pft_flower.algorithms.p2pft import Tracking
 from p2pft_flower.algorithms.seam import (
     Both,
@@ -35,7 +37,6 @@ from p2pft_flower.algorithms.seam import (
     Step,
     Vector,
     heavy_ball,
-    weighted_sum,
 )
 
 __all__ = ["LocalSteps"]
@@ -74,12 +75,12 @@ class LocalSteps:
     def step(self, k: int, state: Tracking, gradient: Gradient) -> Step[Tracking]:
         """One iteration; ``grad`` of the state is z_i."""
         correction = state.tau / self.tracker_weight - state.grad  # c_i = τ_i / w_i − z_i
-        phi, velocity, drawn = state.theta, state.velocity, []
+        phi, velocity, grad = state.theta, state.velocity, np.zeros_like(state.grad)
         for _ in range(self.local_steps):
-            drawn.append(gradient(phi))
-            velocity = heavy_ball(self.momentum, velocity, drawn[-1] + correction)
+            drawn = gradient(phi)
+            velocity = heavy_ball(self.momentum, velocity, drawn + correction)
             phi = phi - self.alpha(k) * velocity  # φ_i ← φ_i − α (∇L_i(φ_i) + c_i)
-        grad = weighted_sum((1 / self.local_steps, g) for g in drawn)  # z_i^{k+1}
+            grad = grad + drawn / self.local_steps  # z_i^{k+1}, the mean of all of them
         # θ_i ← Σ_j a_ij φ_j and τ_i ← Σ_j b_ij (τ_j + z_j^{k+1} − z_j^k)
         theta, tau = yield Both(phi, state.tau + grad - state.grad)
         return Tracking(theta, tau, grad, velocity if self.momentum else None)
