@@ -92,6 +92,8 @@ def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0, options
     chosen = _chosen(name, ALGORITHMS[name], options)
     try:
         return ALGORITHMS[name](alpha=alpha, momentum=momentum, **chosen)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"algorithm-options = {options!r}: {name} refuses: {error}") from error
 

@@ -74,13 +74,13 @@ class Run:
     iterations: int
     epoch: int
     """Iterations of an epoch."""
-    codec_step: float
-    """γ of the exchanges with a codec; 0 without one."""
     evaluate_every: int
     resume: ResumePoint | None = None
     """The point from which the run goes on; None if it begins anew."""
     loss_weights: dict[int, float] | None = None
     """The factor of each peer's loss in the earlier run, if this run goes on from one."""
+    codec_step: float = 0.0
+    """γ of the exchanges with a codec; 0 without one."""
     images_line: str = ""
     """A line on the images that the models see, from the sites; empty in simulation: a host logs it."""
     known: dict[int, KnownImages] = field(default_factory=dict)
