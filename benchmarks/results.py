@@ -98,6 +98,7 @@ LENGTHS: dict[str, dict[str, Any]] = {
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "Algorithm 1": {},
+    "4 local steps, q4": {"algorithm-options": "local-steps=4", "codec": "q4"},
     "8 local steps": {"algorithm-options": "local-steps=8"},
     "8 local steps, q4": {"algorithm-options": "local-steps=8", "codec": "q4"},
     "8 local steps, q3": {"algorithm-options": "local-steps=8", "codec": "q3"},
@@ -115,7 +116,7 @@ FEWER: dict[str, tuple[str, ...]] = {
         "fedavg",
     ),
     "CIFAR-10 lopsided-4": ("Algorithm 1", "8 local steps", "8 local steps, q4", "8 local steps, q3"),
-    "CIFAR-100 directed-ring-4": ("Algorithm 1", "8 local steps, q4", "fedavg"),
+    "CIFAR-100 directed-ring-4": ("Algorithm 1", "4 local steps, q4", "8 local steps, q4", "fedavg"),
 }
 """Of which data and graph; all with 40 epochs and without momentum."""
 
