@@ -163,7 +163,7 @@ class Plan:
 
     @property
     def begins(self) -> dict[int, int]:
-        """Iterations that each of these peers has done before this run."""
+        """Iterations that each peer of this plan had done before this run: 0 unless it is resumed."""
         done = {} if self.resume is None else self.resume.iterations
         return {p.peer: done.get(p.peer, 0) for p in self.peers}
 
@@ -243,10 +243,10 @@ class _Sealed(msgspec.Struct, frozen=True):
 
 
 def greetings(view: View, hosts: Iterable[Collection[int]]) -> int:
-    """Return the number of rounds after which every host knows that all others are prepared, at least one.
+    """Return how many rounds of greetings tell every host that all others are prepared; at least 1.
 
-    With each round a host knows it of the hosts one step further away, along edges in either direction. So
-    the number is the diameter of the hosts' undirected graph.
+    In each round a host asks its neighbours, and so hears of hosts one step further away, along edges in
+    either direction. So the number is the diameter of the hosts' undirected graph.
 
     Parameters
     ----------

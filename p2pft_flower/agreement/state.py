@@ -158,7 +158,7 @@ class State:
 
 
 def begin(rules: Rules, me: int) -> State:
-    """Return the state of a member that the run begins with."""
+    """Return the first state of a member that takes part from the start of the run."""
     return State(rules, Record(me, 0), rules.first)
 
 

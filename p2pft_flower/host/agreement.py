@@ -290,13 +290,13 @@ class Agreement:
         return f"peer {peer} took no part in agreeing on view {number}, and was waited for no longer"
 
     def finish(self, timeout: float, raise_if_stopped: Callable[[], None]) -> bool:
-        """Stay until all others have done all iterations; False if the view changes before.
+        """Wait until all other members have done all iterations; return False if the view changes first.
 
         Parameters
         ----------
         timeout : float
-            Longest stay, in seconds, after the last word from one that still trains: it needs nothing of this
-            host any more but its vote if another one is lost.
+            Seconds to wait after the last message of a member that still trains. Such a member needs this
+            host only for its vote, if another member is lost.
         raise_if_stopped : callable
             As in :meth:`settle`.
         """

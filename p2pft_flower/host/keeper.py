@@ -123,21 +123,23 @@ class Keeper:
         return every > 0 and (done % every == 0 or self._written < 0 or done == self._plan.iterations)
 
     def keep(self, moment: Moment, check: Callable[[], None], timeout: float) -> None:
-        """Let the thread write ``moment`` while training goes on, once the one before is on disk.
+        """Start to write a checkpoint of ``moment`` in a background thread, while training goes on.
+
+        If the previous checkpoint is still being written, wait for it first.
 
         Parameters
         ----------
         moment : Moment
             All peers of the host.
         check : callable
-            Called while the one before is still being written; raises when the run was stopped.
+            Called during that wait; raises when the run was stopped.
         timeout : float
-            Seconds to wait for the one before.
+            Seconds to wait for the previous checkpoint.
 
         Raises
         ------
         CheckpointError
-            When the one before could not be written, or is not on disk in time.
+            When the previous checkpoint could not be written, or is not on disk in time.
         ConfigError
             When the method's state cannot be kept.
         """
@@ -205,7 +207,7 @@ class Keeper:
     def resume(
         self, peer: int, point: ResumePoint, start: Callable[[], State], objective: Objective
     ) -> tuple[State, dict[int, Memory], int]:
-        """Restore the point from which ``peer`` goes on: its data order and log here; its state is returned.
+        """Put ``peer`` back at its resume point: data order and log in place; the state is returned.
 
         Parameters
         ----------
@@ -214,7 +216,7 @@ class Keeper:
         point : ResumePoint
             The point, which names the checkpoint.
         start : callable
-            Returns a state of the method; only its kind is used.
+            Returns a fresh state of the method; only its type and the shapes in it are used.
         objective : Objective
             The peer's objective, at the start of its data order.
 

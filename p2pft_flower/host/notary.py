@@ -69,14 +69,16 @@ class Notary:
         )
 
     def read(self, message: pb.Gossip, speaker: int | None) -> tuple[Heard, list[ValueError]]:
-        """Return the content of a gossip, and the reasons why parts of it are not used.
+        """Decode a gossip message and check its signatures.
+
+        Returns the parts that hold, and an error for each part that is dropped.
 
         Parameters
         ----------
         message : p2pft_pb2.Gossip
-            The gossip of the member ``speaker``.
+            The message.
         speaker : int or None
-            The member that speaks; None if the caller is a peer of no member.
+            The member whose host sent the message; None if the sender belongs to no member.
         """
         wrong: list[ValueError] = []
         most = len(self._groups)

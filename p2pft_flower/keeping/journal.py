@@ -208,7 +208,7 @@ def _read(path: Path) -> Iterator[AnyLine | DataError]:
 
 
 class Life(NamedTuple):
-    """The lines of one run in a log, or of one life of the peer in it.
+    """The lines of one run in a log; if the peer was started again in that run, those since one start.
 
     Attributes
     ----------
@@ -223,7 +223,7 @@ class Life(NamedTuple):
 
 
 def by_run(lines: Iterable[AnyLine]) -> list[Life]:
-    """Return a log's lines by run, or life of the peer in a run."""
+    """Return a log's lines, one :class:`Life` for each start of the peer in a run."""
     lives: list[Life] = []
     for line in lines:
         if isinstance(line, Run):

@@ -71,7 +71,7 @@ class Relay:
         self._relays.do(self._set(ways, whole=False))
 
     def mend(self, *ways: str) -> None:
-        """Undo :meth:`cut` in ``ways``: pass on what was kept, then what comes; no argument means both."""
+        """Undo :meth:`cut` for these ways (none named: both): what was held back goes first."""
         self._relays.do(self._set(ways, whole=True))
 
     def sever(self, *connections: int) -> None:

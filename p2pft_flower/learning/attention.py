@@ -188,7 +188,7 @@ def tail_maps(
 
 
 def changed_tensors(model: nn.Module, whole: nn.Module) -> dict[str, torch.Tensor]:
-    """Return, by name, the tensors of ``whole`` that differ from those of ``model``: those changed by θ.
+    """Return, by name, the tensors of the fine-tuned ``whole`` that differ from those of its start ``model``.
 
     Raises
     ------

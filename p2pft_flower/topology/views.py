@@ -42,8 +42,8 @@ class View:
         The rest has the same edges and weights. If it is not strongly connected, the in-neighbours of each
         missing peer d are joined to its out-neighbours, so that a ring remains a ring: i, which received
         from d with weight w_id, receives from d's in-neighbours j with w_id w_dj / Σ_j w_dj instead (added to
-        what i gives to j already). A path through missing peers thus becomes one of edges, and the rest is
-        strongly connected because the whole was: without broken edges, no other peer is ever left out.
+        any weight that i has for j already). So a path through missing peers becomes a path of edges, and the
+        rest is strongly connected because the whole was: if no edge is broken, no other peer is left out.
 
         If broken edges still divide the rest, each edge that works is used in the other direction too,
         with its weight. If even that fails, the largest strongly connected part remains
@@ -109,7 +109,7 @@ class View:
         return float(self.graph.tracker_weights[self._index(peer)])
 
     def added_to(self, graph: Graph) -> tuple[tuple[int, int], ...]:
-        """Return the (sender, receiver) edges, ascending, that the whole ``graph`` lacks."""
+        """Return the (sender, receiver) edges of this view, ascending, that ``graph`` does not have."""
         edges = {(self.peers[j], self.peers[i]) for j, i in self.graph.edges}
         return tuple(sorted(edges.difference(graph.edges)))
 

@@ -148,8 +148,8 @@ class Prober(Closing):
         Returns
         -------
         list of LinkReport
-            One a neighbour, ascending. A neighbour that was reached but has not reached this peer by the
-            deadline has an error too, and one that was refused here.
+            One report for each neighbour, by ascending number. A report also has an error if the neighbour
+            was reached but had not reached this peer by the deadline, and if this peer refused its probe.
         """
         end = time.monotonic() + timeout
         if not self._neighbours:
