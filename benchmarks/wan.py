@@ -110,6 +110,11 @@ def run(
                     break
             peers.stop("measured")
         seen = common(folder, range(graph.n)) or seen
+        if not seen:
+            logs = "\n".join(file.read_text()[-1000:] for file in sorted(folder.glob("peer-*.log")))
+            raise RuntimeError(
+                f"the peers were not evaluated once within {longest:g} s; their logs end so:\n{logs}"
+            )
     first, last = seen[0], next((s for s in seen if s[2] >= goal), seen[-1])
     passed = last[1] - first[1]
     return Took(
@@ -138,6 +143,8 @@ def main(
         "checkpoint-every": -1,
         "meet-timeout": 1800.0,
     }
+    if unknown := set(only or ()) - LINKS.keys():
+        raise typer.BadParameter(f"no link is called {min(unknown)!r}; there are {', '.join(LINKS)}")
     whole = Graph.load(graph)
     table = Table("link", "setting", "seconds", "times less", "MB a peer", "accuracy", "s an iteration")
     for name, link in LINKS.items():

@@ -1,7 +1,6 @@
 """Mix what neighbours know of each other's vectors: quantised differences with a memory at both ends.
 
-    d_i = C(x_i − h_i)            the sender encodes the difference of its vector from h_i, which its
-    receivers know
+    d_i = C(x_i − h_i)            the sender encodes how its vector differs from h_i, which receivers know
     h_i ← h_i + d_i               the receivers' new knowledge of it, at the sender
     s_i ← s_i + Σ_j w_ij d_j      the receiver's new knowledge of its in-neighbours: s_i = Σ_j w_ij h_j
     x_i ← x_i − γ (h_i − s_i)     W = A in an exchange by rows, W = B in one by columns

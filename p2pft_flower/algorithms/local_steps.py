@@ -13,7 +13,7 @@ its vectors are known before either is mixed, so they travel in one payload, wit
 
 w_i is the limit of τ_i in mean gradients: n π_i with B π = π. On a graph whose B is not doubly stochastic
 trackers differ by these factors (0.3 to 2.6 on lopsided-4). One step along τ_i may, since θ is mixed at once;
-of K steps in a row, a peer with w_i = 2.6 makes as many as 2.6 K, which cost two points of accuracy there.
+of K steps in a row, a peer with w_i = 2.6 would go as far as in 2.6 K.
 :attr:`~p2pft_flower.topology.Graph.tracker_weights` follows from the graph, so nothing is sent for it.
 
 Fixed point, with full gradients: as for p2pft. Σ τ = Σ z at every k; at rest all φ_i of an iteration are the

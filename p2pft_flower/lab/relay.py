@@ -141,23 +141,30 @@ class Relay:
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: str, number: int | None
     ) -> None:
         pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(_ON_THE_WAY)
-        writing = asyncio.create_task(self._write(pieces, sink, self._whole[way]))
-        passed = 0
-        try:
-            with contextlib.suppress(OSError):  # one end was killed
-                while data := await source.read(_PIECE):
-                    if self._alter is not None and number is not None:
-                        altered = await asyncio.to_thread(
-                            self._alter, number, passed, data
-                        )  # it may take its time
-                        passed += len(data)
-                        data = altered
-                    await pieces.put((self._arrival(way, len(data)), data))
-            await pieces.put((0.0, b""))
-            await writing
+        reading = asyncio.create_task(self._read(source, pieces, way, number))
+        try:  # where nothing can be written any more, nothing is read
+            await self._write(pieces, sink, self._whole[way])
         finally:
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    async def _read(
+        self,
+        source: asyncio.StreamReader,
+        pieces: asyncio.Queue[tuple[float, bytes]],
+        way: str,
+        number: int | None,
+    ) -> None:
+        passed = 0
+        with contextlib.suppress(OSError):  # one end was killed
+            while data := await source.read(_PIECE):
+                if self._alter is not None and number is not None:
+                    # It may take its time.
+                    altered = await asyncio.to_thread(self._alter, number, passed, data)
+                    passed += len(data)
+                    data = altered
+                await pieces.put((self._arrival(way, len(data)), data))
+        await pieces.put((0.0, b""))
 
     def _arrival(self, way: str, size: int) -> float:
         """Return when so many bytes arrive, after those of all connections that came before them."""
