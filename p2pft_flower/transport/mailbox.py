@@ -402,7 +402,8 @@ class Mailbox:
         if self._codec is None:
             return np.frombuffer(payload, terms.numpy_dtype)
         try:
-            vector = self._codec.decode(payload, terms.numbers, terms.numpy_dtype)
+            with np.errstate(all="ignore"):  # what is not finite is refused afterwards
+                vector = self._codec.decode(payload, terms.numbers, terms.numpy_dtype)
         except ValueError as error:
             raise Refused(pb.WRONG_LENGTH, f"no payload of codec {terms.codec!r}: {error}") from error
         if vector.shape != (terms.numbers,) or vector.dtype != terms.numpy_dtype:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pft_flower.algorithms.codecs import make_codec
 from p2pft_flower.transport import (
     ExchangeStoppedError,
     ExchangeTimeoutError,
@@ -272,3 +273,66 @@ def test_the_end_of_a_view_gives_way_to_the_end_of_the_run_and_not_the_other_way
     mailbox.fail(ViewChangeError("peer 5 is lost"))
     with pytest.raises(ExchangeStoppedError, match="the user"):
         mailbox.take(0, 1, 0, 0, 0)
+
+
+# --- encoded payloads ---
+
+Q4 = Terms("run", length=300, codec="q4", most_bytes=make_codec("q4").most_bytes(300, np.dtype("f4")))
+
+
+def encoded(change=lambda payload: payload, **other):
+    """Return a mailbox of encoded payloads, and its answer to one of them."""
+    payload = change(make_codec("q4").encode(np.linspace(-1, 1, 300, dtype=np.float32)))
+    box = Mailbox(Q4, [(1, 0)], codec=make_codec("q4"))
+    header, body = message(Q4, (1, 0), 0, 0, np.frombuffer(payload, np.uint8), **{"codec": "q4", **other})
+    return box, deliver(box, header, body, PATIENCE)
+
+
+def test_an_encoded_payload_is_handed_out_decoded():
+    box, reply = encoded()
+    assert name(reply) == "ACCEPTED"
+    vector = box.take(0, 1, 0, 0, PATIENCE).vector
+    assert (vector.shape, vector.dtype) == ((300,), np.float32)
+    np.testing.assert_allclose(vector, np.linspace(-1, 1, 300), atol=0.08)
+
+
+@pytest.mark.parametrize(
+    ("cause", "change", "other"),
+    [
+        ("WRONG_LENGTH", lambda payload: payload + b"\0" * 2000, {}),
+        ("WRONG_LENGTH", lambda payload: payload[:-1], {}),
+        ("WRONG_LENGTH", lambda payload: payload[:4] + b"\xff" * 150, {}),
+        ("WRONG_DTYPE", lambda payload: payload, {"codec": "q3"}),
+        ("WRONG_DTYPE", lambda payload: payload, {"codec": ""}),
+        ("WRONG_LENGTH", lambda payload: payload, {"length": 301}),
+        ("NOT_FINITE", lambda payload: b"\x80\x7f" + payload[2:], {}),
+    ],
+    ids=[
+        "too long",
+        "too short",
+        "no level",
+        "another codec",
+        "no codec",
+        "another length",
+        "infinite scale",
+    ],
+)
+def test_an_encoded_payload_that_no_neighbour_sends_is_refused_and_changes_nothing(cause, change, other):
+    box, reply = encoded(change, **other)
+    assert name(reply) == cause
+    assert box.refused == {cause: 1}
+    assert box.pending((1, 0)) == 0
+
+
+def test_a_payload_that_says_it_is_encoded_is_refused_where_none_is(mailbox):
+    header, payload = message(mailbox.terms, (1, 0), 0, 0, codec="q4")
+    assert name(deliver(mailbox, header, payload, PATIENCE)) == "WRONG_DTYPE"
+    still_works(mailbox)
+
+
+def test_a_payload_of_two_vectors_has_twice_as_many_numbers():
+    box = Mailbox(Terms("run", 4, vectors=2), [(1, 0)])
+    assert box.terms.payload_bytes == 2 * box.terms.nbytes
+    for numbers, cause in ((4, "WRONG_LENGTH"), (8, "ACCEPTED")):
+        header, payload = message(box.terms, (1, 0), 0, 0, np.ones(numbers, np.float32), length=numbers)
+        assert name(deliver(box, header, payload, PATIENCE)) == cause
