@@ -20,6 +20,7 @@ from p2pft_flower.algorithms.objective import OBJECTIVES
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.plugins import is_reference
+from p2pft_flower.topology.schedule import STATIC, check_schedule
 from p2pft_flower.typed import MAX_PEERS
 
 __all__ = [
@@ -197,6 +198,10 @@ class MethodConfig:
         ``topk:SHARE`` or ``my_module:my_codec``; all but ``none`` send differences and remember the rest.
     codec_step : float
         γ in (0, 1] of exchanges with a codec; 0: chosen from graph and codec.
+    schedule_graph : str
+        The weights of each iteration: ``static`` (the topology's), ``one-peer-exponential``, ``base:K``,
+        graphs in turn separated by commas, or ``my_module:my_schedule``
+        (:mod:`p2pft_flower.topology.schedule`).
     """
 
     algorithm: str = "p2pft"
@@ -210,11 +215,13 @@ class MethodConfig:
     algorithm_options: str = ""
     codec: str = "none"
     codec_step: float = 0.0
+    schedule_graph: str = STATIC
 
     def __post_init__(self) -> None:
         if not is_own_codec(self.codec):
             make_codec(self.codec)
         make_schedule(self.schedule, self.learning_rate, 1)
+        check_schedule(self.schedule_graph)
         _require(0.0 <= self.momentum < 1.0, "momentum", self.momentum, "in [0, 1)")
         _require_bounds(self)
         _require(self.objective in OBJECTIVES, "objective", self.objective, f"one of {', '.join(OBJECTIVES)}")

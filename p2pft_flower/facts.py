@@ -79,12 +79,13 @@ class KnownImages:
 
 @dataclass(frozen=True)
 class Row:
-    """A peer of the graph, and its row of W: each sender's weight, without zeros."""
+    """A peer of the graph, and its row of W: each sender's weight, without zeros; and that of each turn."""
 
     peer: PeerNumber
     name: str
     address: str | None
     weights: dict[PeerNumber, Share]
+    turns: tuple[dict[PeerNumber, Share], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -35,19 +35,44 @@ class Neighbourhood:
         a_ij of each j that i receives from, i itself included; sums to one.
     column : dict of int to float
         b_ji of each j that i sends to, i itself included: the shares i gives away; sums to one.
-    tracker_weight : float
-        The limit of τ_i in mean gradients (:attr:`~p2pft_flower.topology.Graph.tracker_weights`).
+    tracker_weight, next_weight : float
+        The limit of τ_i in mean gradients, and that of the next iteration; the same if weights do not change.
+    turns : tuple of Neighbourhood
+        The place in iteration 0, 1, …, if the weights change; ``row`` and ``column`` have the edges of all.
     """
 
     peer: PeerNumber
     row: dict[PeerNumber, Share]
     column: dict[PeerNumber, Share]
     tracker_weight: Share = 1.0
+    next_weight: Share = 1.0
+    turns: tuple[Neighbourhood, ...] = ()
 
     @classmethod
-    def of(cls, view: View, peer: int) -> Neighbourhood:
-        """Cut ``peer``'s row of A and column of B out of the view's graph."""
-        return cls(peer, view.row(peer), view.column(peer), view.tracker_weight(peer))
+    def of(cls, view: View, peer: int, codec_step: float = 0.0) -> Neighbourhood:
+        """Cut ``peer``'s row of A and column of B out of the view's graph; 0: without a codec."""
+        turns = tuple(cls(peer, *view.turn_of(peer, k, codec_step or 1.0)) for k in range(view.graph.period))
+        if len(turns) == 1:
+            return turns[0]
+        whole = turns[0]
+        return cls(peer, view.row(peer), view.column(peer), whole.tracker_weight, whole.next_weight, turns)
+
+    def at(self, k: int) -> Neighbourhood:
+        """Return the place in iteration ``k``."""
+        return self.turns[k % len(self.turns)] if self.turns else self
+
+    @property
+    def whole(self) -> bool:
+        """Whether the peer gives something to itself, and its turns have edges of its place only."""
+        own = self.peer in self.row.keys() & self.column.keys()
+        return own and all(
+            turn.whole
+            and not turn.turns
+            and turn.peer == self.peer
+            and turn.row.keys() <= self.row.keys()
+            and turn.column.keys() <= self.column.keys()
+            for turn in self.turns
+        )
 
     @property
     def in_neighbours(self) -> tuple[int, ...]:
@@ -218,8 +243,8 @@ class Plan:
         own = [place.peer for place in self.peers]
         if not own or own != sorted(set(own)):
             return "the host's peers do not ascend - at `$.peers`"
-        if any({place.peer} - (place.row.keys() & place.column.keys()) for place in self.peers):
-            return "a peer gives nothing to itself - at `$.peers`"
+        if any(not p.whole or len(p.turns) != len(self.peers[0].turns) for p in self.peers):
+            return "a peer gives nothing to itself, or its turns are another place's - at `$.peers`"
         named = {p for place in self.peers for p in (*place.row, *place.column)}
         named |= {p for peers in self.members.values() for p in peers}
         if max((*named, *self.loss_weights, *self.addresses)) >= self.n:

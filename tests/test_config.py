@@ -55,6 +55,7 @@ OTHER = {
     "algorithm-options": "local-steps=8",
     "codec": "q4",
     "codec-step": 0.7,
+    "schedule-graph": "base:2",
     "problem": "my_module:my_problem",
     "model": "vit_tiny_patch16_224",
     "weights": "none",

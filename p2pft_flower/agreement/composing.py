@@ -83,7 +83,7 @@ def is_sound(rules: Rules, view: Composition, value: Composition, own: Record) -
         and all(inside.issuperset(e) for e in value.broken)
         and rules.peers(old).issuperset(value.donors)
         and set(rules.view(value.members, value.broken).peers) == inside
-        and abs(value.iteration - own.iteration) <= rules.graph.n
+        and abs(value.iteration - own.iteration) <= rules.apart
         and (not stays or value.iteration >= own.iteration)
     )
 
@@ -91,12 +91,12 @@ def is_sound(rules: Rules, view: Composition, value: Composition, own: Record) -
 def _first_iteration(rules: Rules, stay: list[Record]) -> int:
     """Return the most iterations that a member has completed.
 
-    Along each edge a receiver is one iteration ahead of its sender at most, so in a strongly connected graph
-    of n peers no two members are n iterations apart. A number further from the median is not true, and not
-    used.
+    Along each edge a receiver is one iteration ahead of its sender at most, one period where weights change.
+    So in a strongly connected graph of n peers no two members are n of these apart. A number further from the
+    median is not true, and not used.
     """
     middle = median_low(r.iteration for r in stay)
-    return max(r.iteration for r in stay if abs(r.iteration - middle) <= rules.graph.n)
+    return max(r.iteration for r in stay if abs(r.iteration - middle) <= rules.apart)
 
 
 def _connected(rules: Rules, members: Iterable[int], broken: Iterable[Edge]) -> tuple[list[int], set[Edge]]:

@@ -38,6 +38,11 @@ class Rules:
     wait: bool = False
 
     @property
+    def apart(self) -> int:
+        """More iterations than two members can be apart: n edges, each of which waits for a period."""
+        return self.graph.n * self.graph.period
+
+    @property
     def first(self) -> Composition:
         """The view that the run begins with: all members, in their first incarnation."""
         members = tuple(sorted(self.groups))

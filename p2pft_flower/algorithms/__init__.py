@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from p2pft_flower.algorithms.registry import (
     ALGORITHMS,
-    check_codec,
+    check_exchange,
     check_graph,
     gradients_per_step,
     make_algorithm,
@@ -22,7 +22,7 @@ __all__ = [
     "Schedule",
     "Simulation",
     "Vector",
-    "check_codec",
+    "check_exchange",
     "check_graph",
     "gradients_per_step",
     "make_algorithm",

@@ -61,6 +61,7 @@ class ExactDiffusion:
 
     phases: ClassVar[tuple[str, ...]] = ("theta",)
     symmetric: ClassVar[bool] = True
+    static: ClassVar[bool] = True
 
     def start(self, theta: Vector, gradient: Gradient) -> Diffusion:  # noqa: ARG002 - the seam's signature
         """Begin at θ_i^0, c_i := 0."""

@@ -14,7 +14,8 @@ its vectors are known before either is mixed, so they travel in one payload, wit
 w_i is the limit of τ_i in mean gradients: n π_i with B π = π. On a graph whose B is not doubly stochastic
 trackers differ by these factors (0.3 to 2.6 on lopsided-4). One step along τ_i may, since θ is mixed at once;
 of K steps in a row, a peer with w_i = 2.6 would go as far as in 2.6 K.
-:attr:`~p2pft_flower.topology.Graph.tracker_weights` follows from the graph, so nothing is sent for it.
+:attr:`~p2pft_flower.topology.Graph.tracker_weights` follows from the graph, so nothing is sent for it. Where
+weights change with the iteration, so does w_i (:mod:`p2pft_flower.topology.turn`).
 
 Fixed point, with full gradients: as for p2pft. Σ τ = Σ z at every k; at rest all φ_i of an iteration are the
 same point θ, so z_i = ∇L_i(θ), the direction ∇L_i(θ) + c_i = τ_i / w_i is zero, and Σ ∇L_i(θ) = 0.
@@ -63,7 +64,7 @@ class LocalSteps:
         """K."""
         return self.local_steps
 
-    def placed(self, tracker_weight: float) -> LocalSteps:
+    def placed(self, tracker_weight: float, next_weight: float) -> LocalSteps:  # noqa: ARG002 - the seam's
         """Return the method as a peer with this w_i runs it."""
         return replace(self, tracker_weight=tracker_weight)
 

@@ -34,12 +34,13 @@ class PushDIGing:
     alpha: Schedule
     momentum: float = 0.0
     tracker_weight: float = 1.0
+    next_weight: float = 1.0
 
     phases: ClassVar[tuple[str, ...]] = ("theta", "tau")
 
-    def placed(self, tracker_weight: float) -> PushDIGing:
-        """Return the method as a peer with this w_i runs it."""
-        return replace(self, tracker_weight=tracker_weight)
+    def placed(self, tracker_weight: float, next_weight: float) -> PushDIGing:
+        """Return the method as a peer with these w_i^k and w_i^(k+1) runs it."""
+        return replace(self, tracker_weight=tracker_weight, next_weight=next_weight)
 
     def start(self, theta: Vector, gradient: Gradient) -> Tracking:
         """τ_i^0 := ∇L_i(θ_i^0)."""
@@ -48,10 +49,10 @@ class PushDIGing:
 
     def step(self, k: int, state: Tracking, gradient: Gradient) -> Step[Tracking]:
         """One iteration; ``theta`` of the state is z_i."""
-        w = self.tracker_weight
+        w, w_next = self.tracker_weight, self.next_weight
         velocity = heavy_ball(self.momentum, state.velocity, state.tau)
         x = yield Columns(w * state.theta - self.alpha(k) * velocity)  # x_i ← Σ_j b_ij (x_j − α τ_j)
-        theta = x / w  # z_i = x_i / w_i
+        theta = x / w_next  # z_i = x_i / w_i
         grad = gradient(theta)  # ∇L_i(z_i^{k+1})
         tau = yield Columns(state.tau + grad - state.grad)  # τ_i ← Σ_j b_ij (τ_j + ∇L_j^{k+1} − ∇L_j^k)
         return Tracking(theta, tau, grad, velocity if self.momentum else None)

@@ -21,10 +21,11 @@ from p2pft_flower.algorithms.sgp import SGP
 from p2pft_flower.errors import ConfigError, TopologyError
 from p2pft_flower.plugins import call_reference, is_reference, load_reference
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.schedule import STATIC
 
 __all__ = [
     "ALGORITHMS",
-    "check_codec",
+    "check_exchange",
     "check_graph",
     "gradients_per_step",
     "make_algorithm",
@@ -36,6 +37,9 @@ def _p2pft(alpha: Schedule, momentum: float = 0.0, local_steps: int = 1) -> Algo
     """Return Algorithm 1, or its form with several local steps an iteration."""
     return P2PFT(alpha, momentum) if local_steps == 1 else LocalSteps(alpha, momentum, local_steps)
 
+
+_GIVEN = ("alpha", "momentum", "tracker_weight", "next_weight")
+"""Arguments that other keys, or the graph, give."""
 
 ALGORITHMS: dict[str, Callable[..., Algorithm[Any]]] = {
     "p2pft": _p2pft,
@@ -105,7 +109,7 @@ def _chosen(name: str, method: Callable[..., Any], options: str) -> dict[str, An
     defaults: Mapping[str, Any] = {
         p.name: p.default
         for p in inspect.signature(method).parameters.values()
-        if p.name not in ("alpha", "momentum", "tracker_weight") and type(p.default) in (int, float, str)
+        if p.name not in _GIVEN and type(p.default) in (int, float, str)
     }
     chosen: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in options.split(","))):
@@ -137,6 +141,12 @@ def check_graph(method: Algorithm[Any], graph: Graph) -> None:
     TopologyError
         When the method needs a doubly stochastic or symmetric W and the graph's A is not.
     """
+    if getattr(method, "static", False) and graph.turns:
+        raise TopologyError(
+            f"graph {graph.name!r} changes its weights from iteration to iteration, and "
+            f"{type(method).__name__}'s correction holds for one W only: use algorithm = 'p2pft', or "
+            "schedule-graph = 'static'"
+        )
     if getattr(method, "symmetric", False) and not graph.symmetric:
         raise TopologyError(
             f"graph {graph.name!r} is not symmetric, and {type(method).__name__} is exact only if both peers "
@@ -157,15 +167,18 @@ def vectors_per_payload(method: Algorithm[Any]) -> int:
     return int(getattr(method, "vectors_per_payload", 1))
 
 
-def check_codec(name: str, method: Algorithm[Any], codec: str, step: float) -> None:
-    """Refuse a codec for a method that exchanges nothing, and a codec-step without a codec.
+def check_exchange(
+    name: str, method: Algorithm[Any], *, codec: str, step: float, schedule_graph: str
+) -> None:
+    """Refuse settings of the exchange for a method that exchanges nothing, and a codec-step without a codec.
 
     Raises
     ------
     ConfigError
-        When there is nothing that the codec, or ``step``, would act on; names the key.
+        When there is nothing that one of them would act on; names the key.
     """
-    if codec != "none" and not method.phases:
-        raise ConfigError(f"codec = {codec!r}: algorithm {name!r} exchanges nothing; leave codec out")
+    for key, value, default in (("codec", codec, "none"), ("schedule-graph", schedule_graph, STATIC)):
+        if value != default and not method.phases:
+            raise ConfigError(f"{key} = {value!r}: algorithm {name!r} exchanges nothing; leave {key} out")
     if step and codec == "none":
         raise ConfigError(f"codec-step = {step}: without a codec it has no effect; leave it out")

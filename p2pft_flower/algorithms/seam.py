@@ -110,8 +110,10 @@ class Algorithm(Protocol[S]):
     peers; ``gradients_per_step`` says how many gradients an iteration draws, if it is not one: epochs,
     resuming and the privacy accountant count them;
     ``vectors_per_payload = 2`` is that of a method that asks for :class:`Both`;
-    ``placed(tracker_weight)`` returns the method for a peer at a place in the graph, with what its tracker
-    tends to in mean gradients (:attr:`~p2pft_flower.topology.Graph.tracker_weights`).
+    ``placed(tracker_weight, next_weight)`` returns the method for a peer at a place in the graph, with what
+    its tracker tends to in mean gradients, in this iteration and in the next one
+    (:class:`~p2pft_flower.topology.turn.Turn`);
+    ``static = True`` refuses graphs whose weights change with the iteration.
     """
 
     phases: ClassVar[tuple[str, ...]]
@@ -125,13 +127,13 @@ class Algorithm(Protocol[S]):
         ...
 
 
-def placed(method: Algorithm[S], tracker_weight: float) -> Algorithm[S]:
-    """Return ``method`` for a peer whose tracker tends to ``tracker_weight`` mean gradients.
+def placed(method: Algorithm[S], tracker_weight: float, next_weight: float) -> Algorithm[S]:
+    """Return ``method`` for a peer whose tracker tends to so many mean gradients, now and an iteration later.
 
-    Most methods do not need that number.
+    Most methods do not need these numbers.
     """
     place = getattr(method, "placed", None)
-    return method if place is None else place(tracker_weight)
+    return method if place is None else place(tracker_weight, next_weight)
 
 
 def heavy_ball(momentum: float, velocity: Vector | None, direction: Vector) -> Vector:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.algorithms.codecs import for_vectors, make_codec
-from p2pft_flower.algorithms.compression import Compression, Memory, safe_step
+from p2pft_flower.algorithms.compression import Compression, EdgeMemory, Memory, safe_step
 from p2pft_flower.algorithms.objective import local_objective
 from p2pft_flower.algorithms.registry import check_graph, make_algorithm, vectors_per_payload
 from p2pft_flower.algorithms.schedules import make_schedule
@@ -26,6 +27,8 @@ from p2pft_flower.algorithms.seam import (
 )
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.schedule import STATIC, scheduled
+from p2pft_flower.topology.turn import Turn
 
 __all__ = ["Simulation", "mix_in_memory", "simulate"]
 
@@ -53,17 +56,14 @@ class Simulation:
     states: tuple[Any, ...]
 
 
-def mix_in_memory(graph: Graph, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
+def mix_in_memory(turn: Turn, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
     """Mix the vectors that all n peers yielded: Rows by A, Columns by B, each sum in ascending peer order."""
-    return _mixed(graph, type(outbox[0]), {j: mix.vector for j, mix in outbox.items()})
+    return _mixed(turn, type(outbox[0]), {j: mix.vector for j, mix in outbox.items()})
 
 
-def _mixed(graph: Graph, kind: type[Mix], vectors: Mapping[int, Vector]) -> dict[int, Vector]:
-    A, B = graph.A, graph.B
-    return {
-        i: combine(kind, ((A[i, j], B[i, j], vectors[j]) for j in sorted((i, *graph.in_neighbours(i)))))
-        for i in vectors
-    }
+def _mixed(turn: Turn, kind: type[Mix], vectors: Mapping[int, Vector]) -> dict[int, Vector]:
+    A, B = turn.A, turn.B
+    return {i: combine(kind, ((A[i, j], B[i, j], vectors[j]) for j in turn.senders(i))) for i in vectors}
 
 
 def simulate(
@@ -81,6 +81,7 @@ def simulate(
     options: str = "",
     codec: str = "none",
     codec_step: float = 0.0,
+    schedule_graph: str = STATIC,
     callback: Callable[[int, Sequence[Any]], None] | None = None,
 ) -> Simulation:
     """Run ``algorithm`` on n gradient functions over ``graph``, in this process.
@@ -112,6 +113,8 @@ def simulate(
         See :func:`~p2pft_flower.algorithms.codecs.make_codec`.
     codec_step : float, default 0
         γ of :mod:`~p2pft_flower.algorithms.compression`; 0: chosen from graph and codec.
+    schedule_graph : str, default "static"
+        The weights of each iteration, for the peers of ``graph``: see :mod:`p2pft_flower.topology.schedule`.
     callback : callable, optional
         Called as ``callback(k, states)`` before the first iteration (k = 0) and after each.
 
@@ -122,6 +125,7 @@ def simulate(
     TopologyError
         When the method cannot run on this graph.
     """
+    graph = scheduled(graph, schedule_graph)
     starts = _starts(theta0, graph, gradients, weights)
     if isinstance(algorithm, str):
         method = make_algorithm(
@@ -141,10 +145,9 @@ def simulate(
         objectives = [_mean(objectives)]
         starts = starts.mean(axis=0, keepdims=True, dtype=starts.dtype)
 
-    mix = _mixer(graph, codec, codec_step, vectors_per_payload(method))
-    # One model on all the data has no neighbours, and its tracker is the mean gradient.
-    methods = [placed(method, float(w) if len(objectives) > 1 else 1.0) for w in graph.tracker_weights]
-    states: dict[int, Any] = {i: methods[i].start(starts[i].copy(), g) for i, g in enumerate(objectives)}
+    mix, step = _mixer(graph, codec, codec_step, vectors_per_payload(method))
+    methods = [_placed(method, graph.turn(k, step), len(objectives)) for k in range(graph.period)]
+    states: dict[int, Any] = {i: methods[0][i].start(starts[i].copy(), g) for i, g in enumerate(objectives)}
     consensus, tracker = [], []
 
     def record(k: int) -> None:
@@ -158,8 +161,9 @@ def simulate(
 
     record(0)
     for k in range(iterations):
-        steps = {i: methods[i].step(k, states[i], g) for i, g in enumerate(objectives)}
-        states = lockstep(steps, mix, len(method.phases))
+        now = methods[k % graph.period]
+        steps = {i: now[i].step(k, states[i], g) for i, g in enumerate(objectives)}
+        states = lockstep(steps, partial(mix, graph.turn(k)), len(method.phases))
         record(k + 1)
 
     history = {"consensus_error": np.array(consensus)}
@@ -175,32 +179,67 @@ def simulate(
     )
 
 
+def _placed(method: Algorithm[Any], turn: Turn, peers: int) -> list[Algorithm[Any]]:
+    """Return the method as each peer runs it in an iteration."""
+    if peers == 1:  # one model on all the data has no neighbours, and its tracker is the mean gradient
+        return [placed(method, 1.0, 1.0)]
+    weights = zip(turn.tracker_weights, turn.next_weights, strict=True)
+    return [placed(method, float(now), float(after)) for now, after in weights]
+
+
 def _mixer(
     graph: Graph, codec: str, codec_step: float, vectors: int
-) -> Callable[[int, Mapping[int, Mix]], dict[int, Vector]]:
+) -> tuple[Callable[[Turn, int, Mapping[int, Mix]], dict[int, Vector]], float]:
+    """Return the exchange, and its γ; 1 without a codec."""
     coder = make_codec(codec)
     if coder is None:
-        return lambda _, outbox: mix_in_memory(graph, outbox)
-    step = codec_step or safe_step(graph, coder)
-    return _Compressed(graph, Compression(for_vectors(coder, vectors), step))
+        return (lambda turn, _, outbox: mix_in_memory(turn, outbox)), 1.0
+    compression = Compression(for_vectors(coder, vectors), codec_step or safe_step(graph, coder))
+    mixer = _CompressedByEdge(compression) if graph.turns else _Compressed(compression)
+    return mixer, compression.step
 
 
 class _Compressed:
     """Mixes with a codec; holds the memory of each peer and exchange."""
 
-    def __init__(self, graph: Graph, compression: Compression) -> None:
-        self._graph, self._compression = graph, compression
+    def __init__(self, compression: Compression) -> None:
+        self._compression = compression
         self._memories: dict[tuple[int, int], Memory] = {}
 
-    def __call__(self, phase: int, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
+    def __call__(self, turn: Turn, phase: int, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
         vectors = {i: mix.vector for i, mix in outbox.items()}
         memories = {i: self._memories.get((i, phase)) or Memory.blank(x) for i, x in vectors.items()}
-        encoded = {i: self._compression.encode(x, memories[i]) for i, x in vectors.items()}
-        sums = _mixed(self._graph, type(outbox[0]), {i: one.vector for i, one in encoded.items()})
+        encoded = {i: self._compression.encode(x, memories[i].known) for i, x in vectors.items()}
+        sums = _mixed(turn, type(outbox[0]), {i: one.vector for i, one in encoded.items()})
         mixed = {}
         for i, x in vectors.items():
             mixed[i], self._memories[i, phase] = self._compression.mix(
                 x, memories[i], encoded[i].vector, sums[i]
+            )
+        return mixed
+
+
+class _CompressedByEdge:
+    """Mixes with a codec where weights change; holds the memory of each peer and exchange."""
+
+    def __init__(self, compression: Compression) -> None:
+        self._compression = compression
+        self._memories: dict[tuple[int, int], EdgeMemory] = {}
+
+    def __call__(self, turn: Turn, phase: int, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
+        memories = {i: self._memories.get((i, phase), EdgeMemory.blank()) for i in outbox}
+        differences = {
+            (i, r): self._compression.encode(mix.vector, memories[i].known(r, mix.vector)).vector
+            for i, mix in outbox.items()
+            for r in turn.receivers(i)
+            if r != i
+        }
+        mixed = {}
+        for i, mix in outbox.items():
+            gone = {r: (turn.B[r, i], d) for (j, r), d in differences.items() if j == i}
+            come = {j: (turn.A[i, j], turn.B[i, j], d) for (j, r), d in differences.items() if r == i}
+            mixed[i], self._memories[i, phase] = self._compression.mix_by_edge(
+                type(mix), mix.vector, memories[i], gone, come
             )
         return mixed
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from p2pft_flower.algorithms import ALGORITHMS, check_codec, check_graph, make_algorithm
+from p2pft_flower.algorithms import ALGORITHMS, check_graph
 from p2pft_flower.algorithms.codecs import is_own_codec
 from p2pft_flower.config import RunConfig, config_keys
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.flower.method import make_method
 from p2pft_flower.flower.resume import (
     check_length,
     earlier_run,
@@ -33,6 +34,7 @@ from p2pft_flower.plugins import check_reference, is_reference
 from p2pft_flower.report.results import default_output_dir
 from p2pft_flower.resources import resource_dir
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.schedule import is_own_schedule, scheduled
 
 __all__ = [
     "check",
@@ -134,19 +136,15 @@ def check(values: dict[str, Any], *, here: bool, any_graph: bool = False) -> tup
                 f"{key} = {value!r}: it is not UTF-8, which Flower's run-config needs; rename it"
             )
     no_extension_alone(config)
-    graph = Graph.load(config.runtime.topology)
+    graph, turns = Graph.load(config.runtime.topology), config.method.schedule_graph
+    own_turns = is_own_schedule(turns)  # the coordinator's affair, which alone may import the module
+    graph = graph if own_turns else scheduled(graph, turns)
     name = config.method.algorithm
     method = None
     if name in ALGORITHMS:
-        method = make_algorithm(
-            name,
-            alpha=lambda _: 0.0,
-            momentum=config.method.momentum,
-            options=config.method.algorithm_options,
-        )
-        if not any_graph:
+        method = make_method(config.method)
+        if not any_graph and not own_turns:
             check_graph(method, graph)
-        check_codec(name, method, config.method.codec, config.method.codec_step)
     elif is_strategy(name):
         make_strategy(config.method, graph.n)
         refuse_method_keys(config.method)
@@ -163,6 +161,8 @@ def check(values: dict[str, Any], *, here: bool, any_graph: bool = False) -> tup
         app = resource_dir("apps") / "p2pft"
         if is_reference(name) and name not in ALGORITHMS:
             check_reference(name, key="algorithm", beside=[app])  # the coordinator's only place for modules
+        if own_turns:
+            check_reference(turns, key="schedule-graph", beside=[app])
         if is_own_codec(config.method.codec):
             check_reference(config.method.codec, key="codec", beside=[app])
         require_here(config.learning, graph.n, [app, Path.cwd()])

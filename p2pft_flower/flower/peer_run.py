@@ -322,7 +322,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         peers: tuple[Neighbourhood, ...] = (Neighbourhood(0, {0: 1.0}, {0: 1.0}),)
         weights = {0: 1.0}
     else:
-        peers = tuple(Neighbourhood.of(run.view, p) for p in host.peers)
+        peers = tuple(Neighbourhood.of(run.view, p, run.codec_step) for p in host.peers)
         # If nothing is exchanged, no peer is weighed against another.
         objective = run.config.method.objective if run.exchanges else "uniform"
         factors = peer_weights(objective, [run.images[p] for p in run.peers])
@@ -373,7 +373,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         checkpoint_files=files_kept(
             run.config.runtime.checkpoints_kept,
             run.checkpoint_every,
-            run.view.graph.diameter if run.exchanges else None,
+            run.view.graph.lead if run.exchanges else None,
         ),
         resume=run.resume,
         codec_step=run.codec_step,

@@ -14,13 +14,17 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from p2pft_flower.algorithms import ALGORITHMS, check_codec, check_graph, gradients_per_step, make_algorithm
-from p2pft_flower.algorithms.schedules import make_schedule
+from p2pft_flower.algorithms import (
+    ALGORITHMS,
+    check_graph,
+    gradients_per_step,
+)
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower import nodes
 from p2pft_flower.flower.ending import Ending
 from p2pft_flower.flower.logs import PREFLIGHT_PASSED, log_to_stream, status_line
+from p2pft_flower.flower.method import make_method
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.flower.peer_run import run_peers
 from p2pft_flower.flower.preflight import preflight
@@ -42,6 +46,7 @@ from p2pft_flower.plugins import is_reference
 from p2pft_flower.report.results import default_output_dir, require_place, take_place, write_results
 from p2pft_flower.report.tables import run_table, view_lines
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.schedule import scheduled
 from p2pft_flower.topology.views import View
 
 __all__ = ["make_server_app"]
@@ -107,7 +112,7 @@ def _output_dir(config: RunConfig, run_id: str) -> Path:
 
 def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Ending) -> dict[str, Any] | None:
     no_extension_alone(config)
-    graph = Graph.load(config.runtime.topology)
+    graph = scheduled(Graph.load(config.runtime.topology), config.method.schedule_graph)
     name = config.method.algorithm
     strategy = is_strategy(name)
     exchanges = True
@@ -116,15 +121,8 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Endin
     if not strategy:
         if name not in ALGORITHMS and not is_reference(name):
             raise unknown_algorithm(name)
-        schedule = make_schedule(config.method.schedule, config.method.learning_rate, 1)
-        method = make_algorithm(
-            name,
-            alpha=schedule,
-            momentum=config.method.momentum,
-            options=config.method.algorithm_options,
-        )
+        method = make_method(config.method)
         check_graph(method, graph)
-        check_codec(name, method, config.method.codec, config.method.codec_step)
         gradients = gradients_per_step(method)
         pooled, exchanges = bool(getattr(method, "pooled", False)), bool(method.phases)
         if config.method.strategy_options:

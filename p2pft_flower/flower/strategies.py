@@ -18,6 +18,7 @@ from p2pft_flower.config import MethodConfig, RunConfig
 from p2pft_flower.errors import ConfigError, did_you_mean
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
+from p2pft_flower.topology.schedule import STATIC
 
 __all__ = [
     "PeersGrid",
@@ -133,6 +134,7 @@ def refuse_method_keys(method: MethodConfig) -> None:
         ("algorithm-options", method.algorithm_options, ""),
         ("codec", method.codec, "none"),
         ("codec-step", method.codec_step, 0.0),
+        ("schedule-graph", method.schedule_graph, STATIC),
     ):
         if value != default:
             raise ConfigError(

@@ -8,17 +8,20 @@ docs/architecture.md).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
-from p2pft_flower.algorithms.compression import Compression, Memory, wide
+from p2pft_flower.algorithms.compression import Compression, EdgeMemory, Memory, wide
 from p2pft_flower.algorithms.seam import Both, Columns, Mix, Rows, Vector, combine
-from p2pft_flower.errors import P2PFTError
+from p2pft_flower.errors import DataError, P2PFTError
 from p2pft_flower.host.session import Session
 from p2pft_flower.host.wires import Wires
 
 __all__ = ["DivergedError", "HostExchange"]
+
+M = TypeVar("M", Memory, EdgeMemory)
 
 
 class DivergedError(P2PFTError):
@@ -48,7 +51,7 @@ class HostExchange:
 
     Attributes
     ----------
-    memories : dict of (int, int) to Memory
+    memories : dict of (int, int) to Memory or EdgeMemory
         The memories of a view's codec, by peer and phase; empty without one.
     bytes_sent : dict of int to int
         Payload bytes that each peer has sent along its out-edges, in memory or not: the method's cost.
@@ -59,7 +62,7 @@ class HostExchange:
     def __init__(self, peers: Iterable[int], wires: Wires | None, itemsize: int) -> None:
         self._wires = wires
         self._itemsize = itemsize
-        self.memories: dict[tuple[int, int], Memory] = {}
+        self.memories: dict[tuple[int, int], Memory | EdgeMemory] = {}
         self._largest: dict[tuple[int, int], float] = {}
         self.bytes_sent = dict.fromkeys(peers, 0)
         self.seconds = 0.0
@@ -93,15 +96,16 @@ class HostExchange:
                 self._send(session, peer, iteration, phase, kind, vector)
             mixed = self._sums(session, iteration, phase, kind, vectors)
         else:
-            before = {p: self.memories.get((p, phase)) or Memory.blank(x) for p, x in vectors.items()}
-            mixed = self._mix_differences(
-                session, session.compression, iteration, phase, kind, vectors, before
-            )
+            by_edge = session.period > 1
+            mix_differences = self._mix_by_edge if by_edge else self._mix_differences
+            mixed = mix_differences(session, session.compression, iteration, phase, kind, vectors)
             for peer, mix in outbox.items():
                 if not isinstance(mix, Columns):
                     size = float(np.linalg.norm(mix.vector if isinstance(mix, Rows) else mix.rows))
                     size = self._largest[peer, phase] = max(size, self._largest.get((peer, phase), 0.0))
-                    _require_known(peer, place, mix, self.memories[peer, phase], size)
+                    memory, receivers = self.memories[peer, phase], session.places[peer].at(iteration)
+                    for known in _knowledge(memory, receivers.out_neighbours):
+                        _require_known(peer, place, mix, known, size)
         self.seconds += time.perf_counter() - begin
         return mixed
 
@@ -113,10 +117,10 @@ class HostExchange:
         phase: int,
         kind: type[Mix],
         vectors: Mapping[int, Vector],
-        before: Mapping[int, Memory],
     ) -> dict[int, Vector]:
         """Send each vector's difference from its receivers' knowledge of it, encoded."""
-        encoded = {p: compression.encode(x, before[p]) for p, x in vectors.items()}
+        before = {p: self._memory(p, phase, Memory) or Memory.blank(x) for p, x in vectors.items()}
+        encoded = {p: compression.encode(x, before[p].known) for p, x in vectors.items()}
         for peer, one in encoded.items():
             self._send(session, peer, iteration, phase, kind, one.payload)
         sums = self._sums(session, iteration, phase, kind, {p: one.vector for p, one in encoded.items()})
@@ -127,6 +131,48 @@ class HostExchange:
             )
         return mixed
 
+    def _mix_by_edge(
+        self,
+        session: Session,
+        compression: Compression,
+        iteration: int,
+        phase: int,
+        kind: type[Mix],
+        vectors: Mapping[int, Vector],
+    ) -> dict[int, Vector]:
+        """Do that where weights change: each receiver of the iteration gets a difference of its own."""
+        before = {p: self._memory(p, phase, EdgeMemory) or EdgeMemory.blank() for p in vectors}
+        places = {p: session.places[p].at(iteration) for p in vectors}
+        gone: dict[int, dict[int, tuple[float, Vector]]] = {}
+        for peer, x in vectors.items():
+            gone[peer] = {}
+            for receiver in places[peer].out_neighbours:
+                one = compression.encode(x, before[peer].known(receiver, x))
+                self._send(session, peer, iteration, phase, kind, one.payload, [receiver])
+                gone[peer][receiver] = places[peer].column[receiver], one.vector
+        mixed = {}
+        for peer, x in vectors.items():
+            come: dict[int, tuple[float, float, Vector]] = {}
+            for j in places[peer].in_neighbours:
+                if (j, peer) in session.entering:
+                    share, d = self._taken(session, peer, j, iteration, phase)
+                else:
+                    share, d = gone[j][peer]
+                come[j] = places[peer].row[j], share, d
+            mixed[peer], self.memories[peer, phase] = compression.mix_by_edge(
+                kind, x, before[peer], gone[peer], come
+            )
+        return mixed
+
+    def _memory(self, peer: int, phase: int, kind: type[M]) -> M | None:
+        memory = self.memories.get((peer, phase))
+        if memory is not None and not isinstance(memory, kind):
+            raise DataError(
+                f"peer {peer}: its checkpoint has a codec's memory of another schedule-graph; resume with "
+                "the settings that it was written with"
+            )
+        return memory
+
     def _send(
         self,
         session: Session,
@@ -135,11 +181,15 @@ class HostExchange:
         phase: int,
         kind: type[Mix],
         payload: Vector | bytes,
+        receivers: Collection[int] = (),
     ) -> None:
-        place = session.places[peer]
+        """Send to ``receivers``, by default to all of this iteration."""
+        place = session.places[peer].at(iteration)
         size = len(payload) if isinstance(payload, bytes) else payload.size * self._itemsize
-        self.bytes_sent[peer] += len(place.out_neighbours) * size
-        if self._wires is not None and (remote := session.receivers[peer]):
+        receivers = receivers or place.out_neighbours
+        self.bytes_sent[peer] += len(receivers) * size
+        remote = [i for i in session.receivers[peer] if i in receivers]
+        if self._wires is not None and remote:
             shares = {i: 1.0 if kind is Rows else place.column[i] for i in remote}
             self._wires.links.send(peer, iteration, phase, payload, shares)
 
@@ -151,25 +201,37 @@ class HostExchange:
     def _terms(
         self, session: Session, peer: int, iteration: int, phase: int, vectors: Mapping[int, Vector]
     ) -> list[tuple[float, float, Vector]]:
-        place, terms = session.places[peer], []
+        place, terms = session.places[peer].at(iteration), []
         for j in sorted(place.row):
             if self._wires is not None and (j, peer) in session.entering:
-                vector, share = self._wires.take(session, peer, j, iteration, phase)
-                if session.compression is not None:
-                    vector = wide(vector)
+                share, vector = self._taken(session, peer, j, iteration, phase)
             else:
-                vector, share = vectors[j], session.places[j].column[peer]
+                vector, share = vectors[j], session.places[j].at(iteration).column[peer]
             terms.append((place.row[j], share, vector))
         return terms
 
+    def _taken(
+        self, session: Session, peer: int, sender: int, iteration: int, phase: int
+    ) -> tuple[float, Vector]:
+        """Wait for the payload of ``sender`` on another host; return its share and what it decodes to."""
+        if self._wires is None:
+            raise RuntimeError(f"peer {peer} awaits peer {sender} on another host, and this one has no wires")
+        vector, share = self._wires.take(session, peer, sender, iteration, phase)
+        return share, vector if session.compression is None else wide(vector)
 
-def _require_known(peer: int, where: str, mix: Rows | Both, memory: Memory, size: float) -> None:
+
+def _knowledge(memory: Memory | EdgeMemory, receivers: Collection[int]) -> list[Vector]:
+    """Return what ``receivers`` know of a peer's vector; one vector where all know the same."""
+    return [memory.known] if isinstance(memory, Memory) else [memory.sent[i] for i in receivers]
+
+
+def _require_known(peer: int, where: str, mix: Rows | Both, known: Vector, size: float) -> None:
     """Refuse a memory that is further from θ than the largest θ so far, of norm ``size``, is from zero.
 
     With a codec that works none ever is. The present θ would be too strict: it may go through zero.
     """
     vector = mix.vector if isinstance(mix, Rows) else mix.rows
-    lost = float(np.linalg.norm(vector - memory.known[: vector.size]))
+    lost = float(np.linalg.norm(vector - known[: vector.size]))
     if lost > size:
         raise DivergedError(
             peer,

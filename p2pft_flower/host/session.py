@@ -99,9 +99,15 @@ class Session:
     def all_have_theta(self) -> int:
         """The iteration in which no peer of the view can lack θ any more.
 
-        A peer that still lacks θ has sent nothing, so no other peer gets further than its distance from it.
+        A peer that still lacks θ has sent nothing, so no other peer gets further than its distance from it:
+        so many edges, each of which carries something in every period.
         """
-        return self.first + len(self.peers)
+        return self.first + len(self.peers) * self.period
+
+    @property
+    def period(self) -> int:
+        """Iterations after which the view's weights come again."""
+        return max(1, *(len(place.turns) for place in self.places.values()))
 
     @property
     def donors(self) -> tuple[int, ...]:
@@ -156,8 +162,8 @@ class Sessions:
 
     def of(self, new: NewView) -> Session:
         """Return the session of a view that was agreed on."""
-        places = [Neighbourhood.of(new.view, p.peer) for p in self._plan.peers]
         step = codec_step(self._each, self._plan.config.method.codec_step, new.view.graph)
+        places = [Neighbourhood.of(new.view, p.peer, step) for p in self._plan.peers]
         session = self._session(new.number, new.iteration, new.view.peers, places, step)
         returned = frozenset(new.joined).difference(session.places)
         return replace(session, view=new.view, returned=returned, donor=new.donor)
@@ -182,9 +188,19 @@ class Sessions:
             leaving,
             entering,
             self._phases,
-            Mailbox(self._terms(number, step), entering, first, codec=self._codec) if wired else None,
+            self._mailbox(self._terms(number, step), places, entering, first) if wired else None,
             None if self._codec is None else Compression(self._codec, step),
         )
+
+    def _mailbox(
+        self, terms: Terms, places: Sequence[Neighbourhood], entering: frozenset[Edge], first: int
+    ) -> Mailbox:
+        row = {place.peer: place for place in places}
+        turns = [
+            [(j, i) for j, i in sorted(entering) if j in row[i].at(k).row]
+            for k in range(max(len(place.turns) for place in places))
+        ]
+        return Mailbox(terms, entering, first, codec=self._codec, turns=turns)
 
     def _terms(self, number: int, step: float) -> Terms:
         codec, q, dtype = self._codec, self._theta0.size, self._theta0.dtype

@@ -252,8 +252,9 @@ class Training:
             self.states = self.states | {peer: self._of(peer).start(theta, self._gradient(peer))}
 
     def _of(self, peer: int) -> Algorithm[Any]:
-        """Return the method as ``peer`` runs it in the view."""
-        return placed(self._method, self.session.places[peer].tracker_weight)
+        """Return the method as ``peer`` runs it in the iteration under way."""
+        place = self.session.places[peer].at(self.iteration)
+        return placed(self._method, place.tracker_weight, place.next_weight)
 
     def _step(self, peer: int, step: Step[Any]) -> Step[Any]:
         with naming(peer, self.iteration, "its step failed"):

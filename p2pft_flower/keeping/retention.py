@@ -5,7 +5,8 @@ an iteration of which all have a file in good state, so there must always be one
 apart:
 
 - A peer that has done k iterations has the payloads of its in-neighbours of iteration k - 1, so they have
-  done k - 1 at least; on a graph of diameter D no two peers are more than D iterations apart.
+  done k - 1 at least; on a graph of diameter D no two peers are more than D iterations apart. Where weights
+  change with the iteration, an edge may carry nothing for a period: D times the period.
 - One checkpoint is written at a time, beside training, and the next one waits for it. So a peer that has done
   k iterations has on disk that of the last but one multiple of E up to k, or a newer one.
 
@@ -15,7 +16,7 @@ be less than E after the one before, comes on top: nothing is removed for it. If
 each goes on from its own newest file, and K files a peer are enough.
 
 When the view changes, the method begins again, so files of one iteration but of two views do not belong
-together. All this holds of the files of one view, with the longest diameter so far. Those of the views
+together. All this holds of the files of one view, with the largest D so far. Those of the views
 before stay until there are so many of the present one. And as long as peers or links are missing, those of
 the last view that had all stay, too: from there all can go on when they are back.
 """
@@ -45,7 +46,7 @@ def iterations_apart(asked: int, evaluate_every: int) -> int:
     return asked or evaluate_every * math.ceil(_APART / evaluate_every)
 
 
-def files_kept(kept: int, every: int, diameter: int | None) -> int:
+def files_kept(kept: int, every: int, lead: int | None) -> int:
     """Return the number of files of each peer with which all peers have ``kept`` iterations; see the module.
 
     Parameters
@@ -54,12 +55,13 @@ def files_kept(kept: int, every: int, diameter: int | None) -> int:
         K ≥ 1.
     every : int
         E, iterations between two checkpoints; negative if none are written.
-    diameter : int or None
-        D of the graph; None if peers exchange nothing.
+    lead : int or None
+        D, the most iterations that two peers can be apart (:attr:`~p2pft_flower.topology.Graph.lead`); None
+        if peers exchange nothing.
     """
-    if diameter is None or every < 0:
+    if lead is None or every < 0:
         return kept
-    return kept + 1 + math.ceil(diameter / every)
+    return kept + 1 + math.ceil(lead / every)
 
 
 def spared_files(views: Mapping[int, int], whole: Collection[int], files: int) -> set[int]:

@@ -74,10 +74,10 @@ def plan_peers(
         graph=graph.to_dict(),
         members={p: (p,) for p in range(graph.n)},
         checkpoint_every=every,
-        checkpoint_files=files_kept(config.runtime.checkpoints_kept, every, graph.diameter),
+        checkpoint_files=files_kept(config.runtime.checkpoints_kept, every, graph.lead),
         codec_step=codec_step(make_codec(config.method.codec), config.method.codec_step, graph),
     )
-    return [replace(plan, peers=(Neighbourhood.of(view, p),)) for p in range(graph.n)]
+    return [replace(plan, peers=(Neighbourhood.of(view, p, plan.codec_step),)) for p in range(graph.n)]
 
 
 class Federation:

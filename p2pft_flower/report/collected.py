@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from p2pft_flower.errors import DataError, TopologyError
 from p2pft_flower.facts import PeerFacts, Row, RunFacts
 from p2pft_flower.keeping.journal import by_run, read_journal
@@ -30,10 +33,15 @@ def rows_of(graph: Graph, peers: Iterable[int]) -> tuple[Row, ...]:
             i,
             graph.peer_names[i],
             graph.addresses[i],
-            {j: float(w) for j, w in enumerate(graph.W[i]) if w},
+            _without_zeros(graph.W[i]),
+            tuple(_without_zeros(turn[i]) for turn in graph.turns),
         )
         for i in peers
     )
+
+
+def _without_zeros(weights: npt.NDArray[np.float64]) -> dict[int, float]:
+    return {int(j): float(weights[j]) for j in np.flatnonzero(weights)}
 
 
 @dataclass(frozen=True)
@@ -223,13 +231,22 @@ def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) ->
 
 def _graph(n: int, facts: RunFacts, peers: Iterable[PeerFiles]) -> dict[str, Any]:
     rows = {row.peer: row for files in peers for row in files.about.rows}
-    weights = [[rows[i].weights.get(j, 0.0) for j in range(n)] if i in rows else None for i in range(n)]
-    graph = {
+
+    def matrix(own: Mapping[int, Mapping[int, float]]) -> list[list[float] | None]:
+        return [[own[i].get(j, 0.0) for j in range(n)] if i in own else None for i in range(n)]
+
+    periods = {len(row.turns) for row in rows.values()}
+    if len(periods) > 1:
+        raise DataError(f"the peers' rows of weights have {sorted(periods)} turns: a journal was changed")
+    graph: dict[str, Any] = {
         "name": facts.graph.name,
-        "weights": weights,
+        "weights": matrix({i: row.weights for i, row in rows.items()}),
         "peer_names": [rows[i].name if i in rows else None for i in range(n)],
         "addresses": [rows[i].address if i in rows else None for i in range(n)],
     }
+    if period := max(periods, default=0):
+        each = [{i: row.turns[t] for i, row in rows.items()} for t in range(period)]
+        graph["turns"] = [matrix(own) for own in each]
     if len(rows) == n:
         try:
             digest = Graph.from_dict(graph).digest

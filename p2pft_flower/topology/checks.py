@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.typed import MAX_PEERS
 
-__all__ = ["checked_addresses", "checked_names", "checked_weights"]
+__all__ = ["checked_addresses", "checked_names", "checked_turn", "checked_weights"]
 
 
 def checked_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
@@ -118,6 +118,46 @@ def checked_weights(W: npt.NDArray[np.float64], names: tuple[str, ...]) -> None:
         On weights that are not finite or negative, a zero row, column or self-weight, weights whose sums
         over- or underflow, and a graph that is not strongly connected.
     """
+    _refuse_values(W, names)
+    _refuse_disconnected(W, names)
+
+
+def checked_turn(
+    turn: npt.ArrayLike, W: npt.NDArray[np.float64], names: tuple[str, ...], number: int
+) -> npt.NDArray[np.float64]:
+    """Return the weights of one turn as a new float64 array; a turn alone need not connect everybody.
+
+    Parameters
+    ----------
+    turn : array-like, shape (n, n)
+        The weights.
+    W : ndarray, shape (n, n), float64
+        Weights of as many peers.
+    names : tuple of str
+        The n peer names, for errors.
+    number : int
+        The turn's number, for errors.
+
+    Raises
+    ------
+    TopologyError
+        As for :func:`checked_weights`, but for the connections.
+    """
+    try:
+        weights = as_square(turn)
+        _refuse_other_size(weights, len(W))
+        _refuse_values(weights, names)
+    except TopologyError as error:
+        raise TopologyError(f"turn {number}: {error}") from error
+    return weights
+
+
+def _refuse_other_size(weights: npt.NDArray[np.float64], n: int) -> None:
+    if len(weights) != n:
+        raise TopologyError(f"the weights are those of {len(weights)} peers, not of {n}: give n rows of n")
+
+
+def _refuse_values(W: npt.NDArray[np.float64], names: tuple[str, ...]) -> None:
     bad = np.argwhere(~np.isfinite(W) | (W < 0))
     if len(bad):
         i, j = bad[0]
@@ -141,7 +181,6 @@ def checked_weights(W: npt.NDArray[np.float64], names: tuple[str, ...]) -> None:
             "own vector at every exchange; set it, usually to 1"
         )
     _refuse_range(W, names)
-    _refuse_disconnected(W, names)
 
 
 def _refuse_range(W: npt.NDArray[np.float64], names: tuple[str, ...]) -> None:

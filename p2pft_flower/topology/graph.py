@@ -4,6 +4,9 @@ Section 2.3 of the paper, with ``w_ij`` the weight that peer i gives to peer j's
 
     a_ij = w_ij / Σ_j w_ij        row stochastic: the receiver's weights, for θ
     b_ij = w_ij / Σ_i w_ij        column stochastic: the sender's shares, for τ
+
+The weights may change with the iteration: a graph may have *turns*, several W of which iteration k uses
+number k modulo their number. Such a graph's own W is their mean, so its edges are those of any turn.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -23,10 +26,14 @@ from scipy.sparse.csgraph import shortest_path
 
 from p2pft_flower.errors import TopologyError
 from p2pft_flower.topology import checks, sources
+from p2pft_flower.topology.turn import Turn, by_columns, by_rows, cycle, stationary
 
 __all__ = ["Graph", "GraphParts"]
 
 Matrix = npt.NDArray[np.float64]
+
+MAX_TURNS = 256
+"""More are a mistake: each is an (n, n) matrix in every host's plan."""
 
 
 class GraphParts(TypedDict, total=False):
@@ -36,6 +43,7 @@ class GraphParts(TypedDict, total=False):
     weights: list[list[float]]
     peer_names: list[str]
     addresses: list[str | None]
+    turns: list[list[list[float]]]
 
 
 def _frozen(array: Matrix) -> Matrix:
@@ -62,6 +70,8 @@ class Graph:
         The address of each peer in a deployment; None by default.
     description : str, default ""
         A sentence for people, which equality of graphs ignores.
+    turns : tuple of ndarray, shape (n, n), float64
+        The W of each iteration, in turn; ``W`` is their mean then. Empty, the default: always W.
 
     Raises
     ------
@@ -74,6 +84,7 @@ class Graph:
     peer_names: tuple[str, ...] = None  # type: ignore[assignment]  # __post_init__ fills the default in
     addresses: tuple[str | None, ...] = None  # type: ignore[assignment]
     description: str = ""
+    turns: tuple[Matrix, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip() or not self.name.isprintable():
@@ -82,7 +93,11 @@ class Graph:
         names = checks.checked_names(self.peer_names, len(W))
         checks.checked_weights(W, names)
         addresses = checks.checked_addresses(self.addresses, names)
-        for field, value in (("W", _frozen(W)), ("peer_names", names), ("addresses", addresses)):
+        turns = tuple(_frozen(checks.checked_turn(turn, W, names, t)) for t, turn in enumerate(self.turns))
+        if turns and not np.allclose(np.mean(turns, axis=0), W, rtol=1e-12, atol=0.0):
+            raise TopologyError("the weights are not the mean of those of the turns: the graph was changed")
+        fields = {"W": _frozen(W), "peer_names": names, "addresses": addresses, "turns": turns}
+        for field, value in fields.items():
             object.__setattr__(self, field, value)
 
     # Constructors
@@ -121,6 +136,7 @@ class Graph:
         name: str = "weights",
         peer_names: Sequence[str] | None = None,
         addresses: Sequence[str | None] | None = None,
+        turns: Sequence[npt.ArrayLike] = (),
     ) -> Graph:
         """Make a graph of a matrix of weights; the class describes parameters and errors."""
         return cls(
@@ -128,7 +144,30 @@ class Graph:
             W,  # type: ignore[arg-type]  # anything array-like: __post_init__ converts and checks
             peer_names,  # type: ignore[arg-type]
             addresses,  # type: ignore[arg-type]
+            turns=turns,  # type: ignore[arg-type]
         )
+
+    def in_turn(self, turns: Sequence[npt.ArrayLike], name: str) -> Graph:
+        """Return a graph of the same peers, whose iterations use the weights ``turns`` one after another.
+
+        Parameters
+        ----------
+        turns : sequence of (n, n) array-likes
+            The W of iteration 0, 1, …; after the last the first follows.
+        name : str
+            The new graph's name.
+
+        Raises
+        ------
+        TopologyError
+            When a turn cannot be used, or news does not reach everybody over the edges of all of them.
+        """
+        if not turns:
+            raise TopologyError("there is no turn: give the weights of one iteration at least")
+        if len(turns) > MAX_TURNS:
+            raise TopologyError(f"there are {len(turns)} turns: at most {MAX_TURNS} are supported")
+        checked = [checks.checked_turn(turn, self.W, self.peer_names, t) for t, turn in enumerate(turns)]
+        return Graph(name, np.mean(checked, axis=0), self.peer_names, self.addresses, turns=tuple(checked))
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any] | GraphParts) -> Graph:
@@ -140,7 +179,9 @@ class Graph:
             raise TopologyError(
                 f"a graph's dictionary has name, weights, peer_names and addresses; {error} is missing"
             ) from error
-        return cls.from_weights(weights, name=name, peer_names=peer_names, addresses=addresses)
+        return cls.from_weights(
+            weights, name=name, peer_names=peer_names, addresses=addresses, turns=d.get("turns", ())
+        )
 
     # Parts
 
@@ -152,12 +193,21 @@ class Graph:
     @cached_property
     def A(self) -> Matrix:  # noqa: N802 - the paper's name
         """The receivers' weights ``a_ij = w_ij / Σ_j w_ij``; shape (n, n), float64, rows sum to 1."""
-        return _frozen(self.W / self.W.sum(axis=1, keepdims=True))
+        return by_rows(self.W)
 
     @cached_property
     def B(self) -> Matrix:  # noqa: N802 - the paper's name
         """The senders' shares ``b_ij = w_ij / Σ_i w_ij``; shape (n, n), float64, columns sum to 1."""
-        return _frozen(self.W / self.W.sum(axis=0, keepdims=True))
+        return by_columns(self.W)
+
+    @property
+    def period(self) -> int:
+        """Iterations after which the weights come again; 1 if they do not change."""
+        return max(1, len(self.turns))
+
+    def turn(self, k: int, step: float = 1.0) -> Turn:
+        """Return the weights of iteration ``k``, with limits of trackers under a codec's γ ``step``."""
+        return _cycle(self, step)[k % self.period]
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -190,8 +240,11 @@ class Graph:
 
     @cached_property
     def doubly_stochastic(self) -> bool:
-        """Whether the columns of A sum to 1 as well (within 1e-9), so that plain averaging is unbiased."""
-        return bool(np.all(np.abs(self.A.sum(axis=0) - 1.0) <= 1e-9))
+        """Whether the columns of A sum to 1 as well (within 1e-9), so that plain averaging is unbiased.
+
+        Of a graph with turns: in each of them.
+        """
+        return all(bool(np.all(np.abs(turn.A.sum(axis=0) - 1.0) <= 1e-9)) for turn in _cycle(self, 1.0))
 
     @cached_property
     def undirected(self) -> bool:
@@ -200,13 +253,21 @@ class Graph:
 
     @cached_property
     def symmetric(self) -> bool:
-        """Whether A is its own transpose (within 1e-9): undirected, and doubly stochastic by that."""
-        return bool(np.all(np.abs(self.A - self.A.T) <= 1e-9))
+        """Whether A is its own transpose (within 1e-9), in each turn: undirected, and doubly stochastic."""
+        return all(bool(np.all(np.abs(turn.A - turn.A.T) <= 1e-9)) for turn in _cycle(self, 1.0))
 
     @cached_property
     def diameter(self) -> int:
         """The longest of the shortest directed paths between two peers, in edges."""
         return int(shortest_path(np.ascontiguousarray(self.W.T > 0), unweighted=True).max())
+
+    @property
+    def lead(self) -> int:
+        """Iterations by which a peer can be ahead of another at most, since it needs what others have sent.
+
+        Along an edge a receiver is one iteration ahead of its sender at most; one period, if weights change.
+        """
+        return self.diameter * self.period
 
     @cached_property
     def second_modulus_A(self) -> float:  # noqa: N802 - the paper's name
@@ -230,7 +291,7 @@ class Graph:
         Plain averaging (equation 1 of the paper) with a small α minimises Σ_i π_i L_i, which is the global
         loss only if every π_i is 1 / n, that is, if A is doubly stochastic.
         """
-        return _frozen(_stationary(self.A.T))
+        return _frozen(stationary(self.A.T))
 
     @cached_property
     def tracker_weights(self) -> Matrix:
@@ -239,12 +300,13 @@ class Graph:
         τ ← B τ shares Σ τ = Σ g out by π: peer i gets n π_i times the mean gradient. All are 1 if B is doubly
         stochastic.
         """
-        return _frozen(self.n * _stationary(self.B))
+        return _frozen(self.n * stationary(self.B))
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of n and W, little-endian: peers compare it before they start."""
-        return hashlib.sha256(struct.pack("<Q", self.n) + self.W.astype("<f8").tobytes()).hexdigest()
+        """SHA-256 (hex) of n, W and the turns, little-endian: peers compare it before they start."""
+        weights = b"".join(W.astype("<f8").tobytes() for W in (self.W, *self.turns))
+        return hashlib.sha256(struct.pack("<Q", self.n) + weights).hexdigest()
 
     # Conversions
 
@@ -261,12 +323,15 @@ class Graph:
 
     def to_dict(self) -> GraphParts:
         """Return the graph as values for JSON, which :meth:`from_dict` reads back exactly."""
-        return {
+        parts: GraphParts = {
             "name": self.name,
             "weights": self.W.tolist(),
             "peer_names": list(self.peer_names),
             "addresses": list(self.addresses),
         }
+        if self.turns:
+            parts["turns"] = [turn.tolist() for turn in self.turns]
+        return parts
 
     def __repr__(self) -> str:
         return f"Graph({self.name!r}, n={self.n}, edges={len(self.edges)})"
@@ -284,14 +349,11 @@ class Graph:
         return self.name, self.digest, self.peer_names, self.addresses
 
 
-def _stationary(matrix: Matrix) -> Matrix:
-    """Return π, (n,), with ``matrix`` π = π and Σ π = 1."""
-    n = len(matrix)
-    system = np.vstack([matrix - np.eye(n), np.ones((1, n))])
-    target = np.zeros(n + 1)
-    target[-1] = 1.0
-    weights: Matrix = np.linalg.lstsq(system, target, rcond=None)[0].astype(np.float64)
-    return weights
+@lru_cache(maxsize=16)
+def _cycle(graph: Graph, step: float) -> tuple[Turn, ...]:
+    if graph.turns:
+        return cycle(graph.turns, step)
+    return (Turn(graph.A, graph.B, graph.tracker_weights, graph.tracker_weights),)
 
 
 def _second_modulus(matrix: Matrix) -> float:

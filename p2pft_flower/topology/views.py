@@ -44,6 +44,10 @@ class View:
         from d with weight w_id, receives from d's in-neighbours j with w_id w_dj / Σ_j w_dj instead (added to
         any weight that i has for j already). So a path through missing peers becomes a path of edges, and the
         rest is strongly connected because the whole was: if no edge is broken, no other peer is left out.
+        Of a graph with turns each is mended so, whether the rest is connected or not, and a weight that would
+        lead from a peer past d back to itself is added to its self-weight: what was symmetric or doubly
+        stochastic stays so. If the rest does not hold together over all turns, senders to d of any turn take
+        the place of those of the same turn, and that may be lost.
 
         If broken edges still divide the rest, each edge that works is used in the other direction too,
         with its weight. If even that fails, the largest strongly connected part remains
@@ -73,40 +77,61 @@ class View:
             raise TopologyError(f"none of the {graph.n} peers of {graph.name} is left")
         if not gone and not cut:
             return cls.whole(graph)
-        past = _without_edges(_joined(graph.W, gone), cut)
-        for weights in (_without_edges(graph.W, cut), past, _without_edges(_both_ways(past), cut)):
-            W = weights[np.ix_(live, live)]
-            parts, part = connected_components(W > 0, connection="strong")
+        turns = np.stack(graph.turns or (graph.W,))
+        past = _without_edges(_joined(turns, gone), cut)
+        candidates = [_without_edges(turns, cut), past]
+        if graph.turns:
+            past = _without_edges(_joined(turns, gone, any_turn=True), cut)
+            candidates = [candidates[1], past]
+        candidates.append(_without_edges(_both_ways(past), cut))
+        for each in candidates:
+            weights = each[:, live][:, :, live]
+            parts, part = connected_components(weights.any(axis=0), connection="strong")
             if parts == 1:
                 break
         else:
             largest = np.bincount(part).max()
             remaining = next(p for p in part if np.count_nonzero(part == p) == largest)
-            live = [i for i, p in zip(live, part, strict=True) if p == remaining]
-            W = weights[np.ix_(live, live)]
+            inside = np.flatnonzero(part == remaining)
+            live = [live[i] for i in inside]
+            weights = weights[:, inside][:, :, inside]
         absent = ", ".join(graph.peer_names[d] for d in range(graph.n) if d not in live)
         lacks = [text for text in (absent, f"{len(cut)} edges" if cut else "") if text]
         rest = Graph(
             f"{graph.name} without {' and '.join(lacks)}",
-            W,
+            weights.mean(axis=0),
             tuple(graph.peer_names[i] for i in live),
             tuple(graph.addresses[i] for i in live),
+            turns=tuple(weights) if graph.turns else (),
         )
         return cls(tuple(live), rest)
 
     def row(self, peer: int) -> dict[int, float]:
         """Return a_ij of each j that ``peer`` receives from, itself included, ascending in j."""
-        i = self._index(peer)
-        return {self.peers[j]: float(self.graph.A[i, j]) for j in sorted((i, *self.graph.in_neighbours(i)))}
+        return self._named(self.graph.A[self._index(peer)])
 
     def column(self, peer: int) -> dict[int, float]:
         """Return b_ij of each i that ``peer`` = j sends to, itself included, ascending in i."""
-        j = self._index(peer)
-        return {self.peers[i]: float(self.graph.B[i, j]) for i in sorted((j, *self.graph.out_neighbours(j)))}
+        return self._named(self.graph.B[:, self._index(peer)])
 
-    def tracker_weight(self, peer: int) -> float:
-        """Return the limit of ``peer``'s tracker in mean gradients: :attr:`Graph.tracker_weights`."""
-        return float(self.graph.tracker_weights[self._index(peer)])
+    def turn_of(
+        self, peer: int, k: int, step: float
+    ) -> tuple[dict[int, float], dict[int, float], float, float]:
+        """Return what iteration ``k`` needs of a peer's place; ``step`` is γ of a codec, 1 without one.
+
+        Returns
+        -------
+        row, column : dict of int to float
+            As :meth:`row` and :meth:`column`, of that iteration.
+        tracker_weight, next_weight : float
+            As :class:`~p2pft_flower.topology.turn.Turn` has them of all peers.
+        """
+        turn, i = self.graph.turn(k, step), self._index(peer)
+        row, column = self._named(turn.A[i]), self._named(turn.B[:, i])
+        return row, column, float(turn.tracker_weights[i]), float(turn.next_weights[i])
+
+    def _named(self, weights: npt.NDArray[np.float64]) -> dict[int, float]:
+        return {self.peers[j]: float(weights[j]) for j in np.flatnonzero(weights)}
 
     def added_to(self, graph: Graph) -> tuple[tuple[int, int], ...]:
         """Return the (sender, receiver) edges of this view, ascending, that ``graph`` does not have."""
@@ -119,28 +144,37 @@ class View:
         return self.peers.index(peer)
 
 
-def _joined(weights: npt.NDArray[np.float64], gone: list[int]) -> npt.NDArray[np.float64]:
-    """Return the weights with each peer of ``gone``, one after the other, replaced by edges past it."""
-    W = weights.copy()
+def _joined(
+    turns: npt.NDArray[np.float64], gone: list[int], *, any_turn: bool = False
+) -> npt.NDArray[np.float64]:
+    """Return the turns, (T, n, n), in which edges past it replace each peer of ``gone``, one after the other.
+
+    ``any_turn``: from its senders of all turns, even where it has some in the same turn.
+    """
+    turns = turns.copy()
     for d in gone:
-        into, out = W[d].copy(), W[:, d].copy()
-        W[d], W[:, d] = 0.0, 0.0
-        into[d] = out[d] = 0.0
-        if into.sum() > 0:  # else no remaining peer received anything through d
-            past = np.outer(out, into / into.sum())
-            np.fill_diagonal(past, 0.0)
-            W += past
-    return W
+        into, out = turns[:, d].copy(), turns[:, :, d].copy()
+        turns[:, d], turns[:, :, d] = 0.0, 0.0
+        into[:, d] = out[:, d] = 0.0
+        if any_turn:
+            into[:] = into.sum(axis=0)
+        for t, (senders, receivers) in enumerate(zip(into, out, strict=True)):
+            if senders.sum() > 0:  # else no remaining peer received anything through d
+                past = np.outer(receivers, senders / senders.sum())
+                if len(turns) == 1:
+                    np.fill_diagonal(past, 0.0)
+                turns[t] += past
+    return turns
 
 
-def _both_ways(weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the weights with each missing reverse edge added."""
-    return np.where(weights > 0, weights, weights.T)
+def _both_ways(turns: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the turns with each missing reverse edge added."""
+    return np.where(turns > 0, turns, turns.swapaxes(1, 2))
 
 
-def _without_edges(weights: npt.NDArray[np.float64], cut: list[tuple[int, int]]) -> npt.NDArray[np.float64]:
-    """Return the weights with those of the (sender, receiver) edges in ``cut`` set to zero."""
-    W = weights.copy()
+def _without_edges(turns: npt.NDArray[np.float64], cut: list[tuple[int, int]]) -> npt.NDArray[np.float64]:
+    """Return the turns with the weights of the (sender, receiver) edges in ``cut`` set to zero."""
+    turns = turns.copy()
     for sender, receiver in cut:
-        W[receiver, sender] = 0.0
-    return W
+        turns[:, receiver, sender] = 0.0
+    return turns

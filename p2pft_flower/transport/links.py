@@ -258,7 +258,8 @@ class Links(Closing):
         vector : numpy.ndarray or bytes
             (q,), of the terms' dtype; or what the terms' codec made of it.
         shares : mapping of int to float, optional
-            Receiver to b_ij, for a column exchange; must cover the remote receivers. Default 1 each.
+            The remote out-neighbours that it goes to, each with b_ij of a column exchange. Default: all of
+            them, with 1.
 
         Raises
         ------
@@ -276,8 +277,10 @@ class Links(Closing):
         if not receivers:
             return
         payload = self._bytes_of(sender, vector, terms)
-        if shares is not None and not shares.keys() >= set(receivers):
-            raise ValueError(f"peer {sender} has no share for {sorted(set(receivers) - shares.keys())}")
+        if shares is not None:
+            if strangers := sorted(shares.keys() - set(receivers)):
+                raise ValueError(f"peer {sender} sends nothing to {strangers} in this view")
+            receivers = tuple(sorted(shares))
         payload_hash = xxhash.xxh3_64_intdigest(payload)
         for receiver in receivers:
             edge = (sender, receiver)

@@ -2,34 +2,42 @@ r"""The bounded inbox of a host: the checks before a payload is used, and why no
 
 Why bounded inboxes cannot deadlock, even with room for a single payload an edge
 --------------------------------------------------------------------------------
-Number the exchanges of a run by their position p = iteration · phases + phase. A *node* (a peer, or a host
-that steps several peers in lock-step) does for p = 0, 1, 2, …:
+Number the exchanges of a run by their position p = iteration · phases + phase. Each edge *carries* some of
+them: all, or, where weights change with the iteration, those of the iterations in which its weight is not
+zero. Sender and receiver know which ones from the graph. A *node* (a peer, or a host that steps several peers
+in lock-step) does for p = 0, 1, 2, …:
 
-    put(p)    put its payload of position p on every out-edge, in any order, one edge after the other
-              or all at once; a put waits while the edge's queue is full;
-    take(p)   take the payload of position p from every in-edge, in any order; a take waits for it;
+    put(p)    put its payload of position p on every out-edge that carries p, in any order, one edge after
+              the other or all at once; a put waits while the edge's queue is full;
+    take(p)   take the payload of position p from every in-edge that carries p, in any order; a take waits
+              for it;
     compute   for a finite time.
 
-A put may also stay open while the node goes on to take(p), as long as it has been accepted before put(p + 1)
-of the same edge begins (`Links` does this). Each queue has room for c ≥ 1 payloads, in consecutive positions.
+A put may also stay open while the node goes on to take(p), as long as it has been accepted before the next
+put of the same edge begins (`Links` does this). Each queue has room for c ≥ 1 payloads, in the order of the
+positions that its edge carries.
 
 Claim: as long as some node has not finished, some node can move. Proof: let p be the least position of all
 unfinished nodes, and let i be any node at p.
 
 (a) No put of i at position p waits. Were the queue of i → m full when i offers p there, it would hold c ≥ 1
-    payloads of positions < p (i has put nothing later), so m would not yet have taken some position r < p.
-    But m has finished or is at a position ≥ p, because p is the least, and before it came there it took every
-    position < p from each of its in-edges. So the queue is empty and the put is accepted.
-(b) No take of i at position p waits for ever. The payload comes from a node j that has finished or is at a
-    position ≥ p. If j has finished or is beyond p, its put of p has been accepted, or has been offered and is
-    accepted by (a)'s argument: i has taken everything before p, so the queue is empty. If j is at p, its puts
-    of p do not wait, by (a) applied to j, which is also at the least position. Either way it arrives.
+    payloads of positions < p (i has put nothing later), so m would not yet have taken some position r < p
+    that the edge carries. But m has finished or is at a position ≥ p, because p is the least, and before it
+    came there it took every position < p that its in-edges carry. So the queue is empty and the put is
+    accepted.
+(b) No take of i at position p waits for ever. It waits only on edges j → i that carry p, and j has finished
+    or is at a position ≥ p. If j has finished or is beyond p, its put of p has been accepted, or has been
+    offered and is accepted by (a)'s argument: i has taken everything before p, so the queue is empty. If j is
+    at p, its puts of p do not wait, by (a) applied to j, which is also at the least position. Either way it
+    arrives.
 
-Hence i moves on, and as there are finitely many nodes and positions, all finish. The graph need not even be
-strongly connected, the order of puts and takes does not matter, and edges between peers of one host, which
-never wait, only help. What does matter: a node offers *all* of position p before it waits for any payload of
-position p; and nothing else keeps a put out: one that waits holds no thread, each edge has its own place to
-wait, and of two calls on one edge the older gives way. ∎
+Hence i moves on, and as there are finitely many nodes and positions, all finish. No edge need carry anything
+in a given iteration, the graph need not even be strongly connected, the order of puts and takes does not
+matter, and edges between peers of one host, which never wait, only help. What does matter: both ends of an
+edge have the same positions for it (the graph's digest, which neighbours compare before they train, has
+them); a node offers *all* of position p before it waits for any payload of position p; and nothing else keeps
+a put out: one that waits holds no thread, each edge has its own place to wait, and of two calls on one edge
+the older gives way. ∎
 """
 
 from __future__ import annotations
@@ -38,7 +46,7 @@ import asyncio
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -100,13 +108,32 @@ class _Waiting:
         self.answer.set_running_or_notify_cancel()  # a caller that is gone must not cancel it
 
 
+@dataclass(frozen=True)
+class _Carried:
+    """The positions that an edge carries: all phases of some iterations, the same ones in every period."""
+
+    turns: tuple[bool, ...]  # whether it carries those of iteration k, by k modulo their number
+    phases: int
+
+    def first(self, position: int) -> int:
+        """Return the first of them from ``position`` on."""
+        iteration = position // self.phases
+        if self.turns[iteration % len(self.turns)]:
+            return position
+        while not self.turns[iteration % len(self.turns)]:
+            iteration += 1
+        return iteration * self.phases
+
+
 @dataclass
 class _Inbox:
     """The payloads of one edge; guarded by the mailbox's lock, which `changed` shares."""
 
     changed: threading.Condition
+    carried: _Carried
     next_in: int  # position that must be delivered next
     next_out: int  # position that must be taken next
+    last_in: int = -1  # position that was delivered last
     queue: deque[Received] = field(default_factory=deque)
     last_checksum: int | None = None
     waiting: _Waiting | None = None
@@ -114,7 +141,7 @@ class _Inbox:
 
     def put(self, received: Received, checksum: int) -> None:
         self.queue.append(received)
-        self.next_in += 1
+        self.last_in, self.next_in = self.next_in, self.carried.first(self.next_in + 1)
         self.last_checksum = checksum
         self.changed.notify_all()
 
@@ -139,6 +166,9 @@ class Mailbox:
         The iteration the run starts from (after a checkpoint); default 0.
     codec : Codec, optional
         Decodes payloads, if the terms name a codec.
+    turns : sequence of collections of (int, int), optional
+        The edges that carry payloads in iteration 0, 1, …, after the last the first again; each edge is in
+        one of them at least. Default: all in every iteration.
     capacity : int
         Payloads that may wait on an edge; default 1. With the one that waits for room, an edge holds at
         most ``(capacity + 1) * terms.payload_bytes`` bytes.
@@ -156,6 +186,7 @@ class Mailbox:
         first_iteration: int = 0,
         capacity: int = 1,
         codec: Codec | None = None,
+        turns: Sequence[Collection[Edge]] = (),
     ) -> None:
         if capacity < 1 or first_iteration < 0:
             raise ValueError(f"capacity = {capacity} must be >= 1, first_iteration = {first_iteration} >= 0")
@@ -165,10 +196,13 @@ class Mailbox:
         self._capacity, self._codec = capacity, codec
         self._lock = threading.Lock()
         self._error: Exception | None = None
-        first = first_iteration * terms.phases
-        self._inboxes = {
-            (int(j), int(i)): _Inbox(threading.Condition(self._lock), first, first) for j, i in sorted(edges)
-        }
+        self._inboxes: dict[Edge, _Inbox] = {}
+        for edge in sorted((int(j), int(i)) for j, i in edges):
+            carried = _Carried(tuple(edge in turn for turn in turns) or (True,), terms.phases)
+            if not any(carried.turns):
+                raise ValueError(f"edge {edge[0]} -> {edge[1]} carries nothing in any turn")
+            first = carried.first(first_iteration * terms.phases)
+            self._inboxes[edge] = _Inbox(threading.Condition(self._lock), carried, first, first)
 
     @property
     def edges(self) -> tuple[Edge, ...]:
@@ -293,7 +327,7 @@ class Mailbox:
                 if self._error is not None:
                     raise self._error
                 if inbox.queue:
-                    inbox.next_out += 1
+                    inbox.next_out = inbox.carried.first(position + 1)
                     received = inbox.queue.popleft()
                     if (waiting := inbox.waiting) is not None:  # there is room for it now
                         inbox.put(waiting.received, waiting.checksum)
@@ -441,7 +475,7 @@ class Mailbox:
         position = header.iteration * self.terms.phases + header.phase
         if self._error is not None:
             raise self._error
-        if position == inbox.next_in - 1 and inbox.last_checksum is not None:
+        if position == inbox.last_in:
             if header.checksum != inbox.last_checksum:
                 raise Refused(pb.CONFLICT, f"{self._place(position)} came before with other content")
             self.duplicates += 1

@@ -247,7 +247,7 @@ class PooledPlaced:
     pooled = True
     phases = ()
 
-    def placed(self, tracker_weight):
+    def placed(self, tracker_weight, next_weight):
         return PooledPlaced(tracker_weight)
 
     def start(self, theta, gradient):

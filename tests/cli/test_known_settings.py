@@ -143,6 +143,18 @@ WRONG = {
         "algorithm=fedavg codec-step=0.5",
         r"codec-step = 0.5 with algorithm = 'fedavg'",
     ),
+    "schedule-graph": ("schedule-graph=base:0", "schedule-graph = 'base:0': base:K needs a whole number K"),
+    "schedule-graph, a graph": ("schedule-graph=ring:5,ring:4", "turn 0: the weights are those of 5 peers"),
+    "schedule-graph, a method": (
+        "schedule-graph=base:1 algorithm=exact-diffusion topology=ring-4",
+        "ExactDiffusion's correction holds for one W only",
+    ),
+    "schedule-graph, a strategy": (
+        "algorithm=fedavg schedule-graph=base:1",
+        "it is for methods whose peers exchange their vectors",
+    ),
+    "schedule-graph, no exchange": ("algorithm=local schedule-graph=base:1", "exchanges nothing"),
+    "schedule-graph, own": ("schedule-graph=no_such_file:turns", "schedule-graph = 'no_such_file:turns'"),
     "strategy-options": ("algorithm=fedavg strategy-options=mu=1", "fedavg has no option 'mu'"),
     "min-peers": ("min-peers=5", "min-peers = 5: the graph directed-ring-4 has 4 peers"),
     "preflight-only": ("preflight-only=true", "preflight-only = true: .* a simulation has none"),

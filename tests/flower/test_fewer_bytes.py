@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
 
 from .engine import run_app
@@ -44,3 +45,18 @@ def test_the_docs_own_codec_trains_in_the_app(tmp_path):
     run_app(tmp_path / "out", iterations=8, codec=f"{tmp_path / 'my_codec.py'}:Powers", **SMALL)
     results = read_results(tmp_path / "out")
     assert {peer["bytes_sent"] for peer in results["peers"]} == {8 * 2 * results["trainable_parameters"]}
+
+
+def test_the_docs_own_schedule_trains_in_the_app_and_collects(tmp_path):
+    docs = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(# my_schedule\.py.*?)```", docs, re.DOTALL)
+    (tmp_path / "my_schedule.py").write_text(code)
+    own = f"{tmp_path / 'my_schedule.py'}:pairs"
+    run_app(tmp_path / "out", iterations=8, schedule_graph=own, **SMALL)
+    results = read_results(tmp_path / "out")
+    q = results["trainable_parameters"]
+    # Peers 0 and 3 have a neighbour in every other iteration only.
+    assert [peer["bytes_sent"] for peer in results["peers"]] == [n * 2 * 4 * q for n in (4, 8, 8, 4)]
+    collected = collect_results(find_peers([tmp_path / "out"]))
+    assert collected["graph"]["turns"] == results["graph"]["turns"]
+    assert collected["graph"]["digest"] == results["graph"]["digest"]

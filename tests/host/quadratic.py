@@ -92,6 +92,7 @@ def plans(graph, hosts, addresses, folder, *, iterations=20, survive=False, **se
         | settings
     )
     rest = set(range(graph.n)).difference(*hosts)
+    step = codec_step(make_codec(config.method.codec), config.method.codec_step, graph)
     return [
         Plan(
             run="test",
@@ -99,7 +100,7 @@ def plans(graph, hosts, addresses, folder, *, iterations=20, survive=False, **se
             n=graph.n,
             greetings=greetings(View.whole(graph), [*hosts, *([p] for p in rest)]),
             terms=terms_digest(config, View.whole(graph), iterations),
-            peers=tuple(Neighbourhood.of(View.whole(graph), p) for p in peers),
+            peers=tuple(Neighbourhood.of(View.whole(graph), p, step) for p in peers),
             loss_weights=dict.fromkeys(range(graph.n), 1.0),
             iterations=iterations,
             evaluate_every=10,
@@ -107,7 +108,7 @@ def plans(graph, hosts, addresses, folder, *, iterations=20, survive=False, **se
             addresses=addresses,
             graph=graph.to_dict() if survive else {},
             members={min(h): tuple(h) for h in hosts} if survive else {},
-            codec_step=codec_step(make_codec(config.method.codec), config.method.codec_step, graph),
+            codec_step=step,
         )
         for peers in hosts
     ]

@@ -47,9 +47,9 @@ from .quadratic import GRAPH, Quadratics, plans, thetas
 TOGETHER = [[0, 1, 2, 3]]
 
 
-def keeping(folder, hosts=TOGETHER, addresses=(), every=4, files=50, **settings):
+def keeping(folder, hosts=TOGETHER, addresses=(), every=4, files=50, graph=GRAPH, **settings):
     """Return one plan a host, with checkpoints."""
-    made = plans(GRAPH, hosts, dict(addresses), folder, **settings)
+    made = plans(graph, hosts, dict(addresses), folder, **settings)
     return [replace(plan, checkpoint_every=every, checkpoint_files=files) for plan in made]
 
 

@@ -336,3 +336,60 @@ def test_a_payload_of_two_vectors_has_twice_as_many_numbers():
     for numbers, cause in ((4, "WRONG_LENGTH"), (8, "ACCEPTED")):
         header, payload = message(box.terms, (1, 0), 0, 0, np.ones(numbers, np.float32), length=numbers)
         assert name(deliver(box, header, payload, PATIENCE)) == cause
+
+
+# Edges that carry something in some iterations only
+
+
+def test_an_edge_takes_the_payloads_of_its_own_iterations_and_no_others():
+    mailbox = Mailbox(TERMS, EDGES, turns=[[(1, 0)], EDGES, []], first_iteration=2)
+    assert put(mailbox, 2, 0) == "FAR_OFF"  # nobody sends anything then
+    assert put(mailbox, 3, 0, edge=(2, 0)) == "FAR_OFF"
+    vectors = np.arange(40, dtype=np.float32).reshape(10, 4)
+    for iteration in (3, 4, 6, 7):
+        for phase in (0, 1):
+            vector = vectors[iteration] + phase
+            assert put(mailbox, iteration, phase, vector=vector) == "ACCEPTED"
+            assert put(mailbox, iteration, phase, vector=vector) == "DUPLICATE"
+            assert put(mailbox, iteration, phase, vector=vector + 1) == "CONFLICT"
+            np.testing.assert_array_equal(mailbox.take(0, 1, iteration, phase, PATIENCE).vector, vector)
+    assert put(mailbox, 4, 0, edge=(2, 0)) == "ACCEPTED"
+    with pytest.raises(ValueError, match="iteration 5, phase 0 asked for, but iteration 4, phase 0 is next"):
+        mailbox.take(0, 2, 5, 0, PATIENCE)
+
+
+def test_an_edge_that_never_carries_anything_is_the_callers_mistake():
+    with pytest.raises(ValueError, match="edge 2 -> 0 carries nothing in any turn"):
+        Mailbox(TERMS, EDGES, turns=[[(1, 0)]])
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 5), st.data())
+def test_no_schedule_lets_nodes_wait_for_each_other_for_ever(n, data):
+    """Nodes that put all and then take all of a position finish, with room for one payload an edge."""
+    pairs = [(j, i) for j in range(n) for i in range(n) if i != j]
+    turns = data.draw(st.lists(st.sets(st.sampled_from(pairs)), min_size=1, max_size=4))
+    edges = set().union(*turns)
+    slow = data.draw(st.lists(st.integers(0, n - 1), max_size=3))
+    boxes = [Mailbox(TERMS, {e for e in edges if e[1] == i}, turns=turns) for i in range(n)]
+
+    def node(i):
+        offered, replies = {}, []
+        for iteration in range(6):
+            turn = sorted(turns[iteration % len(turns)])
+            for phase in range(TERMS.phases):
+                for edge in turn:
+                    if edge[0] == i:
+                        if edge in offered:  # accepted before the next put of the edge begins
+                            replies.append(offered.pop(edge).result(PATIENCE))
+                        offered[edge] = pool.submit(put, boxes[edge[1]], iteration, phase, edge)
+                        if i in slow:
+                            replies.append(offered.pop(edge).result(PATIENCE))
+                for j, receiver in turn:
+                    if receiver == i:
+                        boxes[i].take(i, j, iteration, phase, PATIENCE)
+        return replies + [one.result(PATIENCE) for one in offered.values()]
+
+    with ThreadPoolExecutor(n) as nodes, ThreadPoolExecutor(len(pairs)) as pool:
+        for replies in nodes.map(node, range(n)):
+            assert set(replies) <= {"ACCEPTED"}

@@ -1,0 +1,121 @@
+"""Hosts on graphs whose weights change: the same bits over every way, with codecs, resumed, through views."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from p2pft_flower.algorithms import simulate
+from p2pft_flower.errors import DataError
+from p2pft_flower.host.host import PeerFailedError
+from p2pft_flower.host.wires import Access
+from p2pft_flower.topology import Graph
+from p2pft_flower.topology.schedule import scheduled
+from tests.journals import tracker_surplus
+
+from ..transport.federation import Federation as Certificates
+from .hosts import ALONE, FOLDED, best, run_together, tcp, unix, until
+from .quadratic import Peer, Quadratics, plans, thetas
+from .test_keeper import going_on, keeping, run_all
+
+EXPONENTIAL = scheduled(Graph.load("directed-ring-4"), "one-peer-exponential")
+rng = np.random.default_rng(5)
+LOPSIDED = EXPONENTIAL.in_turn(
+    [np.eye(4) + np.roll(np.eye(4), jump, 0) * rng.uniform(0.3, 3, (4, 1)) for jump in (1, 3, 2)], "lopsided"
+)
+"""Neither rows nor columns of its weights are balanced, and no turn alone connects the peers."""
+
+LOCAL = {"algorithm-options": "local-steps=3"}
+
+
+def train(graph, folder, hosts, addresses, accesses=None, **settings):
+    problems = [Quadratics() for _ in hosts]
+    results = run_together(plans(graph, hosts, addresses, folder, **settings), problems, accesses)
+    for result in results:
+        if isinstance(result, Exception):
+            raise result
+    return thetas(problems), [outcome for result in results for outcome in result]
+
+
+@pytest.mark.parametrize("graph", [EXPONENTIAL, LOPSIDED], ids=["exponential", "lopsided"])
+@pytest.mark.parametrize("codec", ["none", "q4"])
+def test_theta_is_bit_identical_in_memory_over_unix_sockets_tcp_and_tls(codec, graph, tmp_path, short):
+    settings = {"codec": codec, "iterations": 13, **LOCAL}
+    memory, _ = train(graph, tmp_path / "memory", [[0, 1, 2, 3]], {}, **settings)
+    certificates = Certificates(tmp_path / "certificates")
+    for name, hosts, addresses, accesses in (
+        ("unix", FOLDED, unix(short), None),
+        ("tcp", ALONE, tcp(), None),
+        ("tls", ALONE, tcp(), [Access(credentials=certificates[p]) for p in range(4)]),
+    ):
+        theta, _ = train(graph, tmp_path / name, hosts, addresses, accesses, **settings)
+        np.testing.assert_array_equal(theta, memory)
+
+
+@pytest.mark.parametrize("codec", ["none", "q4"])
+@pytest.mark.parametrize("method", ["p2pft", "push-diging", "sgp", "momentum-tracking"])
+def test_a_host_computes_what_the_simulation_in_memory_does(method, codec, tmp_path):
+    run = simulate(
+        method,
+        LOPSIDED,
+        [Peer(p).gradient for p in range(4)],
+        Quadratics.theta0,
+        alpha=0.1,
+        iterations=20,
+        codec=codec,
+    )
+    theta, _ = train(LOPSIDED, tmp_path, [[0, 1, 2, 3]], {}, algorithm=method, codec=codec)
+    np.testing.assert_array_equal(theta, run.theta)
+
+
+def test_a_peer_sends_only_to_the_neighbours_of_the_iteration(tmp_path):
+    _, outcomes = train(EXPONENTIAL, tmp_path, ALONE, tcp(), iterations=20)
+    assert [o.bytes_sent for o in outcomes] == [20 * 2 * 1 * 4 * 300] * 4
+
+
+@pytest.mark.parametrize("codec", ["none", "q4"])
+def test_a_resumed_run_is_bit_identical_to_the_uninterrupted_one(codec, tmp_path):
+    settings = {"codec": codec, "graph": LOPSIDED, **LOCAL}
+    whole = run_all(keeping(tmp_path / "whole", **settings))
+    with pytest.raises(PeerFailedError):
+        run_all(keeping(tmp_path / "first", **settings), [Quadratics(fail_at={1: 31})])
+    rest = going_on(tmp_path / "rest", tmp_path / "first", **settings)
+    assert set(rest[0].begins.values()) == {10}
+    np.testing.assert_array_equal(run_all(rest), whole)
+
+
+def test_a_codecs_memory_of_a_static_graph_is_refused_where_weights_change(tmp_path):
+    run_all(keeping(tmp_path / "first", codec="q4"))
+    rest = going_on(tmp_path / "rest", tmp_path / "first", codec="q4", iterations=30, graph=LOPSIDED)
+    with pytest.raises(DataError, match="peer 0: its checkpoint has a codec's memory of another schedule"):
+        run_all(rest)
+
+
+@pytest.mark.parametrize("codec", ["none", "q4"])
+def test_a_lost_peer_and_one_that_comes_back_keep_the_schedule_and_the_trackers_sum_up(codec, federation):
+    net = federation(tcp(), graph=LOPSIDED, iterations=150, **{"peer-timeout": 8.0, "codec": codec, **LOCAL})
+    net.all_there.set()
+    released = threading.Event()
+
+    def hook(peer, drawn):
+        if peer == 2 and drawn == 60:
+            raise ValueError("no more images")
+        if peer != 2 and net.hosts[peer]._iteration == 80:
+            assert released.wait(60)
+
+    runs = [net.start(p, hook=hook) for p in range(4)]
+    with pytest.raises(PeerFailedError):
+        runs[2].result(60)
+    until(lambda: all(net.hosts[p]._iteration >= 30 for p in (0, 1, 3)))
+    runs[2] = net.start(2, joining=True)
+    until(lambda: all(net.view_of(p) == 2 for p in (0, 1, 3)))
+    released.set()
+    for run in runs:
+        run.result(60)
+    surplus = tracker_surplus(net.folder, range(4))
+    assert {s.view for s in surplus} == {0, 1, 2}
+    assert max(s.relative for s in surplus) < 1e-4
+    for p in range(4):
+        assert np.abs(net.kept(p) - best(0, 1, 2, 3)).max() < 0.5
