@@ -202,6 +202,8 @@ class MethodConfig:
         The weights of each iteration: ``static`` (the topology's), ``one-peer-exponential``, ``base:K``,
         graphs in turn separated by commas, or ``my_module:my_schedule``
         (:mod:`p2pft_flower.topology.schedule`).
+    pipelined : bool
+        Whether p2pft computes its gradients while payloads travel: mix, then adapt.
     """
 
     algorithm: str = "p2pft"
@@ -216,6 +218,7 @@ class MethodConfig:
     codec: str = "none"
     codec_step: float = 0.0
     schedule_graph: str = STATIC
+    pipelined: bool = False
 
     def __post_init__(self) -> None:
         if not is_own_codec(self.codec):

@@ -56,6 +56,7 @@ OTHER = {
     "codec": "q4",
     "codec-step": 0.7,
     "schedule-graph": "base:2",
+    "pipelined": True,
     "problem": "my_module:my_problem",
     "model": "vit_tiny_patch16_224",
     "weights": "none",

@@ -75,6 +75,13 @@ class LocalSteps:
 
     def step(self, k: int, state: Tracking, gradient: Gradient) -> Step[Tracking]:
         """One iteration; ``grad`` of the state is z_i."""
+        phi, grad, velocity = self.adapt(k, state, gradient)
+        # θ_i ← Σ_j a_ij φ_j and τ_i ← Σ_j b_ij (τ_j + z_j^{k+1} − z_j^k)
+        theta, tau = yield Both(phi, state.tau + grad - state.grad)
+        return Tracking(theta, tau, grad, velocity)
+
+    def adapt(self, k: int, state: Tracking, gradient: Gradient) -> tuple[Vector, Vector, Vector | None]:
+        """Make the K local steps: return φ_i, z_i^{k+1}, and the heavy ball's velocity, None without one."""
         correction = state.tau / self.tracker_weight - state.grad  # c_i = τ_i / w_i − z_i
         phi, velocity, grad = state.theta, state.velocity, np.zeros_like(state.grad)
         for _ in range(self.local_steps):
@@ -82,6 +89,4 @@ class LocalSteps:
             velocity = heavy_ball(self.momentum, velocity, drawn + correction)
             phi = phi - self.alpha(k) * velocity  # φ_i ← φ_i − α (∇L_i(φ_i) + c_i)
             grad = grad + drawn / self.local_steps  # z_i^{k+1}, the mean of all of them
-        # θ_i ← Σ_j a_ij φ_j and τ_i ← Σ_j b_ij (τ_j + z_j^{k+1} − z_j^k)
-        theta, tau = yield Both(phi, state.tau + grad - state.grad)
-        return Tracking(theta, tau, grad, velocity if self.momentum else None)
+        return phi, grad, velocity if self.momentum else None

@@ -15,6 +15,7 @@ from p2pft_flower.algorithms.local import Local
 from p2pft_flower.algorithms.local_steps import LocalSteps
 from p2pft_flower.algorithms.momentum_tracking import MomentumTracking
 from p2pft_flower.algorithms.p2pft import P2PFT
+from p2pft_flower.algorithms.pipelined import Pipelined
 from p2pft_flower.algorithms.push_diging import PushDIGing
 from p2pft_flower.algorithms.seam import Algorithm, Schedule
 from p2pft_flower.algorithms.sgp import SGP
@@ -33,8 +34,12 @@ __all__ = [
 ]
 
 
-def _p2pft(alpha: Schedule, momentum: float = 0.0, local_steps: int = 1) -> Algorithm[Any]:
-    """Return Algorithm 1, or its form with several local steps an iteration."""
+def _p2pft(
+    alpha: Schedule, momentum: float = 0.0, local_steps: int = 1, pipelined: bool = False
+) -> Algorithm[Any]:
+    """Return Algorithm 1, or its form with several local steps an iteration, or with payloads under way."""
+    if pipelined:
+        return Pipelined(alpha, momentum, local_steps)
     return P2PFT(alpha, momentum) if local_steps == 1 else LocalSteps(alpha, momentum, local_steps)
 
 
@@ -55,7 +60,9 @@ ALGORITHMS: dict[str, Callable[..., Algorithm[Any]]] = {
 }
 
 
-def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0, options: str = "") -> Algorithm[Any]:
+def make_algorithm(
+    name: str, *, alpha: Schedule, momentum: float = 0.0, options: str = "", pipelined: bool = False
+) -> Algorithm[Any]:
     """Build the method ``name``.
 
     Parameters
@@ -71,6 +78,9 @@ def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0, options
     options : str, default ""
         Further arguments of the method, as ``"local-steps=8"``, separated by commas: those of its arguments
         that have a number or a text as default.
+    pipelined : bool, default False
+        Whether to build the form that computes while payloads travel, of a method with an argument
+        ``pipelined``.
 
     Raises
     ------
@@ -80,7 +90,7 @@ def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0, options
     if not 0.0 <= momentum < 1.0:
         raise ConfigError(f"momentum = {momentum}: must be in [0, 1)")
     if is_reference(name):
-        chosen = _chosen(name, load_reference(name, key="algorithm"), options)
+        chosen = _chosen(name, load_reference(name, key="algorithm"), options, pipelined=pipelined)
         method = call_reference(name, key="algorithm", alpha=alpha, momentum=momentum, **chosen)
         missing = [part for part in ("phases", "start", "step") if not hasattr(method, part)]
         if missing:
@@ -93,7 +103,7 @@ def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0, options
         raise ConfigError(
             f"algorithm = {name!r} is unknown; choose one of {', '.join(ALGORITHMS)}, or my_module:my_method"
         )
-    chosen = _chosen(name, ALGORITHMS[name], options)
+    chosen = _chosen(name, ALGORITHMS[name], options, pipelined=pipelined)
     try:
         return ALGORITHMS[name](alpha=alpha, momentum=momentum, **chosen)
     except ConfigError:
@@ -102,16 +112,21 @@ def make_algorithm(name: str, *, alpha: Schedule, momentum: float = 0.0, options
         raise ConfigError(f"algorithm-options = {options!r}: {name} refuses: {error}") from error
 
 
-def _chosen(name: str, method: Callable[..., Any], options: str) -> dict[str, Any]:
-    """Return the arguments that ``algorithm-options`` give, each of the type of its default."""
-    if not options:
+def _chosen(name: str, method: Callable[..., Any], options: str, *, pipelined: bool) -> dict[str, Any]:
+    """Return the arguments that ``algorithm-options`` give, of the types of their defaults, and pipelined."""
+    if not options and not pipelined:
         return {}
+    parameters = inspect.signature(method).parameters
+    if pipelined and "pipelined" not in parameters:
+        raise ConfigError(
+            f"pipelined = true: {name} has no form that computes while its payloads travel; p2pft has one"
+        )
     defaults: Mapping[str, Any] = {
         p.name: p.default
-        for p in inspect.signature(method).parameters.values()
+        for p in parameters.values()
         if p.name not in _GIVEN and type(p.default) in (int, float, str)
     }
-    chosen: dict[str, Any] = {}
+    chosen: dict[str, Any] = {"pipelined": True} if pipelined else {}
     for item in filter(None, (part.strip() for part in options.split(","))):
         key, _, value = item.partition("=")
         argument = key.strip().replace("-", "_")

@@ -1,14 +1,15 @@
 """The seam between an algorithm and the exchange: the requests that an algorithm may make.
 
-An algorithm is mathematics on vectors. It has its own vector and its own gradient, and yields a vector to be
-mixed with its neighbours': :class:`Rows` to be averaged by the receivers' weights A,
-:class:`Columns` to be shared out by the senders' weights B, or :class:`Both` of two vectors at once. Whether
-the neighbours are in this process or on another continent is the exchange's business.
+An algorithm is mathematics on vectors. It has its own vector and its own gradient, and yields a vector to
+be mixed with its neighbours': :class:`Rows` to be averaged by the receivers' weights A, :class:`Columns` to
+be shared out by the senders' weights B, or :class:`Both` of two vectors at once. With :class:`Send` and
+:class:`Take` it computes while they travel. Whether the neighbours are in this process or on another
+continent is the exchange's business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias, TypeVar
 
@@ -23,10 +24,13 @@ __all__ = [
     "Columns",
     "Gradient",
     "Mix",
+    "Request",
     "Rows",
     "Schedule",
+    "Send",
     "State",
     "Step",
+    "Take",
     "Vector",
     "combine",
     "heavy_ball",
@@ -87,7 +91,26 @@ class Both:
 
 
 Mix: TypeAlias = Rows | Columns | Both
-Step: TypeAlias = Generator[Mix, Any, S]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Begin an exchange and go on at once: what neighbours need is under way when the step is resumed.
+
+    :class:`Take` ends it, before another one begins. ``yield Rows(x)`` is ``yield Send(Rows(x))`` followed by
+    ``yield Take()``.
+    """
+
+    mix: Mix
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Wait for the neighbours' vectors of the exchange that was begun, and be sent the mixed one."""
+
+
+Request: TypeAlias = Mix | Send | Take
+Step: TypeAlias = Generator[Request, Any, S]
 """One iteration: yields vectors to be mixed, is sent the mixed (of Both a pair), returns the next state."""
 
 
@@ -223,7 +246,8 @@ def combine(kind: type[Mix], terms: Iterable[tuple[float, float, Vector]]) -> Ve
 
 def lockstep(
     steps: Mapping[int, Step[S]],
-    exchange: Callable[[int, Mapping[int, Mix]], Mapping[int, Vector]],
+    send: Callable[[int, Mapping[int, Mix]], None],
+    take: Callable[[int], Mapping[int, Vector]],
     phases: int,
 ) -> dict[int, S]:
     """Drive one iteration of several peers together and return their new states.
@@ -232,42 +256,64 @@ def lockstep(
     ----------
     steps : mapping of peer to generator
         One iteration's :meth:`Algorithm.step` of each peer.
-    exchange : callable
-        (phase, the requests by peer) ↦ the mixed vectors by peer, as of :func:`combine`.
+    send : callable
+        Begins exchange number ``phase``: called with (phase, the vectors by peer), before ``take``.
+    take : callable
+        phase ↦ the mixed vectors by peer, as of :func:`combine`.
     phases : int
         Number of exchanges that the method promises (its ``phases``).
 
     Raises
     ------
     RuntimeError
-        When the peers do not all ask for the same kind of exchange, or for another number of them.
+        When the peers do not all ask for the same kind of exchange, or for another number of them, or do not
+        take what they have begun.
     """
-    finished: dict[int, S] = {}
-    inbox: Mapping[int, Vector | None] = dict.fromkeys(steps)
-    outbox: dict[int, Mix] = {}
-    phase = 0
+    phase, begun, answers = 0, None, dict.fromkeys(steps)
     while True:
-        asked_before, outbox = outbox, {}
-        for peer, step in steps.items():
-            try:
-                mixed = inbox[peer]
-                if mixed is None:
-                    outbox[peer] = next(step)
-                else:
-                    pair = isinstance(asked_before[peer], Both)
-                    outbox[peer] = step.send(tuple(np.split(mixed, 2)) if pair else mixed)
-            except StopIteration as stop:
-                finished[peer] = stop.value
-        if bool(outbox) != (phase < phases) and not (finished and outbox):
-            asked = f"more than {phase}" if outbox else f"{phase}"
-            raise RuntimeError(f"a step asks for {asked} exchanges, but the method's phases names {phases}")
-        if not outbox:
+        kind, asked, finished = _resumed(steps, answers, phase)
+        if begun is not None and kind is not Take:
+            raise RuntimeError(f"phase {phase}: a step goes on after Send without Take; every Send needs one")
+        if begun is None and kind is Take:
+            raise RuntimeError(f"phase {phase}: a step takes what it has not sent; Send comes before Take")
+        if kind is None and phase == phases:
             return finished
-        if finished or len({type(mix) for mix in outbox.values()}) != 1:
-            raise RuntimeError(
-                f"phase {phase}: the peers do not ask for the same exchange "
-                f"({ {p: type(m).__name__ for p, m in outbox.items()} }, ended: {sorted(finished)}); "
-                "every peer must yield the same sequence of Rows, Columns and Both in every iteration"
-            )
-        inbox = exchange(phase, outbox)
-        phase += 1
+        if begun is None and (kind is None or phase == phases):
+            asks = f"{phase}" if kind is None else f"more than {phase}"
+            raise RuntimeError(f"a step asks for {asks} exchanges, but the method's phases names {phases}")
+        if kind is not Take:
+            mixes = {p: one.mix if isinstance(one, Send) else one for p, one in asked.items()}
+            begun = _only_kind(mixes, phase)
+            send(phase, mixes)
+        if kind is Send:
+            answers = dict.fromkeys(steps)
+            continue
+        mixed = take(phase)
+        answers = {p: tuple(np.split(x, 2)) if begun is Both else x for p, x in mixed.items()}
+        phase, begun = phase + 1, None
+
+
+def _resumed(
+    steps: Mapping[int, Step[S]], answers: Mapping[int, Any], phase: int
+) -> tuple[type | None, dict[int, Any], dict[int, S]]:
+    """Resume every step: return the kind and requests that all make, or None and the states at the end."""
+    asked: dict[int, Any] = {}
+    finished: dict[int, S] = {}
+    for peer, step in steps.items():
+        try:
+            asked[peer] = step.send(answers[peer])
+        except StopIteration as stop:
+            finished[peer] = stop.value
+    return (_only_kind(asked, phase, finished) if asked else None), asked, finished
+
+
+def _only_kind(asked: Mapping[int, Any], phase: int, finished: Collection[int] = ()) -> type:
+    """Return the kind of request that all peers make."""
+    kinds = {type(one) for one in asked.values()}
+    if finished or len(kinds) != 1:
+        raise RuntimeError(
+            f"phase {phase}: the peers do not ask for the same exchange "
+            f"({ {p: type(one).__name__ for p, one in asked.items()} }, ended: {sorted(finished)}); "
+            "every peer must yield the same sequence of Rows, Columns, Both, Send and Take in every iteration"
+        )
+    return kinds.pop()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +30,9 @@ from p2pft_flower.topology.schedule import STATIC, scheduled
 from p2pft_flower.topology.turn import Turn
 
 __all__ = ["Simulation", "mix_in_memory", "simulate"]
+
+_Mixer: TypeAlias = Callable[[Turn, int, Mapping[int, Mix]], dict[int, Vector]]
+"""(weights, phase, what each peer yielded) ↦ the mixed vector of each."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def simulate(
     codec: str = "none",
     codec_step: float = 0.0,
     schedule_graph: str = STATIC,
+    pipelined: bool = False,
     callback: Callable[[int, Sequence[Any]], None] | None = None,
 ) -> Simulation:
     """Run ``algorithm`` on n gradient functions over ``graph``, in this process.
@@ -115,6 +118,8 @@ def simulate(
         γ of :mod:`~p2pft_flower.algorithms.compression`; 0: chosen from graph and codec.
     schedule_graph : str, default "static"
         The weights of each iteration, for the peers of ``graph``: see :mod:`p2pft_flower.topology.schedule`.
+    pipelined : bool, default False
+        Whether p2pft computes while payloads travel: :mod:`~p2pft_flower.algorithms.pipelined`.
     callback : callable, optional
         Called as ``callback(k, states)`` before the first iteration (k = 0) and after each.
 
@@ -129,7 +134,11 @@ def simulate(
     starts = _starts(theta0, graph, gradients, weights)
     if isinstance(algorithm, str):
         method = make_algorithm(
-            algorithm, alpha=make_schedule(schedule, alpha, iterations), momentum=momentum, options=options
+            algorithm,
+            alpha=make_schedule(schedule, alpha, iterations),
+            momentum=momentum,
+            options=options,
+            pipelined=pipelined,
         )
     else:
         method = algorithm
@@ -148,35 +157,47 @@ def simulate(
     mix, step = _mixer(graph, codec, codec_step, vectors_per_payload(method))
     methods = [_placed(method, graph.turn(k, step), len(objectives)) for k in range(graph.period)]
     states: dict[int, Any] = {i: methods[0][i].start(starts[i].copy(), g) for i, g in enumerate(objectives)}
-    consensus, tracker = [], []
-
-    def record(k: int) -> None:
-        theta = np.stack([s.theta for s in states.values()]).astype(np.float64)
-        consensus.append(float(np.sqrt(((theta - theta.mean(axis=0)) ** 2).sum(axis=1).mean())))
-        if hasattr(states[0], "tau") and hasattr(states[0], "grad"):
-            gap = sum(s.tau.astype(np.float64) - s.grad for s in states.values())
-            tracker.append(float(np.abs(gap).max(initial=0.0)))
-        if callback is not None:
-            callback(k, tuple(states.values()))
-
-    record(0)
+    history = _History()
+    history.record(0, states, callback)
     for k in range(iterations):
         now = methods[k % graph.period]
         steps = {i: now[i].step(k, states[i], g) for i, g in enumerate(objectives)}
-        states = lockstep(steps, partial(mix, graph.turn(k)), len(method.phases))
-        record(k + 1)
-
-    history = {"consensus_error": np.array(consensus)}
-    if tracker:
-        history["tracker_error"] = np.array(tracker)
+        exchange = _InMemory(mix, graph.turn(k))
+        states = lockstep(steps, exchange.send, exchange.take, len(method.phases))
+        history.record(k + 1, states, callback)
     rows = [states[i] for i in sorted(states)]
     theta = np.stack([s.theta for s in rows])
     return Simulation(
         theta=np.repeat(theta, graph.n, axis=0) if len(rows) < graph.n else theta,
         tau=np.stack([s.tau for s in rows]) if hasattr(rows[0], "tau") else None,
-        history=history,
+        history=history.arrays,
         states=tuple(rows),
     )
+
+
+class _History:
+    """The errors of each iteration, as :class:`Simulation` has them."""
+
+    def __init__(self) -> None:
+        self._consensus: list[float] = []
+        self._tracker: list[float] = []
+
+    def record(
+        self, k: int, states: Mapping[int, Any], callback: Callable[[int, Sequence[Any]], None] | None
+    ) -> None:
+        """Note the errors after ``k`` iterations, and hand the states to the caller."""
+        theta = np.stack([s.theta for s in states.values()]).astype(np.float64)
+        self._consensus.append(float(np.sqrt(((theta - theta.mean(axis=0)) ** 2).sum(axis=1).mean())))
+        if hasattr(states[0], "tau") and hasattr(states[0], "grad"):
+            gap = sum(s.tau.astype(np.float64) - s.grad for s in states.values())
+            self._tracker.append(float(np.abs(gap).max(initial=0.0)))
+        if callback is not None:
+            callback(k, tuple(states.values()))
+
+    @property
+    def arrays(self) -> dict[str, npt.NDArray[np.float64]]:
+        found = {"consensus_error": np.array(self._consensus)}
+        return found | ({"tracker_error": np.array(self._tracker)} if self._tracker else {})
 
 
 def _placed(method: Algorithm[Any], turn: Turn, peers: int) -> list[Algorithm[Any]]:
@@ -187,9 +208,7 @@ def _placed(method: Algorithm[Any], turn: Turn, peers: int) -> list[Algorithm[An
     return [placed(method, float(now), float(after)) for now, after in weights]
 
 
-def _mixer(
-    graph: Graph, codec: str, codec_step: float, vectors: int
-) -> tuple[Callable[[Turn, int, Mapping[int, Mix]], dict[int, Vector]], float]:
+def _mixer(graph: Graph, codec: str, codec_step: float, vectors: int) -> tuple[_Mixer, float]:
     """Return the exchange, and its γ; 1 without a codec."""
     coder = make_codec(codec)
     if coder is None:
@@ -197,6 +216,20 @@ def _mixer(
     compression = Compression(for_vectors(coder, vectors), codec_step or safe_step(graph, coder))
     mixer = _CompressedByEdge(compression) if graph.turns else _Compressed(compression)
     return mixer, compression.step
+
+
+class _InMemory:
+    """The exchanges of one iteration: what is sent is there at once, and mixed when it is taken."""
+
+    def __init__(self, mix: _Mixer, turn: Turn) -> None:
+        self._mix, self._turn = mix, turn
+        self._outbox: Mapping[int, Mix] = {}
+
+    def send(self, phase: int, outbox: Mapping[int, Mix]) -> None:  # noqa: ARG002 - as lockstep calls it
+        self._outbox = outbox
+
+    def take(self, phase: int) -> dict[int, Vector]:
+        return self._mix(self._turn, phase, self._outbox)
 
 
 class _Compressed:

@@ -25,6 +25,7 @@ def make_method(config: MethodConfig) -> Algorithm[Any]:
         alpha=make_schedule(config.schedule, config.learning_rate, 1),
         momentum=config.momentum,
         options=config.algorithm_options,
+        pipelined=config.pipelined,
     )
     check_exchange(
         config.algorithm,

@@ -135,6 +135,7 @@ def refuse_method_keys(method: MethodConfig) -> None:
         ("codec", method.codec, "none"),
         ("codec-step", method.codec_step, 0.0),
         ("schedule-graph", method.schedule_graph, STATIC),
+        ("pipelined", method.pipelined, False),
     ):
         if value != default:
             raise ConfigError(

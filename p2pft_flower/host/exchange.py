@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from p2pft_flower.algorithms.compression import Compression, EdgeMemory, Memory, wide
+from p2pft_flower.algorithms.compression import EdgeMemory, Memory, wide
 from p2pft_flower.algorithms.seam import Both, Columns, Mix, Rows, Vector, combine
 from p2pft_flower.errors import DataError, P2PFTError
 from p2pft_flower.host.session import Session
 from p2pft_flower.host.wires import Wires
+from p2pft_flower.plan import Neighbourhood
 
 __all__ = ["DivergedError", "HostExchange"]
 
@@ -35,6 +37,28 @@ class DivergedError(P2PFTError):
     def not_finite(cls, peer: int, where: str, what: str) -> DivergedError:
         """Return the error of ``what`` that holds a NaN or an infinity."""
         return cls(peer, where, f"its {what} holds NaN or infinity", "lower learning-rate (or momentum)")
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """An exchange whose payloads are under way.
+
+    Attributes
+    ----------
+    kind : type
+        Rows, Columns or Both.
+    outbox : mapping of int to Mix
+        What each local peer yielded.
+    vectors : mapping of int to Vector
+        The same as one vector each.
+    gone : mapping of int to dict of int to Vector
+        What each local peer's receivers read, itself among them: sender, then receiver.
+    """
+
+    kind: type[Mix]
+    outbox: Mapping[int, Mix]
+    vectors: Mapping[int, Vector]
+    gone: Mapping[int, dict[int, Vector]]
 
 
 class HostExchange:
@@ -64,6 +88,7 @@ class HostExchange:
         self._itemsize = itemsize
         self.memories: dict[tuple[int, int], Memory | EdgeMemory] = {}
         self._largest: dict[tuple[int, int], float] = {}
+        self._begun = _Begun(Rows, {}, {}, {})
         self.bytes_sent = dict.fromkeys(peers, 0)
         self.seconds = 0.0
 
@@ -72,97 +97,102 @@ class HostExchange:
         if self._wires is not None:
             self._wires.server.withdraw()
 
-    def mix(
-        self, session: Session, iteration: int, phase: int, outbox: Mapping[int, Mix]
-    ) -> dict[int, Vector]:
-        """Exchange one phase among the peers of a view: the local peers' requests ↦ their mixed vectors.
+    def send(self, session: Session, iteration: int, phase: int, outbox: Mapping[int, Mix]) -> None:
+        """Begin an exchange among the peers of a view: send what the local peers yielded.
 
         Raises
         ------
         DivergedError
             When a local payload holds a NaN or an infinity; nothing of it is sent.
         ExchangeError
-            When a neighbour elsewhere cannot be sent to, or sends nothing before the deadline.
+            When a neighbour elsewhere cannot be sent to.
         """
         begin = time.perf_counter()
-        kind = type(next(iter(outbox.values())))
         vectors = {peer: mix.vector for peer, mix in outbox.items()}
-        place = f"iteration {iteration}, phase {session.phases[phase]}"
         for peer, vector in vectors.items():
             if not np.isfinite(vector).all():
-                raise DivergedError.not_finite(peer, place, "payload")
-        if session.compression is None:
-            for peer, vector in vectors.items():
-                self._send(session, peer, iteration, phase, kind, vector)
-            mixed = self._sums(session, iteration, phase, kind, vectors)
-        else:
-            by_edge = session.period > 1
-            mix_differences = self._mix_by_edge if by_edge else self._mix_differences
-            mixed = mix_differences(session, session.compression, iteration, phase, kind, vectors)
-            for peer, mix in outbox.items():
-                if not isinstance(mix, Columns):
-                    size = float(np.linalg.norm(mix.vector if isinstance(mix, Rows) else mix.rows))
-                    size = self._largest[peer, phase] = max(size, self._largest.get((peer, phase), 0.0))
-                    memory, receivers = self.memories[peer, phase], session.places[peer].at(iteration)
-                    for known in _knowledge(memory, receivers.out_neighbours):
-                        _require_known(peer, place, mix, known, size)
+                raise DivergedError.not_finite(peer, _place(session, iteration, phase), "payload")
+        self._begun = _Begun(type(next(iter(outbox.values()))), outbox, vectors, {p: {} for p in vectors})
+        for peer, vector in vectors.items():
+            place = session.places[peer].at(iteration)
+            if session.compression is None:
+                self._deliver(session, place, iteration, phase, place.out_neighbours, vector, vector)
+            elif session.period == 1:
+                memory = self._memory(peer, phase, Memory) or Memory.blank(vector)
+                payload, d = session.compression.encode(vector, memory.known)
+                self._deliver(session, place, iteration, phase, place.out_neighbours, payload, d)
+            else:
+                knowledge = self._memory(peer, phase, EdgeMemory) or EdgeMemory.blank()
+                for receiver in place.out_neighbours:
+                    payload, d = session.compression.encode(vector, knowledge.known(receiver, vector))
+                    self._deliver(session, place, iteration, phase, [receiver], payload, d)
+        self.seconds += time.perf_counter() - begin
+
+    def take(self, session: Session, iteration: int, phase: int) -> dict[int, Vector]:
+        """End the exchange that was begun: return the mixed vector of each local peer.
+
+        Raises
+        ------
+        DivergedError
+            When what a codec's receivers know of θ is further from it than nothing.
+        ExchangeError
+            When a neighbour elsewhere sends nothing before the deadline.
+        """
+        begin = time.perf_counter()
+        mixed = {peer: self._mixed(session, peer, iteration, phase) for peer in self._begun.outbox}
+        if session.compression is not None:
+            self._require_followed(session, iteration, phase)
         self.seconds += time.perf_counter() - begin
         return mixed
 
-    def _mix_differences(
+    def _deliver(
         self,
         session: Session,
-        compression: Compression,
+        place: Neighbourhood,
         iteration: int,
         phase: int,
-        kind: type[Mix],
-        vectors: Mapping[int, Vector],
-    ) -> dict[int, Vector]:
-        """Send each vector's difference from its receivers' knowledge of it, encoded."""
-        before = {p: self._memory(p, phase, Memory) or Memory.blank(x) for p, x in vectors.items()}
-        encoded = {p: compression.encode(x, before[p].known) for p, x in vectors.items()}
-        for peer, one in encoded.items():
-            self._send(session, peer, iteration, phase, kind, one.payload)
-        sums = self._sums(session, iteration, phase, kind, {p: one.vector for p, one in encoded.items()})
-        mixed = {}
-        for peer, x in vectors.items():
-            mixed[peer], self.memories[peer, phase] = compression.mix(
-                x, before[peer], encoded[peer].vector, sums[peer]
-            )
+        receivers: Collection[int],
+        payload: Vector | bytes,
+        vector: Vector,
+    ) -> None:
+        """Send a payload to ``receivers``, which read ``vector`` in it."""
+        peer = place.peer
+        size = len(payload) if isinstance(payload, bytes) else payload.size * self._itemsize
+        self.bytes_sent[peer] += len(receivers) * size
+        self._begun.gone[peer] |= dict.fromkeys((peer, *receivers), vector)
+        remote = [i for i in session.receivers[peer] if i in receivers]
+        if self._wires is not None and remote:
+            shares = {i: 1.0 if self._begun.kind is Rows else place.column[i] for i in remote}
+            self._wires.links.send(peer, iteration, phase, payload, shares)
+
+    def _mixed(self, session: Session, peer: int, iteration: int, phase: int) -> Vector:
+        """Return the mixed vector of one peer, and remember what has come and gone."""
+        kind, x, gone = self._begun.kind, self._begun.vectors[peer], self._begun.gone[peer]
+        place, compression = session.places[peer].at(iteration), session.compression
+        come = {j: self._come(session, peer, j, iteration, phase) for j in place.in_neighbours}
+        if compression is not None and session.period > 1:
+            knowledge = self._memory(peer, phase, EdgeMemory) or EdgeMemory.blank()
+            sent = {r: (place.column[r], gone[r]) for r in place.out_neighbours}
+            mixed, self.memories[peer, phase] = compression.mix_by_edge(kind, x, knowledge, sent, come)
+            return mixed
+        come[peer] = place.row[peer], place.column[peer], gone[peer]
+        total = combine(kind, (come[j] for j in sorted(come)))
+        if compression is None:
+            return total
+        memory = self._memory(peer, phase, Memory) or Memory.blank(x)
+        mixed, self.memories[peer, phase] = compression.mix(x, memory, gone[peer], total)
         return mixed
 
-    def _mix_by_edge(
-        self,
-        session: Session,
-        compression: Compression,
-        iteration: int,
-        phase: int,
-        kind: type[Mix],
-        vectors: Mapping[int, Vector],
-    ) -> dict[int, Vector]:
-        """Do that where weights change: each receiver of the iteration gets a difference of its own."""
-        before = {p: self._memory(p, phase, EdgeMemory) or EdgeMemory.blank() for p in vectors}
-        places = {p: session.places[p].at(iteration) for p in vectors}
-        gone: dict[int, dict[int, tuple[float, Vector]]] = {}
-        for peer, x in vectors.items():
-            gone[peer] = {}
-            for receiver in places[peer].out_neighbours:
-                one = compression.encode(x, before[peer].known(receiver, x))
-                self._send(session, peer, iteration, phase, kind, one.payload, [receiver])
-                gone[peer][receiver] = places[peer].column[receiver], one.vector
-        mixed = {}
-        for peer, x in vectors.items():
-            come: dict[int, tuple[float, float, Vector]] = {}
-            for j in places[peer].in_neighbours:
-                if (j, peer) in session.entering:
-                    share, d = self._taken(session, peer, j, iteration, phase)
-                else:
-                    share, d = gone[j][peer]
-                come[j] = places[peer].row[j], share, d
-            mixed[peer], self.memories[peer, phase] = compression.mix_by_edge(
-                kind, x, before[peer], gone[peer], come
-            )
-        return mixed
+    def _come(
+        self, session: Session, peer: int, sender: int, iteration: int, phase: int
+    ) -> tuple[float, float, Vector]:
+        """Return a_ij, b_ij and what has come from j, the ``sender``; wait for it if it is elsewhere."""
+        weight = session.places[peer].at(iteration).row[sender]
+        if self._wires is None or (sender, peer) not in session.entering:
+            share = session.places[sender].at(iteration).column[peer]
+            return weight, share, self._begun.gone[sender][peer]
+        vector, share = self._wires.take(session, peer, sender, iteration, phase)
+        return weight, share, vector if session.compression is None else wide(vector)
 
     def _memory(self, peer: int, phase: int, kind: type[M]) -> M | None:
         memory = self.memories.get((peer, phase))
@@ -173,51 +203,20 @@ class HostExchange:
             )
         return memory
 
-    def _send(
-        self,
-        session: Session,
-        peer: int,
-        iteration: int,
-        phase: int,
-        kind: type[Mix],
-        payload: Vector | bytes,
-        receivers: Collection[int] = (),
-    ) -> None:
-        """Send to ``receivers``, by default to all of this iteration."""
-        place = session.places[peer].at(iteration)
-        size = len(payload) if isinstance(payload, bytes) else payload.size * self._itemsize
-        receivers = receivers or place.out_neighbours
-        self.bytes_sent[peer] += len(receivers) * size
-        remote = [i for i in session.receivers[peer] if i in receivers]
-        if self._wires is not None and remote:
-            shares = {i: 1.0 if kind is Rows else place.column[i] for i in remote}
-            self._wires.links.send(peer, iteration, phase, payload, shares)
+    def _require_followed(self, session: Session, iteration: int, phase: int) -> None:
+        """Refuse memories that do not follow θ; see :func:`_require_known`."""
+        for peer, mix in self._begun.outbox.items():
+            if isinstance(mix, Columns):
+                continue
+            size = float(np.linalg.norm(mix.vector if isinstance(mix, Rows) else mix.rows))
+            size = self._largest[peer, phase] = max(size, self._largest.get((peer, phase), 0.0))
+            receivers = session.places[peer].at(iteration).out_neighbours
+            for known in _knowledge(self.memories[peer, phase], receivers):
+                _require_known(peer, _place(session, iteration, phase), mix, known, size)
 
-    def _sums(
-        self, session: Session, iteration: int, phase: int, kind: type[Mix], vectors: Mapping[int, Vector]
-    ) -> dict[int, Vector]:
-        return {p: combine(kind, self._terms(session, p, iteration, phase, vectors)) for p in vectors}
 
-    def _terms(
-        self, session: Session, peer: int, iteration: int, phase: int, vectors: Mapping[int, Vector]
-    ) -> list[tuple[float, float, Vector]]:
-        place, terms = session.places[peer].at(iteration), []
-        for j in sorted(place.row):
-            if self._wires is not None and (j, peer) in session.entering:
-                share, vector = self._taken(session, peer, j, iteration, phase)
-            else:
-                vector, share = vectors[j], session.places[j].at(iteration).column[peer]
-            terms.append((place.row[j], share, vector))
-        return terms
-
-    def _taken(
-        self, session: Session, peer: int, sender: int, iteration: int, phase: int
-    ) -> tuple[float, Vector]:
-        """Wait for the payload of ``sender`` on another host; return its share and what it decodes to."""
-        if self._wires is None:
-            raise RuntimeError(f"peer {peer} awaits peer {sender} on another host, and this one has no wires")
-        vector, share = self._wires.take(session, peer, sender, iteration, phase)
-        return share, vector if session.compression is None else wide(vector)
+def _place(session: Session, iteration: int, phase: int) -> str:
+    return f"iteration {iteration}, phase {session.phases[phase]}"
 
 
 def _knowledge(memory: Memory | EdgeMemory, receivers: Collection[int]) -> list[Vector]:

@@ -132,6 +132,7 @@ class Host:
             alpha=schedule,
             momentum=settings.momentum,
             options=settings.algorithm_options,
+            pipelined=settings.pipelined,
         )
         with recorder.telling():
             theta0 = self.problem.theta0

@@ -167,7 +167,7 @@ class Training:
                 self._exchange.withdraw()
             begun = [p for p in self.states if self._plan.begins[p] <= k]
             steps = {p: self._step(p, self._of(p).step(k, self.states[p], self._gradient(p))) for p in begun}
-            after = lockstep(steps, self._mix, len(self._method.phases))
+            after = lockstep(steps, self._send, self._take, len(self._method.phases))
             if agreement is not None:
                 agreement.complete(k + 1)
             self.states = self.states | after
@@ -260,9 +260,14 @@ class Training:
         with naming(peer, self.iteration, "its step failed"):
             return (yield from step)
 
-    def _mix(self, phase: int, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
+    def _send(self, phase: int, outbox: Mapping[int, Mix]) -> None:
         self._pulse.enter(Pulse.WAITING)
-        mixed = self._exchange.mix(self.session, self.iteration, phase, outbox)
+        self._exchange.send(self.session, self.iteration, phase, outbox)
+        self._pulse.enter(Pulse.COMPUTING)
+
+    def _take(self, phase: int) -> dict[int, Vector]:
+        self._pulse.enter(Pulse.WAITING)
+        mixed = self._exchange.take(self.session, self.iteration, phase)
         self._pulse.enter(Pulse.COMPUTING)
         return mixed
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pft_flower.algorithms import ALGORITHMS, Rows, simulate
-from p2pft_flower.algorithms.p2pft import Tracking
+from p2pft_flower.algorithms import ALGORITHMS, Columns, Rows, simulate
+from p2pft_flower.algorithms.p2pft import P2PFT, Tracking
+from p2pft_flower.algorithms.seam import Send, Take
 from p2pft_flower.errors import ConfigError, TopologyError
 from p2pft_flower.topology import Graph
 
@@ -376,3 +377,57 @@ def test_a_method_that_miscounts_its_exchanges_is_told_so(lopsided):
                 alpha=0.1,
                 iterations=1,
             )
+
+
+@pytest.mark.parametrize(
+    ("asks", "message"),
+    [
+        ([Send(Rows)], "goes on after Send without Take"),
+        ([Send(Rows), Send(Rows), Take()], "goes on after Send without Take"),
+        ([Send(Rows), Rows, Take()], "goes on after Send without Take"),
+        ([Take()], "takes what it has not sent"),
+        ([Rows, Take()], "takes what it has not sent"),
+        ([Send(Rows), Take(), Send(Rows), Take()], "more than 1 exchanges.*names 1"),
+    ],
+    ids=str,
+)
+def test_every_send_has_one_take_and_comes_before_it(asks, message, lopsided):
+    @dataclass(frozen=True)
+    class Wrong(OneRowStochasticMatrix):
+        phases: ClassVar = ("theta",)
+
+        def step(self, k, state, gradient):
+            for one in asks:
+                if isinstance(one, Send):
+                    yield Send(one.mix(state.theta))
+                else:
+                    yield one if isinstance(one, Take) else one(state.theta)
+            return state
+
+    with pytest.raises(RuntimeError, match=message):
+        simulate(
+            Wrong(alpha=lambda k: 0.1),
+            lopsided,
+            quadratics(4).gradients,
+            np.zeros(5),
+            alpha=0.1,
+            iterations=1,
+        )
+
+
+def test_a_vector_that_is_sent_and_then_taken_is_mixed_as_one_that_is_yielded(lopsided):
+    @dataclass(frozen=True)
+    class Apart(P2PFT):
+        def step(self, k, state, gradient):
+            yield Send(Rows(state.theta - self.alpha(k) * state.tau))
+            theta = yield Take()
+            grad = gradient(theta)
+            yield Send(Columns(state.tau + grad - state.grad))
+            return state._replace(theta=theta, tau=(yield Take()), grad=grad)
+
+    gradients = quadratics(4).gradients
+    settings = {"alpha": 0.05, "iterations": 20}
+    apart = simulate(Apart(alpha=lambda k: 0.05), lopsided, gradients, np.zeros(5), **settings)
+    together = simulate("p2pft", lopsided, gradients, np.zeros(5), **settings)
+    np.testing.assert_array_equal(apart.theta, together.theta)
+    np.testing.assert_array_equal(apart.tau, together.tau)

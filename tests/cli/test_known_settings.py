@@ -155,6 +155,11 @@ WRONG = {
     ),
     "schedule-graph, no exchange": ("algorithm=local schedule-graph=base:1", "exchanges nothing"),
     "schedule-graph, own": ("schedule-graph=no_such_file:turns", "schedule-graph = 'no_such_file:turns'"),
+    "pipelined": ("pipelined=true algorithm=dgd", "pipelined = true: dgd has no form that computes while"),
+    "pipelined, a strategy": (
+        "algorithm=fedavg pipelined=true",
+        "pipelined = True with algorithm = 'fedavg'",
+    ),
     "strategy-options": ("algorithm=fedavg strategy-options=mu=1", "fedavg has no option 'mu'"),
     "min-peers": ("min-peers=5", "min-peers = 5: the graph directed-ring-4 has 4 peers"),
     "preflight-only": ("preflight-only=true", "preflight-only = true: .* a simulation has none"),

@@ -1,22 +1,23 @@
-"""Hosts on graphs whose weights change: the same bits over every way, with codecs, resumed, through views."""
+"""Hosts whose weights change or whose payloads travel meanwhile: the same bits, resumed, through views."""
 
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from p2pft_flower.algorithms import simulate
 from p2pft_flower.errors import DataError
-from p2pft_flower.host.host import PeerFailedError
+from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.wires import Access
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.schedule import scheduled
 from tests.journals import tracker_surplus
 
 from ..transport.federation import Federation as Certificates
-from .hosts import ALONE, FOLDED, best, run_together, tcp, unix, until
+from .hosts import ALONE, FOLDED, RING, best, run_together, tcp, unix, until
 from .quadratic import Peer, Quadratics, plans, thetas
 from .test_keeper import going_on, keeping, run_all
 
@@ -28,6 +29,7 @@ LOPSIDED = EXPONENTIAL.in_turn(
 """Neither rows nor columns of its weights are balanced, and no turn alone connects the peers."""
 
 LOCAL = {"algorithm-options": "local-steps=3"}
+PIPELINED = {**LOCAL, "pipelined": True, "learning-rate": 0.02}
 
 
 def train(graph, folder, hosts, addresses, accesses=None, **settings):
@@ -41,8 +43,9 @@ def train(graph, folder, hosts, addresses, accesses=None, **settings):
 
 @pytest.mark.parametrize("graph", [EXPONENTIAL, LOPSIDED], ids=["exponential", "lopsided"])
 @pytest.mark.parametrize("codec", ["none", "q4"])
-def test_theta_is_bit_identical_in_memory_over_unix_sockets_tcp_and_tls(codec, graph, tmp_path, short):
-    settings = {"codec": codec, "iterations": 13, **LOCAL}
+@pytest.mark.parametrize("how", [LOCAL, PIPELINED], ids=["in turn", "pipelined"])
+def test_theta_is_bit_identical_in_memory_over_unix_sockets_tcp_and_tls(how, codec, graph, tmp_path, short):
+    settings = {"codec": codec, "iterations": 13, **how}
     memory, _ = train(graph, tmp_path / "memory", [[0, 1, 2, 3]], {}, **settings)
     certificates = Certificates(tmp_path / "certificates")
     for name, hosts, addresses, accesses in (
@@ -54,8 +57,10 @@ def test_theta_is_bit_identical_in_memory_over_unix_sockets_tcp_and_tls(codec, g
         np.testing.assert_array_equal(theta, memory)
 
 
-@pytest.mark.parametrize("codec", ["none", "q4"])
-@pytest.mark.parametrize("method", ["p2pft", "push-diging", "sgp", "momentum-tracking"])
+@pytest.mark.parametrize(
+    ("method", "codec"),
+    [("p2pft", "none"), ("push-diging", "q4"), ("sgp", "none"), ("momentum-tracking", "q4")],
+)
 def test_a_host_computes_what_the_simulation_in_memory_does(method, codec, tmp_path):
     run = simulate(
         method,
@@ -76,8 +81,9 @@ def test_a_peer_sends_only_to_the_neighbours_of_the_iteration(tmp_path):
 
 
 @pytest.mark.parametrize("codec", ["none", "q4"])
-def test_a_resumed_run_is_bit_identical_to_the_uninterrupted_one(codec, tmp_path):
-    settings = {"codec": codec, "graph": LOPSIDED, **LOCAL}
+@pytest.mark.parametrize("how", [LOCAL, PIPELINED], ids=["in turn", "pipelined"])
+def test_a_resumed_run_is_bit_identical_to_the_uninterrupted_one(how, codec, tmp_path):
+    settings = {"codec": codec, "graph": LOPSIDED, **how}
     whole = run_all(keeping(tmp_path / "whole", **settings))
     with pytest.raises(PeerFailedError):
         run_all(keeping(tmp_path / "first", **settings), [Quadratics(fail_at={1: 31})])
@@ -93,9 +99,13 @@ def test_a_codecs_memory_of_a_static_graph_is_refused_where_weights_change(tmp_p
         run_all(rest)
 
 
-@pytest.mark.parametrize("codec", ["none", "q4"])
-def test_a_lost_peer_and_one_that_comes_back_keep_the_schedule_and_the_trackers_sum_up(codec, federation):
-    net = federation(tcp(), graph=LOPSIDED, iterations=150, **{"peer-timeout": 8.0, "codec": codec, **LOCAL})
+@pytest.mark.parametrize(
+    ("how", "codec"), [(LOCAL, "none"), (PIPELINED, "q4")], ids=["in turn", "pipelined with a codec"]
+)
+def test_a_lost_peer_and_one_that_comes_back_keep_the_schedule_and_the_trackers_sum_up(
+    how, codec, federation
+):
+    net = federation(tcp(), graph=LOPSIDED, iterations=150, **{"peer-timeout": 8.0, "codec": codec, **how})
     net.all_there.set()
     released = threading.Event()
 
@@ -119,3 +129,20 @@ def test_a_lost_peer_and_one_that_comes_back_keep_the_schedule_and_the_trackers_
     assert max(s.relative for s in surplus) < 1e-4
     for p in range(4):
         assert np.abs(net.kept(p) - best(0, 1, 2, 3)).max() < 0.5
+
+
+def test_payloads_are_there_before_the_gradients_of_their_iteration_are_drawn(tmp_path):
+    """Every host waits, in the gradient itself, for what the others have sent: without overlap none comes."""
+    hosts = {}
+
+    def hook(peer, drawn):
+        if drawn > 1:  # the first gradient is the start's
+            edge = ((peer - 1) % 4, peer)
+            until(lambda: hosts[peer]._training.session.inbox.pending(edge) == 1, 20)
+
+    problems = [Quadratics(hook=hook) for _ in ALONE]
+    made = plans(RING, ALONE, tcp(), tmp_path, pipelined=True, iterations=5)
+    hosts |= {p: Host(plan, problem) for p, (plan, problem) in enumerate(zip(made, problems, strict=True))}
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = [run.result(60) for run in [pool.submit(host.run) for host in hosts.values()]]
+    assert [o.iterations for (o,) in outcomes] == [5] * 4
