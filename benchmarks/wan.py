@@ -4,9 +4,10 @@ Peers train ViT-Tiny's last block on the CIFAR-10 subset (Table 1's classes, SGD
 one sends to another passes a relay that carries so many bits a second, each of which arrives so much later.
 The clock begins with the evaluation before training, when all features are there, and stops with the first
 evaluation at which the peers' mean accuracy is reached; evaluations and checkpoints are within it. Printed is
-what each setting took, and how many times less than the first.
+what each setting took, and how many times less than the first. With ``--figure`` the runs go on to their end,
+and their accuracy is drawn against bytes and against seconds.
 
-    python -m benchmarks.wan --data DATA [--graph lopsided-4] [--seeds 3]
+    python -m benchmarks.wan --data DATA [--graph lopsided-4] [--seeds 3] [--setting q4 …] [--figure FILE]
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from p2pft_flower.lab.federation import Federation, plan_peers
 from p2pft_flower.lab.ports import free_addresses
 from p2pft_flower.lab.relay import Relays
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.schedule import scheduled
 
 LINKS = {
     "1 Gbit/s, 1 ms": (1e9 / 8, 0.001),
@@ -41,6 +43,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "q4": {"codec": "q4"},
     "8 local steps": {"algorithm-options": "local-steps=8"},
     "8 local steps, q4": {"algorithm-options": "local-steps=8", "codec": "q4"},
+    "8 local steps, q4, pipelined": {
+        "algorithm-options": "local-steps=8",
+        "codec": "q4",
+        "pipelined": True,
+    },
+    "one-peer-exponential": {"schedule-graph": "one-peer-exponential"},
+    "sgp": {"algorithm": "sgp"},
+    "dgd": {"algorithm": "dgd"},
 }
 GRADIENTS = 1280
 """Gradients a peer draws at most."""
@@ -58,6 +68,8 @@ class Took:
     accuracy: float
     iteration: float
     """Mean seconds of one iteration, evaluations included."""
+    curve: list[tuple[float, float, float]]
+    """(seconds, megabytes a peer has sent, mean accuracy) of each evaluation."""
 
 
 def evaluations(folder: Path, peer: int) -> list[Evaluation]:
@@ -81,9 +93,16 @@ def common(folder: Path, peers: range) -> list[tuple[int, float, float, float]]:
 
 
 def run(
-    graph: Graph, link: tuple[float, float], settings: dict[str, Any], goal: float, longest: float
+    graph: Graph,
+    link: tuple[float, float],
+    settings: dict[str, Any],
+    goal: float,
+    longest: float,
+    *,
+    to_end: bool,
 ) -> Took:
     """Train until the mean accuracy reaches ``goal``, at most ``longest`` seconds and all gradients long."""
+    graph = scheduled(graph, str(settings.get("schedule-graph", "static")))
     options = str(settings.get("algorithm-options", "local-steps=1"))
     steps = int(options.partition("=")[2])
     with tempfile.TemporaryDirectory() as name, Relays() as relays:
@@ -106,7 +125,7 @@ def run(
             while peers.alive and time.monotonic() - begun < longest:
                 time.sleep(0.5)
                 seen = common(folder, range(graph.n))
-                if seen and seen[-1][2] >= goal:
+                if seen and (seen[-1][0] == made[0].iterations or (seen[-1][2] >= goal and not to_end)):
                     break
             peers.stop("measured")
         seen = common(folder, range(graph.n)) or seen
@@ -117,9 +136,43 @@ def run(
             )
     first, last = seen[0], next((s for s in seen if s[2] >= goal), seen[-1])
     passed = last[1] - first[1]
+    curve = [(time - first[1], sent / 1e6, accuracy) for _, time, accuracy, sent in seen]
     return Took(
-        passed if last[2] >= goal else None, last[3] / 1e6, last[2], passed / max(1, last[0] - first[0])
+        passed if last[2] >= goal else None,
+        last[3] / 1e6,
+        last[2],
+        passed / max(1, last[0] - first[0]),
+        curve,
     )
+
+
+def draw(found: dict[str, dict[str, list[Took]]], figure: Path) -> None:
+    """Draw accuracy against bytes and seconds: a row for each link, a line for each setting and seed."""
+    from matplotlib import pyplot
+
+    panels, axes = pyplot.subplots(
+        len(found), 2, figsize=(11, 4.2 * len(found)), squeeze=False, layout="constrained"
+    )
+    for (link, settings), (left, right) in zip(found.items(), axes, strict=True):
+        for number, (setting, runs) in enumerate(settings.items()):
+            for seed, took in enumerate(runs):
+                seconds, sent, accuracy = zip(
+                    *took.curve[1:], strict=True
+                )  # before training nothing was sent
+                percent = [100 * a for a in accuracy]
+                look = {"color": f"C{number}", "label": setting if seed == 0 else None, "linewidth": 1.2}
+                left.plot(sent, percent, **look)
+                right.plot(seconds, percent, **look)
+        left.set_xlabel("MB that a peer has sent")
+        right.set_xlabel(f"seconds over {link}")
+        for ax in (left, right):
+            ax.set_xscale("log")
+            ax.grid(alpha=0.25)
+            ax.set_ylabel("mean accuracy of the peers, %")
+        right.legend(fontsize=8)
+    figure.parent.mkdir(parents=True, exist_ok=True)
+    panels.savefig(figure, dpi=100, pil_kwargs={"optimize": True})
+    pyplot.close(panels)
 
 
 def main(
@@ -129,6 +182,8 @@ def main(
     goal: Annotated[float, typer.Option(help="Mean accuracy.")] = 0.9,
     longest: Annotated[float, typer.Option(help="Seconds after which a run is given up.")] = 600.0,
     only: Annotated[list[str] | None, typer.Option(help="A link by name; default all.")] = None,
+    setting: Annotated[list[str] | None, typer.Option(help="A setting by name; default all.")] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw all curves, to the runs' end.")] = None,
 ) -> None:
     """Measure each setting on each link."""
     weights = data / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.fp16.safetensors"
@@ -145,20 +200,28 @@ def main(
     }
     if unknown := set(only or ()) - LINKS.keys():
         raise typer.BadParameter(f"no link is called {min(unknown)!r}; there are {', '.join(LINKS)}")
+    if unknown := set(setting or ()) - SETTINGS.keys():
+        raise typer.BadParameter(f"no setting is called {min(unknown)!r}; there are {', '.join(SETTINGS)}")
+    chosen = {name: more for name, more in SETTINGS.items() if name in (setting or SETTINGS)}
+    found: dict[str, dict[str, list[Took]]] = {}
     whole = Graph.load(graph)
     table = Table("link", "setting", "seconds", "times less", "MB a peer", "accuracy", "s an iteration")
     for name, link in LINKS.items():
         if only and name not in only:
             continue
         least: list[float | None] = []
-        for setting, more in SETTINGS.items():
-            took = [run(whole, link, {**job, **more, "seed": s}, goal, longest) for s in range(seeds)]
+        for title, more in chosen.items():
+            took = [
+                run(whole, link, {**job, **more, "seed": s}, goal, longest, to_end=figure is not None)
+                for s in range(seeds)
+            ]
+            found.setdefault(name, {})[title] = took
             reached = [t.seconds for t in took if t.seconds is not None]
             seconds = statistics.mean(reached) if len(reached) == seeds else None
             least.append(seconds)
             row = [
                 name,
-                setting,
+                title,
                 "not reached" if seconds is None else f"{seconds:.1f}",
                 "–" if seconds is None or least[0] is None else f"{least[0] / seconds:.1f} ×",
                 f"{statistics.mean(t.megabytes for t in took):,.1f}",
@@ -168,6 +231,9 @@ def main(
             table.add_row(*row)
             typer.echo(" | ".join(row))
     Console(width=120).print(table)
+    if figure is not None:
+        draw(found, figure)
+        typer.echo(f"drawn into {figure}")
 
 
 if __name__ == "__main__":
