@@ -7,15 +7,17 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from p2pft_flower.cli.completion import complete_graphs
-from p2pft_flower.errors import TopologyError
+from p2pft_flower.errors import ConfigError, TopologyError
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.generators import GENERATORS
+from p2pft_flower.topology.schedule import STATIC, scheduled
 from p2pft_flower.topology.sources import shipped
 
 __all__ = ["app"]
@@ -41,17 +43,21 @@ def show(
             autocompletion=complete_graphs,
         ),
     ],
+    schedule_graph: Annotated[
+        str,
+        typer.Option(metavar="SPEC", help="Weights by iteration, such as base:1 (docs/performance.md)."),
+    ] = STATIC,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
     png: Annotated[Path | None, typer.Option("--png", metavar="FILE", help="Draw it into FILE.")] = None,
 ) -> None:
     """Print a graph: its size, what its weights imply for each method, and every peer's neighbours."""
     try:
-        loaded = Graph.load(graph)
+        loaded = scheduled(Graph.load(graph), schedule_graph)
         if png is not None:
             from p2pft_flower.topology.draw import draw
 
             draw(loaded, png)
-    except TopologyError as error:
+    except (TopologyError, ConfigError) as error:
         _fail(error)
     except OSError as error:
         _fail(f"{error.filename or png}: {error.strerror or error}")
@@ -67,6 +73,9 @@ def show(
     console.print(means)
     console.print()
     console.print(_peer_table(loaded))
+    for k in range(len(loaded.turns)):
+        console.print()
+        console.print(_turn_table(loaded, k))
     if png is not None:
         console.print(Text(f"drawn into {png}"), soft_wrap=True)
 
@@ -128,6 +137,8 @@ def _summary(graph: Graph) -> Table:
         row("", graph.description)
     row("peers", f"{graph.n}")
     row("edges", f"{_links(graph)}, {_kind(graph)}{arrows}")
+    if graph.turns:
+        row("turns", f"{graph.period}: the weights of iteration 0, 1, …; what follows is of their mean")
     row("diameter", f"{graph.diameter}: news reaches everyone within {graph.diameter} {steps}")
     row("doubly stochastic", "yes" if graph.doubly_stochastic else "no")
     row(
@@ -135,7 +146,9 @@ def _summary(graph: Graph) -> Table:
         f"{graph.second_modulus_A:.4f} of A (models), {graph.second_modulus_B:.4f} of B (trackers)",
     )
     row("spectral gap", f"{graph.spectral_gap:.4f}: {_pace(graph)}")
-    row("traffic", f"{2 * len(graph.edges)} vectors an iteration over all edges")
+    edges = [int(np.count_nonzero(W)) - graph.n for W in graph.turns or (graph.W,)]
+    each = " ".join(str(2 * count) for count in edges)
+    row("traffic", f"{each} vectors an iteration over all edges{', in turn' if graph.turns else ''}")
     row("digest", graph.digest[:16])
     return table
 
@@ -158,7 +171,9 @@ def meaning(graph: Graph) -> list[str]:
         return [
             "p2pft is exact with full gradients; with mini-batches it ends near the optimum.",
             "gt-dgd runs: its one matrix W must be doubly stochastic, and A is.",
-            "exact-diffusion runs: its W must be symmetric as well, and A is."
+            "exact-diffusion refuses weights that change with the iteration."
+            if graph.turns
+            else "exact-diffusion runs: its W must be symmetric as well, and A is."
             if graph.symmetric
             else "exact-diffusion refuses this graph: its W must be symmetric as well, and A is not.",
             "dgd counts every peer the same, but with a constant step it stops near the optimum, not at it.",
@@ -211,6 +226,22 @@ def _peer_table(graph: Graph) -> Table:
     return table
 
 
+def _turn_table(graph: Graph, k: int) -> Table:
+    turn, names = graph.turn(k), graph.peer_names
+    table = Table(title=f"Iteration {k}, {k + graph.period}, …", title_justify="left")
+    for header in ("peer", "receives from:A", "sends to:B"):
+        table.add_column(header, overflow="fold")
+    for i, name in enumerate(names):
+        into = tuple(j for j in turn.senders(i) if j != i)
+        out = tuple(j for j in turn.receivers(i) if j != i)
+        table.add_row(
+            Text(name),
+            _cell(into, [turn.A[i, j] for j in into], names),
+            _cell(out, [turn.B[j, i] for j in out], names),
+        )
+    return table
+
+
 def as_dict(graph: Graph) -> dict[str, Any]:
     """Return the JSON of ``--json``; later versions only add keys."""
     return {
@@ -226,6 +257,7 @@ def as_dict(graph: Graph) -> dict[str, Any]:
         "spectral_gap": graph.spectral_gap,
         "digest": graph.digest,
         "W": graph.W.tolist(),
+        "turns": [turn.tolist() for turn in graph.turns],
         "A": graph.A.tolist(),
         "B": graph.B.tolist(),
         "peers": [

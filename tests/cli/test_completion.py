@@ -15,6 +15,7 @@ import timm
 
 import p2pft_flower
 from p2pft_flower.algorithms import ALGORITHMS
+from p2pft_flower.algorithms.codecs import make_codec
 from p2pft_flower.cli.completion import EXAMPLES, complete_connections, complete_graphs, complete_settings
 from p2pft_flower.config import RunConfig, config_keys
 from p2pft_flower.flower.strategies import strategy_names
@@ -24,6 +25,7 @@ from p2pft_flower.learning.live import augmentation
 from p2pft_flower.learning.model.models import MODELS, create_model
 from p2pft_flower.learning.model.tuning import tune_model
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.schedule import scheduled
 
 SCRIPT = """
 . "$HOME/.bash_completions/p2pft.sh"
@@ -123,6 +125,10 @@ def test_every_value_offered_is_one_that_the_key_accepts():
 
 
 def test_the_examples_are_values_that_the_learning_layer_knows():
+    for codec in EXAMPLES["codec"]:
+        make_codec(codec)
+    for schedule in EXAMPLES["schedule-graph"]:
+        scheduled(Graph.load("ring-4"), schedule)
     for tune in EXAMPLES["tune"]:
         tune_model(create_model("glyph_vit_8", "none", 10, 0), tune)
     for augment in set(EXAMPLES["augment"]) - {"none"}:

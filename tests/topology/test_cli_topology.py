@@ -40,6 +40,21 @@ def test_show_prints_size_meaning_and_every_peers_weights() -> None:
     assert "A single peer" in run("show", "complete:1").stdout
 
 
+def test_show_prints_the_weights_of_every_turn() -> None:
+    done = run("show", "directed-ring:5", "--schedule-graph", "base:1")
+    assert done.exit_code == 0
+    for text in ("directed-ring:5 by base:1", "8 8 4 8 8 vectors", "Iteration 4, 9, …", "4:0.8"):
+        assert text in done.stdout
+    assert "exact-diffusion refuses weights that change" in done.stdout
+    turns = json.loads(run("show", "ring-4", "--schedule-graph", "one-peer-exponential", "--json").stdout)[
+        "turns"
+    ]
+    assert turns[1][0] == [0.5, 0.0, 0.5, 0.0]
+    refused = run("show", "ring-4", "--schedule-graph", "base:0")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "base:K needs a whole number K" in refused.stderr
+
+
 def test_show_shortens_long_lists_of_neighbours() -> None:
     assert "… 31 more" in run("show", "complete:40").stdout
 
