@@ -21,7 +21,7 @@ from p2pft_flower.transport import (
 )
 from p2pft_flower.transport.payloads import Carrier
 
-from .hosts import RING, best, events, tcp
+from .hosts import RING, best, events, tcp, until
 from .quadratic import plans
 
 SHORT = {"peer-timeout": 2.0, "hang-timeout": 3.0}
@@ -30,18 +30,25 @@ SHORT = {"peer-timeout": 2.0, "hang-timeout": 3.0}
 class Harm:
     """What a relay does to the connections that carry payloads, once the test says so.
 
-    These are the first one, and those that gRPC makes in its place; the second carries gossip.
+    Peers open connections in any order, and some are refused: those that carry payloads are known by the name
+    of the method that is called over them, which gRPC writes out once a connection.
     """
 
+    CALLED = b"/p2pft.v2.Exchange/Deliver"
+
     def __init__(self, delay=None):
-        self.begun, self.over, self._delay = threading.Event(), threading.Event(), delay
-        self._others = set()
+        self.begun, self.done, self.over = threading.Event(), threading.Event(), threading.Event()
+        self._delay = delay
+        self._carry, self._ends = set(), {}
 
     def __call__(self, number, passed, data):
-        if not self.begun.is_set():
-            self._others |= {number} - {0}
-        if number in self._others or not self.begun.is_set():
+        seen = self._ends.get(number, b"") + data
+        self._ends[number] = seen[-len(self.CALLED) :]
+        if self.CALLED in seen:
+            self._carry.add(number)
+        if number not in self._carry or not self.begun.is_set():
             return data
+        self.done.set()
         if self._delay is None:
             return b""
         self.over.wait(self._delay)
@@ -55,10 +62,10 @@ def relayed(federation):
 
     def make(harm, **settings):
         net = federation(tcp(), **{**SHORT, **settings})
-        relay = relays.open(net.plans[1].addresses[2], alter=harm)
+        net.relay = relays.open(net.plans[1].addresses[2], alter=harm)
         harms.append(harm)
         own = net.plans[1]
-        net.plans[1] = replace(own, addresses={**own.addresses, 2: relay.address})
+        net.plans[1] = replace(own, addresses={**own.addresses, 2: net.relay.address})
         return net
 
     with Relays() as relays:
@@ -68,11 +75,16 @@ def relayed(federation):
 
 
 def start_all(net, harm, at=10):
+    """Start the hosts, peer 2's once peer 1 has looked for it: so the first connections are refused."""
+
     def hook(peer, drawn):
         if peer == 1 and drawn == at:
             harm.begun.set()
 
-    return [net.start(p, hook=hook) for p in range(4)]
+    runs = {p: net.start(p, hook=hook) for p in (0, 1, 3)}
+    until(lambda: net.relay.connections)
+    runs[2] = net.start(2, hook=hook)
+    return [runs[p] for p in range(4)]
 
 
 def test_a_link_on_which_a_payload_takes_longer_than_the_peer_timeout_is_waited_for(
@@ -82,6 +94,7 @@ def test_a_link_on_which_a_payload_takes_longer_than_the_peer_timeout_is_waited_
     net = relayed(harm, iterations=12, **{"hang-timeout": 60.0})
     outcomes = [run.result(100) for run in start_all(net, harm, at=12)]
     assert [o.iterations for (o,) in outcomes] == [12] * 4
+    assert harm.done.is_set()
     assert [events(tmp_path, p, "view") for p in range(4)] == [[]] * 4
     told = [r.getMessage() for r in caplog.records if "edge 1 -> 2 is slow" in r.getMessage()]
     assert len(told) == 1
@@ -98,6 +111,7 @@ def test_the_graph_does_without_an_edge_that_swallows_payloads_and_nobody_is_los
     net.all_there.set()
     outcomes = [run.result(100) for run in runs]
     assert [o.iterations for (o,) in outcomes] == [400] * 4
+    assert harm.done.is_set()
     for p in range(4):
         (view,) = events(tmp_path, p, "view")
         assert (view["peers"], view["lost"]) == ([0, 1, 2, 3], [])

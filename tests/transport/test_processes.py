@@ -98,7 +98,7 @@ def test_a_payload_whose_answer_was_lost_is_sent_again_and_used_once(length):
             reply = await super().deliver(*message)
             if not lost.is_set():  # taken in, but the connection breaks before the answer leaves
                 lost.set()
-                relay.sever(0)
+                relay.sever(*range(relay.connections))
             return reply
 
     mailbox = Unlucky(terms, [(0, 1)])
@@ -116,5 +116,5 @@ def test_a_payload_whose_answer_was_lost_is_sent_again_and_used_once(length):
         mailbox.take(1, 0, 0, 1, PATIENCE)
         links.flush(PATIENCE)
     assert mailbox.duplicates == 1
-    assert relay.connections == 2
+    assert relay.connections > 1
     assert links.bytes_sent == {0: 2 * terms.nbytes}
