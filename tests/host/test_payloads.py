@@ -174,15 +174,14 @@ def test_a_host_that_leaves_closes_nothing_before_the_others_have_been_told(
     monkeypatch,
 ):
     net = federation(tcp(), **{"peer-timeout": 48.0, "hang-timeout": 60.0})
-    order, gossip_all, close, failed = [], Links.gossip_all, Wires.close, Recorder.failed
+    order, depart, close, failed = [], Wires.depart, Wires.close, Recorder.failed
     stopped, closed = threading.Event(), threading.Event()
 
-    def late(links, messages, timeout):
+    def late(wires, reason):
         assert stopped.wait(60)  # the training has noticed, before anybody was told
         closed.wait(1.0)  # the moment in which it would close, did it not wait
-        answers = gossip_all(links, messages, timeout)
+        depart(wires, reason)
         order.append("told")
-        return answers
 
     def note_failure(recorder, iteration, error):
         failed(recorder, iteration, error)
@@ -190,7 +189,7 @@ def test_a_host_that_leaves_closes_nothing_before_the_others_have_been_told(
             stopped.set()
 
     monkeypatch.setattr(Recorder, "failed", note_failure)
-    monkeypatch.setattr(Links, "gossip_all", late)
+    monkeypatch.setattr(Wires, "depart", late)
 
     def note_close(wires):
         order.append("closed")
