@@ -1,5 +1,8 @@
 """For all tests: nothing is kept in the home of whoever runs them, and random examples never change.
 
+Neither torch nor NumPy has more than one thread, here or in a process that a test starts: six processes of
+tests share the cores, and threads that wait for one another there take ten times as long.
+
 ``HYPOTHESIS_PROFILE=search pytest …`` draws new ones; what fails there becomes a test of its own.
 """
 
@@ -12,6 +15,8 @@ import pytest
 from hypothesis import settings
 
 from tests import lanes
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
 settings.register_profile("repeat", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None)

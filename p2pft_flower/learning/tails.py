@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -55,12 +56,8 @@ class Tail:
 
         It uses as many torch threads as the run, since sums and roundings depend on them.
         """
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.threads)
-        try:
+        with _torch_threads(self.threads):
             return self.workload.score(self.theta)
-        finally:
-            torch.set_num_threads(before)
 
     @property
     def same_images(self) -> bool | None:
@@ -122,16 +119,18 @@ def load_tails(
         key = (config, *place.values())
         if key not in workloads:
             workloads[key] = Workload(config, **place, classes=json.loads(metadata["classes"]))
-        workload = workloads[key]
-        if workload.model_digest != metadata["model-digest"]:
+        workload, threads = workloads[key], _threads(metadata, file)
+        with _torch_threads(threads):  # the model is tried out as in the run
+            digest = workload.model_digest
+        if digest != metadata["model-digest"]:
             raise DataError(
                 f"{file}: it was trained from weights with digest {metadata['model-digest'][:12]}…, here "
-                f"model {config.model!r} has {workload.model_digest[:12]}…: "
+                f"model {config.model!r} has {digest[:12]}…: "
                 "the frozen part differs, its scores would mean nothing"
             )
         _check_images(file, metadata, workload)
         theta = workload.theta_from(tensors, str(file))
-        tails.append(Tail(file, workload, theta, metadata, _threads(metadata, file)))
+        tails.append(Tail(file, workload, theta, metadata, threads))
     return tails
 
 
@@ -173,6 +172,17 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
         if key not in metadata:
             raise DataError(f"{file}: its metadata has no {key}; was it changed after the run?")
     return tensors, metadata
+
+
+@contextlib.contextmanager
+def _torch_threads(number: int) -> Iterator[None]:
+    """Have torch use so many threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _threads(metadata: dict[str, str], file: Path) -> int:

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
 from p2pft_flower.flower import client
+from p2pft_flower.learning import tails
+from p2pft_flower.learning.workload import Workload
 from p2pft_flower.report.results import read_results
 
 from .engine import run_app
@@ -151,3 +153,23 @@ def test_files_score_as_the_run_did_and_a_resumed_run_is_the_uninterrupted_one(k
     for scored, peer in zip(json.loads(told.stdout), results["peers"], strict=True):
         assert (scored["accuracy"], scored["loss"]) == (peer["accuracy"], peer["loss"])
     assert results["history"][0]["loss"] != results["history"][-1]["loss"]
+
+
+def test_a_tails_model_is_built_with_as_many_threads_as_in_its_run(made, tmp_path, monkeypatch):
+    run(made, tmp_path, "vit", "head")
+    seen = []
+
+    class Seen(Workload):
+        @property
+        def model_digest(self):
+            seen.append(torch.get_num_threads())
+            return super().model_digest
+
+    monkeypatch.setattr(tails, "Workload", Seen)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        tails.load_tail(tmp_path / "peers" / "peer-0.safetensors")
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == [1]
