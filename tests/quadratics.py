@@ -16,9 +16,9 @@ import numpy as np
 QUADRATICS, LARGE, SLOW = (f"{Path(__file__).resolve()}:{name}" for name in ("quadratics", "large", "slow"))
 
 Q = 300
-LARGE_Q = 2_000_000
+LARGE_Q = 100_000
 SAMPLES = 64
-TAKES = 0.02
+TAKES = 0.05
 """Seconds of a slow gradient."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shlex
@@ -67,6 +68,7 @@ def test_the_guide_can_be_followed_on_one_machine_exactly_as_written(env, tmp_pa
         assert {f.name for f in peers.iterdir()} == {f"peer-{p}.{what}" for what in kept}
 
 
+@functools.cache
 def options_of(program):
     said = subprocess.run(
         [shutil.which(program), "--help"], capture_output=True, text=True, timeout=120, check=True

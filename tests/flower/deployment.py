@@ -260,8 +260,7 @@ class Deployment:
         said = ""
         for log in sorted(self.folder.glob("*.log")):
             lines = log.read_text(errors="replace").splitlines()
-            own = [line for line in lines if not line.startswith("import time:")]  # PYTHONPROFILEIMPORTTIME
-            said += f"== {log.name}\n" + "\n".join(own)[-4000:] + "\n"
+            said += f"== {log.name}\n" + "\n".join(lines)[-4000:] + "\n"
         return said
 
     def kill(self) -> None:
