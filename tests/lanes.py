@@ -1,7 +1,7 @@
 """Two lanes of pytest-xdist's workers: one for tests that wait, one for tests that compute.
 
 A test that waits starts processes, or has deadlines in real time: it needs little of the processor, but that
-at once. A test that computes keeps a core busy. The first third of the workers (two of the six that
+at once. A test that computes keeps a core busy. The first two fifths of the workers (two of the five that
 ``pyproject.toml`` asks for) compute, at a low priority (nice 10), so that they take what the others leave;
 the rest wait. When a lane has no more to do, its workers help the other one.
 
@@ -22,7 +22,6 @@ WAITS = (
     "tests/flower/test_deployments.py",
     "tests/flower/test_killed_and_resumed.py",
     "tests/cli/test_killed_and_resumed.py",
-    "tests/flower/test_stops.py",
     "tests/lab",
     "tests/faults",
     "tests/namespaces",
@@ -78,7 +77,7 @@ def rank(nodeid: str) -> int:
 
 def computes(worker: str, workers: int) -> bool:
     """Tell whether a worker (``gw0``, …) is one of those that compute."""
-    return int(worker.removeprefix("gw")) < workers // 3
+    return int(worker.removeprefix("gw")) < 2 * workers // 5
 
 
 def lower_priority() -> None:

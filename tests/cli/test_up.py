@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.timeout(900)
 
-SETTINGS = ("iterations=4", "meet-timeout=300", "peer-timeout=300")
+SETTINGS = {"problem": QUADRATICS, "iterations": 4, "meet-timeout": 300, "peer-timeout": 300}
+
+RING = {"north": "directed-ring:3", "south": "directed-ring:2"}
 
 
 @pytest.fixture
@@ -33,8 +35,8 @@ def env(tmp_path):
     assert not left, f"left running: {left}"
 
 
-def tails(folder):
-    return [load_file(folder / "peers" / f"peer-{p}.safetensors") for p in range(3)]
+def tails(folder, n):
+    return [load_file(folder / "peers" / f"peer-{p}.safetensors") for p in range(n)]
 
 
 def same(a, b):
@@ -43,96 +45,84 @@ def same(a, b):
     )
 
 
-def test_a_rehearsal_reaches_the_simulations_theta_bit_for_bit_run_after_run(env, tmp_path):
-    settings = ("topology=directed-ring:3", *SETTINGS)
-    up = p2pft(env, "up", "--peers", "3", "--json", cwd=tmp_path, timeout=300)
-    try:
+class Site:
+    """A home of its own, in which a federation is rehearsed."""
+
+    def __init__(self, name, env, folder):
+        self.name, self.folder, self.graph = name, folder / name, RING[name]
+        self.folder.mkdir()
+        self.env = env | {"P2PFT_HOME": f"{self.folder}/p2pft", "FLWR_HOME": f"{self.folder}/flwr"}
+
+    def p2pft(self, *words):
+        return p2pft(self.env, *words, cwd=self.folder, timeout=400)
+
+    def up(self):
+        up = self.p2pft("up", "--topology", self.graph, "--federation", self.name, "--json")
         assert up.returncode == 0, up.stderr
         peers = json.loads(up.stdout)["peers"]
         assert all((Path(peer["certificates"]) / "peer.key").is_file() for peer in peers)
-        assert p2pft(env, "up", "--peers", "3", cwd=tmp_path).returncode == 3
 
-        words = ("run", "--connection", "rehearsal", *settings, "--out", "first")
-        first = p2pft(env, *words, cwd=tmp_path, timeout=400)
-        assert first.returncode == 0, first.stdout + first.stderr
-        assert json.loads((tmp_path / "first" / "results.json").read_text())["hosts"] == [[0], [1], [2]]
+    def alive(self):
+        file = self.folder / "p2pft" / "rehearsal" / "state.json"
+        state = json.loads(file.read_text()) if file.is_file() else {"processes": []}
+        return [psutil.pid_exists(process["pid"]) for process in state["processes"]]
 
-        assert "iteration 4/4 |" not in first.stdout  # the coordinator hears of the scores at the end
-        observer = 'observer-address="127.0.0.1:0"'  # the peers are told which port it became
-        config = " ".join(
-            [
-                f"topology='directed-ring:3' problem='{QUADRATICS}'",
-                *SETTINGS,
-                "evaluate-every=1",
-                observer,
-                f'output-dir="{tmp_path}/second"',
-            ]
-        )
-        flwr, app = Path(sys.executable).parent / "flwr", ROOT / "apps" / "p2pft"
-        second = subprocess.run(
-            [flwr, "run", app, "rehearsal", "--stream", "--run-config", config],
-            env=env,
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=400,
-            check=False,
-        )
-        assert second.returncode == 0, second.stdout + second.stderr
-        assert f"results: {tmp_path}/second/results.json" in second.stdout, second.stdout
-        # Over mutual TLS, while they trained: these lines are written only when a report comes in.
-        told = re.findall(r"iteration (\d)/4 \| loss", second.stdout)
-        assert told == ["0", "1", "2", "3", "4"], second.stdout
-    finally:
-        down = p2pft(env, "down", cwd=tmp_path)
-    assert (down.returncode, down.stdout) == (0, "ended the rehearsal of 3 peers\n"), down.stderr
-    assert marked(env) == []
-    assert "rehearsal" not in (tmp_path / "flwr" / "config.toml").read_text()
-
-    for name, more in {"first": {}, "second": {"problem": QUADRATICS}}.items():
-        simulated = tmp_path / f"{name}-simulated"
-        run_app(simulated, topology="directed-ring:3", iterations=4, **more)
-        assert same(tails(tmp_path / name), tails(simulated)), name
+    def results(self, run):
+        return json.loads((self.folder / run / "results.json").read_text())
 
 
-def test_two_federations_run_at_once_and_down_ends_its_own_only(env, tmp_path):
+def test_two_rehearsals_at_once_reach_the_simulations_theta_run_after_run_and_down_ends_its_own_only(
+    env, tmp_path
+):
     """A SuperLink's SuperNodes are one federation: different peers at once are two SuperLinks."""
-    sites = {
-        name: env | {"P2PFT_HOME": str(tmp_path / name / "p2pft"), "FLWR_HOME": str(tmp_path / name / "flwr")}
-        for name in ("north", "south")
-    }
-    graph = "directed-ring:2"
-    program = str(Path(sys.executable).parent / "p2pft")
-
-    def both(*words):
-        """Run a command in both at once; return their standard outputs."""
-        running = [
-            subprocess.Popen(
-                [program, *(word.format(name=name) for word in words)],
-                env=site,
-                cwd=tmp_path,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for name, site in sites.items()
-        ]
-        said = [process.communicate(timeout=400)[0] for process in running]
-        assert [process.returncode for process in running] == [0, 0], said
-        return said
-
+    north, south = Site("north", env, tmp_path), Site("south", env, tmp_path)
     try:
-        both("up", "--topology", graph, "--federation", "{name}")
-        settings = (f"topology={graph}", f"problem={QUADRATICS}", *SETTINGS)
-        both("run", "--connection", "rehearsal", *settings, "--out", "{name}/out")
-        for name in sites:
-            results = json.loads((tmp_path / name / "out" / "results.json").read_text())
-            assert (results["status"], results["hosts"]) == ("completed", [[0], [1]])
+        north.up()
+        assert north.p2pft("up", "--peers", "3").returncode == 3
+
+        words = ["run", "--connection", "rehearsal", *(f"{k}={v}" for k, v in SETTINGS.items()), "--out"]
+        first = north.p2pft(*words, "first", f"topology={north.graph}")
+        assert first.returncode == 0, first.stdout + first.stderr
+        assert "iteration 4/4 |" not in first.stdout  # the coordinator hears of the scores at the end
+
+        south.up()
+        settings = SETTINGS | {
+            "topology": north.graph,
+            "evaluate-every": 1,
+            "observer-address": "127.0.0.1:0",  # the peers are told which port it became
+            "output-dir": f"{north.folder}/second",
+        }
+        config = " ".join(f"{key}={json.dumps(value)}" for key, value in settings.items())
+        flwr, app = Path(sys.executable).parent / "flwr", ROOT / "apps" / "p2pft"
+        with subprocess.Popen(
+            [flwr, "run", app, "rehearsal", "--stream", "--run-config", config],
+            env=north.env,
+            cwd=north.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as second:
+            third = south.p2pft(*words, "third", f"topology={south.graph}")  # meanwhile
+            said = second.communicate(timeout=400)[0]
+        assert third.returncode == 0, third.stdout + third.stderr
+        assert second.returncode == 0, said
+        assert f"results: {north.folder}/second/results.json" in said, said
+        # Over mutual TLS, while they trained: these lines are written only when a report comes in.
+        told = re.findall(r"iteration (\d)/4 \| loss", said)
+        assert told == ["0", "1", "2", "3", "4"], said
     finally:
-        north = p2pft(sites["north"], "down", cwd=tmp_path)
-        state = json.loads((tmp_path / "south" / "p2pft" / "rehearsal" / "state.json").read_text())
-        alive = [psutil.pid_exists(process["pid"]) for process in state["processes"]]
-        south = p2pft(sites["south"], "down", cwd=tmp_path)
-    assert (north.returncode, south.returncode) == (0, 0), north.stderr + south.stderr
+        down = north.p2pft("down")
+        alive = south.alive()
+        last = south.p2pft("down")
+    assert (down.returncode, down.stdout) == (0, "ended the rehearsal of 3 peers\n"), down.stderr
     assert alive == [True, True, True]
+    assert last.returncode == 0, last.stderr
     assert marked(env) == []
+    assert "rehearsal" not in (north.folder / "flwr" / "config.toml").read_text()
+
+    for site, run in ((north, "first"), (north, "second"), (south, "third")):
+        results, n = site.results(run), int(site.graph[-1])
+        assert (results["status"], results["hosts"]) == ("completed", [[p] for p in range(n)])
+        simulated = site.folder / f"{run}-simulated"
+        run_app(simulated, topology=site.graph, iterations=4, problem=QUADRATICS)
+        assert same(tails(site.folder / run, n), tails(simulated, n)), run

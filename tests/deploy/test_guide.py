@@ -17,6 +17,8 @@ import yaml
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.lab.ports import free_ports
 from tests.cli.real import environment, marked
+from tests.flower.engine import run_app
+from tests.flower.sameness import tails
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 GUIDE = (DEPLOY / "README.md").read_text(encoding="utf-8")
@@ -35,7 +37,7 @@ def env(tmp_path):
 
 
 @pytest.mark.timeout(900)
-def test_the_guide_can_be_followed_on_one_machine_exactly_as_written(env, tmp_path):
+def test_the_guide_can_be_followed_exactly_as_written_and_gives_the_simulations_theta(env, tmp_path):
     try:
         ports = map(str, free_ports(3, "127.0.0.1", "127.0.0.2", "127.0.0.3"))
     except P2PFTError:
@@ -62,10 +64,15 @@ def test_the_guide_can_be_followed_on_one_machine_exactly_as_written(env, tmp_pa
     results = json.loads((folder / "office" / "first-run" / "results.json").read_text())
     assert results["status"] == "completed"
     assert results["hosts"] == [[0], [1], [2]]
+    sites = []
     for p, site in enumerate(("north", "south", "east")):
         (peers,) = (folder / site / "results").glob("*/peers")
         kept = ("jsonl", "safetensors", "checkpoints", "plan.json")
         assert {f.name for f in peers.iterdir()} == {f"peer-{p}.{what}" for what in kept}
+        sites.append(peers.parent)
+    run_app(tmp_path / "simulated", topology="directed-ring:3", iterations=20)
+    simulated = tails(tmp_path / "simulated", range(3))
+    assert [tails(site, [p])[0] for p, site in enumerate(sites)] == simulated
 
 
 @functools.cache

@@ -50,8 +50,8 @@ class Deployment:
         The SuperLink.
     supernodes : list of subprocess.Popen
         By peer.
-    superexecs : list of subprocess.Popen
-        By peer, where ``isolation`` is ``process``: the sites' own executors, which no SuperNode starts.
+    superexecs : dict of int to subprocess.Popen
+        By peer: the executors of the sites in ``own_executors``, whose SuperNodes start nothing themselves.
     network : list of Relay
         Between each peer's SuperNode and the SuperLink; empty unless it is to be ``proxied``.
     ports : list of int
@@ -64,7 +64,7 @@ class Deployment:
         n: int = 2,
         *,
         proxied: bool = False,
-        isolation: str = "subprocess",
+        own_executors: frozenset[int] = frozenset(),
         outputs: list[Path] | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
@@ -96,7 +96,7 @@ class Deployment:
             f'[superlink]\ndefault = "test"\n\n'
             f'[superlink.test]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )
-        self._options, self._isolation = ["--insecure", "--host", "127.0.0.1"], isolation
+        self._options, self._own_executors = ["--insecure", "--host", "127.0.0.1"], own_executors
         self.superlink = self._start(
             "superlink",
             [
@@ -115,10 +115,10 @@ class Deployment:
             self.network = [self._relays.open(f"127.0.0.1:{port}") for _ in range(n)]
         self._address = f"127.0.0.1:{port}"
         self.supernodes: list[subprocess.Popen[bytes]] = []
-        self.superexecs: list[subprocess.Popen[bytes]] = []
+        self.superexecs: dict[int, subprocess.Popen[bytes]] = {}
         for p in range(n):
             self.supernodes.append(self._supernode(p))
-            if isolation == "process":
+            if p in own_executors:
                 self.start_superexec(p)
 
     def node_config(self, peer: int) -> str:
@@ -131,6 +131,11 @@ class Deployment:
         if self.supernodes[peer].poll() is not None:
             self.supernodes[peer] = self._supernode(peer)
 
+    def kill_superexec(self, peer: int) -> None:
+        """Kill the executor of ``peer`` and nothing else, and return when it is gone."""
+        self.superexecs[peer].kill()
+        self.superexecs[peer].wait()
+
     def kill_supernode(self, peer: int) -> None:
         """Kill the SuperNode of ``peer`` and nothing else, and return when it is gone."""
         self.supernodes[peer].kill()
@@ -139,14 +144,15 @@ class Deployment:
     def _supernode(self, peer: int) -> subprocess.Popen[bytes]:
         superlink = self.network[peer].address if self.network else self._address
         command = ["flower-supernode", *self._options, "--superlink", superlink]
-        command += ["--port", str(self._runtime[peer]), "--isolation", self._isolation]
+        isolation = "process" if peer in self._own_executors else "subprocess"
+        command += ["--port", str(self._runtime[peer]), "--isolation", isolation]
         return self._start(f"supernode-{peer}", [*command, "--node-config", self.node_config(peer)])
 
     def start_superexec(self, peer: int) -> None:
-        """Start an executor for the SuperNode of ``peer``; it is the last of ``superexecs``."""
+        """Start an executor for the SuperNode of ``peer``."""
         address = f"127.0.0.1:{self._runtime[peer]}"
         command = ["flower-superexec", "--insecure", "--runtime-api-address", address]
-        self.superexecs.append(self._start(f"superexec-{len(self.superexecs)}", command))
+        self.superexecs[peer] = self._start(f"superexec-{peer}", command)
 
     def _start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         program = shutil.which(command[0], path=self.environment["PATH"])
