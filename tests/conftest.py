@@ -23,8 +23,10 @@ settings.register_profile("search", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 
 
-def pytest_configure():
+def pytest_configure(config):
     lanes.lower_priority()
+    turns = lanes.Turns()
+    config.pluginmanager.register(turns)
 
 
 def pytest_xdist_make_scheduler(config, log):

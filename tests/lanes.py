@@ -7,11 +7,18 @@ the rest wait. When a lane has no more to do, its workers help the other one.
 
 A unit of work is a file, whose fixtures are then made once, or a single test of those in `ALONE`. In each
 lane the units that take longest come first.
+
+Two workers, as many as a small machine has cores, collect the tests before the others do: what they import is
+compiled twice then, not by every worker.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+import time
+from pathlib import Path
 
 from xdist.scheduler import LoadScopeScheduling
 
@@ -85,6 +92,44 @@ def lower_priority() -> None:
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker is not None and computes(worker, int(os.environ["PYTEST_XDIST_WORKER_COUNT"])):
         os.nice(NICE)
+
+
+FIRST = 2
+
+COLLECTED = "P2PFT_TESTS_COLLECTED"
+"""Environment variable with a folder, in which each of the first workers has a file once it has collected."""
+
+PATIENCE = 120.0
+"""Seconds that the other workers wait for that; then they collect all the same."""
+
+
+class Turns:
+    """A plugin of pytest: the turns in which workers collect tests."""
+
+    def __init__(self) -> None:
+        self._worker = os.environ.get("PYTEST_XDIST_WORKER")
+
+    def pytest_configure(self) -> None:
+        if self._worker is None:  # workers inherit the environment
+            os.environ[COLLECTED] = tempfile.mkdtemp(prefix="t")
+        elif self._number() >= FIRST:
+            end = time.monotonic() + PATIENCE
+            while len(list(self._folder().iterdir())) < FIRST and time.monotonic() < end:
+                time.sleep(0.1)  # processes of pytest-xdist have no other way to hear of one another
+
+    def pytest_collection_finish(self) -> None:
+        if self._worker is not None and self._number() < FIRST:
+            (self._folder() / self._worker).touch()
+
+    def pytest_unconfigure(self) -> None:
+        if self._worker is None:
+            shutil.rmtree(self._folder())
+
+    def _number(self) -> int:
+        return int(self._worker.removeprefix("gw"))
+
+    def _folder(self) -> Path:
+        return Path(os.environ[COLLECTED])
 
 
 class Lanes(LoadScopeScheduling):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
-from tests.lanes import ALONE, COMPUTES, WAITS, Lanes, waits
+from tests.lanes import ALONE, COLLECTED, COMPUTES, WAITS, Lanes, Turns, waits
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -90,3 +92,29 @@ def test_tests_that_stand_alone_are_dealt_out_one_by_one_and_the_longest_come_fi
 def test_workers_whose_lane_is_done_help_the_other():
     ran = run(3, sorted(COMPUTING))
     assert all(ran.values())
+
+
+def test_two_workers_collect_tests_before_the_others_begin_and_nothing_is_left(monkeypatch):
+    def turns(worker):
+        if worker is None:
+            monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+        else:
+            monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
+        return Turns()
+
+    monkeypatch.setenv(COLLECTED, "")
+    (main := turns(None)).pytest_configure()
+    workers = [turns(f"gw{i}") for i in range(3)]
+    for first in workers[:2]:
+        first.pytest_configure()
+    third = threading.Thread(target=workers[2].pytest_configure, daemon=True)
+    third.start()
+    workers[0].pytest_collection_finish()
+    third.join(0.3)
+    assert third.is_alive()
+    workers[1].pytest_collection_finish()
+    third.join(60)
+    assert not third.is_alive()
+    folder = os.environ[COLLECTED]
+    main.pytest_unconfigure()
+    assert not Path(folder).exists()
