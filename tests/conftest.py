@@ -8,6 +8,7 @@ tests share the cores, and threads that wait for one another there take ten time
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 
@@ -27,6 +28,12 @@ def pytest_configure(config):
     lanes.lower_priority()
     turns = lanes.Turns()
     config.pluginmanager.register(turns)
+
+
+def pytest_collection_finish():
+    """Spare what tests and libraries consist of: Flower's strategies collect garbage for each client."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_xdist_make_scheduler(config, log):
