@@ -166,8 +166,8 @@ def test_a_sites_command_ends_all_peers(deployment, tmp_path):
 
 
 def test_sites_whose_supernodes_die_are_left_behind_and_named_in_the_results(deployment, tmp_path):
-    # Its peer trains on until it is told, which takes Flower some seconds.
-    settings = {"iterations": 600, "evaluate_every": 20, "peer_timeout": 5.0, "output_dir": str(tmp_path)}
+    # Their peers train on until they are told, which takes Flower some seconds, and the second one 20.
+    settings = {"iterations": 1000, "evaluate_every": 20, "peer_timeout": 5.0, "output_dir": str(tmp_path)}
     run = deployment.run(problem=SLOW, topology="directed-ring:3", **settings)
     deployment.trains(run)
     deployment.kill_supernode(2)
@@ -192,6 +192,8 @@ def test_sites_whose_supernodes_die_are_left_behind_and_named_in_the_results(dep
         assert OVER in view["why"][str(peer)]
     assert results["history"][-1]["accuracy"][1:] == [None, None]
     found = collect_results(find_peers([output / run for output in deployment.outputs]))
+    for view in (*found["views"], *results["views"]):
+        view.pop("seconds")  # those of the slowest peer whose log is read; the coordinator has peer 0's alone
     assert found["views"] == results["views"]
     assert found["status"] == results["status"]
 
