@@ -150,6 +150,7 @@ def test_a_process_that_ends_is_named_with_its_last_words_and_nothing_is_left(fl
 
     monkeypatch.setattr(rehearsal, "Programs", Noted)
     flower("flower-supernode", "raise SystemExit('the port of this site is taken')")
+    flower("flwr", FLWR % 0)  # none has registered, however late they end
     done = up("--peers", "3")
     assert done.exit_code == 1
     # All three end; which one is seen first is chance.
