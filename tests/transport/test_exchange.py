@@ -144,7 +144,7 @@ def test_a_payload_out_of_order_is_refused_with_the_place_that_is_next(pair):
         (np.zeros(7, np.float32), None, r"\(7,\)"),
         (np.zeros((8, 1), np.float32), None, r"\(8, 1\)"),
         (np.zeros(8, np.float64), None, "float64"),
-        (np.zeros(8, np.float32), {2: 0.5}, r"no share for \[1\]"),
+        (np.zeros(8, np.float32), {2: 0.5}, r"sends nothing to \[2\]"),
     ],
 )
 def test_what_does_not_fit_is_not_sent(pair, vector, shares, says):

@@ -124,7 +124,8 @@ class Host:
         for k in range(iterations):
             for phase, W in enumerate((A, B)):
                 for i in self.peers:
-                    shares = {m: float(W[m, i]) for _, m in self.edges} if phase else None
+                    remote = [m for j, m in self.edges if j == i and m not in self.peers]
+                    shares = {m: float(W[m, i]) for m in remote} if phase else None
                     self.links.send(i, k, phase, x[i], shares)
                 x = {i: self._mix(i, k, phase, x, W) for i in self.peers}
         self.links.flush(PATIENCE)
