@@ -144,6 +144,7 @@ class Wires:
             views_change=bool(plan.members),
         )
         agreement = self.agreement
+        host_of = {p: m for m, peers in plan.members.items() for p in peers}
         self.heartbeats = Heartbeats(
             self.links,
             config.peer_timeout,
@@ -153,6 +154,7 @@ class Wires:
             hear=(lambda _: None) if agreement is None else agreement.hear,
             contacts=None if agreement is None else agreement.contacts,
             on_failure=self.fail,
+            host_of=lambda remote: host_of.get(remote, remote),
         )
         try:
             self.server = PeerServer(

@@ -1,9 +1,9 @@
 """Heartbeats between neighbours, and the rule that distinguishes a slow peer from a lost one.
 
-Each host gossips with each remote neighbour, in both directions of the edges, every min(1 s, silence / 8), on
-connections apart from those of payloads. A gossip carries a *pulse*: the host's activity, and a number that
-changes whenever it got further. A caller that waits for a peer asks `Heartbeats.absence`, which answers None
-as long as there is a point in waiting:
+Each host gossips with each host that has neighbours of its peers, in both directions of the edges, every
+min(1 s, silence / 8), on connections apart from those of payloads. A gossip carries a *pulse*: the host's
+activity, and a number that changes whenever it got further. A caller that waits for a peer asks
+`Heartbeats.absence`, which answers None as long as there is a point in waiting:
 
 silent
     Nothing has been heard of the peer for ``silence`` seconds (run-config ``peer-timeout``): no gossip of its
@@ -108,6 +108,9 @@ class Heartbeats(Closing):
     on_failure : callable, optional
         Gets the error that ended the heartbeats, in their thread or the network's; must return at once.
         Default: only `absence` raises it.
+    host_of : callable
+        Given a remote peer, returns the peer by which its host is called: what is heard of one peer of a host
+        is heard of all. Default: each peer has a host of its own.
     attempt : callable
         Given the address of a silent peer, returns how it was lost, and the observation; called in a thread
         of its own, must come to an end; default `knock`.
@@ -130,12 +133,13 @@ class Heartbeats(Closing):
         contacts: Callable[[], Mapping[int, int]] | None = None,
         on_failure: Callable[[Exception], None] | None = None,
         clock: Clock = time.monotonic,
+        host_of: Callable[[int], int] = lambda peer: peer,
         attempt: Callable[[str], tuple[Loss, str]] = knock,
     ) -> None:
         self.interval = min(1.0, silence / 8)
         self._links, self._silence, self._hang = links, silence, hang
         self._pulse, self._tell, self._hear, self._contacts = pulse, tell, hear, contacts
-        self._clock, self._attempt = clock, attempt
+        self._clock, self._attempt, self._host_of = clock, attempt, host_of
         self._lock = threading.Lock()
         self._remotes: dict[int, _Remote] = {}
         self._ran = clock()
@@ -169,7 +173,7 @@ class Heartbeats(Closing):
     def speaks(self, remote: int) -> bool:
         """Return whether a remote peer was heard of in the last half of a silence."""
         with self._lock:
-            known = self._remotes.get(remote)
+            known = self._remotes.get(self._host_of(remote))
             return known is not None and self._clock() - known.heard < self._silence / 2
 
     def answer(self, gossip: pb.Gossip) -> pb.Gossip:
@@ -181,7 +185,7 @@ class Heartbeats(Closing):
     def pulse_of(self, remote: int) -> pb.Pulse | None:
         """Return the last pulse of a remote neighbour; None before there was one."""
         with self._lock:
-            known = self._remotes.get(remote)
+            known = self._remotes.get(self._host_of(remote))
             return None if known is None else known.pulse
 
     def absence(self, remote: int) -> PeerLostError | None:
@@ -206,7 +210,7 @@ class Heartbeats(Closing):
         with self._lock:
             now = self._clock()
             self._notice_a_pause(now)
-            known = self._known(remote)
+            known = self._known(self._host_of(remote))
             silent = now - known.heard >= self._silence
             hanging = None if silent else self._hanging(known)
             if silent and known.attempt is None:
@@ -292,9 +296,11 @@ class Heartbeats(Closing):
                 self._hear(gossip)
 
     def _targets(self) -> dict[int, int]:
-        """Return the members to gossip with, and the local peer that speaks to each."""
+        """Return a peer of each host to gossip with, and the local peer that speaks to it."""
         further = {} if self._contacts is None else self._contacts()
-        return {**further, **self._links.neighbours}
+        neighbours = self._links.neighbours
+        hosts = {self._host_of(remote): local for remote, local in reversed(neighbours.items())}
+        return {**further, **hosts}
 
     def _message(self, remote: int) -> pb.Gossip:
         message = self._tell(remote)
@@ -358,7 +364,7 @@ class Heartbeats(Closing):
                 known.moved = known.heard
 
     def _note_heard(self, remote: int) -> _Remote | None:
-        known = self._remotes.get(remote)
+        known = self._remotes.get(self._host_of(remote))
         if known is not None:
             known.heard, known.attempt = self._clock(), None
         return known

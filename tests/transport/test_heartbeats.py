@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+from concurrent.futures import Future
 
 import pytest
 
@@ -52,7 +53,7 @@ def end_attempts():
 class Bench:
     """Heartbeats of peer 0, which sends to 1 and hears from 2, without a thread: the test turns the clock."""
 
-    def __init__(self, hang: float = HANG, attempt=None) -> None:
+    def __init__(self, hang: float = HANG, attempt=None, **more) -> None:
         self.clock, self.knocked, self.loss, self.heard = Clock(), [], Loss.CRASHED, []
         addresses = {i: f"127.0.0.1:{i}" for i in range(4)}
         self.links = Links(TERMS, addresses, [(0, 1)], [(2, 0)])
@@ -65,6 +66,7 @@ class Bench:
             hear=self.heard.append,
             clock=self.clock,
             attempt=attempt or self._attempt,
+            **more,
         )
         for remote in (1, 2):  # known from now on
             assert self.beats.absence(remote) is None
@@ -102,6 +104,26 @@ def bench():
     bench = Bench()
     with bench.links:
         yield bench
+
+
+# Hosts of several peers
+
+
+def test_what_is_heard_of_one_peer_of_a_host_is_heard_of_all_and_one_gossip_is_enough(monkeypatch):
+    bench, told = Bench(host_of={1: 1, 2: 1}.get), []
+    monkeypatch.setattr(bench.links, "start_gossip", lambda remote, *_: told.append(remote) or Future())
+    with bench.links:
+        bench.beats.beat()
+        assert told == [1]
+        bench.wait(SILENCE - 1)
+        bench.say(sender=2, iteration=4)
+        bench.wait(2)
+        assert bench.absence(1) is None
+        assert bench.absence(2) is None
+        assert bench.beats.pulse_of(1).iteration == 4
+        assert bench.beats.speaks(1)
+        bench.wait(SILENCE)
+        assert {bench.absence(remote).lost for remote in (1, 2)} == {1, 2}
 
 
 # Silence
