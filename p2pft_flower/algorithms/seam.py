@@ -50,6 +50,9 @@ Gradient: TypeAlias = Callable[[Vector], Vector]
 Schedule: TypeAlias = Callable[[int], float]
 """Iteration k ↦ learning rate α_k; the same on every peer."""
 
+_BLOCK = 2**16
+"""Numbers of a sum that are computed at a time, if there are more."""
+
 
 class State(Protocol):
     """A peer's state between two iterations: a named tuple of vectors, θ at least."""
@@ -225,6 +228,27 @@ def weighted_sum(terms: Iterable[tuple[float, Vector]]) -> Vector:
     return total
 
 
+def _in_cache(terms: Iterable[tuple[float, Vector]]) -> Vector:
+    """Return `weighted_sum` of vectors that are all there, so that sums and products stay in the cache.
+
+    Each number's additions are the same, in the same order: so are the bits.
+    """
+    terms = list(terms)
+    (weight, vector), *rest = terms
+    if vector.size <= _BLOCK:
+        return weighted_sum(terms)
+    total, scratch = np.empty_like(vector), np.empty(_BLOCK, vector.dtype)
+    for begin in range(0, total.size, _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        part = total[block]
+        product = scratch[: part.size]
+        np.multiply(vector[block], float(weight), out=part)
+        for w, x in rest:
+            np.multiply(x[block], float(w), out=product)
+            np.add(part, product, out=part)
+    return total
+
+
 def combine(kind: type[Mix], terms: Iterable[tuple[float, float, Vector]]) -> Vector:
     """Return the vector that a peer's request of this ``kind`` is answered with.
 
@@ -236,12 +260,12 @@ def combine(kind: type[Mix], terms: Iterable[tuple[float, float, Vector]]) -> Ve
         a_ij, b_ij and the vector of each j, ascending in j, i itself among them.
     """
     if kind is Rows:
-        return weighted_sum((a, x) for a, _, x in terms)
+        return _in_cache((a, x) for a, _, x in terms)
     if kind is Columns:
-        return weighted_sum((b, x) for _, b, x in terms)
+        return _in_cache((b, x) for _, b, x in terms)
     halves = [(a, b, np.split(x, 2)) for a, b, x in terms]
-    rows = weighted_sum((a, x) for a, _, (x, _) in halves)
-    return np.concatenate([rows, weighted_sum((b, y) for _, b, (_, y) in halves)])
+    rows = _in_cache((a, x) for a, _, (x, _) in halves)
+    return np.concatenate([rows, _in_cache((b, y) for _, b, (_, y) in halves)])
 
 
 def lockstep(
