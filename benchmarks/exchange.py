@@ -8,9 +8,13 @@ take turns, so that whatever else the machine does falls on both:
 
 The time of one vector is from handing it over until the receiver has taken it in (in ``bare``: answered).
 
-Then whole iterations on a directed ring, a process a peer: two exchanges, each of which sends a vector, takes
-one and mixes the two. The ways take turns in blocks; beside these two there is ``bare aio``: bare gRPC again,
-by ``grpc.aio`` on one event loop in a thread of its own.
+Over Unix sockets ``p2pft`` lays its payloads in memory that both processes share, and calls carry headers.
+
+Then whole iterations on a directed ring over Unix sockets, a process a peer: two exchanges, each of which
+sends a vector, takes one and mixes the two, as the product mixes. The ways take turns in blocks. Beside these
+two there is ``bare aio``, bare gRPC by ``grpc.aio`` on one event loop in a thread of its own, and
+``p2pft, sent``: p2pft without shared memory. *Computed* is what all processes together computed, the kernel's
+work for them included: what else runs on the machine changes it less than the time that passed.
 """
 
 from __future__ import annotations
@@ -37,6 +41,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from p2pft_flower.algorithms.seam import Rows, combine
 from p2pft_flower.transport import Links, Mailbox, PeerServer, Terms
 
 PATIENCE = 60.0
@@ -53,11 +58,13 @@ UNLIMITED = (
     ("grpc.max_send_message_length", -1),
     ("grpc.so_reuseport", 0),
 )
-WAYS = {"bare": "bare", "aio": "bare aio", "p2pft": "p2pft"}
+WAYS = {"bare": "bare", "aio": "bare aio", "sent": "p2pft, sent", "p2pft": "p2pft"}
 BLOCK = 5
 """Iterations that a way does in its turn."""
 
 Vector = npt.NDArray[np.float32]
+Seconds = tuple[float, float]
+"""Seconds that passed, and that a process computed."""
 
 
 def serve_bare(address: str, pipe: Connection) -> None:
@@ -234,7 +241,7 @@ class BareAioRing(BareRing):
 class OurRing:
     """One peer's `Links`, `PeerServer` and `Mailbox`."""
 
-    def __init__(self, peer: int, peers: int, addresses: list[str], length: int) -> None:
+    def __init__(self, peer: int, peers: int, addresses: list[str], length: int, *, shared: bool) -> None:
         before, after = (peer - 1) % peers, (peer + 1) % peers
         terms = Terms("benchmark", length, phases=PHASES)
         self._peer, self._before, self._position = peer, before, 0
@@ -242,6 +249,8 @@ class OurRing:
         self._server = PeerServer(self._mailbox, {peer: addresses[peer]}, out_edges=[(peer, after)])
         others = {before: addresses[before], after: addresses[after]}
         self._links = Links(terms, others, [(peer, after)], [(before, peer)], timeout=PATIENCE)
+        if not shared:
+            self._links._hand_overs._no_memory = True
 
     def exchange(self, vector: Vector) -> Vector:
         """Send a vector and return the one that came."""
@@ -263,32 +272,34 @@ def bare_handler(handler: grpc.RpcMethodHandler) -> grpc.GenericRpcHandler:
 def ring_peer(
     peer: int, peers: int, folder: str, length: int, blocks: int, turn: Any, pipe: Connection
 ) -> None:
-    """Run one peer of the ring; send home the seconds of an iteration of each block, by way."""
+    """Run one peer of the ring; send home what an iteration of each block took, by way."""
     sockets = {way: [f"unix:{folder}/{way}{i}.sock" for i in range(peers)] for way in WAYS}
     after = (peer + 1) % peers
     ways: dict[str, BareRing | OurRing] = {
         "bare": BareRing(sockets["bare"][peer], sockets["bare"][after]),
         "aio": BareAioRing(sockets["aio"][peer], sockets["aio"][after]),
-        "p2pft": OurRing(peer, peers, sockets["p2pft"], length),
+        "sent": OurRing(peer, peers, sockets["sent"], length, shared=False),
+        "p2pft": OurRing(peer, peers, sockets["p2pft"], length, shared=True),
     }
     start = np.random.default_rng(peer).standard_normal(length, dtype=np.float32)
-    times: dict[str, list[float]] = {way: [] for way in ways}
+    times: dict[str, list[Seconds]] = {way: [] for way in ways}
     for block in range(blocks + 1):  # the first one warms up
         for name, way in ways.items():
             turn.wait(PATIENCE)
-            vector, begin = start.copy(), time.perf_counter()
+            vector, begin, computed = start.copy(), time.perf_counter(), time.process_time()
             for _ in range(BLOCK * PHASES):
-                vector = np.float32(0.5) * vector + np.float32(0.5) * way.exchange(vector)
+                vector = combine(Rows, [(0.5, 1.0, vector), (0.5, 1.0, way.exchange(vector))])
             way.flush()
             if block:
-                times[name].append((time.perf_counter() - begin) / BLOCK)
+                passed, computed = time.perf_counter() - begin, time.process_time() - computed
+                times[name].append((passed / BLOCK, computed / BLOCK))
     turn.wait(PATIENCE)
     pipe.send(times)
     os._exit(0)  # bare servers and loops need no more than that
 
 
-def measure_ring(peers: int, length: int, blocks: int) -> dict[str, float]:
-    """Return the median seconds of a whole iteration on a ring, by way."""
+def measure_ring(peers: int, length: int, blocks: int) -> dict[str, Seconds]:
+    """Return the median seconds of a whole iteration on a ring, by way; computed by all together."""
     context = multiprocessing.get_context("spawn")
     turn, pipes = context.Barrier(peers), [context.Pipe() for _ in range(peers)]
     with tempfile.TemporaryDirectory(prefix="p2pft-") as folder:
@@ -296,7 +307,16 @@ def measure_ring(peers: int, length: int, blocks: int) -> dict[str, float]:
             arguments = (i, peers, folder, length, blocks, turn, theirs)
             context.Process(target=ring_peer, args=arguments, daemon=True).start()
         found = [ours.recv() for ours, _ in pipes]
-    return {way: statistics.median(second for one in found for second in one[way]) for way in WAYS}
+    return {
+        way: (
+            statistics.median(passed for one in found for passed, _ in one[way]),
+            statistics.median(
+                sum(computed for _, computed in block)
+                for block in zip(*(one[way] for one in found), strict=True)
+            ),
+        )
+        for way in WAYS
+    }
 
 
 def main(
@@ -325,11 +345,17 @@ def main(
     Console().print(table)
     ring = measure_ring(peers, length, max(1, iterations // BLOCK))
     table = Table(
-        "way", "iteration, median", "ratio to bare",
+        "way", "passed, median", "ratio to bare", "computed, median", "ratio to bare",
         title=f"whole iterations on a ring of {peers}, ms, Unix sockets",
     )  # fmt: skip
     for way, seconds in ring.items():
-        table.add_row(WAYS[way], f"{seconds * 1e3:.2f}", f"{seconds / ring['bare']:.2f}")
+        ratios = [of_way / of_bare for of_way, of_bare in zip(seconds, ring["bare"], strict=True)]
+        cells = [
+            cell
+            for s, ratio in zip(seconds, ratios, strict=True)
+            for cell in (f"{s * 1e3:.2f}", f"{ratio:.2f}")
+        ]
+        table.add_row(WAYS[way], *cells)
     Console().print(table)
 
 

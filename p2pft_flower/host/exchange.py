@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -113,19 +114,10 @@ class HostExchange:
             if not np.isfinite(vector).all():
                 raise DivergedError.not_finite(peer, _place(session, iteration, phase), "payload")
         self._begun = _Begun(type(next(iter(outbox.values()))), outbox, vectors, {p: {} for p in vectors})
-        for peer, vector in vectors.items():
-            place = session.places[peer].at(iteration)
-            if session.compression is None:
-                self._deliver(session, place, iteration, phase, place.out_neighbours, vector, vector)
-            elif session.period == 1:
-                memory = self._memory(peer, phase, Memory) or Memory.blank(vector)
-                payload, d = session.compression.encode(vector, memory.known)
-                self._deliver(session, place, iteration, phase, place.out_neighbours, payload, d)
-            else:
-                knowledge = self._memory(peer, phase, EdgeMemory) or EdgeMemory.blank()
-                for receiver in place.out_neighbours:
-                    payload, d = session.compression.encode(vector, knowledge.known(receiver, vector))
-                    self._deliver(session, place, iteration, phase, [receiver], payload, d)
+        # A host of this machine is told of all that is sent here in one call.
+        with nullcontext() if self._wires is None else self._wires.links.together():
+            for peer, vector in vectors.items():
+                self._encode(session, peer, iteration, phase, vector)
         self.seconds += time.perf_counter() - begin
 
     def take(self, session: Session, iteration: int, phase: int) -> dict[int, Vector]:
@@ -144,6 +136,21 @@ class HostExchange:
             self._require_followed(session, iteration, phase)
         self.seconds += time.perf_counter() - begin
         return mixed
+
+    def _encode(self, session: Session, peer: int, iteration: int, phase: int, vector: Vector) -> None:
+        """Send a local peer's vector, or what its receivers do not know of it, to all of them."""
+        place = session.places[peer].at(iteration)
+        if session.compression is None:
+            self._deliver(session, place, iteration, phase, place.out_neighbours, vector, vector)
+        elif session.period == 1:
+            memory = self._memory(peer, phase, Memory) or Memory.blank(vector)
+            payload, d = session.compression.encode(vector, memory.known)
+            self._deliver(session, place, iteration, phase, place.out_neighbours, payload, d)
+        else:
+            knowledge = self._memory(peer, phase, EdgeMemory) or EdgeMemory.blank()
+            for receiver in place.out_neighbours:
+                payload, d = session.compression.encode(vector, knowledge.known(receiver, vector))
+                self._deliver(session, place, iteration, phase, [receiver], payload, d)
 
     def _deliver(
         self,

@@ -1,27 +1,30 @@
-"""A host's answers to the calls that it has let in: Deliver, Hello, Stop, Gossip and Fetch."""
+"""A host's answers to the calls that it has let in: Deliver, HandOver, Hello, Stop, Gossip, Fetch."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 from p2pft_flower.errors import cause_of, printable
 from p2pft_flower.transport.admission import Caller
+from p2pft_flower.transport.bodies import Body
 from p2pft_flower.transport.endpoint import Incoming
+from p2pft_flower.transport.mailbox import LONG
+from p2pft_flower.transport.segments import Segments
 from p2pft_flower.transport.stops import has_key
 from p2pft_flower.transport.views import View, Views
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.errors import Refused, ViewChangeError, cause_from
-from p2pft_flower.transport.wire.header import HEADER_KEY, decode_header, fetched
+from p2pft_flower.transport.wire.header import HEADER_KEY, Terms, decode_header, fetched
 
 __all__ = ["Answers"]
 
-M = TypeVar("M", pb.Hello, pb.Stop, pb.Gossip, pb.Fetch)
+M = TypeVar("M", pb.HandOver, pb.Hello, pb.Stop, pb.Gossip, pb.Fetch)
 T = TypeVar("T")
 
 _KEPT = 1.0
@@ -48,6 +51,8 @@ class Answers:
         Bytes of the largest gossip that is read.
     pool : ThreadPoolExecutor
         The threads in which the runtime's callbacks run.
+    segments : Segments
+        Segments of other hosts of this machine.
     """
 
     views: Views
@@ -61,6 +66,7 @@ class Answers:
     longest: float
     gossip_limit: int
     pool: ThreadPoolExecutor
+    segments: Segments
 
     def knows(self, peer: int | None) -> bool:
         """Return whether a remote peer is a neighbour, or may become one in a later view."""
@@ -77,28 +83,83 @@ class Answers:
             raise Refused(pb.BAD_HEADER, f"metadata key {HEADER_KEY} is missing")
         peer = None if caller.who is None else caller.who.peer
         payload = await call.read(min(self.longest, call.left()))
+        (reply,) = await self._take_in(call, [(header, Body(payload))], peer)
+        return reply
+
+    async def hand_over(self, call: Incoming, caller: Caller) -> pb.HandedOver | pb.Reply:
+        """Take payloads in that a host of this machine has laid in its segment, as `deliver` would each."""
+        if not caller.local:
+            raise Refused(pb.UNSHARED, "a hand-over that did not come through a Unix socket")
+        handed = await self._message(call, pb.HandOver, "a hand-over", caller)
+        if len(handed.payloads) > self.segments.most:
+            reason = f"a hand-over of {len(handed.payloads)} payloads, at most {self.segments.most} come here"
+            raise Refused(pb.WRONG_LENGTH, reason)
+        terms = self.views.now.mailbox.terms
+        if sum(laid.size for laid in handed.payloads) < LONG:
+            messages = self._copies(handed, terms)
+        else:
+            messages = await asyncio.to_thread(self._copies, handed, terms)
+        replies = await self._take_in(call, messages, None)
+        failed = [k for k, reply in enumerate(replies) if reply.status not in (pb.ACCEPTED, pb.DUPLICATE)]
+        return pb.HandedOver(
+            status=pb.ACCEPTED,
+            failed=failed,
+            replies=[replies[k] for k in failed],
+            peers=sorted(self.local),
+        )
+
+    def _copies(self, handed: pb.HandOver, terms: Terms) -> list[tuple[bytes, Body]]:
+        """Return header and bytes of each payload, in memory of this process: what is checked is used."""
+        memory = self.segments.open(handed.segment, terms.payload_bytes)
+        copies: dict[tuple[int, int], Body] = {}
+        for laid in handed.payloads:
+            place = (laid.offset, laid.size)
+            # Of a payload of a wrong size the mailbox need not see more than that.
+            end = laid.offset + min(laid.size, terms.payload_bytes + 1)
+            if end > len(memory):
+                reason = f"a payload of {laid.size} bytes at {laid.offset} in a segment of {len(memory)}"
+                raise Refused(pb.WRONG_LENGTH, reason)
+            if place not in copies:
+                plain = laid.size == terms.payload_bytes and not terms.codec
+                dtype = terms.numpy_dtype if plain else None
+                copies[place] = self.segments.copy(memory, laid.offset, end - laid.offset, dtype)
+        return [(laid.header, copies[laid.offset, laid.size]) for laid in handed.payloads]
+
+    async def _take_in(
+        self, call: Incoming, messages: Sequence[tuple[bytes, Body]], peer: int | None
+    ) -> list[pb.Reply]:
+        """Return the mailbox's answer to each; those of a view to come are kept for a moment."""
         left = call.left()
         # The sender hears BUSY before its own deadline: so it knows that the link is not to blame.
         end = time.monotonic() + min(left - min(1.0, left / 10) if left < math.inf else left, self.timeout)
         kept_until = min(end, time.monotonic() + _KEPT)
+        replies: dict[int, pb.Reply] = {}
+        left_over = list(range(len(messages)))
         while True:
             mailbox = self.views.now.mailbox
             try:
-                reply = await mailbox.deliver(header, payload, max(0.0, end - time.monotonic()), peer)
+                answers = await mailbox.deliver(
+                    [messages[k] for k in left_over], max(0.0, end - time.monotonic()), peer
+                )
             except ViewChangeError as error:  # the sender is no stranger to the run: it will hear of it too
-                return pb.Reply(status=pb.WRONG_VIEW, reason=str(error))
+                answers = [pb.Reply(status=pb.WRONG_VIEW, reason=str(error))] * len(left_over)
             except Exception as error:  # the error with which the runtime failed the mailbox is the answer
-                return _stopped(error)
+                answers = [_stopped(error)] * len(left_over)
+            replies |= zip(left_over, answers, strict=True)
             # If no later view can have the sender, its payload is not kept.
-            if reply.status != pb.LATER or not self.knows(decode_header(header).sender):
-                return reply
+            left_over = [
+                k
+                for k in left_over
+                if replies[k].status == pb.LATER and self.knows(decode_header(messages[k][0]).sender)
+            ]
 
             def installed(view: View, old: object = mailbox) -> bool:
                 return view.mailbox is not old
 
-            await self.views.until(installed, kept_until - time.monotonic())
-            if self.views.now.mailbox is mailbox:
-                return reply
+            if left_over:
+                await self.views.until(installed, kept_until - time.monotonic())
+            if not left_over or self.views.now.mailbox is mailbox:
+                return [replies[k] for k in range(len(messages))]
 
     async def hello(self, call: Incoming, caller: Caller) -> pb.Reply:
         """Agree to the terms of a neighbour, or answer with the differences."""

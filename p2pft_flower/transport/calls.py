@@ -25,6 +25,7 @@ from p2pft_flower.transport.wire.errors import (
     PeerPreparingError,
     PeerUnreachableError,
     UnansweredError,
+    UnsharedError,
     cause_from,
 )
 
@@ -47,6 +48,7 @@ _BY_STATUS: dict[int, type[ExchangeError]] = {
     pb.PREPARING: PeerPreparingError,
     pb.LATER: OtherViewError,
     pb.WRONG_VIEW: OtherViewError,
+    pb.UNSHARED: UnsharedError,
 }
 
 
@@ -172,7 +174,7 @@ class Channels:
         Parameters
         ----------
         method : str
-            The method's name: Deliver, Hello, Stop, Gossip or Fetch.
+            The method's name: Deliver, HandOver, Hello, Stop, Gossip or Fetch.
         request : bytes or Message
             The request's body.
         call : Call

@@ -54,7 +54,7 @@ _RETRY = {
     "methodConfig": [
         {
             # Not Hello: `Links.meet` tries again by itself, and needs TLS's refusals at once.
-            "name": [{"service": EXCHANGE, "method": "Deliver"}, {"service": EXCHANGE, "method": "Stop"}],
+            "name": [{"service": EXCHANGE, "method": name} for name in ("Deliver", "HandOver", "Stop")],
             # A connection that broke is tried again until the call's deadline: a payload that
             # arrives twice is answered DUPLICATE, so it does no harm. gRPC allows at most 5 attempts.
             "retryPolicy": {
@@ -219,7 +219,8 @@ class Incoming:
             When the call ended without one: the connection broke, or the caller sent none.
         """
         try:
-            body = await asyncio.wait_for(self._context.read(), within)
+            async with asyncio.timeout(within):
+                body = await self._context.read()
         except TimeoutError as error:
             reason = f"the message's body has not come within {within:g} s of its headers"
             raise Refused(pb.THROTTLED, reason) from error

@@ -11,20 +11,21 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, wait
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from p2pft_flower.errors import Cause
+from p2pft_flower.transport.bodies import Body
 from p2pft_flower.transport.calls import Channels
 from p2pft_flower.transport.closing import Closing
 from p2pft_flower.transport.edges import Edges
 from p2pft_flower.transport.fetching import fetch
 from p2pft_flower.transport.gossiping import gossip, gossip_all, stop_all
+from p2pft_flower.transport.handing import HandOvers, Outcome, Rest
 from p2pft_flower.transport.mailbox import Edge, Patience, first_error
 from p2pft_flower.transport.meeting import MEET_REMEDY, Meeting
 from p2pft_flower.transport.network import Tasks
@@ -35,15 +36,13 @@ from p2pft_flower.transport.wire.errors import (
     ExchangeError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
-    Place,
     ViewChangeError,
 )
-from p2pft_flower.transport.wire.header import Terms, encode_header
+from p2pft_flower.transport.wire.header import Terms, encode_headers
 
 __all__ = ["Links"]
 
 T = TypeVar("T")
-
 _ASK = 0.1
 """Seconds between two calls of ``check`` by a thread that waits."""
 
@@ -57,6 +56,9 @@ class Links(Closing):
     One thread sends and installs; all other methods may be called from any thread but the network's. Channels
     are opened when first used; do not fork afterwards. ``_lock`` guards ``_error``, ``_edges``, and the
     futures under way or waited for.
+
+    Payloads to peers at Unix sockets lie in memory that their hosts share with this one (`HandOvers`); if
+    there is none, they are sent like all others, and the log says so once.
 
     Parameters
     ----------
@@ -137,9 +139,13 @@ class Links(Closing):
         self._awaited: set[int] = set()
         self._lock = threading.Lock()
         self._error: Exception | None = None
-        self._under_way: dict[Edge, tuple[Future[None], Place]] = {}
-        """The payload of each edge: its result to come, and its place for errors."""
+        self._under_way: dict[Edge, tuple[Future[Rest | None], Payload]] = {}
+        """The payload of each edge, and what is to come of it: of a hand-over, what is left to do."""
         self._waited_for: set[Future[Any]] = set()
+        self._alone: set[Future[None]] = set()
+        """Those of payloads that were handed over in vain."""
+        self._hand_overs = HandOvers(terms.run, self._addresses, self._go_on)
+        self._gathered: list[Payload] | None = None
         self._edges = Edges.of(terms, out_edges, in_edges, self._addresses)
         self.bytes_sent = dict.fromkeys(self._edges.receivers, 0)
         self._tasks = Tasks()
@@ -199,6 +205,7 @@ class Links(Closing):
             The error that `fail` was called with, unless it was a `ViewChangeError`.
         """
         self._cancel()
+        self._hand_overs.close()
         self._tasks.run(self._channels.renew, list(returned))
         with self._lock:
             if self._error is not None and not isinstance(self._error, ViewChangeError):
@@ -276,26 +283,95 @@ class Links(Closing):
         terms, receivers = edges.terms, edges.receivers.get(sender, ())
         if not receivers:
             return
-        payload = self._bytes_of(sender, vector, terms)
+        plain = self._plain(sender, vector, terms)
         if shares is not None:
             if strangers := sorted(shares.keys() - set(receivers)):
                 raise ValueError(f"peer {sender} sends nothing to {strangers} in this view")
             receivers = tuple(sorted(shares))
-        payload_hash = xxhash.xxh3_64_intdigest(payload)
-        for receiver in receivers:
-            edge = (sender, receiver)
-            self._settle(edge, self._timeout, math.inf if self._carrier.patience else self._timeout + _STUCK)
-            share = 1.0 if shares is None else float(shares[receiver])
-            header = encode_header(terms, edge, iteration, phase, share=share, payload_hash=payload_hash)
-            new = Payload(edge, header, payload, iteration, terms.phase_name(phase))
-            with self._lock:
-                if self._error is not None:
-                    raise self._error
-                self._under_way[edge] = self._tasks.start(self._carry, new), new.place
-            self.bytes_sent[sender] += len(payload)
+        near = self._hand_overs.near(receivers)
+        before = {(sender, receiver) for receiver in receivers}
+        if near:
+            before.update(self._hand_overs.in_place_of(sender, near))
+        self._settle(sorted(before), self._timeout, self._give_up())
+        laid = self._hand_overs.lay(edges, sender, near, plain) if near else None
+        if laid is None:
+            near = frozenset()
+        sent = None
+        if len(near) < len(receivers):
+            sent = Body(plain if isinstance(plain, bytes) else plain.tobytes())
+        body = laid or sent
+        assert body is not None  # noqa: S101 - for the type checker
+        shares = {i: 1.0 if shares is None else float(shares[i]) for i in receivers}
+        headers = encode_headers(terms, sender, iteration, phase, shares, body.hash)
+        name, to_hand_over = terms.phase_name(phase), []
+        for receiver, header in zip(receivers, headers, strict=True):
+            if laid is not None and receiver in near:
+                new = Payload((sender, receiver), header, laid.data, iteration, name, laid.offset)
+                to_hand_over.append(new)
+            elif sent is not None:
+                new = Payload((sender, receiver), header, sent.data, iteration, name)
+                self._start([new], self._carry, new)
+        size = len(plain) if isinstance(plain, bytes) else plain.nbytes
+        self.bytes_sent[sender] += len(receivers) * size
+        if self._gathered is None:
+            self._hand_over(to_hand_over)
+        else:
+            self._gathered += to_hand_over
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Keep what is sent in this block to hosts of this machine, and hand it over at the block's end.
+
+        Each edge may be sent along once in it. So a host is told of all payloads in one call.
+        """
+        self._gathered = []
+        try:
+            yield
+        finally:
+            gathered, self._gathered = self._gathered, None
+            self._hand_over(gathered)
+
+    def _hand_over(self, payloads: list[Payload]) -> None:
+        for segment, own in self._hand_overs.calls(payloads):
+            self._start(own, self._see_over, segment, own)
+
+    def _start(
+        self, payloads: Iterable[Payload], work: Callable[..., Awaitable[Rest | None]], *arguments: Any
+    ) -> None:
+        """Start what brings payloads to their receivers."""
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            future = self._tasks.start(work, *arguments)
+            self._under_way |= {payload.edge: (future, payload) for payload in payloads}
+
+    async def _see_over(self, segment: pb.Segment, payloads: list[Payload]) -> Rest:
+        try:
+            return await self._hand_overs.hand_over(self._carrier, segment, payloads)
+        except Exception as error:
+            await self._tell_failure(error)
+            raise
+
+    def _go_on(self, payload: Payload, first: Outcome) -> Future[None]:
+        """Begin to send a payload that was handed over in vain in calls of its own."""
+        future = self._tasks.start(self._carry, payload, first)
+        with self._lock:
+            self._alone.add(future)
+            stopped = self._error is not None
+        future.add_done_callback(self._forget)
+        if stopped:
+            future.cancel()
+        return future
+
+    def _forget(self, future: Future[None]) -> None:
+        with self._lock:
+            self._alone.discard(future)
 
     @staticmethod
-    def _bytes_of(sender: int, vector: npt.NDArray[np.floating] | bytes, terms: Terms) -> bytes:
+    def _plain(
+        sender: int, vector: npt.NDArray[np.floating] | bytes, terms: Terms
+    ) -> npt.NDArray[np.floating] | bytes:
+        """Return the vector as its bytes are sent, after a check that it fits."""
         if isinstance(vector, bytes):
             if not terms.codec or not terms.fits(len(vector)):
                 raise ValueError(
@@ -308,8 +384,7 @@ class Links(Closing):
                 f"peer {sender} sends {vector.shape} {vector.dtype}, "
                 f"expected ({terms.numbers},) {terms.numpy_dtype}"
             )
-        # The one copy on this side besides gRPC's own; every receiver gets the same bytes.
-        return vector.astype(terms.numpy_dtype, copy=False).tobytes()
+        return np.ascontiguousarray(vector, terms.numpy_dtype)
 
     def flush(self, timeout: float) -> None:
         """Wait until every payload has been taken in.
@@ -326,9 +401,7 @@ class Links(Closing):
         ExchangeError
             As in `send`.
         """
-        end = time.monotonic() + timeout
-        for edge in sorted(self._under_way):
-            self._settle(edge, timeout, max(0.0, end - time.monotonic()))
+        self._settle(sorted(self._under_way), timeout, time.monotonic() + timeout)
 
     def stop(self, origin: int, iteration: int, reason: str, cause: Cause, timeout: float = 2.0) -> int:
         """Send a stop to every remote neighbour, in both directions: ``origin`` gives up. Never raises.
@@ -469,18 +542,22 @@ class Links(Closing):
         with contextlib.suppress(ExchangeStoppedError):  # closed before
             self._tasks.run(self._close_channels)
         self._tasks.close()
+        self._hand_overs.close()
 
     async def _close_channels(self) -> None:
         await self._channels.close()
         await self._gossip_channels.close()
 
-    async def _carry(self, payload: Payload) -> None:
+    async def _carry(self, payload: Payload, first: Outcome = None) -> None:
         try:
-            await self._carrier.carry(payload)
+            await self._carrier.carry(payload, first)
         except Exception as error:
-            if self._on_failure is not None:
-                await asyncio.to_thread(self._on_failure, error)  # it may wait for locks of the runtime
+            await self._tell_failure(error)
             raise
+
+    async def _tell_failure(self, error: Exception) -> None:
+        if self._on_failure is not None:
+            await asyncio.to_thread(self._on_failure, error)  # it may wait for locks of the runtime
 
     def _wait(
         self,
@@ -510,36 +587,48 @@ class Links(Closing):
         except CancelledError:
             raise self.error or ExchangeStoppedError("this host has closed its links") from None
 
-    def _settle(self, edge: Edge, deadline: float, left: float) -> None:
-        """Wait until the payload under way on ``edge`` is taken in and forget it; raise its error.
+    def _give_up(self) -> float:
+        """Return the time at which a payload of now is given up by who waits for it."""
+        return math.inf if self._carrier.patience else time.monotonic() + self._timeout + _STUCK
+
+    def _settle(self, edges: Iterable[Edge], deadline: float, end: float) -> None:
+        """Wait until the payloads under way on some edges are taken in and forget them; raise their errors.
 
         Parameters
         ----------
-        edge : (int, int)
-            Sender and receiver.
-        deadline, left : float
-            Seconds that the error names, and seconds left until it is given up.
+        edges : iterable of (int, int)
+            Sender and receiver of each.
+        deadline, end : float
+            Seconds that an error names, and the time at which they are given up.
         """
         with self._lock:
             if self._error is not None:
                 raise self._error
-            if edge not in self._under_way:
-                return
-            future, place = self._under_way[edge]
-        try:
-            self._result(future, None if left == math.inf else left)
-        except TimeoutError:
-            where = f"peer {edge[1]} at {self.address_of(edge[1])}"
-            problem = f"{where} has not taken the payload in"
-            raise ExchangeTimeoutError(problem, **place).at(deadline=deadline) from None
+            waited_for = {edge: self._under_way[edge] for edge in edges if edge in self._under_way}
+        for edge, (future, payload) in waited_for.items():
+            try:
+                rest = self._result(future, _left(end))
+                if rest and edge in rest:
+                    self._result(rest[edge], _left(end))
+            except TimeoutError:
+                where = f"peer {edge[1]} at {self.address_of(edge[1])}"
+                problem = f"{where} has not taken the payload in"
+                raise ExchangeTimeoutError(problem, **payload.place).at(deadline=deadline) from None
         with self._lock:
             if self._error is not None:
                 raise self._error
-            self._under_way.pop(edge, None)
+            for edge in waited_for:
+                self._under_way.pop(edge, None)
 
     def _cancel(self) -> None:
         """End all payloads, and all futures that are waited for."""
         with self._lock:
-            futures = [*(future for future, _ in self._under_way.values()), *self._waited_for]
+            under_way = (future for future, _ in self._under_way.values())
+            futures = {*under_way, *self._waited_for, *self._alone}
         for future in futures:
             future.cancel()
+
+
+def _left(end: float) -> float | None:
+    """Return the seconds until a time; None if it never comes."""
+    return None if end == math.inf else max(0.0, end - time.monotonic())

@@ -15,7 +15,9 @@ in lock-step) does for p = 0, 1, 2, …:
 
 A put may also stay open while the node goes on to take(p), as long as it has been accepted before the next
 put of the same edge begins (`Links` does this). Each queue has room for c ≥ 1 payloads, in the order of the
-positions that its edge carries.
+positions that its edge carries. Nor does it matter if a put waits until other puts of its node, of lesser
+positions, have been accepted, or is answered together with others of its position (`HandOvers`): by (a) none
+of these waits at the least position.
 
 Claim: as long as some node has not finished, some node can move. Proof: let p be the least position of all
 unfinished nodes, and let i be any node at p.
@@ -45,110 +47,39 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from p2pft_flower.algorithms.codecs import Codec
-from p2pft_flower.transport.network import on_the_loop
+from p2pft_flower.transport.bodies import Body
+from p2pft_flower.transport.inboxes import Carried, Edge, Inbox, Received, Waiting
+from p2pft_flower.transport.network import all_on_the_loop
 from p2pft_flower.transport.refusals import Refusals
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.errors import ExchangeError, ExchangeTimeoutError, Refused, ViewChangeError
 from p2pft_flower.transport.wire.header import Terms, all_finite, checksum, decode_header
 
-__all__ = ["ASK_EVERY", "Edge", "Mailbox", "Patience", "Received", "first_error"]
+__all__ = ["ASK_EVERY", "LONG", "Edge", "Mailbox", "Patience", "Received", "first_error"]
 
-Edge = tuple[int, int]
 Patience = Callable[[int], Exception | None]
 """Given the remote peer that is waited for, returns None to go on waiting, or an error. Returns at once."""
 
 ASK_EVERY = 0.2
 """Seconds between two calls of a waiting caller's ``patience``."""
 
-_LONG = 2**20
-"""Bytes, or encoded numbers, from which on a payload is checked in a thread: it holds nothing else up."""
+LONG = 2**24
+"""Bytes of payloads, 16 for an encoded number, from which on they are checked in a thread: else other calls
+would wait for some milliseconds."""
 
 
 def first_error(held: Exception | None, new: Exception) -> Exception:
     """Return which of two reasons to stop exchanging counts: the first, unless it only ended the view."""
     ends_view = isinstance(held, ViewChangeError) and not isinstance(new, ViewChangeError)
     return new if held is None or ends_view else held
-
-
-class Received(NamedTuple):
-    """One payload.
-
-    Attributes
-    ----------
-    vector : numpy.ndarray
-        (q,); read-only if it lies in the bytes that came off the wire, else as the codec decoded it.
-    share : float
-        The sender's share for this receiver in an exchange by B; 1 in an exchange by A.
-    """
-
-    vector: npt.NDArray[np.floating]
-    share: float
-
-
-@dataclass
-class _Waiting:
-    """A payload that was checked and has no room yet; its answer is set by the thread that makes room."""
-
-    received: Received
-    checksum: int
-    answer: Future[pb.Reply] = field(default_factory=Future)
-
-    def __post_init__(self) -> None:
-        self.answer.set_running_or_notify_cancel()  # a caller that is gone must not cancel it
-
-
-@dataclass(frozen=True)
-class _Carried:
-    """The positions that an edge carries: all phases of some iterations, the same ones in every period."""
-
-    turns: tuple[bool, ...]  # whether it carries those of iteration k, by k modulo their number
-    phases: int
-
-    def first(self, position: int) -> int:
-        """Return the first of them from ``position`` on."""
-        iteration = position // self.phases
-        if self.turns[iteration % len(self.turns)]:
-            return position
-        while not self.turns[iteration % len(self.turns)]:
-            iteration += 1
-        return iteration * self.phases
-
-
-@dataclass
-class _Inbox:
-    """The payloads of one edge; guarded by the mailbox's lock, which `changed` shares."""
-
-    changed: threading.Condition
-    carried: _Carried
-    next_in: int  # position that must be delivered next
-    next_out: int  # position that must be taken next
-    last_in: int = -1  # position that was delivered last
-    queue: deque[Received] = field(default_factory=deque)
-    last_checksum: int | None = None
-    waiting: _Waiting | None = None
-    refused: Counter[str] = field(default_factory=Counter)
-
-    def put(self, received: Received, checksum: int) -> None:
-        self.queue.append(received)
-        self.last_in, self.next_in = self.next_in, self.carried.first(self.next_in + 1)
-        self.last_checksum = checksum
-        self.changed.notify_all()
-
-    def answer(self, reply: pb.Reply) -> None:
-        if self.waiting is not None:
-            self.waiting.answer.set_result(reply)
-            self.waiting = None
 
 
 class Mailbox:
@@ -196,13 +127,13 @@ class Mailbox:
         self._capacity, self._codec = capacity, codec
         self._lock = threading.Lock()
         self._error: Exception | None = None
-        self._inboxes: dict[Edge, _Inbox] = {}
+        self._inboxes: dict[Edge, Inbox] = {}
         for edge in sorted((int(j), int(i)) for j, i in edges):
-            carried = _Carried(tuple(edge in turn for turn in turns) or (True,), terms.phases)
+            carried = Carried(tuple(edge in turn for turn in turns) or (True,), terms.phases)
             if not any(carried.turns):
                 raise ValueError(f"edge {edge[0]} -> {edge[1]} carries nothing in any turn")
             first = carried.first(first_iteration * terms.phases)
-            self._inboxes[edge] = _Inbox(threading.Condition(self._lock), carried, first, first)
+            self._inboxes[edge] = Inbox(threading.Condition(self._lock), carried, first, first)
 
     @property
     def edges(self) -> tuple[Edge, ...]:
@@ -226,18 +157,17 @@ class Mailbox:
             return len(self._inboxes[edge].queue)
 
     async def deliver(
-        self, header: bytes, payload: bytes, timeout: float, authenticated: int | None = None
-    ) -> pb.Reply:
-        """Check one payload and put it in its edge's queue; wait while the queue is full.
+        self, messages: Sequence[tuple[bytes, Body]], timeout: float, authenticated: int | None = None
+    ) -> list[pb.Reply]:
+        """Check payloads and put each in its edge's queue; wait until all that are right have found room.
 
-        A caller that is gone (the task is cancelled) gives its place up.
+        A caller that is gone (the task is cancelled) gives its places up.
 
         Parameters
         ----------
-        header : bytes
-            A serialised PayloadHeader.
-        payload : bytes
-            The vector's little-endian bytes. They are kept, not copied.
+        messages : sequence of (bytes, Body)
+            Of each payload a serialised PayloadHeader, and the vector's little-endian bytes, which are kept,
+            not copied.
         timeout : float
             Longest wait for room, in seconds.
         authenticated : int, optional
@@ -246,33 +176,39 @@ class Mailbox:
 
         Returns
         -------
-        Reply
-            ACCEPTED; DUPLICATE for the payload accepted last; SUPERSEDED if a newer call came meanwhile;
-            LATER for one of a view that this mailbox does not know of yet, which is no fault; otherwise the
-            reason of the refusal, which is counted and leaves everything else as it was.
+        list of Reply
+            The answer to each, in their order: ACCEPTED; DUPLICATE for the payload accepted last; SUPERSEDED
+            if a newer call came meanwhile; LATER for one of a view that this mailbox does not know of yet,
+            which is no fault; otherwise the reason of the refusal, which is counted and leaves everything
+            else as it was.
 
         Raises
         ------
         Exception
             The error that `fail` was called with.
         """
-        edge: Edge | None = None
+        examine = partial(self._examine, authenticated=authenticated)
+        decoded = 16 * self.terms.numbers if self.terms.codec else 0
+        size = sum(len(body) + decoded for body in {id(body): body for _, body in messages}.values())
+        if size < LONG:
+            checked = [examine(*message) for message in messages]
+        else:
+            checked = await asyncio.to_thread(lambda: [examine(*message) for message in messages])
+        places = self._enter(checked)
+        waiting = [place for place in places if isinstance(place, Waiting)]
         try:
-            try:
-                parsed = decode_header(header)
-            except ValueError as error:
-                raise Refused(pb.BAD_HEADER, str(error)) from error
-            if (parsed.sender, parsed.receiver) in self._inboxes:
-                edge = (parsed.sender, parsed.receiver)
-            if max(len(payload), self.terms.numbers if self.terms.codec else 0) < _LONG:
-                received = self._check(parsed, payload, authenticated)
-            else:
-                received = await asyncio.to_thread(self._check, parsed, payload, authenticated)
-            return await self._enter(parsed, received, timeout)
-        except Refused as refusal:
-            if refusal.status == pb.LATER:  # no fault: it comes again, and then it may fit
-                return pb.Reply(status=refusal.status, reason=refusal.reason)
-            return self.refuse(refusal.status, edge, refusal.reason)
+            await all_on_the_loop([place.answer for place in waiting], timeout)
+        finally:  # also when the caller is gone
+            self._give_up(waiting)
+        full = f"the inbox stayed full for {timeout:g} s: the receiver is slower than that"
+        return [
+            place
+            if isinstance(place, pb.Reply)
+            else place.answer.result()
+            if place.answer.done()
+            else self.refuse(pb.BUSY, place.edge, full)
+            for place in places
+        ]
 
     def take(
         self,
@@ -319,7 +255,8 @@ class Mailbox:
                         f"{self._place(position)} asked for, but {self._place(inbox.next_out)} is next"
                     )
                 left = max(0.0, deadline - time.monotonic())
-                if lost is None:  # else the wait is over: only a payload that has come meanwhile counts
+                # If it is lost, the wait is over: only a payload that has come meanwhile counts.
+                if lost is None and not inbox.queue and self._error is None:
                     inbox.changed.wait_for(
                         lambda: inbox.queue or self._error is not None,
                         left if patience is None else min(left, ASK_EVERY),
@@ -390,7 +327,25 @@ class Mailbox:
         iteration, phase = divmod(position, self.terms.phases)
         return f"iteration {iteration}, phase {self.terms.phase_name(phase)}"
 
-    def _check(self, header: pb.PayloadHeader, payload: bytes, authenticated: int | None) -> Received:
+    def _examine(
+        self, header: bytes, payload: Body, authenticated: int | None
+    ) -> pb.Reply | tuple[pb.PayloadHeader, Received]:
+        """Return a payload that passes every check but that of its position, or the answer to it."""
+        edge: Edge | None = None
+        try:
+            try:
+                parsed = decode_header(header)
+            except ValueError as error:
+                raise Refused(pb.BAD_HEADER, str(error)) from error
+            if (parsed.sender, parsed.receiver) in self._inboxes:
+                edge = (parsed.sender, parsed.receiver)
+            return parsed, self._check(parsed, payload, authenticated)
+        except Refused as refusal:
+            if refusal.status == pb.LATER:  # no fault: it comes again, and then it may fit
+                return pb.Reply(status=refusal.status, reason=refusal.reason)
+            return self.refuse(refusal.status, edge, refusal.reason)
+
+    def _check(self, header: pb.PayloadHeader, payload: Body, authenticated: int | None) -> Received:
         """Check all that does not depend on what came before; raise `Refused` or return the payload."""
         terms = self.terms
         if authenticated is not None and header.sender != authenticated:
@@ -403,7 +358,7 @@ class Mailbox:
             expected = f"at most {terms.payload_bytes}" if terms.codec else terms.payload_bytes
             raise Refused(pb.WRONG_LENGTH, f"the payload has {len(payload)} bytes, expected {expected}")
         # The checksum comes before the header's content: a flipped bit is called that, in any field.
-        if header.checksum != checksum(header, xxhash.xxh3_64_intdigest(payload)):
+        if header.checksum != checksum(header, payload.hash):
             raise Refused(pb.CORRUPT, "the checksum does not fit header and payload")
         if header.run != terms.run:
             raise Refused(pb.WRONG_RUN, f"run {header.run[:64]!r} is not this one")
@@ -426,18 +381,24 @@ class Mailbox:
             raise Refused(pb.BAD_SHARE, f"share {header.share}, expected 0 to 1")
         if header.codec != terms.codec:
             raise Refused(pb.WRONG_DTYPE, f"codec {header.codec[:64]!r}, expected {terms.codec!r}")
-        vector = self._decoded(payload)
-        if not all_finite(vector):
-            raise Refused(pb.NOT_FINITE, "the payload holds a NaN or an infinity")
-        return Received(vector, header.share)
+        return Received(self._vector(payload), header.share)
 
-    def _decoded(self, payload: bytes) -> npt.NDArray[np.floating]:
+    def _vector(self, payload: Body) -> npt.NDArray[np.floating]:
+        if payload.vector is None:
+            vector = self._decoded(payload.data)
+            if not (payload.finite or all_finite(vector)):
+                raise Refused(pb.NOT_FINITE, "the payload holds a NaN or an infinity")
+            vector.flags.writeable = False
+            payload.vector = vector
+        return payload.vector
+
+    def _decoded(self, payload: bytes | memoryview) -> npt.NDArray[np.floating]:
         terms = self.terms
         if self._codec is None:
             return np.frombuffer(payload, terms.numpy_dtype)
         try:
             with np.errstate(all="ignore"):  # what is not finite is refused afterwards
-                vector = self._codec.decode(payload, terms.numbers, terms.numpy_dtype)
+                vector = self._codec.decode(bytes(payload), terms.numbers, terms.numpy_dtype)
         except ValueError as error:
             raise Refused(pb.WRONG_LENGTH, f"no payload of codec {terms.codec!r}: {error}") from error
         if vector.shape != (terms.numbers,) or vector.dtype != terms.numpy_dtype:
@@ -448,30 +409,38 @@ class Mailbox:
             )
         return vector
 
-    async def _enter(self, header: pb.PayloadHeader, received: Received, timeout: float) -> pb.Reply:
-        """Check the position and queue the payload, waiting for room; raise `Refused` otherwise."""
-        inbox = self._inboxes[header.sender, header.receiver]
+    def _enter(
+        self, checked: Iterable[pb.Reply | tuple[pb.PayloadHeader, Received]]
+    ) -> list[pb.Reply | Waiting]:
+        """Return the answer to each payload that can be given at once, or its place to wait for room."""
+        places: list[pb.Reply | Waiting | tuple[Edge, Refused]] = []
         with self._lock:
-            waiting = self._queued_or_waiting(header, received, inbox)
-        if isinstance(waiting, pb.Reply):
-            return waiting
-        try:
-            reply = await on_the_loop(waiting.answer, timeout)
-        finally:  # also when the caller is gone
-            with self._lock:
-                given_up = inbox.waiting is waiting
-                if given_up:
+            for one in checked:
+                if isinstance(one, pb.Reply):
+                    places.append(one)
+                    continue
+                edge = (one[0].sender, one[0].receiver)
+                try:
+                    places.append(self._queued_or_waiting(*one, self._inboxes[edge]))
+                except Refused as refusal:
+                    places.append((edge, refusal))
+        return [
+            self.refuse(place[1].status, place[0], place[1].reason) if isinstance(place, tuple) else place
+            for place in places
+        ]
+
+    def _give_up(self, waiting: Iterable[Waiting]) -> None:
+        """Give up the places that were not answered: no other thread answers them from now on."""
+        with self._lock:
+            for place in waiting:
+                inbox = self._inboxes[place.edge]
+                if inbox.waiting is place:
                     inbox.waiting = None
-        if reply is not None:
-            return reply
-        if not given_up:  # room was made at the last moment
-            return waiting.answer.result()
-        raise Refused(pb.BUSY, f"the inbox stayed full for {timeout:g} s: the receiver is slower than that")
 
     def _queued_or_waiting(
-        self, header: pb.PayloadHeader, received: Received, inbox: _Inbox
-    ) -> pb.Reply | _Waiting:
-        """Return the answer to a payload that can be given at once, or its place to wait for room."""
+        self, header: pb.PayloadHeader, received: Received, inbox: Inbox
+    ) -> pb.Reply | Waiting:
+        """Do what `_enter` does for one payload; raise `Refused` if its position is wrong."""
         position = header.iteration * self.terms.phases + header.phase
         if self._error is not None:
             raise self._error
@@ -488,5 +457,5 @@ class Mailbox:
         if inbox.waiting is not None:
             self.duplicates += 1
             inbox.answer(pb.Reply(status=pb.SUPERSEDED, reason="a newer call brings the same payload"))
-        inbox.waiting = _Waiting(received, header.checksum)
+        inbox.waiting = Waiting(received, header.checksum, (header.sender, header.receiver))
         return inbox.waiting

@@ -7,15 +7,16 @@ and awaits all of them, and an unforeseen error of one reaches ``on_failure``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from p2pft_flower.transport.closing import Closing
 from p2pft_flower.transport.wire.errors import ExchangeStoppedError
 
-__all__ = ["Tasks", "on_the_loop"]
+__all__ = ["Tasks", "all_on_the_loop"]
 
 T = TypeVar("T")
 
@@ -66,11 +67,27 @@ def _release(network: _Network) -> None:
     network.end()
 
 
-async def on_the_loop(future: Future[T], timeout: float | None = None) -> T | None:
-    """Await a result that another thread will set; None if it has not within ``timeout`` seconds."""
-    wrapped = asyncio.wrap_future(future)
-    done, _ = await asyncio.wait({wrapped}, timeout=timeout)
-    return wrapped.result() if done else None
+async def all_on_the_loop(futures: Sequence[Future[Any]], timeout: float) -> None:
+    """Wait until other threads have set all results, or ``timeout`` seconds have passed.
+
+    However many there are, the loop is woken once.
+    """
+    loop, lock, left = asyncio.get_running_loop(), threading.Lock(), len(futures)
+    done = asyncio.Event()
+
+    def count(_: Future[Any]) -> None:
+        nonlocal left
+        with lock:
+            left -= 1
+            last = not left
+        if last:
+            loop.call_soon_threadsafe(done.set)
+
+    for future in futures:
+        future.add_done_callback(count)
+    if futures:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(done.wait(), timeout)
 
 
 class Tasks(Closing):

@@ -50,19 +50,24 @@ class Payload:
     ----------
     edge : (int, int)
         Sender and receiver.
-    header, body : bytes
-        The bytes of the header and of the vector.
+    header : bytes
+        The bytes of the header.
+    body : bytes or memoryview
+        The vector's bytes; if they lie in a segment, there.
     iteration : int
         The iteration.
     phase : str
         The exchange's name.
+    offset : int, optional
+        Where the body begins in this host's segment; default None: it lies in none.
     """
 
     edge: Edge
     header: bytes
-    body: bytes
+    body: bytes | memoryview
     iteration: int
     phase: str
+    offset: int | None = None
 
     @property
     def place(self) -> Place:
@@ -132,8 +137,15 @@ class Carrier:
     speaks: Callable[[int], bool]
     views_change: bool
 
-    async def carry(self, payload: Payload) -> None:
+    async def carry(self, payload: Payload, first: bytes | ExchangeError | None = None) -> None:
         """Send a payload until it is taken in.
+
+        Parameters
+        ----------
+        payload : Payload
+            The payload.
+        first : bytes or ExchangeError, optional
+            The outcome of a first try that was made elsewhere: the answer, or the error of the call.
 
         Raises
         ------
@@ -146,18 +158,16 @@ class Carrier:
         """
         through = time.monotonic()  # when a call last got through, even if answered "later"
         corrupted = 0
-        edge, remote = payload.edge, payload.edge[1]
         while True:
-            deadline = self.deadlines.of(edge)
-            call = Call(
-                edge, remote, self.channels.addresses[remote], deadline, payload.iteration, payload.phase
-            )
+            call = self.call(payload)
             raw = None
             try:
-                raw = await self._once(payload, call)
+                if isinstance(first, ExchangeError):
+                    raise first
+                raw = await self._once(payload, call) if first is None else first
                 call.read(raw, pb.Reply)
             except ExchangeError as error:
-                failure = error
+                failure, first = error, None
             else:
                 return
             altered = isinstance(failure, CorruptedError)
@@ -175,26 +185,32 @@ class Carrier:
                     "what alters bytes on the way there, a memory, a network card or somebody?",
                 )
             await asyncio.sleep(_PAUSE if altered or isinstance(failure, _NOT_YET) else _LONG_PAUSE)
-            self._ask(payload)
+            self.ask(payload)
             self._look_at_link(payload, call, failure, time.monotonic() - through)
 
     async def deliver(self, payload: Payload, call: Call) -> bytes:
         """Send a payload once, and return the answer's bytes."""
         header = ((HEADER_KEY, payload.header),)
-        return await self.channels.ask("Deliver", payload.body, call, metadata=header)
+        return await self.channels.ask("Deliver", bytes(payload.body), call, metadata=header)
+
+    def call(self, payload: Payload) -> Call:
+        """Return the next call that carries a payload."""
+        edge, remote = payload.edge, payload.edge[1]
+        address, deadline = self.channels.addresses[remote], self.deadlines.of(edge)
+        return Call(edge, remote, address, deadline, payload.iteration, payload.phase)
 
     async def _once(self, payload: Payload, call: Call) -> bytes:
         """Send a payload once, as long as there is patience, and return the answer's bytes."""
         sending = asyncio.ensure_future(self.deliver(payload, call))
         try:
             while not (await asyncio.wait({sending}, timeout=ASK_EVERY))[0]:
-                self._ask(payload)
+                self.ask(payload)
             return sending.result()
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 
-    def _ask(self, payload: Payload) -> None:
+    def ask(self, payload: Payload) -> None:
         """Raise the error that ``patience`` returns for the receiver, if it returns one."""
         lost = None if self.patience is None else self.patience(payload.edge[1])
         if isinstance(lost, ExchangeError):

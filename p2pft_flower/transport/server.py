@@ -16,6 +16,7 @@ from p2pft_flower.transport.closing import Closing
 from p2pft_flower.transport.endpoint import EXCHANGE, Incoming, Listener, NoMessageError, gossip_limit
 from p2pft_flower.transport.mailbox import Edge, Mailbox
 from p2pft_flower.transport.network import Tasks
+from p2pft_flower.transport.segments import Segments
 from p2pft_flower.transport.trust.expiry import watch
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.views import Offer, View, Views
@@ -24,7 +25,7 @@ from p2pft_flower.transport.wire.errors import ExchangeStoppedError, Refused
 
 __all__ = ["PeerServer"]
 
-_Answer = pb.Reply | pb.Gossip | pb.Fetched
+_Answer = pb.Reply | pb.HandedOver | pb.Gossip | pb.Fetched
 _Answerer = Callable[[Incoming, Caller], Awaitable[_Answer]]
 
 
@@ -125,9 +126,11 @@ class PeerServer(Closing):
             max(timeout, longest or 0.0),
             gossip_limit(callers),
             self._pool,
+            Segments(edges),
         )
         methods: dict[str, _Answerer] = {
             "Deliver": self._answers.deliver,
+            "HandOver": self._answers.hand_over,
             "Hello": self._answers.hello,
             "Stop": self._answers.stop,
             "Gossip": self._answers.gossip,
@@ -176,6 +179,7 @@ class PeerServer(Closing):
             )
         new = View.of(mailbox, out_edges)
         self._views.replace(lambda _: new)
+        self._answers.segments.clear()  # hosts of the new view have new ones
 
     def offer(
         self, iteration: int, thetas: Mapping[int, npt.NDArray[np.floating]], to: Iterable[int]
@@ -213,6 +217,7 @@ class PeerServer(Closing):
         self._views.close()
         self._listener.close(grace)
         self._pool.shutdown(wait=True)
+        self._answers.segments.clear()
 
     async def _answer(self, method: str, answer: _Answerer, call: Incoming) -> bytes:
         """Recognise the caller, let it in or refuse it, answer, and note refusals."""
@@ -272,7 +277,11 @@ class PeerServer(Closing):
             self._views.now.mailbox.fail(error)
 
 
-_ANSWERED_BY: dict[str, type[pb.Gossip | pb.Fetched]] = {"Gossip": pb.Gossip, "Fetch": pb.Fetched}
+_ANSWERED_BY: dict[str, type[pb.HandedOver | pb.Gossip | pb.Fetched]] = {
+    "HandOver": pb.HandedOver,
+    "Gossip": pb.Gossip,
+    "Fetch": pb.Fetched,
+}
 """Methods whose answer is no Reply."""
 
 _NO_FAULT = frozenset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from p2pft_flower.keeping.checkpoints import (
     write_checkpoint,
 )
 from p2pft_flower.transport import ExchangeRefusedError
+from p2pft_flower.transport.calls import Channels
 from tests.journals import tracker_surplus
 
 from ..transport.federation import Federation as Certificates
@@ -33,11 +35,33 @@ CODECS = ["float16", "bfloat16", "int8", "q4", "q3", "topk:0.1"]
 LOCAL = {"algorithm-options": "local-steps=3"}
 
 
-@pytest.mark.parametrize("codec", CODECS)
-def test_theta_is_bit_identical_in_memory_over_unix_sockets_tcp_and_tls(codec, tmp_path, short):
+def no_memory(*_):
+    raise OSError("there is none")
+
+
+@pytest.mark.parametrize("codec", ["none", *CODECS])
+def test_theta_is_bit_identical_in_memory_over_shared_memory_unix_sockets_tcp_and_tls(
+    codec, tmp_path, short, monkeypatch
+):
     settings = {"codec": codec, "iterations": 12, **LOCAL}
+    calls, ask = Counter(), Channels.ask
+
+    async def counted(channels, method, *arguments, **more):
+        calls[method] += 1
+        return await ask(channels, method, *arguments, **more)
+
+    monkeypatch.setattr(Channels, "ask", counted)
     memory, _ = train(tmp_path / "memory", [[0, 1, 2, 3]], {}, **settings)
-    unix_, _ = train(tmp_path / "unix", FOLDED, unix(short), **settings)
+    assert not calls
+    shared, _ = train(tmp_path / "shared", FOLDED, unix(short), **settings)
+    assert calls["HandOver"] > 0
+    assert calls["Deliver"] == 0
+    calls.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("p2pft_flower.transport.segments.os.memfd_create", no_memory)
+        unix_, _ = train(tmp_path / "unix", FOLDED, unix(short), **settings)
+    assert calls["HandOver"] == 0
+    assert calls["Deliver"] > 0
     tcp_, _ = train(tmp_path / "tcp", ALONE, tcp(), **settings)
     certificates = Certificates(tmp_path / "certificates")
     problems = [Quadratics() for _ in range(4)]
@@ -46,10 +70,10 @@ def test_theta_is_bit_identical_in_memory_over_unix_sockets_tcp_and_tls(codec, t
         problems,
         [Access(credentials=certificates[p]) for p in range(4)],
     )
-    for theta in (unix_, tcp_, thetas(problems)):
+    for theta in (shared, unix_, tcp_, thetas(problems)):
         np.testing.assert_array_equal(theta, memory)
     plain, _ = train(tmp_path / "plain", [[0, 1, 2, 3]], {}, **{**settings, "codec": "none"})
-    assert not np.array_equal(plain, memory)
+    assert np.array_equal(plain, memory) == (codec == "none")
 
 
 def test_a_host_computes_what_the_simulation_in_memory_does(tmp_path):

@@ -24,6 +24,7 @@ from p2pft_flower.keeping.lines import written
 from p2pft_flower.plan import Plan
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import ExchangeStoppedError, OwnPulse, Terms, ViewChangeError, unix_address
+from p2pft_flower.transport.bodies import Body
 from p2pft_flower.transport.wire.header import encode_header
 from tests.journals import last_life, made_line
 
@@ -317,6 +318,6 @@ def test_a_host_that_was_started_again_refuses_what_was_sent_to_its_former_life(
     )
     try:
         with pytest.raises(ViewChangeError, match="in no view yet"):
-            asyncio.run(session.mailbox.deliver(header, payload, 1.0))
+            asyncio.run(session.mailbox.deliver([(header, Body(payload))], 1.0))
     finally:
         wires.close()

@@ -21,6 +21,7 @@ from p2pft_flower.transport import (
     Reply,
     Terms,
 )
+from p2pft_flower.transport.bodies import Body
 from p2pft_flower.transport.wire.header import checksum
 
 Edge = tuple[int, int]
@@ -52,7 +53,8 @@ def message(
 
 def deliver(mailbox: Mailbox, header: bytes, payload: bytes, timeout: float) -> Reply:
     """Deliver one payload, as the server does, and return the answer."""
-    return asyncio.run(mailbox.deliver(header, payload, timeout))
+    (reply,) = asyncio.run(mailbox.deliver([(header, Body(payload))], timeout))
+    return reply
 
 
 def gossip_with(links: Links, remote: int, told: Gossip, timeout: float) -> Gossip | ExchangeError:

@@ -24,6 +24,7 @@ __all__ = [
     "Place",
     "Refused",
     "UnansweredError",
+    "UnsharedError",
     "ViewChangeError",
     "cause_from",
 ]
@@ -113,6 +114,10 @@ class ExchangeRefusedError(ExchangeError):
 
 class CorruptedError(ExchangeRefusedError):
     """A message arrived altered at the neighbour: its checksum does not fit."""
+
+
+class UnsharedError(ExchangeRefusedError):
+    """The neighbour cannot have the memory in which this host lays payloads for it."""
 
 
 class PeerPreparingError(ExchangeError):

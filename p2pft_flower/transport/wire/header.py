@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "checksum",
     "decode_header",
     "encode_header",
+    "encode_headers",
     "fetched",
     "wrong_vector",
 ]
@@ -31,7 +33,7 @@ HEADER_KEY = "p2pft-header-bin"
 MAX_PAYLOAD = 2**31 - 1 - 2**16
 """Largest payload in bytes: gRPC's message limit is an int32; the rest is room for framing."""
 
-_PIECE = 2**20
+_PIECE = 2**16
 
 _DTYPES = {"<f4": pb.FLOAT32, "<f8": pb.FLOAT64}
 
@@ -132,6 +134,8 @@ class Terms:
 
 def all_finite(vector: npt.NDArray[np.floating]) -> bool:
     """Return whether ``vector`` (q,) holds neither a NaN nor an infinity."""
+    if vector.size <= _PIECE:
+        return bool(np.isfinite(vector).all())
     # Piece by piece, so that the temporary array does not grow with q.
     return all(bool(np.isfinite(vector[k : k + _PIECE]).all()) for k in range(0, vector.size, _PIECE))
 
@@ -151,31 +155,55 @@ def checksum(header: pb.PayloadHeader, payload_hash: int) -> int:
     blank = pb.PayloadHeader()
     blank.CopyFrom(header)
     blank.checksum = 0
+    return _checksum(blank, payload_hash)
+
+
+def _checksum(blank: pb.PayloadHeader, payload_hash: int) -> int:
+    """Return the checksum of a header that has none yet."""
     return xxhash.xxh3_64_intdigest(blank.SerializeToString(deterministic=True), seed=payload_hash)
 
 
 def encode_header(
     terms: Terms, edge: tuple[int, int], iteration: int, phase: int, *, share: float, payload_hash: int
 ) -> bytes:
-    """Return the header of one payload along ``edge`` = (sender, receiver), checksum included.
+    """Return the header of one payload along ``edge`` = (sender, receiver); see `encode_headers`."""
+    sender, receiver = edge
+    (header,) = encode_headers(terms, sender, iteration, phase, {receiver: share}, payload_hash)
+    return header
 
-    ``share`` is the sender's share for this receiver, by which the receiver multiplies in an exchange by B;
-    it is 1 in an exchange by A. ``payload_hash`` is the xxh3_64 of the vector's bytes (:func:`checksum`).
+
+def encode_headers(
+    terms: Terms, sender: int, iteration: int, phase: int, shares: Mapping[int, float], payload_hash: int
+) -> Iterator[bytes]:
+    """Return the headers of one vector to several receivers, checksum included.
+
+    Parameters
+    ----------
+    terms : Terms
+        The terms of the view.
+    sender : int
+        The peer that sends.
+    iteration, phase : int
+        The place in the run.
+    shares : mapping of int to float
+        Receiver to the sender's share for it, by which it multiplies in an exchange by B; 1 in one by A.
+    payload_hash : int
+        The xxh3_64 of the vector's bytes (:func:`checksum`).
     """
     header = pb.PayloadHeader(
         run=terms.run,
         view=terms.view,
-        sender=edge[0],
-        receiver=edge[1],
+        sender=sender,
         iteration=iteration,
         phase=phase,
         length=terms.numbers,
         dtype=terms.wire_dtype,
-        share=share,
         codec=terms.codec,
     )
-    header.checksum = checksum(header, payload_hash)
-    return header.SerializeToString(deterministic=True)
+    for receiver, share in shares.items():
+        header.receiver, header.share, header.checksum = receiver, share, 0
+        header.checksum = _checksum(header, payload_hash)
+        yield header.SerializeToString(deterministic=True)
 
 
 def decode_header(raw: bytes) -> pb.PayloadHeader:

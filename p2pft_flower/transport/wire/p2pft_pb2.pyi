@@ -36,6 +36,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     THROTTLED: _ClassVar[Status]
     PREPARING: _ClassVar[Status]
     LATER: _ClassVar[Status]
+    UNSHARED: _ClassVar[Status]
 DTYPE_UNSPECIFIED: Dtype
 FLOAT32: Dtype
 FLOAT64: Dtype
@@ -61,6 +62,7 @@ NOT_AUTHENTIC: Status
 THROTTLED: Status
 PREPARING: Status
 LATER: Status
+UNSHARED: Status
 
 class PayloadHeader(_message.Message):
     __slots__ = ("run", "view", "sender", "receiver", "iteration", "phase", "length", "dtype", "share", "codec", "checksum")
@@ -99,6 +101,54 @@ class Reply(_message.Message):
     progress: int
     cause: Stop.Cause
     def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., progress: _Optional[int] = ..., cause: _Optional[_Union[Stop.Cause, str]] = ...) -> None: ...
+
+class Segment(_message.Message):
+    __slots__ = ("process", "descriptor", "inode", "size")
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTOR_FIELD_NUMBER: _ClassVar[int]
+    INODE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    process: int
+    descriptor: int
+    inode: int
+    size: int
+    def __init__(self, process: _Optional[int] = ..., descriptor: _Optional[int] = ..., inode: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+
+class LaidPayload(_message.Message):
+    __slots__ = ("header", "offset", "size")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    header: bytes
+    offset: int
+    size: int
+    def __init__(self, header: _Optional[bytes] = ..., offset: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+
+class HandOver(_message.Message):
+    __slots__ = ("run", "sender", "segment", "payloads")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    PAYLOADS_FIELD_NUMBER: _ClassVar[int]
+    run: str
+    sender: int
+    segment: Segment
+    payloads: _containers.RepeatedCompositeFieldContainer[LaidPayload]
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., segment: _Optional[_Union[Segment, _Mapping]] = ..., payloads: _Optional[_Iterable[_Union[LaidPayload, _Mapping]]] = ...) -> None: ...
+
+class HandedOver(_message.Message):
+    __slots__ = ("status", "reason", "failed", "replies", "peers")
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    REPLIES_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    status: Status
+    reason: str
+    failed: _containers.RepeatedScalarFieldContainer[int]
+    replies: _containers.RepeatedCompositeFieldContainer[Reply]
+    peers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., failed: _Optional[_Iterable[int]] = ..., replies: _Optional[_Iterable[_Union[Reply, _Mapping]]] = ..., peers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("run", "view", "sender", "receiver", "config", "length", "dtype", "phases", "stage")

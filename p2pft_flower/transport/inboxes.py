@@ -1,0 +1,91 @@
+"""The inbox of one edge: payloads that were checked, in the order of the positions that the edge carries."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from p2pft_flower.transport.wire import p2pft_pb2 as pb
+
+__all__ = ["Carried", "Edge", "Inbox", "Received", "Waiting"]
+
+Edge = tuple[int, int]
+
+
+class Received(NamedTuple):
+    """One payload.
+
+    Attributes
+    ----------
+    vector : numpy.ndarray
+        (q,); read-only: it may lie in the bytes that came off the wire, or belong to several payloads.
+    share : float
+        The sender's share for this receiver in an exchange by B; 1 in an exchange by A.
+    """
+
+    vector: npt.NDArray[np.floating]
+    share: float
+
+
+@dataclass
+class Waiting:
+    """A payload that was checked and has no room yet; its answer is set by the thread that makes room."""
+
+    received: Received
+    checksum: int
+    edge: Edge
+    answer: Future[pb.Reply] = field(default_factory=Future)
+
+    def __post_init__(self) -> None:
+        self.answer.set_running_or_notify_cancel()  # a caller that is gone must not cancel it
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The positions that an edge carries: all phases of some iterations, the same ones in every period."""
+
+    turns: tuple[bool, ...]  # whether it carries those of iteration k, by k modulo their number
+    phases: int
+
+    def first(self, position: int) -> int:
+        """Return the first of them from ``position`` on."""
+        iteration = position // self.phases
+        if self.turns[iteration % len(self.turns)]:
+            return position
+        while not self.turns[iteration % len(self.turns)]:
+            iteration += 1
+        return iteration * self.phases
+
+
+@dataclass
+class Inbox:
+    """The payloads of one edge; guarded by the mailbox's lock, which `changed` shares."""
+
+    changed: threading.Condition
+    carried: Carried
+    next_in: int  # position that must be delivered next
+    next_out: int  # position that must be taken next
+    last_in: int = -1  # position that was delivered last
+    queue: deque[Received] = field(default_factory=deque)
+    last_checksum: int | None = None
+    waiting: Waiting | None = None
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def put(self, received: Received, checksum: int) -> None:
+        """Queue the payload of the next position, and wake who waits for it."""
+        self.queue.append(received)
+        self.last_in, self.next_in = self.next_in, self.carried.first(self.next_in + 1)
+        self.last_checksum = checksum
+        self.changed.notify_all()
+
+    def answer(self, reply: pb.Reply) -> None:
+        """Answer the payload that waits for room, if one does."""
+        if self.waiting is not None:
+            self.waiting.answer.set_result(reply)
+            self.waiting = None
