@@ -16,7 +16,7 @@ import os
 import stat
 import sys
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -42,9 +42,6 @@ MOST_PLACES = 2**16
 
 _MUCH = 2**17
 """Bytes from which on memory of a copy is used again: to get it from the system costs more than the copy."""
-
-_UNUSED = 3
-"""References to a buffer that nobody has a view of."""
 
 
 def _step(payload_bytes: int) -> int:
@@ -143,7 +140,7 @@ class Segments:
         self.most = most
         self._lock = threading.Lock()
         self._mapped: OrderedDict[bytes, mmap.mmap] = OrderedDict()
-        self._buffers: list[npt.NDArray[np.uint8]] = []
+        self._buffers: deque[npt.NDArray[np.uint8]] = deque()
 
     def open(self, segment: pb.Segment, payload_bytes: int) -> mmap.mmap:
         """Return a segment's memory, to read.
@@ -201,9 +198,13 @@ class Segments:
     def _buffer(self, size: int) -> npt.NDArray[np.uint8]:
         """Return memory for a copy, that of a copy that nobody has any more if there is one."""
         with self._lock:
-            for buffer in self._buffers:
-                # Known to the list, to this loop and to the call; each view of it is one more.
-                if buffer.size == size and sys.getrefcount(buffer) == _UNUSED:
+            for _ in range(len(self._buffers)):
+                buffer, references = _oldest(self._buffers)
+                unused = references == _UNUSED  # each view of it would be one more
+                if unused and buffer.size != size:
+                    continue
+                self._buffers.append(buffer)
+                if unused:
                     return buffer
             self._buffers.append(np.empty(size, np.uint8))
             return self._buffers[-1]
@@ -213,6 +214,16 @@ class Segments:
         with self._lock:
             self._mapped.clear()
             self._buffers.clear()
+
+
+def _oldest(buffers: deque[npt.NDArray[np.uint8]]) -> tuple[npt.NDArray[np.uint8], int]:
+    """Remove the buffer that was used longest ago, and return it with its number of references."""
+    buffer = buffers.popleft()
+    return buffer, sys.getrefcount(buffer)
+
+
+_UNUSED = _oldest(deque([np.empty(1, np.uint8)]))[1]
+"""References to a buffer that nobody has a view of; versions of Python differ in what they count."""
 
 
 def _copy(

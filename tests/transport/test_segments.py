@@ -144,6 +144,25 @@ def exchange_all(links, mailbox, position):
     links.flush(PATIENCE)
 
 
+def test_memory_of_copies_that_nobody_has_any_more_is_used_again_or_given_back():
+    kept, size = Segments(1), LARGE.payload_bytes
+    with Segment([EDGE], size) as segment:
+        segment.lay(EDGE, numbers(LARGE, 0))
+        memory = kept.open(segment.described, size)
+        held = [kept.copy(memory, 0, size) for _ in range(3)]
+        for _ in range(5):
+            kept.copy(memory, 0, size)
+        assert len(kept._buffers) == 4
+        del held
+        for shorter in range(1, 5):
+            copy = kept.copy(memory, 0, size - shorter)
+            assert bytes(copy.data) == numbers(LARGE, 0).tobytes()[:-shorter]
+            del copy
+        assert [buffer.size for buffer in kept._buffers] == [size - 4]
+        del memory
+    kept.clear()
+
+
 def test_one_call_carries_all_that_a_host_sends_together_to_another(tmp_path, calls):
     with two_hosts(tmp_path) as (links, mailbox):
         exchange_all(links, mailbox, 0)
