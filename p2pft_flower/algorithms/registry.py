@@ -156,7 +156,7 @@ def check_graph(method: Algorithm[Any], graph: Graph) -> None:
     TopologyError
         When the method needs a doubly stochastic or symmetric W and the graph's A is not.
     """
-    if getattr(method, "static", False) and graph.turns:
+    if getattr(method, "static", False) and graph.period > 1:
         raise TopologyError(
             f"graph {graph.name!r} changes its weights from iteration to iteration, and "
             f"{type(method).__name__}'s correction holds for one W only: use algorithm = 'p2pft', or "

@@ -214,7 +214,7 @@ def _mixer(graph: Graph, codec: str, codec_step: float, vectors: int) -> tuple[_
     if coder is None:
         return (lambda turn, _, outbox: mix_in_memory(turn, outbox)), 1.0
     compression = Compression(for_vectors(coder, vectors), codec_step or safe_step(graph, coder))
-    mixer = _CompressedByEdge(compression) if graph.turns else _Compressed(compression)
+    mixer = _CompressedByEdge(compression) if graph.period > 1 else _Compressed(compression)
     return mixer, compression.step
 
 

@@ -75,6 +75,15 @@ def test_a_host_computes_what_the_simulation_in_memory_does(method, codec, tmp_p
     np.testing.assert_array_equal(theta, run.theta)
 
 
+def test_a_single_turn_is_the_static_graph(tmp_path):
+    alone = RING.in_turn([RING.W], "alone")
+    gradients = [Peer(p).gradient for p in range(4)]
+    run = simulate("p2pft", alone, gradients, Quadratics.theta0, alpha=0.1, iterations=20, codec="q3")
+    for name, graph in (("turn", alone), ("static", RING)):
+        theta, _ = train(graph, tmp_path / name, [[0, 1, 2, 3]], {}, codec="q3")
+        np.testing.assert_array_equal(theta, run.theta)
+
+
 def test_a_peer_sends_only_to_the_neighbours_of_the_iteration(tmp_path):
     _, outcomes = train(EXPONENTIAL, tmp_path, ALONE, tcp(), iterations=20)
     assert [o.bytes_sent for o in outcomes] == [20 * 2 * 1 * 4 * 300] * 4
