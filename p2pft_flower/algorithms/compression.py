@@ -14,22 +14,16 @@ and sgp are not: their bias grows from O(α) to O(α / γ).
 Sources: Song, Shi, Pu and Yan, arXiv 2106.07243 (compressed push-pull); Zhao et al., arXiv 2201.13320 (BEER);
 Liao et al., arXiv 2205.12623.
 
-Where weights change with the iteration, not all receivers get every difference, so each edge l ← i has a
-memory h_li of its own at both ends, and what i sends to l is C(x_i − h_li):
-
-    x_i ← x_i + γ Σ_j a_ij (h_ij − x_i)                      by rows, over the senders j of this iteration
-    x_i ← x_i + γ (Σ_j b_ij h_ij − Σ_l b_li h_li)            by columns: i loses what its receivers l get
-
-Again Σ x is preserved in an exchange by columns, whatever C loses, and nothing moves once all vectors rest.
-
-Each exchange of an iteration has a memory of its own. A change of view begins all of them again at zero.
+Each exchange of an iteration has a memory of its own. Where weights change, each exchange of a period has
+one: in all iterations of a turn a vector goes to the same receivers, with the same W, and rests at the same
+value, which may differ from turn to turn (push-sum's does). A change of view begins all of them again at zero.
 Memories are float64, whatever the vectors are: what is rounded off Σ s = Σ h stays there and is added to Σ x
 in every later iteration, so with float32 Σ τ would drift away from Σ g as iterations^1.5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple
@@ -38,11 +32,11 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.algorithms.codecs import Codec, relative_error
-from p2pft_flower.algorithms.seam import Mix, Vector, combine
+from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.topology import Graph
 
-__all__ = ["Compression", "EdgeMemory", "Encoded", "Memory", "codec_step", "safe_step", "wide"]
+__all__ = ["Compression", "Encoded", "Memory", "codec_step", "safe_step", "wide"]
 
 _STEPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 """Values of γ for `safe_step`, times powers of a tenth: a rounding must not make two peers disagree."""
@@ -67,33 +61,6 @@ class Memory(NamedTuple):
     def blank(cls, like: Vector) -> Memory:
         """Return the memory with which a view begins: zero, since nobody knows anything."""
         return cls(np.zeros(like.shape), np.zeros(like.shape))
-
-
-class EdgeMemory(NamedTuple):
-    """The memory of one exchange of one peer where weights change; vectors are (q,), float64.
-
-    A neighbour that no difference was sent to or came from yet is left out: its vector is zero.
-
-    Attributes
-    ----------
-    sent : dict of int to Vector
-        h_li of each out-neighbour l: its knowledge of the peer's vector.
-    heard : dict of int to Vector
-        h_ij of each in-neighbour j: the peer's knowledge of its vector.
-    """
-
-    sent: dict[int, Vector]
-    heard: dict[int, Vector]
-
-    @classmethod
-    def blank(cls) -> EdgeMemory:
-        """Return the memory with which a view begins: nobody knows anything."""
-        return cls({}, {})
-
-    def known(self, receiver: int, like: Vector) -> Vector:
-        """Return the knowledge that ``receiver`` has of the peer's vector, of the length of ``like``."""
-        vector = self.sent.get(receiver)
-        return np.zeros(like.shape) if vector is None else vector
 
 
 class Encoded(NamedTuple):
@@ -150,43 +117,6 @@ class Compression:
         memory = Memory(memory.known + own, memory.mixed + sum_)
         mixed = vector - self.step * (memory.known - memory.mixed)
         return mixed.astype(vector.dtype, copy=False), memory
-
-    def mix_by_edge(
-        self,
-        kind: type[Mix],
-        vector: Vector,
-        memory: EdgeMemory,
-        gone: Mapping[int, tuple[float, Vector]],
-        come: Mapping[int, tuple[float, float, Vector]],
-    ) -> tuple[Vector, EdgeMemory]:
-        """Return the mixed vector, (q,), and the next memory, where weights change with the iteration.
-
-        Parameters
-        ----------
-        kind : type
-            :class:`~p2pft_flower.algorithms.seam.Rows`, ``Columns`` or ``Both``.
-        vector : (q,) array
-            x_i.
-        memory : EdgeMemory
-            The memory with which the differences were encoded.
-        gone : mapping of int to (float, (q,) array)
-            b_li and d_li of each receiver l of this iteration; float64, as ``come``.
-        come : mapping of int to (float, float, (q,) array)
-            a_ij, b_ij and d_ij of each sender j of this iteration.
-        """
-        zero = np.zeros(vector.shape)
-        sent = {r: memory.sent.get(r, zero) + d for r, (_, d) in sorted(gone.items())}
-        heard = {j: memory.heard.get(j, zero) + d for j, (_, _, d) in sorted(come.items())}
-        change = combine(
-            kind,
-            [
-                *((a, b, heard[j]) for j, (a, b, _) in sorted(come.items())),
-                (-sum(a for _, (a, _, _) in sorted(come.items())), 0.0, wide(vector)),
-                *((0.0, -b, sent[r]) for r, (b, _) in sorted(gone.items())),
-            ],
-        )
-        mixed = vector + self.step * change
-        return mixed.astype(vector.dtype, copy=False), EdgeMemory(memory.sent | sent, memory.heard | heard)
 
 
 def wide(vector: Vector) -> Vector:

@@ -11,9 +11,9 @@ Only θ^k and τ^k are sent, which are there when the iteration begins. So the K
 both are under way, in one payload: an iteration takes as long as the slower of the two.
 :mod:`~p2pft_flower.algorithms.local_steps` adapts, then mixes, and takes as long as both. Nothing is under
 way between two iterations, so a checkpoint is the state, as for every method. w_i is n π_i, as there.
-Source: the order is that of DGD as Nedić and Ozdaglar (2009) write it, and of DIGing (Nedić, Olshevsky and
-Shi, arXiv 1607.03218) for one doubly stochastic W and K = 1; with A, B and K steps it is this project's
-adaptation.
+Source: that of gradients drawn at the vector that is sent is the order of DGD as Nedić and Ozdaglar (2009)
+write it, and of DIGing (Nedić, Olshevsky and Shi, arXiv 1607.03218), which steps along the tracker that was
+mixed; with the own one, A, B and K steps it is this project's adaptation.
 
 Fixed point, with full gradients: as for p2pft. Σ τ = Σ z at every k. At rest z does not change, so τ = B τ
 is a multiple c of w, and c_i + ∇L_i = c at every step: φ_i − θ_i = −K α c for every peer. The sum of θ = A

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.algorithms.codecs import for_vectors, make_codec
-from p2pft_flower.algorithms.compression import Compression, EdgeMemory, Memory, safe_step
+from p2pft_flower.algorithms.compression import Compression, Memory, safe_step
 from p2pft_flower.algorithms.objective import local_objective
-from p2pft_flower.algorithms.registry import check_graph, make_algorithm, vectors_per_payload
+from p2pft_flower.algorithms.registry import check_exchange, check_graph, make_algorithm, vectors_per_payload
 from p2pft_flower.algorithms.schedules import make_schedule
 from p2pft_flower.algorithms.seam import (
     Algorithm,
@@ -32,7 +32,7 @@ from p2pft_flower.topology.turn import Turn
 __all__ = ["Simulation", "mix_in_memory", "simulate"]
 
 _Mixer: TypeAlias = Callable[[Turn, int, Mapping[int, Mix]], dict[int, Vector]]
-"""(weights, phase, what each peer yielded) ↦ the mixed vector of each."""
+"""(weights, number of the exchange in a period, what each peer yielded) ↦ the mixed vector of each."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def simulate(
     ----------
     algorithm : str or Algorithm
         A registered name, ``"my_module:my_method"``, or an instance (which then brings its own α,
-        schedule and momentum).
+        schedule, momentum and options).
     graph : Graph
         n peers.
     gradients : sequence of n callables
@@ -140,6 +140,9 @@ def simulate(
             options=options,
             pipelined=pipelined,
         )
+        check_exchange(algorithm, method, codec=codec, step=codec_step, schedule_graph=schedule_graph)
+    elif pipelined or options:
+        raise ConfigError("pipelined and options are for a method by name: give the instance them itself")
     else:
         method = algorithm
     check_graph(method, graph)
@@ -162,7 +165,7 @@ def simulate(
     for k in range(iterations):
         now = methods[k % graph.period]
         steps = {i: now[i].step(k, states[i], g) for i, g in enumerate(objectives)}
-        exchange = _InMemory(mix, graph.turn(k))
+        exchange = _InMemory(mix, graph.turn(k), k % graph.period * len(method.phases))
         states = lockstep(steps, exchange.send, exchange.take, len(method.phases))
         history.record(k + 1, states, callback)
     rows = [states[i] for i in sorted(states)]
@@ -214,65 +217,39 @@ def _mixer(graph: Graph, codec: str, codec_step: float, vectors: int) -> tuple[_
     if coder is None:
         return (lambda turn, _, outbox: mix_in_memory(turn, outbox)), 1.0
     compression = Compression(for_vectors(coder, vectors), codec_step or safe_step(graph, coder))
-    mixer = _CompressedByEdge(compression) if graph.period > 1 else _Compressed(compression)
-    return mixer, compression.step
+    return _Compressed(compression), compression.step
 
 
 class _InMemory:
     """The exchanges of one iteration: what is sent is there at once, and mixed when it is taken."""
 
-    def __init__(self, mix: _Mixer, turn: Turn) -> None:
-        self._mix, self._turn = mix, turn
+    def __init__(self, mix: _Mixer, turn: Turn, before: int) -> None:
+        self._mix, self._turn, self._before = mix, turn, before
         self._outbox: Mapping[int, Mix] = {}
 
     def send(self, phase: int, outbox: Mapping[int, Mix]) -> None:  # noqa: ARG002 - as lockstep calls it
         self._outbox = outbox
 
     def take(self, phase: int) -> dict[int, Vector]:
-        return self._mix(self._turn, phase, self._outbox)
+        return self._mix(self._turn, self._before + phase, self._outbox)
 
 
 class _Compressed:
-    """Mixes with a codec; holds the memory of each peer and exchange."""
+    """Mixes with a codec; holds the memory of each peer and exchange of a period."""
 
     def __init__(self, compression: Compression) -> None:
         self._compression = compression
         self._memories: dict[tuple[int, int], Memory] = {}
 
-    def __call__(self, turn: Turn, phase: int, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
+    def __call__(self, turn: Turn, number: int, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
         vectors = {i: mix.vector for i, mix in outbox.items()}
-        memories = {i: self._memories.get((i, phase)) or Memory.blank(x) for i, x in vectors.items()}
+        memories = {i: self._memories.get((i, number)) or Memory.blank(x) for i, x in vectors.items()}
         encoded = {i: self._compression.encode(x, memories[i].known) for i, x in vectors.items()}
         sums = _mixed(turn, type(outbox[0]), {i: one.vector for i, one in encoded.items()})
         mixed = {}
         for i, x in vectors.items():
-            mixed[i], self._memories[i, phase] = self._compression.mix(
+            mixed[i], self._memories[i, number] = self._compression.mix(
                 x, memories[i], encoded[i].vector, sums[i]
-            )
-        return mixed
-
-
-class _CompressedByEdge:
-    """Mixes with a codec where weights change; holds the memory of each peer and exchange."""
-
-    def __init__(self, compression: Compression) -> None:
-        self._compression = compression
-        self._memories: dict[tuple[int, int], EdgeMemory] = {}
-
-    def __call__(self, turn: Turn, phase: int, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
-        memories = {i: self._memories.get((i, phase), EdgeMemory.blank()) for i in outbox}
-        differences = {
-            (i, r): self._compression.encode(mix.vector, memories[i].known(r, mix.vector)).vector
-            for i, mix in outbox.items()
-            for r in turn.receivers(i)
-            if r != i
-        }
-        mixed = {}
-        for i, mix in outbox.items():
-            gone = {r: (turn.B[r, i], d) for (j, r), d in differences.items() if j == i}
-            come = {j: (turn.A[i, j], turn.B[i, j], d) for (j, r), d in differences.items() if r == i}
-            mixed[i], self._memories[i, phase] = self._compression.mix_by_edge(
-                type(mix), mix.vector, memories[i], gone, come
             )
         return mixed
 

@@ -178,6 +178,13 @@ def meaning(graph: Graph) -> list[str]:
             else "exact-diffusion refuses this graph: its W must be symmetric as well, and A is not.",
             "dgd counts every peer the same, but with a constant step it stops near the optimum, not at it.",
         ]
+    if graph.turns:
+        return [
+            "p2pft is exact with full gradients: A weighs models, B carries trackers, and no W need be "
+            "doubly stochastic. With mini-batches it ends near the optimum.",
+            "gt-dgd and exact-diffusion refuse this schedule: some W is not doubly stochastic.",
+            "dgd is biased: it does not count every peer the same.",
+        ]
     heaviest, lightest = int(graph.averaging_weights.argmax()), int(graph.averaging_weights.argmin())
     lines = [
         "p2pft is exact with full gradients: A weighs models, B carries trackers, and W need not be doubly "
@@ -210,7 +217,7 @@ def _peer_table(graph: Graph) -> Table:
     with_addresses = any(graph.addresses)
     for header in ("peer", *(["address"] if with_addresses else []), "receives from:A", "sends to:B"):
         table.add_column(header, overflow="fold")
-    for header in ("own A", "own B", "counts in dgd"):
+    for header in ("own A", "own B", *([] if graph.turns else ["counts in dgd"])):
         table.add_column(header, justify="right")
     for i, name in enumerate(graph.peer_names):
         into, out = graph.in_neighbours(i), graph.out_neighbours(i)
@@ -221,7 +228,7 @@ def _peer_table(graph: Graph) -> Table:
             _cell(out, [graph.B[k, i] for k in out], graph.peer_names),
             f"{graph.A[i, i]:.3g}",
             f"{graph.B[i, i]:.3g}",
-            f"{graph.averaging_weights[i]:.1%}",
+            *([] if graph.turns else [f"{graph.averaging_weights[i]:.1%}"]),
         )
     return table
 

@@ -8,23 +8,20 @@ docs/architecture.md).
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 
-from p2pft_flower.algorithms.compression import EdgeMemory, Memory, wide
+from p2pft_flower.algorithms.compression import Memory, wide
 from p2pft_flower.algorithms.seam import Both, Columns, Mix, Rows, Vector, combine
-from p2pft_flower.errors import DataError, P2PFTError
+from p2pft_flower.errors import P2PFTError
 from p2pft_flower.host.session import Session
 from p2pft_flower.host.wires import Wires
 from p2pft_flower.plan import Neighbourhood
 
 __all__ = ["DivergedError", "HostExchange"]
-
-M = TypeVar("M", Memory, EdgeMemory)
 
 
 class DivergedError(P2PFTError):
@@ -52,14 +49,14 @@ class _Begun:
         What each local peer yielded.
     vectors : mapping of int to Vector
         The same as one vector each.
-    gone : mapping of int to dict of int to Vector
-        What each local peer's receivers read, itself among them: sender, then receiver.
+    gone : dict of int to Vector
+        What the receivers of each local peer read; the same as ``vectors`` without a codec.
     """
 
     kind: type[Mix]
     outbox: Mapping[int, Mix]
     vectors: Mapping[int, Vector]
-    gone: Mapping[int, dict[int, Vector]]
+    gone: dict[int, Vector]
 
 
 class HostExchange:
@@ -76,8 +73,8 @@ class HostExchange:
 
     Attributes
     ----------
-    memories : dict of (int, int) to Memory or EdgeMemory
-        The memories of a view's codec, by peer and phase; empty without one.
+    memories : dict of (int, int) to Memory
+        The memories of a view's codec, by peer and number of the exchange in a period; empty without one.
     bytes_sent : dict of int to int
         Payload bytes that each peer has sent along its out-edges, in memory or not: the method's cost.
     seconds : float
@@ -87,7 +84,7 @@ class HostExchange:
     def __init__(self, peers: Iterable[int], wires: Wires | None, itemsize: int) -> None:
         self._wires = wires
         self._itemsize = itemsize
-        self.memories: dict[tuple[int, int], Memory | EdgeMemory] = {}
+        self.memories: dict[tuple[int, int], Memory] = {}
         self._largest: dict[tuple[int, int], float] = {}
         self._begun = _Begun(Rows, {}, {}, {})
         self.bytes_sent = dict.fromkeys(peers, 0)
@@ -113,7 +110,7 @@ class HostExchange:
         for peer, vector in vectors.items():
             if not np.isfinite(vector).all():
                 raise DivergedError.not_finite(peer, _place(session, iteration, phase), "payload")
-        self._begun = _Begun(type(next(iter(outbox.values()))), outbox, vectors, {p: {} for p in vectors})
+        self._begun = _Begun(type(next(iter(outbox.values()))), outbox, vectors, {})
         # A host of this machine is told of all that is sent here in one call.
         with nullcontext() if self._wires is None else self._wires.links.together():
             for peer, vector in vectors.items():
@@ -141,16 +138,11 @@ class HostExchange:
         """Send a local peer's vector, or what its receivers do not know of it, to all of them."""
         place = session.places[peer].at(iteration)
         if session.compression is None:
-            self._deliver(session, place, iteration, phase, place.out_neighbours, vector, vector)
-        elif session.period == 1:
-            memory = self._memory(peer, phase, Memory) or Memory.blank(vector)
-            payload, d = session.compression.encode(vector, memory.known)
-            self._deliver(session, place, iteration, phase, place.out_neighbours, payload, d)
+            self._deliver(session, place, iteration, phase, vector, vector)
         else:
-            knowledge = self._memory(peer, phase, EdgeMemory) or EdgeMemory.blank()
-            for receiver in place.out_neighbours:
-                payload, d = session.compression.encode(vector, knowledge.known(receiver, vector))
-                self._deliver(session, place, iteration, phase, [receiver], payload, d)
+            memory = self._memory(peer, session.exchange(iteration, phase), vector)
+            payload, d = session.compression.encode(vector, memory.known)
+            self._deliver(session, place, iteration, phase, payload, d)
 
     def _deliver(
         self,
@@ -158,15 +150,14 @@ class HostExchange:
         place: Neighbourhood,
         iteration: int,
         phase: int,
-        receivers: Collection[int],
         payload: Vector | bytes,
         vector: Vector,
     ) -> None:
-        """Send a payload to ``receivers``, which read ``vector`` in it."""
-        peer = place.peer
+        """Send a payload to the receivers of the iteration, which read ``vector`` in it."""
+        peer, receivers = place.peer, place.out_neighbours
         size = len(payload) if isinstance(payload, bytes) else payload.size * self._itemsize
         self.bytes_sent[peer] += len(receivers) * size
-        self._begun.gone[peer] |= dict.fromkeys((peer, *receivers), vector)
+        self._begun.gone[peer] = vector
         remote = [i for i in session.receivers[peer] if i in receivers]
         if self._wires is not None and remote:
             shares = {i: 1.0 if self._begun.kind is Rows else place.column[i] for i in remote}
@@ -177,17 +168,13 @@ class HostExchange:
         kind, x, gone = self._begun.kind, self._begun.vectors[peer], self._begun.gone[peer]
         place, compression = session.places[peer].at(iteration), session.compression
         come = {j: self._come(session, peer, j, iteration, phase) for j in place.in_neighbours}
-        if compression is not None and session.period > 1:
-            knowledge = self._memory(peer, phase, EdgeMemory) or EdgeMemory.blank()
-            sent = {r: (place.column[r], gone[r]) for r in place.out_neighbours}
-            mixed, self.memories[peer, phase] = compression.mix_by_edge(kind, x, knowledge, sent, come)
-            return mixed
-        come[peer] = place.row[peer], place.column[peer], gone[peer]
+        come[peer] = place.row[peer], place.column[peer], gone
         total = combine(kind, (come[j] for j in sorted(come)))
         if compression is None:
             return total
-        memory = self._memory(peer, phase, Memory) or Memory.blank(x)
-        mixed, self.memories[peer, phase] = compression.mix(x, memory, gone[peer], total)
+        number = session.exchange(iteration, phase)
+        memory = self._memory(peer, number, x)
+        mixed, self.memories[peer, number] = compression.mix(x, memory, gone, total)
         return mixed
 
     def _come(
@@ -197,18 +184,13 @@ class HostExchange:
         weight = session.places[peer].at(iteration).row[sender]
         if self._wires is None or (sender, peer) not in session.entering:
             share = session.places[sender].at(iteration).column[peer]
-            return weight, share, self._begun.gone[sender][peer]
+            return weight, share, self._begun.gone[sender]
         vector, share = self._wires.take(session, peer, sender, iteration, phase)
         return weight, share, vector if session.compression is None else wide(vector)
 
-    def _memory(self, peer: int, phase: int, kind: type[M]) -> M | None:
-        memory = self.memories.get((peer, phase))
-        if memory is not None and not isinstance(memory, kind):
-            raise DataError(
-                f"peer {peer}: its checkpoint has a codec's memory of another schedule-graph; resume with "
-                "the settings that it was written with"
-            )
-        return memory
+    def _memory(self, peer: int, number: int, like: Vector) -> Memory:
+        memory = self.memories.get((peer, number))
+        return Memory.blank(like) if memory is None else memory
 
     def _require_followed(self, session: Session, iteration: int, phase: int) -> None:
         """Refuse memories that do not follow θ; see :func:`_require_known`."""
@@ -217,18 +199,12 @@ class HostExchange:
                 continue
             size = float(np.linalg.norm(mix.vector if isinstance(mix, Rows) else mix.rows))
             size = self._largest[peer, phase] = max(size, self._largest.get((peer, phase), 0.0))
-            receivers = session.places[peer].at(iteration).out_neighbours
-            for known in _knowledge(self.memories[peer, phase], receivers):
-                _require_known(peer, _place(session, iteration, phase), mix, known, size)
+            known = self.memories[peer, session.exchange(iteration, phase)].known
+            _require_known(peer, _place(session, iteration, phase), mix, known, size)
 
 
 def _place(session: Session, iteration: int, phase: int) -> str:
     return f"iteration {iteration}, phase {session.phases[phase]}"
-
-
-def _knowledge(memory: Memory | EdgeMemory, receivers: Collection[int]) -> list[Vector]:
-    """Return what ``receivers`` know of a peer's vector; one vector where all know the same."""
-    return [memory.known] if isinstance(memory, Memory) else [memory.sent[i] for i in receivers]
 
 
 def _require_known(peer: int, where: str, mix: Rows | Both, known: Vector, size: float) -> None:

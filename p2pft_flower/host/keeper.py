@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from p2pft_flower.algorithms.compression import EdgeMemory, Memory
+from p2pft_flower.algorithms.compression import Memory
 from p2pft_flower.algorithms.seam import State
 from p2pft_flower.errors import DataError
 from p2pft_flower.host.problem import Objective
@@ -61,7 +61,7 @@ class Moment(NamedTuple):
         The peers' states, by peer. Steps return new arrays and leave these as they are.
     positions : mapping of int to callable
         The result of each peer's :meth:`~p2pft_flower.host.problem.Objective.position`.
-    memories : mapping of (int, int) to Memory or EdgeMemory
+    memories : mapping of (int, int) to Memory
         The memories of the view's codec, by peer and phase.
     bytes_sent : mapping of int to int
         Payload bytes of each peer so far.
@@ -74,7 +74,7 @@ class Moment(NamedTuple):
     done: int
     states: Mapping[int, State]
     positions: Mapping[int, Callable[[], dict[str, Any]]]
-    memories: Mapping[tuple[int, int], Memory | EdgeMemory]
+    memories: Mapping[tuple[int, int], Memory]
     bytes_sent: Mapping[int, int]
     exchange: float
     session: Session
@@ -206,7 +206,7 @@ class Keeper:
 
     def resume(
         self, peer: int, point: ResumePoint, start: Callable[[], State], objective: Objective
-    ) -> tuple[State, dict[int, Memory | EdgeMemory], int]:
+    ) -> tuple[State, dict[int, Memory], int]:
         """Put ``peer`` back at its resume point: data order and log in place; the state is returned.
 
         Parameters
@@ -223,7 +223,7 @@ class Keeper:
         Returns
         -------
         tuple of State, dict of int to Memory, and int
-            The method's state, the codec's memories by phase, and payload bytes sent so far.
+            The method's state, the codec's memories by exchange, and payload bytes sent so far.
 
         Raises
         ------

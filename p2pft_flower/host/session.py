@@ -104,7 +104,11 @@ class Session:
         """
         return self.first + len(self.peers) * self.period
 
-    @property
+    def exchange(self, iteration: int, phase: int) -> int:
+        """Return the number of an exchange among those of a period, from 0."""
+        return iteration % self.period * len(self.phases) + phase
+
+    @cached_property
     def period(self) -> int:
         """Iterations after which the view's weights come again."""
         return max(1, *(len(place.turns) for place in self.places.values()))

@@ -133,16 +133,17 @@ class Training:
                 self.states[p], memory, self._exchange.bytes_sent[p] = self._keeper.resume(
                     p, self._plan.resume, start, self._objectives[p]
                 )
-                if len(memory) not in (
-                    0,
-                    len(self._method.phases),
-                ):  # none: nothing was exchanged in its view
+                phases = len(self._method.phases)
+                turns = {number // phases for number in memory} if phases else set()
+                whole = {turn * phases + phase for turn in turns for phase in range(phases)}
+                # None: nothing was exchanged in its view. Of some turns: not all have come in its view.
+                if memory.keys() != whole or not turns <= set(range(self.session.period)):
                     raise DataError(
                         f"peer {p}: its checkpoint has a codec's memory of the exchanges {list(memory)}, "
-                        f"expected {len(self._method.phases)} of them: the method was changed; resume with "
-                        "the version that wrote it"
+                        f"expected {phases} of them a turn, of {self.session.period} turns: method or "
+                        "schedule-graph was changed; resume with the settings and version that wrote it"
                     )
-                self._exchange.memories |= {(p, phase): one for phase, one in memory.items()}
+                self._exchange.memories |= {(p, number): one for number, one in memory.items()}
 
     def begin(self, theta0: Vector) -> None:
         """Start each peer that has no state yet at ``theta0``, (q,), and score all."""

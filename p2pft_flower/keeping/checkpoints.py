@@ -20,8 +20,7 @@ import msgspec
 import numpy as np
 import xxhash
 
-from p2pft_flower.algorithms.compression import EdgeMemory, Memory
-from p2pft_flower.algorithms.seam import Vector
+from p2pft_flower.algorithms.compression import Memory
 from p2pft_flower.errors import Cause, DataError, P2PFTError
 from p2pft_flower.keeping.about import PeerAbout, ServerAbout
 from p2pft_flower.keeping.folders import replacing, require_regular
@@ -111,8 +110,8 @@ class Checkpoint(_Facts, frozen=True, kw_only=True):
         Its seconds so far by activity: ``gradient``, ``exchange``, ``evaluation``.
     state : dict
         The method's state by field: arrays, numbers, None (:mod:`p2pft_flower.keeping.states`).
-    memories : dict of int to Memory or EdgeMemory
-        The memories of its payloads' codec, by phase; empty without one.
+    memories : dict of int to Memory
+        The memories of its payloads' codec, by number of the exchange in a period; empty without one.
     stopped : bool
         Whether the run was stopped or failed after this iteration: only an unfinished one followed.
     view : int
@@ -122,7 +121,7 @@ class Checkpoint(_Facts, frozen=True, kw_only=True):
     """
 
     state: dict[str, Any]
-    memories: dict[int, Memory | EdgeMemory] = {}
+    memories: dict[int, Memory] = {}
     stopped: bool = False
     view: Count = 0
     live: tuple[PeerNumber, ...] = ()
@@ -246,10 +245,7 @@ def _packed(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray[Any, Any]], st
         **checkpoint.facts,
     )
     for phase, memory in checkpoint.memories.items():
-        parts = memory._asdict()
-        if isinstance(memory, EdgeMemory):
-            parts = {f"{part}.{peer}": vector for part, of in parts.items() for peer, vector in of.items()}
-        arrays |= {f"{_MEMORY}{phase}.{part}": vector for part, vector in parts.items()}
+        arrays |= {f"{_MEMORY}{phase}.{part}": vector for part, vector in memory._asdict().items()}
     # Little-endian, as the format wants it; the largest items first, so that all of them are aligned.
     tensors = {
         k: np.ascontiguousarray(v, v.dtype.newbyteorder("<")).reshape(np.shape(v))
@@ -335,7 +331,7 @@ def _refuse_sizes(shapes: Mapping[str, Sequence[int]], q: int, path: Path) -> No
     if (theta := shapes.get("theta")) is not None and list(theta) != [q]:
         raise DataError(f"{path}: θ is {tuple(theta)} in the checkpoint, ({q},) here: model or tune differs")
     sizes = {name: 8 * math.prod(shape) for name, shape in shapes.items()}
-    # A codec's memories may be as many as a peer has edges.
+    # A codec's memories may be as many as a period has exchanges.
     most, claimed = most_bytes(q), sum(n for name, n in sizes.items() if not name.startswith(_MEMORY))
     claimed = max(claimed, *sizes.values())
     if claimed > most:
@@ -348,26 +344,18 @@ def _state(document: _Document, tensors: Mapping[str, np.ndarray[Any, Any]]) -> 
     return {k: values[k] for k in document.fields}
 
 
-def _memories(tensors: Mapping[str, np.ndarray[Any, Any]]) -> dict[int, Memory | EdgeMemory]:
-    of: dict[int, dict[str, np.ndarray[Any, Any]]] = {}
-    for name, vector in tensors.items():
-        if name.startswith(_MEMORY):
-            phase, _, part = name.removeprefix(_MEMORY).partition(".")
-            of.setdefault(int(phase), {})[part] = vector
-    memories: dict[int, Memory | EdgeMemory] = {}
-    for number, parts in sorted(of.items()):
+def _memories(tensors: Mapping[str, np.ndarray[Any, Any]]) -> dict[int, Memory]:
+    names = [name.removeprefix(_MEMORY).split(".") for name in tensors if name.startswith(_MEMORY)]
+    phases = sorted({int(phase) for phase, _ in names})
+    memories = {
+        phase: Memory(**{part: tensors[f"{_MEMORY}{phase}.{part}"] for part in Memory._fields})
+        for phase in phases
+    }
+    for phase, memory in memories.items():
         # A payload may have several vectors of θ's length.
-        (numbers, *_), q = {vector.size for vector in parts.values()}, tensors["theta"].size
-        if any(v.shape != (numbers,) or v.dtype != np.float64 for v in parts.values()) or numbers % q:
-            raise ValueError(f"the memory of exchange {number} is not of θ's length, in float64")
-        if parts.keys() == set(Memory._fields):
-            memories[number] = Memory(**parts)
-        else:
-            by_edge: dict[str, dict[int, Vector]] = {part: {} for part in EdgeMemory._fields}
-            for name, vector in parts.items():
-                part, _, peer = name.partition(".")
-                by_edge[part][int(peer)] = vector
-            memories[number] = EdgeMemory(**by_edge)
+        numbers, q = memory.known.size, tensors["theta"].size
+        if any(v.shape != (numbers,) or v.dtype != np.float64 for v in memory) or numbers % q or not numbers:
+            raise ValueError(f"the memory of exchange {phase} is not of θ's length, in float64")
     return memories
 
 

@@ -227,8 +227,8 @@ def weights_from_spec(spec: str) -> npt.NDArray[np.float64]:
     kind, *arguments = spec.split(":")
     if kind == "one-peer-exponential":
         raise TopologyError(
-            f"{spec!r}: a one-peer graph changes at every iteration and is not supported yet; "
-            "use exponential:N, whose edges are all there at once"
+            f"{spec!r}: a one-peer graph changes at every iteration: set schedule-graph = "
+            "'one-peer-exponential', alone; exponential:N has all of its edges at once"
         )
     if kind not in GENERATORS:
         close = difflib.get_close_matches(kind, GENERATORS, n=1)

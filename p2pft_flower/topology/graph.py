@@ -162,12 +162,13 @@ class Graph:
         TopologyError
             When a turn cannot be used, or news does not reach everybody over the edges of all of them.
         """
-        if not turns:
+        if not len(turns):
             raise TopologyError("there is no turn: give the weights of one iteration at least")
         if len(turns) > MAX_TURNS:
             raise TopologyError(f"there are {len(turns)} turns: at most {MAX_TURNS} are supported")
         checked = [checks.checked_turn(turn, self.W, self.peer_names, t) for t, turn in enumerate(turns)]
-        return Graph(name, np.mean(checked, axis=0), self.peer_names, self.addresses, turns=tuple(checked))
+        own = tuple(checked) if len(checked) > 1 else ()  # a single one is always the same: no turns
+        return Graph(name, np.mean(checked, axis=0), self.peer_names, self.addresses, turns=own)
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any] | GraphParts) -> Graph:

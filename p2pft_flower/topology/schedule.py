@@ -43,14 +43,18 @@ def check_schedule(spec: str) -> None:
     ConfigError
         Naming the forms.
     """
+    spec = spec.strip()
     if spec in (STATIC, "one-peer-exponential") or re.fullmatch(r"base:[1-9]\d{0,3}", spec):
         return
     if spec.startswith("base:"):
         raise ConfigError(f"{_KEY} = {spec!r}: base:K needs a whole number K from 1 to 9999, as base:1")
     if is_own_schedule(spec):
         return
-    parts = spec.split(",")
-    if not all(part.strip() for part in parts):
+    parts = [part.strip() for part in spec.split(",")]
+    alone = [part for part in parts if part in (STATIC, "one-peer-exponential") or is_own_schedule(part)]
+    if alone and len(parts) > 1:
+        raise ConfigError(f"{_KEY} = {spec!r}: {alone[0]} is no graph of a list; give it alone")
+    if not all(parts):
         raise ConfigError(
             f"{_KEY} = {spec!r}: must be static, one-peer-exponential, base:K, graphs separated by commas, "
             "or my_module:my_schedule"
@@ -78,6 +82,7 @@ def scheduled(graph: Graph, spec: str) -> Graph:
         When the schedule is unknown, does not fit the topology's peers, or does not connect all of them.
     """
     check_schedule(spec)
+    spec = spec.strip()
     if spec == STATIC:
         return graph
     try:
@@ -94,13 +99,12 @@ def _turns(graph: Graph, spec: str) -> Sequence[npt.ArrayLike]:
         return base(graph.n, int(spec.removeprefix("base:")))
     if is_own_schedule(spec):
         made = call_reference(spec, graph, key=_KEY)
-        try:
-            return list(made)
-        except TypeError as error:
+        if not isinstance(made, Sequence | np.ndarray):
             raise TopologyError(
                 f"it returned {type(made).__name__}, not the weights of each iteration: return a list of "
-                f"({graph.n}, {graph.n}) arrays"
-            ) from error
+                f"({graph.n}, {graph.n}) arrays, which repeats by itself"
+            )
+        return list(made)
     return [_weights_of(part.strip(), graph) for part in spec.split(",")]
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from p2pft_flower.algorithms import simulate
 from p2pft_flower.algorithms.codecs import make_codec
 from p2pft_flower.algorithms.compression import safe_step
-from p2pft_flower.errors import TopologyError
+from p2pft_flower.algorithms.p2pft import P2PFT
+from p2pft_flower.errors import ConfigError, TopologyError
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.schedule import scheduled
 
@@ -33,6 +34,7 @@ def lopsided(n, seed, period=3):
 GRAPHS = {
     "exponential": scheduled(Graph.load("directed-ring:6"), "one-peer-exponential"),
     "base": scheduled(Graph.load("directed-ring:5"), "base:1"),
+    "shared edges": scheduled(Graph.load("directed-ring-4"), "lopsided-4,directed-ring-4"),
     **{f"random {seed}": lopsided(3 + seed % 4, seed) for seed in range(8)},
 }
 EXACT = {
@@ -79,7 +81,7 @@ def test_exact_methods_reach_the_optimum_on_every_schedule(name, graph):
 
 
 @pytest.mark.parametrize("codec", ["q4", "topk:0.4"])
-@pytest.mark.parametrize("graph", [GRAPHS["random 0"], GRAPHS["random 1"]], ids=["3", "4"])
+@pytest.mark.parametrize("graph", [GRAPHS["random 0"], GRAPHS["shared edges"]], ids=["3", "4"])
 @pytest.mark.parametrize("name", EXACT)
 def test_a_codec_leaves_the_fixed_point_of_every_schedule(name, graph, codec):
     run, best = run_of(name, graph, codec=codec, iterations=2000, alpha=2 * EXACT[name]["alpha"])
@@ -94,6 +96,33 @@ def test_sgp_counts_every_peer_the_same_on_unbalanced_weights_that_change():
         run = simulate("sgp", graph, problem.gradients, np.zeros(5), alpha=alpha, iterations=int(60 / alpha))
         off.append(np.abs(run.theta.mean(axis=0) - problem.optimum()).max())
     assert off[1] < 0.25 * off[0]
+
+
+def test_a_codec_adds_no_bias_to_sgp_where_an_edge_carries_in_several_turns():
+    graph = GRAPHS["shared edges"]
+    problem, ends = quadratics(4), []
+    for codec in ("none", "q4"):
+        run = simulate("sgp", graph, problem.gradients, np.zeros(5), alpha=0.02, iterations=1500, codec=codec)
+        ends.append(np.abs(run.theta - problem.optimum()).max())
+    assert ends[1] < 2 * ends[0]
+
+
+def test_simulate_refuses_what_would_have_no_effect():
+    settings = {"alpha": 0.1, "iterations": 1, "schedule_graph": "base:1"}
+    problem = quadratics(4)
+    for name in ("local", "centralized"):
+        with pytest.raises(ConfigError, match="exchanges nothing"):
+            simulate(name, Graph.load("ring-4"), problem.gradients, np.zeros(5), **settings)
+    with pytest.raises(ConfigError, match="for a method by name"):
+        simulate(
+            P2PFT(lambda _: 0.1),
+            Graph.load("ring-4"),
+            problem.gradients,
+            np.zeros(5),
+            alpha=0.1,
+            iterations=1,
+            pipelined=True,
+        )
 
 
 def test_methods_for_one_matrix_look_at_every_turn():

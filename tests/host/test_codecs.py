@@ -220,7 +220,7 @@ def test_peers_with_other_files_of_a_codec_refuse_each_other(tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: {0: m[0]}, "memory of the exchanges \\[0\\], expected 2 of them"),
+        (lambda m: {0: m[0]}, "memory of the exchanges \\[0\\], expected 2 of them a turn"),
         (
             lambda m: {**m, 1: m[1]._replace(mixed=m[1].mixed[:1])},
             "memory of exchange 1 is not of",

@@ -53,7 +53,7 @@ def test_a_schedule_keeps_peers_and_has_the_edges_of_all_turns():
     assert graph.in_neighbours(0) == (2, 3)
     assert [graph.turn(k).senders(0) for k in range(4)] == [(0, 3), (0, 2), (0, 3), (0, 2)]
     assert graph.lead == 2 * graph.diameter
-    assert scheduled(named, "static") is named
+    assert scheduled(named, "static") is scheduled(named, " static ") is named
     assert RING.turn(7).A is RING.A
 
 
@@ -104,6 +104,8 @@ def test_files_and_specs_take_turns(tmp_path, monkeypatch):
     [
         ("base:0", ConfigError, "base:K needs a whole number K"),
         ("base:x", ConfigError, "base:K needs a whole number K"),
+        ("static,ring-4", ConfigError, "static is no graph of a list; give it alone"),
+        ("ring-4,m:turns", ConfigError, "m:turns is no graph of a list"),
         ("ring:4,,ring:4", ConfigError, "graphs separated by commas"),
         ("one-peer", TopologyError, "there is no graph 'one-peer'"),
         ("ring:5,ring:4", TopologyError, "turn 0: the weights are those of 5 peers, not of 4"),
@@ -125,6 +127,7 @@ def test_a_schedule_that_is_none_is_refused_by_name(spec, error, told):
         ("return [graph.W, graph.W * 0]", TopologyError, "turn 1: peer 0 sends to nobody, not even itself"),
         ("return [graph.W[:2]]", TopologyError, "turn 0: the weights have shape"),
         ("return 1 / 0", ConfigError, "ZeroDivisionError"),
+        ("yield graph.W", TopologyError, "it returned generator, not the weights of each iteration"),
     ],
 )
 def test_a_schedule_of_ones_own_is_checked_turn_by_turn(body, error, told, tmp_path):
@@ -178,3 +181,11 @@ def test_a_symmetric_schedule_stays_symmetric_and_doubly_stochastic_whoever_is_m
     rest = View.without(scheduled(Graph.load("ring:7"), "base:2"), missing).graph
     assert rest.symmetric
     assert rest.doubly_stochastic
+
+
+def test_a_single_turn_is_no_turn_also_after_a_loss():
+    alone = scheduled(Graph.load("ring-4"), "ring-4")
+    assert (alone.period, alone.turns) == (1, ())
+    np.testing.assert_array_equal(
+        View.without(alone, [0]).graph.W, View.without(Graph.load("ring-4"), [0]).graph.W
+    )
