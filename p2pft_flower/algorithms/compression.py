@@ -16,7 +16,8 @@ Liao et al., arXiv 2205.12623.
 
 Each exchange of an iteration has a memory of its own. Where weights change, each exchange of a period has
 one: in all iterations of a turn a vector goes to the same receivers, with the same W, and rests at the same
-value, which may differ from turn to turn (push-sum's does). A change of view begins all of them again at zero.
+value, which may differ from turn to turn (push-sum's does). A change of view begins all of them again at
+zero.
 Memories are float64, whatever the vectors are: what is rounded off Σ s = Σ h stays there and is added to Σ x
 in every later iteration, so with float32 Σ τ would drift away from Σ g as iterations^1.5.
 """

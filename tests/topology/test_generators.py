@@ -118,7 +118,7 @@ def test_one_peer_is_legal_where_the_kind_allows_it(spec: str) -> None:
         ("random-directed:1:1:7", "at least 2 peers"),
         ("directed-ring:8:metropolis", "directed-ring is directed: leave :metropolis out"),
         ("rnig:8", r"no generator 'rnig'; did you mean ring:N\?.*exponential:N"),
-        ("one-peer-exponential:16", "not supported yet; use exponential:N"),
+        ("one-peer-exponential:16", "set schedule-graph = .one-peer-exponential., alone; exponential:N"),
     ],
 )
 def test_a_spec_that_makes_no_sense_is_refused_with_the_right_form(spec: str, says: str) -> None:
