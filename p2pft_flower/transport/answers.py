@@ -14,7 +14,6 @@ from p2pft_flower.errors import cause_of, printable
 from p2pft_flower.transport.admission import Caller
 from p2pft_flower.transport.bodies import Body
 from p2pft_flower.transport.endpoint import Incoming
-from p2pft_flower.transport.mailbox import LONG
 from p2pft_flower.transport.segments import Segments
 from p2pft_flower.transport.stops import has_key
 from p2pft_flower.transport.views import View, Views
@@ -26,6 +25,9 @@ __all__ = ["Answers"]
 
 M = TypeVar("M", pb.HandOver, pb.Hello, pb.Stop, pb.Gossip, pb.Fetch)
 T = TypeVar("T")
+
+_LONG = 2**20
+"""Bytes of a hand-over from which on they are copied in a thread: it holds nothing else up."""
 
 _KEPT = 1.0
 """Seconds that a payload or a fetch of a later view is kept before it is answered LATER."""
@@ -95,7 +97,7 @@ class Answers:
             reason = f"a hand-over of {len(handed.payloads)} payloads, at most {self.segments.most} come here"
             raise Refused(pb.WRONG_LENGTH, reason)
         terms = self.views.now.mailbox.terms
-        if sum(laid.size for laid in handed.payloads) < LONG:
+        if sum(laid.size for laid in handed.payloads) < _LONG:
             messages = self._copies(handed, terms)
         else:
             messages = await asyncio.to_thread(self._copies, handed, terms)

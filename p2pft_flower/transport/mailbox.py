@@ -63,7 +63,7 @@ from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.errors import ExchangeError, ExchangeTimeoutError, Refused, ViewChangeError
 from p2pft_flower.transport.wire.header import Terms, all_finite, checksum, decode_header
 
-__all__ = ["ASK_EVERY", "LONG", "Edge", "Mailbox", "Patience", "Received", "first_error"]
+__all__ = ["ASK_EVERY", "Edge", "Mailbox", "Patience", "Received", "first_error"]
 
 Patience = Callable[[int], Exception | None]
 """Given the remote peer that is waited for, returns None to go on waiting, or an error. Returns at once."""
@@ -71,9 +71,8 @@ Patience = Callable[[int], Exception | None]
 ASK_EVERY = 0.2
 """Seconds between two calls of a waiting caller's ``patience``."""
 
-LONG = 2**24
-"""Bytes of payloads, 16 for an encoded number, from which on they are checked in a thread: else other calls
-would wait for some milliseconds."""
+_LONG = 2**20
+"""Bytes, or encoded numbers, from which on payloads are checked in a thread: it holds nothing else up."""
 
 
 def first_error(held: Exception | None, new: Exception) -> Exception:
@@ -188,9 +187,9 @@ class Mailbox:
             The error that `fail` was called with.
         """
         examine = partial(self._examine, authenticated=authenticated)
-        decoded = 16 * self.terms.numbers if self.terms.codec else 0
-        size = sum(len(body) + decoded for body in {id(body): body for _, body in messages}.values())
-        if size < LONG:
+        numbers = self.terms.numbers if self.terms.codec else 0
+        bodies = {id(body): body for _, body in messages}.values()
+        if sum(max(len(body), numbers) for body in bodies if not body.finite) < _LONG:
             checked = [examine(*message) for message in messages]
         else:
             checked = await asyncio.to_thread(lambda: [examine(*message) for message in messages])
