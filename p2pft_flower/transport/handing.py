@@ -131,6 +131,8 @@ class HandOvers:
 
     def calls(self, payloads: Iterable[Payload]) -> Iterator[tuple[pb.Segment, list[Payload]]]:
         """Return the payloads of each call to hand them over, and the segment in which they lie."""
+        if self._segment is None:
+            return
         with self._lock:
             known = self._hosts
         hosts: defaultdict[frozenset[int], list[Payload]] = defaultdict(list)
@@ -140,7 +142,6 @@ class HandOvers:
         for own in hosts.values():
             most = max(1, _HEADERS // (max(len(payload.header) for payload in own) + 32))
             for k in range(0, len(own), most):
-                assert self._segment is not None  # noqa: S101 - for the type checker
                 yield self._segment.described, own[k : k + most]
 
     async def hand_over(self, carrier: Carrier, segment: pb.Segment, payloads: list[Payload]) -> Rest:

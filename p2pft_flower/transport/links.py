@@ -294,21 +294,19 @@ class Links(Closing):
             before.update(self._hand_overs.in_place_of(sender, near))
         self._settle(sorted(before), self._timeout, self._give_up())
         laid = self._hand_overs.lay(edges, sender, near, plain) if near else None
-        if laid is None:
-            near = frozenset()
-        sent = None
-        if len(near) < len(receivers):
-            sent = Body(plain if isinstance(plain, bytes) else plain.tobytes())
-        body = laid or sent
-        assert body is not None  # noqa: S101 - for the type checker
+        if laid is not None and len(near) == len(receivers):
+            sent = laid
+        else:
+            known = None if laid is None else laid.hash
+            sent = Body(plain if isinstance(plain, bytes) else plain.tobytes(), known)
         shares = {i: 1.0 if shares is None else float(shares[i]) for i in receivers}
-        headers = encode_headers(terms, sender, iteration, phase, shares, body.hash)
+        headers = encode_headers(terms, sender, iteration, phase, shares, sent.hash)
         name, to_hand_over = terms.phase_name(phase), []
         for receiver, header in zip(receivers, headers, strict=True):
             if laid is not None and receiver in near:
                 new = Payload((sender, receiver), header, laid.data, iteration, name, laid.offset)
                 to_hand_over.append(new)
-            elif sent is not None:
+            else:
                 new = Payload((sender, receiver), header, sent.data, iteration, name)
                 self._start([new], self._carry, new)
         size = len(plain) if isinstance(plain, bytes) else plain.nbytes

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from p2pft_flower.algorithms.codecs import make_codec, relative_error
 from p2pft_flower.algorithms.compression import safe_step
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.topology import Graph
+from tests.examples import write_example
 
 from .conftest import quadratics
 
@@ -139,11 +138,9 @@ def test_wrong_codecs_are_refused_by_name(spec, message):
 
 
 def test_the_example_in_the_docs_reaches_the_optimum(tmp_path):
-    docs = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(# my_codec\.py.*?)```", docs, re.DOTALL)
-    (tmp_path / "my_codec.py").write_text(code)
+    file = write_example("my_codec", tmp_path)
     problem = quadratics(4, q=200)
-    own = f"{tmp_path / 'my_codec.py'}:Powers"
+    own = f"{file}:Powers"
     run = simulate(
         "p2pft",
         Graph.load("lopsided-4"),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +14,7 @@ from p2pft_flower.algorithms.p2pft import P2PFT
 from p2pft_flower.errors import ConfigError, TopologyError
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.schedule import scheduled
+from tests.examples import write_example
 
 from .conftest import quadratics
 from .test_methods import random_directed_graph
@@ -184,9 +182,7 @@ def test_one_turn_chooses_the_same_step_as_the_graph_itself():
 
 
 def test_the_example_in_the_docs_reaches_the_optimum(tmp_path):
-    docs = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(# my_schedule\.py.*?)```", docs, re.DOTALL)
-    (tmp_path / "my_schedule.py").write_text(code)
+    file = write_example("my_schedule", tmp_path)
     problem = quadratics(4)
     run = simulate(
         "p2pft",
@@ -195,6 +191,6 @@ def test_the_example_in_the_docs_reaches_the_optimum(tmp_path):
         np.zeros(5),
         alpha=0.05,
         iterations=1000,
-        schedule_graph=f"{tmp_path / 'my_schedule.py'}:pairs",
+        schedule_graph=f"{file}:pairs",
     )
     np.testing.assert_allclose(run.theta, np.tile(problem.optimum(), (4, 1)), rtol=0, atol=1e-8)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import read_results
+from tests.examples import write_example
 
 from .engine import run_app
 
@@ -39,19 +37,15 @@ def test_local_steps_cost_as_much_privacy_as_so_many_iterations(tmp_path):
 
 
 def test_the_docs_own_codec_trains_in_the_app(tmp_path):
-    docs = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(# my_codec\.py.*?)```", docs, re.DOTALL)
-    (tmp_path / "my_codec.py").write_text(code)
-    run_app(tmp_path / "out", iterations=8, codec=f"{tmp_path / 'my_codec.py'}:Powers", **SMALL)
+    file = write_example("my_codec", tmp_path)
+    run_app(tmp_path / "out", iterations=8, codec=f"{file}:Powers", **SMALL)
     results = read_results(tmp_path / "out")
     assert {peer["bytes_sent"] for peer in results["peers"]} == {8 * 2 * results["trainable_parameters"]}
 
 
 def test_the_docs_own_schedule_trains_in_the_app_and_collects(tmp_path):
-    docs = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(# my_schedule\.py.*?)```", docs, re.DOTALL)
-    (tmp_path / "my_schedule.py").write_text(code)
-    own = f"{tmp_path / 'my_schedule.py'}:pairs"
+    file = write_example("my_schedule", tmp_path)
+    own = f"{file}:pairs"
     run_app(tmp_path / "out", iterations=8, schedule_graph=own, **SMALL)
     results = read_results(tmp_path / "out")
     q = results["trainable_parameters"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +20,7 @@ from p2pft_flower.host.own_problem import Plugged
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.report.results import read_results
 from p2pft_flower.topology import Graph
+from tests.examples import write_example
 from tests.quadratics import QUADRATICS, Peer, Quadratics
 
 from .engine import run_app
@@ -182,10 +181,8 @@ def test_what_is_missing_or_raises_is_named_with_the_line(tmp_path):
 
 
 def test_the_example_in_the_docs_trains_to_the_mean_of_its_centres(tmp_path):
-    docs = (Path(__file__).resolve().parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"```python\n(# my_problem\.py.*?)```", docs, re.DOTALL)
-    (tmp_path / "my_problem.py").write_text(code)
-    own = f"{tmp_path / 'my_problem.py'}:quadratics"
+    file = write_example("my_problem", tmp_path)
+    own = f"{file}:quadratics"
     run_app(tmp_path / "out", problem=own, topology="ring:4", iterations=300, evaluate_every=100)
     for theta in thetas(tmp_path / "out").values():
         np.testing.assert_allclose(theta, 0.25, atol=0.01)

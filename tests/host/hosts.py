@@ -7,15 +7,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pytest
 from safetensors import safe_open
 
-from p2pft_flower.host.host import Host
+from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.training import TRACE
 from p2pft_flower.host.wires import Access
 from p2pft_flower.lab.ports import free_addresses
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import Pulse, unix_address
-from tests.journals import lines_of
+from tests.journals import lines_of, tracker_surplus
 
 from .quadratic import GRAPH, Peer, Quadratics, plans, thetas
 
@@ -88,6 +89,32 @@ class Federation:
 
     def kept(self, peer):
         return next(p.built[peer].kept for p in self.problems.values() if peer in p.built)
+
+
+def lose_and_let_in(net):
+    """Train all four hosts of a federation; peer 2 fails in its 60th gradient and is let in again later.
+
+    Returns each peer's surplus of Σ τ over Σ g, by view.
+    """
+    net.all_there.set()
+    released = threading.Event()
+
+    def hook(peer, drawn):
+        if peer == 2 and drawn == 60:
+            raise ValueError("no more images")
+        if peer != 2 and net.hosts[peer]._iteration == 80:
+            assert released.wait(60)
+
+    runs = [net.start(p, hook=hook) for p in range(4)]
+    with pytest.raises(PeerFailedError):
+        runs[2].result(60)
+    until(lambda: all(net.hosts[p]._iteration >= 30 for p in (0, 1, 3)))
+    runs[2] = net.start(2, joining=True)
+    until(lambda: all(net.view_of(p) == 2 for p in (0, 1, 3)))
+    released.set()
+    for run in runs:
+        run.result(60)
+    return tracker_surplus(net.folder, range(4))
 
 
 def best(*peers):

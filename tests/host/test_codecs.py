@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from dataclasses import replace
 
@@ -24,10 +23,9 @@ from p2pft_flower.keeping.checkpoints import (
 )
 from p2pft_flower.transport import ExchangeRefusedError
 from p2pft_flower.transport.calls import Channels
-from tests.journals import tracker_surplus
 
 from ..transport.federation import Federation as Certificates
-from .hosts import ALONE, FOLDED, RING, best, run_together, tcp, train, unix, until
+from .hosts import ALONE, FOLDED, RING, best, lose_and_let_in, run_together, tcp, train, unix
 from .quadratic import GRAPH, Peer, Quadratics, Score, plans, thetas
 from .test_keeper import going_on, keeping, run_all
 
@@ -126,25 +124,7 @@ def test_a_resumed_run_counts_every_gradient_that_its_neighbours_may_know_of(tmp
 
 def test_a_lost_peer_and_one_that_comes_back_begin_the_memories_anew_and_the_trackers_sum_up(federation):
     net = federation(tcp(), iterations=150, **{"peer-timeout": 8.0, "codec": "q4", **LOCAL})
-    net.all_there.set()
-    released = threading.Event()
-
-    def hook(peer, drawn):
-        if peer == 2 and drawn == 60:
-            raise ValueError("no more images")
-        if peer != 2 and net.hosts[peer]._iteration == 80:
-            assert released.wait(60)
-
-    runs = [net.start(p, hook=hook) for p in range(4)]
-    with pytest.raises(PeerFailedError):
-        runs[2].result(60)
-    until(lambda: all(net.hosts[p]._iteration >= 30 for p in (0, 1, 3)))
-    runs[2] = net.start(2, joining=True)
-    until(lambda: all(net.view_of(p) == 2 for p in (0, 1, 3)))
-    released.set()
-    for run in runs:
-        run.result(60)
-    surplus = tracker_surplus(net.folder, range(4))
+    surplus = lose_and_let_in(net)
     assert {s.view for s in surplus} == {0, 1, 2}
     assert max(s.relative for s in surplus) < 1e-4
     for p in range(4):
@@ -167,6 +147,32 @@ def test_a_codec_with_too_large_a_step_is_noticed_and_named(tmp_path):
     assert isinstance(result, DivergedError)
     assert "what its neighbours know of its vector is" in str(result)
     assert "lower codec-step (0 chooses one)" in str(result)
+
+
+def test_a_payload_without_any_bytes_is_a_payload_too(tmp_path, short):
+    (tmp_path / "silent.py").write_text(SILENT)
+    settings = {"codec": f"{tmp_path / 'silent.py'}:Silent", "codec-step": 0.1, "iterations": 1}
+    memory, _ = train(tmp_path / "memory", [[0, 1, 2, 3]], {}, **settings)
+    for name, addresses in (("unix", unix(short)), ("tcp", tcp())):
+        theta, outcomes = train(tmp_path / name, ALONE, addresses, **settings)
+        np.testing.assert_array_equal(theta, memory)
+        assert {o.bytes_sent for o in outcomes} == {0}
+
+
+SILENT = """
+import numpy as np
+
+
+class Silent:
+    def most_bytes(self, q, dtype):
+        return 1
+
+    def encode(self, vector):
+        return b""
+
+    def decode(self, payload, q, dtype):
+        return np.zeros(q, dtype)
+"""
 
 
 def test_a_codec_whose_payloads_are_longer_than_the_vector_crosses_the_network(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,10 +13,9 @@ from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.wires import Access
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.schedule import scheduled
-from tests.journals import tracker_surplus
 
 from ..transport.federation import Federation as Certificates
-from .hosts import ALONE, FOLDED, RING, best, run_together, tcp, unix, until
+from .hosts import ALONE, FOLDED, RING, best, lose_and_let_in, run_together, tcp, unix, until
 from .quadratic import Peer, Quadratics, plans, thetas
 from .test_keeper import going_on, keeping, run_all
 
@@ -115,25 +113,7 @@ def test_a_lost_peer_and_one_that_comes_back_keep_the_schedule_and_the_trackers_
     how, codec, federation
 ):
     net = federation(tcp(), graph=LOPSIDED, iterations=150, **{"peer-timeout": 8.0, "codec": codec, **how})
-    net.all_there.set()
-    released = threading.Event()
-
-    def hook(peer, drawn):
-        if peer == 2 and drawn == 60:
-            raise ValueError("no more images")
-        if peer != 2 and net.hosts[peer]._iteration == 80:
-            assert released.wait(60)
-
-    runs = [net.start(p, hook=hook) for p in range(4)]
-    with pytest.raises(PeerFailedError):
-        runs[2].result(60)
-    until(lambda: all(net.hosts[p]._iteration >= 30 for p in (0, 1, 3)))
-    runs[2] = net.start(2, joining=True)
-    until(lambda: all(net.view_of(p) == 2 for p in (0, 1, 3)))
-    released.set()
-    for run in runs:
-        run.result(60)
-    surplus = tracker_surplus(net.folder, range(4))
+    surplus = lose_and_let_in(net)
     assert {s.view for s in surplus} == {0, 1, 2}
     assert max(s.relative for s in surplus) < 1e-4
     for p in range(4):
