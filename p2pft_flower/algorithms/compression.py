@@ -168,10 +168,13 @@ def safe_step(graph: Graph, codec: Codec) -> float:
             "to know a peer's vector; change what it returns, or set codec-step, a small one"
         )
     turns = [graph.turn(k) for k in range(graph.period)]
-    both = ([turn.A for turn in turns], [turn.B for turn in turns])
+    both = [
+        (weights, [_others(each) for each in weights])
+        for weights in ([turn.A for turn in turns], [turn.B for turn in turns])
+    ]
 
     def radius(step: float) -> float:
-        return max(_radius(step, weights, error) for weights in both)
+        return max(_radius(step, weights, others, error) for weights, others in both)
 
     steps = (digit * 10.0**-power for power in range(4) for digit in _STEPS)
     return min(steps, key=lambda step: (round(radius(step), 6), -step))
@@ -183,12 +186,17 @@ def _others(weights: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.delete(eigenvalues, np.argmin(np.abs(eigenvalues - 1)))
 
 
-def _radius(step: float, turns: Sequence[npt.NDArray[Any]], error: float) -> float:
-    eye = np.eye(len(turns[0]))
-    if len(eye) == 1:
+def _radius(
+    step: float, turns: Sequence[npt.NDArray[Any]], others: Sequence[npt.NDArray[Any]], error: float
+) -> float:
+    if not others[0].size:
         return 0.0
-    around = reduce(lambda done, weights: ((1 - step) * eye + step * weights) @ done, turns, eye)
-    shrinks = float(np.abs(_others(around)).max()) ** (1 / len(turns))
-    moves = step * max(float(np.abs(1 - _others(weights)).max()) for weights in turns)
+    if len(turns) == 1:  # the product is one matrix, whose eigenvalues are known
+        around = 1 - step + step * others[0]
+    else:
+        eye = np.eye(len(turns[0]))
+        around = _others(reduce(lambda done, each: ((1 - step) * eye + step * each) @ done, turns, eye))
+    shrinks = float(np.abs(around).max()) ** (1 / len(turns))
+    moves = step * max(float(np.abs(1 - each).max()) for each in others)
     pair = np.array([[shrinks, moves], [error * moves, error * (1 + moves)]]) ** 2
     return float(np.abs(np.linalg.eigvals(pair)).max())

@@ -7,7 +7,8 @@
 With ψ = θ − α ∇L these are the papers' ψ_i^k and φ_i^k = ψ_i^k + θ_i^k − ψ_i^{k−1}, for c_i^k is
 (θ_i^k − ψ_i^{k−1}) / α. W = A must be symmetric, hence doubly stochastic: two peers that share an edge give
 each other the same weight. Other graphs are refused. ½ (I + W) instead of W has no negative eigenvalues, on
-some of which the recursion would diverge.
+some of which the recursion would diverge. Weights that change with the iteration are refused, too: c_i
+remembers what one W left over, and another one would take it for its own.
 
 Fixed point, with full gradients: exact for (1/n) Σ L_i. The columns of W sum to one, so Σ c = 0 at every k,
 and Σ θ makes a plain step along Σ g. At rest φ_i = Σ_j w_ij φ_j, so all φ_i agree, and so do all θ_i = φ_i;

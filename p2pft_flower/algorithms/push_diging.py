@@ -52,7 +52,7 @@ class PushDIGing:
         w, w_next = self.tracker_weight, self.next_weight
         velocity = heavy_ball(self.momentum, state.velocity, state.tau)
         x = yield Columns(w * state.theta - self.alpha(k) * velocity)  # x_i ← Σ_j b_ij (x_j − α τ_j)
-        theta = x / w_next  # z_i = x_i / w_i
+        theta = x / w_next  # z_i = x_i / w_i^{k+1}
         grad = gradient(theta)  # ∇L_i(z_i^{k+1})
         tau = yield Columns(state.tau + grad - state.grad)  # τ_i ← Σ_j b_ij (τ_j + ∇L_j^{k+1} − ∇L_j^k)
         return Tracking(theta, tau, grad, velocity if self.momentum else None)

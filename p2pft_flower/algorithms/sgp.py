@@ -54,4 +54,4 @@ class SGP:
         w, w_next = self.tracker_weight, self.next_weight
         velocity = heavy_ball(self.momentum, state.velocity, gradient(state.theta))
         x = yield Columns(w * state.theta - self.alpha(k) * velocity)  # x_i ← Σ_j b_ij (x_j − α ∇L_j(z_j))
-        return Descent(x / w_next, velocity if self.momentum else None)  # z_i = x_i / w_i
+        return Descent(x / w_next, velocity if self.momentum else None)  # z_i = x_i / w_i^{k+1}

@@ -14,11 +14,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from p2pft_flower.algorithms import (
-    ALGORITHMS,
-    check_graph,
-    gradients_per_step,
-)
+from p2pft_flower.algorithms import ALGORITHMS, check_graph, gradients_per_step
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower import nodes

@@ -210,6 +210,11 @@ class Graph:
         """Return the weights of iteration ``k``, with limits of trackers under a codec's γ ``step``."""
         return _cycle(self, step)[k % self.period]
 
+    @property
+    def _rows(self) -> list[Matrix]:
+        """A of each turn."""
+        return [by_rows(W) for W in self.turns] or [self.A]
+
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
         """All (sender j, receiver i), ascending, without self-loops."""
@@ -245,7 +250,7 @@ class Graph:
 
         Of a graph with turns: in each of them.
         """
-        return all(bool(np.all(np.abs(turn.A.sum(axis=0) - 1.0) <= 1e-9)) for turn in _cycle(self, 1.0))
+        return all(bool(np.all(np.abs(A.sum(axis=0) - 1.0) <= 1e-9)) for A in self._rows)
 
     @cached_property
     def undirected(self) -> bool:
@@ -255,7 +260,7 @@ class Graph:
     @cached_property
     def symmetric(self) -> bool:
         """Whether A is its own transpose (within 1e-9), in each turn: undirected, and doubly stochastic."""
-        return all(bool(np.all(np.abs(turn.A - turn.A.T) <= 1e-9)) for turn in _cycle(self, 1.0))
+        return all(bool(np.all(np.abs(A - A.T) <= 1e-9)) for A in self._rows)
 
     @cached_property
     def diameter(self) -> int:
