@@ -10,6 +10,7 @@ from p2pft_flower.agreement.composing import can_join, compose, is_sound
 from p2pft_flower.agreement.record import Composition, Phase, Record
 from p2pft_flower.agreement.rules import Rules
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.schedule import scheduled
 
 GROUPS = {m: (m,) for m in range(4)}
 RING = Rules(Graph.load("ring:4"), GROUPS, 1.0, 10.0)
@@ -40,6 +41,14 @@ def test_those_that_have_promised_go_on_from_the_most_iterations_of_any_of_them(
 )
 def test_an_iteration_that_nobody_can_have_reached_is_not_used(iterations, begins):
     assert compose(RING, ALL, promised(**iterations), [], []).iteration == begins
+
+
+def test_where_weights_change_members_may_be_further_apart_by_a_period_an_edge():
+    turns = Rules(scheduled(Graph.load("ring:4"), "one-peer-exponential"), GROUPS, 1.0, 10.0)
+    far = {"m0": 5, "m1": 6, "m2": 13, "m3": 5}  # twice as far as on a graph that does not change
+    assert compose(turns, ALL, promised(**far), [], []).iteration == 13
+    assert compose(RING, ALL, promised(**far), [], []).iteration == 6
+    assert compose(turns, ALL, promised(**far | {"m2": 14}), [], []).iteration == 6
 
 
 def test_a_member_that_hangs_or_died_after_its_promise_is_left_out():

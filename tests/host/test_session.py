@@ -11,6 +11,7 @@ from p2pft_flower.host.agreement import NewView
 from p2pft_flower.host.exchange import HostExchange
 from p2pft_flower.host.session import Sessions
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.schedule import scheduled
 from p2pft_flower.topology.views import View
 
 from .hosts import ALONE, FOLDED, RING, tcp, train
@@ -52,6 +53,21 @@ def test_of_a_new_view_everything_is_new_and_all_of_it_says_the_same_number(tmp_
     assert session.inbox is not first.inbox
     with pytest.raises(dataclasses.FrozenInstanceError):
         session.number = 4
+
+
+def test_of_a_view_whose_weights_change_the_places_are_those_of_its_codecs_step(tmp_path):
+    graph = scheduled(RING, "lopsided-4,directed-ring-4")
+    session = sessions(tmp_path, 1, graph, survive=True, codec="q3").of(
+        new_view()._replace(view=View.without(graph, [2]))
+    )
+    view, step = View.without(graph, [2]), session.compression.step
+    assert step < 1
+    for k in (40, 41):
+        place, turn = session.places[1].at(k), view.graph.turn(k, step)
+        assert (place.tracker_weight, place.next_weight) == (turn.tracker_weights[1], turn.next_weights[1])
+        assert place.tracker_weight != view.graph.turn(k).tracker_weights[1]
+    # Three peers, each of which may hear of another one in every second iteration only.
+    assert (session.period, session.all_have_theta) == (2, 40 + 3 * 2)
 
 
 def test_the_losses_weights_have_mean_one_among_the_peers_of_the_view(tmp_path):
