@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 __all__ = ["before_obeying"]
 
+Handler = Callable[[int, FrameType | None], None]
+
 
 @contextlib.contextmanager
-def before_obeying(act: Callable[[signal.Signals], bool]) -> Iterator[None]:
+def before_obeying(act: Callable[[signal.Signals], bool], reply_within: float = 0.0) -> Iterator[None]:
     """Call ``act`` once when SIGINT or SIGTERM comes during a ``with`` block, then the handlers of before.
 
     If ``act`` returns False, the signal is not obeyed: the block ends by itself now. A second signal is
     obeyed.
+
+    With ``reply_within`` > 0, a signal after the block, and such a second one, is obeyed only so many seconds
+    after it came: a ClientApp that ends while it hands its reply over leaves a SuperNode of Flower 1.42
+    waiting for the rest for ever. Flower itself raises SIGINT then, when it finds a stopped run over.
 
     Outside the main thread, where Python takes no signals, nothing changes.
     """
@@ -29,6 +37,14 @@ def before_obeying(act: Callable[[signal.Signals], bool]) -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
+    def let_go() -> None:
+        if not reply_within:
+            restore()
+            return
+        later = _obeyed_after(reply_within, restore)
+        for number in before:
+            signal.signal(number, later)
+
     def handle(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's signature
         for other in before:  # a second signal must not cut this short; all that is done here has deadlines
             signal.signal(other, signal.SIG_IGN)
@@ -36,13 +52,33 @@ def before_obeying(act: Callable[[signal.Signals], bool]) -> Iterator[None]:
         try:
             obey = act(signal.Signals(number))
         finally:
-            restore()
             if obey:
+                restore()
                 signal.raise_signal(number)
+            else:
+                let_go()
 
     for number in before:
         signal.signal(number, handle)
     try:
         yield
     finally:
-        restore()
+        if signal.getsignal(signal.SIGINT) is handle:  # no signal has come
+            let_go()
+
+
+def _obeyed_after(seconds: float, restore: Callable[[], None]) -> Handler:
+    """Return a handler that obeys, with the handlers that ``restore`` sets, ``seconds`` after the first signal."""
+    due: list[float] = []
+
+    def later(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's signature
+        if not due:
+            due.append(time.monotonic() + seconds)
+            timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+            timer.daemon = True
+            timer.start()
+        elif time.monotonic() >= due[0]:
+            restore()
+            signal.raise_signal(number)
+
+    return later

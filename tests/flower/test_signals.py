@@ -18,13 +18,17 @@ from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 
+PATIENCE = 60.0
+
 
 @pytest.fixture(autouse=True)
 def _a_signal_is_obeyed():
     """Stand in for Flower's handler: a shell that runs the tests in the background has SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_a_signal_is_acted_on_once_and_then_obeyed():
@@ -50,6 +54,24 @@ def test_a_signal_that_was_enough_to_act_on_is_not_obeyed_but_a_second_one_is():
 
     with pytest.raises(KeyboardInterrupt):
         twice()
+
+
+def test_a_reply_that_is_being_handed_over_has_its_time_before_a_signal_is_obeyed():
+    over = []
+
+    def hand_over(act_on_first):
+        with before_obeying(lambda number: False, reply_within=0.05):
+            if act_on_first:
+                signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        over.append(act_on_first)
+        threading.Event().wait(PATIENCE)
+
+    for act_on_first in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            hand_over(act_on_first)
+    assert over == [False, True]
 
 
 def test_a_signal_is_obeyed_even_when_acting_on_it_fails():
