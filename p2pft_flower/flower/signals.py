@@ -68,7 +68,7 @@ def before_obeying(act: Callable[[signal.Signals], bool], reply_within: float = 
 
 
 def _obeyed_after(seconds: float, restore: Callable[[], None]) -> Handler:
-    """Return a handler that obeys, with the handlers that ``restore`` sets, ``seconds`` after the first signal."""
+    """Return a handler that obeys ``seconds`` after the first signal, with the handlers of ``restore``."""
     due: list[float] = []
 
     def later(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's signature
