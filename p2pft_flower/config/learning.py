@@ -1,0 +1,252 @@
+"""The keys on what is learned: model, trained part, images, mini-batches and privacy."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from p2pft_flower.config.bounds import require, require_bounds
+from p2pft_flower.config.pixels import read_channels, read_range
+from p2pft_flower.errors import ConfigError
+from p2pft_flower.plugins import is_reference
+
+__all__ = ["CHOICES", "LearningConfig"]
+
+CHOICES = {
+    "device": ("auto", "cpu", "cuda", "mps"),
+    "cache_dtype": ("float16", "float32"),
+    "bad_images": ("refuse", "skip"),
+    "trunk_dtype": ("auto", "float32", "bfloat16"),
+    "interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
+}
+"""Values of the learning keys that have a few only."""
+
+HANDED_ON = ("problem", "batch_size", "seed", "data_dir")
+"""Learning keys that are handed on to a ``problem`` of the user's own; the others are for images."""
+
+MAX_IMAGE_SIZE = 2**13
+"""Pixels of a side; at patches of 16 × 16 as many tokens as a model is allowed."""
+
+
+@dataclass(frozen=True)
+class LearningConfig:
+    """The learning problem: model, trained part, images, mini-batches and privacy.
+
+    Attributes
+    ----------
+    problem : str
+        Empty: a vision transformer is fine-tuned on images, as the keys below say. Else
+        ``my_module:my_problem``, a learning problem of the user's own, which is given ``batch_size``,
+        ``seed`` and ``data_dir``; the other keys are of vision transformers, and must be left out.
+    model : str
+        ``glyph_vit_8`` (embedded), a ViT, DeiT or Swin of timm by name, or ``my_module:my_model``.
+    weights : str
+        ``pretrained`` (the model's own), ``none`` (random, said loudly), or a file's absolute path.
+    image_size : int
+        Pixels of a side of the images that the model sees; 0: the model's own. Position embeddings are
+        resampled to it.
+    crop_pct : float
+        Share of the shorter side that the centre crop keeps, in (0, 1]; 0: the model's own.
+    interpolation : str
+        The filter with which images are resized: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``,
+        ``box``, ``hamming``; empty: the model's own.
+    mean, std : str
+        The number that is subtracted from pixels of 0..1, and the number that they are then divided by: one,
+        or one a channel as ``"0.485,0.456,0.406"``; ``mean`` in [0, 1], ``std`` in [0.001, 1]; empty: the
+        model's own.
+    tune : str
+        ``last-block``, ``last-blocks:K``, ``head``, ``full``, ``bias``, ``bias+norm``, ``lora:R``,
+        ``adapter:R``, ``prompt:N`` or ``prompt-deep:N``.
+    device : {"auto", "cpu", "cuda", "mps"}
+        The device of trunk and tail; ``auto``: an accelerator if there is one.
+    cache : bool
+        Whether the frozen trunk's output for an image is kept on disk and computed only once.
+    cache_dtype : {"float16", "float32"}
+        Precision of the tokens kept.
+    trunk_dtype : {"auto", "float32", "bfloat16"}
+        Precision in which the trunk computes; ``auto``: bfloat16 if the hardware multiplies in it.
+    dataset : str
+        ``digits``, ``cifar10``, ``cifar100``, ``oxford-iiit-pet``, ``oxford-flowers102``,
+        ``folder:/path``, ``folder:/path-{peer}`` (a folder for each peer, by its number), or
+        ``my_module:my_dataset``.
+    data_dir : str
+        The folder of torchvision's folders, empty: ``$P2PFT_HOME/data``; handed to own datasets.
+    download : bool
+        Whether torchvision may fetch a dataset that is not there.
+    verify : bool
+        Refuse torchvision folders whose md5 sums are not the official ones.
+    shots : int
+        Training images of each class, drawn before they are dealt out; 0: all.
+    partition : str
+        ``auto``, ``classes:0-1,2-3,…``, ``iid``, ``dirichlet:ALPHA``, ``shards:K``, ``own`` (with a folder
+        for each peer), or ``my_module:my_partition``.
+    stream : bool
+        Whether a folder's training images are listed again at the start of each pass over them.
+    pixel_range : str
+        ``auto``, or ``LOW:HIGH``: the values that are black and white if an image has more than 8 bits a
+        sample, signs or fractions (``"-1000:400"``); with a folder for each peer also one of these a peer,
+        separated by commas.
+    bad_images : {"refuse", "skip"}
+        Whether an image that cannot be read ends the run, or is left out and named in a warning.
+    augment : str
+        ``none``, ``basic`` (timm's random resized crop and horizontal flip), or one of timm's
+        auto-augmentations on top of it, such as ``rand-m9-mstd0.5-inc1``. Training images only.
+    batch_size : int
+        Images in one mini-batch of one peer; on average, if ``dp_clip`` > 0.
+    dp_clip : float
+        L2 norm to which each training image's gradient is clipped, for differential privacy; 0: no privacy.
+    dp_noise : float
+        Standard deviation of the noise that a batch's sum of gradients gets, by ``dp_clip``; 0: none, the
+        gradients are clipped only.
+    dp_delta : float
+        δ of the (ε, δ) that is accounted for; 0: 1 / (10 N_i), N_i the peer's training images.
+    seed : int
+        Decides partition, new head, mini-batches and every other draw; in deployment not the draws that
+        ``dp_clip`` makes.
+    """
+
+    problem: str = ""
+    model: str = "glyph_vit_8"
+    weights: str = "pretrained"
+    image_size: int = 0
+    crop_pct: float = 0.0
+    interpolation: str = ""
+    mean: str = ""
+    std: str = ""
+    tune: str = "last-block"
+    device: str = "auto"
+    cache: bool = True
+    cache_dtype: str = "float16"
+    trunk_dtype: str = "auto"
+    dataset: str = "digits"
+    data_dir: str = ""
+    download: bool = False
+    verify: bool = True
+    shots: int = 0
+    partition: str = "auto"
+    stream: bool = False
+    pixel_range: str = "auto"
+    bad_images: str = "refuse"
+    augment: str = "none"
+    batch_size: int = 32
+    dp_clip: float = 0.0
+    dp_noise: float = 0.0
+    dp_delta: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for key, choices in CHOICES.items():
+            value = getattr(self, key)
+            named = ", ".join(choice or "empty" for choice in choices)
+            require(value in choices, key.replace("_", "-"), value, f"one of {named}")
+        require(
+            0 <= self.image_size <= MAX_IMAGE_SIZE,
+            "image-size",
+            self.image_size,
+            f"a whole number of pixels, at most {MAX_IMAGE_SIZE}, or 0",
+        )
+        require(0.0 <= self.crop_pct <= 1.0, "crop-pct", self.crop_pct, "in (0, 1], or 0")
+        read_channels("mean", self.mean)
+        read_channels("std", self.std)
+        self.pixel_ranges  # noqa: B018 - refuses what it cannot read
+        require_bounds(self)
+        require(0.0 <= self.dp_delta < 1.0, "dp-delta", self.dp_delta, "in [0, 1)")
+
+    @property
+    def sited(self) -> bool:
+        """Whether each peer has a folder of its own."""
+        return self.dataset.startswith("folder:") and "{peer}" in self.dataset
+
+    @property
+    def pixel_ranges(self) -> tuple[tuple[float, float] | None, ...]:
+        """Black and white of ``pixel_range``, None for ``auto``: one for all peers, or one a peer."""
+        return tuple(read_range(text.strip()) for text in self.pixel_range.split(","))
+
+    def pixel_range_of(self, peer: int) -> str:
+        """Return ``pixel_range`` as it is for one peer's images.
+
+        Raises
+        ------
+        ConfigError
+            When there is one range a peer, and none for this one.
+        """
+        ranges = [text.strip() for text in self.pixel_range.split(",")]
+        if len(ranges) > 1 and peer >= len(ranges):
+            raise ConfigError(
+                f"pixel-range = {self.pixel_range!r} has {len(ranges)} ranges and none for peer {peer}: give "
+                "one for all, or one a peer"
+            )
+        return ranges[0] if len(ranges) == 1 else ranges[peer]
+
+    def check_problem(self) -> None:
+        """Look at the settings beside a ``problem`` of the user's own.
+
+        Raises
+        ------
+        ConfigError
+            When ``problem`` names no function, or keys of vision transformers are set beside it, naming them.
+        """
+        if not is_reference(self.problem):
+            raise ConfigError(
+                f"problem = {self.problem!r}: must be empty, my_module:my_problem or /path/file.py:my_problem"
+            )
+        given = [
+            f"{f.name.replace('_', '-')} = {getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if f.name not in HANDED_ON and getattr(self, f.name) != f.default
+        ]
+        if given:
+            raise ConfigError(
+                f"{', '.join(given)} with problem = {self.problem!r}: a problem of your own brings its "
+                "model and its data, and these keys are of vision transformers: leave them out. Of the keys "
+                f"on what is learned it is given {', '.join(key.replace('_', '-') for key in HANDED_ON[1:])}"
+            )
+
+    def check_data(self) -> None:
+        """Look at the settings of the data together; each alone was checked when it was set.
+
+        Raises
+        ------
+        ConfigError
+            When some do not go together, naming them.
+        """
+        if self.sited and self.partition not in ("auto", "own"):
+            raise ConfigError(
+                f"partition = {self.partition!r} with dataset = {self.dataset!r}: each peer has a folder of "
+                "its own, so nothing is dealt out; choose auto or own"
+            )
+        if self.partition == "own" and not self.sited:
+            raise ConfigError(
+                f"partition = 'own' with dataset = {self.dataset!r}: give dataset = folder:/path with "
+                "{peer} in it, as folder:/data/site-{peer}"
+            )
+        if len(self.pixel_ranges) > 1 and not self.sited:
+            raise ConfigError(
+                f"pixel-range = {self.pixel_range!r} with dataset = {self.dataset!r}: one range a peer needs "
+                "a folder for each peer (dataset = folder:/path with {peer} in it); give one for all images"
+            )
+        for key, value in (("dp-noise", self.dp_noise), ("dp-delta", self.dp_delta)):
+            if value and not self.dp_clip:
+                raise ConfigError(
+                    f"{key} = {value} with dp-clip = 0: nothing would be private; give dp-clip, the norm to "
+                    "which each image's gradient is clipped, such as 1.0"
+                )
+        if not self.stream:
+            return
+        if self.dp_clip:
+            raise ConfigError(
+                f"stream = true with dp-clip = {self.dp_clip}: what a gradient reveals depends on the "
+                "number of images, which must not change while it is counted; choose one of the two"
+            )
+        if not self.dataset.startswith("folder:"):
+            raise ConfigError(f"stream = true with dataset = {self.dataset!r}: only a folder:/path can grow")
+        if self.shots:
+            raise ConfigError(
+                f"stream = true with shots = {self.shots}: shots are drawn once, of images that are there; "
+                "choose one of the two"
+            )
+        if self.partition not in ("auto", "own") and not self.partition.startswith("classes:"):
+            raise ConfigError(
+                f"stream = true with partition = {self.partition!r}: whose a new image is must follow from "
+                "its class or its folder; choose auto, classes:0-1,2-3,… or own"
+            )

@@ -1,0 +1,76 @@
+"""The keys on the method: what is computed, and what travels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from p2pft_flower.algorithms.codecs import is_own_codec, make_codec
+from p2pft_flower.algorithms.objective import OBJECTIVES
+from p2pft_flower.algorithms.schedules import make_schedule
+from p2pft_flower.config.bounds import require, require_bounds
+from p2pft_flower.topology.schedule import STATIC, check_schedule
+
+__all__ = ["MethodConfig"]
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """The method, and its numbers.
+
+    Attributes
+    ----------
+    algorithm : str
+        A method of :mod:`p2pft_flower.algorithms`, a strategy of ``flwr.serverapp.strategy`` by name
+        (``fedavg``, ``fedprox``, …), or ``my_module:my_method``.
+    learning_rate : float
+        α.
+    schedule : str
+        ``constant``, ``cosine`` or ``step:EVERY:FACTOR`` (iterations).
+    momentum : float
+        Heavy-ball β in [0, 1).
+    weight_decay : float
+        λ ≥ 0; adds λ/2 ‖θ‖² to every peer's loss.
+    objective : {"uniform", "examples"}
+        Whether peers or images count the same. Flower's strategies: the weights of its averages; FedMedian,
+        Krum and others that do not average ignore it.
+    local_epochs : int
+        Server-based strategies: epochs of local training a round.
+    strategy_options : str
+        Server-based strategies: arguments as ``"proximal-mu=0.1,server-learning-rate=0.5"``.
+    algorithm_options : str
+        Methods of :mod:`p2pft_flower.algorithms` and own ones: further arguments, as ``"local-steps=8"``.
+    codec : str
+        The encoding of payloads: ``none``, ``float16``, ``bfloat16``, ``int8``, ``q4``, ``q3``,
+        ``topk:SHARE`` or ``my_module:my_codec``; all but ``none`` send differences and remember the rest.
+    codec_step : float
+        γ in (0, 1] of exchanges with a codec; 0: chosen from graph and codec.
+    schedule_graph : str
+        The weights of each iteration: ``static`` (the topology's), ``one-peer-exponential``, ``base:K``,
+        graphs in turn separated by commas, or ``my_module:my_schedule``
+        (:mod:`p2pft_flower.topology.schedule`).
+    pipelined : bool
+        Whether p2pft computes its gradients while payloads travel: mix, then adapt.
+    """
+
+    algorithm: str = "p2pft"
+    learning_rate: float = 0.1
+    schedule: str = "constant"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    objective: str = "uniform"
+    local_epochs: int = 1
+    strategy_options: str = ""
+    algorithm_options: str = ""
+    codec: str = "none"
+    codec_step: float = 0.0
+    schedule_graph: str = STATIC
+    pipelined: bool = False
+
+    def __post_init__(self) -> None:
+        if not is_own_codec(self.codec):
+            make_codec(self.codec)
+        make_schedule(self.schedule, self.learning_rate, 1)
+        check_schedule(self.schedule_graph)
+        require(0.0 <= self.momentum < 1.0, "momentum", self.momentum, "in [0, 1)")
+        require_bounds(self)
+        require(self.objective in OBJECTIVES, "objective", self.objective, f"one of {', '.join(OBJECTIVES)}")

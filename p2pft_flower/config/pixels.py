@@ -1,0 +1,78 @@
+"""The keys on pixels as texts: channels' means and deviations, and black and white."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from p2pft_flower.config.bounds import require
+from p2pft_flower.errors import ConfigError
+
+__all__ = ["channel_fault", "read_channels", "read_range"]
+
+_BRIGHTEST = 1e30
+"""Beyond what a sample of any image may be."""
+
+_CHANNELS = {"mean": (0.0, 1.0), "std": (0.001, 1.0)}
+"""Least and largest that mean and deviation of pixels of 0..1 may be; 0 and 1 leave pixels as they are."""
+
+
+def read_channels(key: str, text: str) -> tuple[float, ...]:
+    """Read one number, or one a channel: ``"0.5"``, ``"0.485,0.456,0.406"``; empty: none.
+
+    Raises
+    ------
+    ConfigError
+        When it is something else, naming ``key``.
+    """
+    try:
+        numbers = tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        numbers = (math.nan,)
+    right = "a number, or one for each of three channels as 0.485,0.456,0.406"
+    require(len(numbers) in (0, 1, 3) and all(map(math.isfinite, numbers)), key, text, right)
+    fault = channel_fault(key, numbers)
+    if fault:
+        raise ConfigError(f"{key} = {text!r}: {fault}")
+    return numbers
+
+
+def channel_fault(key: str, numbers: Sequence[float]) -> str:
+    """Say why numbers cannot be ``mean`` or ``std`` of pixels of 0..1; empty if they can.
+
+    Parameters
+    ----------
+    key : {"mean", "std"}
+        The key that they are a value of.
+    numbers : sequence of float
+        One a channel.
+    """
+    low, high = _CHANNELS[key]
+    if all(low <= number <= high for number in numbers):
+        return ""
+    divide = "; divide by 255?" if any(number > high for number in numbers) else ""
+    return f"must be numbers from {low:g} to {high:g}, as pixels are of 0 … 1{divide}"
+
+
+def read_range(text: str) -> tuple[float, float] | None:
+    """Read one ``pixel-range``: ``"LOW:HIGH"``, or ``"auto"``: None.
+
+    Raises
+    ------
+    ConfigError
+        When it is something else.
+    """
+    if text == "auto":
+        return None
+    low, colon, high = text.partition(":")
+    try:
+        black, white = float(low), float(high)
+    except ValueError:
+        black, white = math.nan, math.nan
+    require(
+        bool(colon) and -_BRIGHTEST <= black < white <= _BRIGHTEST,
+        "pixel-range",
+        text,
+        "auto or LOW:HIGH with LOW < HIGH, such as -1000:400",
+    )
+    return black, white

@@ -1,0 +1,88 @@
+"""All keys of a run-config together: from kebab-case and back, with the types of their values."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, get_type_hints
+
+from p2pft_flower.config.learning import LearningConfig
+from p2pft_flower.config.method import MethodConfig
+from p2pft_flower.config.runtime import RuntimeConfig
+from p2pft_flower.errors import ConfigError
+
+__all__ = ["RunConfig", "config_keys"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run."""
+
+    method: MethodConfig = field(default_factory=MethodConfig)
+    learning: LearningConfig = field(default_factory=LearningConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Build from kebab-case keys, as Flower's run-config gives them.
+
+        Raises
+        ------
+        ConfigError
+            When a key is unknown, or its value has another type or is not one of the choices.
+        """
+        known = config_keys()
+        for key in values:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean {close[0]!r}? " if close else ""
+                raise ConfigError(f"unknown run-config key {key!r}: {hint}The keys are {', '.join(known)}")
+        return cls(
+            method=_build(MethodConfig, values),
+            learning=_build(LearningConfig, values),
+            runtime=_build(RuntimeConfig, values),
+        )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the kebab-case keys and values; the inverse of :meth:`from_mapping`."""
+        concerns = (self.method, self.learning, self.runtime)
+        return {
+            f.name.replace("_", "-"): getattr(concern, f.name)
+            for concern in concerns
+            for f in dataclasses.fields(concern)
+        }
+
+
+def config_keys() -> dict[str, Any]:
+    """Return every run-config key with its default."""
+    return RunConfig().to_mapping()
+
+
+Concern = TypeVar("Concern", MethodConfig, LearningConfig, RuntimeConfig)
+
+
+def _build(concern: type[Concern], values: Mapping[str, Any]) -> Concern:
+    types = get_type_hints(concern)
+    chosen: dict[str, Any] = {}
+    for f in dataclasses.fields(concern):
+        key = f.name.replace("_", "-")
+        if key in values:
+            chosen[f.name] = _typed(key, values[key], types[f.name])
+    return concern(**chosen)
+
+
+def _typed(key: str, value: Any, wanted: type) -> Any:
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf  # as "1e999" is read
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+        raise ConfigError(f"{key} = {value!r}: must be {names[wanted]}, not {type(value).__name__}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ConfigError(f"{key} = {value}: must be a whole number of at most 64 bits")
+    return value

@@ -1,0 +1,136 @@
+"""The keys on the run itself: graph, length, transport, deadlines, checkpoints and results."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pft_flower.config.bounds import require, require_bounds
+
+__all__ = ["TRANSPORTS", "RuntimeConfig"]
+
+TRANSPORTS = ("auto", "memory", "grpc")
+ON_FAILURE = ("continue", "wait", "stop")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """The run itself: graph, length, transport, deadlines, checkpoints, and the place of the results.
+
+    Attributes
+    ----------
+    topology : str
+        A graph's name, path or generator (``p2pft topology list``).
+    epochs : int
+        Length of the run; an epoch has as many gradients as a peer's mean share of the data has batches.
+    iterations : int
+        Length of the run in iterations; 0 lets ``epochs`` decide.
+    evaluate_every : int
+        Iterations between two evaluations; 0 means once an epoch. The last iteration is always evaluated.
+        Flower's strategies are evaluated after every round.
+    transport : {"auto", "memory", "grpc"}
+        ``auto``: in memory within a host, sockets between hosts. ``memory``: all peers on one host.
+        ``grpc``: sockets even within a host.
+    threads : int
+        Torch threads of each host. Runs are bit-identical to each other at the same value.
+    meet_timeout : float
+        Seconds after which a peer is given up that is missing, silent, or prepares without progress (an image
+        read, a batch through the trunk) before the first iteration; peers that make progress are waited for.
+    peer_timeout : float
+        Seconds without a word (payload, heartbeat, answer) after which a peer is taken for lost. One that is
+        slow and says so is waited for. The first call that carries a payload has the same deadline; if a link
+        needs longer, each next call has twice the deadline of the one before, up to ``hang_timeout``.
+    on_failure : {"continue", "wait", "stop"}
+        The others' reaction to the loss of a peer: go on without it, wait for it up to ``rejoin_deadline``
+        first, or stop. If all peers are on one host, nobody can be lost.
+    rejoin_deadline : float
+        Seconds that peers wait: for a lost one if ``on_failure`` is ``wait``, and then as long again for an
+        agreement on the next view; or to be let in again. Then they stop, with a checkpoint. In a simulation
+        no peer comes back, so they wait at most four times ``peer_timeout``.
+    hang_timeout : float
+        Most seconds that a peer may compute, or evaluate, without getting further, heartbeats or not, before
+        it is taken for lost: 20 times its longest stretch so far, at least ``peer_timeout`` and at most this.
+        Also the longest deadline of a payload's call: after twice as long without one that gets through,
+        though heartbeats do, the graph does without the edge (``on_failure = "stop"``: the run ends).
+    run_timeout : float
+        Seconds after which the coordinator gives a run up.
+    output_dir : str
+        Absolute folder for the results; empty: ``$P2PFT_HOME/runs/<run id>``.
+    preflight_only : bool
+        Look at every peer and link of a deployment, and stop before the first gradient.
+    checkpoint_every : int
+        Iterations between two checkpoints of each peer; 0: when peers are evaluated, but 50 iterations apart
+        at least; -1: none, and the run cannot be resumed. Flower's strategies write one after each round,
+        unless it is -1.
+    checkpoints_kept : int
+        Iterations, the newest ones, of which every peer has a checkpoint.
+    resume : str
+        The run to go on from, by its id, or by its folder's absolute path; empty: none.
+    extend : bool
+        Whether a run that is resumed may be longer than it was.
+    observer_address : str
+        ``host:port`` at which the coordinator of a deployment listens to the peers' progress, and at which
+        they reach it; empty: it has their scores at the end only. Nothing waits for it.
+    min_peers : int
+        Peers with which a run on SuperNodes may start when others are missing after ``meet_timeout``; 0: all
+        of the graph. With fewer than these no view goes on (``on_failure``), nor does one of less than half
+        of the view before.
+    """
+
+    topology: str = "directed-ring-4"
+    epochs: int = 25
+    iterations: int = 0
+    evaluate_every: int = 0
+    transport: str = "auto"
+    threads: int = 1
+    meet_timeout: float = 120.0
+    peer_timeout: float = 120.0
+    on_failure: str = "continue"
+    rejoin_deadline: float = 600.0
+    hang_timeout: float = 1800.0
+    run_timeout: float = 604_800.0
+    output_dir: str = ""
+    checkpoint_every: int = 0
+    checkpoints_kept: int = 2
+    resume: str = ""
+    extend: bool = False
+    preflight_only: bool = False
+    observer_address: str = ""
+    min_peers: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            self.checkpoint_every >= -1,
+            "checkpoint-every",
+            self.checkpoint_every,
+            "a whole number of iterations, 0 (when peers are evaluated) or -1 (never)",
+        )
+        require(
+            not self.resume
+            or Path(self.resume).expanduser().is_absolute()
+            or re.fullmatch(r"[\w-]{1,64}", self.resume, re.ASCII) is not None,
+            "resume",
+            self.resume,
+            "a run's id (letters, digits, - and _), or the absolute path of a run's folder",
+        )
+        require_bounds(self)
+        require(self.epochs >= 1 or self.iterations >= 1, "epochs", self.epochs, "a whole number >= 1")
+        require(self.transport in TRANSPORTS, "transport", self.transport, f"one of {', '.join(TRANSPORTS)}")
+        require(
+            self.on_failure in ON_FAILURE, "on-failure", self.on_failure, f"one of {', '.join(ON_FAILURE)}"
+        )
+        host, _, port = self.observer_address.rpartition(":")
+        require(
+            not self.observer_address
+            or (bool(host) and port.isascii() and port.isdecimal() and len(port) <= 5 and int(port) < 2**16),
+            "observer-address",
+            self.observer_address,
+            "empty, or host:port, such as office.example:9100",
+        )
+        require(
+            not self.output_dir or Path(self.output_dir).expanduser().is_absolute(),
+            "output-dir",
+            self.output_dir,
+            "an absolute path (the process that writes runs in a folder of Flower's)",
+        )
