@@ -250,7 +250,7 @@ class OurRing:
         others = {before: addresses[before], after: addresses[after]}
         self._links = Links(terms, others, [(peer, after)], [(before, peer)], timeout=PATIENCE)
         if not shared:
-            self._links._hand_overs._no_memory = True
+            self._links._sending._hand_overs._no_memory = True
 
     def exchange(self, vector: Vector) -> Vector:
         """Send a vector and return the one that came."""

@@ -14,17 +14,15 @@ from rich.text import Text
 
 from p2pft_flower.cli.run import EXIT_USAGE
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.transport.trust.authority import create_authority, issue, renew
 from p2pft_flower.transport.trust.certificates import (
     CA_FILE,
     CA_KEY_FILE,
     PEER_FILE,
     CertificateFacts,
-    create_authority,
     facts_in,
-    issue,
     read_certificate,
     read_certificates,
-    renew,
 )
 
 __all__ = ["app"]

@@ -33,7 +33,7 @@ from p2pft_flower.lab.supervisor import MARK, Programs, marked, undisturbed
 from p2pft_flower.resources import home, home_named
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES, parse_address
-from p2pft_flower.transport.trust.certificates import create_authority, issue
+from p2pft_flower.transport.trust.authority import create_authority, issue
 from p2pft_flower.transport.trust.tls import TLS13_ENVIRONMENT
 from p2pft_flower.typed import PeerNumber, decoded, encoded, plain
 

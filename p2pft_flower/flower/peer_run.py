@@ -68,51 +68,9 @@ def run_peers(
     progress = Progress(
         1 if run.pooled else run.graph.n, run.iterations, lambda line: log.info("%s", line), run.missing
     )
-
-    notes = {printable(run.images_line)}  # those shown already
     parent = os.getppid()
-
-    def on_report(report: PeerReport) -> None:
-        if report.run == run.id and report.note and report.peer in run.peers:
-            if live := {p for p in report.live if p in run.peers}:
-                progress.go_on_with(live)
-            note = printable(report.note[:MAX_NOTE])
-            if note not in notes and len(notes) < MAX_NOTES:  # several hosts may have the same note
-                notes.add(note)
-                log.info("%s", note)
-            return
-        if (
-            report.run != run.id
-            or report.peer not in run.peers
-            or report.iteration > run.iterations
-            or len(report.sketch) != sketch.SIZE
-        ):
-            log.warning("a report that is none of this run's was left out")
-            return
-        progress.add(
-            Report(
-                peer=report.peer,
-                iteration=report.iteration,
-                loss=report.loss,
-                accuracy=report.accuracy,
-                accuracy_unseen=report.accuracy_unseen if report.HasField("accuracy_unseen") else None,
-                sketch=sketch.encode(report.sketch),
-                bytes_sent=report.bytes_sent,
-            )
-        )
-
     with contextlib.ExitStack() as stack:
-        address = ""
-        if hears is not None:
-            own_socket = unix_address(f"{run.id}-observer", 0)
-            where = run.config.runtime.observer_address if run.deployed else own_socket
-            try:
-                server = ObserverServer(
-                    where, on_report, credentials=hears.credentials, insecure=hears.insecure
-                )
-                address = stack.enter_context(server).address
-            except P2PFTError as error:
-                log.warning("no progress will be shown while the peers train: %s", error)
+        address = "" if hears is None else _listen(stack, run, hears, progress)
         key = new_key()
 
         def stop(number: signal.Signals) -> bool:
@@ -146,6 +104,49 @@ def run_peers(
         )
     without = [*told.elsewhere, *(p for peers, _ in told.at_the_end for p in peers)]
     return collect_results(run, told.outcomes, progress, views, "; ".join(reasons), without)
+
+
+def _listen(stack: contextlib.ExitStack, run: Run, hears: Access, progress: Progress) -> str:
+    """Listen to the peers' progress until ``stack`` is closed; return the address, "" if there is none."""
+    notes = {printable(run.images_line)}  # those shown already
+
+    def on_report(report: PeerReport) -> None:
+        if report.run == run.id and report.note and report.peer in run.peers:
+            if live := {p for p in report.live if p in run.peers}:
+                progress.go_on_with(live)
+            note = printable(report.note[:MAX_NOTE])
+            if note not in notes and len(notes) < MAX_NOTES:  # several hosts may have the same note
+                notes.add(note)
+                log.info("%s", note)
+            return
+        if (
+            report.run != run.id
+            or report.peer not in run.peers
+            or report.iteration > run.iterations
+            or len(report.sketch) != sketch.SIZE
+        ):
+            log.warning("a report that is none of this run's was left out")
+            return
+        progress.add(
+            Report(
+                peer=report.peer,
+                iteration=report.iteration,
+                loss=report.loss,
+                accuracy=report.accuracy,
+                accuracy_unseen=report.accuracy_unseen if report.HasField("accuracy_unseen") else None,
+                sketch=sketch.encode(report.sketch),
+                bytes_sent=report.bytes_sent,
+            )
+        )
+
+    own_socket = unix_address(f"{run.id}-observer", 0)
+    where = run.config.runtime.observer_address if run.deployed else own_socket
+    try:
+        server = ObserverServer(where, on_report, credentials=hears.credentials, insecure=hears.insecure)
+        return stack.enter_context(server).address
+    except P2PFTError as error:
+        log.warning("no progress will be shown while the peers train: %s", error)
+        return ""
 
 
 def _stop_peers(

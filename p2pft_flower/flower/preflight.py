@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from p2pft_flower.flower import messages, nodes
-from p2pft_flower.flower.nodes import RunFailedError
+from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.run import Run
 from p2pft_flower.flower.unlike import unlike
 from p2pft_flower.plan import config_digest
@@ -53,53 +54,23 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
     RunFailedError
         With every failure: peer or link, what was found, and the remedy.
     """
-    timeout = run.config.runtime.meet_timeout
-    addresses = {p: run.address(p) for host in run.hosts for p in host.peers}
-    sent = []
-    for host in run.hosts:
-        peer = host.peers[0]
-        around = run.view.row(peer).keys() | run.view.column(peer).keys()
-        body = {
-            "run": run.id,
-            "addresses": {p: addresses[p] for p in sorted(around)},
-            "timeout": timeout,
-            "config": run.config.to_mapping(),
-        }
-        sent.append(Message(messages.pack(body), dst_node_id=host.node, message_type=messages.PREFLIGHT))
     log.info("the peers look at their links to each other and at their folders, before anything trains")
-    replies = nodes.collect(grid, sent, timeout=2 * timeout + 60, grace=timeout + 30)
+    replies = _ask(grid, run)
     digest = config_digest(run.config)
     rows, failures = [], []
     for host in run.hosts:
-        peer = host.peers[0]
-        hello = answers[host.node]
-        row: dict[str, Any] = {
-            "peer": peer,
-            "name": run.graph.peer_names[peer],
-            "node": host.node,
-            "address": addresses[peer],
-            "images": hello["data"][str(peer)]["images"],
-            "classes": hello["data"][str(peer)]["classes"],
-            "certificate": hello["certificate"],
-            "pixels": hello["pixels"].get(str(peer)),
-            "links": [],
-            "folders": [],
-        }
-        try:
-            if host.node not in replies:
-                failures.append(f"peer {peer} did not answer the preflight; is its SuperNode still running?")
-            else:
-                found = nodes.body_of(replies[host.node], f"peer {peer}")
+        peer, reply = host.peers[0], replies.get(host.node)
+        row = _row(run, host, answers[host.node])
+        if reply is None:
+            failures.append(f"peer {peer} did not answer the preflight; is its SuperNode still running?")
+        else:
+            try:
+                found = nodes.body_of(reply, f"peer {peer}")
                 row |= {"links": found["links"], "folders": found["folders"]}
-                if found["config"] != digest:
-                    failures.append(
-                        f"peer {peer} reads the run-config otherwise (digest {found['config']}, the "
-                        f"coordinator's is {digest}): install the same build of p2pft-flower on both"
-                    )
-                failures += _failures(peer, found)
+                failures += _failures(peer, found, digest)
                 _warn(peer, found)
-        except RunFailedError as error:
-            failures.append(str(error))
+            except RunFailedError as error:
+                failures.append(str(error))
         rows.append(row)
     warning = unlike({row["peer"]: row["pixels"] for row in rows if row["pixels"] is not None})
     first = answers[run.hosts[0].node]
@@ -125,8 +96,47 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
         )
 
 
-def _failures(peer: int, found: dict[str, Any]) -> list[str]:
+def _ask(grid: Grid, run: Run) -> Mapping[int, Message]:
+    """Return the nodes' replies, after each has probed its neighbours and its folders."""
+    timeout = run.config.runtime.meet_timeout
+    sent = []
+    for host in run.hosts:
+        peer = host.peers[0]
+        around = run.view.row(peer).keys() | run.view.column(peer).keys()
+        body = {
+            "run": run.id,
+            "addresses": {p: run.address(p) for p in sorted(around)},
+            "timeout": timeout,
+            "config": run.config.to_mapping(),
+        }
+        sent.append(Message(messages.pack(body), dst_node_id=host.node, message_type=messages.PREFLIGHT))
+    return nodes.collect(grid, sent, timeout=2 * timeout + 60, grace=timeout + 30)
+
+
+def _row(run: Run, host: HostAssignment, hello: dict[str, Any]) -> dict[str, Any]:
+    """Return what is known of a host's peer before its links and folders are."""
+    peer = host.peers[0]
+    return {
+        "peer": peer,
+        "name": run.graph.peer_names[peer],
+        "node": host.node,
+        "address": run.address(peer),
+        "images": hello["data"][str(peer)]["images"],
+        "classes": hello["data"][str(peer)]["classes"],
+        "certificate": hello["certificate"],
+        "pixels": hello["pixels"].get(str(peer)),
+        "links": [],
+        "folders": [],
+    }
+
+
+def _failures(peer: int, found: dict[str, Any], digest: str) -> list[str]:
     failures = []
+    if found["config"] != digest:
+        failures.append(
+            f"peer {peer} reads the run-config otherwise (digest {found['config']}, the coordinator's is "
+            f"{digest}): install the same build of p2pft-flower on both"
+        )
     for link in found["links"]:
         where = f"link {peer} -> {link['neighbour']} ({link['address']})"
         if link["error"]:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 
-from p2pft_flower.flower.nodes import RunFailedError
+from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.rounds import RoundKeeper
 from p2pft_flower.flower.run import Run, collect_results
 from p2pft_flower.flower.strategies import PeersGrid, make_strategy
 from p2pft_flower.keeping.lines import Outcome, Report
 from p2pft_flower.keeping.progress import Progress
+
+if TYPE_CHECKING:
+    from p2pft_flower.learning.workload import Workload
 
 __all__ = ["run_strategy"]
 
@@ -33,47 +37,14 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
     workload = Workload(run.config.learning, n, classes=run.class_names)
     steps = method.local_epochs * run.epoch
     rounds = math.ceil(run.iterations / steps)
-    payload = workload.theta0.nbytes
     progress = Progress(n, run.iterations, lambda line: log.info("%s", line))
     keeper = RoundKeeper(run, steps, workload.model_digest)
     run = replace(run, resume=keeper.resume)
-    for report in keeper.reports:
-        progress.fill(report)
-    seconds, sent = keeper.seconds, keeper.sent
-    before = {p: dict(parts) for p, parts in seconds.items()}
-    last: dict[int, Report] = {}
-    privacy: dict[int, dict[str, float | None]] = {}
-
-    def on_reply(kind: str, told: list[dict[str, Any]]) -> None:
-        for note in told:
-            peer = note["peer"]
-            if kind.startswith("train"):
-                seconds[peer]["gradient"] += note["gradient"]
-                sent[peer] += 2 * payload  # both ways: nobody else counts the server's part
-            else:
-                seconds[peer]["evaluation"] += note["evaluation"]
-                told_of = {key: note[key] for key in Report.__struct_fields__ if key != "bytes_sent"}
-                last[peer] = Report(**told_of, bytes_sent=sent[peer])
-                progress.add(last[peer])
-                keeper.reports.append(last[peer])
-                privacy[peer] = {key: note.get(key) for key in ("epsilon", "delta")}
-
-    weights = {p: float(run.images[p]) if method.objective == "examples" else 1.0 for p in range(n)}
-    task = {
-        "config": run.config.to_mapping(),
-        "n": n,
-        "run": run.id,
-        "iterations": run.iterations,
-        "steps": steps,
-        "first-round": keeper.first_round,
-        "lost": keeper.lost,
-        "weights": weights,
-        "output-dir": str(run.folder),
-    }
-    begin = time.monotonic()
+    account = _Account(keeper, progress, workload.theta0.nbytes)
     initial = keeper.arrays or clients.to_arrays(workload, workload.theta0)
+    begin = time.monotonic()
     result = strategy.start(
-        grid=PeersGrid(grid, run.hosts, task, on_reply),
+        grid=PeersGrid(grid, run.hosts, _task(run, keeper, steps), account.note),
         initial_arrays=initial,
         num_rounds=rounds - keeper.first_round,
         timeout=run.config.runtime.run_timeout,
@@ -83,30 +54,89 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
     )
     if not result.arrays or result.arrays is initial:  # Flower 1.43 returns what it began with
         raise RunFailedError(f"{method.algorithm} returned no model; see Flower's log above")
-    passed = time.monotonic() - begin
-    for host in run.hosts:
-        # A host's time that is no gradient or evaluation of a peer went into messages and waiting.
-        parts = ("gradient", "evaluation")
-        busy = sum(seconds[p][part] - before[p][part] for p in host.peers for part in parts)
-        for p in host.peers:
-            seconds[p]["exchange"] = before[p]["exchange"] + max(0.0, passed - busy)
-    model_parameters, preprocessing = workload.model_parameters, workload.preprocessing
-    outcomes = {
-        p: Outcome(
-            peer=p,
-            loss=r.loss,
-            accuracy=r.accuracy,
-            accuracy_unseen=r.accuracy_unseen,
-            bytes_sent=r.bytes_sent,
-            sketch=r.sketch,
-            epsilon=privacy[p]["epsilon"],
-            delta=privacy[p]["delta"],
-            seconds=seconds[p],
-            iterations=run.iterations,
-            parameters=workload.theta0.size,
-            model_parameters=model_parameters,
-            preprocessing=preprocessing,
-        )
-        for p, r in last.items()
+    account.share_out(time.monotonic() - begin, run.hosts)
+    return collect_results(run, account.outcomes(run, workload), progress)
+
+
+def _task(run: Run, keeper: RoundKeeper, steps: int) -> dict[str, Any]:
+    """Return what clients are told with every message."""
+    by_images = run.config.method.objective == "examples"
+    return {
+        "config": run.config.to_mapping(),
+        "n": run.graph.n,
+        "run": run.id,
+        "iterations": run.iterations,
+        "steps": steps,
+        "first-round": keeper.first_round,
+        "lost": keeper.lost,
+        "weights": {p: float(run.images[p]) if by_images else 1.0 for p in range(run.graph.n)},
+        "output-dir": str(run.folder),
     }
-    return collect_results(run, outcomes, progress)
+
+
+class _Account:
+    """What peers tell of themselves round by round: scores, bytes, seconds and privacy.
+
+    Parameters
+    ----------
+    keeper : RoundKeeper
+        Keeps the reports; has the seconds and bytes of the rounds before a run was resumed.
+    progress : Progress
+        Shows the reports, those of earlier rounds included.
+    payload : int
+        Bytes of one model.
+    """
+
+    def __init__(self, keeper: RoundKeeper, progress: Progress, payload: int) -> None:
+        self._keeper, self._progress, self._payload = keeper, progress, payload
+        self._seconds, self._sent = keeper.seconds, keeper.sent
+        self._before = {p: dict(parts) for p, parts in keeper.seconds.items()}
+        self._last: dict[int, Report] = {}
+        self._privacy: dict[int, dict[str, float | None]] = {}
+        for report in keeper.reports:
+            progress.fill(report)
+
+    def note(self, kind: str, told: list[dict[str, Any]]) -> None:
+        """Take in what the peers of a node told in a reply of this ``kind``."""
+        for note in told:
+            peer = note["peer"]
+            if kind.startswith("train"):
+                self._seconds[peer]["gradient"] += note["gradient"]
+                self._sent[peer] += 2 * self._payload  # both ways: nobody else counts the server's part
+            else:
+                self._seconds[peer]["evaluation"] += note["evaluation"]
+                told_of = {key: note[key] for key in Report.__struct_fields__ if key != "bytes_sent"}
+                report = self._last[peer] = Report(**told_of, bytes_sent=self._sent[peer])
+                self._progress.add(report)
+                self._keeper.reports.append(report)
+                self._privacy[peer] = {key: note.get(key) for key in ("epsilon", "delta")}
+
+    def share_out(self, passed: float, hosts: Sequence[HostAssignment]) -> None:
+        """Count what no gradient or evaluation of a host took of ``passed`` seconds: messages and waiting."""
+        for host in hosts:
+            parts = ("gradient", "evaluation")
+            busy = sum(self._seconds[p][part] - self._before[p][part] for p in host.peers for part in parts)
+            for p in host.peers:
+                self._seconds[p]["exchange"] = self._before[p]["exchange"] + max(0.0, passed - busy)
+
+    def outcomes(self, run: Run, workload: Workload) -> dict[int, Outcome]:
+        """Return the outcome of each peer that was evaluated."""
+        model_parameters, preprocessing = workload.model_parameters, workload.preprocessing
+        return {
+            p: Outcome(
+                peer=p,
+                loss=r.loss,
+                accuracy=r.accuracy,
+                accuracy_unseen=r.accuracy_unseen,
+                bytes_sent=r.bytes_sent,
+                sketch=r.sketch,
+                epsilon=self._privacy[p]["epsilon"],
+                delta=self._privacy[p]["delta"],
+                seconds=self._seconds[p],
+                iterations=run.iterations,
+                parameters=workload.theta0.size,
+                model_parameters=model_parameters,
+                preprocessing=preprocessing,
+            )
+            for p, r in self._last.items()
+        }

@@ -143,19 +143,7 @@ class Wires:
             speaks=self._speaks,
             views_change=bool(plan.members),
         )
-        agreement = self.agreement
-        host_of = {p: m for m, peers in plan.members.items() for p in peers}
-        self.heartbeats = Heartbeats(
-            self.links,
-            config.peer_timeout,
-            config.hang_timeout,
-            pulse=pulse.read,
-            tell=(lambda _: Gossip()) if agreement is None else agreement.tell,
-            hear=(lambda _: None) if agreement is None else agreement.hear,
-            contacts=None if agreement is None else agreement.contacts,
-            on_failure=self.fail,
-            host_of=lambda remote: host_of.get(remote, remote),
-        )
+        self.heartbeats = self._beat(plan, pulse)
         try:
             self.server = PeerServer(
                 session.inbox,
@@ -175,6 +163,21 @@ class Wires:
         except BaseException:
             self.links.close()
             raise
+
+    def _beat(self, plan: Plan, pulse: OwnPulse) -> Heartbeats:
+        agreement, config = self.agreement, plan.config.runtime
+        host_of = {p: m for m, peers in plan.members.items() for p in peers}
+        return Heartbeats(
+            self.links,
+            config.peer_timeout,
+            config.hang_timeout,
+            pulse=pulse.read,
+            tell=(lambda _: Gossip()) if agreement is None else agreement.tell,
+            hear=(lambda _: None) if agreement is None else agreement.hear,
+            contacts=None if agreement is None else agreement.contacts,
+            on_failure=self.fail,
+            host_of=lambda remote: host_of.get(remote, remote),
+        )
 
     def _agree(self, plan: Plan, credentials: Credentials | None, joining: bool) -> Agreement:
         config = plan.config.runtime

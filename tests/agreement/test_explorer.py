@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 
@@ -33,68 +34,103 @@ def after(member, *events, now):
     return member
 
 
-class State:
+class Member(NamedTuple):
+    """A member's machine and its clock; ``key`` is the same for all that later events cannot tell apart."""
+
+    machine: object
+    clock: float
+    key: int
+
+
+class Members:
+    """Each member that was seen, once; and what each event makes of it, so that it is computed once."""
+
+    def __init__(self):
+        self._known, self._after = {}, {}
+
+    def of(self, machine, clock):
+        """Return the member with this machine and clock."""
+        joins = any(r.phase is Phase.JOINING for r in machine.records.values())
+        heard = tuple(sorted(machine.heard.items())) if joins else ()
+        records = tuple(machine.table.values())
+        what = (
+            machine.me,
+            records,
+            machine.view,
+            machine.steps,
+            machine.change,
+            machine.joining_since,
+            machine.useless,
+            heard,
+            clock,
+        )
+        return self._known.setdefault(what, Member(machine, clock, len(self._known)))
+
+    def after(self, member, *events, key, clock=None):
+        """Return a member after events that come at once; ``key`` tells them from others."""
+        found = self._after.get((member.key, key))
+        if found is None:
+            now = member.clock if clock is None else clock
+            # It has not slept.
+            machine = member.machine if clock is None else replace(member.machine, ran=clock)
+            found = self._after[member.key, key] = self.of(after(machine, *events, now=now), now)
+        return found
+
+
+class State(NamedTuple):
     """Members, each with a clock of its own; None where one has crashed."""
 
-    def __init__(self, members, clocks, crashes=0, restarts=0):
-        self.members, self.clocks = members, clocks
-        self.crashes, self.restarts = crashes, restarts
+    members: tuple
+    clocks: tuple
+    crashes: int = 0
+    restarts: int = 0
 
-    def with_(self, me, machine, clock=None):
+    def with_(self, me, member, **counts):
         members, clocks = list(self.members), list(self.clocks)
-        members[me] = machine
-        if clock is not None:
-            clocks[me] = clock
-        return State(members, clocks, self.crashes, self.restarts)
+        members[me] = member
+        if member is not None:
+            clocks[me] = member.clock
+        return self._replace(members=tuple(members), clocks=tuple(clocks), **counts)
 
     @property
     def key(self):
         """What tells this state from others: all that a later event can depend on."""
-        parts = []
-        for m, clock in zip(self.members, self.clocks, strict=True):
-            if m is None:
-                parts.append(None)
-                continue
-            joins = any(r.phase is Phase.JOINING for r in m.records.values())
-            heard = tuple(sorted(m.heard.items())) if joins else ()
-            records = tuple(m.table.values())
-            parts.append((records, m.view, m.steps, m.change, m.joining_since, m.useless, heard, clock))
-        return hash((tuple(parts), self.crashes, self.restarts))
+        members = (None if m is None else m.key for m in self.members)
+        return (*members, self.clocks, self.crashes, self.restarts)
 
 
-def next_states(state, scope):
+def next_states(state, scope, known):
     """Yield each event that may come next, by its name, and the state after it."""
     for a, b in itertools.permutations(range(3), 2):
         sender, receiver = state.members[a], state.members[b]
         if sender is None or receiver is None or {a, b} in scope["cut"]:
             continue
-        heard = after(receiver, Heard((sender.record,), sender.steps), now=state.clocks[b])
-        if heard.table != receiver.table:
+        told = Heard((sender.machine.record,), sender.machine.steps)
+        heard = known.after(receiver, told, key=("hears", sender.key))
+        if heard.machine.table != receiver.machine.table:
             yield f"{b} hears {a}", state.with_(b, heard)
     for m, there in enumerate(state.members):
         if there is None:
             if state.restarts < scope["restarts"]:
-                again = state.with_(m, join(scope["rules"], m, 1), state.clocks[m])
-                again.restarts += 1
-                yield f"{m} is started again", again
+                again = known.of(join(scope["rules"], m, 1), state.clocks[m])
+                yield f"{m} is started again", state.with_(m, again, restarts=state.restarts + 1)
             continue
-        if sum(state.clocks) < scope["waits"] * STEP and there.record.phase in (
+        machine = there.machine
+        if sum(state.clocks) < scope["waits"] * STEP and machine.record.phase in (
             Phase.CHANGING,
             Phase.JOINING,
         ):
-            clock = state.clocks[m] + STEP
-            reached = Reached(tuple(o for o in range(3) if o != m and state.members[o] is not None))
-            # It has not slept.
-            waited = after(replace(there, ran=clock), reached, TimePassed(), now=clock)
-            yield f"{m} has waited", state.with_(m, waited, clock)
+            others = tuple(o for o in range(3) if o != m and state.members[o] is not None)
+            clock = there.clock + STEP
+            waited = known.after(there, Reached(others), TimePassed(), key=("waits", others), clock=clock)
+            yield f"{m} has waited", state.with_(m, waited)
         for other in scope["missed"].get(m, ()):
-            changes = there.record.phase in (Phase.RUNNING, Phase.CHANGING)
-            if changes and there.view.number == 0 and other not in there.record.suspects:
-                yield f"{m} misses {other}", state.with_(m, after(there, Missed(other), now=state.clocks[m]))
+            changes = machine.record.phase in (Phase.RUNNING, Phase.CHANGING)
+            if changes and machine.view.number == 0 and other not in machine.record.suspects:
+                missed = known.after(there, Missed(other), key=("misses", other))
+                yield f"{m} misses {other}", state.with_(m, missed)
         if state.crashes < scope["crashes"] and m in scope["may_crash"]:
-            dead = state.with_(m, None)
-            dead.crashes += 1
-            yield f"{m} crashes", dead
+            yield f"{m} crashes", state.with_(m, None, crashes=state.crashes + 1)
 
 
 def check(state):
@@ -103,9 +139,9 @@ def check(state):
     for member in state.members:
         if member is None:
             continue
-        for value in (member.view, *(s.value for s in member.steps)):
+        for value in (member.machine.view, *(s.value for s in member.machine.steps)):
             assert decided.setdefault(value.number, value) == value
-        for record in member.table.values():
+        for record in member.machine.table.values():
             for proposal in (record.accepted, record.proposal):
                 if proposal is not None and proposal.value is not None:
                     key = record.view, proposal.ballot
@@ -115,9 +151,9 @@ def check(state):
 def check_step(before, after):
     """Assert what must hold between two states: in one life and view no promise is taken back."""
     for old, new in zip(before.members, after.members, strict=True):
-        if old is None or new is None:
+        if old is None or new is None or old is new:
             continue
-        a, b = old.record, new.record
+        a, b = old.machine.record, new.machine.record
         if (a.incarnation, a.view, a.phase) == (b.incarnation, b.view, b.phase):
             assert b.promised >= a.promised
             assert a.accepted is None or b.accepted.ballot >= a.accepted.ballot
@@ -134,11 +170,12 @@ def events(way):
 
 def explore(scope):
     """Visit every state; return how many there are, and the views that were agreed on."""
-    first = State([begin(scope["rules"], m) for m in range(3)], [0.0] * 3)
+    known = Members()
+    first = State(tuple(known.of(begin(scope["rules"], m), 0.0) for m in range(3)), (0.0,) * 3)
     seen, todo, views = {first.key}, [(first, ())], set()
     while todo:
         state, way = todo.pop()
-        for name, reached in next_states(state, scope):
+        for name, reached in next_states(state, scope, known):
             key = reached.key
             if key in seen:
                 continue
@@ -149,7 +186,8 @@ def explore(scope):
                 check_step(state, reached)
             except AssertionError as error:
                 raise AssertionError(f"after {', '.join(events(further))}") from error
-            views |= {(m.view.number, m.view.members) for m in reached.members if m is not None and m.steps}
+            machines = [m.machine for m in reached.members if m is not None]
+            views |= {(m.view.number, m.view.members) for m in machines if m.steps}
             todo.append((reached, further))
     return len(seen), views
 

@@ -106,7 +106,7 @@ def test_a_peer_that_reads_the_run_config_otherwise_is_named(tmp_path, monkeypat
 
 def test_a_clock_that_is_no_number_is_named():
     link = {"neighbour": 1, "address": "a:1", "error": "", "skew": float("nan")}
-    [failure] = preflight._failures(0, {"links": [link], "folders": []})
+    [failure] = preflight._failures(0, {"config": "d", "links": [link], "folders": []}, "d")
     assert "the clocks differ" in failure
 
 

@@ -14,7 +14,7 @@ from p2pft_flower.flower import messages, nodes
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError, with_addresses
 from p2pft_flower.lab.ports import free_ports
 from p2pft_flower.topology import Graph
-from p2pft_flower.transport.trust.certificates import create_authority, issue
+from p2pft_flower.transport.trust.authority import create_authority, issue
 from tests.flower import engine
 from tests.flower.engine import run_app
 from tests.flower.test_app import same, tails

@@ -36,7 +36,7 @@ from p2pft_flower.transport import (
     new_key,
     stop_run,
 )
-from p2pft_flower.transport.trust.certificates import create_authority, issue
+from p2pft_flower.transport.trust.authority import create_authority, issue
 from tests.journals import lines_of
 
 from .hosts import ALONE, FOLDED, run_together, stopped_tail, tcp, train, unix

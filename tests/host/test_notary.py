@@ -12,7 +12,7 @@ from p2pft_flower.agreement.state import State, begin
 from p2pft_flower.host.notary import Notary
 from p2pft_flower.topology import Graph
 from p2pft_flower.transport import Credentials
-from p2pft_flower.transport.trust.certificates import create_authority, issue
+from p2pft_flower.transport.trust.authority import create_authority, issue
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 
 GROUPS = {m: (m,) for m in range(3)}

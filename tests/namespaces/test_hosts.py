@@ -11,7 +11,7 @@ import pytest
 
 from p2pft_flower.algorithms import simulate
 from p2pft_flower.lab.supervisor import Functions
-from p2pft_flower.transport.trust import certificates
+from p2pft_flower.transport.trust import authority, certificates
 from tests.host.quadratic import GRAPH, Peer, Quadratics, plans
 from tests.namespaces.network import PRELOADED, Network, missing
 from tests.namespaces.peer import main as peer_main
@@ -28,9 +28,9 @@ PATIENCE = 200.0
 @pytest.fixture
 def federation(tmp_path):
     """A CA, and a folder with certificates for each of four peers."""
-    certificates.create_authority(tmp_path / "ca", "clinics")
+    authority.create_authority(tmp_path / "ca", "clinics")
     for peer in range(4):
-        certificates.issue(tmp_path / "ca", tmp_path / f"peer-{peer}", peer, [Network.address(peer)])
+        authority.issue(tmp_path / "ca", tmp_path / f"peer-{peer}", peer, [Network.address(peer)])
     return tmp_path
 
 
@@ -120,7 +120,7 @@ def test_an_expired_certificate_is_fatal_at_its_owner_with_file_and_remedy(feder
     past = datetime.now(UTC) - timedelta(days=30)
     with monkeypatch.context() as clock:
         clock.setattr(certificates, "utc_now", lambda: past)
-        certificates.issue(federation / "ca", federation / "old", 1, [], days=7)
+        authority.issue(federation / "ca", federation / "old", 1, [], days=7)
     with Network(4) as net, Sites(net, federation, **{"meet-timeout": 4.0}) as sites:
         sites.certificates[1] = federation / "old"
         ended = sites.run()
@@ -139,8 +139,8 @@ def test_certificates_of_another_peer_are_fatal_with_file_and_remedy(federation)
 
 
 def test_a_peer_of_another_federation_is_named_at_once_by_those_that_meet_it(federation):
-    certificates.create_authority(federation / "other-ca", "clinics")  # even of the same name
-    certificates.issue(federation / "other-ca", federation / "other", 1, [Network.address(1)])
+    authority.create_authority(federation / "other-ca", "clinics")  # even of the same name
+    authority.issue(federation / "other-ca", federation / "other", 1, [Network.address(1)])
     # The deadline is longer than the test may take.
     with Network(4) as net, Sites(net, federation, **{"meet-timeout": 280.0}) as sites:
         sites.certificates[1] = federation / "other"
@@ -151,7 +151,7 @@ def test_a_peer_of_another_federation_is_named_at_once_by_those_that_meet_it(fed
 
 
 def test_a_member_of_the_federation_that_is_no_neighbour_is_refused_and_disturbs_nobody(federation, expected):
-    certificates.issue(federation / "ca", federation / "stranger", 7, [])
+    authority.issue(federation / "ca", federation / "stranger", 7, [])
     with Network(5) as net, Sites(net, federation) as sites:
         sites.start(0)
         said = net.finish(

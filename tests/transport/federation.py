@@ -7,7 +7,7 @@ from pathlib import Path
 
 from p2pft_flower.transport import Credentials
 from p2pft_flower.transport.trust import certificates
-from p2pft_flower.transport.trust.certificates import create_authority, issue
+from p2pft_flower.transport.trust.authority import create_authority, issue
 
 
 class Federation:

@@ -12,7 +12,7 @@ import pytest
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport import BindError, ExchangeError, Prober, probe
-from p2pft_flower.transport.trust.certificates import create_authority, issue
+from p2pft_flower.transport.trust.authority import create_authority, issue
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from tests.transport.wire import no_threads_but

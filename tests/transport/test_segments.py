@@ -224,7 +224,7 @@ def test_before_a_place_is_written_again_all_edges_of_what_lies_there_are_waited
         mailbox.take(3, 0, 0, 1, PATIENCE)
         written = threading.Event()
         thread = spawn(lambda: (links.send(0, 1, 0, numbers(TERMS, 2), {3: 1.0}), written.set()))
-        assert links._hand_overs.in_place_of(0, [3]) == ((0, 3), (0, 4))
+        assert links._sending._hand_overs.in_place_of(0, [3]) == ((0, 3), (0, 4))
         mailbox.take(4, 0, 0, 0, PATIENCE)
         assert written.wait(PATIENCE)
         thread.join(PATIENCE)

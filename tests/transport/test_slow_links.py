@@ -48,9 +48,9 @@ class Counting(Links):
         self.calls, self.news = [], threading.Condition()
         more = {"patience": lambda _: None} | more
         super().__init__(terms, {1: address}, [EDGE], **more)
-        self._carrier = CountingCarrier(**vars(self._carrier))
+        self._sending._carrier = CountingCarrier(**vars(self._sending._carrier))
         for name in ("calls", "news"):
-            object.__setattr__(self._carrier, name, getattr(self, name))
+            object.__setattr__(self._sending._carrier, name, getattr(self, name))
 
     def wait_for(self, calls):
         with self.news:
