@@ -232,7 +232,7 @@ def check_reference(value: str, *, key: str, beside: Sequence[Path] = ()) -> Non
 
 
 def source_file(value: str, *, key: str, beside: Sequence[Path] = ()) -> Path | None:
-    """Return the file of a plug-in's module, without running any code; None if only an import would find it.
+    """Return the file of a plug-in's module, without running any code; None if only an import can find it.
 
     Parameters
     ----------

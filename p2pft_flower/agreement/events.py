@@ -69,7 +69,7 @@ class Rejoining:
 
 @dataclass(frozen=True)
 class Reached:
-    """The member, while it joins, has just spoken with these members directly."""
+    """The member, which joins, has just spoken with these members itself, and not through others."""
 
     members: tuple[int, ...]
 

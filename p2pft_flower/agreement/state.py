@@ -131,7 +131,7 @@ class State:
 
     @cached_property
     def missed(self) -> set[int]:
-        """The other members of its view that somebody misses, or that are gone."""
+        """The other members of its view that a member suspects or calls hanging, and those that are gone."""
         return quorum.missed(self.view, self.table, self.me)
 
     @property

@@ -70,7 +70,10 @@ def _about(record: StoreRecord) -> str:
 
 
 def as_dict(records: list[StoreRecord], limit: int) -> dict[str, Any]:
-    """Return the JSON of ``--json`` (bytes, seconds since the epoch); later versions only add keys."""
+    """Return what ``--json`` prints: sizes in bytes, times in seconds since the epoch.
+
+    Later versions only add keys.
+    """
     return {
         "folder": str(cache_folder()),
         "limit": limit,

@@ -72,7 +72,7 @@ def holdings(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...]
 
 @lru_cache(maxsize=2)
 def workload(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] | None) -> Workload:
-    """Build a workload once a process: Flower sends many messages to the same one."""
+    """Build a workload once for each process, since Flower sends many messages to the same process."""
     from p2pft_flower.learning.workload import Workload
 
     held = holdings(config, n, pooled, peers)
@@ -81,7 +81,7 @@ def workload(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...]
 
 @lru_cache(maxsize=2)
 def plugged(config: LearningConfig, n: int, peers: tuple[int, ...] | None) -> Plugged:
-    """Build a problem of the user's own once a process."""
+    """Build a problem of the user's own once for each process."""
     config.check_problem()
     return Plugged(config, n, peers)
 

@@ -76,9 +76,10 @@ class HostAssignment:
     node : int
         Flower's node id.
     peers : tuple of int
-        The peers it runs.
+        The peers that the host runs.
     address : str
-        The address of its peer in a deployment; empty in simulation, and if neither node nor graph gives one.
+        In a deployment, the address of its only peer. Empty in simulation, and if neither the node-config nor
+        the graph has an address.
     """
 
     node: int
@@ -156,14 +157,14 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
     """Say hello to the nodes that the run can use, and return their answers by node id.
 
     In simulation a node stands for a slot, not for a site, so no more nodes are asked than can run at once.
-    In a deployment every node is asked as soon as it comes, until each of the ``n`` peers is there or
-    ``meet-timeout`` has passed (:data:`ANSWER` more for a node that is there and has not answered). Then
-    ``min-peers`` of them are enough, if it is set. A node that goes meanwhile is forgotten.
+    In a deployment every node is asked as soon as it appears, until all ``n`` peers have answered or
+    ``meet-timeout`` has passed; a node that is connected and has not answered has :data:`ANSWER` seconds
+    more. Then ``min-peers`` peers are enough, if that key is set. A node that goes meanwhile is forgotten.
 
     Raises
     ------
     RunFailedError
-        When no node is there in time, one cannot take part, or two claim the same peer.
+        When no node answers in time, a node cannot take part, or two nodes claim the same peer.
     """
     deadline = time.monotonic() + config.runtime.meet_timeout
     # More than Flower's engine can run at once (CPUs + 4) would only wait for each other.

@@ -239,9 +239,9 @@ class Agreement:
                 self._take_in(Rejoining(self._state.record.iteration))
 
     def overdue(self) -> str:
-        """Return why this host, busy with something else, can be in no view any more; empty if it can.
+        """Return the reason why this host can no longer be in any view; empty if it still can.
 
-        :meth:`settle` looks at the deadline itself; a gradient that does not end keeps a host from there.
+        A host whose gradient does not end never reaches :meth:`settle`, which looks at the deadline itself.
         """
         with self._changed:
             return "" if self._state.phase in (Phase.FINISHED, Phase.LEFT) else self._state.expired

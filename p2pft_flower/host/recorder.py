@@ -213,7 +213,10 @@ class Recorder:
     def finish(
         self, peer: int, objective: Objective, theta: Vector, bytes_sent: int, exchange_seconds: float
     ) -> Outcome | None:
-        """Write the peer's tail and the last line of its log; return its outcome, None if it was stopped."""
+        """Write the peer's tail and the last line of its journal; return its outcome.
+
+        None if the journal has its last line already, that of a stop.
+        """
         epsilon, delta = objective.privacy_spent() or (None, None)
         outcome = Outcome(
             **_scores(self._scores[peer]),

@@ -219,4 +219,5 @@ class Sessions:
             codec="" if codec is None else self._plan.config.method.codec,
             vectors=self._vectors,
             most_bytes=0 if codec is None else codec.most_bytes(self._vectors * q, dtype),
+            step=0.0 if codec is None else step,
         )

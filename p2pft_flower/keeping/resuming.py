@@ -127,7 +127,7 @@ class Kept:
         return self.views[max(self.views)]
 
     def among(self, peers: Collection[int]) -> KeptView | None:
-        """Return the newest view of exactly ``peers``; None if there is none."""
+        """Return the newest view whose peers are exactly ``peers``; None if there is none."""
         return next(
             (one for _, one in sorted(self.views.items(), reverse=True) if set(one.live) == set(peers)), None
         )

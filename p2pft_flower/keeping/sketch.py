@@ -56,5 +56,5 @@ def encode(sketch: npt.ArrayLike) -> str:
 
 
 def decode(text: str) -> Sketch:
-    """Read what :func:`encode` wrote."""
+    """Return the sketch, (128,) float32, of a text that :func:`encode` returned."""
     return np.frombuffer(base64.b64decode(text), dtype="<f4")

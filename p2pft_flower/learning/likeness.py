@@ -28,7 +28,7 @@ def correlation(maps: Array, reference: Array) -> Numbers:
 
 
 def top_size(patches: int) -> int:
-    """Return the number of strongest patches: a fifth, rounded, at least one."""
+    """Return how many of so many patches count as the strongest: a fifth, rounded, at least one."""
     return max(1, round(TOP_SHARE * patches))
 
 

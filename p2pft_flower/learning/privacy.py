@@ -182,7 +182,7 @@ class Privacy:
 
     @property
     def rate(self) -> float:
-        """Probability that an image is in a batch."""
+        """Probability that a given image is in a given batch."""
         return self.batch_size / self.images
 
     def batches(self) -> PoissonBatches:

@@ -421,7 +421,7 @@ class Workload:
             log.info("the store is not used for training images: %s", "; ".join(told))
 
     def score(self, theta: npt.NDArray[np.float32]) -> Evaluation:
-        """Score ``theta`` of any peer on all test images."""
+        """Score any peer's ``theta``, (q,), on all test images."""
         nothing = torch.zeros(len(self.test_features), dtype=torch.bool)
         return evaluate(share_copy(self.tail), theta, self.test_features, nothing)
 

@@ -62,18 +62,18 @@ async def stop_all(
     Parameters
     ----------
     channels : Channels
-        The channels of gossip: on those of payloads a stop would wait behind one that takes minutes.
+        The channels of gossip: on those of payloads, a stop would wait behind a payload that takes minutes.
     stops : mapping of int to Stop
         The stop for each remote peer.
     timeout : float
-        Seconds that all of it may take.
+        Seconds that all calls together may take.
     metadata, wait_for_ready
         As for :meth:`Channels.ask`.
 
     Returns
     -------
     dict of int to str
-        The reason why a stop did not reach a peer, by peer; empty if all have theirs.
+        The reason why a stop did not reach a peer, by peer; empty if every peer has its stop.
     """
 
     async def tell(remote: int, stop: pb.Stop) -> str | None:

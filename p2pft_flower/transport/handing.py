@@ -78,7 +78,7 @@ class HandOvers:
         """Place in the segment to the edges along which the payload there goes."""
 
     def near(self, remotes: Iterable[int]) -> frozenset[int]:
-        """Return those of the remote peers whose hosts share memory with this one, as far as is known."""
+        """Return those of the remote peers whose hosts share memory with this host, as far as it knows."""
         with self._lock:
             apart = self._apart
         return (self._at_sockets - apart).intersection(remotes)

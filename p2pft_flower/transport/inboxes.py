@@ -78,7 +78,7 @@ class Inbox:
     refused: Counter[str] = field(default_factory=Counter)
 
     def put(self, received: Received, checksum: int) -> None:
-        """Queue the payload of the next position, and wake who waits for it."""
+        """Queue the payload of the next position, and wake the threads that wait for it."""
         self.queue.append(received)
         self.last_in, self.next_in = self.next_in, self.carried.first(self.next_in + 1)
         self.last_checksum = checksum

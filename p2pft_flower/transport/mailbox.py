@@ -380,6 +380,12 @@ class Mailbox:
             raise Refused(pb.BAD_SHARE, f"share {header.share}, expected 0 to 1")
         if header.codec != terms.codec:
             raise Refused(pb.WRONG_DTYPE, f"codec {header.codec[:64]!r}, expected {terms.codec!r}")
+        if header.step != terms.step:  # Σ x of the view would no more be preserved
+            raise Refused(
+                pb.MISMATCH,
+                f"codec-step {header.step:g} in view {terms.view}, here it is {terms.step:g}: each host "
+                "computes it from the graph, so the two have other builds or libraries; set codec-step",
+            )
         return Received(self._vector(payload), header.share)
 
     def _vector(self, payload: Body) -> npt.NDArray[np.floating]:

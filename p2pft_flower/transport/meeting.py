@@ -50,7 +50,7 @@ class _Greeting:
 
 @dataclass(frozen=True)
 class Meeting:
-    """One round of greetings, in the network's thread; see `Links.meet` for its parameters.
+    """One round of greetings, in the network's thread; `Links.meet` describes the parameters of `run`.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class Meeting:
     pairs : mapping of (int, int) to (int, int)
         (local, remote) of each pair of neighbours to the edge that stands for it.
     awaited : set of int
-        Neighbours that the log has named already as waited for; more are added.
+        Neighbours of which the log has said that this host waits for them; `run` adds to them.
     """
 
     channels: Channels

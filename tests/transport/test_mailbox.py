@@ -305,6 +305,7 @@ def test_an_encoded_payload_is_handed_out_decoded():
         ("WRONG_DTYPE", lambda payload: payload, {"codec": "q3"}),
         ("WRONG_DTYPE", lambda payload: payload, {"codec": ""}),
         ("WRONG_LENGTH", lambda payload: payload, {"length": 301}),
+        ("MISMATCH", lambda payload: payload, {"step": 0.5}),
         ("NOT_FINITE", lambda payload: b"\x80\x7f" + payload[2:], {}),
     ],
     ids=[
@@ -314,6 +315,7 @@ def test_an_encoded_payload_is_handed_out_decoded():
         "another codec",
         "no codec",
         "another length",
+        "another step",
         "infinite scale",
     ],
 )

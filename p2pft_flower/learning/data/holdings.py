@@ -232,7 +232,13 @@ class Holdings:
 
     @cached_property
     def partition_spec(self) -> str:
-        """The partition with ``auto`` resolved."""
+        """The text of the partition, with the one that ``auto`` stands for in its place.
+
+        Raises
+        ------
+        ConfigError
+            When that one does not say whose a new image is, and ``stream`` is set.
+        """
         spec = resolve_partition(self.config.partition, self.config.dataset, self.n, self.classes)
         if self.config.stream and not self.config.sited and not spec.startswith("classes:"):
             raise ConfigError(

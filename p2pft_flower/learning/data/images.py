@@ -186,7 +186,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def identity(path: Path) -> tuple[int, int]:
-    """Return the identity of a file or folder, the same by every path or link."""
+    """Return device and inode of a file or folder, by every path and link the same.
+
+    If it cannot be accessed: -1, and the hash of its path.
+    """
     try:
         found = path.stat()
     except OSError:  # gone or not accessible: identified by its path

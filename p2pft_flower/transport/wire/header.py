@@ -64,6 +64,8 @@ class Terms:
         Vectors in a payload; default 1.
     most_bytes : int
         Most bytes of an encoded payload; default 0, without a codec.
+    step : float
+        The codec's step γ in the view; default 0, without a codec.
 
     Raises
     ------
@@ -81,6 +83,7 @@ class Terms:
     codec: str = ""
     vectors: int = 1
     most_bytes: int = 0
+    step: float = 0.0
 
     def __post_init__(self) -> None:
         dtype = np.dtype(self.dtype).newbyteorder("<").str
@@ -199,6 +202,7 @@ def encode_headers(
         length=terms.numbers,
         dtype=terms.wire_dtype,
         codec=terms.codec,
+        step=terms.step,
     )
     for receiver, share in shares.items():
         header.receiver, header.share, header.checksum = receiver, share, 0
@@ -225,7 +229,7 @@ def fetched(
 ) -> pb.Fetched:
     """Return the answer that carries the donor's ``vector``, (q,), along ``edge`` = (donor, asking peer)."""
     raw = vector.astype(terms.numpy_dtype, copy=False).tobytes()
-    plain = replace(terms, codec="", vectors=1)
+    plain = replace(terms, codec="", vectors=1, step=0.0)
     header = encode_header(plain, edge, iteration, 0, share=1.0, payload_hash=xxhash.xxh3_64_intdigest(raw))
     return pb.Fetched(status=pb.ACCEPTED, header=decode_header(header), vector=raw)
 

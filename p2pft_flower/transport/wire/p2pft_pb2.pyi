@@ -65,7 +65,7 @@ LATER: Status
 UNSHARED: Status
 
 class PayloadHeader(_message.Message):
-    __slots__ = ("run", "view", "sender", "receiver", "iteration", "phase", "length", "dtype", "share", "codec", "checksum")
+    __slots__ = ("run", "view", "sender", "receiver", "iteration", "phase", "length", "dtype", "share", "codec", "step", "checksum")
     RUN_FIELD_NUMBER: _ClassVar[int]
     VIEW_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
@@ -76,6 +76,7 @@ class PayloadHeader(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     run: str
     view: int
@@ -87,8 +88,9 @@ class PayloadHeader(_message.Message):
     dtype: Dtype
     share: float
     codec: str
+    step: float
     checksum: int
-    def __init__(self, run: _Optional[str] = ..., view: _Optional[int] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., iteration: _Optional[int] = ..., phase: _Optional[int] = ..., length: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., share: _Optional[float] = ..., codec: _Optional[str] = ..., checksum: _Optional[int] = ...) -> None: ...
+    def __init__(self, run: _Optional[str] = ..., view: _Optional[int] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., iteration: _Optional[int] = ..., phase: _Optional[int] = ..., length: _Optional[int] = ..., dtype: _Optional[_Union[Dtype, str]] = ..., share: _Optional[float] = ..., codec: _Optional[str] = ..., step: _Optional[float] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class Reply(_message.Message):
     __slots__ = ("status", "reason", "progress", "cause")
