@@ -23,6 +23,7 @@ from p2pft_flower.lab.ports import free_addresses
 from p2pft_flower.lab.supervisor import Functions
 from p2pft_flower.plan import Plan, ResumePoint
 from p2pft_flower.topology import Graph
+from p2pft_flower.topology.schedule import STATIC, scheduled
 from tests.faults.digits import accuracy, held, optimum, undisturbed
 from tests.faults.peer import Orders, main
 from tests.host.quadratic import plans
@@ -124,7 +125,8 @@ class Federation:
         resumed: Path | None = None,
         **settings: Any,
     ) -> None:
-        self.folder, self.graph = folder, Graph.load(graph)
+        self.folder, self._static = folder, graph
+        self.graph = scheduled(Graph.load(graph), settings.get("schedule-graph", STATIC))
         self.iterations = settings.get("iterations", ITERATIONS)
         self.addresses = dict(addresses or free_addresses(self.graph.n))
         self._orders, self._routes = orders or {}, routes or {}
@@ -279,7 +281,7 @@ class Federation:
     def check_accuracy(self, survivors: Sequence[int], ended: Mapping[int, Ended]) -> None:
         """Check how accurate each is beside the same peers trained without a fault, on all that they hold."""
         known = [digit for p in survivors for digit in held(p)]
-        without = undisturbed(self.graph.name, tuple(survivors), RATE, self.iterations)
+        without = undisturbed(self._static, tuple(survivors), RATE, self.iterations)
         wanted = [accuracy(theta, known) for theta in without]
         found = [accuracy(ended[p].theta, known) for p in survivors]
         assert min(wanted) > 0.8
@@ -290,7 +292,7 @@ class Federation:
         for p in self.peers:
             assert ended[p].exitcode == 0, (p, ended[p].error, self.logs())
             assert self.views(p) == []
-        without = undisturbed(self.graph.name, tuple(self.peers), RATE, self.iterations)
+        without = undisturbed(self._static, tuple(self.peers), RATE, self.iterations)
         for p in self.peers:
             assert ended[p].theta.tobytes() == without[p].tobytes(), p
         self.check_accuracy(self.peers, ended)

@@ -17,9 +17,10 @@ SURVIVORS = [0, 1, 2, 4, 5]
 
 
 FEWER_BYTES = {"codec": "q4", "algorithm-options": "local-steps=2"}
+IN_TURN = FEWER_BYTES | {"schedule-graph": "base:1", "pipelined": True}
 
 
-@pytest.mark.parametrize("exchange", [{}, FEWER_BYTES], ids=["plain", "codec"])
+@pytest.mark.parametrize("exchange", [{}, FEWER_BYTES, IN_TURN], ids=["plain", "codec", "pipelined in turn"])
 @injects(Fault.KILL_ONE)
 def test_when_a_peer_is_killed_the_others_go_on_to_their_own_optimum(exchange, tmp_path):
     with Federation(tmp_path, orders={3: HELD}, **exchange) as peers:
