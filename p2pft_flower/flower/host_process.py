@@ -20,9 +20,6 @@ __all__ = ["run_host"]
 LEAVE = 8.0
 """Seconds after a stop within which a deployed host ends, even in the middle of a long gradient."""
 
-REPLY_WITHIN = 30.0
-"""Seconds that a ClientApp which has ended its run has to hand its reply over, whatever signals come."""
-
 
 def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
     """Run ``host`` to its end, or until a signal ends this process.
@@ -74,7 +71,7 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
         peers = [p.peer for p in host.plan.peers]
         with (
             registered(host.plan.run, peers, host.neighbours) as entry,
-            before_obeying(stop, REPLY_WITHIN),
+            before_obeying(stop, answers),
             watched(supernode_died),
         ):
             _watch(host, thread, LEAVE)

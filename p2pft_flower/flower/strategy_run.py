@@ -41,8 +41,8 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
     keeper = RoundKeeper(run, steps, workload.model_digest)
     run = replace(run, resume=keeper.resume)
     account = _Account(keeper, progress, workload.theta0.nbytes)
-    initial = keeper.arrays or clients.to_arrays(workload, workload.theta0)
     begin = time.monotonic()
+    initial = keeper.arrays or clients.to_arrays(workload, workload.theta0)
     result = strategy.start(
         grid=PeersGrid(grid, run.hosts, _task(run, keeper, steps), account.note),
         initial_arrays=initial,

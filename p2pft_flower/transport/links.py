@@ -174,10 +174,9 @@ class Links(Closing):
         self._work.cancel()
         self._sending.close()
         self._tasks.run(self._channels.renew, list(returned))
-        edges = Edges.of(terms, out_edges, in_edges, self._addresses)
         self._work.renew()
-        self._edges = edges
-        self._sending.install(edges)
+        self._edges = Edges.of(terms, out_edges, in_edges, self._addresses)
+        self._sending.install(self._edges)
 
     def meet(self, timeout: float, remedy: str = MEET_REMEDY, *, stage: int = 0) -> None:
         """Say hello to every remote neighbour and wait until all have agreed to the terms.

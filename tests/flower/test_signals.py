@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 
 from p2pft_flower.config import RunConfig
-from p2pft_flower.flower import peer_run
+from p2pft_flower.flower import host_process, peer_run, signals
 from p2pft_flower.flower.nodes import HostAssignment
 from p2pft_flower.flower.run import Run
 from p2pft_flower.flower.signals import before_obeying
+from p2pft_flower.host.host import Host
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
+from tests.host.quadratic import GRAPH, Quadratics, plans
 
 PATIENCE = 60.0
 
@@ -56,22 +58,100 @@ def test_a_signal_that_was_enough_to_act_on_is_not_obeyed_but_a_second_one_is():
         twice()
 
 
-def test_a_reply_that_is_being_handed_over_has_its_time_before_a_signal_is_obeyed():
-    over = []
+@pytest.fixture
+def reply(monkeypatch):
+    """Whether somebody waits for the process's reply; looks at it follow each other at once."""
+    monkeypatch.setattr(signals, "_EVERY", 0.0)
+    waits = threading.Event()
+    waits.set()
+    return waits
 
-    def hand_over(act_on_first):
-        with before_obeying(lambda number: False, reply_within=0.05):
-            if act_on_first:
+
+def wait_for_a_signal(number=None):
+    """Raise ``number``, if one is given, and wait until a signal is obeyed."""
+    if number is not None:
+        signal.raise_signal(number)
+    threading.Event().wait(PATIENCE)
+    raise AssertionError("no signal was obeyed")
+
+
+@pytest.mark.parametrize("told_before", [False, True])
+def test_a_signal_is_obeyed_only_when_nobody_waits_for_the_reply_any_more(reply, told_before):
+    over, looks = [], []
+
+    def held():
+        looks.append(reply.is_set())
+        if over and len(looks) > 3:
+            reply.clear()
+        return reply.is_set()
+
+    def hand_over():
+        with before_obeying(lambda number: False, held):
+            if told_before:
                 signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
-        over.append(act_on_first)
-        threading.Event().wait(PATIENCE)
+        over.append("the reply")
+        wait_for_a_signal()
 
-    for act_on_first in (False, True):
-        with pytest.raises(KeyboardInterrupt):
-            hand_over(act_on_first)
-    assert over == [False, True]
+    with pytest.raises(KeyboardInterrupt):
+        hand_over()
+    assert over == ["the reply"]
+
+
+def test_a_reply_that_takes_too_long_is_not_waited_for(reply, monkeypatch):
+    monkeypatch.setattr(signals, "_LONGEST", 0.05)
+    with before_obeying(lambda number: False, reply.is_set):
+        signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        wait_for_a_signal(signal.SIGINT)
+
+
+def test_where_nobody_waits_for_a_reply_a_second_signal_is_obeyed_at_once(reply):
+    def twice():
+        with before_obeying(lambda number: False, lambda: False):
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        twice()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_ignored_signal_does_not_take_the_place_of_one_that_is_obeyed(reply):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in the background of a shell
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with before_obeying(lambda number: False, reply.is_set):
+        pass
+    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
+    reply.clear()
+    with pytest.raises(KeyboardInterrupt):
+        wait_for_a_signal()
+
+
+def test_a_second_block_in_the_same_process_holds_signals_no_longer(reply):
+    for _ in range(3):
+        with before_obeying(lambda number: False, reply.is_set):
+            pass
+    reply.clear()
+    with pytest.raises(KeyboardInterrupt):
+        wait_for_a_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_client_app_that_has_ended_its_run_is_not_ended_while_its_supernode_listens(
+    reply, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(host_process, "answers", reply.is_set)
+    monkeypatch.setenv("P2PFT_HOME", str(tmp_path / "home"))
+    (plan,) = plans(GRAPH, [range(GRAPH.n)], {}, tmp_path)
+    host_process.run_host(Host(plan, Quadratics()), deployed=True)
+    signal.raise_signal(signal.SIGINT)
+    reply.clear()
+    with pytest.raises(KeyboardInterrupt):
+        wait_for_a_signal()
 
 
 def test_a_signal_is_obeyed_even_when_acting_on_it_fails():
