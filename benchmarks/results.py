@@ -104,6 +104,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "8 local steps, q3": {"algorithm-options": "local-steps=8", "codec": "q3"},
     "16 local steps, q4": {"algorithm-options": "local-steps=16", "codec": "q4"},
     "fedavg": {"algorithm": "fedavg"},
+    "fedavg, 2 local epochs": {"algorithm": "fedavg", "local-epochs": 2},
+    "fedavg, 4 local epochs": {"algorithm": "fedavg", "local-epochs": 4},
 }
 """What is sent less, or less often."""
 FEWER: dict[str, tuple[str, ...]] = {
@@ -114,6 +116,8 @@ FEWER: dict[str, tuple[str, ...]] = {
         "8 local steps, q3",
         "16 local steps, q4",
         "fedavg",
+        "fedavg, 2 local epochs",
+        "fedavg, 4 local epochs",
     ),
     "CIFAR-10 lopsided-4": ("Algorithm 1", "8 local steps", "8 local steps, q4", "8 local steps, q3"),
     "CIFAR-100 directed-ring-4": ("Algorithm 1", "4 local steps, q4", "8 local steps, q4", "fedavg"),

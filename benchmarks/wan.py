@@ -15,6 +15,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ from p2pft_flower.keeping.lines import Evaluation
 from p2pft_flower.lab.federation import Federation, plan_peers
 from p2pft_flower.lab.ports import free_addresses
 from p2pft_flower.lab.relay import Relays
+from p2pft_flower.report.results import read_results
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.schedule import scheduled
 
@@ -146,8 +148,22 @@ def run(
     )
 
 
-def draw(found: dict[str, dict[str, list[Took]]], figure: Path) -> None:
-    """Draw accuracy against bytes and seconds: a row for each link, a line for each setting and seed."""
+def history(folder: Path) -> tuple[str, list[float], list[float]]:
+    """Return a finished run's name, and of each evaluation the MB a peer has sent and the mean accuracy."""
+    results = read_results(folder)
+    config = results["config"]
+    epochs = config["local-epochs"]
+    name = f"{config['algorithm']}, {epochs} local epoch{'s' if epochs > 1 else ''}"
+    rows = [row for row in results["history"] if row["bytes_sent"]]
+    sent = [row["bytes_sent"] / len(results["peers"]) / 1e6 for row in rows]
+    return name, sent, [100 * statistics.mean(row["accuracy"]) for row in rows]
+
+
+def draw(found: dict[str, dict[str, list[Took]]], beside: Sequence[Path], figure: Path) -> None:
+    """Draw accuracy against bytes and seconds: a row for each link, a line for each setting and seed.
+
+    Runs in the folders ``beside`` have no time over these links: they are drawn against bytes, dashed.
+    """
     from matplotlib import pyplot
 
     panels, axes = pyplot.subplots(
@@ -156,20 +172,23 @@ def draw(found: dict[str, dict[str, list[Took]]], figure: Path) -> None:
     for (link, settings), (left, right) in zip(found.items(), axes, strict=True):
         for number, (setting, runs) in enumerate(settings.items()):
             for seed, took in enumerate(runs):
-                seconds, sent, accuracy = zip(
-                    *took.curve[1:], strict=True
-                )  # before training nothing was sent
+                # Before training nothing was sent.
+                seconds, sent, accuracy = map(list, zip(*took.curve[1:], strict=True))
                 percent = [100 * a for a in accuracy]
                 look = {"color": f"C{number}", "label": setting if seed == 0 else None, "linewidth": 1.2}
                 left.plot(sent, percent, **look)
                 right.plot(seconds, percent, **look)
+        for number, folder in enumerate(beside):
+            name, sent, percent = history(folder)
+            color = str(0.6 * number / len(beside))
+            left.plot(sent, percent, color=color, linewidth=1.2, linestyle="dashed", label=name)
         left.set_xlabel("MB that a peer has sent")
         right.set_xlabel(f"seconds over {link}")
         for ax in (left, right):
             ax.set_xscale("log")
             ax.grid(alpha=0.25)
             ax.set_ylabel("mean accuracy of the peers, %")
-        right.legend(fontsize=8)
+        left.legend(fontsize=8)
     figure.parent.mkdir(parents=True, exist_ok=True)
     panels.savefig(figure, dpi=100, pil_kwargs={"optimize": True})
     pyplot.close(panels)
@@ -184,6 +203,9 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help="A link by name; default all.")] = None,
     setting: Annotated[list[str] | None, typer.Option(help="A setting by name; default all.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw all curves, to the runs' end.")] = None,
+    beside: Annotated[
+        list[Path] | None, typer.Option(help="A finished run's folder: its accuracy against bytes, too.")
+    ] = None,
 ) -> None:
     """Measure each setting on each link."""
     weights = data / "weights" / "vit_tiny_patch16_224.augreg_in21k_ft_in1k.fp16.safetensors"
@@ -232,7 +254,7 @@ def main(
             typer.echo(" | ".join(row))
     Console(width=120).print(table)
     if figure is not None:
-        draw(found, figure)
+        draw(found, beside or [], figure)
         typer.echo(f"drawn into {figure}")
 
 
