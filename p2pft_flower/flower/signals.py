@@ -17,16 +17,23 @@ Handler = Callable[[int, FrameType | None], None]
 
 @contextlib.contextmanager
 def before_obeying(act: Callable[[signal.Signals], bool], reply_within: float = 0.0) -> Iterator[None]:
-    """Call ``act`` once when SIGINT or SIGTERM comes during a ``with`` block, then the handlers of before.
+    """Call ``act`` when SIGINT or SIGTERM first comes during a ``with`` block, before the signal is obeyed.
 
-    If ``act`` returns False, the signal is not obeyed: the block ends by itself now. A second signal is
-    obeyed.
+    If ``act`` returns False, the signal is not obeyed: the block is about to end by itself. A second signal
+    is obeyed, without a call of ``act``. To obey a signal is to call the handler that it had before.
 
-    With ``reply_within`` > 0, a signal after the block, and such a second one, is obeyed only so many seconds
-    after it came: a ClientApp that ends while it hands its reply over leaves a SuperNode of Flower 1.42
-    waiting for the rest for ever. Flower itself raises SIGINT then, when it finds a stopped run over.
+    With ``reply_within`` > 0, a signal after the block, or a second signal within it, is obeyed only so many
+    seconds after it came: a ClientApp that ends while it hands its reply over leaves a SuperNode of Flower
+    1.42 waiting for the rest for ever. Flower itself raises SIGINT then, when it finds a stopped run over.
 
     Outside the main thread, where Python takes no signals, nothing changes.
+
+    Parameters
+    ----------
+    act : callable
+        Given the signal, returns whether the signal is to be obeyed.
+    reply_within : float
+        Seconds between a signal that comes late and its obedience; 0: it is obeyed at once.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -68,7 +75,10 @@ def before_obeying(act: Callable[[signal.Signals], bool], reply_within: float = 
 
 
 def _obeyed_after(seconds: float, restore: Callable[[], None]) -> Handler:
-    """Return a handler that obeys ``seconds`` after the first signal, with the handlers of ``restore``."""
+    """Return a handler that obeys a signal ``seconds`` after the first one.
+
+    ``restore`` sets the earlier handlers, which the signal then reaches.
+    """
     due: list[float] = []
 
     def later(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a handler's signature
