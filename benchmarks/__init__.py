@@ -1,1 +1,1 @@
-"""Benchmarks, each prints one table; a package, since Opacus installs one of the same name."""
+"""Benchmarks, which print tables; this is a package, since Opacus installs one of the same name."""

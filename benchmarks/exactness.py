@@ -1,9 +1,9 @@
-"""Whether every exact method × codec × schedule of weights reaches the optimum, on random directed graphs.
+"""Check that every exact method × codec × schedule of weights reaches the optimum, on random directed graphs.
 
-Quadratics with full gradients, whose optimum is known in closed form. A run is exact when no number of any
-peer is further than 1e-8 from it at the end, and Σ τ = Σ g within 1e-9 after every iteration. The learning
-rate with which a run converges differs by method, graph and codec: the largest of a list is taken. A run that
-is not exact with any of them is named.
+The problems are quadratics with full gradients, whose optimum is known in closed form. A run is exact if at
+the end no number of any peer is further than 1e-8 from the optimum, and Σ τ = Σ g within 1e-9 after every
+iteration. The learning rate with which a run converges differs by method, graph and codec: the largest one of
+a list that does is taken. A run that converges with none of the list, or is not exact, is named.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from p2pft_flower.topology import Graph
 from p2pft_flower.topology.schedule import scheduled
 
 NEAR, KEPT = 1e-8, 1e-9
-"""The distance from the optimum, and the gap between Σ τ and Σ g, below which a run is exact."""
+"""The distance from the optimum, and the largest number in Σ τ − Σ g, below which a run is exact."""
 
 Q = 5
-"""Numbers that are learned."""
+"""Numbers in θ (q)."""
 
 METHODS: dict[str, dict[str, Any]] = {
     "p2pft": {"algorithm": "p2pft"},
@@ -53,7 +53,7 @@ ALPHAS = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001, 0.0005)
 
 
 class Case(NamedTuple):
-    """One combination on one graph."""
+    """One combination of method, codec and schedule of weights on the random graph of a seed."""
 
     method: str
     codec: str
@@ -62,10 +62,11 @@ class Case(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What came of a case.
+    """The outcome of a case.
 
-    ``error`` is the distance from the optimum, ``gap`` the largest of Σ τ − Σ g, ``alpha`` the learning rate,
-    0 if the graph is none of the method's.
+    ``error`` is the largest distance of a peer's number from the optimum, ``gap`` the largest number in
+    Σ τ − Σ g (0 for a method without trackers), ``alpha`` the learning rate (0 if the method refuses the
+    graph).
     """
 
     case: Case
@@ -75,11 +76,11 @@ class Found(NamedTuple):
 
 
 class ReachedError(Exception):
-    """A run needs no further iteration."""
+    """The run has reached the optimum, or diverged, and needs no further iteration."""
 
 
 def graph_of(seed: int, schedule: str, *, symmetric: bool) -> Graph:
-    """Return the weights of a case: random and unbalanced, or symmetric for methods that need it."""
+    """Return the graph of a case, whose random weights are unbalanced, or symmetric if a method needs it."""
     rng, n = np.random.default_rng(seed), 3 + seed % 5
     W = np.diag(rng.uniform(0.1, 2, n))
     for i in range(n):
@@ -100,7 +101,7 @@ def graph_of(seed: int, schedule: str, *, symmetric: bool) -> Graph:
 
 
 def run(case: Case, iterations: int) -> Found:
-    """Run a case with one learning rate after the other, until one reaches the optimum."""
+    """Run a case with one learning rate after the other until it reaches the optimum; return the outcome."""
     chosen = dict(METHODS[case.method])
     algorithm = chosen.pop("algorithm")
     graph = graph_of(case.seed, case.schedule, symmetric=algorithm in ("gt-dgd", "exact-diffusion"))
@@ -146,7 +147,7 @@ def run(case: Case, iterations: int) -> Found:
 
 
 def table_of(found: Sequence[Found]) -> Table:
-    """Return how many runs of each method and codec were exact, and the learning rates that they needed."""
+    """Return the numbers of exact runs of each method and codec, and the smallest learning rate of these."""
     cells: dict[tuple[str, str], list[Found]] = defaultdict(list)
     for one in found:
         if one.alpha:

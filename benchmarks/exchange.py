@@ -1,20 +1,21 @@
-"""What the exchange costs beside bare gRPC: the same bytes, the same run, two processes.
+"""Measure the cost of the exchange beside bare gRPC: the same bytes, the same run, two processes.
 
 For Unix sockets and for TCP on loopback, a sending and a receiving process move vectors in two ways that
-take turns, so that whatever else the machine does falls on both:
+take turns, so that other programs on the machine slow both:
 
 * ``bare``: one unary gRPC call with the vector's bytes and an empty answer; nothing is checked;
 * ``p2pft``: ``Links`` to ``PeerServer`` and ``Mailbox``; header, checksum, finiteness and order are checked.
 
-The time of one vector is from handing it over until the receiver has taken it in (in ``bare``: answered).
+The time of one vector is from its handing over until the receiver has taken it in (in ``bare``: answered).
 
 Over Unix sockets ``p2pft`` lays its payloads in memory that both processes share, and calls carry headers.
 
 Then whole iterations on a directed ring over Unix sockets, a process a peer: two exchanges, each of which
-sends a vector, takes one and mixes the two, as the product mixes. The ways take turns in blocks. Beside these
-two there is ``bare aio``, bare gRPC by ``grpc.aio`` on one event loop in a thread of its own, and
-``p2pft, sent``: p2pft without shared memory. *Computed* is what all processes together computed, the kernel's
-work for them included: what else runs on the machine changes it less than the time that passed.
+sends a vector, takes one and mixes the two, as the package mixes. The ways take turns in blocks. Beside
+``bare`` and ``p2pft`` there is ``bare aio``, bare gRPC by ``grpc.aio`` on one event loop in a thread of its
+own, and ``p2pft, sent``: p2pft without shared memory. *Computed* are the seconds that all processes together
+computed, the kernel's work for them included: other programs on the machine change these less than the
+seconds that passed.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from p2pft_flower.algorithms.seam import Rows, combine
 from p2pft_flower.transport import Links, Mailbox, PeerServer, Terms
 
 PATIENCE = 60.0
-"""Seconds that anything here may take before it counts as failed."""
+"""Seconds that a call, a start or a wait may take before it counts as failed."""
 
 WARM_UP = 4
 """Exchanges of each kind that are not counted."""
@@ -64,7 +65,7 @@ BLOCK = 5
 
 Vector = npt.NDArray[np.float32]
 Seconds = tuple[float, float]
-"""Seconds that passed, and that a process computed."""
+"""Seconds that passed, and seconds that were computed."""
 
 
 def serve_bare(address: str, pipe: Connection) -> None:
@@ -73,9 +74,9 @@ def serve_bare(address: str, pipe: Connection) -> None:
     Parameters
     ----------
     address : str
-        gRPC address; port 0 takes a free one.
+        The address that the server listens on, as gRPC has it; port 0 takes a free one.
     pipe : Connection
-        Is sent the real address, then receives one word.
+        The pipe through which the real address is sent, and then the word to stop comes.
     """
     server = grpc.server(
         ThreadPoolExecutor(4), options=(("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0))
@@ -96,13 +97,13 @@ def serve_p2pft(address: str, pipe: Connection, length: int, exchanges: int) -> 
     Parameters
     ----------
     address : str
-        Address of the receiving peer; port 0 takes a free one.
+        The address of the receiving peer; port 0 takes a free one.
     pipe : Connection
-        As for :func:`serve_bare`.
+        As of :func:`serve_bare`.
     length : int
-        q.
+        The number of numbers in a payload (q).
     exchanges : int
-        Payloads that will come.
+        The number of payloads that will come.
     """
     mailbox = Mailbox(Terms("benchmark", length, phases=PHASES), [EDGE])
     with PeerServer(mailbox, {EDGE[1]: address}) as server:
@@ -114,12 +115,12 @@ def serve_p2pft(address: str, pipe: Connection, length: int, exchanges: int) -> 
 
 @contextmanager
 def process(serve: Callable[..., None], address: str, *arguments: Any) -> Iterator[str]:
-    """Run ``serve`` in a process of its own, yield its real address, and end it.
+    """Run ``serve`` in a process of its own during a ``with`` block; yield the address that it listens on.
 
     Raises
     ------
     TimeoutError
-        When it does not start.
+        When the process does not start within :data:`PATIENCE`.
     """
     context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
     ours, theirs = context.Pipe()
@@ -138,21 +139,21 @@ def process(serve: Callable[..., None], address: str, *arguments: Any) -> Iterat
 
 
 def measure(addresses: tuple[str, str], vector: Vector, exchanges: int) -> tuple[list[float], list[float]]:
-    """Move ``vector`` both ways in turn.
+    """Move ``vector`` in both ways, in turn, and return the times.
 
     Parameters
     ----------
     addresses : (str, str)
-        Where the bare and the p2pft server shall listen.
+        The addresses of the bare and of the p2pft server.
     vector : (q,) float32 array
-        What is sent.
+        The vector that is sent.
     exchanges : int
-        How often, each way.
+        The number of exchanges that count, of each way.
 
     Returns
     -------
     bare, p2pft : lists of float
-        Seconds of each exchange, warm-up left out.
+        Seconds of each exchange that counts.
     """
     bare: list[float] = []
     p2pft: list[float] = []
@@ -177,7 +178,7 @@ def measure(addresses: tuple[str, str], vector: Vector, exchanges: int) -> tuple
 
 
 class BareRing:
-    """One peer's bare gRPC: what comes goes into a queue, and a call is awaited before the next one."""
+    """One peer of a ring by bare gRPC: vectors that come go into a queue, and one call is made at a time."""
 
     def __init__(self, address: str, neighbour: str) -> None:
         self._came: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -201,20 +202,20 @@ class BareRing:
         return self._call.future(body, timeout=PATIENCE, wait_for_ready=True)
 
     def exchange(self, vector: Vector) -> Vector:
-        """Send a vector and return the one that came; the call before must have been answered."""
+        """Wait for the last call's answer, send a vector, and return the one that came, (q,) float32."""
         body = vector.tobytes()
         self.flush()
         self._sent = self._start(body)
         return np.frombuffer(self._came.get(timeout=PATIENCE), np.float32)
 
     def flush(self) -> None:
-        """Wait for the last call's answer."""
+        """Wait for the last call's answer, if there was a call."""
         if self._sent is not None:
             self._sent.result(PATIENCE)
 
 
 class BareAioRing(BareRing):
-    """The same by grpc.aio, on one loop in one thread; headers are known before bodies."""
+    """One peer of a ring by bare ``grpc.aio``, on one loop in a thread; headers are known before bodies."""
 
     def _open(self, address: str, neighbour: str) -> None:
         self._loop = asyncio.new_event_loop()
@@ -239,7 +240,7 @@ class BareAioRing(BareRing):
 
 
 class OurRing:
-    """One peer's `Links`, `PeerServer` and `Mailbox`."""
+    """One peer of a ring by `Links`, `PeerServer` and `Mailbox`; ``shared`` is whether memory is shared."""
 
     def __init__(self, peer: int, peers: int, addresses: list[str], length: int, *, shared: bool) -> None:
         before, after = (peer - 1) % peers, (peer + 1) % peers
@@ -253,7 +254,7 @@ class OurRing:
             self._links._sending._hand_overs._no_memory = True
 
     def exchange(self, vector: Vector) -> Vector:
-        """Send a vector and return the one that came."""
+        """Send a vector, and return the one that came, (q,) float32."""
         at = divmod(self._position, PHASES)
         self._position += 1
         self._links.send(self._peer, *at, vector)
@@ -272,7 +273,7 @@ def bare_handler(handler: grpc.RpcMethodHandler) -> grpc.GenericRpcHandler:
 def ring_peer(
     peer: int, peers: int, folder: str, length: int, blocks: int, turn: Any, pipe: Connection
 ) -> None:
-    """Run one peer of the ring; send home what an iteration of each block took, by way."""
+    """Run one peer of the ring; send each block's mean times of an iteration, by way, through ``pipe``."""
     sockets = {way: [f"unix:{folder}/{way}{i}.sock" for i in range(peers)] for way in WAYS}
     after = (peer + 1) % peers
     ways: dict[str, BareRing | OurRing] = {
@@ -299,7 +300,10 @@ def ring_peer(
 
 
 def measure_ring(peers: int, length: int, blocks: int) -> dict[str, Seconds]:
-    """Return the median seconds of a whole iteration on a ring, by way; computed by all together."""
+    """Return the medians of the seconds of a whole iteration on a ring, by way.
+
+    The seconds computed are those of all peers together.
+    """
     context = multiprocessing.get_context("spawn")
     turn, pipes = context.Barrier(peers), [context.Pipe() for _ in range(peers)]
     with tempfile.TemporaryDirectory(prefix="p2pft-") as folder:

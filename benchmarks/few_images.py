@@ -1,12 +1,12 @@
-"""Few training images: how P2P-FT compares with centralised training, by how far apart the peers are.
+"""Compare P2P-FT with centralised training on few training images, by the distance of the peers' θ.
 
 ViT-Tiny on CIFAR-10 with 1, 5 and 10 images a class, four peers, 100 iterations, three seeds, with and
 without momentum, over graphs that mix well and badly. Beside them stands centralised training with other step
-sizes, and four times as long: whether a graph helps to generalise, or is merely further on, shows in both.
+sizes, and four times as long: it shows whether a graph helps to generalise, or is merely further on.
 
 The runs are those of ``p2pft run`` with the same settings, made by ``simulate`` on the same gradients, which
-gives the consensus error after every iteration. One file a run; those that are there already are kept. Usage,
-from the repository's root::
+gives the consensus error after every iteration. Each run has a file; a run whose file is there is not done
+again. Usage, from the repository's root::
 
     python -m benchmarks.few_images run --data ../shared/data --out OUT
     python -m benchmarks.few_images show --out OUT [--figure PNG]
@@ -39,7 +39,7 @@ SHOTS = (1, 5, 10)
 MOMENTA = (0.0, 0.9)
 ALPHA, ITERATIONS, BATCH = 0.01, 100, 32
 OWN_WEIGHT = "with own weight"
-"""Between a graph's name and the weight of what a peer has itself; the larger, the slower it mixes."""
+"""Text between a graph's name and the weight W_ii of its peers; the larger W_ii, the slower a graph mixes."""
 
 GRAPHS = (
     "complete-4",
@@ -69,7 +69,7 @@ NAMES = (CENTRALISED, *CONTROLS, *GRAPHS)
 
 
 def graph_of(name: str) -> Graph:
-    """Return a graph of `GRAPHS`."""
+    """Return the graph that a name in `GRAPHS` stands for."""
     base, _, own = name.partition(f" {OWN_WEIGHT} ")
     graph = Graph.load(base)
     if not own:
@@ -86,11 +86,11 @@ class Case:
     Attributes
     ----------
     name : str
-        Of `GRAPHS` or `CONTROLS`, or `CENTRALISED`.
+        A name in `GRAPHS` or `CONTROLS`, or `CENTRALISED`.
     shots, seed : int
-        Training images a class; seed of images and head.
+        Training images of each class; the seed of images and head.
     momentum : float
-        β.
+        The momentum β.
     """
 
     name: str
@@ -99,18 +99,18 @@ class Case:
     momentum: float
 
     def file(self, out: Path) -> Path:
-        """Return where its outcome is kept."""
+        """Return the path of the file of the run's outcome."""
         name = self.name.replace(" ", "-").replace(":", "-").replace("×", "x")
         return (
             out / f"shots-{self.shots}" / f"seed-{self.seed}" / f"momentum-{self.momentum}" / f"{name}.json"
         )
 
     def factors(self) -> tuple[float, int]:
-        """Return those of step size and iterations."""
+        """Return the factors of step size and of iterations."""
         return CONTROLS.get(self.name, (1.0, 1))
 
     def settings(self) -> dict[str, Any]:
-        """Return what its outcome depends on."""
+        """Return the settings on which the outcome depends."""
         step, length = self.factors()
         more = {"alpha": ALPHA * step, "iterations": ITERATIONS * length, "batch_size": BATCH}
         return {**asdict(self), **more}
@@ -118,14 +118,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run came to.
+    """The outcome of one run.
 
     Attributes
     ----------
     settings : dict
-        See :meth:`Case.settings`.
+        The run's settings, from :meth:`Case.settings`.
     accuracy : list of float
-        Of each peer, 0..1, on all test images; one for centralised training.
+        Each peer's accuracy, 0..1, on all test images; a single one for centralised training.
     test_loss, train_loss : float
         Cross-entropy on the test images, and (1/n) Σ_j L_j on all training images; mean over the peers' θ_i.
     apart : float
@@ -133,8 +133,8 @@ class Outcome:
     apart_at_the_end : float
         Consensus error after the last iteration.
     own_gap : float
-        (1/n) Σ_i [L_i(θ_i) − L_i(θ̄)], mean over all iterations: above zero where peers are, when they take
-        their gradients, at points that are worse for themselves than the mean is.
+        (1/n) Σ_i [L_i(θ_i) − L_i(θ̄)], mean over all iterations: above zero if peers take their gradients at
+        points that are worse for their own losses than the mean is.
     """
 
     settings: dict[str, Any]
@@ -147,12 +147,12 @@ class Outcome:
 
 
 def cases() -> list[Case]:
-    """Return every run."""
+    """Return the cases of all runs."""
     return [Case(*c) for c in product(NAMES, SHOTS, SEEDS, MOMENTA)]
 
 
 def read(case: Case, out: Path) -> Outcome | None:
-    """Return what a run came to, None where it was not made with these settings."""
+    """Return a run's outcome; None if the run was not done, or with other settings."""
     file = case.file(out)
     if not file.is_file():
         return None
@@ -161,7 +161,7 @@ def read(case: Case, out: Path) -> Outcome | None:
 
 
 def execute(data: Path, out: Path, shots: int, seed: int, wanted: Sequence[Case]) -> list[tuple[Case, float]]:
-    """Make the runs ``wanted`` on the same images in this process; return each with its seconds."""
+    """Do the runs ``wanted``, all on the same images, in this process; return each with its seconds."""
     import torch
 
     from p2pft_flower import simulate
@@ -264,18 +264,18 @@ def run(
 
 @dataclass(frozen=True)
 class Row:
-    """A cell of all seeds.
+    """The numbers of one case over all seeds.
 
     Attributes
     ----------
     name : str
-        The case's.
+        The case's name.
     momentum : float
-        β.
+        The momentum β.
     accuracy : float
-        Mean of peers and seeds.
+        Mean accuracy over peers and seeds, 0..1.
     gain : list of float
-        Of each seed: by how much the mean of the peers is above centralised training with this seed.
+        For each seed, the mean accuracy of the peers, minus that of centralised training with this seed.
     train_loss, apart, own_gap : float
         Means over the seeds.
     """
@@ -290,7 +290,7 @@ class Row:
 
     @property
     def points(self) -> tuple[float, float]:
-        """The gain in points, mean over seeds, and its standard error."""
+        """The mean gain over the seeds, in points, and its standard error."""
         points = [100 * gain for gain in self.gain]
         return statistics.mean(points), statistics.stdev(points) / len(points) ** 0.5
 
@@ -317,7 +317,7 @@ def rows(out: Path, shots: int) -> dict[tuple[float, str], Row]:
 
 
 def table(out: Path) -> str:
-    """Return all numbers of shots in one Markdown table, a number for each in every cell."""
+    """Return a Markdown table whose cells have a number for each number of images a class."""
     numbers = ", ".join(map(str, SHOTS))
     head = [
         "momentum",

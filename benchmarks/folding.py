@@ -1,11 +1,11 @@
-"""What it costs to deal the peers of one machine out to several hosts: an iteration on one host and on more.
+"""Measure the cost of dealing the peers of one machine out to several hosts: an iteration on one and on more.
 
 The hosts are processes, and reach each other over Unix sockets, as in a simulation. Peers train quadratics,
-whose gradients cost next to nothing (`--gradient` lets each take longer), so that what is measured is the
+whose gradients cost next to nothing (`--gradient` lets each take longer), so that the time is that of the
 exchange: on one host in memory, on several between processes. Runs take turns, and θ is compared bit for bit.
 
 *Computed* are the seconds that all hosts together computed, the kernel's work for them included. If the
-machine is busy, compare these rather than the seconds that passed.
+machine is busy, compare the seconds computed rather than the seconds that passed.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Vector = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Score:
-    """A peer's evaluation: nothing is scored here."""
+    """The scores of a peer's evaluation, all zero: nothing is scored here."""
 
     loss: float = 0.0
     accuracy: float = 0.0
@@ -54,18 +54,18 @@ class Score:
 
 
 class Peer:
-    """∇L_i(θ) = θ − c_i."""
+    """One peer's objective, with ∇L_i(θ) = θ − c_i; ``seconds`` is the time that a gradient computes."""
 
     def __init__(self, peer: int, q: int, seconds: float) -> None:
         self.seconds = seconds
         self.minimiser = np.random.default_rng(peer).standard_normal(q, dtype=np.float32)
         self.drawn = 0
         self.marks: list[tuple[float, float]] = []
-        """(seconds that passed, seconds computed by this process) before each gradient."""
+        """(clock, seconds computed by this process) at the beginning of each gradient."""
         self.last: Vector | None = None
 
     def gradient(self, theta: Vector) -> Vector:
-        """Note the time, and return the gradient."""
+        """Note the time, and return the gradient, (q,) float32."""
         self.marks.append((time.perf_counter(), time.process_time()))
         self.drawn += 1
         end = time.thread_time() + self.seconds
@@ -74,7 +74,7 @@ class Peer:
         return theta - self.minimiser
 
     def evaluate(self, theta: Vector) -> Score:
-        """Keep θ."""
+        """Keep θ, and return scores of zero."""
         self.last = theta.copy()
         return Score()
 
@@ -82,7 +82,7 @@ class Peer:
         """Return None: gradients are exact."""
 
     def position(self) -> Any:
-        """Return how many gradients were drawn."""
+        """Return a function that returns the position: the number of gradients drawn."""
         return lambda drawn=self.drawn: {"drawn": drawn}
 
     def go_to(self, position: dict[str, int], lost: int) -> None:  # noqa: ARG002 - as the protocol has it
@@ -102,7 +102,7 @@ class Quadratics:
         self.built: dict[int, Peer] = {}
 
     def objectives(self, peers: list[int], progress: Any) -> dict[int, Peer]:  # noqa: ARG002
-        """Return new peers."""
+        """Return new objectives of ``peers``, and keep them."""
         new = {p: Peer(p, self.theta0.size, self.seconds) for p in peers}
         self.built |= new
         return new
@@ -112,12 +112,12 @@ class Quadratics:
         return {"theta": theta}
 
     def metadata(self) -> dict[str, str]:
-        """Return what a tail's file says of itself."""
+        """Return the metadata of a tail's file."""
         return {"schema": "benchmark"}
 
 
 def host(pipe: Connection, text: str, q: int, gradient: float) -> None:
-    """Run one host, and send home its first peer's marks, and a digest of each peer's θ."""
+    """Run one host, and send its first peer's marks and a digest of each peer's θ through ``pipe``."""
     problem = Quadratics(q, gradient)
     Host(Plan.from_json(text), problem).run()
     thetas = {p: peer.last for p, peer in problem.built.items()}
@@ -126,7 +126,7 @@ def host(pipe: Connection, text: str, q: int, gradient: float) -> None:
 
 
 def plans(folder: Path, graph: Graph, hosts: list[list[int]], iterations: int, codec: str) -> list[Plan]:
-    """Return one plan a host."""
+    """Return a plan for each host; ``hosts`` has the peers of each."""
     settings = {"learning-rate": 0.1, "iterations": iterations, "codec": codec, "peer-timeout": 120.0}
     config = RunConfig.from_mapping(settings)
     view = View.whole(graph)
@@ -153,7 +153,10 @@ def plans(folder: Path, graph: Graph, hosts: list[list[int]], iterations: int, c
 
 @dataclass(frozen=True)
 class Run:
-    """What an iteration of one run took, in seconds: that passed, and that all hosts together computed."""
+    """Mean times of an iteration of one run, and a digest of all peers' θ at the end.
+
+    ``passed`` are the seconds that passed, ``computed`` those that all hosts together computed.
+    """
 
     passed: float
     computed: float
@@ -161,12 +164,12 @@ class Run:
 
 
 def run(graph: Graph, hosts: int, q: int, iterations: int, codec: str, gradient: float) -> Run:
-    """Train on so many hosts, and return what an iteration took.
+    """Train on ``hosts`` hosts, and return the times of an iteration; ``gradient`` is in seconds.
 
     Raises
     ------
     TimeoutError
-        When a host does not end.
+        When a host does not end within :data:`PATIENCE`.
     """
     context = multiprocessing.get_context("spawn")
     stretches = [list(map(int, part)) for part in np.array_split(np.arange(graph.n), hosts)]
@@ -199,7 +202,7 @@ def run(graph: Graph, hosts: int, q: int, iterations: int, codec: str, gradient:
 
 
 def middle(made: list[Run]) -> tuple[float, float]:
-    """Return the medians of what passed and of what was computed."""
+    """Return the medians of the seconds that passed and of the seconds computed."""
     return statistics.median(one.passed for one in made), statistics.median(one.computed for one in made)
 
 

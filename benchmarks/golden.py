@@ -1,15 +1,15 @@
-"""Whether whole runs of the embedded model come to the θ that they came to before, bit for bit.
+"""Check that whole runs of the embedded model end at the same θ as before, bit for bit.
 
-What a model computes depends on processor and torch, so digests hold on the machine that made them: the file
-says which. Write it before the inside is rebuilt, and compare after each change.
+A model's numbers depend on processor and torch, so digests hold on the machine that made them, which their
+file names. Write the file before the inside is rebuilt, and compare after each change.
 ``tests/host/test_golden.py`` does the same for quadratics, on every machine. Usage, from the repository's
 root::
 
     python -m benchmarks.golden FILE [--write]
 
 The runs: the default one; on lopsided-4; 16 peers, folded onto the processors; one that is stopped and
-resumed; Flower's FedAvg; and the default one deployed, over TLS. Exit code 1 where a digest differs, 2 where
-the file is of another machine.
+resumed; Flower's FedAvg; and the default one deployed, over TLS. Exit code 1 if a digest differs, 2 if the
+file is of another machine.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RUNS: dict[str, tuple[str, ...]] = {
 
 
 def machine() -> dict[str, Any]:
-    """Return what the bits of a model's numbers depend on."""
+    """Return the facts of this machine on which the bits of a model's numbers depend."""
     return {
         "torch": torch.__version__,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
@@ -47,14 +47,14 @@ def machine() -> dict[str, Any]:
 
 
 def p2pft(*words: str) -> None:
-    """Run a command of the product; its output is shown where it fails."""
+    """Run ``p2pft`` with ``words``; if it fails, show its output and exit."""
     done = subprocess.run(["p2pft", *words], capture_output=True, text=True, check=False, timeout=900)
     if done.returncode:
         sys.exit(f"p2pft {' '.join(words)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
 
 
 def digest(folder: Path) -> str:
-    """Return SHA-256 of the tails that a run has left, peer by peer, tensor by tensor."""
+    """Return the SHA-256, hexadecimal, of a run's tails, peer by peer, tensor by tensor."""
     found = hashlib.sha256()
     tails = sorted(p for p in folder.rglob("peers/peer-*.safetensors") if ".stopped" not in p.name)
     if not tails:
@@ -67,7 +67,7 @@ def digest(folder: Path) -> str:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Make all runs below ``folder``."""
+    """Do all runs below ``folder``, and return each one's digest, by name."""
     made = {}
     for name, words in RUNS.items():
         typer.echo(f"{name} …")

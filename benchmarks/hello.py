@@ -43,14 +43,14 @@ CASES: dict[str, dict[str, object] | None] = {
     "digits, partition iid": {"partition": "iid"},
     "vit_tiny_patch16_224, random weights": {"model": "vit_tiny_patch16_224", "weights": "none"},
 }
-"""What hello asks for, by name; None: nothing."""
+"""Run-config keys and values of each hello, by the row's name; None: no hello is sent."""
 
 OWN = {"problem": str(Path(__file__).resolve().parents[1] / "tests" / "quadratics.py") + ":quadratics"}
-"""Settings that the earlier tree does not know."""
+"""Run-config keys and values that the earlier tree does not know."""
 
 
 def measure(tree: Path, settings: dict[str, object] | None) -> tuple[float, list[str]]:
-    """Return the CPU seconds, user and system, of one process, and which heavy libraries it had."""
+    """Return the CPU seconds, user and system, of one process, and the heavy libraries that it imported."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-P", "-c", PROGRAM, json.dumps(settings)],

@@ -1,15 +1,15 @@
-"""What surviving failures costs while nothing fails: an iteration with and without it, in one run.
+"""Measure the cost of surviving failures while nothing fails: the time of an iteration with it and without.
 
 Two processes with two peers each train over a Unix socket, as the default job's simulation does. Runs take
 turns: ``on``, with default settings (heartbeats, the agreement that looks after all neighbours, checkpoints),
-and ``off``, without any of it. A sample is what a peer's iterations take from one checkpoint to the next,
-evaluations and one checkpoint included, by iteration: in seconds that pass, and in seconds that both
-processes together compute. The latter say less, as waiting for a disk is not in them, but what else runs on
-the machine changes them less.
+and ``off``, without any of these. A sample is the time of an iteration, as a mean from one checkpoint to the
+next, evaluations and one checkpoint included: in seconds that pass, and in seconds that both processes
+together compute. The latter leave out any wait for a disk, but other programs on the machine change them
+less.
 
 A block is four short runs, off on on off, or on off off on in every second block: a machine that becomes
-slower slows both kinds. Its ratio is that of the sums of its samples. Printed is the blocks' geometric mean,
-with its 95 % confidence interval (Student's t); the first run of each kind is not counted.
+slower slows both kinds. A block's ratio is that of the sums of its samples. Printed is the geometric mean of
+the ratios, with its 95 % confidence interval (Student's t); the first run of each kind does not count.
 
     python -m benchmarks.overhead [--minutes 8]
 """
@@ -44,7 +44,7 @@ EVERY = 12
 """Iterations between two evaluations."""
 
 SAMPLES = 2
-"""Stretches of a run that count; one more before them, which ends with the first checkpoint, does not."""
+"""Stretches of a run that count; one more before them does not, which ends with the first checkpoint."""
 
 JOBS: dict[str, dict[str, Any]] = {
     "default job": {"evaluate-every": EVERY},
@@ -59,9 +59,10 @@ JOBS: dict[str, dict[str, Any]] = {
 
 
 def host(pipe: Connection, settings: dict[str, Any]) -> None:
-    """Run the plans that come through ``pipe``, one after the other; None ends it.
+    """Run the plans that come through ``pipe``, one after the other, until None comes.
 
-    Sends of each run (iterations done, time, time computed) whenever its first peer is evaluated.
+    After each run, the times of the evaluations of the host's first peer are sent back: a list of (iterations
+    done, clock, seconds computed by this process).
     """
     import torch
 
@@ -90,7 +91,7 @@ def host(pipe: Connection, settings: dict[str, Any]) -> None:
 
 
 def plans(run: str, folder: Path, iterations: int, settings: dict[str, Any], *, on: bool) -> list[Plan]:
-    """Return one plan a host."""
+    """Return a plan for each host; ``on`` is whether they survive failures."""
     config = RunConfig.from_mapping(settings)
     graph = Graph.load(config.runtime.topology)
     view = View.whole(graph)
@@ -118,14 +119,17 @@ def plans(run: str, folder: Path, iterations: int, settings: dict[str, Any], *, 
 
 @dataclass(frozen=True)
 class Sample:
-    """An iteration in one stretch: seconds that passed, and that the processes computed."""
+    """Means of one iteration in a stretch: seconds that passed, and seconds that the processes computed."""
 
     passed: float
     computed: float
 
 
 def samples(hosts: list[list[tuple[int, float, float]]], every: int) -> list[Sample]:
-    """Return what each stretch of ``every`` iterations took; the first one is left out."""
+    """Return a sample for each stretch of ``every`` iterations but the first.
+
+    ``hosts`` has what each process sent of a run.
+    """
     ends = [{done: (passed, computed) for done, passed, computed in times} for times in hosts]
     return [
         Sample(
@@ -144,12 +148,12 @@ class Block:
     on: list[Sample]
 
     def ratio(self, what: str) -> float:
-        """Return with to without, of ``passed`` or ``computed``."""
+        """Return the ratio of ``on`` to ``off``, of the seconds ``what``: ``"passed"`` or ``"computed"``."""
         return sum(getattr(s, what) for s in self.on) / sum(getattr(s, what) for s in self.off)
 
 
 def measure(name: str, minutes: float) -> list[Block]:
-    """Return what each block measured, of those that begin within so many minutes; two at least."""
+    """Return the blocks of a job of :data:`JOBS` that begin within ``minutes``, two at least."""
     settings = JOBS[name]
     runtime = RunConfig.from_mapping(settings).runtime
     every = iterations_apart(runtime.checkpoint_every, runtime.evaluate_every)
@@ -188,7 +192,7 @@ def measure(name: str, minutes: float) -> list[Block]:
 
 
 def mean(ratios: list[float]) -> str:
-    """Return the geometric mean of some ratios and its 95 % confidence interval."""
+    """Return, as a text, the geometric mean of some ratios and its 95 % confidence interval."""
     logs = np.log(ratios)
     low, high = stats.t.interval(0.95, len(logs) - 1, logs.mean(), stats.sem(logs))
     return f"{np.exp(logs.mean()):.3f} ({np.exp(low):.3f} to {np.exp(high):.3f})"

@@ -1,9 +1,9 @@
-"""How long survivors stand still when a peer is killed: from SIGKILL to the first iteration of the next view.
+"""Measure the survivors' standstill when a peer is killed: from SIGKILL to the next view's first iteration.
 
-Peers on a directed ring train quadratics over TCP on loopback, as sites do, but for the model: what is
-measured is how a loss is noticed and agreed on. The victim is a process of its own; the others share the
-processes that the table names, each of them several hosts in threads, a peer a host. Killed is the last
-peer, which is no proposer; an iteration that a survivor had completed and does again would be lost.
+Peers on a directed ring train quadratics over TCP on loopback, as sites do, but for the model: the time is
+that in which a loss is noticed and agreed on. The victim is a process of its own; the others share the
+processes that the table names, each with several hosts in threads, one peer to a host. Killed is the last
+peer, which proposes no view. An iteration that a survivor had completed and does again counts as lost.
 
     python -m benchmarks.recovery [--timeout 4] [--runs 3]
 """
@@ -42,18 +42,18 @@ from p2pft_flower.typed import plain
 
 Q = 1000
 PROCESSES = {4: 3, 16: 4, 64: 8}
-"""Processes that the survivors share, by number of peers."""
+"""Number of processes that the survivors share, by number of peers."""
 
 PAUSE = 0.2
-"""Seconds of a gradient: 64 peers on a few cores shall have time to speak."""
+"""Seconds of a gradient, so that 64 peers on a few cores have time for heartbeats and gossip."""
 
 BEFORE, AFTER = 5, 3
-"""Iterations that all complete before the kill, and in the next view."""
+"""Iterations that all peers complete before the kill, and that all survivors complete in the next view."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Of an evaluation that nobody reads."""
+    """The scores of an evaluation that nobody reads."""
 
     loss: float = 0.0
     accuracy: float = 0.0
@@ -67,24 +67,24 @@ class Quadratic:
         self._minimiser = np.random.default_rng(peer).normal(size=Q).astype(np.float32)
 
     def gradient(self, theta: Any) -> Any:
-        """Return θ − c_i, late."""
+        """Return θ − c_i, (1000,) float32, after :data:`PAUSE` seconds."""
         time.sleep(PAUSE)  # not to synchronise: this is the work
         return theta - self._minimiser
 
     def evaluate(self, theta: Any) -> Score:  # noqa: ARG002 - a protocol's
-        """Score nothing."""
+        """Return scores of zero."""
         return Score()
 
     def privacy_spent(self) -> None:
-        """Nothing is private."""
+        """Return None, since nothing is private."""
         return
 
     def position(self) -> Any:
-        """There is no data order."""
+        """Return a function that returns an empty position, since there is no data order."""
         return dict
 
     def go_to(self, position: Any, lost: int) -> None:
-        """There is no data order."""
+        """Do nothing, since there is no data order."""
 
 
 class Quadratics:
@@ -99,18 +99,18 @@ class Quadratics:
         return {p: Quadratic(p) for p in peers}
 
     def named_tail(self, theta: Any) -> dict[str, Any]:
-        """Return θ as a tensor."""
+        """Return θ as a tensor, by name."""
         import torch
 
         return {"theta": torch.from_numpy(theta.copy())}
 
     def metadata(self) -> dict[str, str]:
-        """Say nothing."""
+        """Return no metadata."""
         return {}
 
 
 def hosts(texts: list[str], pipe: Connection) -> None:
-    """Run a host a plan, each in a thread, until a word comes through ``pipe``."""
+    """Run a host for each plan in ``texts``, each in a thread, until a word comes through ``pipe``."""
     os.environ[training.TRACE] = "1"
     logging.getLogger("p2pft_flower").setLevel(logging.ERROR)  # each survivor tells of the view
     running = [Host(Plan.from_json(text), Quadratics()) for text in texts]
@@ -131,7 +131,7 @@ def hosts(texts: list[str], pipe: Connection) -> None:
 
 
 def plans(n: int, folder: Path, timeout: float) -> list[Plan]:
-    """Return a plan a peer."""
+    """Return a plan for each of ``n`` peers; ``timeout`` is their ``peer-timeout``."""
     config = RunConfig.from_mapping(
         {"iterations": 10**6, "peer-timeout": timeout, "meet-timeout": 300.0, "rejoin-deadline": 120.0}
     )
@@ -158,14 +158,20 @@ def plans(n: int, folder: Path, timeout: float) -> list[Plan]:
 
 
 def lines(folder: Path, peer: int, event: str) -> list[dict[str, Any]]:
-    """Return what a peer's log tells of ``event``."""
+    """Return the lines of event ``event`` in a peer's journal; none if there is no journal yet."""
     path = folder / "peers" / f"peer-{peer}.jsonl"
     told = map(plain, read_journal(path)) if path.is_file() else ()
     return [line for line in told if line["event"] == event]
 
 
 def wait_for(folder: Path, peers: range, view: int, iterations: int) -> None:
-    """Return when all ``peers`` have completed so many iterations in ``view``."""
+    """Return when all ``peers`` have completed ``iterations`` iterations in ``view``.
+
+    Raises
+    ------
+    TimeoutError
+        When they have not after 300 s.
+    """
     end = time.monotonic() + 300.0
     for peer in peers:
         while sum(line["view"] == view for line in lines(folder, peer, "trace")) < iterations:
@@ -176,7 +182,11 @@ def wait_for(folder: Path, peers: range, view: int, iterations: int) -> None:
 
 @dataclass(frozen=True)
 class Recovery:
-    """What one kill cost: seconds to the first survivor's and the last one's first iteration; iterations."""
+    """The cost of one kill.
+
+    ``first`` and ``last`` are the seconds until the first and the last survivor's first iteration in the next
+    view, ``lost`` is the number of iterations that survivors did again.
+    """
 
     first: float
     last: float
@@ -184,7 +194,7 @@ class Recovery:
 
 
 def measure(n: int, timeout: float) -> Recovery:
-    """Kill the last of ``n`` peers once."""
+    """Kill the last of ``n`` peers once, and return the cost."""
     context = multiprocessing.get_context("spawn")
     survivors, shares = range(n - 1), PROCESSES[n]
     with tempfile.TemporaryDirectory() as name:

@@ -1,9 +1,8 @@
-"""The tables of docs/results.md: every run, and the Markdown made of what the runs wrote.
+"""Make the tables of docs/results.md: do all runs, and print the Markdown that is made of their results.
 
 The runs are those of ``p2pft run`` with the same settings: the same ServerApp and ClientApps, driven by
 Flower's simulation in small (tests/flower/engine.py) instead of by Ray, whose start would take longer than
-most runs do.
-A run that is there already is kept. Usage, from the repository's root::
+most runs do. A run that is there already is kept. Usage, from the repository's root::
 
     python -m benchmarks.results run --data ../shared/data --out OUT [--only SECTION]
     python -m benchmarks.results show --out OUT
@@ -47,7 +46,7 @@ DATASETS: dict[str, dict[str, Any]] = {
 METHODS = ("local", "p2pft", "dgd", "gt-dgd", "fedavg", "centralized")
 SEEDS = (0, 1, 2)
 NEVER = 1_000_000
-"""Evaluate at the end only: what comes before is in no table."""
+"""Iterations between two evaluations, so many that the only evaluation after training is at the end."""
 COMMON = {
     "learning-rate": 0.01,
     "momentum": 0.9,
@@ -107,7 +106,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "fedavg, 2 local epochs": {"algorithm": "fedavg", "local-epochs": 2},
     "fedavg, 4 local epochs": {"algorithm": "fedavg", "local-epochs": 4},
 }
-"""What is sent less, or less often."""
+"""Settings with which peers send less, or less often, than with Algorithm 1."""
 FEWER: dict[str, tuple[str, ...]] = {
     "CIFAR-10 directed-ring-4": (
         "Algorithm 1",
@@ -122,7 +121,7 @@ FEWER: dict[str, tuple[str, ...]] = {
     "CIFAR-10 lopsided-4": ("Algorithm 1", "8 local steps", "8 local steps, q4", "8 local steps, q3"),
     "CIFAR-100 directed-ring-4": ("Algorithm 1", "4 local steps, q4", "8 local steps, q4", "fedavg"),
 }
-"""Of which data and graph; all with 40 epochs and without momentum."""
+"""The settings that run on each data set and graph; all with 40 epochs and without momentum."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class Job:
 
     @property
     def folder(self) -> str:
-        """Where its results go, below OUT."""
+        """Path of the folder of its results, relative to OUT."""
         return "/".join(
             [self.section, "_".join(label.replace(":", "-").replace(" ", "-") for label in self.labels)]
         )
@@ -193,13 +192,13 @@ def _of_one_seed(data: Path) -> Iterator[tuple[str, tuple[object, ...], dict[str
 
 
 def jobs(data: Path) -> list[Job]:
-    """Return every run of every table."""
+    """Return the jobs of all tables; ``data`` is the folder of images and weights."""
     described = [*(run for seed in SEEDS for run in _of_a_seed(data, seed)), *_of_one_seed(data)]
     return [Job(section, tuple(map(str, labels)), settings) for section, labels, settings in described]
 
 
 def _done(folder: Path, settings: dict[str, Any] | None = None) -> bool:
-    """Say whether a completed run is there, of these very settings where they are given."""
+    """Return whether ``folder`` holds a completed run; if ``settings`` are given, a run with these."""
     file = folder / "results.json"
     if not file.is_file():
         return False
@@ -209,7 +208,7 @@ def _done(folder: Path, settings: dict[str, Any] | None = None) -> bool:
 
 
 def execute(job: Job, out: Path) -> tuple[float, str]:
-    """Run one job in this process; return its seconds, and what went wrong."""
+    """Run one job in this process; return its seconds, and its error's text, empty if it completed."""
     import torch
 
     from tests.flower.engine import run_app
@@ -257,13 +256,13 @@ def run(
 
 
 class Results:
-    """What the runs wrote, by section and labels."""
+    """The results of the runs below OUT, by section and labels."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
 
     def of(self, section: str, *labels: object) -> dict[str, Any] | None:
-        """Return a run's results.json, None where it did not complete."""
+        """Return the content of a run's results.json; None if the run did not complete."""
         folder = self._out / Job(section, tuple(map(str, labels)), {}).folder
         return json.loads((folder / "results.json").read_text()) if _done(folder) else None
 
@@ -280,7 +279,7 @@ def _percent(values: list[float]) -> str:
 
 
 def _nodes(runs: list[dict[str, Any]]) -> str:
-    """Return each node's accuracy, mean over the seeds."""
+    """Return each peer's accuracy in percent, mean over the seeds."""
     if not runs:
         return "–"
     peers = range(len(runs[0]["peers"]))
@@ -292,32 +291,32 @@ def _mean(runs: list[dict[str, Any]]) -> str:
 
 
 def _spread(runs: list[dict[str, Any]]) -> str:
-    """Return the largest distance of two peers in any seed."""
+    """Return the largest difference of two peers' accuracies in any seed, in points."""
     gaps = [r["summary"]["accuracy"]["max"] - r["summary"]["accuracy"]["min"] for r in runs]
     return f"{100 * max(gaps):.1f}" if gaps else "–"
 
 
 def _below(runs: list[dict[str, Any]], centralised: list[dict[str, Any]]) -> str:
-    """Return how far the worst peer is from centralised, in any seed with the same seed."""
+    """Return the most by which a worst peer is below centralised training of the same seed, in points."""
     best = {r["seed"]: r["peers"][0]["accuracy"] for r in centralised}
     gaps = [best[r["seed"]] - r["summary"]["accuracy"]["min"] for r in runs if r["seed"] in best]
     return f"{100 * max(gaps):.1f}" if gaps else "–"
 
 
 def _gaps(runs: list[dict[str, Any]], centralised: list[dict[str, Any]]) -> list[float]:
-    """Return how far the peers' mean is below centralised, for each seed that both have."""
+    """Return, for each seed that both have, the peers' mean accuracy subtracted from the centralised one."""
     best = {r["seed"]: r["peers"][0]["accuracy"] for r in centralised}
     return [best[r["seed"]] - r["summary"]["accuracy"]["mean"] for r in runs if r["seed"] in best]
 
 
 def _mean_below(runs: list[dict[str, Any]], centralised: list[dict[str, Any]]) -> str:
-    """Return how far the peers' mean is below centralised, mean over the seeds that both have."""
+    """Return the mean of :func:`_gaps` in points; a dash if no seed has both."""
     gaps = _gaps(runs, centralised)
     return f"{100 * statistics.mean(gaps):.1f}" if gaps else "–"
 
 
 def _seeds(*cells: list[dict[str, Any]]) -> str:
-    """Return how many seeds each of the cells has at least."""
+    """Return the smallest number of seeds that a cell has."""
     return str(min(map(len, cells), default=0))
 
 

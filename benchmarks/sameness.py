@@ -1,9 +1,10 @@
-"""Whether what a run leaves behind is what it reported, on timm's real architectures.
+"""Check, on timm's real architectures, that the files of a run give the scores that the run reported.
 
 For every model and way of tuning, three peers train for a few iterations; the run is also resumed from its
 checkpoints, as if it had been killed, and its tails are scored by ``p2pft evaluate``. To the last bit, the
-scores that ``evaluate`` prints must be the run's; θ and scores of the resumed run those of the uninterrupted
-one. Nothing is downloaded: weights are random, images are noise. Usage, from the repository's root::
+scores that ``evaluate`` prints must be the run's, and θ and scores of the resumed run must be those of the
+uninterrupted one. Nothing is downloaded: weights are random, images are noise. Usage, from the repository's
+root::
 
     python -m benchmarks.sameness [--model NAME]… [--tune TUNE]… [--workers N]
 """
@@ -63,18 +64,18 @@ SETTINGS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Found:
-    """What one model with one tune came to.
+    """The findings on one model with one way of tuning.
 
     Attributes
     ----------
     accuracy : float
-        Mean of the peers, as the run reported it.
+        Mean accuracy of the peers, 0..1, as the run reported it.
     scored : bool
         Whether ``p2pft evaluate`` gives every peer's accuracy and loss exactly.
     resumed : bool
-        Whether the resumed run is the uninterrupted one, bit for bit.
+        Whether the resumed run equals the uninterrupted one, bit for bit.
     seconds : float
-        What all of it took.
+        Seconds that all runs and scores took.
     """
 
     accuracy: float
@@ -84,7 +85,7 @@ class Found:
 
 
 def draw(folder: Path) -> None:
-    """Write noise in three classes: 3 images of each to train on, 8 to test."""
+    """Write noise images of three classes below ``folder``: of each class 3 to train on, 8 to test."""
     rng = np.random.default_rng(0)
     for part, count in (("train", 3), ("test", 8)):
         for label in ("a", "b", "c"):
@@ -95,7 +96,7 @@ def draw(folder: Path) -> None:
 
 
 def look(model: str, tune: str, images: Path) -> Found:
-    """Run, resume and score one model with one tune, in this process."""
+    """Run, resume and score one model with one way of tuning in this process; return the findings."""
     import torch
     from typer.testing import CliRunner
 

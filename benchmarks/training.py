@@ -1,13 +1,13 @@
-"""What keeping the trunk's output brings: images a second of one peer's training, way by way, in one run.
+"""Measure the gain of keeping the trunk's output: images a second of one peer's training, way by way.
 
 * ``naive``: the whole model runs forward in every step, as if nothing were frozen;
 * ``tokens``: the last block runs on the tokens before it, which are kept;
-* ``query``: it runs for the class token alone, with keys and values of all tokens;
-* ``class-token``: keys and values are not formed either.
+* ``query``: the last block runs for the class token alone, with keys and values of all tokens;
+* ``class-token``: as ``query``, but keys and values are not formed either.
 
 All of them train the last block, the final norm and the head on mini-batches in random order; the kept tokens
-are halves in the memory-mapped store, and the next batch is fetched ahead. The ways take turns, so that
-whatever else the machine does falls on all of them. The images are noise: speed does not depend on them.
+are float16 numbers in the memory-mapped store, and the next batch is fetched ahead. The ways take turns, so
+that other programs on the machine slow all of them. The images are noise: speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ WARM_UP = 3
 
 
 def build(name: str) -> torch.nn.Module:
-    """Return a frozen model with random weights."""
+    """Return timm's model ``name``, frozen, with random weights."""
     torch.manual_seed(0)
     return timm.create_model(name, num_classes=CLASSES).eval().requires_grad_(False)  # type: ignore[no-any-return]
 
 
 def noise(number: int) -> Split:
-    """Return ``number`` images of 32 × 32."""
+    """Return ``number`` images of noise, 32 × 32 pixels in colour."""
     pixels = np.random.default_rng(0).integers(0, 256, (number, 32, 32, 3), dtype=np.uint8)
     return Split(np.arange(number) % CLASSES, lambda i: Image.fromarray(pixels[i]))
 
@@ -69,15 +69,15 @@ class Pixels:
         return len(self.labels)
 
     def read(self, positions: Any, draw: int | None = None) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:  # noqa: ARG002
-        """Return images and labels."""
+        """Return the images at ``positions``, and their labels."""
         return (self.images[positions],), self.labels[positions]
 
     def ahead(self, following: Any) -> None:
-        """Nothing has to be fetched."""
+        """Do nothing: all images are in memory."""
 
 
 def kept(name: str, parts: Parts, transform: Any, split: Split) -> StoredFeatures:
-    """Return what the store has of all images, after the trunk has run for those that it has not."""
+    """Return the trunk's outputs of all images; the trunk runs for images that the store lacks."""
     normed = parts.path == "class-token"
     identity = {"model": name, "tokens": "normalised" if normed else "as they are"}
     store = TrunkStore(parts.trunk, transform, identity, exact=(1,) if normed else ())
@@ -85,13 +85,13 @@ def kept(name: str, parts: Parts, transform: Any, split: Split) -> StoredFeature
 
 
 def objective(tail: torch.nn.Module, features: Features, batch: int) -> PeerObjective:
-    """Return one peer's objective."""
+    """Return one peer's objective, with mini-batches of ``batch`` images."""
     images = MiniBatches(features, Batches(len(features), batch, seed=0, peer=0))
     return PeerObjective(tail, images, features, seed=0, peer=0)
 
 
 def rate(peer: PeerObjective, theta: Any, batch: int, seconds: float) -> float:
-    """Return images a second."""
+    """Return images a second of the peer's gradients, over ``seconds`` and one gradient at least."""
     begin, steps = time.perf_counter(), 0
     while steps == 0 or time.perf_counter() - begin < seconds:
         peer.gradient(theta)
@@ -100,7 +100,7 @@ def rate(peer: PeerObjective, theta: Any, batch: int, seconds: float) -> float:
 
 
 def measure(name: str, images: int, batch: int, seconds: float, rounds: int) -> dict[str, Any]:
-    """Measure one model."""
+    """Return one model's speeds: images a second of the trunk and of each way, and ratios to ``naive``."""
     model, split = build(name), noise(images)
     transform = preprocessing(model)
     whole = split_model(model, "last-block", path="full")
@@ -136,7 +136,7 @@ def measure(name: str, images: int, batch: int, seconds: float, rounds: int) -> 
 
 
 def memory(name: str, images: int, batch: int) -> dict[str, float]:
-    """Measure, in a process of its own, what one peer adds to a process that holds the model."""
+    """Return what :func:`peer_memory` measures in a process of its own."""
     command = [
         sys.executable,
         __file__,
@@ -152,10 +152,12 @@ def memory(name: str, images: int, batch: int) -> dict[str, float]:
 
 
 def peer_memory(name: str, images: int, batch: int) -> dict[str, float]:
-    """Train one peer on the store that is already filled; return bytes.
+    """Train one peer on the store, which is filled already; return sizes in bytes.
 
-    Counted is what is resident at most, above a process that has loaded the libraries and the frozen model:
-    rows of the store that were read, batches, activations, gradients, the tail's trained part, the vectors.
+    ``resident`` is the most resident memory above that of a process that has loaded the libraries and the
+    frozen model: rows of the store that were read, batches, activations, gradients, the tail's trained part,
+    the vectors. ``share`` is the size of the peer's rows, ``vectors`` that of six vectors, and ``tail`` that
+    of the tail.
     """
     model, split = build(name), noise(images)
     torch.nn.functional.cross_entropy(

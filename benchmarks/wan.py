@@ -1,10 +1,10 @@
-"""Seconds to an accuracy over a slow network: four peers in processes, each link of a rate and a delay.
+"""Measure the seconds to an accuracy over slow links: four peers in processes, links of a rate and a delay.
 
-Peers train ViT-Tiny's last block on the CIFAR-10 subset (Table 1's classes, SGD 0.01 without momentum). What
-one sends to another passes a relay that carries so many bits a second, each of which arrives so much later.
-The clock begins with the evaluation before training, when all features are there, and stops with the first
-evaluation at which the peers' mean accuracy is reached; evaluations and checkpoints are within it. Printed is
-what each setting took, and how many times less than the first. With ``--figure`` the runs go on to their end,
+Peers train ViT-Tiny's last block on the CIFAR-10 subset (Table 1's classes, SGD 0.01 without momentum). All
+bytes between two peers pass a relay, which has the link's rate, and delays each byte. The clock begins with
+the evaluation before training, when all features are there, and stops with the first evaluation at which the
+peers' mean accuracy reaches the goal; the time of evaluations is within it. Printed is the time of each
+setting, and how many times less it is than that of the first. With ``--figure`` the runs go on to their end,
 and their accuracy is drawn against bytes and against seconds.
 
     python -m benchmarks.wan --data DATA [--graph lopsided-4] [--seeds 3] [--setting q4 …] [--figure FILE]
@@ -38,7 +38,7 @@ LINKS = {
     "100 Mbit/s, 50 ms": (1e8 / 8, 0.050),
     "10 Mbit/s, 100 ms": (1e7 / 8, 0.100),
 }
-"""Bytes a second of each link and direction, and seconds until they arrive."""
+"""Rate of each link and direction in bytes a second, and delay in seconds."""
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "Algorithm 1": {},
@@ -55,27 +55,30 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dgd": {"algorithm": "dgd"},
 }
 GRADIENTS = 1280
-"""Gradients a peer draws at most."""
+"""Gradients that a peer draws at most."""
 
 EVALUATED = 64
-"""Gradients between two evaluations."""
+"""Gradients that a peer draws between two evaluations."""
 
 
 @dataclass(frozen=True)
 class Took:
-    """What one run took: None if the accuracy was not reached in time."""
+    """The cost of one run until the goal, or until its end if it did not reach the goal."""
 
     seconds: float | None
+    """Seconds until the goal; None if it was not reached."""
     megabytes: float
+    """Megabytes that a peer sent, mean over the peers."""
     accuracy: float
+    """Mean accuracy of the peers, 0..1."""
     iteration: float
     """Mean seconds of one iteration, evaluations included."""
     curve: list[tuple[float, float, float]]
-    """(seconds, megabytes a peer has sent, mean accuracy) of each evaluation."""
+    """(seconds, megabytes that a peer has sent, mean accuracy) at each evaluation."""
 
 
 def evaluations(folder: Path, peer: int) -> list[Evaluation]:
-    """Return those of a peer's log so far."""
+    """Return the evaluations in a peer's journal so far."""
     log = folder / "peers" / f"peer-{peer}.jsonl"
     return [line for line in read_journal(log) if isinstance(line, Evaluation)] if log.is_file() else []
 
@@ -103,7 +106,16 @@ def run(
     *,
     to_end: bool,
 ) -> Took:
-    """Train until the mean accuracy reaches ``goal``, at most ``longest`` seconds and all gradients long."""
+    """Train until the mean accuracy reaches ``goal``, and return the cost.
+
+    A run ends after ``longest`` seconds or when all gradients are drawn, unless it reaches the goal before;
+    if ``to_end``, it goes on after the goal. ``link`` is an entry of :data:`LINKS`.
+
+    Raises
+    ------
+    RuntimeError
+        When the peers were not evaluated once within ``longest`` seconds.
+    """
     graph = scheduled(graph, str(settings.get("schedule-graph", "static")))
     options = str(settings.get("algorithm-options", "local-steps=1"))
     steps = int(options.partition("=")[2])

@@ -1,1 +1,1 @@
-"""What made files of this repository; none of it is installed."""
+"""Scripts that made files of this repository; none of them is installed."""

@@ -78,7 +78,7 @@ def _terminated(number: int, frame: object) -> None:  # noqa: ARG001 - a signal 
 
 
 def main() -> None:
-    """Run the command line; a SIGTERM or a closed terminal unwinds it, which ends its child processes."""
+    """Run the command line; on SIGTERM, or if its terminal is closed, it ends with its child processes."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, _terminated)

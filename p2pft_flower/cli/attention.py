@@ -38,12 +38,16 @@ __all__ = ["attention"]
 SCHEMA = "p2pft.attention/1"
 
 SHOWN = 3
-"""Images of each kind, unless the command line gives a number or images."""
+"""Most images of seen, and of unseen, classes that are drawn if the command line gives no number or image."""
 
 
 @dataclass(frozen=True)
 class _Picture:
-    """An image to draw; ``label`` is None if its class is not known."""
+    """An image to draw.
+
+    ``read`` returns the picture, ``name`` is the image's label in the figure, ``label`` the position of its
+    class (None if it is not known), ``group`` the name of its group of rows.
+    """
 
     read: Callable[[], Any]
     name: str
@@ -125,7 +129,13 @@ def attention(
 
 
 def _check_output(output: Path) -> None:
-    """Refuse a file that cannot be written, before the work begins."""
+    """Refuse a file that cannot be written, before the work begins.
+
+    Raises
+    ------
+    ConfigError
+        When matplotlib does not know the file's ending, or the folder is missing or cannot be written to.
+    """
     from matplotlib.backend_bases import FigureCanvasBase
 
     kinds = FigureCanvasBase.get_supported_filetypes()
@@ -144,7 +154,13 @@ def _study(
     pixel_range: str | None,
     kind: str,
 ) -> tuple[dict[str, Any], list[Row]]:
-    """Return the content of the JSON file, and the rows of the figure."""
+    """Return the content of the JSON file, and the rows of the figure.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When there is no such peer or map, a tail or an image cannot be used, or there is nothing to draw.
+    """
     from p2pft_flower.learning.attention import check_map, describe_map
 
     peers = next(run for run in runs if run.algorithm != POOLED).peers
@@ -197,7 +213,7 @@ def _study(
 
 
 def _shared_workload(tails: Sequence[Sequence[Tail]]) -> Workload:
-    """Return the problem whose test images all tails see: the last run's, which is the pooled one's."""
+    """Return the last run's workload, whose test images all tails see; a pooled run is the last."""
     return tails[-1][0].workload
 
 
@@ -219,14 +235,16 @@ def _pictures(
     own: Sequence[_Picture],
     peer: str,
 ) -> list[_Picture]:
-    """Choose the images to draw: test images of classes that ``peer`` holds, of others, and the caller's own.
+    """Return the images to draw: of classes that a peer holds, of other classes, and the user's own.
 
-    The default count is :data:`SHOWN`, or as many as there are; none if there are images of the caller's own.
+    ``counts`` are the numbers of test images of the first two kinds; None stands for :data:`SHOWN` or as many
+    as there are, and for 0 if there are images of the user's own. ``held`` marks the test images of classes
+    that the peer holds; ``peer`` is the peer's name.
 
     Raises
     ------
     ConfigError
-        When there are fewer test images of a kind than wanted, or nothing to draw.
+        When there are fewer test images of a kind than wanted, or there is nothing to draw.
     """
     from p2pft_flower.learning.likeness import choose_images
 
@@ -255,7 +273,7 @@ def _pictures(
 def _rows(
     workload: Workload, tails: Sequence[Tail], pictures: Sequence[_Picture], kind: str, measured: bool
 ) -> list[Row]:
-    """Return the figure's rows; the last tail is the centralised one if ``measured``."""
+    """Return the figure's rows; if ``measured``, maps are compared with those of the last tail."""
     from p2pft_flower.learning.attention import changed_tensors, read_maps, shown_image
     from p2pft_flower.learning.likeness import correlation
 
@@ -297,7 +315,7 @@ def _numbers(
     held: Sequence[npt.NDArray[np.bool_]],
     kind: str,
 ) -> dict[str, Any]:
-    """Compare every peer's maps with the centralised ones, the last tail's, on the whole test set."""
+    """Return the likeness of every peer's maps to the centralised ones, the last, on all test images."""
     from p2pft_flower.learning.attention import changed_tensors, read_maps
     from p2pft_flower.learning.likeness import correlation, top_overlap, top_size
 
@@ -342,7 +360,7 @@ def _numbers(
 def _summary(
     found: Sequence[tuple[npt.NDArray[Any], ...]], held: Sequence[npt.NDArray[np.bool_]]
 ) -> dict[str, Any]:
-    """Summarise the numbers of one peer or several, seen and unseen classes apart."""
+    """Return a summary over all images, for one peer or several, seen and unseen classes apart."""
     from p2pft_flower.learning.likeness import likeness
 
     alike, overlap, right = (np.concatenate(parts) for parts in zip(*found, strict=True))

@@ -24,7 +24,7 @@ UNITS = {
     **{f"{p}B": 1000**i for i, p in enumerate("KMGT", 1)},
     **{f"{p}IB": 1024**i for i, p in enumerate("KMGT", 1)},
 }
-"""Bytes a unit, in capitals."""
+"""Bytes of each unit, by the unit's name in capitals."""
 
 
 def _fail(message: object) -> NoReturn:
@@ -165,7 +165,7 @@ def parse_size(text: str) -> int:
     Raises
     ------
     ConfigError
-        When it is no size above zero.
+        When ``text`` is no size above zero.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = UNITS.get(match[2].upper()) if match else None

@@ -170,7 +170,10 @@ def state(facts: CertificateFacts) -> str:
 
 
 def as_dict(file: str, facts: CertificateFacts) -> dict[str, Any]:
-    """Return the JSON of ``--json`` (times in ISO 8601, UTC); later versions only add keys."""
+    """Return a certificate's entry in the output of ``--json``; times are in ISO 8601, UTC.
+
+    Later versions only add keys.
+    """
     return {
         "file": file,
         "federation": facts.identity.federation,

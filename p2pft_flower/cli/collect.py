@@ -64,7 +64,13 @@ def collect(
 
 
 def _copy(peers: Iterable[PeerFiles], out: Path) -> None:
-    """Copy journals and tails to the places that results.json names."""
+    """Copy the peers' journals and tails to the places below ``out`` that results.json names.
+
+    Raises
+    ------
+    DataError
+        When such a file is there already, or cannot be copied.
+    """
     for files in peers:
         for source, name in ((files.log, log_name(files.peer)), (files.tail, tail_name(files.peer))):
             target = out / name

@@ -90,7 +90,7 @@ def compare(
             check_connection(connection)
         for name in names:
             values = {**method_settings(common, name), "output-dir": str(folder / _folder(name))}
-            # That a method refuses the graph is a result.
+            # A method's refusal of the graph is a result.
             config, graph = check(values, here=connection is None, any_graph=True)
             if connection is None:
                 require_places(config.learning)
@@ -125,7 +125,7 @@ def compare(
 
 
 def _folder(name: str) -> str:
-    """Return a method's folder below --out, named by the method without its file."""
+    """Return the name of a method's folder below --out: the method's name, without the path of its file."""
     return name.rpartition("/")[2].replace(":", "-")
 
 

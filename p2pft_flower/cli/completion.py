@@ -2,7 +2,7 @@
 
 The script that ``p2pft --install-completion`` installs is typer's, which ignores two habits of bash: bash
 breaks words at ``=`` and ``:`` and replaces only the text after the last of them, and it puts a space behind
-a single offer. :class:`BashComplete` answers the first, :func:`complete_settings` the second.
+a single offer. :class:`BashComplete` allows for the first habit, :func:`complete_settings` for the second.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ EXAMPLES = {
     "partition": ("auto", "classes:0-1,2-3,4-6,7-9", "iid", "dirichlet:0.5", "shards:2", "own"),
     "augment": ("none", "basic", "rand-m9-mstd0.5-inc1"),
 }
-"""Beginnings of values, for keys that take other values too; a test checks that the keys accept them.
+"""Values that are offered, for keys that take other values too; a test checks that the keys accept them.
 
-They are repeated here because the modules that define them import torch, which takes seconds.
+These values are repeated here because the modules that define them import torch, which takes seconds.
 """
 
 BREAKS = re.compile(r"[=:]+")
@@ -53,7 +53,7 @@ class BashComplete(ClicksBashComplete):
     name = "bash"
 
     def get_completion_args(self) -> tuple[list[str], str]:
-        """Return the words before the cursor and the one at it, each joined again."""
+        """Return the words before the cursor and the word at the cursor, each joined again."""
         parts, at = split_arg_string(os.environ["COMP_WORDS"]), int(os.environ["COMP_CWORD"])
         words = [""] if at >= len(parts) else []  # a new, empty word is not joined to anything
         words = [*_glued(parts[1 : at + 1]), *words]
@@ -69,12 +69,12 @@ class BashComplete(ClicksBashComplete):
         return item.value.removeprefix(self._kept)
 
     def complete(self) -> str:
-        """Return one offer a line, as typer's script reads them."""
+        """Return the offers, one on each line, as typer's script reads them."""
         return "\n".join(self.format_completion(i) for i in self.get_completions(*self.get_completion_args()))
 
     @classmethod
     def register(cls) -> None:
-        """Replace typer's own class, which it registers when it builds a command."""
+        """Replace typer's own class for bash, which typer registers when it builds a command."""
         add_completion_class(cls)
 
 
@@ -92,10 +92,10 @@ def _glued(parts: list[str]) -> list[str]:
 
 
 def complete_settings(incomplete: str) -> list[str]:
-    """Offer run-config keys, and after ``key=`` its values or its default.
+    """Return offers for a word: run-config keys, or, after ``key=``, the key's values or its default.
 
-    A key that is the only one offered comes with its values, at least two words: a shell then inserts what
-    they have in common, up to ``=``, and no space behind it.
+    If only one key fits, it is offered with its values, as two words at least: a shell then inserts their
+    common beginning, up to ``=``, and no space behind it.
     """
     name, equals, _ = incomplete.partition("=")
     keys = [key for key in config_keys() if (key == name if equals else key.startswith(name))]
@@ -109,13 +109,13 @@ def complete_settings(incomplete: str) -> list[str]:
 
 
 def complete_graphs(incomplete: str) -> list[str]:
-    """Offer the shipped graphs, and each generator with its example's numbers."""
+    """Return offers for a graph: the shipped graphs, and an example of each generator."""
     names = [*shipped(), *(generator.example for generator in GENERATORS.values())]
     return [name for name in names if name.startswith(incomplete)]
 
 
 def complete_connections(incomplete: str) -> list[str]:
-    """Offer the connections of Flower's config.toml."""
+    """Return offers for a connection: those of Flower's config.toml; none if the file cannot be read."""
     try:
         names = connection_names()
     except ConfigError:  # running the command reports the error; a message here would break the typed line

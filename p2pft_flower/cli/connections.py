@@ -37,7 +37,7 @@ def config_file() -> Path:
     Raises
     ------
     ConfigError
-        When ``~`` has no place.
+        When the path begins with ``~`` and this user has no home folder.
     """
     try:
         return Path(os.environ.get("FLWR_HOME") or "~/.flwr").expanduser().absolute() / "config.toml"
@@ -54,7 +54,7 @@ def require_flower_home() -> None:
     Raises
     ------
     ConfigError
-        When it cannot; names variable, folder and remedy.
+        When nothing can be written to it; names variable, folder and remedy.
     """
     chosen = os.environ.get("FLWR_HOME")
     require_writable(
@@ -65,7 +65,9 @@ def require_flower_home() -> None:
 
 
 def connection_address(name: str) -> str | None:
-    """Return the address of the connection ``name``; None if there is none.
+    """Return the address of the connection ``name`` in Flower's config.toml; None if there is none.
+
+    Empty if the connection has no address.
 
     Raises
     ------
@@ -80,7 +82,7 @@ def connection_address(name: str) -> str | None:
 
 
 def connection_names() -> list[str]:
-    """Return the connections of Flower's config.toml, in its order; none without a file.
+    """Return the names of the connections in Flower's config.toml, in the file's order; none without a file.
 
     Raises
     ------
@@ -92,12 +94,13 @@ def connection_names() -> list[str]:
 
 
 def check_connection(name: str) -> None:
-    """Refuse an unknown connection of Flower's, before anything is started.
+    """Refuse a connection that Flower's config.toml lacks, before anything is started.
 
     Raises
     ------
     ConfigError
-        When it is unknown, or the file is not TOML or cannot be read; lists the connections.
+        When the connection is unknown (lists the others); when the file is not TOML, or cannot be read or
+        written.
     FlowerError
         When there is no file yet, though it could be written, and Flower does not write its default one.
     """
@@ -115,7 +118,7 @@ def check_connection(name: str) -> None:
 
 
 def add_connection(name: str, address: str) -> None:
-    """Write a connection to a SuperLink in plain text on this machine; replaces one of the same name.
+    """Add a connection to a SuperLink of this machine, in plain text; replaces a connection of the same name.
 
     Parameters
     ----------
@@ -129,7 +132,7 @@ def add_connection(name: str, address: str) -> None:
     ConfigError
         When the file is not TOML, or cannot be read or written.
     FlowerError
-        When there is no file yet and Flower does not write its default one.
+        When there is no file yet, and Flower does not write its default one.
     """
     file = _have_file()
     document = _read(file)
@@ -141,7 +144,7 @@ def add_connection(name: str, address: str) -> None:
 
 
 def remove_connection(name: str) -> None:
-    """Remove a connection, if there is one of that name.
+    """Remove the connection ``name`` from Flower's config.toml, if the file has it.
 
     Raises
     ------
@@ -157,11 +160,11 @@ def remove_connection(name: str) -> None:
 
 
 def _have_file() -> Path:
-    """Return Flower's file; if there is none, Flower writes its default one first."""
+    """Return the path of Flower's config.toml; if it is missing, Flower writes its default one first."""
     file = config_file()
     if not _is_there(file):
         require_flower_home()
-        # Flower writes its own connections only if there is no file at all: it goes first.
+        # Flower writes its own connections only if there is no file at all, so that has to happen first.
         try:
             asked = subprocess.run(  # noqa: S603 - a program of this environment
                 [program("flwr"), "config", "list"],
@@ -183,7 +186,7 @@ def _is_there(file: Path) -> bool:
 
 
 def _connections(file: Path) -> dict[str, Any]:
-    """Return the tables of ``[superlink]``; ``default`` beside them is a name."""
+    """Return the tables of ``[superlink]``, by name, without the key ``default``, which is no table."""
     found = _read(file).get("superlink", {})
     return {name: table for name, table in found.items() if isinstance(table, Mapping)}
 
@@ -198,7 +201,7 @@ def _read(file: Path) -> tomlkit.TOMLDocument:
 
 
 def _write(file: Path, document: tomlkit.TOMLDocument) -> None:
-    """Replace the file in one step: a reader sees the old or the new one."""
+    """Replace the file in one step, so that a reader sees the old file or the new one."""
     target = file.resolve()  # the target of a link
     try:
         with tempfile.NamedTemporaryFile(

@@ -22,7 +22,7 @@ __all__ = ["app"]
 app = typer.Typer(help="Show which peer holds which images.", no_args_is_help=True)
 
 COLUMNS = 12
-"""Up to this many peers the table has a column a peer, beyond a row a peer."""
+"""Up to this many peers the table has a column for each peer; with more peers, a row for each."""
 
 SHOWN_CLASSES = 8
 """A peer's row lists this many classes; ``--json`` lists them all."""
@@ -86,7 +86,7 @@ def show(
 
 
 def _shares(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON of ``--json``; later versions only add keys."""
+    """Return the content of the output of ``--json``; later versions only add keys."""
     from p2pft_flower.learning.data.holdings import Holdings
 
     config, graph = check(values, here=True)

@@ -25,10 +25,10 @@ METHODS = ("p2pft", "dgd", "local")
 
 
 def regression_problem(n: int, seed: int) -> tuple[list[Array], list[Array]]:
-    """Return each peer's features (m, 2) and targets (m,): one global line, another slope in each part.
+    """Return each peer's features, (40, 2) float64, and targets, (40,) float64, of a regression.
 
-    Every peer sees a narrow stretch of x, where noise and curvature make its own best line differ from the
-    line that fits all stretches (the paper's Figure 2).
+    Features are x and 1. Every peer sees a narrow stretch of x, where noise and curvature make the peer's own
+    best line differ from the line that fits all stretches (the paper's Figure 2).
     """
     rng = np.random.default_rng(seed)
     features, targets = [], []

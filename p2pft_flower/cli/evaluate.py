@@ -83,12 +83,14 @@ def _place(score: dict[str, Any]) -> tuple[Path, str, bool | None]:
 
 
 def tail_files(path: Path) -> list[Path]:
-    """Return the tails in ``path``, or ``path`` itself, in the peers' order.
+    """Return the tails in a run's folder, in the peers' order; of a file, the file itself.
+
+    Tails of stopped peers are left out.
 
     Raises
     ------
     DataError
-        When there is none.
+        When the folder has no tail.
     """
     if path.is_file():
         return [path]

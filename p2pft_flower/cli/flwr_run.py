@@ -1,4 +1,4 @@
-"""Flower's command line, started and watched: a private SuperLink for simulations, a run and its end."""
+"""Start Flower's programs and watch them: a private SuperLink for simulations, and ``flwr run``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SHORT = 24
 """Longest path of a folder for temporary files, in characters, that leaves room for Ray's sockets."""
 
 FLOWER_STOPPED = "finished:stopped"
-"""Flower's word for a run that was stopped through it."""
+"""Flower's status of a run that ``flwr stop`` stopped."""
 
 _OFFLINE = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -69,11 +69,11 @@ class Ended:
     run_id : str
         Flower's number of the run.
     completed : bool
-        Whether it finished without an error, by Flower's word.
+        Whether the run finished without an error, by Flower's status.
     status : str
-        Flower's words, e.g. ``finished:completed``.
+        Flower's status of the run, e.g. ``finished:completed``.
     output : str
-        The whole log.
+        The whole output of ``flwr run``.
     """
 
     run_id: str
@@ -83,9 +83,10 @@ class Ended:
 
 
 def flower_environment() -> dict[str, str]:
-    """Return this process's environment with Flower's programs found first, and Flower offline.
+    """Return this process's environment, changed for Flower's programs.
 
-    Programs on this machine reach each other without the proxies that it names.
+    The programs beside this Python are found first, Flower sends no telemetry and looks for no updates, and
+    programs on this machine reach each other without the proxies that the environment names.
     """
     # The environment's own programs come first, even if its bin is not on PATH.
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -98,7 +99,7 @@ def program(name: str) -> str:
     Raises
     ------
     FlowerError
-        When it is not installed.
+        When the program is not installed.
     """
     found = shutil.which(name, path=flower_environment()["PATH"])
     if found is None:
@@ -108,22 +109,22 @@ def program(name: str) -> str:
 
 @contextlib.contextmanager
 def local_superlink() -> Iterator[dict[str, str]]:
-    """Start a SuperLink of our own for simulations, and end it with all its child processes.
+    """Run a SuperLink of our own for simulations during a ``with`` block, and end it with all its children.
 
-    Flower's managed one keeps the working directory and environment of its first start and outlives the
-    command; this one has ours, on free ports, and leaves nothing behind.
+    The SuperLink that Flower manages keeps the working directory and environment of its first start, and
+    outlives the command; this one has ours, on free ports, and leaves nothing behind.
 
     Yields
     ------
-    dict of str
+    dict of str to str
         The environment for ``flwr``.
 
     Raises
     ------
     ConfigError
-        When there is no folder for temporary files.
+        When no folder for temporary files can be written to.
     FlowerError
-        When it does not answer in time.
+        When the SuperLink is not installed, ends, or does not answer in time.
     """
     base = temporary_folder()
     with tempfile.TemporaryDirectory(prefix="p2pft-", dir=base, ignore_cleanup_errors=True) as scratch:
@@ -136,7 +137,7 @@ def temporary_folder() -> Path:
     Raises
     ------
     ConfigError
-        When nothing can be written there.
+        When there is no such folder, or nothing can be written to it.
     """
     remedy = f"set TMPDIR to a folder that can be written, with a path of at most {SHORT} characters"
     named = f"TMPDIR = {os.environ.get('TMPDIR', '')!r}"
@@ -178,7 +179,7 @@ def _superlink(scratch: Path) -> Iterator[dict[str, str]]:
         try:
             yield programs.environment
         finally:
-            # It ends all that it has started, in good order.
+            # The SuperLink ends all that it has started, in good order.
             with undisturbed(), contextlib.suppress(subprocess.TimeoutExpired):
                 process.terminate()
                 process.wait(PATIENCE)
@@ -189,7 +190,7 @@ def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, programs
     while time.monotonic() < deadline and process.poll() is None:
         if answers(f"127.0.0.1:{port}"):
             return
-        time.sleep(0.1)  # its interface is a poll
+        time.sleep(0.1)  # the SuperLink's interface is a poll
     raise FlowerError(
         f"flower-superlink did not answer on port {port} within {START_TIMEOUT:g} s; it said:\n"
         f"{programs.said('superlink', 2000)}"
@@ -205,27 +206,27 @@ def run_app(
     show: Callable[[str], None],
     verbose: bool = False,
 ) -> Ended:
-    """Start a run with ``flwr run``, show its log as it comes, and ask Flower how it ended.
+    """Start a run with ``flwr run``, show its log as it comes, and return its end.
 
     Parameters
     ----------
     values : mapping
         Run-config keys and values.
     connection : str or None
-        Flower's connection; None for the local one.
+        A connection of Flower's config.toml; None for Flower's default one.
     environment : mapping or None
-        From :func:`local_superlink`; None for this process's own.
+        The environment for ``flwr``, from :func:`local_superlink`; None: :func:`flower_environment`.
     supernodes : int or None
-        Simulated SuperNodes with one CPU each; None does not change Flower's federation.
+        Number of simulated SuperNodes, with one CPU each; None: Flower's federation stays as it is.
     show : callable
-        Called with each line.
+        Called with each line that is shown.
     verbose : bool
-        Show Flower's own lines and tracebacks too.
+        Whether Flower's own lines and tracebacks are shown, too.
 
     Raises
     ------
     FlowerError
-        When Flower refuses to start the run.
+        When ``flwr`` is not installed, does not start the run, or does not report its end.
     """
     env = dict(environment or flower_environment())
     flwr = program("flwr")
@@ -275,7 +276,7 @@ def run_app(
 def _stop(
     process: subprocess.Popen[str], flwr: str, run_id: str | None, connection: str | None, env: dict[str, str]
 ) -> None:
-    """Stop a run that the user gave up."""
+    """End ``flwr run``, and stop the run, if it has started, with ``flwr stop``: the user gave it up."""
     process.terminate()
     if run_id is not None:
         command = [flwr, "stop", run_id, *([connection] if connection else [])]

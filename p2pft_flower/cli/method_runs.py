@@ -58,22 +58,28 @@ class MethodRun:
 
     @property
     def peers(self) -> list[dict[str, Any]]:
-        """The peers, as results.json has them; a pooled run has one."""
+        """The entries ``peers`` of results.json; a pooled run has one."""
         return list(self.results["peers"])
 
 
 def read_runs(paths: Sequence[Path]) -> list[MethodRun]:
-    """Read runs that differ in the method only; of a folder of runs, the completed ones.
+    """Return runs that differ in the method only.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        Folders of runs, or folders that hold folders of runs, whose completed runs count.
 
     Returns
     -------
     list of MethodRun
-        In the paper's order: local, then the others, then centralized.
+        The runs in the paper's order: local, then the others, then centralized.
 
     Raises
     ------
     ConfigError, DataError
-        When a folder holds no completed run, or runs are of different problems; names the difference.
+        When a folder holds no completed run, two runs are of one method, all are centralized, or runs differ
+        in the problem, or in a setting that is not in :data:`FREE`; names the difference.
     """
     order = {"local": 0, POOLED: 2}
     runs = sorted((r for path in paths for r in _read(path)), key=lambda r: order.get(r.algorithm, 1))
@@ -125,13 +131,21 @@ def _check_same(first: MethodRun, other: MethodRun) -> None:
 
 
 def load_run_tails(runs: Sequence[MethodRun], peer: int | None) -> list[list[Tail]]:
-    """Load the tails of each run: of every peer, or of ``peer`` alone; the one of a pooled run.
+    """Return the tails of each run, in the order of ``runs``.
+
+    Parameters
+    ----------
+    runs : sequence of MethodRun
+        The runs, from :func:`read_runs`.
+    peer : int or None
+        The peer whose tail is loaded, which every run must have; None: all peers. Of a pooled run, the one
+        tail is loaded in any case.
 
     Raises
     ------
     ConfigError, DataError
-        When a run has no such peer, a tail cannot be used, the test images are others than the run's, or the
-        runs started from different weights.
+        When a tail cannot be used, the test images here are not those of the run, or the runs started from
+        different weights.
     """
     from p2pft_flower.learning.tails import load_tails
 

@@ -1,4 +1,4 @@
-"""Folders, besides that of the results, that runs on this machine write to, checked before a start."""
+"""A check, before a start, of the folders that a run here writes to besides the folder of its results."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def require_places(learning: LearningConfig) -> None:
     Parameters
     ----------
     learning : LearningConfig
-        Decides whether the cache is used.
+        The settings that decide whether the cache is used.
 
     Raises
     ------
     ConfigError
-        When one cannot; names variable, folder and remedy.
+        When such a folder cannot be written to; names variable, folder and remedy.
     """
     if learning.cache and not learning.problem and learning.tune != "full":  # else there is no trunk
         remedy = "set P2PFT_HOME to a folder that can be written, or cache = false"

@@ -1,4 +1,4 @@
-"""Proxies in the environment: programs on this machine reach each other without them."""
+"""Proxies in the environment, without which programs on this machine reach each other."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def without_local_proxies(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment whose programs use its proxies for everything but this machine.
+    """Return ``environment``, changed so that its proxies are used for everything but this machine.
 
     A proxy or a ``no_proxy`` entry that Flower's HTTP library cannot use is left out, with a warning: the
     library raises an error for it at any request.
@@ -31,7 +31,7 @@ def without_local_proxies(environment: Mapping[str, str]) -> dict[str, str]:
     Parameters
     ----------
     environment : mapping of str to str
-        Variables and values; returned unchanged if there is no proxy among them.
+        Variables and values; returned unchanged if no variable names a proxy.
     """
     proxies = {name: value for name, value in environment.items() if name.lower() in _PROXIES and value}
     unusable = tuple((name, value) for name, value in sorted(proxies.items()) if not _usable(value))
@@ -58,7 +58,7 @@ def without_local_proxies(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _usable(proxy: str) -> bool:
-    """Return whether httpx can be given this proxy; its default scheme is http."""
+    """Return whether httpx accepts this proxy; a proxy without a scheme is an ``http`` one."""
     try:
         parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
         _ = parts.port
@@ -72,7 +72,7 @@ def _usable(proxy: str) -> bool:
 
 
 def _can_except(entry: str) -> bool:
-    """Return whether httpx can be given this entry of ``no_proxy``: a name, an address, or a URL."""
+    """Return whether httpx accepts this entry of ``no_proxy``: a name, an address, or a URL."""
     try:
         ipaddress.ip_address(entry.partition("/")[0])
     except ValueError:
@@ -92,7 +92,7 @@ def _is_url(text: str) -> bool:
 
 @cache
 def _warn(unusable: tuple[tuple[str, str], ...]) -> None:
-    """Log once a process the proxies and ``no_proxy`` entries that are left out."""
+    """Log the proxies and ``no_proxy`` entries that are left out, once in each process."""
     log.warning(
         "%s cannot be used by Flower's HTTP library and is left out for the programs that are started here "
         "(for socks5://: pip install 'httpx[socks]'): their downloads do without it",
@@ -115,7 +115,7 @@ def answers(address: str) -> bool:
     Parameters
     ----------
     address : str
-        The address of its HTTP interface.
+        The address of the SuperLink's HTTP interface.
     """
     try:
         with _direct.open(f"http://{address}/health", timeout=1) as answer:

@@ -53,14 +53,14 @@ CONNECTION = "rehearsal"
 """Name of the connection in Flower's config.toml."""
 
 _LARGEST = 2**24
-"""Bytes of the record at most."""
+"""Most bytes of the file ``state.json``."""
 
 PATIENCE = 15.0
-"""Seconds that each SuperNode adds to :data:`START_TIMEOUT`: they share this machine's cores."""
+"""Seconds that each SuperNode adds to ``START_TIMEOUT``: all share this machine's cores."""
 
 
 class AlreadyUpError(P2PFTError):
-    """A rehearsal is up here, or is being started or ended."""
+    """A rehearsal is up on this machine, or is being started or ended."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ class Process:
     Attributes
     ----------
     name : str
-        A name for people, as "the SuperNode of peer 2".
+        The process's name for people, as "the SuperNode of peer 2".
     pid : int
-        Its number.
+        The process's number.
     started : str
-        Its :func:`~p2pft_flower.keeping.processes.start_mark`: the system may later give its number to
-        another process.
+        The process's :func:`~p2pft_flower.keeping.processes.start_mark`: the system may later give its number
+        to another process.
     log : str
-        The file of its output.
+        Path of the file with the process's output.
     """
 
     name: str
@@ -98,13 +98,13 @@ class Peer:
     Attributes
     ----------
     peer : int
-        Its number.
+        The peer's number.
     address : str
-        Its address, ``host:port``.
+        The peer's address, ``host:port``.
     certificates : str
-        The folder of its certificates.
+        Path of the folder with the peer's certificates.
     node_config : str
-        The file of its SuperNode's node-config.
+        Path of the file with the node-config of the peer's SuperNode.
     """
 
     peer: PeerNumber
@@ -120,15 +120,20 @@ class Rehearsal:
     Attributes
     ----------
     mark : str
-        Carried by all its processes and their children (:mod:`p2pft_flower.lab.supervisor`).
+        A text that all processes of the rehearsal, and their children, have in their environment
+        (:mod:`p2pft_flower.lab.supervisor`).
     federation : str
-        Name in the certificates.
+        The federation's name in the certificates.
     superlink : str
         Address of the SuperLink, ``host:port``.
     peers : tuple of Peer
-        In ascending order.
+        The peers, ascending.
     processes : tuple of Process
-        The SuperLink and the SuperNodes; the mark identifies their children.
+        The processes of the SuperLink and the SuperNodes; the mark identifies their children.
+    schema : str
+        The file's schema.
+    connection : str
+        Name of the connection in Flower's config.toml.
     """
 
     mark: str
@@ -145,13 +150,13 @@ class Rehearsal:
         return tuple(p for p in self.processes if not p.alive)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can carry."""
+        """Return the rehearsal as values for JSON."""
         told: dict[str, Any] = plain(self)
         return told
 
 
 def folder() -> Path:
-    """Return ``$P2PFT_HOME/rehearsal``: state, logs, certificates."""
+    """Return the folder ``$P2PFT_HOME/rehearsal``, which holds state, logs and certificates."""
     return home().absolute() / "rehearsal"
 
 
@@ -161,7 +166,7 @@ def current() -> Rehearsal | None:
     Raises
     ------
     DataError
-        When the file cannot be read, or is none of this version; names the field.
+        When the file cannot be read, or is damaged or of another version; names the field.
     """
     file = folder() / "state.json"
     remedy = f"end the processes that have {MARK} in their environment, and remove the file"
@@ -176,7 +181,7 @@ def current() -> Rehearsal | None:
 
 
 def check_rehearsed(connection: str, graph: Graph, min_peers: int = 0) -> None:
-    """Refuse a graph with other peers than the rehearsal that is up, if the run connects to it.
+    """Refuse a graph whose number of peers is not that of the rehearsal that is up, if the run is to use it.
 
     Parameters
     ----------
@@ -185,12 +190,14 @@ def check_rehearsed(connection: str, graph: Graph, min_peers: int = 0) -> None:
     graph : Graph
         The graph of the run.
     min_peers : int
-        The run-config's: so many peers may start without the others; 0: all must start.
+        The run-config's ``min-peers``: so many peers may start without the others; 0: all must start.
 
     Raises
     ------
     ConfigError
-        With both numbers of peers.
+        When the numbers do not fit, with both; when Flower's config.toml cannot be read.
+    DataError
+        When ``state.json`` cannot be read.
     """
     state = current() if connection == CONNECTION else None
     if state is None or connection_address(CONNECTION) != state.superlink:
@@ -211,7 +218,7 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
     Parameters
     ----------
     graph : Graph
-        Gives the number of peers, and their addresses if it has any.
+        The graph, which gives the number of peers, and their addresses if it has any.
     federation : str
         Name of the federation in the certificates.
     show : callable
@@ -222,10 +229,12 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
     AlreadyUpError
         When a rehearsal is up.
     ConfigError
-        When the graph has an address that is not on this machine, a connection of that name was written by
-        another program, or P2PFT_HOME or FLWR_HOME cannot be written to.
+        When the graph has an address that is not on this machine, Flower's config.toml has a connection
+        :data:`CONNECTION` that another program wrote, or P2PFT_HOME or FLWR_HOME cannot be written to.
+    DataError
+        When ``state.json`` cannot be read.
     P2PFTError
-        When a process ended or did not register in time; nothing is left running then.
+        When a process ended, or a SuperNode did not register in time; nothing is left running then.
     """
     require_flower_home()
     with _alone():
@@ -233,7 +242,7 @@ def start(graph: Graph, federation: str, show: Callable[[str], None]) -> Rehears
         if before is not None:
             if marked(before.mark):
                 raise AlreadyUpError(_told(before))
-            _forget()  # the machine was restarted, or somebody ended them
+            _forget()  # the machine was restarted, or somebody ended the processes
         elif (address := connection_address(CONNECTION)) is not None:
             raise ConfigError(
                 f"Flower's config.toml has a connection {CONNECTION!r}, to {address}, that p2pft up has not "
@@ -277,14 +286,18 @@ def _prepare(peer: int, address: str) -> Peer:
 
 
 def end(show: Callable[[str], None]) -> Rehearsal | None:
-    """End exactly the processes of :func:`start` and their children; return the rehearsal, or None.
+    """End exactly the processes of :func:`start` and their children; return the rehearsal that was up.
+
+    None if no rehearsal was up. ``show`` is called with a line for each step.
 
     Raises
     ------
     AlreadyUpError
         When a rehearsal is being started or ended.
     ConfigError
-        When the rehearsal's folder cannot be written to.
+        When the rehearsal's folder or Flower's config.toml cannot be read or written.
+    DataError
+        When ``state.json`` cannot be read.
     P2PFTError
         When a process does not end.
     """
@@ -356,7 +369,7 @@ def _wait_for_registration(
             )
         there = there or answers(state.superlink)
         if not there:
-            time.sleep(0.1)  # its interface is a poll
+            time.sleep(0.1)  # the SuperLink's interface is a poll
             continue
         seen = _registered(environment)
         if seen != told:
@@ -365,7 +378,13 @@ def _wait_for_registration(
 
 
 def _registered(environment: Mapping[str, str]) -> int:
-    """Return the number of SuperNodes online; 0 if Flower answers with an error."""
+    """Return the number of SuperNodes online; 0 if Flower answers with an error.
+
+    Raises
+    ------
+    P2PFTError
+        When Flower does not answer in time, or its answer cannot be read.
+    """
     command = [program("flwr"), "supernode", "list", CONNECTION, "--format", "json"]
     try:
         asked = subprocess.run(  # noqa: S603 - a program of this environment
@@ -407,7 +426,13 @@ def _told(state: Rehearsal) -> str:
 
 
 def _addresses(graph: Graph, ports: Sequence[int]) -> list[str]:
-    """Return an address on this machine for each peer: the graph's own, or 127.0.0.1 and one of ``ports``."""
+    """Return an address on this machine for each peer: the graph's own, or 127.0.0.1 and one of ``ports``.
+
+    Raises
+    ------
+    ConfigError
+        When the graph has an address that is not on this machine.
+    """
     for name, address in zip(graph.peer_names, graph.addresses, strict=True):
         if address is not None and not parse_address(address).is_local:
             raise ConfigError(
@@ -419,7 +444,15 @@ def _addresses(graph: Graph, ports: Sequence[int]) -> list[str]:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[None]:
-    """Allow one command at a time to start or end a rehearsal."""
+    """Lock the folder for a ``with`` block: one command at a time may start or end a rehearsal.
+
+    Raises
+    ------
+    AlreadyUpError
+        When another command has locked it.
+    ConfigError
+        When nothing can be written to it.
+    """
     require_writable(home_named(), folder(), "set P2PFT_HOME to a folder that can be written")
     folder().mkdir(parents=True, exist_ok=True, mode=0o700)
     with (folder() / "lock").open("w") as lock:
@@ -436,6 +469,6 @@ def _save(state: Rehearsal) -> None:
 
 
 def _forget() -> None:
-    """Remove the connection, then the state that names its owner; logs and certificates stay."""
+    """Remove the connection, then ``state.json``, which shows that it is ours; logs and certificates stay."""
     remove_connection(CONNECTION)
     (folder() / "state.json").unlink(missing_ok=True)

@@ -55,7 +55,7 @@ OURS = ("algorithm", "seed", "output-dir")
 """Run-config keys that this command sets for each run."""
 
 MARK = "reproduce.json"
-"""File in each run's folder, written before the run, that identifies the run."""
+"""Name of the file that is written into each run's folder before the run, and identifies the run."""
 
 MARK_SCHEMA = "p2pft.reproduction-run/1"
 
@@ -71,11 +71,11 @@ class Job:
     values : dict
         Run-config keys and values.
     mark : dict
-        Content of :data:`MARK`.
+        Content of the file :data:`MARK`.
     work : float
-        Number of training images that it draws, for the estimate of the time left.
+        Number of training images that the run draws, for the estimate of the time left.
     leftover : bool
-        Whether an earlier attempt at this very table left its folder without completing.
+        Whether an earlier attempt at this very table has begun the run and not completed it.
     """
 
     run: RowRun
@@ -86,7 +86,7 @@ class Job:
 
 
 def preset(architecture: str, dataset: str) -> dict[str, Any]:
-    """Read the run-config of one row of the paper's tables.
+    """Return the run-config of one row of the paper's tables, from a file in ``apps/p2pft/conf``.
 
     Parameters
     ----------
@@ -225,7 +225,10 @@ def _seeds(text: str) -> list[int]:
 def _settings(
     table: str, datasets: Sequence[str], words: Sequence[str], quick: bool, data_dir: Path | None
 ) -> dict[str, dict[str, Any]]:
-    """Return the settings of each row: its preset, --quick, settings for all rows, settings for one."""
+    """Return the settings of each row, by dataset.
+
+    In ascending order of precedence: the row's preset, ``--quick``, settings for all rows, settings for one.
+    """
     general: list[str] = []
     special: dict[str, list[str]] = {dataset: [] for dataset in DATASETS}
     for word in words:
@@ -261,7 +264,7 @@ def _settings(
 
 
 def _check_row(values: Mapping[str, Any], methods: Sequence[str]) -> None:
-    """Refuse faults of a row's runs that are known without reading data and model.
+    """Refuse a row's runs if a fault shows without a look at data and model.
 
     Raises
     ------
@@ -272,13 +275,13 @@ def _check_row(values: Mapping[str, Any], methods: Sequence[str]) -> None:
     if (peers := Graph.load(topology).n) != NODES:
         raise ConfigError(f"topology = {topology!r} has {peers} peers: the tables have {NODES} nodes")
     for method in methods:
-        # That gt-dgd refuses a graph is a result.
+        # A refusal of the graph by gt-dgd is a result.
         config, _ = check(method_settings(values, method), here=True, any_graph=True)
         require_places(config.learning)
 
 
 def _row(dataset: str, values: Mapping[str, Any], seed: int) -> Row:
-    """Check everything that a row's runs need before anything is started, and describe it.
+    """Return a row, after a check of all that its runs need: data, partition, model and weights.
 
     Raises
     ------
@@ -319,7 +322,13 @@ def _row(dataset: str, values: Mapping[str, Any], seed: int) -> Row:
 
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Lock ``folder`` against a second command, which would treat a run under way as a leftover."""
+    """Lock ``folder`` for a ``with`` block: a second command would treat a run under way as a leftover.
+
+    Raises
+    ------
+    ConfigError
+        When the folder cannot be written to, or another command has locked it.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -334,12 +343,12 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _job(row: Row, values: Mapping[str, Any], method: str, seed: int, folder: Path) -> Job:
-    """Return one run's settings, with its results if it has completed.
+    """Return the job of one run, with its results if an earlier command completed it.
 
     Raises
     ------
     ConfigError, DataError
-        When its folder holds something else.
+        When the run's folder holds another run, or results that cannot be read.
     """
     place = Path(row.dataset) / f"{method}-seed-{seed}"
     here = folder / place
@@ -373,7 +382,7 @@ def _job(row: Row, values: Mapping[str, Any], method: str, seed: int, folder: Pa
 
 
 def _mark(folder: Path) -> dict[str, Any] | None:
-    """Return the mark that this command wrote into a run's folder before the run, or None."""
+    """Return the content of the file :data:`MARK` in a run's folder; None if it is missing or unreadable."""
     try:
         mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
@@ -390,7 +399,7 @@ def _first_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _run_all(jobs: Sequence[Job], folder: Path, verbose: bool) -> Generator[tuple[int, RowRun], None, None]:
-    """Run the missing runs one after the other; yield each run's position and its results."""
+    """Do the missing runs one after the other; yield each one's position in ``jobs``, and its results."""
     left = [(position, job) for position, job in enumerate(jobs) if job.run.results is None]
     for job in jobs:
         if job.run.kept:
@@ -419,7 +428,7 @@ def _run_all(jobs: Sequence[Job], folder: Path, verbose: bool) -> Generator[tupl
 
 
 def _duration(seconds: float) -> str:
-    """Return seconds for a person."""
+    """Return a duration for people, such as ``2 h 5 min``."""
     minutes = round(seconds / 60)
     if minutes < 1:
         return f"{seconds:.0f} s"

@@ -47,7 +47,10 @@ EXIT_INTERRUPTED = 130
 
 
 def supernodes(config: RunConfig, graph: Graph) -> int:
-    """Return the number of simulated SuperNodes for a run here: one a core, at most one a peer."""
+    """Return the number of simulated SuperNodes for a run here: one for each core, at most one for each peer.
+
+    One if all peers are on one host: if the run is pooled, or its ``transport`` is ``memory``.
+    """
     pooled = getattr(ALGORITHMS.get(config.method.algorithm), "pooled", False)
     if pooled or config.runtime.transport == "memory":
         return 1
@@ -67,9 +70,9 @@ class Finished:
     status : str
         ``completed``, ``completed-with-M-of-N``, or ``preflight-passed`` after a preflight alone.
     missing : str
-        The missing peers, with the reasons; empty if none is missing.
+        A text on the missing peers, with the reasons; empty if none is missing.
     folder : Path or None
-        The folder of the results; None if they are on another machine or there are none.
+        The folder of the results; None if the results are on another machine, or there are none.
     """
 
     status: str
@@ -85,14 +88,27 @@ def execute(
     verbose: bool,
     show: Callable[[str], None] = typer.echo,
 ) -> Finished:
-    """Run once and return the way it ended, perhaps with some of the peers only (min-peers, on-failure).
+    """Do one run and return its end, perhaps with some of the peers only (min-peers, on-failure).
+
+    Parameters
+    ----------
+    values : dict
+        Run-config keys and values.
+    connection : str or None
+        A connection of Flower's config.toml; None: this machine simulates the peers.
+    environment : mapping or None
+        The environment for ``flwr``, from ``local_superlink``; None: this process's own.
+    verbose : bool
+        Whether Flower's own lines are shown, too.
+    show : callable
+        Called with each line of the run's log.
 
     Raises
     ------
     RunStoppedError
-        When somebody stopped it.
+        When somebody stopped the run.
     P2PFTError
-        When the run failed, with the first cause.
+        When a setting is wrong, or the run failed; has the first cause.
     """
     simulated = connection is None
     config, graph = check(values, here=simulated)
@@ -142,14 +158,16 @@ def execute_or_record(
     environment: Mapping[str, str] | None,
     verbose: bool,
 ) -> dict[str, Any]:
-    """Do one run of a table of several; if it fails, the failure is printed and becomes its results.
+    """Do one of several runs of a table; if it fails, the failure is printed and becomes the run's results.
 
-    Lines go to standard error; standard output is for the table or the JSON.
+    The run's lines go to standard error; standard output is for the table or the JSON.
 
     Parameters
     ----------
     values : dict
         Run-config keys and values, ``output-dir`` among them.
+    connection, environment, verbose
+        As of :func:`execute`.
 
     Returns
     -------
@@ -178,12 +196,12 @@ def execute_or_record(
 def _values(
     settings: list[str], connection: str | None, out: Path | None, resume: str | None, *, extend: bool
 ) -> dict[str, Any]:
-    """Return the run-config from the command's words.
+    """Return the run-config's keys and values from the command's words, after all checks.
 
     Raises
     ------
     P2PFTError
-        When a word is wrong.
+        When a setting, the graph, the connection or a folder cannot be used.
     """
     values = parse_settings(settings)
     if out is not None:
@@ -207,9 +225,10 @@ def _values(
 
 
 def _record_given_up(values: Mapping[str, Any], started: str | None) -> None:
-    """Write results with the reason that a run simulated here was stopped; its processes have ended.
+    """Write results that say that a run simulated here was stopped; the run's processes have ended.
 
-    Flower ends a simulation's process without notice to the thread of its ServerApp.
+    The ServerApp, a thread of a simulation's process, cannot do it: Flower ends the process without notice.
+    ``started`` is the run's id; None if Flower had not begun the run, and then nothing is written.
     """
     if started is None:
         return  # Flower had not begun the run
@@ -277,7 +296,7 @@ def run(
     started: list[str] = []
 
     def show(line: str) -> None:
-        """Hide the coordinator's line on its results, which this command prints once, at the end."""
+        """Print a line of the log; keep the line on the results, which this command prints at the end."""
         if (begun := STARTED_LINE.match(line)) is not None:
             started.append(begun[1])
         if RESULTS_LINE.search(line):

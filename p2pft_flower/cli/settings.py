@@ -46,7 +46,9 @@ __all__ = [
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, Any]:
-    """Read ``key=value`` words into run-config values of the right types; quotes are not needed.
+    """Return the run-config values in ``key=value`` words, of the keys' types; texts need no quotes.
+
+    Paths are made absolute.
 
     Raises
     ------
@@ -70,7 +72,7 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _absolute(key: str, value: Any) -> Any:
-    """Make a path absolute: the processes of a simulation run in another folder."""
+    """Return ``value``, absolute if it is a path: the processes of a simulation run in another folder."""
     if not value or not isinstance(value, str):
         return value
     if key == "dataset" and value.startswith("folder:"):
@@ -97,7 +99,7 @@ def read_value(key: str, text: str) -> bool | int | float | str:
     Raises
     ------
     ConfigError
-        When it has another type.
+        When ``text`` is no value of this type.
     """
     wanted = type(config_keys()[key])
     if wanted is bool:
@@ -112,7 +114,7 @@ def read_value(key: str, text: str) -> bool | int | float | str:
 
 
 def check(values: dict[str, Any], *, here: bool, any_graph: bool = False) -> tuple[RunConfig, Graph]:
-    """Refuse settings that are known to be wrong without starting anything or importing torch, in a second.
+    """Refuse settings whose faults show within a second, without starting anything or importing torch.
 
     Parameters
     ----------
@@ -122,12 +124,20 @@ def check(values: dict[str, Any], *, here: bool, any_graph: bool = False) -> tup
         Whether the peers run on this machine, so that the files, folders, modules and devices in the settings
         must be here. In a deployment the sites have their own.
     any_graph : bool, default False
-        Whether a graph passes that the method refuses: of several methods' runs that one then says so.
+        Whether a graph that the method refuses passes: if several methods are compared, the run of such a
+        method fails with the reason.
+
+    Returns
+    -------
+    config : RunConfig
+        The settings.
+    graph : Graph
+        The graph, with the weights of ``schedule-graph`` unless that is a function of the user's own.
 
     Raises
     ------
     ConfigError, DataError, TopologyError
-        When one is wrong, as the coordinator or the peers would raise it.
+        When a setting is wrong; the same error as the coordinator or the peers would raise.
     """
     config = RunConfig.from_mapping(values)
     for key, value in values.items():
@@ -183,7 +193,7 @@ def _check_runtime(config: RunConfig, graph: Graph, *, here: bool, pooled: bool)
     Raises
     ------
     ConfigError
-        When there is one; names the key.
+        When there is such a setting; names its key.
     """
     runtime = config.runtime
     if runtime.min_peers > graph.n:
@@ -205,19 +215,23 @@ _OWN_TO_A_RUN = ("extend", "output-dir", "preflight-only", "resume")
 
 
 def settings_of_resumed(values: Mapping[str, Any], *, simulated: bool) -> dict[str, Any]:
-    """Return ``values`` completed by those of the run that their ``resume`` names.
+    """Return ``values``, completed by the settings of the run that their ``resume`` names.
+
+    ``values`` alone are returned if a run that is not simulated has no checkpoint on this machine.
 
     Parameters
     ----------
     values : mapping
-        Run-config keys and values that were given, ``resume`` among them.
+        Run-config keys and values that the user gave, ``resume`` among them.
     simulated : bool
         Whether the run to be resumed must be on this machine; sites of a deployment have their own files.
 
     Raises
     ------
     ConfigError
-        When a setting differs that must not (lists every difference); when there is no such run here.
+        When a setting differs that must not (lists the differences); when a simulated run is not here.
+    DataError
+        When a folder of checkpoints cannot be read.
     """
     folder = resumed_folder(values["resume"])
     about = earlier_run(folder)
@@ -248,9 +262,9 @@ def settings_of_resumed(values: Mapping[str, Any], *, simulated: bool) -> dict[s
 
 
 def method_settings(common: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return one method's settings from those of several methods.
+    """Return the settings of the method ``name``, from the settings that several methods share.
 
-    ``strategy-options`` are for Flower's strategies only; other methods ignore them.
+    ``strategy-options`` are left out if the method is none of Flower's strategies.
     """
     dropped = () if is_strategy(name) else ("strategy-options",)
     return {**{k: v for k, v in common.items() if k not in dropped}, "algorithm": name}

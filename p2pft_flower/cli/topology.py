@@ -25,7 +25,7 @@ __all__ = ["app"]
 app = typer.Typer(help="Show the graphs that peers exchange over.", no_args_is_help=True)
 
 SHOWN_NEIGHBOURS = 8
-"""A cell of the table lists this many neighbours; ``--json`` lists them all."""
+"""Most neighbours that a cell of the table lists; ``--json`` lists them all."""
 
 
 def _fail(message: object) -> NoReturn:
@@ -118,7 +118,7 @@ def _kind(graph: Graph) -> str:
 
 
 def _links(graph: Graph) -> int:
-    """Return the number of edges, an undirected one counted once."""
+    """Return the number of edges; the two directions of an undirected edge count as one."""
     return len(graph.edges) // 2 if graph.undirected else len(graph.edges)
 
 
@@ -164,7 +164,7 @@ def _pace(graph: Graph) -> str:
 
 
 def meaning(graph: Graph) -> list[str]:
-    """Return sentences on the methods that suit the graph."""
+    """Return sentences that tell which methods suit the graph, and which do not."""
     if graph.n == 1:
         return ["A single peer: every method is plain gradient descent."]
     if graph.doubly_stochastic:
@@ -250,7 +250,7 @@ def _turn_table(graph: Graph, k: int) -> Table:
 
 
 def as_dict(graph: Graph) -> dict[str, Any]:
-    """Return the JSON of ``--json``; later versions only add keys."""
+    """Return the content of the output of ``--json``; later versions only add keys."""
     return {
         "name": graph.name,
         "description": graph.description,

@@ -24,7 +24,7 @@ def _say(line: str) -> None:
 
 
 def _graph(peers: int | None, topology: str | None) -> tuple[Graph, str]:
-    """Return the graph, and the setting of ``p2pft run`` for it."""
+    """Return the graph, and the words with which ``p2pft run`` uses it; empty for the default graph."""
     default = RunConfig().runtime.topology
     graph = Graph.load(topology or default)
     if peers is None or peers == graph.n:

@@ -50,11 +50,14 @@ __all__ = ["make_client_app", "rejoin", "versions"]
 log = logging.getLogger(__name__)
 
 OWN_PARTITION = "problem"
-"""The partition in results of a run whose ``problem``, of the user's own, brings the peers' data."""
+"""The results' ``partition`` of a run with a ``problem`` of the user's own, which brings the peers' data."""
 
 
 def versions() -> dict[str, str]:
-    """Return versions that must fit between hosts: this package's, Flower's, torch's, timm's, Python's."""
+    """Return the versions, by name, of all that must be the same on all hosts.
+
+    The names are those of this package, Flower, torch, timm, NumPy and Python.
+    """
     packages = ("p2pft-flower", "torch", "timm", "numpy")
     found = {p: importlib.metadata.version(p) for p in packages}
     try:
@@ -66,13 +69,16 @@ def versions() -> dict[str, str]:
 
 @lru_cache(maxsize=2)
 def holdings(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] | None) -> Holdings:
-    """Look at the peers' images once a process."""
+    """Look at the peers' images once for each process; parameters as of :class:`Holdings`."""
     return Holdings(config, n, pooled=pooled, peers=peers)
 
 
 @lru_cache(maxsize=2)
 def workload(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] | None) -> Workload:
-    """Build a workload once for each process, since Flower sends many messages to the same process."""
+    """Build a workload once for each process, since Flower sends many messages to the same process.
+
+    ``pooled`` is empty, or the objective (``uniform`` or ``examples``) if one peer holds all images.
+    """
     from p2pft_flower.learning.workload import Workload
 
     held = holdings(config, n, pooled, peers)
@@ -91,24 +97,28 @@ class _Facts:
     """Facts of this machine's peers and their images, in numbers and names only."""
 
     data: dict[int, dict[str, Any]]
+    """Fields of :class:`~p2pft_flower.learning.data.holdings.PeerData`, by peer."""
     partition: str
+    """The run-config's ``partition``, with ``auto`` resolved."""
     classes: tuple[str, ...]
+    """Names of all classes."""
     warnings: tuple[str, ...]
+    """Warnings that the look at the data gave."""
     notes: tuple[str, ...]
     """Lines on images that were left out, or changed to become pictures."""
     pixels: dict[int, dict[str, Any]]
-    """Statistics of the pictures of peers that have images of their own."""
+    """Fields of :class:`~p2pft_flower.learning.data.survey.Statistics`, by peer with images of its own."""
     frozen: dict[str, str]
     """Facts that must be the same on all machines; empty in simulation, which has one machine."""
     model: str
-    """Digest of what decides the model. If it is the same on two machines, so is the model; if not, both
-    build the model, and the coordinator compares these. Empty in simulation, and for a problem of the user's
-    own, whose model digest is in ``frozen``."""
+    """Digest of what decides the model. If two machines have the same digest, they have the same model; if
+    not, both build the model, and the coordinator compares the built models. Empty in simulation, and for a
+    problem of the user's own, whose model digest is in ``frozen``."""
 
 
 @lru_cache(maxsize=2)
 def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] | None) -> _Facts:
-    """Look at the images once a process; the warnings of that look are kept, for every later hello."""
+    """Look at the images once for each process; every later hello gets the warnings of that look again."""
     if config.problem:
         return _facts_of_own(config, n, peers)
     with kept_warnings() as warnings:
@@ -131,7 +141,7 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
 
 
 def _facts_of_own(config: LearningConfig, n: int, peers: tuple[int, ...] | None) -> _Facts:
-    """Return the facts of a problem of the user's own; it has samples, and no images or classes."""
+    """Return the facts of a problem of the user's own, which has samples, and no images or classes."""
     with kept_warnings() as warnings:
         own = plugged(config, n, peers)
         data: dict[int, dict[str, Any]] = {
@@ -156,7 +166,7 @@ def _noted(peer: int | None, line: str) -> str:
 
 
 def _peers_here(site: Site | None) -> tuple[int, ...] | None:
-    """Return the peer whose data this machine has; None in simulation: it has the data of all."""
+    """Return the peer whose data this machine has; None in simulation, where it has the data of all."""
     return None if site is None else (site.peer_id,)
 
 
@@ -199,7 +209,10 @@ def make_client_app() -> ClientApp:
 
 
 def _guarded(handle: Any, *arguments: Any) -> dict[str, Any]:
-    """Answer with the error instead of raising it: Flower would hide the cause behind an error code."""
+    """Return ``{"ok": handle(*arguments)}``; if that raises, the error's text, cause and perhaps traceback.
+
+    Nothing is raised, since Flower would hide the error behind a code.
+    """
     try:
         return {"ok": handle(*arguments)}
     except (P2PFTError, PeerFailedError) as error:  # the latter's traceback stands in its peers' logs
@@ -213,7 +226,10 @@ def _guarded(handle: Any, *arguments: Any) -> dict[str, Any]:
 
 
 def _hello(message: Message, context: Context) -> dict[str, Any]:
-    """Answer a hello with this node's peer and its data; keep the slot busy, so that overlaps can be seen."""
+    """Return this node's answer to a hello: its peer, and facts of its data.
+
+    The answer is held for a while, so that the coordinator can see how many nodes run at once.
+    """
     begin = time.time()
     asked = messages.unpack(message)
     config = RunConfig.from_mapping(asked["config"])
@@ -222,7 +238,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     own = None if site is None else site.credentials()  # faults of certificates shall be known now
     images = ""
     facts = _Facts({}, "", (), (), (), {}, {}, "")
-    if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses a node that is none of its peers
+    if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses any other peer-id
         learning = _learning(config, site)
         facts = _facts(learning, asked["n"], asked["pooled"], here)
         if asked.get("build") and facts.model:
@@ -248,14 +264,17 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
 
 
 def _kept(config: RunConfig, site: Site | None) -> dict[str, Any] | None:
-    """Return what this site has kept of the run that is to be resumed; None if no run is to be resumed."""
+    """Return this site's checkpoints of the run that is to be resumed, as values for JSON.
+
+    None if no run is to be resumed, and in simulation.
+    """
     if site is None or not config.runtime.resume:
         return None
     return plain(look_through(site.resumed_folder(config.runtime.resume), site.peer_id))  # type: ignore[no-any-return]
 
 
 def _preflight(message: Message, context: Context) -> dict[str, Any]:
-    """Probe the links to the neighbours, and look at the folders that the run will write to."""
+    """Return the findings on the links to the neighbours and on the folders that the run will write to."""
     asked = messages.unpack(message)
     site = Site.of(context.node_config)
     if site is None:
@@ -293,14 +312,14 @@ def _host(plan: Plan, site: Site | None, *, joining: bool = False) -> Host:
     if "torch" in sys.modules:  # a problem of the user's own may need no torch
         import torch
 
-        # Sums inside an operator depend on how many threads share them: the same θ everywhere needs the
-        # same number everywhere (invariant 2 of docs/architecture.md).
+        # Sums inside an operator depend on the number of threads that share them: θ is the same everywhere
+        # only if that number is (invariant 2 of docs/architecture.md).
         torch.set_num_threads(config.runtime.threads)
     return Host(plan, problem, Access() if site is None else site.access(), joining=joining)
 
 
 def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, Path]:
-    """Start a deployed run's peer of this machine again, while the others train, and see it to its end.
+    """Start a deployed run's peer of this machine again, while the others train, and return at its end.
 
     Parameters
     ----------
@@ -343,7 +362,10 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
 
 
 def _train_peers(message: Message, context: Context, views: list[ViewChange]) -> dict[str, Any]:
-    """Run this host's peers for the whole run, and put its changes of view into ``views``."""
+    """Run this host's peers for the whole run, and return their outcomes and evaluations.
+
+    The host's changes of view are put into ``views``, also if it fails.
+    """
     plan = Plan.from_json(messages.unpack(message)["plan"])
     site = Site.of(context.node_config)
     config = plan.config

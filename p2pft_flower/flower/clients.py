@@ -35,20 +35,43 @@ Build = Callable[[LearningConfig, int, str, "tuple[int, ...] | None"], Workload]
 
 
 def to_arrays(workload: Workload, theta: Vector) -> ArrayRecord:
-    """Return θ as the ArrayRecord that a strategy aggregates: the trained tensors by their names."""
+    """Return θ, (q,), as the ArrayRecord that a strategy aggregates: the trained tensors by their names."""
     return ArrayRecord({name: Array(t.numpy()) for name, t in workload.named_tail(theta).items()})
 
 
 def theta_of(workload: Workload, arrays: ArrayRecord) -> Vector:
-    """Return the θ that :func:`to_arrays` wrapped."""
+    """Return θ, (q,) float32, of an ArrayRecord that :func:`to_arrays` returned.
+
+    Raises
+    ------
+    DataError
+        When a tensor is missing, unknown, or has another shape.
+    """
     tensors = {name: torch.from_numpy(np.array(a.numpy(), dtype=np.float32)) for name, a in arrays.items()}
     return workload.theta_from(tensors, "the server's message")
 
 
 def answer(message: Message, act: Callable[..., RecordDict], build: Build, site: Site | None) -> Message:
-    """Act for every client that the host's message carries; answer each by its peer's number.
+    """Return the reply to a node's message, with the records of every client that the message carries.
 
-    ``site`` is the machine's own; None in simulation, where it has the data of all peers.
+    A record ``name`` of peer i's client is called ``i/name`` in both; the error of a client that failed is
+    its record ``failure``.
+
+    Parameters
+    ----------
+    message : Message
+        The message of the strategy's server, from :class:`~p2pft_flower.flower.strategies.PeersGrid`.
+    act : callable
+        :func:`train` or :func:`evaluate`, called for each client.
+    build : callable
+        Returns the workload of settings, number of peers, ``pooled`` and peers here.
+    site : Site or None
+        The site whose node this is; None in simulation, where a node has the data of all peers.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When the site's settings or data cannot be used.
     """
     task = messages.unpack(message)
     config = RunConfig.from_mapping(task["config"])
@@ -76,7 +99,7 @@ def answer(message: Message, act: Callable[..., RecordDict], build: Build, site:
 
 
 def _rounds(task: dict[str, Any], told: ConfigRecord) -> int:
-    """Return the number of the present round, counted from the beginning also if the run was resumed."""
+    """Return the number of the present round, from 1, counted from the beginning of a resumed run too."""
     return int(task["first-round"]) + int(cast(int, told["server-round"]))
 
 
@@ -88,10 +111,30 @@ def train(
     arrays: ArrayRecord,
     told: ConfigRecord,
 ) -> RecordDict:
-    """Run the round's local steps from the server's θ.
+    """Run a client's local steps of a round from the server's θ, and return its new θ and metrics.
 
     v begins at zero in every round; weight decay is part of ∇L_i.
-    θ ← θ − α_k v,   v ← β v + ∇L_i(θ) + μ (θ − θ_server), with FedProx's μ if the strategy sends one.
+    v ← β v + ∇L_i(θ) + μ (θ − θ_server),   θ ← θ − α_k v, with FedProx's μ if the strategy sends one.
+
+    Parameters
+    ----------
+    task : dict
+        The content of every client's message, from ``strategy_run``.
+    config : RunConfig
+        The run's settings.
+    workload : Workload
+        The model and images of the peers here.
+    peer : int
+        The client's peer.
+    arrays : ArrayRecord
+        The server's θ.
+    told : ConfigRecord
+        The strategy's own settings of the round.
+
+    Raises
+    ------
+    DivergedError
+        When θ is not finite.
     """
     objective = workload.objectives([peer])[peer]
     server = theta = theta_of(workload, arrays)
@@ -132,7 +175,15 @@ def evaluate(
     arrays: ArrayRecord,
     told: ConfigRecord,
 ) -> RecordDict:
-    """Score the server's θ as the peer sees it; after the last round, leave it as the peer's tail."""
+    """Score the server's θ on the peer's test images, and return the scores; parameters as of :func:`train`.
+
+    The scores also go into the peer's journal. After the last round, θ is saved as the peer's tail.
+
+    Raises
+    ------
+    DivergedError
+        When the loss is not finite.
+    """
     theta, objective = theta_of(workload, arrays), workload.objectives([peer])[peer]
     begin = time.perf_counter()
     score = objective.evaluate(theta)
@@ -163,7 +214,7 @@ def evaluate(
                 "test-digest": workload.holdings.test_digest(peer),
             }
             journal.save_tail(workload.named_tail(theta), {**workload.metadata(), **extra})
-            # One gradient an iteration, taken by any process, and those that came to nothing.
+            # One gradient an iteration, drawn in any process, and the gradients that came to nothing.
             objective.drawn = done + task["lost"]
             epsilon, delta = objective.privacy_spent() or (None, None)
             told_back |= {"epsilon": epsilon, "delta": delta}

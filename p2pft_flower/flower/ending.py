@@ -20,7 +20,7 @@ STOPPED = "the run was stopped: its ServerApp was told to end"
 
 
 class Ending:
-    """Writes the results of a run once: its ServerApp writes them, or the handler of a signal that ends it.
+    """Writes the results of a run once: either its ServerApp does, or the handler of a signal that ends it.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Ending:
     Attributes
     ----------
     folder : Path or None
-        The folder of the results; None as long as it is not known: nothing is written.
+        The folder of the results; None as long as it is not known, and then nothing is written.
     reason : str or None
         The reason in the results when a signal ends the run; None: nothing is written, for its peers train
         on.
@@ -45,13 +45,14 @@ class Ending:
         self._claimed = threading.Lock()
 
     def claim(self) -> bool:
-        """Return whether the caller is the first one and so has to write the results."""
+        """Return True to the first caller alone, which then has to write the results."""
         return self._claimed.acquire(blocking=False)  # never waits: a signal's handler may be the other one
 
     def was_stopped(self, number: signal.Signals) -> bool:
-        """Write results of a run that was stopped, unless it has ended otherwise or its peers train on.
+        """Write the results of a run that signal ``number`` ends; for ``before_obeying``.
 
-        Always returns True: the process obeys the signal.
+        Nothing is written if the results are claimed already, their folder is not known, or the peers train
+        on. Always returns True: the process obeys the signal.
         """
         if self.folder is None or self.reason is None or not self.claim():
             return True
@@ -64,9 +65,23 @@ class Ending:
         return True
 
     def write(self, status: str, reason: str, views: Sequence[ViewRow] | None) -> Path:
-        """Write results of a run that did not complete, and return their path.
+        """Write the results of a run that did not complete, and return their path.
 
-        ``views`` are the changes of view in its hosts' answers; None: the hosts could not be asked any more.
+        Parameters
+        ----------
+        status : str
+            ``"stopped"`` or ``"failed"``.
+        reason : str
+            The results' ``error``.
+        views : sequence of ViewRow or None
+            The changes of view in the hosts' answers; None: the hosts could not be asked any more.
+
+        Raises
+        ------
+        RuntimeError
+            When the folder of the results is not known.
+        OSError
+            When the file cannot be written.
         """
         if self.folder is None:
             raise RuntimeError("nobody has said where the results go")

@@ -22,7 +22,7 @@ LEAVE = 8.0
 
 
 def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
-    """Run ``host`` to its end, or until a signal ends this process.
+    """Run ``host`` to its end, or until a signal ends this process; return its peers' outcomes.
 
     In a deployment, after SIGTERM or SIGINT (which Flower also raises when the SuperNode has died), the host
     first reports to the others that it leaves; ``on-failure`` decides what they do then. After ``p2pft stop``
@@ -52,7 +52,7 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
 
     def supernode_died() -> None:
         orphaned.set()
-        os.kill(os.getpid(), signal.SIGINT)  # as Flower does if it notices itself
+        os.kill(os.getpid(), signal.SIGINT)  # as Flower does if it notices the death itself
 
     def stop(number: signal.Signals) -> bool:
         if entry.stops_run():
@@ -81,6 +81,11 @@ def run_host(host: Host, *, deployed: bool) -> list[Outcome]:
 
 
 def _watch(host: Host, thread: threading.Thread, leave: float) -> None:
+    """Start ``thread``, which runs ``host``, and return when it has ended.
+
+    Raises what ends the host before: it was stopped more than ``leave`` seconds ago and is still busy, the
+    others have gone on without it, or Flower raised an exception in this thread.
+    """
     thread.start()
     try:
         while thread.is_alive():

@@ -14,7 +14,7 @@ from p2pft_flower.errors import printable
 __all__ = ["LINE", "PREFLIGHT_PASSED", "kept_warnings", "log_to_stream", "status_in", "status_line"]
 
 LINE = re.compile(r"^(?:\(\w+ pid=\d+\)\s)?\d\d:\d\d:\d\d ")
-"""The beginning of this package's lines in the stream; Ray puts a worker's name before it."""
+"""The beginning of this package's lines in the stream, perhaps after the name of a worker of Ray."""
 
 PREFLIGHT_PASSED = "preflight-passed"
 """The status of a run that ended after its preflight (``preflight-only``)."""
@@ -23,12 +23,18 @@ _STATUS = re.compile(r"\d\d:\d\d:\d\d run (\d+) ended: (\S+)(?: \((.*)\))?$")
 
 
 def status_line(run: str, status: str, missing: str | None = None) -> str:
-    """Return the line from which ``p2pft run`` reads the status of a run whose results are elsewhere."""
+    """Return the line from which ``p2pft run`` reads the status of a run whose results are elsewhere.
+
+    ``missing`` is a text on the missing peers, or the reason of a stop; None or empty: there is none.
+    """
     return f"run {run} ended: {status}" + (f" ({missing})" if missing else "")
 
 
 def status_in(output: str, run: str) -> tuple[str, str] | None:
-    """Return the status and the missing peers (or "") from a run's stream; None if it has no such line."""
+    """Return the two texts, status and ``missing``, of a run's :func:`status_line`.
+
+    ``output`` is the run's stream; None if it has no such line. ``missing`` is empty if the line has none.
+    """
     found = (_STATUS.match(line) for line in reversed(output.splitlines()))
     return next(((m[2], m[3] or "") for m in found if m is not None and m[1] == run), None)
 

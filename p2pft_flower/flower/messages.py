@@ -28,15 +28,15 @@ _RECORD, _KEY = "p2pft", "json"
 
 
 def pack(body: dict[str, Any]) -> RecordDict:
-    """Wrap ``body`` as a message's content."""
+    """Return a message's content that holds ``body`` as JSON."""
     return RecordDict({_RECORD: ConfigRecord({_KEY: json.dumps(body)})})
 
 
 def unpack(message: Message) -> dict[str, Any]:
-    """Read what :func:`pack` wrapped."""
+    """Return the body that :func:`pack` put into the content of ``message``."""
     return json.loads(str(message.content.config_records[_RECORD][_KEY]))  # type: ignore[no-any-return]
 
 
 def reply(to: Message, body: dict[str, Any]) -> Message:
-    """Answer ``to`` with ``body``."""
+    """Return a reply to the message ``to`` that holds ``body``."""
     return Message(pack(body), reply_to=to)

@@ -13,7 +13,7 @@ __all__ = ["make_method"]
 
 
 def make_method(config: MethodConfig) -> Algorithm[Any]:
-    """Return the method without a server that ``config`` chooses; whether it suits a graph is not checked.
+    """Return the method that ``config`` chooses; no graph is checked, and Flower's strategies are unknown.
 
     Raises
     ------

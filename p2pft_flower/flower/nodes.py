@@ -34,26 +34,30 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 HOLD = 0.5
-"""Seconds that a hello keeps its slot busy, so that the number of nodes that run at once is seen."""
+"""Seconds that a node holds its answer to a hello, so that the number of nodes that run at once is seen."""
 
 POLL = 0.2
 """Seconds between two looks for replies."""
 
 ANSWER = 60.0
-"""Seconds beyond meet-timeout for a node that is there to answer: it may be reading its images."""
+"""Seconds beyond meet-timeout that a connected node has to answer: it may be reading its images."""
 
 ASK_AGAIN = 5.0
-"""Seconds after which a node is greeted again that Flower did not reach."""
+"""Seconds after which a node that Flower did not reach is greeted again."""
 
 _UNREACHED = (3, 4, 5)
-"""Flower's codes of a lost message or reply, and of a node that has gone: it may come back."""
+"""Flower's error codes of a lost message, a lost reply and a node that has gone: the node may come back."""
 
 
 class RunFailedError(P2PFTError):
     """The run failed; the message says which peer or node, and why.
 
-    ``ended_by`` is the cause in a host's answer; None if no host has answered with one. ``views`` are the
-    changes of view in the hosts' answers.
+    Attributes
+    ----------
+    ended_by : Cause or None
+        The cause in the host's answer; None if no host has answered with a cause.
+    views : list of ViewRow
+        The changes of view in the hosts' answers.
     """
 
     def __init__(self, message: str, ended_by: Cause | None = None, views: Sequence[ViewRow] = ()) -> None:
@@ -63,7 +67,7 @@ class RunFailedError(P2PFTError):
 
     @property
     def stopped(self) -> bool:
-        """Whether somebody stopped the run, at a site of it or by its coordinator: nothing went wrong."""
+        """Whether somebody stopped the run, at one of its sites or at its coordinator: nothing went wrong."""
         return self.ended_by is Cause.STOPPED
 
 
@@ -106,19 +110,18 @@ def collect(
     grid : Grid
         Flower's connection to the nodes.
     sent : sequence of Message
-        One a node.
+        One message for each node.
     timeout : float
         Seconds to wait for all replies.
     grace : float
-        Seconds to wait for the others after a reply that ends it.
+        Seconds to wait for the other replies once ``ends`` is true of one.
     ends : callable
-        Given a reply, returns whether it ends the wait for the others, which must then come within ``grace``.
-        Default: a failure does.
+        Given a reply, returns whether the others must come within ``grace``. Default: if it is a failure.
 
     Returns
     -------
     dict of node id to reply
-        Fewer than were sent if the time ran out.
+        Has no entry for a node that did not reply in time.
     """
     ids = list(grid.push_messages(sent))
     nodes = {i: m.metadata.dst_node_id for i, m in zip(ids, sent, strict=True)}
@@ -136,12 +139,19 @@ def collect(
 
 
 def body_of(message: Message, who: str) -> dict[str, Any]:
-    """Return a reply's ``ok``, or raise the error that it reports.
+    """Return the ``ok`` of a reply.
+
+    Parameters
+    ----------
+    message : Message
+        The reply.
+    who : str
+        The sender's name for people, such as ``"peer 3"``.
 
     Raises
     ------
     RunFailedError
-        Naming ``who`` and the cause.
+        When the reply reports an error; names ``who`` and the error.
     """
     if message.has_error():
         raise RunFailedError(f"{who}: Flower reports error {message.error.code}: {message.error.reason}")
@@ -158,13 +168,26 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
 
     In simulation a node stands for a slot, not for a site, so no more nodes are asked than can run at once.
     In a deployment every node is asked as soon as it appears, until all ``n`` peers have answered or
-    ``meet-timeout`` has passed; a node that is connected and has not answered has :data:`ANSWER` seconds
-    more. Then ``min-peers`` peers are enough, if that key is set. A node that goes meanwhile is forgotten.
+    ``meet-timeout`` has passed; a connected node that has not answered by then has :data:`ANSWER` seconds
+    more. After that, ``min-peers`` peers are enough, if that key is set. A node that disconnects meanwhile is
+    forgotten.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's connection to the nodes.
+    config : RunConfig
+        The run's settings.
+    n : int
+        Peers of the graph.
+    pooled : bool
+        Whether one peer holds the data of all n.
 
     Raises
     ------
     RunFailedError
-        When no node answers in time, a node cannot take part, or two nodes claim the same peer.
+        When no node, or too few peers, answer in time; when a node answers with an error, or has a
+        ``peer-id`` that is missing, none of the graph's, or another node's too.
     """
     deadline = time.monotonic() + config.runtime.meet_timeout
     # More than Flower's engine can run at once (CPUs + 4) would only wait for each other.
@@ -174,10 +197,10 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
         "n": n,
         "pooled": config.method.objective if pooled else "",
     }
-    asked: dict[str, int] = {}  # id of a hello to the node that has not answered it
+    asked: dict[str, int] = {}  # node that has not answered, by its hello's id
     answers: dict[int, dict[str, Any]] = {}
     unreached: dict[int, str] = {}
-    again: dict[int, float] = {}  # when a node that Flower did not reach is asked again
+    again: dict[int, float] = {}  # time at which a node that Flower did not reach is asked again
     told = ""
     while True:
         there = set(grid.get_node_ids())
@@ -227,12 +250,25 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
 def compare_models(
     grid: Grid, config: RunConfig, n: int, answers: dict[int, dict[str, Any]], *, meet: bool
 ) -> dict[int, dict[str, Any]]:
-    """Return the answers to :func:`greet`, with facts of the built models if these must be compared.
+    """Return the answers from :func:`greet`, with facts of the built models if these must be compared.
 
-    The answer to a hello has a digest of what decides a site's model, which is not built for it: that takes
-    seconds. If the digests differ, a second hello has each site build its model and answer with its digest.
-    The same happens if the run is a preflight only (``preflight-only``), or if the peers do not ``meet``:
-    peers that meet compare their models then.
+    The answer to a first hello has a digest of what decides a site's model; the site does not build the model
+    for it, which takes seconds. If the digests differ, a second hello has each site build its model and
+    answer with the model's digest. The same happens if the run is a preflight only (``preflight-only``), or
+    if ``meet`` is false: peers that meet compare their models when they greet each other.
+
+    Parameters
+    ----------
+    grid : Grid
+        Flower's connection to the nodes.
+    config : RunConfig
+        The run's settings.
+    n : int
+        Peers of the graph.
+    answers : dict
+        The answers, by node id, from :func:`greet`.
+    meet : bool
+        Whether the peers exchange vectors with each other.
 
     Raises
     ------
@@ -269,7 +305,13 @@ def _those_there(
     silent: list[int],
     unreached: dict[int, str],
 ) -> dict[int, dict[str, Any]]:
-    """Return the answers, when time is over, if there are ``min-peers`` of them; else raise."""
+    """Return the answers, when time is over, if they are of ``min-peers`` peers at least.
+
+    Raises
+    ------
+    RunFailedError
+        When they are of fewer, or ``min-peers`` is not set.
+    """
     there = sorted(a["peer-id"] for a in answers.values())
     if 0 < config.runtime.min_peers <= len(there):
         log.warning(
@@ -294,7 +336,7 @@ def _those_there(
 
 
 def overlap(answers: Sequence[dict[str, Any]]) -> int:
-    """Return how many of the hellos were being answered at the same moment."""
+    """Return the largest number of hellos that were being answered at the same moment."""
     events = sorted([(a["begin"], 1) for a in answers] + [(a["end"], -1) for a in answers])
     running = np.cumsum([change for _, change in events])
     return int(running.max())
@@ -303,7 +345,7 @@ def overlap(answers: Sequence[dict[str, Any]]) -> int:
 def assign_hosts(
     answers: dict[int, dict[str, Any]], n: int, transport: str, *, pooled: bool
 ) -> list[HostAssignment]:
-    """Decide which node runs which peers.
+    """Return the hosts: the nodes that run peers, each with its peers.
 
     Parameters
     ----------
@@ -312,7 +354,7 @@ def assign_hosts(
     n : int
         Peers of the graph.
     transport : str
-        ``"memory"`` puts all peers on one host.
+        The run-config's ``transport``; ``"memory"`` puts all peers on one host.
     pooled : bool
         Whether one peer holds the data of all n.
 
@@ -343,12 +385,14 @@ def assign_hosts(
 def with_addresses(hosts: Sequence[HostAssignment], graph: Graph) -> list[HostAssignment]:
     """Return the hosts of a deployment with the address at which each peer is reached.
 
-    The address in the SuperNode's node-config counts; if it has none, the topology's.
+    The address in the SuperNode's node-config counts; without one, the topology's. A peer for which neither
+    has an address keeps an empty one.
 
     Raises
     ------
     RunFailedError
-        When node-config and topology say different things, or two peers have one address; names both.
+        When a peer's addresses in node-config and topology differ, or two peers have the same address; names
+        both.
     """
     found = []
     owner: dict[str, int] = {}
@@ -372,7 +416,14 @@ def with_addresses(hosts: Sequence[HostAssignment], graph: Graph) -> list[HostAs
 
 
 def _check_claims(answers: dict[int, dict[str, Any]], n: int) -> None:
-    """Refuse nodes that do not fit the graph, in one error that lists those there and those missing."""
+    """Refuse nodes that do not fit the graph, in one error that lists the peers there and the missing ones.
+
+    Raises
+    ------
+    RunFailedError
+        When some nodes have a ``peer-id`` and others none, a ``peer-id`` is none of the graph's, or two nodes
+        have the same one.
+    """
     silent = [node for node, a in sorted(answers.items()) if a["peer-id"] is None]
     if not answers or len(silent) == len(answers):
         return

@@ -59,11 +59,32 @@ RETRY_AFTER = 1.0
 def run_peers(
     grid: Grid, run: Run, ending: Ending, own: Credentials | None = None, hears: Access | None = None
 ) -> dict[str, Any]:
-    """Start every host with one message for the whole run, listen to progress, gather the outcomes.
+    """Start every host with one message for the whole run, listen to progress, and return the results.
 
-    ``ending`` gets the reason that the results have if a signal ends this process. ``own`` are the
-    coordinator's certificates, which it shows to stop peers that have some; ``hears`` is how it listens to
-    their progress, None: not at all.
+    Parameters
+    ----------
+    grid : Grid
+        Flower's connection to the nodes.
+    run : Run
+        The run.
+    ending : Ending
+        Gets the reason that the results have if a signal ends this process.
+    own : Credentials, optional
+        The coordinator's certificates, which it shows to stop peers that have certificates.
+    hears : Access, optional
+        The certificates with which the coordinator listens to the peers' progress; None: it does not listen.
+
+    Returns
+    -------
+    dict
+        The content of results.json, without ``seconds``.
+
+    Raises
+    ------
+    RunFailedError
+        When a host failed and the others did not go on without it, or scores are missing at the end.
+    DataError
+        When a host's reply cannot be used.
     """
     progress = Progress(
         1 if run.pooled else run.graph.n, run.iterations, lambda line: log.info("%s", line), run.missing
@@ -107,8 +128,11 @@ def run_peers(
 
 
 def _listen(stack: contextlib.ExitStack, run: Run, hears: Access, progress: Progress) -> str:
-    """Listen to the peers' progress until ``stack`` is closed; return the address, "" if there is none."""
-    notes = {printable(run.images_line)}  # those shown already
+    """Listen to the peers' progress until ``stack`` is closed.
+
+    Returns the address to which they report; empty, after a warning, if the coordinator cannot listen.
+    """
+    notes = {printable(run.images_line)}  # the notes shown already
 
     def on_report(report: PeerReport) -> None:
         if report.run == run.id and report.note and report.peer in run.peers:
@@ -152,11 +176,12 @@ def _listen(stack: contextlib.ExitStack, run: Run, hears: Access, progress: Prog
 def _stop_peers(
     run: Run, key: bytes, own: Credentials | None, number: signal.Signals, parent: int
 ) -> str | None:
-    """Send the peers of a deployment a stop if their run was stopped; a server that merely ends stops nobody.
+    """Send the peers of a deployment a stop if their run was stopped, not if the ServerApp merely ends.
 
-    ``flwr stop`` comes here as SIGINT, as Ctrl-C does. So does the death of the SuperLink: then the process
-    that started this one is gone, ``parent``. SIGTERM is how a machine ends its services. Returns the reason
-    for the results; None if the peers train on, and nothing has ended.
+    ``flwr stop`` and Ctrl-C raise SIGINT here. So does the death of the SuperLink, but then ``parent``, the
+    process that started this one, is gone. A machine ends its services by SIGTERM.
+
+    Returns the reason for the results; None if the peers train on, so that nothing is to be written.
     """
     if not run.deployed:
         return STOPPED
@@ -179,10 +204,10 @@ def _stop_peers(
 
 
 def _tell_until_heard(run: Run, key: bytes, own: Credentials | None) -> dict[int, str]:
-    """Send the peers a stop; return those that train on, and why the stop did not reach them.
+    """Send the peers a stop; return the peers that train on, each with the reason why it was not reached.
 
-    A host listens only once it has its model, so nobody may hear the first try. Flower leaves the time: the
-    5 s after which it ends a ServerApp begin when its own handler of SIGINT is called, after this.
+    A host listens only once it has its model, so nobody may hear the first try. Flower leaves the time: it
+    ends a ServerApp 5 s after its own handler of SIGINT is called, and that is called after this function.
     """
     reason, patience = "the run was stopped (flwr stop)", run.config.runtime.meet_timeout
     deadline = time.monotonic() + patience
@@ -193,7 +218,7 @@ def _tell_until_heard(run: Run, key: bytes, own: Credentials | None) -> dict[int
         missed = stop_run(run.id, key, asked, reason, own)
         heard = asked.keys() - missed.keys()
         left = {p: missed.get(p, why) for p, why in left.items() if p not in heard}
-        if heard and run.exchanges:  # one that has the stop passes it on to all others
+        if heard and run.exchanges:  # a peer that has the stop passes it on to all others
             return {}
         for there in running(run.id):
             ended = [p for p in there.peers if p in left]
@@ -206,7 +231,7 @@ def _tell_until_heard(run: Run, key: bytes, own: Credentials | None) -> dict[int
                 left |= {p: f"{left[p]}; {here}" for p in ended}
                 continue
             log.warning("peers %s could not be told at their address: their process here is ended", ended)
-            if run.exchanges:  # it passes the stop on to all others
+            if run.exchanges:  # that process passes the stop on to all others
                 return {}
             left = {p: why for p, why in left.items() if p not in ended}
         if not left or time.monotonic() >= deadline:
@@ -236,16 +261,18 @@ class _Told(NamedTuple):
     elsewhere: list[int]
     """Peers that failed and came back in another process, which does not reply to the coordinator."""
     at_the_end: list[tuple[tuple[int, ...], RunFailedError]]
-    """Peers whose host failed by itself when the others had done all iterations with it, and its failure."""
+    """Peers of each host that failed by itself after all had done all iterations, and the host's failure."""
 
 
 def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
-    """Run every host's peers.
+    """Run every host's peers, and return the content of the hosts' replies.
 
     Raises
     ------
     RunFailedError
-        When a host fails without which the others did not go on, or none has come to its end.
+        When a host failed and the others did not go on without it, or no host has come to its end.
+    DataError
+        When a reply cannot be used.
     """
     sent = []
     for host in run.hosts:
@@ -258,7 +285,7 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
         )
         sent.append(message)
     grace = run.config.runtime.peer_timeout + 60
-    # A host that completes has waited for the others; one that fails alone shows nothing of when they end.
+    # A host that completes has waited for the others; a host that fails alone does not show when they end.
     ends = nodes.is_failure if not _survives(run) else _ends_all
     replies = nodes.collect(grid, sent, timeout=run.config.runtime.run_timeout, grace=grace, ends=ends)
     outcomes: dict[int, Outcome] = {}
@@ -302,7 +329,7 @@ def _survives(run: Run) -> bool:
 
 
 def _spares(cause: Cause | None, views_change: bool) -> bool:
-    """Tell whether the others go on without a host that ended for ``cause``; None: it gave none."""
+    """Tell whether the others go on without a host that ended for ``cause``; None: the host gave no cause."""
     return cause is not None and others_go_on(cause, views_change=views_change)
 
 
@@ -315,10 +342,11 @@ def _ends_all(reply: Message) -> bool:
 
 
 _SAYS_MOST = (Cause.OWN, Cause.RUN, Cause.LOST, Cause.HEARSAY, Cause.STOPPED, None)
-"""Causes, those first that explain most why a run failed; None: no reply came, or none with a cause."""
+"""Causes, in the order in which they explain why a run failed; None: no reply came, or none with a cause."""
 
 
 def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) -> Plan:
+    """Return the plan of one host; ``observer`` and ``stop_digest`` are attributes of the plan."""
     if run.pooled:
         peers: tuple[Neighbourhood, ...] = (Neighbourhood(0, {0: 1.0}, {0: 1.0}),)
         weights = {0: 1.0}

@@ -1,4 +1,4 @@
-"""Preflight of a deployment: every peer and every link is looked at before the first gradient."""
+"""Preflight of a deployment: a check of every peer and every link before the first gradient."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ MAX_SKEW = 60.0
 """Seconds by which clocks may differ: more, and certificates are expired for one peer and not for another."""
 
 NOTED_SKEW = 2.0
-"""Seconds from which the logs of two peers are hard to read side by side: a warning."""
+"""Seconds of difference between two peers' clocks above which a warning is logged."""
 
 _ELSEWHERE = {
     "output-dir": "output-dir in --node-config",
     "home": "P2PFT_HOME in the SuperNode's environment",
 }
-"""The key with which a site sets a folder, by the folder's use."""
+"""The key or variable with which a site sets a folder, by the folder's use."""
 
 
 def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
-    """Let all peers probe their neighbours at the same time; print the findings, and refuse what fails.
+    """Let all peers probe their neighbours at the same time; log and write the findings, and refuse faults.
 
     Parameters
     ----------
@@ -47,12 +47,12 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]]) -> None:
     run : Run
         A run in a deployment, with one peer a host. Its folder gets ``preflight.json``.
     answers : dict of int to dict
-        The nodes' hellos.
+        The nodes' answers to hello, by node id.
 
     Raises
     ------
     RunFailedError
-        With every failure: peer or link, what was found, and the remedy.
+        When there are failures; lists each with its peer or link, the finding, and the remedy.
     """
     log.info("the peers look at their links to each other and at their folders, before anything trains")
     replies = _ask(grid, run)
@@ -114,7 +114,7 @@ def _ask(grid: Grid, run: Run) -> Mapping[int, Message]:
 
 
 def _row(run: Run, host: HostAssignment, hello: dict[str, Any]) -> dict[str, Any]:
-    """Return what is known of a host's peer before its links and folders are."""
+    """Return a peer's entry in ``preflight.json``, as yet without links and folders."""
     peer = host.peers[0]
     return {
         "peer": peer,

@@ -1,4 +1,4 @@
-"""The coordinator's part in resuming a run: find its iteration, and check that it is the same run."""
+"""The coordinator's part in resuming a run: find the iteration, and check that the run is the same one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def resumed_folder(resume: str) -> Path:
 
 
 def earlier_run(folder: Path) -> PeerAbout | ServerAbout | None:
-    """Return the facts that must be alike, from a checkpoint of the run in ``folder``; None if none is sound.
+    """Return the facts that a run and its continuation must share, from a checkpoint in ``folder``.
+
+    None if no checkpoint there is in good state.
 
     Raises
     ------
@@ -59,7 +61,7 @@ def earlier_run(folder: Path) -> PeerAbout | ServerAbout | None:
 
 
 def known_length(about: PeerAbout | ServerAbout, config: RunConfig) -> int | None:
-    """Return the length of a run with ``config`` in iterations, without a look at its data.
+    """Return the length in iterations of a run with ``config``, without a look at the run's data.
 
     Parameters
     ----------
@@ -71,8 +73,8 @@ def known_length(about: PeerAbout | ServerAbout, config: RunConfig) -> int | Non
     Returns
     -------
     int or None
-        None if it counts in epochs and the earlier run does not say how long an epoch is, a stream may have
-        made it longer, or an iteration may have several gradients.
+        None if the run counts in epochs, and the earlier run does not say how long an epoch is, a stream may
+        have made an epoch longer, or an iteration may draw several gradients.
     """
     earlier, now = RunConfig.from_mapping(_known(about.config)).runtime, config.runtime
     if (earlier.epochs, earlier.iterations) == (now.epochs, now.iterations):
@@ -89,23 +91,24 @@ def known_length(about: PeerAbout | ServerAbout, config: RunConfig) -> int | Non
 
 
 def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
-    """Return ``run`` as one that goes on from the newest checkpoint of the run that its config names, if any.
+    """Return ``run``, going on from the newest checkpoints of the run that its ``resume`` names.
 
-    Runs of Flower's strategies are returned as they are: their server keeps the one model.
+    A run without ``resume`` is returned as it is, and so is one of Flower's strategies, whose server keeps
+    the checkpoints.
 
     Parameters
     ----------
     run : Run
         The run as if it were new.
     answers : mapping
-        The hosts' answers to hello; in a deployment also with what they have kept.
+        The nodes' answers to hello, by node id; in a deployment, ``kept`` has each peer's checkpoints.
 
     Raises
     ------
     ConfigError
-        When the run is not the same one, with every difference.
+        When the earlier run is not the same one; lists the differences.
     DataError
-        When the peers have no checkpoint in common.
+        When the peers have no checkpoint in common, or checkpoints of several runs, or there is no such run.
     """
     config = run.config
     if not config.runtime.resume or is_strategy(config.method.algorithm):
@@ -174,7 +177,7 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
 
 
 def _of_this_graph(run: Run, kept: Kept) -> Kept:
-    """Leave out views in which the peer had other neighbours or weights, since links were cut."""
+    """Return ``kept`` without views in which links were cut: the peer had other neighbours or weights."""
     if not run.exchanges:
         return kept
     row, column = run.view.row(kept.peer), run.view.column(kept.peer)
@@ -185,7 +188,7 @@ def _of_this_graph(run: Run, kept: Kept) -> Kept:
 
 
 def _kept(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> list[Kept]:
-    """Return what each peer has kept, ascending: the files of a simulation lie on this machine."""
+    """Return each peer's checkpoints, ascending by peer; those of a simulation are read on this machine."""
     resume = run.config.runtime.resume
     if run.deployed:
         kept = [
@@ -203,9 +206,10 @@ def _kept(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> list[Kept]:
 
 
 def _length(run: Run, about: PeerAbout) -> tuple[int, int]:
-    """Return the numbers of iterations and of iterations between evaluations, as before unless set anew.
+    """Return the run's iterations, and its iterations between two evaluations.
 
-    An epoch of a stream that has grown would be longer.
+    Each is the earlier run's unless its settings have changed: an epoch of a stream that has grown would be
+    longer.
     """
     earlier, now = RunConfig.from_mapping(_known(about.config)).runtime, run.config.runtime
     same = (earlier.epochs, earlier.iterations) == (now.epochs, now.iterations)
@@ -215,13 +219,13 @@ def _length(run: Run, about: PeerAbout) -> tuple[int, int]:
 
 
 def _known(config: Settings) -> Settings:
-    """Leave out keys of another version of this package; they are reported as differences."""
+    """Return ``config`` without the keys that this version lacks; those are reported as differences."""
     known = RunConfig().to_mapping()
     return {key: value for key, value in config.items() if key in known}
 
 
 def check_length(config: RunConfig, before: int, now: int) -> list[str]:
-    """Return the faults of giving a run of ``before`` iterations ``now`` of them; empty if there is none."""
+    """Return the reasons why a run of ``before`` iterations may not get ``now`` of them; empty if it may."""
     told = f"iterations: {before} in the checkpoint, {now} now"
     if now < before:
         return [f"{told} (a run may become longer, not shorter)"]
@@ -258,7 +262,7 @@ def no_extension_alone(config: RunConfig) -> None:
     Raises
     ------
     ConfigError
-        When there is nothing to lengthen.
+        When ``extend`` is set and ``resume`` is empty.
     """
     if config.runtime.extend and not config.runtime.resume:
         raise ConfigError("extend = true with an empty resume: name the run that is to become longer")

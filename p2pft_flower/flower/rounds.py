@@ -1,7 +1,7 @@
-"""Checkpoints of Flower's strategies: after each round the server keeps the one model that there is.
+"""Checkpoints of runs of Flower's strategies: the server keeps its one model after each round.
 
 Flower's strategies offer no way to read or restore the state that they keep from round to round. Strategies
-whose only state is the model go on bit for bit; the others are refused (``STATELESS``).
+whose only state is the model (``STATELESS``) go on bit for bit; the others are refused.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def check_resumable(config: RunConfig) -> None:
     Raises
     ------
     ConfigError
-        With the strategies that can go on.
+        When that is asked for; lists the strategies that can go on.
     """
     name, resume = plain_name(config.method.algorithm), config.runtime.resume
     if resume and name not in STATELESS:
@@ -62,7 +62,7 @@ def check_resumable(config: RunConfig) -> None:
 
 @dataclass(frozen=True)
 class Position:
-    """The server's position in a run of a strategy: the round, and what :class:`RoundKeeper` has so far."""
+    """The server's position in a run of a strategy: rounds done, and attributes of :class:`RoundKeeper`."""
 
     round: Positive
     reports: tuple[Report, ...]
@@ -72,7 +72,7 @@ class Position:
 
 
 class RoundKeeper:
-    """Writes the server's checkpoints, and reads the one that the run goes on from.
+    """Writes the server's checkpoints, and reads the checkpoint that the run goes on from.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class RoundKeeper:
     Attributes
     ----------
     first_round : int
-        Rounds done before this run.
+        Rounds done by the run that this one goes on from; 0 if this run begins anew.
     arrays : ArrayRecord or None
         The model after these rounds; None if the run begins anew.
     reports : list of Report
@@ -96,14 +96,17 @@ class RoundKeeper:
     seconds : dict of int to dict
         Each peer's seconds so far, by activity.
     lost : int
-        The most gradients of a peer that an interrupted run may have drawn in vain.
+        The most gradients of a peer that interrupted runs may have drawn in vain.
+    resume : ResumePoint or None
+        The point from which the run goes on; None if it begins anew.
 
     Raises
     ------
     ConfigError
-        When the run cannot go on: the strategy keeps state of its own, or something differs.
+        When the run cannot go on: the strategy keeps state of its own, a setting differs, or the run has done
+        all its iterations.
     DataError
-        When there is no checkpoint in good state.
+        When the server has no checkpoint in good state.
     """
 
     def __init__(self, run: Run, steps: int, model_digest: str) -> None:
@@ -120,12 +123,19 @@ class RoundKeeper:
             self._go_on(run.config.runtime.resume)
 
     def keep(self, server_round: int, arrays: ArrayRecord) -> None:
-        """Write the model after a round of this run; given to the strategy as its ``evaluate_fn``.
+        """Write a checkpoint after a round of this run; the strategy calls this as its ``evaluate_fn``.
+
+        Parameters
+        ----------
+        server_round : int
+            Rounds done by this run, without :attr:`first_round`.
+        arrays : ArrayRecord
+            The model.
 
         Raises
         ------
         CheckpointError
-            When it cannot be written.
+            When the checkpoint cannot be written.
         """
         if self._run.checkpoint_every < 0:
             return

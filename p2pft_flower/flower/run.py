@@ -58,23 +58,30 @@ class Run:
     view: View
     """The peers that are there, with the graph that they exchange over."""
     folder: Path
+    """The folder of the results."""
     pooled: bool
+    """Whether one peer holds the data of all."""
     exchanges: bool
     """Whether peers exchange anything with each other."""
     deployed: bool
     """Whether the peers run on SuperNodes of their own, not in a simulation."""
     hosts: list[HostAssignment]
     images: dict[int, int]
+    """Number of training images of each peer."""
     classes: dict[int, list[str]]
     """Names of the classes that each peer holds images of."""
     class_names: list[str]
     """Names of all classes."""
     partition: str
+    """The run-config's ``partition``, with ``auto`` resolved."""
     versions: dict[str, str]
+    """Each package's version."""
     iterations: int
+    """Iterations of the whole run."""
     epoch: int
     """Iterations of an epoch."""
     evaluate_every: int
+    """Iterations between two evaluations."""
     resume: ResumePoint | None = None
     """The point from which the run goes on; None if it begins anew."""
     loss_weights: dict[int, float] | None = None
@@ -82,7 +89,7 @@ class Run:
     codec_step: float = 0.0
     """γ of the exchanges with a codec; 0 without one."""
     images_line: str = ""
-    """A line on the images that the models see, from the sites; empty in simulation: a host logs it."""
+    """A line on the images that the models see, from the sites; empty if no site has built its model yet."""
     known: dict[int, KnownImages] = field(default_factory=dict)
     """Digests that recognise each peer's images, as far as the answers have them."""
 
@@ -114,7 +121,7 @@ class Run:
         Raises
         ------
         ConfigError
-            When neither its SuperNode nor the graph has one.
+            When neither the peer's node-config nor the graph has an address.
         """
         if not self.deployed:
             return unix_address(self.id, peer)  # the graph's addresses are for a deployment
@@ -151,14 +158,36 @@ def plan_run(
     hosts: list[HostAssignment],
     answers: dict[int, dict[str, Any]],
 ) -> Run:
-    """Put the hosts' answers together.
+    """Return the run that the coordinator's settings and the hosts' answers make together.
 
-    ``exchanges`` says whether peers exchange anything, ``gradients`` how many gradients an iteration draws.
+    Parameters
+    ----------
+    run_id : str
+        Flower's id of the run.
+    config : RunConfig
+        The run's settings.
+    graph : Graph
+        The whole graph.
+    view : View
+        The peers that are there.
+    folder : Path
+        The folder of the results.
+    pooled : bool
+        Whether one peer holds the data of all.
+    exchanges : bool
+        Whether peers exchange anything with each other.
+    gradients : int
+        Gradients that a peer draws in an iteration.
+    hosts : list of HostAssignment
+        The run's hosts.
+    answers : dict of int to dict
+        The nodes' answers to hello, by node id.
 
     Raises
     ------
     RunFailedError
-        When hosts run different versions, have data of different classes, or start from different weights.
+        When hosts run different versions, have data of different classes, or differ in a frozen fact, such as
+        the model's weights or its image size.
     """
     told = [answers[host.node] for host in hosts]
     remedy = _SAME_PROBLEM if config.learning.problem else _SAME_WEIGHTS
@@ -240,7 +269,7 @@ def _codec_step(method: MethodConfig, graph: Graph) -> float:
 
 
 def _tell_warnings(hosts: list[HostAssignment], told: list[dict[str, Any]]) -> None:
-    """Log the hosts' warnings of their look at the data; in simulation all look at the same data."""
+    """Log the warnings in the hosts' answers, each once: in simulation all hosts look at the same data."""
     already: set[str] = set()
     for host, answer in zip(hosts, told, strict=True):
         whose = "" if answer["peer-id"] is None else f"peer {host.peers[0]}: "
@@ -298,16 +327,29 @@ def collect_results(
     lost: str = "",
     elsewhere: Collection[int] = (),
 ) -> dict[str, Any]:
-    """Return the results of a run that completed, as results.json has them.
+    """Return the results of a run that completed, as results.json has them, without ``seconds``.
 
-    ``views`` are its changes of view. ``lost`` is a text on the peers that are not in the last view, and on
-    the peers ``elsewhere``, which have no results here: these are at their sites, or the peers failed at the
-    end.
+    Parameters
+    ----------
+    run : Run
+        The run.
+    outcomes : dict of int to Outcome
+        The outcomes of the peers that ended, by peer.
+    progress : Progress
+        Has the run's evaluations.
+    views : sequence of ViewRow
+        The run's changes of view.
+    lost : str
+        A text on the peers that are not in the last view, and on the peers ``elsewhere``; empty if there are
+        none.
+    elsewhere : collection of int
+        Peers of the last view without an outcome here: their results are at their sites, or they failed at
+        the end.
 
     Raises
     ------
     RunFailedError
-        When the scores of a peer of the last view are missing: without them the run has not completed.
+        When another peer of the last view has no outcome: without it the run has not completed.
     """
     live = views[-1]["peers"] if views else run.peers
     missing = sorted(set(live) - outcomes.keys() - set(elsewhere))

@@ -1,7 +1,7 @@
 """The ServerApp: the coordinator. It starts the peers, collects numbers, and never sees θ, τ or data.
 
 Two exceptions: a server-based strategy aggregates models, by its nature; and the peers' reports hold a sketch
-of θ, 128 random sums (docs/architecture.md says what these reveal).
+of θ, 128 random sums (docs/architecture.md tells what such a sketch reveals).
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def make_server_app() -> ServerApp:
 
 
 def _tell_failure(error: Exception, run_id: str, ending: Ending) -> None:
-    """Log and write the end of a run that did not complete."""
+    """Log why a run did not complete, and write its results."""
     # Flower prints the traceback of what is raised; these lines are for people.
     reason = str(error) if isinstance(error, P2PFTError) else f"{type(error).__name__}: {error}"
     failure = error if isinstance(error, RunFailedError) else RunFailedError(reason)

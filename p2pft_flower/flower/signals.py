@@ -27,17 +27,17 @@ Handlers = Mapping[int, Any]
 def before_obeying(
     act: Callable[[signal.Signals], bool], held: Callable[[], bool] | None = None
 ) -> Iterator[None]:
-    """Call ``act`` once when SIGINT or SIGTERM comes during a ``with`` block, then the handlers of before.
+    """Call ``act`` when SIGINT or SIGTERM first comes during a ``with`` block, before the signal is obeyed.
 
-    If ``act`` returns False, the signal is not obeyed: the block ends by itself now. A second signal is
-    obeyed.
+    If ``act`` returns False, the signal is not obeyed: the block is about to end by itself. A second signal
+    is obeyed, without a call of ``act``. To obey a signal is to call the handler that it had before.
 
     Outside the main thread, where Python takes no signals, nothing changes.
 
     Parameters
     ----------
     act : callable
-        Gets the signal.
+        Given the signal, returns whether the signal is to be obeyed.
     held : callable, optional
         Whether somebody waits for the process's reply. As long as it returns True, 15 s at most, a second
         signal is not obeyed yet, nor is one that comes after the block: a ClientApp that ends while it hands

@@ -29,18 +29,18 @@ _FLOWERS = frozenset({"partition-id", "num-partitions"})
 
 @dataclass(frozen=True)
 class Site:
-    """One peer's machine.
+    """The settings of one site, whose SuperNode runs one peer.
 
     Parameters
     ----------
     peer_id : int
-        ``peer-id``: the peer that lives here.
+        ``peer-id``: the number of the site's peer.
     peer_address : str
         ``peer-address``: the address that its neighbours connect to, ``"host:port"`` (IPv6 in brackets);
         default empty: the topology's.
     bind_address : str
-        ``bind-address``: the address that it listens on, if another one (NAT, containers), such as
-        ``"0.0.0.0:9000"``; default empty: ``peer-address``.
+        ``bind-address``: the address that the peer listens on, if it is not ``peer-address`` (NAT,
+        containers), such as ``"0.0.0.0:9000"``; default empty: ``peer-address``.
     certificates : str
         ``certificates``: the peer's folder with ca.pem, peer.pem and peer.key; default empty: none.
     insecure : bool
@@ -97,7 +97,9 @@ class Site:
 
     @classmethod
     def of(cls, node_config: Mapping[str, Any]) -> Site | None:
-        """Read a SuperNode's node-config; None in simulation: Flower's own keys are all that it has.
+        """Return the site that a SuperNode's node-config describes.
+
+        None if the node-config has no keys but Flower's own, as in simulation.
 
         Parameters
         ----------
@@ -134,12 +136,17 @@ class Site:
 
     @classmethod
     def parse(cls, text: str) -> Site:
-        """Read the text of a SuperNode's ``--node-config``: pairs ``key=value``, or a TOML file's path.
+        """Return the site that a SuperNode's ``--node-config`` describes.
+
+        Parameters
+        ----------
+        text : str
+            Pairs ``key=value``, or the path of a TOML file, which ends in ``.toml``.
 
         Raises
         ------
         ConfigError
-            When it cannot be read, and as :meth:`of`.
+            When the text or the file cannot be read, has no ``peer-id``, or as :meth:`of`.
         """
         try:
             if text.endswith(".toml"):
@@ -159,12 +166,13 @@ class Site:
         return site
 
     def with_own_data(self, learning: LearningConfig) -> LearningConfig:
-        """Return ``learning`` with this site's own folder and pixel range, if it has them.
+        """Return ``learning`` with this site's own folder of images and pixel range, if the site sets them.
 
         Raises
         ------
         ConfigError
-            When the dataset would not look at the folder.
+            When the dataset does not read a ``data-dir``, or the site sets ``pixel-range`` for a problem of
+            the user's own.
         """
         if not learning.problem:
             refuse_data_dir(learning.dataset, self.data_dir, " in --node-config")
@@ -185,7 +193,7 @@ class Site:
         Raises
         ------
         ConfigError
-            When they cannot be used; names file and remedy.
+            When the certificates cannot be used; names file and remedy.
         """
         return (
             Credentials.load(Path(self.certificates).expanduser(), self.peer_id)
@@ -194,7 +202,7 @@ class Site:
         )
 
     def access(self) -> Access:
-        """Return how this machine's peer listens and proves who it is.
+        """Return the address that this site's peer listens on, and the certificates that it shows.
 
         Raises
         ------
@@ -211,12 +219,12 @@ class Site:
         run : str
             The run's id.
         chosen : str
-            The run-config's ``output-dir``, for a site that chooses none; empty: this machine's default.
+            The run-config's ``output-dir``, which counts if the site has none; empty: this machine's default.
 
         Raises
         ------
         ConfigError
-            When the run's id is no plain name, and could lead out of the folder.
+            When the run's id is no plain name, so that it could lead out of the folder.
         """
         self._check_id(run)
         if self.output_dir:
@@ -224,12 +232,12 @@ class Site:
         return Path(chosen).expanduser() if chosen else default_output_dir(run)
 
     def writable_folder(self, run: str, chosen: str) -> Path:
-        """Return :meth:`output_folder`, to which something can be written.
+        """Return :meth:`output_folder`, after a check that files can be written to it.
 
         Raises
         ------
         ConfigError
-            Also when nothing can be.
+            When nothing can be written to the folder, and as :meth:`output_folder`.
         """
         folder = self.output_folder(run, chosen)
         named = f"output-dir = {self.output_dir!r} in --node-config" if self.output_dir else "output-dir"
@@ -252,7 +260,8 @@ class Site:
         Raises
         ------
         ConfigError
-            When a path is given, but this site has an ``output-dir`` of its own.
+            When ``resume`` is an absolute path, but this site has an ``output-dir`` of its own; when it is
+            neither an absolute path nor a plain name.
         """
         if not (path := Path(resume).expanduser()).is_absolute():
             return self.output_folder(resume, "")

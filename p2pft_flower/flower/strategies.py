@@ -66,7 +66,7 @@ def unknown_algorithm(name: str) -> ConfigError:
 
 
 def plain_name(name: str) -> str:
-    """Return a strategy's name as :func:`strategy_names` has it."""
+    """Return a strategy's name in the form of :func:`strategy_names`: ``fedprox`` for ``Fed-Prox``."""
     return name.lower().replace("-", "").replace("_", "")
 
 
@@ -76,14 +76,15 @@ def make_strategy(method: MethodConfig, n: int) -> Strategy:
     Parameters
     ----------
     method : MethodConfig
-        One of :func:`strategy_names`, and ``strategy_options`` as ``"proximal-mu=0.1,eta=0.05"``.
+        Its ``algorithm`` is one of :func:`strategy_names`, its ``strategy_options`` a text such as
+        ``"proximal-mu=0.1,eta=0.05"``.
     n : int
         Number of peers.
 
     Raises
     ------
     ConfigError
-        When the strategy or an argument is unknown, or refused by the strategy.
+        When the strategy or an option is unknown, an option is no number, or the strategy refuses a value.
     """
     name, options, kinds = plain_name(method.algorithm), method.strategy_options, _strategies()
     if name not in kinds:
@@ -150,7 +151,7 @@ def refuse_own_problem(config: RunConfig) -> None:
     Raises
     ------
     ConfigError
-        With the methods that train it.
+        When ``problem`` is set; names methods that can train it.
     """
     if config.learning.problem:
         raise ConfigError(
@@ -173,9 +174,10 @@ class PeersGrid(Grid):
     hosts : sequence of HostAssignment
         The peers that each node plays.
     task : mapping
-        The content of every client's message besides the strategy's own config.
+        The content of every client's message besides the strategy's own settings.
     on_reply : callable
-        Called with (message type, facts of each client beside its reply) after every exchange.
+        Called after every exchange with the type of its messages and the facts that each client sent beside
+        its reply.
     """
 
     def __init__(
@@ -205,7 +207,7 @@ class PeersGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """Make a message to a client."""
+        """Return a message to the client ``dst_node_id``."""
         return Message(content, dst_node_id, message_type, group_id=group_id, ttl=ttl)
 
     def get_node_ids(self) -> list[int]:
@@ -213,15 +215,21 @@ class PeersGrid(Grid):
         return [p + 1 for p in self._peers]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:  # noqa: ARG002
-        """Not offered: strategies use :meth:`send_and_receive`."""
+        """Raise RunFailedError: strategies use :meth:`send_and_receive`."""
         raise RunFailedError("this strategy pushes messages by itself, which PeersGrid does not offer")
 
     def pull_messages(self, *_: Any, **__: Any) -> Iterable[Message]:
-        """Not offered, with the parameters of any version: strategies use :meth:`send_and_receive`."""
+        """Raise RunFailedError, with the parameters of any version of Flower: see :meth:`push_messages`."""
         raise RunFailedError("this strategy pulls messages by itself, which PeersGrid does not offer")
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Carry a round's messages to the clients and return one reply each, in the order of the peers."""
+        """Carry a round's messages to the clients and return each client's reply, in the order of the peers.
+
+        Raises
+        ------
+        RunFailedError
+            When a client fails, or does not reply within ``timeout`` seconds.
+        """
         wanted = {message.metadata.dst_node_id - 1: message for message in messages}
         if not wanted:
             return []
@@ -254,9 +262,12 @@ class PeersGrid(Grid):
 
 
 def _unbundle(reply: Message | None, peer: int, asked: Message) -> tuple[Message, dict[str, Any]]:
-    """Return the client's own reply out of its node's, and the facts that the client sent beside it.
+    """Return a client's own reply, out of its node's, and the facts that the client sent beside its reply.
 
-    A client that failed ends the run: most strategies would go on without it in silence.
+    Raises
+    ------
+    RunFailedError
+        When the client failed or did not reply: most strategies would go on without it in silence.
     """
     if reply is None or reply.has_error():
         reason = "no reply in time" if reply is None else reply.error.reason

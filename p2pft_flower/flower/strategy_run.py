@@ -28,7 +28,15 @@ log = logging.getLogger("p2pft_flower")
 
 
 def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
-    """Run one of Flower's strategies, unmodified, on the same peers, batches, model and metrics."""
+    """Run one of Flower's strategies on the run's peers, and return the content of results.json.
+
+    Raises
+    ------
+    RunFailedError
+        When a client fails or does not reply, or the strategy returns no model.
+    ConfigError, DataError
+        When the strategy refuses its settings, or the run to be resumed cannot go on.
+    """
     from p2pft_flower.flower import clients  # torch and timm, which other coordinators never need
     from p2pft_flower.learning.workload import Workload
 
@@ -59,7 +67,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
 
 
 def _task(run: Run, keeper: RoundKeeper, steps: int) -> dict[str, Any]:
-    """Return what clients are told with every message."""
+    """Return the content of every client's message besides the strategy's own settings."""
     by_images = run.config.method.objective == "examples"
     return {
         "config": run.config.to_mapping(),
@@ -75,14 +83,14 @@ def _task(run: Run, keeper: RoundKeeper, steps: int) -> dict[str, Any]:
 
 
 class _Account:
-    """What peers tell of themselves round by round: scores, bytes, seconds and privacy.
+    """The scores, bytes, seconds and privacy that peers report round by round.
 
     Parameters
     ----------
     keeper : RoundKeeper
-        Keeps the reports; has the seconds and bytes of the rounds before a run was resumed.
+        Keeps the reports; if the run is resumed, has the seconds and bytes of the earlier rounds.
     progress : Progress
-        Shows the reports, those of earlier rounds included.
+        Shows the reports, also those of earlier rounds.
     payload : int
         Bytes of one model.
     """
@@ -97,7 +105,7 @@ class _Account:
             progress.fill(report)
 
     def note(self, kind: str, told: list[dict[str, Any]]) -> None:
-        """Take in what the peers of a node told in a reply of this ``kind``."""
+        """Add the facts that all clients sent beside their replies to messages of type ``kind``."""
         for note in told:
             peer = note["peer"]
             if kind.startswith("train"):
@@ -112,7 +120,7 @@ class _Account:
                 self._privacy[peer] = {key: note.get(key) for key in ("epsilon", "delta")}
 
     def share_out(self, passed: float, hosts: Sequence[HostAssignment]) -> None:
-        """Count what no gradient or evaluation of a host took of ``passed`` seconds: messages and waiting."""
+        """Count as exchange those of ``passed`` seconds that no gradient or evaluation of a host took."""
         for host in hosts:
             parts = ("gradient", "evaluation")
             busy = sum(self._seconds[p][part] - self._before[p][part] for p in host.peers for part in parts)

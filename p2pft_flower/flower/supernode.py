@@ -1,4 +1,4 @@
-"""Whether the SuperNode of this ClientApp is still there, if the parent process does not show it.
+"""Find out whether the SuperNode of this ClientApp is still there, if the parent process does not show it.
 
 With ``--isolation process`` the ClientApp's parent is a SuperExec, which outlives the SuperNode. Flower gives
 the ClientApp the address of its SuperNode's Runtime API on the command line; nobody listens there once the
@@ -26,7 +26,7 @@ EVERY = 5.0
 """Seconds between two looks."""
 
 MISSES = 4
-"""Looks in a row without a listener after which the SuperNode is dead: 15 s from the first to the last."""
+"""Looks in a row without a listener after which the SuperNode counts as dead: 15 s from first to last."""
 
 
 def runtime_address(arguments: Sequence[str]) -> str | None:
@@ -43,7 +43,10 @@ def runtime_address(arguments: Sequence[str]) -> str | None:
 
 @contextlib.contextmanager
 def watched(on_death: Callable[[], None]) -> Iterator[None]:
-    """Watch the SuperNode during a ``with`` block; if it dies, ``on_death`` is called once, in a thread."""
+    """Watch the SuperNode during a ``with`` block; if it dies, ``on_death`` is called once, in a thread.
+
+    Without an address of the SuperNode on the command line, nothing is watched.
+    """
     listener = _listener()
     if listener is None:
         yield
@@ -67,9 +70,9 @@ def watched(on_death: Callable[[], None]) -> Iterator[None]:
 
 
 def answers() -> bool:
-    """Whether the SuperNode that started this ClientApp's task still listens for its reply.
+    """Return whether the SuperNode that started this ClientApp's task still listens for its reply.
 
-    It is False outside ``flwr-clientapp`` too, since no SuperNode waits there.
+    False outside ``flwr-clientapp`` too, where no SuperNode waits.
     """
     listener = _listener()
     return listener is not None and _listens(*listener)
@@ -89,7 +92,7 @@ def _listener() -> tuple[str, int] | None:
 
 
 def _listens(host: str, port: int) -> bool:
-    """Whether a process takes connections; a machine that is slow or cut off counts as if it did."""
+    """Return whether a process takes connections there; True if no answer comes, not even a refusal."""
     try:
         socket.create_connection((host, port), timeout=2.0).close()
     except TimeoutError:

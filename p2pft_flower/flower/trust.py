@@ -29,14 +29,14 @@ def check_trust(
     view : View
         The peers that are there, and their graph.
     hosts : sequence of HostAssignment
-        One a peer, each with the peer's address.
+        One host for each peer, with the peer's address.
     answers : mapping of int to mapping
         Each node's answer to hello: ``federation``, ``insecure``.
 
     Raises
     ------
     RunFailedError
-        Naming the peers and the remedy.
+        When there are such peers; names the peers and the remedy.
     """
     members: dict[str, list[int]] = {}
     for host in hosts:
@@ -72,7 +72,7 @@ def check_trust(
 def coordinator_credentials(answers: Mapping[int, Mapping[str, Any]]) -> Credentials | None:
     """Return the certificates with which the coordinator stops peers; None if the peers have none.
 
-    If they have some and the coordinator has none, a warning says what will not work.
+    If the peers have some and the coordinator has none, the value is None too, after a warning.
 
     Parameters
     ----------
@@ -82,9 +82,9 @@ def coordinator_credentials(answers: Mapping[int, Mapping[str, Any]]) -> Credent
     Raises
     ------
     ConfigError
-        When the folder that the environment names cannot be used.
+        When the folder that the environment variable ``COORDINATOR_CERTIFICATES`` names cannot be used.
     RunFailedError
-        When it is of another federation.
+        When the coordinator's certificate is of another federation than the peers'.
     """
     federations = sorted({answer["federation"] for answer in answers.values()} - {""})
     if not federations:
@@ -112,10 +112,11 @@ def coordinator_credentials(answers: Mapping[int, Mapping[str, Any]]) -> Credent
 def observer_access(
     config: RunConfig, answers: Mapping[int, Mapping[str, Any]], own: Credentials | None
 ) -> Access | None:
-    """Return how the coordinator listens to the progress of deployed peers; None: not at all.
+    """Return the access with which the coordinator listens to the progress of deployed peers.
 
-    It listens with its certificate if the peers have some, and in plain text beyond this machine only if all
-    peers say ``insecure``.
+    None if it does not listen: without ``observer-address``, or, after a warning, if the peers have
+    certificates and the coordinator has none. It listens with its certificate if it has one, else in plain
+    text; beyond this machine it does so only if all peers say ``insecure``.
 
     Parameters
     ----------

@@ -9,24 +9,25 @@ from typing import Any
 __all__ = ["unlike"]
 
 MEAN = 0.25
-"""Difference of two sites' mean grey, black 0 and white 1, from which their pictures are unlike."""
+"""Difference of two sites' mean grey, black 0 and white 1, above which their pictures are unlike."""
 
 SHARE = 0.25
-"""Difference of their shares of black pixels, or of white ones."""
+"""Difference of two sites' shares of black, or of white, pixels, above which their pictures are unlike."""
 
 DEVIATION = 2.5
-"""Factor between the standard deviations of their pixels."""
+"""Factor between the standard deviations of two sites' pixels, above which their pictures are unlike."""
 
 
 def unlike(statistics: Mapping[int, Mapping[str, Any]]) -> str | None:
-    """Return a text on sites whose pictures are unlike those of others, with the numbers; None if none are.
+    """Return a warning that names two peers whose pictures are unlike, with the numbers of all peers.
 
-    Sites with other classes have other pictures, so this is a hint to look at both, not an error.
+    The two are those that differ in the most ways; None if no two differ. Sites with other classes have other
+    pictures, so the warning is a hint to look at both sites, not an error.
 
     Parameters
     ----------
     statistics : mapping of int to mapping
-        Fields of :class:`~p2pft_flower.learning.data.survey.Statistics` by peer.
+        Fields of :class:`~p2pft_flower.learning.data.survey.Statistics`, by peer.
     """
     pairs = [
         (i, j, differences)

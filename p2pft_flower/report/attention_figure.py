@@ -1,4 +1,4 @@
-"""Attention maps over images as a figure, and how alike they are as tables."""
+"""Attention maps over images as a figure, and the likeness of maps as tables."""
 
 from __future__ import annotations
 
@@ -21,13 +21,16 @@ NAMES = {"local": "Local-FT", "p2pft": "P2P-FT", "centralized": "centralised", "
 """Names of methods in figures and tables; others go by their run-config value."""
 
 ONE_FOR_ALL = ("centralized", "start")
-"""Methods whose one model is every peer's: a row a peer would say little."""
+"""Methods that give all peers one model: tables have no row for each peer."""
 
 SHOWN_PEERS = 8
 """Tables have a row for each of up to this many peers."""
 
 RIGHT, WRONG, UNKNOWN = "#0072b2", "#d55e00", "#555555"
-"""Almost everybody can distinguish blue and vermilion (Okabe and Ito); a tick and a cross say the same."""
+"""Colours of predictions that are right, wrong, or not known to be either.
+
+Almost everybody can distinguish blue and vermilion (Okabe and Ito); a tick and a cross say the same.
+"""
 
 COLOURS = "inferno"
 """Colours of the heat maps, whose brightness grows evenly, also for the colour-blind and in print."""
@@ -45,15 +48,15 @@ class Panel:
     Attributes
     ----------
     attention : (H, W) float32 array
-        The map.
+        The attention map, a value for each of H × W patches.
     label : str
-        The predicted class.
+        Name of the predicted class.
     confidence : float
-        Its probability, 0..1.
+        Probability of the predicted class, 0..1.
     right : bool or None
-        Whether that is the true class; None if it is not known.
+        Whether the predicted class is the true one; None if the true one is not known.
     correlation : float or None
-        Correlation with the centralised map; None if there is none, or for that map itself.
+        Correlation of this map with the centralised one; None if there is no centralised map, or this is it.
     """
 
     attention: Array
@@ -65,18 +68,18 @@ class Panel:
 
 @dataclass(frozen=True)
 class Row:
-    """An image and each method's panel of it.
+    """A row of the figure: an image, and a panel for each method.
 
     Attributes
     ----------
-    image : (H, W, C) float32 array
+    image : (height, width, C) float32 array
         The image as the model sees it, 0..1; C is 1 or 3.
     label : str
-        Its true class, or the file's name.
+        Name of the image's true class; of an image of the user's own, the file's name.
     group : str
-        The name of its group of rows, written beside the first of them.
+        Name of the group of rows, written beside the group's middle.
     panels : sequence of Panel
-        The panels, one a method.
+        The panels, one for each method.
     """
 
     image: Array
@@ -86,14 +89,14 @@ class Row:
 
 
 def method_name(algorithm: str) -> str:
-    """Return a method's name in figures and tables."""
+    """Return a method's name in figures and tables: ``P2P-FT`` for ``p2pft``."""
     return NAMES.get(algorithm, algorithm)
 
 
 def draw_attention(
     rows: Sequence[Row], methods: Sequence[str], title: str, subtitle: str, file: Path
 ) -> None:
-    """Draw a row an image: the original, and the heat map of each method over it.
+    """Draw a row for each image: the original, and for each method its heat map over the image.
 
     The maps of a row share one colour scale, from zero to the value that :data:`BRIGHTEST` of their patches
     exceed: a few patches without content often draw so much attention that all others would look alike.
@@ -101,11 +104,11 @@ def draw_attention(
     Parameters
     ----------
     rows : sequence of Row
-        At least one.
+        The figure's rows, at least one.
     methods : sequence of str
-        Heads of the columns.
+        Heads of the columns, in the order of each row's panels.
     title, subtitle : str
-        Above the figure.
+        The two texts above the figure.
     file : Path
         The file to write; its ending gives the format, ``.png`` or another one that matplotlib knows.
     """
@@ -235,7 +238,10 @@ def _note(numbers: dict[str, Any]) -> str:
 
 
 def attention_table(numbers: dict[str, Any]) -> str:
-    """Return the numbers as a table for the terminal, or why there are none."""
+    """Return the numbers as a table for the terminal, or the reason why there are none.
+
+    ``numbers`` is the content of the JSON file of ``p2pft attention``.
+    """
     if numbers["reason"]:
         return f"no numbers: {numbers['reason']}"
     table = Table(title=numbers["title"], caption=_note(numbers), caption_justify="left")
@@ -247,7 +253,7 @@ def attention_table(numbers: dict[str, Any]) -> str:
 
 
 def attention_markdown(numbers: dict[str, Any], figure: str) -> str:
-    """Return the figure's name, title and numbers as Markdown."""
+    """Return a figure with its title and numbers as Markdown; ``figure`` is the name of the figure's file."""
     lines = [
         f"# {numbers['title']}",
         "",

@@ -1,7 +1,7 @@
 """Results from the peers' own files, without the coordinator, for ``p2pft collect``.
 
 Each peer's journal begins with facts of the run that the coordinator sent, and with the peer's own row of the
-graph's weights. Together the rows are the graph again, and its digest shows that none is another run's.
+graph's weights. All rows together are the graph again; its digest shows that no row is another run's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["PeerFiles", "collect_results", "find_peers", "rows_of"]
 
 
 def rows_of(graph: Graph, peers: Iterable[int]) -> tuple[Row, ...]:
-    """Return ``peers``' own rows of the graph."""
+    """Return the rows of ``peers`` in the graph's weights, each with the peer's name and address."""
     return tuple(
         Row(
             i,
@@ -55,13 +55,13 @@ class PeerFiles:
     log : Path
         The file.
     run : Run
-        The last run's first line.
+        The journal's last line of event ``run``, with which the peer's present life begins.
     facts : RunFacts
-        The facts of the run in that line.
+        The facts of the run in the line ``run``.
     about : PeerFacts
-        The facts of the peer in that line.
+        The facts of the peer in the line ``run``.
     lines : list of line
-        The lines that follow it.
+        The lines that follow the line ``run``.
     """
 
     peer: int
@@ -93,7 +93,7 @@ class PeerFiles:
 
     @property
     def state(self) -> str:
-        """The peer's progress, in words."""
+        """The reason, in words, why the peer has no outcome: how far it came."""
         if isinstance(self.last, Failed):
             return f"it failed in iteration {self.last.iteration}: {self.last.error} ({self.log})"
         if isinstance(self.last, Outcome):
@@ -104,22 +104,18 @@ class PeerFiles:
 
 
 def find_peers(folders: Sequence[Path]) -> dict[int, PeerFiles]:
-    """Read the journals in the peers' folders.
+    """Return the peers' journals in some folders, by peer.
 
     Parameters
     ----------
     folders : sequence of Path
         Folders of runs (with ``peers/`` in them), or ``peers`` folders.
 
-    Returns
-    -------
-    dict of int to PeerFiles
-
     Raises
     ------
     DataError
-        When a folder has no journal, a journal cannot be used, two are of the same peer, or of different
-        runs.
+        When a folder has no journal, a journal cannot be used, two journals are of the same peer, or journals
+        are of different runs.
     """
     found: dict[int, PeerFiles] = {}
     for folder in folders:
@@ -168,23 +164,23 @@ def _common(peer: PeerFiles) -> list[tuple[str, Any]]:
 def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) -> dict[str, Any]:
     """Return a run's results, as the coordinator would have written them, from its peers' files.
 
-    ``seconds`` is the longest of the peers' own times, from their plan to their end. All else equals the
-    coordinator's results, but ``history`` may have more evaluations than the coordinator received.
+    ``seconds`` is the longest time of a peer from the line ``run`` of its journal to its end. All else equals
+    the coordinator's results, but ``history`` may have more evaluations than the coordinator received.
 
     Parameters
     ----------
     peers : mapping of int to PeerFiles
-        From :func:`find_peers`.
+        The peers' journals, from :func:`find_peers`.
     partial : bool
-        Make results of the peers that ended if others are missing. Their status is
-        ``completed-with-M-of-N``, ``error`` names the missing peers, and their rows of the graph are null
-        unless their journals are there.
+        Whether results are made of the peers that ended if others are missing. Their status is
+        ``completed-with-M-of-N``, ``error`` names the missing peers, and the graph has null for the row of a
+        peer without a journal.
 
     Raises
     ------
     DataError
-        When peers are missing and ``partial`` is not given, or none has ended; names them and how far they
-        came. When the rows of weights are not those of the run's graph.
+        When peers are missing and ``partial`` is false, or no peer has ended; names the missing peers, and
+        how far each came. When the rows of weights are not those of the run's graph.
     """
     run, facts = (first := next(iter(peers.values()))).run, first.facts
     total = 1 if facts.pooled else run.n

@@ -12,16 +12,16 @@ import numpy.typing as npt
 __all__ = ["draw_comparison", "draw_shares"]
 
 LEGEND = 20
-"""A legend lists up to this many peers."""
+"""The figure of shares has a legend for up to this many peers."""
 
 
 def draw_comparison(runs: Sequence[dict[str, Any]], title: str, png: Path) -> None:
-    """Draw accuracy over iterations: a line for the mean of the peers, a band from worst to best.
+    """Draw accuracy over iterations: for each run, the peers' mean as a line, and worst to best as a band.
 
     Parameters
     ----------
     runs : sequence of dict
-        Results of completed runs.
+        Results of completed runs, each the content of results.json.
     title : str
         A line above the picture.
     png : Path
@@ -58,12 +58,12 @@ def draw_comparison(runs: Sequence[dict[str, Any]], title: str, png: Path) -> No
 
 
 def draw_shares(counts: npt.NDArray[np.int64], peers: Sequence[str], title: str, png: Path) -> None:
-    """Draw training images of each class as a bar, stacked by the peers that hold them.
+    """Draw the number of training images of each class as a bar, stacked by the peers that hold them.
 
     Parameters
     ----------
     counts : (n, C) int64 array
-        Training images by peer and class.
+        Number of training images by peer and class.
     peers : sequence of str
         Names of the peers.
     title : str

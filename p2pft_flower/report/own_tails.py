@@ -1,4 +1,4 @@
-"""Tails of a ``problem`` of the user's own, read back and scored by it, without torch if it does without."""
+"""Tails of a ``problem`` of the user's own, read back and scored by that problem; needs no torch itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def is_own_tail(file: Path) -> bool:
 
 
 def score_own_tail(file: Path, data_dir: str | None = None) -> tuple[dict[str, str], Score]:
-    """Build the problem that a tail is of, and score the tail as its peer did.
+    """Build the problem that a tail was trained on, and score the tail as its peer did.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def score_own_tail(file: Path, data_dir: str | None = None) -> tuple[dict[str, s
     ConfigError
         When the problem cannot be built here, or cannot read a tail back.
     DataError
-        When the file is damaged, or is of a model with another digest.
+        When the file's metadata is damaged, or the file is of a model with another digest.
     """
     from safetensors.numpy import load_file
 

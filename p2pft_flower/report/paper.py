@@ -13,6 +13,7 @@ from types import MappingProxyType
 __all__ = ["DATASETS", "STATED", "TABLES", "PaperDataset", "PaperTable"]
 
 NODES = 4
+"""Peers in the paper's tables, which calls them nodes 1 to 4."""
 
 STATED: Mapping[str, object] = MappingProxyType(
     {
@@ -55,7 +56,7 @@ class PaperDataset:
     partition : str
         Table 1 as a run-config value; classes count from 0, both ends belong to the range.
     note : str
-        A statement of Table 1 that cannot be followed; empty if there is none.
+        The sentence on a statement of Table 1 that cannot be followed; empty if there is none.
     """
 
     name: str
@@ -101,7 +102,7 @@ class PaperTable:
     number : int
         Number of the table.
     architecture : str
-        The architecture, as the caption has it; in lower case the presets' name for it.
+        Name of the architecture in the caption, such as ``"ViT"``; the presets have it in lower case.
     model : str
         The timm model.
     local, p2pft : mapping
@@ -115,7 +116,7 @@ class PaperTable:
     p2pft: Mapping[str, Row]
 
     def figures(self, method: str, dataset: str) -> Row | None:
-        """Return the paper's accuracies for a method of this package; None if it has none."""
+        """Return the paper's accuracies, percent, of one of our methods; None if the paper has none."""
         return {"local": self.local, "p2pft": self.p2pft}.get(method, {}).get(dataset)
 
 

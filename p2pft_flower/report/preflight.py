@@ -12,10 +12,11 @@ from p2pft_flower.report.tables import number, render, spans
 __all__ = ["PREFLIGHT_FILE", "preflight_tables"]
 
 PREFLIGHT_FILE = "preflight.json"
+"""Name of the file of a preflight's findings, in the folder of the run's results."""
 
 
 def preflight_tables(report: dict[str, Any]) -> str:
-    """Return the facts that all peers share, a table of the peers, and one of the links between them.
+    """Return, as text, the facts that all peers share, a table of the peers, and a table of their links.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The paper's tables beside ours: our measurements in the paper's form, and their differences from it.
+"""The paper's tables beside ours: our measurements in the paper's form, and how their settings differ.
 
 :func:`reproduction` makes one dictionary of a table's runs (schema ``p2pft.reproduction/1``,
 docs/results-schema.md); Markdown and the terminal's text are made of that dictionary.
@@ -31,10 +31,10 @@ __all__ = [
 SCHEMA = "p2pft.reproduction/1"
 
 METHODS = {"local": "Local-FT", "p2pft": "P2P-FT"}
-"""The methods of the paper's tables, as they are called there."""
+"""The names that the paper's tables give to their methods, by the run-config's name."""
 
 SHOWN_DIGEST = 12
-"""Digits of a digest that people are shown."""
+"""Hexadecimal digits of a digest that notes show."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Row:
     settings : mapping
         Every run-config key but ``algorithm``, ``seed`` and ``output-dir``.
     classes : int
-        Classes of the data that is there.
+        Number of classes of the data that is there.
     train : int
-        Training images that the peers hold together.
+        Number of training images that the peers hold together.
     available : int
-        Training images that there are.
+        Number of training images in the data.
     test : int
-        Test images.
+        Number of test images.
     partition : str
         The run-config's ``partition``, with ``auto`` resolved.
     weights : str
@@ -75,7 +75,7 @@ class Row:
 
     @property
     def full(self) -> bool:
-        """Whether all images of the official set are used."""
+        """Whether the peers train and are scored on as many images as the official set has."""
         paper = DATASETS[self.dataset]
         return (self.train, self.available, self.test) == (paper.train, paper.train, paper.test)
 
@@ -87,15 +87,15 @@ class RowRun:
     Attributes
     ----------
     dataset, method : str
-        The row and the method.
+        The row's dataset, and the run-config's ``algorithm``.
     seed : int
         The run-config's ``seed``.
     folder : str
-        The folder of its results, relative to the table's folder.
+        The folder of the run's results, relative to the table's folder.
     results : mapping or None
-        The content of results.json; None if it has not run yet.
+        The content of results.json; None if the run has not been done yet.
     kept : bool
-        Whether it existed before and was not run again.
+        Whether an earlier command has completed the run, so that it is not done again.
     """
 
     dataset: str
@@ -107,12 +107,12 @@ class RowRun:
 
     @property
     def status(self) -> str:
-        """``completed``, ``failed`` or ``not run``."""
+        """The results' status, such as ``completed``, ``failed`` or ``stopped``; else ``not run``."""
         return "not run" if self.results is None else str(self.results["status"])
 
 
 def differences(table: PaperTable, row: Row, *, quick: bool = False) -> list[str]:
-    """Return how ``row`` differs from the paper's experiment, one sentence a difference.
+    """Return the differences of ``row`` from the paper's experiment, one text for each.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def differences(table: PaperTable, row: Row, *, quick: bool = False) -> list[str
     row : Row
         Our row.
     quick : bool
-        Whether it is a first look only.
+        Whether the row is a first look only (``--quick``).
     """
     paper, settings = DATASETS[row.dataset], row.settings
     found = ["--quick: a first look, not a reproduction"] if quick else []
@@ -169,27 +169,27 @@ def reproduction(
     seeds: Sequence[int],
     quick: bool = False,
 ) -> dict[str, Any]:
-    """Put the paper's figures and ours together.
+    """Return the paper's accuracies and ours in one dictionary.
 
     Parameters
     ----------
     name : str
         A key of :data:`~p2pft_flower.report.paper.TABLES`.
     rows : sequence of Row
-        In the order of the table.
+        The rows, in the order of the table.
     runs : sequence of RowRun
-        One for each row, method and seed; also those that failed or are still to come.
+        A run for each row, method and seed; also those that failed or are still to come.
     methods : sequence of str
-        In the order of the table of all methods.
+        The methods, in the order of the table of all methods.
     seeds : sequence of int
         Seeds of each row and method.
     quick : bool
-        Whether it is a first look only.
+        Whether the table is a first look only (``--quick``).
 
     Returns
     -------
     dict
-        Schema ``p2pft.reproduction/1``; accuracies are shares from 0 to 1, the paper's too.
+        Schema ``p2pft.reproduction/1``; all accuracies, also the paper's, are shares from 0 to 1.
     """
     table = TABLES[name]
     return {
@@ -254,7 +254,7 @@ def _row(
 
 
 def _ours(runs: Sequence[RowRun]) -> dict[str, Any]:
-    """Return the seeds of one method taken together; numbers are null if no seed completed."""
+    """Return the numbers of one row and method over all seeds; numbers are None if no seed completed."""
     done = [run.results for run in runs if run.results is not None and run.status == "completed"]
     by_seed = [[peer["accuracy"] for peer in results["peers"]] for results in done]
     means = summary([results["summary"]["accuracy"]["mean"] for results in done])
@@ -294,11 +294,14 @@ class _Grid:
     header: list[str]
     rows: list[list[str]]
     group: int
-    """So many rows belong to one dataset."""
+    """Number of successive rows that belong to one dataset."""
 
 
 def _nodes(ours: Mapping[str, Any], reasons: bool) -> list[str]:
-    """Return the cells of one method's nodes; the first one counts the missing seeds."""
+    """Return the cells of one method's nodes; if seeds are missing, the first cell says so.
+
+    ``reasons`` is whether that cell has the reason of a failure.
+    """
     seeds = len(ours["completed"])
     cells = [_spread(peer, seeds) for peer in ours["peers"]] or ["–"] * NODES
     failed, wanted = ours["failed"], seeds + len(ours["failed"]) + len(ours["not_run"])
@@ -360,7 +363,7 @@ def _grids(body: Mapping[str, Any], *, reasons: bool) -> list[_Grid]:
 
 
 def _shared(rows: Sequence[Mapping[str, Any]], lists: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of all rows: what holds for every row once, the rest with the row's name."""
+    """Return the lines of all rows: a line of every row once, any other with its row's name."""
     common = [line for line in lists[0] if all(line in lines for lines in lists)]
     every = "" if len(rows) == 1 else "every row: "
     return [f"{every}{line}" for line in common] + [

@@ -84,7 +84,7 @@ def require_place(output_dir: str) -> None:
     Raises
     ------
     ConfigError
-        Names the setting or variable, the folder, and what to choose instead.
+        When nothing can be written there; names the setting or variable, the folder, and the remedy.
     """
     if output_dir:
         named, remedy = f"output-dir = {output_dir!r}", "choose another folder (p2pft run: --out)"
@@ -98,7 +98,7 @@ def require_place(output_dir: str) -> None:
 
 
 def summary(values: Sequence[float | None]) -> dict[str, float] | None:
-    """Return mean, std, min and max of the numbers among ``values``; None if there are none."""
+    """Return mean, population std, min and max of the numbers among ``values``; None if all are None."""
     numbers = np.array([v for v in values if v is not None], dtype=np.float64)
     if not len(numbers):
         return None
@@ -111,7 +111,10 @@ def summary(values: Sequence[float | None]) -> dict[str, float] | None:
 
 
 def head(status: str, run_id: str, values: Any) -> dict[str, Any]:
-    """Return the keys that the results of every run begin with, also of one that failed."""
+    """Return the keys with which the results of every run begin, also of a run that failed.
+
+    ``values`` are the run-config's keys and values.
+    """
     return {
         "schema": SCHEMA,
         "status": status,
@@ -122,12 +125,15 @@ def head(status: str, run_id: str, values: Any) -> dict[str, Any]:
 
 
 def absent_at_start(peers: Sequence[int]) -> str:
-    """Return the sentence on peers without which a run started (``min-peers``)."""
+    """Return the sentence on ``peers``, without which a run started (``min-peers``)."""
     return f"peers {list(peers)} were not there at the start"
 
 
 def lost_on_the_way(changes: Sequence[ViewRow], missing: Sequence[int]) -> str:
-    """Return the sentence on peers that were lost while the others trained."""
+    """Return the sentence on the peers ``missing``, which were lost while the others trained.
+
+    ``changes`` are the run's changes of view; a peer that none of them has lost did not come to its end.
+    """
     sentences = []
     for peer in missing:
         change = next((c for c in reversed(changes) if peer in c["lost"]), None)
@@ -142,8 +148,9 @@ def lost_on_the_way(changes: Sequence[ViewRow], missing: Sequence[int]) -> str:
 def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewRow]:
     """Return every change of view once, ascending, from the reports of several hosts on the same changes.
 
-    ``lost`` of each is relative to the view before. ``why`` joins the observations of all hosts; a
-    presumption appears only if no host has observed anything. ``seconds`` is the longest of theirs.
+    ``lost`` of each change is relative to the view before. ``why`` joins the observations of all hosts; a
+    presumption on a peer appears only if no host has an observation on it. ``seconds`` is the longest that a
+    host reported.
 
     Parameters
     ----------
@@ -156,7 +163,7 @@ def merged_views(told: Iterable[ViewChange], first: Iterable[int]) -> list[ViewR
     views: dict[int, ViewRow] = {}
     for change in changes:
         one = views.setdefault(change.number, _row(change))
-        # A host that was away also names those that joined meanwhile; all name those of this view.
+        # A host that was away also names peers that joined earlier views; all hosts name those of this view.
         one["joined"] = sorted({*one["joined"]}.intersection(change.joined))
         one["seconds"] = max(one["seconds"], change.seconds)
     before = set(first)
@@ -186,12 +193,12 @@ def _row(change: ViewChange) -> ViewRow:
 
 
 def log_name(peer: int) -> str:
-    """Return a peer's journal, relative to a run's folder."""
+    """Return the path of a peer's journal, relative to a run's folder."""
     return f"peers/peer-{peer}.jsonl"
 
 
 def tail_name(peer: int) -> str:
-    """Return a peer's tail, relative to a run's folder."""
+    """Return the path of a peer's tail, relative to a run's folder."""
     return f"peers/peer-{peer}.safetensors"
 
 
@@ -217,8 +224,8 @@ def run_results(
     Parameters
     ----------
     total : int
-        Peers of the run; with outcomes of fewer its status is not ``completed`` but
-        ``completed-with-M-of-N``.
+        Number of peers of the run. With outcomes of M of N peers the status is ``completed-with-M-of-N``
+        instead of ``completed``.
     missing : str or None
         The sentence on peers without outcomes, if there are any.
     run_id : str
@@ -228,13 +235,14 @@ def run_results(
     iterations : int
         Length of the run.
     outcomes : mapping of int to Outcome
-        The peers' outcomes, by peer.
+        The peers' outcomes, by peer; at least one.
     about : mapping of int to PeerFacts
         The peers' facts, by peer.
     history : list of dict
         The scores of each evaluation, from :meth:`~p2pft_flower.keeping.progress.Progress.history`.
     graph : mapping
-        The graph's ``name``, ``weights``, ``peer_names``, ``addresses`` and ``digest``.
+        The graph's ``name``, ``weights``, ``peer_names``, ``addresses``, ``digest`` and ``added_edges``, and
+        ``turns`` if the weights change with the iteration.
     partition : str
         The run-config's ``partition``, with ``auto`` resolved.
     hosts : collection of sequences of int
@@ -291,7 +299,7 @@ def run_results(
 
 
 def write_results(folder: Path, results: dict[str, Any]) -> Path:
-    """Write ``results.json`` into ``folder`` in one piece and return its path.
+    """Write ``results.json`` into ``folder`` in one piece and return the file's path.
 
     Numbers that are not finite (a loss that diverged) become null: JSON has no NaN.
     """
@@ -299,7 +307,7 @@ def write_results(folder: Path, results: dict[str, Any]) -> Path:
 
 
 def finite(value: Any) -> Any:
-    """Return ``value`` with numbers that are not finite (a loss that diverged) as None: JSON has no NaN."""
+    """Return ``value`` with None in place of each number that is not finite, since JSON has no NaN."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
@@ -310,7 +318,7 @@ def finite(value: Any) -> Any:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
-    """Write ``content`` to ``path`` in one piece, its folder too if need be, and return the path."""
+    """Write ``content`` to ``path`` in one piece and return the path; make its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
@@ -321,9 +329,9 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
 def holds_a_run(folder: Path) -> bool:
     """Return whether ``folder`` holds a run's results or the remains of an interrupted run.
 
-    Results of a run that failed or was stopped before its peers trained hold only the reason: the next run
-    replaces them and the journals of such peers. Journals, or their folder, without results count as a run,
-    which may be going on at this moment.
+    The results of a run that failed or was stopped before its peers trained do not count: they hold only the
+    reason, and the next run replaces them and the peers' journals. Journals, or their folder, without results
+    count, since their run may be going on at this moment.
     """
     if _untrained_logs(folder) is None:
         return True
@@ -334,12 +342,12 @@ def holds_a_run(folder: Path) -> bool:
 
 
 def take_place(folder: Path) -> None:
-    """Remove the files of a run in ``folder`` that ended before its peers trained; see :func:`holds_a_run`.
+    """Remove from ``folder`` the files of a run that ended before its peers trained.
 
     Raises
     ------
     ConfigError
-        When it holds a run.
+        When :func:`holds_a_run` is true of ``folder``.
     """
     if holds_a_run(folder):
         raise ConfigError(f"output-dir = {str(folder)!r} holds an earlier run; choose another or remove it")
@@ -352,7 +360,10 @@ def take_place(folder: Path) -> None:
 
 
 def _untrained_logs(folder: Path) -> list[Path] | None:
-    """Return journals and plans of peers that have done no iteration; None if there are other files."""
+    """Return journals and plans of peers in ``folder``, none of which has done an iteration.
+
+    Empty if there is no folder of peers' files; None if it holds other files, or cannot be read.
+    """
     if os.path.isdir(checkpoint_folder(folder, SERVER)):  # noqa: PTH112 - as in `take_place`
         return None
     try:
@@ -366,7 +377,7 @@ def _untrained_logs(folder: Path) -> list[Path] | None:
 
 
 def _has_trained(log: Path) -> bool:
-    """Return whether a peer's journal has an iteration done, or cannot be read."""
+    """Return whether a peer's journal shows a completed iteration, or cannot be read."""
     try:
         return any(
             isinstance(line, Outcome) or (not isinstance(line, Run | Start) and line.iteration > 0)
@@ -377,12 +388,12 @@ def _has_trained(log: Path) -> bool:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """Read ``results.json`` from ``folder``.
+    """Return the content of ``results.json`` in ``folder``.
 
     Raises
     ------
     DataError
-        When it is not there, not JSON, or of another schema.
+        When the file cannot be read, or is not JSON or of another schema.
     """
     path = folder / FILE
     try:

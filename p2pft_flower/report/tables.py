@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 EDGES_SHOWN = 16
-"""Edges that a view's line lists; of a graph with more edges it gives the number alone."""
+"""Most edges that a view's line lists; if a view has more, its line has their number alone."""
 
 WIDTH = 140
 """Columns of a rendered table; a log has no terminal width."""
@@ -36,7 +36,7 @@ RANDOM_WEIGHTS = "RANDOM WEIGHTS, no pre-training"
 
 
 def render(*parts: Any) -> str:
-    """Return rich objects as plain text."""
+    """Return rich objects, such as tables, as plain text."""
     text = io.StringIO()
     # No markup: names and addresses may hold brackets ("[fd00::1]") that are none of rich's tags.
     console = Console(
@@ -70,7 +70,10 @@ def cell(text: str) -> str:
 
 
 def run_table(results: dict[str, Any]) -> str:
-    """Return a run's table: one row a peer, and a line for all."""
+    """Return a run's table, a row for each peer, and lines on the whole run.
+
+    ``results`` is the content of results.json.
+    """
     title = f"{results['algorithm']} on {results['graph']['name']}, seed {results['seed']}"
     table = Table(title=titled(title, [results]))
     private = any(peer.get("delta") is not None for peer in results["peers"])
@@ -225,7 +228,7 @@ def _comparison_rows(runs: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def comparison_table(runs: Sequence[dict[str, Any]], title: str) -> str:
-    """Return one table of several runs' results, a row a run."""
+    """Return a table of several runs' results, a row for each run."""
     table = Table(title=title)
     for name in _COMPARISON:
         table.add_column(name, justify="left" if name.startswith(("algorithm", "accuracy of")) else "right")

@@ -1,1 +1,1 @@
-"""What made the weights of the embedded model."""
+"""Scripts that made the weights of the embedded model."""

@@ -39,7 +39,7 @@ LEFT_OUT = {
     "8": "BβВв",
     "9": "gqρ",
 }
-"""Letters a reader could take for a digit, which are never drawn, by that digit. (No plain letter is a 7.)"""
+"""Letters that a reader could take for a digit, by that digit; they are never drawn. (No letter is a 7.)"""
 
 # matplotlib brings these fonts along, so they are wherever the package is. Computer Modern has Latin only.
 FACES = {
@@ -64,7 +64,7 @@ FACES = {
     ),
     **dict.fromkeys(("cmr10", "cmb10", "cmmi10", "cmti10", "cmtt10"), LATIN),
 }
-"""Font ↦ the letters drawn from it."""
+"""The letters that are drawn from each font, by the font's name."""
 
 UNSEEN_FACE = "cmss10"
 """Latin font that pre-training never draws from: letters in it are a held-out test."""
@@ -82,9 +82,9 @@ class Bank:
     Attributes
     ----------
     fields : (n, 2, 48, 48) float32 tensor
-        Distance in pixels to the letter's medial axis, and to its outline (negative inside).
+        Distances in pixels to the letter's medial axis, and to its outline (negative inside).
     labels : (n,) int64 tensor
-        Position in :data:`ALPHABET`.
+        Position of each letter in :data:`ALPHABET`.
     """
 
     fields: torch.Tensor
@@ -92,12 +92,12 @@ class Bank:
 
 
 def font_path(face: str) -> Path:
-    """Return the file of a font that matplotlib ships."""
+    """Return the path of the file of a font that matplotlib ships."""
     return Path(mpl.get_data_path()) / "fonts" / "ttf" / f"{face}.ttf"
 
 
 def load_bank(faces: dict[str, str]) -> Bank:
-    """Rasterise every letter of every font (font ↦ its letters, each one of :data:`ALPHABET`)."""
+    """Return the bank of all letters in ``faces``, which has each font's letters, all in :data:`ALPHABET`."""
     masks, labels = [], []
     for face, letters in faces.items():
         font = ImageFont.truetype(str(font_path(face)), 160)
@@ -129,7 +129,7 @@ def _mask(font: ImageFont.FreeTypeFont, letter: str) -> npt.NDArray[np.bool_]:
 
 
 def _thin(masks: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Thin (n, h, w) masks to lines one pixel wide (Zhang and Suen, 1984), all at once."""
+    """Return (n, h, w) masks thinned to lines one pixel wide (Zhang and Suen, 1984), all at once."""
     ink = np.pad(masks, ((0, 0), (1, 1), (1, 1))).astype(np.uint8)
     shifts = ((1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1))  # clockwise from north
     changed = True
@@ -148,14 +148,14 @@ def _thin(masks: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def draw(bank: Bank, count: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw ``count`` distorted letters.
+    """Return ``count`` distorted letters, drawn at random.
 
     Returns
     -------
     images : (count, 1, 8, 8) float32 tensor
-        Multiples of 1/16 in 0..1; ink is 1.
+        The letters, in multiples of 1/16 from 0 to 1; ink is 1.
     labels : (count,) int64 tensor
-        Position in :data:`ALPHABET`.
+        Position of each letter in :data:`ALPHABET`.
     """
 
     def uniform(low: float, high: float) -> torch.Tensor:
@@ -201,7 +201,7 @@ def draw(bank: Bank, count: int, generator: torch.Generator) -> tuple[torch.Tens
 
 
 def _extent(ink: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the first, and one past the last, set position of each row of an (n, w) mask."""
+    """Return, (n,) float32 each, every row's first set position in an (n, w) mask, and one past its last."""
     position = torch.arange(ink.shape[1])
     first = torch.where(ink, position, ink.shape[1]).amin(1)
     last = torch.where(ink, position, -1).amax(1) + 1

@@ -1,13 +1,12 @@
 """Make the embedded weights: pre-train the small vision transformer to tell letters apart.
 
     python -m tools.embedded_weights.make_weights              # under 7 minutes on one core
-    python -m tools.embedded_weights.make_weights --score      # what the packaged weights score
+    python -m tools.embedded_weights.make_weights --score      # the scores of the packaged weights
     python -m tools.embedded_weights.make_weights --preview glyphs.png
 
 Hidden matrices are trained by Muon (K. Jordan, 2024), everything else by AdamW. In a trial of 1000 steps
 AdamW alone named 67 % of the letters and Muon 90 %; after tuning, the digits (three-fold cross-validation on
-their training part) were at 94.2 % and 97.3 %. No digit, be it an image or a
-glyph, is used here.
+their training part) were at 94.2 % and 97.3 %. No digit, be it an image or a glyph, is used here.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ console = Console()
 
 
 class Muon:
-    """Steps along the orthogonalised momentum of matrices.
+    """Moves matrices along their orthogonalised momentum.
 
     M ← β M + (1 − β) G,   P ← (1 − α λ) P − α √max(1, rows/columns) · UVᵀ of (1 − β) G + β M.
 
@@ -60,7 +59,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Move every matrix that has a gradient."""
+        """Move every matrix that has a gradient; ``rate`` is α."""
         for parameter, momentum in zip(self.parameters, self.momentum, strict=True):
             if parameter.grad is None:
                 continue
@@ -73,7 +72,7 @@ class Muon:
 
 
 def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Return about UVᵀ of a matrix's U Σ Vᵀ by five quintic Newton-Schulz steps."""
+    """Return an approximation of UVᵀ, where the matrix is U Σ Vᵀ, by five quintic Newton-Schulz steps."""
     x = matrix / (matrix.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
@@ -85,23 +84,23 @@ def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
 
 
 def pretrain(bank: Bank, seed: int, steps: int, batch: int = BATCH) -> VisionTransformer:
-    """Train the model to name letters; deterministic for a seed on one thread.
+    """Return the model, trained to name letters; on one thread it is the same for the same seed.
 
     Parameters
     ----------
     bank : Bank
-        Letters to draw from; every batch is drawn anew.
+        The letters to draw from; every batch is drawn anew.
     seed : int
-        Draws the first weights and the letters.
+        The seed that draws the first weights and the letters.
     steps : int
-        Mini-batches.
+        Number of mini-batches.
     batch : int, default 128
-        Letters a mini-batch.
+        Number of letters in a mini-batch.
 
     Returns
     -------
     VisionTransformer
-        In evaluation mode, with a head of one output a letter.
+        The model in evaluation mode; its head has an output for each letter.
     """
     torch.manual_seed(seed)
     model = build(len(ALPHABET)).train()
@@ -139,7 +138,7 @@ def pretrain(bank: Bank, seed: int, steps: int, batch: int = BATCH) -> VisionTra
 
 
 def preview(images: torch.Tensor, file: Path, columns: int = 16, zoom: int = 4) -> None:
-    """Write (n, 1, 8, 8) images as one picture, black on white; n a multiple of ``columns``."""
+    """Write (n, 1, 8, 8) images as one picture, black on white; n must be a multiple of ``columns``."""
     tiles = functional.pad(images[:, 0], (1, 1, 1, 1), value=0.5)
     side = tiles.shape[-1]
     sheet = tiles.view(-1, columns, side, side).permute(0, 2, 1, 3).reshape(-1, columns * side)
@@ -179,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def make(out: Path, seed: int, steps: int, letters: int = 4096) -> None:
-    """Pre-train; write the weights, the letters' head, and the score on ``letters`` drawings."""
+    """Pre-train, and write to ``out`` the weights, the head, and the accuracy on ``letters`` drawings."""
     bank = load_bank(FACES)
     model = pretrain(bank, seed, steps)
     seen, unseen = letter_accuracy(model, bank, letters), letter_accuracy(model, unseen_bank(), letters)

@@ -1,7 +1,7 @@
-"""What the packaged weights score on letters, and on digits after the last block, norm and head are tuned.
+"""Score the weights on letters, and on digits after the last block, norm and head are tuned.
 
-The digits are split as everywhere in this package (20 % test, stratified, random_state 0). What was chosen,
-was chosen on the validation part: 20 % of the training part, cut off in the same way.
+The digits are split as everywhere in this package (20 % test, stratified, random_state 0). All choices were
+made on the validation part: 20 % of the training part, cut off in the same way.
 """
 
 from __future__ import annotations
@@ -40,13 +40,14 @@ __all__ = [
 RATE = 0.1
 ITERATIONS = 300
 TEST_SEED = 1_000_003
-"""Draws the held-out letters; kept away from the seeds that people choose."""
+"""Seed of the held-out letters, far from the seeds that people choose."""
 PEERS = ((0, 1), (2, 3), (4, 5, 6), (7, 8, 9))
+"""The classes of each peer."""
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Images (N, 1, 8, 8), grey values 0..1, and labels (N,) to fit on and to score on."""
+    """Images, (N, 1, 8, 8) float32 from 0 to 1, and labels, (N,) int64, to fit on and to score on."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -55,7 +56,7 @@ class Digits:
 
 
 class _Tail(nn.Module):
-    """Last block, final norm and a new head on the trunk's tokens."""
+    """The last block, the final norm and a new head, which run on the trunk's tokens."""
 
     def __init__(self, model: VisionTransformer, seed: int) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ class _Tail(nn.Module):
 
 @torch.no_grad()
 def letter_accuracy(model: VisionTransformer, bank: Bank, count: int = 4096) -> float:
-    """Return the share of ``count`` letters, drawn from ``bank`` with a seed of their own, named right."""
+    """Return the share of ``count`` letters, drawn with :data:`TEST_SEED`, that the model names right."""
     images, labels = draw(bank, count, torch.Generator().manual_seed(TEST_SEED))
     return float((model((images - MEAN) / STD).argmax(1) == labels).float().mean())
 
@@ -97,7 +98,10 @@ def unseen_bank() -> Bank:
 
 
 def load_split(split: str) -> Digits:
-    """Return the digits: ``"validation"`` cuts the training part in two, ``"test"`` is for the last word."""
+    """Return the digits, to be scored on the part ``split``: ``"validation"`` or ``"test"``.
+
+    ``"validation"`` cuts the training part in two; ``"test"`` is for the final figures.
+    """
     images, labels = load_digits(return_X_y=True)
     fit, held = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0)
     if split == "validation":
@@ -109,7 +113,7 @@ def load_split(split: str) -> Digits:
 
 @torch.no_grad()
 def _tokens(model: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
-    """Run the trunk: everything before the last block."""
+    """Return the trunk's tokens, (N, tokens, d): the output of all that is before the last block."""
     tokens = model.norm_pre(model._pos_embed(model.patch_embed((images - MEAN) / STD)))
     for block in model.blocks[:-1]:
         tokens = block(tokens)
@@ -118,7 +122,7 @@ def _tokens(model: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def linear_probe(model: VisionTransformer, digits: Digits) -> float:
-    """Return the accuracy of a ridge classifier on the frozen model's class token."""
+    """Return the accuracy, 0..1, of a ridge classifier on the frozen model's class token."""
 
     def features(images: torch.Tensor) -> torch.Tensor:
         return model.forward_features((images - MEAN) / STD)[:, 0]  # type: ignore[no-any-return]  # timm
@@ -128,7 +132,7 @@ def linear_probe(model: VisionTransformer, digits: Digits) -> float:
 
 
 def central(model: VisionTransformer, digits: Digits, seed: int, iterations: int = ITERATIONS) -> float:
-    """Return the accuracy after plain SGD on all classes, batches of 128: θ ← θ − α g."""
+    """Return the accuracy, 0..1, after plain SGD on all classes, in batches of 128: θ ← θ − α g."""
     tokens, held = _tokens(model, digits.images), _tokens(model, digits.score_images)
     tail = _Tail(model, seed)
     generator = torch.Generator().manual_seed(seed)
@@ -143,9 +147,10 @@ def central(model: VisionTransformer, digits: Digits, seed: int, iterations: int
 def directed_ring(
     model: VisionTransformer, digits: Digits, seed: int, iterations: int = ITERATIONS
 ) -> list[float]:
-    """Return each peer's accuracy after P2P-FT on a directed ring of four with disjoint classes.
+    """Return each peer's accuracy, 0..1, after P2P-FT on a directed ring of four with disjoint classes.
 
-    The dense recursion θ ← A(θ − α τ), τ ← B(τ + g' − g), batches of 32 a peer; self-weights and edges 1.
+    The dense recursion is θ ← A(θ − α τ), τ ← B(τ + g' − g), with a batch of 32 for each peer; self-weights
+    and edges are 1.
     """
     tokens, held = _tokens(model, digits.images), _tokens(model, digits.score_images)
     tail = _Tail(model, seed)
@@ -177,7 +182,10 @@ def directed_ring(
 
 
 def score(split: str, console: Console) -> None:
-    """Print the table of README.md: three seeds of the new head and of the batches."""
+    """Print the table of README.md, with three seeds of the new head and of the batches.
+
+    ``split`` is the digits' part, ``"validation"`` or ``"test"``.
+    """
     model = create_glyph_vit(10)
     torch.manual_seed(0)
     random = create_glyph_vit(10, pretrained=False)
