@@ -225,7 +225,7 @@ class Plan:
         Raises
         ------
         DataError
-            When it is no plan of this version, or was changed; names the field.
+            If it is no plan of this version, or was changed; names the field.
         """
         told = decoded(text, _Sealed, "not a plan of this version")
         if told.schema != SCHEMA:

@@ -56,7 +56,7 @@ def load_reference(value: str, *, key: str) -> Callable[..., Any]:
     Raises
     ------
     ConfigError
-        When the module cannot be imported, has no such name, or it cannot be called.
+        If the module cannot be imported, has no such name, or it cannot be called.
     """
     location, _, name = value.rpartition(":")
     try:
@@ -217,7 +217,7 @@ def check_reference(value: str, *, key: str, beside: Sequence[Path] = ()) -> Non
     Raises
     ------
     ConfigError
-        When there is no such module, it is no Python, or it has no such name.
+        If there is no such module, it is no Python, or it has no such name.
     """
     location, _, name = value.rpartition(":")
     file = source_file(value, key=key, beside=beside)
@@ -242,7 +242,7 @@ def source_file(value: str, *, key: str, beside: Sequence[Path] = ()) -> Path | 
     Raises
     ------
     ConfigError
-        When there is no such module.
+        If there is no such module.
     """
     location = value.rpartition(":")[0]
     if location.endswith(".py"):

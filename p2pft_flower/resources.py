@@ -18,7 +18,7 @@ def home() -> Path:
     Raises
     ------
     ConfigError
-        When the user has no home folder.
+        If the user has no home folder.
     """
     try:
         return Path(os.environ.get("P2PFT_HOME") or "~/.p2pft").expanduser()
@@ -53,7 +53,7 @@ def resource_dir(name: str) -> Path:
     Raises
     ------
     FileNotFoundError
-        When neither place has it, which means that the installation is incomplete.
+        If neither place has it, which means that the installation is incomplete.
     """
     candidates = (_PACKAGE / "_resources" / name, _PACKAGE.parent / name)
     for candidate in candidates:

@@ -70,7 +70,7 @@ def decoded(data: bytes | str, kind: type[T], where: object) -> T:
     Raises
     ------
     DataError
-        When it is none; names ``where`` and the field.
+        If it is none; names ``where`` and the field.
     """
     try:
         return msgspec.json.decode(data, type=kind)
@@ -84,7 +84,7 @@ def read_object(data: bytes, where: object) -> dict[str, Any]:
     Raises
     ------
     DataError
-        When it is none; names ``where``.
+        If it is none; names ``where``.
     """
     try:
         value = json.loads(data)

@@ -168,7 +168,7 @@ class LearningConfig:
         Raises
         ------
         ConfigError
-            When there is one range a peer, and none for this one.
+            If there is one range a peer, and none for this one.
         """
         ranges = [text.strip() for text in self.pixel_range.split(",")]
         if len(ranges) > 1 and peer >= len(ranges):
@@ -184,7 +184,7 @@ class LearningConfig:
         Raises
         ------
         ConfigError
-            When ``problem`` names no function, or keys of vision transformers are set beside it, naming them.
+            If ``problem`` names no function, or keys of vision transformers are set beside it, naming them.
         """
         if not is_reference(self.problem):
             raise ConfigError(
@@ -208,7 +208,7 @@ class LearningConfig:
         Raises
         ------
         ConfigError
-            When some do not go together, naming them.
+            If some do not go together, naming them.
         """
         if self.sited and self.partition not in ("auto", "own"):
             raise ConfigError(

@@ -23,7 +23,7 @@ def read_channels(key: str, text: str) -> tuple[float, ...]:
     Raises
     ------
     ConfigError
-        When it is something else, naming ``key``.
+        If it is something else, naming ``key``.
     """
     try:
         numbers = tuple(float(part) for part in text.split(",")) if text else ()
@@ -60,7 +60,7 @@ def read_range(text: str) -> tuple[float, float] | None:
     Raises
     ------
     ConfigError
-        When it is something else.
+        If it is something else.
     """
     if text == "auto":
         return None

@@ -32,7 +32,7 @@ class RunConfig:
         Raises
         ------
         ConfigError
-            When a key is unknown, or its value has another type or is not one of the choices.
+            If a key is unknown, or its value has another type or is not one of the choices.
         """
         known = config_keys()
         for key in values:

@@ -149,7 +149,7 @@ def checkpoint_files(folder: Path) -> dict[int, Path]:
     Raises
     ------
     DataError
-        When the folder cannot be read. A folder that is not there has no files.
+        If the folder cannot be read. A folder that is not there has no files.
     """
     try:
         found = {int(m[1]): p for p in folder.iterdir() if (m := _NAME.fullmatch(p.name)) is not None}
@@ -173,7 +173,7 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
     Raises
     ------
     CheckpointError
-        When it cannot be written: a full disk, a folder that is read-only or none. Files of other iterations
+        If it cannot be written: a full disk, a folder that is read-only or none. Files of other iterations
         stay. The new file may be there, whole, if the disk failed only when it should keep the file's name.
     """
     path = checkpoint_file(folder, checkpoint.iteration)
@@ -280,7 +280,7 @@ def read_checkpoint(path: Path, run: str | None = None, q: int | None = None) ->
     Raises
     ------
     DataError
-        When it cannot be read, is torn or altered, or belongs to another peer, iteration, run or model than
+        If it cannot be read, is torn or altered, or belongs to another peer, iteration, run or model than
         its place; names the file.
     """
     from safetensors import SafetensorError, safe_open
@@ -399,7 +399,7 @@ def restore_state(start: Callable[[], Any], checkpoint: Checkpoint, algorithm: s
     Raises
     ------
     DataError
-        When the method's state has other fields, or θ another length or dtype.
+        If the method's state has other fields, or θ another length or dtype.
     """
     template = start()
     expected = state_fields(template, algorithm)

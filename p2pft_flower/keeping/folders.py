@@ -70,7 +70,7 @@ def _is_there(path: Path) -> bool:
     Raises
     ------
     OSError
-        When nothing can have this name, or when it cannot be known.
+        If nothing can have this name, or when it cannot be known.
     """
     try:
         os.lstat(path)
@@ -94,7 +94,7 @@ def require_writable(named: str, path: Path, remedy: str) -> None:
     Raises
     ------
     ConfigError
-        When nothing can be written; has the system's reason.
+        If nothing can be written; has the system's reason.
     """
     report = look_at(named, path.absolute())
     if report.error:
@@ -118,7 +118,7 @@ def private(path: str, flags: int) -> int:
     Raises
     ------
     OSError
-        When it cannot be opened, or is no regular file.
+        If it cannot be opened, or is no regular file.
     """
     try:
         number = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
@@ -147,7 +147,7 @@ def read_private(path: Path, most: int) -> bytes:
     Raises
     ------
     OSError
-        When it cannot be read, is no regular file, or is larger.
+        If it cannot be read, is no regular file, or is larger.
     """
     with open(path, "rb", opener=private) as file:
         if os.fstat(file.fileno()).st_size > most:
@@ -171,7 +171,7 @@ def replacing(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
     Raises
     ------
     OSError
-        When it cannot be written. If the disk fails only when it should keep the name, the file is there,
+        If it cannot be written. If the disk fails only when it should keep the name, the file is there,
         whole.
     """
     partial = path.with_name(f"{path.name}.partial")
@@ -197,7 +197,7 @@ def require_regular(path: Path) -> None:
     Raises
     ------
     OSError
-        When it is one, or when nothing is there.
+        If it is one, or when nothing is there.
     """
     os.close(private(str(path), os.O_RDONLY))
 
@@ -208,7 +208,7 @@ def sync(path: Path) -> None:
     Raises
     ------
     OSError
-        When the disk fails.
+        If the disk fails.
     """
     number = os.open(path, os.O_RDONLY)
     try:

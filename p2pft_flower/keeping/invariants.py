@@ -59,7 +59,7 @@ class TrackerSums:
         Raises
         ------
         DataError
-            When another log has other peers in the view of the same number.
+            If another log has other peers in the view of the same number.
         """
         members = frozenset(line.peers)
         known = self.views.setdefault(line.number, members)

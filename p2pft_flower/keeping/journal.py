@@ -159,7 +159,7 @@ def read_journal(path: Path) -> Iterator[AnyLine]:
     Raises
     ------
     DataError
-        When the log cannot be read, or a line is damaged or is no line of a log; names file, line and field.
+        If the log cannot be read, or a line is damaged or is no line of a log; names file, line and field.
     """
     for line in _read(path):
         if isinstance(line, DataError):
@@ -173,7 +173,7 @@ def read_whole_lines(path: Path) -> tuple[list[AnyLine], int]:
     Raises
     ------
     DataError
-        When the log itself cannot be read.
+        If the log itself cannot be read.
     """
     told, odd = list[AnyLine](), list[DataError]()
     for line in _read(path):

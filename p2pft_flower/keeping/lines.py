@@ -238,7 +238,7 @@ def read_line(text: bytes, where: object) -> AnyLine:
     Raises
     ------
     DataError
-        When it is no line of this version's logs, or was damaged or edited; names field and ``where``.
+        If it is no line of this version's logs, or was damaged or edited; names field and ``where``.
     """
     told, end = text[:-_CHECK], _END.fullmatch(text[-_CHECK:])
     if end is not None and int(end[1], 16) == zlib.crc32(told):

@@ -24,7 +24,7 @@ def start_mark(pid: int) -> str:
     Raises
     ------
     psutil.NoSuchProcess
-        When there is no such process.
+        If there is no such process.
     """
     boot = _PROC / "sys/kernel/random/boot_id"
     if not boot.is_file():

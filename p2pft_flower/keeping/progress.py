@@ -45,7 +45,7 @@ def told_evaluations(folder: Path, peer: int, n: int) -> list[Report]:
     Raises
     ------
     DataError
-        When the log cannot be read.
+        If the log cannot be read.
     """
     lives = by_run(read_whole_lines(folder / f"peer-{peer}.jsonl")[0])
     reports = [line.report for life in lives[-1:] for line in life.lines if isinstance(line, Evaluation)]

@@ -32,7 +32,7 @@ def save_plan(plan: Plan) -> None:
     Raises
     ------
     DataError
-        When it cannot be written; names file and remedy.
+        If it cannot be written; names file and remedy.
     """
     path = plan_file(Path(plan.output_dir), plan.peers[0].peer)
     try:
@@ -60,9 +60,9 @@ def kept_plan(folder: Path, run: str, peer: int) -> Plan:
     Raises
     ------
     ConfigError
-        When there is no such run here, the peer has come to its end, or trains now.
+        If there is no such run here, the peer has come to its end, or trains now.
     DataError
-        When the plan cannot be used.
+        If the plan cannot be used.
     """
     path = plan_file(folder, peer)
     try:

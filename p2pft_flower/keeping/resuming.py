@@ -91,7 +91,7 @@ class KeptView:
         Raises
         ------
         DataError
-            When they are of a strategy's server.
+            If they are of a strategy's server.
         """
         if isinstance(self.about, ServerAbout):
             raise DataError("a checkpoint of the server of a strategy is none of a peer's")
@@ -153,7 +153,7 @@ def look_through(output_dir: Path, peer: int, run: str | None = None, q: int | N
     Raises
     ------
     DataError
-        When the folder cannot be read.
+        If the folder cannot be read.
     """
     found: list[tuple[Checkpoint, str]] = []  # the newest first
     for path in reversed(checkpoint_files(checkpoint_folder(output_dir, peer)).values()):
@@ -195,7 +195,7 @@ def newest_common(kept: Sequence[Kept], *, exchanges: bool) -> tuple[int, dict[i
     Raises
     ------
     DataError
-        When there is none; lists the iterations that each peer has.
+        If there is none; lists the iterations that each peer has.
     """
     peers = {one.peer for one in kept}
     if exchanges:
@@ -366,7 +366,7 @@ def refuse(run: str, differences: Sequence[str]) -> None:
     Raises
     ------
     ConfigError
-        When there are some; lists them, up to :data:`SHOWN`.
+        If there are some; lists them, up to :data:`SHOWN`.
     """
     if differences:
         shown = list(dict.fromkeys(differences))

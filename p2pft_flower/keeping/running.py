@@ -64,7 +64,7 @@ class Running(msgspec.Struct, frozen=True):
         Raises
         ------
         OSError
-            When the mark that asks for it cannot be written.
+            If the mark that asks for it cannot be written.
         """
         _stop_mark(self.pid, self.peers[0]).touch(mode=0o600)
         with contextlib.suppress(psutil.NoSuchProcess):  # the process has just ended by itself

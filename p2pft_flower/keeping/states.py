@@ -34,7 +34,7 @@ def state_fields(state: Any, algorithm: str) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        When it is of another kind, or a field holds something else.
+        If it is of another kind, or a field holds something else.
     """
     remedy = (
         "so it cannot be kept in a checkpoint: make it a NamedTuple or a dataclass of NumPy arrays, numbers "
@@ -80,7 +80,7 @@ def as_number(value: bool | str | None) -> bool | int | float | None:
     Raises
     ------
     ValueError
-        When a text is no number.
+        If a text is no number.
     """
     if not isinstance(value, str):
         return value
