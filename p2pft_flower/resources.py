@@ -29,7 +29,7 @@ def home() -> Path:
 
 
 def home_named() -> str:
-    """Return how errors name :func:`home`: by the variable, if it is set."""
+    """Return the name that errors give to :func:`home`: the variable with its value, if it is set."""
     chosen = os.environ.get("P2PFT_HOME")
     return f"P2PFT_HOME = {chosen!r}" if chosen else "~/.p2pft (P2PFT_HOME is not set)"
 
