@@ -97,7 +97,7 @@ def has_left(view: Composition, table: Table, member: int) -> bool:
 
 
 def missed(view: Composition, table: Table, me: int) -> set[int]:
-    """Return the members, other than ``me``, that a member that votes misses, and those of ``view`` gone."""
+    """Return the members, other than ``me``, that are gone from ``view`` or that a voting member misses."""
     lost = {m for m in view.members if gone(view, table, m)}
     for r in acceptors(view, table):
         lost.update(r.suspects, r.hanging)

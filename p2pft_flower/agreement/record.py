@@ -19,15 +19,15 @@ class Phase(Enum):
     """A member's phase."""
 
     RUNNING = 1
-    """It trains in its view."""
+    """The member trains in its view."""
     CHANGING = 2
-    """It has stopped iterating; the members agree on the next view."""
+    """The member has stopped iterating; the members agree on the next view."""
     JOINING = 3
-    """It is in no view and asks to be let in."""
+    """The member is in no view and asks to be let in."""
     FINISHED = 4
-    """It has done all iterations, and stays until the others have."""
+    """The member has done all iterations, and stays until the others have."""
     LEFT = 5
-    """It has gone; its record gives the reason."""
+    """The member has gone; its record gives the reason."""
 
 
 class Ballot(NamedTuple):

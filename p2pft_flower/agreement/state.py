@@ -134,7 +134,7 @@ class State:
 
     @cached_property
     def missed(self) -> set[int]:
-        """The other members that a member that votes suspects or calls hanging, and those that are gone."""
+        """The other members that are gone, or that a voting member suspects or calls hanging."""
         return quorum.missed(self.view, self.table, self.me)
 
     @property
@@ -168,7 +168,7 @@ def begin(rules: Rules, me: int) -> State:
 def join(rules: Rules, me: int, incarnation: int) -> State:
     """Return the first state of the member ``me``, which was started again and asks to be let in.
 
-    Its incarnation is ``incarnation``, and at least 1.
+    The member's incarnation is ``incarnation``, or 1 if that is less.
     """
     return State(rules, Record(me, max(1, incarnation), phase=Phase.JOINING), rules.first)
 

@@ -1,4 +1,4 @@
-"""The keys on what is learned: model, trained part, images, mini-batches and privacy."""
+"""The keys on the learning problem: model, trained part, images, mini-batches and privacy."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class PeerFailedError(Exception):
 
 @contextlib.contextmanager
 def naming(peer: int, iteration: int, what: str) -> Iterator[None]:
-    """Raise PeerFailedError, which names the peer, in place of a ``with`` block's error but a P2PFTError."""
+    """Replace an error in a ``with`` block, unless it is a P2PFTError, by a PeerFailedError for ``peer``."""
     try:
         yield
     except (P2PFTError, PeerFailedError):

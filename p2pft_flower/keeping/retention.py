@@ -65,7 +65,7 @@ def files_kept(kept: int, every: int, lead: int | None) -> int:
 
 
 def spared_files(views: Mapping[int, int], whole: Collection[int], files: int) -> set[int]:
-    """Return the iterations whose files of a peer stay; see the module.
+    """Return the iterations of a peer's files that stay; see the module.
 
     Parameters
     ----------
