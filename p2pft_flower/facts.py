@@ -1,4 +1,4 @@
-"""Facts of a run and of its peers besides scores, as plans, logs, checkpoints and results have them."""
+"""Facts of a run and of its peers besides scores, as plans, journals, checkpoints and results have them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ResumedFrom:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Facts of a run that the logs of all its peers have in common.
+    """Facts of a run that the journals of all its peers have in common.
 
     Attributes
     ----------

@@ -96,7 +96,7 @@ class ResumePoint:
     run : str
         The id of the run that is resumed.
     folder : str
-        The folder of the run that is resumed, with the checkpoints and logs of the host's peers.
+        The folder of the run that is resumed, with the checkpoints and journals of the host's peers.
     iterations : dict of int to int
         Number of iterations that each peer has done; the same number for all if they exchange anything.
     digests : dict of int to str
@@ -145,12 +145,12 @@ class Plan:
     pooled : bool
         Whether one peer holds the data of all n.
     output_dir : str
-        Folder for logs and tails, on the host's machine.
+        Folder for journals and tails, on the host's machine.
     facts : RunFacts or None
-        Facts of the run for its results; each peer's log begins with them, so that results can be made of the
-        peers' files alone. None: the logs have no facts.
+        Facts of the run for its results; each peer's journal begins with them, so that results can be made of
+        the peers' files alone. None: the journals have no facts.
     peer_facts : dict of int to PeerFacts
-        Facts of each of this host's peers for the results; they go into the peer's log only.
+        Facts of each of this host's peers for the results; they go into the peer's journal only.
     stop_digest : str
         SHA-256, hexadecimal, of the key that only the coordinator knows: a caller who shows the key may stop
         the run. Empty: only neighbours may.

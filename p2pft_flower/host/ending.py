@@ -2,8 +2,8 @@
 
 A host that trains is RUNNING. It becomes STOPPED if the run ends for all: then it sends its neighbours a
 stop. It becomes LEAVING if it ends alone: then it reports that to the others, and they go on without it. The
-first event ends the host: its error is the one that :meth:`Host.run` raises and that the logs have. A later
-event is passed on to others if they need it, and has no other effect. :data:`TABLE` has every case.
+first event ends the host: :meth:`Host.run` raises its error, which the journals have, too. A later event is
+passed on to others if they need it, and has no other effect. :data:`TABLE` has every case.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class End:
     error : ExchangeStoppedError
         The error that wakes the threads that wait on this host.
     noted : BaseException
-        The error for the logs, and for the others if this host leaves.
+        The error for the journals, and for the others if this host leaves.
     news : News or None
         The news for the neighbours if the run ends for all.
     """
@@ -153,7 +153,7 @@ class Act(Enum):
     WAKE = "wake"
     """Wake the threads that wait on this host, and the neighbours that wait for its answer to a hello."""
     NOTE = "note"
-    """Write the last line of each peer's log."""
+    """Write the last line of each peer's journal."""
     SAVE = "save"
     """Save θ and a checkpoint of each peer."""
     PASS_ON = "pass on"  # noqa: S105 - no password

@@ -110,7 +110,7 @@ class Host:
         TooFewPeersError
             If fewer than ``min-peers`` are left.
         CheckpointError, JournalError
-            If a checkpoint, log or tail cannot be written.
+            If a checkpoint, journal or tail cannot be written.
         P2PFTError
             If data or model cannot be used.
         """
@@ -283,9 +283,10 @@ class Host:
     def stop(self, reason: str) -> None:
         """Stop this host's peers and, through their neighbours, all others.
 
-        Return once the neighbours have the stop and the peers' logs have their last line, even if :meth:`run`
-        is busy; if that takes too long, give up after some 5 s. :meth:`run` raises ExchangeStoppedError: at
-        the next iteration, or at once if it waits. A host that is joining stops alone.
+        Return once the neighbours have the stop and the peers' journals have their last line, even if
+        :meth:`run` is busy; if that takes too long, give up after some 5 s. :meth:`run` raises
+        ExchangeStoppedError: at the next iteration, or at once if it waits. A host that is joining stops
+        alone.
         """
         news = News(self._peers[0], self._iteration, reason, Cause.STOPPED)
         self._ending.take(Event.STOP, End.by(news))
@@ -323,8 +324,8 @@ class Host:
     def raise_if_lost(self) -> None:
         """Give this host up if it was too busy to be let in again before the deadline; from any thread.
 
-        A gradient may never end, and then :meth:`run` does not either. When this method raises, the logs have
-        their last line, and θ and a checkpoint are saved; if :meth:`run` goes on after all, it raises
+        A gradient may never end, and then :meth:`run` does not either. When this method raises, the journals
+        have their last line, and θ and a checkpoint are saved; if :meth:`run` goes on after all, it raises
         DepartedError.
 
         Raises
@@ -362,7 +363,7 @@ class Host:
 
     @property
     def views(self) -> list[ViewChange]:
-        """Every change of view so far, as in the peers' logs."""
+        """Every change of view so far, as in the peers' journals."""
         return [] if self._recorder is None else list(self._recorder.views)
 
     def _fail(self, error: BaseException) -> None:

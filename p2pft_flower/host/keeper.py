@@ -90,7 +90,7 @@ class Keeper:
     model_digest : str
         Digest of the frozen weights and θ^0.
     recorder : Recorder
-        The recorder, which counts the peers' seconds. A peer's log is brought to disk before each of its
+        The recorder, which counts the peers' seconds. A peer's journal is brought to disk before each of its
         checkpoints.
     gradients : int
         The most gradients that a peer draws in one iteration.
@@ -224,7 +224,7 @@ class Keeper:
     def resume(
         self, peer: int, point: ResumePoint, start: Callable[[], State], objective: Objective
     ) -> tuple[State, dict[int, Memory], int]:
-        """Put the data order and the log of ``peer`` back to its resume point, and return its state.
+        """Put the data order and the journal of ``peer`` back to its resume point, and return its state.
 
         Parameters
         ----------
@@ -258,7 +258,7 @@ class Keeper:
         past = read_past(folder.parent / f"peer-{peer}.jsonl", point.run)
         lost = self._gradients * drawn_since(checkpoint, about, folder, past.view)
         objective.go_to(checkpoint.position, lost)
-        # The iteration itself is evaluated again if that is due: the log may end just before.
+        # The iteration itself is evaluated again if that is due: the journal may end just before.
         earlier = [e for e in past.before(checkpoint.iteration) if isinstance(e, Evaluation)]
         self._recorder.go_on(
             peer, [e for e in earlier if self._plan.evaluates_after(e.iteration)], checkpoint.seconds
@@ -266,7 +266,7 @@ class Keeper:
         return state, checkpoint.memories, checkpoint.bytes_sent
 
     def come_back(self, peer: int, objective: Objective, session: Session) -> int:
-        """Restore the data order and the log that ``peer`` has kept of its earlier life in this run.
+        """Restore the data order and the journal that ``peer`` has kept of its earlier life in this run.
 
         If no checkpoint is left, the peer begins its data order anew.
 

@@ -46,7 +46,7 @@ def _observer(address: str, access: Access) -> ObserverClient | None:
 
 
 class Recorder:
-    """Evaluates peers, writes their logs and tails, and reports to the observer, for which nothing waits.
+    """Evaluates peers, writes their journals and tails, and reports to the observer, for which nothing waits.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ class Recorder:
             journal.write(lines.Start(peer=peer, parameters=self._problem.theta0.size, prepared=prepared))
 
     def evaluate(self, peer: int, objective: Objective, theta: Vector, done: int, bytes_sent: int) -> Score:
-        """Score ``theta``, (q,), after ``done`` iterations; log, report and return the scores."""
+        """Score ``theta``, (q,), after ``done`` iterations; write, report and return the scores."""
         with self.timed(peer, "evaluation"):
             score = self._scores[peer] = objective.evaluate(theta)
         told = _scores(score) | {

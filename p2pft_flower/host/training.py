@@ -31,8 +31,8 @@ log = logging.getLogger("p2pft_flower")
 __all__ = ["TRACE", "PeerFailedError", "Training", "naming"]
 
 TRACE = "P2PFT_TRACE_TRACKER"
-"""Environment variable: if it is not empty, each peer logs a sketch of τ_i − g_i after each iteration.
-Sketches are linear: summed over the peers of a view they show whether Σ τ = Σ g (invariant 1 of
+"""Environment variable: if it is not empty, each peer writes a trace, a sketch of τ_i − g_i, after each
+iteration. Sketches are linear: summed over the peers of a view they show whether Σ τ = Σ g (invariant 1 of
 docs/architecture.md)."""
 
 

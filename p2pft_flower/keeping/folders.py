@@ -104,7 +104,7 @@ def require_writable(named: str, path: Path, remedy: str) -> None:
 def make_private(folder: Path) -> None:
     """Make a folder for its owner only (mode 0700), if it is not there; the folders above it as usual.
 
-    A peer's states, logs and models, which lie in such folders, are as private as its images.
+    A peer's states, journals and models, which lie in such folders, are as private as its images.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A check of invariant 1 throughout a run, Σ τ = Σ g, from the peers' logs.
+"""A check of invariant 1 throughout a run, Σ τ = Σ g, from the peers' journals.
 
 If the environment variable `P2PFT_TRACE_TRACKER` is set, each peer writes a *trace* after each iteration: a
 sketch of τ_i − g_i. Sketches are linear, so the sum of the traces of all peers of a view is the sketch of
@@ -37,7 +37,7 @@ class Surplus(NamedTuple):
 
 
 class TrackerSums:
-    """Adds up the traces in the peers' logs, line by line, in any order of the peers.
+    """Adds up the traces in the peers' journals, line by line, in any order of the peers.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class TrackerSums:
     Attributes
     ----------
     views : dict of int to frozenset of int
-        The peers of each view that any log has named so far, by the view's number.
+        The peers of each view that any journal has named so far, by the view's number.
     """
 
     def __init__(self, peers: Iterable[int]) -> None:
@@ -60,7 +60,7 @@ class TrackerSums:
         Raises
         ------
         DataError
-            If another log has other peers in the view of the same number.
+            If another journal has other peers in the view of the same number.
         """
         members = frozenset(line.peers)
         known = self.views.setdefault(line.number, members)

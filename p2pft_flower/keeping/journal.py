@@ -1,4 +1,4 @@
-"""A peer's files on its own disk: a JSONL log of its life, and its fine-tuned tail."""
+"""A peer's files on its own disk: its journal, a JSON object a line, and its fine-tuned tail."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger("p2pft_flower")
 
 
 class JournalError(P2PFTError):
-    """A peer's log or tail cannot be written; ``peer`` is the peer's number."""
+    """A peer's journal or tail cannot be written; ``peer`` is the peer's number."""
 
     cause = Cause.OWN
 
@@ -53,7 +53,7 @@ class Journal:
     Raises
     ------
     OSError
-        If the folder cannot be made, or the log cannot be opened.
+        If the folder cannot be made, or the journal cannot be opened.
     JournalError
         By every method that writes, if the disk is full, read-only or broken.
     """
@@ -139,7 +139,7 @@ class Journal:
         return path
 
     def close(self) -> None:
-        """Close the log."""
+        """Close the journal."""
         with self._lock:
             self._over = True
             try:
@@ -161,12 +161,12 @@ def _cut_torn_end(path: Path) -> None:
 
 
 def read_journal(path: Path) -> Iterator[AnyLine]:
-    """Yield a log's lines; a last line torn by a crash is left out.
+    """Yield a journal's lines; a last line torn by a crash is left out.
 
     Raises
     ------
     DataError
-        If the log cannot be read, or a line is damaged or is no line of a log; names file and line.
+        If the journal cannot be read, or a line is damaged or is no line of a journal; names file and line.
     """
     for line in _read(path):
         if isinstance(line, DataError):
@@ -175,12 +175,12 @@ def read_journal(path: Path) -> Iterator[AnyLine]:
 
 
 def read_whole_lines(path: Path) -> tuple[list[AnyLine], int]:
-    """Return the lines of a log that can be read, and the number of the others, of which a warning tells.
+    """Return the lines of a journal that can be read, and the number of the others, of which a warning tells.
 
     Raises
     ------
     DataError
-        If the log itself cannot be read.
+        If the journal itself cannot be read.
     """
     told, odd = list[AnyLine](), list[DataError]()
     for line in _read(path):
@@ -195,7 +195,7 @@ def read_whole_lines(path: Path) -> tuple[list[AnyLine], int]:
 
 
 def _read(path: Path) -> Iterator[AnyLine | DataError]:
-    """Yield a log's lines, and in place of each damaged one the error."""
+    """Yield a journal's lines, and in place of each damaged one the error."""
     try:
         with open(path, "rb", opener=private) as file:
             number = 0
@@ -215,7 +215,7 @@ def _read(path: Path) -> Iterator[AnyLine | DataError]:
 
 
 class Life(NamedTuple):
-    """The lines of one run in a log, or of one start of the peer if it was started again in the run.
+    """The lines of one run in a journal, or of one start of the peer if it was started again in the run.
 
     Attributes
     ----------
@@ -230,7 +230,7 @@ class Life(NamedTuple):
 
 
 def by_run(lines: Iterable[AnyLine]) -> list[Life]:
-    """Return a log's lines, one :class:`Life` for each start of the peer, without lines before the first."""
+    """Return a journal's lines, one :class:`Life` for each start of the peer; drop lines before the first."""
     lives: list[Life] = []
     for line in lines:
         if isinstance(line, Run):

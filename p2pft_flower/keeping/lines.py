@@ -1,4 +1,4 @@
-"""The lines of a peer's log, one struct for each event; docs/results-schema.md says when each is written.
+"""The lines of a peer's journal, one struct for each event; docs/results-schema.md says when each is written.
 
 Each line ends with ``check``, the CRC-32 of the text before, which shows that a line was damaged or edited.
 """
@@ -223,7 +223,7 @@ _CHECK = 21
 
 
 def written(line: AnyLine) -> bytes:
-    """Return a line's bytes in a log. Numbers that are not finite (a loss that diverged) become null."""
+    """Return a line's bytes in a journal. Numbers that are not finite (a loss that diverged) become null."""
     told = encoded(line)[:-1]
     return told + b',"check":"%08x"}\n' % zlib.crc32(told)
 
@@ -241,7 +241,7 @@ def read_line(text: bytes, where: object) -> AnyLine:
     Raises
     ------
     DataError
-        If these are no line of this version's logs, or were damaged or edited; names ``where``.
+        If these are no line of this version's journals, or were damaged or edited; names ``where``.
     """
     told, end = text[:-_CHECK], _END.fullmatch(text[-_CHECK:])
     if end is not None and int(end[1], 16) == zlib.crc32(told):

@@ -1,4 +1,4 @@
-"""The log and checkpoints that an earlier life of a peer, or the run that it goes on from, has left."""
+"""The journal and checkpoints that an earlier life of a peer, or the run that it goes on from, has left."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ log = logging.getLogger("p2pft_flower")
 
 
 class Past(NamedTuple):
-    """A peer's lives in a run, by its log.
+    """A peer's lives in a run, by its journal.
 
     Attributes
     ----------
     lives : list of Life
-        The lives, in the order of the log.
+        The lives, in the order of the journal.
     view : int
         Number of the newest view that the peer may have adopted: each line that cannot be read may have told
         of one more.
@@ -51,10 +51,10 @@ class Past(NamedTuple):
 
 
 def read_past(log_file: Path, run: str) -> Past:
-    """Return a peer's lives in ``run`` from its log, which may begin with an earlier run.
+    """Return a peer's lives in ``run`` from its journal, which may begin with an earlier run.
 
-    Lines that cannot be read are left out, with a warning, and so is a log that cannot be read: θ depends on
-    the checkpoints alone.
+    Lines that cannot be read are left out, with a warning, and so is a journal that cannot be read: θ depends
+    on the checkpoints alone.
     """
     try:
         lines, odd = read_whole_lines(log_file)

@@ -31,7 +31,7 @@ def told_evaluations(folder: Path, peer: int, n: int) -> list[Report]:
     Parameters
     ----------
     folder : Path
-        The folder of the peer's log.
+        The folder of the peer's journal.
     peer : int
         The peer.
     n : int
@@ -47,7 +47,7 @@ def told_evaluations(folder: Path, peer: int, n: int) -> list[Report]:
     Raises
     ------
     DataError
-        If the log cannot be read.
+        If the journal cannot be read.
     """
     lives = by_run(read_whole_lines(folder / f"peer-{peer}.jsonl")[0])
     reports = [line.report for life in lives[-1:] for line in life.lines if isinstance(line, Evaluation)]

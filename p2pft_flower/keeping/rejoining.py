@@ -1,4 +1,4 @@
-"""The plan that a deployed host keeps in a file beside its peer's log, so that it can be started again."""
+"""The plan that a deployed host keeps beside its peer's journal, so that the host can be started again."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def kept_plan(folder: Path, run: str, peer: int) -> Plan:
         If there is no such run here, the plan is another peer's or run's, or the peer trains already or has
         come to its end.
     DataError
-        If the plan or the peer's log cannot be read.
+        If the plan or the peer's journal cannot be read.
     """
     path = plan_file(folder, peer)
     try:
