@@ -22,11 +22,11 @@ class Cause(Enum):
     """The cause for which a host ends, as others see it; each error and each passed-on stop has one."""
 
     OWN = "own"
-    """Its own affair: its code, its disk, or a person at its site who ended it."""
+    """The host's own affair: its code, its disk, or a person at its site who ended it."""
     RUN = "run"
-    """The run's affair: what it computes, or how it was set up, would end every host."""
+    """The run's affair: its computation, or its settings, would end every host."""
     LOST = "lost"
-    """It has lost others, and noticed that itself; it cannot know why they are gone."""
+    """The host has lost others, and noticed that itself; it cannot know why they are gone."""
     HEARSAY = "hearsay"
     """Another host has reported that it gives up, for a reason of its own."""
     STOPPED = "stopped"
@@ -51,7 +51,7 @@ class P2PFTError(Exception):
 
 
 def cause_of(error: BaseException) -> Cause:
-    """Return an error's cause; RUN for an error that is none of this package's."""
+    """Return an error's cause; RUN for an error without one, as other packages' errors are."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, Cause) else Cause.RUN
 
@@ -65,7 +65,7 @@ class TopologyError(P2PFTError, ValueError):
 
 
 class DataError(P2PFTError, ValueError):
-    """A dataset, partition or weights file cannot be used; names the file, class or peer."""
+    """A dataset, partition, file or message cannot be used; names the file, field, class or peer."""
 
 
 def printable(text: str) -> str:
@@ -74,7 +74,7 @@ def printable(text: str) -> str:
 
 
 def did_you_mean(value: str, choices: Iterable[str], most: int = 1) -> str:
-    """Return, for the end of a message, which of ``choices`` are spelt nearly as ``value``; empty: none.
+    """Return an end for a message that names the choices spelt nearly as ``value``; empty without any.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def did_you_mean(value: str, choices: Iterable[str], most: int = 1) -> str:
     choices : iterable of str
         All valid values.
     most : int
-        The largest number of choices that are named.
+        The most choices that are named; default 1.
     """
     close = difflib.get_close_matches(value, list(choices), n=most)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,4 +1,4 @@
-"""Facts of a run and of its peers besides scores, as plans, logs, checkpoints and results have them."""
+"""Facts of a run and of its peers besides scores, as plans, journals, checkpoints and results have them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class GraphName:
 
 @dataclass(frozen=True)
 class ResumedFrom:
-    """The run that another one went on from, and its iterations by then."""
+    """The id of the run from which another one went on, and the number of iterations done by then."""
 
     run: str
     iteration: Count
@@ -31,7 +31,7 @@ class ResumedFrom:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Facts of a run that the logs of all its peers have in common.
+    """Facts of a run that the journals of all its peers have in common.
 
     Attributes
     ----------
@@ -42,11 +42,11 @@ class RunFacts:
     partition : str
         The run-config's ``partition``, with ``auto`` resolved.
     versions : dict of str to str
-        Package to version.
+        The version of each package, by its name.
     pooled : bool
         Whether one peer holds the data of all.
     resumed_from : ResumedFrom or None
-        The run that this one goes on from; None if it began anew.
+        The run from which this one goes on; None if this run began anew.
     """
 
     graph: GraphName
@@ -64,11 +64,11 @@ class KnownImages:
     Attributes
     ----------
     images : int
-        Training images.
+        Number of training images.
     train_digest, test_digest : str
-        XXH3-128, hexadecimal, of labels, names, sizes and contents in their order.
+        XXH3-128, hexadecimal, of the labels, names, sizes and contents of the images, in their order.
     pixel_range : str
-        The sample values that are black and white in them; a site may decide these for itself.
+        The sample values that are black and white in the images; a site may decide these for itself.
     """
 
     images: Count
@@ -79,7 +79,21 @@ class KnownImages:
 
 @dataclass(frozen=True)
 class Row:
-    """A peer of the graph, and its row of W: each sender's weight, without zeros; and that of each turn."""
+    """A peer of the graph, and its row of W.
+
+    Attributes
+    ----------
+    peer : int
+        The peer's number.
+    name : str
+        The peer's name in the graph.
+    address : str or None
+        The peer's address in the graph; None if the graph has none.
+    weights : dict of int to float
+        The weight of each sender, without zeros.
+    turns : tuple of dict of int to float
+        The weights of each turn; empty if weights do not change.
+    """
 
     peer: PeerNumber
     name: str
@@ -97,11 +111,11 @@ class PeerFacts:
     name : str
         The peer's name in the graph; ``all`` if it holds the data of all.
     classes : tuple of str
-        Names of the classes of which it holds images.
+        Names of the classes of which the peer holds images.
     known : KnownImages
-        Its images.
+        The peer's images.
     rows : tuple of Row
-        Its own row of W; the rows of all peers if it holds the data of all.
+        The peer's own row of W; the rows of all peers if the peer holds the data of all.
     """
 
     name: str

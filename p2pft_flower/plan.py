@@ -1,4 +1,4 @@
-"""The plan that a host is sent: its peers' weights, their neighbours' addresses, the settings."""
+"""The plan that a host is sent: its peers' rows and columns, their neighbours' addresses, the settings."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ class Neighbourhood:
     peer : int
         The peer i.
     row : dict of int to float
-        a_ij of each j that i receives from, i itself included; sums to one.
+        The weight a_ij of each j from which i receives, i itself included; sums to one.
     column : dict of int to float
-        b_ji of each j that i sends to, i itself included: the shares i gives away; sums to one.
+        The share b_ji that i gives to each j, i itself included; sums to one.
     tracker_weight, next_weight : float
-        The limit of τ_i in mean gradients, and that of the next iteration; the same if weights do not change.
+        The limit of τ_i in this iteration, and in the next one, as a factor of the mean gradient; the two are
+        equal if weights do not change.
     turns : tuple of Neighbourhood
-        The place in iteration 0, 1, …, if the weights change; ``row`` and ``column`` have the edges of all.
+        The peer's part in the iterations 0, 1, … of a period, if weights change; then ``row`` and ``column``
+        have the edges of all turns. Empty if weights do not change.
     """
 
     peer: PeerNumber
@@ -50,7 +52,7 @@ class Neighbourhood:
 
     @classmethod
     def of(cls, view: View, peer: int, codec_step: float = 0.0) -> Neighbourhood:
-        """Cut ``peer``'s row of A and column of B out of the view's graph; 0: without a codec."""
+        """Return ``peer``'s part of the view's graph; ``codec_step`` is γ, or 0 without a codec."""
         turns = tuple(cls(peer, *view.turn_of(peer, k, codec_step or 1.0)) for k in range(view.graph.period))
         if len(turns) == 1:
             return turns[0]
@@ -58,12 +60,12 @@ class Neighbourhood:
         return cls(peer, view.row(peer), view.column(peer), whole.tracker_weight, whole.next_weight, turns)
 
     def at(self, k: int) -> Neighbourhood:
-        """Return the place in iteration ``k``."""
+        """Return the peer's part of the graph in iteration ``k``."""
         return self.turns[k % len(self.turns)] if self.turns else self
 
     @property
     def whole(self) -> bool:
-        """Whether the peer gives something to itself, and its turns have edges of its place only."""
+        """Whether the peer gives something to itself, and its turns are its own and have no other edges."""
         own = self.peer in self.row.keys() & self.column.keys()
         return own and all(
             turn.whole
@@ -76,12 +78,12 @@ class Neighbourhood:
 
     @property
     def in_neighbours(self) -> tuple[int, ...]:
-        """Peers that this one receives from, ascending."""
+        """The peers from which this one receives, ascending."""
         return tuple(j for j in sorted(self.row) if j != self.peer)
 
     @property
     def out_neighbours(self) -> tuple[int, ...]:
-        """Peers that this one sends to, ascending."""
+        """The peers to which this one sends, ascending."""
         return tuple(j for j in sorted(self.column) if j != self.peer)
 
 
@@ -92,11 +94,11 @@ class ResumePoint:
     Attributes
     ----------
     run : str
-        The run that is resumed.
+        The id of the run that is resumed.
     folder : str
-        The run's folder, with the host's checkpoints and logs of it.
+        The folder of the run that is resumed, with the checkpoints and journals of the host's peers.
     iterations : dict of int to int
-        Iterations that each peer has done; the same number for all if they exchange anything.
+        Number of iterations that each peer has done; the same number for all if they exchange anything.
     digests : dict of int to str
         Digest of each peer's checkpoint.
     """
@@ -118,45 +120,44 @@ class Plan:
     config : RunConfig
         The settings.
     n : int
-        Peers in the whole graph.
+        Number of peers in the whole graph.
     greetings : int
-        Rounds in which hosts greet their neighbours before they train (:func:`greetings`).
+        Number of rounds in which hosts greet their neighbours before they train (:func:`greetings`).
     terms : str
-        Digest of what must be equal on all peers (:func:`terms_digest`).
+        Digest of the settings that must be equal on all peers (:func:`terms_digest`).
     peers : tuple of Neighbourhood
-        The peers that this host runs.
+        The peers that this host runs, ascending.
     loss_weights : dict of int to float
-        Factor of each peer's loss (``objective``), of all peers of the run; their mean is one.
+        Factor of the loss (``objective``) of each peer of the run; the mean of all is one.
     iterations, evaluate_every : int
-        Length of the run, and iterations between evaluations.
+        Number of iterations of the run, and of iterations between two evaluations.
     addresses : dict of int to str
         Addresses of this host's peers and of their neighbours on other hosts, ``unix:/path`` or
-        ``host:port``. Empty if everything stays in memory. The own peers of a deployed host have one even if
-        they exchange nothing with others, since they listen for stops; they have none if neither site nor
-        graph gives one.
+        ``host:port``. Empty if everything stays in memory. Each peer of a deployed host has an address, if
+        its site or the graph gives one, even if it exchanges nothing with others: it listens for stops.
     graph : GraphParts
         The whole graph (:meth:`Graph.to_dict`) if the view may change; else empty.
     members : dict of int to tuple of int
         The peers of each host of the run, by the host's lowest peer, if the view may change; else empty. If
-        it may change, ``addresses`` has the addresses of all of them: any two may become neighbours.
+        the view may change, ``addresses`` has the address of every peer: any two may become neighbours.
     observer : str
-        Address to which progress is reported; empty: it is reported to nobody.
+        Address to which progress is reported; empty: to nobody.
     pooled : bool
         Whether one peer holds the data of all n.
     output_dir : str
-        Folder for logs and tails, on the host's machine.
+        Folder for journals and tails, on the host's machine.
     facts : RunFacts or None
-        Facts of the run for its results; each peer's log begins with them, so that results can be made of the
-        peers' files alone. None: the logs have no facts.
+        Facts of the run for its results; each peer's journal begins with them, so that results can be made of
+        the peers' files alone. None: the journals have no facts.
     peer_facts : dict of int to PeerFacts
-        Facts of each of these peers for the results; they go into the peer's log only.
+        Facts of each of this host's peers for the results; they go into the peer's journal only.
     stop_digest : str
         SHA-256, hexadecimal, of the key that only the coordinator knows: a caller who shows the key may stop
         the run. Empty: only neighbours may.
     checkpoint_every : int
-        Iterations between two checkpoints; negative: none are written.
+        Number of iterations between two checkpoints; negative: none are written.
     checkpoint_files : int
-        Files that each peer keeps (:func:`p2pft_flower.keeping.retention.files_kept`).
+        Number of files that each peer keeps (:func:`p2pft_flower.keeping.retention.files_kept`).
     resume : ResumePoint or None
         The point from which the run goes on; None if it begins anew.
     codec_step : float
@@ -188,7 +189,7 @@ class Plan:
 
     @property
     def begins(self) -> dict[int, int]:
-        """Iterations that each peer of this plan had done before this run: 0 unless it is resumed."""
+        """Number of iterations that each of the host's peers did in the resumed run; 0 if there is none."""
         done = {} if self.resume is None else self.resume.iterations
         return {p.peer: done.get(p.peer, 0) for p in self.peers}
 
@@ -198,7 +199,7 @@ class Plan:
         return tuple(range(self.n)) if self.facts is None else self.facts.live
 
     def weights_among(self, live: Collection[int]) -> dict[int, float]:
-        """Return the factor of each peer's loss if the peers ``live`` train; the mean of theirs is one."""
+        """Return the factor of each peer's loss if the peers ``live`` train: the mean among these is one."""
         weights = self.loss_weights
         # Of all peers the mean is one, up to rounding: bits shall not change if nobody is missing.
         mean = sum(weights[p] for p in live) / len(live) if len(live) < len(weights) else 1.0
@@ -210,22 +211,22 @@ class Plan:
 
     @property
     def listens_for_stops(self) -> bool:
-        """Whether the host is to listen though it may have no neighbours elsewhere."""
+        """Whether the host is to listen for stops, even if it has no neighbours on other hosts."""
         return bool(self.stop_digest) and all(p.peer in self.addresses for p in self.peers)
 
     def to_json(self) -> str:
-        """Serialise for a message or a file, with a digest that shows damage."""
+        """Return the plan as JSON for a message or a file, with a digest that shows damage."""
         body = encoded(self)
         return msgspec.json.encode(_Sealed(SCHEMA, sha256(body).hexdigest(), msgspec.Raw(body))).decode()
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Plan:
-        """Read what :meth:`to_json` wrote.
+        """Return the plan of a text that :meth:`to_json` returned.
 
         Raises
         ------
         DataError
-            When it is no plan of this version, or was changed; names the field.
+            If ``text`` is no plan of this version, or was changed; names the field or the fault.
         """
         told = decoded(text, _Sealed, "not a plan of this version")
         if told.schema != SCHEMA:
@@ -239,7 +240,7 @@ class Plan:
 
     @property
     def _fault(self) -> str:
-        """A text on fields that contradict each other; empty if none do."""
+        """A text on the first fields that contradict each other; empty if none do."""
         own = [place.peer for place in self.peers]
         if not own or own != sorted(set(own)):
             return "the host's peers do not ascend - at `$.peers`"
@@ -260,7 +261,7 @@ class Plan:
 
 
 class _Sealed(msgspec.Struct, frozen=True):
-    """A plan as it is written: its content, and a digest that shows damage."""
+    """A plan as :meth:`Plan.to_json` writes it: its content, and a digest that shows damage."""
 
     schema: Annotated[str, msgspec.Meta(max_length=64)]
     digest: str
@@ -268,10 +269,10 @@ class _Sealed(msgspec.Struct, frozen=True):
 
 
 def greetings(view: View, hosts: Iterable[Collection[int]]) -> int:
-    """Return how many rounds of greetings tell every host that all others are prepared; at least 1.
+    """Return the number of rounds of greetings that tell every host that all are prepared; at least 1.
 
-    In each round a host asks its neighbours, and so hears of hosts one step further away, along edges in
-    either direction. So the number is the diameter of the hosts' undirected graph.
+    In each round a host asks its neighbours, and so hears of hosts that are one step further away, along
+    edges in either direction. So the number is the diameter of the hosts' undirected graph.
 
     Parameters
     ----------
@@ -286,20 +287,24 @@ def greetings(view: View, hosts: Iterable[Collection[int]]) -> int:
 
 
 PRIVATE_KEYS = ("output-dir", "data-dir", "download", "verify")
-"""Settings that may differ from peer to peer."""
+"""Run-config keys whose values may differ from peer to peer."""
 
 
 def terms_digest(config: RunConfig, view: View, iterations: int) -> str:
-    """Digest what all peers must agree on before they train: settings, live graph, length.
+    """Return the digest of settings, live graph and number of iterations: SHA-256, hexadecimal.
 
-    Each host adds the digest of its own model before it says hello.
+    All peers must have the same digest before they train. Each host adds the digest of its own model before
+    it says hello.
     """
     text = json.dumps([_settings(config), view.peers, view.graph.digest, iterations], sort_keys=True)
     return sha256(text.encode()).hexdigest()
 
 
 def config_digest(config: RunConfig) -> str:
-    """Digest the settings that must be the same on all peers, as this machine's package reads them."""
+    """Return the digest of the settings that all peers must have alike: SHA-256, hexadecimal.
+
+    Settings that this version of the package reads otherwise give another digest.
+    """
     return sha256(json.dumps(_settings(config), sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""``"my_module:my_name"``: how a user's own method, model, dataset or partition is found."""
+"""References such as ``"my_module:my_name"``, which name a user's own method, model, dataset or partition."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def is_reference(value: str) -> bool:
 
 
 def load_reference(value: str, *, key: str) -> Callable[..., Any]:
-    """Import what ``value`` names.
+    """Return the function or class that ``value`` names, from its module, which is imported.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def load_reference(value: str, *, key: str) -> Callable[..., Any]:
     Raises
     ------
     ConfigError
-        When the module cannot be imported, has no such name, or it cannot be called.
+        If the module cannot be imported or has no such name, or if the named object cannot be called.
     """
     location, _, name = value.rpartition(":")
     try:
@@ -80,20 +80,20 @@ def load_reference(value: str, *, key: str) -> Callable[..., Any]:
 
 
 def call_reference(value: str, *arguments: Any, key: str, **named: Any) -> Any:
-    """Import what ``value`` names and call it.
+    """Import the function or class that ``value`` names, call it, and return the result.
 
     Parameters
     ----------
     value, key : str
-        As for :func:`load_reference`.
+        The reference and its run-config key, as for :func:`load_reference`.
     *arguments, **named
         The arguments of the call.
 
     Raises
     ------
     ConfigError
-        As :func:`load_reference`; when it looks for a file or module that is not in the app's bundle; when
-        it raises anything else than an error of this package.
+        If :func:`load_reference` fails; if the call looks for a file or module that is not in the app's
+        bundle; if the call raises anything else than an error of this package.
     """
     target = load_reference(value, key=key)
     with telling_whose(value, key=key, doing="calling it"), telling_of_the_bundle(value, key=key):
@@ -102,19 +102,19 @@ def call_reference(value: str, *arguments: Any, key: str, **named: Any) -> Any:
 
 @contextmanager
 def telling_whose(value: str, *, key: str, doing: str) -> Iterator[None]:
-    """Name the key and its value in the error, if code of ``value`` raises in the ``with`` block.
+    """Raise an error that names key and value, if code of ``value`` raises in the ``with`` block.
 
     Parameters
     ----------
     value, key : str
-        As for :func:`load_reference`.
+        The reference and its run-config key, as for :func:`load_reference`.
     doing : str
         A name of the action in the block, for the message: ``"calling it"``.
 
     Raises
     ------
     ConfigError
-        In place of any error that is raised and is none of this package's.
+        In place of any error that is none of this package's.
     """
     try:
         yield
@@ -125,7 +125,7 @@ def telling_whose(value: str, *, key: str, doing: str) -> Iterator[None]:
 
 
 def _raised(key: str, value: str, doing: str, error: BaseException) -> ConfigError:
-    """Return the error of a plug-in's own code that raised, with the line in its file."""
+    """Return the ConfigError for an error of a plug-in's own code, with the line in the plug-in's file."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_ours(frame.filename)]
     own = [frame for frame in frames if frame.filename == frames[0].filename]
     place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
@@ -140,12 +140,13 @@ def _is_ours(file: str) -> bool:
 
 @contextmanager
 def telling_of_the_bundle(value: str, *, key: str) -> Iterator[None]:
-    """Say that a file or module is not in the app's bundle, if code of ``value`` looks for it in the block.
+    """Raise an error on the app's bundle, if code of ``value`` misses a file or module in the ``with`` block.
 
     Raises
     ------
     ConfigError
-        In place of an error of a file that is missing in the bundle, or of a module that cannot be imported.
+        In a process that runs an app's bundle: in place of the error of a file that is missing in the bundle,
+        or of a module that cannot be found.
     """
     try:
         yield
@@ -169,13 +170,13 @@ CARRIES = (
     "test_*.py, *_test.py, links, what .gitignore names, and folders such as lib/ and build/ beside "
     "pyproject.toml"
 )
-"""Files of the app's folder that Flower ships to the processes of a run."""
+"""A text on the files of the app's folder that Flower ships to the processes of a run."""
 
 _NO_TOP_FOLDERS = ("build", "eggs", "lib", "lib64", "parts", "env", "venv", "ENV")
 
 
 def _left_out(module: str) -> str:
-    """Return why a module of the app's folder is in no bundle, by its name; empty: it may be in it."""
+    """Return the reason why a module of this name is in no app's bundle; empty if it may be in one."""
     first, *_ = parts = module.split(".")
     if any(part.startswith("test_") or part.endswith("_test") for part in parts):
         return "Flower's bundle of an app leaves out test_*.py and *_test.py: rename it"
@@ -185,7 +186,7 @@ def _left_out(module: str) -> str:
 
 
 def app_bundle() -> Path | None:
-    """Return the folder into which Flower has put the app's bundle, in a process that runs it; else None."""
+    """Return the folder of the app's bundle, in a process in which Flower runs one; else None."""
     try:
         apps = (Path(os.environ.get("FLWR_HOME") or "~/.flwr").expanduser() / "apps").resolve()
     except RuntimeError:  # no home folder
@@ -205,19 +206,22 @@ def _cannot_import(key: str, value: str, error: Exception, missing: str) -> Conf
 
 
 def check_reference(value: str, *, key: str, beside: Sequence[Path] = ()) -> None:
-    """Refuse what :func:`load_reference` would not find, as far as it is known without running any code.
+    """Raise an error if :func:`load_reference` would not find ``value``, as far as reading files shows it.
+
+    No code of the module is run.
 
     Parameters
     ----------
     value, key : str
-        As for :func:`load_reference`.
+        The reference and its run-config key, as for :func:`load_reference`.
     beside : sequence of Path
-        Folders in which the processes of the run look for modules, beside those of ``sys.path``.
+        Folders in which the processes of the run look for modules, beside those of ``sys.path``; default
+        none.
 
     Raises
     ------
     ConfigError
-        When there is no such module, it is no Python, or it has no such name.
+        If there is no such module, if its file is no Python, or if it has no such name.
     """
     location, _, name = value.rpartition(":")
     file = source_file(value, key=key, beside=beside)
@@ -234,15 +238,20 @@ def check_reference(value: str, *, key: str, beside: Sequence[Path] = ()) -> Non
 def source_file(value: str, *, key: str, beside: Sequence[Path] = ()) -> Path | None:
     """Return the file of a plug-in's module, without running any code; None if only an import can find it.
 
+    The file of ``"/path/my_file.py:my_name"`` need not be there.
+
     Parameters
     ----------
-    value, key, beside
-        As for :func:`check_reference`.
+    value, key : str
+        The reference and its run-config key, as for :func:`load_reference`.
+    beside : sequence of Path
+        Folders in which the processes of the run look for modules, beside those of ``sys.path``; default
+        none.
 
     Raises
     ------
     ConfigError
-        When there is no such module.
+        If there is no such module.
     """
     location = value.rpartition(":")[0]
     if location.endswith(".py"):
@@ -251,7 +260,7 @@ def source_file(value: str, *, key: str, beside: Sequence[Path] = ()) -> Path | 
 
 
 def _source(module: str, beside: Sequence[Path], key: str, value: str) -> Path | None:
-    """Return a module's source file, found without importing the packages that it is in; None: not known."""
+    """Return a module's source file, found without importing its packages; None if the file is not known."""
     first, *inner = module.split(".")
     if first in sys.modules:
         spec = getattr(sys.modules[first], "__spec__", None)
@@ -278,7 +287,10 @@ def _source(module: str, beside: Sequence[Path], key: str, value: str) -> Path |
 
 
 def _inside(folders: Sequence[Path], part: str) -> tuple[Path | None, list[Path]]:
-    """Return the file of a module or package in one of ``folders``, and the folders of what is in it."""
+    """Return the file of the module or package ``part`` in one of ``folders``, and its own folders.
+
+    The file is None if there is none, as for a namespace package.
+    """
     for folder in folders:
         if (package := folder / part / "__init__.py").is_file():
             return package, [package.parent]
@@ -289,11 +301,11 @@ def _inside(folders: Sequence[Path], part: str) -> tuple[Path | None, list[Path]
 
 
 _DYNAMIC = frozenset({"exec", "eval", "globals", "vars", "setattr", "__getattr__"})
-"""Names with which a module may define others."""
+"""Names by which a module's code may define other names."""
 
 
 def _may_define(tree: ast.Module, name: str) -> bool:
-    """Tell whether a module may have the name, by everything in it that is bound anywhere."""
+    """Tell whether a module may have the name: some code of the module binds it, or may do so unseen."""
     bound: set[str] = set()
     used: set[str] = set()
     for node in ast.walk(tree):
@@ -307,7 +319,7 @@ def _may_define(tree: ast.Module, name: str) -> bool:
 
 
 _LOADING = threading.RLock()
-"""Held while a file is run: another thread must not find it in ``sys.modules`` half done."""
+"""Held while a file is run, so that no other thread finds its module half done in ``sys.modules``."""
 
 
 def _load_file(path: Path) -> ModuleType:

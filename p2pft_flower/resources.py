@@ -18,7 +18,7 @@ def home() -> Path:
     Raises
     ------
     ConfigError
-        When the user has no home folder.
+        If the user has no home folder.
     """
     try:
         return Path(os.environ.get("P2PFT_HOME") or "~/.p2pft").expanduser()
@@ -29,7 +29,7 @@ def home() -> Path:
 
 
 def home_named() -> str:
-    """Return how errors name :func:`home`: by the variable, if it is set."""
+    """Return the name that errors give to :func:`home`: the variable with its value, if it is set."""
     chosen = os.environ.get("P2PFT_HOME")
     return f"P2PFT_HOME = {chosen!r}" if chosen else "~/.p2pft (P2PFT_HOME is not set)"
 
@@ -53,7 +53,7 @@ def resource_dir(name: str) -> Path:
     Raises
     ------
     FileNotFoundError
-        When neither place has it, which means that the installation is incomplete.
+        If neither place has it, which means that the installation is incomplete.
     """
     candidates = (_PACKAGE / "_resources" / name, _PACKAGE.parent / name)
     for candidate in candidates:

@@ -1,4 +1,4 @@
-"""JSON of a file or of another process becomes a dataclass at once, or is refused by the field's name."""
+"""Readers that make JSON of a file or of another process a dataclass at once, or name the wrong field."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ __all__ = [
 T = TypeVar("T")
 
 MAX_PEERS = 4096
-"""A graph's W is dense: beyond this a number of peers is a slip of the keyboard rather than a graph."""
+"""The most peers of a graph, whose W is dense; a larger number is rather a slip of the keyboard."""
 
 PeerNumber = Annotated[int, msgspec.Meta(ge=0, lt=MAX_PEERS)]
 """The number of a peer."""
 
 PeerCount = Annotated[int, msgspec.Meta(ge=1, le=MAX_PEERS)]
-"""A number of peers in a graph."""
+"""The number of peers in a graph."""
 
 Number = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
 """A whole number that every reader of JSON takes as it is."""
@@ -46,31 +46,32 @@ Positive = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 """A number of iterations, bytes or images that is at least one."""
 
 Share = Annotated[float, msgspec.Meta(gt=0)]
-"""A weight of a graph."""
+"""A number above zero, such as a weight of a graph or the factor of a loss."""
 
 Settings = dict[str, bool | int | float | str]
-"""A run-config by its keys, perhaps of an earlier version, which had others."""
+"""A run-config by its keys; an earlier version's may have other keys."""
 
 _FAULTS = (ValueError, TypeError, OverflowError, RecursionError, MemoryError)
-"""Errors of reading: msgspec's are ValueErrors, and so are those of texts and numbers."""
+"""Errors of reading; the errors of msgspec are ValueErrors, and so are those of texts and numbers."""
 
 
 def decoded(data: bytes | str, kind: type[T], where: object) -> T:
-    """Read JSON as ``kind``.
+    """Return a JSON value as an object of ``kind``.
 
     Parameters
     ----------
     data : bytes or str
         One JSON value.
     kind : type
-        The type that it must have: a dataclass or ``msgspec.Struct``, checked down to each field's bounds.
+        The type that the value must have, such as a dataclass or ``msgspec.Struct``; it is checked down to
+        each field's bounds.
     where : object
         The value's place (a path, a line), for the error.
 
     Raises
     ------
     DataError
-        When it is none; names ``where`` and the field.
+        If ``data`` is no JSON of this type; names ``where`` and the field.
     """
     try:
         return msgspec.json.decode(data, type=kind)
@@ -79,12 +80,12 @@ def decoded(data: bytes | str, kind: type[T], where: object) -> T:
 
 
 def read_object(data: bytes, where: object) -> dict[str, Any]:
-    """Read a JSON object of any keys, whose texts may hold bytes that are no text, escaped.
+    """Return a JSON object of any keys; its texts may hold escaped bytes that are no text.
 
     Raises
     ------
     DataError
-        When it is none; names ``where``.
+        If ``data`` is no JSON object; names ``where``, its place.
     """
     try:
         value = json.loads(data)
@@ -96,7 +97,13 @@ def read_object(data: bytes, where: object) -> dict[str, Any]:
 
 
 def converted(value: Any, kind: type[T], where: object) -> T:
-    """Take what :func:`plain` returned, after a message, as ``kind``; as :func:`decoded` otherwise."""
+    """Return, as an object of ``kind``, a value that :func:`plain` returned and a message has carried.
+
+    Raises
+    ------
+    DataError
+        If ``value`` is not of this type; names ``where``, the value's place, and the field.
+    """
     try:
         return msgspec.convert(value, kind, str_keys=True)
     except _FAULTS as error:
@@ -104,9 +111,9 @@ def converted(value: Any, kind: type[T], where: object) -> T:
 
 
 def encoded(value: Any) -> bytes:
-    """Return JSON of a struct or dataclass; numbers that are not finite become null.
+    """Return a struct or dataclass as JSON; numbers that are not finite become null.
 
-    A string that is no text (a file's name in another encoding) becomes one: its bytes are escaped.
+    In a string that is no valid text (a file's name in another encoding), the odd bytes are escaped.
     """
     try:
         return msgspec.json.encode(value)
@@ -126,7 +133,7 @@ def _textual(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a struct or dataclass as dictionaries with texts for keys, lists and numbers."""
+    """Return a struct or dataclass as dictionaries with texts for keys, lists, texts and numbers."""
     return msgspec.to_builtins(value, str_keys=True)
 
 

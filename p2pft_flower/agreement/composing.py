@@ -21,20 +21,21 @@ def compose(
     """Return the view to propose.
 
     Members that hang, or that have died since they promised, are left out; so are members that working edges
-    do not connect with the others. All begin with the most iterations that any of them has completed.
+    do not connect with the others. The view begins with the highest plausible number of iterations that any
+    of its members has completed.
 
     Parameters
     ----------
     rules : Rules
         The rules of the run.
     view : Composition
-        The view that is followed.
+        The view before the one to propose.
     promised : mapping of int to Record
         The records of the members that have promised, a quorum of ``view``.
     dead : iterable of int
-        Members among them that nobody hears any more.
+        Members among ``promised`` that have gone, or that none of their neighbours hears any more.
     joiners : iterable of Record
-        Members that ask to be let in, ascending.
+        The records of the members that ask to be let in, ascending.
     """
     out = {m for r in promised.values() for m in r.hanging} | set(dead)
     stay = [m for m in sorted(promised) if m not in out] or sorted(promised)
@@ -60,7 +61,7 @@ def compose(
 
 
 def can_join(rules: Rules, view: Composition, missed: Collection[int], joiner: Record) -> bool:
-    """Tell whether ``joiner`` reaches the members of ``view`` that are not missed, along edges that work."""
+    """Tell whether working edges can connect ``joiner`` with the members of ``view`` that are not missed."""
     others = [m for m in view.members if m not in missed and m != joiner.member]
     return bool(others) and _with_joiner(rules, others, set(view.broken), joiner) is not None
 
@@ -68,7 +69,8 @@ def can_join(rules: Rules, view: Composition, missed: Collection[int], joiner: R
 def is_sound(rules: Rules, view: Composition, value: Composition, own: Record) -> bool:
     """Tell whether a member, whose record is ``own``, can accept that ``value`` follows ``view``.
 
-    Honest proposers propose nothing else. So a member that lies cannot make the others skip iterations.
+    An honest proposer proposes only sound views. So a member that lies cannot make the others skip
+    iterations.
     """
     before, joined = set(view.members), set(value.joined)
     old = [m for m in value.members if m not in joined]
@@ -89,18 +91,21 @@ def is_sound(rules: Rules, view: Composition, value: Composition, own: Record) -
 
 
 def _first_iteration(rules: Rules, stay: list[Record]) -> int:
-    """Return the most iterations that a member has completed.
+    """Return the highest plausible number of iterations that a member of ``stay`` has completed.
 
-    Along each edge a receiver is one iteration ahead of its sender at most, one period where weights change.
-    So in a strongly connected graph of n peers no two members are n of these apart. A number further from the
-    median is not true, and not used.
+    A receiver is at most one iteration ahead of its sender; with weights that change, at most one period. So
+    in a strongly connected graph of n peers no two members are n iterations, or n periods, apart. A number
+    that is further from the median is not true, and not used.
     """
     middle = median_low(r.iteration for r in stay)
     return max(r.iteration for r in stay if abs(r.iteration - middle) <= rules.apart)
 
 
 def _connected(rules: Rules, members: Iterable[int], broken: Iterable[Edge]) -> tuple[list[int], set[Edge]]:
-    """Return the members that the graph holds together, and the broken edges among them."""
+    """Return those of ``members`` that the graph connects, and the broken edges among them.
+
+    If no member were left, the last set that has any is returned.
+    """
     stay = list(members)
     while True:
         inside = rules.peers(stay)
@@ -115,7 +120,7 @@ def _connected(rules: Rules, members: Iterable[int], broken: Iterable[Edge]) -> 
 def _with_joiner(
     rules: Rules, members: list[int], broken: set[Edge], joiner: Record
 ) -> tuple[list[int], set[Edge]] | None:
-    """Return members and broken edges with ``joiner``; None if it cannot be connected."""
+    """Return the members and broken edges with ``joiner`` added; None if they cannot all be connected."""
     own = rules.peers([joiner.member])
     far = rules.between([joiner.member], [m for m in members if m not in joiner.reaches])
     wanted = sorted({*members, joiner.member})

@@ -25,7 +25,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Completed:
-    """The member has completed ``iterations`` iterations."""
+    """The member has completed ``iteration`` iterations."""
 
     iteration: int
 
@@ -37,14 +37,14 @@ class Finished:
 
 @dataclass(frozen=True)
 class Left:
-    """The member goes; the others need not wait for its silence."""
+    """The member goes, for ``reason``; the others need not wait until it has been silent for too long."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Missed:
-    """The member has not heard another member for too long, or the other one speaks but hangs."""
+    """The member has not heard ``member`` for too long or, if ``hanging``, hears it but sees no progress."""
 
     member: int
     hanging: bool = False
@@ -52,9 +52,9 @@ class Missed:
 
 @dataclass(frozen=True)
 class Useless:
-    """An edge of the member's carries no payloads, though both of its ends speak.
+    """An edge of the member's peers carries no payloads, though both of its ends speak.
 
-    Unlike :class:`Missed`, this stands until the view has changed.
+    Unlike :class:`Missed`, which a word from the missed member undoes, this stands until the view changes.
     """
 
     edge: Edge
@@ -62,14 +62,14 @@ class Useless:
 
 @dataclass(frozen=True)
 class Rejoining:
-    """The member asks to be let in again, after the others have gone on without it."""
+    """The member, which has completed ``iteration`` iterations, asks to be let in again."""
 
     iteration: int = 0
 
 
 @dataclass(frozen=True)
 class Reached:
-    """The member, which joins, has just spoken with these members itself, and not through others."""
+    """The member, which is joining, has just spoken with ``members`` directly, and not through others."""
 
     members: tuple[int, ...]
 
@@ -87,7 +87,7 @@ class Heard:
     speaker : int or None
         The member that speaks; None if that is unknown.
     known : mapping of int to (int, int)
-        The age of each record that the speaker has; empty while it trains.
+        The age of each record that the speaker has, by author; empty while the speaker trains.
     """
 
     records: tuple[Record, ...]
@@ -105,7 +105,7 @@ Event = Completed | Finished | Left | Missed | Useless | Rejoining | Reached | H
 
 
 class Effect(Enum):
-    """Actions to take at once; the state has the member's view, and whether it gives up."""
+    """An action to take at once. The member's view, and whether it gives up, are in its state."""
 
     TELL = "tell"
     """Gossip now: there is news."""

@@ -10,18 +10,19 @@ from p2pft_flower.agreement.state import State
 __all__ = ["CONTACTS", "contacts", "known", "near", "news", "steps"]
 
 CONTACTS = 8
-"""The least number of members that take their turn at once; an eighth of all if that is more."""
+"""Number of other members that take their turn at once; an eighth of them if that is more."""
 
 _STEPS_AT_ONCE = 8
+"""The most steps that one gossip carries."""
 
 
 def contacts(state: State) -> tuple[int, ...]:
     """Return the members to gossip with, ascending: neighbours, and members past those that are missing.
 
     If a neighbour is missing, its neighbours are contacts too, and so on, past all members known to be
-    missing. In a change that lasts longer than a round all others take turns, some of them (see `CONTACTS`)
-    between two ticks. For a joining member all are contacts at once. A member that has finished stays as long
-    as it hears those that still train, so these are its contacts too.
+    missing. In a change that lasts longer than a round all other members take turns, some of them (see
+    :data:`CONTACTS`) between two ticks. For a joining member all others are contacts at once. A member that
+    has finished stays as long as it hears members that still train, so these are its contacts too.
     """
     groups, me = state.rules.groups, state.me
     others = [m for m in sorted(groups) if m != me]
@@ -45,22 +46,21 @@ def contacts(state: State) -> tuple[int, ...]:
 
 
 def near(state: State) -> tuple[int, ...]:
-    """Return the members of the newest view known that share an edge of the whole graph with this one."""
+    """Return the members of the newest known view that an edge of the whole graph joins to this member."""
     return tuple(sorted(state.rules.around(state.me).intersection(state.newest.members) - {state.me}))
 
 
 def known(state: State) -> dict[int, Age]:
-    """Return the age of each record that this member has, by author; nothing while it trains."""
+    """Return the age of each record that this member has, by author; empty while this member trains."""
     return {} if state.phase is Phase.RUNNING else {m: r.age for m, r in state.table.items()}
 
 
 def news(state: State, other: int) -> list[Record]:
-    """Return the records for ``other``.
+    """Return the records to send to the member ``other``.
 
-    These are all records that are new to it, by the versions that it has sent. It is only this member's own
-    record while this one trains, or if the other has sent no versions yet, which it does in its answer unless
-    it trains itself (van Renesse et al., Efficient Reconciliation and Flow Control for Anti-Entropy
-    Protocols, 2008).
+    These are the records that are newer than the ages that ``other`` has sent (van Renesse et al., Efficient
+    Reconciliation and Flow Control for Anti-Entropy Protocols, 2008). While this member trains, or if
+    ``other`` has sent no ages yet, only this member's own record is sent. A member that trains sends no ages.
     """
     there = state.known.get(other)
     if there is None or state.phase is Phase.RUNNING:
@@ -69,7 +69,7 @@ def news(state: State, other: int) -> list[Record]:
 
 
 def steps(state: State, other: int) -> tuple[Step, ...]:
-    """Return the steps to the views after the newest one that ``other`` has named, oldest first."""
+    """Return the first steps, eight at most, to the views after the newest one that ``other`` has named."""
     r = state.records.get(other)
     first = 0 if r is None else r.view
     return state.steps[first : first + _STEPS_AT_ONCE]

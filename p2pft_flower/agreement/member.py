@@ -5,7 +5,7 @@ no clock, thread or socket, so tests go through every order of events of small s
 of schedules of crashes, delays and losses.
 
 *Members* are the hosts that take part, each named by the lowest of its peers. Each writes one *record*;
-records spread by gossip, and everyone draws the same conclusions from them.
+records spread by gossip, and all members draw the same conclusions from them.
 
 1. A member that misses another, or hears that one is missed, stops iterating (CHANGING). Its iteration is
    fixed from then on.
@@ -62,11 +62,11 @@ from p2pft_flower.agreement.state import Change, State
 __all__ = ["step"]
 
 _AHEAD = 2**20
-"""More ballots than members open in a round."""
+"""More ballots than all members together open in the time of a round."""
 
 
 def step(state: State, event: Event, now: float) -> tuple[State, tuple[Effect, ...]]:
-    """Return the state after ``event``, and the effects.
+    """Return the state after ``event``, and the effects: the actions that the caller takes at once.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def _hear(s: State, heard: Heard, now: float) -> State:
 
 
 def _learn(s: State, decided: Step) -> State:
-    """Take a decided view in, if it follows the newest one known and its step proves it."""
+    """Take in a decided view if its step proves that it follows the newest known view."""
     if not quorum.proves(decided, s.newest) or s.expired:
         return s
     excluded, value = s.excluded, decided.value
@@ -294,13 +294,13 @@ def _open_ballot(s: State, now: float) -> State:
 
 
 def _turn_has_come(s: State, now: float) -> bool:
-    """Tell whether to open a ballot: at once for the lowest that is not missed, later for the next."""
+    """Tell whether to open a ballot: the lowest member that is not missed at once, each higher one later."""
     change, missing, promised = s.under_way, s.missed, s.record.promised
     rank = sum(1 for m in s.view.members if m < s.me and m not in missing)
     if promised == NO_BALLOT and rank == 0:
         return True
     if _waits(s, change, now):
-        # Its proposer waits for the missing member; only if it is gone itself another one takes over.
+        # The proposer waits for the missing member; another one takes over only if the proposer is missed.
         holder = s.table.get(promised.member)
         if holder is not None and holder.member not in missing and holder.proposal == Proposal(promised):
             return False
@@ -309,7 +309,7 @@ def _turn_has_come(s: State, now: float) -> bool:
 
 
 def _choose(s: State, ballot: Ballot, now: float) -> State:
-    """Propose the next view when all members that can be hoped for have promised."""
+    """Propose the next view if all members that can be hoped for have promised."""
     change = s.under_way
     promised = {r.member: r for r in quorum.acceptors(s.view, s.table) if r.promised == ballot}
     if not quorum.is_quorum(promised, s.view.members):
@@ -338,12 +338,12 @@ def _choose(s: State, ballot: Ballot, now: float) -> State:
 
 
 def _waits(s: State, change: Change, now: float) -> bool:
-    """Tell whether a missing member is still waited for; half of the patience is left to agree without it."""
+    """Tell whether missing members are still waited for; half of the patience is left for the agreement."""
     return s.rules.wait and now - change.since < s.rules.patience / 2
 
 
 def _joiners(s: State, now: float) -> list[Record]:
-    """Return the members that ask to be let in and can be, ascending."""
+    """Return the records of the members that ask to be let in and can be, ascending."""
     asking = []
     for m, r in sorted(s.records.items()):
         former = s.view.incarnation(m)
@@ -357,7 +357,7 @@ def _joiners(s: State, now: float) -> list[Record]:
 def _given_up(s: State, member: int, promised: Mapping[int, Record]) -> bool:
     """Tell whether ``member`` is gone, or missed by all its neighbours that have promised.
 
-    If any of these neighbours still hears it, its promise may be in transit.
+    If any of these neighbours still hears ``member``, its promise may be in transit.
     """
     near = [promised[m] for m in s.rules.around(member) & promised.keys()]
     missed = all(member in r.suspects or member in r.hanging for r in near)
@@ -365,7 +365,7 @@ def _given_up(s: State, member: int, promised: Mapping[int, Record]) -> bool:
 
 
 def _allow_for_a_pause(s: State, now: float) -> State:
-    """Let no deadline run while this member itself did not: it was suspended, and heard nobody."""
+    """Move all deadlines later by the time that this member itself was suspended and could hear nobody."""
     pause = 0.0 if s.ran is None else now - s.ran
     s = s if s.ran == now else replace(s, ran=now)
     if pause <= 2 * s.rules.round_time:

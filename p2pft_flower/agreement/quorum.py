@@ -33,7 +33,7 @@ def is_quorum(some: Iterable[int], members: Iterable[int]) -> bool:
 
 
 def acceptors(view: Composition, table: Table) -> list[Record]:
-    """Return the records of the members of ``view`` that vote on the next one, ascending."""
+    """Return the records of the members of ``view`` that vote on the next view, ascending."""
     return [
         r
         for m in view.members
@@ -45,18 +45,21 @@ def acceptors(view: Composition, table: Table) -> list[Record]:
 
 
 def highest_proposal(records: Iterable[Record], most: int) -> Proposal | None:
-    """Return the proposal of the highest ballot, of round ``most`` at most, that any record has opened."""
+    """Return the proposal of the highest ballot, of round ``most`` at most, in ``records``; else None."""
     proposals = (r.proposal for r in records if r.proposal is not None and r.proposal.ballot.round <= most)
     return max(proposals, default=None, key=lambda p: p.ballot)
 
 
 def highest_accepted(promised: Iterable[Record]) -> Proposal | None:
-    """Return the proposal to repeat: the one that a promiser has accepted under the highest ballot."""
+    """Return the proposal that has been accepted under the highest ballot in ``promised``; None if none has.
+
+    The proposer must repeat this proposal's view.
+    """
     return max((r.accepted for r in promised if r.accepted is not None), default=None, key=lambda p: p.ballot)
 
 
 def decision(view: Composition, table: Table) -> Step | None:
-    """Return the view that a quorum of ``view`` has accepted under one ballot, with their votes."""
+    """Return the step to the view that a quorum of ``view`` has accepted under one ballot; else None."""
     votes: dict[Proposal, list[Vote]] = {}
     for r in acceptors(view, table):
         if r.accepted is not None:
@@ -82,19 +85,19 @@ def proves(step: Step, view: Composition) -> bool:
 
 
 def gone(view: Composition, table: Table, member: int) -> bool:
-    """Tell whether ``member`` has left in the incarnation that is in ``view``, or has begun another."""
+    """Tell whether ``member`` has left in the incarnation that is in ``view``, or has begun a later one."""
     r, life = table.get(member), view.incarnation(member)
     return r is not None and life is not None and (r.incarnation > life or has_left(view, table, member))
 
 
 def has_left(view: Composition, table: Table, member: int) -> bool:
-    """Tell whether ``member`` has left in the incarnation that is in ``view``, not in one before."""
+    """Tell whether ``member`` has left in the very incarnation that is in ``view``."""
     r = table.get(member)
     return r is not None and r.phase is Phase.LEFT and r.incarnation == view.incarnation(member)
 
 
 def missed(view: Composition, table: Table, me: int) -> set[int]:
-    """Return the members of ``view``, other than ``me``, that an acceptor misses, or that are gone."""
+    """Return the members, other than ``me``, that are gone from ``view`` or that a voting member misses."""
     lost = {m for m in view.members if gone(view, table, m)}
     for r in acceptors(view, table):
         lost.update(r.suspects, r.hanging)

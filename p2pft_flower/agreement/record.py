@@ -9,7 +9,7 @@ from typing import NamedTuple
 __all__ = ["NO_BALLOT", "Age", "Ballot", "Composition", "Edge", "Phase", "Proposal", "Record", "Step", "Vote"]
 
 Edge = tuple[int, int]
-"""(sender, receiver), peers."""
+"""(sender, receiver): the numbers of two peers."""
 
 Age = tuple[int, int]
 """(incarnation, version) of a record: of two records of one member the greater is the newer."""
@@ -19,19 +19,19 @@ class Phase(Enum):
     """A member's phase."""
 
     RUNNING = 1
-    """It trains in its view."""
+    """The member trains in its view."""
     CHANGING = 2
-    """It has stopped iterating; the members agree on the next view."""
+    """The member has stopped iterating; the members agree on the next view."""
     JOINING = 3
-    """It is in no view and asks to be let in."""
+    """The member is in no view and asks to be let in."""
     FINISHED = 4
-    """It has done all iterations, and stays until the others have."""
+    """The member has done all iterations, and stays until the others have."""
     LEFT = 5
-    """It has gone; its record gives the reason."""
+    """The member has gone; its record gives the reason."""
 
 
 class Ballot(NamedTuple):
-    """A round and the member that opened it: no two members open the same ballot."""
+    """The round of a ballot and the member that opened it, so that no two members open the same ballot."""
 
     round: int
     member: int
@@ -51,11 +51,11 @@ class Composition(NamedTuple):
     members : tuple of int
         The members, ascending.
     incarnations : tuple of int
-        The incarnation of each: a member that was started again is another member than before.
+        The incarnation of each member: one that was started again is another member than before.
     broken : tuple of (int, int)
         Edges (sender, receiver; peers) that carry nothing, ascending.
     iteration : int
-        The iteration that all begin with.
+        Number of iterations after which all members begin.
     joined : tuple of int
         Members that were not in the view before, ascending.
     donors : tuple of int
@@ -71,16 +71,16 @@ class Composition(NamedTuple):
     donors: tuple[int, ...] = ()
 
     def incarnation(self, member: int) -> int | None:
-        """Return the incarnation that ``member`` takes part in; None if it is not in the view."""
+        """Return the incarnation in which ``member`` takes part; None if ``member`` is not in the view."""
         return self.incarnations[self.members.index(member)] if member in self.members else None
 
     def donor(self, member: int) -> int | None:
-        """Return the peer from which ``member`` takes θ; None if it was in the view before."""
+        """Return the peer from which ``member`` takes θ; None if ``member`` has not joined with this view."""
         return self.donors[self.joined.index(member)] if member in self.joined else None
 
 
 class Proposal(NamedTuple):
-    """A ballot with the view that is proposed under it; None while the proposer awaits promises."""
+    """A ballot and the view proposed under it; ``value`` is None while the proposer awaits promises."""
 
     ballot: Ballot
     value: Composition | None = None
@@ -113,36 +113,36 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """A member's record of its own state; a newer one (by incarnation, then version) replaces older ones.
+    """A member's record of its own state; a newer record (by incarnation, then version) replaces older ones.
 
     Attributes
     ----------
     member, incarnation, version : int
-        The author, its incarnation, and a number that grows with each change.
+        The member that is the author, its incarnation, and a number that grows with each change.
     view : int
         The number of the newest view that the author knows.
     phase : Phase
         The author's phase.
     iteration : int
-        Iterations completed.
+        Number of iterations that the author has completed.
     promised : Ballot
         The promise: the author heeds no lower ballot.
     accepted : Proposal or None
-        The proposal that it has accepted last, for the view after ``view``.
+        The proposal that the author has accepted last, for the view after ``view``.
     vote : bytes
-        Its signature of ``accepted``, for a :class:`Vote`; empty in the author's own table.
+        The author's signature of ``accepted``, for a :class:`Vote`; empty in the author's own table.
     proposal : Proposal or None
-        Its own proposal.
+        The author's own proposal.
     suspects : tuple of int
-        Members that it has not heard for too long.
+        Members that the author has not heard for too long.
     hanging : tuple of int
         Members that speak but make no progress: they are left out even if they promise.
     broken : tuple of (int, int)
-        Edges of its peers that carry nothing.
+        Edges of the author's peers that carry nothing.
     reaches : tuple of int
-        Members that a joining member has spoken with directly.
+        Members with which the author, while it is joining, has spoken directly.
     reason : str
-        The reason why it has left.
+        The reason why the author has left; else empty.
     """
 
     member: int

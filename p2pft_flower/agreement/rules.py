@@ -24,11 +24,12 @@ class Rules:
     groups : mapping of int to tuple of int
         The peers of each member that the run begins with; a member is named by its lowest peer.
     round_time : float
-        Seconds after which a ballot without progress is given up for another one, at first.
+        Seconds without progress after which a member gives a ballot up for another one; they grow with each
+        ballot that the member opens.
     patience : float
         Seconds that a change of view, or waiting to be let in, may last.
     wait : bool
-        Whether the others wait for a missing member, for half of ``patience``, before they leave it out.
+        Whether the other members wait for a missing one, for half of ``patience``, before they leave it out.
     """
 
     graph: Graph
@@ -39,7 +40,7 @@ class Rules:
 
     @property
     def apart(self) -> int:
-        """More iterations than two members can be apart: n edges, each of which waits for a period."""
+        """A bound on the iterations that two members can be apart: n edges, and one period for each edge."""
         return self.graph.n * self.graph.period
 
     @property

@@ -1,4 +1,4 @@
-"""All that one member knows of its view, and the conclusions from it."""
+"""All that one member knows of the run and its views, and the conclusions from this knowledge."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Change:
     promised_at : float
         The time at which the member's own ballot was opened, or got its last promise.
     promises, rounds : int
-        Numbers of promises that its own ballot has, and of ballots that it has opened.
+        Numbers of promises that the member's own ballot has, and of ballots that the member has opened.
     long : bool
         Whether the change has lasted longer than a round.
     """
@@ -40,7 +40,10 @@ class Change:
 
 @dataclass(frozen=True)
 class State:
-    """All that one member knows. Made by :func:`begin` or :func:`join`, then by :func:`step` alone.
+    """All that one member knows.
+
+    :func:`begin` or :func:`join` makes the first state, and :func:`p2pft_flower.agreement.member.step` each
+    later one.
 
     Attributes
     ----------
@@ -49,27 +52,27 @@ class State:
     record : Record
         The member's own record.
     view : Composition
-        The view that it is in, or was in last.
+        The view that the member is in, or was in last.
     steps : tuple of Step
-        The step to each view after the first, as far as it knows them.
+        The step to each view after the first, as far as the member knows them.
     records : mapping of int to Record
         The newest record of each other member.
     heard : mapping of int to float
-        The time at which each of these came.
+        The time at which each record of ``records`` came.
     known : mapping of int to mapping
-        The ages of the records that each other member has, by its last gossip.
+        The ages of the records that each other member has, by author, as that member's last gossip said.
     change : Change or None
-        The change of view under way.
+        The change of view that is under way; None if there is none.
     joining_since : float or None
-        The time since which it asks to be let in, or has known that it may ask.
+        The time since which the member has asked to be let in, or has known that it may ask.
     ticks : int
-        Number of its looks at the clock.
+        Number of times that the member has looked at its clock.
     ran : float or None
         The time of the last event.
     useless : frozenset of (int, int)
         Edges that the next view must do without, even if their ends speak.
     expired : str
-        The reason why it gives up, if its patience is over; else empty.
+        The reason why the member gives up, if its patience is over; else empty.
     """
 
     rules: Rules
@@ -88,7 +91,7 @@ class State:
 
     @property
     def me(self) -> int:
-        """The member whose state this is."""
+        """The number of the member whose state this is."""
         return self.record.member
 
     @property
@@ -98,12 +101,12 @@ class State:
 
     @property
     def under_way(self) -> Change:
-        """The change of view under way.
+        """The change of view that is under way.
 
         Raises
         ------
         RuntimeError
-            When there is none: a fault of the caller's.
+            If there is none: a fault of the caller's.
         """
         if self.change is None:
             raise RuntimeError(f"view {self.view.number} does not change")
@@ -116,61 +119,64 @@ class State:
 
     @property
     def newest(self) -> Composition:
-        """The newest view that it knows, with or without it."""
+        """The newest view that the member knows, whether the member is in it or not."""
         return self.steps[-1].value if self.steps else self.rules.first
 
     @property
     def excluded(self) -> bool:
-        """Whether the others have gone on without it, and it has not asked to be let in again."""
+        """Whether the others have gone on without this member, which has not asked to be let in again."""
         return self.phase is not Phase.JOINING and self.newest != self.view
 
     @property
     def trains(self) -> bool:
-        """Whether it may complete an iteration of its view."""
+        """Whether the member may complete an iteration of its view."""
         return self.phase is Phase.RUNNING and not self.excluded
 
     @cached_property
     def missed(self) -> set[int]:
-        """The other members of its view that a member suspects or calls hanging, and those that are gone."""
+        """The other members that are gone, or that a voting member suspects or calls hanging."""
         return quorum.missed(self.view, self.table, self.me)
 
     @property
     def unfinished(self) -> list[int]:
-        """The members of its view that still train."""
+        """The members of the view that have neither finished nor left, as far as this member knows."""
         done, table = (Phase.FINISHED, Phase.LEFT), self.table
         return [m for m in self.view.members if m not in table or table[m].phase not in done]
 
     @property
     def all_finished(self) -> bool:
-        """Whether every member of the view has done all iterations, or has left."""
+        """Whether this member has done all iterations, and every other member of the view has or has left."""
         here = self.phase is Phase.FINISHED and not self.unfinished
         return here and all(self.table[m].view == self.view.number for m in self.view.members)
 
     @property
     def hopeless(self) -> str:
-        """The reason why the member must give up; empty while there can be a view with it."""
+        """The reason why the member must give up, a text; empty while there can be a view with the member."""
         return self.expired or _stranded(self)
 
     def spares(self, least: int) -> bool:
-        """Tell whether the others can go on without this one: a quorum of the view, and ``least`` peers."""
+        """Tell whether the others can go on without this member: a quorum with ``least`` peers or more."""
         others = set(self.view.members) - self.missed - {self.me}
         return len(self.rules.peers(others)) >= least and quorum.is_quorum(others, self.view.members)
 
 
 def begin(rules: Rules, me: int) -> State:
-    """Return the first state of a member that takes part from the start of the run."""
+    """Return the first state of the member ``me``, which takes part from the start of the run."""
     return State(rules, Record(me, 0), rules.first)
 
 
 def join(rules: Rules, me: int, incarnation: int) -> State:
-    """Return the state of a member that was started again, in a later ``incarnation`` than any before."""
+    """Return the first state of the member ``me``, which was started again and asks to be let in.
+
+    The member's incarnation is ``incarnation``, or 1 if that is less.
+    """
     return State(rules, Record(me, max(1, incarnation), phase=Phase.JOINING), rules.first)
 
 
 def _stranded(s: State) -> str:
-    """Return why neither the change under way nor a request to be let in can succeed; empty if one can.
+    """Return the reason why neither a change of view nor a request to be let in can succeed; else empty.
 
-    A member that has left, or begun anew, never votes on what follows this view: without a quorum of the
+    A member that has left, or begun anew, never votes on the view after this one: without a quorum of the
     others there is nothing to wait for. Nor is there if all have come to the end without this member.
     """
     if s.phase is Phase.JOINING:
@@ -188,10 +194,10 @@ def _stranded(s: State) -> str:
 
 
 def _all_over(s: State) -> str:
-    """Return why nobody is left that could let this member in; empty if somebody may be.
+    """Return the reason why no member is left that could let this one in; empty if one may be left.
 
-    A member that has finished may still let it in while it waits for others that train, and would say so. So
-    the state must have stood for four rounds.
+    A member that has finished may still let this one in while it waits for others that train, and then a new
+    record of its own comes. So the last records must be more than four rounds old.
     """
     if not s.steps:
         return ""

@@ -10,10 +10,10 @@ from p2pft_flower.typed import MAX_PEERS
 __all__ = ["require", "require_bounds"]
 
 _PLENTY = 10**9
-"""Iterations, images or numbers of other things that no run has."""
+"""More iterations, images or other things than any run has."""
 
 _YEAR = 31_536_000.0
-"""Seconds; the most that anything waits for."""
+"""Seconds of a year: the longest deadline."""
 
 _BOUNDS: dict[str, tuple[float, float]] = {
     "learning_rate": (1e-30, 1e6),
@@ -36,17 +36,17 @@ _BOUNDS: dict[str, tuple[float, float]] = {
         ("meet_timeout", "peer_timeout", "rejoin_deadline", "hang_timeout", "run_timeout"), (0.001, _YEAR)
     ),
 }
-"""Least and largest of each numeric key that has no check of its own."""
+"""Least and largest value of each numeric key that has no check of its own."""
 
 
 def require(condition: bool, key: str, value: object, right: str) -> None:
-    """Raise a ConfigError that says what ``key`` must be, unless ``condition`` holds."""
+    """Raise ConfigError, with ``key``, ``value`` and the ``right`` values in words, unless ``condition``."""
     if not condition:
         raise ConfigError(f"{key} = {value!r}: must be {right}")
 
 
 def require_bounds(concern: object) -> None:
-    """Refuse numbers of a concern's fields that are out of :data:`_BOUNDS`."""
+    """Raise ConfigError if a number among a concern's fields is outside its bounds, :data:`_BOUNDS`."""
     for f in dataclasses.fields(concern):  # type: ignore[arg-type]  # each of the concerns is a dataclass
         if f.name not in _BOUNDS:
             continue

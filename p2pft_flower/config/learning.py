@@ -1,4 +1,4 @@
-"""The keys on what is learned: model, trained part, images, mini-batches and privacy."""
+"""The keys on the learning problem: model, trained part, images, mini-batches and privacy."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ CHOICES = {
     "trunk_dtype": ("auto", "float32", "bfloat16"),
     "interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
 }
-"""Values of the learning keys that have a few only."""
+"""All values of each learning key that has only a few."""
 
 HANDED_ON = ("problem", "batch_size", "seed", "data_dir")
 """Learning keys that are handed on to a ``problem`` of the user's own; the others are for images."""
 
 MAX_IMAGE_SIZE = 2**13
-"""Pixels of a side; at patches of 16 × 16 as many tokens as a model is allowed."""
+"""The most pixels of a side: with patches of 16 × 16, as many tokens as a model may have."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,24 @@ class LearningConfig:
     problem : str
         Empty: a vision transformer is fine-tuned on images, as the keys below say. Else
         ``my_module:my_problem``, a learning problem of the user's own, which is given ``batch_size``,
-        ``seed`` and ``data_dir``; the other keys are of vision transformers, and must be left out.
+        ``seed`` and ``data_dir``; the other keys of this class are for vision transformers, and must be left
+        out.
     model : str
         ``glyph_vit_8`` (embedded), a ViT, DeiT or Swin of timm by name, or ``my_module:my_model``.
     weights : str
         ``pretrained`` (the model's own), ``none`` (random, said loudly), or a file's absolute path.
     image_size : int
         Pixels of a side of the images that the model sees; 0: the model's own. Position embeddings are
-        resampled to it.
+        resampled to this size.
     crop_pct : float
         Share of the shorter side that the centre crop keeps, in (0, 1]; 0: the model's own.
     interpolation : str
         The filter with which images are resized: ``nearest``, ``bilinear``, ``bicubic``, ``lanczos``,
         ``box``, ``hamming``; empty: the model's own.
     mean, std : str
-        The number that is subtracted from pixels of 0..1, and the number that they are then divided by: one,
-        or one a channel as ``"0.485,0.456,0.406"``; ``mean`` in [0, 1], ``std`` in [0.001, 1]; empty: the
-        model's own.
+        The number that is subtracted from pixels of 0..1, and the number by which they are then divided: one
+        for all channels, or one a channel as ``"0.485,0.456,0.406"``; ``mean`` in [0, 1], ``std`` in
+        [0.001, 1]; empty: the model's own.
     tune : str
         ``last-block``, ``last-blocks:K``, ``head``, ``full``, ``bias``, ``bias+norm``, ``lora:R``,
         ``adapter:R``, ``prompt:N`` or ``prompt-deep:N``.
@@ -62,7 +63,7 @@ class LearningConfig:
     cache : bool
         Whether the frozen trunk's output for an image is kept on disk and computed only once.
     cache_dtype : {"float16", "float32"}
-        Precision of the tokens kept.
+        Precision of the tokens that are kept on disk.
     trunk_dtype : {"auto", "float32", "bfloat16"}
         Precision in which the trunk computes; ``auto``: bfloat16 if the hardware multiplies in it.
     dataset : str
@@ -70,13 +71,14 @@ class LearningConfig:
         ``folder:/path``, ``folder:/path-{peer}`` (a folder for each peer, by its number), or
         ``my_module:my_dataset``.
     data_dir : str
-        The folder of torchvision's folders, empty: ``$P2PFT_HOME/data``; handed to own datasets.
+        The folder of torchvision's folders; empty: ``$P2PFT_HOME/data``. Datasets of the user's own are given
+        this folder, too.
     download : bool
         Whether torchvision may fetch a dataset that is not there.
     verify : bool
-        Refuse torchvision folders whose md5 sums are not the official ones.
+        Whether to refuse torchvision folders whose md5 sums are not the official ones.
     shots : int
-        Training images of each class, drawn before they are dealt out; 0: all.
+        Number of training images of each class, drawn before they are dealt out; 0: all.
     partition : str
         ``auto``, ``classes:0-1,2-3,…``, ``iid``, ``dirichlet:ALPHA``, ``shards:K``, ``own`` (with a folder
         for each peer), or ``my_module:my_partition``.
@@ -84,25 +86,30 @@ class LearningConfig:
         Whether a folder's training images are listed again at the start of each pass over them.
     pixel_range : str
         ``auto``, or ``LOW:HIGH``: the values that are black and white if an image has more than 8 bits a
-        sample, signs or fractions (``"-1000:400"``); with a folder for each peer also one of these a peer,
+        sample, signs or fractions (``"-1000:400"``); with a folder for each peer also one such text a peer,
         separated by commas.
     bad_images : {"refuse", "skip"}
         Whether an image that cannot be read ends the run, or is left out and named in a warning.
     augment : str
         ``none``, ``basic`` (timm's random resized crop and horizontal flip), or one of timm's
-        auto-augmentations on top of it, such as ``rand-m9-mstd0.5-inc1``. Training images only.
+        auto-augmentations on top of ``basic``, such as ``rand-m9-mstd0.5-inc1``. Training images only.
     batch_size : int
-        Images in one mini-batch of one peer; on average, if ``dp_clip`` > 0.
+        Number of images in one mini-batch of one peer; the average number if ``dp_clip`` > 0.
     dp_clip : float
         L2 norm to which each training image's gradient is clipped, for differential privacy; 0: no privacy.
     dp_noise : float
-        Standard deviation of the noise that a batch's sum of gradients gets, by ``dp_clip``; 0: none, the
-        gradients are clipped only.
+        Standard deviation, in units of ``dp_clip``, of the noise that is added to a batch's sum of gradients;
+        0: no noise, the gradients are clipped only.
     dp_delta : float
-        δ of the (ε, δ) that is accounted for; 0: 1 / (10 N_i), N_i the peer's training images.
+        δ of the (ε, δ) that is accounted for; 0: 1 / (10 N_i), N_i the number of the peer's training images.
     seed : int
-        Decides partition, new head, mini-batches and every other draw; in deployment not the draws that
-        ``dp_clip`` makes.
+        The seed, which decides partition, new head, mini-batches and every other draw; in a deployment not
+        the draws that ``dp_clip`` makes.
+
+    Raises
+    ------
+    ConfigError
+        If a value cannot be used; names the key, the value and the choices.
     """
 
     problem: str = ""
@@ -154,21 +161,21 @@ class LearningConfig:
 
     @property
     def sited(self) -> bool:
-        """Whether each peer has a folder of its own."""
+        """Whether each peer has a folder of images of its own."""
         return self.dataset.startswith("folder:") and "{peer}" in self.dataset
 
     @property
     def pixel_ranges(self) -> tuple[tuple[float, float] | None, ...]:
-        """Black and white of ``pixel_range``, None for ``auto``: one for all peers, or one a peer."""
+        """The (black, white) of each part of ``pixel_range``, for all peers or one a peer; None: ``auto``."""
         return tuple(read_range(text.strip()) for text in self.pixel_range.split(","))
 
     def pixel_range_of(self, peer: int) -> str:
-        """Return ``pixel_range`` as it is for one peer's images.
+        """Return the part of ``pixel_range`` for one peer's images.
 
         Raises
         ------
         ConfigError
-            When there is one range a peer, and none for this one.
+            If there is one range a peer, and none for this peer.
         """
         ranges = [text.strip() for text in self.pixel_range.split(",")]
         if len(ranges) > 1 and peer >= len(ranges):
@@ -179,12 +186,12 @@ class LearningConfig:
         return ranges[0] if len(ranges) == 1 else ranges[peer]
 
     def check_problem(self) -> None:
-        """Look at the settings beside a ``problem`` of the user's own.
+        """Check the settings beside a ``problem`` of the user's own.
 
         Raises
         ------
         ConfigError
-            When ``problem`` names no function, or keys of vision transformers are set beside it, naming them.
+            If ``problem`` names no function, or keys of vision transformers are set beside it; names these.
         """
         if not is_reference(self.problem):
             raise ConfigError(
@@ -203,12 +210,12 @@ class LearningConfig:
             )
 
     def check_data(self) -> None:
-        """Look at the settings of the data together; each alone was checked when it was set.
+        """Check that the settings of the data go together; each alone was checked at construction.
 
         Raises
         ------
         ConfigError
-            When some do not go together, naming them.
+            If some settings do not go together; names these.
         """
         if self.sited and self.partition not in ("auto", "own"):
             raise ConfigError(

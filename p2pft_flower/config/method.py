@@ -1,4 +1,4 @@
-"""The keys on the method: what is computed, and what travels."""
+"""The keys on the method: its computation, and its payloads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MethodConfig:
         A method of :mod:`p2pft_flower.algorithms`, a strategy of ``flwr.serverapp.strategy`` by name
         (``fedavg``, ``fedprox``, …), or ``my_module:my_method``.
     learning_rate : float
-        α.
+        The learning rate α of iteration 0.
     schedule : str
         ``constant``, ``cosine`` or ``step:EVERY:FACTOR`` (iterations).
     momentum : float
@@ -31,25 +31,32 @@ class MethodConfig:
     weight_decay : float
         λ ≥ 0; adds λ/2 ‖θ‖² to every peer's loss.
     objective : {"uniform", "examples"}
-        Whether peers or images count the same. Flower's strategies: the weights of its averages; FedMedian,
-        Krum and others that do not average ignore it.
+        ``uniform``: all peers count the same; ``examples``: all images do. For Flower's strategies, the
+        weights of their averages; FedMedian, Krum and others that do not average ignore this key.
     local_epochs : int
-        Server-based strategies: epochs of local training a round.
+        For Flower's strategies: number of epochs of local training in a round.
     strategy_options : str
-        Server-based strategies: arguments as ``"proximal-mu=0.1,server-learning-rate=0.5"``.
+        For Flower's strategies: further arguments, as ``"proximal-mu=0.1,server-learning-rate=0.5"``.
     algorithm_options : str
-        Methods of :mod:`p2pft_flower.algorithms` and own ones: further arguments, as ``"local-steps=8"``.
+        For methods of :mod:`p2pft_flower.algorithms` and the user's own: further arguments, as
+        ``"local-steps=8"``.
     codec : str
         The encoding of payloads: ``none``, ``float16``, ``bfloat16``, ``int8``, ``q4``, ``q3``,
-        ``topk:SHARE`` or ``my_module:my_codec``; all but ``none`` send differences and remember the rest.
+        ``topk:SHARE`` or ``my_module:my_codec``; all but ``none`` encode differences from the receivers'
+        knowledge.
     codec_step : float
-        γ in (0, 1] of exchanges with a codec; 0: chosen from graph and codec.
+        γ in (0, 1] of exchanges with a codec; 0: chosen by graph and codec.
     schedule_graph : str
         The weights of each iteration: ``static`` (the topology's), ``one-peer-exponential``, ``base:K``,
         graphs in turn separated by commas, or ``my_module:my_schedule``
         (:mod:`p2pft_flower.topology.schedule`).
     pipelined : bool
         Whether p2pft computes its gradients while payloads travel: mix, then adapt.
+
+    Raises
+    ------
+    ConfigError
+        If a value cannot be used; names the key, the value and the choices.
     """
 
     algorithm: str = "p2pft"

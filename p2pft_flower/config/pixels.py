@@ -11,19 +11,21 @@ from p2pft_flower.errors import ConfigError
 __all__ = ["channel_fault", "read_channels", "read_range"]
 
 _BRIGHTEST = 1e30
-"""Beyond what a sample of any image may be."""
+"""The largest absolute value that a range may have; no image has larger samples."""
 
 _CHANNELS = {"mean": (0.0, 1.0), "std": (0.001, 1.0)}
-"""Least and largest that mean and deviation of pixels of 0..1 may be; 0 and 1 leave pixels as they are."""
+"""Least and largest mean and deviation of pixels of 0..1; mean 0 with deviation 1 changes no pixel."""
 
 
 def read_channels(key: str, text: str) -> tuple[float, ...]:
-    """Read one number, or one a channel: ``"0.5"``, ``"0.485,0.456,0.406"``; empty: none.
+    """Return the numbers in a text: one, or one a channel (``"0.5"``, ``"0.485,0.456,0.406"``).
+
+    An empty text gives an empty tuple.
 
     Raises
     ------
     ConfigError
-        When it is something else, naming ``key``.
+        If the text is something else, or a number cannot be ``key`` ("mean" or "std"); names ``key``.
     """
     try:
         numbers = tuple(float(part) for part in text.split(",")) if text else ()
@@ -38,14 +40,14 @@ def read_channels(key: str, text: str) -> tuple[float, ...]:
 
 
 def channel_fault(key: str, numbers: Sequence[float]) -> str:
-    """Say why numbers cannot be ``mean`` or ``std`` of pixels of 0..1; empty if they can.
+    """Return the reason why numbers cannot be ``mean`` or ``std`` of pixels of 0..1; empty if they can.
 
     Parameters
     ----------
     key : {"mean", "std"}
-        The key that they are a value of.
+        The key whose value the numbers are.
     numbers : sequence of float
-        One a channel.
+        The numbers, one a channel.
     """
     low, high = _CHANNELS[key]
     if all(low <= number <= high for number in numbers):
@@ -55,12 +57,12 @@ def channel_fault(key: str, numbers: Sequence[float]) -> str:
 
 
 def read_range(text: str) -> tuple[float, float] | None:
-    """Read one ``pixel-range``: ``"LOW:HIGH"``, or ``"auto"``: None.
+    """Return the (black, white) of one ``pixel-range``, ``"LOW:HIGH"``; None for ``"auto"``.
 
     Raises
     ------
     ConfigError
-        When it is something else.
+        If the text is something else.
     """
     if text == "auto":
         return None

@@ -1,4 +1,4 @@
-"""All keys of a run-config together: from kebab-case and back, with the types of their values."""
+"""All keys of a run-config together: from kebab-case to dataclasses and back, with the values' types."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["RunConfig", "config_keys"]
 
 @dataclass(frozen=True)
 class RunConfig:
-    """All settings of a run."""
+    """All settings of a run, a dataclass for each concern."""
 
     method: MethodConfig = field(default_factory=MethodConfig)
     learning: LearningConfig = field(default_factory=LearningConfig)
@@ -27,12 +27,12 @@ class RunConfig:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Build from kebab-case keys, as Flower's run-config gives them.
+        """Return the settings that kebab-case keys give, as in Flower's run-config; others have defaults.
 
         Raises
         ------
         ConfigError
-            When a key is unknown, or its value has another type or is not one of the choices.
+            If a key is unknown, or its value has another type or cannot be used.
         """
         known = config_keys()
         for key in values:
@@ -47,7 +47,7 @@ class RunConfig:
         )
 
     def to_mapping(self) -> dict[str, Any]:
-        """Return the kebab-case keys and values; the inverse of :meth:`from_mapping`."""
+        """Return all kebab-case keys and their values; the inverse of :meth:`from_mapping`."""
         concerns = (self.method, self.learning, self.runtime)
         return {
             f.name.replace("_", "-"): getattr(concern, f.name)

@@ -23,59 +23,67 @@ class RuntimeConfig:
     topology : str
         A graph's name, path or generator (``p2pft topology list``).
     epochs : int
-        Length of the run; an epoch has as many gradients as a peer's mean share of the data has batches.
+        Length of the run in epochs; an epoch has as many gradients as a peer's mean share of the data has
+        batches.
     iterations : int
         Length of the run in iterations; 0 lets ``epochs`` decide.
     evaluate_every : int
-        Iterations between two evaluations; 0 means once an epoch. The last iteration is always evaluated.
-        Flower's strategies are evaluated after every round.
+        Number of iterations between two evaluations; 0: once an epoch. The last iteration is always
+        evaluated. Flower's strategies are evaluated after every round.
     transport : {"auto", "memory", "grpc"}
         ``auto``: in memory within a host, sockets between hosts. ``memory``: all peers on one host.
         ``grpc``: sockets even within a host.
     threads : int
-        Torch threads of each host. Runs are bit-identical to each other at the same value.
+        Number of Torch threads of each host. Runs are bit-identical to each other at the same value.
     meet_timeout : float
         Seconds after which a peer is given up that is missing, silent, or prepares without progress (an image
         read, a batch through the trunk) before the first iteration; peers that make progress are waited for.
     peer_timeout : float
-        Seconds without a word (payload, heartbeat, answer) after which a peer is taken for lost. One that is
-        slow and says so is waited for. The first call that carries a payload has the same deadline; if a link
-        needs longer, each next call has twice the deadline of the one before, up to ``hang_timeout``.
+        Seconds without a word (payload, heartbeat, answer) after which a peer is taken for lost. A peer that
+        is slow and says so is waited for. The first call that carries a payload has this deadline, too; if a
+        link needs longer, each next call has twice the deadline of the one before, up to ``hang_timeout``.
     on_failure : {"continue", "wait", "stop"}
         The others' reaction to the loss of a peer: go on without it, wait for it up to ``rejoin_deadline``
         first, or stop. If all peers are on one host, nobody can be lost.
     rejoin_deadline : float
-        Seconds that peers wait: for a lost one if ``on_failure`` is ``wait``, and then as long again for an
-        agreement on the next view; or to be let in again. Then they stop, with a checkpoint. In a simulation
-        no peer comes back, so they wait at most four times ``peer_timeout``.
+        Seconds that peers wait for an agreement on the next view, or to be let in again; then they stop, with
+        a checkpoint. If ``on_failure`` is ``wait``, they wait twice as long, in the first half for a lost
+        peer. In a simulation no peer comes back, so this value counts as at most four times ``peer_timeout``.
     hang_timeout : float
-        Most seconds that a peer may compute, or evaluate, without getting further, heartbeats or not, before
-        it is taken for lost: 20 times its longest stretch so far, at least ``peer_timeout`` and at most this.
-        Also the longest deadline of a payload's call: after twice as long without one that gets through,
-        though heartbeats do, the graph does without the edge (``on_failure = "stop"``: the run ends).
+        The most seconds that a peer may compute, or evaluate, without getting further, even with heartbeats,
+        before it is taken for lost. The limit is 20 times the peer's longest stretch so far, at least
+        ``peer_timeout`` and at most this value. This is also the longest deadline of a payload's call: if for
+        twice as long no payload gets through, though heartbeats do, the graph does without the edge
+        (``on_failure = "stop"``: the run ends).
     run_timeout : float
         Seconds after which the coordinator gives a run up.
     output_dir : str
         Absolute folder for the results; empty: ``$P2PFT_HOME/runs/<run id>``.
     preflight_only : bool
-        Look at every peer and link of a deployment, and stop before the first gradient.
+        Whether to look at every peer and link of a deployment, and stop before the first gradient.
     checkpoint_every : int
-        Iterations between two checkpoints of each peer; 0: when peers are evaluated, but 50 iterations apart
-        at least; -1: none, and the run cannot be resumed. Flower's strategies write one after each round,
-        unless it is -1.
+        Number of iterations between two checkpoints of each peer; 0: when peers are evaluated, but 50
+        iterations apart at least; -1: no checkpoints, and the run cannot be resumed. Flower's strategies
+        write one after each round, unless the value is -1.
     checkpoints_kept : int
-        Iterations, the newest ones, of which every peer has a checkpoint.
+        Number of the newest iterations of which every peer has a checkpoint.
     resume : str
-        The run to go on from, by its id, or by its folder's absolute path; empty: none.
+        The run from which to go on, by its id, or by its folder's absolute path; empty: none.
     extend : bool
-        Whether a run that is resumed may be longer than it was.
+        Whether a run that is resumed may be longer than before.
     observer_address : str
         ``host:port`` at which the coordinator of a deployment listens to the peers' progress, and at which
-        they reach it; empty: it has their scores at the end only. Nothing waits for it.
+        they reach the coordinator; empty: the coordinator has their scores at the end only. No peer waits for
+        the coordinator.
     min_peers : int
-        Peers with which a run on SuperNodes may start when others are missing after ``meet_timeout``; 0: all
-        of the graph. With fewer than these no view goes on (``on_failure``), nor does one of less than half
-        of the view before.
+        The least number of peers with which a run on SuperNodes may start if others are missing after
+        ``meet_timeout``; 0: all of the graph. With fewer peers no view goes on (``on_failure``), nor does a
+        view of less than half of the view before.
+
+    Raises
+    ------
+    ConfigError
+        If a value cannot be used; names the key, the value and the right values.
     """
 
     topology: str = "directed-ring-4"

@@ -45,7 +45,7 @@ __all__ = ["Agreement", "LostContactError", "NewView"]
 log = logging.getLogger("p2pft_flower")
 
 _END = 5.0
-"""Seconds that the thread has to end."""
+"""Seconds to wait for the thread to end."""
 
 
 class NewView(NamedTuple):
@@ -56,18 +56,21 @@ class NewView(NamedTuple):
     number : int
         The view's number.
     view : View
-        Its peers and graph.
+        The view's peers and graph.
     iteration : int
-        Iterations that count as completed.
-    lost, joined : tuple of int
-        Peers that were in this host's last view and are not in this one; and those that were not, or that
-        have come back in another life, this host's own among them.
+        Number of iterations that count as completed.
+    lost : tuple of int
+        Peers that were in this host's last view and are not in this one, ascending.
+    joined : tuple of int
+        Peers of this view that were not in the last one, or are in it in another incarnation, ascending. This
+        host's own peers may be among them.
     why : dict of int to str
-        The observations of this host on each lost peer.
+        By lost peer, this host's first observation that the peer is lost.
     presumed : dict of int to str
-        Its presumption on each lost peer without an observation of its own; another host may have one.
+        By lost peer of which this host has observed nothing, its presumption of the reason; another host may
+        have an observation.
     seconds : float
-        Seconds from the moment when this host stopped iterating until the view was agreed on.
+        Seconds from the moment when this host stopped iterating until it took this view up.
     donor : int or None
         The peer from which this host takes θ, if this view has let it in; None if it was in the last view.
     """
@@ -84,7 +87,7 @@ class NewView(NamedTuple):
 
 
 class LostContactError(Exception):
-    """The host is in no view any more, and nobody has taken it in before its deadline."""
+    """The host is in no view, and no view with it was agreed on before the deadline, or ever can be."""
 
     cause = Cause.LOST
 
@@ -97,17 +100,18 @@ class Agreement:
     Parameters
     ----------
     state : State
-        The state of this host as a member of the run.
+        The first state of this host as a member of the run.
     notary : Notary
-        Writes and reads gossip.
+        The notary, which writes and reads gossip.
     on_change : callable
-        Called once when the view begins to change, with an error that wakes all threads that wait.
+        Called when the view begins to change, with an error that wakes all threads that wait.
     interval : float
         Seconds between two looks at the neighbours.
     direct : float
-        Seconds for which a host counts as reached after a word from it (run-config ``peer-timeout``).
+        Seconds for which a host counts as reached after its last word to this host; default 10 (a run gives
+        ``peer-timeout``).
     clock : callable
-        The time in seconds; default time.monotonic.
+        Returns the time in seconds; default time.monotonic.
     """
 
     def __init__(
@@ -128,7 +132,7 @@ class Agreement:
         self._settled = state.view
         """The last view that :meth:`settle` has returned."""
         self._installed = True
-        """Whether the host works in that view, and looks after its neighbours."""
+        """Whether the host works in the settled view, and looks after the neighbours in this view."""
         self._spoken: dict[int, float] = {}
         """The time at which each member last spoke to this host itself."""
         self._paused_at: float | None = None
@@ -140,21 +144,21 @@ class Agreement:
         self._thread = threading.Thread(target=self._watch, name="p2pft-agreement", daemon=True)
 
     def start(self, heartbeats: Heartbeats, neighbours: Callable[[], Iterable[int]]) -> None:
-        """Begin to look after the neighbours.
+        """Start the thread that looks after the neighbours.
 
         Parameters
         ----------
         heartbeats : Heartbeats
             The heartbeats, which notice lost neighbours and carry the gossip.
         neighbours : callable
-            Returns the remote neighbour peers of the present view.
+            Returns the remote neighbours in the present view.
         """
         with self._changed:
             self._heartbeats, self._neighbours = heartbeats, neighbours
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, and wait for its end, 5 s at most."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -171,12 +175,12 @@ class Agreement:
             return self._notary.write(self._state, self._member_of[remote])
 
     def contacts(self) -> Mapping[int, int]:
-        """Return a remote peer of each member to gossip with, and the local peer that speaks to it."""
+        """Return, by lowest peer of each member to gossip with, the local peer that speaks to it."""
         with self._changed:
             return dict.fromkeys(gossip.contacts(self._state), self._state.me)  # named by its lowest peer
 
     def hear(self, message: Gossip) -> None:
-        """Take another host's gossip in."""
+        """Take in another host's gossip; parts with a fault are logged and not used."""
         with self._changed:
             speaker = self._member_of.get(message.sender)
             heard, wrong = self._notary.read(message, speaker)
@@ -195,7 +199,7 @@ class Agreement:
         Raises
         ------
         ViewChangeError
-            When the view changes: the last one does not count.
+            If the view changes or has changed: the last iteration does not count.
         """
         with self._changed:
             # If nothing comes from other hosts, nobody wakes this one: the next view may be there already.
@@ -204,22 +208,24 @@ class Agreement:
             self._take_in(Completed(iterations))
 
     def settle(self, raise_if_stopped: Callable[[], None], on_excluded: Callable[[], None]) -> NewView:
-        """Wait until the next view that this host is in is agreed on, and return it.
+        """Wait until a next view that has this host in it is agreed on, and return this view.
 
-        If the others have gone on without it, it asks to be let in, again and again.
+        If the others have gone on without this host, it asks to be let in, again and again.
 
         Parameters
         ----------
         raise_if_stopped : callable
-            Called several times a second: raises if the whole run is stopped.
+            Called after each event, and at least once an ``interval``; raises if this host ends.
         on_excluded : callable
-            Called when this host learns that the others have gone on without it.
+            Called each time that this host learns that the others have gone on without it.
 
         Raises
         ------
         LostContactError
-            When there is no agreement before the deadline, or can be none any more, or nobody has let this
+            If there is no agreement before the deadline, or can be none any more, or nobody has let this
             host in.
+        Exception
+            The error of ``raise_if_stopped``, or the error that has ended the thread of this object.
         """
         while True:
             with self._changed:
@@ -252,7 +258,7 @@ class Agreement:
         return self._state.view != self._settled
 
     def _new_view(self) -> NewView:
-        """Return the view that this host has adopted, compared with the one that it was in."""
+        """Return the view that this host has adopted, compared with the view that it was in before."""
         last, here, rules = self._settled, self._state.view, self._state.rules
         view = rules.view(here.members, here.broken)
         joined = rules.peers(m for m in here.members if here.incarnation(m) != last.incarnation(m))
@@ -274,13 +280,13 @@ class Agreement:
             {p: self._presume(p) for p in lost if p not in self._why} if was_there else {},
         )
         self._settled, self._installed, self._why = here, False, {}
-        # It may change again by now: `recheck` notices that.
+        # The view may change again by now: `recheck` notices that.
         changes = self._state.phase is Phase.CHANGING or self._state.excluded
         self._paused_at = now if changes else None
         return new
 
     def _presume(self, peer: int) -> str:
-        """Return why the view that was agreed on is without ``peer``, which this host has not missed."""
+        """Return the likely reason why the new view is without ``peer``, which this host has not missed."""
         number, r = self._state.view.number, self._state.records.get(self._member_of[peer])
         if r is not None and r.view == self._settled.number and r.phase is Phase.CHANGING:
             return (
@@ -290,7 +296,7 @@ class Agreement:
         return f"peer {peer} took no part in agreeing on view {number}, and was waited for no longer"
 
     def finish(self, timeout: float, raise_if_stopped: Callable[[], None]) -> bool:
-        """Wait until all other members have done all iterations; return False if the view changes first.
+        """Wait until all other members have done all iterations.
 
         Parameters
         ----------
@@ -298,7 +304,12 @@ class Agreement:
             Seconds to wait after the last message of a member that still trains. Such a member needs this
             host only for its vote, if another member is lost.
         raise_if_stopped : callable
-            As in :meth:`settle`.
+            Called after each event, and at least once an ``interval``; raises if this host ends.
+
+        Returns
+        -------
+        bool
+            False if the view changes first; True if all have finished, or ``timeout`` is over.
         """
         with self._changed:
             end = self._clock() + timeout
@@ -317,9 +328,9 @@ class Agreement:
         return True
 
     def recheck(self) -> None:
-        """Look after the neighbours of the view that was settled on and that this host has now installed.
+        """Begin to look after the neighbours in the view that this host has installed.
 
-        If it has begun to change meanwhile, all threads that wait in it are woken.
+        If this view has begun to change meanwhile, wake all threads that wait in it.
         """
         with self._changed:
             self._installed = True
@@ -327,7 +338,7 @@ class Agreement:
                 self._on_change(self._view_change())
 
     def miss(self, loss: PeerLostError) -> None:
-        """Note that a peer is lost: the view must change."""
+        """Note that a peer is lost, so that the view changes."""
         with self._changed:
             member = self._member_of[loss.lost]
             for peer in self._state.rules.groups[member]:
@@ -335,7 +346,10 @@ class Agreement:
             self._take_in(Missed(member, loss.how is Loss.HANGING))
 
     def do_without(self, broken: EdgeBrokenError) -> None:
-        """Note that an edge carries no payloads: the next view must be without it, but with its receiver."""
+        """Note that an edge carries no payloads: the next view keeps its receiver, but not the edge.
+
+        An error that names no edge is ignored.
+        """
         with self._changed:
             if broken.edge is None:
                 return
@@ -345,12 +359,12 @@ class Agreement:
                 log.warning("the graph is to do without an edge: %s", broken)
 
     def spares(self, least: int) -> bool:
-        """Whether the others can go on without this host: a quorum of the view, and ``least`` peers."""
+        """Tell whether the others can go on without this host: a quorum with ``least`` peers or more."""
         with self._changed:
             return self._state.spares(least)
 
     def leave(self, reason: str) -> None:
-        """Note that this host leaves, so that the others need not wait for its silence."""
+        """Note that this host leaves; gossip tells the others, which need not wait until it is silent."""
         with self._changed:
             self._take_in(Left(reason))
 
@@ -380,23 +394,23 @@ class Agreement:
             self._on_change(self._view_change())
 
     def _look_after(self, heartbeats: Heartbeats) -> None:
-        """Miss each neighbour that is lost; none of them is waited for."""
+        """Note each neighbour that is lost, without waiting for any of them."""
         for peer in tuple(self._neighbours()):
             loss = heartbeats.absence(peer)
             with self._changed:
                 if self._closed or not self._installed or self._moved:
-                    return  # of another view by now
+                    return  # the neighbours are of an earlier view by now
                 if loss is not None:
                     self.miss(loss)
 
     def _reach(self) -> None:
-        """While this host asks to be let in, note the members that it has spoken with itself."""
+        """While this host asks to be let in, note the members that have spoken to it directly."""
         if self._state.phase is not Phase.JOINING:
             return
         now, since = self._clock(), self._state.joining_since
         reached = {m for m, when in self._spoken.items() if now - when <= self._direct}
-        # Edges to members that a joining host does not reach are cut out of the next graph: it first tries
-        # all.
+        # The next graph is without the edges to members that a joining host does not reach, so it first tries
+        # to reach all its neighbours.
         tried = since is not None and now - since >= self._direct / 2
         if tried or reached.issuperset(gossip.near(self._state)):
             self._take_in(Reached(tuple(sorted(reached))))

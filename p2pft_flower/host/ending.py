@@ -2,8 +2,8 @@
 
 A host that trains is RUNNING. It becomes STOPPED if the run ends for all: then it sends its neighbours a
 stop. It becomes LEAVING if it ends alone: then it reports that to the others, and they go on without it. The
-first event ends the host: its error is the one that :meth:`Host.run` raises and that the logs have. A later
-event is passed on to others if they need it, and has no other effect. :data:`TABLE` has every case.
+first event ends the host: :meth:`Host.run` raises its error, which the journals have, too. A later event is
+passed on to others if they need it, and has no other effect. :data:`TABLE` has every case.
 """
 
 from __future__ import annotations
@@ -36,22 +36,23 @@ __all__ = [
 log = logging.getLogger("p2pft_flower")
 
 _DONE = 5.0
-"""Seconds for all acts of an end: 2 s of them until the others have heard of it, the rest for the disk."""
+"""Seconds for all acts of an end: 2 s until the others have heard of the end, the rest for the disk."""
 
 
 def others_go_on(cause: Cause, *, views_change: bool, begun: bool = True, joining: bool = False) -> bool:
-    """Tell whether the other hosts go on when one ends for ``cause``: one rule, for hosts and coordinator.
+    """Tell whether the other hosts go on if one host ends; hosts and coordinator share this rule.
 
     Parameters
     ----------
     cause : Cause
-        The cause for which it ends.
+        The cause for which the host ends.
     views_change : bool
         Whether peers go on without one another at all.
     begun : bool
-        Whether its peers have trained with the others, or have been let in.
+        Whether the host's peers have begun to train, or have been let in; default True.
     joining : bool
-        Whether it was started again while the others train: before it is let in, nobody counts on it.
+        Whether the host was started again while the others train; default False. Before such a host is let
+        in, no other needs it.
     """
     if not views_change:
         return False
@@ -79,11 +80,11 @@ class News:
     Attributes
     ----------
     origin, iteration : int
-        The peer, and the iteration it was in.
+        The number of the peer, and the iteration that it was in.
     reason : str
         The reason, in words for a person.
     cause : Cause
-        The cause, as others see it.
+        The cause for which the peer gave up.
     """
 
     origin: int
@@ -107,7 +108,7 @@ class End:
     error : ExchangeStoppedError
         The error that wakes the threads that wait on this host.
     noted : BaseException
-        The error for the logs, and for the others if this host leaves.
+        The error for the journals, and for the others if this host leaves.
     news : News or None
         The news for the neighbours if the run ends for all.
     """
@@ -132,29 +133,29 @@ class State(Enum):
 
 
 class Event(Enum):
-    """Events that can end a host."""
+    """An event that can end a host."""
 
     STOP = "stop"
     """Somebody stops the run, or another host gives up for all."""
     LEAVE = "leave"
-    """It is ended from outside, and the others go on without it."""
+    """The host is ended from outside, and the others go on without it."""
     LOSE = "lose"
-    """It is too busy to be let in again: its own training does not notice."""
+    """The host is too busy to be let in again; its own training does not notice."""
     FAIL = "fail"
-    """Its training has failed, and the others go on without it."""
+    """The host's training has failed, and the others go on without it."""
     RUIN = "ruin"
-    """Its training has failed, and the run ends for all."""
+    """The host's training has failed, and the run ends for all."""
 
 
 class Act(Enum):
-    """Acts that an event asks for."""
+    """An act that an event asks for."""
 
     WAKE = "wake"
-    """Wake all that wait on this host, here and elsewhere."""
+    """Wake the threads that wait on this host, and the neighbours that wait for its answer to a hello."""
     NOTE = "note"
-    """Write the last line of each peer's log."""
+    """Write the last line of each peer's journal."""
     SAVE = "save"
-    """Keep θ and a checkpoint of each peer."""
+    """Save θ and a checkpoint of each peer."""
     PASS_ON = "pass on"  # noqa: S105 - no password
     """Send the neighbours a stop: the run ends."""
     DEPART = "depart"
@@ -169,10 +170,10 @@ class Transition(NamedTuple):
     state : State
         The next state.
     here : tuple of Act
-        Acts done before :meth:`Ending.take` returns.
+        Acts that are done before :meth:`Ending.take` returns.
     apart : tuple of Act
-        Acts that a thread does meanwhile: neither a long gradient nor a slow neighbour or disk delays the
-        news.
+        Acts that another thread does meanwhile, so that neither a long gradient nor a slow neighbour or disk
+        delays the news.
     """
 
     state: State
@@ -189,13 +190,13 @@ TABLE: Mapping[tuple[State, Event], Transition] = {
     (_RUNNING, Event.LOSE): Transition(_LEAVING, (Act.DEPART, Act.WAKE, Act.NOTE, Act.SAVE)),
     (_RUNNING, Event.FAIL): Transition(_LEAVING, (Act.DEPART, *_FAILED)),
     (_RUNNING, Event.RUIN): Transition(_STOPPED, (Act.WAKE, *_FAILED), (Act.PASS_ON,)),
-    # It ends for all already: its training notices, and leaves what it has.
+    # The run ends for all already: the host's training notices, and saves its results so far.
     (_STOPPED, Event.STOP): Transition(_STOPPED),
     (_STOPPED, Event.LEAVE): Transition(_STOPPED),
     (_STOPPED, Event.LOSE): Transition(_STOPPED),
     (_STOPPED, Event.FAIL): Transition(_STOPPED, _FAILED),
     (_STOPPED, Event.RUIN): Transition(_STOPPED, _FAILED),
-    # The way of the news to others may lead through a host that goes.
+    # The way of the news to others may lead through a host that leaves.
     (_LEAVING, Event.STOP): Transition(_STOPPED, (Act.WAKE,), (Act.PASS_ON,)),
     (_LEAVING, Event.LEAVE): Transition(_LEAVING),
     (_LEAVING, Event.LOSE): Transition(_LEAVING),
@@ -210,8 +211,8 @@ class Ending:
     Parameters
     ----------
     acts : mapping of Act to callable
-        Functions that do the acts, given the :class:`End`. PASS_ON returns False as long as there is no way
-        to the neighbours.
+        Functions that do the acts, given the :class:`End`. That of PASS_ON returns False if there is no way
+        to the neighbours yet.
     """
 
     def __init__(self, acts: Mapping[Act, Callable[[End], bool | None]]) -> None:
@@ -223,10 +224,16 @@ class Ending:
         self._doing = 0
         self._thread: threading.Thread | None = None
         self._unsaid: End | None = None
-        """The end that could not be passed on yet, for want of a way."""
+        """The end that could not be passed on yet, as there was no way to the neighbours."""
 
     def take(self, event: Event, end: End) -> bool:
-        """Take an event, do the acts of :data:`TABLE`, and return whether it is the first event."""
+        """Take an event, do the acts of :data:`TABLE`, and return whether this event is the first.
+
+        Raises
+        ------
+        Exception
+            The first error of an act that is done here; the other acts are done nevertheless.
+        """
         with self._changed:
             first = self._end is None
             if first:
@@ -242,14 +249,14 @@ class Ending:
         return first
 
     def raise_if_ending(self, longer_than: float = 0.0) -> None:
-        """Raise the error that ends this host, if it has been ending for ``longer_than`` seconds."""
+        """Raise the error that ends this host, if that was set ``longer_than`` seconds ago or more."""
         with self._changed:
             end, since = self._end, self._since
         if end is not None and time.monotonic() - since >= longer_than:
             raise end.error
 
     def wait(self) -> None:
-        """Return once all acts are done, after 5 s at most; pass on now what had no way before."""
+        """Wait until all acts are done, 5 s at most; then pass on the news that had no way before."""
         with self._changed:
             if not (done := self._changed.wait_for(lambda: not self._doing, _DONE)):
                 log.warning("what is to be done when a host ends takes longer than %g s", _DONE)
@@ -261,7 +268,7 @@ class Ending:
             thread.join(_DONE if done else 0.0)
 
     def _do(self, acts: tuple[Act, ...], end: End) -> None:
-        """Do all of ``acts``, also if one fails; then raise the first error."""
+        """Do all of ``acts``, even if one fails; then raise the first error."""
         failure: Exception | None = None
         try:
             for act in acts:

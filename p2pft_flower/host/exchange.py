@@ -25,7 +25,7 @@ __all__ = ["DivergedError", "HostExchange"]
 
 
 class DivergedError(P2PFTError):
-    """A peer's own numbers are not finite, or its neighbours cannot follow them: its training diverged."""
+    """A peer's numbers are not finite, or its neighbours cannot follow them: the peer's training diverged."""
 
     def __init__(self, peer: int, where: str, problem: str, remedy: str) -> None:
         self.peer = peer
@@ -33,7 +33,7 @@ class DivergedError(P2PFTError):
 
     @classmethod
     def not_finite(cls, peer: int, where: str, what: str) -> DivergedError:
-        """Return the error of ``what`` that holds a NaN or an infinity."""
+        """Return the error of a peer whose ``what`` ("payload", "gradient", "loss") is not finite."""
         return cls(peer, where, f"its {what} holds NaN or infinity", "lower learning-rate (or momentum)")
 
 
@@ -46,11 +46,11 @@ class _Begun:
     kind : type
         Rows, Columns or Both.
     outbox : mapping of int to Mix
-        What each local peer yielded.
+        The request that each local peer yielded.
     vectors : mapping of int to Vector
-        The same as one vector each.
+        The vector of each local peer's request: (q,), or (2 q,) of Both.
     gone : dict of int to Vector
-        What the receivers of each local peer read; the same as ``vectors`` without a codec.
+        The vector that the receivers of each local peer read; without a codec, that of ``vectors``.
     """
 
     kind: type[Mix]
@@ -69,12 +69,13 @@ class HostExchange:
     wires : Wires or None
         The way to peers elsewhere; None if every neighbour is on this host.
     itemsize : int
-        Bytes of one number of a vector.
+        Size of one number of a vector, in bytes.
 
     Attributes
     ----------
     memories : dict of (int, int) to Memory
-        The memories of a view's codec, by peer and number of the exchange in a period; empty without one.
+        The memories of the view's codec, by peer and number of the exchange in a period; empty if there is no
+        codec.
     bytes_sent : dict of int to int
         Payload bytes that each peer has sent along its out-edges, in memory or not: the method's cost.
     seconds : float
@@ -91,19 +92,19 @@ class HostExchange:
         self.seconds = 0.0
 
     def withdraw(self) -> None:
-        """End the offer of θ to peers that have come back: none of them can lack it any more."""
+        """End the offer of θ to peers that have come back: none of them can lack θ any more."""
         if self._wires is not None:
             self._wires.server.withdraw()
 
     def send(self, session: Session, iteration: int, phase: int, outbox: Mapping[int, Mix]) -> None:
-        """Begin an exchange among the peers of a view: send what the local peers yielded.
+        """Begin an exchange among the peers of a view: send the payloads of the local peers' requests.
 
         Raises
         ------
         DivergedError
-            When a local payload holds a NaN or an infinity; nothing of it is sent.
+            If a local payload holds a NaN or an infinity; no payload is sent then.
         ExchangeError
-            When a neighbour elsewhere cannot be sent to.
+            If a payload cannot be sent to a neighbour elsewhere.
         """
         begin = time.perf_counter()
         vectors = {peer: mix.vector for peer, mix in outbox.items()}
@@ -118,14 +119,15 @@ class HostExchange:
         self.seconds += time.perf_counter() - begin
 
     def take(self, session: Session, iteration: int, phase: int) -> dict[int, Vector]:
-        """End the exchange that was begun: return the mixed vector of each local peer.
+        """End the exchange that was begun: return the mixed vector of each local peer, (q,) or (2 q,).
 
         Raises
         ------
         DivergedError
-            When what a codec's receivers know of θ is further from it than nothing.
+            If, with a codec, the receivers' knowledge of a peer's vector is further from this vector than the
+            largest such vector so far is from zero.
         ExchangeError
-            When a neighbour elsewhere sends nothing before the deadline.
+            If a neighbour elsewhere sends nothing before the deadline.
         """
         begin = time.perf_counter()
         mixed = {peer: self._mixed(session, peer, iteration, phase) for peer in self._begun.outbox}
@@ -135,7 +137,7 @@ class HostExchange:
         return mixed
 
     def _encode(self, session: Session, peer: int, iteration: int, phase: int, vector: Vector) -> None:
-        """Send a local peer's vector, or what its receivers do not know of it, to all of them."""
+        """Send a local peer's vector to its receivers; with a codec, the difference from their knowledge."""
         place = session.places[peer].at(iteration)
         if session.compression is None:
             self._deliver(session, place, iteration, phase, vector, vector)
@@ -153,7 +155,7 @@ class HostExchange:
         payload: Vector | bytes,
         vector: Vector,
     ) -> None:
-        """Send a payload to the receivers of the iteration, which read ``vector`` in it."""
+        """Send a payload, which stands for ``vector``, to the peer's receivers in the iteration."""
         peer, receivers = place.peer, place.out_neighbours
         size = len(payload) if isinstance(payload, bytes) else payload.size * self._itemsize
         self.bytes_sent[peer] += len(receivers) * size
@@ -164,7 +166,7 @@ class HostExchange:
             self._wires.links.send(peer, iteration, phase, payload, shares)
 
     def _mixed(self, session: Session, peer: int, iteration: int, phase: int) -> Vector:
-        """Return the mixed vector of one peer, and remember what has come and gone."""
+        """Return the mixed vector of one peer; with a codec, update the peer's memory."""
         kind, x, gone = self._begun.kind, self._begun.vectors[peer], self._begun.gone[peer]
         place, compression = session.places[peer].at(iteration), session.compression
         come = {j: self._come(session, peer, j, iteration, phase) for j in place.in_neighbours}
@@ -180,7 +182,7 @@ class HostExchange:
     def _come(
         self, session: Session, peer: int, sender: int, iteration: int, phase: int
     ) -> tuple[float, float, Vector]:
-        """Return a_ij, b_ij and what has come from j, the ``sender``; wait for it if it is elsewhere."""
+        """Return a_ij, b_ij and the vector that has come from j, the ``sender``; wait if j is elsewhere."""
         weight = session.places[peer].at(iteration).row[sender]
         if self._wires is None or (sender, peer) not in session.entering:
             share = session.places[sender].at(iteration).column[peer]
@@ -193,7 +195,7 @@ class HostExchange:
         return Memory.blank(like) if memory is None else memory
 
     def _require_followed(self, session: Session, iteration: int, phase: int) -> None:
-        """Refuse memories that do not follow θ; see :func:`_require_known`."""
+        """Raise DivergedError if a local peer's memory does not follow θ (see :func:`_require_known`)."""
         for peer, mix in self._begun.outbox.items():
             if isinstance(mix, Columns):
                 continue
@@ -208,9 +210,10 @@ def _place(session: Session, iteration: int, phase: int) -> str:
 
 
 def _require_known(peer: int, where: str, mix: Rows | Both, known: Vector, size: float) -> None:
-    """Refuse a memory that is further from θ than the largest θ so far, of norm ``size``, is from zero.
+    """Raise DivergedError if ``known`` is further from θ than ``size``, the norm of the largest θ so far.
 
-    With a codec that works none ever is. The present θ would be too strict: it may go through zero.
+    With a codec that works this never happens. The norm of the present θ would be too strict a bound, since θ
+    may go through zero.
     """
     vector = mix.vector if isinstance(mix, Rows) else mix.rows
     lost = float(np.linalg.norm(vector - known[: vector.size]))

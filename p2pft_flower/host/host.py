@@ -45,8 +45,8 @@ _PLAIN = Access()
 class Host:
     """Runs the peers of ``plan``; :meth:`stop` and :meth:`leave` may be called from any thread.
 
-    The thread of :meth:`run` makes its parts (``_recorder``, ``_wires``, ``_training``), each once; other
-    threads find None before.
+    The thread of :meth:`run` makes the parts (``_recorder``, ``_wires``, ``_training``), each once; until
+    then, other threads find None.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class Host:
     Raises
     ------
     ConfigError
-        When it should join a run whose view never changes.
+        If ``joining`` is true in a run whose view never changes.
     """
 
     def __init__(
@@ -98,17 +98,21 @@ class Host:
         Raises
         ------
         ExchangeError
-            When a neighbour cannot be met, stays silent beyond the deadline, or has stopped.
+            If a neighbour cannot be met, stays silent beyond the deadline, or has stopped; if this host was
+            stopped or has left.
         DivergedError
-            When a peer's gradient, payload or loss is not finite.
+            If a peer's gradient, payload or loss is not finite, or a codec does not follow its vector.
         PeerFailedError
-            When a peer's own code raised.
+            If a peer's own code raised.
         LostContactError
-            When the others have gone on without this host, and have not let it in again in time.
+            If no next view was agreed on in time, or the others have gone on without this host and have not
+            let it in again in time.
+        TooFewPeersError
+            If fewer than ``min-peers`` are left.
         CheckpointError, JournalError
-            When a checkpoint, log or tail cannot be written.
+            If a checkpoint, journal or tail cannot be written.
         P2PFTError
-            When data or model cannot be used.
+            If data or model cannot be used.
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self._ending.wait)  # last: no news comes any more
@@ -161,7 +165,7 @@ class Host:
     def _prepare(
         self, recorder: Recorder, method: Algorithm[Any], theta0: Vector, first: Session
     ) -> Training:
-        """Listen, so that neighbours and stops are heard; then make all that training needs."""
+        """Open the wires, so that neighbours and stops are heard; then make all that training needs."""
         wires = self._wires = self._open_wires(first)
         self.raise_if_stopped()  # the server may have taken a stop before the wires were there
         objectives: dict[int, Objective] = {}
@@ -197,12 +201,12 @@ class Host:
         except P2PFTError as error:
             if session.leaving or session.entering:
                 raise
-            # It needs no other peer, so only this one way to stop it is lost.
+            # This host needs no other peer, so only this one way to stop it is lost.
             log.warning("flwr stop will not reach peers %s, which train alone: %s", self._peers, error)
             return None
 
     def _train(self, recorder: Recorder, training: Training, theta0: Vector, sessions: Sessions) -> None:
-        """Train to the end, through as many views as it takes."""
+        """Train to the end, through any number of views."""
         wires, agreement = self._wires, self._agreement
         if self._joining:
             self._change_view(recorder, training, sessions)
@@ -225,7 +229,7 @@ class Host:
             self._change_view(recorder, training, sessions)
 
     def _change_view(self, recorder: Recorder, training: Training, sessions: Sessions) -> None:
-        """Begin again in the next view, from a donor's θ if the others had a view without this host."""
+        """Begin again in the next view: from a donor's θ if this view lets the host in, else from its own."""
         wires, agreement = self._wires, self._agreement
         if wires is None or agreement is None:
             raise RuntimeError("the view changes where it never does")
@@ -266,7 +270,7 @@ class Host:
 
     @property
     def _iteration(self) -> int:
-        """The iteration under way; 0 before training."""
+        """The iteration that is under way; 0 before training."""
         return 0 if self._training is None else self._training.iteration
 
     @property
@@ -277,22 +281,24 @@ class Host:
     # --- how it ends before; from any thread ---
 
     def stop(self, reason: str) -> None:
-        """Stop this host's peers and, through their neighbours, all others; returns once these have the stop.
+        """Stop this host's peers and, through their neighbours, all others.
 
-        :meth:`run` raises ExchangeStoppedError: at the next iteration, or at once if it waits. The peers'
-        logs have their last line when this returns, even if :meth:`run` is busy. A host that joins, and has
-        not been let in yet, stops alone.
+        Return once the neighbours have the stop and the peers' journals have their last line, even if
+        :meth:`run` is busy; if that takes too long, give up after some 5 s. :meth:`run` raises
+        ExchangeStoppedError: at the next iteration, or at once if it waits. A host that is joining stops
+        alone.
         """
         news = News(self._peers[0], self._iteration, reason, Cause.STOPPED)
         self._ending.take(Event.STOP, End.by(news))
         self._ending.wait()
 
     def leave(self, reason: str) -> None:
-        """End this host's peers alone, if the others can go on without it; else :meth:`stop` all.
+        """End this host's peers alone, if the others can go on without them; else :meth:`stop` all.
 
-        They can if views change (``on-failure``), the training has begun, and they are a quorum and not fewer
-        than ``min-peers``. :meth:`run` raises DepartedError: at the next iteration, or at once if it waits.
-        Returns once the others know, within 2 s.
+        The others can if views change (``on-failure``), the training has begun, and they are a quorum with
+        ``min-peers`` peers or more; and always if this host has not been let in yet. :meth:`run` raises
+        DepartedError: at the next iteration, or at once if it waits. If this host leaves alone, return once
+        the others know, after 2 s at most.
         """
         agreement = self._agreement
         # All can go on without a host that was not let in yet.
@@ -306,20 +312,27 @@ class Host:
         self._ending.take(Event.LEAVE, End(departed, departed))
 
     def raise_if_stopped(self, longer_than: float = 0.0) -> None:
-        """Raise ExchangeStoppedError if the run was stopped, or this host left, ``longer_than`` s ago."""
+        """Raise the error of the end if this host was ended ``longer_than`` seconds ago or more.
+
+        Raises
+        ------
+        ExchangeStoppedError
+            If the run was stopped, or this host has left (DepartedError).
+        """
         self._ending.raise_if_ending(longer_than)
 
     def raise_if_lost(self) -> None:
-        """Give up a host that is too busy to be let in again before its deadline; from any thread.
+        """Give this host up if it was too busy to be let in again before the deadline; from any thread.
 
-        Its gradient may never end, and :meth:`run` with it. When this raises, the logs have their last line,
-        and θ and a checkpoint are saved; if :meth:`run` goes on after all, it raises DepartedError.
+        A gradient may never end, and then :meth:`run` does not either. When this method raises, the journals
+        have their last line, and θ and a checkpoint are saved; if :meth:`run` goes on after all, it raises
+        DepartedError.
 
         Raises
         ------
         LostContactError
-            When the others have gone on without it for longer than ``rejoin-deadline``, or no view was agreed
-            on for so long.
+            If the others have gone on without this host for longer than the deadline, or no view was agreed
+            on for so long (run-config ``rejoin-deadline``).
         """
         agreement = self._agreement
         waits = self._pulse.read().activity == Pulse.PAUSED  # for a view: `settle` looks at the deadline
@@ -336,25 +349,25 @@ class Host:
     def save_stopped(self) -> None:
         """Save each peer's θ, and a checkpoint, after the last complete iteration, once; from any thread.
 
-        :meth:`run` saves them when it fails; a caller that does not wait for a busy :meth:`run` calls this
-        instead.
+        :meth:`run` calls this method if it fails; a caller that does not wait for a busy :meth:`run` calls it
+        directly.
         """
         if self._training is not None:
             self._training.save_stopped()
 
     @property
     def neighbours(self) -> tuple[int, ...]:
-        """The peers elsewhere to which this host sends a stop, ascending; none in memory."""
+        """The peers of other hosts to which this host sends a stop, ascending; empty without transport."""
         near = {p for place in self.plan.peers for p in (*place.in_neighbours, *place.out_neighbours)}
         return tuple(p for p in sorted(near) if p in self.plan.addresses and p not in self._peers)
 
     @property
     def views(self) -> list[ViewChange]:
-        """Every change of view so far, as in the peers' logs."""
+        """Every change of view so far, as in the peers' journals."""
         return [] if self._recorder is None else list(self._recorder.views)
 
     def _fail(self, error: BaseException) -> None:
-        """End by an error of the training, as its cause asks for."""
+        """End this host by an error of the training, alone or with all others, as the cause asks for."""
         cause = cause_of(error)
         peer = getattr(error, "peer", None)
         reason = str(error) or type(error).__name__
@@ -373,7 +386,7 @@ class Host:
         )
 
     def _on_stop(self, stop: Stop) -> None:
-        """Take a stop from a neighbour, or from the coordinator, which is no peer."""
+        """Take a stop from a neighbour, or from the coordinator, which speaks as a peer of this host."""
         cause = cause_from(stop.cause) or Cause.RUN
         here = stop.sender in self._peers
         origin, iteration = (stop.sender, self._iteration) if here else (stop.origin, stop.iteration)
@@ -391,7 +404,7 @@ class Host:
             self._recorder.failed(self._iteration, end.noted)
 
     def _pass_on(self, end: End) -> bool:
-        """Send the neighbours a stop; return whether there was a way to them."""
+        """Send the neighbours a stop; return False if there is no way to them, or no news."""
         wires, news = self._wires, end.news
         if wires is None or news is None:
             return False

@@ -47,7 +47,7 @@ _UNKNOWN = -1
 """Stands for a view's number that is not known."""
 
 _LOOK = 0.1
-"""Seconds between two looks whether the run was stopped, while a checkpoint waits for the one before."""
+"""Seconds between two checks for a stop, while a checkpoint waits for the one before."""
 
 
 class Moment(NamedTuple):
@@ -56,19 +56,19 @@ class Moment(NamedTuple):
     Attributes
     ----------
     done : int
-        Iterations done.
+        Number of iterations that are done.
     states : mapping of int to State
         The peers' states, by peer. Steps return new arrays and leave these as they are.
     positions : mapping of int to callable
         The result of each peer's :meth:`~p2pft_flower.host.problem.Objective.position`.
     memories : mapping of (int, int) to Memory
-        The memories of the view's codec, by peer and phase.
+        The memories of the view's codec, by peer and number of the exchange in a period.
     bytes_sent : mapping of int to int
-        Payload bytes of each peer so far.
+        Payload bytes that each peer has sent so far.
     exchange : float
         Seconds that the host has spent in exchanges.
     session : Session
-        The session of the view in which the last of these iterations was done.
+        The session of the view in which the last iteration was done.
     """
 
     done: int
@@ -81,7 +81,7 @@ class Moment(NamedTuple):
 
 
 class Keeper:
-    """Writes the checkpoints of one host, in a thread of its own, and reads those it starts from.
+    """Writes the checkpoints of one host, in a thread of its own, and reads those that it goes on from.
 
     Parameters
     ----------
@@ -90,7 +90,8 @@ class Keeper:
     model_digest : str
         Digest of the frozen weights and θ^0.
     recorder : Recorder
-        Counts the peers' seconds; its logs are brought to disk before a checkpoint that follows them.
+        The recorder, which counts the peers' seconds. A peer's journal is brought to disk before each of its
+        checkpoints.
     gradients : int
         The most gradients that a peer draws in one iteration.
     """
@@ -118,7 +119,10 @@ class Keeper:
         """Iteration of the last :class:`Moment` that was handed over."""
 
     def due(self, done: int) -> bool:
-        """Tell whether there is a checkpoint after ``done`` iterations: also at the beginning and the end."""
+        """Tell whether to keep a checkpoint after ``done`` iterations.
+
+        Without a positive ``checkpoint-every`` never; else also at the beginning and at the end.
+        """
         every = self._plan.checkpoint_every
         return every > 0 and (done % every == 0 or self._written < 0 or done == self._plan.iterations)
 
@@ -130,18 +134,18 @@ class Keeper:
         Parameters
         ----------
         moment : Moment
-            All peers of the host.
+            The moment, with all peers of the host.
         check : callable
-            Called during that wait; raises when the run was stopped.
+            Called during that wait; raises if the run was stopped.
         timeout : float
             Seconds to wait for the previous checkpoint.
 
         Raises
         ------
         CheckpointError
-            When the previous checkpoint could not be written, or is not on disk in time.
+            If the previous checkpoint could not be written, or is not on disk in time.
         ConfigError
-            When the method's state cannot be kept.
+            If the method's state cannot be kept.
         """
         self.finish(check, timeout)
         with self._lock:
@@ -162,12 +166,25 @@ class Keeper:
             self._thread.start()
 
     def raise_if_failed(self) -> None:
-        """Raise the error of a checkpoint that could not be written, if there was one."""
+        """Raise CheckpointError if a checkpoint could not be written."""
         if self._error is not None:
             raise self._error
 
     def finish(self, check: Callable[[], None], timeout: float) -> None:
-        """Wait until everything is on disk; parameters and errors as of :meth:`keep`."""
+        """Wait until the last checkpoint is on disk.
+
+        Parameters
+        ----------
+        check : callable
+            Called during the wait; raises if the run was stopped.
+        timeout : float
+            Seconds to wait.
+
+        Raises
+        ------
+        CheckpointError
+            If a checkpoint could not be written, or the last one is not on disk in time.
+        """
         deadline = time.monotonic() + timeout
         while self._thread is not None and self._thread.is_alive():
             check()
@@ -182,9 +199,9 @@ class Keeper:
         self.raise_if_failed()
 
     def keep_stopped(self, moment: Moment) -> None:
-        """Write ``moment``, the last of a run that was stopped or failed; from any thread.
+        """Write ``moment``, the last of a run that was stopped or failed, if need be; from any thread.
 
-        Never raises: an error of writing must not hide why the run stopped.
+        Never raises: an error of writing must not hide the reason why the run stopped.
         """
         if self._plan.checkpoint_every < 0:
             return
@@ -207,7 +224,7 @@ class Keeper:
     def resume(
         self, peer: int, point: ResumePoint, start: Callable[[], State], objective: Objective
     ) -> tuple[State, dict[int, Memory], int]:
-        """Put ``peer`` back at its resume point: data order and log in place; the state is returned.
+        """Put the data order and the journal of ``peer`` back to its resume point, and return its state.
 
         Parameters
         ----------
@@ -216,19 +233,20 @@ class Keeper:
         point : ResumePoint
             The point, which names the checkpoint.
         start : callable
-            Returns a fresh state of the method; only its type and the shapes in it are used.
+            Returns a fresh state of the method, with which type, fields and θ's shape and dtype are compared.
         objective : Objective
             The peer's objective, at the start of its data order.
 
         Returns
         -------
         tuple of State, dict of int to Memory, and int
-            The method's state, the codec's memories by exchange, and payload bytes sent so far.
+            The method's state, the codec's memories by number of the exchange in a period, and the payload
+            bytes sent so far.
 
         Raises
         ------
         DataError
-            When the file is not the one in the plan, or is of another model.
+            If the file cannot be read, has another digest than in the plan, or is of another model.
         """
         folder = checkpoint_folder(Path(point.folder), peer)
         cannot = f"run {point.run} cannot be resumed: peer {peer}'s"
@@ -240,7 +258,7 @@ class Keeper:
         past = read_past(folder.parent / f"peer-{peer}.jsonl", point.run)
         lost = self._gradients * drawn_since(checkpoint, about, folder, past.view)
         objective.go_to(checkpoint.position, lost)
-        # The iteration itself is evaluated again if that is due: the log may end just before.
+        # The iteration itself is evaluated again if that is due: the journal may end just before.
         earlier = [e for e in past.before(checkpoint.iteration) if isinstance(e, Evaluation)]
         self._recorder.go_on(
             peer, [e for e in earlier if self._plan.evaluates_after(e.iteration)], checkpoint.seconds
@@ -248,9 +266,9 @@ class Keeper:
         return state, checkpoint.memories, checkpoint.bytes_sent
 
     def come_back(self, peer: int, objective: Objective, session: Session) -> int:
-        """Restore the data order and the log that ``peer`` has kept of its earlier life in this run.
+        """Restore the data order and the journal that ``peer`` has kept of its earlier life in this run.
 
-        If no checkpoint is left, it begins its data order anew.
+        If no checkpoint is left, the peer begins its data order anew.
 
         Parameters
         ----------
@@ -259,12 +277,17 @@ class Keeper:
         objective : Objective
             The peer's objective, at the start of its data order.
         session : Session
-            The view that has let it in.
+            The session of the view that has let the peer in.
 
         Returns
         -------
         int
-            Payload bytes that it had sent when the checkpoint was written.
+            Payload bytes that the peer had sent when the checkpoint was written; 0 without a checkpoint.
+
+        Raises
+        ------
+        DataError
+            If the last checkpoint cannot be read, or is of another model.
         """
         folder = self._folders[peer]
         # Each change of view costs no more than two iterations: the one given up, and the new start.
@@ -287,7 +310,7 @@ class Keeper:
     def _read(self, folder: Path, iteration: int, run: str, cannot: str) -> tuple[Checkpoint, PeerAbout, str]:
         """Return a peer's checkpoint of this model, the facts of its run in it, and its digest.
 
-        ``cannot`` is the beginning of the error if it is of another model.
+        ``cannot`` is the beginning of the error's text if the checkpoint is of another model.
         """
         path = checkpoint_file(folder, iteration)
         checkpoint, digest = read_checkpoint(path, run, self._recorder.q)
@@ -324,7 +347,7 @@ class Keeper:
         ]
 
     def _note(self, session: Session) -> None:
-        """Note a new view: its first iteration, whether it is whole, and the files that it needs."""
+        """Note a new view: its first iteration, whether it is whole, and how many files it needs."""
         if session.view is None or session.number in self._whole:
             return
         self._begin = session.first
@@ -334,7 +357,7 @@ class Keeper:
         self._files = max(self._files, files_kept(kept, every, session.view.graph.lead))
 
     def _about(self, peer: int, session: Session) -> PeerAbout:
-        """Return the facts that must be alike if this peer goes on, and those that name differences."""
+        """Return the facts that must be alike if the peer goes on, and the facts that errors name."""
         plan, facts, own = self._plan, self._plan.facts, self._plan.peer_facts.get(peer)
         return PeerAbout(
             config=plan.config.to_mapping(),

@@ -1,4 +1,4 @@
-"""Before training: a host's progress of preparing, and the stages in which all learn that all are ready."""
+"""Before training: a host's progress in preparing, and the stages by which all learn that all are ready."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REMEDY = (
 )
 
 _KEPT = 1.0
-"""Seconds that a hello is kept before it is answered PREPARING; fewer if meet-timeout is short."""
+"""Seconds that a hello waits before it is answered with PREPARING; fewer if meet-timeout is short."""
 
 
 class Meeting:
@@ -36,7 +36,7 @@ class Meeting:
         self._timeout = timeout
         self._changed = threading.Condition()
         self._stage = 0.0
-        """This host agrees to hellos of lower stages: none while it prepares, as this is 0."""
+        """This host agrees to hellos of lower stages than this one; 0 while it prepares: to none."""
         self._progress = 0
 
     def note_progress(self) -> None:
@@ -45,7 +45,10 @@ class Meeting:
             self._progress += 1
 
     def answer(self, hello: Hello) -> Reply | None:
-        """Agree if this host has reached the stage; else answer after a moment with its progress."""
+        """Return None, to agree, if this host has passed the hello's stage; wait a moment for that.
+
+        Otherwise return the answer PREPARING with this host's progress.
+        """
         kept = min(_KEPT, self._timeout / 4)
         with self._changed:
             if self._changed.wait_for(lambda: self._stage > hello.stage, kept):
@@ -57,21 +60,21 @@ class Meeting:
             return Reply(status=Status.PREPARING, reason=reason, progress=self._progress)
 
     def meet(self, wires: Wires | None, stages: int) -> None:
-        """Wait until all peers of the run are prepared: no peer-timeout may run meanwhile.
+        """Wait until all peers of the run are prepared, so that no peer-timeout runs before.
 
         Parameters
         ----------
         wires : Wires or None
             The way to the neighbours; None if there are none elsewhere.
         stages : int
-            The number of stages (:func:`p2pft_flower.plan.greetings`).
+            Number of stages (the plan's ``greetings``).
 
         Raises
         ------
         PeerUnreachableError
-            When a neighbour is given up.
+            If a neighbour is given up.
         ExchangeRefusedError
-            When a neighbour has other terms or certificates.
+            If a neighbour has other terms or certificates.
         """
         for stage in range(stages):
             self._reach(stage + 1)
@@ -80,7 +83,7 @@ class Meeting:
         self.end()
 
     def end(self) -> None:
-        """Keep no hello waiting any more: all have met, or this host ends and must say so."""
+        """Let no hello wait any more: all have met, or this host ends and must tell its neighbours."""
         self._reach(math.inf)
 
     def _reach(self, stage: float) -> None:

@@ -1,4 +1,4 @@
-"""Gossip with proofs of authorship: authors sign their records and votes; both are checked before use."""
+"""Gossip with proofs of authorship: authors sign their records and votes, which are checked before use."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ Read = TypeVar("Read")
 
 
 class Notary:
-    """Writes and reads one member's gossip. Not for several threads.
+    """Writes and reads one member's gossip. Not to be used by several threads at once.
 
     Parameters
     ----------
     run : str
         The run's identifier.
     me : int
-        This member.
+        The number of this member.
     groups : mapping of int to tuple of int
         The peers of each member that the run begins with.
     iterations : int
-        Iterations of the run: nobody has completed more.
+        Number of iterations of the run; no record may claim more.
     signatures : Signatures or None
-        The signatures of this member's only peer; None without certificates: then nothing is signed, and
+        The signatures of this member's only peer. None without certificates: then nothing is signed, and
         every caller that can connect is believed.
     """
 
@@ -54,7 +54,7 @@ class Notary:
         self._run, self._me, self._groups, self._iterations = run, me, groups, iterations
         self._signatures = signatures
         self._signed: dict[int, tuple[Age, pb.Signed]] = {}
-        """The newest record of each other member, as it has signed it."""
+        """By member, the age of the newest record read, and this record as its author has signed it."""
 
     def write(self, state: State, other: int) -> pb.Gossip:
         """Return the gossip for the member ``other``."""
@@ -71,14 +71,17 @@ class Notary:
     def read(self, message: pb.Gossip, speaker: int | None) -> tuple[Heard, list[ValueError]]:
         """Decode a gossip message and check its signatures.
 
-        Returns the parts that hold, and an error for each part that is dropped.
-
         Parameters
         ----------
         message : p2pft_pb2.Gossip
             The message.
         speaker : int or None
             The member whose host sent the message; None if the sender belongs to no member.
+
+        Returns
+        -------
+        tuple of Heard and list of ValueError
+            The parts that pass all checks, and an error for each part that is dropped.
         """
         wrong: list[ValueError] = []
         most = len(self._groups)
@@ -161,7 +164,7 @@ class Notary:
 def _each(
     messages: Iterable[Message], read: Callable[[Message], Read], wrong: list[ValueError]
 ) -> list[Read]:
-    """Return the results of ``read`` for each message that it can read; add its errors to ``wrong``."""
+    """Return the results of ``read`` for the messages; add the ValueErrors that it raises to ``wrong``."""
     made = []
     for message in messages:
         try:

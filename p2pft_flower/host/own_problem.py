@@ -22,7 +22,7 @@ from p2pft_flower.plugins import call_reference, telling_whose
 __all__ = ["PROBLEM_TAIL", "Plugged"]
 
 PROBLEM_TAIL = "p2pft.problem-tail/1"
-"""Version of the metadata in a tail of such a problem; a tail of a vision transformer has another."""
+"""Value of ``schema`` in the metadata of such a problem's tails; a vision transformer's have another."""
 
 Vector = npt.NDArray[Any]
 
@@ -36,25 +36,26 @@ class Plugged:
     Parameters
     ----------
     config : LearningConfig
-        ``problem`` names the function; ``batch_size``, ``seed`` and ``data_dir`` are handed to it.
+        The settings: ``problem`` names the function, to which ``batch_size``, ``seed`` and ``data_dir`` are
+        handed.
     n : int
         Number of peers.
     peers : sequence of int, optional
-        The peers whose data is on this machine; without it, all n.
+        The peers whose data is on this machine; default all n.
 
     Attributes
     ----------
     theta0 : (q,) float32 or float64 array
         θ^0; cannot be written to.
     model_digest : str
-        The problem's own digest.
+        The digest that the problem itself gives.
     model_parameters : int
         Number of parameters of the whole model.
 
     Raises
     ------
     ConfigError
-        When the function cannot be found, raises, or returns something else than such a problem; names key,
+        If the function cannot be found, raises, or returns something else than such a problem; names key,
         value, and the fault.
     """
 
@@ -92,7 +93,7 @@ class Plugged:
         Raises
         ------
         ConfigError
-            When the problem returns something else.
+            If the problem raises, or returns something else.
         """
         with self._naming(f"samples({peer})"):
             count: Any = self._own.samples(peer)
@@ -101,7 +102,7 @@ class Plugged:
         return int(count)
 
     def data_digest(self, peer: int) -> str:
-        """Return a text that recognises the peer's samples; empty if the problem has none."""
+        """Return a text that recognises the peer's samples; empty if the problem has no ``data_digest``."""
         ask = getattr(self._own, "data_digest", None)
         if ask is None:
             return ""
@@ -111,12 +112,12 @@ class Plugged:
     def objectives(
         self, peers: Sequence[int], progress: Callable[[], None] = lambda: None
     ) -> dict[int, Objective]:
-        """Build the objectives of ``peers``; each of their results is checked before it is used.
+        """Build the objectives of ``peers``; their gradients and scores are checked before use.
 
         Raises
         ------
         ConfigError
-            When one is missing, or has other methods.
+            If an objective is missing, or lacks a method.
         """
         with self._naming("objectives"):
             built = self._own.objectives(peers, progress)
@@ -127,7 +128,7 @@ class Plugged:
         return {peer: _Checked(self, peer, built[peer]) for peer in peers}
 
     def named_tail(self, theta: Vector) -> Mapping[str, Any]:
-        """Return θ as named arrays."""
+        """Return θ as arrays, by name."""
         with self._naming("named_tail"):
             return self._own.named_tail(theta)
 
@@ -147,12 +148,12 @@ class Plugged:
         }
 
     def theta_from(self, tensors: Mapping[str, Any], source: str) -> Vector:
-        """Return θ from the arrays of :meth:`named_tail`; ``source`` is the file that they were read from.
+        """Return θ, (q,), from the arrays of :meth:`named_tail`, which were read from the file ``source``.
 
         Raises
         ------
         ConfigError
-            When the problem has no ``theta_from``, or returns another vector than its θ.
+            If the problem has no ``theta_from``, or returns a vector of another shape or dtype than θ^0.
         """
         back = getattr(self._own, "theta_from", None)
         if back is None:
@@ -165,12 +166,12 @@ class Plugged:
         return self.vector(theta, f"what theta_from made of {source}")
 
     def vector(self, found: Any, what: str) -> Vector:
-        """Return ``found`` if it is a vector as θ is.
+        """Return ``found`` if it is an array of θ^0's shape and dtype.
 
         Raises
         ------
         ConfigError
-            When it has another shape or dtype.
+            If it is not; ``what`` names it in the error.
         """
         wanted = self.theta0
         if (

@@ -13,23 +13,23 @@ Vector = npt.NDArray[Any]
 
 
 class Score(Protocol):
-    """The scores of an evaluation."""
+    """The scores of one evaluation."""
 
     @property
     def loss(self) -> float:
-        """Mean loss on the test split; not a number if the peer has no test image."""
+        """Mean loss on the test split; NaN if the peer has no test image."""
         ...
 
     @property
     def accuracy(self) -> float:
-        """Share of all test images that are classified right, 0..1; not a number if the peer has none."""
+        """Share of all test images that are classified right, 0..1; NaN if the peer has no test image."""
         ...
 
     @property
     def accuracy_unseen(self) -> float | None:
-        """Share of the test images classified right among the classes of which the peer holds no image.
+        """Share, 0..1, of right answers on the test images of classes of which the peer holds no image.
 
-        None if it holds images of all classes.
+        None if the peer holds images of all classes.
         """
         ...
 
@@ -38,7 +38,7 @@ class Objective(Protocol):
     """One peer's loss: fresh mini-batch gradients, and scores."""
 
     def gradient(self, theta: Vector) -> Vector:
-        """Return a gradient on the next mini-batch, (q,)."""
+        """Return the gradient at ``theta`` on the next mini-batch, (q,)."""
         ...
 
     def evaluate(self, theta: Vector) -> Score:
@@ -46,7 +46,7 @@ class Objective(Protocol):
         ...
 
     def position(self) -> Callable[[], dict[str, Any]]:
-        """Record the position in the data order; calling the result returns it, as values for JSON.
+        """Record the position in the data order; return a function that returns this position for JSON.
 
         There are two steps because a position is recorded after every iteration, and its values are needed
         rarely.
@@ -68,7 +68,7 @@ class Objective(Protocol):
         ...
 
     def privacy_spent(self) -> tuple[float, float] | None:
-        """Return (ε, δ) of all gradients so far; None if they are not differentially private."""
+        """Return (ε, δ) of all gradients so far; None if the gradients are not differentially private."""
         ...
 
 
@@ -77,15 +77,15 @@ class Problem(Protocol):
 
     @property
     def theta0(self) -> Vector:
-        """θ^0 (q,), the same on all peers."""
+        """θ^0, (q,), the same on all peers."""
         ...
 
     @property
     def model_digest(self) -> str:
         """Digest of the frozen weights and θ^0; equal on all peers.
 
-        Neighbours compare it before they train, or ``meeting_digest`` if a problem has that: a digest of all
-        that must be equal on all peers.
+        Neighbours compare this digest before they train. If a problem has a ``meeting_digest``, a digest of
+        all that must be equal on all peers, they compare that instead.
         """
         ...
 
@@ -99,7 +99,7 @@ class Problem(Protocol):
         ...
 
     def named_tail(self, theta: Vector) -> Mapping[str, Any]:
-        """Return θ as named tensors."""
+        """Return θ as tensors, by name."""
         ...
 
     def metadata(self) -> Mapping[str, str]:
@@ -110,9 +110,9 @@ class Problem(Protocol):
 class OwnProblem(Problem, Protocol):
     """The problem that ``my_module:my_problem`` returns: a :class:`Problem` that also counts its samples.
 
-    It may also have ``theta_from(tensors)``, the inverse of :meth:`Problem.named_tail`, with which
-    ``p2pft evaluate`` scores its tails, and ``data_digest(peer)``, a text that recognises a peer's samples
-    when a run is resumed. docs/extending.md has an example.
+    The problem may also have ``theta_from(tensors)``, the inverse of :meth:`Problem.named_tail`, with which
+    ``p2pft evaluate`` scores tails, and ``data_digest(peer)``, a text that recognises a peer's samples when a
+    run is resumed. docs/extending.md has an example.
     """
 
     def samples(self, peer: int) -> int:

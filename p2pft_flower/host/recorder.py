@@ -1,4 +1,4 @@
-"""A host's records of its peers: their seconds, scores, logs and tails."""
+"""A host's notes on its peers: their seconds, scores, journals and tails."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ __all__ = ["Outcome", "Recorder"]
 Vector = npt.NDArray[Any]
 
 MAX_NOTE = 1000
-"""Characters of a line of the log that are handed on."""
+"""The most characters of a line of the log that are sent to the observer."""
 
 log = logging.getLogger("p2pft_flower")
 
 
 def _observer(address: str, access: Access) -> ObserverClient | None:
-    """Return the client of the observer; None if this site does not allow one: that ends no run."""
+    """Return the client of the observer; None, which ends no run, if this site does not allow one."""
     try:
         return ObserverClient(address, credentials=access.credentials, insecure=access.insecure)
     except ConfigError as error:
@@ -46,7 +46,7 @@ def _observer(address: str, access: Access) -> ObserverClient | None:
 
 
 class Recorder:
-    """Evaluates peers, writes their logs and tails, and reports to the observer, for which nothing waits.
+    """Evaluates peers, writes their journals and tails, and reports to the observer, for which nothing waits.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ class Recorder:
     problem : Problem
         The learning problem.
     access : Access
-        The certificates with which this machine reports to the observer.
+        The certificates with which this machine reports to the observer, or the permission of plain text.
     """
 
     def __init__(self, plan: Plan, problem: Problem, access: Access) -> None:
@@ -71,7 +71,7 @@ class Recorder:
         """Seconds of each peer by activity; of exchanges only those before this run."""
         self._scores: dict[int, Score] = {}
         self.views: list[ViewChange] = []
-        """Every change of view so far, as in the logs."""
+        """Every change of view so far, as in the journals."""
         for peer, journal in self._journals.items():
             first = lines.Run(
                 peer=peer,
@@ -92,16 +92,16 @@ class Recorder:
         earlier: Iterable[Evaluation | ViewChange],
         seconds: Mapping[str, float] | None,
     ) -> None:
-        """Begin the log of a peer that goes on from a checkpoint with the earlier log's lines up to there.
+        """Write the earlier lines of a peer that goes on from a checkpoint into its new journal.
 
         Parameters
         ----------
         peer : int
             The peer.
         earlier : iterable of Evaluation and ViewChange
-            Its earlier lines, which keep their time.
+            The peer's earlier lines, which keep their time.
         seconds : mapping or None
-            Its seconds before, by activity; None if they are not known.
+            The peer's seconds before, by activity; None if they are not known.
         """
         for line in earlier:
             self._journals[peer].write(line)
@@ -109,22 +109,22 @@ class Recorder:
             self._seconds[peer] = dict(seconds)
 
     def seconds(self, peer: int, exchange: float) -> dict[str, float]:
-        """Return the peer's seconds by activity, with this host's ``exchange`` seconds since it began."""
+        """Return the peer's seconds by activity; ``exchange`` is this host's seconds in exchanges so far."""
         before = self._seconds[peer]
         return {**before, "exchange": before["exchange"] + exchange}
 
     @property
     def q(self) -> int:
-        """The number of numbers in θ."""
+        """The length q of θ."""
         return int(self._problem.theta0.size)
 
     def sync(self, peer: int) -> None:
-        """Bring the peer's log to disk."""
+        """Bring the peer's journal to disk."""
         self._journals[peer].sync()
 
     @contextlib.contextmanager
     def timed(self, peer: int, part: str) -> Iterator[None]:
-        """Count the time of a ``with`` block as ``peer``'s ``part`` (gradient, exchange or evaluation)."""
+        """Add the seconds of a ``with`` block to ``peer``'s ``part`` (gradient, exchange or evaluation)."""
         begin = time.perf_counter()
         try:
             yield
@@ -133,7 +133,7 @@ class Recorder:
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
-        """Send this thread's log in a ``with`` block to the observer: it shows the progress of preparing."""
+        """Send this thread's log in a ``with`` block to the observer, to show the progress of preparing."""
         if self._observer is None:
             yield
             return
@@ -152,13 +152,13 @@ class Recorder:
             log.removeHandler(handler)
 
     def started(self) -> None:
-        """Note that all neighbours were met and training begins."""
+        """Write into the journals that all neighbours were met and training begins."""
         prepared = time.monotonic() - self._begin
         for peer, journal in self._journals.items():
             journal.write(lines.Start(peer=peer, parameters=self._problem.theta0.size, prepared=prepared))
 
     def evaluate(self, peer: int, objective: Objective, theta: Vector, done: int, bytes_sent: int) -> Score:
-        """Score ``theta`` after ``done`` iterations; log, report and return the scores."""
+        """Score ``theta``, (q,), after ``done`` iterations; write, report and return the scores."""
         with self.timed(peer, "evaluation"):
             score = self._scores[peer] = objective.evaluate(theta)
         told = _scores(score) | {
@@ -174,12 +174,12 @@ class Recorder:
         return score
 
     def trace(self, peer: int, view: int, done: int, surplus: Vector) -> None:
-        """Log a sketch of ``surplus``, τ_i − g_i, after ``done`` iterations."""
+        """Write a sketch of ``surplus``, τ_i − g_i, (q,), after ``done`` iterations into the journal."""
         told = sketch.encode(self._sketch(surplus))
         self._journals[peer].write(lines.Trace(peer=peer, view=view, iteration=done, surplus=told))
 
     def view_changed(self, new: NewView) -> None:
-        """Note that the peers go on in another view."""
+        """Log, report and write into the journals that the peers go on in another view."""
         place = ", ".join(map(str, new.view.peers))
         what = [f"peer {p} is gone" for p in new.lost] + [f"peer {p} has come back" for p in new.joined]
         note = (
@@ -215,7 +215,7 @@ class Recorder:
     ) -> Outcome | None:
         """Write the peer's tail and the last line of its journal; return its outcome.
 
-        None if the journal has its last line already, that of a stop.
+        Return None if the journal has its last line already, that of a stop.
         """
         epsilon, delta = objective.privacy_spent() or (None, None)
         outcome = Outcome(
@@ -235,9 +235,9 @@ class Recorder:
         return outcome if self._journals[peer].write_last(outcome) else None
 
     def failed(self, iteration: int, error: BaseException) -> None:
-        """Write why the host gave up into the log of every peer that has not ended; from any thread.
+        """Write the error by which the host ends into each journal without a last line; from any thread.
 
-        Never raises: an error of writing must not hide why the host gave up.
+        Never raises: an error of writing must not hide the reason why the host ends.
         """
         where = "".join(traceback.format_exception(error))
         for peer, journal in self._journals.items():
@@ -255,9 +255,9 @@ class Recorder:
                 log.error("the last line of a log is missing: %s", unwritten)  # noqa: TRY400 - one line
 
     def save_stopped(self, peer: int, theta: Vector, done: int) -> None:
-        """Write θ after ``done`` iterations of a peer that does not come to its end.
+        """Write the tail of a peer that stops after ``done`` iterations, before its end.
 
-        Never raises: an error of writing must not hide why the peer stopped.
+        Never raises: an error of writing must not hide the reason why the peer stopped.
         """
         try:
             path = self._save(peer, theta, done, stopped=True)
@@ -282,7 +282,7 @@ class Recorder:
         return self._journals[peer].save_tail(self._problem.named_tail(theta), metadata, stopped=stopped)
 
     def close(self) -> None:
-        """Let reports that are under way leave, and close the logs."""
+        """Let reports that are under way leave, within 1 s, and close the journals."""
         if self._observer is not None:
             self._observer.close(timeout=1.0)
         for journal in self._journals.values():

@@ -35,13 +35,13 @@ __all__ = [
 Groups = Mapping[int, tuple[int, ...]]
 
 MAX_REASON = 1024
-"""Characters of the reason why a member has left: the size of a gossip is limited."""
+"""The most characters of the reason why a member has left, since the size of a gossip is limited."""
 
 _MOST = 2**31
 """A number of views that no run reaches."""
 
 _LARGEST = 2**63
-"""Incarnations and versions are counted, and so are ballots, of which no member heeds one too far ahead."""
+"""The highest incarnation, version, or round of a ballot that is read; counting never gets there."""
 
 
 def encode(record: Record) -> pb.Record:
@@ -61,12 +61,13 @@ def decode(message: pb.Record, groups: Groups, iterations: int) -> Record:
     groups : mapping of int to tuple of int
         The peers of each member that the run began with.
     iterations : int
-        Iterations of the run: nobody has completed more.
+        Number of iterations of the run; no record may claim more.
 
     Raises
     ------
     ValueError
-        When it is none of this run's, or no member writes such a record; names the fault.
+        If the record names members or peers that the run does not have, or no honest member writes such a
+        record; names the fault.
     """
     who = f"a record of member {message.member}"
     proposals = [p for p in (message.accepted, message.proposal) if p.ByteSize()]
@@ -111,7 +112,7 @@ def encode_known(known: Mapping[int, Age]) -> pb.Known | None:
 
 
 def decode_known(message: pb.Known, groups: Groups) -> dict[int, Age]:
-    """Return the ages of the records that another member has; empty if it has sent none.
+    """Return the ages of the records that another member has, by author; empty if it has sent none.
 
     Parameters
     ----------
@@ -123,7 +124,7 @@ def decode_known(message: pb.Known, groups: Groups) -> dict[int, Age]:
     Raises
     ------
     ValueError
-        When an age is missing, or a member is named that the run does not have.
+        If an age is missing, or a member is named that the run does not have.
     """
     members, lives, versions = message.members, message.incarnations, message.versions
     if not len(members) == len(lives) == len(versions):
@@ -145,7 +146,8 @@ def decode_step(message: pb.Step, groups: Groups, iterations: int) -> Step:
     Raises
     ------
     ValueError
-        When it is none of this run's; names the fault.
+        If the step names members or peers that the run does not have, or no honest member makes such a step;
+        names the fault.
     """
     who = f"a step to view {message.value.number}"
     _check_view(who, message.value, groups, iterations)
@@ -226,7 +228,7 @@ def _ends(edge: pb.Edge) -> Edge:
 
 
 def _fields(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a record, or of a part of one, as those of a message, which has the same names."""
+    """Return the fields of a record, or of a part of one, as fields of a message, under the same names."""
     return {name: _field(name, value) for name, value in told.items()}
 
 

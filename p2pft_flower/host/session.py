@@ -1,4 +1,4 @@
-"""All that lives as long as a view does, in one object: made new from each view, and thrown away with it."""
+"""All that lives as long as a view does, in one object: made anew for each view, and thrown away with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Edge = tuple[int, int]
 def remote_edges(
     peers: Collection[Neighbourhood], *, always: bool
 ) -> tuple[frozenset[Edge], frozenset[Edge]]:
-    """Return the (sender, receiver) edges that leave and that enter by the transport.
+    """Return the edges (sender, receiver) that leave the host, and those that enter it, by the transport.
 
     Parameters
     ----------
@@ -48,9 +48,9 @@ class Session:
     first : int
         The iteration that the view begins with.
     peers : tuple of int
-        All peers of the view.
+        All peers of the view, ascending.
     places : mapping of int to Neighbourhood
-        Each local peer's row of A and column of B.
+        Each local peer's row of A and column of B, by peer.
     weights : mapping of int to float
         Factor of each local peer's loss among the peers of the view.
     leaving, entering : frozenset of (int, int)
@@ -60,7 +60,7 @@ class Session:
     mailbox : Mailbox or None
         The mailbox for payloads along the entering edges; None if this host has no wires.
     compression : Compression or None
-        Codec and γ of the exchanges in this view; None: vectors are exchanged as they are.
+        Codec and γ of the exchanges in this view; None without a codec.
     view : View or None
         The peers and their graph; None for the view that the run began with.
     returned : frozenset of int
@@ -85,7 +85,13 @@ class Session:
 
     @property
     def inbox(self) -> Mailbox:
-        """The mailbox of a host with wires."""
+        """The mailbox of a host with wires.
+
+        Raises
+        ------
+        RuntimeError
+            If this host has none: a fault of the caller's.
+        """
         if self.mailbox is None:
             raise RuntimeError(f"nothing comes from other hosts in view {self.number}")
         return self.mailbox
@@ -99,45 +105,45 @@ class Session:
     def all_have_theta(self) -> int:
         """The iteration in which no peer of the view can lack θ any more.
 
-        A peer that still lacks θ has sent nothing, so no other peer gets further than its distance from it:
-        so many edges, each of which carries something in every period.
+        A peer that still lacks θ has sent nothing. So another peer gets no further than one period for each
+        edge on the way between the two: each edge carries something in every period.
         """
         return self.first + len(self.peers) * self.period
 
     def exchange(self, iteration: int, phase: int) -> int:
-        """Return the number of an exchange among those of a period, from 0."""
+        """Return the number, from 0, of an exchange among the exchanges of a period."""
         return iteration % self.period * len(self.phases) + phase
 
     @cached_property
     def period(self) -> int:
-        """Iterations after which the view's weights come again."""
+        """Number of iterations after which the view's weights come again."""
         return max(1, *(len(place.turns) for place in self.places.values()))
 
     @property
     def donors(self) -> tuple[int, ...]:
-        """The other peers of the view, in the order in which this host asks them for θ."""
+        """The view's peers on other hosts, in the order in which this host asks them for θ."""
         near = sorted(j for place in self.places.values() for j in place.row)
         named = [] if self.donor is None else [self.donor]
         return tuple(p for p in dict.fromkeys([*named, *near, *self.peers]) if p not in self.places)
 
 
 class Sessions:
-    """Makes a host's session of each view.
+    """Makes a host's session for each view.
 
     Parameters
     ----------
     plan : Plan
         The host's part of the run.
     theta0 : numpy.ndarray
-        (q,), θ^0: every payload has its length and dtype.
+        (q,), θ^0; each vector of a payload has the length and dtype of θ^0.
     phases : tuple of str
-        The method's names of its exchanges of an iteration; empty: it exchanges nothing.
+        The method's names of its exchanges of an iteration; empty for a method that exchanges nothing.
     model_digest : str
-        Digest of the frozen weights and θ^0; equal on all peers.
+        The digest of the model that neighbours compare; equal on all peers.
     always : bool
-        Whether to use the transport within the host too, as for :func:`remote_edges`.
+        Whether peers of the host use the transport between each other as well (``transport = "grpc"``).
     vectors : int
-        Vectors of a payload; default 1.
+        Number of vectors in a payload; default 1.
     """
 
     def __init__(

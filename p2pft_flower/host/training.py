@@ -31,15 +31,15 @@ log = logging.getLogger("p2pft_flower")
 __all__ = ["TRACE", "PeerFailedError", "Training", "naming"]
 
 TRACE = "P2PFT_TRACE_TRACKER"
-"""Environment variable: if it is not empty, each peer logs a sketch of τ_i − g_i after each iteration.
-Sketches are linear: summed over the peers of a view they show whether Σ τ = Σ g (invariant 1 of
+"""Environment variable: if it is not empty, each peer writes a trace, a sketch of τ_i − g_i, after each
+iteration. Sketches are linear: summed over the peers of a view they show whether Σ τ = Σ g (invariant 1 of
 docs/architecture.md)."""
 
 
 class PeerFailedError(Exception):
-    """The code of a peer of this host raised; carries the peer and the place.
+    """The code of a peer of this host raised; the text names peer, iteration, place and the original error.
 
-    It is no subclass of the package's deliberate errors: it stands for any error of the peer's code.
+    This is no subclass of :class:`P2PFTError`, as it stands for any error of the peer's code.
     """
 
     cause = Cause.OWN
@@ -51,7 +51,7 @@ class PeerFailedError(Exception):
 
 @contextlib.contextmanager
 def naming(peer: int, iteration: int, what: str) -> Iterator[None]:
-    """Turn any error that a peer's own code raises into one that names the peer."""
+    """Replace an error in a ``with`` block, unless it is a P2PFTError, by a PeerFailedError for ``peer``."""
     try:
         yield
     except (P2PFTError, PeerFailedError):
@@ -74,28 +74,28 @@ class Training:
     objectives : mapping of int to Objective
         Each peer's objective.
     exchange : HostExchange
-        Mixes the vectors that the peers yield.
+        The exchange, which mixes the vectors that the peers yield.
     recorder : Recorder
-        Scores and logs.
+        The recorder, which scores the peers and writes their journals.
     keeper : Keeper
-        Writes the checkpoints.
+        The keeper, which writes the checkpoints.
     pulse : OwnPulse
-        Notes the host's activity and progress.
+        The place where the host's activity and progress are noted.
     raise_if_stopped : callable
-        Raises if the run was stopped.
+        Raises if this host ends.
 
     Attributes
     ----------
     session : Session
         The session of the view in which the peers train.
     iteration : int
-        The iteration under way.
+        The iteration that is under way.
     done : int
-        Iterations that are completed.
+        Number of iterations that are completed.
     states : dict of int to State
-        Each peer's state after these iterations.
+        Each peer's state after ``done`` iterations.
     completed : Moment or None
-        All that a checkpoint of this state needs; None before training.
+        All that a checkpoint after ``done`` iterations needs; None before training.
     """
 
     def __init__(
@@ -124,7 +124,15 @@ class Training:
         self._saving, self._saved = threading.Lock(), False
 
     def take_up(self, theta0: Vector) -> None:
-        """If a run is resumed, restore the peers' states from its checkpoints."""
+        """If the plan resumes a run, restore the peers' states from that run's checkpoints.
+
+        Raises
+        ------
+        DataError
+            If a checkpoint cannot be taken up.
+        PeerFailedError
+            If any other error comes meanwhile.
+        """
         if self._plan.resume is None:
             return
         for p in self._peers:
@@ -136,7 +144,7 @@ class Training:
                 phases = len(self._method.phases)
                 turns = {number // phases for number in memory} if phases else set()
                 whole = {turn * phases + phase for turn in turns for phase in range(phases)}
-                # None: nothing was exchanged in its view. Of some turns: not all have come in its view.
+                # Without any: nothing was exchanged in its view. Of some turns: not all came in its view.
                 if memory.keys() != whole or not turns <= set(range(self.session.period)):
                     raise DataError(
                         f"peer {p}: its checkpoint has a codec's memory of the exchanges {list(memory)}, "
@@ -146,7 +154,7 @@ class Training:
                 self._exchange.memories |= {(p, number): one for number, one in memory.items()}
 
     def begin(self, theta0: Vector) -> None:
-        """Start each peer that has no state yet at ``theta0``, (q,), and score all."""
+        """Start each peer that has no state yet at ``theta0``, (q,); score and keep all if that is due."""
         for p in self._peers:
             if p not in self.states:
                 self._start(p, theta0.copy())
@@ -158,7 +166,7 @@ class Training:
         Raises
         ------
         ViewChangeError
-            When the view changes: the iteration under way does not count, nothing of it is kept.
+            If the view changes: the iteration under way does not count, and nothing of it is kept.
         """
         while self.done < self._plan.iterations:
             k = self.iteration = self.done
@@ -175,7 +183,7 @@ class Training:
             self._complete(k + 1)
 
     def come_back(self, session: Session) -> None:
-        """Restore data order and log of the peers' earlier life from its files."""
+        """Restore the peers' data order and journals from the files of their earlier life in this run."""
         for p in self._peers:
             with naming(p, session.first, "what it has kept could not be taken up"):
                 self._exchange.bytes_sent[p] = self._keeper.come_back(p, self._objectives[p], session)
@@ -189,9 +197,10 @@ class Training:
         Parameters
         ----------
         session : Session
-            The session of that view.
+            The session of the next view.
         theta : numpy.ndarray, optional
-            (q,), the θ with which the peers begin if this host was not in the last view; default: their own.
+            (q,), the θ with which the peers begin if this host was not in the last view; default each peer's
+            own.
 
         Raises
         ------
@@ -211,7 +220,7 @@ class Training:
             self._complete(session.first)
 
     def finish(self) -> list[Outcome]:
-        """Bring the last checkpoint, the tails and the logs to disk, and return the peers' outcomes."""
+        """Bring the last checkpoint, the tails and the journals to disk, and return the peers' outcomes."""
         self._keeper.finish(self._raise_if_stopped, self._timeout)
         ended = [
             self._recorder.finish(
@@ -231,7 +240,7 @@ class Training:
         return outcomes
 
     def keep_excluded(self) -> None:
-        """Save the peers' state: the others have gone on without this host, which asks to be let in again."""
+        """Keep a checkpoint, since the others have gone on without this host, which asks to be let in."""
         log.warning("peers %s: the others have gone on without them; asking to be let in again", self._peers)
         if self.completed is not None:
             self._keeper.keep_stopped(self.completed)
@@ -253,7 +262,7 @@ class Training:
             self.states = self.states | {peer: self._of(peer).start(theta, self._gradient(peer))}
 
     def _of(self, peer: int) -> Algorithm[Any]:
-        """Return the method as ``peer`` runs it in the iteration under way."""
+        """Return the method as ``peer`` runs it in the iteration that is under way."""
         place = self.session.places[peer].at(self.iteration)
         return placed(self._method, place.tracker_weight, place.next_weight)
 
@@ -312,7 +321,7 @@ class Training:
         return local_objective(self._checked(peer), weight=weight, weight_decay=self._decay)
 
     def _checked(self, peer: int) -> Gradient:
-        """Return ∇L_i, timed, checked to be finite, with the peer's name on errors of its code."""
+        """Return ∇L_i, timed and checked for finite numbers; errors of its code name the peer."""
 
         def gradient(theta: Vector) -> Vector:
             with (

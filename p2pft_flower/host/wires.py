@@ -44,12 +44,12 @@ _DEPART = 2.0
 """Seconds that the others have to hear that this host leaves."""
 
 _AGAIN = 0.1
-"""Seconds until donors are asked again."""
+"""Seconds to wait before all donors are asked again."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """Addresses to bind and certificates of this machine's peers: the site decides these, no plan.
+    """Address to bind and certificates of this machine's peers: the site decides these, no plan does.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class Access:
     Raises
     ------
     ConfigError
-        When certificates are given and plain text is allowed as well.
+        If certificates are given and plain text is allowed as well.
     """
 
     credentials: Credentials | None = None
@@ -81,13 +81,13 @@ class Wires:
     Parameters
     ----------
     plan : Plan
-        The host's part of the run; its ``addresses`` cover the local peers and their neighbours.
+        The host's part of the run; the plan's ``addresses`` cover the local peers and their neighbours.
     session : Session
         The session of the view that the run begins with.
     access : Access
         The host's address to bind, and its certificates.
     on_hello : callable
-        Called with a neighbour's Hello; see :class:`PeerServer`.
+        Called with a neighbour's Hello; returns None to agree, or the Reply (:class:`PeerServer`).
     on_stop : callable
         Called with a neighbour's Stop, or the coordinator's.
     pulse : OwnPulse
@@ -103,10 +103,12 @@ class Wires:
     Raises
     ------
     BindError
-        When an address cannot be listened on.
+        If the server cannot listen on an address.
+    ExchangeError
+        If the plan lacks the address of a local peer or of a neighbour.
     ConfigError
-        When plain text would leave this machine, or when certificates or a bind address are given to a host
-        that does not run exactly their one peer.
+        If plain text would leave this machine; if certificates or a bind address are given to a host that
+        does not run exactly their one peer; or if the host's peers are no member of the plan.
     """
 
     def __init__(
@@ -123,8 +125,8 @@ class Wires:
         local, config = _checked(plan, session, access), plan.config.runtime
         self._session = session
         if joining:
-            # Payloads that neighbours still send to its former life are no fault of theirs: they get
-            # WRONG_VIEW.
+            # Payloads that neighbours still send to this host's former life are no fault of theirs: they are
+            # answered with WRONG_VIEW.
             session.inbox.fail(ViewChangeError("this host was started again and is in no view yet"))
         remotes = {p for edge in session.leaving | session.entering for p in edge}
         # Before anything is opened: it refuses a plan that does not fit.
@@ -224,12 +226,12 @@ class Wires:
         return self.heartbeats.speaks(remote)  # the heartbeats are made after the links
 
     def install(self, session: Session) -> None:
-        """Go on to another view. To the peers that have come back with it, connections are made anew.
+        """Go on to another view, with new connections to the peers that have come back in this view.
 
         Raises
         ------
         Exception
-            The error that :meth:`fail` was called with, unless it was a ViewChangeError.
+            The error with which :meth:`fail` was called, unless it was a ViewChangeError.
         """
         # First, so that a failure from now on wakes all that wait in this session: see `fail`.
         self._session = session
@@ -237,7 +239,7 @@ class Wires:
         self.server.install(session.inbox, session.leaving)
 
     def fetch(self, timeout: float, check: Callable[[], None]) -> Vector:
-        """Take θ from the first of the session's donors that has one; ask all of them again and again.
+        """Return θ, (q,), of the first of the session's donors that has one; ask all of them again and again.
 
         Parameters
         ----------
@@ -249,11 +251,11 @@ class Wires:
         Raises
         ------
         LostContactError
-            When no donor has given θ; has each one's answer.
+            If no donor has given θ in time; the text has the answer of each donor.
         ViewChangeError
-            When the view changes meanwhile.
+            If the view changes meanwhile.
         Exception
-            The error that :meth:`fail` was called with.
+            The error with which :meth:`fail` was called, or that ``check`` raised.
         """
         session = self._session
         peer, donors = min(session.places), session.donors
@@ -280,7 +282,7 @@ class Wires:
         )
 
     def take(self, session: Session, receiver: int, sender: int, iteration: int, phase: int) -> Received:
-        """Wait for one payload; see :meth:`Mailbox.take`."""
+        """Wait for one payload and return it; see :meth:`Mailbox.take`."""
         received = session.inbox.take(receiver, sender, iteration, phase, math.inf, self._patience)
         self.heartbeats.heard(sender)
         return received
@@ -292,14 +294,14 @@ class Wires:
             self.fail(error)
 
     def fail(self, error: Exception) -> None:
-        """Wake all that wait here with ``error``; stops can still be sent."""
+        """Raise ``error`` in all threads that wait for payloads or neighbours; stops can still be sent."""
         # In this order: `install` replaces the session first, and the links raise there an error that came
         # before. So an error that comes after finds the new session.
         self.links.fail(error)
         self._session.inbox.fail(error)
 
     def depart(self, reason: str) -> None:
-        """Report to all contacts, within 2 s, that this host leaves: they need not wait for its silence."""
+        """Report to all contacts, within 2 s, that this host leaves, so that none waits for it any longer."""
         if self.agreement is None:
             return
         self.agreement.leave(reason)
@@ -310,7 +312,7 @@ class Wires:
         self.links.gossip_all(gossip, _DEPART)
 
     def close(self) -> None:
-        """Close all of it; sockets and threads are gone afterwards."""
+        """Close all connections; their sockets and threads are gone afterwards."""
         if self.agreement is not None:
             self.agreement.close()
         self.heartbeats.close()
@@ -319,7 +321,15 @@ class Wires:
 
 
 def _checked(plan: Plan, session: Session, access: Access) -> set[int]:
-    """Return the local peers, after a check that all that is needed to connect them is known."""
+    """Return the local peers, if plan and access have all that is needed to connect them.
+
+    Raises
+    ------
+    ExchangeError
+        If the address of a local peer or of a neighbour is missing.
+    ConfigError
+        If certificates or a bind address are given to a host that does not run exactly their one peer.
+    """
     local = set(session.places)
     remotes = {p for edge in session.leaving | session.entering for p in edge}
     # A host that stays silent in Stop would be waited for until the deadline: check before binding.

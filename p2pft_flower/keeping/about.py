@@ -18,7 +18,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True, tag_field="of", forbid_un
     config : dict
         The run-config by its keys.
     iterations : int
-        Length of the run.
+        Number of iterations of the run.
     model_digest : str
         Digest of the frozen weights and θ^0.
     partition : str
@@ -40,15 +40,15 @@ class PeerAbout(About, frozen=True, kw_only=True, tag="peer"):
     Attributes
     ----------
     evaluate_every, checkpoint_every : int
-        Iterations between two evaluations, and between two checkpoints.
+        Number of iterations between two evaluations, and between two checkpoints.
     graph : GraphName or None
         The run's graph; None if it is not known.
     loss_weight : float
-        Factor of the peer's loss.
+        Factor of the peer's loss among the peers of the view.
     known : KnownImages or None
         The peer's images; None if they are not known.
     row, column : dict of int to float
-        Its weights a_ij of what it receives, its shares b_ji of what it sends.
+        The peer's weights a_ij of the vectors that it receives, and its shares b_ji of those that it sends.
     whole : bool
         Whether the view has all peers and links of the run.
     """
@@ -69,7 +69,7 @@ class ServerAbout(About, frozen=True, kw_only=True, tag="server"):
     Attributes
     ----------
     steps : int
-        Local iterations of a round.
+        Number of local iterations of a round.
     known : dict of int to KnownImages
         Each peer's images.
     """

@@ -4,7 +4,7 @@
 as tensors, and in its metadata one JSON document with the rest, and a digest of document and tensors. The
 digest shows damage, not malice: a process that can write to the folder can also write another digest.
 
-Files are written beside their place, brought to disk and renamed: a crash leaves the earlier ones whole.
+Files are written beside their place, brought to disk and renamed: a crash leaves the earlier files whole.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ log = logging.getLogger("p2pft_flower")
 
 
 class CheckpointError(P2PFTError):
-    """A checkpoint cannot be written; carries the peer."""
+    """A checkpoint cannot be written; ``peer`` is the peer's number, or :data:`SERVER`."""
 
     cause = Cause.OWN
 
@@ -85,7 +85,7 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def facts(self) -> dict[str, Any]:
-        """All of them, by name."""
+        """All fields of a :class:`Checkpoint` but its arrays, by name."""
         return {name: getattr(self, name) for name in _Facts.__struct_fields__}
 
 
@@ -95,29 +95,29 @@ class Checkpoint(_Facts, frozen=True, kw_only=True):
     Attributes
     ----------
     run : str
-        The run that wrote it.
+        The id of the run that wrote the checkpoint.
     peer : int
         The peer, or :data:`SERVER`.
     iteration : int
-        Iterations done.
+        Number of iterations that are done.
     about : PeerAbout or ServerAbout
         Facts that must be alike in a run that goes on from here.
     position : dict
         Position in the peer's data order, as its objective gave it; values for JSON.
     bytes_sent : int
-        Payload bytes along its out-edges so far.
+        Payload bytes that the peer has sent along its out-edges so far.
     seconds : dict of str to float
-        Its seconds so far by activity: ``gradient``, ``exchange``, ``evaluation``.
+        The peer's seconds so far by activity: ``gradient``, ``exchange``, ``evaluation``.
     state : dict
         The method's state by field: arrays, numbers, None (:mod:`p2pft_flower.keeping.states`).
     memories : dict of int to Memory
-        The memories of its payloads' codec, by number of the exchange in a period; empty without one.
+        The memories of the payloads' codec, by number of the exchange in a period; empty without a codec.
     stopped : bool
-        Whether the run was stopped or failed after this iteration: only an unfinished one followed.
+        Whether the run was stopped or failed after this iteration: only an unfinished iteration followed.
     view : int
         Number of the view that the peer was in.
     live : tuple of int
-        The peers of that view, ascending.
+        The peers of the view, ascending.
     """
 
     state: dict[str, Any]
@@ -132,24 +132,26 @@ _MEMORY = "memory."
 
 
 def checkpoint_folder(output_dir: Path, peer: int) -> Path:
-    """Return the folder of ``peer``'s, or :data:`SERVER`'s, checkpoints of a run in ``output_dir``."""
+    """Return the folder of a peer's (or :data:`SERVER`'s) checkpoints, in the run's folder ``output_dir``."""
     if peer == SERVER:
         return output_dir / "server.checkpoints"
     return output_dir / "peers" / f"peer-{peer}.checkpoints"
 
 
 def checkpoint_file(folder: Path, iteration: int) -> Path:
-    """Return the file of ``iteration`` in a :func:`checkpoint_folder`."""
+    """Return the path of the file of ``iteration`` in a :func:`checkpoint_folder`."""
     return folder / f"iteration-{iteration}.safetensors"
 
 
 def checkpoint_files(folder: Path) -> dict[int, Path]:
-    """Return the files of a peer's :func:`checkpoint_folder` by iteration, ascending; unread.
+    """Return the paths in a peer's :func:`checkpoint_folder` by iteration, ascending; no file is read.
+
+    A folder that is not there has no files.
 
     Raises
     ------
     DataError
-        When the folder cannot be read. A folder that is not there has no files.
+        If the folder cannot be read.
     """
     try:
         found = {int(m[1]): p for p in folder.iterdir() if (m := _NAME.fullmatch(p.name)) is not None}
@@ -161,20 +163,20 @@ def checkpoint_files(folder: Path) -> dict[int, Path]:
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path) -> Path:
-    """Write ``checkpoint`` into ``folder`` and return its path; it is on disk then.
+    """Write ``checkpoint`` into ``folder`` and return the file's path, once the file is on disk.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-        The checkpoint, with a state as :func:`~p2pft_flower.keeping.states.state_fields` admits it.
+        The checkpoint, with a state that :func:`~p2pft_flower.keeping.states.state_fields` has returned.
     folder : Path
-        The peer's folder, made if need be.
+        The peer's folder; made if need be.
 
     Raises
     ------
     CheckpointError
-        When it cannot be written: a full disk, a folder that is read-only or none. Files of other iterations
-        stay. The new file may be there, whole, if the disk failed only when it should keep the file's name.
+        If the file cannot be written, as on a full disk or into a read-only folder. Files of other iterations
+        stay. If the disk failed only when it should keep the file's name, the new file may be there, whole.
     """
     path = checkpoint_file(folder, checkpoint.iteration)
     try:
@@ -199,7 +201,7 @@ _DTYPES = {"f": "F", "i": "I", "u": "U"}
 
 
 def _header(document: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> bytes:
-    """Return the beginning of a safetensors file: the library's own writer copies all tensors twice."""
+    """Return the beginning of a safetensors file, since the library's own writer copies all tensors twice."""
     entries: dict[str, Any] = {
         "__metadata__": {_DOCUMENT: document, _DIGEST: _digest(document, tensors)},
     }
@@ -215,11 +217,16 @@ def _header(document: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> bytes
 
 
 class _Document(_Facts, frozen=True, kw_only=True):
-    """The document in the metadata: all of a :class:`Checkpoint` but the arrays of its state.
+    """The document in the metadata: all of a :class:`Checkpoint` but its arrays.
 
-    ``fields`` are the names of the state's fields in order, ``scalars`` the fields whose tensors are NumPy's
-    scalars, and ``values`` the fields without a tensor: numbers as texts, so that they come back as they
-    were.
+    Attributes
+    ----------
+    fields : tuple of str
+        The names of the state's fields, in order.
+    scalars : tuple of str
+        The fields whose tensors are NumPy's scalars.
+    values : dict
+        The fields without a tensor: numbers as texts, so that reading gives the very same numbers.
     """
 
     schema: str
@@ -235,7 +242,7 @@ class _Schema(msgspec.Struct, frozen=True):
 
 
 def _packed(checkpoint: Checkpoint) -> tuple[dict[str, np.ndarray[Any, Any]], str]:
-    """Return tensors and document."""
+    """Return the tensors and the document of a checkpoint's file."""
     arrays = {k: v for k, v in checkpoint.state.items() if isinstance(v, (np.ndarray, np.generic))}
     document = _Document(
         schema=SCHEMA,
@@ -263,7 +270,7 @@ def _digest(document: str, tensors: Mapping[str, np.ndarray[Any, Any]]) -> str:
 
 
 def read_checkpoint(path: Path, run: str | None = None, q: int | None = None) -> tuple[Checkpoint, str]:
-    """Read a checkpoint and its digest.
+    """Return the checkpoint in a file, and its digest.
 
     The sizes in the file's header are compared with the file's size, and with ``q``, before memory is taken
     for the tensors.
@@ -273,15 +280,15 @@ def read_checkpoint(path: Path, run: str | None = None, q: int | None = None) ->
     path : Path
         The file, in a peer's :func:`checkpoint_folder`.
     run : str, optional
-        The run that must have written it.
+        The id of the run that must have written the file; default any run.
     q : int, optional
-        Numbers that θ must have.
+        The length that θ must have; default any length.
 
     Raises
     ------
     DataError
-        When it cannot be read, is torn or altered, or belongs to another peer, iteration, run or model than
-        its place; names the file.
+        If the file cannot be read, is torn, altered or of another version, is of another peer or iteration
+        than its place says, or of another run or length of θ than asked for; names the file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -372,7 +379,7 @@ def forget(folder: Path, iterations: Sequence[int]) -> None:
 
 
 def forget_torn(folder: Path) -> None:
-    """Remove files that a killed process had begun; one that cannot be removed stays, with a warning."""
+    """Remove files that a killed process had begun; a file that cannot be removed stays, with a warning."""
     _remove(sorted(folder.glob("iteration-*.partial")), "a torn checkpoint")
 
 
@@ -390,7 +397,7 @@ def restore_state(start: Callable[[], Any], checkpoint: Checkpoint, algorithm: s
     Parameters
     ----------
     start : callable
-        Returns a state of the method; only its kind is used.
+        Returns a fresh state of the method, with which type, fields and θ's shape and dtype are compared.
     checkpoint : Checkpoint
         A checkpoint written by the same method.
     algorithm : str
@@ -399,7 +406,9 @@ def restore_state(start: Callable[[], Any], checkpoint: Checkpoint, algorithm: s
     Raises
     ------
     DataError
-        When the method's state has other fields, or θ another length or dtype.
+        If the method's state has other fields, or θ another length or dtype.
+    ConfigError
+        If states of the method cannot be kept.
     """
     template = start()
     expected = state_fields(template, algorithm)

@@ -36,11 +36,11 @@ class FolderReport:
     purpose : str
         The use of the folder.
     path : str
-        Its path; it may still have to be made.
+        The folder's path; the folder may still have to be made.
     free : int or None
-        Bytes free; None if they cannot be known.
+        Free space in bytes; None if there is an ``error``.
     error : str
-        The reason why nothing can be written there; empty if something can.
+        The reason why nothing can be written there; empty if something can be written.
     """
 
     purpose: str
@@ -65,12 +65,12 @@ def look_at(purpose: str, path: Path) -> FolderReport:
 
 
 def _is_there(path: Path) -> bool:
-    """Tell whether the name is taken; a link that leads nowhere takes it, for no folder can be made there.
+    """Tell whether the name is taken, even by a link that leads nowhere: no folder can be made there.
 
     Raises
     ------
     OSError
-        When nothing can have this name, or when it cannot be known.
+        If nothing can have this name, or if this cannot be known.
     """
     try:
         os.lstat(path)
@@ -80,12 +80,12 @@ def _is_there(path: Path) -> bool:
 
 
 def require_writable(named: str, path: Path, remedy: str) -> None:
-    """Refuse a folder to which nothing can be written; nothing is left in it.
+    """Raise an error if nothing can be written to a folder; nothing is left in the folder.
 
     Parameters
     ----------
     named : str
-        The user's name for it: an option or key with its value, or a variable.
+        The user's name for the folder: an option or key with its value, or a variable.
     path : Path
         The folder, which need not be there yet.
     remedy : str
@@ -94,7 +94,7 @@ def require_writable(named: str, path: Path, remedy: str) -> None:
     Raises
     ------
     ConfigError
-        When nothing can be written; has the system's reason.
+        If nothing can be written; the text has the system's reason.
     """
     report = look_at(named, path.absolute())
     if report.error:
@@ -104,21 +104,21 @@ def require_writable(named: str, path: Path, remedy: str) -> None:
 def make_private(folder: Path) -> None:
     """Make a folder for its owner only (mode 0700), if it is not there; the folders above it as usual.
 
-    Its files are as private as the images: states, logs and models of a peer.
+    A peer's states, journals and models, which lie in such folders, are as private as its images.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def private(path: str, flags: int) -> int:
-    """Open a file for its owner only (mode 0600); an ``opener`` for :func:`open`.
+    """Open a file for its owner only (mode 0600), and return its descriptor: an ``opener`` for :func:`open`.
 
     A link is not followed, and a pipe or device not waited for: neither belongs into a run's folder.
 
     Raises
     ------
     OSError
-        When it cannot be opened, or is no regular file.
+        If the file cannot be opened, or is no regular file.
     """
     try:
         number = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
@@ -142,12 +142,12 @@ def read_private(path: Path, most: int) -> bytes:
     path : Path
         The file.
     most : int
-        Bytes that it may have.
+        The most bytes that the file may have.
 
     Raises
     ------
     OSError
-        When it cannot be read, is no regular file, or is larger.
+        If the file cannot be read, is no regular file, or is larger.
     """
     with open(path, "rb", opener=private) as file:
         if os.fstat(file.fileno()).st_size > most:
@@ -157,22 +157,23 @@ def read_private(path: Path, most: int) -> bytes:
 
 @contextlib.contextmanager
 def replacing(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
-    """Yield a path to write to in a ``with`` block; its file then replaces ``path``, for its owner only.
+    """Yield an empty file's path for a ``with`` block to write to; this file then replaces ``path``.
 
-    A reader sees the old file or the whole new one, even if something fails; the folder is made if need be.
+    The file is for its owner only (mode 0600); the folder is made if need be. A reader sees the old file or
+    the whole new one, even if something fails.
 
     Parameters
     ----------
     path : Path
-        The file.
+        The file to replace or to make.
     on_disk : bool
         Whether to wait until the file and its name are on disk; default True.
 
     Raises
     ------
     OSError
-        When it cannot be written. If the disk fails only when it should keep the name, the file is there,
-        whole.
+        If the file cannot be written. If the disk fails only when it should keep the file's name, the new
+        file is there, whole.
     """
     partial = path.with_name(f"{path.name}.partial")
     make_private(path.parent)
@@ -192,12 +193,12 @@ def replacing(path: Path, *, on_disk: bool = True) -> Iterator[Path]:
 
 
 def require_regular(path: Path) -> None:
-    """Refuse a link, pipe or device in place of a file of a run that a library will read.
+    """Raise an error unless ``path`` is a regular file: call this before a library reads a run's file.
 
     Raises
     ------
     OSError
-        When it is one, or when nothing is there.
+        If it is a link, pipe or device, or cannot be opened, or nothing is there.
     """
     os.close(private(str(path), os.O_RDONLY))
 
@@ -208,7 +209,7 @@ def sync(path: Path) -> None:
     Raises
     ------
     OSError
-        When the disk fails.
+        If ``path`` cannot be opened, or the disk fails.
     """
     number = os.open(path, os.O_RDONLY)
     try:

@@ -1,8 +1,8 @@
-"""A check of invariant 1 throughout a run, Σ τ = Σ g, from the peers' logs.
+"""A check of invariant 1 throughout a run, Σ τ = Σ g, from the peers' journals.
 
-If the environment variable `TRACE` is set, each peer writes a *trace* after each iteration: a sketch of τ_i −
-g_i. Sketches are linear, so the sum of the traces of all peers of a view is the sketch of Σ τ − Σ g, the
-*surplus*, which must be zero but for rounding.
+If the environment variable `P2PFT_TRACE_TRACKER` is set, each peer writes a *trace* after each iteration: a
+sketch of τ_i − g_i. Sketches are linear, so the sum of the traces of all peers of a view is the sketch of
+Σ τ − Σ g, the *surplus*, which must be zero but for rounding.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ class Surplus(NamedTuple):
     Attributes
     ----------
     view, iteration : int
-        The view and the iteration.
+        The view's number, and the number of iterations that are done.
     relative : float
-        Norm of the surplus, relative to the largest norm of a peer's term; 0 if all terms are 0.
+        Norm of the surplus's sketch, relative to the largest norm of a peer's sketch of τ_i − g_i; 0 if all
+        are 0.
     """
 
     view: int
@@ -36,17 +37,17 @@ class Surplus(NamedTuple):
 
 
 class TrackerSums:
-    """Adds up the traces in the peers' logs, line by line, in any order of the peers.
+    """Adds up the traces in the peers' journals, line by line, in any order of the peers.
 
     Parameters
     ----------
     peers : iterable of int
-        All peers of the run: those of view 0.
+        All peers of view 0, with which the run begins.
 
     Attributes
     ----------
     views : dict of int to frozenset of int
-        The peers of each view in any log so far.
+        The peers of each view that any journal has named so far, by the view's number.
     """
 
     def __init__(self, peers: Iterable[int]) -> None:
@@ -59,7 +60,7 @@ class TrackerSums:
         Raises
         ------
         DataError
-            When another log has other peers in the view of the same number.
+            If another journal has other peers in the view of the same number.
         """
         members = frozenset(line.peers)
         known = self.views.setdefault(line.number, members)
@@ -70,7 +71,7 @@ class TrackerSums:
             )
 
     def note_trace(self, line: Trace) -> Surplus | None:
-        """Take in a peer's trace; return the surplus once the traces of all peers of its view are in."""
+        """Take in a peer's trace; return the surplus if the traces of all peers are in by then, else None."""
         at = line.view, line.iteration
         terms = self._terms.setdefault(at, {})
         terms[line.peer] = sketch.decode(line.surplus).astype(np.float64)

@@ -1,4 +1,4 @@
-"""A peer's files on its own disk: a JSONL log of its life, and its fine-tuned tail."""
+"""A peer's files on its own disk: its journal, a JSON object a line, and its fine-tuned tail."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger("p2pft_flower")
 
 
 class JournalError(P2PFTError):
-    """A peer's log or tail cannot be written; carries the peer."""
+    """A peer's journal or tail cannot be written; ``peer`` is the peer's number."""
 
     cause = Cause.OWN
 
@@ -52,8 +52,10 @@ class Journal:
 
     Raises
     ------
+    OSError
+        If the folder cannot be made, or the journal cannot be opened.
     JournalError
-        By every method that writes, when the disk is full, read-only or broken.
+        By every method that writes, if the disk is full, read-only or broken.
     """
 
     def __init__(self, folder: Path, peer: int) -> None:
@@ -69,14 +71,14 @@ class Journal:
     def write(self, line: AnyLine) -> None:
         """Append a line and hand it to the operating system, so that a crash of this process keeps it.
 
-        Lines after the last line are dropped, as of a gradient that was under way when the host was stopped.
+        After :meth:`write_last`, lines are dropped: a gradient may still end after the host was stopped.
         """
         with self._lock:
             if not self._over:
                 self._append(line)
 
     def write_last(self, line: AnyLine) -> bool:
-        """Write the last line, from any thread; False if another thread was quicker."""
+        """Write the last line, from any thread; return False, and write none, if there is one already."""
         with self._lock:
             if self._over:
                 return False
@@ -113,13 +115,18 @@ class Journal:
     def save_tail(
         self, tensors: Mapping[str, Any], metadata: Mapping[str, str], *, stopped: bool = False
     ) -> Path:
-        """Write ``peer-<i>.safetensors`` and return its path.
+        """Write the peer's tail, ``peer-<i>.safetensors``, and return its path.
 
-        ``tensors`` are named: all of torch, or all of NumPy, for which torch is not imported.
-
-        When this returns, the file is on disk. With ``stopped`` it is ``peer-<i>.stopped.safetensors``, of a
-        peer that did not come to its end: then this does not wait for the disk, which may be why the peer
-        stops.
+        Parameters
+        ----------
+        tensors : mapping of str to tensor
+            The tensors by name: all of torch, or all of NumPy, for which torch is not imported.
+        metadata : mapping of str to str
+            The metadata of the file.
+        stopped : bool
+            Whether the peer did not come to its end; default False. Then the file is
+            ``peer-<i>.stopped.safetensors``, and may not be on disk yet when this returns: the disk may be
+            the reason why the peer stops.
         """
         if all(isinstance(tensor, np.ndarray) for tensor in tensors.values()):
             from safetensors import numpy as safetensors
@@ -132,7 +139,7 @@ class Journal:
         return path
 
     def close(self) -> None:
-        """Close the log."""
+        """Close the journal."""
         with self._lock:
             self._over = True
             try:
@@ -154,12 +161,12 @@ def _cut_torn_end(path: Path) -> None:
 
 
 def read_journal(path: Path) -> Iterator[AnyLine]:
-    """Yield a log's lines; a last line torn by a crash is left out.
+    """Yield a journal's lines; a last line torn by a crash is left out.
 
     Raises
     ------
     DataError
-        When the log cannot be read, or a line is damaged or is no line of a log; names file, line and field.
+        If the journal cannot be read, or a line is damaged or is no line of a journal; names file and line.
     """
     for line in _read(path):
         if isinstance(line, DataError):
@@ -168,12 +175,12 @@ def read_journal(path: Path) -> Iterator[AnyLine]:
 
 
 def read_whole_lines(path: Path) -> tuple[list[AnyLine], int]:
-    """Return the lines of a log that can be read, and the number of the others, which a warning names.
+    """Return the lines of a journal that can be read, and the number of the others, of which a warning tells.
 
     Raises
     ------
     DataError
-        When the log itself cannot be read.
+        If the journal itself cannot be read.
     """
     told, odd = list[AnyLine](), list[DataError]()
     for line in _read(path):
@@ -188,7 +195,7 @@ def read_whole_lines(path: Path) -> tuple[list[AnyLine], int]:
 
 
 def _read(path: Path) -> Iterator[AnyLine | DataError]:
-    """Yield a log's lines, and in place of each damaged one the error."""
+    """Yield a journal's lines, and in place of each damaged one the error."""
     try:
         with open(path, "rb", opener=private) as file:
             number = 0
@@ -208,7 +215,7 @@ def _read(path: Path) -> Iterator[AnyLine | DataError]:
 
 
 class Life(NamedTuple):
-    """The lines of one run in a log; if the peer was started again in that run, those since one start.
+    """The lines of one run in a journal, or of one start of the peer if it was started again in the run.
 
     Attributes
     ----------
@@ -223,7 +230,7 @@ class Life(NamedTuple):
 
 
 def by_run(lines: Iterable[AnyLine]) -> list[Life]:
-    """Return a log's lines, one :class:`Life` for each start of the peer in a run."""
+    """Return a journal's lines, one :class:`Life` for each start of the peer; drop lines before the first."""
     lives: list[Life] = []
     for line in lines:
         if isinstance(line, Run):

@@ -1,6 +1,6 @@
-"""The lines of a peer's log, one struct an event; docs/results-schema.md says when each is written.
+"""The lines of a peer's journal, one struct for each event; docs/results-schema.md says when each is written.
 
-Each line ends with ``check``, the CRC-32 of all before it, which shows that a line was damaged or edited.
+Each line ends with ``check``, the CRC-32 of the text before, which shows that a line was damaged or edited.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", forbid_
 
 
 class Run(Line, frozen=True, kw_only=True, tag="run"):
-    """First line of a run, or of a life of the peer in it; ``host`` has the peers of its host."""
+    """The first line of a run, or of a life of the peer in the run; ``host`` has all peers of its host."""
 
     run: str
     n: PeerCount
@@ -64,7 +64,7 @@ class Run(Line, frozen=True, kw_only=True, tag="run"):
 
 
 class Start(Line, frozen=True, kw_only=True, tag="start"):
-    """The neighbours were met: q, and the seconds that data, model and meeting took."""
+    """The neighbours were met: ``parameters`` is q, ``prepared`` the seconds of data, model and meeting."""
 
     parameters: Count
     prepared: float
@@ -96,7 +96,10 @@ class Scored(Line, frozen=True, kw_only=True):
 
 
 class Evaluation(Scored, frozen=True, kw_only=True, tag="evaluation"):
-    """A :class:`Report`, the ``seconds`` since the peer's host began, and the ``epsilon`` spent so far."""
+    """The fields of a :class:`Report`, ``seconds`` since the host began, and ``epsilon`` spent so far.
+
+    ``epsilon`` is None if the gradients are not differentially private.
+    """
 
     bytes_sent: Count
     seconds: float
@@ -109,7 +112,7 @@ class Evaluation(Scored, frozen=True, kw_only=True, tag="evaluation"):
 
 
 class Trace(Line, frozen=True, kw_only=True, tag="trace"):
-    """A sketch of τ_i − g_i after an iteration."""
+    """The sketch ``surplus`` of τ_i − g_i after ``iteration`` iterations, in a view."""
 
     view: Count
     iteration: Count
@@ -124,18 +127,18 @@ class ViewChange(Line, frozen=True, kw_only=True, tag="view"):
     number : int
         The view's number.
     iteration : int
-        Iterations that count as completed.
+        Number of iterations that count as completed.
     peers : tuple of int
         The view's peers, ascending.
     edges : tuple of (int, int)
         Sender and receiver of each edge of the view's graph.
     lost, joined : tuple of int
-        Peers of this host's last view that are not in this one; peers that were not in the last one, or began
-        another life.
+        Peers of this host's last view that are not in this one; peers of this view that were not in the last
+        one, or are in it in another incarnation.
     why, presumed : dict of int to str
         This host's observation on each lost peer; its presumption if it has no observation.
     seconds : float
-        Seconds from the moment when this host stopped iterating until the view was agreed on.
+        Seconds from the moment when this host stopped iterating until it took this view up.
     """
 
     number: Count
@@ -150,7 +153,7 @@ class ViewChange(Line, frozen=True, kw_only=True, tag="view"):
 
 
 class Failed(Line, frozen=True, kw_only=True, tag="failed"):
-    """The host gave up: ``kind`` is the error's class, ``cause`` the name of its cause."""
+    """The host gave up: ``error`` is the error's text, ``kind`` its class, ``cause`` its cause's name."""
 
     iteration: Count
     error: str
@@ -160,28 +163,28 @@ class Failed(Line, frozen=True, kw_only=True, tag="failed"):
 
 
 class Outcome(Line, frozen=True, kw_only=True, tag="end"):
-    """The last line of a peer's log: its scores and other numbers at its end. Its size does not grow with q.
+    """The last line of a peer that has come to its end: scores and numbers, whose size does not grow with q.
 
     Attributes
     ----------
     loss, accuracy, accuracy_unseen : float or None
-        Scores of its last θ on the test split.
+        Scores of the peer's last θ on the test split.
     bytes_sent : int
-        Payload bytes along its out-edges.
+        Payload bytes that the peer has sent along its out-edges.
     seconds : dict
-        Seconds by activity: ``gradient``, ``exchange``, ``evaluation``.
+        The peer's seconds by activity: ``gradient``, ``exchange``, ``evaluation``.
     iterations : int
-        Iterations done.
+        Number of iterations that are done.
     parameters : int
-        q.
+        The length q of θ.
     model_parameters : int
         Number of parameters of the whole model, the frozen ones included.
     sketch : str
-        Sketch of its last θ (:mod:`p2pft_flower.keeping.sketch`).
+        Sketch of the peer's last θ (:mod:`p2pft_flower.keeping.sketch`).
     epsilon, delta : float or None
-        Bound on what all its gradients together reveal of an image; None if they are not private.
+        (ε, δ) of all the peer's gradients together; None if they are not differentially private.
     preprocessing : dict or None
-        Settings of the images that its model saw, with their origins; None if the problem has none.
+        Settings of the images that the model saw, with their origins; None if the problem has none.
     """
 
     loss: float | None
@@ -220,25 +223,25 @@ _CHECK = 21
 
 
 def written(line: AnyLine) -> bytes:
-    """Return a line's bytes in a log. Numbers that are not finite (a loss that diverged) become null."""
+    """Return a line's bytes in a journal. Numbers that are not finite (a loss that diverged) become null."""
     told = encoded(line)[:-1]
     return told + b',"check":"%08x"}\n' % zlib.crc32(told)
 
 
 def read_line(text: bytes, where: object) -> AnyLine:
-    """Read what :func:`written` returned.
+    """Return the line whose bytes :func:`written` returned.
 
     Parameters
     ----------
     text : bytes
-        The line with its end.
+        The bytes of the line, with its end.
     where : object
         File and number of the line, for the error.
 
     Raises
     ------
     DataError
-        When it is no line of this version's logs, or was damaged or edited; names field and ``where``.
+        If these are no line of this version's journals, or were damaged or edited; names ``where``.
     """
     told, end = text[:-_CHECK], _END.fullmatch(text[-_CHECK:])
     if end is not None and int(end[1], 16) == zlib.crc32(told):

@@ -1,4 +1,4 @@
-"""The number of times that a peer was started again while the others trained: counted in a file, by no clock.
+"""The number of times that a peer was started again while the others trained; a file, no clock, counts them.
 
 Others distinguish a member's lives by their *incarnation*, a number that grows. Each process takes the next
 number of starts from the file; within a process the member counts on when it is excluded and asks to be let
@@ -15,18 +15,18 @@ from p2pft_flower.keeping.folders import read_private, replacing
 __all__ = ["next_incarnation"]
 
 _WITHIN = 2**32
-"""Lives that one process may have."""
+"""Number of lives that one process may have."""
 
 _STARTS = 2**30
 
 
 def next_incarnation(output_dir: Path, peer: int) -> int:
-    """Return an incarnation greater than all that earlier processes of ``peer`` had; it is on disk then.
+    """Return an incarnation greater than all that earlier processes of ``peer`` had, once it is on disk.
 
     Raises
     ------
     DataError
-        When the count cannot be read or written; names the file and the remedy.
+        If the count cannot be read or written; names the file and the remedy.
     """
     path = output_dir / "peers" / f"peer-{peer}.starts"
     starts = _read(path) + 1

@@ -1,4 +1,4 @@
-"""The log and checkpoints that an earlier life of a peer, or the run that it goes on from, has left."""
+"""The journal and checkpoints that an earlier life of a peer, or the run that it goes on from, has left."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ log = logging.getLogger("p2pft_flower")
 
 
 class Past(NamedTuple):
-    """A peer's lives in a run, by its log.
+    """A peer's lives in a run, by its journal.
 
     Attributes
     ----------
     lives : list of Life
-        The lives, in the order of the log.
+        The lives, in the order of the journal.
     view : int
-        Number of the newest view that the peer may have adopted; each line that cannot be read may have been
-        one on a view.
+        Number of the newest view that the peer may have adopted: each line that cannot be read may have told
+        of one more.
     """
 
     lives: list[Life]
     view: int = 0
 
     def before(self, iteration: int) -> list[Evaluation | ViewChange]:
-        """Return evaluations and changes of view before ``iteration``, each once, by their time.
+        """Return the evaluations and changes of view before ``iteration``, each once, by their time.
 
-        Once a life was let in, it repeats the lines of the earlier ones; one that ended sooner repeats none,
-        so all lives are read. Iterations that an earlier life did after a later one was let in do not count.
+        A life that was let in repeats the lines of the earlier lives; a life that ended before repeats none,
+        so all lives are read. If a life was let in at an earlier iteration than the life before had reached,
+        the lines of the life before from there on do not count.
         """
         told: dict[tuple[type, int], Evaluation | ViewChange] = {}
         for life in self.lives:
@@ -50,9 +51,10 @@ class Past(NamedTuple):
 
 
 def read_past(log_file: Path, run: str) -> Past:
-    """Read a peer's lives in ``run`` from its log, which may begin with an earlier run.
+    """Return a peer's lives in ``run`` from its journal, which may begin with an earlier run.
 
-    Lines that cannot be read are left out, with a warning: the peer's checkpoints are what counts.
+    Lines that cannot be read are left out, with a warning, and so is a journal that cannot be read: θ depends
+    on the checkpoints alone.
     """
     try:
         lines, odd = read_whole_lines(log_file)
@@ -67,19 +69,19 @@ def read_past(log_file: Path, run: str) -> Past:
 def drawn_since(checkpoint: Checkpoint, about: PeerAbout, folder: Path, view: int = 0) -> int:
     """Return the most iterations whose gradients the run may have drawn after ``checkpoint``, up to ``view``.
 
-    The peer had done at most two intervals more than its newest file says, or one unfinished iteration if the
-    run was stopped.
+    The peer had done at most two intervals of checkpoints more than its newest file says, or one unfinished
+    iteration if the run was stopped.
 
     Parameters
     ----------
     checkpoint : Checkpoint
         The checkpoint from which the peer goes on.
     about : PeerAbout
-        The facts in it.
+        The facts in the checkpoint.
     folder : Path
         The folder of the peer's checkpoints.
     view : int
-        The newest view that the peer may have adopted.
+        Number of the newest view that the peer may have adopted; default 0.
     """
     newest, path = max(checkpoint_files(folder).items())
     after = 2 * about.checkpoint_every

@@ -18,13 +18,13 @@ _TOLERANCE = 1.0
 def start_mark(pid: int) -> str:
     """Return a text that distinguishes the process ``pid`` from any other that had or will have this number.
 
-    On Linux the machine's boot and the kernel's ticks from there to the start of the process: neither moves
-    when the clock is set. Elsewhere the time of start, in seconds since 1970.
+    On Linux the text has the machine's boot and the kernel's ticks from there to the start of the process:
+    neither changes when the clock is set. Elsewhere it has the time of start, in seconds since 1970.
 
     Raises
     ------
     psutil.NoSuchProcess
-        When there is no such process.
+        If there is no such process.
     """
     boot = _PROC / "sys/kernel/random/boot_id"
     if not boot.is_file():

@@ -18,34 +18,36 @@ from p2pft_flower.keeping.sketch import consensus_error, decode
 __all__ = ["Progress", "scored", "told_evaluations"]
 
 TOLD = 128
-"""Evaluations, about 900 bytes each, that all peers of a deployed run together send to the coordinator."""
+"""The most evaluations, of about 900 bytes each, that all peers of a deployed run together send to the
+coordinator; with more peers than that, each sends one."""
 
 EACH_PEER = 8
-"""A line shows each of up to this many peers; with more, it shows min/mean/max."""
+"""The most peers of which a line shows each; with more peers, it shows min/mean/max."""
 
 
 def told_evaluations(folder: Path, peer: int, n: int) -> list[Report]:
-    """Return the evaluations that a deployed peer sends to the coordinator, as many as the limit allows.
+    """Return the evaluations of the peer's last life that a deployed peer sends to the coordinator.
 
     Parameters
     ----------
     folder : Path
-        The folder of the peer's log.
+        The folder of the peer's journal.
     peer : int
         The peer.
     n : int
-        Peers of the run; all of them choose the same iterations, as they evaluate after the same ones.
+        Number of peers of the run; all of them choose the same iterations, as they evaluate after the same
+        iterations.
 
     Returns
     -------
     list of Report
-        Every evaluation if all peers together have at most ``TOLD``; otherwise evenly spaced ones with the
-        first and the last, or the last one alone. Lines that cannot be read are left out.
+        All evaluations if there are at most :data:`TOLD` / n; otherwise so many, evenly spaced, the first and
+        the last among them, or the last alone. Lines that cannot be read are left out.
 
     Raises
     ------
     DataError
-        When the log cannot be read.
+        If the journal cannot be read.
     """
     lives = by_run(read_whole_lines(folder / f"peer-{peer}.jsonl")[0])
     reports = [line.report for life in lives[-1:] for line in life.lines if isinstance(line, Evaluation)]
@@ -62,13 +64,13 @@ class Progress:
     Parameters
     ----------
     n : int
-        Peers of the run.
+        Number of peers of the run.
     iterations : int
-        Length of the run.
+        Number of iterations of the run.
     tell : callable
-        Called with each line.
+        Called with each line, a text.
     missing : collection of int, optional
-        Peers that take no part; their scores are None.
+        Peers that take no part; their scores are None. Default none.
     """
 
     def __init__(
@@ -78,12 +80,12 @@ class Progress:
         self._live = set(range(n)) - set(missing)
         self._reports: dict[int, dict[int, Report]] = {}
         self._begin: float | None = None
-        """Time at which the first evaluation was complete: the estimate of the rest begins there."""
+        """Time of the first complete evaluation, from which the remaining time is estimated."""
         self._first = 0
         self._lock = threading.Lock()
 
     def add(self, report: Report) -> None:
-        """Take a report in; a second one of the same peer and iteration changes nothing."""
+        """Take a report in; another report of the same peer and iteration changes nothing."""
         with self._lock:
             row = self._reports.setdefault(report.iteration, {})
             complete = self._live <= row.keys()
@@ -94,7 +96,7 @@ class Progress:
         self._tell(line)
 
     def go_on_with(self, peers: Collection[int]) -> None:
-        """From now on, an iteration's reports are complete with those of ``peers``."""
+        """Take an iteration's reports, from here on, as complete if they have those of ``peers``."""
         with self._lock:
             self._live = set(peers)
 
@@ -104,7 +106,10 @@ class Progress:
             self._reports.setdefault(report.iteration, {}).setdefault(report.peer, report)
 
     def history(self) -> list[dict[str, Any]]:
-        """Return one entry an evaluated iteration, ascending; missing peers' scores are None."""
+        """Return one entry for each evaluated iteration, ascending.
+
+        Scores without a report are None, and so is the consensus error if reports are missing.
+        """
         rows = []
         for iteration in sorted(self._reports):
             row = self._reports[iteration]
@@ -142,7 +147,7 @@ class Progress:
 
 
 def scored(value: float | None) -> float | None:
-    """Return a score; None if the peer has no test image to be scored on."""
+    """Return ``value``; None if it is NaN or None, the score of a peer without test images."""
     return None if value is None or math.isnan(value) else value
 
 
@@ -160,7 +165,7 @@ def _consensus(reports: Sequence[Report]) -> float:
 
 
 def human_bytes(count: int) -> str:
-    """Return ``count`` bytes for a person, in powers of 1000."""
+    """Return ``count`` bytes as a text for a person, in units of powers of 1000."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:

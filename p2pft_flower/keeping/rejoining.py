@@ -1,4 +1,4 @@
-"""The plan that a deployed host keeps, in a file beside its peer's log, to be started again with."""
+"""The plan that a deployed host keeps beside its peer's journal, so that the host can be started again."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from p2pft_flower.plan import Plan
 __all__ = ["kept_plan", "plan_file", "save_plan"]
 
 _LARGEST = 2**29
-"""Bytes of a plan at most: the plan of a run of 4096 peers has their whole graph."""
+"""The most bytes of a plan: the plan of a run of 4096 peers has their whole graph."""
 
 log = logging.getLogger("p2pft_flower")
 
 
 def plan_file(folder: Path, peer: int) -> Path:
-    """Return the file of the plan of ``peer``'s host in a run's folder."""
+    """Return the path of the plan of ``peer``'s host in a run's folder."""
     return folder / "peers" / f"peer-{peer}.plan.json"
 
 
@@ -32,7 +32,7 @@ def save_plan(plan: Plan) -> None:
     Raises
     ------
     DataError
-        When it cannot be written; names file and remedy.
+        If the plan cannot be written; names file and remedy.
     """
     path = plan_file(Path(plan.output_dir), plan.peers[0].peer)
     try:
@@ -60,9 +60,10 @@ def kept_plan(folder: Path, run: str, peer: int) -> Plan:
     Raises
     ------
     ConfigError
-        When there is no such run here, the peer has come to its end, or trains now.
+        If there is no such run here, the plan is another peer's or run's, or the peer trains already or has
+        come to its end.
     DataError
-        When the plan cannot be used.
+        If the plan or the peer's journal cannot be read.
     """
     path = plan_file(folder, peer)
     try:
@@ -109,7 +110,7 @@ def _not_here(folder: Path, run: str, peer: int) -> str:
 
 
 def _last_line(folder: Path, peer: int) -> AnyLine | None:
-    """Return the last line of the peer's last life; None if it died before it wrote any."""
+    """Return the last line of the peer's last life; None if there is none after the first."""
     path = folder / "peers" / f"peer-{peer}.jsonl"
     if not os.path.lexists(path):
         return None

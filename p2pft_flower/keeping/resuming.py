@@ -1,4 +1,4 @@
-"""The point from which a run can go on: what peers have kept, their newest common iteration, differences."""
+"""The point from which a run can go on: peers' checkpoints, their newest common iteration, differences."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ FREE_KEYS = frozenset(
 """Run-config keys that may differ when a run goes on: θ does not depend on them."""
 
 SHOWN = 12
-"""Differences that are shown; the others are counted."""
+"""The most differences that an error shows; the others are counted."""
 
 log = logging.getLogger("p2pft_flower")
 
@@ -73,9 +73,9 @@ class KeptView:
     Attributes
     ----------
     live : tuple of int
-        The peers of that view, ascending.
+        The peers of the view, ascending.
     about : PeerAbout or ServerAbout
-        The facts in the newest checkpoint, which must be alike.
+        The facts in the newest of these checkpoints, which must be alike if a run goes on.
     digests : dict of int to str
         Digest of each checkpoint in good state, by iteration, ascending.
     """
@@ -86,12 +86,12 @@ class KeptView:
 
     @property
     def of_peer(self) -> PeerAbout:
-        """The facts, of a peer's checkpoint.
+        """The facts, as those of a peer's checkpoint.
 
         Raises
         ------
         DataError
-            When they are of a strategy's server.
+            If the facts are those of a strategy's server.
         """
         if isinstance(self.about, ServerAbout):
             raise DataError("a checkpoint of the server of a strategy is none of a peer's")
@@ -107,7 +107,7 @@ class Kept:
     peer : int
         The peer.
     run : str
-        The run's id; empty if nothing is kept.
+        The run's id; empty if nothing is kept and no run was asked for.
     views : dict of int to KeptView
         The checkpoints of each view, by the view's number, ascending.
     """
@@ -123,21 +123,20 @@ class Kept:
 
     @property
     def newest(self) -> KeptView:
-        """The view of the newest checkpoint."""
+        """The checkpoints of the newest view; there must be one."""
         return self.views[max(self.views)]
 
     def among(self, peers: Collection[int]) -> KeptView | None:
-        """Return the newest view whose peers are exactly ``peers``; None if there is none."""
+        """Return the checkpoints of the newest view whose peers are exactly ``peers``; None without one."""
         return next(
             (one for _, one in sorted(self.views.items(), reverse=True) if set(one.live) == set(peers)), None
         )
 
 
 def look_through(output_dir: Path, peer: int, run: str | None = None, q: int | None = None) -> Kept:
-    """Read all checkpoints of ``peer`` in a run's folder.
+    """Return all checkpoints of ``peer`` in a run's folder, after reading each of them.
 
-    A file that is torn, altered or foreign is left out, with a warning that names it. If ``run`` is not
-    given, it is the run with the most files; among runs with as many, the one with the newest file.
+    A file that is torn, altered or foreign is left out, with a warning that names the file.
 
     Parameters
     ----------
@@ -146,14 +145,14 @@ def look_through(output_dir: Path, peer: int, run: str | None = None, q: int | N
     peer : int
         The peer.
     run : str, optional
-        The run's id, if it is known.
+        The run's id. Default: the run with the most files or, among runs with as many, with the newest file.
     q : int, optional
-        The number of numbers in θ, if it is known.
+        The length of θ, if it is known.
 
     Raises
     ------
     DataError
-        When the folder cannot be read.
+        If the folder cannot be read.
     """
     found: list[tuple[Checkpoint, str]] = []  # the newest first
     for path in reversed(checkpoint_files(checkpoint_folder(output_dir, peer)).values()):
@@ -189,13 +188,19 @@ def newest_common(kept: Sequence[Kept], *, exchanges: bool) -> tuple[int, dict[i
     kept : sequence of Kept
         The checkpoints of all peers that are to go on.
     exchanges : bool
-        Whether peers exchange anything: then the iteration is the newest one that all have, in a view of
-        exactly these peers; else each peer's newest.
+        Whether peers exchange anything. If so, all go on from the newest view of exactly these peers of which
+        they have a common iteration, and from the newest such iteration; if not, each goes on from its newest
+        iteration, in view 0.
+
+    Returns
+    -------
+    tuple of int and dict of int to int
+        The view's number, and the iteration by peer.
 
     Raises
     ------
     DataError
-        When there is none; lists the iterations that each peer has.
+        If there is no such iteration; lists the iterations that each peer has.
     """
     peers = {one.peer for one in kept}
     if exchanges:
@@ -226,7 +231,7 @@ def newest_common(kept: Sequence[Kept], *, exchanges: bool) -> tuple[int, dict[i
 
 
 def given_up(kept: Sequence[Kept], view: int) -> list[str]:
-    """Return lines on the iterations done in later views than ``view``, from which the run goes on."""
+    """Return a text on each view after ``view``, from which the run goes on: its iterations are given up."""
     last: dict[tuple[int, tuple[int, ...]], int] = {}
     for number, one in ((number, one) for peer in kept for number, one in peer.views.items()):
         if number > view:
@@ -237,16 +242,16 @@ def given_up(kept: Sequence[Kept], view: int) -> list[str]:
 
 
 def _of_view(number: int, view: KeptView) -> str:
-    """Describe a view's iterations, and the view if it is not the first."""
+    """Return a text on a view's iterations, and on the view if it is not the first."""
     iterations = ", ".join(map(str, view.digests))
     return iterations if number == 0 else f"{iterations} (view {number}, peers {list(view.live)})"
 
 
 def config_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return a text for each key of the run-config that differs now and on which θ depends.
+    """Return a text for each key of the run-config on which θ depends and whose value differs.
 
-    A key that the earlier run's version did not know counts with its default. :func:`data_differences`
-    compares data at another path.
+    A key that the earlier run's version did not know counts with its default. Paths are left out:
+    :func:`data_differences` compares data at another path.
     """
     earlier = {**config_keys(), **before}
     alike = without_paths(earlier), without_paths(now)
@@ -258,7 +263,7 @@ def config_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 
 
 def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a run-config without paths, which may be others on another machine or another day.
+    """Return a run-config without paths, which may differ on another machine or another day.
 
     Parameters
     ----------
@@ -268,7 +273,8 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        The run-config; of a dataset in folders it keeps only whether each peer has a folder of its own.
+        The keys and values that are left; ``dataset = "folder:…"`` only tells whether each peer has a folder
+        of its own.
     """
     left = {key: value for key, value in config.items() if key not in PRIVATE_KEYS}
     if str(left.get("dataset", "")).startswith("folder:"):
@@ -286,11 +292,16 @@ def data_differences(
     peer : int
         The peer.
     before : KnownImages or None
-        The images of its checkpoint.
+        The images that the checkpoint names; None if it names none.
     now : KnownImages
-        The images that it holds now.
+        The images that the peer holds when the run is to be resumed.
     earlier, config : dict
-        The run-config of the checkpoint, and as it is now.
+        The run-config of the checkpoint, and that with which the run is to be resumed.
+
+    Returns
+    -------
+    list of str
+        One text for each difference; empty if there is none.
     """
     if before is None:
         return [f"peer {peer}'s images: the checkpoint does not say by what they are known again"]
@@ -338,10 +349,10 @@ def place_differences(
     peer : int
         The peer.
     about : PeerAbout
-        The facts in its checkpoint.
+        The facts in the peer's checkpoint.
     row, column : mapping of int to float
-        Its present weights a_ij of the vectors that it receives, and its present shares b_ji of those that it
-        sends.
+        The peer's present weights a_ij of the vectors that it receives, and its present shares b_ji of those
+        that it sends.
 
     Returns
     -------
@@ -361,12 +372,12 @@ def place_differences(
 
 
 def refuse(run: str, differences: Sequence[str]) -> None:
-    """Refuse to resume ``run`` if there are differences.
+    """Raise an error if ``differences`` stand against resuming ``run``.
 
     Raises
     ------
     ConfigError
-        When there are some; lists them, up to :data:`SHOWN`.
+        If there are differences; lists them, up to :data:`SHOWN`.
     """
     if differences:
         shown = list(dict.fromkeys(differences))

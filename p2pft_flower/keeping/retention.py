@@ -1,24 +1,24 @@
-"""The checkpoints that are written, and those of them that stay.
+"""The rules on which checkpoints are written, and which of their files stay.
 
 All peers write after the same iterations: the first of the run, every E-th, and the last. A run goes on from
 an iteration of which all have a file in good state, so there must always be one, even if the peers are far
 apart:
 
 - A peer that has done k iterations has the payloads of its in-neighbours of iteration k - 1, so they have
-  done k - 1 at least; on a graph of diameter D no two peers are more than D iterations apart. Where weights
-  change with the iteration, an edge may carry nothing for a period: D times the period.
+  done k - 1 at least; on a graph of diameter D no two peers are more than D iterations apart. If weights
+  change with the iteration, an edge may carry nothing for a period, and D is the diameter times the period.
 - One checkpoint is written at a time, beside training, and the next one waits for it. So a peer that has done
-  k iterations has on disk that of the last but one multiple of E up to k, or a newer one.
+  k iterations has on disk the checkpoint of the last but one multiple of E up to k, or a newer one.
 
 So the newest files of two peers are at most 1 + ⌈D / E⌉ checkpoints apart, and with K + 1 + ⌈D / E⌉ files a
-peer, K iterations at least are everybody's; K is ``checkpoints-kept``. That of the last iteration, which may
-be less than E after the one before, comes on top: nothing is removed for it. If peers exchange nothing,
+peer, all peers have K iterations at least; K is ``checkpoints-kept``. The file of the last iteration, which
+may be less than E after the one before, comes on top: no file is removed for it. If peers exchange nothing,
 each goes on from its own newest file, and K files a peer are enough.
 
 When the view changes, the method begins again, so files of one iteration but of two views do not belong
-together. All this holds of the files of one view, with the largest D so far. Those of the views
-before stay until there are so many of the present one. And as long as peers or links are missing, those of
-the last view that had all stay, too: from there all can go on when they are back.
+together. All this holds for the files of one view, with the largest D so far. Files of earlier views stay
+until there are enough of the present view. And as long as peers or links are missing, the files of the last
+view that had all of them stay, too: from there all can go on when the missing ones are back.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from collections.abc import Collection, Mapping
 __all__ = ["files_kept", "iterations_apart", "spared_files"]
 
 _APART = 50
-"""Iterations between two checkpoints at least, if the run-config leaves it open. With iterations of
-milliseconds and a dozen of them in an epoch, a checkpoint after each evaluation took 5 % of the time."""
+"""The least iterations between two checkpoints, if the run-config leaves them open. With iterations of
+milliseconds and a dozen iterations in an epoch, a checkpoint after each evaluation took 5 % of the time."""
 
 
 def iterations_apart(asked: int, evaluate_every: int) -> int:
-    """Return E, the iterations between two checkpoints; negative if none are written.
+    """Return E, the number of iterations between two checkpoints; negative if none are written.
 
     Parameters
     ----------
     asked : int
-        Run-config ``checkpoint-every``; 0 leaves it open: after evaluations, 50 iterations apart at least.
+        Run-config ``checkpoint-every``; 0 leaves E open: after evaluations, 50 iterations apart at least.
     evaluate_every : int
-        Iterations between two evaluations.
+        Number of iterations between two evaluations.
     """
     return asked or evaluate_every * math.ceil(_APART / evaluate_every)
 
 
 def files_kept(kept: int, every: int, lead: int | None) -> int:
-    """Return the number of files of each peer with which all peers have ``kept`` iterations; see the module.
+    """Return the number of files a peer with which all peers have ``kept`` iterations; see the module.
 
     Parameters
     ----------
     kept : int
-        K ≥ 1.
+        K ≥ 1, the number of iterations of which all peers have a file.
     every : int
-        E, iterations between two checkpoints; negative if none are written.
+        E, the number of iterations between two checkpoints; negative if none are written.
     lead : int or None
         D, the most iterations that two peers can be apart (:attr:`~p2pft_flower.topology.Graph.lead`); None
         if peers exchange nothing.
@@ -65,16 +65,16 @@ def files_kept(kept: int, every: int, lead: int | None) -> int:
 
 
 def spared_files(views: Mapping[int, int], whole: Collection[int], files: int) -> set[int]:
-    """Return the iterations of which a peer's files stay; see the module.
+    """Return the iterations of a peer's files that stay; see the module.
 
     Parameters
     ----------
     views : mapping of int to int
-        The view in which each file was written, by its iteration.
+        The number of the view in which each file was written, by the file's iteration.
     whole : collection of int
-        The views with all peers and links of the run.
+        The numbers of the views with all peers and links of the run.
     files : int
-        The number of files kept of a view (:func:`files_kept`).
+        The number of files of a view that are kept (:func:`files_kept`).
     """
     spared: set[int] = set()
     for among in (set(views.values()), set(views.values()).intersection(whole)):

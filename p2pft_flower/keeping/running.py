@@ -1,7 +1,7 @@
 """The peers that train on this machine now, by their processes, for ``p2pft stop``.
 
 Each process has a file in ``$P2PFT_HOME/running`` as long as its peers train. A process that was killed
-leaves its file behind; it counts for nothing, since no process of that number and start is there.
+leaves its file behind; this file is ignored, since no process of that number and start is there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from p2pft_flower.typed import PeerNumber, decoded, encoded
 __all__ = ["Entry", "Running", "registered", "running"]
 
 _LARGEST = 2**20
-"""Bytes of a file at most."""
+"""The most bytes of a file."""
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +40,11 @@ class Running(msgspec.Struct, frozen=True):
     peers : tuple of int
         The peers.
     neighbours : tuple of int
-        The peers to which it passes a stop on; none if it exchanges nothing with others.
+        The peers to which the process passes a stop on; empty if it exchanges nothing with others.
     pid : int
         The process's number.
     started : str
-        Its :func:`~p2pft_flower.keeping.processes.start_mark`.
+        The process's :func:`~p2pft_flower.keeping.processes.start_mark`.
     """
 
     run: str
@@ -55,16 +55,18 @@ class Running(msgspec.Struct, frozen=True):
 
     @property
     def alive(self) -> bool:
-        """Whether the process has not ended; one whose end its parent has not noted yet (a zombie) has."""
+        """Whether the process has not ended; a zombie, whose end its parent has not noted yet, has."""
         return is_alive(self.pid, self.started)
 
     def stop_run(self) -> None:
-        """End the process and stop all peers of its run: SIGTERM alone would end its own peers only.
+        """Ask the process to end and to stop all peers of its run; SIGTERM alone would end its peers only.
 
         Raises
         ------
         OSError
-            When the mark that asks for it cannot be written.
+            If the file that asks for the stop cannot be written.
+        psutil.AccessDenied
+            If the process is another user's.
         """
         _stop_mark(self.pid, self.peers[0]).touch(mode=0o600)
         with contextlib.suppress(psutil.NoSuchProcess):  # the process has just ended by itself
@@ -72,13 +74,21 @@ class Running(msgspec.Struct, frozen=True):
 
 
 class Entry:
-    """An entry for this process among those that :func:`running` finds."""
+    """The entry of a process among those that :func:`running` finds.
+
+    Parameters
+    ----------
+    pid : int
+        The process's number.
+    peer : int
+        The first of its peers.
+    """
 
     def __init__(self, pid: int, peer: int) -> None:
         self._mark = _stop_mark(pid, peer)
 
     def stops_run(self) -> bool:
-        """Whether the process was asked to stop its whole run."""
+        """Tell whether the process was asked to stop its whole run."""
         return self._mark.exists()
 
 
@@ -92,7 +102,7 @@ def _folder() -> Path:
 
 @contextlib.contextmanager
 def registered(run: str, peers: Sequence[int], neighbours: Sequence[int]) -> Iterator[Entry]:
-    """Let :func:`running` find this process during a ``with`` block."""
+    """Let :func:`running` find this process during a ``with`` block; if that fails, log a warning."""
     pid = os.getpid()
     path, mark = _folder() / f"{pid}-{peers[0]}.json", _stop_mark(pid, peers[0])
     there = Entry(pid, peers[0])
@@ -114,7 +124,7 @@ def registered(run: str, peers: Sequence[int], neighbours: Sequence[int]) -> Ite
 
 
 def running(run: str | None = None) -> list[Running]:
-    """Return the processes of this machine in which peers train, of ``run`` alone if it is given."""
+    """Return the processes in which peers train on this machine; if ``run`` is given, peers of this run."""
     found = []
     for path in sorted(_folder().glob("*.json")):
         try:

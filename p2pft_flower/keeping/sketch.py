@@ -1,9 +1,9 @@
-"""The distance of the peers from each other, estimated without anybody seeing a θ.
+"""The distance of the peers from each other, estimated from sketches: nobody needs to see a θ.
 
-A peer reports a CountSketch (Charikar, Chen and Farach-Colton, 2002): 128 sums of the θ_i's entries with
+A peer reports a CountSketch (Charikar, Chen and Farach-Colton, 2002): 128 sums of the entries of θ_i with
 random signs. Sketches are linear and keep squared distances on average, so the consensus error of the
 sketches estimates that of the peers, with a relative deviation of about 1/√(2·128) = 6 %; it is exactly
-zero when all θ_i are equal.
+zero if all θ_i are equal.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy.typing as npt
 __all__ = ["SIZE", "Sketcher", "consensus_error", "decode", "encode"]
 
 SIZE = 128
-"""Numbers in a sketch; a report does not grow with q."""
+"""Number of numbers in a sketch, so that a report does not grow with q."""
 
 Sketch = npt.NDArray[np.float32]
 
 
 class Sketcher:
-    """Draws the signs and places once for vectors of ``length`` numbers; the same on every peer.
+    """Sketches vectors of ``length`` numbers, with signs and places that are drawn alike on every peer.
 
     Parameters
     ----------
     length : int
-        q.
+        The length q of the vectors.
     """
 
     def __init__(self, length: int) -> None:
@@ -44,14 +44,17 @@ class Sketcher:
 
 
 def consensus_error(sketches: Sequence[Sketch]) -> float:
-    """Estimate sqrt((1/n) Σ ‖θ_i − θ̄‖²) from the peers' sketches."""
+    """Return an estimate of sqrt((1/n) Σ ‖θ_i − θ̄‖²) from the peers' sketches, (128,) each.
+
+    If a θ_i is not finite, the estimate is not finite either.
+    """
     stacked = np.stack(sketches).astype(np.float64)
     with np.errstate(invalid="ignore", over="ignore"):  # of a θ that is not finite it is not either
         return float(np.sqrt(((stacked - stacked.mean(axis=0)) ** 2).sum(axis=1).mean()))
 
 
 def encode(sketch: npt.ArrayLike) -> str:
-    """Return the sketch as text for JSON (base64 of little-endian float32)."""
+    """Return a sketch, (128,), as text for JSON: base64 of little-endian float32."""
     return base64.b64encode(np.asarray(sketch, dtype="<f4").tobytes()).decode("ascii")
 
 

@@ -13,16 +13,16 @@ from p2pft_flower.errors import ConfigError
 __all__ = ["as_number", "as_text", "most_bytes", "state_fields"]
 
 _VECTORS, _MORE = 64, 2**20
-"""A state has at most _VECTORS · q + _MORE numbers, of 8 bytes at most."""
+"""A state has at most _VECTORS · q + _MORE numbers, each of at most 8 bytes."""
 
 
 def most_bytes(q: int) -> int:
-    """Return the most bytes that the arrays of a method's state may have, with θ of ``q`` numbers."""
+    """Return the most bytes that the arrays of a method's state may have together, if θ has ``q`` numbers."""
     return 8 * (_VECTORS * q + _MORE)
 
 
 def state_fields(state: Any, algorithm: str) -> dict[str, Any]:
-    """Return a method's state by field: NumPy arrays, whole numbers, numbers, truth values and None.
+    """Return a method's state by field: NumPy arrays and scalars, numbers, truth values and None.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def state_fields(state: Any, algorithm: str) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        When it is of another kind, or a field holds something else.
+        If the state is of another kind or too large, or a field holds something else.
     """
     remedy = (
         "so it cannot be kept in a checkpoint: make it a NamedTuple or a dataclass of NumPy arrays, numbers "
@@ -68,7 +68,7 @@ def state_fields(state: Any, algorithm: str) -> dict[str, Any]:
 
 
 def as_text(value: bool | int | float | None) -> bool | str | None:
-    """Return a number as text from which :func:`as_number` makes the very same; other values as they are."""
+    """Return a number as a text from which :func:`as_number` makes the very same; return others unchanged."""
     if isinstance(value, bool | None):
         return value
     return str(value) if isinstance(value, int) else value.hex()
@@ -80,7 +80,7 @@ def as_number(value: bool | str | None) -> bool | int | float | None:
     Raises
     ------
     ValueError
-        When a text is no number.
+        If a text is no number.
     """
     if not isinstance(value, str):
         return value
