@@ -41,9 +41,9 @@ class Generator:
     example : str
         A spec that works.
     meaning : str
-        One line for people.
+        A description in one line, for people.
     undirected : bool
-        Whether every edge has its reverse, which is what ``:metropolis`` needs.
+        Whether every edge has its reverse, as ``:metropolis`` needs.
     build : callable
         Takes the converted arguments; returns a networkx graph on the nodes 0 to n − 1.
     """
