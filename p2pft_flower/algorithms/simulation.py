@@ -201,6 +201,7 @@ class _History:
 
     @property
     def arrays(self) -> dict[str, npt.NDArray[np.float64]]:
+        """The errors, each (K + 1,), as ``history`` of :class:`Simulation` has them."""
         found = {"consensus_error": np.array(self._consensus)}
         return found | ({"tracker_error": np.array(self._tracker)} if self._tracker else {})
 

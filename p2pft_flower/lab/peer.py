@@ -1,4 +1,4 @@
-"""One peer in a process of its own: what a site's ClientApp runs, without a SuperNode."""
+"""One peer in a process of its own, which runs as in a site's ClientApp, but without a SuperNode."""
 
 from __future__ import annotations
 

@@ -383,6 +383,7 @@ class Heartbeats(Closing):
         self._ran = now
 
     def _hanging(self, known: _Remote) -> tuple[float, str] | None:
+        """Return the limit, in seconds, and the observation if a neighbour hangs; None if it does not."""
         pulse = known.pulse
         if pulse is None or (doing := _BUSY.get(pulse.activity)) is None:
             return None

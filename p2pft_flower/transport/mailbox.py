@@ -170,8 +170,8 @@ class Mailbox:
         Parameters
         ----------
         messages : sequence of (bytes, Body)
-            Of each payload a serialised PayloadHeader, and the bytes (little-endian numbers, or the codec's),
-            which are kept, not copied.
+            The serialised PayloadHeader and the bytes (little-endian numbers, or the codec's) of each
+            payload; the bytes are kept, not copied.
         timeout : float
             Longest wait for room, in seconds.
         authenticated : int, optional

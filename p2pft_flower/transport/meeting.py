@@ -172,7 +172,7 @@ class Meeting:
         """Return the reason why there is no TLS with a neighbour; None if ``error`` has another cause."""
         if self.credentials is None:
             return None
-        # gRPC says what is not accepted here. If the other end does not accept us, it says "Socket closed"
+        # gRPC says what is not accepted here. If the other end refuses this host, it says "Socket closed"
         # only. A connection that is refused may come to be.
         ours = any(sign in error.problem for sign in _NO_HANDSHAKE)
         if not ours and "Socket closed" not in error.problem:

@@ -123,7 +123,7 @@ class CertificateFacts:
         Raises
         ------
         ValueError
-            When it is not a certificate of a federation.
+            When ``certificate`` is not one of a federation.
         """
         try:
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -162,7 +162,7 @@ def identity_of(pem: bytes) -> Identity:
     Raises
     ------
     ValueError
-        When it is not a certificate of a federation.
+        When ``pem`` is not a certificate of a federation.
     """
     return CertificateFacts.of(x509.load_pem_x509_certificate(pem)).identity
 
@@ -198,12 +198,12 @@ def read_certificate(file: Path) -> CertificateFacts:
 
 
 def facts_in(certificate: x509.Certificate, file: Path) -> CertificateFacts:
-    """Return the content of a ``certificate`` from ``file``.
+    """Return the content of a ``certificate`` that was read from ``file``.
 
     Raises
     ------
     ConfigError
-        When it is no certificate of a federation.
+        When ``certificate`` is not one of a federation.
     """
     try:
         return CertificateFacts.of(certificate)

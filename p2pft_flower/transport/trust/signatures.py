@@ -57,7 +57,7 @@ class Signatures:
         Raises
         ------
         ValueError
-            When it is no certificate of a peer of this federation; the message names the fault.
+            When ``certificate`` is none of a peer of this federation; the message names the fault.
         """
         if any(certificate in known for known in self._known.values()):
             return

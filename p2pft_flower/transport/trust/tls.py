@@ -309,7 +309,7 @@ def _is_let_in(context: ssl.SSLContext, place: Address, name: str, timeout: floa
         socket.create_connection((place.host, place.port), timeout) as plain,
         context.wrap_socket(plain, server_hostname=name) as secure,
     ):
-        # In TLS 1.3 the handshake is done for us before the server looks at our certificate. A server that
+        # In TLS 1.3 the client's handshake ends before the server looks at its certificate. A server that
         # accepts it speaks HTTP/2 first; one that does not closes, and gRPC's says nothing before.
         try:
             return bool(secure.recv(1))

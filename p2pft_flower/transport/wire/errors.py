@@ -156,13 +156,13 @@ class Loss(Enum):
     """Ways in which a peer is lost."""
 
     CRASHED = "crashed"
-    """Nothing listens at its address any more."""
+    """Nothing listens at the peer's address any more."""
     SILENT = "silent"
-    """Its machine takes connections, but its process says nothing."""
+    """The peer's machine takes connections, but the process says nothing."""
     CUT_OFF = "cut off"
-    """Its address cannot be reached."""
+    """The peer's address cannot be reached."""
     HANGING = "hanging"
-    """It speaks, but gets no further in its own computation."""
+    """The peer speaks, but gets no further in its own computation."""
 
 
 class PeerLostError(ViewChangeError):
