@@ -55,7 +55,7 @@ class Terms:
     view : int
         The number of the view (set of live peers and its graph); default 0.
     config : str
-        Digest, as text, of all settings that must be equal on all peers; default empty.
+        Digest, as text, of all that must be equal on all peers; default empty.
     phase_names : tuple of str
         The names of an iteration's exchanges, for errors; default empty: errors have their numbers.
     codec : str
