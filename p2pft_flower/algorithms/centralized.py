@@ -1,4 +1,4 @@
-"""Centralised fine-tuning: one model, all the data; the yardstick that no peer-to-peer method can use.
+"""Centralised fine-tuning: one model on all data; a yardstick, for peers never pool data.
 
     θ^{k+1} = θ^k − α ∇L(θ^k)
 
@@ -31,11 +31,11 @@ class Centralized:
     pooled: ClassVar[bool] = True
 
     def start(self, theta: Vector, gradient: Gradient) -> Descent:  # noqa: ARG002 - the seam's signature
-        """Begin at θ^0."""
+        """Return the first state: θ^0."""
         return Descent(theta)
 
     def step(self, k: int, state: Descent, gradient: Gradient) -> Step[Descent]:
-        """One gradient step; yields nothing."""
+        """Make one gradient step; yield nothing."""
         yield from ()
         velocity = heavy_ball(self.momentum, state.velocity, gradient(state.theta))
         theta = state.theta - self.alpha(k) * velocity  # θ ← θ − α ∇L(θ)

@@ -73,9 +73,9 @@ class Codec(Protocol):
 
 @dataclass(frozen=True)
 class Float16:
-    """Each number as half of IEEE 754: 11 bits of precision, but from 6e-8 to 65,504 only.
+    """Each number in the float16 of IEEE 754: 11 bits of precision, but sizes from 6e-8 to 65,504 only.
 
-    So the vector is first divided by the largest size in it, a bfloat16.
+    So the vector is first divided by the largest size in it, which is sent as a bfloat16 scale.
     """
 
     def most_bytes(self, q: int, dtype: np.dtype[Any]) -> int:  # noqa: ARG002 - the codec's signature
@@ -83,12 +83,12 @@ class Float16:
         return 2 + 2 * q
 
     def encode(self, vector: Vector) -> bytes:
-        """Round to the nearest, ties to even."""
+        """Return the scale and the numbers, rounded to the nearest, ties to even."""
         scale, step = _scales(np.abs(vector).max(keepdims=True), vector.dtype)
         return scale.tobytes() + (vector / step).astype("<f2").tobytes()
 
     def decode(self, payload: bytes, q: int, dtype: np.dtype[Any]) -> Vector:
-        """Return scale × half of each number."""
+        """Return scale × float16 of each number."""
         _require_size(payload, self.most_bytes(q, dtype))
         scale = _from_bfloat16(np.frombuffer(payload, "<u2", 1), dtype)
         return np.frombuffer(payload, "<f2", offset=2).astype(dtype) * scale
@@ -103,7 +103,7 @@ class BFloat16:
         return 2 * q
 
     def encode(self, vector: Vector) -> bytes:
-        """Round to the nearest, ties to even."""
+        """Return the numbers, rounded to the nearest, ties to even."""
         return _as_bfloat16(vector).tobytes()
 
     def decode(self, payload: bytes, q: int, dtype: np.dtype[Any]) -> Vector:
@@ -114,7 +114,7 @@ class BFloat16:
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of 256 numbers, a bfloat16 scale each; a number is a whole multiple of it in ``bits`` bits.
+    """Blocks of 256 numbers with a bfloat16 scale each; a number is a level of ``bits`` bits times the scale.
 
     With L = 2^(bits − 1) − 1 and m the largest size in a block: scale m / L, rounded up; levels −L … L.
 
@@ -135,7 +135,7 @@ class Blocks:
         return 2 * math.ceil(q / _BLOCK) + math.ceil(q * self.bits / 8)
 
     def encode(self, vector: Vector) -> bytes:
-        """Round to the nearest level of each number's block."""
+        """Return all scales, then all levels; each number is rounded to the nearest level of its block."""
         blocks = _in_blocks(vector)
         # Rounded up, a scale times the highest level is to stay a float32.
         sizes = (np.abs(blocks).max(axis=1) / self._levels).clip(max=_LARGEST / 1.01 / self._levels)
@@ -163,7 +163,7 @@ class TopK:
     Attributes
     ----------
     share : float
-        Share of the numbers that are sent, in (0, 1]; at least one is sent.
+        The share of the numbers that is sent, in (0, 1]; at least one number is sent.
     """
 
     share: float
@@ -176,7 +176,7 @@ class TopK:
         return self._count(q) * (4 + dtype.itemsize)
 
     def encode(self, vector: Vector) -> bytes:
-        """Choose the largest; of equals, the choice is NumPy's."""
+        """Return the places and the numbers of the largest; of equal sizes, the choice is NumPy's."""
         count = self._count(vector.size)
         places = np.sort(np.argpartition(np.abs(vector), vector.size - count)[-count:]).astype("<u4")
         numbers: Vector = vector[places].astype(vector.dtype.newbyteorder("<"))
@@ -195,14 +195,14 @@ class TopK:
 
 @dataclass(frozen=True)
 class Joined:
-    """The payload of several vectors of one length, each encoded by itself: their sizes may differ by far.
+    """A payload of several vectors of one length, each encoded by itself: their sizes may differ by far.
 
     Attributes
     ----------
     codec : Codec
-        Encodes each of them.
+        The codec of each vector.
     parts : int
-        How many there are, at least two.
+        The number of vectors, at least two.
     """
 
     codec: Codec
@@ -213,7 +213,7 @@ class Joined:
         return self.parts * self.codec.most_bytes(q // self.parts, dtype) + 4 * (self.parts - 1)
 
     def encode(self, vector: Vector) -> bytes:
-        """Put each part's length before it, but for the last one's."""
+        """Return the encoded parts, each but the last one after its length in bytes (4 bytes)."""
         *first, last = (self.codec.encode(part) for part in np.split(vector, self.parts))
         return b"".join(len(part).to_bytes(4, "little") + part for part in first) + last
 
@@ -231,13 +231,15 @@ class Joined:
 
 
 def for_vectors(codec: Codec, vectors: int) -> Codec:
-    """Return the codec of payloads of so many vectors, each of which ``codec`` encodes."""
+    """Return the codec of payloads that have ``vectors`` vectors, each encoded by ``codec``."""
     return codec if vectors == 1 else Joined(codec, vectors)
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A user's own codec, of which each answer is checked: NumPy would broadcast or promote a wrong one.
+    """A user's own codec, whose answers are checked, since NumPy would broadcast or promote wrong ones.
+
+    Its methods raise ConfigError if an answer of the user's object is wrong.
 
     Attributes
     ----------
@@ -259,7 +261,7 @@ class Checked:
         return int(most)
 
     def encode(self, vector: Vector) -> bytes:
-        """Return the codec's bytes, no more than it announced."""
+        """Return the codec's bytes, no more than its ``most_bytes`` says."""
         most = self.most_bytes(vector.size, vector.dtype)
         with self._calling("encode"):
             payload = self.own.encode(vector)
@@ -310,7 +312,7 @@ def make_codec(spec: str) -> Codec | None:
     Raises
     ------
     ConfigError
-        When there is no such codec, its share cannot be used, or it lacks methods.
+        When there is no such codec, the share cannot be used, or a user's codec lacks methods.
     """
     if is_own_codec(spec):
         own = call_reference(spec, key="codec")
@@ -351,9 +353,10 @@ _NAMED: dict[str, Callable[[], Codec]] = {
 
 
 def relative_error(codec: Codec) -> float:
-    """Return ‖C(x) − x‖ / ‖x‖, the larger one of a Gaussian and of a Laplacian vector; seeded.
+    """Return ‖C(x) − x‖ / ‖x‖, the larger one of a Gaussian and of a Laplacian vector x; the seed is fixed.
 
-    Differences of θ and of τ are between the two. A codec below 1 takes something off every difference.
+    Differences of θ and of τ are between the two. With an error below 1, the lost part of a difference is
+    smaller than the difference.
     """
     draws = np.random.default_rng(0)
     errors = []
@@ -365,9 +368,10 @@ def relative_error(codec: Codec) -> float:
 
 
 def source_digest(spec: str) -> str:
-    """Return a digest of the file of a user's own codec; empty for others, and if no file is known.
+    """Return a digest (16 hex digits) of the file of a user's own codec; empty if there is no such file.
 
-    Peers with another file would decode another vector than was encoded, and nothing else would show it.
+    A peer with another file would decode another vector than was encoded, and nothing but the digest shows
+    that.
     """
     file = source_file(spec, key="codec") if is_own_codec(spec) else None
     return "" if file is None else sha256(file.read_bytes()).hexdigest()[:16]
@@ -379,12 +383,12 @@ def _require_size(payload: bytes, size: int) -> None:
 
 
 def _in_blocks(vector: Vector) -> Vector:
-    """Return (blocks, 256), the last block filled up with zeros."""
+    """Return the numbers in blocks, (blocks, 256), the last one filled up with zeros."""
     return np.pad(vector, (0, -vector.size % _BLOCK)).reshape(-1, _BLOCK)
 
 
 def _scales(sizes: Vector, dtype: np.dtype[Any]) -> tuple[npt.NDArray[np.uint16], Vector]:
-    """Return bfloat16 scales of at least these sizes, and the divisors: 1 if all numbers are zero."""
+    """Return bfloat16 scales, each at least the size given, and the divisors: the scales, but 1 for 0."""
     scales = _as_bfloat16(sizes.clip(max=_LARGEST), up=True)
     steps = _from_bfloat16(scales, dtype)
     return scales, np.where(steps == 0, np.ones_like(steps), steps)

@@ -1,7 +1,7 @@
-"""Mix what neighbours know of each other's vectors: quantised differences with a memory at both ends.
+"""Mix vectors by way of encoded differences, which both ends of an edge remember.
 
-    d_i = C(x_i − h_i)            the sender encodes how its vector differs from h_i, which receivers know
-    h_i ← h_i + d_i               the receivers' new knowledge of it, at the sender
+    d_i = C(x_i − h_i)            the sender encodes its vector's difference from h_i, which receivers know
+    h_i ← h_i + d_i               the receivers' new knowledge of x_i, at the sender
     s_i ← s_i + Σ_j w_ij d_j      the receiver's new knowledge of its in-neighbours: s_i = Σ_j w_ij h_j
     x_i ← x_i − γ (h_i − s_i)     W = A in an exchange by rows, W = B in one by columns
 
@@ -70,9 +70,9 @@ class Encoded(NamedTuple):
     Attributes
     ----------
     payload : bytes
-        The codec's bytes.
+        d_i in the codec's bytes.
     vector : Vector
-        d_i (q,), as every receiver reads it, as float64.
+        d_i, (q,), float64, as every receiver decodes the payload.
     """
 
     payload: bytes
@@ -99,7 +99,15 @@ class Compression:
             raise ValueError(f"γ = {self.step}: must be in (0, 1]")
 
     def encode(self, vector: Vector, known: Vector) -> Encoded:
-        """Return d = C(x − h) of the peer's ``vector`` x and what receivers know of it, h; (q,) both."""
+        """Return d = C(x − h).
+
+        Parameters
+        ----------
+        vector : (q,) array
+            x, the peer's vector.
+        known : (q,) array
+            h, the receivers' knowledge of x.
+        """
         payload = self.codec.encode((vector - known).astype(vector.dtype, copy=False))
         return Encoded(payload, wide(self.codec.decode(payload, vector.size, vector.dtype)))
 
@@ -121,7 +129,7 @@ class Compression:
 
 
 def wide(vector: Vector) -> Vector:
-    """Return a difference as it is added up: in float64."""
+    """Return a difference, (q,), in float64, in which memories are added up."""
     return vector.astype(np.float64, copy=False)
 
 
@@ -135,8 +143,8 @@ def codec_step(codec: Codec | None, wanted: float, graph: Graph) -> float:
 def safe_step(graph: Graph, codec: Codec) -> float:
     """Return the γ with which disagreement and codec error shrink fastest together.
 
-    With ρ(γ) the second largest modulus of (1 − γ) I + γ W, β the largest of I − W and ε the codec's relative
-    error, disagreement x̃ and an error e that points anywhere obey, in the mean,
+    Let ρ(γ) be the second largest modulus of the eigenvalues of (1 − γ) I + γ W, β the largest of those of
+    I − W, and ε the codec's relative error. Disagreement x̃ and an error e in any direction obey, on average,
 
         ‖x̃⁺‖² ≤ ρ(γ)² ‖x̃‖² + (γ β)² ‖e‖²,    ‖e⁺‖² ≤ ε² ((γ β)² ‖x̃‖² + (1 + γ β)² ‖e‖²)
 
@@ -154,7 +162,7 @@ def safe_step(graph: Graph, codec: Codec) -> float:
     Returns
     -------
     float
-        In (0, 1], with one digit.
+        γ in (0, 1], with one significant digit.
 
     Raises
     ------

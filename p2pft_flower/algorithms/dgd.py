@@ -21,7 +21,7 @@ __all__ = ["DGD", "Descent"]
 
 
 class Descent(NamedTuple):
-    """State of a method without a tracker; every vector is (q,)."""
+    """State of a method without a tracker: θ_i, and heavy ball's v_i (None without); both (q,)."""
 
     theta: Vector
     velocity: Vector | None = None
@@ -37,11 +37,11 @@ class DGD:
     phases: ClassVar[tuple[str, ...]] = ("theta",)
 
     def start(self, theta: Vector, gradient: Gradient) -> Descent:  # noqa: ARG002 - the seam's signature
-        """Begin at θ_i^0."""
+        """Return the first state: θ_i^0."""
         return Descent(theta)
 
     def step(self, k: int, state: Descent, gradient: Gradient) -> Step[Descent]:
-        """One iteration of equation 1."""
+        """Run one iteration of equation 1."""
         velocity = heavy_ball(self.momentum, state.velocity, gradient(state.theta))
         theta = yield Rows(state.theta - self.alpha(k) * velocity)  # θ_i ← Σ_j w_ij (θ_j − α ∇L_j(θ_j))
         return Descent(theta, velocity if self.momentum else None)

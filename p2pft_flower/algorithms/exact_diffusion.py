@@ -8,7 +8,7 @@ With ψ = θ − α ∇L these are the papers' ψ_i^k and φ_i^k = ψ_i^k + θ_i
 (θ_i^k − ψ_i^{k−1}) / α. W = A must be symmetric, hence doubly stochastic: two peers that share an edge give
 each other the same weight. Other graphs are refused. ½ (I + W) instead of W has no negative eigenvalues, on
 some of which the recursion would diverge. Weights that change with the iteration are refused, too: c_i
-remembers what one W left over, and another one would take it for its own.
+remembers differences that one W left over, and another W would take these for its own.
 
 Fixed point, with full gradients: exact for (1/n) Σ L_i. The columns of W sum to one, so Σ c = 0 at every k,
 and Σ θ makes a plain step along Σ g. At rest φ_i = Σ_j w_ij φ_j, so all φ_i agree, and so do all θ_i = φ_i;
@@ -45,7 +45,7 @@ class Diffusion(NamedTuple):
     correction : Vector
         c_i, which tends to ∇L_i.
     velocity : Vector or None
-        The heavy ball's; None without.
+        The last heavy-ball direction; None without heavy ball and before the first iteration.
     """
 
     theta: Vector
@@ -65,11 +65,11 @@ class ExactDiffusion:
     static: ClassVar[bool] = True
 
     def start(self, theta: Vector, gradient: Gradient) -> Diffusion:  # noqa: ARG002 - the seam's signature
-        """Begin at θ_i^0, c_i := 0."""
+        """Return the first state: θ_i^0, c_i = 0."""
         return Diffusion(theta, np.zeros_like(theta))
 
     def step(self, k: int, state: Diffusion, gradient: Gradient) -> Step[Diffusion]:
-        """One iteration: adapt, combine, correct."""
+        """Run one iteration: adapt, combine, correct."""
         alpha = self.alpha(k)
         velocity = heavy_ball(self.momentum, state.velocity, gradient(state.theta))
         phi = state.theta - alpha * (velocity - state.correction)  # φ_i = θ_i − α (∇L_i(θ_i) − c_i)

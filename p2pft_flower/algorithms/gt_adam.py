@@ -7,9 +7,9 @@
     θ_i^{k+1} ← Σ_j a_ij (θ_j^k − α d_j)
     τ_i^{k+1} ← Σ_j b_ij (τ_j^k + ∇L_j(θ_j^{k+1}) − ∇L_j(θ_j^k))
 
-m, s and d are each peer's own, number by number, and never sent; t counts iterations from the start of the
-view. d does not grow with τ, so peers whose trackers differ by factors (B not doubly stochastic) make steps
-of the same length.
+m, s and d are each peer's own, computed number by number, and never sent; t counts iterations from the start
+of the view. d does not grow with τ, so peers whose trackers differ by factors (B not doubly stochastic) make
+steps of the same length.
 
 Fixed point, with full gradients: Σ τ = Σ g at every k; at rest τ = 0, so m = d = 0, all θ_i agree, and
 Σ ∇L_i(θ) = 0. But a constant α does not stay at rest there: √ŝ vanishes as τ does, until a step of α / √ŝ is
@@ -17,9 +17,9 @@ too long and throws the peers out again. On the tests' quadratics over a lopside
 in the root mean square over 12,000 iterations, and 9 α at most. A schedule that decays to zero reaches the
 point; so does a constant α with an ε (``eps``) that is not small against τ, for d then tends to τ / ε.
 
-``momentum`` is refused: β₁ (``beta1``) is this method's. Weight decay λ is part of the objective, so that it
-is tracked and the limit is the minimiser of the mean loss + λ/2 ‖θ‖²; it is not AdamW's, which is taken
-from θ beside the step. ``objective`` acts as for p2pft.
+``momentum`` is refused, since the method has a momentum of its own, β₁ (``beta1``). Weight decay λ is part
+of the objective, so that it is tracked and the limit is the minimiser of the mean loss + λ/2 ‖θ‖²; it is not
+AdamW's, which is taken from θ beside the step. ``objective`` acts as for p2pft.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Moments(NamedTuple):
     first, second : Vector
         m_i and s_i.
     steps : int
-        t, iterations since the start.
+        t, the number of iterations since the start of the view.
     """
 
     theta: Vector
@@ -83,12 +83,12 @@ class GTAdam:
             raise ValueError(f"eps = {self.eps}: must be a positive number")
 
     def start(self, theta: Vector, gradient: Gradient) -> Moments:
-        """τ_i^0 := ∇L_i(θ_i^0), m_i := s_i := 0."""
+        """Return the first state: τ_i^0 = ∇L_i(θ_i^0), m_i = s_i = 0."""
         grad = gradient(theta)
         return Moments(theta, grad, grad, np.zeros_like(theta), np.zeros_like(theta), 0)
 
     def step(self, k: int, state: Moments, gradient: Gradient) -> Step[Moments]:
-        """One iteration."""
+        """Run one iteration."""
         t = state.steps + 1
         first = self.beta1 * state.first + (1 - self.beta1) * state.tau  # m_i ← β₁ m_i + (1 − β₁) τ_i
         second = self.beta2 * state.second + (1 - self.beta2) * state.tau**2  # s_i ← β₂ s_i + (1 − β₂) τ_i²

@@ -30,12 +30,12 @@ class GTDGD:
     doubly_stochastic: ClassVar[bool] = True
 
     def start(self, theta: Vector, gradient: Gradient) -> Tracking:
-        """τ_i^0 := ∇L_i(θ_i^0)."""
+        """Return the first state: τ_i^0 = ∇L_i(θ_i^0)."""
         grad = gradient(theta)
         return Tracking(theta, tau=grad, grad=grad)
 
     def step(self, k: int, state: Tracking, gradient: Gradient) -> Step[Tracking]:
-        """One iteration of GT-DGD."""
+        """Run one iteration of GT-DGD."""
         velocity = heavy_ball(self.momentum, state.velocity, state.tau)
         theta = yield Rows(state.theta - self.alpha(k) * velocity)  # θ_i ← Σ_j w_ij (θ_j − α τ_j)
         grad = gradient(theta)  # ∇L_i(θ_i^{k+1})

@@ -27,11 +27,11 @@ class Local:
     phases: ClassVar[tuple[str, ...]] = ()
 
     def start(self, theta: Vector, gradient: Gradient) -> Descent:  # noqa: ARG002 - the seam's signature
-        """Begin at θ_i^0."""
+        """Return the first state: θ_i^0."""
         return Descent(theta)
 
     def step(self, k: int, state: Descent, gradient: Gradient) -> Step[Descent]:
-        """One gradient step; yields nothing."""
+        """Make one gradient step; yield nothing."""
         yield from ()
         velocity = heavy_ball(self.momentum, state.velocity, gradient(state.theta))
         theta = state.theta - self.alpha(k) * velocity  # θ_i ← θ_i − α ∇L_i(θ_i)

@@ -5,10 +5,10 @@
     m_i^{k+1} = β₁ m_i^k + (1 − β₁) ∇L_i(θ_i^{k+1}), a fresh mini-batch
     τ_i^{k+1} ← Σ_j b_ij (τ_j^k + m_j^{k+1} − m_j^k)
 
-β₁ (``beta1``; 1 − λ of the second paper) is Adam's: the share of the old average that is kept, so that a
-step is as long as without. β₁ = 0 is p2pft. Each peer averages its mini-batches' gradients before they are
-tracked, so less noise travels. The rate proven in the first paper does not depend on how uneven the peers'
-data are; that of heavy ball on each peer's own gradient, as dgd's, does.
+β₁ (``beta1``; 1 − λ of the second paper) is the share of the old average that is kept, as in Adam, so a step
+is as long as without averages. β₁ = 0 is p2pft. Each peer averages its mini-batches' gradients before these
+are tracked, so less noise travels. The rate proven in the first paper does not depend on how uneven the
+peers' data are; that of heavy ball on each peer's own gradient, as dgd's, does.
 
 ``momentum``, heavy ball on the direction of a step (which makes it 1 / (1 − β) times as long), has this one
 meaning for all methods. On top of an average it would be momentum twice, so it is refused here.
@@ -53,12 +53,12 @@ class MomentumTracking:
         require_share(beta1=self.beta1)
 
     def start(self, theta: Vector, gradient: Gradient) -> Tracking:
-        """m_i^0 := τ_i^0 := ∇L_i(θ_i^0)."""
+        """Return the first state: m_i^0 = τ_i^0 = ∇L_i(θ_i^0)."""
         grad = gradient(theta)
         return Tracking(theta, tau=grad, grad=grad)
 
     def step(self, k: int, state: Tracking, gradient: Gradient) -> Step[Tracking]:
-        """One iteration; ``grad`` of the state is m_i."""
+        """Run one iteration; ``grad`` of the state is m_i."""
         theta = yield Rows(state.theta - self.alpha(k) * state.tau)  # θ_i ← Σ_j a_ij (θ_j − α τ_j)
         mean = self.beta1 * state.grad + (1 - self.beta1) * gradient(theta)  # m_i = β₁ m_i + (1 − β₁) ∇L_i
         tau = yield Columns(state.tau + mean - state.grad)  # τ_i ← Σ_j b_ij (τ_j + m_j^{k+1} − m_j^k)

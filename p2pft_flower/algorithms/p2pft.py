@@ -24,7 +24,10 @@ __all__ = ["P2PFT", "Tracking"]
 
 
 class Tracking(NamedTuple):
-    """State of a gradient-tracking method; every vector is (q,)."""
+    """State of a gradient-tracking method: θ_i, τ_i, the tracked gradient, and heavy ball's v_i; all (q,).
+
+    ``velocity`` is None without heavy ball and before the first iteration.
+    """
 
     theta: Vector
     tau: Vector
@@ -42,12 +45,12 @@ class P2PFT:
     phases: ClassVar[tuple[str, ...]] = ("theta", "tau")
 
     def start(self, theta: Vector, gradient: Gradient) -> Tracking:
-        """τ_i^0 := ∇L_i(θ_i^0)."""
+        """Return the first state: τ_i^0 = g_i^0 = ∇L_i(θ_i^0)."""
         grad = gradient(theta)
         return Tracking(theta, tau=grad, grad=grad)
 
     def step(self, k: int, state: Tracking, gradient: Gradient) -> Step[Tracking]:
-        """One iteration of Algorithm 1."""
+        """Run one iteration of Algorithm 1."""
         velocity = heavy_ball(self.momentum, state.velocity, state.tau)
         theta = yield Rows(state.theta - self.alpha(k) * velocity)  # θ_i ← Σ_j a_ij (θ_j − α τ_j)
         grad = gradient(theta)  # g_i^{k+1}, a fresh mini-batch

@@ -39,16 +39,16 @@ class PushDIGing:
     phases: ClassVar[tuple[str, ...]] = ("theta", "tau")
 
     def placed(self, tracker_weight: float, next_weight: float) -> PushDIGing:
-        """Return the method as a peer with these w_i^k and w_i^(k+1) runs it."""
+        """Return the method for a peer with w_i^k = ``tracker_weight`` and w_i^{k+1} = ``next_weight``."""
         return replace(self, tracker_weight=tracker_weight, next_weight=next_weight)
 
     def start(self, theta: Vector, gradient: Gradient) -> Tracking:
-        """τ_i^0 := ∇L_i(θ_i^0)."""
+        """Return the first state: τ_i^0 = ∇L_i(z_i^0), z_i^0 = θ_i^0."""
         grad = gradient(theta)
         return Tracking(theta, tau=grad, grad=grad)
 
     def step(self, k: int, state: Tracking, gradient: Gradient) -> Step[Tracking]:
-        """One iteration; ``theta`` of the state is z_i."""
+        """Run one iteration; ``theta`` of the state is z_i."""
         w, w_next = self.tracker_weight, self.next_weight
         velocity = heavy_ball(self.momentum, state.velocity, state.tau)
         x = yield Columns(w * state.theta - self.alpha(k) * velocity)  # x_i ← Σ_j b_ij (x_j − α τ_j)

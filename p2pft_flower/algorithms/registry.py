@@ -37,7 +37,7 @@ __all__ = [
 def _p2pft(
     alpha: Schedule, momentum: float = 0.0, local_steps: int = 1, pipelined: bool = False
 ) -> Algorithm[Any]:
-    """Return Algorithm 1, or its form with several local steps an iteration, or with payloads under way."""
+    """Return P2P-FT, or its form with several local steps an iteration, or the form that is pipelined."""
     if pipelined:
         return Pipelined(alpha, momentum, local_steps)
     return P2PFT(alpha, momentum) if local_steps == 1 else LocalSteps(alpha, momentum, local_steps)
@@ -76,8 +76,8 @@ def make_algorithm(
     momentum : float, default 0
         Heavy-ball β in [0, 1).
     options : str, default ""
-        Further arguments of the method, as ``"local-steps=8"``, separated by commas: those of its arguments
-        that have a number or a text as default.
+        Further arguments of the method, separated by commas, as ``"local-steps=8"``; only arguments that have
+        a number or a text as default may be given.
     pipelined : bool, default False
         Whether to build the form that computes while payloads travel, of a method with an argument
         ``pipelined``.
@@ -85,7 +85,8 @@ def make_algorithm(
     Raises
     ------
     ConfigError
-        When there is no such method, an option is unknown or impossible, or pieces are missing.
+        When there is no such method, a value cannot be used, an option is unknown, or an object of a user's
+        own lacks parts of an :class:`~p2pft_flower.algorithms.seam.Algorithm`.
     """
     if not 0.0 <= momentum < 1.0:
         raise ConfigError(f"momentum = {momentum}: must be in [0, 1)")
@@ -113,7 +114,7 @@ def make_algorithm(
 
 
 def _chosen(name: str, method: Callable[..., Any], options: str, *, pipelined: bool) -> dict[str, Any]:
-    """Return the arguments that ``algorithm-options`` give, of the types of their defaults, and pipelined."""
+    """Return ``pipelined`` and the arguments in ``options``, each converted to the type of its default."""
     if not options and not pipelined:
         return {}
     parameters = inspect.signature(method).parameters
@@ -144,7 +145,7 @@ def _chosen(name: str, method: Callable[..., Any], options: str, *, pipelined: b
 
 
 def gradients_per_step(method: Algorithm[Any]) -> int:
-    """Return the gradients that a peer draws in an iteration of ``method``, without the first of the run."""
+    """Return the number of gradients that an iteration of ``method`` draws, without the run's first one."""
     return int(getattr(method, "gradients_per_step", 1))
 
 
@@ -154,7 +155,8 @@ def check_graph(method: Algorithm[Any], graph: Graph) -> None:
     Raises
     ------
     TopologyError
-        When the method needs a doubly stochastic or symmetric W and the graph's A is not.
+        When the method needs weights that do not change, or a symmetric or doubly stochastic A, and the graph
+        has other ones.
     """
     if getattr(method, "static", False) and graph.period > 1:
         raise TopologyError(
@@ -178,7 +180,7 @@ def check_graph(method: Algorithm[Any], graph: Graph) -> None:
 
 
 def vectors_per_payload(method: Algorithm[Any]) -> int:
-    """Return how many vectors of q numbers one payload of ``method`` has."""
+    """Return the number of vectors of q numbers that one payload of ``method`` has."""
     return int(getattr(method, "vectors_per_payload", 1))
 
 
@@ -190,7 +192,7 @@ def check_exchange(
     Raises
     ------
     ConfigError
-        When there is nothing that one of them would act on; names the key.
+        When a setting would have no effect; the message names its key.
     """
     for key, value, default in (("codec", codec, "none"), ("schedule-graph", schedule_graph, STATIC)):
         if value != default and not method.phases:

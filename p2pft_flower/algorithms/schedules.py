@@ -34,7 +34,7 @@ def make_schedule(spec: str, alpha: float, iterations: int) -> Schedule:
     Raises
     ------
     ConfigError
-        When the value is not one of these, or α is not a positive number.
+        When ``spec`` has none of these forms, or α is not a positive number.
     """
     if not (math.isfinite(alpha) and alpha > 0):
         raise ConfigError(f"learning-rate = {alpha}: must be a positive number")

@@ -51,7 +51,7 @@ Schedule: TypeAlias = Callable[[int], float]
 """Iteration k ↦ learning rate α_k; the same on every peer."""
 
 _BLOCK = 2**16
-"""Numbers of a sum that are computed at a time, if there are more."""
+"""Numbers of a longer vector that a sum takes at a time."""
 
 
 class State(Protocol):
@@ -98,10 +98,10 @@ Mix: TypeAlias = Rows | Columns | Both
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Begin an exchange and go on at once: what neighbours need is under way when the step is resumed.
+    """Begin an exchange and go on at once: the payloads are under way when the step is resumed.
 
-    :class:`Take` ends it, before another one begins. ``yield Rows(x)`` is ``yield Send(Rows(x))`` followed by
-    ``yield Take()``.
+    :class:`Take` ends the exchange, before another one begins. ``yield Rows(x)`` is ``yield Send(Rows(x))``
+    followed by ``yield Take()``.
     """
 
     mix: Mix
@@ -114,7 +114,10 @@ class Take:
 
 Request: TypeAlias = Mix | Send | Take
 Step: TypeAlias = Generator[Request, Any, S]
-"""One iteration: yields vectors to be mixed, is sent the mixed (of Both a pair), returns the next state."""
+"""One iteration: a generator that yields requests and returns the next state.
+
+After a Send it is sent None, after any other request the mixed vector, of Both a pair of vectors.
+"""
 
 
 class Algorithm(Protocol[S]):
@@ -135,9 +138,9 @@ class Algorithm(Protocol[S]):
     ``symmetric = True`` those whose A is not symmetric; ``pooled = True`` runs one model on the data of all
     peers; ``gradients_per_step`` says how many gradients an iteration draws, if it is not one: epochs,
     resuming and the privacy accountant count them;
-    ``vectors_per_payload = 2`` is that of a method that asks for :class:`Both`;
-    ``placed(tracker_weight, next_weight)`` returns the method for a peer at a place in the graph, with what
-    its tracker tends to in mean gradients, in this iteration and in the next one
+    ``vectors_per_payload = 2`` is needed by a method that asks for :class:`Both`;
+    ``placed(tracker_weight, next_weight)`` returns the method for a peer at a place in the graph, given the
+    limits of the peer's tracker, in mean gradients, in this iteration and in the next one
     (:class:`~p2pft_flower.topology.turn.Turn`);
     ``static = True`` refuses graphs whose weights change with the iteration.
     """
@@ -149,30 +152,35 @@ class Algorithm(Protocol[S]):
         ...
 
     def step(self, k: int, state: S, gradient: Gradient) -> Step[S]:
-        """Run iteration ``k`` from ``state``; a generator (see the module)."""
+        """Run iteration ``k`` from ``state``; a generator (see :data:`Step`)."""
         ...
 
 
 def placed(method: Algorithm[S], tracker_weight: float, next_weight: float) -> Algorithm[S]:
-    """Return ``method`` for a peer whose tracker tends to so many mean gradients, now and an iteration later.
+    """Return ``method`` for a peer with these limits of its tracker.
 
-    Most methods do not need these numbers.
+    Parameters
+    ----------
+    method : Algorithm
+        Returned as it is if it has no attribute ``placed``.
+    tracker_weight, next_weight : float
+        The limits, in mean gradients, in this iteration and in the next one.
     """
     place = getattr(method, "placed", None)
     return method if place is None else place(tracker_weight, next_weight)
 
 
 def heavy_ball(momentum: float, velocity: Vector | None, direction: Vector) -> Vector:
-    """Return v ← β v + d, the heavy-ball direction (Polyak, 1964); ``direction`` itself if β = 0.
+    """Return v ← β v + d, the heavy-ball direction (Polyak, 1964), (q,); d itself if β = 0 or v is None.
 
     Parameters
     ----------
     momentum : float
         β in [0, 1).
     velocity : (q,) array or None
-        The last direction; None before the first iteration.
+        v, the last heavy-ball direction; None before the first iteration.
     direction : (q,) array
-        The gradient or tracker of this iteration.
+        d, the gradient or tracker of this iteration.
     """
     if momentum == 0.0 or velocity is None:
         return direction
@@ -180,7 +188,7 @@ def heavy_ball(momentum: float, velocity: Vector | None, direction: Vector) -> V
 
 
 def refuse_heavy_ball(momentum: float, name: str) -> None:
-    """Refuse heavy ball for a method that averages gradients itself, by a ``beta1`` of its own.
+    """Refuse ``momentum`` for the method ``name``, which averages gradients itself, by its own ``beta1``.
 
     Raises
     ------
@@ -195,12 +203,12 @@ def refuse_heavy_ball(momentum: float, name: str) -> None:
 
 
 def require_share(**shares: float) -> None:
-    """Refuse shares of an old average that are not in [0, 1).
+    """Refuse shares, by name, of an old average that are not in [0, 1).
 
     Raises
     ------
     ValueError
-        Naming the first.
+        When a share is not in [0, 1); the message names the first such one.
     """
     for name, share in shares.items():
         if not 0.0 <= share < 1.0:
@@ -216,7 +224,7 @@ def weighted_sum(terms: Iterable[tuple[float, Vector]]) -> Vector:
     Parameters
     ----------
     terms : iterable of (float, (q,) array)
-        At least one.
+        Weight w and vector x of each term; at least one term.
     """
     iterator = iter(terms)
     weight, vector = next(iterator)
@@ -229,9 +237,10 @@ def weighted_sum(terms: Iterable[tuple[float, Vector]]) -> Vector:
 
 
 def _in_cache(terms: Iterable[tuple[float, Vector]]) -> Vector:
-    """Return `weighted_sum` of vectors that are all there, so that sums and products stay in the cache.
+    """Return :func:`weighted_sum` of ``terms``, computed in blocks whose sums and products fit the cache.
 
-    Each number's additions are the same, in the same order: so are the bits.
+    All vectors must be there at once. The additions of each number, and their order, are those of
+    :func:`weighted_sum`, so the result is bit-identical.
     """
     terms = list(terms)
     (weight, vector), *rest = terms
@@ -256,8 +265,9 @@ def combine(kind: type[Mix], terms: Iterable[tuple[float, float, Vector]]) -> Ve
     ----------
     kind : type
         :class:`Rows`, :class:`Columns` or :class:`Both`.
-    terms : iterable of (float, float, (q,) array)
-        a_ij, b_ij and the vector of each j, ascending in j, i itself among them.
+    terms : iterable of (float, float, array)
+        a_ij, b_ij and the vector of each j, ascending in j, i itself among them; vectors are (q,), of
+        :class:`Both` (2 q,).
     """
     if kind is Rows:
         return _in_cache((a, x) for a, _, x in terms)
@@ -281,7 +291,7 @@ def lockstep(
     steps : mapping of peer to generator
         One iteration's :meth:`Algorithm.step` of each peer.
     send : callable
-        Begins exchange number ``phase``: called with (phase, the vectors by peer), before ``take``.
+        Begins exchange number ``phase``: called with (phase, requests to mix by peer), before ``take``.
     take : callable
         phase ↦ the mixed vectors by peer, as of :func:`combine`.
     phases : int
@@ -290,8 +300,8 @@ def lockstep(
     Raises
     ------
     RuntimeError
-        When the peers do not all ask for the same kind of exchange, or for another number of them, or do not
-        take what they have begun.
+        When the peers do not all make the same request, make another number of exchanges than ``phases``, or
+        do not pair each :class:`Send` with a :class:`Take`.
     """
     phase, begun, answers = 0, None, dict.fromkeys(steps)
     while True:
@@ -320,7 +330,7 @@ def lockstep(
 def _resumed(
     steps: Mapping[int, Step[S]], answers: Mapping[int, Any], phase: int
 ) -> tuple[type | None, dict[int, Any], dict[int, S]]:
-    """Resume every step: return the kind and requests that all make, or None and the states at the end."""
+    """Resume every step; return the requests' kind (None at the end), the requests, and the final states."""
     asked: dict[int, Any] = {}
     finished: dict[int, S] = {}
     for peer, step in steps.items():
@@ -332,7 +342,7 @@ def _resumed(
 
 
 def _only_kind(asked: Mapping[int, Any], phase: int, finished: Collection[int] = ()) -> type:
-    """Return the kind of request that all peers make."""
+    """Return the kind of the peers' requests; raise RuntimeError if kinds differ or a step has finished."""
     kinds = {type(one) for one in asked.values()}
     if finished or len(kinds) != 1:
         raise RuntimeError(

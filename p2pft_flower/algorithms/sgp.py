@@ -4,11 +4,11 @@
     w_i^{k+1} ← Σ_j b_ij w_j^k
     z_i^{k+1} = x_i^{k+1} / w_i^{k+1}
 
-Push-sum begins with w^0 = 1 and sends w along each edge; on one graph w tends to n π with B π = π. Here it
-begins there, w_i = n π_i and x_i^0 = w_i θ_i^0, and stays there: Σ_j b_ij w_j = w_i. So nothing is sent for
-it, z^0 = θ^0, one vector an iteration is all, and ``theta`` of the state is z; x is w z.
+Push-sum begins with w^0 = 1 and sends w along each edge; on one graph w tends to n π with B π = π. Here w
+begins at this limit, w_i = n π_i and x_i^0 = w_i θ_i^0, and stays there: Σ_j b_ij w_j = w_i. So w is not
+sent, z^0 = θ^0, and an iteration exchanges one vector. ``theta`` of the state is z; x is w z.
 :attr:`~p2pft_flower.topology.Graph.tracker_weights` gives w, anew in each view. Where weights change with the
-iteration, so does w: it begins on the cycle that push-sum tends to (:mod:`p2pft_flower.topology.turn`).
+iteration, so does w, which begins on the cycle that push-sum tends to (:mod:`p2pft_flower.topology.turn`).
 
 Fixed point, with full gradients: near the minimiser of Σ L_i, in which every peer counts the same on every
 strongly connected directed graph: unlike dgd's bias, this one vanishes with α. It is O(α) where the peers'
@@ -42,15 +42,15 @@ class SGP:
     phases: ClassVar[tuple[str, ...]] = ("theta",)
 
     def placed(self, tracker_weight: float, next_weight: float) -> SGP:
-        """Return the method as a peer with these w_i^k and w_i^(k+1) runs it."""
+        """Return the method for a peer with w_i^k = ``tracker_weight`` and w_i^{k+1} = ``next_weight``."""
         return replace(self, tracker_weight=tracker_weight, next_weight=next_weight)
 
     def start(self, theta: Vector, gradient: Gradient) -> Descent:  # noqa: ARG002 - the seam's signature
-        """z_i^0 := θ_i^0."""
+        """Return the first state: z_i^0 = θ_i^0."""
         return Descent(theta)
 
     def step(self, k: int, state: Descent, gradient: Gradient) -> Step[Descent]:
-        """One iteration; ``theta`` of the state is z_i."""
+        """Run one iteration; ``theta`` of the state is z_i."""
         w, w_next = self.tracker_weight, self.next_weight
         velocity = heavy_ball(self.momentum, state.velocity, gradient(state.theta))
         x = yield Columns(w * state.theta - self.alpha(k) * velocity)  # x_i ← Σ_j b_ij (x_j − α ∇L_j(z_j))

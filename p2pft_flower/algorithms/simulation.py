@@ -32,7 +32,7 @@ from p2pft_flower.topology.turn import Turn
 __all__ = ["Simulation", "mix_in_memory", "simulate"]
 
 _Mixer: TypeAlias = Callable[[Turn, int, Mapping[int, Mix]], dict[int, Vector]]
-"""(weights, number of the exchange in a period, what each peer yielded) ↦ the mixed vector of each."""
+"""(weights, number of the exchange in a period, each peer's request) ↦ the mixed vector of each peer."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Simulation:
         Before the first and after each iteration: ``consensus_error``, sqrt((1/n) Σ ‖θ_i − θ̄‖²); and
         ``tracker_error``, ‖Σ τ_i − Σ g_i‖_∞, if the method's state has ``tau`` and ``grad``.
     states : tuple
-        The methods' full states, one a peer.
+        The full state of each peer, ascending; of ``centralized`` one state only.
     """
 
     theta: npt.NDArray[Any]
@@ -59,7 +59,7 @@ class Simulation:
 
 
 def mix_in_memory(turn: Turn, outbox: Mapping[int, Mix]) -> dict[int, Vector]:
-    """Mix the vectors that all n peers yielded: Rows by A, Columns by B, each sum in ascending peer order."""
+    """Return each peer's mixed vector: Rows by A, Columns by B, each sum in ascending peer order."""
     return _mixed(turn, type(outbox[0]), {j: mix.vector for j, mix in outbox.items()})
 
 
@@ -95,15 +95,15 @@ def simulate(
         A registered name, ``"my_module:my_method"``, or an instance (which then brings its own α,
         schedule, momentum and options).
     graph : Graph
-        n peers.
+        The graph of the n peers.
     gradients : sequence of n callables
         θ (q,) ↦ ∇L_i(θ) (q,). The dtype of ``theta0`` is used throughout.
     theta0 : (q,) or (n, q) floating-point array
-        One start for all peers, or one each.
+        θ^0 of all peers, or of each.
     alpha : float
         Learning rate α.
     iterations : int
-        K ≥ 0.
+        Number of iterations, K ≥ 0.
     schedule : str, default "constant"
         See :func:`~p2pft_flower.algorithms.schedules.make_schedule`.
     momentum, weight_decay : float, default 0
@@ -111,7 +111,7 @@ def simulate(
     weights : sequence of n floats, optional
         Factor of each peer's loss (:func:`~p2pft_flower.algorithms.objective.peer_weights`).
     options : str, default ""
-        The method's further arguments, as ``"local-steps=8"``; of a method by name.
+        Further arguments of a method given by name, as ``"local-steps=8"``.
     codec : str, default "none"
         See :func:`~p2pft_flower.algorithms.codecs.make_codec`.
     codec_step : float, default 0
@@ -126,9 +126,11 @@ def simulate(
     Raises
     ------
     ConfigError
-        When the number of gradients, shapes or dtypes do not fit, or a setting is unknown.
+        When the number of gradients, shapes or dtypes do not fit, or a setting cannot be used.
     TopologyError
-        When the method cannot run on this graph.
+        When the method cannot run on this graph, or ``schedule_graph`` does not fit the graph.
+    RuntimeError
+        When a step does not yield the exchanges that the method's ``phases`` name.
     """
     graph = scheduled(graph, schedule_graph)
     starts = _starts(theta0, graph, gradients, weights)
@@ -188,7 +190,7 @@ class _History:
     def record(
         self, k: int, states: Mapping[int, Any], callback: Callable[[int, Sequence[Any]], None] | None
     ) -> None:
-        """Note the errors after ``k`` iterations, and hand the states to the caller."""
+        """Note the errors after ``k`` iterations, and call ``callback`` with the states."""
         theta = np.stack([s.theta for s in states.values()]).astype(np.float64)
         self._consensus.append(float(np.sqrt(((theta - theta.mean(axis=0)) ** 2).sum(axis=1).mean())))
         if hasattr(states[0], "tau") and hasattr(states[0], "grad"):
@@ -199,12 +201,13 @@ class _History:
 
     @property
     def arrays(self) -> dict[str, npt.NDArray[np.float64]]:
+        """The errors, each (K + 1,), as ``history`` of :class:`Simulation` has them."""
         found = {"consensus_error": np.array(self._consensus)}
         return found | ({"tracker_error": np.array(self._tracker)} if self._tracker else {})
 
 
 def _placed(method: Algorithm[Any], turn: Turn, peers: int) -> list[Algorithm[Any]]:
-    """Return the method as each peer runs it in an iteration."""
+    """Return each peer's method for the iterations of one turn."""
     if peers == 1:  # one model on all the data has no neighbours, and its tracker is the mean gradient
         return [placed(method, 1.0, 1.0)]
     weights = zip(turn.tracker_weights, turn.next_weights, strict=True)
@@ -212,7 +215,7 @@ def _placed(method: Algorithm[Any], turn: Turn, peers: int) -> list[Algorithm[An
 
 
 def _mixer(graph: Graph, codec: str, codec_step: float, vectors: int) -> tuple[_Mixer, float]:
-    """Return the exchange, and its γ; 1 without a codec."""
+    """Return the function that mixes, and γ; γ is 1 without a codec."""
     coder = make_codec(codec)
     if coder is None:
         return (lambda turn, _, outbox: mix_in_memory(turn, outbox)), 1.0
@@ -221,7 +224,7 @@ def _mixer(graph: Graph, codec: str, codec_step: float, vectors: int) -> tuple[_
 
 
 class _InMemory:
-    """The exchanges of one iteration: what is sent is there at once, and mixed when it is taken."""
+    """The exchanges of one iteration: vectors arrive as soon as they are sent, and are mixed when taken."""
 
     def __init__(self, mix: _Mixer, turn: Turn, before: int) -> None:
         self._mix, self._turn, self._before = mix, turn, before
@@ -276,7 +279,7 @@ def _starts(
 
 
 def _checked(gradient: Gradient, peer: int) -> Gradient:
-    """Refuse a gradient of another shape or dtype: broadcasting or promotion would hide the mistake."""
+    """Return ``gradient`` with a check: broadcasting or promotion would hide a wrong shape or dtype."""
 
     def checked(theta: Vector) -> Vector:
         g = np.asarray(gradient(theta))

@@ -29,10 +29,10 @@ ENDLESS = 10**9
 """Iterations of a run that lasts until it is stopped."""
 
 END = 20.0
-"""Seconds that a process has to end after it was asked to."""
+"""Seconds that processes have to end after they were asked to."""
 
 _PRELOADED = ["__main__", "p2pft_flower.lab.peer", "sklearn.datasets", "timm"]
-"""Modules imported once, by the process that is forked for each peer: a peer is soon there again."""
+"""Modules imported once, by the process that is forked for each peer, so that a peer starts quickly."""
 
 
 def plan_peers(
@@ -45,9 +45,9 @@ def plan_peers(
     run : str
         The run's identifier.
     graph : Graph
-        The graph over which they train.
+        The graph over which the peers train.
     settings : mapping
-        Run-config keys that differ from the app's.
+        Run-config keys with values other than the app's.
     addresses : mapping of int to str
         The address of each peer.
     folder : Path
@@ -86,10 +86,9 @@ class Federation:
     Parameters
     ----------
     plans : sequence of Plan
-        One a peer.
+        The plan of each peer, in the order of their numbers.
     routes : mapping of (int, int) to str
-        The address at which one peer looks for another, for (the one, the other), if it is not the other's
-        own: a relay's.
+        By (p, q), the address at which peer p looks for peer q, if that is a relay's and not q's own.
     """
 
     def __init__(self, plans: Sequence[Plan], routes: Mapping[tuple[int, int], str]) -> None:
@@ -130,12 +129,12 @@ class Federation:
         self._processes.signal(peer, signal.SIGCONT)
 
     def ended(self) -> dict[int, int]:
-        """Return the exit codes of the peers that have ended without having been killed here."""
+        """Return the exit code, by peer, of each peer that has ended without being killed by :meth:`kill`."""
         codes = {p: self._processes.exit_code(p) for p in self._processes.started if p not in self.killed}
         return {p: code for p, code in codes.items() if code is not None}
 
     def stop(self, reason: str) -> dict[int, int | None]:
-        """End all peers in good order and return their exit codes; None for one that did not end in time."""
+        """Tell all peers to stop, for ``reason``; return the exit codes by peer, None if one still runs."""
         for peer in self._processes.started:
             try:
                 self._processes.pipe(peer).send(reason)

@@ -1,4 +1,4 @@
-"""One peer in a process of its own: what a site's ClientApp runs, without a SuperNode."""
+"""One peer in a process of its own, which runs as in a site's ClientApp, but without a SuperNode."""
 
 from __future__ import annotations
 
@@ -33,11 +33,16 @@ def main(pipe: Connection, plan_json: str, joining: bool) -> None:
     Parameters
     ----------
     pipe : Connection
-        The parent holds its other end, which the operating system closes if the parent dies.
+        This end of a pipe to the parent; the operating system closes the other end if the parent dies.
     plan_json : str
-        The plan of this peer.
+        The plan of this peer, as JSON.
     joining : bool
         Whether the peer joins others that train already.
+
+    Raises
+    ------
+    SystemExit
+        With EXIT_FAILED, when the peer gave up.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C; the parent ends this process
     os.environ[training.TRACE] = "1"

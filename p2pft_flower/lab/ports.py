@@ -20,9 +20,14 @@ _TRIES = 1000
 
 
 def free_addresses(n: int) -> dict[int, str]:
-    """Return ``host:port`` of loopback for each of ``n`` peers; nobody listens there.
+    """Return ``host:port`` of loopback, by peer, for each of ``n`` peers; nobody listens there.
 
-    If the machine has all of 127.0.0.0/8, as Linux has, the process takes a host of its own in it.
+    If the machine has all of 127.0.0.0/8, as Linux has, the host is drawn at random from that network.
+
+    Raises
+    ------
+    P2PFTError
+        When there are not ``n`` free ports.
     """
     try:
         host = f"127.{secrets.randbelow(254) + 1}.{secrets.randbelow(256)}.1"
@@ -34,7 +39,7 @@ def free_addresses(n: int) -> dict[int, str]:
 
 
 def free_ports(n: int, *hosts: str) -> list[int]:
-    """Return ports, all different, that are free at each of ``hosts`` (default 127.0.0.1).
+    """Return ``n`` different ports that are free at each of ``hosts`` (default 127.0.0.1).
 
     Raises
     ------

@@ -16,7 +16,7 @@ from p2pft_flower.transport.wire.addresses import parse_address
 __all__ = ["Alter", "Link", "Relay", "Relays", "relayed"]
 
 Alter = Callable[[int, int, bytes], bytes]
-"""(connection's number from 0, bytes passed before, data towards the target) ↦ what is passed on."""
+"""(connection's number from 0, bytes passed before, data towards the target) ↦ the data passed on."""
 
 T = TypeVar("T")
 
@@ -31,15 +31,15 @@ _START = 60.0
 class Relay:
     """An address that passes connections on to a target; made by :meth:`Relays.open`.
 
-    A relay that is cut keeps what comes, and passes it on when it is mended, as TCP does over a network that
-    was down for a while. While it is cut, it does not pass on the end of a connection either.
+    A relay that is cut keeps the bytes that come, and passes them on when it is mended, as TCP does over a
+    network that was down for a while. While it is cut, it does not pass on the end of a connection either.
 
     Attributes
     ----------
     address : str
-        The ``host:port`` at which it listens.
+        The ``host:port`` at which the relay listens.
     connections : int
-        Number of connections opened through it.
+        Number of connections that were opened through the relay.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Relay:
         self._relays, self._target = relays, parse_address(target)
         self._delay, self._rate, self._alter, self._tls = delay, rate, alter, tls
         self._free = dict.fromkeys(("there", "back"), 0.0)
-        """When each way has passed on all that came before."""
+        """The time, on the loop's clock, at which each way has passed on all that came before."""
         self._whole = {"there": asyncio.Event(), "back": asyncio.Event()}
         for way in self._whole.values():
             way.set()
@@ -71,7 +71,7 @@ class Relay:
         self._relays.do(self._set(ways, whole=False))
 
     def mend(self, *ways: str) -> None:
-        """Undo :meth:`cut` for these ways (none named: both): what was held back goes first."""
+        """Undo :meth:`cut` for these ways (no argument: both); bytes that were held back go first."""
         self._relays.do(self._set(ways, whole=True))
 
     def sever(self, *connections: int) -> None:
@@ -167,7 +167,7 @@ class Relay:
         await pieces.put((0.0, b""))
 
     def _arrival(self, way: str, size: int) -> float:
-        """Return when so many bytes arrive, after those of all connections that came before them."""
+        """Return the time, on the loop's clock, at which ``size`` bytes arrive, after all earlier ones."""
         begin = max(asyncio.get_running_loop().time(), self._free[way])
         self._free[way] = begin + size / self._rate
         return self._free[way] + self._delay
@@ -194,7 +194,7 @@ class Link:
     Attributes
     ----------
     routes : dict of (int, int) to str
-        The address at which a peer must look for the other one, by (the one that connects, the other).
+        By (p, q), the address at which peer p must look for peer q.
     """
 
     def __init__(self, there: Relay, back: Relay, a: int, b: int) -> None:
@@ -207,7 +207,7 @@ class Link:
             relay.cut(*ways)
 
     def mend(self, sender: int | None = None) -> None:
-        """Undo :meth:`cut`."""
+        """Undo :meth:`cut` of ``sender``; None: of both senders."""
         for relay, ways in self._ways(sender):
             relay.mend(*ways)
 
@@ -248,7 +248,7 @@ class Relays:
         alter: Alter | None = None,
         tls: tuple[ssl.SSLContext, str] | None = None,
     ) -> Relay:
-        """Pass on what comes to ``listen``.
+        """Open a relay that passes connections to ``listen`` on to ``target``.
 
         Parameters
         ----------
@@ -257,19 +257,19 @@ class Relays:
         listen : str
             The relay's own ``host:port``; port 0: a free one.
         delay : float
-            Seconds that what comes takes, each way.
+            Seconds by which bytes are delayed, each way.
         rate : float
             Bytes a second that pass each way, all connections together.
         alter : callable, optional
             A function that changes each piece towards the target; may take its time.
         tls : (ssl.SSLContext, str), optional
-            The relay speaks TLS to the target, which has this name; default: it passes all bytes on as they
-            are.
+            If given, the relay speaks TLS to the target, with this context and this name of the target;
+            default: it passes all bytes on as they are.
 
         Raises
         ------
         OSError
-            When nothing can listen there.
+            When nothing can listen at ``listen``.
         """
         relay = Relay(self, target, delay=delay, rate=rate, alter=alter, tls=tls)
         self.do(relay.listen(listen))
@@ -277,11 +277,22 @@ class Relays:
         return relay
 
     def link(self, addresses: Mapping[int, str], a: int, b: int, *, delay: float = 0.0) -> Link:
-        """Open relays in the link between the peers ``a`` and ``b``, which listen at ``addresses``."""
+        """Open relays in the link between the peers ``a`` and ``b``.
+
+        ``addresses`` has the address of each peer; ``delay``, in seconds, is that of :meth:`open`.
+        """
         return Link(self.open(addresses[b], delay=delay), self.open(addresses[a], delay=delay), a, b)
 
     def do(self, what: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the relays' thread, and return its result."""
+        """Run the coroutine ``what`` in the relays' thread, and return the result.
+
+        Raises
+        ------
+        TimeoutError
+            When there is no result within 60 seconds.
+        Exception
+            Any error of the coroutine.
+        """
         return asyncio.run_coroutine_threadsafe(what, self._loop).result(_START)
 
     async def _close(self) -> None:

@@ -41,7 +41,7 @@ LASTS = {
     Kind.LONG_PAUSE: (1.5, 4.0),
     Kind.CUT: (1.5, 4.0),
 }
-"""The least and the longest time that each lasts, in multiples of ``peer-timeout``."""
+"""The shortest and the longest time that a fault of each kind lasts, in multiples of ``peer-timeout``."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Event:
     Attributes
     ----------
     at : float
-        Seconds after the first iteration; it may have to wait until a quorum would be left.
+        Seconds after all peers have begun to train; a fault that would leave no quorum is done later.
     kind : Kind
         The kind of the fault.
     peers : tuple of int
-        The peers to which it is done, ascending; of a cut, the two ends of the link.
+        The peers to which the fault is done, ascending; of a cut, the two ends of the link.
     lasts : float
-        Seconds until it is undone.
+        Seconds until the fault is undone.
     """
 
     at: float
@@ -72,12 +72,12 @@ def leaves_quorum(sure: Iterable[int], victims: Iterable[int], candidates: Itera
     Parameters
     ----------
     sure : iterable of int
-        Peers of the present view to which nothing was done since all of its peers iterated: they are in the
-        next view.
+        Peers of the present view to which nothing was done since all peers of the view iterated: they will be
+        in the next view.
     victims : iterable of int
         Peers to which the next fault is to be done.
     candidates : iterable of int
-        All peers that the present view or the next may have: those in it, and those that may be let in.
+        All peers that the present or the next view may have: the view's peers, and peers that may be let in.
     """
     return is_quorum(set(sure) - set(victims), candidates)
 
@@ -85,14 +85,14 @@ def leaves_quorum(sure: Iterable[int], victims: Iterable[int], candidates: Itera
 def draw(
     seed: int, peers: int, links: Sequence[tuple[int, int]], seconds: float, timeout: float
 ) -> list[Event]:
-    """Return the events of ``seconds``, ascending in time; the same for the same arguments.
+    """Return the events of ``seconds``, ascending in time; equal arguments give equal events.
 
-    At any time there is a quorum of all peers to which nothing is being done.
+    At any time, the peers to which nothing is being done are a quorum of all peers.
 
     Parameters
     ----------
     seed : int
-        Decides all draws.
+        The seed of all draws.
     peers : int
         Number of peers.
     links : sequence of (int, int)

@@ -45,7 +45,7 @@ class Report:
     Attributes
     ----------
     seed, seconds : int, float
-        The storm's seed, and its length; both decide the events.
+        The storm's seed and the length in seconds; both decide the events.
     graph : str
         The graph's name.
     peers : int
@@ -57,15 +57,16 @@ class Report:
     to_next : list of float or None
         Seconds from each fault to the next iteration; None if the run did not stop for the fault.
     views, iterations, sums : int
-        Changes of view, iterations completed, and iterations after which Σ τ − Σ g was looked at.
+        Numbers of changes of view, of iterations that a peer completed, and of iterations after which
+        Σ τ − Σ g was computed.
     surplus : float
-        The largest Σ τ − Σ g, relative to its largest term.
+        The largest Σ τ − Σ g, relative to the largest term of the sum.
     unprovoked : list of Loss
         Each time that a view was without a peer to which nothing had been done.
     deviation : float or None
-        The peers' largest relative distance from their mean at the end.
+        The peers' largest relative distance from their mean at the end; None if not all were scored.
     accuracy, loss : dict of int to float
-        Each peer's at the end, after the same iteration.
+        Each peer's accuracy (0..1) and loss, all after the last iteration with scores of all peers.
     violations : list of Violation
         Checks that did not hold.
     interrupted : bool
@@ -96,7 +97,7 @@ class Report:
         return not self.violations and not self.interrupted
 
     def times(self, kind: Kind) -> list[float]:
-        """Return seconds to the next iteration after each fault of a kind that stopped the run."""
+        """Return the seconds to the next iteration, for each fault of ``kind`` that stopped the run."""
         pairs = zip(self.faults, self.to_next, strict=True)
         return [s for fault, s in pairs if fault.event.kind is kind and s is not None]
 
@@ -151,15 +152,15 @@ class Storm:
     Parameters
     ----------
     graph : Graph
-        The graph over which they train.
+        The graph over which the peers train.
     seconds : float
-        Length of the time with faults.
+        Length of the time with faults, in seconds.
     seed : int
-        Decides the faults.
+        The seed from which the faults are drawn.
     folder : Path
         The folder for all that the peers write.
     tell : callable
-        Called with lines about what happens.
+        Called with a line of text for each event, and for the state from time to time.
     """
 
     def __init__(
@@ -186,7 +187,7 @@ class Storm:
         Raises
         ------
         P2PFTError
-            When the peers do not begin to train at all.
+            When a peer ends, or not all train, before the first fault.
         """
         addresses = free_addresses(self._graph.n)
         cuts = {(e.peers[0], e.peers[1]) for e in self._events if e.kind is Kind.CUT}
@@ -235,7 +236,7 @@ class Storm:
             time.sleep(_TICK)
 
     def _calm(self, federation: Federation) -> None:
-        """Undo everything and wait until all train in one view, and were scored in it."""
+        """Undo all faults, and wait until all peers train in one view and were scored in it."""
         if self._watch.violations:
             return
         self._undo(federation, float("inf"))
@@ -247,7 +248,7 @@ class Storm:
             time.sleep(_TICK)
 
     def _look(self, federation: Federation) -> bool:
-        """Read the peers' logs on, and return whether some check does not hold."""
+        """Read the new lines of the peers' logs, and return whether some check does not hold."""
         watch, now = self._watch, time.monotonic()
         watch.poll()
         if watch.settled:
@@ -271,7 +272,7 @@ class Storm:
         return bool(watch.violations)
 
     def _may(self, event: Event) -> bool:
-        """Tell whether a quorum is left of any view that may be agreed on, and the victims are there."""
+        """Tell whether ``event`` may be done: the victims are unhurt, and any next view keeps a quorum."""
         hurt = {p for _, e in self._under_way for p in e.peers}
         down = {p for _, e in self._under_way if e.kind is not Kind.CUT for p in e.peers}
         candidates = self._watch.members | self._doubtful | (set(range(self._graph.n)) - down)
@@ -320,7 +321,7 @@ class Storm:
         self._done = time.time()
 
     def _end(self, federation: Federation) -> None:
-        """End all peers, and note those that do not end, or not as they should."""
+        """End all peers, and note each peer that does not end, or ends with an exit code other than 0."""
         kills = (Kind.KILL, Kind.KILL_TWO)  # they need not come back to be ended
         self._under_way = [item for item in self._under_way if item[1].kind not in kills]
         self._undo(federation, float("inf"))

@@ -1,7 +1,7 @@
 """Processes started, harmed and ended together: programs with all that they start, and functions.
 
 A program, and each process that it starts, is recognised by a mark in its environment, in any session: Ray
-and Flower put processes into sessions of their own, some of which outlive their parents.
+and Flower put processes into sessions of their own, and some of these processes outlive their parents.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def marked(mark: str) -> list[psutil.Process]:
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """Hold off signals while processes are being ended: a second signal must not cut that short."""
+    """Ignore SIGINT, SIGTERM and SIGHUP in the block, in which processes are ended: none may cut it short."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
@@ -71,7 +71,7 @@ class Programs:
     Attributes
     ----------
     mark : str
-        The mark that all of them carry.
+        The mark that all programs carry.
     environment : dict of str to str
         The programs' environment, with the mark.
     logs : dict of str to Path
@@ -96,7 +96,7 @@ class Programs:
     def start(
         self, name: str, command: Sequence[str], log: Path, cwd: Path | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a program in a session of its own, with nothing to read.
+        """Start a program in a session of its own, with an empty standard input.
 
         Parameters
         ----------
@@ -107,7 +107,7 @@ class Programs:
         log : Path
             The file for its output; begun anew.
         cwd : Path, optional
-            Its working directory; default: this process's.
+            The program's working directory; default: this process's.
         """
         self.logs[name] = log
         with log.open("wb") as output:
@@ -124,7 +124,7 @@ class Programs:
         return process
 
     def converse(self, command: Sequence[str], cwd: Path | None = None) -> subprocess.Popen[str]:
-        """Start a program whose standard streams are pipes of text to this process."""
+        """Start a program, in this session, whose standard streams are pipes of text to this process."""
         pipe = subprocess.PIPE
         process = subprocess.Popen(  # noqa: S603 - what the caller names
             command, env=self.environment, cwd=cwd, text=True, stdin=pipe, stdout=pipe, stderr=pipe
@@ -137,11 +137,11 @@ class Programs:
         return marked(self.mark)
 
     def said(self, name: str, size: int = 4000) -> str:
-        """Return the last ``size`` bytes of a program's output."""
+        """Return the last ``size`` bytes of a program's output, as text."""
         return self.logs[name].read_bytes()[-size:].decode(errors="replace")
 
     def end(self, patience: float = PATIENCE) -> None:
-        """End all processes with the mark; those that have not ended after ``patience`` s are killed."""
+        """End all processes with the mark (SIGTERM); kill those that are left after ``patience`` seconds."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             self._signal(number, patience)
 
@@ -175,9 +175,8 @@ class Functions:
     Parameters
     ----------
     preload : sequence of str
-        Modules that are imported once, by the process that is forked for each function; so a function that is
-        started again runs soon. Python has one such process: the first :class:`Functions` decides its
-        modules.
+        Modules that are imported once, by the process that is forked for each function, so that functions
+        start quickly. Python has one such process: the first :class:`Functions` decides its modules.
     """
 
     def __init__(self, preload: Sequence[str]) -> None:

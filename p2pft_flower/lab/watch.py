@@ -1,4 +1,4 @@
-"""Checks of what must be true of the peers all the time, read from the logs that they write."""
+"""Checks of the promises that peers must keep all the time, made on the journals that the peers write."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Check(Enum):
 
 
 class Violation(NamedTuple):
-    """A promise that did not hold."""
+    """A promise that did not hold; ``what`` says in words what was found instead."""
 
     check: Check
     what: str
@@ -86,7 +86,7 @@ class Score(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A view, as the first log has it."""
+    """A view, as the first log that tells of the view has it; edges are (sender, receiver)."""
 
     peers: tuple[int, ...]
     edges: tuple[tuple[int, int], ...]
@@ -94,7 +94,7 @@ class _Known(NamedTuple):
 
 
 class Loss(NamedTuple):
-    """A view that is without a peer of the one before, and the reason."""
+    """A peer of the view before that is not in view ``view``; ``why`` is the reason, in words."""
 
     view: int
     peer: int
@@ -103,13 +103,14 @@ class Loss(NamedTuple):
 
 @dataclass
 class _Seen:
-    """The content of one peer's log up to now."""
+    """The state of one peer, as far as the peer's log has been read."""
 
     offset: int = 0
     """Bytes of the log that have been read."""
     view: int | None = 0
     """The newest view in the log; None in a later life that has written of no view yet."""
     iteration: int = 0
+    """The last iteration that the peer completed."""
     traced: int | None = None
     """The view in which the peer completed its last iteration."""
     fresh: int = 0
@@ -118,7 +119,7 @@ class _Seen:
     """The time of its last completed iteration, Unix seconds."""
     scores: dict[int, Score] = field(default_factory=dict)
     error: str = ""
-    """The reason why it gave up; empty if it has not."""
+    """The reason for which the peer gave up; empty if it has not."""
 
 
 class Watch:
@@ -161,7 +162,13 @@ class Watch:
     # Reading -----------------------------------------------------------------------------------------
 
     def poll(self) -> None:
-        """Read the lines that were written since the last call."""
+        """Read the lines that were written since the last call, and check them.
+
+        Raises
+        ------
+        DataError
+            When a line is damaged.
+        """
         for peer, seen in self._seen.items():
             path = self._folder / "peers" / f"peer-{peer}.jsonl"
             if not path.is_file():
@@ -241,7 +248,7 @@ class Watch:
                 )
 
     def _look_for_two_runs(self, view: int) -> None:
-        """Check that ``view`` does not go on beside a later one; it may be ahead by the longest path."""
+        """Check that ``view`` does not go on beside a later one; it may be ahead by its number of peers."""
         if view not in self._views:
             return
         later = min((v for v in self._views if v > view), default=None)
@@ -255,7 +262,7 @@ class Watch:
             )
 
     def violated(self, check: Check, what: str) -> None:
-        """Note that the promise ``check`` did not hold."""
+        """Note, once, that the promise ``check`` did not hold: ``what`` says what was found."""
         if Violation(check, what) not in self.violations:
             self.violations.append(Violation(check, what))
 
@@ -288,7 +295,7 @@ class Watch:
 
     @property
     def settled(self) -> bool:
-        """Whether all peers of the newest view iterate in it, often enough, since the last mark."""
+        """Whether the n peers of the newest view iterate in it, each over 2 n times since :meth:`mark`."""
         return all(
             self._seen[p].traced == self.newest and self._seen[p].fresh > 2 * len(self.members)
             for p in self.members
@@ -299,7 +306,10 @@ class Watch:
         return self._seen[peer].error
 
     def scores(self) -> tuple[int, dict[int, Score]] | None:
-        """Return the last iteration after which all peers of the newest view were scored, and the scores."""
+        """Return the last iteration with scores of all peers of the newest view, and the scores by peer.
+
+        None if there is no such iteration.
+        """
         begin = self._views[self.newest].iteration
         each = [{k for k in self._seen[p].scores if k > begin} for p in self.members]
         if not (common := set.intersection(*each)):
@@ -310,10 +320,10 @@ class Watch:
     # What can be said at the end ---------------------------------------------------------------------
 
     def seconds_to_next(self, fault: Fault) -> float | None:
-        """Return seconds from ``fault`` to the next iteration; None if the run did not have to recover.
+        """Return the seconds from ``fault`` to the next iteration; None if the run did not have to recover.
 
-        If the fault changes the view, that is the first iteration of the first view that accounts for the
-        fault; after a short pause, the next iteration of the paused peer.
+        The next iteration is the first one of the first later view that accounts for the fault; after a short
+        pause it is the next one of the paused peer.
         """
         event = fault.event
         if event.kind is Kind.PAUSE:
@@ -335,7 +345,7 @@ class Watch:
         return {p for line in self._told[number].values() for p in line.joined}
 
     def check_losses(self) -> None:
-        """Check that some log has a reason for each peer that a view has lost."""
+        """Check that some log has a reason for each peer that was lost from one view to the next."""
         numbers = sorted(self._views)
         for before, number in pairwise(numbers):
             lost = set(self._views[before].peers) - set(self._views[number].peers)
@@ -346,12 +356,12 @@ class Watch:
                     self.violated(Check.LOSSES, f"view {number} is without peer {peer}, and nobody says why")
 
     def check_kills(self, kills: Iterable[tuple[int, int]]) -> None:
-        """Check that every killed peer was let in again, which needs that its loss was noticed.
+        """Check that every killed peer was let in again, which also shows that its loss was noticed.
 
         Parameters
         ----------
         kills : iterable of (int, int)
-            Each killed peer, with the newest view at that time.
+            Each killed peer, with the newest view when it was killed.
         """
         for peer, view in kills:
             if not any(peer in self._joined(v) for v in self._told if v > view):
@@ -360,10 +370,10 @@ class Watch:
                 )
 
     def deviation(self) -> float | None:
-        """Return the largest ‖θ_i − θ̄‖ / ‖θ̄‖ after the last iteration at which all peers were scored.
+        """Return the largest ‖θ_i − θ̄‖ / ‖θ̄‖ after the iteration of :meth:`scores`; None if there is none.
 
-        It is computed from sketches, which keep norms but for some percent
-        (:mod:`p2pft_flower.keeping.sketch`). None if there is no such iteration.
+        The norms are those of sketches, which differ by some percent from those of θ
+        (:mod:`p2pft_flower.keeping.sketch`).
         """
         if (last := self.scores()) is None:
             return None
@@ -372,7 +382,7 @@ class Watch:
         return float(np.linalg.norm(thetas - mean, axis=1).max() / np.linalg.norm(mean))
 
     def check_agreement(self) -> None:
-        """Check that the newest view has all peers, and that they agree."""
+        """Check that the newest view has all peers, that they agree, and that its trackers were summed."""
         if self.newest not in self._summed:
             self.violated(Check.INVARIANT, f"no iteration of view {self.newest} could be looked at")
         if missing := sorted(set(self._peers) - self.members):
@@ -396,7 +406,7 @@ class Watch:
         faults : sequence of Fault
             The faults that were done.
         slack : float
-            Seconds after the end of a fault within which it may still be why others go on without a peer.
+            Seconds after the end of a fault within which the fault may still be the cause of a loss.
         """
         numbers, losses = sorted(self._views), list[Loss]()
         for before, number in pairwise(numbers):
@@ -413,5 +423,5 @@ class Watch:
 
 
 def _in_order(value: Any) -> Any:
-    """Return peers and edges in order: the order of edges in a log means nothing."""
+    """Return a tuple (of peers or edges, whose order in a log means nothing) sorted, else the value."""
     return sorted(value) if isinstance(value, tuple) else value

@@ -27,7 +27,8 @@ def checked_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
     Raises
     ------
     TopologyError
-        When the number is wrong, a name is empty or unprintable, or two peers share one.
+        When the number is wrong, a name is empty or unprintable or has blanks at its ends, or two peers share
+        a name.
     """
     if names is None:
         return tuple(str(i) for i in range(n))
@@ -50,12 +51,13 @@ def checked_names(names: Sequence[str] | None, n: int) -> tuple[str, ...]:
 def checked_addresses(
     addresses: Sequence[str | None] | None, names: tuple[str, ...]
 ) -> tuple[str | None, ...]:
-    """Return one address (or None) a peer; only the transport interprets it.
+    """Return an address, or None, for each peer; only the transport interprets addresses.
 
     Raises
     ------
     TopologyError
-        When the number is wrong, or an address is not printable text without blanks, or ends with no port.
+        When the number is wrong, or an address is not printable text without blanks, or has neither a port at
+        its end nor ``unix:`` at its beginning.
     """
     if addresses is None:
         return (None,) * len(names)
@@ -83,7 +85,13 @@ def checked_addresses(
 
 
 def as_square(W: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return W as a new float64 array after checking that it is a square table of real numbers."""
+    """Return W as a new (n, n) float64 array.
+
+    Raises
+    ------
+    TopologyError
+        When W is empty, not square, not of real numbers, or has too many rows.
+    """
     try:
         array = np.asarray(W)
     except ValueError as error:  # rows of different lengths
@@ -132,7 +140,7 @@ def checked_turn(
     turn : array-like, shape (n, n)
         The weights.
     W : ndarray, shape (n, n), float64
-        Weights of as many peers.
+        The graph's weights, whose size the turn must have.
     names : tuple of str
         The n peer names, for errors.
     number : int
@@ -141,7 +149,7 @@ def checked_turn(
     Raises
     ------
     TopologyError
-        As for :func:`checked_weights`, but for the connections.
+        When the size is not that of W, or for a reason of :func:`checked_weights` but missing connections.
     """
     try:
         weights = as_square(turn)

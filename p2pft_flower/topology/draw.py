@@ -1,7 +1,8 @@
 """A picture of a graph, as PNG: directed arrows, peer names, weights. Needs no display.
 
-An arrow j → i carries ``w_ij`` if there is room. Undirected graphs of several shapes are laid out by
-their distances, all others on a circle, clockwise from the top.
+An arrow j → i has the label ``w_ij`` if there are at most 24 edges and the weights differ. An undirected
+graph of at most 128 peers is laid out by distances unless all peers have the same degree; all other graphs
+are laid out on a circle, clockwise from the top.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ def draw(graph: Graph, path: str | Path) -> None:
     Parameters
     ----------
     graph : Graph
+        The graph.
     path : str or Path
-        Written or overwritten, as PNG with any suffix.
+        The file to write or overwrite; PNG, whatever its suffix.
 
     Raises
     ------
@@ -84,7 +86,7 @@ def draw(graph: Graph, path: str | Path) -> None:
 
 
 def _layout(graph: Graph) -> Points:
-    """Positions, shape (n, 2), within the unit circle."""
+    """Return the peers' positions, (n, 2), each coordinate within -1 and 1."""
     n = graph.n
     angle = np.pi / 2 - 2 * np.pi * np.arange(n) / n
     circle = np.stack([np.cos(angle), np.sin(angle)], axis=1) if n > 1 else np.zeros((1, 2))
@@ -148,7 +150,7 @@ def _draw_edges(axes: Axes, graph: Graph, points: Points, radius: float) -> None
 
 
 def _clear(points: Points, j: int, i: int, radius: float) -> bool:
-    """Whether the straight line j - i passes no other peer."""
+    """Return whether the straight line j - i keeps clear of all other peers' discs."""
     a, b = points[j], points[i]
     t = np.clip((points - a) @ (b - a) / ((b - a) @ (b - a)), 0, 1)
     away = np.linalg.norm(points - (a + t[:, None] * (b - a)), axis=1)

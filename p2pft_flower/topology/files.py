@@ -29,7 +29,7 @@ class Source:
     Attributes
     ----------
     origin : str
-        The graph's origin, for errors.
+        The file or spec from which the graph comes, for errors.
     name, W, peer_names, addresses, description
         As in :class:`p2pft_flower.topology.Graph`.
     """
@@ -43,10 +43,10 @@ class Source:
 
 
 _LARGEST = 2**28
-"""Bytes of a file at most: 4096 peers' whole matrix has about half of it."""
+"""Largest size of a file, bytes: the whole matrix of 4096 peers takes about half of it."""
 
 _DEEPEST = 16
-"""Lists and mappings in each other at most; a graph has four."""
+"""Most levels of nested lists and mappings; a graph has four."""
 
 _LEAST, _MOST = 1e-12, 1e12
 """Least and largest weight: of a row's or column's weights only the ratios count."""
@@ -55,8 +55,8 @@ _LEAST, _MOST = 1e-12, 1e12
 class _Loader(yaml.SafeLoader):
     """Safe YAML of a bounded size.
 
-    It refuses a key given twice (PyYAML would silently keep the last), lists and mappings too deep in each
-    other, whole numbers beyond 64 bits, and an alias of a list or mapping: a few lines of aliases may be
+    It refuses a key given twice (PyYAML would silently keep the last), lists and mappings nested too deep,
+    whole numbers beyond 64 bits, and an alias of a list or mapping: a few lines of aliases may be
     billions of values.
     """
 
@@ -170,7 +170,7 @@ def _refuse_extremes(W: npt.NDArray[np.float64], names: tuple[str, ...]) -> None
 
 @dataclass(frozen=True)
 class _Lookup:
-    """From a file's name of a peer to its number."""
+    """Finds the number of a peer that a file names, by its name or by its number."""
 
     names: tuple[str, ...]
     numbered: bool  # plain numbers are positions, because no peer is *called* a number of its own
@@ -302,7 +302,7 @@ def _weights(data: dict[str, Any], lookup: _Lookup) -> npt.NDArray[np.float64]:
 
 
 def _self_weights(value: Any, lookup: _Lookup) -> list[float]:
-    """One self-weight a peer, from one number for all, a list in the peers' order, or a mapping (else 1)."""
+    """Return each peer's self-weight, from a number for all, a list in peer order, or a mapping (else 1)."""
     n = len(lookup.names)
     if isinstance(value, dict):
         weights = [1.0] * n

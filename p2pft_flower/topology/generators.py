@@ -41,9 +41,9 @@ class Generator:
     example : str
         A spec that works.
     meaning : str
-        One line for people.
+        A description in one line, for people.
     undirected : bool
-        Whether every edge has its reverse, which is what ``:metropolis`` needs.
+        Whether every edge has its reverse, as ``:metropolis`` needs.
     build : callable
         Takes the converted arguments; returns a networkx graph on the nodes 0 to n − 1.
     """
@@ -251,7 +251,7 @@ def weights_from_spec(spec: str) -> npt.NDArray[np.float64]:
         graph = generator.build(*values)
     except ValueError as error:
         raise TopologyError(f"{spec!r}: {error} ({form})") from error
-    # networkx has [sender, receiver], we have [receiver, sender]
+    # networkx has [sender, receiver], W has [receiver, sender]
     pattern = nx.to_numpy_array(graph, nodelist=range(len(graph))).T > 0
     if scheme == "metropolis":
         return schemes.metropolis(pattern, tuple(str(i) for i in range(len(pattern))))

@@ -65,7 +65,7 @@ class Graph:
         ``W[i, j] >= 0`` is the weight that peer i gives to peer j's vector; 0 without an edge j → i. The
         diagonal, the self-weights, is positive.
     peer_names : tuple of str, optional
-        One a peer, all different; ``"0"`` to ``"n-1"`` by default.
+        One name for each peer, all different; ``"0"`` to ``"n-1"`` by default.
     addresses : tuple of (str or None), optional
         The address of each peer in a deployment; None by default.
     description : str, default ""
@@ -76,7 +76,7 @@ class Graph:
     Raises
     ------
     TopologyError
-        When the graph cannot be used; names the peer or edge and the remedy.
+        When the graph cannot be used; the message names the peer or edge and the remedy.
     """
 
     name: str
@@ -160,7 +160,8 @@ class Graph:
         Raises
         ------
         TopologyError
-            When a turn cannot be used, or news does not reach everybody over the edges of all of them.
+            When there is no turn or more than 256, when a turn cannot be used, or when all turns together do
+            not connect everybody.
         """
         if not len(turns):
             raise TopologyError("there is no turn: give the weights of one iteration at least")
@@ -172,7 +173,13 @@ class Graph:
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any] | GraphParts) -> Graph:
-        """Make a graph of what :meth:`to_dict` returned, through the same checks as any other."""
+        """Make a graph of a dictionary that :meth:`to_dict` returned, with all checks of the class.
+
+        Raises
+        ------
+        TopologyError
+            When an entry is missing, or the graph cannot be used.
+        """
         try:
             name, weights, peer_names = d["name"], d["weights"], d["peer_names"]
             addresses = d["addresses"]
@@ -203,11 +210,11 @@ class Graph:
 
     @property
     def period(self) -> int:
-        """Iterations after which the weights come again; 1 if they do not change."""
+        """Number of iterations after which the weights repeat; 1 if they do not change."""
         return max(1, len(self.turns))
 
     def turn(self, k: int, step: float = 1.0) -> Turn:
-        """Return the weights of iteration ``k``, with limits of trackers under a codec's γ ``step``."""
+        """Return the weights of iteration ``k``; ``step`` is γ of a codec, 1 without one."""
         return _cycle(self, step)[k % self.period]
 
     @property
@@ -269,9 +276,10 @@ class Graph:
 
     @property
     def lead(self) -> int:
-        """Iterations by which a peer can be ahead of another at most, since it needs what others have sent.
+        """Most iterations by which a peer can be ahead of another one, since it needs the vectors of others.
 
-        Along an edge a receiver is one iteration ahead of its sender at most; one period, if weights change.
+        Along an edge a receiver is at most one iteration ahead of its sender; at most one period if weights
+        change.
         """
         return self.diameter * self.period
 
@@ -304,7 +312,8 @@ class Graph:
         """The limit of each tracker in mean gradients: n π with B π = π and Σ π = 1; shape (n,).
 
         τ ← B τ shares Σ τ = Σ g out by π: peer i gets n π_i times the mean gradient. All are 1 if B is doubly
-        stochastic.
+        stochastic. Of a graph with turns, these are the limits for its mean W; :meth:`turn` has those of each
+        iteration.
         """
         return _frozen(self.n * stationary(self.B))
 

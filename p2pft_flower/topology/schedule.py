@@ -1,12 +1,13 @@
 """Graphs whose weights change with the iteration: ``schedule-graph`` of the run-config.
 
     one-peer-exponential   in iteration k peer i receives from peer i − 2^(k mod m) only, m = ⌈log₂ n⌉, and
-                           takes the mean with its own: one payload a peer. After m iterations all have the
-                           exact mean if n is a power of 2 (Ying et al., arXiv 2110.13363).
+                           takes the mean of that vector and its own: one payload a peer. After m iterations
+                           all have the exact mean if n is a power of 2 (Ying et al., arXiv 2110.13363).
     base:K                 each peer exchanges with K others at most, in both directions, and after one period
                            all have the exact mean, for every n: the Base-(K+1) graph (Takezawa et al.,
                            arXiv 2305.11420).
-    GRAPH,GRAPH,…          shipped graphs, files and specs in turn; only together must they connect everybody.
+    GRAPH,GRAPH,…          shipped graphs, files and specs in turn; all of them together must connect
+                           everybody, one alone need not.
     my_module:my_schedule  called with the topology's :class:`~p2pft_flower.topology.Graph`, returns the
                            weights W, (n, n), of iteration 0, 1, …, as many as there are before they repeat.
 
@@ -36,12 +37,12 @@ _KEY = "schedule-graph"
 
 
 def check_schedule(spec: str) -> None:
-    """Refuse a ``schedule-graph`` of no known form; whether it fits a topology, :func:`scheduled` tells.
+    """Refuse a ``schedule-graph`` of no known form; :func:`scheduled` checks that it fits a topology.
 
     Raises
     ------
     ConfigError
-        Naming the forms.
+        When ``spec`` has none of the forms in the module's docstring.
     """
     spec = spec.strip()
     if spec in (STATIC, "one-peer-exponential") or re.fullmatch(r"base:[1-9]\d{0,3}", spec):
@@ -67,14 +68,14 @@ def is_own_schedule(spec: str) -> bool:
 
 
 def scheduled(graph: Graph, spec: str) -> Graph:
-    """Return the graph of a run: ``graph`` itself, or its peers with weights by iteration.
+    """Return the graph of a run: ``graph``, or a graph of its peers whose weights change with the iteration.
 
     Parameters
     ----------
     graph : Graph
         The topology.
     spec : str
-        ``static``, or one of the forms above.
+        ``static``, or one of the forms in the module's docstring.
 
     Raises
     ------
@@ -109,7 +110,7 @@ def _turns(graph: Graph, spec: str) -> Sequence[npt.ArrayLike]:
 
 
 def _weights_of(name: str, graph: Graph) -> npt.ArrayLike:
-    """Return the W of a graph that need not be strongly connected, of the topology's peers."""
+    """Return W, (n, n), of the graph called ``name``: of the topology's peers, strongly connected or not."""
     source = sources.find(name)
     names = source.peer_names
     if names is not None and tuple(names) != graph.peer_names:
@@ -121,27 +122,28 @@ def _weights_of(name: str, graph: Graph) -> npt.ArrayLike:
 
 
 def one_peer_exponential(n: int) -> list[Matrix]:
-    """Return the turns of the one-peer exponential graph: n peers, ⌈log₂ n⌉ turns, (n, n) each."""
+    """Return W, (n, n), of each turn of the one-peer exponential graph: ⌈log₂ n⌉ turns, at least one."""
     jumps = [2**t for t in range(max(1, (n - 1).bit_length()))]
     eye = np.eye(n)
     return [0.5 * (eye + np.roll(eye, jump, axis=0)) for jump in jumps]
 
 
 def base(n: int, k: int) -> list[Matrix]:
-    """Return the turns of the Base-(K+1) graph: symmetric, doubly stochastic, their product is the mean.
+    """Return W of each turn of the Base-(K+1) graph: doubly stochastic; the product of all takes the mean.
 
     Parameters
     ----------
     n : int
-        Peers.
+        Number of peers.
     k : int
         K ≥ 1, the most neighbours of a peer in one iteration.
 
     Returns
     -------
     list of (n, n) float64 arrays
-        The shorter of two constructions: of all peers at once, or of as many equal groups as have no prime
-        factor above K + 1, and then among the groups.
+        The symmetric W of the shorter one of two constructions. One is of all peers at once. The other takes
+        the mean in each of several equal groups, then among the groups; their number is the largest divisor
+        of n that has no prime factor above K + 1.
     """
     smooth, rest = _smooth_part(n, k)
     direct = _join(_simple(range(n), k), n)
@@ -160,12 +162,15 @@ _Edges = list[tuple[int, int, float]]
 
 
 def _at_once(each: Sequence[Sequence[_Edges]]) -> list[_Edges]:
-    """Return the iterations in which these, of peers of their own and equally many, are done side by side."""
+    """Merge sequences of iterations: iteration t of the result has the edges of iteration t of each sequence.
+
+    The sequences have the same length, and no peer in common.
+    """
     return [list(chain.from_iterable(turn)) for turn in zip(*each, strict=True)]
 
 
 def _join(turns: Sequence[_Edges], n: int) -> list[Matrix]:
-    """Return the symmetric weights with these edges; what a row lacks of 1 stays with the peer."""
+    """Return the symmetric W of each turn; the self-weight is the share of 1 that a row's edges leave."""
     made = []
     for edges in turns:
         W = np.zeros((n, n))
@@ -177,7 +182,7 @@ def _join(turns: Sequence[_Edges], n: int) -> list[Matrix]:
 
 
 def _smooth_part(n: int, k: int) -> tuple[int, int]:
-    """Return n = smooth · rest, the first with no prime factor above K + 1, the second with no other."""
+    """Return (smooth, rest), n = smooth · rest: smooth has the prime factors up to K + 1, rest all others."""
     smooth = 1
     for factor in range(2, k + 2):
         while n % factor == 0:
@@ -186,7 +191,7 @@ def _smooth_part(n: int, k: int) -> tuple[int, int]:
 
 
 def _factors(n: int, k: int) -> list[int]:
-    """Return as few factors of n as a greedy search finds, each at most K + 1; n has no larger prime."""
+    """Return factors of n, each at most K + 1, the largest first; n must have no prime factor above K + 1."""
     found = []
     while n > 1:
         factor = max(f for f in range(2, k + 2) if n % f == 0)
@@ -198,8 +203,8 @@ def _factors(n: int, k: int) -> list[int]:
 def _cliques(peers: Sequence[int], k: int) -> list[_Edges]:
     """Return iterations after which ``peers`` have their mean: one for each factor of their number.
 
-    A peer's number has a digit for each factor; in an iteration those that differ in one digit only take
-    their mean.
+    A peer's number has a digit for each factor; in an iteration the peers whose numbers differ in one
+    digit only take their mean.
     """
     turns, stride = [], 1
     for factor in _factors(len(peers), k):
@@ -218,8 +223,8 @@ def _simple(peers: Sequence[int], k: int) -> list[_Edges]:
     Their number is written in base K + 1, Σ_l a_l (K + 1)^p_l with descending p_l, and they are divided into
     parts of a_l (K + 1)^p_l peers. First each part takes its own mean. Then, for l = 1, 2, …, each peer of
     the later parts exchanges with one peer of each of the a_l blocks of part l, of (K + 1)^p_l peers each,
-    with such a weight that it gets the mean of part l and all later ones; so does, on average, each block of
-    part l, which takes its own mean next.
+    with such a weight that it gets the mean of part l and all later ones. So does, on average, each block of
+    part l, and each block takes its own mean next.
     """
     parts: list[tuple[int, list[Sequence[int]]]] = []  # a_l and the blocks
     left = peers

@@ -20,7 +20,7 @@ SCHEMES = ("uniform", "metropolis", "explicit")
 
 
 def uniform(pattern: Pattern, self_weights: float | Weights = 1.0) -> Weights:
-    """Give every edge the weight 1.
+    """Return weights W that give every edge the weight 1.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def one_way_edge(pattern: Pattern) -> tuple[int, int] | None:
 
 
 def metropolis(pattern: Pattern, peer_names: tuple[str, ...]) -> Weights:
-    """Metropolis-Hastings weights: doubly stochastic on any undirected graph.
+    """Return Metropolis-Hastings weights, which are doubly stochastic on any undirected graph.
 
     ``w_ij = 1 / (1 + max(deg_i, deg_j))`` on edges and ``w_ii = 1 - Σ_j w_ij``, with degrees that leave the
     peer itself out (Xiao, Boyd and Kim, 2007).

@@ -16,7 +16,7 @@ _SUFFIXES = (".yaml", ".yml")
 
 
 def shipped() -> dict[str, Path]:
-    """Return the graphs of the folder topologies/: their names, ascending, and their files."""
+    """Return the file of each graph in the folder topologies/, by name, ascending."""
     files = (path for path in resource_dir("topologies").iterdir() if path.suffix in _SUFFIXES)
     return {path.stem: path for path in sorted(files)}
 

@@ -1,4 +1,4 @@
-"""The weights of one iteration: the graph's own, or those of its turns, one iteration after another."""
+"""The weights of one iteration: the graph's own or, of a graph whose weights change, those of a turn."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Turn:
     A, B : ndarray, shape (n, n), float64
         The receivers' weights, whose rows sum to 1, and the senders' shares, whose columns do.
     tracker_weights, next_weights : ndarray, shape (n,), float64
-        The limit of each tracker in mean gradients: n π; and that of the next iteration, B n π. The two are
-        one if weights do not change.
+        The limit of each tracker, in mean gradients: n π in this iteration, and B n π in the next one. Both
+        are equal if weights do not change.
     """
 
     A: Matrix
@@ -33,25 +33,26 @@ class Turn:
     next_weights: Matrix
 
     def senders(self, i: int) -> tuple[int, ...]:
-        """Return the peers whose vectors ``i`` mixes, ascending, itself among them."""
+        """Return the peers whose vectors ``i`` mixes, ascending, ``i`` among them."""
         return tuple(map(int, np.flatnonzero(self.A[i])))
 
     def receivers(self, j: int) -> tuple[int, ...]:
-        """Return the peers that mix the vector of ``j``, ascending, itself among them."""
+        """Return the peers that mix the vector of ``j``, ascending, ``j`` among them."""
         return tuple(map(int, np.flatnonzero(self.B[:, j])))
 
 
 def cycle(weights: Sequence[Matrix], step: float = 1.0) -> tuple[Turn, ...]:
-    """Return the turns of these weights W, (n, n) each, of which the first follows the last again.
+    """Return one turn for each W of ``weights``; after the last turn the first follows again.
 
-    Trackers tend to a cycle: n π^0 is what all the B of one cycle, one after the other, leave as it is.
+    Trackers tend to a cycle: the product of all B of one cycle leaves n π^0, the limit in turn 0, unchanged.
 
     Parameters
     ----------
     weights : sequence of (n, n) arrays
         W of each turn.
     step : float
-        γ, where a codec makes of B (1 − γ) I + γ B. One B has the same limit with every γ, several have not.
+        γ of a codec, which replaces each B by (1 − γ) I + γ B; 1 without a codec. The limits depend on γ only
+        if there are several turns.
     """
     eye = np.eye(len(weights[0]))
     shares = [(1 - step) * eye + step * by_columns(W) for W in weights]
@@ -67,14 +68,14 @@ def cycle(weights: Sequence[Matrix], step: float = 1.0) -> tuple[Turn, ...]:
 
 
 def by_rows(W: Matrix) -> Matrix:
-    """Return W with rows that sum to 1, read-only."""
+    """Return A = W / row sums, (n, n), read-only: rows sum to 1."""
     A: Matrix = W / W.sum(axis=1, keepdims=True)
     A.setflags(write=False)
     return A
 
 
 def by_columns(W: Matrix) -> Matrix:
-    """Return W with columns that sum to 1, read-only."""
+    """Return B = W / column sums, (n, n), read-only: columns sum to 1."""
     B: Matrix = W / W.sum(axis=0, keepdims=True)
     B.setflags(write=False)
     return B

@@ -44,10 +44,11 @@ class View:
         from d with weight w_id, receives from d's in-neighbours j with w_id w_dj / Σ_j w_dj instead (added to
         any weight that i has for j already). So a path through missing peers becomes a path of edges, and the
         rest is strongly connected because the whole was: if no edge is broken, no other peer is left out.
-        Of a graph with turns each is mended so, whether the rest is connected or not, and a weight that would
-        lead from a peer past d back to itself is added to its self-weight: what was symmetric or doubly
-        stochastic stays so. If the rest does not hold together over all turns, senders to d of any turn take
-        the place of those of the same turn, and that may be lost.
+        Of a graph with turns each turn is mended so, whether the rest is connected or not. A weight that
+        would lead from a peer past d back to the same peer is added to that peer's self-weight, so a turn
+        that was symmetric or doubly stochastic remains so. If all turns together do not connect the rest,
+        d's in-neighbours in any turn are joined to d's out-neighbours in each turn, and a turn may lose these
+        properties.
 
         If broken edges still divide the rest, each edge that works is used in the other direction too,
         with its weight. If even that fails, the largest strongly connected part remains
@@ -58,14 +59,14 @@ class View:
         graph : Graph
             The whole graph.
         missing : iterable of int
-            Peers of it, in any order; the view does not depend on the order.
+            Numbers of the missing peers, in any order; the view does not depend on the order.
         broken : iterable of (int, int)
-            (sender, receiver) of edges, of ``graph`` or not, that are not to be used.
+            (sender, receiver) of each edge that must not be used, whether ``graph`` has it or not.
 
         Raises
         ------
         TopologyError
-            When a missing peer is none of the graph's, or nobody is left.
+            When ``graph`` has no such missing peer, or nobody is left.
         """
         gone, cut = sorted(set(missing)), sorted(set(broken))
         if unknown := [d for d in gone if not 0 <= d < graph.n]:
@@ -107,24 +108,25 @@ class View:
         return cls(tuple(live), rest)
 
     def row(self, peer: int) -> dict[int, float]:
-        """Return a_ij of each j that ``peer`` receives from, itself included, ascending in j."""
+        """Return a_ij by j, for ``peer`` = i and each j that i receives from, i included, ascending in j."""
         return self._named(self.graph.A[self._index(peer)])
 
     def column(self, peer: int) -> dict[int, float]:
-        """Return b_ij of each i that ``peer`` = j sends to, itself included, ascending in i."""
+        """Return b_ij by i, for ``peer`` = j and each i that j sends to, j included, ascending in i."""
         return self._named(self.graph.B[:, self._index(peer)])
 
     def turn_of(
         self, peer: int, k: int, step: float
     ) -> tuple[dict[int, float], dict[int, float], float, float]:
-        """Return what iteration ``k`` needs of a peer's place; ``step`` is γ of a codec, 1 without one.
+        """Return the weights of ``peer`` in iteration ``k``; ``step`` is γ of a codec, 1 without one.
 
         Returns
         -------
         row, column : dict of int to float
-            As :meth:`row` and :meth:`column`, of that iteration.
+            As :meth:`row` and :meth:`column` return them, but of that iteration.
         tracker_weight, next_weight : float
-            As :class:`~p2pft_flower.topology.turn.Turn` has them of all peers.
+            The peer's entries of ``tracker_weights`` and ``next_weights`` of
+            :class:`~p2pft_flower.topology.turn.Turn`.
         """
         turn, i = self.graph.turn(k, step), self._index(peer)
         row, column = self._named(turn.A[i]), self._named(turn.B[:, i])
@@ -147,9 +149,10 @@ class View:
 def _joined(
     turns: npt.NDArray[np.float64], gone: list[int], *, any_turn: bool = False
 ) -> npt.NDArray[np.float64]:
-    """Return the turns, (T, n, n), in which edges past it replace each peer of ``gone``, one after the other.
+    """Return the turns, (T, n, n), with each peer of ``gone`` replaced by edges past it.
 
-    ``any_turn``: from its senders of all turns, even where it has some in the same turn.
+    Such an edge leads from an in-neighbour of the peer to an out-neighbour. With ``any_turn`` the
+    in-neighbours of all turns count in each turn, else those of the same turn only.
     """
     turns = turns.copy()
     for d in gone:

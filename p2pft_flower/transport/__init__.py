@@ -1,7 +1,7 @@
-"""The wire between peers: neighbours only, checked before use, every wait with a deadline.
+"""The wire between peers: open to neighbours only, checked before use, every wait with a deadline.
 
-A host has one `Mailbox` (what has come in), one `PeerServer` (what neighbours call) and one `Links`
-(what goes out). Only this subpackage knows gRPC.
+A host has one `Mailbox` (payloads that have come in), one `PeerServer` (calls of neighbours) and one `Links`
+(messages that go out). Only this subpackage knows gRPC.
 """
 
 from __future__ import annotations

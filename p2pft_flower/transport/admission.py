@@ -19,7 +19,7 @@ from p2pft_flower.transport.wire.errors import Refused
 __all__ = ["Caller", "Shares", "Throttle", "recognise"]
 
 _CALLERS = 1024
-"""Callers a throttle remembers: strangers cannot make it grow."""
+"""Most callers that a throttle remembers, so that strangers cannot make it grow."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Caller:
     Attributes
     ----------
     name : str
-        The name under which it is counted: its certificate's holder, else its connection.
+        The name under which the caller is counted: the holder of the certificate, else the connection.
     who : Identity or None
-        The holder of its certificate; None: its connection needs none.
+        The holder of the certificate; None if the connection needs none.
     local : bool
-        Whether it came through a Unix socket, which only this user can reach: no certificate is needed.
+        Whether the call came through a Unix socket, which only this user can reach: no certificate is needed.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Caller:
 
     @property
     def place(self) -> str:
-        """The caller's name in the log, without certificates the same for all connections from a machine."""
+        """The caller's name in the log; without certificates, one name for all connections from a machine."""
         return self.name if self.who is not None or self.local else self.name.rpartition(":")[0]
 
 
@@ -52,7 +52,7 @@ def recognise(call: Incoming, credentials: Credentials | None) -> Caller:
     Raises
     ------
     Refused
-        When the connection does not prove it.
+        When ``credentials`` are given, and a connection over TCP does not prove the caller's identity.
     """
     if credentials is None or call.local:
         return Caller(call.peer, None, call.local)
@@ -63,12 +63,12 @@ def recognise(call: Incoming, credentials: Credentials | None) -> Caller:
 class Shares:
     """The calls that each caller holds: of too many of one kind, the oldest gives way.
 
-    All of it is the network's thread's alone.
+    Only the network's thread uses it.
 
     Parameters
     ----------
     most : callable
-        Given a method's name, how many calls of it one caller may hold.
+        Given a method's name, returns the number of its calls that one caller may hold.
     """
 
     def __init__(self, most: Callable[[str], int]) -> None:

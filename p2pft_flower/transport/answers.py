@@ -27,7 +27,7 @@ M = TypeVar("M", pb.HandOver, pb.Hello, pb.Stop, pb.Gossip, pb.Fetch)
 T = TypeVar("T")
 
 _LONG = 2**20
-"""Bytes of a hand-over from which on they are copied in a thread: it holds nothing else up."""
+"""Bytes of a hand-over from which on its payloads are copied in a thread, so that nothing is held up."""
 
 _KEPT = 1.0
 """Seconds that a payload or a fetch of a later view is kept before it is answered LATER."""
@@ -79,7 +79,7 @@ class Answers:
         return has_key(call.metadata, self.stop_digest)
 
     async def deliver(self, call: Incoming, caller: Caller) -> pb.Reply:
-        """Take a payload in, or answer why not; wait for room and, for a moment, for its view."""
+        """Take a payload in, or answer with the reason; wait for room and, for a moment, for its view."""
         header = call.metadata.get(HEADER_KEY)
         if not header:
             raise Refused(pb.BAD_HEADER, f"metadata key {HEADER_KEY} is missing")
@@ -89,7 +89,7 @@ class Answers:
         return reply
 
     async def hand_over(self, call: Incoming, caller: Caller) -> pb.HandedOver | pb.Reply:
-        """Take payloads in that a host of this machine has laid in its segment, as `deliver` would each."""
+        """Take payloads in, each as `deliver` does, that a host of this machine has laid in its segment."""
         if not caller.local:
             raise Refused(pb.UNSHARED, "a hand-over that did not come through a Unix socket")
         handed = await self._message(call, pb.HandOver, "a hand-over", caller)
@@ -111,7 +111,7 @@ class Answers:
         )
 
     def _copies(self, handed: pb.HandOver, terms: Terms) -> list[tuple[bytes, Body]]:
-        """Return header and bytes of each payload, in memory of this process: what is checked is used."""
+        """Return header and bytes of each payload, copied: so the bytes that are checked are those used."""
         memory = self.segments.open(handed.segment, terms.payload_bytes)
         copies: dict[tuple[int, int], Body] = {}
         for laid in handed.payloads:
@@ -130,7 +130,7 @@ class Answers:
     async def _take_in(
         self, call: Incoming, messages: Sequence[tuple[bytes, Body]], peer: int | None
     ) -> list[pb.Reply]:
-        """Return the mailbox's answer to each; those of a view to come are kept for a moment."""
+        """Return the mailbox's answer to each payload; payloads of a later view are kept for a moment."""
         left = call.left()
         # The sender hears BUSY before its own deadline: so it knows that the link is not to blame.
         end = time.monotonic() + min(left - min(1.0, left / 10) if left < math.inf else left, self.timeout)
@@ -195,7 +195,7 @@ class Answers:
         return pb.Reply(status=pb.ACCEPTED)
 
     async def gossip(self, call: Incoming, caller: Caller) -> pb.Gossip:
-        """Take a member's gossip, and return this host's."""
+        """Take a member's gossip, and return this host's gossip."""
         if self.on_gossip is None:
             raise Refused(pb.MISMATCH, "this host takes no gossip in this run")
         gossip = await self._message(call, pb.Gossip, "a gossip", caller, most=self.gossip_limit)
@@ -211,7 +211,7 @@ class Answers:
         return answer
 
     async def fetch(self, call: Incoming, caller: Caller) -> pb.Fetched | pb.Reply:
-        """Give a peer of the view the θ that this host's peer began it with."""
+        """Give a peer of the view the θ with which this host's peer began the view."""
         asked = await self._message(call, pb.Fetch, "a fetch", caller)
         if asked.receiver not in self.local:
             raise Refused(pb.NOT_NEIGHBOUR, f"a fetch from peer {asked.receiver}, which is not on this host")
@@ -252,7 +252,7 @@ class Answers:
         any_sender: bool = False,
         most: float = math.inf,
     ) -> M:
-        """Read a message of this kind and run, and hold its sender to the caller's certificate."""
+        """Return the call's message; raise `Refused` if its kind, run or sender is not the right one."""
         message = await call.message(kind, what, most)
         who = caller.who
         if who is not None and message.sender != who.peer and not any_sender:
@@ -287,5 +287,5 @@ class Answers:
 
 
 def _stopped(error: Exception) -> pb.Reply:
-    """Answer that this host has stopped, with the same cause as its own error."""
+    """Return the answer that this host has stopped, with the cause of ``error``."""
     return pb.Reply(status=pb.STOPPED, reason=str(error), cause=cause_of(error).name)

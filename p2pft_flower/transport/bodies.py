@@ -15,21 +15,21 @@ class Body:
     Parameters
     ----------
     data : bytes or memoryview
-        The bytes; if they lie in a segment, there.
+        The bytes; a view of the segment if they lie in one.
     hash_ : int, optional
-        Their xxh3_64, if it is known already.
+        The bytes' xxh3_64, if it is known already.
     offset : int, optional
-        Where they begin in this host's segment; default None: they lie in none.
+        The place, in bytes, at which they begin in this host's segment; default None: they lie in none.
 
     Attributes
     ----------
     data, offset
         As given.
     finite : bool
-        Whether they are known to be numbers of the terms' dtype, all finite.
+        Whether the bytes are known to be numbers of the terms' dtype, all finite.
     vector : numpy.ndarray or None
-        The vector that they stand for, decoded and checked by the mailbox; None before that. Several payloads
-        may have one body.
+        The bytes as the mailbox decoded and checked them; None before that. Several payloads may have one
+        body.
     """
 
     __slots__ = ("_hash", "data", "finite", "offset", "vector")
@@ -44,7 +44,7 @@ class Body:
 
     @property
     def hash(self) -> int:
-        """Their xxh3_64."""
+        """The bytes' xxh3_64."""
         if self._hash is None:
             self._hash = xxhash.xxh3_64_intdigest(self.data)
         return self._hash

@@ -1,4 +1,4 @@
-"""Calls to neighbours: the channels they go through, and the meaning of their outcomes."""
+"""Calls to remote peers: the channels that they go through, and the meaning of their outcomes."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class Call:
     Attributes
     ----------
     edge : (int, int)
-        The edge it concerns, (sender, receiver).
+        The edge that the call concerns, (sender, receiver).
     remote : int
         The called peer: one end of ``edge``; the other end is the local peer.
     address : str
-        The address of that peer.
+        The address of the called peer.
     deadline : float
-        Seconds.
+        The call's deadline, in seconds.
     iteration, phase : int or str, optional
         The place in the run.
     """
@@ -83,7 +83,7 @@ class Call:
         return self.edge[0] if self.remote == self.edge[1] else self.edge[1]
 
     def error(self, kind: type[ExchangeError], problem: str) -> ExchangeError:
-        """Return an error of this ``kind`` that names everything about the call."""
+        """Return an error of this ``kind`` that names the call's local peer, edge, place and deadline."""
         return kind(
             problem,
             peer=self.local,
@@ -94,12 +94,12 @@ class Call:
         )
 
     def read(self, raw: bytes, kind: type[M]) -> M:
-        """Return the answer of a called peer, unless it refused.
+        """Return ``raw``, the bytes of the called peer's answer, as a message of ``kind``.
 
         Raises
         ------
         ExchangeError
-            When it refused, or when the bytes are no answer of a peer.
+            When the peer refused, or the bytes are no answer of a peer.
         """
         whom = f"peer {self.remote} at {self.address}"
         try:
@@ -123,22 +123,23 @@ class Call:
 
 
 class Channels:
-    """One channel a remote neighbour, opened when first used; closed by `close` or at the end of a block.
+    """A channel to each remote peer, opened when first used; closed by `close` or at the end of a block.
 
-    All of it is the network's thread's alone.
+    Only the network's thread uses it.
 
     Parameters
     ----------
     addresses : mapping of int to str
-        Remote neighbour to address.
+        Remote peer to address.
     credentials : Credentials or None
-        For TLS over TCP: our own certificate, and the authorities that we trust.
+        For TLS over TCP: this host's certificate, and the authorities that it trusts.
     insecure : bool
         Whether plain text may leave this machine.
     gossip : bool
-        Whether they are for gossip: connections of their own, and room for its answers; default False.
+        Whether the channels are for gossip: connections of their own, and room for the answers; default
+        False.
     largest : int
-        Bytes of a vector that an answer may hold; default 0: none does.
+        Most bytes of a vector in an answer; default 0: no answer holds one.
     service : str
         Name of the service that is called; default the peers' exchange.
     """
@@ -174,22 +175,22 @@ class Channels:
         Parameters
         ----------
         method : str
-            The method's name: Deliver, HandOver, Hello, Stop, Gossip or Fetch.
+            The method's name: Deliver, HandOver, Hello, Stop, Gossip or Fetch; Echo of a probe's service.
         request : bytes or Message
             The request's body.
         call : Call
             The called peer, and the deadline.
         within : float, optional
-            Seconds that this call may take of those of a longer deadline; default all of them.
+            Seconds that this call may take, if fewer than the deadline; default: the deadline.
         wait_for_ready : bool
-            Whether to wait for a neighbour that is not there yet, or to fail at once.
+            Whether to wait for a peer that is not there yet; else the call fails at once.
         metadata : tuple of (str, bytes)
-            Pairs that travel beside the body.
+            Pairs of key and value that travel beside the body.
 
         Raises
         ------
         ConfigError
-            When plain text would leave this machine.
+            When the address cannot be parsed, or plain text would leave this machine.
         ExchangeError
             When there is no answer.
         """

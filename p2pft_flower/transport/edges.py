@@ -34,6 +34,15 @@ class Edges:
     def of(cls, terms: Terms, out: Iterable[Edge], into: Iterable[Edge], known: Container[int]) -> Self:
         """Return the edges of a view with these terms.
 
+        Parameters
+        ----------
+        terms : Terms
+            The view's terms.
+        out, into : iterable of (int, int)
+            (sender, receiver) of the edges that leave this host and that enter it.
+        known : container of int
+            The remote peers whose address is known.
+
         Raises
         ------
         ValueError
@@ -56,12 +65,12 @@ class Edges:
         return dict(sorted(speakers.items()))
 
     def edge_with(self, remote: int) -> Edge:
-        """Return the edge that stands for a remote neighbour and the local peer that speaks to it.
+        """Return the edge that stands, in messages, for ``remote`` and the local peer that speaks to it.
 
         Raises
         ------
         ValueError
-            When it is no neighbour in this view.
+            When ``remote`` is no neighbour in this view.
         """
         if (local := self.neighbours.get(remote)) is None:
             raise ValueError(f"peer {remote} shares no edge with this host in view {self.terms.view}")

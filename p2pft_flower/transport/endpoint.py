@@ -48,7 +48,7 @@ SMALL_BODY = 20.0
 """Seconds that the body of a message other than a payload may take after its headers."""
 
 MAX_MEMBERS = 1024
-"""Most members of a run that gossip reaches in full: a record of each fits into one."""
+"""Most members of a run in which a record of each member fits into one gossip."""
 
 _RETRY = {
     "methodConfig": [
@@ -101,7 +101,7 @@ _GOSSIP_OPTIONS: tuple[tuple[str, str | int], ...] = (
 
 
 def gossip_limit(members: int) -> int:
-    """Return the bytes that one gossip may have in a run of so many members.
+    """Return the most bytes of a gossip in a run of ``members`` members.
 
     Room for a signed record of each, with a reason of 1 KiB, its two views naming all members (20 bytes a
     member: its number, a 64-bit incarnation, whether it joined and from whom), all others suspected and
@@ -137,18 +137,19 @@ def open_channel(
     holder : int or str
         The holder of the certificate that must answer there: a peer, or the coordinator.
     credentials : Credentials or None
-        For TLS over TCP. A Unix socket never needs it: its folder's mode restricts it to this user.
+        For TLS over TCP. A Unix socket never needs TLS: its folder's mode restricts it to this user.
     insecure : bool
         Whether plain text may leave this machine.
     gossip : bool
-        Whether it is for gossip: a connection of its own, and room for answers with every member's record.
+        Whether the channel is for gossip: a connection of its own, and room for answers with every member's
+        record.
     largest : int
-        Bytes of a vector that an answer may hold; default 0: none does.
+        Most bytes of a vector in an answer; default 0: no answer holds one.
 
     Raises
     ------
     ConfigError
-        When plain text would leave this machine.
+        When the address cannot be parsed, or plain text would leave this machine.
     """
     address = parse_address(text)
     answers = gossip_limit(MAX_MEMBERS) if gossip else _SMALL_MESSAGE + largest
@@ -168,7 +169,7 @@ class NoMessageError(Exception):
 
 
 class Incoming:
-    """A call that has come in: its headers, and its one message, which is read when it is asked for.
+    """A call that has come in: its headers, and its one message, which is not read before it is asked for.
 
     Parameters
     ----------
@@ -180,7 +181,7 @@ class Incoming:
     peer : str
         The other end of the connection, in gRPC's notation.
     metadata : dict of str to str or bytes
-        Pairs that travel beside the message.
+        Pairs of key and value that travel beside the message.
     """
 
     def __init__(self, context: Any) -> None:
@@ -190,7 +191,7 @@ class Incoming:
 
     @property
     def local(self) -> bool:
-        """Whether it came through a Unix socket, which only this user can reach."""
+        """Whether the call came through a Unix socket, which only this user can reach."""
         return self.peer.startswith("unix:")
 
     def auth_context(self) -> Mapping[str, Any]:
@@ -209,14 +210,14 @@ class Incoming:
         Parameters
         ----------
         within : float
-            Seconds from now until it must be there.
+            Seconds within which the body must come.
 
         Raises
         ------
         Refused
-            When it is not.
+            When the body has not come in time.
         NoMessageError
-            When the call ended without one: the connection broke, or the caller sent none.
+            When the call ended without a message: the connection broke, or the caller sent none.
         """
         try:
             async with asyncio.timeout(within):
@@ -236,14 +237,14 @@ class Incoming:
         kind : type
             The type that the message must have.
         what : str
-            The same, in words.
+            The kind of message in words, as ``a hello``, for errors.
         most : float
-            Bytes that are read.
+            Most bytes of the message.
 
         Raises
         ------
         Refused
-            When it is too long, too late or none of the kind.
+            When the message is too long, too late or not of ``kind``.
         NoMessageError
             As for :meth:`read`.
         """
@@ -268,11 +269,12 @@ class Listener:
     Parameters
     ----------
     tasks : Tasks
-        The owner's tasks, in whose thread it runs; closed with it.
+        The owner's tasks, in whose thread the server runs; `close` closes them.
     service : str
         The service's full name.
     methods : mapping of str to callable
-        Method name to a coroutine function ``Incoming -> answer bytes``; must not raise.
+        Method name to a coroutine function that takes an `Incoming` and returns the answer's bytes; must not
+        raise.
     addresses : mapping of int to str
         Peer to address; port 0 lets the system choose one.
     max_message : int
@@ -296,7 +298,7 @@ class Listener:
     BindError
         When an address cannot be served on.
     ConfigError
-        When plain text would leave this machine.
+        When an address cannot be parsed, or plain text would leave this machine.
     """
 
     def __init__(
@@ -370,7 +372,7 @@ class Listener:
         return Address(None, address.host, port).target
 
     def close(self, grace: float) -> None:
-        """Take no new calls, give running ones ``grace`` seconds; remove sockets, folders and tasks."""
+        """Take no new calls, give running ones ``grace`` seconds; remove sockets and folders, close tasks."""
         if self._server is not None:
             self._tasks.run(self._server.stop, grace)
             self._server = None

@@ -19,15 +19,15 @@ log = logging.getLogger(__name__)
 async def gossip(
     channels: Channels, run: str, remote: int, message: pb.Gossip, timeout: float
 ) -> pb.Gossip | ExchangeError:
-    """Gossip with one member; return its answer, or the error that there is instead.
+    """Gossip with one member; return the answer, or the error if there is none.
 
     Raises
     ------
     ConfigError
-        When plain text would leave this machine.
+        When the address cannot be parsed, or plain text would leave this machine.
     """
     message.run, message.receiver = run, remote
-    # No edge stands for it: members gossip that share none.
+    # The pair is no edge of the graph if the two members share none.
     call = Call((message.sender, remote), remote, channels.addresses[remote], timeout)
     try:
         answer = call.read(await channels.ask("Gossip", message, call, wait_for_ready=False), pb.Gossip)

@@ -1,11 +1,11 @@
-"""Hand-overs: payloads to hosts of this machine lie in a segment, and one call tells a host of all of them.
+"""Hand-overs: payloads to hosts of this machine lie in a segment, and one call tells a host of all its own.
 
 Hosts that reach each other over Unix sockets are processes of one user on one machine (the folder of the
 sockets is open to nobody else). So bytes need not go through the socket: such a host is sent headers only.
 
-A place in the segment is written again when all receivers of the payload that lies there have taken it in. A
-payload that a host did not take in at its first call is sent in calls of its own, as to any other host
-(`Carrier`): so is everything to a host that cannot have the segment, which the log says once.
+A place in the segment is written again only when all receivers of the payload that lies there have taken it
+in. A payload that a host did not take in at the hand-over is sent in calls of its own, as to any other host
+(`Carrier`). So are all payloads to a host that cannot have the segment, which the log says once.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ __all__ = ["HandOvers", "Outcome", "Rest"]
 log = logging.getLogger(__name__)
 
 _HEADERS = 2**15
-"""Bytes of headers in one call."""
+"""Most bytes of headers in one call."""
 
 Outcome = bytes | ExchangeError | None
-"""The answer to a payload's first try, or the error of its call; None: there was no try."""
+"""The bytes of the answer to a payload's first try, or the error of that call; None: there was no try."""
 
 Rest = Mapping[Edge, Future[None]]
-"""The payloads of a hand-over that were not taken in by it, each with the future of its own calls."""
+"""Edge to the future of the calls, for each payload that a hand-over has not brought to its receiver."""
 
 
 class HandOvers:
@@ -84,28 +84,31 @@ class HandOvers:
         return (self._at_sockets - apart).intersection(remotes)
 
     def in_place_of(self, sender: int, near: Collection[int]) -> tuple[Edge, ...]:
-        """Return the edges of the last payload in the place of one from a sender to these receivers.
+        """Return the edges of the payload that lies in the place of a payload from ``sender`` to ``near``.
 
-        The place is that of the edge to the first receiver. Before anything is laid there, what lies there
-        must have been taken in along all its edges.
+        The place is that of the edge to the lowest receiver. Before another payload is laid there, the one
+        that lies there must have been taken in along all its edges. Empty if none lies there.
         """
         return self._lies_for.get((sender, min(near)), ())
 
     def lay(
         self, edges: Edges, sender: int, near: Collection[int], payload: npt.NDArray[np.floating] | bytes
     ) -> Body | None:
-        """Lay a sender's payload in the segment, where `in_place_of` says; return None if there is none.
+        """Lay a payload in its place in the segment (`in_place_of`), and return its bytes there.
+
+        Returns None if memory cannot be shared.
 
         Parameters
         ----------
         edges : Edges
-            Those of the present view: the first call since `close` makes a segment with a place for each.
+            The edges of the present view: the first call since `close` makes a segment, with a place for each
+            edge to a host of this machine.
         sender : int
             The local peer.
         near : collection of int
-            The receivers.
+            The receivers, of hosts of this machine.
         payload : numpy.ndarray or bytes
-            Its bytes, no more than the terms allow.
+            The payload, of no more bytes than the terms allow.
         """
         if self._no_memory:
             return None
@@ -123,14 +126,14 @@ class HandOvers:
         return body
 
     def close(self) -> None:
-        """Give the segment up, if there is one; what is under way in it must have been cancelled."""
+        """Give the segment up, if there is one; the payloads under way in it must have been cancelled."""
         if self._segment is not None:
             self._segment.close()
             self._segment = None
         self._lies_for.clear()
 
     def calls(self, payloads: Iterable[Payload]) -> Iterator[tuple[pb.Segment, list[Payload]]]:
-        """Return the payloads of each call to hand them over, and the segment in which they lie."""
+        """Yield the segment and the payloads of each call that is needed to hand ``payloads`` over."""
         if self._segment is None:
             return
         with self._lock:
@@ -145,7 +148,7 @@ class HandOvers:
                 yield self._segment.described, own[k : k + most]
 
     async def hand_over(self, carrier: Carrier, segment: pb.Segment, payloads: list[Payload]) -> Rest:
-        """Hand the payloads of one call over; return those that it has not brought there."""
+        """Hand the payloads of one call over; return the payloads that were not taken in."""
         call = carrier.call(payloads[0])
         try:
             answer = await self._tell(carrier, segment, payloads, call)
@@ -187,7 +190,7 @@ class HandOvers:
                 await asyncio.gather(calling, return_exceptions=True)
 
     def _note(self, hosts: Mapping[int, frozenset[int] | None]) -> None:
-        """Note all peers of the hosts of some peers; None: not known any more."""
+        """Note, by remote peer, all peers of that peer's host; None: they are not known any more."""
         with self._lock:
             if all(self._hosts.get(remote) == peers for remote, peers in hosts.items()):
                 return
@@ -195,7 +198,7 @@ class HandOvers:
             self._hosts = {remote: peers for remote, peers in both.items() if peers}
 
     def _part(self, remote: int, error: UnsharedError) -> None:
-        """Note that a peer's host cannot have the segment."""
+        """Note that the host of ``remote`` cannot have the segment; log the first such ``error``."""
         with self._lock:
             first = not self._apart
             self._apart |= self._hosts.get(remote) or {remote}

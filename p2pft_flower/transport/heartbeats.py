@@ -13,7 +13,7 @@ silent
 
     - refused, or no such socket: *crashed*, nothing listens there any more;
     - taken: *silent*, its process is stopped (SIGSTOP) or hangs as a whole, its machine takes connections;
-      but *cut off* if there is no TLS, such as for want of a valid certificate, which is then named;
+      but *cut off* if there is no TLS, such as for want of a valid certificate: the reason is then named;
     - none, or no way there, or no word from the name service: *cut off*, its address cannot be reached: the
       link or the machine is down.
 
@@ -52,7 +52,7 @@ __all__ = ["Heartbeats"]
 log = logging.getLogger(__name__)
 
 _TIMES_SLOWEST = 20.0
-"""Multiple of its longest stretch that a peer may take to get further before it hangs."""
+"""Multiple of its longest time without progress that a peer may take to get further; then it hangs."""
 
 _END = 5.0
 """Seconds that the thread has to end."""
@@ -66,16 +66,16 @@ class _Remote:
     """One remote neighbour's state, as far as it is known; guarded by the heartbeats' lock."""
 
     heard: float
-    """Time at which it was last heard of, by this host's clock."""
+    """Time at which the neighbour was last heard of, by this host's clock."""
     pulsed: float
-    """Time at which its last pulse came."""
+    """Time at which the neighbour's last pulse came."""
     moved: float
     """Time at which the last pulse with progress came."""
     pulse: pb.Pulse | None = None
     failure: str = ""
-    """The error of the last gossip with it; empty if that did not fail."""
+    """The problem, in words, of the last gossip with the neighbour; empty if that did not fail."""
     attempt: Future[tuple[Loss, str]] | None = None
-    """The connection attempt of this silence, until it is heard of again."""
+    """The connection attempt of this silence; None again when the neighbour is heard of."""
 
 
 class Heartbeats(Closing):
@@ -89,8 +89,8 @@ class Heartbeats(Closing):
     links : Links
         The way to the neighbours; a view installed there is followed from the next beat on.
     contacts : callable, optional
-        Returns further remote members to gossip with, and the local peer that speaks to each; it is not asked
-        whether they are lost.
+        Returns further remote members to gossip with, and the local peer that speaks to each; whether these
+        are lost is not judged.
     silence : float
         Seconds without a word after which a neighbour is lost (run-config ``peer-timeout``).
     hang : float
@@ -98,22 +98,22 @@ class Heartbeats(Closing):
     pulse : callable
         Returns this host's pulse: `OwnPulse.read`.
     tell : callable
-        Given a remote peer, returns the gossip for it, to be completed here. Called in any thread; must
-        return soon.
+        Given a remote peer, returns the gossip for that peer, to which the pulse is added here. Called in any
+        thread; must return soon.
     hear : callable
-        Gets every gossip that comes in, answers to ours too, in a thread of the server or in that of the
-        heartbeats; must return soon.
+        Gets every gossip that comes in, and the answers to this host's gossip, in a thread of the server or
+        in that of the heartbeats; must return soon.
     clock : callable
         The time in seconds; default time.monotonic, which no setting of the wall clock moves.
     on_failure : callable, optional
         Gets the error that ended the heartbeats, in their thread or the network's; must return at once.
         Default: only `absence` raises it.
     host_of : callable
-        Given a remote peer, returns the peer by which its host is called: what is heard of one peer of a host
-        is heard of all. Default: each peer has a host of its own.
+        Given a remote peer, returns the peer by which its host is called: a word from one peer of a host
+        counts for all peers of that host. Default: each peer has a host of its own.
     attempt : callable
-        Given the address of a silent peer, returns how it was lost, and the observation; called in a thread
-        of its own, must come to an end; default `knock`.
+        Given the address of a silent peer, returns how the peer was lost, and the observation in words;
+        called in a thread of its own, must come to an end; default `knock`.
 
     Attributes
     ----------
@@ -159,7 +159,7 @@ class Heartbeats(Closing):
         self._thread.start()
 
     def nudge(self) -> None:
-        """Gossip now with all neighbours for which there are new records. Does not wait for it."""
+        """Gossip at once with all neighbours for which there are new records; do not wait for the answers."""
         targets = self._targets()
         with self._lock:
             self._wanted |= dict.fromkeys(targets.keys() - self._wanted.keys(), False)
@@ -171,7 +171,7 @@ class Heartbeats(Closing):
             self._note_heard(remote)
 
     def speaks(self, remote: int) -> bool:
-        """Return whether a remote peer was heard of in the last half of a silence."""
+        """Return whether a remote peer was heard of within the last ``silence`` / 2 seconds."""
         with self._lock:
             known = self._remotes.get(self._host_of(remote))
             return known is not None and self._clock() - known.heard < self._silence / 2
@@ -189,16 +189,17 @@ class Heartbeats(Closing):
             return None if known is None else known.pulse
 
     def absence(self, remote: int) -> PeerLostError | None:
-        """Tell whether a remote neighbour is lost, by the rule above; None as long as it is not.
+        """Return the error of a lost neighbour, by the module's rule; None as long as it is not lost.
 
-        None also of a peer that is no neighbour in the links' present view. Returns at once: a connection is
-        tried once a silence, in the background, and the answer is None until its result is there, for 2 s.
+        None also for a peer that is no neighbour in the links' present view. Returns at once: one connection
+        is tried in each silence, in the background, and until its result is there, for 2 s at most, the
+        answer is None.
 
         Raises
         ------
         Exception
-            The error that ended the heartbeats, or a connection attempt, if one did: without them nobody can
-            be judged.
+            The error that ended the heartbeats or the connection attempt, if one did: without these nobody
+            can be judged.
         """
         with self._lock:
             if self._failure is not None:
@@ -241,7 +242,7 @@ class Heartbeats(Closing):
         )
 
     def beat(self) -> None:
-        """Gossip with every neighbour that has not still to answer; the thread does so every interval."""
+        """Gossip with all neighbours but those that still must answer; the thread does so each interval."""
         neighbours = self._targets()
         with self._lock:
             self._notice_a_pause(self._clock())
@@ -253,7 +254,7 @@ class Heartbeats(Closing):
         self._send_due()
 
     def close(self) -> None:
-        """Stop beating; gossip under way is answered, or cancelled with the links."""
+        """Stop beating; gossip that is under way is answered, or cancelled when the links close."""
         self._closed.set()
         self._inbox.put(None)
         with self._lock:
@@ -273,7 +274,7 @@ class Heartbeats(Closing):
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        """End the run with ``error``: a host that cannot beat would wait for ever."""
+        """Note ``error`` and tell ``on_failure``: a host that cannot beat would wait for ever."""
         log.error("the heartbeats failed: %s: %s", type(error).__name__, error)
         with self._lock:
             self._failure = self._failure or error
@@ -296,7 +297,7 @@ class Heartbeats(Closing):
                 self._hear(gossip)
 
     def _targets(self) -> dict[int, int]:
-        """Return a peer of each host to gossip with, and the local peer that speaks to it."""
+        """Return the local peer that speaks to each host to gossip with, by one peer of that host."""
         further = {} if self._contacts is None else self._contacts()
         neighbours = self._links.neighbours
         hosts = {self._host_of(remote): local for remote, local in reversed(neighbours.items())}
@@ -352,7 +353,7 @@ class Heartbeats(Closing):
             self._inbox.put(None)
 
     def _take(self, gossip: pb.Gossip) -> None:
-        """Note that a peer was heard of, and its progress."""
+        """Note that the sender of ``gossip`` was heard of, and the sender's progress."""
         with self._lock:
             if (known := self._note_heard(gossip.sender)) is None:
                 return
@@ -374,7 +375,7 @@ class Heartbeats(Closing):
         return self._remotes.setdefault(remote, _Remote(now, now, now))
 
     def _notice_a_pause(self, now: float) -> None:
-        """Grant everybody a fresh silence when this host itself has not run."""
+        """Grant every neighbour a fresh silence if this host itself has not run for a while."""
         if now - self._ran > self._silence / 2:
             for known in self._remotes.values():
                 known.heard = known.pulsed = known.moved = now
@@ -382,6 +383,7 @@ class Heartbeats(Closing):
         self._ran = now
 
     def _hanging(self, known: _Remote) -> tuple[float, str] | None:
+        """Return the limit, in seconds, and the observation if a neighbour hangs; None if it does not."""
         pulse = known.pulse
         if pulse is None or (doing := _BUSY.get(pulse.activity)) is None:
             return None

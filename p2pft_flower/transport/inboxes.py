@@ -24,7 +24,8 @@ class Received(NamedTuple):
     Attributes
     ----------
     vector : numpy.ndarray
-        (q,); read-only: it may lie in the bytes that came off the wire, or belong to several payloads.
+        The payload's numbers, 1-D, of the terms' dtype; read-only: they may lie in the bytes that came off
+        the wire, or belong to several payloads.
     share : float
         The sender's share for this receiver in an exchange by B; 1 in an exchange by A.
     """
@@ -50,11 +51,11 @@ class Waiting:
 class Carried:
     """The positions that an edge carries: all phases of some iterations, the same ones in every period."""
 
-    turns: tuple[bool, ...]  # whether it carries those of iteration k, by k modulo their number
+    turns: tuple[bool, ...]  # whether the edge carries iteration k, by k modulo the number of turns
     phases: int
 
     def first(self, position: int) -> int:
-        """Return the first of them from ``position`` on."""
+        """Return the first position, from ``position`` on, that the edge carries."""
         iteration = position // self.phases
         if self.turns[iteration % len(self.turns)]:
             return position

@@ -36,7 +36,7 @@ def knock(address: str, timeout: float = _KNOCK) -> tuple[Loss, str]:
     address : str
         The address, see `parse_address`.
     timeout : float
-        Longest wait, in seconds, for all of it: the name service, and every address that the name has.
+        Longest wait, in seconds, for the name service and every address of the name together.
 
     Returns
     -------
@@ -61,7 +61,7 @@ def knock(address: str, timeout: float = _KNOCK) -> tuple[Loss, str]:
 
 
 def _connect(host: str, port: int, timeout: float) -> None:
-    """Connect to one of a name's addresses, within ``timeout``; raise the last one's error."""
+    """Connect to one of a name's addresses, within ``timeout`` seconds; raise the error of the last try."""
     end = time.monotonic() + timeout
     failure: OSError | None = None
     for family, kind, protocol, _, place in _resolve(host, port, timeout):
@@ -87,7 +87,7 @@ def _resolve(host: str, port: int, timeout: float) -> list[Any]:
 
 
 def _aside(name: str, work: Callable[[], T]) -> Future[T]:
-    """Return the future result of ``work``, in a thread of its own: a name service may keep it waiting."""
+    """Return the future result of ``work``, done in a thread of its own, since it may have to wait."""
     found: Future[T] = Future()
 
     def run() -> None:
@@ -108,8 +108,8 @@ def begin_attempt(
     Returns
     -------
     Future of (Loss, str)
-        How the peer was lost, and the observation; if it takes connections, ``no_tls`` may return why none of
-        them is secure.
+        How the peer was lost, and the observation in words. If the address takes connections, ``no_tls`` is
+        called: if it returns a reason why there is no TLS, the peer is CUT_OFF.
     """
 
     def look() -> tuple[Loss, str]:

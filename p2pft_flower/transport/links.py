@@ -49,34 +49,34 @@ class Links(Closing):
         (sender, receiver) of the edges that leave this host and that enter it. Only the first carry
         payloads; hellos and stops go to both.
     timeout : float
-        Deadline of one call in seconds. For a payload without ``patience`` it runs from handing it over until
-        it is taken in; with ``patience`` it is that of the first call. Default 600.
+        Deadline of one call in seconds. A payload without ``patience`` must be taken in within this time from
+        `send` on; with ``patience`` this is the deadline of the payload's first call. Default 600.
     longest : float, optional
         With ``patience``: longest deadline of a call that carries a vector, in seconds. If a call's deadline
-        passes while its receiver speaks, the next call has twice the deadline, up to this one, and the edge
-        keeps it. After twice this time without a call that got through, the payload's error is an
-        `EdgeBrokenError`. Default, and at least: ``timeout``.
+        passes while its receiver speaks, the next call has twice the deadline, up to ``longest``, and the
+        edge keeps that deadline. After twice ``longest`` without a call that got through, the payload's error
+        is an `EdgeBrokenError`. Default, and at least: ``timeout``.
     speaks : callable, optional
-        Whether a remote peer was heard of lately, so that a call without an answer is the link's fault;
-        returns at once. Default: all do.
+        Given a remote peer, returns at once whether the peer was heard of lately, so that a call without an
+        answer is the link's fault. Default: True for all peers.
     views_change : bool
         Whether peers may go on in another view: then a receiver that stops, and a call that failed in no
         known way, fail no payload, which is sent again after a moment. Default False.
     credentials : Credentials, optional
-        For TLS over TCP: our own certificate, and the authorities that we trust. A process that answers at a
-        neighbour's address must have that neighbour's certificate.
+        For TLS over TCP: this host's certificate, and the authorities that it trusts. A process that answers
+        at a neighbour's address must have that neighbour's certificate.
     insecure : bool
         Whether plain text may leave this machine; default False.
     on_failure : callable, optional
         Gets the error of a payload as soon as it is known, in another thread, so that a host that waits for
-        its neighbours meanwhile can be woken (``mailbox.fail``). The next `send` or `flush` raises the same.
+        its neighbours meanwhile can be woken (``mailbox.fail``). The next `send` or `flush` raises the error.
     patience : callable, optional
         Called with the receiver of a payload that is not taken in yet, several times a second; returns at
         once. If it returns None, a payload whose call timed out, found no connection, or was answered that
         the receiver is busy or in another view is sent again, the same bytes (a payload that had come after
         all is answered DUPLICATE). If it returns an error, that is the payload's error. Default: such a
-        payload fails at once. One that arrived altered is sent again either way, a few times; then, with
-        patience, it has broken its edge.
+        payload fails at once. A payload that arrived altered is sent again, with ``patience`` or without, a
+        few times; then it fails, with ``patience`` by an `EdgeBrokenError`.
 
     Raises
     ------
@@ -126,7 +126,7 @@ class Links(Closing):
 
     @property
     def bytes_sent(self) -> dict[int, int]:
-        """Local sender to the payload bytes it has handed over, all receivers together, without retries."""
+        """Local sender to the bytes of all payloads that were sent, to all receivers, without retries."""
         return self._sending.bytes_sent
 
     @property
@@ -139,7 +139,10 @@ class Links(Closing):
         return self._addresses[remote]
 
     def no_tls_with(self, remote: int) -> str | None:
-        """Return why there is no TLS with a remote peer; None if there is. It may take some seconds."""
+        """Return the reason why a remote peer's TLS fails; None if it does not, or nobody is there.
+
+        None also without credentials. This may take some seconds; see `Credentials.diagnose`.
+        """
         own = self._credentials
         return None if own is None else own.diagnose(self.address_of(remote), remote)
 
@@ -190,15 +193,16 @@ class Links(Closing):
         remedy : str
             The error's advice if a neighbour is missing.
         stage : int
-            The question: 0, are you prepared; s > 0, did all your neighbours agree to your stage s - 1.
+            The question that neighbours are asked: in stage 0, whether they are prepared; in stage s > 0,
+            whether all neighbours of theirs have agreed to their stage s - 1.
 
         Raises
         ------
         PeerUnreachableError
-            When a neighbour is given up; names edge, address and deadline.
+            When a neighbour is given up; the message names edge, address and deadline.
         ExchangeRefusedError
-            When a neighbour has other terms, or the two ends do not accept each other's certificates; names
-            the difference. Raised at once.
+            At once when a neighbour has other terms, or the two ends do not accept each other's certificates;
+            the message names the difference.
         Exception
             The error that `fail` was called with.
         """
@@ -218,7 +222,7 @@ class Links(Closing):
         self._sending.send(self.edges, sender, iteration, phase, vector, shares)
 
     def together(self) -> AbstractContextManager[None]:
-        """Return a block in which payloads to hosts of this machine are gathered; see `Sending.together`."""
+        """Return a context manager that gathers payloads to hosts of this machine; see `Sending.together`."""
         return self._sending.together()
 
     def flush(self, timeout: float) -> None:
@@ -226,14 +230,14 @@ class Links(Closing):
         self._sending.flush(timeout)
 
     def stop(self, origin: int, iteration: int, reason: str, cause: Cause, timeout: float = 2.0) -> int:
-        """Send a stop to every remote neighbour, in both directions: ``origin`` gives up. Never raises.
+        """Tell every remote neighbour, in both directions of edges, that ``origin`` gives up. Never raises.
 
         Parameters
         ----------
         origin : int
             The peer that gave up first, local or not.
         iteration : int
-            The iteration it was in.
+            The iteration in which ``origin`` was.
         reason : str
             The reason, in words for a person.
         cause : Cause
@@ -244,7 +248,7 @@ class Links(Closing):
         Returns
         -------
         int
-            Number of neighbours that have taken it.
+            Number of neighbours that have taken the stop.
         """
         edges = self.edges
         stops = {
@@ -273,13 +277,13 @@ class Links(Closing):
         messages : mapping of int to Gossip
             The gossip for each remote member; ``sender`` must be a local peer.
         timeout : float
-            Seconds that all of it may take.
+            Seconds that all gossip together may take.
 
         Returns
         -------
         dict of int to Gossip or ExchangeError
-            Each one's answer, or the error: it was not reached in time, or refused (which does not stop this
-            host). The error of `fail` is never raised here: a host that gives up may still gossip.
+            Each member's answer, or the error: the member was not reached in time, or refused (which does not
+            stop this host). The error of `fail` is never raised here: a host that gives up may still gossip.
 
         Raises
         ------
@@ -309,8 +313,8 @@ class Links(Closing):
     def fetch(self, local: int, donor: int, check: Callable[[], None]) -> npt.NDArray[np.floating]:
         """Ask another peer of the present view for its θ at the view's beginning.
 
-        The deadline is ``timeout``; after a fetch that ran into its deadline, the next one's is twice as
-        long, from any donor.
+        The deadline is ``timeout``; after a fetch that ran into its deadline, the next fetch, from any donor,
+        has twice the time, up to ``longest``.
 
         Parameters
         ----------
@@ -324,16 +328,16 @@ class Links(Closing):
         Returns
         -------
         numpy.ndarray
-            (q,), of the terms' dtype, finite; its own memory.
+            θ, (q,), of the terms' dtype, finite, in memory of its own.
 
         Raises
         ------
         OtherViewError
-            When the donor has not come to this view yet, has no θ itself yet, or has left the view.
+            When the donor has not come to this view yet, has no θ to give in it, or has left the view.
         ExchangeTimeoutError, PeerUnreachableError
             When there is no answer.
         ExchangeRefusedError
-            When the donor refuses, or its answer is another one than asked for; says which.
+            When the donor refuses, or its answer is not the one that was asked for; the message says why.
         Exception
             The error that `fail` was called with, or that ``check`` raised.
         """

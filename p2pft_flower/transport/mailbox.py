@@ -72,11 +72,11 @@ ASK_EVERY = 0.2
 """Seconds between two calls of a waiting caller's ``patience``."""
 
 _LONG = 2**20
-"""Bytes, or encoded numbers, from which on payloads are checked in a thread: it holds nothing else up."""
+"""Bytes, or encoded numbers, from which on payloads are checked in a thread: nothing else is held up."""
 
 
 def first_error(held: Exception | None, new: Exception) -> Exception:
-    """Return which of two reasons to stop exchanging counts: the first, unless it only ended the view."""
+    """Return the error that counts: ``held``, unless it is None, or ends a view only and ``new`` does not."""
     ends_view = isinstance(held, ViewChangeError) and not isinstance(new, ViewChangeError)
     return new if held is None or ends_view else held
 
@@ -106,7 +106,12 @@ class Mailbox:
     Attributes
     ----------
     duplicates : int
-        Number of payloads that came again because an answer was lost. No fault.
+        Number of payloads that came again because an answer was lost, which is no fault.
+
+    Raises
+    ------
+    ValueError
+        When ``capacity`` or ``first_iteration`` is too small, or an edge is in none of the ``turns``.
     """
 
     def __init__(
@@ -165,21 +170,21 @@ class Mailbox:
         Parameters
         ----------
         messages : sequence of (bytes, Body)
-            Of each payload a serialised PayloadHeader, and the vector's little-endian bytes, which are kept,
-            not copied.
+            The serialised PayloadHeader and the bytes (little-endian numbers, or the codec's) of each
+            payload; the bytes are kept, not copied.
         timeout : float
             Longest wait for room, in seconds.
         authenticated : int, optional
-            The peer whose certificate the connection has; only that one may be the sender. Default None:
+            The peer whose certificate the connection has; only this peer may be the sender. Default None:
             a connection without certificates.
 
         Returns
         -------
         list of Reply
-            The answer to each, in their order: ACCEPTED; DUPLICATE for the payload accepted last; SUPERSEDED
-            if a newer call came meanwhile; LATER for one of a view that this mailbox does not know of yet,
-            which is no fault; otherwise the reason of the refusal, which is counted and leaves everything
-            else as it was.
+            The answer to each payload, in their order: ACCEPTED; DUPLICATE for the payload that its edge
+            accepted last; SUPERSEDED if a newer call came meanwhile; LATER for a payload of a view that this
+            mailbox does not know of yet, which is no fault; otherwise a refusal with its reason (BUSY if the
+            queue stayed full), which is counted and leaves everything else as it was.
 
         Raises
         ------
@@ -281,7 +286,7 @@ class Mailbox:
                 self._at(lost, (sender, receiver), position)
 
     def _at(self, error: Exception, edge: Edge, position: int) -> Exception:
-        """Name the payload that was waited for."""
+        """Return ``error``; an `ExchangeError` then names the payload that was waited for."""
         if isinstance(error, ExchangeError):
             iteration, phase = divmod(position, self.terms.phases)
             error.at(peer=edge[1], edge=edge, iteration=iteration, phase=self.terms.phase_name(phase))
@@ -308,11 +313,11 @@ class Mailbox:
         status : Status
             The status of the answer.
         edge : (int, int) or None
-            The edge that it came along, if there is one.
+            The edge that the message came along, if there is one.
         reason : str
             The reason.
         sender : str
-            Its origin, as ``from peer 3``, if it came along none of the edges here.
+            The message's origin, as ``from peer 3``, if it came along none of the edges here.
         """
         inbox = self._inboxes.get(edge) if edge is not None else None
         if inbox is not None and edge is not None:
@@ -329,7 +334,7 @@ class Mailbox:
     def _examine(
         self, header: bytes, payload: Body, authenticated: int | None
     ) -> pb.Reply | tuple[pb.PayloadHeader, Received]:
-        """Return a payload that passes every check but that of its position, or the answer to it."""
+        """Return header and payload if they pass all checks but that of the position, else the answer."""
         edge: Edge | None = None
         try:
             try:
@@ -345,7 +350,7 @@ class Mailbox:
             return self.refuse(refusal.status, edge, refusal.reason)
 
     def _check(self, header: pb.PayloadHeader, payload: Body, authenticated: int | None) -> Received:
-        """Check all that does not depend on what came before; raise `Refused` or return the payload."""
+        """Return the payload after all checks that need no earlier payload; raise `Refused` if one fails."""
         terms = self.terms
         if authenticated is not None and header.sender != authenticated:
             raise Refused(
@@ -445,7 +450,15 @@ class Mailbox:
     def _queued_or_waiting(
         self, header: pb.PayloadHeader, received: Received, inbox: Inbox
     ) -> pb.Reply | Waiting:
-        """Do what `_enter` does for one payload; raise `Refused` if its position is wrong."""
+        """Queue one payload and return the answer, or return its place to wait for room.
+
+        Raises
+        ------
+        Refused
+            When the position is wrong.
+        Exception
+            The error that `fail` was called with.
+        """
         position = header.iteration * self.terms.phases + header.phase
         if self._error is not None:
             raise self._error

@@ -42,10 +42,10 @@ class _Greeting:
     local: int
     remote: int
     end: float
-    """Time at which it is given up (time.monotonic)."""
+    """Time at which the neighbour is given up (time.monotonic)."""
     agreed: bool = False
     last: ExchangeError | None = None
-    """The last error of greeting it."""
+    """The last error of greeting the neighbour."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Meeting:
     channels : Channels
         The way to the neighbours.
     credentials : Credentials or None
-        Our own certificate, and the authorities that we trust.
+        This host's certificate, and the authorities that it trusts.
     terms : Terms
         The terms to which every neighbour must agree.
     pairs : mapping of (int, int) to (int, int)
@@ -73,7 +73,15 @@ class Meeting:
     awaited: set[int]
 
     async def run(self, timeout: float, remedy: str, stage: int) -> None:
-        """Greet all at once; raise the first error that ends it."""
+        """Greet all neighbours at once, until all agree.
+
+        Raises
+        ------
+        PeerUnreachableError
+            When a neighbour is given up, as `_greet` does.
+        ExchangeError
+            When trying again is of no use.
+        """
         end = time.monotonic() + timeout
         greetings = [_Greeting(edge, *pair, end) for pair, edge in self.pairs.items()]
         tasks = [asyncio.ensure_future(self._greet(g, timeout, stage)) for g in greetings]
@@ -110,7 +118,7 @@ class Meeting:
         Raises
         ------
         _GivenUpError
-            When it is silent, or prepares without progress, for too long.
+            When the neighbour is silent, or prepares without progress, for too long.
         ExchangeError
             When trying again is of no use.
         """
@@ -161,10 +169,10 @@ class Meeting:
         call.read(raw, pb.Reply)
 
     async def _tls_cause(self, call: Call, error: ExchangeError) -> str | None:
-        """Return why there is no TLS with a neighbour; None if that is not why there is no answer."""
+        """Return the reason why there is no TLS with a neighbour; None if ``error`` has another cause."""
         if self.credentials is None:
             return None
-        # gRPC says what is not accepted here. If the other end does not accept us, it says "Socket closed"
+        # gRPC says what is not accepted here. If the other end refuses this host, it says "Socket closed"
         # only. A connection that is refused may come to be.
         ours = any(sign in error.problem for sign in _NO_HANDSHAKE)
         if not ours and "Socket closed" not in error.problem:

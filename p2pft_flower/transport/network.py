@@ -1,7 +1,7 @@
 """The one thread of networking: an event loop, in which all calls and servers of this process run.
 
-It exists as long as anybody has `Tasks`. Each task belongs to the `Tasks` that started it: `Tasks.close` ends
-and awaits all of them, and an unforeseen error of one reaches ``on_failure``.
+The thread exists as long as anybody has `Tasks`. Each task belongs to the `Tasks` that started it:
+`Tasks.close` ends and awaits all tasks of these, and an unforeseen error of a task reaches ``on_failure``.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def _release(network: _Network) -> None:
 
 
 async def all_on_the_loop(futures: Sequence[Future[Any]], timeout: float) -> None:
-    """Wait until other threads have set all results, or ``timeout`` seconds have passed.
+    """Wait until other threads have set the results of all ``futures``, or ``timeout`` seconds have passed.
 
-    However many there are, the loop is woken once.
+    However many futures there are, the loop is woken once.
     """
     loop, lock, left = asyncio.get_running_loop(), threading.Lock(), len(futures)
     done = asyncio.Event()
@@ -110,7 +110,7 @@ class Tasks(Closing):
         self._network = _hold()
 
     def start(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> Future[T]:
-        """Begin ``work(*arguments)``; from any thread. To cancel the future cancels the task.
+        """Begin ``work(*arguments)``, from any thread; return its future, whose `cancel` cancels the task.
 
         Raises
         ------
@@ -132,13 +132,13 @@ class Tasks(Closing):
         return self._submit(work, arguments, None).result()
 
     def call(self, function: Callable[..., object], *arguments: Any) -> None:
-        """Call a function in the network's thread, soon; from any thread. Nothing happens once closed."""
+        """Have the network's thread call a function soon; from any thread. Do nothing if closed."""
         with self._lock:
             if not self._closed:
                 self._network.loop.call_soon_threadsafe(function, *arguments)
 
     def close(self) -> None:
-        """Cancel and await all tasks; the last owner's ends the thread."""
+        """Cancel and await all tasks; the last owner's call ends the thread."""
         with self._lock:
             if self._closed:
                 return

@@ -82,7 +82,10 @@ class ObserverServer(Closing):
         self.address = self._listener.bound_addresses[0]
 
     def close(self, grace: float = 1.0) -> None:
-        """Stop listening; reports that have arrived are still handed on, for ``grace`` seconds at most."""
+        """Stop listening; reports that have arrived are still handed on, for ``grace`` seconds at most.
+
+        A call of ``on_report`` that has begun is waited for.
+        """
         self._listener.close(grace)
         self._one.shutdown(wait=True)
 
@@ -116,7 +119,8 @@ class ObserverClient(Closing):
     max_outstanding : int
         Reports that may be under way or wait for their turn; more are dropped. Default 64.
     timeout : float
-        Seconds that a report may be under way; then it is dropped. Default 10.
+        Seconds that the call with a report may take when the report's turn has come; then the report is
+        dropped. Default 10.
     credentials : Credentials, optional
         A peer's certificates, for TLS over TCP with the coordinator of its federation; default plain text.
     insecure : bool
@@ -125,7 +129,7 @@ class ObserverClient(Closing):
     Attributes
     ----------
     dropped : int
-        Reports that nobody took. The log says so of the first, and why.
+        Number of reports that were not taken. The log says of the first one why it was not.
 
     Raises
     ------
@@ -183,7 +187,7 @@ class ObserverClient(Closing):
         return open_channel(self._address, "coordinator", self._credentials, self._insecure)
 
     async def _send(self, report: bytes) -> str | None:
-        """Send a report; return why it was not taken in, None if it was."""
+        """Send a report; return the reason why it was not taken in, None if it was."""
         unary = self._channel.unary_unary(f"/{OBSERVER}/Report", None, None)
         try:
             async with self._turn:

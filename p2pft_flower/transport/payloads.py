@@ -53,13 +53,13 @@ class Payload:
     header : bytes
         The bytes of the header.
     body : bytes or memoryview
-        The vector's bytes; if they lie in a segment, there.
+        The payload's bytes; a view of the segment if they lie in one.
     iteration : int
         The iteration.
     phase : str
         The exchange's name.
     offset : int, optional
-        Where the body begins in this host's segment; default None: it lies in none.
+        The place, in bytes, at which the body begins in this host's segment; default None: in no segment.
     """
 
     edge: Edge
@@ -76,14 +76,14 @@ class Payload:
 
 
 class Deadlines:
-    """Deadlines of calls that carry a vector: longer on edges that have needed it.
+    """Deadlines of calls that carry a vector: longer on edges that have needed more time.
 
-    All of it is the network's thread's alone.
+    Only the network's thread uses it.
 
     Parameters
     ----------
     timeout, longest : float
-        The least and the most, in seconds; the most is no less than the least.
+        The least and the longest deadline, in seconds; the longest counts as ``timeout`` if it is less.
     """
 
     def __init__(self, timeout: float, longest: float) -> None:
@@ -96,11 +96,11 @@ class Deadlines:
         return max(self.least, self._needed.get(edge, 0.0))
 
     def most(self) -> float:
-        """Return the deadline of the edge that has needed the longest."""
+        """Return the deadline of the edge that has needed the longest one, in seconds."""
         return max([self.least, *self._needed.values()])
 
     def lengthen(self, edge: Edge, deadline: float, size: int) -> None:
-        """Note that ``size`` bytes did not get through in time: the edge's next call gets twice the time."""
+        """Note that ``size`` bytes did not get through in ``deadline`` seconds: the next call has twice."""
         self._needed[edge] = min(2 * deadline, self.longest)
         self.log_once(
             edge,
@@ -111,7 +111,7 @@ class Deadlines:
         )
 
     def log_once(self, edge: Edge, kind: str, text: str) -> None:
-        """Warn of something once an edge and kind."""
+        """Log ``text`` as a warning, once for each edge and kind."""
         if (edge, kind) not in self._logged:
             self._logged.add((edge, kind))
             log.warning("%s (logged once an edge)", text)
@@ -126,7 +126,7 @@ class Carrier:
     channels : Channels
         The way to the receivers.
     deadlines : Deadlines
-        The deadlines of its calls.
+        The deadlines of the calls.
     patience, speaks, views_change
         As for `Links`.
     """
@@ -150,9 +150,9 @@ class Carrier:
         Raises
         ------
         ExchangeError
-            When it is refused; without patience, when a call failed.
+            When the payload is refused; without patience, when a call failed.
         EdgeBrokenError
-            When it does not get through though its receiver speaks.
+            When the payload does not get through though its receiver speaks.
         Exception
             The error that ``patience`` returned.
         """
@@ -200,7 +200,7 @@ class Carrier:
         return Call(edge, remote, address, deadline, payload.iteration, payload.phase)
 
     async def _once(self, payload: Payload, call: Call) -> bytes:
-        """Send a payload once, as long as there is patience, and return the answer's bytes."""
+        """Return the answer to one call with a payload; raise an error of ``patience`` meanwhile."""
         sending = asyncio.ensure_future(self.deliver(payload, call))
         try:
             while not (await asyncio.wait({sending}, timeout=ASK_EVERY))[0]:

@@ -1,4 +1,4 @@
-"""Before a run: whether neighbours reach each other; round trip, bandwidth and clocks of their links."""
+"""Probes before a run: do neighbours reach each other; round trip, bandwidth and clocks of their links."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ BALLAST = 2**20
 """Bytes sent to measure the bandwidth."""
 
 ECHOES = 5
-"""Round trips made; the shortest counts."""
+"""Round trips made; the shortest counts, and the median of the clocks' differences."""
 
 GRACE = 3.0
 """Seconds that a peer stays for the probe of a neighbour that refused it, to answer with the reason."""
@@ -59,14 +59,13 @@ class LinkReport:
     address : str
         The address at which the neighbour was looked for.
     error : str
-        The reason why the neighbour could not be probed; empty if it answered: then the other fields are
-        there.
+        The reason why the probing failed; empty if it did not: then the fields below are not None.
     round_trip : float or None
         Seconds, the shortest of several.
     bandwidth : float or None
-        Bytes a second towards the neighbour, all neighbours at once, as in training.
+        Bytes a second towards the neighbour, while all neighbours are sent to at once, as in training.
     skew : float or None
-        Seconds that the neighbour's clock is ahead of the peer's, to within half a round trip.
+        Seconds by which the neighbour's clock is ahead of the peer's, to within half a round trip.
     """
 
     peer: int
@@ -84,17 +83,22 @@ class Prober(Closing):
     Parameters
     ----------
     run : str
-        The run's identifier; probes of others are refused.
+        The run's identifier; probes of other runs are refused.
     peer : int
         The local peer.
     listen : str
         The address to listen on.
     neighbours : mapping of int to str
-        Neighbour, in either direction of an edge, to the address at which it is to be reached.
+        Neighbour, in either direction of an edge, to its address as seen from here.
     credentials : Credentials, optional
         The peer's certificate, and the authorities that it trusts; for TLS over TCP.
     insecure : bool
         Whether plain text may leave this machine; default False.
+
+    Attributes
+    ----------
+    address : str
+        The address listened on, with the real port.
 
     Raises
     ------
@@ -143,7 +147,7 @@ class Prober(Closing):
         Parameters
         ----------
         timeout : float
-            The deadline in seconds, for all of it.
+            The deadline in seconds, for all probes together.
 
         Returns
         -------
@@ -217,7 +221,7 @@ class Prober(Closing):
         return passed, reply.time - (sent + passed / 2)
 
     async def _reach(self, probe: Callable[[], Awaitable[object]], neighbour: int, end: float) -> None:
-        """Try again until the neighbour listens or refuses our certificate; raise at the deadline."""
+        """Probe until the neighbour answers; raise at the deadline, or if TLS with it fails."""
         while True:
             try:
                 await probe()
@@ -253,7 +257,7 @@ class Prober(Closing):
         return pb.ProbeReply(status=pb.ACCEPTED, time=now).SerializeToString()
 
     def _check(self, probe: pb.Probe, caller: Identity | None) -> None:
-        """Raise `Refused` where a probe is not to be answered."""
+        """Raise `Refused` if a probe must not be answered."""
         if probe.run != self._run:
             raise Refused(pb.WRONG_RUN, f"run {probe.run[:64]!r} is not this one")
         if probe.receiver != self._peer or probe.sender not in self._neighbours:

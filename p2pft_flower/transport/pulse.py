@@ -16,7 +16,7 @@ Clock = Callable[[], float]
 class OwnPulse:
     """The activity and progress of this host, kept by the threads that work and read by `Heartbeats`.
 
-    Every call but :meth:`read` is progress. All may come from any thread.
+    Every call but that of :meth:`read` is progress. Calls may come from any thread.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ class OwnPulse:
         self._slowest: dict[int, float] = {}
 
     def enter(self, activity: pb.Pulse.Activity) -> None:
-        """Note that the host turns to another activity, or to the same one again."""
+        """Note that the host turns to ``activity``, another one than before or the same again."""
         with self._lock:
             self._step()
             self._activity, self._since = activity, self._last

@@ -17,7 +17,7 @@ _SENDERS = 256
 
 
 class Refusals:
-    """Counts and logs refusals; all may come from any thread.
+    """Counts and logs refusals, from any thread.
 
     ``_lock`` guards all fields.
 
@@ -33,7 +33,7 @@ class Refusals:
         self._seen: Counter[tuple[str, str]] = Counter()
 
     def note(self, sender: str, status: pb.Status, reason: str) -> None:
-        """Count a refusal; log the first of this sender and cause, then the tenth, and so on."""
+        """Count a refusal; log the first of this sender and cause, the tenth, the hundredth and so on."""
         cause = pb.Status.Name(status)
         with self._lock:
             self.by_cause[cause] += 1

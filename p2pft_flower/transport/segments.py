@@ -1,8 +1,8 @@
 """Memory that hosts of one machine share: a host lays its payloads in it, and the others copy them out.
 
-A segment is a file in memory that never had a name (memfd_create), so no folder holds it, and the kernel
-frees it when the last process that has it open or mapped has ended, also by SIGKILL. Others open it by its
-owner's process and descriptor, which the kernel allows to processes of the same user only.
+A segment is a file in memory that never had a name (memfd_create), so no folder holds the file, and the
+kernel frees it when the last process that has it open or mapped has ended, also by SIGKILL. Others open it by
+its owner's process and descriptor, which the kernel allows to processes of the same user only.
 
 Its size is sealed, so that no access to a mapping of it can fail. Its content is not: its owner could change
 it at any time. So a receiver copies a payload first, and checks and uses the copy.
@@ -57,14 +57,14 @@ class Segment(Closing):
     Parameters
     ----------
     places : iterable of (int, int)
-        An edge for each place.
+        The edge, (sender, receiver), that names each place.
     payload_bytes : int
         Most bytes of a payload.
 
     Attributes
     ----------
     described : Segment
-        What others need to open it.
+        The message with which others open the segment.
 
     Raises
     ------
@@ -94,12 +94,14 @@ class Segment(Closing):
         self.described = pb.Segment(process=os.getpid(), descriptor=self._descriptor, inode=inode, size=size)
 
     def lay(self, place: Edge, payload: bytes | npt.NDArray[np.floating]) -> Body:
-        """Copy a payload into a place, over what lay there, and return its bytes there.
+        """Copy a payload into a place, over the one that lay there, and return its bytes in the segment.
 
         Raises
         ------
         OSError
             When there is no memory for a place that was not used before.
+        ValueError
+            When the segment is closed.
         """
         if self._memory is None:
             raise ValueError("the segment is closed")
@@ -113,7 +115,7 @@ class Segment(Closing):
         return Body(target, _copy(source, target), begin)
 
     def close(self) -> None:
-        """Give it up: its memory is freed when nobody has a payload of it, or has it mapped."""
+        """Give the segment up: its memory is freed when nobody has it mapped, or has a payload in it."""
         if self._memory is not None:
             self._memory = None
             os.close(self._descriptor)
@@ -127,8 +129,8 @@ class Segments:
     Parameters
     ----------
     most : int
-        Edges into this host, in any view. So many segments are kept mapped; of more, the one that was not
-        read for the longest time gives way.
+        Most edges into this host in any view, and most segments that are kept mapped: of more, the segment
+        that was not read for the longest time gives way.
 
     Attributes
     ----------
@@ -148,14 +150,14 @@ class Segments:
         Parameters
         ----------
         segment : Segment
-            What its owner says of it; nothing of it is trusted.
+            The owner's description of the segment; nothing in it is trusted.
         payload_bytes : int
             Most bytes of a payload of the run.
 
         Raises
         ------
         Refused
-            With UNSHARED, when it is none of a host of this user and run, or cannot be had here.
+            With UNSHARED, when the segment is not that of a host of this user and run, or cannot be opened.
         """
         key = segment.SerializeToString(deterministic=True)
         with self._lock:
@@ -171,16 +173,17 @@ class Segments:
     def copy(
         self, memory: mmap.mmap, begin: int, size: int, dtype: np.dtype[np.floating] | None = None
     ) -> Body:
-        """Copy a payload out of a segment, into memory of this process, which only reads it.
+        """Copy a payload out of a segment, into memory of this process; the bytes returned are read-only.
 
         Parameters
         ----------
         memory : mmap
             The segment.
         begin, size : int
-            Where it lies there, in bytes.
+            Offset and length of the payload in the segment, in bytes.
         dtype : numpy.dtype, optional
-            If it is plain numbers of this type: the copy says if all are finite. Default: it does not say.
+            The type of a payload of plain numbers: ``finite`` of the result then says whether all numbers are
+            finite, if the payload has 128 KiB or more. Default: ``finite`` is False.
         """
         if size < _MUCH:
             return Body(memory[begin : begin + size])
@@ -196,7 +199,7 @@ class Segments:
         return body
 
     def _buffer(self, size: int) -> npt.NDArray[np.uint8]:
-        """Return memory for a copy, that of a copy that nobody has any more if there is one."""
+        """Return memory of ``size`` bytes for a copy: that of a copy nobody has any more, if there is one."""
         with self._lock:
             for _ in range(len(self._buffers)):
                 buffer, references = _oldest(self._buffers)
@@ -210,7 +213,7 @@ class Segments:
             return self._buffers[-1]
 
     def clear(self) -> None:
-        """Forget all segments; each is unmapped when nothing is read from it any more."""
+        """Forget all segments; a segment is unmapped when nothing is read from it any more."""
         with self._lock:
             self._mapped.clear()
             self._buffers.clear()
@@ -251,7 +254,7 @@ if sys.platform == "linux":
 
 
 def _map(segment: pb.Segment, payload_bytes: int) -> mmap.mmap:
-    """Open, check and map a segment."""
+    """Open, check and map a segment; raise `Refused` with UNSHARED if that fails."""
     if not 0 < segment.size <= MOST_PLACES * _step(payload_bytes):
         raise Refused(pb.UNSHARED, f"a segment of {segment.size} bytes, which is no host's of this run")
     if sys.platform != "linux":

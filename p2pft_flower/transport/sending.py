@@ -40,9 +40,9 @@ class Sending:
     addresses : mapping of int to str
         Remote peer to address.
     carrier : Carrier
-        Carries a payload in calls of its own.
+        Sends a payload in calls of its own.
     work : Work
-        What is under way, and the error that ends it.
+        The work that is under way, and the error that ends it.
     timeout : float
         Seconds after which a payload is given up, if the carrier has no patience.
     on_failure : callable or None
@@ -66,7 +66,7 @@ class Sending:
         self._addresses, self._carrier, self._work = addresses, carrier, work
         self._timeout, self._on_failure = timeout, on_failure
         self._under_way: dict[Edge, tuple[Future[Rest | None], Payload]] = {}
-        """The payload of each edge, and what is to come of it: of a hand-over, what is left to do."""
+        """The payload of each edge, and the future of its end: of a hand-over, with the payloads left."""
         self._hand_overs = HandOvers(run, addresses, lambda *tried: work.go_on(self._carry, *tried))
         self._gathered: list[Payload] | None = None
         self.bytes_sent: dict[int, int] = {}
@@ -77,7 +77,7 @@ class Sending:
         self.bytes_sent = dict.fromkeys(edges.receivers, 0) | self.bytes_sent
 
     def close(self) -> None:
-        """Give shared memory up; what is under way in it must have been cancelled."""
+        """Give shared memory up; the payloads under way in it must have been cancelled."""
         self._hand_overs.close()
 
     def send(
@@ -103,21 +103,22 @@ class Sending:
         iteration, phase : int
             The place in the run.
         vector : numpy.ndarray or bytes
-            (q,), of the terms' dtype; or what the terms' codec made of it.
+            The payload's numbers, (``terms.numbers``,), of the terms' dtype; or the bytes that the terms'
+            codec made of them.
         shares : mapping of int to float, optional
-            The remote out-neighbours that it goes to, each with b_ij of a column exchange. Default: all of
-            them, with 1.
+            The remote out-neighbours that receive the payload, each with b_ij of a column exchange. Default:
+            all remote out-neighbours, with 1.
 
         Raises
         ------
         ExchangeTimeoutError, PeerUnreachableError, ExchangeRefusedError, ExchangeStoppedError
-            When the *previous* payload of an edge was not taken in; says which one and why.
+            When the *previous* payload of an edge was not taken in; names edge and reason.
         PeerLostError
-            Or any other error that ``patience`` returned for its receiver.
+            When ``patience`` returned this error, or another one, for a receiver.
         ValueError
             When ``vector`` or ``shares`` do not fit: the caller's mistake.
         Exception
-            The error that `fail` was called with.
+            The error that `Links.fail` was called with.
         """
         terms, receivers = edges.terms, edges.receivers.get(sender, ())
         if not receivers:
@@ -157,9 +158,9 @@ class Sending:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Keep what is sent in this block to hosts of this machine, and hand it over at the block's end.
+        """Gather the payloads to hosts of this machine in a block, and hand them over at the block's end.
 
-        Each edge may be sent along once in it. So a host is told of all payloads in one call.
+        So a host is told of all payloads in one call. In the block, each edge may be sent along once.
         """
         self._gathered = []
         try:
@@ -179,8 +180,8 @@ class Sending:
         Raises
         ------
         ExchangeTimeoutError
-            When one has not within ``timeout`` seconds.
-        ExchangeError
+            When a payload was not taken in within ``timeout`` seconds.
+        Exception
             As in `send`.
         """
         self._settle(sorted(self._under_way), timeout, time.monotonic() + timeout)
@@ -209,18 +210,19 @@ class Sending:
             await asyncio.to_thread(self._on_failure, error)  # it may wait for locks of the runtime
 
     def _give_up(self) -> float:
-        """Return the time at which a payload of now is given up by who waits for it."""
+        """Return the time (time.monotonic) at which a wait that begins now is given up."""
         return math.inf if self._carrier.patience else time.monotonic() + self._timeout + _STUCK
 
     def _settle(self, edges: Iterable[Edge], deadline: float, end: float) -> None:
-        """Wait until the payloads under way on some edges are taken in and forget them; raise their errors.
+        """Wait until the payloads under way on ``edges`` are taken in, and forget them; raise their errors.
 
         Parameters
         ----------
         edges : iterable of (int, int)
-            Sender and receiver of each.
+            Sender and receiver of each edge.
         deadline, end : float
-            Seconds that an error names, and the time at which they are given up.
+            The deadline that an error names, in seconds, and the time (time.monotonic) at which a payload is
+            given up.
         """
         self._work.raise_if_failed()
         waited_for = {edge: self._under_way[edge] for edge in edges if edge in self._under_way}
@@ -241,7 +243,7 @@ class Sending:
 def _plain(
     sender: int, vector: npt.NDArray[np.floating] | bytes, terms: Terms
 ) -> npt.NDArray[np.floating] | bytes:
-    """Return the vector as its bytes are sent, after a check that it fits."""
+    """Return ``vector`` as it is sent, bytes or a little-endian array; raise ValueError if it is wrong."""
     if isinstance(vector, bytes):
         if not terms.codec or not terms.fits(len(vector)):
             raise ValueError(
@@ -258,5 +260,5 @@ def _plain(
 
 
 def _left(end: float) -> float | None:
-    """Return the seconds until a time; None if it never comes."""
+    """Return the seconds until ``end`` (time.monotonic); None if that is infinite."""
     return None if end == math.inf else max(0.0, end - time.monotonic())

@@ -32,8 +32,8 @@ _Answerer = Callable[[Incoming, Caller], Awaitable[_Answer]]
 class PeerServer(Closing):
     """Serves the peers of one host, from construction to `close`; a context manager.
 
-    All may be called from any thread. Calls are answered in the network's thread, the callbacks in threads of
-    a pool, which only a whole message of an admitted caller gets.
+    All methods may be called from any thread. Calls are answered in the network's thread, and the callbacks
+    run in threads of a pool, which only a whole message of an admitted caller gets.
 
     Parameters
     ----------
@@ -44,22 +44,22 @@ class PeerServer(Closing):
     out_edges : iterable of (int, int)
         (local sender, remote receiver): these receivers are neighbours too and may say hello and stop.
     on_hello : callable, optional
-        Gets a Hello that passed every check here; returns None to agree, else the answer. PREPARING has the
-        neighbour ask again at once: keep it a moment before.
+        Gets a Hello that passed every check here; returns None to agree, else the answer. After PREPARING the
+        neighbour asks again at once, so the callback should keep such an answer for a moment.
     on_stop : callable, optional
         Gets a neighbour's Stop, or one that shows the run's key; must return soon.
     on_gossip : callable, optional
         Gets a Gossip that passed every check here, and returns the answer's pulse and records; must return
         soon. Default None: gossip is refused.
     on_failure : callable, optional
-        Gets the error that one of these raised, in the network's thread; must return at once. Default: it
-        fails the mailbox.
+        Gets the error that a callback or an answer raised, in the network's thread; must return at once.
+        Default: the mailbox fails with the error.
     members : frozenset of int
         The peers of the run, local ones too: any of them may gossip, and may be a neighbour in a later view.
         Default empty: the neighbours only.
     stop_digest : str
         SHA-256, hexadecimal, of the key by which the coordinator may stop the run (`stop_run`); default
-        empty: it may not. Without certificates, a caller that shows the key is the coordinator.
+        empty: nobody may. Without certificates, a caller that shows the key counts as the coordinator.
     timeout : float
         Longest wait of a payload for room in the mailbox, in seconds, if the sender's deadline is later.
     longest : float, optional
@@ -78,7 +78,7 @@ class PeerServer(Closing):
     Raises
     ------
     BindError
-        When an address cannot be served on; names peer, address and remedy.
+        When an address cannot be served on; the message names peer, address and remedy.
     ConfigError
         When an address cannot be parsed, or plain text would leave this machine.
     """
@@ -162,14 +162,14 @@ class PeerServer(Closing):
         Parameters
         ----------
         mailbox : Mailbox
-            The new view's; of payloads no longer than the old one's.
+            The new view's mailbox; run and most bytes of a payload must be those of the old one.
         out_edges : iterable of (int, int)
             (local sender, remote receiver) of the new view.
 
         Raises
         ------
         ValueError
-            When its payloads are longer, or it is of another run: the server was not made for it.
+            When they are not: the server was not made for them.
         """
         terms = self._views.now.mailbox.terms
         if (mailbox.terms.run, mailbox.terms.payload_bytes) != (terms.run, terms.payload_bytes):
@@ -199,7 +199,7 @@ class PeerServer(Closing):
         self._views.replace(lambda view: view._replace(offer=offer))
 
     def withdraw(self) -> None:
-        """End the offer of `offer`."""
+        """End the offer: let nobody fetch θ any more."""
         self._views.replace(lambda view: view._replace(offer=None))
 
     def close(self, grace: float = 5.0) -> None:

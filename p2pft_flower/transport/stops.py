@@ -34,12 +34,12 @@ def new_key() -> bytes:
 
 
 def digest_of(key: bytes) -> str:
-    """Return the digest of ``key``, which the peers have."""
+    """Return the SHA-256 of ``key``, hexadecimal: the digest that the peers have."""
     return sha256(key).hexdigest()
 
 
 def has_key(metadata: Mapping[str, Any], digest: str) -> bool:
-    """Tell whether a call's metadata show the key of ``digest``; never if that is empty."""
+    """Tell whether a call's metadata show the key with this digest; False if ``digest`` is empty."""
     key = metadata.get(_KEY)
     return isinstance(key, bytes) and hmac.compare_digest(digest_of(key), digest)
 
@@ -65,10 +65,10 @@ def stop_run(
     reason : str
         The reason, in words for a person.
     credentials : Credentials, optional
-        The coordinator's certificates, if the peers have some; default: in plain text, which reveals only the
+        The coordinator's certificates, if the peers have some; default: plain text, which reveals only the
         reason, and a key that is worth nothing once it was used.
     timeout : float
-        Seconds that all of it may take.
+        Seconds that all calls together may take.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The present view of a server: which payloads it lets in, which θ it gives out, and the calls that wait."""
+"""The present view of a server: its mailbox and neighbours, the θ on offer, and the calls that wait."""
 
 from __future__ import annotations
 
@@ -18,7 +18,17 @@ __all__ = ["Offer", "View", "Views"]
 
 
 class Offer(NamedTuple):
-    """The θ of this host's peers at the view's beginning, which peers of the view without one may fetch."""
+    """The θ of this host's peers at the view's beginning, which other peers of the view may fetch.
+
+    Attributes
+    ----------
+    iteration : int
+        The iteration with which the view begins.
+    thetas : mapping of int to numpy.ndarray
+        Local peer to θ, (q,), of the terms' dtype.
+    to : frozenset of int
+        The peers that may fetch.
+    """
 
     iteration: int
     thetas: Mapping[int, npt.NDArray[np.floating]]
@@ -65,13 +75,16 @@ class Views:
         self._tasks.call(self._wake)
 
     def close(self) -> None:
-        """Wake all that wait, for good."""
+        """Wake all that wait; from here on nothing waits."""
         with self._lock:
             self.closed = True
         self._tasks.call(self._wake)
 
     async def until(self, true: Callable[[View], bool], timeout: float) -> bool:
-        """Wait until ``true`` holds of the view, or no view will come any more; False at the deadline."""
+        """Wait until ``true`` returns True for the present view, or no view will come any more.
+
+        Returns False if that takes longer than ``timeout`` seconds, else True.
+        """
         end = time.monotonic() + timeout
         while not (self.closed or true(self.now)):
             left = end - time.monotonic()

@@ -1,4 +1,4 @@
-"""What a host's links have begun in the network's thread, and the error that ends all of it."""
+"""Work that a host's links have begun in the network's thread, and the error that ends all of it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Work:
             raise error
 
     def start(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> Future[T]:
-        """Begin ``work(*arguments)``.
+        """Begin ``work(*arguments)`` in the network's thread, and return the future of the result.
 
         Raises
         ------
@@ -65,7 +65,13 @@ class Work:
         return future
 
     def go_on(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> Future[T]:
-        """Begin a part of other work, which may be failing by now: then this one is cancelled at once."""
+        """Begin a part of other work, and return its future; after `fail` the part is cancelled at once.
+
+        Raises
+        ------
+        ExchangeStoppedError
+            When the tasks were closed.
+        """
         future = self._tasks.start(work, *arguments)
         with self._lock:
             self._going.add(future)
@@ -76,14 +82,16 @@ class Work:
         return future
 
     def result(self, future: Future[T], timeout: float | None = None) -> T:
-        """Return a future's result; raise the error that `fail` was called with, if that ended it.
+        """Return the result of the future of some work.
 
         Raises
         ------
         TimeoutError
-            When it has none within ``timeout`` seconds.
+            When there is no result within ``timeout`` seconds.
+        ExchangeStoppedError
+            When the work was cancelled, and `fail` was not called.
         Exception
-            Any error of the work.
+            Any error of the work, or the error that `fail` was called with if the work was cancelled.
         """
         try:
             return future.result(timeout)
@@ -109,13 +117,13 @@ class Work:
             future.cancel()
 
     def fail(self, error: Exception) -> None:
-        """End all work with ``error``. The first error stays, but for a `ViewChangeError`."""
+        """End all work with ``error``. The first error stays, but a `ViewChangeError` gives way to others."""
         with self._lock:
             self._error = first_error(self._error, error)
         self.cancel()
 
     def cancel(self) -> None:
-        """Cancel all that has begun."""
+        """Cancel all work that has begun."""
         with self._lock:
             going = list(self._going)
         for future in going:  # not under the lock, which `_forget` takes

@@ -36,7 +36,7 @@ __all__ = ["create_authority", "issue", "renew"]
 
 _CURVE = ec.SECP256R1()
 _CLOCKS = timedelta(minutes=5)
-"""Time that a peer's clock may be behind the authority's without the new certificate being refused."""
+"""Time by which a peer's clock may be behind the authority's: the peer still accepts a new certificate."""
 
 
 def create_authority(folder: Path, federation: str, days: float = 3650) -> CertificateFacts:
@@ -49,7 +49,7 @@ def create_authority(folder: Path, federation: str, days: float = 3650) -> Certi
     federation : str
         Lower-case letters, digits and hyphens, 40 at most: it becomes part of DNS names.
     days : float
-        Days for which it is valid.
+        Days for which the authority's certificate is valid.
 
     Raises
     ------
@@ -97,10 +97,10 @@ def issue(
     holder : int or str
         The peer's number, from 0, or ``coordinator``.
     addresses : iterable of str
-        Host names and IP addresses the peer is reached at, without port. Nothing depends on them; they are
-        for people and other programs. None may end in ``.p2pft.internal``.
+        Host names and IP addresses, without port, at which the holder is reached. Nothing depends on them;
+        they are for people and other programs. None may end in ``.p2pft.internal``.
     days : float
-        Days for which it is valid; never longer than the authority's own certificate.
+        Days for which the certificate is valid; never longer than the authority's own certificate.
 
     Raises
     ------
@@ -119,9 +119,8 @@ def issue(
 def renew(authority: Path, folder: Path, days: float = 365, previous: Path | None = None) -> CertificateFacts:
     """Replace a peer's, or the coordinator's, key and certificate by new ones for the same holder and names.
 
-    The holder is taken from the old certificate, which must therefore be signed by an authority of the
-    caller's own files: the files in ``folder``, its ``ca.pem`` included, come from the peer and prove
-    nothing.
+    The old certificate says who the holder is. So an authority in the caller's own files must have signed it:
+    the files in ``folder``, ``ca.pem`` included, come from the peer and prove nothing.
 
     ``ca.pem`` keeps the authorities that are still valid and gains ``authority``'s: while authorities
     change, a peer trusts the old and the new one.
@@ -131,11 +130,11 @@ def renew(authority: Path, folder: Path, days: float = 365, previous: Path | Non
     authority : Path
         The authority's folder: the one that issued the certificate, or a new one of the same federation.
     folder : Path
-        The peer's folder.
+        The holder's folder.
     days : float
         Days for which the new certificate is valid.
     previous : Path, optional
-        While authorities change: the ``ca.pem`` of the one that issued the old certificate, from the
+        While authorities change: the ``ca.pem`` of the authority that issued the old certificate, from the
         caller's own copy.
 
     Raises
@@ -189,7 +188,7 @@ def _builder(
     days: float,
     root: x509.Certificate | None = None,
 ) -> x509.CertificateBuilder:
-    """Return a builder with all that certificates have in common; one without a ``root`` is its own."""
+    """Return a builder with all that certificates have in common; without ``root`` it is self-issued."""
     if not 0 < days <= 36500:
         raise ConfigError(f"days = {days:g}: must be above 0 and at most 36500")
     begin = certificates.utc_now()
@@ -224,7 +223,7 @@ def _sign_and_write(
     addresses: Iterable[str],
     days: float,
 ) -> CertificateFacts:
-    """Make a peer's or the coordinator's new key and certificate, in a folder with whom it trusts."""
+    """Write a new key and certificate for ``identity`` to ``folder``, with the authorities in ``trusted``."""
     own_name = x509.DNSName(target_name(identity.federation, identity.holder))
     names = (own_name, *(_general_name(address) for address in dict.fromkeys(addresses)))
     uses = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
@@ -266,7 +265,7 @@ def _general_name(address: str) -> x509.GeneralName:
 def _load_authority(
     folder: Path,
 ) -> tuple[list[x509.Certificate], x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """Return all certificates of ca.pem, the one that ca.key belongs to, and that key."""
+    """Return all certificates of ca.pem, the certificate to which ca.key belongs, and that key."""
     roots = read_certificates(folder / CA_FILE)
     file = folder / CA_KEY_FILE
     try:

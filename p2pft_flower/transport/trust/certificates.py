@@ -1,13 +1,14 @@
-"""A federation's certificates: its authority's (CA), one a peer with the peer's number, the coordinator's.
+"""A federation's certificates: that of its authority (CA), that of each peer, and the coordinator's.
 
 The authority's folder holds ``ca.pem`` and ``ca.key``; a peer's folder ``ca.pem``, ``peer.pem`` and
 ``peer.key``. A peer's certificate has the URI ``p2pft://<federation>/peer/<i>`` and the DNS name
 ``peer-<i>.<federation>.p2pft.internal``. A client asks for that name at any address of the peer, so that the
 process that answers proves to be peer i of this federation. The coordinator's has the URI
 ``p2pft://<federation>/coordinator`` and the name ``coordinator.<federation>.p2pft.internal``: peers accept
-one call of it, the stop of a run, and send it their progress. Its folder has the files of a peer's.
+one call of the coordinator, the stop of a run, and send it their progress. The coordinator's folder has the
+same files as a peer's.
 
-:mod:`~p2pft_flower.transport.trust.authority` makes them.
+:mod:`~p2pft_flower.transport.trust.authority` makes certificates.
 """
 
 from __future__ import annotations
@@ -100,11 +101,11 @@ class CertificateFacts:
     Attributes
     ----------
     identity : Identity
-        Its holder.
+        The certificate's holder.
     names : tuple of str
-        The host names and IP addresses in it, without the one that stands for federation and peer.
+        The certificate's host names and IP addresses, but for the name that stands for the holder.
     not_before, not_after : datetime.datetime
-        Begin and end of its validity, UTC.
+        Begin and end of the certificate's validity, UTC.
     fingerprint : str
         SHA-256 of the certificate, in hexadecimal.
     """
@@ -117,12 +118,12 @@ class CertificateFacts:
 
     @classmethod
     def of(cls, certificate: x509.Certificate) -> CertificateFacts:
-        """Read ``certificate``.
+        """Return the content of ``certificate``.
 
         Raises
         ------
         ValueError
-            When it is none of a federation's.
+            When ``certificate`` is not one of a federation.
         """
         try:
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -161,13 +162,13 @@ def identity_of(pem: bytes) -> Identity:
     Raises
     ------
     ValueError
-        When it is none of a federation's.
+        When ``pem`` is not a certificate of a federation.
     """
     return CertificateFacts.of(x509.load_pem_x509_certificate(pem)).identity
 
 
 def read_certificates(file: Path) -> list[x509.Certificate]:
-    """Return the certificates in a PEM file, one at least.
+    """Return the certificates in a PEM file, at least one.
 
     Raises
     ------
@@ -197,12 +198,12 @@ def read_certificate(file: Path) -> CertificateFacts:
 
 
 def facts_in(certificate: x509.Certificate, file: Path) -> CertificateFacts:
-    """Return the content of a ``certificate`` from ``file``.
+    """Return the content of a ``certificate`` that was read from ``file``.
 
     Raises
     ------
     ConfigError
-        When it is no certificate of a federation.
+        When ``certificate`` is not one of a federation.
     """
     try:
         return CertificateFacts.of(certificate)
@@ -222,5 +223,5 @@ def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> 
 
 
 def utc_now() -> datetime:
-    """Return the time by which certificates are made and checked."""
+    """Return the present time, UTC, by which certificates are made and checked."""
     return datetime.now(UTC)

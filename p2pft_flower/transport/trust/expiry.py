@@ -1,4 +1,4 @@
-"""The end of certificates: warnings while a run lasts, and a reason if it cuts a link."""
+"""The end of certificates: warnings while a run lasts, and the reason if an expired one cuts a link."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Expiry:
     facts : CertificateFacts
         The certificate's content.
     remedy : str
-        The remedy, in words.
+        The remedy, in words, for messages.
     """
 
     file: Path
@@ -43,12 +43,12 @@ class Expiry:
 
     @property
     def left(self) -> timedelta:
-        """The rest of its life."""
+        """The rest of the certificate's life; not positive once it has expired."""
         return self.facts.not_after - certificates.utc_now()
 
     @property
     def stage(self) -> int:
-        """The number of these that have come: a week is left, a tenth of its life, an hour, nothing."""
+        """The number of these that have come, 0 to 4: a week left, a tenth of the life, an hour, nothing."""
         life = self.facts.not_after - self.facts.not_before
         return sum(
             self.left <= bound for bound in (SOON, min(SOON, life / 10), timedelta(hours=1), timedelta(0))
@@ -63,7 +63,7 @@ class Expiry:
 
 
 async def watch(expiries: Sequence[Expiry]) -> None:
-    """Warn of certificates that run out soon: once a day, and whenever it gets more urgent. Never returns.
+    """Warn of certificates that expire soon, once a day and at each new :attr:`~Expiry.stage`, for ever.
 
     `Credentials.warnings` has the state at the start, which was logged when the certificates were loaded.
     """

@@ -1,4 +1,4 @@
-"""Signatures with the keys of certificates: a peer's message can be passed on, and not changed."""
+"""Signatures with the keys of certificates: others can pass a peer's message on, but not change it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["MOST_CERTIFICATES", "Signatures"]
 _SCHEME = ec.ECDSA(hashes.SHA256())
 
 MOST_CERTIFICATES = 4
-"""Certificates of a peer that count, the last ones: a renewed one does not make older signatures void."""
+"""Number of a peer's latest certificates that count: so a renewal does not make older signatures void."""
 
 
 class Signatures:
@@ -52,12 +52,12 @@ class Signatures:
         return tuple(self._known.get(peer, ()))
 
     def learn(self, certificate: bytes) -> None:
-        """Take in a peer's certificate (DER).
+        """Add a peer's certificate (DER) to the known ones.
 
         Raises
         ------
         ValueError
-            When it is no certificate of a peer of this federation; names the fault.
+            When ``certificate`` is none of a peer of this federation; the message names the fault.
         """
         if any(certificate in known for known in self._known.values()):
             return

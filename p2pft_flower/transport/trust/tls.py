@@ -3,10 +3,11 @@
 gRPC's Python interface has no setting for the lowest version of TLS. It is 1.3 here for two reasons:
 
 - A server looks at the version that each connection negotiated and refuses any but TLS 1.3 before it parses
-  anything (`PeerServer`). Two of our ends always negotiate 1.3, and TLS 1.3 itself detects an attacker who
-  talks them down (RFC 8446, 4.1.3).
+  anything (`PeerServer`). Two hosts of this package always negotiate 1.3, and TLS 1.3 itself detects an
+  attacker who talks them down (RFC 8446, 4.1.3).
 - With `TLS13_ENVIRONMENT` in the environment before gRPC is imported, TLS 1.2 fails in the handshake
-  already, on both sides: the one suite it leaves to TLS 1.2 needs an RSA certificate, and ours are ECDSA.
+  already, on both sides: the one suite that is left to TLS 1.2 needs an RSA certificate, and those of a
+  federation are ECDSA.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ from p2pft_flower.transport.wire.errors import Refused
 __all__ = ["TLS13_ENVIRONMENT", "Credentials"]
 
 TLS13_ENVIRONMENT = {"GRPC_SSL_CIPHER_SUITES": "ECDHE-RSA-AES256-GCM-SHA384"}
-"""Environment variables with which gRPC offers our certificates over TLS 1.3 only. They hold for every gRPC
-connection of the process; TLS 1.3 suites are not affected by them."""
+"""Environment variables with which gRPC offers a federation's certificates over TLS 1.3 only. They hold for
+every gRPC connection of the process, and do not affect the suites of TLS 1.3."""
 
 _RENEW = "renew it with 'p2pft certs renew'"
 _RENEW_AUTHORITY = "make a new authority and renew the certificates with it"
@@ -66,13 +67,13 @@ class Credentials:
     Attributes
     ----------
     folder : Path
-        Their folder.
+        The folder from which they were loaded.
     facts : CertificateFacts
         The certificate's content.
     warnings : tuple of str
-        Warnings of certificates that run out soon.
+        A warning for each certificate that expires soon.
     expiries : tuple of Expiry
-        The end of the certificate, and of those that it was issued by.
+        The end of the certificate, and of those of its issuing authorities.
     """
 
     folder: Path
@@ -116,8 +117,8 @@ class Credentials:
         ConfigError
             When a file is missing or cannot be read, the key does not fit or can be read by others, the
             certificate is expired, not valid yet, for somebody else, or from none of the authorities in
-            ca.pem, these are of another federation, or an authority's key lies there; names the file and
-            the remedy.
+            ca.pem, these are of another federation, or an authority's key lies there; the message names the
+            file and the remedy.
         """
         file, authority_file, key_file = folder / PEER_FILE, folder / CA_FILE, folder / KEY_FILE
         certificate = read_certificates(file)[0]
@@ -167,7 +168,7 @@ class Credentials:
 
     @property
     def peer(self) -> int | None:
-        """The peer that holds the certificate; None: the coordinator."""
+        """The number of the peer that holds the certificate; None for the coordinator's."""
         return self.facts.identity.peer
 
     @property
@@ -176,7 +177,7 @@ class Credentials:
         return self.facts.identity.federation
 
     def expired(self) -> str | None:
-        """Return which certificate of this host has expired, when, and the remedy; None if none has."""
+        """Return a sentence on the expired certificate of this host and the remedy; None if none expired."""
         return next((str(e) for e in self.expiries if e.left <= timedelta(0)), None)
 
     def server(self) -> grpc.ServerCredentials:
@@ -188,7 +189,13 @@ class Credentials:
         return grpc.ssl_channel_credentials(self._authorities, self._key, self._chain)
 
     def signatures(self) -> Signatures:
-        """Return an object that signs as this peer, and checks signatures of the federation's other peers."""
+        """Return an object that signs as this peer, and checks signatures of the federation's other peers.
+
+        Raises
+        ------
+        ConfigError
+            When the key is no elliptic-curve key.
+        """
         key = serialization.load_pem_private_key(self._key, password=None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise ConfigError(
@@ -200,20 +207,20 @@ class Credentials:
     def identify(self, proved: Mapping[str, Any]) -> Identity:
         """Return the holder of the certificate of a call's connection; gRPC has verified the certificate.
 
-        Returns
-        -------
-        Identity
-            A peer of this federation, or its coordinator, from which only a stop is accepted.
-
         Parameters
         ----------
         proved : mapping of str to sequence of bytes
             The properties of a call's connection over TCP that TLS proved, as gRPC has them.
 
+        Returns
+        -------
+        Identity
+            A peer of this federation, or its coordinator, from which only a stop is accepted.
+
         Raises
         ------
         Refused
-            When the connection is not TLS 1.3, or the certificate is for neither.
+            When the connection is not TLS 1.3, or the certificate is for neither of these.
         """
         version = b", ".join(proved.get("ssl_tls_version", ())).decode()
         if version != "TLSv1.3":
@@ -231,15 +238,15 @@ class Credentials:
         return who
 
     def diagnose(self, address: str, peer: int, timeout: float = 5.0) -> str | None:
-        """Try a handshake with ``peer`` and return why it fails; None if it does not, or nobody is there.
+        """Try a handshake with ``peer``; return the reason why it fails, None if it does not.
 
-        gRPC does not report to a client why a server refused its certificate; OpenSSL does. Raises nothing:
-        the caller has an error to report already.
+        None also if nobody is there. gRPC does not report to a client why a server refused its certificate;
+        OpenSSL does. Raises no error of the network: the caller has an error to report already.
 
         Parameters
         ----------
         address : str
-            The peer's ``host:port``.
+            The peer's ``host:port``; a ConfigError is raised if it has no such form.
         peer : int
             The peer that should answer there.
         timeout : float
@@ -274,7 +281,10 @@ class Credentials:
         )
 
     def _shown(self, place: Address, name: str, timeout: float) -> str | None:
-        """Return holder and date of an expired certificate shown at ``place``; None if it is none of ours."""
+        """Return holder and date of the expired certificate shown at ``place``, in words.
+
+        None if no authority that this host trusts issued it.
+        """
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # to look at it, not to trust it
@@ -294,12 +304,12 @@ class Credentials:
 
 
 def _is_let_in(context: ssl.SSLContext, place: Address, name: str, timeout: float) -> bool:
-    """Connect, and return whether the server keeps the connection once it has seen our certificate."""
+    """Connect, and return whether the server keeps the connection after it saw this host's certificate."""
     with (
         socket.create_connection((place.host, place.port), timeout) as plain,
         context.wrap_socket(plain, server_hostname=name) as secure,
     ):
-        # In TLS 1.3 the handshake is done for us before the server looks at our certificate. A server that
+        # In TLS 1.3 the client's handshake ends before the server looks at its certificate. A server that
         # accepts it speaks HTTP/2 first; one that does not closes, and gRPC's says nothing before.
         try:
             return bool(secure.recv(1))

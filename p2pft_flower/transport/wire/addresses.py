@@ -15,7 +15,8 @@ from p2pft_flower.errors import ConfigError
 __all__ = ["SOCKET_FOLDER_PREFIX", "Address", "parse_address", "unix_address"]
 
 SOCKET_FOLDER_PREFIX = "p2pft-"
-"""Folders of this name are made (mode 0700) by the server that needs them, and removed by the last one."""
+"""Folders whose names begin so are made (mode 0700) by the first server that needs them, and removed by the
+last one."""
 
 _MAX_SOCKET_PATH = 103  # bytes; sun_path holds 104 on macOS and 108 on Linux, the final NUL included
 
@@ -27,7 +28,7 @@ class Address:
     Attributes
     ----------
     path : Path or None
-        The Unix socket, None for TCP.
+        The path of the Unix socket; None for TCP.
     host : str
         Name or IP address without brackets; empty for a Unix socket.
     port : int
@@ -65,7 +66,7 @@ def parse_address(text: str) -> Address:
     Raises
     ------
     ConfigError
-        When the text is none of these; names it and says what would be right.
+        When the text is none of these; the message has the text and the remedy.
     """
     if text.startswith("unix:"):
         path = Path(text.removeprefix("unix:"))
@@ -88,7 +89,7 @@ def parse_address(text: str) -> Address:
 
 
 def unix_address(run: str, peer: int, folder: Path | None = None) -> str:
-    """Return the address of ``peer``'s Unix socket: named by run and peer, so nothing is to be discovered.
+    """Return the address of ``peer``'s Unix socket, which follows from run and peer: nothing to look up.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def unix_address(run: str, peer: int, folder: Path | None = None) -> str:
     Raises
     ------
     ConfigError
-        When ``folder``'s path is too long for a Unix socket.
+        When the path of the folder is too long for a Unix socket.
     """
     # A name that does not fit a short path component is replaced by its digest.
     name = (

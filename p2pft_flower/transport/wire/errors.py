@@ -93,7 +93,7 @@ class ExchangeError(P2PFTError):
         return f"{place}: {self.problem}" if place else self.problem
 
     def at(self, **place: Unpack[Place]) -> Self:
-        """Name the exchange that failed, and return this error; what was already named of it is replaced."""
+        """Set parts of the place, in place of any that were set before, and return this error."""
         vars(self).update(place)
         return self
 
@@ -126,14 +126,14 @@ class PeerPreparingError(ExchangeError):
     Attributes
     ----------
     progress : int
-        A number, another one than in its last answer if it has come further since.
+        A number; it differs from that of the neighbour's last answer if the neighbour has come further.
     """
 
     progress: int = 0
 
 
 class PeerUnreachableError(ExchangeError):
-    """No connection to the neighbour's address."""
+    """There is no connection to the neighbour's address."""
 
     cause = Cause.LOST
 
@@ -156,13 +156,13 @@ class Loss(Enum):
     """Ways in which a peer is lost."""
 
     CRASHED = "crashed"
-    """Nothing listens at its address any more."""
+    """Nothing listens at the peer's address any more."""
     SILENT = "silent"
-    """Its machine takes connections, but its process says nothing."""
+    """The peer's machine takes connections, but the process says nothing."""
     CUT_OFF = "cut off"
-    """Its address cannot be reached."""
+    """The peer's address cannot be reached."""
     HANGING = "hanging"
-    """It speaks, but gets no further in its own computation."""
+    """The peer speaks, but gets no further in its own computation."""
 
 
 class PeerLostError(ViewChangeError):
@@ -171,7 +171,7 @@ class PeerLostError(ViewChangeError):
     Parameters
     ----------
     problem : str
-        The observation.
+        The observation, in words.
     lost : int
         The remote peer.
     how : Loss
@@ -213,13 +213,13 @@ class ExchangeStoppedError(ExchangeError):
 
 
 class BindError(ExchangeError):
-    """An address cannot be served on; names the peer, the address and the remedy."""
+    """An address cannot be served on; the message names the peer, the address and the remedy."""
 
 
 class Refused(Exception):  # noqa: N818 - an answer, not a failure of this host
-    """A message is not taken in; ``status`` and ``reason`` are the answer.
+    """A message is not taken in; ``status`` and ``reason``, in words, are the answer.
 
-    ``counts`` says whether it is held against the caller (`Throttle`); default True.
+    ``counts`` says whether the refusal is held against the caller (`Throttle`); default True.
     """
 
     def __init__(self, status: pb.Status, reason: str, *, counts: bool = True) -> None:

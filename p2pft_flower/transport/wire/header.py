@@ -55,13 +55,13 @@ class Terms:
     view : int
         The number of the view (set of live peers and its graph); default 0.
     config : str
-        Digest of everything that must be equal on all peers; default empty.
+        Digest, as text, of all that must be equal on all peers; default empty.
     phase_names : tuple of str
-        The names of an iteration's exchanges in errors; default their numbers.
+        The names of an iteration's exchanges, for errors; default empty: errors have their numbers.
     codec : str
         The encoding of payloads, as the run-config names it; default empty: plain numbers of ``dtype``.
     vectors : int
-        Vectors in a payload; default 1.
+        Number of vectors in a payload; default 1.
     most_bytes : int
         Most bytes of an encoded payload; default 0, without a codec.
     step : float
@@ -118,11 +118,11 @@ class Terms:
 
     @property
     def payload_bytes(self) -> int:
-        """Most bytes of one payload; without a codec all have as many."""
+        """Most bytes of one payload; without a codec every payload has as many."""
         return self.most_bytes if self.codec else self.vectors * self.nbytes
 
     def fits(self, size: int) -> bool:
-        """Tell whether a payload may have so many bytes."""
+        """Tell whether a payload may have ``size`` bytes."""
         return size <= self.payload_bytes if self.codec else size == self.payload_bytes
 
     def phase_name(self, phase: int) -> str:
@@ -151,7 +151,7 @@ def checksum(header: pb.PayloadHeader, payload_hash: int) -> int:
     Parameters
     ----------
     header : PayloadHeader
-        Its own ``checksum`` does not count.
+        The header, whose field ``checksum`` does not count.
     payload_hash : int
         xxh3_64 of the payload's bytes.
     """
@@ -178,7 +178,7 @@ def encode_header(
 def encode_headers(
     terms: Terms, sender: int, iteration: int, phase: int, shares: Mapping[int, float], payload_hash: int
 ) -> Iterator[bytes]:
-    """Return the headers of one vector to several receivers, checksum included.
+    """Yield the header, with its checksum, of one payload to each of several receivers, in their order.
 
     Parameters
     ----------
@@ -189,9 +189,10 @@ def encode_headers(
     iteration, phase : int
         The place in the run.
     shares : mapping of int to float
-        Receiver to the sender's share for it, by which it multiplies in an exchange by B; 1 in one by A.
+        Receiver to the sender's share b_ij for that receiver, which multiplies by the share in an exchange by
+        B; 1 in an exchange by A.
     payload_hash : int
-        The xxh3_64 of the vector's bytes (:func:`checksum`).
+        The xxh3_64 of the payload's bytes (:func:`checksum`).
     """
     header = pb.PayloadHeader(
         run=terms.run,
@@ -235,7 +236,7 @@ def fetched(
 
 
 def wrong_vector(terms: Terms, edge: tuple[int, int], answer: pb.Fetched) -> str | None:
-    """Return why a vector fetched along ``edge`` = (donor, asking peer) does not fit, or None."""
+    """Return the reason why a vector fetched along ``edge`` = (donor, asking peer) is wrong, or None."""
     header, raw = answer.header, answer.vector
     for what, theirs, ours in (
         ("run", header.run[:64], terms.run),

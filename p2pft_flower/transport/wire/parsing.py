@@ -12,12 +12,12 @@ Kind = TypeVar("Kind", bound=Message)
 
 
 def parse(kind: type[Kind], content: bytes) -> Kind:
-    """Return the message of ``kind`` that ``content`` is.
+    """Return ``content`` parsed as a message of ``kind``.
 
     Raises
     ------
     ValueError
-        When it cannot be parsed.
+        When ``content`` cannot be parsed.
     """
     try:
         return kind.FromString(content)
