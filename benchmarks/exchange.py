@@ -199,7 +199,8 @@ class BareRing:
         return b""
 
     def _start(self, body: bytes) -> Future[bytes]:
-        return self._call.future(body, timeout=PATIENCE, wait_for_ready=True)
+        started: Future[bytes] = self._call.future(body, timeout=PATIENCE, wait_for_ready=True)
+        return started
 
     def exchange(self, vector: Vector) -> Vector:
         """Wait for the last call's answer, send a vector, and return the one that came, (q,) float32."""
@@ -234,7 +235,8 @@ class BareAioRing(BareRing):
 
     def _start(self, body: bytes) -> Future[bytes]:
         async def call() -> bytes:
-            return await self._call(body, timeout=PATIENCE, wait_for_ready=True)
+            answer: bytes = await self._call(body, timeout=PATIENCE, wait_for_ready=True)
+            return answer
 
         return asyncio.run_coroutine_threadsafe(call(), self._loop)
 

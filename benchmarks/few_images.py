@@ -192,7 +192,8 @@ def execute(data: Path, out: Path, shots: int, seed: int, wanted: Sequence[Case]
     done = []
     for case in wanted:
         begin = time.monotonic()
-        settings, gaps = case.settings(), []
+        settings = case.settings()
+        gaps: list[float] = []
 
         def watch(_: int, states: Sequence[Any], gaps: list[float] = gaps) -> None:
             if len(states) > 1:

@@ -15,6 +15,7 @@ import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -101,7 +102,7 @@ class Quadratics:
         self.model_parameters = q
         self.built: dict[int, Peer] = {}
 
-    def objectives(self, peers: list[int], progress: Any) -> dict[int, Peer]:  # noqa: ARG002
+    def objectives(self, peers: Sequence[int], progress: Any) -> dict[int, Any]:  # noqa: ARG002
         """Return new objectives of ``peers``, and keep them."""
         new = {p: Peer(p, self.theta0.size, self.seconds) for p in peers}
         self.built |= new

@@ -68,7 +68,7 @@ def digest(folder: Path) -> str:
 
 def digests(folder: Path) -> dict[str, str]:
     """Do all runs below ``folder``, and return each one's digest, by name."""
-    made = {}
+    made: dict[str, str] = {}
     for name, words in RUNS.items():
         typer.echo(f"{name} …")
         out = folder / str(len(made))

@@ -45,7 +45,9 @@ CASES: dict[str, dict[str, object] | None] = {
 }
 """Run-config keys and values of each hello, by the row's name; None: no hello is sent."""
 
-OWN = {"problem": str(Path(__file__).resolve().parents[1] / "tests" / "quadratics.py") + ":quadratics"}
+OWN: dict[str, object] = {
+    "problem": str(Path(__file__).resolve().parents[1] / "tests" / "quadratics.py") + ":quadratics"
+}
 """Run-config keys and values that the earlier tree does not know."""
 
 

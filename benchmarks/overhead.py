@@ -81,11 +81,11 @@ def host(pipe: Connection, settings: dict[str, Any]) -> None:
             times.append((done, time.perf_counter(), time.process_time()))
         return evaluate(recorder, peer, objective, theta, done, sent)
 
-    Recorder.evaluate = timed  # type: ignore[method-assign]
+    Recorder.evaluate = timed  # type: ignore[method-assign, assignment]
     while (order := pipe.recv()) is not None:
         text, on = order
         times.clear()
-        Wires.watch = watch if on else lambda _: None  # type: ignore[method-assign]
+        Wires.watch = watch if on else lambda _: None  # type: ignore[method-assign, assignment]
         Host(Plan.from_json(text), workload).run()
         pipe.send(list(times))
 
@@ -149,7 +149,8 @@ class Block:
 
     def ratio(self, what: str) -> float:
         """Return the ratio of ``on`` to ``off``, of the seconds ``what``: ``"passed"`` or ``"computed"``."""
-        return sum(getattr(s, what) for s in self.on) / sum(getattr(s, what) for s in self.off)
+        on, off = (sum(float(getattr(s, what)) for s in samples) for samples in (self.on, self.off))
+        return on / off
 
 
 def measure(name: str, minutes: float) -> list[Block]:

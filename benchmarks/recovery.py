@@ -34,7 +34,7 @@ from p2pft_flower.host import training
 from p2pft_flower.host.host import Host
 from p2pft_flower.keeping.journal import read_journal
 from p2pft_flower.lab.ports import free_addresses
-from p2pft_flower.plan import Neighbourhood, Plan, terms_digest
+from p2pft_flower.plan import Neighbourhood, Plan, greetings, terms_digest
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import ExchangeStoppedError
@@ -142,7 +142,7 @@ def plans(n: int, folder: Path, timeout: float) -> list[Plan]:
             run=f"recovery-{n}",
             config=config,
             n=n,
-            hosts=n,
+            greetings=greetings(view, [[q] for q in range(n)]),
             terms=terms_digest(config, view, 10**6),
             peers=(Neighbourhood.of(view, p),),
             loss_weights=dict.fromkeys(range(n), 1.0),

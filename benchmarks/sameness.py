@@ -120,10 +120,10 @@ def look(model: str, tune: str, images: Path) -> Found:
             return read_results(out)
 
         results = run(folder / "whole")
-        killed = killed_after(KILLED_AFTER, folder / "whole", folder / "killed", n=PEERS)
+        killed = killed_after(KILLED_AFTER, folder / "whole", folder / "killed", n=PEERS)  # type: ignore[no-untyped-call]
         run(folder / "resumed", resume=str(killed))
         try:
-            same_run(folder / "resumed", folder / "whole", n=PEERS)
+            same_run(folder / "resumed", folder / "whole", n=PEERS)  # type: ignore[no-untyped-call]
             resumed = True
         except AssertionError:
             resumed = False

@@ -52,19 +52,19 @@ class Journal:
 
     Raises
     ------
-    OSError
-        If the folder cannot be made, or the journal cannot be opened.
     JournalError
-        By every method that writes, if the disk is full, read-only or broken.
+        If the folder cannot be made or the journal cannot be opened; by every method that writes, if the disk
+        is full, read-only or broken.
     """
 
     def __init__(self, folder: Path, peer: int) -> None:
         self.peer = peer
         self.folder = folder / "peers"
-        make_private(self.folder)
         self.path = self.folder / f"peer-{peer}.jsonl"
-        _cut_torn_end(self.path)
-        self._file: BinaryIO = open(self.path, "ab", opener=private)  # noqa: SIM115
+        with self._on_disk(self.path):
+            make_private(self.folder)
+            _cut_torn_end(self.path)
+            self._file: BinaryIO = open(self.path, "ab", opener=private)  # noqa: SIM115
         self._lock = threading.Lock()
         self._over = False
 

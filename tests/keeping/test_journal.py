@@ -70,3 +70,11 @@ def test_a_tail_that_cannot_be_written_is_the_same_error(tmp_path):
     with pytest.raises(JournalError, match=r"peer 3: .*peer-3\.safetensors cannot be written"):
         journal.save_tail({"theta": torch.ones(4)}, {})
     journal.close()
+
+
+@pytest.mark.parametrize("taken", ["peers", "peers/peer-3.jsonl/x"])
+def test_a_journal_that_cannot_be_opened_is_a_named_error_with_a_remedy(tmp_path, taken):
+    (tmp_path / taken).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / taken).touch()
+    with pytest.raises(JournalError, match=r"peer 3: .*peer-3\.jsonl cannot be written: .*output-dir"):
+        Journal(tmp_path, 3)

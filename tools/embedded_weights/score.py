@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from p2pft_flower.learning.model import embedded
 from p2pft_flower.learning.model.embedded import MEAN, STD, WEIGHTS_FILE, build, create_glyph_vit
 from tools.embedded_weights.glyphs import ALPHABET, FACES, UNSEEN_FACE, Bank, draw, load_bank
 
@@ -191,7 +192,7 @@ def score(split: str, console: Console) -> None:
     random = create_glyph_vit(10, pretrained=False)
     table = Table("what", f"accuracy ({split} digits; letters: fresh drawings)")
     letters = build(len(ALPHABET)).eval()
-    with as_file(files(__package__) / WEIGHTS_FILE) as path:
+    with as_file(files(embedded) / WEIGHTS_FILE) as path:
         letters.load_state_dict(load_file(path))
     table.add_row("letters, fonts of the pre-training", f"{letter_accuracy(letters, load_bank(FACES)):.4f}")
     table.add_row("letters, Latin in a font never seen", f"{letter_accuracy(letters, unseen_bank()):.4f}")
