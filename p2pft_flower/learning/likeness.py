@@ -88,7 +88,7 @@ def choose_images(
     count : int
         Number of images to choose.
     seed : int
-        Decides the choice.
+        Number that decides the choice.
     """
     drawn = np.random.default_rng(np.random.SeedSequence((seed, 5))).permutation(np.flatnonzero(candidates))
     times: Counter[int] = Counter()

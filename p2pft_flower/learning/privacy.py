@@ -155,8 +155,8 @@ class Privacy:
     batch_size : int
         Mean number of images in a batch, at most N.
     key : tuple of int or None
-        Decides noise and batches, for simulations: with it one can subtract the noise. None: both are drawn
-        from the operating system's entropy, and nobody can draw them again.
+        Numbers that decide noise and batches, for simulations: with the key the noise can be subtracted.
+        None: both are drawn from the operating system's entropy, and nobody can draw them again.
     """
 
     clip: float

@@ -75,7 +75,7 @@ class Tail:
 def load_tail(
     file: Path, dataset: str | None = None, data_dir: str | None = None, pixel_range: str | None = None
 ) -> Tail:
-    """Read a ``peer-<i>.safetensors`` and build the model and data that it belongs to.
+    """Read the tail in a ``peer-<i>.safetensors``, and build the tail's model and data.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ def _peer(metadata: dict[str, str], file: Path) -> int:
 def _place(config: LearningConfig, metadata: dict[str, str], file: Path) -> dict[str, Any]:
     """Return arguments of :class:`Workload` for the test images on which the tail was scored.
 
-    With a folder for each peer these are its own peer's images, or all peers' if they were pooled.
+    With a folder for each peer these are the images of the tail's peer, or of all peers if they were pooled.
     """
     if config.sited and "pooled-peers" in metadata:
         return {"n": int(metadata["pooled-peers"]), "pooled": "uniform", "peers": None}

@@ -141,7 +141,7 @@ def decode_stream(stream: IO[bytes], page: int = 0) -> Image.Image | Samples:
 
 
 def look_at_image(image: Image.Image) -> Look:
-    """Describe an opened image as :func:`look_at` describes a file."""
+    """Return the description of an opened image, as :func:`look_at` does of a file."""
     return Look(_form_of_mode(image), orientation(image) != 1, _transparent(image), _several(image))
 
 

@@ -161,7 +161,7 @@ def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], 
     classes : sequence of str
         Names of the dataset's classes.
     seed : int
-        Decides every draw.
+        Number that decides every draw.
 
     Returns
     -------

@@ -19,7 +19,7 @@ __all__ = ["require_scored_data"]
 
 
 def require_scored_data(file: Path, dataset: str | None, data_dir: str | None) -> None:
-    """Refuse an unknown dataset, or one whose folder is not on this machine, in place of a tail's own.
+    """Refuse to score a tail on an unknown dataset, or on one whose folder is not on this machine.
 
     Nothing is checked if both ``dataset`` and ``data_dir`` are None; nor is a folder for each peer.
 

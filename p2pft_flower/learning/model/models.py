@@ -235,12 +235,15 @@ def _origin(model: Any, name: str, file: Path | None, pretrained: bool) -> str:
 
 
 def _check_own(name: str, model: nn.Module, num_classes: int) -> None:
-    """Refuse a model of the user's own without finite float32 weights, right images, or a number a class.
+    """Refuse a model of the user's own whose weights, image settings or answer cannot be used.
 
     Raises
     ------
-    ConfigError, DataError
-        When one of these is wrong; says which, and how it should be.
+    ConfigError
+        When a parameter is not float32, a setting of the images is wrong, the model cannot be copied, or the
+        answer has not one finite number a class.
+    DataError
+        When a weight or a buffer has NaN, or a weight is infinite.
     """
     _check_settings(name, model)
     for tensor_name, parameter in model.named_parameters():

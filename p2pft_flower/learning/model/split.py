@@ -83,7 +83,7 @@ def split_model(model: nn.Module, tune: str, seed: int = 0, *, path: str = "") -
 
 
 def split_tuned(tuned: nn.Module, *, path: str = "") -> Parts:
-    """Cut a model whose trained parameters have ``requires_grad`` already into trunk and tail.
+    """Cut a tuned model, whose trained parameters have ``requires_grad``, into trunk and tail.
 
     Trunk and tail share the memory of the model's parameters.
 

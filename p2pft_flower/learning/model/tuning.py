@@ -62,7 +62,7 @@ def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
 
 
 def _selector(model: nn.Module, kind: str, number: int) -> Callable[[str], bool]:
-    """Return a function that takes the name of one of the model's own parameters: whether it is trained."""
+    """Return a function that tells, by its name, whether one of the model's own parameters is trained."""
     if kind == "full":
         return lambda _: True
     if kind == "last-block":

@@ -67,7 +67,7 @@ def _refuse_other_kinds(begin: bytes, size: int) -> None:
     Raises
     ------
     UnreadableError
-        When they do; says what the file is.
+        When they show that; says of which kind the file is.
     """
     if size == 0:
         raise UnreadableError("it is empty (0 bytes): was a download or a copy cut off?")

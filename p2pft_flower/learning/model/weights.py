@@ -96,7 +96,7 @@ def load_weights(name: str, model: Any, file: Path | None, **size: Any) -> nn.Mo
 
 
 class _Located(Exception):  # noqa: N818 - no error: it leaves timm's loader at the right moment
-    """Raised with the file of weights, which needs timm's own loader."""
+    """Raised with the path of a file of weights that needs timm's own loader."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
