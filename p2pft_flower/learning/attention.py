@@ -9,7 +9,7 @@ Kinds of map, for ViTs (DeiT, distilled DeiT) and Swin:
     token receives within its window, mean over the window's queries, the windows put back into the feature
     map.
 ``head:H``
-    The attention of head H of the last block alone, counted from 0; else as ``mean``.
+    As ``mean``, but of head H of the last block alone, counted from 0.
 ``rollout``
     Attention rollout (Abnar and Zuidema 2020): Â_L ⋯ Â_1 with Â = ½ A + ½ I over all blocks, heads averaged.
     For ViTs only: Swin's windows and merged patches give no one matrix.
@@ -69,8 +69,8 @@ class Maps(NamedTuple):
     logits : (N, classes) float32 tensor
         The model's answer.
     maps : (N, H, W) float32 tensor
-        The model's attention to each cell of its grid of patches, ≥ 0. Class-token rows sum to at most one:
-        the rest belongs to the tokens that are no patches.
+        The model's attention to each cell of its grid of patches, ≥ 0. A class token's row sums to at most
+        one: the rest belongs to the tokens that are no patches.
     """
 
     logits: torch.Tensor
@@ -99,7 +99,8 @@ def check_map(model: nn.Module, kind: str) -> None:
     Raises
     ------
     ConfigError
-        When the kind is unknown, there is no such head, or the model has another kind of attention.
+        When the kind is unknown or not for this model, there is no such head, or the model has another kind
+        of attention.
     """
     blocks = _blocks(model)
     if kind == "rollout":
@@ -118,7 +119,7 @@ def check_map(model: nn.Module, kind: str) -> None:
 
 
 def describe_map(model: nn.Module, kind: str) -> str:
-    """Describe the maps of ``model`` for a figure's title."""
+    """Return a description of the maps of ``model`` for a figure's title."""
     heads = _blocks(model)[-1].attn.num_heads
     which = f"head {kind.removeprefix('head:')}" if kind.startswith("head:") else f"mean of {heads} heads"
     if isinstance(model, SwinTransformer):
@@ -139,9 +140,9 @@ def attention_maps(model: nn.Module, images: torch.Tensor, kind: str = "mean") -
     model : nn.Module
         A VisionTransformer or SwinTransformer of timm, in eval mode.
     images : (N, C, H, W) float32 tensor
-        Preprocessed.
+        Preprocessed images.
     kind : str
-        ``"mean"``, ``"rollout"`` or ``"head:H"``; see the module.
+        ``"mean"``, ``"rollout"`` or ``"head:H"``; this module's docstring defines them.
 
     Raises
     ------
@@ -156,16 +157,17 @@ def tail_maps(
 ) -> Iterator[Maps]:
     """Yield for each tail the logits and maps of ``model`` with the tail's tensors in it.
 
-    If the tails differ from the model only in and after the last block, the blocks before run once.
+    If the tails differ from the model only in and after the last block, the earlier blocks run once for all
+    tails.
 
     Parameters
     ----------
     model : nn.Module
-        The whole model; not changed.
+        The whole model, in eval mode; not changed.
     tails : sequence of mappings
-        Tensors by their names in ``model``.
+        Each tail's tensors by their names in ``model``.
     images : (N, C, H, W) float32 tensor
-        Preprocessed.
+        Preprocessed images.
     kind : str
         As in :func:`attention_maps`.
 
@@ -188,12 +190,12 @@ def tail_maps(
 
 
 def changed_tensors(model: nn.Module, whole: nn.Module) -> dict[str, torch.Tensor]:
-    """Return, by name, the tensors of the fine-tuned ``whole`` that differ from those of its start ``model``.
+    """Return, by name, the tensors of the tuned ``whole`` that differ from those of the untuned ``model``.
 
     Raises
     ------
     ConfigError
-        When ``whole`` has tensors that ``model`` lacks; names one.
+        When ``whole`` has tensors that ``model`` lacks; names the first of them.
     """
     start = model.state_dict()
     added = sorted(whole.state_dict().keys() - start.keys())
@@ -212,21 +214,21 @@ def read_maps(
     kind: str = "mean",
     done: Callable[[int], None] = lambda _: None,
 ) -> Reading:
-    """Read predictions and maps of all tails on all images.
+    """Return predictions and maps of all tails for all images.
 
     Parameters
     ----------
     model, tails, kind
         As in :func:`tail_maps`.
     images : sequence of callables
-        Each returns one PIL image.
+        Functions, each of which returns one PIL image, or raises an error, which is passed on.
     done : callable
-        Called after each batch with its number of images.
+        Called after each batch with the batch's number of images.
 
     Raises
     ------
-    ConfigError, DataError
-        When the model has no such map, or an image cannot be read.
+    ConfigError
+        When the model has no such map.
     """
     transform = preprocessing(model)
     answers: list[list[Array]] = [[] for _ in tails]
@@ -243,7 +245,7 @@ def read_maps(
 
 
 def shown_image(model: nn.Module, image: Image.Image) -> Array:
-    """Return an image as the model sees it, cropped and resized: (H, W, C) float32 in 0..1."""
+    """Return the crop of an image that the model sees, at the model's size: (H, W, C) float32 in 0..1."""
     config = data_config(model)
     mean, std = (np.array(config[key], dtype=np.float32).reshape(-1, 1, 1) for key in ("mean", "std"))
     seen = preprocessing(model)(image).numpy()
@@ -281,7 +283,7 @@ def _by_class_token(model: nn.Module) -> bool:
 
 
 class _AfterTrunk(nn.Module):
-    """The last block and all after it, as a module of that block's input tokens."""
+    """The last block and all that follows it, as a module whose input is that block's input tokens."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -307,8 +309,8 @@ class _Seen:
     tokens : tensor
         Input of the last block.
     attention : dict of int to tensor
-        Probabilities of the blocks by number, those of the last one by head: (B, heads, T, T); those of
-        others, if needed, averaged over heads: (B, T, T). Swin: B counts windows.
+        Attention probabilities by the block's number: of the last block those of each head, (B, heads, T, T);
+        of other blocks, if needed, the mean of the heads, (B, T, T). In Swin, B is the number of windows.
     """
 
     def __init__(self) -> None:
@@ -343,7 +345,10 @@ def _record(model: nn.Module, kind: str) -> Iterator[_Seen]:
 
 
 def _probabilities(attention: Any, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Return softmax(q kᵀ / √d + bias), (B, heads, T, T), for (B, T, D); fused kernels do not return it."""
+    """Return softmax(q kᵀ / √d + bias), (B, heads, T, T), of a layer's input ``x``, (B, T, D).
+
+    The layer itself does not give it: fused kernels do not return it.
+    """
     B, T, _ = x.shape
     qkv: torch.Tensor = attention.qkv(x).reshape(B, T, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
     q, k = qkv[0], qkv[1]
@@ -381,7 +386,7 @@ def _map(model: Any, seen: _Seen, kind: str) -> torch.Tensor:
 def _put_together(block: SwinTransformerBlock, tokens: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
     """Return the attention that each token receives, (N, H, W), from that of its window, (N · windows, T, T).
 
-    The inverse of ``SwinTransformerBlock._attn``: windows, padding, cyclic shift.
+    Windows, padding and cyclic shift are those of ``SwinTransformerBlock._attn``, undone.
     """
     _, H, W, _ = tokens.shape
     size = block.window_size

@@ -1,4 +1,4 @@
-"""Random draws of libraries that use the process's global generators, made a function of a few numbers."""
+"""Seeds for the process's global random generators, which libraries use: their draws follow from numbers."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _LOCK = threading.RLock()
 
 @contextmanager
 def torch_seeded(seed: int) -> Iterator[None]:
-    """Seed torch as ``torch.manual_seed`` does, so that a new layer equals timm's own draw.
+    """Seed torch for the ``with`` block as ``torch.manual_seed`` does: a new layer equals timm's own draw.
 
-    Afterwards torch's generator of the CPU is restored. Threads that call this or :func:`seeded` wait for
-    each other.
+    After the block torch's generator of the CPU is restored. Threads that call this or :func:`seeded` wait
+    for each other.
     """
     with _LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -30,10 +30,10 @@ def torch_seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def seeded(*key: int) -> Iterator[None]:
-    """Seed Python's, NumPy's and torch's global generators by ``key``; afterwards restore them.
+    """Seed Python's, NumPy's and torch's global generators for the ``with`` block; then restore them.
 
-    Of the accelerators this concerns the current one, if torch has begun to use it. Threads that call this
-    wait for each other.
+    Of GPUs only the current one is seeded and restored, if torch has begun to use it. Threads that call this
+    or :func:`torch_seeded` wait for each other.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Whole models with a fine-tuned tail in them, as files that timm reads."""
+"""Files of whole models with a fine-tuned tail in them, which timm reads."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ SCHEMA = "p2pft.export/1"
 
 
 def write_export(tail: Tail, file: Path) -> dict[str, Any]:
-    """Write the whole model that ``tail`` belongs to.
+    """Write the whole model with the tail's θ in it.
 
     Parameters
     ----------
     tail : Tail
-        One peer's θ with its learning problem.
+        One peer's θ with the peer's learning problem.
     file : Path
-        Ends in .safetensors; its folder is made, an earlier file is replaced at once or not at all.
+        The file to write, named ….safetensors; its folder is made, and an earlier file is replaced at once or
+        not at all.
 
     Returns
     -------
     dict
-        ``file``, ``model``, ``num_classes``, ``tune``, ``bytes``, and ``added``: how many tensors the plain
-        model lacks (adapters, prompts).
+        ``file``, ``model``, ``num_classes``, ``tune``, ``bytes`` (the file's size), and ``added``: the number
+        of tensors that the plain model lacks (adapters, prompts).
 
     Raises
     ------
@@ -86,14 +87,14 @@ def load_export(file: Path) -> tuple[nn.Module, tuple[str, ...]]:
     Returns
     -------
     model : nn.Module
-        In eval mode; its ``pretrained_cfg`` describes the images that it was trained on.
+        The model, in eval mode; its ``pretrained_cfg`` describes the images on which it was trained.
     classes : tuple of str
-        Names of its outputs.
+        Names of the classes, in the order of the model's outputs.
 
     Raises
     ------
     DataError
-        When the file cannot be read, or is no export.
+        When the file cannot be read, is no export, or has a tensor with NaN or infinite numbers.
     """
     try:
         with safe_open(file, framework="pt") as opened:

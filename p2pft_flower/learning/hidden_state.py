@@ -1,9 +1,9 @@
-"""A check that a model has no state besides its parameters that training or answering changes.
+"""A check that training and answering change no state of a model but θ.
 
 Only θ is trained, sent and saved. A buffer that a step of training changes (a memory bank, a moving average,
 the vectors of spectral norm) would be shared by the peers of one process, and missing when the tail is read
-back. So would a counter of steps, or a generator of the model's own, and a resumed run would differ from an
-uninterrupted one. Steps on noise detect such a model before the run.
+back. The same holds of a counter of steps and of a random generator of the model's own: a resumed run would
+differ from an uninterrupted one. Steps on noise detect such a model before the run.
 """
 
 from __future__ import annotations
@@ -43,34 +43,36 @@ _DRAWS = (
 )
 
 STEPS = 8
-"""Repetitions of a step of training, since a state may change rarely."""
+"""Number of times that a step of training is tried, since a state may change rarely."""
 
 ROUNDING = 1e-5
-"""Largest difference of a repeated step's numbers, as a share of the largest one.
+"""Largest difference between a step's numbers and those of its repetition, as a share of the largest number.
 
 Kernels that run in parallel may sum in another order.
 """
 
 
 def refuse_hidden_state(parts: Parts, input_size: tuple[int, ...], what: str) -> None:
-    """Refuse a model of which a step changes anything that is not trained, tried in a copy with noise.
+    """Refuse a model in which a step of training changes anything but θ; a copy of it is tried on noise.
+
+    A number that a step changes and that is an attribute of a module gives a warning only.
 
     Parameters
     ----------
     parts : Parts
-        The model cut in two.
+        The model, cut into trunk and tail.
     input_size : tuple of int
         (C, H, W) of an image.
     what : str
-        The model, for the message.
+        Words that name the model in messages.
 
     Raises
     ------
     ConfigError
         When a buffer or a frozen parameter has changed, or a random generator of a module was used (names
-        it); when the same images have other answers afterwards; when a repeated step, with the same θ,
-        images and seed, has another loss or gradient; when an image's answer depends on the other images
-        of its batch.
+        the tensor or generator); when the same images have other answers after the steps; when a repeated
+        step, with the same θ, images and seed, has another loss or gradient; when an image's answer depends
+        on the other images of its batch.
     """
     trunk, tail = copy.deepcopy((parts.trunk, parts.tail))
     trained = [p for p in tail.parameters() if p.requires_grad]
@@ -143,7 +145,7 @@ _Tensors = dict[tuple[int, str], torch.Tensor]
 
 
 def _untrained(*modules: nn.Module) -> _Tensors:
-    """Copy buffers and frozen parameters, which must not change, by module and name in the whole model."""
+    """Return copies of buffers and frozen parameters by (number of the module, name in the whole model)."""
     return {
         (key, name.removeprefix("model.")): tensor.detach().clone()
         for key, module in enumerate(modules)
@@ -228,7 +230,7 @@ def _held(value: Any, depth: int = 3) -> Iterator[Any]:
 
 
 def _state(value: Any) -> str:
-    """Return a random generator's state; empty for other values."""
+    """Return the state of a random generator as text; empty for other values."""
     if isinstance(value, np.random.Generator):
         return repr(value.bit_generator.state)
     if isinstance(value, (np.random.RandomState, np.random.BitGenerator)):

@@ -19,7 +19,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def correlation(maps: Array, reference: Array) -> Numbers:
-    """Return Pearson's correlation over patches, (N,), of (N, H, W) maps; NaN if one is constant."""
+    """Return Pearson's correlation over patches, (N,), of (N, H, W) maps; NaN if a map is constant."""
     a, b = (m.reshape(len(m), -1).astype(np.float64) for m in (maps, reference))
     a, b = (m - m.mean(axis=1, keepdims=True) for m in (a, b))
     norms = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
@@ -28,15 +28,17 @@ def correlation(maps: Array, reference: Array) -> Numbers:
 
 
 def top_size(patches: int) -> int:
-    """Return how many of so many patches count as the strongest: a fifth, rounded, at least one."""
+    """Return the number of patches that count as the strongest: a fifth of all, rounded, at least one."""
     return max(1, round(TOP_SHARE * patches))
 
 
 def top_overlap(maps: Array, reference: Array) -> Numbers:
-    """Return, (N,), the share of the strongest patches that two (N, H, W) maps have in common.
+    """Return the share, (N,), of the strongest patches that an image's two maps have in common.
 
-    The k = :func:`top_size` strongest patches of each map are compared: the size of their intersection over
-    k. Of unrelated maps a fifth is in common on average.
+    Both arrays of maps are (N, H, W).
+
+    With k = :func:`top_size`, that is the number of patches that are among the k strongest of both maps,
+    divided by k. Unrelated maps have a fifth in common on average.
     """
     a, b = (m.reshape(len(m), -1) for m in (maps, reference))
     k = top_size(a.shape[1])
@@ -45,7 +47,7 @@ def top_overlap(maps: Array, reference: Array) -> Numbers:
 
 
 def likeness(alike: Numbers, overlap: Numbers, right: Mask, chosen: Mask) -> dict[str, Any] | None:
-    """Return the summary of the chosen images for JSON.
+    """Return a summary of the chosen images for JSON.
 
     Parameters
     ----------
@@ -59,8 +61,9 @@ def likeness(alike: Numbers, overlap: Numbers, right: Mask, chosen: Mask) -> dic
     Returns
     -------
     dict or None
-        ``images`` (how many), ``correlation`` and ``overlap`` (each ``mean`` and ``std``, the population's),
-        ``accuracy``; None if no image was chosen. A constant map makes the correlation NaN.
+        ``images`` (their number), ``correlation`` and ``overlap`` (each ``mean`` and ``std``, the
+        population's), ``accuracy`` (0..1); None if no image was chosen. A constant map makes the correlation
+        NaN.
     """
     if not chosen.any():
         return None
@@ -74,7 +77,7 @@ def likeness(alike: Numbers, overlap: Numbers, right: Mask, chosen: Mask) -> dic
 def choose_images(
     labels: npt.NDArray[np.int64], candidates: Mask, count: int, seed: int
 ) -> npt.NDArray[np.int64]:
-    """Return positions of ``count`` images at random, of as many different classes as there are.
+    """Return the positions, (count,), of images drawn at random, from as many classes as possible.
 
     Parameters
     ----------
@@ -85,7 +88,7 @@ def choose_images(
     count : int
         Number of images to choose.
     seed : int
-        Decides the choice.
+        Number that decides the choice.
     """
     drawn = np.random.default_rng(np.random.SeedSequence((seed, 5))).permutation(np.flatnonzero(candidates))
     times: Counter[int] = Counter()

@@ -1,7 +1,8 @@
-"""Images that are read when a mini-batch is drawn, because no store can hold their trunk outputs.
+"""Images that are read when a mini-batch is drawn, because their trunk outputs are not stored.
 
-There are three cases: train-time augmentation (another image each time), a stream (new images), and a tail
-that begins at the pixels. Their images are read, prepared and run through the frozen trunk batch by batch.
+There are four cases: train-time augmentation (another image each time), a stream (new images), a tail that
+begins at the pixels, and ``cache = false``. The images are read, prepared and run through the frozen trunk
+batch by batch.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def augmentation(model: nn.Module, augment: str) -> Transform:
-    """Return the preparation of training images: timm's, with the size, mean and std of the model.
+    """Return timm's preparation of training images, with the model's size, interpolation, mean and std.
 
     Parameters
     ----------
@@ -57,7 +58,7 @@ def augmentation(model: nn.Module, augment: str) -> Transform:
     Raises
     ------
     ConfigError
-        When timm lacks the augmentation.
+        When timm lacks the augmentation; gives examples.
     """
     check_augment(augment)
     config = data_config(model)
@@ -83,13 +84,13 @@ class LiveFeatures:
     split : Split
         The source of images and labels.
     positions : (N,) int64 array
-        The images, in this order.
+        The positions of the images in ``split``, in the order in which they are numbered here.
     transform : callable
-        PIL image ↦ (C, H, W) tensor.
+        PIL image ↦ (C, H, W) float32 tensor.
     trunk : callable
-        (B, C, H, W) ↦ a tensor, or a tuple of them; run without gradients.
+        (B, C, H, W) float32 ↦ a tensor or a tuple of tensors; run without gradients.
     seed, peer : int
-        Numbers that, with the mini-batch's own, decide the draws of ``transform``.
+        Numbers that decide the draws of ``transform``, together with the mini-batch's number.
     augmented : bool
         Whether ``transform`` draws random numbers (:func:`augmentation`).
     """
@@ -121,7 +122,7 @@ class LiveFeatures:
         Parameters
         ----------
         positions : (B,) int64 array
-            Positions among the N.
+            Numbers of the images, 0 to N − 1.
         draw : int or None
             The mini-batch's number; None in evaluation.
 
@@ -137,11 +138,11 @@ class LiveFeatures:
         return inputs, self.labels[torch.from_numpy(positions)].to(inputs[0].device)
 
     def ahead(self, following: Callable[[], Positions]) -> None:
-        """Fetch nothing: the draw depends on the mini-batch's number."""
+        """Do nothing: random draws depend on the mini-batch's number, which ``following`` does not give."""
 
 
 class _Preparation:
-    """Images ↦ the tail's inputs."""
+    """A function from images to the tail's inputs."""
 
     def __init__(self, transform: Transform, trunk: Trunk, seed: int, peer: int, augmented: bool) -> None:
         self._transform, self._trunk = transform, trunk
@@ -162,14 +163,14 @@ class _Preparation:
 
 
 class StreamFeatures:
-    """:class:`LiveFeatures` of a stream: images may come and go between two batches.
+    """The like of :class:`LiveFeatures` for a stream: images may come and go between two batches.
 
     Parameters
     ----------
     stream : ImageStream
         The source of images and labels.
     transform, trunk, seed, peer, augmented
-        As of :class:`LiveFeatures`.
+        As for :class:`LiveFeatures`.
     """
 
     def __init__(
@@ -199,7 +200,7 @@ class StreamFeatures:
         """Return the trunk's outputs for the images at ``positions``, and their labels.
 
         Images that were removed or broken after they were listed are left out of the batch, with a warning.
-        Parameters as of :meth:`LiveFeatures.read`.
+        The parameters are those of :meth:`LiveFeatures.read`.
 
         Raises
         ------
@@ -222,4 +223,4 @@ class StreamFeatures:
         return inputs, torch.from_numpy(self._stream.labels[kept]).to(inputs[0].device)
 
     def ahead(self, following: Callable[[], Positions]) -> None:
-        """Fetch nothing: the draw depends on the mini-batch's number."""
+        """Do nothing: random draws depend on the mini-batch's number, which ``following`` does not give."""

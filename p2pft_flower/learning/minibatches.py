@@ -1,4 +1,4 @@
-"""Mini-batches for one gradient: a peer's own, or those of several peers, which count the same."""
+"""Mini-batches for one gradient: one peer's, or several peers' together, each of which counts the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["MiniBatch", "MiniBatches", "PooledMiniBatches"]
 
 
 class MiniBatch(NamedTuple):
-    """Images with labels, of one peer or of several, one peer's after the other's.
+    """Images with labels, of one peer or of several peers, one peer's images after the other's.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class MiniBatch(NamedTuple):
     labels : (B,) int64 tensor
         Classes.
     sizes : tuple of int
-        Images of each peer; they add up to B.
+        Number of images of each peer; the numbers add up to B.
     """
 
     inputs: tuple[torch.Tensor, ...]
@@ -57,7 +57,7 @@ class MiniBatches:
     features : Features
         The trunk's outputs for the images.
     batches : Batches, GrowingBatches or PoissonBatches
-        The order.
+        The order of the images.
     """
 
     def __init__(self, features: Features, batches: Batches | GrowingBatches | PoissonBatches) -> None:
@@ -65,7 +65,7 @@ class MiniBatches:
 
     @property
     def labels(self) -> torch.Tensor:
-        """Classes of all images that can be drawn, (N,) int64, on the CPU; a stream's grow."""
+        """Classes of all images that can be drawn, (N,) int64, on the CPU; N grows if they are a stream."""
         return self._features.labels.cpu()
 
     def read(self, t: int) -> MiniBatch:
@@ -74,7 +74,7 @@ class MiniBatches:
         Raises
         ------
         DataError
-            When an image cannot be read, naming it.
+            When an image cannot be read (names it); of a stream, when no image of the mini-batch can.
         """
         positions = self._batches.batch(t)
         if len(positions):
@@ -85,24 +85,31 @@ class MiniBatches:
         return MiniBatch(inputs, labels, (len(labels),))
 
     def position(self) -> Callable[[], dict[str, Any]]:
-        """Record the position in the order; calling the result returns it as JSON-able data."""
+        """Record the position in the order of images; return a function that gives it as JSON-able data."""
         return self._batches.position()
 
     def go_to(self, position: Mapping[str, Any]) -> None:
-        """Continue at a :meth:`position`, of any process."""
+        """Continue at a position that :meth:`position` recorded in any process.
+
+        Raises
+        ------
+        DataError
+            When ``position`` does not fit a stream: see :meth:`GrowingBatches.go_to`.
+        """
         self._batches.go_to(position)
 
 
 class PooledMiniBatches:
     """The mini-batches of n peers in one iteration, for one model on pooled data.
 
-    The loss of such a mini-batch is the mean of the peers' own losses, for any sizes: so one model minimises
-    the objective in which every peer counts the same, on the very images that the peers would see.
+    The loss of such a mini-batch is the mean of the peers' losses, whatever the sizes of their mini-batches.
+    So one model minimises the objective in which every peer counts the same, on the very images that the
+    peers would see.
 
     Parameters
     ----------
     parts : sequence of MiniBatches
-        The peers' own.
+        Each peer's mini-batches.
     """
 
     def __init__(self, parts: Sequence[MiniBatches]) -> None:
@@ -119,7 +126,7 @@ class PooledMiniBatches:
         Raises
         ------
         DataError
-            When an image cannot be read, naming it.
+            As :meth:`MiniBatches.read`.
         """
         read = [part.read(t) for part in self._parts]
         inputs = tuple(torch.cat(tensors) for tensors in zip(*(r.inputs for r in read), strict=True))
@@ -127,12 +134,18 @@ class PooledMiniBatches:
         return MiniBatch(inputs, labels, tuple(len(r.labels) for r in read))
 
     def position(self) -> Callable[[], dict[str, Any]]:
-        """Record every peer's position; see :meth:`MiniBatches.position`."""
+        """Record every peer's position, as :meth:`MiniBatches.position` does for one peer."""
         parts = [part.position() for part in self._parts]
         return lambda: {"parts": [own() for own in parts]}
 
     def go_to(self, position: Mapping[str, Any]) -> None:
-        """Continue at a :meth:`position`."""
+        """Continue at a position that :meth:`position` recorded in any process.
+
+        Raises
+        ------
+        DataError
+            When ``position`` cannot be read, is of another number of peers, or does not fit a stream.
+        """
         told = converted(position.get("parts"), list[dict[str, Any]], "the data order of a checkpoint")
         if len(told) != len(self._parts):
             raise DataError(f"the data order of a checkpoint is of {len(told)} peers, not {len(self._parts)}")

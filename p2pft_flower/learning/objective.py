@@ -1,4 +1,4 @@
-"""One peer's loss as a function of the flat vector θ: cross-entropy of the tail on its mini-batches."""
+"""One peer's loss as a function of the flat vector θ: the tail's cross-entropy on the peer's mini-batches."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EVALUATION_BATCH = 128
 
 @dataclass(frozen=True)
 class _Position:
-    """The content of :meth:`PeerObjective.position`; ``order`` is the position in the images' order."""
+    """The content of :meth:`PeerObjective.position`; ``order`` is that of :meth:`MiniBatches.position`."""
 
     drawn: Count
     lost: Count
@@ -38,7 +38,7 @@ class _Position:
 
 
 def trained_parameters(tail: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters in θ, in its order, which is that of ``named_parameters``."""
+    """Return the trained parameters of ``tail`` in θ's order, which is that of ``named_parameters``."""
     return [p for p in tail.parameters() if p.requires_grad]
 
 
@@ -58,8 +58,8 @@ class Evaluation:
     accuracy : float
         Share of all test images that are classified right, 0..1; NaN without test images.
     accuracy_unseen : float or None
-        Share of the test images that are classified right among those of classes of which the peer holds no
-        training image; None if it holds all classes.
+        Share of right answers among the test images of classes of which the peer holds no training image,
+        0..1; None if there is no such test image.
     """
 
     loss: float
@@ -68,7 +68,7 @@ class Evaluation:
 
 
 class PeerObjective:
-    """Gives ∇L_i on fresh mini-batches, and the scores of a θ.
+    """Peer i's objective: gradients ∇L_i on fresh mini-batches, and the scores of a θ.
 
     Parameters
     ----------
@@ -77,11 +77,11 @@ class PeerObjective:
     images : MiniBatches or PooledMiniBatches
         The trunk's outputs for the peer's training images, mini-batch by mini-batch.
     test : Features
-        The trunk's outputs for the test images; shared.
+        The trunk's outputs for the test images; peers may share them.
     seed, peer : int
-        Decide drop-out masks, if the tail has any.
+        Numbers that decide drop-out masks, if the tail has any, together with the mini-batch's number.
     privacy : Privacy, optional
-        Makes the gradients differentially private.
+        Settings that make the gradients differentially private; None: they are not.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class PeerObjective:
         privacy: Privacy | None = None,
     ) -> None:
         self.drawn = 0
-        """Mini-batches drawn so far: the position of the data order."""
+        """Number of mini-batches drawn so far, which is the number of the next one."""
         self._lost = 0
-        """Upper bound on the gradients that earlier processes of this run drew after the checkpoint."""
+        """Upper bound on the gradients that earlier processes of this run drew after their checkpoint."""
         self.train_loss = float("nan")
-        """L_i of the last mini-batch; NaN if it was empty."""
+        """L_i of the last mini-batch; NaN if that was empty, and before the first one."""
         self._tail = share_copy(tail)
         self._trained = trained_parameters(self._tail)
         self._images, self._test = images, test
@@ -108,14 +108,20 @@ class PeerObjective:
         self._clipped = None if privacy is None else ClippedGradients(self._tail, privacy.clip)
 
     def gradient(self, theta: Vector) -> Vector:
-        """Return ∇L_i(θ; next mini-batch), (q,) float32; ``theta`` is not written to."""
+        """Return ∇L_i(θ; next mini-batch), (q,) float32; ``theta``, (q,), is not written to.
+
+        Raises
+        ------
+        DataError
+            When images of the mini-batch cannot be read: see :meth:`MiniBatches.read`.
+        """
         batch = self._images.read(self.drawn)
         _set(self._trained, theta)
         # Drop-out must also be a function of seed, peer and position, on any host.
         with training(self._tail), seeded(*self._key, self.drawn):
             if self._privacy is None or self._clipped is None:
                 loss = batch.loss(self._tail(*batch.inputs))
-                # A step may use only some of them: the others' gradient is 0.
+                # A step may use only some trained parameters: the gradient of the others is 0.
                 gradients = torch.autograd.grad(loss, self._trained, materialize_grads=True)
                 gradient = parameters_to_vector(gradients).cpu().numpy()
                 self.train_loss = float(loss.detach())
@@ -134,7 +140,7 @@ class PeerObjective:
         return privacy.release(total, self.drawn), loss
 
     def position(self) -> Callable[[], dict[str, Any]]:
-        """Record the position in the data order; calling the result returns it as JSON-able data."""
+        """Record the position in the data order; return a function that gives it as JSON-able data."""
         drawn, lost, order = self.drawn, self._lost, self._images.position()
         return lambda: {"drawn": drawn, "lost": lost, "order": order()}
 
@@ -153,7 +159,7 @@ class PeerObjective:
         Raises
         ------
         DataError
-            When ``position`` is of another problem.
+            When ``position`` cannot be read, or does not fit the mini-batches of this objective.
         """
         told = converted(position, _Position, "the data order of a checkpoint")
         self.drawn = told.drawn
@@ -167,13 +173,13 @@ class PeerObjective:
         Raises
         ------
         ConfigError
-            When the accountant is not installed.
+            When Opacus, whose accountant computes ε, is not installed.
         """
         return None if self._privacy is None else self._privacy.spent(self.drawn + self._lost)
 
     def evaluate(self, theta: Vector) -> Evaluation:
-        """Score ``theta`` on all test images."""
-        held = torch.unique(self._images.labels)  # a stream's grow
+        """Score ``theta``, (q,) float32, on all of this peer's test images."""
+        held = torch.unique(self._images.labels)  # the labels of a stream grow
         unseen = ~torch.isin(self._test.labels.cpu(), held)
         return evaluate(self._tail, theta, self._test, unseen)
 
@@ -184,13 +190,13 @@ def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tenso
     Parameters
     ----------
     tail : nn.Module
-        The tail, whose trained parameters become views of ``theta``.
+        The tail; its trained parameters become those in ``theta``, without a copy if that is possible.
     theta : (q,) float32 array
         The trained parameters.
     test : Features
         N test images.
     unseen : (N,) bool tensor
-        Whether each is of a class of which the peer holds no training image.
+        For each test image, whether the peer holds no training image of that image's class.
     """
     if not len(test):
         return Evaluation(math.nan, math.nan, None)

@@ -1,7 +1,7 @@
-"""Progress of preparing, image by image, for the neighbours that wait for it.
+"""Progress in the preparing of data and trunk, image by image, for the neighbours that wait for this host.
 
 Slow work is deep in the code: the trunk's batches, the decoding of images. As with a log, that code does not
-know its listeners.
+know its listener.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def progress_to(listener: Callable[[], None]) -> Iterator[None]:
 
 
 def note_progress() -> None:
-    """Note that an image was read or a batch computed."""
+    """Call this thread's listener, if there is one: an image was read, or a batch computed."""
     listener = _listener.get()
     if listener is not None:
         listener()

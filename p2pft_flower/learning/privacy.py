@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 Vector = npt.NDArray[np.float32]
 
 _FLOATS = 2**24
-"""Floating-point numbers of per-image gradients in memory at once: 64 MiB."""
+"""Most numbers (float32) of single images' gradients in memory at once, unless one has more: 64 MiB."""
 
 _ORDERS = [
     *(1 + x / 100 for x in range(1, 10)),
@@ -76,7 +76,7 @@ def require_accountant() -> None:
     Raises
     ------
     ConfigError
-        When it is not installed; names the command that installs it.
+        When Opacus cannot be imported; names the command that installs it.
     """
     try:
         from opacus.accountants import RDPAccountant  # noqa: F401 - seen to work now, not after training
@@ -85,7 +85,7 @@ def require_accountant() -> None:
 
 
 def log_draws(noise: float, *, seeded: bool) -> None:
-    """Log the source of noise and batches, and warn if they protect nobody."""
+    """Log whether noise and batches follow from the seed (``seeded``); warn if ``noise`` is 0."""
     if noise == 0:
         log.warning("dp-noise = 0: gradients are clipped only, ε is infinite: nothing is private")
     elif seeded:
@@ -155,8 +155,8 @@ class Privacy:
     batch_size : int
         Mean number of images in a batch, at most N.
     key : tuple of int or None
-        Decides noise and batches, for simulations: with it one can subtract the noise. None: both are drawn
-        from the operating system's entropy, and nobody can draw them again.
+        Numbers that decide noise and batches, for simulations: with the key the noise can be subtracted.
+        None: both are drawn from the operating system's entropy, and nobody can draw them again.
     """
 
     clip: float
@@ -168,7 +168,10 @@ class Privacy:
 
     @classmethod
     def of(cls, config: LearningConfig, images: int, key: tuple[int, ...] | None) -> Privacy:
-        """Return the settings of ``config``, with dp-clip > 0, for a peer with ``images`` images."""
+        """Return the settings of ``config``, whose ``dp_clip`` is > 0, for a peer of ``images`` images.
+
+        A ``dp_delta`` of 0 means δ = 1 / (10 · images). A δ of 1 / images or more gives a warning.
+        """
         delta = config.dp_delta or 1 / (10 * images)
         if delta * images >= 1:
             log.warning(
@@ -186,11 +189,14 @@ class Privacy:
         return self.batch_size / self.images
 
     def batches(self) -> PoissonBatches:
-        """Return the peer's batches."""
+        """Return the peer's batches, from the start."""
         return PoissonBatches(self.images, self.rate, key=self.key)
 
     def release(self, total: Vector, t: int) -> Vector:
-        """Return the private gradient of batch ``t`` from the (q,) ``total`` of its clipped gradients."""
+        """Return the private gradient of batch ``t``, (q,) float32, from the batch's clipped gradients.
+
+        ``total``, (q,) float32, is their sum.
+        """
         # Never twice the same noise: the difference of two gradients would be free of it.
         rng = np.random.default_rng() if self.key is None else np.random.default_rng((*self.key, t, _NOISE))
         noise = rng.standard_normal(total.size, dtype=np.float32)
@@ -200,13 +206,19 @@ class Privacy:
         return noise
 
     def spent(self, releases: int) -> Spent:
-        """Return the privacy cost of ``releases`` gradients."""
+        """Return the privacy cost of ``releases`` gradients.
+
+        Raises
+        ------
+        ConfigError
+            When Opacus is not installed.
+        """
         bound = epsilon(noise=self.noise, rate=self.rate, releases=releases, delta=self.delta)
         return Spent(bound, self.delta)
 
 
 class ClippedGradients:
-    """Sums the clipped gradients of single images, through torch.func.
+    """The sum of the clipped gradients of single images, computed by torch.func.
 
     Every image passes the tail alone, so that no other image affects its gradient.
 
@@ -237,7 +249,7 @@ class ClippedGradients:
     def total(
         self, inputs: Sequence[torch.Tensor], labels: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the sum of clipped gradients at the tail's present parameters, and the losses.
+        """Return the sum of the clipped gradients at the tail's present parameters, and the images' losses.
 
         Parameters
         ----------
@@ -276,14 +288,14 @@ class ClippedGradients:
         Parameters
         ----------
         features : Features
-            Any images.
+            Any images, of which the first is read.
         what : str
-            Model and path, for the message.
+            Words that name model and path in the message.
 
         Raises
         ------
         ConfigError
-            When the tail does not admit them; names ``what``.
+            When the tail does not admit such gradients; says ``what``.
         """
         inputs, labels = features.read(np.zeros(1, dtype=np.int64), 0)
         try:

@@ -1,4 +1,4 @@
-"""Checks of the learning settings that need neither torch, timm nor an image, within a second."""
+"""Checks of the learning settings that need neither torch, timm nor an image, and take less than a second."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
     Raises
     ------
     ConfigError, DataError
-        When one is missing; names key, value and the missing thing.
+        When a file, module or device is missing; names key, value and the missing thing.
     """
     if config.problem:
         check_reference(config.problem, key="problem", beside=places)
@@ -105,7 +105,7 @@ def check_ranges(config: LearningConfig, n: int) -> None:
     Raises
     ------
     ConfigError
-        When the number is another one; gives both numbers.
+        When the number is neither; gives the number of ranges and the number of peers.
     """
     if len(config.pixel_ranges) not in (1, n):
         raise ConfigError(
@@ -115,7 +115,7 @@ def check_ranges(config: LearningConfig, n: int) -> None:
 
 
 def require_accountant_here(config: LearningConfig) -> None:
-    """Refuse private gradients on a machine without Opacus, which is looked for and not imported.
+    """Refuse private gradients (``dp_clip`` > 0) on a machine without Opacus, which is not imported here.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def check_privacy(config: LearningConfig, *, pooled: bool) -> None:
 
 
 def no_accountant(why: object) -> ConfigError:
-    """Return the error of a machine without Opacus, whose accountant computes ε."""
+    """Return the error that Opacus, whose accountant computes ε, cannot be used, for the reason ``why``."""
     return ConfigError(
         f"dp-clip > 0: Opacus, which computes ε, cannot be used here ({why}); run "
         "pip install 'opacus>=1.5,<2' (in a clone of the repository: pip install -e '.[dp]')"

@@ -34,15 +34,15 @@ class Tail:
     Attributes
     ----------
     file : Path
-        The file that it was read from.
+        The file from which the tail was read.
     workload : Workload
-        Its model, data and settings, for one peer; tails with the same settings share it.
+        The model, data and settings of the learning problem; tails with equal settings share the object.
     theta : (q,) float32 array
         The trained parameters.
     metadata : dict of str to str
         The file's metadata (docs/results-schema.md).
     threads : int
-        Torch threads that it was trained and scored with.
+        Number of torch threads with which the tail was trained and scored.
     """
 
     file: Path
@@ -52,18 +52,18 @@ class Tail:
     threads: int
 
     def score(self) -> Evaluation:
-        """Score θ on all test images as its run did, to the last bit on the same machine.
+        """Score θ on all test images; on the same machine the scores equal the run's to the last bit.
 
-        It uses as many torch threads as the run, since sums and roundings depend on them.
+        As many torch threads are used as in the run, since sums and roundings depend on their number.
         """
         with _torch_threads(self.threads):
             return self.workload.score(self.theta)
 
     @property
     def same_images(self) -> bool | None:
-        """Whether the images here are those of its run; None if the file does not identify them.
+        """Whether the test images here are those of the tail's run; None if the file does not identify those.
 
-        Compared are labels, names below the dataset's folder, some sizes and some contents.
+        Compared are classes, labels, names below the dataset's folder, some sizes and some contents.
         """
         known = self.metadata.get("test-digest")
         if known is None:
@@ -75,18 +75,15 @@ class Tail:
 def load_tail(
     file: Path, dataset: str | None = None, data_dir: str | None = None, pixel_range: str | None = None
 ) -> Tail:
-    """Read a ``peer-<i>.safetensors`` and build the model and data that it belongs to.
+    """Read the tail in a ``peer-<i>.safetensors``, and build the tail's model and data.
 
     Parameters
     ----------
     file : Path
         The tail.
     dataset, data_dir, pixel_range : str, optional
-        Values that replace those of the tail's run. With a range for each peer, the tail's peer has its own.
-
-    Returns
-    -------
-    Tail
+        Values that replace those of the tail's run. If there is a range for each peer, the range of the
+        tail's peer counts.
 
     Raises
     ------
@@ -102,7 +99,7 @@ def load_tails(
     data_dir: str | None = None,
     pixel_range: str | None = None,
 ) -> list[Tail]:
-    """Read several tails as :func:`load_tail` does; those with equal settings share one workload."""
+    """Read several tails as :func:`load_tail` does; tails with equal settings share one workload."""
     workloads: dict[Any, Workload] = {}
     tails = []
     for file in files:
@@ -135,7 +132,7 @@ def load_tails(
 
 
 def _check_images(file: Path, metadata: dict[str, str], workload: Workload) -> None:
-    """Refuse a tail whose model saw images of other settings (mean, crop, …) than the model sees here.
+    """Refuse a tail that was trained on images of other settings (mean, crop, …) than the model's here.
 
     Raises
     ------
@@ -176,7 +173,7 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 @contextlib.contextmanager
 def _torch_threads(number: int) -> Iterator[None]:
-    """Have torch use so many threads meanwhile."""
+    """Have torch use ``number`` threads within the ``with`` block."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -193,7 +190,7 @@ def _threads(metadata: dict[str, str], file: Path) -> int:
 
 
 def _settings(metadata: dict[str, str], file: Path) -> dict[str, Any]:
-    """Return the run-config values that the metadata carries as text, typed as the fields' defaults are."""
+    """Return the run-config values that the metadata carries as text, each with its field's type."""
     values: dict[str, Any] = {}
     for field in fields(LearningConfig):
         key = field.name.replace("_", "-")
@@ -215,7 +212,7 @@ def _with_own_range(
     Raises
     ------
     ConfigError
-        When the settings have a range for each peer but the images need a single one; names the key.
+        When the settings have a range for each peer but the images need a single range; names the key.
     """
     if len(config.pixel_ranges) == 1 or (config.sited and "pooled-peers" in metadata):
         return config
@@ -237,7 +234,10 @@ def _peer(metadata: dict[str, str], file: Path) -> int:
 
 
 def _place(config: LearningConfig, metadata: dict[str, str], file: Path) -> dict[str, Any]:
-    """Return the peers whose images the tail was scored on: its own, or all."""
+    """Return arguments of :class:`Workload` for the test images on which the tail was scored.
+
+    With a folder for each peer these are the images of the tail's peer, or of all peers if they were pooled.
+    """
     if config.sited and "pooled-peers" in metadata:
         return {"n": int(metadata["pooled-peers"]), "pooled": "uniform", "peers": None}
     if config.sited:

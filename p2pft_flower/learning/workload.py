@@ -1,4 +1,4 @@
-"""A run's learning problem for its hosts: model, trunk and tail, features, one objective a peer."""
+"""A run's learning problem for the run's hosts: model, trunk and tail, features, one objective a peer."""
 
 from __future__ import annotations
 
@@ -60,10 +60,12 @@ class Workload:
     n : int
         Number of peers.
     pooled : {"", "uniform", "examples"}
-        Not empty (``centralized``): one peer holds all images, and an iteration draws as many as n peers do;
-        for the objective ``"uniform"`` the n peers' own mini-batches, for ``"examples"`` from the union.
+        The objective of one peer that holds all images (``centralized``), of which an iteration draws as many
+        as n peers do: with ``"uniform"`` the n peers' own mini-batches, with ``"examples"`` one mini-batch of
+        the union. Empty: the images are not pooled.
     peers : sequence of int, optional
-        The peers whose images are on this machine, by default all n. The others' images are not read.
+        The peers whose images are on this machine, by default all n. The others' images are not read. If
+        peers are given, private gradients draw from the machine's entropy, not from the seed.
     classes : sequence of str, optional
         Names of the classes if they are known without images: to the coordinator of peers on other
         machines, or from a tail's metadata.
@@ -113,7 +115,7 @@ class Workload:
 
     @property
     def images(self) -> ImageSettings:
-        """The images that the model sees, and the origin of each setting."""
+        """The settings of the images that the model sees, and the origin of each setting."""
         return image_settings(self.model)
 
     @property
@@ -123,14 +125,14 @@ class Workload:
 
     @cached_property
     def device(self) -> str:
-        """The device of trunk and tail."""
+        """The name of the device of trunk and tail: ``"cpu"``, ``"cuda"`` or ``"mps"``."""
         return choose_device(self.config.device)
 
     @cached_property
     def parts(self) -> Parts:
-        """The model cut in two, and compared with its own forward.
+        """The model cut into trunk and tail, which were seen to answer as the whole model does.
 
-        The log gives its images, its trained part with the size, and its path.
+        The first use logs the settings of the images, the size of the trained part, and the path.
 
         Raises
         ------
@@ -166,7 +168,7 @@ class Workload:
         return parts
 
     def _tried_parts(self) -> Parts:
-        """Cut the model in two, and compare the answers."""
+        """Return the model cut into trunk and tail, after a comparison of their answers with the model's."""
         config = self.config
         parts = split_model(self.model, config.tune, config.seed)
         parts = parts._replace(trunk=parts.trunk.to(self.device), tail=parts.tail.to(self.device))
@@ -184,7 +186,7 @@ class Workload:
 
     @property
     def tail(self) -> nn.Module:
-        """The trained part at its start."""
+        """The tail, in which the trained parameters are θ^0."""
         return self.parts.tail
 
     @cached_property
@@ -196,7 +198,7 @@ class Workload:
 
     @cached_property
     def model_digest(self) -> str:
-        """SHA-256 of all weights and θ^0, as they are before the first iteration."""
+        """SHA-256, hexadecimal, of all weights and θ^0, as they are before the first iteration."""
         return sha256(_digest(self.model).encode() + self.theta0.tobytes()).hexdigest()
 
     @property
@@ -214,7 +216,7 @@ class Workload:
 
     @cached_property
     def meeting_digest(self) -> str:
-        """SHA-256 of :meth:`frozen_facts`, which neighbours compare when they meet."""
+        """SHA-256, hexadecimal, of :meth:`frozen_facts`, which neighbours compare when they meet."""
         return sha256(json.dumps(self.frozen_facts(), sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -242,7 +244,10 @@ class Workload:
         )
 
     def _code_digest(self) -> str:
-        """Identify the trunk's code: by timm's version, or by an own model's answer to a fixed input."""
+        """Return a text that identifies the trunk's code: timm's version, or a digest of the trunk's answer.
+
+        The answer, to a fixed input, counts for the embedded models and those of the user's own.
+        """
         if not is_reference(self.config.model) and self.config.model not in MODELS:
             return f"timm {timm.__version__}"
         generator = torch.Generator().manual_seed(0)
@@ -275,27 +280,35 @@ class Workload:
 
     @cached_property
     def test_features(self) -> Features:
-        """The trunk's outputs for all test images that this machine scores."""
+        """The trunk's outputs for all test images on which the peers of this machine are scored."""
         return self._features_of(self.holdings.pictures.test, self.holdings.test_positions, "test")
 
     def objectives(
         self, peers: Sequence[int], progress: Callable[[], None] = lambda: None
     ) -> dict[int, PeerObjective]:
-        """Build new objectives of ``peers``, at the start of their data order; the trunk runs once an image.
+        """Build a new objective for each of ``peers``, at the start of the peer's data order.
+
+        For images whose trunk outputs are stored, the trunk runs here, once an image.
 
         Parameters
         ----------
         peers : sequence of int
-            The peers.
+            The peers' numbers.
         progress : callable, optional
             Called whenever an image was read or a batch passed the trunk.
+
+        Returns
+        -------
+        dict of int to PeerObjective
+            The objectives by the peers' numbers.
 
         Raises
         ------
         ConfigError
-            When gradients are to be private, but the model does not admit gradients of single images.
+            When gradients are to be private, but the accountant is not installed, one peer holds all images,
+            or the model does not admit gradients of single images.
         DataError
-            When an image cannot be read, or the trunk's output for it is not finite.
+            When an image cannot be read, or a trunk output that is to be stored is not finite.
         """
         self.check_privacy()
         with progress_to(progress):
@@ -305,13 +318,13 @@ class Workload:
         if self.parts.path == "full" or not self.config.cache or self.config.augment != "none":
             unchecked = [peer for peer in peers if peer not in self._checked]
             if unchecked:
-                # They are read during the run: broken ones shall be found now.
+                # These images are read during the run: broken ones shall be found here.
                 self.holdings.check_images(unchecked)
                 self._checked.update(unchecked)
         return {peer: self._objective(peer) for peer in peers}
 
     def check_privacy(self) -> None:
-        """Check that gradients can be made private, if the config asks for it, before data is read.
+        """Check, without reading data, that gradients can be made private if the settings ask for that.
 
         Raises
         ------
@@ -364,7 +377,7 @@ class Workload:
         return self._own_tests[peer]
 
     def batches(self, peer: int) -> Batches | GrowingBatches:
-        """Return the order of the peer's images, from the start; see :meth:`features`."""
+        """Return the order of the peer's images, from the start; ``peer`` is that of :meth:`features`."""
         # For the objective "examples" a pooled batch is drawn from the union, n times as large.
         size = self.config.batch_size * (self.n if self.pooled == "examples" else 1)
         if self.config.stream:
@@ -373,14 +386,14 @@ class Workload:
         return Batches(len(self._held(peer)), size, seed=self.config.seed, peer=peer)
 
     def _held(self, peer: int) -> npt.NDArray[np.int64]:
-        """Return the positions of the images that the peer draws: its own, or those of the union."""
+        """Return the positions of the images that the peer draws: its own, or all of the union."""
         return (self.holdings.partition if self.pooled == "examples" else self.holdings.shares)[peer]
 
     def features(self, peer: int) -> Features:
-        """Return the trunk's outputs for the peer's training images; if they are stored, it runs once.
+        """Return the trunk's outputs for the peer's training images.
 
-        If images are pooled, ``peer`` is any of the n whose images they are with the objective ``"uniform"``,
-        and the one that has them all with ``"examples"``.
+        If images are pooled, ``peer`` is one of the n peers whose images they are with the objective
+        ``"uniform"``, and 0, the peer that holds them all, with ``"examples"``.
         """
         if peer not in self._features:
             self._features[peer] = self._training_features(peer)
@@ -405,7 +418,7 @@ class Workload:
         return self._features_of(split, held, f"peer {peer}'s")
 
     def _log_unstored(self) -> None:
-        """Log once why the trunk, or the whole model, runs in every iteration."""
+        """Log, once, the reasons why the trunk, or the whole model, runs in every iteration."""
         if self._told:
             return
         self._told = True
@@ -421,12 +434,12 @@ class Workload:
             log.info("the store is not used for training images: %s", "; ".join(told))
 
     def score(self, theta: npt.NDArray[np.float32]) -> Evaluation:
-        """Score any peer's ``theta``, (q,), on all test images."""
+        """Score any peer's ``theta``, (q,) float32, on all test images, without ``accuracy_unseen``."""
         nothing = torch.zeros(len(self.test_features), dtype=torch.bool)
         return evaluate(share_copy(self.tail), theta, self.test_features, nothing)
 
     def metadata(self) -> dict[str, str]:
-        """Return the settings, as text, with which ``p2pft evaluate`` scores a tail again."""
+        """Return the settings and digests, as text, with which ``p2pft evaluate`` scores a tail again."""
         here = ("device", "cache")  # settings of this machine only
         names = [f.name for f in fields(self.config) if f.name not in here]
         settings = {name.replace("_", "-"): str(getattr(self.config, name)) for name in names}
@@ -442,7 +455,7 @@ class Workload:
         return told
 
     def named_tail(self, theta: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:
-        """Return the trained tensors by their names in the whole timm model."""
+        """Return the tensors in ``theta``, (q,) float32, by their names in the whole tuned model."""
         named = [(name, p) for name, p in self.tail.named_parameters() if p.requires_grad]
         pieces = torch.split(torch.from_numpy(theta.copy()), [p.numel() for _, p in named])
         return {
@@ -451,12 +464,12 @@ class Workload:
         }
 
     def theta_from(self, tensors: dict[str, torch.Tensor], source: str) -> npt.NDArray[np.float32]:
-        """Return θ from named tensors; the inverse of :meth:`named_tail`.
+        """Return θ, (q,) float32, from named tensors; the inverse of :meth:`named_tail`.
 
         Raises
         ------
         DataError
-            When a tensor is missing, unknown, or has another shape; names it and ``source``.
+            When a tensor is missing, unknown, or has another shape; names the tensor and ``source``.
         """
         wanted = {n.removeprefix("model."): p for n, p in self.tail.named_parameters() if p.requires_grad}
         odd = sorted(wanted.keys() ^ tensors.keys())
@@ -472,10 +485,15 @@ class Workload:
         return torch.cat([tensors[name].reshape(-1).float() for name in wanted]).numpy()
 
     def whole_model(self, theta: npt.NDArray[np.float32]) -> nn.Module:
-        """Return the whole model with ``theta`` in it, in eval mode on the CPU.
+        """Return the whole model with ``theta``, (q,) float32, in it, in eval mode on the CPU.
 
-        A plain timm model: low-rank updates are merged into their weights. Adapters and prompts remain
-        modules that the plain model lacks.
+        It is a plain timm model: low-rank updates are merged into their weights. Only adapters and prompts
+        remain as modules that the plain model lacks.
+
+        Raises
+        ------
+        DataError
+            When the model has no place for a tensor of ``theta``; names the tensor.
         """
         whole = tune_model(self.model, self.config.tune, self.config.seed)
         keys = whole.load_state_dict(self.named_tail(theta), strict=False)  # strict would ask for all
@@ -489,7 +507,7 @@ class Workload:
 
 
 def _digest(module: nn.Module) -> str:
-    """SHA-256 over the names and values of a module's tensors."""
+    """Return the SHA-256, hexadecimal, of the names and values of a module's tensors."""
     digest = sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(name.encode())

@@ -1,1 +1,1 @@
-"""Images: datasets, pictures from files, the peers' shares, and the order in which they see them."""
+"""Images: datasets, pictures from files, the peers' shares, and the order in which peers see their images."""

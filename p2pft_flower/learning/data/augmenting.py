@@ -1,4 +1,4 @@
-"""The run-config's ``augment``, checked by timm's own reading of it, without importing the rest of timm."""
+"""A check of the run-config's ``augment`` by timm's own reader, without importing the rest of timm."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_augment(augment: str) -> None:
     Raises
     ------
     ConfigError
-        When timm lacks it; gives examples.
+        When timm lacks the augmentation; gives examples.
     """
     if augment in ("none", "basic"):
         return
@@ -36,7 +36,7 @@ def check_augment(augment: str) -> None:
 
 
 def refusal(augment: str, error: Exception) -> ConfigError:
-    """Return the error that names valid values of ``augment``."""
+    """Return the error that refuses ``augment`` because of timm's ``error``; it names valid values."""
     return ConfigError(
         f"augment = {augment!r}: choose none, basic, or an auto-augmentation of timm, such as "
         f"rand-m9-mstd0.5-inc1 or augmix-m3 ({error})"
@@ -44,7 +44,7 @@ def refusal(augment: str, error: Exception) -> ConfigError:
 
 
 def _check_sections(policy: str) -> None:
-    """Refuse values that timm ignores silently: an empty policy, sections without a number."""
+    """Raise a ValueError for values that timm ignores: an empty policy, sections without a number."""
     name, *sections = policy.split("-")
     odd = [
         s
@@ -58,7 +58,7 @@ def _check_sections(policy: str) -> None:
 def _read_as_timm_does(policy: str) -> None:
     timms = _timms_module()
     if timms is None:
-        return  # the augmentation itself will raise it
+        return  # the augmentation itself will raise the error
     if policy.startswith("rand"):
         timms.rand_augment_transform(policy, {})
     elif policy.startswith("augmix"):

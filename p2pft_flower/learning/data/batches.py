@@ -1,6 +1,6 @@
-"""The order in which a peer sees its images: a function of seed, peer and position alone.
+"""The order in which a peer sees its images: a function of seed, peer and the batch's number alone.
 
-The private batches of :class:`PoissonBatches` without a key are the exception.
+Two are exceptions: :class:`GrowingBatches`, whose set grows, and :class:`PoissonBatches` without a key.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ __all__ = ["Batches", "Catalogue", "GrowingBatches", "PoissonBatches"]
 class Batches:
     """An endless stream of mini-batches over ``size`` images, each epoch in a new order.
 
-    Batch t is the same wherever and whenever it is drawn: the peer may share its host or not, on one
-    thread or many, and a resumed peer continues at its position.
+    Batch t is the same wherever and whenever it is drawn: on a host of one peer or of several, on one thread
+    or many, in the first process of a run or in a resumed one.
 
     Parameters
     ----------
     size : int
         Number of images of the peer, N ≥ 1.
     batch_size : int
-        Images a batch, at most N.
+        Images in a batch; N if N is smaller.
     seed, peer : int
-        Decide the order.
+        Numbers that decide the order.
     """
 
     def __init__(self, size: int, batch_size: int, *, seed: int, peer: int) -> None:
@@ -43,7 +43,7 @@ class Batches:
         self._order = np.empty(0, dtype=np.int64)
 
     def batch(self, t: int) -> npt.NDArray[np.int64]:
-        """Return the positions of batch ``t`` (t ≥ 0): the t-th stretch of the epochs laid end to end."""
+        """Return the positions, int64, of batch ``t`` ≥ 0: the t-th stretch of the epochs laid end to end."""
         first, parts, missing = t * self._batch, [], self._batch
         while missing:
             epoch, offset = divmod(first, self._size)
@@ -53,7 +53,7 @@ class Batches:
         return np.concatenate(parts)
 
     def position(self) -> Callable[[], dict[str, Any]]:
-        """Return an empty position: the order depends on the batch's number alone."""
+        """Return a function that gives an empty position: the order depends on the batch's number alone."""
         return dict
 
     def go_to(self, position: Mapping[str, Any]) -> None:
@@ -74,12 +74,15 @@ class Catalogue(Protocol):
         ...
 
     def positions(self, names: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Return the positions of images by name, also of those that are gone."""
+        """Return the positions of the images of these ``names``, also of images that are gone."""
         ...
 
 
 class _Pass(msgspec.Struct, frozen=True):
-    """The position in a pass over a growing set: the next batch, the pass's number, and the images left."""
+    """The position in a pass over a growing set: numbers of the next batch and of the pass, and images left.
+
+    ``offset`` is the number of the pass's images that were drawn; ``left`` has the names of the others.
+    """
 
     next: Count
     number: Count = msgspec.field(name="pass")
@@ -96,18 +99,18 @@ class GrowingBatches:
 
     Batches are drawn one after the other. A batch that does not follow the last one is drawn as if the set
     had never changed, so a peer that starts anew, in any process, needs no history. To continue bit for bit
-    it needs the rest of its pass and the pass's length (:meth:`position`).
+    the peer needs the rest of its pass and the pass's length (:meth:`position`).
 
     Parameters
     ----------
     refresh : callable
-        Lists the present images, as an int64 array of their positions; never empty.
+        Lists the images and returns the positions of those present, an int64 array that is never empty.
     catalogue : Catalogue
-        Names the images, the same in all processes.
+        Gives names to the images, the same names in all processes.
     batch_size : int
-        Images a batch, at most as many as the set has when the batch begins.
+        Images in a batch; fewer if the pass in which the batch begins has fewer.
     seed, peer : int
-        Decide the order.
+        Numbers that decide the order.
     """
 
     def __init__(
@@ -126,7 +129,7 @@ class GrowingBatches:
         self._order = np.empty(0, dtype=np.int64)
 
     def batch(self, t: int) -> npt.NDArray[np.int64]:
-        """Return the positions of batch ``t`` (t ≥ 0)."""
+        """Return the positions of batch ``t`` (t ≥ 0), int64; errors are those of ``refresh``."""
         if t != self._next:
             there = self._refresh()
             self._epoch, self._offset = divmod(t * min(self._size, len(there)), len(there))
@@ -142,10 +145,10 @@ class GrowingBatches:
         return np.concatenate(parts)
 
     def position(self) -> Callable[[], dict[str, Any]]:
-        """Record the position in this pass; calling the result returns it as JSON-able data."""
+        """Record the position in this pass; return a function that gives it as JSON-able data."""
         return partial(
             self._as_json, self._next, self._epoch, self._offset, self._order
-        )  # orders are replaced
+        )  # orders are replaced, never changed
 
     def _as_json(
         self, following: int, epoch: int, offset: int, order: npt.NDArray[np.int64]
@@ -155,7 +158,7 @@ class GrowingBatches:
         return told
 
     def go_to(self, position: Mapping[str, Any]) -> None:
-        """Continue at a :meth:`position`, of any process.
+        """Continue at a position that :meth:`position` recorded in any process.
 
         Raises
         ------
@@ -180,8 +183,8 @@ class GrowingBatches:
 class PoissonBatches:
     """Batches that hold each image with the same probability, independently of all others.
 
-    They have different sizes, and may be empty. Differential privacy assumes such batches, and that nobody
-    knows which images they hold.
+    The batches have different sizes, and may be empty. Differential privacy assumes such batches, and that
+    nobody knows which images are in which batch.
 
     Parameters
     ----------
@@ -189,8 +192,8 @@ class PoissonBatches:
         Number of images of the peer, N ≥ 1.
     rate : float
         The probability, in (0, 1].
-    key : tuple of int, optional
-        Decides the batches; without it they are drawn from the operating system's entropy, others each time.
+    key : tuple of int or None
+        Numbers that decide the batches; None: the operating system's entropy decides, anew for each object.
     """
 
     _DRAW = 1
@@ -201,12 +204,15 @@ class PoissonBatches:
         self._key = (secrets.randbits(128),) if key is None else key
 
     def batch(self, t: int) -> npt.NDArray[np.int64]:
-        """Return the positions of batch ``t`` (t ≥ 0), ascending; the same ones at every call."""
+        """Return the positions of batch ``t`` (t ≥ 0), int64, ascending; the same positions at every call."""
         rng = np.random.default_rng((*self._key, t, self._DRAW))
         return np.flatnonzero(rng.random(self._size) < self._rate).astype(np.int64)
 
     def position(self) -> Callable[[], dict[str, Any]]:
-        """Return an empty position: a key needs only the batch's number; without one nothing may be saved."""
+        """Return a function that gives an empty position.
+
+        With a key the batch's number suffices; without a key nothing may be saved.
+        """
         return dict
 
     def go_to(self, position: Mapping[str, Any]) -> None:

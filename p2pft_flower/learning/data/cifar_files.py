@@ -1,4 +1,4 @@
-"""CIFAR's official files: pickles of a dictionary with arrays and lists, of which nothing else is admitted.
+"""CIFAR's official files: pickles of a dictionary with arrays and lists, the only content that is admitted.
 
 A pickle may name any function to be called when it is read. Here only functions that make a NumPy array are
 admitted, so a file that asks for other code is refused instead of obeyed.
@@ -42,7 +42,7 @@ def _dictionary(file: Path) -> dict[str, Any]:
 
 
 def read_cifar(*files: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Return the images of ``files``, (N, 32, 32, 3), and their labels, (N,).
+    """Return the images of ``files``, (N, 32, 32, 3) uint8, and their labels, (N,) int64.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def read_names(file: Path) -> tuple[str, ...]:
     Raises
     ------
     Exception
-        When a file cannot be read, as in :func:`read_cifar`.
+        When the file cannot be read, as in :func:`read_cifar`.
     """
     meta = _dictionary(file)
     return tuple(map(str, meta["label_names" if "label_names" in meta else "fine_label_names"]))

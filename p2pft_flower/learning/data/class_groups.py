@@ -1,7 +1,7 @@
-"""The text ``classes:…`` of a partition: which peer holds which classes, read and written.
+"""Reading and writing the text ``classes:…`` of a partition, which gives each peer its classes.
 
-Without quotes a text may be a name, the number of a class or its position, or a range of these. It is read
-only if all its possible meanings agree; quotes enclose a literal name.
+A text without quotes may be a class's name, the number that is a class's name, a class's position, or a range
+of these. Such a text is accepted only if all its possible meanings agree; quotes enclose a literal name.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def class_owners(spec: str, n: int, classes: Sequence[str]) -> npt.NDArray[np.in
     Raises
     ------
     ConfigError
-        When the value cannot be read or can be read in two ways, does not fit n and the classes, or gives a
+        When ``spec`` cannot be read or can be read in two ways, does not fit n and the classes, or gives a
         class to two peers.
     """
     reader = _Reader(classes)
@@ -68,7 +68,7 @@ def class_owners(spec: str, n: int, classes: Sequence[str]) -> npt.NDArray[np.in
 def even_groups(n: int, classes: Sequence[str]) -> str:
     """Write a partition of the classes into ``n`` ranges of nearly the same size, one a peer.
 
-    By position if that cannot be misread, else by plain name, else by name in quotes.
+    The classes are written by position if that cannot be misread, else by plain name, else by name in quotes.
     """
     reader = _Reader(classes)
     spans = [range(part[0], part[-1] + 1) for part in np.array_split(np.arange(len(classes)), n)]
@@ -88,7 +88,7 @@ def check_groups(spec: str, n: int) -> list[list[_Item]]:
     Raises
     ------
     ConfigError
-        When the groups are not ``n``, or a quote is misplaced.
+        When there are not ``n`` groups, or a quote is misplaced.
     """
     text = spec.partition(":")[2]
     groups: list[list[_Item]] = [[]]
@@ -116,7 +116,7 @@ def check_groups(spec: str, n: int) -> list[list[_Item]]:
 
 
 class _Reader:
-    """Reads texts in terms of these classes."""
+    """A reader of texts that stand for some of ``classes``."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self._classes = classes
@@ -124,7 +124,7 @@ class _Reader:
         self._numbers = [number_of(name) for name in classes]
         numbered = (name for p, name in enumerate(classes) if self._numbers[p] not in (None, p))
         self._misnumbered = next(numbered, None)
-        """A class whose name is a number, but not that of its position."""
+        """The first class whose name is a number other than the class's position; None if there is none."""
 
     def group(self, spec: str, items: Sequence[_Item]) -> list[int]:
         """Return the classes of a peer's group, ascending, with repetitions.
@@ -132,7 +132,7 @@ class _Reader:
         Raises
         ------
         ConfigError
-            When it means no classes, or its meaning is ambiguous.
+            When an item means no class, or the meaning of the items is ambiguous.
         """
         ways = self._ways(items)
         if len(ways) == 1:
@@ -163,7 +163,7 @@ class _Reader:
         return ways[-1]
 
     def _spans(self, items: Sequence[_Item]) -> list[range]:
-        """Return the meanings of all items as one text, in which ``+`` is part of names."""
+        """Return the meanings of the items taken as one text, in which ``+`` is part of names."""
         if not any(item.names for item in items):
             return self.readings("+".join(item.bare for item in items))
         if len(items) > 1 or not all(name in self._index for name in items[0].names):
@@ -172,7 +172,7 @@ class _Reader:
         return [range(first, last + 1)] if first <= last else []
 
     def readings(self, text: str) -> list[range]:
-        """Return all meanings of a text without quotes, names first."""
+        """Return all meanings of a text without quotes, each a range of positions; names come first."""
         found = self._range(text, self._named)
         # If numbers are names, a position is only a possible intention.
         if self._misnumbered is None or found:
@@ -195,7 +195,7 @@ class _Reader:
         return {c for c, value in enumerate(self._numbers) if value == number}
 
     def _placed(self, text: str) -> set[int]:
-        """Return the class at this position, or of this name if it is no number."""
+        """Return the class at the position ``text``; if ``text`` is no number, the classes of this name."""
         bare = text.strip()
         if not _is_position(bare):
             return set() if number_of(bare) is not None else self._named(text)
@@ -203,7 +203,7 @@ class _Reader:
         return {int(bare)} if not taken and int(bare) < len(self._classes) else set()
 
     def quoted(self, span: range) -> str:
-        """Write classes by their names, in quotes."""
+        """Return a text for a range of classes: the names of the first and the last, in quotes."""
         ends = dict.fromkeys((self._classes[span[0]], self._classes[span[-1]]))
         return "-".join(map(_quoted, ends))
 

@@ -1,4 +1,4 @@
-"""Digests that recognise images at another path: of labels, names, some sizes and some contents."""
+"""Digests that recognise images at another path: of classes, labels, names, some sizes and some contents."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from p2pft_flower.learning.data.splits import Split
 __all__ = ["images_digest"]
 
 LOOKED_AT = 2000
-"""Images, spread evenly, whose file size or pixels count; of all others only the name counts."""
+"""Most images, spread evenly, whose file size or pixels count; of all others only label and name count."""
 
 OPENED = 400
-"""Files, spread evenly over the classes, whose content counts too."""
+"""Most files, spread evenly over the classes, whose content counts too."""
 
 BLOCK, BLOCKS = 2**16, 16
 """Bytes of a block, and the number of evenly spaced blocks that are read of a larger file."""
 
 
 def images_digest(split: Split, positions: npt.NDArray[np.int64], classes: Sequence[str]) -> str:
-    """Digest images: the same images in the same order have the same digest in any folder.
+    """Return a digest of images: the same images in the same order have the same digest in any folder.
 
-    Up to :data:`OPENED` files are opened, always the same ones, and up to 1 MiB of each is read, so it is
-    quick on a network's disk too. Of own datasets, whose images have no name, only the labels count.
+    Up to :data:`OPENED` files are opened, always the same ones, and up to 1 MiB of each is read, so this is
+    quick on a network's disk too. If the split has neither ``files`` nor ``content``, as a dataset of the
+    user's own, only classes and labels count.
 
     Parameters
     ----------
     split : Split
-        The split that has them.
+        The split of the images.
     positions : (N,) int64 array
-        The images, in this order.
+        The positions of the images in ``split``; their order counts.
     classes : sequence of str
         Names of the classes.
 

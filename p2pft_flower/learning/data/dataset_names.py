@@ -1,4 +1,4 @@
-"""Names of datasets, the folders that they read, and checks of both without reading an image."""
+"""Names of datasets, the folders from which they are read, and checks of both without reading an image."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = [
 ]
 
 BUILT_IN = ("digits",)
-"""Datasets that come with their library, :data:`p2pft_flower.learning.data.datasets.DATASETS`."""
+"""Names of datasets that come with a library, the keys of ``DATASETS`` in ``datasets.py``."""
 
 TORCHVISION = tuple(FOLDERS)
-"""The sets of :mod:`p2pft_flower.learning.data.torchvision_sets`."""
+"""Names of the datasets of :mod:`p2pft_flower.learning.data.torchvision_sets`."""
 
 FOLDER = "folder:"
-"""The prefix of a folder's path."""
+"""The beginning of a ``dataset`` that is a folder; the folder's path follows."""
 
 
 def check_dataset_name(name: str) -> None:
@@ -44,7 +44,7 @@ def check_dataset_name(name: str) -> None:
     Raises
     ------
     ConfigError
-        When it is unknown; gives the nearest name and the choices.
+        When the dataset is unknown; gives the nearest name and the choices.
     """
     known = [*BUILT_IN, *TORCHVISION]
     if name in known or is_reference(name) or (name.startswith(FOLDER) and name != FOLDER):
@@ -60,7 +60,7 @@ def check_dataset_name(name: str) -> None:
 
 
 def reads_data_dir(dataset: str) -> bool:
-    """Return whether a dataset reads ``data-dir``."""
+    """Return whether ``dataset`` uses the run-config's ``data-dir``."""
     return dataset in TORCHVISION or (is_reference(dataset) and not dataset.startswith(FOLDER))
 
 
@@ -77,7 +77,7 @@ def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
     Raises
     ------
     ConfigError
-        When the dataset does not read it; names those that do.
+        When ``data_dir`` is given and the dataset does not read it; gives the remedy.
     """
     if not data_dir or reads_data_dir(dataset):
         return
@@ -90,19 +90,19 @@ def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
 
 
 def require_parts(path: str, *, site: bool = False) -> Path:
-    """Return the folder of ``folder:PATH``, checked to exist with the folders that it needs.
+    """Return the folder of ``folder:PATH``, after a check that the folders that are needed exist.
 
     Parameters
     ----------
     path : str
         The folder.
     site : bool
-        Whether it is one peer's own, which needs no test images.
+        Whether the folder is one peer's own, which needs no test/.
 
     Raises
     ------
     DataError
-        When it, train/ or test/ is missing.
+        When the folder itself, train/, or a test/ that is needed is missing.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
@@ -121,12 +121,13 @@ def require_parts(path: str, *, site: bool = False) -> Path:
 
 
 def classes_of(dataset: str) -> tuple[str, ...] | None:
-    """Return the names of a dataset's classes if they are known without reading it, else None.
+    """Return the names of a dataset's classes if they are known without reading images or files, else None.
 
     Parameters
     ----------
     dataset : str
-        The run-config's ``dataset``; a folder must exist. With a folder for each peer the result is None.
+        The run-config's ``dataset``; if it is a folder, the folder must exist. With a folder for each peer
+        the result is None.
 
     Raises
     ------
@@ -148,9 +149,9 @@ def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence
     dataset, data_dir : str
         The run-config's values.
     download : bool
-        Whether missing files are fetched.
+        Whether a missing dataset of torchvision is fetched, and so not missed here.
     peers : sequence of int
-        The peers that are on this machine.
+        The peers whose images are on this machine.
 
     Raises
     ------

@@ -22,7 +22,7 @@ from p2pft_flower.plugins import call_reference, telling_of_the_bundle
 __all__ = ["DATASETS", "TORCHVISION", "Dataset", "Split", "load_dataset"]
 
 TEST_SHARE = 0.2
-"""Share of the digits that is held out for testing; the split does not depend on the run's seed."""
+"""Share of the digits that are test images; the split does not depend on the run's seed."""
 
 
 def digits(data_dir: str) -> Dataset:  # noqa: ARG001 - a dataset's signature
@@ -61,18 +61,20 @@ def load_dataset(name: str, data_dir: str = "", *, download: bool = False, verif
         Folders of single peers are read by
         :func:`~p2pft_flower.learning.data.image_folders.load_sites`.
     data_dir : str
-        The folder of torchvision's folders, by default ``$P2PFT_HOME/data``; passed to own datasets.
+        The folder of torchvision's folders, by default ``$P2PFT_HOME/data``; passed to a callable of the
+        user's own.
     download : bool
-        Whether torchvision may fetch missing files.
+        Whether torchvision may fetch a dataset that is missing.
     verify : bool
-        Refuse torchvision's files if their md5 sums are not the official ones.
+        Whether torchvision's files are refused if their md5 sums are not the official ones.
 
     Raises
     ------
     ConfigError
-        When there is no such dataset.
+        When there is no such dataset, or the user's callable returns something else.
     DataError
-        When its files cannot be used.
+        When the dataset's files cannot be used, a split has no images or wrong labels, or a class has no
+        training image.
     """
     check_dataset_name(name)
     if name.startswith("folder:"):

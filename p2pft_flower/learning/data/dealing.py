@@ -1,7 +1,8 @@
 """The draws of ``iid``, ``dirichlet:ALPHA`` and ``shards:K``: those of flwr-datasets' partitioners, in NumPy.
 
-flwr-datasets deals out tables of Hugging Face's. To import it takes two seconds, pandas and matplotlib, in
-every process that says how many images it holds. A test compares these functions with its partitioners.
+flwr-datasets deals out tables of Hugging Face's. Importing flwr-datasets takes two seconds, pandas and
+matplotlib, in every process that says how many images it holds. A test compares these functions with the
+partitioners.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ Labels = npt.NDArray[np.int64]
 Parts = list[npt.NDArray[np.int64]]
 
 _DRAWS = 11
-"""The most draws of ``dirichlet`` until no peer has too few images."""
+"""Most draws of ``dirichlet`` until no peer has too few images."""
 
 
 def deal_iid(labels: Labels, n: int, seed: int) -> Parts:
@@ -26,11 +27,11 @@ def deal_iid(labels: Labels, n: int, seed: int) -> Parts:
     Parameters
     ----------
     labels : (N,) int64 array
-        Classes of the images; only their number counts.
+        Classes of the images, of which only N counts here.
     n : int
         Number of peers.
     seed : int
-        Decides the draw.
+        Number that decides the draw.
 
     Returns
     -------
@@ -46,16 +47,21 @@ def deal_dirichlet(labels: Labels, n: int, alpha: float, at_least: int, seed: in
     Parameters
     ----------
     labels, n, seed
-        As for :func:`deal_iid`.
+        As for :func:`deal_iid`; here the classes count too.
     alpha : float
-        α > 0; the smaller, the more unequal.
+        α > 0; the smaller, the more unequal are the shares.
     at_least : int
-        The least number of images of a peer: until each has as many, all is drawn again.
+        The least number of images of a peer: all is drawn again until each peer has as many.
+
+    Returns
+    -------
+    list of n int64 arrays
+        The positions of each peer's images.
 
     Raises
     ------
     DataError
-        When ten draws again did not suffice.
+        When none of eleven draws gives each peer as many images.
     """
     rng = np.random.default_rng(seed)
     for _ in range(_DRAWS):
@@ -77,15 +83,20 @@ def deal_dirichlet(labels: Labels, n: int, alpha: float, at_least: int, seed: in
 def deal_shards(labels: Labels, n: int, classes: int, seed: int) -> Parts:
     """Give each peer images of K classes (``PathologicalPartitioner``, ``first-deterministic``).
 
-    Its first class is the peer's number, counted round; the others are drawn. The peers that hold a class
-    share its images as equally as can be.
+    The first class of a peer is that of the peer's number, counted round; the others are drawn. The peers
+    that hold a class share the class's images as equally as can be.
 
     Parameters
     ----------
     labels, n, seed
-        As for :func:`deal_iid`.
+        As for :func:`deal_iid`; here the classes count too.
     classes : int
-        K, at most the number of classes.
+        K, at most the number of classes in ``labels``.
+
+    Returns
+    -------
+    list of n int64 arrays
+        The positions of each peer's images.
 
     Raises
     ------

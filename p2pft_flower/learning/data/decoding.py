@@ -1,4 +1,4 @@
-"""Image files decoded: 8-bit pictures by Pillow, deeper samples in the file's own numbers.
+"""Decoding of image files: 8-bit pictures by Pillow, deeper samples in the file's own numbers.
 
 Pillow reduces deeper colours to eight bits, clips or scales when it converts, and ignores signs. So samples
 of more than 8 bits, with signs or fractions are read by tifffile and imagecodecs, with the file's own values;
@@ -58,7 +58,7 @@ _PICTURES = (
     "XBM",
     "XPM",
 )
-"""Formats of pictures. Pillow also registers other data, films and printed pages."""
+"""Pillow's names of formats of pictures. Pillow also registers other data, films and printed pages."""
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 """Exceptions that files which are no images, or broken images, raise."""
@@ -82,12 +82,12 @@ def formats() -> tuple[str, ...]:
 
 
 def look_at(file: Path) -> Look:
-    """Read the head of an image file.
+    """Return the description of an image in its file's head; the image is not decoded.
 
     Raises
     ------
     DataError
-        When it cannot be read, naming it.
+        When the file cannot be read; names it.
     """
     return _naming(file, _look)
 
@@ -95,21 +95,26 @@ def look_at(file: Path) -> Look:
 def decode(file: Path) -> Image.Image | Samples:
     """Decode the first page of an image file; orientation and transparency are not yet applied.
 
+    Returns
+    -------
+    PIL image or Samples
+        The image; Samples if Pillow would cut or misread it.
+
     Raises
     ------
     DataError
-        When it cannot be read, naming it.
+        When the file cannot be read; names it.
     """
     return _naming(file, decode_stream)
 
 
 def decode_stream(stream: IO[bytes], page: int = 0) -> Image.Image | Samples:
-    """Decode a page, from 0, of the image file that ``stream`` reads, as :func:`decode` does.
+    """Decode a page, counted from 0, of the image file that ``stream`` reads, as :func:`decode` does.
 
     Raises
     ------
-    ValueError, OSError
-        When it cannot be read.
+    ValueError, OSError, SyntaxError, Image.DecompressionBombError
+        When the page cannot be read; these are :data:`UNREADABLE`.
     """
     head = _head(stream)
     if head.startswith(tiff_files.MAGIC) and (found := tiff_files.decode_tiff(stream, page)) is not None:
@@ -136,7 +141,7 @@ def decode_stream(stream: IO[bytes], page: int = 0) -> Image.Image | Samples:
 
 
 def look_at_image(image: Image.Image) -> Look:
-    """Describe an opened image as :func:`look_at` describes a file."""
+    """Return the description of an opened image, as :func:`look_at` does of a file."""
     return Look(_form_of_mode(image), orientation(image) != 1, _transparent(image), _several(image))
 
 
@@ -175,7 +180,7 @@ def _look(stream: IO[bytes]) -> Look:
 
 @contextmanager
 def _opened(stream: IO[bytes]) -> Iterator[Image.Image]:
-    """Open an image by Pillow; its readers' errors on broken files become ValueErrors."""
+    """Open an image by Pillow; errors of Pillow's readers outside :data:`UNREADABLE` become ValueErrors."""
     stream.seek(0)
     try:
         with Image.open(stream, formats=formats()) as image:
@@ -184,7 +189,7 @@ def _opened(stream: IO[bytes]) -> Iterator[Image.Image]:
         raise ValueError("no picture of a format that can be opened here") from error
     except UNREADABLE:
         raise
-    except Exception as error:  # its readers do not catch errors caused by broken numbers
+    except Exception as error:  # Pillow's readers do not catch errors caused by broken numbers
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
@@ -211,7 +216,7 @@ def _head(stream: IO[bytes]) -> bytes:
 
 
 def _content(stream: IO[bytes], most: int = -1) -> bytes:
-    """Return all bytes, or so many, and restore the stream's position, from which Pillow reads on."""
+    """Return the first ``most`` bytes, −1: all, and restore the stream's position, where Pillow reads on."""
     at = stream.tell()
     stream.seek(0)
     data = stream.read(most)

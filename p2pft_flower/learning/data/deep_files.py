@@ -1,4 +1,4 @@
-"""PNG, PGM, PPM and JPEG 2000 that Pillow would cut or misread: decoded in the file's own numbers."""
+"""Decoding of PNG, PGM, PPM and JPEG 2000 that Pillow would cut or misread, in the file's own numbers."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ NO_EXIF = (SyntaxError, ValueError, KeyError, struct.error, OSError)
 """Exceptions that Pillow raises on broken EXIF data."""
 
 PNG = b"\x89PNG\r\n\x1a\n"
+"""The beginning of a PNG."""
 
 PNM = (b"P2", b"P3", b"P5", b"P6")
+"""The beginnings of PGMs and PPMs."""
 
 _PNM_HEADER = re.compile(rb"P([2356])" + rb"(?:\s|#[^\r\n]*[\r\n])+(\d+)" * 3 + rb"\s")
 
@@ -49,7 +51,7 @@ _CMYK, _SYCC = 12, 18
 
 
 def by_library(decoder: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Call a decoder; its errors on broken data become ValueErrors."""
+    """Return the array that a decoder makes; the decoder's errors become ValueErrors."""
     try:
         return decoder()
     except Exception as error:  # each decoder has its own errors
@@ -60,7 +62,15 @@ def by_library(decoder: Callable[[], npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def look_at_png(stream: IO[bytes]) -> tuple[Form | None, bool, bool]:
-    """Return the form of deep samples, whether a part is transparent, and whether to turn the image."""
+    """Return the form of 16-bit samples, whether a part is transparent, and whether the image must be turned.
+
+    The form is None for samples of fewer bits.
+
+    Raises
+    ------
+    ValueError
+        When the PNG has no header.
+    """
     chunks: dict[bytes, bytes] = {}
     turned = False
     for name, content in _chunks(stream):
@@ -91,7 +101,7 @@ def decode_png(data: bytes, mode: str) -> Samples | None:
 
 
 def _chunks(stream: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield name and content of each chunk, without the pixels', and restore the stream's position."""
+    """Yield name and content of each chunk but the pixels', and restore the stream's position at the end."""
     at = stream.tell()
     stream.seek(len(PNG))
     while len(start := stream.read(8)) == 8:
@@ -116,13 +126,25 @@ def _turned(exif: bytes) -> bool:
 
 
 def form_of_pnm(data: bytes) -> Form | None:
-    """Return the form of samples of more than 8 bits from a file's head; None if there are none."""
+    """Return the form of samples of more than 8 bits by a file's head; None for samples of at most 8 bits.
+
+    Raises
+    ------
+    ValueError
+        When the header is broken.
+    """
     white = int(_pnm_header(data)[4])
     return None if white < 256 else form_of("PNM", "unsigned", white.bit_length(), white=white)
 
 
 def decode_pnm(data: bytes) -> Samples | None:
-    """Decode a PGM or PPM of more than 8 bits; None if Pillow should decode it."""
+    """Decode a PGM or PPM of more than 8 bits; None if Pillow should decode it.
+
+    Raises
+    ------
+    ValueError
+        When the header is broken, or samples are missing or too large.
+    """
     form = form_of_pnm(data)
     if form is None:
         return None
@@ -155,13 +177,19 @@ def _pnm_header(data: bytes) -> re.Match[bytes]:
 
 
 def form_of_jpeg2000(data: bytes) -> Form | None:
-    """Return the form of samples that need a range; None for levels of at most 8 bits."""
+    """Return the form of samples that need a range; None for unsigned samples of at most 8 bits."""
     form = _components(data)[0]
     return None if form.kind == "unsigned" and form.bits <= 8 else form
 
 
 def decode_jpeg2000(data: bytes) -> Image.Image | Samples | None:
-    """Decode an image of other than 8 bits, in the file's own numbers; None if Pillow should."""
+    """Decode an image in the file's own numbers; None for unsigned 8-bit samples, which Pillow should decode.
+
+    Raises
+    ------
+    ValueError
+        When the file is broken, or has colours that nothing here converts.
+    """
     form, number = _components(data)
     if form.kind == "unsigned" and form.bits == 8:
         return None
@@ -176,7 +204,7 @@ def decode_jpeg2000(data: bytes) -> Image.Image | Samples | None:
 
 
 def _components(data: bytes) -> tuple[Form, int]:
-    """Read SIZ, the codestream's first segment: bits and sign of each component (ISO 15444-1, A.5.1)."""
+    """Return form and number of the components, by the codestream's segment SIZ (ISO 15444-1, A.5.1)."""
     start = data.find(_J2K)
     if start < 0 or len(data) < start + 42:
         raise ValueError("no JPEG 2000 codestream")

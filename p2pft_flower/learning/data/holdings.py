@@ -40,14 +40,14 @@ class PeerData:
     Attributes
     ----------
     images : int
-        Training images.
+        Number of training images.
     classes : tuple of str
-        Names of the classes of which it holds at least one.
+        Names of the classes of which the peer holds at least one training image.
     train_digest : str
-        Digest of its training images; empty if they may change (``stream``), or if nothing may be revealed
+        Digest of the training images; empty if they may change (``stream``), or if nothing may be revealed
         of them (``dp_clip``).
     test_digest : str
-        Digest of the images that it is scored on.
+        Digest of the images on which the peer is scored.
     pixel_range : str
         The sample values that are black and white, as the run-config or the site gives them.
     """
@@ -69,7 +69,7 @@ class Holdings:
     n : int
         Number of peers.
     pooled : {"", "uniform", "examples"}
-        Not empty (``centralized``): one peer holds all images; the workload decides how it draws them.
+        The objective of one peer that holds all images (``centralized``); empty: images are not pooled.
     peers : sequence of int, optional
         The peers whose images are on this machine, by default all n. The others' images are not read.
     classes : sequence of str, optional
@@ -81,7 +81,7 @@ class Holdings:
     here : tuple of int
         The peers whose images are on this machine.
     unreadable : int
-        Images left out because they cannot be read, among those read so far.
+        Number of images that are left out because they cannot be read, among those looked at so far.
 
     Raises
     ------
@@ -118,7 +118,13 @@ class Holdings:
 
     @cached_property
     def dataset(self) -> Dataset:
-        """Training and test images; with a folder for each peer those of the peers here, concatenated."""
+        """Training and test images; with a folder for each peer those of the peers here, concatenated.
+
+        Raises
+        ------
+        ConfigError, DataError
+            When the dataset cannot be used, or its classes are not those that are known.
+        """
         config = self.config
         if config.sited:
             found = self._sites.dataset
@@ -139,7 +145,7 @@ class Holdings:
 
     @cached_property
     def surveys(self) -> dict[int | None, Survey]:
-        """Surveys of the images of each peer's own folder, by peer; of one dataset for all, by None.
+        """The survey of the images of each peer's own folder, by peer; of a dataset for all peers, by None.
 
         Raises
         ------
@@ -167,7 +173,10 @@ class Holdings:
 
     @property
     def notes(self) -> list[tuple[int | None, str]]:
-        """Lines on files passed over and on conversions of images, each with the folder's owner."""
+        """Lines on files passed over and on conversions of images, each with the peer whose folder has them.
+
+        Instead of a peer there is None if all peers share one dataset.
+        """
         if self.config.sited:
             looked_at: dict[int | None, Dataset] = dict(self._sites.folders.items())
         else:
@@ -207,14 +216,14 @@ class Holdings:
         file : Path
             The file.
         window : (float, float) or None
-            Black and white of deep samples; None: auto.
+            The values that are black and white in deep samples; None: those that the file declares.
 
         Raises
         ------
         ConfigError
-            When its black and white samples are unknown.
+            When the image's black and white samples are unknown.
         DataError
-            When it cannot be read, naming it.
+            When the file cannot be read; names it.
         """
         if file.exists() and not file.is_file():  # reading a pipe would block
             raise DataError(f"{file}: not a readable image (no regular file)")
@@ -232,12 +241,12 @@ class Holdings:
 
     @cached_property
     def partition_spec(self) -> str:
-        """The text of the partition, with the one that ``auto`` stands for in its place.
+        """The partition as text, with ``auto`` replaced by the partition that it means.
 
         Raises
         ------
         ConfigError
-            When that one does not say whose a new image is, and ``stream`` is set.
+            When ``stream`` is set, and class or folder of a new image do not give it to a peer.
         """
         spec = resolve_partition(self.config.partition, self.config.dataset, self.n, self.classes)
         if self.config.stream and not self.config.sited and not spec.startswith("classes:"):
@@ -252,7 +261,7 @@ class Holdings:
     def shares(self) -> Partition:
         """Positions in the training split, one array for each of the n peers, pooled or not.
 
-        Unreadable images are left out before shots are drawn and images are dealt.
+        With ``bad-images = skip``, unreadable images are left out before shots are drawn and images dealt.
         """
         labels, classes, seed = self.dataset.train.labels, self.dataset.classes, self.config.seed
         usable = self._usable
@@ -267,7 +276,13 @@ class Holdings:
 
     @cached_property
     def _usable(self) -> npt.NDArray[np.int64]:
-        """Positions of the training images; with ``bad-images = skip`` only of those that can be read."""
+        """Positions of the training images; with ``bad-images = skip`` only of those that can be read.
+
+        Raises
+        ------
+        DataError
+            When no image of a class, or of a peer's own folder, can be read.
+        """
         every = np.arange(len(self.dataset.train))
         if self.config.bad_images != "skip" or self.config.stream:
             return every
@@ -290,7 +305,7 @@ class Holdings:
         return left
 
     def _unreadable(self, split: Split, among: npt.NDArray[np.int64], what: str) -> npt.NDArray[np.int64]:
-        """Return the positions of images that cannot be read, and warn of them."""
+        """Return the positions of the images that cannot be read, count them, and warn of them."""
         wrong = unreadable_images(split, among, what)
         self.unreadable += len(wrong)
         if wrong:
@@ -313,7 +328,15 @@ class Holdings:
 
     @cached_property
     def tests(self) -> Partition:
-        """Positions in the test split, one array for each of the n peers, without unreadable images."""
+        """Positions in the test split, one array for each of the n peers.
+
+        With ``bad-images = skip``, unreadable images are left out.
+
+        Raises
+        ------
+        DataError
+            When no image of a test split for all peers can be read.
+        """
         every = np.arange(len(self.dataset.test))
         if self.config.bad_images == "skip":
             every = np.setdiff1d(every, self._unreadable(self.pictures.test, every, "test"))
@@ -340,22 +363,22 @@ class Holdings:
 
     @property
     def test_positions(self) -> npt.NDArray[np.int64]:
-        """Positions in the test split of all images that this machine scores, ascending."""
+        """Positions in the test split of all images on which the peers here are scored, ascending."""
         return np.unique(np.concatenate([self.tests[p] for p in self.here]))
 
     @property
     def scored_test(self) -> Split:
-        """The test images that this machine scores, as a split of their own."""
+        """The test images on which the peers here are scored, as a split of their own."""
         split, positions = self.pictures.test, self.test_positions
         return Split(split.labels[positions], lambda index: split.picture(int(positions[index])), pixels=None)
 
     def check_images(self, peers: Sequence[int]) -> None:
-        """Decode once all images that ``peers`` use, for runs that read them only while they train.
+        """Decode once the training images of ``peers`` and all test images, for runs that store no outputs.
 
         Raises
         ------
         DataError
-            When one cannot be read, naming it.
+            When an image cannot be read; names it.
         """
         if not self.config.stream:  # a stream checks its images itself
             mine = np.unique(np.concatenate([self.partition[p] for p in peers]))
@@ -365,13 +388,13 @@ class Holdings:
     def stream(self, peer: int) -> ImageStream:
         """Return the growing set of the peer's training images, the same object at every call.
 
-        Pooled images with the objective ``"examples"`` are one set, peer 0's; with ``"uniform"`` each peer
-        has its own.
+        If images are pooled with the objective ``"examples"``, there is one set, peer 0's; with ``"uniform"``
+        each of the n peers has a set.
 
         Raises
         ------
         DataError
-            When it is empty.
+            When the set has no readable image, or a folder cannot be read.
         """
         if peer not in self._streams:
             pooled = self.pooled == "examples"
@@ -388,7 +411,7 @@ class Holdings:
         return StreamPart(Path(path).expanduser() / "train", every, self._pixels(peer))
 
     def data(self, peer: int) -> PeerData:
-        """Return ``peer``'s share of the images."""
+        """Return ``peer``'s share of the images, in numbers and digests."""
         train, mine = self.dataset.train, self.partition[peer]
         labels = np.unique(train.labels[mine])
         untold = self.config.stream or self.config.dp_clip
@@ -402,11 +425,11 @@ class Holdings:
 
     @cached_property
     def dealt_digest(self) -> str:
-        """Digest of the images that are dealt out; it must be the same on all machines."""
+        """Digest of the training images that are dealt out; it must be the same on all machines."""
         return images_digest(self.dataset.train, self._usable, self.classes)
 
     def test_digest(self, peer: int) -> str:
-        """Return the digest of the images that ``peer`` is scored on."""
+        """Return the digest of the images on which ``peer`` is scored."""
         if self.config.sited and not self.pooled:
             return images_digest(self.dataset.test, self.tests[peer], self.classes)
         return self._test_digest

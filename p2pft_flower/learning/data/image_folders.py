@@ -23,24 +23,24 @@ log = logging.getLogger(__name__)
 
 
 def folder(path: str, *, site: bool = False) -> Dataset:
-    """Read ``path/train/<class>/<image>`` and ``path/test/<class>/<image>``; classes are in natural order.
+    """Return the dataset ``path/train/<class>/<image>`` and ``path/test/<class>/<image>``.
 
-    Hidden files and folders are passed over. Links to folders are followed, once a class into each folder. A
-    warning counts the files that are no pictures.
+    Classes are in natural order. Hidden files and folders are passed over. Links to folders are followed,
+    within a class once into each folder. A warning counts the files that are no pictures.
 
     Parameters
     ----------
     path : str
         The folder.
     site : bool
-        Whether it is one peer's own: a class may then have a folder in train/ without an image, and test/ may
-        be missing or empty, with a warning.
+        Whether the folder is one peer's own: a class may then have a folder in train/ without an image, with
+        a warning, and test/ may be missing or empty.
 
     Raises
     ------
     DataError
-        When a folder is missing, a class has no training image, train/ or test/ has none at all, test/ has a
-        class that train/ lacks, or one file lies in two classes.
+        When a folder is missing or may not be read, a class has no training image, train/ or test/ has no
+        image at all, test/ has a class that train/ lacks, or one file lies in two classes.
     """
     root = require_parts(path, site=site)
     found, passed_over = folders_in(root / "train")
@@ -97,7 +97,7 @@ def folder(path: str, *, site: bool = False) -> Dataset:
 
 
 def _kinds(found: Listing) -> str:
-    """Return the number of files of each kind that is no picture."""
+    """Return a text with the number of files of each kind that is no picture."""
     return some_names(
         [f"{number} {suffix or 'without a suffix'}" for suffix, number in found.others.most_common()]
     )
@@ -135,7 +135,7 @@ def _check_same_files(root: Path, classes: Sequence[str], train: Split, test: Sp
     Raises
     ------
     DataError
-        When there are any; names two paths of one.
+        When a file is linked into two classes; names two paths of one such file.
     """
     first: dict[tuple[int, int], tuple[Path, int, bool]] = {}
     twice, in_both, in_two = [], [], []
@@ -179,9 +179,9 @@ class Sites:
     Attributes
     ----------
     name : str
-        The dataset, with ``{peer}`` in it.
-    folders : dict of int to Dataset
-        Each peer's own, over the same classes.
+        The run-config's ``dataset``, with ``{peer}`` in it.
+    folders : mapping of int to Dataset
+        The dataset in each peer's own folder; all have the same classes.
     """
 
     name: str
@@ -196,12 +196,12 @@ class Sites:
 
     @property
     def train(self) -> dict[int, npt.NDArray[np.int64]]:
-        """Peer ↦ positions of its own images in the dataset's training split."""
+        """The positions of each peer's images in the dataset's training split, by peer."""
         return self._positions([f.train for f in self.folders.values()])
 
     @property
     def test(self) -> dict[int, npt.NDArray[np.int64]]:
-        """Peer ↦ positions of its own images in the dataset's test split."""
+        """The positions of each peer's images in the dataset's test split, by peer."""
         return self._positions([f.test for f in self.folders.values()])
 
     def _positions(self, splits: Sequence[Split]) -> dict[int, npt.NDArray[np.int64]]:
@@ -217,7 +217,7 @@ def load_sites(name: str, peers: Sequence[int]) -> Sites:
     name : str
         ``"folder:/data/site-{peer}"``; ``{peer}`` is replaced by the peer's number.
     peers : sequence of int
-        The folders' owners, at least one.
+        The peers whose folders are read, at least one.
 
     Raises
     ------

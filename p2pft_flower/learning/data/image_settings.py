@@ -1,7 +1,7 @@
-"""The images that a model sees: size, crop, interpolation, mean and deviation, and the origin of each.
+"""Settings of the images that a model sees: size, crop, interpolation, mean, deviation; the origin of each.
 
 The settings are in the model's ``pretrained_cfg``, from which timm reads them, so that training, evaluation,
-augmentation, attention figures and exports all use the same ones.
+augmentation, attention figures and exports all use the same settings.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ KEYS = {
 """timm's names of the settings that the run-config can override, and the run-config's keys."""
 
 _ORIGINS = "image_origins"
-"""The model's attribute that holds the origins of its settings."""
+"""Name of the model's attribute that holds the origins of the settings."""
 
 
 @dataclass(frozen=True)
 class ImageKeys:
-    """The run-config's settings of the images that a model sees; the model decides empty ones and zeros."""
+    """The run-config's settings of the images that a model sees; if one is empty or 0, the model decides."""
 
     image_size: int = 0
     crop_pct: float = 0.0
@@ -43,7 +43,7 @@ class ImageKeys:
 
     @classmethod
     def of(cls, config: LearningConfig) -> ImageKeys:
-        """Take the five keys out of a run-config."""
+        """Return the five settings of a run-config."""
         return cls(
             config.image_size,
             config.crop_pct,
@@ -55,7 +55,7 @@ class ImageKeys:
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """The images that a model sees, in timm's terms.
+    """The settings of the images that a model sees, in timm's terms.
 
     Attributes
     ----------
@@ -68,10 +68,10 @@ class ImageSettings:
     interpolation : str
         Filter with which images are resized.
     mean, std : tuple of float
-        The number that is subtracted from pixels of 0..1, and the one that they are then divided by; one a
-        channel.
+        The numbers that are subtracted from pixels of 0..1, and the numbers by which these are then divided;
+        one a channel.
     origins : mapping of str to str
-        The origin of each of these, in words.
+        The origin of each setting, in words, by the setting's name.
     """
 
     input_size: tuple[int, int, int]
@@ -96,7 +96,7 @@ class ImageSettings:
 
     @property
     def facts(self) -> dict[str, str]:
-        """The settings in words, by words."""
+        """The settings in words, by names in words, such as ``"image size"``."""
         channels, height, width = self.input_size
         colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
         return {
@@ -117,18 +117,18 @@ class ImageSettings:
         return "; ".join(f"{', '.join(settings)}, from {origin}" for origin, settings in sources.items())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings in terms of JSON; the inverse is :meth:`from_dict`."""
+        """Return the settings as JSON-able data; the inverse is :meth:`from_dict`."""
         lists = {k: list(v) if isinstance(v, tuple) else v for k, v in self.data_config.items()}
         return {**lists, "from": dict(self.origins)}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ImageSettings:
-        """Read a dictionary of :meth:`to_dict`.
+        """Return the settings that :meth:`to_dict` made into ``raw``.
 
         Raises
         ------
         ValueError, KeyError, TypeError
-            When it is something else.
+            When ``raw`` is something else.
         """
         return cls(
             input_size=tuple(raw["input_size"]),
@@ -141,14 +141,14 @@ class ImageSettings:
         )
 
     def put_on(self, model: nn.Module) -> None:
-        """Set these images on ``model``, which must be built for their size."""
+        """Make these the image settings of ``model``, which must be built for their size."""
         given = dict(getattr(model, "pretrained_cfg", None) or {})
         model.pretrained_cfg = model.default_cfg = given | self.data_config  # type: ignore[assignment]
         setattr(model, _ORIGINS, dict(self.origins))
 
 
 def image_settings(model: nn.Module) -> ImageSettings:
-    """Return the images that a model sees, and the origin of each setting."""
+    """Return the settings of the images that a model sees, and the origin of each setting."""
     config = resolve_data_config({}, model=model)
     origins = getattr(model, _ORIGINS, None) or dict.fromkeys(config, "the model's pretrained_cfg")
     return ImageSettings(
@@ -163,7 +163,7 @@ def image_settings(model: nn.Module) -> ImageSettings:
 
 
 def set_image_settings(name: str, model: nn.Module, keys: ImageKeys, origin: str) -> None:
-    """Set the images that a model sees: the run-config's settings, else those of its ``pretrained_cfg``.
+    """Set a model's image settings: those of the run-config, else those of the model's ``pretrained_cfg``.
 
     Parameters
     ----------
@@ -179,7 +179,7 @@ def set_image_settings(name: str, model: nn.Module, keys: ImageKeys, origin: str
     Raises
     ------
     ConfigError
-        When mean or deviation do not fit the channels, or pixels of 0..1; names key or ``pretrained_cfg``.
+        When mean or deviation does not fit the channels, or pixels of 0..1; names key or ``pretrained_cfg``.
     """
     given = getattr(model, "pretrained_cfg", None)
     cfg: dict[str, Any] = dict(given or {})

@@ -1,4 +1,4 @@
-"""Images in arrays and files: found in folders, and identified by their content."""
+"""Finding image files in folders, and identifying images by their content."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 SPECIAL = "pipe, socket or device"
-"""Kinds of files whose reading blocks or never ends."""
+"""Words for the kinds of files whose reading blocks or never ends."""
 
 _SYSTEM = frozenset(
     {
@@ -87,8 +87,8 @@ class Listing:
     hidden : Counter of str
         Names of hidden files and folders that were passed over.
     others : Counter of str
-        Suffixes, in lower case, of files that are no pictures; :data:`SPECIAL` for those that are no regular
-        files, with any suffix.
+        Suffixes, in lower case, of files that are no pictures; :data:`SPECIAL` for files that are not
+        regular, with any suffix.
     loops : list of Path
         Links that lead back to a folder above them; not followed.
     repeated : list of Path
@@ -102,7 +102,7 @@ class Listing:
     repeated: list[Path] = field(default_factory=list)
 
     def add(self, other: Listing) -> None:
-        """Add another listing."""
+        """Add another listing to this listing."""
         self.files += other.files
         self.hidden += other.hidden
         self.others += other.others
@@ -135,7 +135,7 @@ def folders_in(folder: Path) -> tuple[list[str], Listing]:
     Raises
     ------
     DataError
-        When the folder may not be read.
+        When the folder may not be read. A missing folder is empty.
     """
     names, beside = [], Listing()
     for entry in _entries(folder):
@@ -151,7 +151,7 @@ def folders_in(folder: Path) -> tuple[list[str], Listing]:
 def _walk(
     folder: Path, above: frozenset[tuple[int, int]], walked: set[tuple[int, int]], found: Listing
 ) -> Iterator[tuple[Path, frozenset[tuple[int, int]]]]:
-    """List the files in and below a folder, and yield its links to folders with the folders above them."""
+    """Add a folder's files, also deeper ones, to ``found``; yield links to folders with the folders above."""
     here = identity(folder)
     if here in above or here in walked:
         (found.loops if here in above else found.repeated).append(folder)
@@ -186,9 +186,9 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def identity(path: Path) -> tuple[int, int]:
-    """Return device and inode of a file or folder, by every path and link the same.
+    """Return device and inode of a file or folder, which are the same by every path and link.
 
-    If it cannot be accessed: -1, and the hash of its path.
+    If the path cannot be accessed, return -1 and the hash of the path.
     """
     try:
         found = path.stat()
@@ -232,7 +232,7 @@ def file_content(file: Path) -> bytes:
     Raises
     ------
     DataError
-        When it cannot be read, naming it.
+        When the file cannot be read; names it.
     """
     try:
         return file.read_bytes()

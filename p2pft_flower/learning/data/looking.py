@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 def each(
     look: Callable[[int], Found], positions: Sequence[int] | npt.NDArray[np.int64], what: str
 ) -> Generator[tuple[int, Found | Exception]]:
-    """Yield the result of ``look`` for each position, in order, or the error of an unreadable image.
+    """Yield each position, in order, with the result of ``look``, or with the error of an unreadable image.
 
     Close the generator to stop early.
 
@@ -37,9 +37,9 @@ def each(
     look : callable
         Called with a position, in several threads at once.
     positions : sequence of int
-        The images.
+        The positions of the images.
     what : str
-        A name for the progress in the log, e.g. ``"test"``.
+        Words that name the images in the log's lines of progress, e.g. ``"test"``.
     """
 
     def tried(position: int) -> Found | Exception:

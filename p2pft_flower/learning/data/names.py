@@ -16,7 +16,7 @@ __all__ = ["differing_unseen", "in_order", "look_alikes", "number_of", "some_nam
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d{1,9})?", re.IGNORECASE)
 
 NAMED = 10
-"""Names that a message lists; it counts the others."""
+"""Most names that a message lists; a message counts the others."""
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -42,7 +42,7 @@ def differing_unseen(name: str, others: Iterable[str]) -> str:
     Returns
     -------
     str
-        As ``"; it differs from 'cat' only in case"``; empty if there is no such name.
+        A text such as ``"; it differs from 'cat' only in case"``; empty if there is no such name.
     """
     for other in others:
         if other != name and _bare(other) == _bare(name):
@@ -51,7 +51,7 @@ def differing_unseen(name: str, others: Iterable[str]) -> str:
 
 
 def look_alikes(names: Iterable[str]) -> list[str]:
-    """Describe those of ``names`` that differ from each other only in Unicode form, blanks or case."""
+    """Return a description of each group of ``names`` that differ only in Unicode form, blanks or case."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_bare(name), []).append(name)
@@ -64,7 +64,7 @@ def look_alikes(names: Iterable[str]) -> list[str]:
 
 
 def some_names(names: Sequence[object]) -> str:
-    """Return the first names for one line, and the number of the others."""
+    """Return a text for one line with the first ten names and the number of the others."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(printable(str(name)) for name in names[:NAMED]) + more
 
@@ -74,7 +74,7 @@ def _bare(name: str) -> str:
 
 
 def _difference(one: str, other: str) -> str:
-    """Describe the difference of two names with the same :func:`_bare`."""
+    """Return a description of the difference of two names with the same :func:`_bare`."""
     forms = {
         "Unicode form": lambda name: unicodedata.normalize("NFKC", name),
         "blanks": lambda name: "".join(name.split()),

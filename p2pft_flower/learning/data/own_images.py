@@ -1,4 +1,4 @@
-"""A check that the reader of an own dataset returns images."""
+"""A check that the reader of a dataset of the user's own returns images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXPECTED = (
 
 
 class NoImageError(DataError):
-    """A dataset's reader returned something that is no image: its code must be corrected, not the image."""
+    """A dataset's reader returned something that is no image: the reader's code must be corrected."""
 
 
 def require_image(found: Any, name: str) -> Source:
@@ -29,12 +29,12 @@ def require_image(found: Any, name: str) -> Source:
     found : object
         The result.
     name : str
-        The dataset and the image, for messages.
+        Words that name the dataset and the image in messages.
 
     Raises
     ------
     NoImageError
-        When it is none; describes it and the images that are expected.
+        When ``found`` is no image; describes it and the images that are expected.
     """
     if isinstance(found, Image.Image):
         return found
@@ -46,7 +46,7 @@ def require_image(found: Any, name: str) -> Source:
 
 
 def _described(found: object) -> str:
-    """Return an object's type, and its shape and element type if it has them."""
+    """Return words for an object's type, and for shape and element type if the object has them."""
     kind = type(found)
     whole = (
         kind.__qualname__
@@ -58,7 +58,7 @@ def _described(found: object) -> str:
 
 
 def _remedy(found: object) -> str:
-    """Return the remedy for arrays and tensors whose channels come first, and for other tensors."""
+    """Return the remedy for arrays and tensors whose channels come first, and for other tensors; else ""."""
     shape = tuple(getattr(found, "shape", ()))
     first = len(shape) == 3 and shape[0] in (1, 2, 3, 4) and shape[2] not in (1, 2, 3, 4)
     if isinstance(found, np.ndarray):

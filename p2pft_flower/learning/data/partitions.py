@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 Partition: TypeAlias = list[npt.NDArray[np.int64]]
-"""One array of positions in the training split a peer, ascending."""
+"""For each peer an array of positions in the training split, ascending."""
 
 Labels: TypeAlias = npt.NDArray[np.int64]
 
@@ -50,10 +50,10 @@ log = logging.getLogger(__name__)
 
 
 def resolve_partition(spec: str, dataset: str, n: int, classes: Sequence[str]) -> str:
-    """Replace ``auto`` by the partition that it means for ``n`` peers and these classes.
+    """Return the partition that ``auto`` means for ``n`` peers and these classes; else ``spec`` itself.
 
-    Own folders if the dataset has one for each peer, else Table 1's ranges, else disjoint classes if there
-    are enough, else Dirichlet.
+    ``auto`` means the peers' own folders if the dataset has a folder for each, else the ranges of Table 1,
+    else disjoint classes if there are enough, else Dirichlet.
     """
     if spec != "auto":
         return spec
@@ -81,7 +81,7 @@ def check_partition(spec: str, n: int, classes: Sequence[str] | None = None) -> 
     Raises
     ------
     ConfigError
-        When it cannot be read or does not fit; gives the choices.
+        When ``spec`` cannot be read or does not fit; gives the choices.
     """
     kind, _, argument = spec.partition(":")
     if kind == "classes" and argument:
@@ -106,18 +106,19 @@ def _unknown(spec: str) -> ConfigError:
 
 
 def draw_shots(labels: Labels, shots: int, classes: Sequence[str], seed: int) -> npt.NDArray[np.int64]:
-    """Draw ``shots`` training images of each class.
+    """Return the positions of ``shots`` training images of each class, drawn at random.
 
     Parameters
     ----------
     labels : (N,) int64 array
         Classes of the training images.
     shots : int
-        Images of a class; a class that has fewer gives all it has, and a warning names it. 0: every image.
+        Number of images of a class; a class that has fewer gives all, and a warning names the class. 0: every
+        image.
     classes : sequence of str
         Names of the classes.
     seed : int
-        Decides the draw. Fewer shots are among more shots of the same seed.
+        Number that decides the draw. Fewer shots are among more shots of the same seed.
 
     Returns
     -------
@@ -151,8 +152,8 @@ def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], 
         ``0-1+5``, ``cat+dog``, ``"0-1"+"a, b"``; if classes are named by other numbers, numbers are names;
         names in quotes are literal), ``"iid"``,
         ``"dirichlet:ALPHA"``, ``"shards:K"`` (each peer holds images of K classes, of which the first is
-        the peer's number, counted round, and the others are drawn), or ``"my_module:my_partition"``: a
-        callable ``(labels, n, seed) -> n arrays of positions``.
+        that of the peer's number, counted round, and the others are drawn), or ``"my_module:my_partition"``:
+        a callable ``(labels, n, seed) -> n arrays of positions``.
     labels : (N,) int64 array
         Classes of the training images.
     n : int
@@ -160,19 +161,20 @@ def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], 
     classes : sequence of str
         Names of the dataset's classes.
     seed : int
-        Decides every draw.
+        Number that decides every draw.
 
     Returns
     -------
     list of n ascending int64 arrays
-        Disjoint; images of no peer are left out and logged.
+        Each peer's positions in ``labels``; disjoint. If some images go to no peer, a warning counts them.
 
     Raises
     ------
     ConfigError
-        When the value cannot be read or does not fit n and the classes.
+        When ``spec`` cannot be read or does not fit n and the classes, or the user's callable returns
+        something else.
     DataError
-        When a peer would be left without an image, or an image is dealt twice.
+        When a peer would be left without an image, an image is dealt twice, or a position is out of range.
     """
     kind, _, argument = spec.partition(":")
     if kind == "classes" and argument:
@@ -182,7 +184,7 @@ def partition_images(spec: str, labels: Labels, n: int, classes: Sequence[str], 
         parts = deal_iid(_enough(labels, n), n, seed)
     elif kind == "dirichlet" and argument:
         alpha = _alpha(spec, argument)
-        # All is drawn again until each peer has this many images: of few it must not be asked for much.
+        # All is drawn again until each peer has this many images: if there are few, not many may be asked.
         at_least = min(10, max(1, len(labels) // (8 * n)))
         parts = deal_dirichlet(_enough(labels, n), n, alpha, at_least, seed)
     elif kind == "shards" and argument:

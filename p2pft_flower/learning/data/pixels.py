@@ -1,8 +1,8 @@
 """Pictures of decoded images, made in this place alone: upright, opaque, 8 bits, grey or RGB.
 
 The model gets the picture that a viewer shows. Samples of more than 8 bits, with signs or fractions become
-grey levels by a range: the values that are black and white. The run-config gives it (``pixel-range``), else
-the file declares it and :mod:`p2pft_flower.learning.data.survey` has confirmed it. Nothing is guessed.
+grey levels by a range: the values that are black and white. The run-config gives the range (``pixel-range``),
+else the file declares it and :mod:`p2pft_flower.learning.data.survey` has confirmed it. Nothing is guessed.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from p2pft_flower.learning.data.tiff_files import declared
 __all__ = ["VERSION", "Pixels", "Range", "Source", "as_source", "grey_levels"]
 
 VERSION = 3
-"""Grows whenever a change turns some image into another picture: stored outputs are then stale."""
+"""Number that grows whenever a change of code turns some image into another picture: stored outputs are
+then stale."""
 
 Range: TypeAlias = tuple[float, float]
-"""The samples that are black and white."""
+"""The sample values that are black and white."""
 
 Source: TypeAlias = "Image.Image | npt.NDArray[Any] | Samples"
 """An image as a reader returns it."""
@@ -34,7 +35,7 @@ Source: TypeAlias = "Image.Image | npt.NDArray[Any] | Samples"
 _WHITE = 255
 
 _ROUNDING = 1e-3
-"""Tolerance of alpha beyond opaque."""
+"""Largest excess of alpha beyond transparent or opaque, as a share of their difference."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Pixels:
     Attributes
     ----------
     window : (float, float) or None
-        The values that are black and white in all deep samples; None: those of ``ranges``.
+        The values that are black and white in all deep samples; None: ``ranges`` gives them.
     ranges : mapping of Form to (float, float)
         The values that are black and white in deep samples, by their form.
     opacities : mapping of Form to (float, float)
@@ -66,7 +67,9 @@ class Pixels:
         Raises
         ------
         ValueError
-            When it is no image, a sample is not finite, or the black and white samples are unknown.
+            When ``source`` is no image, a sample is not finite, or the black and white samples are unknown.
+        OSError, SyntaxError, Image.DecompressionBombError
+            When an opened file is broken.
         """
         source = as_source(source)
         if isinstance(source, Samples):
@@ -80,12 +83,12 @@ class Pixels:
         return _upright(_opaque(source), turned)
 
     def range_of(self, form: Form) -> Range:
-        """Return black and white of samples held like ``form``.
+        """Return the values that are black and white in samples of this ``form``.
 
         Raises
         ------
         DataError
-            When they are unknown.
+            When the values are unknown.
         """
         if form.kind == "unsigned" and form.bits <= 8:
             return 0.0, float(form.white or 255)
@@ -98,12 +101,12 @@ class Pixels:
         )
 
     def opacity_of(self, form: Form) -> Range:
-        """Return transparent and opaque alpha of samples held like ``form``.
+        """Return the values of alpha that are transparent and opaque in samples of this ``form``.
 
         Raises
         ------
         DataError
-            When they are unknown.
+            When the values are unknown.
         """
         if form.kind == "unsigned" and form.bits <= 8:
             return 0.0, float(form.white or 255)
@@ -120,12 +123,14 @@ class Pixels:
 
 
 def as_source(source: object) -> Image.Image | Samples:
-    """Return an image, or the samples of an array or of an opened file, decoded as any other.
+    """Return ``source`` as an image or as samples; a file that Pillow has only opened is decoded here.
 
     Raises
     ------
     ValueError
-        When it is no image, or a broken one.
+        When ``source`` is no image, or a broken one.
+    OSError, SyntaxError, Image.DecompressionBombError
+        When an opened file is broken.
     """
     if isinstance(source, Samples):
         return source
@@ -142,7 +147,7 @@ def as_source(source: object) -> Image.Image | Samples:
             try:
                 return decode_stream(source.fp, source.tell())
             finally:
-                source.fp.seek(at)  # from which Pillow reads on if its owner uses it
+                source.fp.seek(at)  # from which Pillow reads on if the image's owner uses it
         if (
             isinstance(source, TiffImagePlugin.TiffImageFile)
             and (form := declared(source.tag_v2)) is not None
@@ -160,21 +165,21 @@ def as_source(source: object) -> Image.Image | Samples:
 
 
 def grey_levels(samples: Samples, black_white: Range, opacity: Range | None = None) -> npt.NDArray[np.uint8]:
-    """Return (H, W) or (H, W, 3) grey levels: round(255 (v − black) / (white − black)), clipped to 0..255.
+    """Return levels, (H, W) or (H, W, 3) uint8: round(255 (v − black) / (white − black)), clipped to 0..255.
 
     Parameters
     ----------
     samples : Samples
-        The image.
+        The image; if it has alpha, it is laid on white.
     black_white : (float, float)
-        Samples that are black and white.
+        The sample values that are black and white.
     opacity : (float, float), optional
-        Alpha that is transparent and opaque; needed if there is alpha.
+        The values of alpha that are transparent and opaque; needed if there is alpha.
 
     Raises
     ------
     ValueError
-        When alpha exceeds ``opacity``.
+        When alpha lies outside ``opacity``, or there is alpha without ``opacity``.
     """
     values = samples.values.astype(np.float64)
     if samples.alpha is None:
@@ -225,7 +230,7 @@ def _from_lab(image: Image.Image) -> Image.Image:
     # Exactly, not through a table of colours.
     exact = ImageCms.Flags.NOOPTIMIZE
     shown = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB", flags=exact)
-    if shown is None:  # None only if it changes the image in place
+    if shown is None:  # None only if the function changes the image in place
         raise ValueError("CIELAB was not converted")
     return shown
 

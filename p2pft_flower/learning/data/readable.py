@@ -1,4 +1,4 @@
-"""The images of a split that can be read, found by making pictures of all, in several threads."""
+"""Finding the images of a split that cannot be read, by making pictures of all, in several threads."""
 
 from __future__ import annotations
 
@@ -27,19 +27,20 @@ def unreadable_images(
     split : Split
         The images.
     positions : sequence of int
-        The images to decode.
+        The positions of the images to decode.
     what : str
-        A name for the progress in the log, e.g. ``"test"``.
+        Words that name the images in the log and in faults, e.g. ``"test"``.
 
     Returns
     -------
     dict of int to str
-        Position ↦ the fault, with the file's name if it has one; in the order of ``positions``.
+        The fault of each image that makes no picture, by position, in the order of ``positions``; it names
+        the image's file, if there is one.
 
     Raises
     ------
     NoImageError
-        When the reader of an own dataset returned something that is no image; that is not skipped.
+        When the reader of a dataset of the user's own returned something that is no image.
     """
     wrong = {}
     with closing(each(split.picture, positions, what)) as looked_at:
@@ -52,7 +53,7 @@ def unreadable_images(
 
 
 def require_readable(split: Split, positions: Sequence[int] | npt.NDArray[np.int64], what: str) -> None:
-    """Decode images once, in several threads; parameters as of :func:`unreadable_images`.
+    """Decode images once, in several threads; the parameters are those of :func:`unreadable_images`.
 
     Raises
     ------
@@ -66,5 +67,5 @@ def require_readable(split: Split, positions: Sequence[int] | npt.NDArray[np.int
 
 
 def _told(error: Exception, image: str) -> str:
-    # This package's readers name the file; those of own datasets may not.
+    # This package's readers name the file; readers of the user's own may not.
     return str(error) if isinstance(error, DataError) else f"{image}: not readable ({error}){REMEDY}"

@@ -21,15 +21,15 @@ class Form:
     Attributes
     ----------
     container : str
-        Kind of file, ``"array"`` or ``"image"``: for messages.
+        Kind of file, ``"array"`` or ``"image"``, for messages.
     kind : {"unsigned", "signed", "float"}
         Kind of number.
     bits : int
         Bits of a sample.
     white : int or None
-        The sample that the file declares to be white, with 0 black; None if it declares none.
+        The value that the file declares to be white, while 0 is black; None if the file declares none.
     significant : int
-        Significant bits as declared (PNG's sBIT), else ``bits``.
+        Number of significant bits as declared (PNG's sBIT), else ``bits``.
     """
 
     container: str
@@ -46,7 +46,7 @@ class Form:
 def form_of(
     container: str, kind: Kind, bits: int, *, white: int | None = None, significant: int | None = None
 ) -> Form:
-    """Return a form; unsigned samples of at most 16 bits declare their largest one white."""
+    """Return a form; without ``white``, the largest value of unsigned samples of at most 16 bits is white."""
     declared = 2**bits - 1 if kind == "unsigned" and bits <= 16 else None
     return Form(container, kind, bits, declared if white is None else white, significant or bits)
 
@@ -60,13 +60,13 @@ class Samples:
     values : (H, W) or (H, W, 3) array
         Samples in the file's own numbers.
     form : Form
-        Their form.
+        Form of the samples.
     alpha : (H, W) array, optional
         Opacity in the file's own numbers, like ``values``; None: opaque.
     premultiplied : bool
         Whether colours are multiplied by ``alpha`` already.
     zero_is_white : bool
-        Whether small samples are bright.
+        Whether small samples are bright and large ones dark.
     orientation : int
         EXIF's orientation of the picture, 1..8.
     """
@@ -85,13 +85,13 @@ class Look(NamedTuple):
     Attributes
     ----------
     form : Form or None
-        Form of its deep samples; None for unsigned ones of at most 8 bits.
+        Form of deep samples; None for unsigned samples of at most 8 bits.
     turned : bool
-        Whether its orientation tag asks for it to be turned or mirrored.
+        Whether the orientation tag asks to turn or mirror the image.
     transparent : bool
-        Whether it has an alpha channel or a transparent colour.
+        Whether the image has an alpha channel or a transparent colour.
     pages : bool
-        Whether it has several pages or frames.
+        Whether the file has several pages or frames.
     """
 
     form: Form | None
@@ -106,9 +106,9 @@ def samples_of(array: npt.NDArray[Any], form: Form | None = None) -> Samples:
     Parameters
     ----------
     array : (H, W) or (H, W, 1..4) array
-        Numbers of any type; grey, grey and alpha, RGB, or RGB and alpha.
+        Numbers of any type but complex; grey, grey and alpha, RGB, or RGB and alpha.
     form : Form, optional
-        Their form in the file, by default that of the array's type.
+        The samples' form in the file, by default that of the array's type.
 
     Raises
     ------

@@ -19,21 +19,21 @@ __all__ = ["require_scored_data"]
 
 
 def require_scored_data(file: Path, dataset: str | None, data_dir: str | None) -> None:
-    """Refuse an unknown dataset, or one whose folder is not on this machine.
+    """Refuse to score a tail on an unknown dataset, or on one whose folder is not on this machine.
 
-    A folder for each peer is not checked.
+    Nothing is checked if both ``dataset`` and ``data_dir`` are None; nor is a folder for each peer.
 
     Parameters
     ----------
     file : Path
-        A tail, which names the dataset that it was trained on.
+        A tail, which names the dataset on which it was trained.
     dataset, data_dir : str or None
-        Replace those that the tail names; None: the tail's.
+        Settings that replace those that the tail names; None: the tail's setting.
 
     Raises
     ------
     ConfigError, DataError
-        When something is unknown or missing; names it.
+        When the dataset or its module is unknown or missing; names it.
     """
     if dataset is None and data_dir is None:
         return

@@ -30,17 +30,17 @@ class Split:
         Class of each image.
     read : callable
         Position ↦ the image as its reader has it: a PIL image, an (H, W) or (H, W, 1..4) array, or
-        :class:`~p2pft_flower.learning.data.decoding.Samples`. It may be called from several threads at once.
+        :class:`~p2pft_flower.learning.data.samples.Samples`. It may be called from several threads at once.
     content : callable, optional
         Position ↦ bytes that identify the image and are faster to get than the image: a file's content
         (:func:`file_content`), an array's pixels with their shape (:func:`array_content`). By default the
-        picture's own bytes.
+        bytes of the picture identify it.
     files : sequence of Path, optional
-        The images' files, if each has one of its own; errors name them.
+        The images' files, if each image has a file of its own; errors name the files.
     look : callable, optional
         Position ↦ the description of the image before it is decoded; by default the image is read.
     pixels : Pixels, optional
-        The conversion to a picture; None: ``read`` returns pictures that ``content`` identifies.
+        The conversion to a picture; None: ``read`` returns pictures, and ``content`` identifies them.
     called : str
         The split's name in errors if its images have no files; empty: errors name only the fault.
     """
@@ -62,9 +62,9 @@ class Split:
         Raises
         ------
         DataError
-            When its file cannot be read.
-        ValueError, OSError
-            When an image without a file of its own cannot be read.
+            When the image cannot be read, and has a file of its own or ``called`` is given.
+        ValueError, OSError, SyntaxError, Image.DecompressionBombError
+            When another image cannot be read.
         """
         try:
             return (self.pixels or Pixels()).picture(self.read(index))
@@ -83,7 +83,7 @@ class Split:
         Raises
         ------
         DataError
-            When its file cannot be read.
+            When the image's file cannot be read; without a file, errors are those of :meth:`picture`.
         """
         found = xxhash.xxh3_128()
         for part in self._identity(index):
@@ -102,12 +102,12 @@ class Split:
         yield self.content(index)
 
     def name(self, index: int, what: str) -> str:
-        """Return the name of image ``index`` in errors: its file, else ``what`` and its number."""
+        """Return the name of image ``index`` in errors: the image's file, else ``what`` and the number."""
         return f"{what} image {index}" if self.files is None else str(self.files[index])
 
     @classmethod
     def of_files(cls, files: Sequence[Path], labels: npt.NDArray[np.int64]) -> Split:
-        """Return the images of ``files``, with their ``labels``, (N,) int64."""
+        """Return a split of the images of ``files``, with their ``labels``, (N,) int64."""
         return cls(
             labels,
             lambda index: decode(files[index]),
@@ -152,7 +152,7 @@ class Dataset:
     train, test : Split
         The images.
     passed_over : str
-        A line on hidden files in its folders; empty if there are none.
+        A line on hidden files in the dataset's folders; empty if there are none.
     """
 
     name: str

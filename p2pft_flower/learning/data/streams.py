@@ -1,4 +1,4 @@
-"""Folders in which new images appear while a run trains on them."""
+"""Streams: folders in which new images appear while a run trains on their images."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ __all__ = ["ImageStream", "StreamPart"]
 Positions: TypeAlias = npt.NDArray[np.int64]
 
 PATIENCE = 3
-"""Listings after which an unreadable file is no longer assumed to be incomplete."""
+"""Number of listings at which a file must be unreadable for a warning to name it."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StreamPart:
-    """One folder of a stream, and its classes that count.
+    """One folder of a stream, and the classes in it that count.
 
     Attributes
     ----------
     folder : Path
         The folder of the classes' folders (``train/``).
     labels : (K,) int64 array
-        The classes, by number.
+        The numbers of the classes that count.
     pixels : Pixels
-        The conversion of its images to pictures.
+        The conversion of the folder's images to pictures.
     """
 
     folder: Path
@@ -52,10 +52,10 @@ class StreamPart:
 class ImageStream:
     """The training images of folders in which new images appear.
 
-    Every image that was ever readable has its position for good; :meth:`refresh` returns the present ones.
+    Every image that was ever readable keeps its position; :meth:`refresh` returns those of present images.
 
     - An unreadable file is assumed to be incomplete, and tried again at the next listing. A warning names
-      files that stay unreadable. To be safe, write under another extension and rename.
+      files that stay unreadable. To be safe, write a file under another extension and rename it.
     - Deleted images are left out from the next listing on, with a warning.
     - Folders of new classes are passed over, with a warning: the model's head has a fixed size.
 
@@ -66,7 +66,7 @@ class ImageStream:
     classes : sequence of str
         Names of all classes, by number.
     what : str
-        The folders' owner, for the log, e.g. ``"peer 2's"``.
+        Words for the folders' owner in messages, e.g. ``"peer 2's"``.
 
     Raises
     ------
@@ -93,19 +93,19 @@ class ImageStream:
         Raises
         ------
         DataError
-            When it cannot be read, naming it.
+            When the image cannot be read; names it.
         """
         return self._split([self._files[position]], self._parts[self._part_of[position]]).picture(0)
 
     def names(self, positions: Positions) -> list[str]:
-        """Return the names of images: number of their part, class and file, the same on every machine."""
+        """Return the names of images: number of the part, class and file; the same names on every machine."""
         return [self._names[p] for p in positions.tolist()]
 
     def positions(self, names: Sequence[str]) -> Positions:
-        """Return the positions of images by name.
+        """Return the positions of the images of these ``names``.
 
-        Deleted images get one too: like any image deleted after it was listed, they are left out when their
-        turn comes. A warning names them.
+        Deleted images get a position too: like any image deleted after it was listed, they are left out when
+        their turn comes. A warning names them.
 
         Raises
         ------
@@ -129,7 +129,7 @@ class ImageStream:
         return np.array([known[name] for name in names], dtype=np.int64)
 
     def _place(self, name: str) -> tuple[int, Path, int]:
-        """Return part, file and class of a name from :meth:`names`."""
+        """Return part, file and class of a name that :meth:`names` made; see :meth:`positions` for errors."""
         number, _, relative = name.partition("/")
         label = relative.partition("/")[0]
         if not number.isdecimal() or int(number) >= len(self._parts) or label not in self._classes:
@@ -140,7 +140,7 @@ class ImageStream:
         return int(number), self._parts[int(number)].folder / relative, self._classes.index(label)
 
     def _enter(self, number: int, file: Path) -> int:
-        """Give an image its position; the caller adds its label."""
+        """Give an image a position, and return the position; the caller adds the label."""
         position = self._positions[file] = len(self._files)
         self._files.append(file)
         self._part_of.append(number)
@@ -148,12 +148,12 @@ class ImageStream:
         return position
 
     def refresh(self) -> Positions:
-        """List again, and return the positions of the present images, by class and file name.
+        """List the folders, and return the positions of the present images, by part, class and file name.
 
         Raises
         ------
         DataError
-            When there is no image, or a folder cannot be read.
+            When there is no readable image, or a folder cannot be read.
         """
         listed = (self._list(number) for number in range(len(self._parts)))
         there = np.array(list(chain.from_iterable(listed)), dtype=np.int64)
@@ -186,7 +186,7 @@ class ImageStream:
         return replace(Split.of_files(files, np.zeros(len(files), dtype=np.int64)), pixels=part.pixels)
 
     def _not_yet(self, files: list[Path], part: StreamPart) -> set[Path]:
-        """Return those of ``files`` that cannot be read."""
+        """Return those of ``files`` that cannot be read; warn of files that stay unreadable."""
         fresh = self._split(files, part)
         wrong = {files[i]: why for i, why in unreadable_images(fresh, range(len(files)), self._what).items()}
         for file in files:

@@ -1,9 +1,9 @@
 """A survey of a site's images before a run: black and white samples, orientation, transparency.
 
 The head of every file is read; of images with deep samples (more than 8 bits, signs, fractions) some are
-decoded. If files declare a range of samples from black to white, and the images use it, it is taken. If they
-declare none, or the images use little of it, the range could only be guessed: the run is refused until
-``pixel-range`` gives it.
+decoded. If the files declare a range of samples from black to white, and the images use the range, it is
+taken. If the files declare none, or the images use little of it, the range could only be guessed: the run is
+refused until ``pixel-range`` gives it.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ from p2pft_flower.learning.data.splits import Split
 __all__ = ["Statistics", "Survey", "statistics_of", "survey"]
 
 LOOKED_AT = 256
-"""Evenly spaced images of a form that are decoded, the same number of each split, and images of a split
-without files that are read."""
+"""Most images of a form that are decoded, evenly spaced and the same number of each split; also most images
+that are read of a split without files."""
 
 VALUES = 4096
-"""Evenly spaced samples of each decoded image that are counted."""
+"""About the number of evenly spaced samples of each decoded image that are counted."""
 
 BRIGHT = 99.9
-"""Percentile of the samples that must reach half of the declared range for it to be accepted."""
+"""Percentile of the samples that must reach half of the declared range for the range to be accepted."""
 
 SPAN = 1 / 8
-"""Share of the declared range between the samples' percentiles 100 − :data:`BRIGHT` and BRIGHT, at least."""
+"""Least share of the declared range between the samples' percentiles 100 − :data:`BRIGHT` and BRIGHT."""
 
 FULL = 0.98
-"""Share of the declared range above which samples are not judged if there are others: burned-in marks and
-borders have them, in images that use little of the range."""
+"""Share of the declared white from which on samples are not judged if there are others: burned-in marks and
+borders have such samples, in images that use little of the range."""
 
 APART = 1.8
 """Ratio of two images' brightest samples above which they may have two depths."""
 
 GROUP, NEAR_WHITE = 4, 0.8
-"""Least number of images in a group of one depth, and the share of its white that half of them must reach."""
+"""Least number of images in a group of one depth, and the share of the depth's white that half must reach."""
 
 OPAQUE = 0.99
 """Share of the opaque alpha that the largest alpha found must reach."""
 
 ENOUGH = 8
-"""Images of one split from which the split is also judged by itself."""
+"""Number of images of one split from which on the split is also judged by itself."""
 
 DARK_IMAGE = 1 / 8
 """Share of the declared range below which an image of more than one colour counts as dark."""
@@ -63,13 +63,13 @@ DARK_IMAGES = 0.05
 """Share of dark images above which two kinds of images may be mixed."""
 
 CLIPPED = 0.99
-"""Share of the samples outside a given range above which it is probably meant for other images."""
+"""Share of the samples outside a given range from which on the range is probably meant for other images."""
 
 HOUNSFIELD = -500
 """Value below which images may be CT: air has -1000, fat and water about 0."""
 
 STATISTICS = 256
-"""Evenly spaced images of a site in its statistics."""
+"""Most images in the statistics of a site, evenly spaced."""
 
 BLACK, WHITE = 5, 250
 """Grey levels up to which, and from which, a pixel counts as black and white."""
@@ -84,15 +84,15 @@ class Survey:
     pixels : Pixels
         The conversion of the images to pictures.
     looked_at : int
-        Images whose head was read.
+        Number of images whose description was read.
     turned : int
-        Images with an orientation tag that turns or mirrors them.
+        Number of images with an orientation tag that turns or mirrors them.
     transparent : int
-        Images with an alpha channel or a transparent colour.
+        Number of images with an alpha channel or a transparent colour.
     pages : int
-        Images with several pages or frames.
-    deep : dict of str to int
-        Kinds of deep samples, with their black and white ↦ number of images.
+        Number of images with several pages or frames.
+    deep : mapping of str to int
+        Number of images of each kind of deep samples, by words for the kind with its black and white.
     warnings : tuple of str
         Warnings for the user.
     """
@@ -106,7 +106,7 @@ class Survey:
     warnings: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Return one line on the conversions of the images; empty if there were none."""
+        """Return one line on the conversions of the images; empty if there are none."""
         parts = [
             (self.turned, "turned upright as their orientation tags say"),
             (self.transparent, "with transparency, laid on white"),
@@ -139,23 +139,23 @@ class Statistics:
 
 
 def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
-    """Look at the images of one site.
+    """Examine the images of one site, and return the conversion to pictures with other findings.
 
     Parameters
     ----------
     splits : sequence of Split
-        Its training and test images; unreadable ones are skipped here and reported when they are read.
+        The site's training and test images; unreadable ones are skipped here and reported when they are read.
     window : (float, float) or None
-        Black and white as the run-config gives them; None: auto.
+        The values that are black and white, as the run-config gives them; None: auto.
     whose : str
-        The images' owner, for messages, e.g. ``"peer 1's"``.
+        Words for the images' owner in messages, e.g. ``"peer 1's"``.
 
     Raises
     ------
     ConfigError
         When the black and white samples of some images are unknown; names the values seen and the key.
     NoImageError
-        When the reader of an own dataset returned something that is no image.
+        When the reader of a dataset of the user's own returned something that is no image.
     """
     looks = [look for split in splits for look in _looks(split, whose)]
     forms = Counter(look.form for _, _, look in looks if look.form is not None)
@@ -227,7 +227,13 @@ def statistics_of(split: Split, positions: npt.NDArray[np.int64], whose: str) ->
 
 
 def _looks(split: Split, whose: str) -> list[tuple[Split, int, Look]]:
-    """Read the heads of files; of images without files, decode some."""
+    """Return descriptions of images, by the heads of files; of a split without files, of some images.
+
+    Raises
+    ------
+    NoImageError
+        When the reader of a dataset of the user's own returned something that is no image.
+    """
     positions = np.arange(len(split))
     look = split.look
     if look is None:
@@ -262,15 +268,15 @@ class _Seen:
     values: npt.NDArray[np.float64]
     """Some samples of all images."""
     tops: npt.NDArray[np.float64]
-    """The largest sample of each image of more than one colour."""
+    """The largest sample, without marks near white, of each image of more than one colour."""
     alpha: Range | None
     """The smallest and the largest alpha."""
     parts: tuple[npt.NDArray[np.float64], ...]
-    """``values`` of each split with enough images, if there are several splits."""
+    """``values`` of each split with enough images, if several splits have images."""
 
 
 def _see(form: Form, images: Sequence[tuple[Split, int]], whose: str) -> _Seen | None:
-    """Decode some images; None if none can be decoded."""
+    """Return samples of some of the ``images`` of a form; None if no image can be decoded."""
     by_split = [list(part) for _, part in groupby(images, lambda image: id(image[0]))]
     most = LOOKED_AT // len(by_split)
     some = [part[i] for part in by_split for i in _spaced(np.arange(len(part)), most)]
@@ -313,7 +319,7 @@ def _see(form: Form, images: Sequence[tuple[Split, int]], whose: str) -> _Seen |
 
 
 def _without_marks(samples: npt.NDArray[np.float64], white: int | None) -> npt.NDArray[np.float64]:
-    """Return samples without those near the declared white, if others than black ones remain."""
+    """Return samples without those near the declared white; all of them if only black ones would remain."""
     if white is None:
         return samples
     rest = samples[samples < FULL * white]
@@ -321,7 +327,7 @@ def _without_marks(samples: npt.NDArray[np.float64], white: int | None) -> npt.N
 
 
 def _declared(form: Form, seen: _Seen) -> Range | str:
-    """Return black and white as the files declare them, or the reason against that."""
+    """Return black and white as the files declare them, or, as text, the reason against that."""
     values = f"hold {seen.lowest:g} to {seen.highest:g}"
     if form.white is None:
         return f"{values}, and nothing says which are black and white"
@@ -348,7 +354,10 @@ def _declared(form: Form, seen: _Seen) -> Range | str:
 
 
 def _two_depths(tops: npt.NDArray[np.float64]) -> int | None:
-    """Return the lower depth if the images' brightest samples form two groups, as of two depths."""
+    """Return the lower depth in bits if the images' brightest samples form two groups, as of two depths.
+
+    None if they do not.
+    """
     ordered = np.sort(tops)
     for i in range(1, len(ordered)):
         below, above = ordered[i - 1], ordered[i]
@@ -362,7 +371,7 @@ def _two_depths(tops: npt.NDArray[np.float64]) -> int | None:
 
 
 def _opacity(form: Form, alpha: Range, black_white: Range) -> Range | None:
-    """Return transparent and opaque alpha, by the largest one found; None if it could only be guessed."""
+    """Return transparent and opaque alpha, by the largest alpha found; None if they could only be guessed."""
     black, white = black_white
     if alpha[0] < 0:
         return (black, white) if black <= alpha[0] and OPAQUE * white <= alpha[1] <= white else None
@@ -378,7 +387,7 @@ def _described(form: Form, black_white: Range) -> str:
 
 
 def _dark(form: Form, seen: _Seen, white: float) -> list[str]:
-    """Warn of single images that use little of the range that the others use."""
+    """Return a warning of single images that use little of the range that the others use; empty: none."""
     dark = int(np.sum(seen.tops < white * DARK_IMAGE))
     if not dark:
         return []
@@ -403,7 +412,7 @@ def _unfit(form: Form, seen: _Seen, window: Range) -> list[str]:
 
 
 def _advice(seen: Mapping[Form, _Seen]) -> str:
-    """Return examples of ranges that fit the samples seen."""
+    """Return a text with examples of ranges that fit the samples seen."""
     low = min(s.lowest for s in seen.values())
     high = max(_without_marks(s.values, form.white).max() for form, s in seen.items())
     if low < 0:

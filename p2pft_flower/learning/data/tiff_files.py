@@ -15,9 +15,10 @@ from p2pft_flower.learning.data.samples import Form, Kind, Look, Samples, form_o
 __all__ = ["MAGIC", "declared", "decode_tiff", "look_at_tiff"]
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""The beginnings of TIFF files."""
 
 _KINDS: dict[int, Kind] = {1: "unsigned", 2: "signed", 3: "float"}
-"""TIFF's SampleFormat."""
+"""Kinds of number by TIFF's SampleFormat."""
 
 _ZERO_IS_WHITE, _ZERO_IS_BLACK, _RGB, _PALETTE, _CMYK = 0, 1, 2, 3, 5
 
@@ -25,21 +26,21 @@ _Found = TypeVar("_Found")
 
 
 def look_at_tiff(stream: IO[bytes], number: int = 0, *, refused: bool = False) -> Look | None:
-    """Describe page ``number`` by its head; None if Pillow should read it.
+    """Return the description of page ``number`` by the page's head; None if Pillow should read the page.
 
     Parameters
     ----------
     stream : binary file
         The TIFF.
     number : int
-        The page, from 0.
+        The page's number, from 0.
     refused : bool
-        Whether Pillow has refused it; False by default.
+        Whether Pillow has refused the page; the result is then never None.
 
     Raises
     ------
     ValueError, OSError
-        When it is broken, or no picture.
+        When the page is broken, or no picture.
     """
 
     def read(page: tifffile.TiffPage, more: bool) -> Look | None:
@@ -52,7 +53,13 @@ def look_at_tiff(stream: IO[bytes], number: int = 0, *, refused: bool = False) -
 
 
 def decode_tiff(stream: IO[bytes], number: int = 0, *, refused: bool = False) -> Image.Image | Samples | None:
-    """Decode page ``number``, with the parameters of :func:`look_at_tiff`; None if Pillow should read it."""
+    """Decode page ``number``, with the parameters of :func:`look_at_tiff`; None if Pillow should read it.
+
+    Raises
+    ------
+    ValueError, OSError, Image.DecompressionBombError
+        When the page is broken, no picture, or too large.
+    """
 
     def read(page: tifffile.TiffPage, _: bool) -> Image.Image | Samples | None:
         return _decode(page) if _ours(page) or refused else None
@@ -61,7 +68,7 @@ def decode_tiff(stream: IO[bytes], number: int = 0, *, refused: bool = False) ->
 
 
 def declared(tags: Any) -> Form | None:
-    """Return the form of deep samples by a page's tags (Pillow's); None if it has none."""
+    """Return the form of deep samples by a page's tags, as Pillow reads them; None if no sample is deep."""
     kind = _KINDS.get(int(np.max(tags.get(339, 1))))
     bits = int(np.max(tags.get(258, 1)))
     if kind is None or (kind == "unsigned" and bits <= 8):
@@ -70,7 +77,7 @@ def declared(tags: Any) -> Form | None:
 
 
 def _page(stream: IO[bytes], number: int, read: Callable[[tifffile.TiffPage, bool], _Found]) -> _Found:
-    """Call ``read`` with a page and whether more follow; tifffile's errors become ValueErrors."""
+    """Call ``read`` with a page and whether there are several; tifffile's errors become ValueErrors."""
     stream.seek(0)
     try:
         with tifffile.TiffFile(stream) as opened:
@@ -81,7 +88,7 @@ def _page(stream: IO[bytes], number: int, read: Callable[[tifffile.TiffPage, boo
             return read(page, len(pages) > 1)
     except (OSError, ValueError, Image.DecompressionBombError):
         raise
-    except Exception as error:  # it raises its own errors, and others on broken numbers
+    except Exception as error:  # tifffile raises its own errors, and others on broken numbers
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
@@ -113,7 +120,7 @@ def _ours(page: tifffile.TiffPage) -> bool:
 
 
 def _coarse(page: tifffile.TiffPage) -> bool:
-    """Return whether a palette's colours have 8 bits, as libtiff decides: many writers give too few bits."""
+    """Return whether a palette's colours have 8 bits, not 16, as libtiff decides: many writers give 8."""
     return page.colormap is not None and int(page.colormap.max()) < 256
 
 
@@ -164,7 +171,7 @@ def _upright_axes(page: tifffile.TiffPage) -> npt.NDArray[Any]:
 
 
 def _looked_up(page: tifffile.TiffPage, indices: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Return (H, W, 3) levels of palette indices."""
+    """Return the levels, (H, W, 3), of palette indices, (H, W)."""
     if page.colormap is None:
         raise ValueError("a palette without colours")
     colours = page.colormap.astype(np.float64) / (1 if _coarse(page) else 257)
@@ -172,7 +179,7 @@ def _looked_up(page: tifffile.TiffPage, indices: npt.NDArray[Any]) -> npt.NDArra
 
 
 def _of_inks(inks: npt.NDArray[Any], form: Form, turned: int) -> Image.Image:
-    """Return deep (H, W, 4) CMYK as an image of 8-bit ones, which Pillow converts."""
+    """Return CMYK samples, (H, W, 4), as an 8-bit CMYK image, which Pillow converts."""
     if form.white is None:
         raise ValueError(f"CMYK of {form} samples, and nothing says which of them is all ink")
     levels = np.rint(inks.astype(np.float64) * (255 / form.white)).astype(np.uint8)

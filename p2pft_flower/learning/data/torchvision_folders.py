@@ -18,9 +18,9 @@ class TorchvisionFolder:
     Attributes
     ----------
     name : str
-        The folder.
+        The folder's name.
     needs : tuple of str
-        Files and folders that are read in it.
+        Files and folders that must be in the folder.
     """
 
     name: str
@@ -42,12 +42,12 @@ FOLDERS = {
 
 
 def data_root(data_dir: str) -> Path:
-    """Return the folder that holds those of torchvision: ``data_dir``, by default ``$P2PFT_HOME/data``."""
+    """Return the folder that holds torchvision's folders: ``data_dir``; if empty, ``$P2PFT_HOME/data``."""
     return Path(data_dir).expanduser() if data_dir else home() / "data"
 
 
 def find_folder(dataset: str, data_dir: str) -> Path | None:
-    """Return a dataset's folder; None if there is none and it would have to be downloaded.
+    """Return a dataset's folder; None if the folder does not exist.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def find_folder(dataset: str, data_dir: str) -> Path | None:
     Raises
     ------
     DataError
-        When something is missing in it.
+        When something is missing in the folder.
     """
     layout = FOLDERS[dataset]
     folder = data_root(data_dir) / layout.name
@@ -80,7 +80,7 @@ def require_folder(dataset: str, data_dir: str) -> Path:
     Raises
     ------
     DataError
-        When it is not there, or something is missing in it.
+        When the folder does not exist, or something is missing in it.
     """
     folder = find_folder(dataset, data_dir)
     if folder is None:

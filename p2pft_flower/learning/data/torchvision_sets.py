@@ -28,16 +28,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """The way to fetch and read one of the datasets; `torchvision_folders.py` has its folder.
+    """The way to fetch and read one of the datasets; `torchvision_folders.py` names the folder.
 
     Attributes
     ----------
-    md5 : dict
-        The official md5 sums of the files that have one.
+    md5 : dict of str to str
+        The official md5 sum of each file that has one.
     fetch : callable
         Downloads the dataset's folder into a given folder.
     read : callable
-        Folder ``data-dir`` ↦ the dataset, after the md5 sums were checked.
+        Folder ``data-dir`` ↦ the dataset; called after the md5 sums were checked.
     """
 
     md5: dict[str, str]
@@ -56,16 +56,16 @@ def load_torchvision(name: str, data_dir: str, *, download: bool, verify: bool) 
     name : str
         A key of :data:`SOURCES`.
     data_dir : str
-        The folder that holds torchvision's; empty: ``$P2PFT_HOME/data``.
+        The folder that holds torchvision's folders; empty: ``$P2PFT_HOME/data``.
     download : bool
-        Whether torchvision may fetch missing files.
+        Whether torchvision may fetch the dataset if its folder does not exist.
     verify : bool
-        Whether md5 sums that are not the official ones are an error or a warning. There are none for Pets.
+        Whether md5 sums that are not the official ones are an error; else they are a warning. Pets have none.
 
     Raises
     ------
     DataError
-        When the folder is missing or incomplete, cannot be fetched or read, or differs from the official.
+        When the folder is missing or incomplete, cannot be fetched or read, or differs from the official one.
     """
     source, root = SOURCES[name], data_root(data_dir)
     if download and find_folder(name, data_dir) is None:
@@ -99,7 +99,7 @@ def _md5(file: Path) -> str:
 
 
 def _download(name: str, fetch: Callable[[str], object], root: Path) -> None:
-    """Fetch into a temporary folder and rename it: other processes see a whole dataset or none."""
+    """Fetch a dataset into a temporary folder and rename it: other processes see a whole dataset or none."""
     folder = FOLDERS[name].name
     try:
         root.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""Models: their weights, their tuned part, trunk and tail."""
+"""Models: weights, the trained part, trunk and tail."""

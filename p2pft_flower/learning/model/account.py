@@ -1,4 +1,4 @@
-"""One reading of a source of weights: the tensors that the model takes from it, and a description."""
+"""One reading of a source of weights: the tensors that the model takes from the source, and a description."""
 
 from __future__ import annotations
 
@@ -46,26 +46,28 @@ _GROUPS = (
 """Kinds of tensors that are left, by the beginning of their names beside or below the model's root."""
 
 _NEARLY = 0.9
-"""Share of the model's tensors that a place in a source must have to count as a copy of it."""
+"""Share of the model's tensors that a place in a source must have to count as a copy of the model."""
 
 
 @dataclass
 class Account:
-    """One way to read the source: the model at one place in it, under one naming.
+    """One way to read the source: the model at one place in the source, under one naming.
 
     Attributes
     ----------
-    handed : dict
+    place : str
+        The beginning of the names at which the model is looked for; empty: the source's root.
+    handed : dict of str to tensor
         The tensors for timm's own loader.
-    values : dict
+    values : dict of str to tensor
         The tensors found, by the model's own names.
-    sources : dict
-        By the model's names, the names in the source of which each tensor is made.
+    sources : dict of str to frozenset of str
+        For each tensor, by the model's own name, the names of the source's tensors of which it is made.
     missing, extra, left : list of str
         Names in the source: tensors that the model needs and the source lacks; tensors that the model does
-        not know; tensors that nobody needs.
+        not know; tensors that the model need not take.
     faults : list of str
-        Everything else that is wrong, in words.
+        All other faults, in words.
     facts : list of str
         The differences of source and model as a whole, in words.
     """
@@ -80,9 +82,9 @@ class Account:
     faults: list[str] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
     unlike: int = 0
-    """Tensors of another shape."""
+    """Number of tensors of another shape than the model's."""
     note: str = ""
-    """The reason for choosing this reading among several."""
+    """Words on the choice of this reading among several; empty if there was no choice."""
 
     @property
     def fits(self) -> bool:
@@ -91,13 +93,13 @@ class Account:
 
     @property
     def is_copy(self) -> bool:
-        """Whether this is the model, perhaps with a few tensors missing or added."""
+        """Whether the place holds the model, perhaps with a few tensors missing, added or unlike."""
         total = len(self.values) + len(self.missing)
         return (len(self.values) - self.unlike) >= _NEARLY * total
 
     @property
     def beginning(self) -> str:
-        """The beginning, up to a dot, that the names of all used tensors share."""
+        """The beginning, up to a dot, that the source's names of all used tensors share."""
         used = sorted({s for names in self.sources.values() for s in names})
         if not used:
             return self.place
@@ -115,14 +117,14 @@ class Account:
         return "; ".join(parts + self.faults)
 
     def is_resampled(self, name: str) -> bool:
-        """Return whether the model's tensor of that name was interpolated, or made of several."""
+        """Return whether the model's tensor ``name`` has positions, and was resampled or made of several."""
         handed = self.handed.get(name)
         return name.endswith(("pos_embed", _TABLE)) and (
             handed is None or handed.shape != self.values[name].shape
         )
 
     def describe(self, model: Any) -> str:
-        """Describe in one line the tensors that were used and those that were left."""
+        """Return one line on the tensors that were used and those that were left."""
         where = f" under {self.beginning!r}" if self.beginning else ""
         groups = Counter(kind_of(name, self.beginning) for name in self.left)
         left = f"; left: {', '.join(f'{group} ({n})' for group, n in groups.items())}" if groups else ""
@@ -131,7 +133,7 @@ class Account:
 
 
 def common_beginning(one: str, two: str) -> str:
-    """Return the longest beginning that both have."""
+    """Return the longest beginning that both texts have."""
     length = next(
         (i for i, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two))
     )
@@ -160,9 +162,9 @@ def kind_of(name: str, beginning: str) -> str:
 
 
 def patches_of(renamed: Tensors, model: Any) -> tuple[int, int] | None:
-    """Count the patches that the source's position embeddings cover, and the tokens before the patches.
+    """Return the numbers of patches, and of tokens before them, that the source's position embeddings cover.
 
-    None if the source or the model has none, or if they cover as many tokens as the model has.
+    None if the source or the model has no position embeddings, or if both cover the same number of tokens.
     """
     found, own = renamed.get("pos_embed"), getattr(model, "pos_embed", None)
     if found is None or own is None or found.ndim != 3 or found.shape[1] == own.shape[1]:
@@ -173,7 +175,7 @@ def patches_of(renamed: Tensors, model: Any) -> tuple[int, int] | None:
 
 
 def _resampling(account: Account, model: Any) -> str:
-    """Name the tensors that were resampled to the model's number of patches."""
+    """Return words on the tensors that were resampled to the model's number of patches; empty if none was."""
     grid = " × ".join(map(str, getattr(model.patch_embed, "grid_size", ())))
     found = patches_of(account.handed, model)
     if found is not None and found[0] != model.patch_embed.num_patches:
@@ -185,7 +187,7 @@ def _resampling(account: Account, model: Any) -> str:
 
 
 def complaint(account: Account, tensors: Tensors) -> str:
-    """Describe a source that does not hold the model: its faults, and what it holds instead."""
+    """Return a description of a source that does not hold the model: its faults, and the tensors in it."""
     known = describe_names(tensors)
     facts = "".join(f"; {fact}" for fact in dict.fromkeys(account.facts))
     names = sorted(tensors)

@@ -1,8 +1,8 @@
-"""Finds a model's weights in a source, and its tensors that are missing, extra, or left.
+"""Finding a model's weights in a source, and the tensors that are missing, extra, or left.
 
 The place is found by trial: each prefix with tensors enough, under each known naming, is compared with the
-model's body. Traced tensors go through timm's own translation and remember which tensors of the source they
-were made of.
+model's body. Traced tensors go through timm's own translation and remember the tensors of the source from
+which they were made.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ _NEVER_NEEDED = re.compile(
     r"(head|head_dist|heads|fc|classifier|cls_classifier|distillation_classifier|pre_logits|pooler)\."
     r"|proj$|decoder|mask_token|.*(relative_position_index|relative_coords_table|attn_mask)$"
 )
-"""Names, from the model's root on, that a file may have and the model not: heads, a decoder, tables."""
+"""Names, from the model's root on, that a file may have although the model lacks them: heads, a decoder, …"""
 
 _COUNTER = re.compile(r"\.num_batches_tracked$")
 """A batch norm's counter of training batches, which is never used while its statistics are frozen."""
 
 _AVERAGED = {"ema", "teacher", "target"}
-"""Words in the name of a copy of the model that is the average of another over the training."""
+"""Words in the name of a copy of the model that is the average of another copy over the training."""
 
 _PARTS = (
     ("dist_token", "it is of a distilled DeiT, the model is a plain one", "of a distilled DeiT"),
@@ -68,7 +68,7 @@ _PARTS = (
     ("blocks.0.ls1.", "its blocks have layer scales, the model's none", "with layer scales in its blocks"),
     ("blocks.0.attn.q_norm.", "its queries and keys are normalised, the model's are not", "with q_norm"),
 )
-"""Beginnings of names; the sentence if only the file has such names; the model's kind if only it has them."""
+"""Beginnings of names; the sentence if only the file has such names; the model's kind if only that does."""
 
 
 class _Traced(torch.Tensor):
@@ -113,9 +113,9 @@ def account_for(name: str, model: nn.Module, tensors: Tensors, label: str, *, of
     model : nn.Module
         The model without a head, with or without values.
     tensors : dict of str to tensor
-        The source's tensors, by its own names.
+        The source's tensors, by the source's own names.
     label : str
-        The source, as messages name it.
+        Words that name the source in messages.
     of_timm : bool
         Whether timm's registry lists the source for this very name.
 
@@ -127,7 +127,8 @@ def account_for(name: str, model: nn.Module, tensors: Tensors, label: str, *, of
     Raises
     ------
     DataError
-        If the model is not there as a whole, or is there twice.
+        When the source does not hold the model as a whole, or holds it several times and none of them is
+        the average of the others.
     """
     translate = timm_filter(name)
     weights = {n: t for n, t in tensors.items() if not is_training_state(n)}
@@ -180,7 +181,7 @@ def _distance(account: Account) -> tuple[int, int]:
 def _copies(accounts: list[Account]) -> list[Account]:
     """Return the copies of the model in the source, each in the reading that fits it best.
 
-    Two readings are of the same copy if they share a tensor. A copy need not fit: one with an added or a
+    Two readings are of the same copy if they share a tensor. A copy need not fit: a copy with an added or a
     missing tensor may still be the one that is meant.
     """
     copies: list[tuple[frozenset[str], Account]] = []
@@ -197,7 +198,7 @@ def _choose(copies: list[Account], name: str, label: str) -> Account:
     Raises
     ------
     DataError
-        If none of them is the average of the others, or that one does not fit.
+        When none of the copies is the average of the others, or that copy does not fit.
     """
     averaged = [a for a in copies if _AVERAGED & set(re.split(r"[._]", a.beginning.lower()))]
     if len(averaged) != 1 or not averaged[0].fits:
@@ -217,7 +218,7 @@ def _named(account: Account) -> str:
 
 
 def _places(tensors: Collection[str], enough: int) -> list[str]:
-    """Return the beginnings of names, up to a dot, that ``enough`` tensors have; the empty one first."""
+    """Return the beginnings of names, up to a dot, that ``enough`` tensors have; "" comes first."""
     counts: Counter[str] = Counter()
     for name in tensors:
         counts.update({name[: dot.end()] for dot in re.finditer(r"\.", name)})
@@ -227,7 +228,7 @@ def _places(tensors: Collection[str], enough: int) -> list[str]:
 def _compare(
     place: str, renamed: Tensors, tensors: Tensors, model: nn.Module, translate: Filter, *, of_timm: bool
 ) -> Account:
-    """Account for every tensor of model and source, assuming that the model is at ``place``."""
+    """Return an account of every tensor of model and source, as if the model were at ``place``."""
     account = Account(place, {n: t.as_subclass(torch.Tensor) for n, t in renamed.items()})
     body = model.state_dict()
     patches = _patch_fault(renamed, model)
@@ -264,13 +265,13 @@ def _compare(
     if positions and not account.missing and not account.extra:
         account.faults.append(positions)
     account.faults += _value_faults(account, tensors, body)
-    if failure and account.fits:  # else it failed for a reason that is reported already
+    if failure and account.fits:  # else timm's reader failed for a reason that is reported already
         account.faults.append(failure)
     return account
 
 
 def _patch_fault(renamed: Tensors, model: Any) -> str:
-    """Return the fault of a source whose patches have another size than the model's, else ""."""
+    """Return the fault, in words, of a source whose patches have another size than the model's, else ""."""
     own = getattr(model.patch_embed.proj, "weight", None)  # some hybrids' backbones make the tokens
     wanted = tuple(own.shape[-2:]) if own is not None else ()
     for name, tensor in renamed.items():
@@ -285,7 +286,7 @@ def _patch_fault(renamed: Tensors, model: Any) -> str:
 
 
 def _position_fault(renamed: Tensors, model: Any) -> str:
-    """Return the fault of position embeddings that fit no square grid of patches, else ""."""
+    """Return the fault, in words, of position embeddings that fit no square grid of patches, else ""."""
     given, own = renamed.get("pos_embed"), getattr(model, "pos_embed", None)
     if given is not None and own is not None and (given.ndim != 3 or len(given) != 1):
         return f"its position embeddings are {tuple(given.shape)}, the model's {tuple(own.shape)}"
@@ -300,7 +301,7 @@ def _position_fault(renamed: Tensors, model: Any) -> str:
 
 
 def _value_faults(account: Account, tensors: Tensors, body: Tensors) -> list[str]:
-    """Describe the tensors that cannot be loaded into their counterparts."""
+    """Return faults, in words, for tensors that cannot be loaded; set the account's number of unlike ones."""
     unlike, odd = [], []
     for name, value in account.values.items():
         if value.shape != body[name].shape:
@@ -326,7 +327,7 @@ def _count(found: Collection[Any]) -> str:
 
 
 def _facts(made: Collection[str] | Tensors, model: Any) -> list[str]:
-    """Describe the differences of source and model as a whole: blocks, width, tokens, norms."""
+    """Return the differences of source and model as a whole, in words: blocks, width, tokens, norms."""
     body = model.state_dict()
     facts = []
     if isinstance(made, dict) and "patch_embed.proj.weight" in made:
@@ -345,7 +346,7 @@ def _facts(made: Collection[str] | Tensors, model: Any) -> list[str]:
 
 
 def _blocks(names: Collection[str]) -> str:
-    """Count the blocks: ``"12"``, or by stage ``"2 + 2 + 6 + 2"``."""
+    """Return the number of blocks as text: ``"12"``, or by stage ``"2 + 2 + 6 + 2"``."""
     found = {m[1] for name in names if (m := re.match(r"(blocks\.\d+|layers\.\d+\.blocks\.\d+)\.", name))}
     stages = Counter(name.rsplit(".", 1)[0] for name in found)
     return " + ".join(str(stages[stage]) for stage in sorted(stages))

@@ -1,7 +1,8 @@
 """Small modules added to a frozen transformer: low-rank updates, bottleneck adapters, prompt tokens.
 
-Each preserves the names of the model's own parameters, so that a state dict remains timm's plus the added
-parameters, and each starts as the identity except prompts, which change the input by their nature.
+Adapters and prompts preserve the names of the model's own parameters, so that a state dict is timm's plus the
+added parameters; a weight with a low-rank update has timm's name again once the update is merged. All start
+as the identity except prompts, which change the input by their nature.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from p2pft_flower.learning.model.structure import stages
 __all__ = ["PROMPTS", "add_adapters", "add_low_rank", "add_prompts", "merge_low_rank"]
 
 PROMPTS = "prompts"
-"""Name of the parameter with a block's, or an attention's, prompt tokens."""
+"""Name of the parameter that holds the prompt tokens of a block or of an attention."""
 
 
 class LowRank(nn.Module):
     """W ↦ W + U V, V (R, in) drawn, U (out, R) zero: LoRA (Hu et al. 2022) with α = R, no drop-out.
 
-    A parametrization of torch, so that the layer's class does not change, and merging is torch's own.
+    This is a parametrization of torch, so that the layer's class does not change, and merging is torch's own.
     """
 
     def __init__(self, rows: int, columns: int, rank: int) -> None:
@@ -43,7 +44,13 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(model: nn.Module, rank: int) -> None:
-    """Give the attention projections (``attn.qkv``, ``attn.proj``) of every block a low-rank update."""
+    """Give the attention projections (``attn.qkv``, ``attn.proj``) of every block an update of rank ``rank``.
+
+    Raises
+    ------
+    ConfigError
+        When the rank is larger than a projection, or a block has other parts.
+    """
     for block in _blocks(model):
         for projection in (block.get_submodule("attn.qkv"), block.get_submodule("attn.proj")):
             rows, columns = projection.get_parameter("weight").shape
@@ -72,7 +79,13 @@ class Adapter(nn.Module):
 
 
 def add_adapters(model: nn.Module, bottleneck: int) -> None:
-    """Put an adapter of width ``bottleneck`` behind the MLP of every block, inside its residual branch."""
+    """Put an adapter of width ``bottleneck`` behind the MLP of every block, inside the residual branch.
+
+    Raises
+    ------
+    ConfigError
+        When the bottleneck is wider than a token, or a block has other parts.
+    """
     for block in _blocks(model):
         mlp = block.get_submodule("mlp")
         width = len(block.get_parameter("norm2.weight"))
@@ -88,10 +101,15 @@ def _through_adapter(mlp: nn.Module, _: Any, output: torch.Tensor) -> torch.Tens
 def add_prompts(model: nn.Module, number: int, *, deep: bool) -> None:
     """Add ``number`` learned tokens: visual prompt tuning (Jia et al. 2022).
 
-    ViT: between the class token and the patches; shallow ones enter the first block and pass through to the
-    end, deep ones are new in every block. Swin: every window's queries also see the prompts as keys and
-    values (in the first block only, or deep: in every block); the block's outputs for the prompts are
-    dropped, as patch merging has no place for them.
+    ViT: the prompts are put between the class token and the patches; shallow prompts enter the first block
+    and pass through to the end, deep prompts are new in every block. Swin: the queries of every window also
+    see the prompts as keys and values, in the first block only or, if deep, in every block; no block has
+    outputs for the prompts, as patch merging has no place for them.
+
+    Raises
+    ------
+    ConfigError
+        When the number is too large, or the model is neither a ViT nor a Swin V1.
     """
     check_tune_number("prompt:N", number, MAX_PROMPTS)
     blocks = _blocks(model)

@@ -1,7 +1,7 @@
-"""The last block for the class token alone: its outputs for other tokens are never computed.
+"""The last block run for the class token alone: the block's outputs for other tokens are never computed.
 
 In a class-token model nothing reads the last block's other outputs. Only the class token's query, projection
-and MLP of that block matter, and if its inputs are frozen, keys and values need not be formed either.
+and MLP of that block matter, and if the block's inputs are frozen, keys and values need not be formed either.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["attend_normalised", "attend_query", "query_tokens", "why_not_normali
 
 
 def query_tokens(model: nn.Module) -> int:
-    """Return the number of leading tokens that the head reads: the class and perhaps a distillation token."""
+    """Return the number of leading tokens that the head reads: 1, or 2 with a distillation token."""
     return 2 if isinstance(model, VisionTransformerDistilled) else 1
 
 
@@ -41,7 +41,7 @@ def why_not_query(model: nn.Module, block: Any) -> str | None:
 
 
 def why_not_normalised(model: nn.Module, block: Any) -> str | None:
-    """Return the reason why keys and values must be formed, or None if they need not be."""
+    """Return the reason why the last block's keys and values must be formed, or None if they need not be."""
     reason = why_not_query(model, block)
     if reason is not None:
         return reason
@@ -106,7 +106,7 @@ def attend_normalised(block: Any, normed: torch.Tensor, own: torch.Tensor) -> to
 
 
 def attend_query(block: Any, tokens: torch.Tensor, first: int) -> torch.Tensor:
-    """Run a block for its first tokens only, with keys and values of all.
+    """Run a block for its first tokens only, with keys and values of all tokens.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def attend_query(block: Any, tokens: torch.Tensor, first: int) -> torch.Tensor:
 
 
 def _leave(block: Any, own: torch.Tensor, o: torch.Tensor, entering: torch.Tensor) -> torch.Tensor:
-    """Return the block's outputs from its heads' outputs, as timm's Attention and Block compute them."""
+    """Return a block's outputs for its inputs ``own`` from the heads' outputs ``o``, as timm does."""
     attn = block.attn
     o = attn.norm(o)
     if attn.gate is not None:

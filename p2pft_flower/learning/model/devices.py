@@ -1,4 +1,4 @@
-"""The device of tensors, and the precision of the trunk."""
+"""The choice of the device of tensors, and of the trunk's precision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["GPUS", "check_device", "choose_device", "choose_trunk_dtype"]
 
 GPUS = ("nvidia*", "nvhost*", "nvmap", "nvgpu*", "kfd", "dxg")
-"""Files in /dev of NVIDIA's and AMD's GPUs on Linux, one of which torch needs for ``cuda``."""
+"""Patterns of the files in /dev of NVIDIA's and AMD's GPUs on Linux; torch needs one of them for ``cuda``."""
 
 
 def check_device(setting: str) -> None:
@@ -31,7 +31,7 @@ def check_device(setting: str) -> None:
     Raises
     ------
     ConfigError
-        When it is missing; gives the reason.
+        When the device is missing; gives the reason.
     """
     system, why = platform.system(), ""
     if setting == "mps" and system != "Darwin":
@@ -83,7 +83,7 @@ def choose_device(setting: str) -> str:
 
 
 def choose_trunk_dtype(setting: str, device: str) -> torch.dtype:
-    """Return the dtype that the trunk computes in; ``auto``: bfloat16 if the hardware multiplies in it."""
+    """Return the dtype in which the trunk computes; ``auto``: bfloat16 if the hardware multiplies in it."""
     import torch
 
     if setting != "auto":

@@ -1,4 +1,4 @@
-"""Models for images of another size: position embeddings and windows that fit it."""
+"""Models for images of another size than their own: position embeddings and windows that fit that size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def options_for_size(name: str, model: Any, size: int) -> dict[str, Any]:
     name : str
         The model's name, for messages.
     model : nn.Module
-        The model as timm builds it by itself.
+        The model as timm builds it without options.
     size : int
         Pixels of a side; 0: the model's own size, which needs no options.
 
@@ -52,9 +52,14 @@ def options_for_size(name: str, model: Any, size: int) -> dict[str, Any]:
 
 
 def _windows(name: str, model: Any, size: int) -> tuple[int, ...]:
-    """Return the side of each stage's windows for another image size, so that their number does not change.
+    """Return the side of each stage's windows for another image size; the number of windows does not change.
 
     Swin's own fine-tuning at larger sizes does the same; tables of relative positions are resampled.
+
+    Raises
+    ------
+    ConfigError
+        When the windows do not divide the size; gives sizes that fit.
     """
     grid = model.patch_embed.grid_size[0]
     patch = model.patch_embed.img_size[0] // grid
@@ -83,12 +88,12 @@ def quiet_timm() -> Iterator[None]:
 
 
 def resize_model(name: str, model: nn.Module, size: int) -> None:
-    """Resize an own model to images of ``size`` × ``size`` pixels; 0 leaves it unchanged.
+    """Resize a model that timm has not built to images of ``size`` × ``size`` pixels; 0 leaves it unchanged.
 
     Raises
     ------
     ConfigError
-        When the model cannot be resized, or its patches do not divide the size.
+        When the model cannot be resized, or its patches or windows do not divide the size.
     """
     embed = getattr(model, "patch_embed", None)
     own = getattr(embed, "img_size", None)

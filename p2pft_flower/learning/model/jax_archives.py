@@ -1,9 +1,9 @@
 """Archives of NumPy arrays (``.npz``), as Google published its ViTs: every array is accounted for.
 
 timm's reader looks up the arrays that it needs, and reports neither the other arrays nor the tensors that it
-does not set. So it first reads dye: an archive of the same names and shapes, each array filled with a number
-of its own, into a copy of the model that is filled with NaN. Tensors that are NaN afterwards were never set,
-and the numbers that have arrived show which arrays were used, and how much of each.
+does not set. So the reader first reads dye: an archive of the same names and shapes, each array filled with a
+number of its own, into a copy of the model that is filled with NaN. Tensors that are NaN afterwards were
+never set, and the numbers that have arrived show which arrays were used, and how much of each.
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ def load_archive(name: str, model: Any, file: Path, label: str) -> str:
     file : Path
         The archive.
     label : str
-        The archive, as messages name it.
+        Words that name the archive in messages.
 
     Returns
     -------
     str
-        The used and the left arrays, in one line.
+        One line on the model's tensors and on the arrays that are left.
 
     Raises
     ------
     UnreadableError
-        When it cannot be read, or the model has no reader of archives.
+        When the archive cannot be read, or the model has no reader of archives.
     DataError
-        When a tensor of the model or an array has no counterpart, or is not finite.
+        When a tensor of the model or an array has no counterpart, or an array is not finite.
     """
     if not hasattr(model, "load_pretrained"):
         raise UnreadableError("it is an archive of NumPy arrays, which timm reads into ViTs only")
@@ -87,7 +87,7 @@ def load_archive(name: str, model: Any, file: Path, label: str) -> str:
                 filled = {n: np.full(a.shape, i, np.float32) for i, (n, a) in enumerate(arrays.items())}
                 np.savez_compressed(dye, **filled)  # type: ignore[arg-type]  # its stubs forbid any other key
                 dyed.load_pretrained(str(dye))
-        except KeyError as error:  # its message begins with the missing name
+        except KeyError as error:  # the message begins with the missing name
             wanted = str(error.args[0]).split(" ")[0]
             like = [n for n in arrays if n.rsplit("/", 1)[-1] == wanted.rsplit("/", 1)[-1]]
             found = f" (it has {like[0]!r})" if like else ""
@@ -109,7 +109,7 @@ def load_archive(name: str, model: Any, file: Path, label: str) -> str:
 
 
 def _resampling(arrays: Arrays, model: Any) -> str:
-    """Return the note on position embeddings for another number of patches than the model's, else ""."""
+    """Return words on position embeddings for another number of tokens than the model's, else ""."""
     grid = " × ".join(map(str, model.patch_embed.grid_size))
     own = model.pos_embed.shape[1]
     if any(_RESAMPLED.search(n) and a.shape[-2] != own for n, a in arrays.items()):
@@ -130,7 +130,7 @@ def _read(file: Path) -> Arrays:
 
 
 def _differences(arrays: Arrays, model: Any) -> list[str]:
-    """Describe the differences of archive and model as a whole, before anything is read into the model."""
+    """Return the differences of archive and model as a whole, in words, before the model is loaded."""
     if not any(n in arrays for n in _ROOTS):
         looked = ", ".join(map(repr, _ROOTS))
         like = [repr(n) for n in arrays if n.endswith("embedding/kernel")]
@@ -161,7 +161,7 @@ def _differences(arrays: Arrays, model: Any) -> list[str]:
 
 
 def _position_faults(array: npt.NDArray[Any], model: Any) -> list[str]:
-    """Return the fault of an archive's position embeddings that fit no square grid of patches, if any."""
+    """Return the fault, in words, of position embeddings that fit no square grid of patches, if any."""
     own = tuple(model.pos_embed.shape)
     if array.shape == own:
         return []
@@ -182,7 +182,7 @@ def _differ(words: str, theirs: Any, ours: Any) -> str:
 
 
 def _account(arrays: Arrays, dyed: Mapping[str, torch.Tensor]) -> tuple[list[str], list[str]]:
-    """Describe tensors never set, arrays not used, and arrays left by intention."""
+    """Return faults (tensors not set, arrays not used) and groups of arrays left by intention, in words."""
     arrived = torch.zeros(len(arrays), dtype=torch.int64)
     unset = []
     for name, tensor in dyed.items():
@@ -214,7 +214,7 @@ def _account(arrays: Arrays, dyed: Mapping[str, torch.Tensor]) -> tuple[list[str
 
 
 def _other_copies(used: list[str], place: str, arrays: Arrays) -> list[str]:
-    """Describe places other than ``place`` that hold the model, or nearly."""
+    """Return a fault, in words, for each place other than ``place`` that holds the model, or nearly."""
     own = {name.removeprefix(place) for name in used}
     ends = dict.fromkeys(name[: -len(key)] for name in arrays for key in own if name.endswith(key))
     faults = []
@@ -229,7 +229,7 @@ def _other_copies(used: list[str], place: str, arrays: Arrays) -> list[str]:
 
 
 def _beginning(names: list[str]) -> str:
-    """Return the beginning of all names, up to a slash."""
+    """Return the beginning that all names share, up to a slash."""
     if not names:
         return ""
     one, two = min(names), max(names)

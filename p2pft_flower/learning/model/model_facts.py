@@ -1,7 +1,7 @@
-"""Facts that decide a model, read in a moment: without torch or timm, and without building it.
+"""Facts that decide a model, read in a moment: without torch or timm, and without building the model.
 
-Two peers with the same facts train the same model. Two whose facts differ may still do so: a file of weights
-may hold the same numbers in another format, and a module may have another comment. Then the models
+Two peers with the same facts train the same model. Two peers whose facts differ may still do so: a file of
+weights may hold the same numbers in another format, and a module may have another comment. Then the models
 themselves are compared (``Workload.frozen_facts``), which takes seconds.
 """
 
@@ -25,10 +25,10 @@ from p2pft_flower.plugins import is_reference, source_file
 __all__ = ["light_digest", "model_facts"]
 
 _DECIDE = ("model", "image_size", "crop_pct", "interpolation", "mean", "std", "tune", "trunk_dtype", "seed")
-"""Settings that decide the model; of ``weights``, a path, the file's content counts."""
+"""Settings that decide the model, but for ``weights``: if that is a path, the file's content counts."""
 
 _MULTIPLIES = ("amx_bf16", "avx512_bf16", "bf16")
-"""Flags of processors that compute in bfloat16, which ``trunk-dtype = auto`` then does."""
+"""Flags of processors that multiply in bfloat16; ``trunk-dtype = auto`` then means bfloat16."""
 
 
 def model_facts(config: LearningConfig) -> dict[str, str]:
@@ -42,13 +42,12 @@ def model_facts(config: LearningConfig) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        The settings, the weights, the code, and, if ``trunk-dtype`` leaves it to the machine, the machine's
-        precision, each by a name.
+        By name: the settings, the weights, the code, and with ``trunk-dtype = auto`` the processor and GPUs.
 
     Raises
     ------
     ConfigError, DataError
-        When model, weights or device are known to be wrong here, as building the model would say.
+        When model, weights or device are known to be wrong here, with the error of building the model.
     """
     check_model_name(config.model)
     check_weights(config.model, config.weights, here=True)
@@ -64,7 +63,7 @@ def model_facts(config: LearningConfig) -> dict[str, str]:
 
 
 def light_digest(facts: dict[str, str]) -> str:
-    """Digest facts: SHA-256, hexadecimal."""
+    """Return the SHA-256, hexadecimal, of ``facts``."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -84,7 +83,7 @@ def _sha256(file: Path) -> str:
 
 
 def _source(model: str) -> str:
-    """Return a digest of the module that a model of the user's own is in; empty if it is not found."""
+    """Return a digest of the module of a model of the user's own; empty if the module is not found."""
     with contextlib.suppress(ConfigError, OSError):  # building the model will raise the error
         file = source_file(model, key="model")
         return "" if file is None else _sha256(file)
@@ -92,7 +91,7 @@ def _source(model: str) -> str:
 
 
 def _machine(device: str) -> str:
-    """Return the facts of this machine that decide in which precision it computes."""
+    """Return, as text, the facts of this machine that decide the trunk's precision if that is ``auto``."""
     gpus: list[str] = []
     if device in ("auto", "cuda"):
         told = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))

@@ -14,22 +14,23 @@ from p2pft_flower.plugins import is_reference
 __all__ = ["EMBEDDED", "SUPPORTED", "TIMM_MODULES", "check_model_name", "check_weights", "weights_file"]
 
 EMBEDDED = ("glyph_vit_8",)
-"""Models of this package, :data:`p2pft_flower.learning.model.models.MODELS`; they bring their own weights."""
+"""Names of this package's models, the keys of ``MODELS`` in ``models.py``; they bring their own weights."""
 
 SUPPORTED = "timm's VisionTransformer (ViT, DeiT, distilled DeiT) and SwinTransformer (V1, V2)"
+"""Words for the models of timm that can be cut into trunk and tail."""
 
 TIMM_MODULES = (
     *("deit", "swin_transformer", "swin_transformer_v2"),
     *("vision_transformer", "vision_transformer_hybrid", "vitamin"),
 )
-"""Modules of ``timm.models`` in which these classes, or ones with their forward pass, are used."""
+"""Modules of ``timm.models`` that use the classes of :data:`SUPPORTED`, or ones with their forward pass."""
 
 _NEAREST = 3
-"""Number of names that are offered for an unknown one."""
+"""Most names that are offered for an unknown name."""
 
 
 def check_model_name(name: str) -> None:
-    """Refuse an unknown model, and one that is known to be impossible to cut.
+    """Refuse an unknown model, and a model that is known to be impossible to cut into trunk and tail.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ def check_model_name(name: str) -> None:
     Raises
     ------
     ConfigError
-        When it is unknown or cannot be cut; gives the nearest names.
+        When the model is unknown (gives the nearest names), cannot be cut, or has no weights of the tag.
     """
     if name in EMBEDDED or is_reference(name):
         return
@@ -68,7 +69,7 @@ def check_model_name(name: str) -> None:
 
 
 def _nearest(name: str, usable: Sequence[str]) -> str:
-    """Return a hint at the nearest models, by their names, else by as many words as were given."""
+    """Return a hint at the models of nearest name, else at those whose name begins like ``name``; or ""."""
     if hint := did_you_mean(name, usable, _NEAREST):
         return hint
     words = name.count("_") + 1
@@ -79,12 +80,12 @@ def _nearest(name: str, usable: Sequence[str]) -> str:
 
 
 def weights_file(weights: str) -> Path | None:
-    """Return the file that the run-config's ``weights`` names; None for ``pretrained`` and ``none``.
+    """Return the absolute path that the run-config's ``weights`` means; None for ``pretrained`` and ``none``.
 
     Raises
     ------
     ConfigError
-        When it is neither of these, nor an absolute path.
+        When ``weights`` is neither of these, nor an absolute path, nor an existing file.
     """
     if weights in ("pretrained", "none"):
         return None
@@ -95,14 +96,14 @@ def weights_file(weights: str) -> Path | None:
 
 
 def check_weights(model: str, weights: str, *, here: bool) -> None:
-    """Refuse weights that cannot be loaded into the model, as far as their name shows.
+    """Refuse weights that cannot be loaded into the model, by the setting and by the file's first bytes.
 
     Parameters
     ----------
     model, weights : str
         The run-config's values.
     here : bool
-        Whether the model runs on this machine, so that a file must exist here.
+        Whether the model runs on this machine, so that a file must exist here; else no file is looked at.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Sizes of models, as far as they are known without torch and timm, and the settings that fit them."""
+"""Sizes of models, as far as they are known without torch and timm, and checks of settings against them."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ MAX_TOKENS = 2**18
 """Largest number of patches of an image: 512 × 512."""
 
 MAX_PROMPTS = 10_000
-"""Prompt tokens at most."""
+"""Largest number of prompt tokens."""
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The sizes of a model that settings must fit; 0 for an unknown size.
+    """The sizes of a model that settings must fit; a size that is not known is 0.
 
     Attributes
     ----------
     patch : int
         Pixels of a patch's side.
     width : int
-        Numbers of a token, in the first block.
+        Length of a token, a vector, in the first block.
     blocks : int
         Number of blocks.
     """
@@ -59,12 +59,12 @@ def check_sizes(model: str, tune: str, image_size: int) -> None:
     model, tune : str
         The run-config's values.
     image_size : int
-        The run-config's ``image-size``; 0 is the model's own.
+        The run-config's ``image-size``, in pixels; 0 is the model's own size.
 
     Raises
     ------
     ConfigError
-        When it does not fit; gives the values that do.
+        When a value does not fit; gives the values that do.
     """
     kind, number = read_tune(tune)
     if kind in ("prompt", "prompt-deep"):
@@ -84,12 +84,12 @@ def check_sizes(model: str, tune: str, image_size: int) -> None:
 
 
 def check_tune_number(what: str, value: int, most: int) -> None:
-    """Refuse a number in ``tune`` that is too large for the model.
+    """Refuse a number in ``tune`` (``what``, as ``"lora:R"``) that is too large for the model.
 
     Raises
     ------
     ConfigError
-        When it is too large; gives the largest number.
+        When ``value`` is not in 1 to ``most``; gives both bounds.
     """
     if not 1 <= value <= most:
         raise ConfigError(f"tune = {what}: {value} is not in 1..{most}")
@@ -101,7 +101,7 @@ def check_blocks(number: int, blocks: int) -> None:
     Raises
     ------
     ConfigError
-        When the model has fewer; gives their number.
+        When ``number`` is not in 1 to ``blocks``; gives both bounds.
     """
     if not 1 <= number <= blocks:
         raise ConfigError(
@@ -110,7 +110,7 @@ def check_blocks(number: int, blocks: int) -> None:
 
 
 def check_patches(name: str, size: int, patch: Sequence[int]) -> None:
-    """Refuse an image size that the patches do not divide, or that has too many patches.
+    """Refuse an image size that the patches do not divide, or at which an image has too many patches.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def check_patches(name: str, size: int, patch: Sequence[int]) -> None:
     Raises
     ------
     ConfigError
-        When it is such a size; gives sizes that fit.
+        When ``size`` is such a size; gives sizes that fit.
     """
     side = max(patch)
     begin = f"image-size = {size}: the patches of {name} are {' × '.join(map(str, patch))} pixels, so"

@@ -28,6 +28,7 @@ from p2pft_flower.plugins import call_reference, is_reference, telling_whose
 __all__ = ["MODELS", "bare_model", "create_model", "data_config", "preprocessing"]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {MODEL_NAME: create_glyph_vit}
+"""Functions ``(num_classes, pretrained) -> nn.Module`` that build this package's models, by name."""
 
 log = logging.getLogger(__name__)
 
@@ -42,31 +43,31 @@ def create_model(
     name : str
         A key of :data:`MODELS`, a timm ViT, DeiT or Swin such as ``vit_tiny_patch16_224``, perhaps with the
         tag of some of its weights (``vit_small_patch16_224.dino``), or ``"my_module:my_model"``: a callable
-        ``(num_classes, pretrained) -> nn.Module`` that is built like them (``blocks``, or ``layers`` with
-        ``downsample`` and ``blocks``; ``norm``, ``forward_features``, ``forward_head``,
-        ``reset_classifier``; each block takes the tokens of the one before and nothing else; ``forward`` is
+        ``(num_classes, pretrained) -> nn.Module`` whose model is built like timm's (``blocks``, or ``layers``
+        with ``downsample`` and ``blocks``; ``norm``, ``forward_features``, ``forward_head``,
+        ``reset_classifier``; each block takes the tokens of the block before and nothing else; ``forward`` is
         ``forward_head`` of ``forward_features``).
     weights : str
         ``"pretrained"``, ``"none"``, or the absolute path of a file
         (:func:`~p2pft_flower.learning.model.weights.load_weights`).
     num_classes : int
-        Classes of the dataset.
+        Number of classes of the dataset.
     seed : int
-        Draws the new head, and all weights if ``weights = "none"``.
+        Number that decides the draw of the new head, and of all weights if ``weights = "none"``.
     images : ImageKeys, optional
-        The run-config's settings of the images that the model sees; the model decides the others.
+        The run-config's settings of the images that the model sees; the model decides all others.
 
     Returns
     -------
     nn.Module
-        Frozen, in eval mode; its ``pretrained_cfg`` describes the images that it sees (:func:`data_config`).
+        The model, frozen, in eval mode; ``pretrained_cfg`` describes its images (:func:`data_config`).
 
     Raises
     ------
     ConfigError
         When the model is unknown, has another structure, or cannot see such images.
     DataError
-        When the weights are missing or do not fit.
+        When the weights are missing or do not fit, or timm cannot build the model.
     """
     check_model_name(name)
     check_weights(name, weights, here=True)
@@ -98,12 +99,16 @@ def create_model(
 
 
 def bare_model(name: str, num_classes: int, images: ImageKeys | None = None) -> nn.Module:
-    """Build a model with random weights, to load a whole state dict into.
+    """Build a model with random weights, into which a whole state dict is to be loaded.
+
+    The parameters are those of :func:`create_model`. The model is frozen, in eval mode.
 
     Raises
     ------
     ConfigError
         When the model is unknown, has another structure, or cannot see such images.
+    DataError
+        When timm cannot build the model.
     """
     check_model_name(name)
     keys = images or ImageKeys()
@@ -134,12 +139,12 @@ def _own_model(name: str, pretrained: bool, num_classes: int) -> nn.Module:
 
 
 def _check_input_size(name: str, model: nn.Module) -> None:
-    """Refuse an ``input_size`` in an own model's ``pretrained_cfg`` that fits no pictures.
+    """Refuse an ``input_size`` that fits no pictures, in the ``pretrained_cfg`` of a model of the user's own.
 
     Raises
     ------
     ConfigError
-        When it fits none; gives the value.
+        When ``input_size`` fits no pictures (gives the value), or ``pretrained_cfg`` is no dictionary.
     """
     given = getattr(model, "pretrained_cfg", None) or {}
     try:
@@ -169,7 +174,19 @@ def _with_new_head(model: nn.Module, seed: int, num_classes: int) -> None:
 def _outline(name: str, of_hub: bool, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
     """Build a timm model without values, to be checked before any weight is read or downloaded.
 
-    Returns the outline, without a head, and timm's options to build a model of this image size.
+    Returns
+    -------
+    model : nn.Module
+        The model without a head, on torch's device ``meta``.
+    options : dict
+        timm's options to build a model for images of this size.
+
+    Raises
+    ------
+    ConfigError
+        When timm has no such weights, or the model cannot be cut or see such images.
+    DataError
+        When timm cannot build the model.
     """
     plain, _, tag = name.partition(".")
     try:
@@ -205,7 +222,7 @@ def _tags(plain: str) -> list[str]:
 
 
 def _origin(model: Any, name: str, file: Path | None, pretrained: bool) -> str:
-    """Return the origin of a timm model's settings of images."""
+    """Return the origin, in words, of the image settings of a timm model."""
     plain, _, chosen = name.partition(".")
     tag = model.pretrained_cfg.get("tag") or chosen
     entry = f"{plain}.{tag}" if tag else plain
@@ -218,12 +235,15 @@ def _origin(model: Any, name: str, file: Path | None, pretrained: bool) -> str:
 
 
 def _check_own(name: str, model: nn.Module, num_classes: int) -> None:
-    """Refuse an own model that breaks its promises: finite float32 weights, its images, an answer a class.
+    """Refuse a model of the user's own whose weights, image settings or answer cannot be used.
 
     Raises
     ------
-    ConfigError, DataError
-        When it breaks one; names the promise and the finding.
+    ConfigError
+        When a parameter is not float32, a setting of the images is wrong, the model cannot be copied, or the
+        answer has not one finite number a class.
+    DataError
+        When a weight or a buffer has NaN, or a weight is infinite.
     """
     _check_settings(name, model)
     for tensor_name, parameter in model.named_parameters():
@@ -244,7 +264,7 @@ def _check_own(name: str, model: nn.Module, num_classes: int) -> None:
     said = f"images of {shape} (channels, height, width), from {settings.origins['input_size']}"
     generator = torch.Generator().manual_seed(0)
     try:
-        with torch.no_grad():  # an own model's cached tensors may need gradients later
+        with torch.no_grad():  # not inference_mode: tensors that the model caches may need gradients later
             answer = model.eval()(torch.randn(2, *settings.input_size, generator=generator))
     except Exception as error:  # the user's own code may raise anything
         raise ConfigError(
@@ -276,7 +296,7 @@ def _check_settings(name: str, model: nn.Module) -> None:
     Raises
     ------
     ConfigError
-        When one is wrong; names the setting, its value, and the right values.
+        When a setting is wrong; names the setting, its value, and the right values.
     """
     cfg = resolve_data_config({}, model=model)
     kinds = [kind for kind in CHOICES["interpolation"] if kind]
@@ -296,13 +316,13 @@ def _check_settings(name: str, model: nn.Module) -> None:
 def data_config(model: nn.Module) -> dict[str, Any]:
     """Return the settings of a model's images: input size, interpolation, mean, std, crop.
 
-    :func:`~p2pft_flower.learning.data.image_settings.image_settings` also gives the origin of each.
+    :func:`~p2pft_flower.learning.data.image_settings.image_settings` also gives the origin of each setting.
     """
     return image_settings(model).data_config
 
 
 def preprocessing(model: nn.Module) -> Callable[[Any], torch.Tensor]:
-    """Return the function PIL image ↦ (C, H, W) float32, as the model sees it (size, crop, mean, std)."""
+    """Return the function PIL image ↦ the model's input, (C, H, W) float32, by size, crop, mean and std."""
     config = data_config(model)
     transform = create_transform(**config, is_training=False)
     mode = "L" if config["input_size"][0] == 1 else "RGB"

@@ -21,7 +21,7 @@ __all__ = ["has_statistics", "switched_on", "training"]
 
 @contextmanager
 def training(tail: nn.Module) -> Iterator[None]:
-    """Put ``tail`` into training mode for the ``with`` block; outside it, it is in eval mode."""
+    """Put ``tail`` into training mode for the ``with`` block, and into eval mode afterwards."""
     tail.train()
     try:
         yield
@@ -32,8 +32,8 @@ def training(tail: nn.Module) -> Iterator[None]:
 def has_statistics(module: nn.Module) -> bool:
     """Return whether a module itself has running statistics, as batch norm of every kind has.
 
-    It looks for buffers with torch's names ``running_mean`` and ``running_var``, which timm's and others'
-    layers use too. A layer with ``track_running_stats = False`` has no such buffer.
+    A buffer counts if its name begins with ``running_``, as torch's ``running_mean`` and ``running_var`` do;
+    timm's and others' layers use these names too. With ``track_running_stats = False`` a layer has none.
     """
     return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))
 
@@ -44,8 +44,8 @@ def switched_on(model: nn.Module) -> list[nn.Module]:
     - Modules that hold a trained parameter, themselves or in a part. Prompts do not count: they are another
       input of a block whose own weights stay frozen.
     - Drop-out, drop-path and other modules without parameters, directly below such a module.
-    - Not the stem before the first block, unless it or the position embedding is trained: a frozen stem
-      answers as the trunk does.
+    - Not the stem before the first block, unless the stem or a parameter directly in the model (class token,
+      position embedding) is trained: a frozen stem answers as the trunk does.
     - Never a layer with running statistics (:func:`has_statistics`).
 
     Parameters

@@ -1,9 +1,9 @@
 """Other libraries' names for a vision transformer's tensors, and their translation to timm's names.
 
-timm decides first: its ``checkpoint_filter_fn`` of the model knows many published files (DINOv2, DeiT-III,
-OpenAI's CLIP and open_clip, RADIO, Swin's originals, …). Files that it does not know are renamed before:
-Hugging Face transformers' ViT, DeiT, DINOv2, Swin and Swin V2, and CLIP's image tower without its prefix
-``visual.``.
+timm translates: the ``checkpoint_filter_fn`` of the model knows many published files (DINOv2, DeiT-III,
+OpenAI's CLIP and open_clip, RADIO, Swin's originals, …). Tensors of files that timm does not know are renamed
+before: Hugging Face transformers' ViT, DeiT, DINOv2, Swin and Swin V2, and CLIP's image tower without the
+prefix ``visual.``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _VIT = (
     ("blocks.#.ls1.gamma", "encoder.layer.#.layer_scale1.lambda1"),
     ("blocks.#.ls2.gamma", "encoder.layer.#.layer_scale2.lambda1"),
 )
-"""Beginnings of names, timm's and Hugging Face's; ``#``: a number; ``q``, ``k``, ``v`` are joined later."""
+"""Beginnings of names, timm's and Hugging Face's; ``#`` is a number; ``q``, ``k``, ``v`` are joined later."""
 
 _SWIN = (
     ("patch_embed.proj.", "embeddings.patch_embeddings.projection."),
@@ -71,7 +71,7 @@ _SWIN = (
     ("layers.#.downsample.", "encoder.layers.#.downsample."),  # of the stage before, as in Swin's original
     ("norm.", "layernorm."),
 )
-"""Beginnings of names of Swin. timm's filter takes the left ones for the originals, and moves downsample."""
+"""Beginnings of names of Swin, the original's and Hugging Face's; timm's filter translates the original's."""
 
 _KINDS = (
     (
@@ -93,13 +93,14 @@ _KINDS = (
 
 
 _ALIGNED = ("base_patch16_radio_v3", "huge_patch16_radio_v3")
-"""RADIO's models whose position embeddings timm resamples with corners aligned."""
+"""Parts of the names of RADIO's models whose position embeddings timm resamples with corners aligned."""
 
 
 def timm_filter(name: str) -> Filter:
     """Return timm's own translation of published files for the model of that name.
 
-    The options are those that timm's builders of DeiT, FlexiViT and RADIO pass.
+    The options are those that timm's builders of DeiT, FlexiViT and RADIO pass. If timm has no translation
+    for the model, the function that is returned changes nothing.
     """
     module = sys.modules[model_entrypoint(name).__module__]
     own: Filter | None = getattr(module, "checkpoint_filter_fn", None)
@@ -133,7 +134,8 @@ def _hugging_face(tensors: Tensors) -> Tensors | None:
 
 
 NAMINGS: tuple[Callable[[Tensors], Tensors | None], ...] = (_unchanged, _image_tower, _hugging_face)
-"""Ways to rename tensors so that timm's filter knows them; None if the names are of another kind."""
+"""Functions that rename tensors so that timm's filter knows them, or return None if the names are of
+another kind."""
 
 _Table: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -151,7 +153,7 @@ def _pattern(beginning: str) -> str:
 
 
 def _rewrite(name: str, old: str, new: str) -> str | None:
-    """Put ``new`` in place of the beginning ``old`` with the same numbers; None if it begins otherwise."""
+    """Return ``name`` with ``new`` for the beginning ``old``, numbers unchanged; None if it has no such."""
     found = re.match(_pattern(old), name)
     if found is None:
         return None
@@ -165,7 +167,7 @@ def _renamed(name: str, table: _Table) -> str:
 
 
 def _joined(tensors: Tensors) -> Tensors:
-    """Join queries, keys and values to one tensor, as timm has them; Swin V2's keys have no bias."""
+    """Return the tensors with queries, keys and values joined, as in timm; Swin V2's keys have no bias."""
     made: Tensors = {}
     for name, tensor in tensors.items():
         found = re.fullmatch(r"(.*\.attn\.)([qkv])\.(weight|bias)", name)
@@ -186,14 +188,14 @@ def _joined(tensors: Tensors) -> Tensors:
 
 
 def original_name(name: str, names: Collection[str]) -> str:
-    """Return the name of timm's tensor ``name`` in a file with ``names``.
+    """Return the name that timm's tensor ``name`` has, or would have, in a file with ``names``.
 
     Parameters
     ----------
     name : str
         timm's name.
     names : collection of str
-        The file's other names, from the model's root on.
+        The file's names, from the model's root on.
     """
     table = _table(names)
     if table is None:
@@ -214,11 +216,11 @@ _TRAINING_STATE = re.compile(
 
 
 def is_training_state(name: str) -> bool:
-    """Return whether a name is of an optimiser's moments or of gradients, which resemble the model."""
+    """Return whether a name is of an optimiser's state or of gradients, whose tensors resemble a model's."""
     return _TRAINING_STATE.search(name.lower()) is not None
 
 
 def describe_names(names: Collection[str]) -> str:
-    """Return the library whose names these are; empty if unknown."""
+    """Return words for the library or model that uses such names; empty if that is unknown."""
     kinds: Mapping[str, str] = dict(_KINDS)
     return next((kind for pattern, kind in kinds.items() if any(re.search(pattern, n) for n in names)), "")

@@ -17,32 +17,33 @@ from p2pft_flower.learning.model.tuning import tune_model
 __all__ = ["check_own_forward"]
 
 TOLERANCE = 1e-4
-"""Largest difference of two answers, as a share of the largest one.
+"""Largest difference between two answers' numbers, as a share of the largest number.
 
 In float32 the paths of timm's architectures differ by a few 1e-6 in this measure: they sum in another order.
 """
 
 MOVED = 0.02
-"""Standard deviation of the noise added to θ^0, so that parts which start at zero take part."""
+"""Standard deviation of the noise that is added to θ^0, so that parts that start at zero take part."""
 
 
 def check_own_forward(name: str, model: nn.Module, tune: str, seed: int, device: str = "cpu") -> None:
-    """Run a probe through the whole model, and through trunk and tail, at a θ near θ^0.
+    """Refuse a model whose answer to a probe differs from that of trunk and tail, at a θ near θ^0.
 
-    The probe is one image of noise; two for a class that is not timm's, which may mix the images of a batch.
+    The probe is one image of noise; two images for a class that is not timm's, which may mix the images of a
+    batch. On path ``full`` the tail is the whole model, and nothing is compared.
 
     Parameters
     ----------
     name : str
         The model's name, for the message.
     model : nn.Module
-        From :func:`~p2pft_flower.learning.model.models.create_model`, on the CPU; it is not changed.
+        The model that :func:`~p2pft_flower.learning.model.models.create_model` built; it is not changed.
     tune : str
         The trained part: see :func:`~p2pft_flower.learning.model.tuning.tune_model`.
     seed : int
-        Draws the parameters that ``tune`` adds.
+        Number that decides the draw of the parameters that ``tune`` adds.
     device : str
-        The device on which both run, in float32.
+        The device on which model, trunk and tail run, in float32.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """A check that a model of the user's own can be trained: its answer in training mode, and its use of θ.
 
 Some parameters in θ may be used in some steps only (layers dropped at random), some in none (a token for
-masks that only pre-training has). Their gradient is 0 then. The log names parameters that no step uses: they
-are sent and saved, but never change.
+masks that only pre-training has). If a step does not use a parameter, its gradient is 0. The log names
+parameters that no step uses: they are sent and saved, but never change.
 """
 
 from __future__ import annotations
@@ -25,28 +25,31 @@ from p2pft_flower.learning.model.split import Parts
 __all__ = ["check_own_step"]
 
 STEPS = 4
-"""Steps in training mode, each with other draws, before a parameter counts as unused."""
+"""Number of steps in training mode, each with other draws, after which a parameter may count as unused."""
 
 log = logging.getLogger(__name__)
 
 
 def check_own_step(parts: Parts, input_size: tuple[int, ...], what: str) -> None:
-    """Check in a copy, with two images of noise, that gradients exist; log parameters that have none.
+    """Refuse a model that cannot be trained, tried in a copy with two images of noise.
+
+    A warning names trained parameters without a gradient; another tells of a model that answers differently
+    in training mode even without drop-out.
 
     Parameters
     ----------
     parts : Parts
-        The model cut in two.
+        The model, cut into trunk and tail.
     input_size : tuple of int
         (C, H, W) of an image.
     what : str
-        The model, for messages.
+        Words that name the model in messages.
 
     Raises
     ------
     ConfigError
-        When in training mode it does not answer as in eval mode, with one number a class, or its answer has
-        no gradient by any trained parameter.
+        When the answer in training mode has another form than in eval mode (one number a class), or has no
+        gradient by any trained parameter.
     """
     trunk, tail = copy.deepcopy((parts.trunk, parts.tail))
     named = {name: p for name, p in tail.named_parameters() if p.requires_grad}

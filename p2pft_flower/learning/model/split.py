@@ -1,4 +1,4 @@
-"""Trunk and tail: the end of the frozen part, the stored part of its output, and the tail that reads it.
+"""Trunk and tail: the end of the frozen part, the part of its output that is stored, and the tail's input.
 
 The trunk is everything before the first trained parameter; its output for an image never changes during a
 run. The tail is the rest. Of several ways to run the tail, all with the same gradients, the cheapest that
@@ -32,24 +32,24 @@ PATHS = {
     "tokens": "tokens stored, the trained blocks run for all of them",
     "full": "nothing stored, the whole model runs",
 }
-"""Ways to run a model whose tail is trained, the cheapest first."""
+"""The paths (ways to run the tail), each with a description, the cheapest first."""
 
 
 class Parts(NamedTuple):
-    """A model cut in two.
+    """A model, cut into trunk and tail.
 
     Attributes
     ----------
     trunk : nn.Module
         (N, C, H, W) images ↦ tuple of tensors, the tail's inputs; frozen, in eval mode. On path ``full`` the
-        images themselves.
+        tail's input is the images themselves.
     tail : nn.Module
-        The trunk's tensors ↦ (N, classes) logits. Its trained parameters have ``requires_grad`` and, behind
+        The trunk's tensors ↦ (N, classes) logits. The trained parameters have ``requires_grad`` and, behind
         the prefix ``model.``, their names in the tuned model.
     path : str
-        A key of `PATHS`.
+        The path that the tail takes, a key of `PATHS`.
     why : str
-        The reason why no cheaper path was taken; empty if there is none.
+        The reason why no cheaper path was taken; empty if there is no reason to tell.
     """
 
     trunk: nn.Module
@@ -64,13 +64,13 @@ def split_model(model: nn.Module, tune: str, seed: int = 0, *, path: str = "") -
     Parameters
     ----------
     model : nn.Module
-        Built like timm's VisionTransformer or SwinTransformer.
+        A model built like timm's VisionTransformer or SwinTransformer.
     tune : str
         The trained part: see :func:`~p2pft_flower.learning.model.tuning.tune_model`.
     seed : int
-        Draws what ``tune`` adds.
+        Number that decides the draw of the parameters that ``tune`` adds.
     path : str
-        A slower path than the default, for comparisons.
+        The path to take, a key of `PATHS`, for comparisons; empty: the cheapest that the model allows.
 
     Raises
     ------
@@ -83,9 +83,21 @@ def split_model(model: nn.Module, tune: str, seed: int = 0, *, path: str = "") -
 
 
 def split_tuned(tuned: nn.Module, *, path: str = "") -> Parts:
-    """Cut a model into trunk and tail whose trained parameters have ``requires_grad`` already.
+    """Cut a tuned model, whose trained parameters have ``requires_grad``, into trunk and tail.
 
-    Both share the memory of its parameters. Parameters and errors as of :func:`split_model`.
+    Trunk and tail share the memory of the model's parameters.
+
+    Parameters
+    ----------
+    tuned : nn.Module
+        The model.
+    path : str
+        As for :func:`split_model`.
+
+    Raises
+    ------
+    ValueError
+        When the model does not allow ``path``.
     """
     refused = _refusals(tuned)
     allowed = [name for name in PATHS if name not in refused]
@@ -103,7 +115,10 @@ def split_tuned(tuned: nn.Module, *, path: str = "") -> Parts:
 
 
 def _first_trained(tuned: nn.Module) -> int:
-    """Return the index in `stages` of the first with a trained parameter; −1 if the stem has one."""
+    """Return the index in `stages` of the first with a trained parameter.
+
+    −1 if the stem has one; the number of stages if only norm, pooling or heads have some.
+    """
     names = stages(tuned)
     later = tuple(f"{name}." for name in (*names, "norm", "fc_norm", "attn_pool"))
     later += HEADS
@@ -117,7 +132,7 @@ def _first_trained(tuned: nn.Module) -> int:
 
 
 def _refusals(tuned: nn.Module) -> dict[str, str]:
-    """Return the paths that this model does not allow, with reasons; an empty one if ``tune`` excludes it."""
+    """Return the paths that this model does not allow, with reasons; "" if ``tune`` excludes the path."""
     names, first = stages(tuned), _first_trained(tuned)
     if first <= 0 or all(name.endswith("downsample") for name in names[:first]):
         where = "the stem" if first < 0 else f"the first block ({names[first]})"
@@ -157,7 +172,7 @@ class _Images(nn.Module):
 
 
 class _Trunk(nn.Module):
-    """The model up to its first trained block, and the path's selection from the tokens there."""
+    """The model up to the first trained block, and the path's selection from the tokens there."""
 
     def __init__(self, tuned: nn.Module, first: int, path: str) -> None:
         super().__init__()
@@ -190,7 +205,7 @@ class _Trunk(nn.Module):
 
 
 class _Tail(nn.Module):
-    """The model's trained part; training mode is for its trained modules alone."""
+    """The rest of the model behind the trunk; training mode is for modules with trained parameters alone."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -199,7 +214,7 @@ class _Tail(nn.Module):
         self._on = [self, *switched_on(model)]
 
     def train(self, mode: bool = True) -> _Tail:
-        # Found once, as every step needs them, and set without torch's slow setattr.
+        # The modules are found once, as every step needs them, and set without torch's slow setattr.
         for module in self._on:
             vars(module)["training"] = mode
         return self

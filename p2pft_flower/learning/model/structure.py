@@ -30,7 +30,7 @@ def check_structure(name: str, model: nn.Module) -> None:
     Parameters
     ----------
     name : str
-        The run-config value, for the message.
+        The run-config's ``model``, for the message.
     model : nn.Module
         The model of that name.
 
@@ -57,7 +57,7 @@ def check_structure(name: str, model: nn.Module) -> None:
 def stages(model: nn.Module) -> list[str]:
     """Return the dotted names of all modules that tokens pass one after the other between stem and norm.
 
-    Blocks; for Swin also the patch merging before each stage.
+    These are the blocks, and for Swin also the patch merging before the blocks of each of timm's stages.
     """
     if hasattr(model, "blocks"):
         return [f"blocks.{n}" for n, _ in model.get_submodule("blocks").named_children()]
@@ -75,9 +75,10 @@ def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def share_copy(module: nn.Module) -> nn.Module:
-    """Copy a module without copying the memory of its parameters and buffers, which nobody writes to.
+    """Copy a module without copying the memory of its parameters and buffers, to which nobody may write.
 
-    The parameters are objects of their own, so ``requires_grad`` and their memory may be changed.
+    The copy's parameters are new objects: ``requires_grad`` and ``data`` may be set without an effect on
+    ``module``. The buffers are the same objects.
     """
     memo: dict[int, Any] = {id(b): b for b in module.buffers()}
     memo |= {id(p): nn.Parameter(p.data, requires_grad=p.requires_grad) for p in module.parameters()}

@@ -1,4 +1,4 @@
-"""The names of timm's models, read from its source files: importing timm takes seconds."""
+"""The names of timm's models, read from timm's source files, since importing timm takes seconds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _KEY = re.compile(r"['\"](\w+)['\"]\s*:")
 _TAGGED = re.compile(r"['\"](\w+)\.([\w.]+)['\"]\s*:")
 
 _SIZED = ("deit", "swin_transformer", "swin_transformer_v2", "vision_transformer")
-"""Modules in which a model's function has its size in ``model_args``."""
+"""Modules in which the function that builds a model has the model's size in ``model_args``."""
 
 _ARGUMENTS = re.compile(r"\bmodel_args = dict\((.*?)\n    (?:model|return)\b", re.DOTALL)
 
 _WELL_KNOWN = "vit_base_patch16_224"
-"""A name that every version of timm has: if it was not found, the files have another form."""
+"""A name that every version of timm has: if this name is not found, the files have another form."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class TimmNames:
     ----------
     modules : dict of str to str
         Name of an architecture ↦ the last part of the module of ``timm.models`` that registers it. Deprecated
-        names are among them.
+        names are among the names.
     tags : dict of str to tuple of str
-        Name of an architecture ↦ its pre-trained weights, as ``augreg_in21k`` in
+        Name of an architecture ↦ the tags of its pre-trained weights, as ``augreg_in21k`` in
         ``vit_base_patch16_224.augreg_in21k``, as far as they were found.
     sizes : dict of str to tuple of int
-        Name of an architecture ↦ pixels of a patch's side, numbers of a token in the first block, blocks, as
-        far as they were found; 0 otherwise.
+        Name of an architecture ↦ pixels of a patch's side, length of a token in the first block, number of
+        blocks; 0 for a size that was not found.
     """
 
     modules: dict[str, str]
@@ -49,7 +49,7 @@ class TimmNames:
 
 @cache
 def timm_names() -> TimmNames:
-    """Return the names of the installed version; timm is imported only if its files do not show them."""
+    """Return the names of the installed timm, which is imported only if its files do not show the names."""
     spec = importlib.util.find_spec("timm")
     if spec is not None and spec.origin is not None:
         found = _read(Path(spec.origin).parent / "models")
@@ -59,7 +59,7 @@ def timm_names() -> TimmNames:
 
 
 def registered_here(name: str) -> bool:
-    """Return whether somebody's own code has registered a model of this name with timm in this process."""
+    """Return whether timm, if imported, knows a model of this name, as the user's code may register it."""
     if "timm" not in sys.modules:
         return False
     import timm
@@ -89,7 +89,7 @@ def _read(folder: Path) -> TimmNames:
 
 
 def _size(body: str) -> tuple[int, int, int]:
-    """Return patch, width and blocks of the model that a function builds."""
+    """Return patch, width and blocks, each 0 if not found, of the model that a function's body builds."""
     said = _ARGUMENTS.findall(body)
     if len(said) != 1:
         return 0, 0, 0

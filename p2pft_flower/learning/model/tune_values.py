@@ -18,18 +18,19 @@ TUNE = (
     "prompt:N",
     "prompt-deep:N",
 )
+"""The forms of ``tune``."""
 
 _DIGITS = 18
-"""Largest number in ``tune``."""
+"""Most digits of a number in ``tune``."""
 
 
 def read_tune(tune: str) -> tuple[str, int]:
-    """Return the kind of tuning and the number behind the colon, 0 without one.
+    """Return the kind of tuning and the number behind the colon; 0 for a kind without a number.
 
     Raises
     ------
     ConfigError
-        When there is no such value, or its number is 0 or far too large.
+        When ``tune`` has none of the forms in :data:`TUNE`, or a number that is 0 or far too large.
     """
     kind, _, argument = tune.partition(":")
     form = next((value for value in TUNE if value.startswith(f"{kind}:")), None)

@@ -1,4 +1,4 @@
-"""The trained part: from a frozen model to a copy whose trained parameters have ``requires_grad``.
+"""The trained part: a copy of a frozen model in which the trained parameters have ``requires_grad``.
 
 `last-block` is the paper's choice (P2P-FT, section 3.3); the others are FedTune's families: modifying the
 input (prompts), adding modules (adapters, low-rank updates), adjusting the backbone (biases).
@@ -20,30 +20,31 @@ __all__ = ["TUNE", "tune_model"]
 
 
 def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
-    """Copy a model, add what ``tune`` adds, and mark what it trains.
+    """Return a copy of a model with the parameters that ``tune`` adds; those that are trained are marked.
 
     Parameters
     ----------
     model : nn.Module
-        Built like timm's VisionTransformer or SwinTransformer.
+        A model built like timm's VisionTransformer or SwinTransformer.
     tune : str
         ``"last-block"`` (last block, final norm, head), ``"last-blocks:K"``, ``"head"``, ``"full"``,
         ``"bias"`` (all biases), ``"bias+norm"`` (and the scales of all normalisations), ``"lora:R"`` (rank R
         on the attention projections), ``"adapter:R"`` (bottlenecks of width R), ``"prompt:N"``,
-        ``"prompt-deep:N"`` (N tokens). The head is trained with every one of them.
+        ``"prompt-deep:N"`` (N tokens). The head is trained with each of these.
     seed : int
-        Draws the added parameters.
+        Number that decides the draw of the added parameters.
 
     Returns
     -------
     nn.Module
-        A copy in eval mode; frozen parameters share the memory of ``model``. Names of parameters do not
-        change.
+        The copy, in eval mode; frozen parameters share the memory of ``model``. Names of the model's own
+        parameters do not change, except of weights with a low-rank update
+        (``parametrizations.weight.original``).
 
     Raises
     ------
     ConfigError
-        When ``tune`` is unknown, or its number does not fit the model.
+        When ``tune`` is unknown, or its number or kind does not fit the model.
     """
     kind, number = read_tune(tune)
     trains = _selector(model, kind, number)
@@ -55,13 +56,13 @@ def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
             added(tuned)
     for name, parameter in tuned.named_parameters():
         if id(parameter) not in before or trains(name):
-            parameter.data = parameter.data.clone()  # frozen ones remain the model's own
+            parameter.data = parameter.data.clone()  # the memory of frozen parameters remains the model's
             parameter.requires_grad_(True)
     return tuned.eval()
 
 
 def _selector(model: nn.Module, kind: str, number: int) -> Callable[[str], bool]:
-    """Return a function from the name of one of the model's own parameters to whether it is trained."""
+    """Return a function that tells, by its name, whether one of the model's own parameters is trained."""
     if kind == "full":
         return lambda _: True
     if kind == "last-block":
@@ -82,7 +83,13 @@ def _selector(model: nn.Module, kind: str, number: int) -> Callable[[str], bool]
 
 
 def _last_blocks(model: nn.Module, number: int) -> Callable[[str], bool]:
-    """Select the last blocks and all that tokens pass after the first of them, patch merging included."""
+    """Return a selector of the last blocks and of all that follows the first of them, patch merging included.
+
+    Raises
+    ------
+    ConfigError
+        When the model has fewer blocks.
+    """
     names = stages(model)
     blocks = [i for i, name in enumerate(names) if not name.endswith("downsample")]
     check_blocks(number, len(blocks))

@@ -25,7 +25,7 @@ _DEEPEST = 100
 """Largest depth of nested containers; a checkpoint has ten."""
 
 _ADVICE = "weights_only"
-"""A word in torch's errors that advise to run a pickle's code."""
+"""A word in those errors of torch that advise to run a pickle's code."""
 
 
 def read_tensors(file: Path) -> dict[str, torch.Tensor]:
@@ -34,13 +34,13 @@ def read_tensors(file: Path) -> dict[str, torch.Tensor]:
     Returns
     -------
     dict of str to tensor
-        By the file's own names; those of nested containers are joined by dots, as in
+        The tensors by the file's own names; names of nested containers are joined by dots, as in
         ``state_dict.model.norm.weight``.
 
     Raises
     ------
     UnreadableError
-        When it is something else; says what.
+        When the file is of another kind, damaged, or without usable tensors; says which.
     """
     begin, size = look_at_weights(file)
     if begin[HEADER : HEADER + 1] == b"{":
@@ -82,10 +82,10 @@ def flatten(checkpoint: Any) -> dict[str, torch.Tensor]:
 
 
 def number_fault(tensor: torch.Tensor) -> str:
-    """Describe numbers in a tensor that are no weights; empty if there are none.
+    """Return words for numbers in a tensor that are no weights; empty if all are weights.
 
-    Weights are finite floating-point numbers of 16 bits or more: fewer, and whole numbers, are quantised
-    ones, whose scale is elsewhere.
+    Weights are finite floating-point numbers of 16 bits or more: numbers of fewer bits, and whole numbers,
+    are quantised, and their scale is elsewhere.
     """
     if not tensor.dtype.is_floating_point or tensor.dtype.itemsize < 2:
         kind = str(tensor.dtype).removeprefix("torch.")
@@ -101,7 +101,7 @@ def _walk(checkpoint: Any) -> Iterator[tuple[str, torch.Tensor]]:
     Raises
     ------
     UnreadableError
-        When a container is in itself, or too many are in one another.
+        When a container is in itself, or too many containers are in one another.
     """
     around: list[tuple[Any, str, Iterator[tuple[Any, Any]]]] = [(checkpoint, "", _items(checkpoint))]
     while around:
@@ -146,7 +146,10 @@ def _read_safetensors(file: Path, size: int) -> dict[str, torch.Tensor]:
 
 
 def _safetensors_size(file: Path) -> int | None:
-    """Return a safetensors file's size in bytes by its header; a lower bound if the header is cut off."""
+    """Return a safetensors file's size in bytes by its header; a lower bound if the header is cut off.
+
+    None if the header is damaged.
+    """
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(HEADER), "little")
         if length > 2**30:
@@ -183,7 +186,7 @@ def _read_torch(file: Path) -> Any:
     safe = getattr(torch.serialization, "safe_globals", None)  # torch >= 2.5
     allowed = contextlib.nullcontext() if safe is None else safe([argparse.Namespace])
     try:
-        with allowed, file.open("rb") as opened:  # by its name torch would assume another format
+        with allowed, file.open("rb") as opened:  # by the file's name torch would assume another format
             return torch.serialization.load(opened, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's readers raise many kinds of errors
         needs = _code_in(file, error)
@@ -206,7 +209,7 @@ def _code_in(file: Path, error: Exception) -> list[str]:
     ask = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)  # torch >= 2.6
     named: list[str] = []
     if ask is not None:
-        with contextlib.suppress(Exception), file.open("rb") as opened:  # it reads the same damaged file
+        with contextlib.suppress(Exception), file.open("rb") as opened:  # the file may be damaged
             named = [name for name in ask(opened) if name != "argparse.Namespace"]
     asked_for = re.findall(r"(?:GLOBAL|global|type) ([\w.]+\.\w+)", str(error))[:1]
     return sorted(named or asked_for, key=lambda name: (".models." not in name, not _is_model(name), name))

@@ -31,16 +31,16 @@ REMEDY = "save the tensors alone: torch.save(model.state_dict(), FILE), or as sa
 
 
 class UnreadableError(DataError):
-    """A file without weights, or a broken one; the message describes the file without its name."""
+    """A file has no weights, or is broken; the message describes the file as "it", without the name."""
 
 
 def look_at_weights(file: Path) -> tuple[bytes, int]:
-    """Return the first bytes of a file that may hold weights, and its size in bytes.
+    """Return the first bytes of a file that may hold weights, and the file's size in bytes.
 
     Raises
     ------
     UnreadableError
-        When it is something else, saying what.
+        When the file is of another kind, a folder, empty, or cannot be read; says which.
     """
     if file.is_dir():
         inside = ", ".join(sorted(p.name for p in file.iterdir())[:8]) or "nothing"
@@ -62,7 +62,13 @@ def look_at_weights(file: Path) -> tuple[bytes, int]:
 
 
 def _refuse_other_kinds(begin: bytes, size: int) -> None:
-    """Refuse a file whose first bytes show that it holds no tensors."""
+    """Refuse a file whose first bytes, or size, show that it holds no tensors.
+
+    Raises
+    ------
+    UnreadableError
+        When they show that; says of which kind the file is.
+    """
     if size == 0:
         raise UnreadableError("it is empty (0 bytes): was a download or a copy cut off?")
     if begin.startswith(b"version https://git-lfs.github.com"):

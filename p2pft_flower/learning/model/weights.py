@@ -1,8 +1,9 @@
 """Weights of a file or of timm's hub, in a model of timm: each tensor is used, left by intention, or refused.
 
-All sources take the same way: their tensors (`weight_files.py`) are accounted for (`accounting.py`), loaded
-by timm, and compared with the loaded model. timm alone would fill in the tensors that it finds and leave the
-rest random. Heads are always left: a new one is drawn.
+The tensors of all sources but JAX archives (`jax_archives.py`) take the same way: they are read
+(`weight_files.py`), accounted for (`accounting.py`), loaded by timm, and compared with the loaded model. timm
+alone would fill in the tensors that it finds and leave the rest random. Heads are always left: a new head is
+drawn.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def load_weights(name: str, model: Any, file: Path | None, **size: Any) -> nn.Mo
     Returns
     -------
     nn.Module
-        All of its tensors come from the source. A line of the log lists the source's left tensors.
+        The model, whose tensors all come from the source. A line of the log counts the source's left tensors.
 
     Raises
     ------
@@ -95,7 +96,7 @@ def load_weights(name: str, model: Any, file: Path | None, **size: Any) -> nn.Mo
 
 
 class _Located(Exception):  # noqa: N818 - no error: it leaves timm's loader at the right moment
-    """Raised with the file of weights, which needs timm's own loader."""
+    """Raised with the path of a file of weights that needs timm's own loader."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -103,14 +104,14 @@ class _Located(Exception):  # noqa: N818 - no error: it leaves timm's loader at 
 
 
 class _Asking(nn.Module):
-    """Stands for the model whose weights timm fetches."""
+    """A stand-in for the model whose weights timm fetches."""
 
     def load_pretrained(self, path: str, *_: Any) -> None:
         raise _Located(path)
 
 
 def _from_hub(cfg: Any) -> tuple[Tensors, Path | None]:
-    """Let timm fetch the weights of a registry entry; return them, or the archive with them."""
+    """Have timm fetch the weights of a registry entry; return the tensors, or else the archive with them."""
     found: list[Any] = []
 
     def keep(state: Any, _: nn.Module) -> dict[str, Any]:
@@ -127,7 +128,7 @@ def _from_hub(cfg: Any) -> tuple[Tensors, Path | None]:
 
 
 def _cause(error: Exception) -> str:
-    """Return the cause of an error of timm or torch, without their advice to read code from files."""
+    """Return the cause of an error of timm or torch, in words, without the advice to read code from files."""
     if "weights_only" in str(error):
         return "it is a pickle of more than tensors, which needs code, and weights only are read"
     return str(error)
@@ -174,7 +175,7 @@ def _check_numbers(
     Raises
     ------
     DataError
-        When one is NaN or infinite, as a large one of 64 bits becomes, or a variance is negative.
+        When a number is NaN or infinite, as a large number of 64 bits becomes, or a variance is negative.
     """
     for name, tensor in model.state_dict().items():
         if tensor.isfinite().all() and not (name.endswith("running_var") and (tensor < 0).any()):

@@ -1,8 +1,8 @@
 """The machine's cache: the folders of its stores of trunk outputs, their locks, and their limit.
 
-`trunk_store.py` describes a store; here it is a folder below ``home()/"cache"`` with a file ``in-use``, on
-which every process that has the store open holds a shared lock, and whose mtime is the last use. Locks are
-``flock``: the system frees them when their process ends in any way.
+`trunk_store.py` describes a store; here a store is a folder below ``home()/"cache"`` with a file ``in-use``,
+on which every process that has the store open holds a shared lock, and whose mtime is the time of the last
+use. Locks are ``flock``: the system frees them when their process ends in any way.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ DEFAULT_LIMIT = 50_000_000_000
 """Bytes of all stores together if `set_limit` was never called."""
 
 PATIENCE = 300.0
-"""Seconds to wait for another process that makes no progress."""
+"""Longest wait for another process that makes no progress, in seconds."""
 POLL = 0.01
 """Seconds between two checks of a lock that another process holds."""
 
@@ -60,15 +60,15 @@ class StoreRecord:
     folder : Path
         The store's folder; the last part is the store's name.
     about : mapping of str to str, or None
-        The facts that it was made with; None if ``meta.json`` cannot be read.
+        The facts with which the store was made; None if ``meta.json`` cannot be read.
     rows : int
-        Records in its index.
+        Number of records in the store's index.
     bytes : int
-        Size of all its files.
+        Size of all files of the store.
     last_used : float
-        Seconds since the epoch.
+        Time of the last use, in seconds since the epoch.
     in_use : bool
-        Whether a process has it open.
+        Whether a process has the store open.
     """
 
     folder: Path
@@ -90,7 +90,7 @@ def cache_folder() -> Path:
 
 
 def store_folder(digest_parts: Mapping[str, str]) -> Path:
-    """Return a store's folder, named by a digest of all ``digest_parts`` (weights, path, dtypes, …)."""
+    """Return the folder of a store, named by a digest of all ``digest_parts`` (weights, path, dtypes, …)."""
     text = json.dumps(dict(digest_parts), sort_keys=True)
     return cache_folder() / hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -107,7 +107,7 @@ def stores() -> list[StoreRecord]:
     with telling(cache_folder()):
         for in_use in cache_folder().glob(f"*/{IN_USE}"):
             try:
-                if not in_use.is_symlink():  # else it is no store, and none is made there
+                if not in_use.is_symlink():  # a folder with a link there is no store, and none is made in it
                     found.append(_record(in_use))
             except FileNotFoundError:  # another process has removed it since
                 continue
@@ -134,6 +134,7 @@ def _record(in_use: Path) -> StoreRecord:
 
 
 def read_meta(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in ``meta.json``; None if the file is missing or holds no JSON object."""
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -142,12 +143,12 @@ def read_meta(path: Path) -> dict[str, Any] | None:
 
 
 def remove(folder: Path) -> bool:
-    """Remove a store unless a process has it open; return whether it is gone.
+    """Remove a store unless a process has it open; return whether the store is gone.
 
     Raises
     ------
     DataError
-        When its files cannot be removed.
+        When the store's files cannot be removed.
     """
     path = folder / IN_USE
     with telling(folder):
@@ -158,7 +159,7 @@ def remove(folder: Path) -> bool:
         try:
             if not try_lock(descriptor, fcntl.LOCK_EX):
                 return False
-            # The index first: without it the rest is no store. The lock last: until then nobody can open it.
+            # The index first: without it the rest is no store. The lock last: until then it cannot be opened.
             others = [file for file in folder.iterdir() if file.name not in (INDEX, IN_USE)]
             for file in (folder / INDEX, *others, path):
                 file.unlink(missing_ok=True)
@@ -178,7 +179,7 @@ def get_limit() -> int:
     Raises
     ------
     DataError
-        When the file that holds it does not hold a number.
+        When the file of the limit cannot be read, or holds no number of bytes.
     """
     path = cache_folder() / "limit"
     with telling(cache_folder()):
@@ -192,12 +193,12 @@ def get_limit() -> int:
 
 
 def set_limit(limit: int) -> None:
-    """Set how many bytes all stores together may take; applied when a store is next filled.
+    """Set the limit of all stores together, in bytes; it is applied when a store is next filled.
 
     Raises
     ------
     DataError
-        When it cannot be written.
+        When the limit cannot be written.
     """
     path = cache_folder() / "limit"
     with telling(cache_folder()):
@@ -208,7 +209,15 @@ def set_limit(limit: int) -> None:
 
 
 def make_room(needed: int) -> None:
-    """Remove stores that are not in use, least recently used first, until ``needed`` more bytes fit."""
+    """Remove stores that are not in use, least recently used first, until ``needed`` more bytes fit.
+
+    If they still do not fit, a warning says so.
+
+    Raises
+    ------
+    DataError
+        When the cache's folder or the limit cannot be read, or a store cannot be removed.
+    """
     limit, records = get_limit(), stores()
     total = sum(record.bytes for record in records) + needed
     for record in records:
@@ -235,6 +244,7 @@ def make_room(needed: int) -> None:
 
 
 def try_lock(descriptor: int, mode: int) -> bool:
+    """Lock a file in ``mode`` (``LOCK_SH``, ``LOCK_EX``); return False if another lock forbids it."""
     try:
         fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -243,6 +253,13 @@ def try_lock(descriptor: int, mode: int) -> bool:
 
 
 def lock(descriptor: int, mode: int, path: Path) -> None:
+    """Lock the file ``path`` in ``mode`` (``LOCK_SH`` or ``LOCK_EX``), after a wait if need be.
+
+    Raises
+    ------
+    DataError
+        When another process has held its lock for :data:`PATIENCE`.
+    """
     deadline = time.monotonic() + PATIENCE
     while not try_lock(descriptor, mode):
         if time.monotonic() > deadline:
@@ -254,14 +271,14 @@ def lock(descriptor: int, mode: int, path: Path) -> None:
 
 
 def hold(folder: Path) -> int:
-    """Make the folder if it is missing, and return a descriptor that shows that the store is in use.
+    """Make a store's folder if it is missing; return a descriptor whose lock shows that the store is in use.
 
     Raises
     ------
     OSError
-        When the file cannot be opened or made.
+        When the file ``in-use`` cannot be opened or made.
     DataError
-        When a link is in its place; also when another process holds its lock for too long.
+        When a link is in the file's place, or another process has locked the file for :data:`PATIENCE`.
     """
     path = folder / IN_USE
     while True:
@@ -288,7 +305,7 @@ def hold(folder: Path) -> int:
 
 @contextmanager
 def telling(folder: Path) -> Iterator[None]:
-    """Turn the system's errors into one with the remedy."""
+    """Turn an OSError in the ``with`` block into a DataError that names ``folder`` and the remedy."""
     try:
         yield
     except OSError as error:

@@ -30,11 +30,11 @@ log = logging.getLogger(__name__)
 
 
 class Features(Protocol):
-    """The tail's inputs with labels, by positions."""
+    """The tail's inputs for N images, with labels, read by position."""
 
     @property
     def labels(self) -> torch.Tensor:
-        """(N,) int64 classes."""
+        """Classes of the images, (N,) int64."""
         ...
 
     def __len__(self) -> int:
@@ -44,32 +44,32 @@ class Features(Protocol):
     def read(
         self, positions: Positions, draw: int | None = None
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """Return the tail's inputs, each (B, …) float32, and the (B,) labels.
+        """Return the tail's inputs, each (B, …) float32, and the labels, (B,) int64, at (B,) ``positions``.
 
         ``draw`` is the number of the mini-batch, which decides random draws; None in evaluation.
         """
         ...
 
     def ahead(self, following: Callable[[], Positions]) -> None:
-        """Prepare to be read at the positions that ``following`` returns, if they can be known."""
+        """Begin to fetch the images at the positions that ``following`` returns, if that is possible."""
         ...
 
 
 class StoredFeatures:
-    """Rows of the store; the next batch is fetched while this one is trained on.
+    """Features whose trunk outputs are rows of the store; a batch is fetched while the one before is in use.
 
     Parameters
     ----------
     rows : Rows
         N rows.
     labels : (N,) int64 tensor
-        Classes.
+        Classes of the images.
     device : str
-        The tail's device. On anything but the CPU all rows are moved there at once, as they are stored.
+        The tail's device. If it is not the CPU, all rows are moved there at once, in the dtypes of the store.
     """
 
     _fetcher = ThreadPoolExecutor(1, thread_name_prefix="p2pft-fetch")
-    """One thread a process: fetching is copying, and one thread copies as fast as memory allows."""
+    """One thread for the process: fetching is copying, and one thread copies as fast as memory allows."""
 
     def __init__(self, rows: Rows, labels: torch.Tensor, device: str = "cpu") -> None:
         self.labels, self.rows = labels.to(device), rows
@@ -87,7 +87,7 @@ class StoredFeatures:
         positions: Positions,
         draw: int | None = None,  # noqa: ARG002 - rows are the same in every draw
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """Return the tail's inputs, each (B, …) float32, and the (B,) labels."""
+        """Return the tail's inputs, each (B, …) float32, and the labels, (B,) int64, at ``positions``."""
         ready, self._next = self._next, None
         if ready is not None and np.array_equal(ready[0], positions):
             inputs = ready[1].result()
@@ -96,7 +96,7 @@ class StoredFeatures:
         return inputs, self.labels[torch.from_numpy(positions).to(self.labels.device)]
 
     def ahead(self, following: Callable[[], Positions]) -> None:
-        """Start to fetch the rows that will be read next."""
+        """Begin to fetch the rows at the positions that ``following`` returns, unless all are resident."""
         if self._resident is None:
             positions = following()
             self._next = (positions, self._fetcher.submit(self._gather, positions))
@@ -109,23 +109,23 @@ class StoredFeatures:
 
 
 class TrunkStore:
-    """Runs one trunk over images and stores its outputs.
+    """A frozen trunk, and the store of its outputs.
 
     Parameters
     ----------
     trunk : nn.Module
-        Frozen; (N, C, H, W) images ↦ tuple of tensors.
+        The trunk: (N, C, H, W) images ↦ tuple of tensors.
     transform : callable
-        Image ↦ (C, H, W) float32.
-    identity : mapping of str to str
-        All that the trunk's output depends on, digests of weights and preprocessing included: the store's
-        key.
+        PIL image ↦ (C, H, W) float32 tensor.
+    identity : dict of str to str
+        All that the trunk's output depends on, digests of weights and preprocessing included; it names the
+        store's folder.
     exact : sequence of int
-        Indices of the trunk's outputs that are stored in float32 even if the others are halves.
+        Indices of the trunk's outputs that are stored in float32 even if the others are stored in float16.
     halves : bool
-        Whether to store float16.
+        Whether outputs are stored in float16, else in float32.
     compute_dtype : torch.dtype
-        Autocast to this if it is not float32.
+        Dtype to which the trunk's computations are autocast; float32: no autocast.
     device : str
         The device of trunk and tail.
     """
@@ -147,22 +147,22 @@ class TrunkStore:
         self._store: Store | None = None
 
     def features(self, split: Split, positions: Positions, what: str) -> StoredFeatures:
-        """Return features of the images of ``split`` at ``positions``; the trunk runs for those not stored.
+        """Return features of the images of ``split`` at ``positions``; the trunk runs for missing rows.
 
         Parameters
         ----------
         split : Split
             Images with labels.
         positions : (N,) int64 array
-            The positions of the images in ``split``.
+            The positions of the images in ``split``, N ≥ 1.
         what : str
-            The images' owner, for the log.
+            Words that name the images in messages, such as ``"peer 1's"`` or ``"test"``.
 
         Raises
         ------
         DataError
             When an image cannot be read, the trunk's output for it is not finite, or the store cannot be
-            written.
+            read or written.
         """
         if self._store is None:
             self._store = self._open(split, positions, what)
@@ -180,7 +180,7 @@ class TrunkStore:
         return StoredFeatures(rows, torch.from_numpy(split.labels[positions]), self._device)
 
     def _open(self, split: Split, positions: Positions, what: str) -> Store:
-        """Learn the shapes from the first image."""
+        """Open the store; the trunk's output for the first image gives the fields' shapes."""
         outputs = self._computed(split, [int(positions[0])], what)
         fields = [
             Field(
@@ -209,7 +209,7 @@ class TrunkStore:
         return tuple(t.cpu() for t in self.run(images))
 
     def run(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the trunk's outputs for (N, C, H, W) ``images``: float32, on its device, not stored."""
+        """Return the trunk's outputs for (N, C, H, W) ``images``, float32, on its device; store nothing."""
         reduced = self._dtype is not torch.float32
         with torch.no_grad(), torch.autocast(self._device, self._dtype, enabled=reduced):
             outputs = self._trunk(images.to(self._device))
@@ -223,7 +223,7 @@ def _digest(split: Split, position: int) -> bytes:
 
 
 class _Bar:
-    """Logs the trunk's progress every three seconds: hosts have no terminal of their own."""
+    """A progress bar in the log, a line every three seconds at most: hosts have no terminal of their own."""
 
     def __init__(self, what: str) -> None:
         self._what, self._begin = what, time.monotonic()

@@ -1,22 +1,22 @@
 """The store of trunk outputs: computed once an image, memory-mapped, shared by all processes of the machine.
 
-A *store* is one folder and belongs to one frozen trunk (weights, preprocessing, dtypes, path). A *row* of it
-belongs to one image, and its key is a digest of the image's content. So partitions, seeds, runs and peers
-share rows, and only images that no run has seen are computed.
+A *store* is one folder and belongs to one frozen trunk (weights, preprocessing, dtypes, path). A *row* of a
+store belongs to one image, and the row's key is a digest of the image's content. So partitions, seeds, runs
+and peers share rows, and only images that no run has seen are computed.
 
 ==============  ========================================================================================
 ``values``      the rows one after the other, row i at byte i · (bytes of a row)
-``index``       a record of 24 bytes a row: 16 of key, 8 of checksum; its ``flock`` is the writers' lock
+``index``       a record of 24 bytes a row: 16 of key, 8 of checksum; ``flock`` on it is the store's lock
 ``meta.json``   schema, fields of a row, and facts for people
 ``in-use``      see `p2pft_flower.learning.store.cache`
 ``claim-*``     the keys of a batch being computed; locked while the process that computes it lives
 ==============  ========================================================================================
 
-A row is written before its record, at the place which the number of whole records gives. So the remains of a
+A row is written before its record, at the place that the number of whole records gives. So the remains of a
 process that dies (part of a batch, part of a record) are no row, and the next writer overwrites them. The
-checksum detects a row that the disk damaged or never wrote; every process verifies it before it first uses a
-row. A row that does not match is computed again and appended, and of two records with one key the later
-counts. So nothing needs an ``fsync``, and a mapped row never changes.
+checksum detects a row that the disk damaged or never wrote; every process verifies a row before it first uses
+the row. A row that does not match its checksum is computed again and appended, and of two records with one
+key the later counts. So nothing needs an ``fsync``, and a mapped row never changes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = ["SCHEMA", "Field", "Rows", "Store"]
 SCHEMA = "p2pft.cache/1"
 KEY_BYTES = 16
 ALIGNMENT = 64
-"""Bytes; fields start at multiples of it, so that no two share a cache line."""
+"""Fields start at multiples of this number of bytes, so that no two fields share a cache line."""
 
 _VALUES, _CLAIM = "values", "claim-"
 _RECORD = struct.Struct(f"<{KEY_BYTES}sQ")  # key, checksum
@@ -60,16 +60,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Field:
-    """One piece of every row.
+    """One part of every row: an array.
 
     Attributes
     ----------
     name : str
         The field's name, e.g. ``"tokens"``.
     shape : tuple of int
-        The field's shape for one image.
+        The array's shape for one image.
     dtype : str
-        numpy's name of its type, e.g. ``"float16"``.
+        NumPy's name of the array's type, e.g. ``"float16"``.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Field:
 
 
 class Store:
-    """The rows of one trunk; open until `close`, or until it and its `Rows` are garbage.
+    """The rows of one trunk; open until `close`, or until the store and its `Rows` are garbage.
 
     Any number of processes, and of threads with a `Store` each, may fill one folder at the same time.
 
@@ -89,13 +89,13 @@ class Store:
     fields : sequence of Field
         The parts of a row, in this order.
     about : mapping of str to str
-        Facts for ``p2pft cache list``: its table shows ``model``, ``path`` and the dtypes, its JSON all.
-        They are always the same for one folder: pass the arguments of `cache.store_folder`.
+        Facts for ``p2pft cache list``: the table shows ``model``, ``path`` and the dtypes, the JSON all
+        facts. They are always the same for one folder: pass the argument of `cache.store_folder`.
 
     Raises
     ------
     DataError
-        When the folder holds other fields or facts or another schema, or cannot be written.
+        When the folder holds other fields or facts or another schema, or cannot be read or written.
     """
 
     def __init__(self, folder: Path, fields: Sequence[Field], about: Mapping[str, str]) -> None:
@@ -115,11 +115,11 @@ class Store:
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row on the disk."""
+        """Size of a row on the disk, in bytes."""
         return self._dtype.itemsize
 
     def close(self) -> None:
-        """Let other processes remove the store; mapped rows stay readable."""
+        """Allow other processes to remove the store; mapped rows stay readable."""
         self._release()
 
     def fill(
@@ -130,27 +130,28 @@ class Store:
         batch: int,
         progress: Callable[[int, int], None] | None = None,
     ) -> Rows:
-        r"""Return the rows of ``keys``, after computing those that no process has computed or is computing.
+        r"""Return the rows of ``keys``; compute missing rows, or wait for other processes to compute them.
 
         Parameters
         ----------
-        keys : sequence of 16-byte digests
-            Digests of the images' content; the same one may occur several times.
+        keys : sequence of bytes
+            Digests of the images' content, 16 bytes each; a key may occur several times.
         compute : callable
             Takes positions in ``keys`` and returns an array a field, each (len(positions), \*shape). Called
-            with at most ``batch`` positions, in ascending order, once for each image at most.
+            with at most ``batch`` positions, in ascending order, and for each key at most once.
         batch : int
-            Images a call of ``compute``.
+            Largest number of images in a call of ``compute``, ≥ 1.
         progress : callable, optional
-            Called with (done, total) of the rows that were missing at the start, after each batch, of this
-            process or another.
+            Called with (done, total) of the rows that were missing at the start, after each batch that this
+            process or another one has computed.
 
         Raises
         ------
         DataError
-            When the folder cannot be written, or a finite value is too large for its field's dtype.
+            When the folder cannot be read or written, or a finite value is too large for its field's dtype.
         ValueError
-            When ``compute`` returns arrays of other shapes, or a key is not 16 bytes long.
+            When ``compute`` returns another number of arrays or other shapes, a key is not 16 bytes long, or
+            ``batch`` < 1.
         """
         missing: dict[bytes, int] = {}
         for position, key in enumerate(keys):
@@ -190,12 +191,18 @@ class Store:
                 if progress is not None:
                     progress(total - len(missing), total)
             elif not published:
-                time.sleep(cache.POLL)  # others compute all that is missing
+                time.sleep(cache.POLL)  # other processes compute all that is missing
         with cache.telling(self.folder):
             return Rows(self, [self._verified[key] for key in keys])
 
     def _agree_on_meta(self) -> None:
-        """Write ``meta.json``, or compare it with this store's fields and facts."""
+        """Write ``meta.json``, or compare an existing one with this store's fields and facts.
+
+        Raises
+        ------
+        DataError
+            When the file differs, cannot be read, or is missing although there are rows.
+        """
         path = self.folder / META
         mine = {"schema": SCHEMA, "fields": [asdict(field) for field in self.fields], "about": self.about}
         mine = json.loads(json.dumps(mine))  # tuples become lists, as in the file
@@ -217,7 +224,7 @@ class Store:
 
     @contextmanager
     def _index(self) -> Iterator[int]:
-        """Open the index, for this process alone."""
+        """Open the index under an exclusive lock, and yield the descriptor."""
         path = self.folder / INDEX
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -226,11 +233,17 @@ class Store:
         finally:
             fcntl.flock(
                 descriptor, fcntl.LOCK_UN
-            )  # a process forked meanwhile would hold it after closing alone
+            )  # if the descriptor were only closed, a process forked meanwhile would keep the lock
             os.close(descriptor)
 
     def _read(self, index: int) -> None:
-        """Read the whole records that were appended since the last time."""
+        """Read the whole records that were appended since the last reading.
+
+        Raises
+        ------
+        DataError
+            When the index has lost records.
+        """
         have, there = len(self._keys), os.fstat(index).st_size // _RECORD.size
         if there < have:
             raise DataError(
@@ -244,7 +257,7 @@ class Store:
             self._latest[key] = row
 
     def _strike_good(self, missing: dict[bytes, int], candidates: Iterable[bytes]) -> None:
-        """Remove from ``missing`` those candidates that have a row with the right checksum."""
+        """Remove from ``missing`` the candidates that have a row with the right checksum."""
         found = [key for key in candidates if key in self._latest]
         self._verify({key: self._latest[key] for key in found if key not in self._verified})
         for key in found:
@@ -252,7 +265,7 @@ class Store:
                 missing.pop(key, None)
 
     def _verify(self, rows: Mapping[bytes, int]) -> None:
-        """Add the ``rows`` that match their checksum to the verified ones; log the others."""
+        """Add to the verified rows those of ``rows`` (by key) that match their checksum; log the others."""
         if not rows:
             return
         values = _map(self.folder / _VALUES)
@@ -277,9 +290,10 @@ class Store:
             )
 
     def _claim(self, missing: Mapping[bytes, int], batch: int, *, ignore_others: bool) -> _Claim | None:
-        """Take the first ``batch`` missing keys that no living process computes; None if all are taken.
+        """Claim the first ``batch`` missing keys that no living process computes; None if all are claimed.
 
-        The index must be locked: claims are made one at a time.
+        With ``ignore_others``, claims of other processes do not count. The index must be locked: claims are
+        made one at a time.
         """
         taken: set[bytes] = set()
         for path in self.folder.glob(f"{_CLAIM}*"):
@@ -296,7 +310,7 @@ class Store:
         return _Claim(self.folder, keys) if keys else None
 
     def _publish(self, keys: Sequence[bytes], arrays: Sequence[npt.NDArray[Any]]) -> None:
-        """Append rows, then their records."""
+        """Append the rows of ``keys``, made of one array a field, and then their records."""
         rows = self._pack(arrays, len(keys))
         records = b"".join(
             _RECORD.pack(key, _checksum(key, row)) for key, row in zip(keys, rows, strict=True)
@@ -314,7 +328,15 @@ class Store:
             self._verified.update(zip(keys, range(first, first + len(keys)), strict=True))
 
     def _pack(self, arrays: Sequence[npt.NDArray[Any]], count: int) -> npt.NDArray[np.uint8]:
-        """Return (count, row_bytes) bytes."""
+        """Return the bytes of ``count`` rows, (count, row_bytes), made of one array a field.
+
+        Raises
+        ------
+        ValueError
+            When the number of arrays or a shape is wrong.
+        DataError
+            When a finite value is too large for its field's dtype.
+        """
         if len(arrays) != len(self.fields):
             raise ValueError(f"{len(arrays)} arrays were computed for {len(self.fields)} fields")
         rows = np.zeros(count, self._dtype)  # zeros between the fields, too: rows are compared by their bytes
@@ -335,12 +357,12 @@ class Store:
 
 
 class Rows:
-    """Rows of a store, in the order of the keys they were asked for; read from the memory map.
+    """Rows of a store, in the order of the keys that were asked for; read from the memory map.
 
     Parameters
     ----------
     store : Store
-        Their store, which stays open.
+        The store of the rows, which stays open as long as this object lives.
     rows : sequence of int
         The rows' numbers in the store.
     """
@@ -361,7 +383,7 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of these rows in the store, each counted once."""
+        """Size of these rows in the store, in bytes; a row that occurs several times counts once."""
         return len(np.unique(self._rows)) * self._dtype.itemsize
 
     def gather(self, positions: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
@@ -396,7 +418,7 @@ class _Claim:
 
 
 def _keys_of_claim(path: Path) -> list[bytes]:
-    """Return the keys of a claim; none if its process has ended."""
+    """Return the keys of a claim; if the claiming process has ended, remove the file and return no key."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:  # released since the folder was listed
@@ -412,7 +434,7 @@ def _keys_of_claim(path: Path) -> list[bytes]:
 
 
 def _row_dtype(fields: Sequence[Field]) -> np.dtype[np.void]:
-    """Return the structured dtype of a row, its fields aligned."""
+    """Return the structured dtype of a row, with aligned fields."""
     offsets, end = [], 0
     for field in fields:
         offsets.append(end)
@@ -429,7 +451,7 @@ def _row_dtype(fields: Sequence[Field]) -> np.dtype[np.void]:
 
 
 def _checksum(key: bytes, row: npt.NDArray[np.uint8]) -> int:
-    """Return the hash of a row's bytes, seeded with its key: right for this row of this image alone."""
+    """Return the hash of a row's bytes, seeded with the row's key: it is right for this image's row alone."""
     return xxhash.xxh3_64_intdigest(row.data, seed=int.from_bytes(key[:8], "little"))
 
 
@@ -441,7 +463,7 @@ def _write(descriptor: int, data: npt.NDArray[np.uint8], offset: int) -> None:
 
 
 def _map(path: Path) -> mmap.mmap | None:
-    """Map a file for reading; None if it is missing or empty."""
+    """Return a file's memory map for reading; None if the file is missing or empty."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

@@ -20,9 +20,9 @@ MODEL_NAME = "glyph_vit_8"
 WEIGHTS_FILE = f"{MODEL_NAME}.safetensors"
 
 MEAN = 0.29
-"""Mean grey value (ink is 1) of the pre-training glyphs, not of the digits."""
+"""Mean grey value, 0..1 (ink is 1), of the glyphs of the pre-training, not of the digits."""
 STD = 0.35
-"""Standard deviation of the grey values of the pre-training glyphs."""
+"""Standard deviation of the grey values of the glyphs of the pre-training."""
 
 
 def build(num_classes: int) -> VisionTransformer:
@@ -31,7 +31,7 @@ def build(num_classes: int) -> VisionTransformer:
     Parameters
     ----------
     num_classes : int
-        Outputs of the head, at least 1.
+        Number of the head's outputs, at least 1.
 
     Returns
     -------
@@ -56,16 +56,16 @@ def create_glyph_vit(num_classes: int, pretrained: bool = True) -> VisionTransfo
     Parameters
     ----------
     num_classes : int
-        Classes of the task. The head is always new, drawn from torch's global generator: seed it to get the
-        same head again. The letters' head in the file is left out.
+        Number of classes of the task. The head is always new, drawn from torch's global generator: seed that
+        generator to get the same head again. The letters' head in the file is left out.
     pretrained : bool, default True
-        Load the packaged weights; otherwise draw all at random.
+        Whether the packaged weights are loaded; else all weights are drawn at random.
 
     Returns
     -------
     VisionTransformer
-        Float32, in evaluation mode. ``pretrained_cfg`` is set, so ``timm.data.resolve_data_config`` knows
-        its images: (1, 8, 8), ink bright on dark.
+        The model, float32, in eval mode. ``pretrained_cfg`` is set, so ``timm.data.resolve_data_config``
+        knows the model's images: (1, 8, 8), ink bright on dark.
 
     Raises
     ------
