@@ -114,7 +114,12 @@ def load_export(file: Path) -> tuple[nn.Module, tuple[str, ...]]:
         if metadata["tune"]:
             model = tune_model(model, metadata["tune"]).requires_grad_(False)
         model.load_state_dict(state, strict=True)
-    except (KeyError, ValueError, RuntimeError) as error:  # RuntimeError: torch's of names and shapes
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # RuntimeError: torch's of names and shapes
         raise DataError(f"{file}: not the export that its metadata describes ({error})") from error
     for name, tensor in state.items():
         if fault := number_fault(tensor):

@@ -115,7 +115,7 @@ def load_tails(
         place = _place(config, metadata, file)
         key = (config, *place.values())
         if key not in workloads:
-            workloads[key] = Workload(config, **place, classes=json.loads(metadata["classes"]))
+            workloads[key] = Workload(config, **place, classes=_classes(metadata, file))
         workload, threads = workloads[key], _threads(metadata, file)
         with _torch_threads(threads):  # the model is tried out as in the run
             digest = workload.model_digest
@@ -183,10 +183,27 @@ def _torch_threads(number: int) -> Iterator[None]:
 
 
 def _threads(metadata: dict[str, str], file: Path) -> int:
-    text = metadata.get("threads", "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise DataError(f"{file}: its metadata says threads = {text!r}, not a whole number >= 1")
+    return _number({"threads": "1", **metadata}, "threads", file, least=1)
+
+
+def _number(metadata: dict[str, str], key: str, file: Path, *, least: int) -> int:
+    """Return a whole number of a tail's metadata; refuse another text by ``file`` and ``key``."""
+    text = metadata[key]
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least):
+        raise DataError(f"{file}: its metadata says {key} = {text!r}, not a whole number >= {least}")
     return int(text)
+
+
+def _classes(metadata: dict[str, str], file: Path) -> list[str]:
+    """Return the names of the classes in a tail's metadata."""
+    text = metadata["classes"]
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{file}: its metadata says classes = {text[:80]!r}, not a list of names")
+    return names
 
 
 def _settings(metadata: dict[str, str], file: Path) -> dict[str, Any]:
@@ -227,10 +244,7 @@ def _with_own_range(
 
 
 def _peer(metadata: dict[str, str], file: Path) -> int:
-    text = metadata["peer"]
-    if not text.isdecimal():
-        raise DataError(f"{file}: its metadata says peer = {text!r}, not a whole number >= 0")
-    return int(text)
+    return _number(metadata, "peer", file, least=0)
 
 
 def _place(config: LearningConfig, metadata: dict[str, str], file: Path) -> dict[str, Any]:
@@ -239,7 +253,7 @@ def _place(config: LearningConfig, metadata: dict[str, str], file: Path) -> dict
     With a folder for each peer these are the images of the tail's peer, or of all peers if they were pooled.
     """
     if config.sited and "pooled-peers" in metadata:
-        return {"n": int(metadata["pooled-peers"]), "pooled": "uniform", "peers": None}
+        return {"n": _number(metadata, "pooled-peers", file, least=1), "pooled": "uniform", "peers": None}
     if config.sited:
         peer = _peer(metadata, file)
         return {"n": peer + 1, "pooled": "", "peers": (peer,)}

@@ -35,6 +35,7 @@ from p2pft_flower.learning.model.own_step import check_own_step
 from p2pft_flower.learning.model.split import PATHS, Parts, split_model
 from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.model.tuning import tune_model
+from p2pft_flower.learning.named_tensors import named_tensors, vector_of
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
 from p2pft_flower.learning.preparing import progress_to
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, log_draws, require_accountant
@@ -456,12 +457,7 @@ class Workload:
 
     def named_tail(self, theta: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:
         """Return the tensors in ``theta``, (q,) float32, by their names in the whole tuned model."""
-        named = [(name, p) for name, p in self.tail.named_parameters() if p.requires_grad]
-        pieces = torch.split(torch.from_numpy(theta.copy()), [p.numel() for _, p in named])
-        return {
-            name.removeprefix("model."): piece.view_as(p).clone()
-            for (name, p), piece in zip(named, pieces, strict=True)
-        }
+        return named_tensors(self.tail, theta)
 
     def theta_from(self, tensors: dict[str, torch.Tensor], source: str) -> npt.NDArray[np.float32]:
         """Return θ, (q,) float32, from named tensors; the inverse of :meth:`named_tail`.
@@ -471,18 +467,7 @@ class Workload:
         DataError
             When a tensor is missing, unknown, or has another shape; names the tensor and ``source``.
         """
-        wanted = {n.removeprefix("model."): p for n, p in self.tail.named_parameters() if p.requires_grad}
-        odd = sorted(wanted.keys() ^ tensors.keys())
-        if odd:
-            where = "missing from" if odd[0] in wanted else "not trained here, but in"
-            raise DataError(f"tensor {odd[0]!r} is {where} {source}: the model or tune setting differs")
-        for name, p in wanted.items():
-            found = tensors[name]
-            if found.shape != p.shape:
-                raise DataError(
-                    f"tensor {name!r} in {source} has shape {tuple(found.shape)}, not {tuple(p.shape)}"
-                )
-        return torch.cat([tensors[name].reshape(-1).float() for name in wanted]).numpy()
+        return vector_of(self.tail, tensors, source)
 
     def whole_model(self, theta: npt.NDArray[np.float32]) -> nn.Module:
         """Return the whole model with ``theta``, (q,) float32, in it, in eval mode on the CPU.

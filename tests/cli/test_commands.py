@@ -175,8 +175,16 @@ def _altered(finished, folder, change):
         (lambda t, m: m.update(schema="other/9"), "schema 'other/9'"),
         (lambda t, m: m.update({"model-digest": "0" * 64}), "the frozen part differs"),
         (lambda t, m: m.update(threads="0"), "its metadata says threads = '0', not a whole number >= 1"),
+        (
+            lambda t, m: m.update(classes='["0", '),
+            "its metadata says classes = '[\"0\", ', not a list of names",
+        ),
+        (
+            lambda t, m: m.update(classes="[0, 1]"),
+            "its metadata says classes = '[0, 1]', not a list of names",
+        ),
     ],
-    ids=["missing", "shape", "schema", "digest", "threads"],
+    ids=["missing", "shape", "schema", "digest", "threads", "classes", "numbers for classes"],
 )
 def test_a_tail_that_does_not_fit_is_refused_by_name(change, message, finished, tmp_path):
     result = invoke("evaluate", _altered(finished, tmp_path, change))

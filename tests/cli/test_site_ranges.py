@@ -128,12 +128,16 @@ def test_ranges_for_each_peer_that_are_given_go_to_the_peers(root):
         assert message in refused.stderr
 
 
-def test_a_tail_that_does_not_say_whose_it_is_is_refused_by_name(root, tmp_path):
-    file = root / "run" / "peers" / "peer-1.safetensors"
-    metadata = {**load_tail(file).metadata, "peer": "one"}
-    save_file(load_file(file), tmp_path / "peer-1.safetensors", metadata=metadata)
-    with pytest.raises(P2PFTError, match=r"peer-1\.safetensors: its metadata says peer = 'one'"):
-        load_tail(tmp_path / "peer-1.safetensors")
+@pytest.mark.parametrize(
+    ("source", "change"), [("run", {"peer": "one"}), ("pooled", {"pooled-peers": "all"})]
+)
+def test_a_tail_that_does_not_say_whose_it_is_is_refused_by_name(root, tmp_path, source, change):
+    (file,) = (root / source / "peers").glob("peer-[0-9].safetensors" if source == "pooled" else "peer-1.*rs")
+    metadata = {**load_tail(file).metadata, **change}
+    save_file(load_file(file), tmp_path / "changed.safetensors", metadata=metadata)
+    ((key, value),) = change.items()
+    with pytest.raises(P2PFTError, match=rf"changed\.safetensors: its metadata says {key} = '{value}'"):
+        load_tail(tmp_path / "changed.safetensors")
 
 
 def test_whole_models_of_such_a_run_are_written(root, tmp_path):

@@ -64,7 +64,7 @@ def test_a_log_is_neither_written_nor_read_through_a_link_or_a_pipe(what, tmp_pa
     Journal(tmp_path, 0).close()
     path = tmp_path / "peers" / "peer-0.jsonl"
     in_place_of(path, what, tmp_path / "elsewhere")
-    with pytest.raises(OSError, match=REFUSED):
+    with pytest.raises(JournalError, match=REFUSED):
         Journal(tmp_path, 0)
     with pytest.raises(DataError, match=rf"peer-0.jsonl: the log cannot be read \(({REFUSED})\)"):
         list(read_journal(path))

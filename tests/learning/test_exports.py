@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import DataError
-from p2pft_flower.learning.exports import load_export, write_export
+from p2pft_flower.learning.exports import SCHEMA, load_export, write_export
 from p2pft_flower.learning.model.models import preprocessing
 from p2pft_flower.learning.tails import load_tail
 from p2pft_flower.learning.workload import Workload
@@ -124,3 +124,9 @@ def test_what_is_no_export_is_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(DataError, match=r"other\.safetensors: schema None"):
         load_export(tmp_path / "other.safetensors")
+    no_settings = {"classes": "[]", "model": "vit_tiny_patch16_224", "preprocessing": "3"}
+    for metadata in ({"classes": "3"}, no_settings):
+        odd = {"schema": SCHEMA, "tune": "", **metadata}
+        save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors", odd)
+        with pytest.raises(DataError, match=r"other\.safetensors: not the export that its metadata desc"):
+            load_export(tmp_path / "other.safetensors")

@@ -184,7 +184,7 @@ def get_limit() -> int:
     path = cache_folder() / "limit"
     with telling(cache_folder()):
         try:
-            text = path.read_text(encoding="utf-8").strip()
+            text = path.read_text(encoding="utf-8", errors="replace").strip()
         except FileNotFoundError:
             return DEFAULT_LIMIT
     if not (text.isascii() and text.isdigit() and len(text) < 20):

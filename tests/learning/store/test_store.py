@@ -600,11 +600,12 @@ def test_the_limit_has_a_default_and_survives_the_process():
     assert cache.get_limit() == 123
 
 
-def test_a_damaged_limit_is_refused_by_file():
+@pytest.mark.parametrize(("content", "shown"), [(b"much", "much"), (b"\xff\xfe1", "\ufffd\ufffd1")])
+def test_a_damaged_limit_is_refused_by_file(content, shown):
     cache.set_limit(1)
     file = Path(os.environ["P2PFT_HOME"]) / "cache" / "limit"
-    file.write_text("much")
-    with pytest.raises(DataError, match=rf"{file}: 'much' is no number of bytes.*p2pft cache limit 50GB"):
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{file}: '{shown}' is no number of bytes.*p2pft cache limit 50GB"):
         fill(opened(), range(2))
 
 
