@@ -207,11 +207,11 @@ class RoundKeeper:
                 "more epochs lengthens it"
             )
         path = checkpoint_files(checkpoint_folder(folder, SERVER))[max(whole)]
-        self._take_up(read_checkpoint(path, kept.run)[0], path)
+        self._restore(read_checkpoint(path, kept.run)[0], path)
         self.resume = ResumePoint(kept.run, str(folder), dict.fromkeys(run.peers, max(whole)), {})
         log.info("run %s goes on from iteration %d, after %d rounds", kept.run, max(whole), self.first_round)
 
-    def _take_up(self, checkpoint: Checkpoint, path: Path) -> None:
+    def _restore(self, checkpoint: Checkpoint, path: Path) -> None:
         told = converted(checkpoint.position, Position, path)
         self.first_round = told.round
         self.arrays = ArrayRecord({name: Array(np.asarray(a)) for name, a in checkpoint.state.items()})

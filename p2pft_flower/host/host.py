@@ -154,7 +154,7 @@ class Host:
         if self._joining:
             self._meeting.end()  # the others have met long ago
         else:
-            training.take_up(theta0)
+            training.restore(theta0)
             self._meeting.meet(self._wires, plan.greetings)
         if self._wires is not None:
             self._wires.watch()
@@ -214,7 +214,7 @@ class Host:
             training.begin(theta0)
         while True:
             try:
-                training.go_on(agreement)
+                training.iterate(agreement)
                 if wires is not None:
                     self._pulse.enter(Pulse.WAITING)  # for receivers, which may be slow: it does not hang
                     wires.links.flush(math.inf)
@@ -254,8 +254,8 @@ class Host:
                 log.info("view %d has changed before this host got a vector: %s", session.number, change)
                 continue
             if not self._begun:
-                training.come_back(session)
-            training.enter(session, theta)
+                training.restore_past(session)
+            training.enter_view(session, theta)
             thetas = {p: state.theta for p, state in training.states.items()}
             wires.server.offer(session.first, thetas, session.peers)
             return

@@ -260,12 +260,12 @@ class Keeper:
         objective.go_to(checkpoint.position, lost)
         # The iteration itself is evaluated again if that is due: the journal may end just before.
         earlier = [e for e in past.before(checkpoint.iteration) if isinstance(e, Evaluation)]
-        self._recorder.go_on(
+        self._recorder.continue_journal(
             peer, [e for e in earlier if self._plan.evaluates_after(e.iteration)], checkpoint.seconds
         )
         return state, checkpoint.memories, checkpoint.bytes_sent
 
-    def come_back(self, peer: int, objective: Objective, session: Session) -> int:
+    def restore_past(self, peer: int, objective: Objective, session: Session) -> int:
         """Restore the data order and the journal that ``peer`` has kept of its earlier life in this run.
 
         If no checkpoint is left, the peer begins its data order anew.
@@ -304,7 +304,7 @@ class Keeper:
         objective.go_to(position, self._gradients * lost)
         past = read_past(folder.parent / f"peer-{peer}.jsonl", self._plan.run)
         past = past._replace(lives=past.lives[:-1])  # the last is this one
-        self._recorder.go_on(peer, past.before(session.first), seconds)
+        self._recorder.continue_journal(peer, past.before(session.first), seconds)
         return sent
 
     def _read(self, folder: Path, iteration: int, run: str, cannot: str) -> tuple[Checkpoint, PeerAbout, str]:

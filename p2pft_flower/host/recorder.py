@@ -86,7 +86,7 @@ class Recorder:
             )
             journal.write(first)
 
-    def go_on(
+    def continue_journal(
         self,
         peer: int,
         earlier: Iterable[Evaluation | ViewChange],

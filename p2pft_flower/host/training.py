@@ -123,7 +123,7 @@ class Training:
         self.completed: Moment | None = None
         self._saving, self._saved = threading.Lock(), False
 
-    def take_up(self, theta0: Vector) -> None:
+    def restore(self, theta0: Vector) -> None:
         """If the plan resumes a run, restore the peers' states from that run's checkpoints.
 
         Raises
@@ -160,7 +160,7 @@ class Training:
                 self._start(p, theta0.copy())
         self._complete(self.done)
 
-    def go_on(self, agreement: Agreement | None) -> None:
+    def iterate(self, agreement: Agreement | None) -> None:
         """Iterate until all iterations are done.
 
         Raises
@@ -182,13 +182,13 @@ class Training:
             self.states = self.states | after
             self._complete(k + 1)
 
-    def come_back(self, session: Session) -> None:
+    def restore_past(self, session: Session) -> None:
         """Restore the peers' data order and journals from the files of their earlier life in this run."""
         for p in self._peers:
             with naming(p, session.first, "what it has kept could not be taken up"):
-                self._exchange.bytes_sent[p] = self._keeper.come_back(p, self._objectives[p], session)
+                self._exchange.bytes_sent[p] = self._keeper.restore_past(p, self._objectives[p], session)
 
-    def enter(self, session: Session, theta: Vector | None = None) -> None:
+    def enter_view(self, session: Session, theta: Vector | None = None) -> None:
         """Begin the method again, from each peer's θ, among the peers of another view.
 
         The tracker starts afresh, τ_i := ∇L_i(θ_i), so Σ τ = Σ g at once (invariant 1 of

@@ -57,15 +57,15 @@ class HandOvers:
         The run's identifier.
     addresses : mapping of int to str
         Remote peer to address.
-    go_on : callable
+    carry : callable
         Begins to send a payload in calls of its own, given the outcome of its first try, and returns the
         future of its end.
     """
 
     def __init__(
-        self, run: str, addresses: Mapping[int, str], go_on: Callable[[Payload, Outcome], Future[None]]
+        self, run: str, addresses: Mapping[int, str], carry: Callable[[Payload, Outcome], Future[None]]
     ) -> None:
-        self._run, self._go_on = run, go_on
+        self._run, self._carry = run, carry
         self._at_sockets = frozenset(p for p, address in addresses.items() if address.startswith("unix:"))
         self._lock = threading.Lock()
         self._hosts: Mapping[int, frozenset[int]] = MappingProxyType({})
@@ -154,18 +154,18 @@ class HandOvers:
             answer = await self._tell(carrier, segment, payloads, call)
         except UnsharedError as error:
             self._part(call.remote, error)
-            return {p.edge: self._go_on(p, None) for p in payloads}
+            return {p.edge: self._carry(p, None) for p in payloads}
         except ExchangeError as error:
             self._note({p.edge[1]: None for p in payloads})  # it may be another host by now
-            return {p.edge: self._go_on(p, copy.copy(error).at(**p.place)) for p in payloads}
+            return {p.edge: self._carry(p, copy.copy(error).at(**p.place)) for p in payloads}
         if answer is None or len(answer.failed) != len(answer.replies):
-            return {p.edge: self._go_on(p, None) for p in payloads}
+            return {p.edge: self._carry(p, None) for p in payloads}
         self._note(dict.fromkeys(answer.peers, frozenset(answer.peers)))
         # An answer that is none of these payloads' has each of them find its own.
         failed = {
             k: reply.SerializeToString() for k, reply in zip(answer.failed, answer.replies, strict=False)
         }
-        return {p.edge: self._go_on(p, failed[k]) for k, p in enumerate(payloads) if k in failed}
+        return {p.edge: self._carry(p, failed[k]) for k, p in enumerate(payloads) if k in failed}
 
     async def _tell(
         self, carrier: Carrier, segment: pb.Segment, payloads: list[Payload], call: Call

@@ -67,7 +67,7 @@ class Sending:
         self._timeout, self._on_failure = timeout, on_failure
         self._under_way: dict[Edge, tuple[Future[Rest | None], Payload]] = {}
         """The payload of each edge, and the future of its end: of a hand-over, with the payloads left."""
-        self._hand_overs = HandOvers(run, addresses, lambda *tried: work.go_on(self._carry, *tried))
+        self._hand_overs = HandOvers(run, addresses, lambda *tried: work.start_part(self._carry, *tried))
         self._gathered: list[Payload] | None = None
         self.bytes_sent: dict[int, int] = {}
 

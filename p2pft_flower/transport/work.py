@@ -64,7 +64,7 @@ class Work:
         future.add_done_callback(self._forget)
         return future
 
-    def go_on(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> Future[T]:
+    def start_part(self, work: Callable[..., Awaitable[T]], *arguments: Any) -> Future[T]:
         """Begin a part of other work, and return its future; after `fail` the part is cancelled at once.
 
         Raises

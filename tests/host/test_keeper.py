@@ -625,7 +625,7 @@ def test_a_peer_does_not_come_back_to_a_run_with_another_model(by_hand):
     by_hand.train(0, 1, 3)
     by_hand.enter(1, 3)
     objective = Quadratics().objectives([2], lambda: None)[2]
-    by_hand.keeper.come_back(2, objective, by_hand.session[1])
+    by_hand.keeper.restore_past(2, objective, by_hand.session[1])
     by_hand.keeper._model_digest = "another"
     with pytest.raises(DataError, match=r"peer 2 cannot come back to run test: its model digest is quadra"):
-        by_hand.keeper.come_back(2, objective, by_hand.session[1])
+        by_hand.keeper.restore_past(2, objective, by_hand.session[1])
