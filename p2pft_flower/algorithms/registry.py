@@ -99,6 +99,7 @@ def make_algorithm(
                 f"algorithm = {name!r}: the object that it returns has no {', '.join(missing)}; "
                 "see p2pft_flower.algorithms.seam.Algorithm"
             )
+        _require_two_weights(name, method)
         return method  # type: ignore[no-any-return]  # checked just above, as far as Python can
     if name not in ALGORITHMS:
         raise ConfigError(
@@ -111,6 +112,19 @@ def make_algorithm(
         raise
     except ValueError as error:
         raise ConfigError(f"algorithm-options = {options!r}: {name} refuses: {error}") from error
+
+
+def _require_two_weights(name: str, method: Any) -> None:
+    """Refuse a method whose ``placed`` cannot be called with two weights."""
+    if (place := getattr(method, "placed", None)) is None:
+        return
+    try:
+        inspect.signature(place).bind(1.0, 1.0)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"algorithm = {name!r}: its placed() is called with two numbers, tracker_weight and next_weight "
+            f"({error})"
+        ) from error
 
 
 def _chosen(name: str, method: Callable[..., Any], options: str, *, pipelined: bool) -> dict[str, Any]:

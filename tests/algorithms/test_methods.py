@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from p2pft_flower.algorithms import ALGORITHMS, Columns, Rows, simulate
 from p2pft_flower.algorithms.p2pft import P2PFT, Tracking
+from p2pft_flower.algorithms.registry import make_algorithm
 from p2pft_flower.algorithms.seam import Send, Take
 from p2pft_flower.errors import ConfigError, TopologyError
 from p2pft_flower.topology import Graph
@@ -431,3 +432,15 @@ def test_a_vector_that_is_sent_and_then_taken_is_mixed_as_one_that_is_yielded(lo
     together = simulate("p2pft", lopsided, gradients, np.zeros(5), **settings)
     np.testing.assert_array_equal(apart.theta, together.theta)
     np.testing.assert_array_equal(apart.tau, together.tau)
+
+
+def test_an_own_method_whose_placed_takes_one_weight_is_refused_by_name(tmp_path):
+    file = tmp_path / "my_method.py"
+    file.write_text(
+        "from p2pft_flower.algorithms.p2pft import P2PFT\n\n\n"
+        "class Mine(P2PFT):\n"
+        "    def placed(self, tracker_weight):\n"
+        "        return self\n"
+    )
+    with pytest.raises(ConfigError, match=r"Mine': its placed\(\) is called with two numbers"):
+        make_algorithm(f"{file}:Mine", alpha=lambda _: 0.1)
