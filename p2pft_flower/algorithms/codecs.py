@@ -49,6 +49,13 @@ _SAMPLE = 2**16
 """Numbers of the vectors on which a codec's error is measured."""
 
 
+_TRIED = 2**12
+"""Numbers of the vectors with which a user's own codec is tried out."""
+
+_SIZES = (1.0, 2.0**-40, 2.0**20)
+"""Sizes of the numbers in these vectors."""
+
+
 class Codec(Protocol):
     """A translation of vectors into bytes and back; the same on every peer."""
 
@@ -252,6 +259,32 @@ class Checked:
     spec: str
     own: Codec
 
+    def try_out(self) -> None:
+        """Refuse a codec whose answers change from call to call, or which loses vectors of some size.
+
+        Differences vanish as peers agree, so a codec must not lose them when they are small.
+        """
+        drawn = np.random.default_rng(1).standard_normal(_TRIED).astype(np.float32)
+        errors = []
+        for size in _SIZES:  # powers of two: without under- and overflow the errors are the same
+            vector = drawn * np.float32(size)
+            payload = self.encode(vector)
+            if self.encode(vector) != payload:
+                raise self._wrong("encode", "other bytes for the same vector, expected the same")
+            decoded = self.decode(payload, vector.size, vector.dtype)
+            if not np.array_equal(self.decode(payload, vector.size, vector.dtype), decoded):
+                raise self._wrong("decode", "another vector for the same bytes, expected the same")
+            lost = (decoded - vector) / np.float32(size)
+            errors.append(float(np.linalg.norm(lost) / np.linalg.norm(drawn)))
+        for size, error in zip(_SIZES, errors, strict=True):
+            if errors[0] < 1 <= error:
+                raise ConfigError(
+                    f"codec = {self.spec!r}: it loses {error:.2g} of a vector whose numbers are about "
+                    f"{size:.0e}, and {errors[0]:.2g} if they are about 1: differences vanish as peers "
+                    "agree, so it must lose less than 1 of a vector of any size; give scales the range of "
+                    "float32 or bfloat16, not of float16"
+                )
+
     def most_bytes(self, q: int, dtype: np.dtype[Any]) -> int:
         """Return the codec's answer, a whole number of at least 1."""
         with self._calling("most_bytes"):
@@ -263,8 +296,10 @@ class Checked:
     def encode(self, vector: Vector) -> bytes:
         """Return the codec's bytes, no more than its ``most_bytes`` says."""
         most = self.most_bytes(vector.size, vector.dtype)
+        shown = vector.view()
+        shown.flags.writeable = False  # a codec that changes it would change the peer's own vector
         with self._calling("encode"):
-            payload = self.own.encode(vector)
+            payload = self.own.encode(shown)
         if not isinstance(payload, bytes):
             raise self._wrong("encode", f"{type(payload).__name__}, expected bytes")
         if len(payload) > most:
@@ -322,7 +357,9 @@ def make_codec(spec: str) -> Codec | None:
                 f"codec = {spec!r}: the object that it returns has no {', '.join(missing)}; "
                 "see p2pft_flower.algorithms.codecs.Codec"
             )
-        return Checked(spec, own)
+        codec = Checked(spec, own)
+        codec.try_out()
+        return codec
     if spec == "none":
         return None
     if spec in _NAMED:

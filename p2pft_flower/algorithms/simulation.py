@@ -132,6 +132,8 @@ def simulate(
     RuntimeError
         When a step does not yield the exchanges that the method's ``phases`` name.
     """
+    if not isinstance(options, str):
+        raise ConfigError(f"options = {options!r}: give a text, as 'local-steps=8'")
     graph = scheduled(graph, schedule_graph)
     starts = _starts(theta0, graph, gradients, weights)
     if isinstance(algorithm, str):

@@ -138,10 +138,9 @@ def execute(
             ) from None
         if ended.completed and not simulated and told is not None:
             return Finished(*told)
-        tail = "\n".join(ended.output.splitlines()[-30:])
         raise P2PFTError(
-            f"run {ended.run_id} ended as {ended.status} and left no results here; Flower's last "
-            f"lines:\n{tail}"
+            f"run {ended.run_id} ended as {ended.status} and left no results here; of what Flower logged "
+            f"(--verbose shows all as it comes):\n{_first_error(ended.output)}"
         ) from None
     if results["status"] == "stopped" or ended.status == FLOWER_STOPPED:
         why = results["error"] or "flwr stop came when its results were there"
@@ -149,6 +148,17 @@ def execute(
     if not results["status"].startswith("completed") or not ended.completed:
         raise P2PFTError(f"run {ended.run_id} {results['status']} ({ended.status}): {results.get('error')}")
     return Finished(results["status"], results["error"] or "", folder)
+
+
+def _first_error(output: str) -> str:
+    """Return some lines of Flower's output from its first traceback or error on, and the last ones."""
+    lines = output.splitlines()
+    marks = (
+        k for k, line in enumerate(lines) if "Traceback (most recent call last)" in line or "ERROR" in line
+    )
+    first, last = next(marks, len(lines)), len(lines) - 30
+    begin = [] if first >= last else [*lines[first : min(first + 40, last)], "…"]
+    return "\n".join([*begin, *lines[max(0, last) :]])
 
 
 def execute_or_record(

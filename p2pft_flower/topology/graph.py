@@ -169,7 +169,10 @@ class Graph:
             raise TopologyError(f"there are {len(turns)} turns: at most {MAX_TURNS} are supported")
         checked = [checks.checked_turn(turn, self.W, self.peer_names, t) for t, turn in enumerate(turns)]
         own = tuple(checked) if len(checked) > 1 else ()  # a single one is always the same: no turns
-        return Graph(name, np.mean(checked, axis=0), self.peer_names, self.addresses, turns=own)
+        try:
+            return Graph(name, np.mean(checked, axis=0), self.peer_names, self.addresses, turns=own)
+        except TopologyError as error:
+            raise TopologyError(f"all {len(checked)} turns together: {error}") from error
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any] | GraphParts) -> Graph:

@@ -111,7 +111,13 @@ def _turns(graph: Graph, spec: str) -> Sequence[npt.ArrayLike]:
 
 def _weights_of(name: str, graph: Graph) -> npt.ArrayLike:
     """Return W, (n, n), of the graph called ``name``: of the topology's peers, strongly connected or not."""
-    source = sources.find(name)
+    try:
+        source = sources.find(name)
+    except TopologyError as error:
+        hint = "one-peer-exponential, base:K, graphs separated by commas, or my_module:my_schedule"
+        if name.endswith(".py"):
+            hint = f"{name}:my_schedule, with the name of the function"
+        raise TopologyError(f"{error}; a schedule is {hint}") from error
     names = source.peer_names
     if names is not None and tuple(names) != graph.peer_names:
         raise TopologyError(

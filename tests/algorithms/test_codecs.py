@@ -284,3 +284,67 @@ def test_an_own_codec_may_use_one_buffer_for_all_that_it_decodes(tmp_path):
         for name in ("Whole", "OneBuffer")
     )
     np.testing.assert_array_equal(buffer.theta, whole.theta)
+
+
+TRIED_OUT = """
+import numpy as np
+
+
+class Plain:
+    calls = 0
+
+    def most_bytes(self, q, dtype):
+        return 8 * q
+
+    def encode(self, vector):
+        return vector.tobytes()
+
+    def decode(self, payload, q, dtype):
+        return np.frombuffer(payload, dtype)
+
+
+class Halves(Plain):
+    def encode(self, vector):
+        return vector.clip(-6e4, 6e4).astype("<f2").tobytes()
+
+    def decode(self, payload, q, dtype):
+        return np.frombuffer(payload, "<f2").astype(dtype)
+
+
+class OtherBytes(Plain):
+    def encode(self, vector):
+        Plain.calls += 1
+        return (vector * Plain.calls).tobytes()
+
+
+class OtherVectors(Plain):
+    def decode(self, payload, q, dtype):
+        Plain.calls += 1
+        return (np.frombuffer(payload, dtype) * Plain.calls).astype(dtype)
+
+
+class InPlace(Plain):
+    def encode(self, vector):
+        vector *= 2
+        return vector.tobytes()
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "Halves",
+            r"Halves': it loses 1 of a vector whose numbers are about 9e-13, and 0\.\d+ if",
+        ),
+        ("OtherBytes", "its encode returned other bytes for the same vector"),
+        ("OtherVectors", "its decode returned another vector for the same bytes"),
+        ("InPlace", "its encode.*read-only"),
+    ],
+)
+def test_an_own_codec_is_tried_out(name, message, tmp_path):
+    file = tmp_path / "my_codec.py"
+    file.write_text(TRIED_OUT)
+    assert make_codec(f"{file}:Plain") is not None
+    with pytest.raises(ConfigError, match=message):
+        make_codec(f"{file}:{name}")
