@@ -7,7 +7,7 @@ import contextlib
 import math
 import ssl
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -104,13 +104,25 @@ class Relay:
 
     async def _serve(self, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter) -> None:
         number, self.connections = self.connections, self.connections + 1
-        self._open[number] = [near_out]
+        ends = self._open[number] = [near_out]
         try:
             for way in self._whole.values():
                 await way.wait()
             await self._pass_on(number, near_in, near_out)
         finally:
+            await self._close(ends)
             self._open.pop(number, None)
+
+    @staticmethod
+    async def _close(ends: Iterable[asyncio.StreamWriter]) -> None:
+        """Close the ends; over TLS one is open until the other side has said good-bye, or it is severed."""
+        for end in ends:
+            end.close()
+        try:
+            await asyncio.gather(*(end.wait_closed() for end in ends), return_exceptions=True)
+        finally:
+            for end in ends:
+                end.transport.abort()
 
     async def _pass_on(
         self, number: int, near_in: asyncio.StreamReader, near_out: asyncio.StreamWriter
@@ -122,20 +134,20 @@ class Relay:
             )
         except OSError:  # nobody listens at the target: the near end sees its connection closed
             return
-        with contextlib.closing(far_out):
-            if number not in self._open:  # severed meanwhile
-                return
-            self._open[number].append(far_out)
-            ways = {
-                asyncio.create_task(self._pump(near_in, far_out, "there", number)),
-                asyncio.create_task(self._pump(far_in, near_out, "back", None)),
-            }
-            try:  # if one way has ended, nothing is left to answer the other
-                await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for way in ways:
-                    way.cancel()
-                await asyncio.gather(*ways, return_exceptions=True)
+        if number not in self._open:  # severed meanwhile
+            far_out.transport.abort()
+            return
+        self._open[number].append(far_out)
+        ways = {
+            asyncio.create_task(self._pump(near_in, far_out, "there", number)),
+            asyncio.create_task(self._pump(far_in, near_out, "back", None)),
+        }
+        try:  # if one way has ended, nothing is left to answer the other
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
 
     async def _pump(
         self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, way: str, number: int | None

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
+import ssl
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from p2pft_flower.lab.relay import Relays, relayed
+from p2pft_flower.transport.trust.certificates import target_name
+from tests.transport.federation import Federation
 
 
 @contextlib.contextmanager
@@ -159,3 +164,20 @@ def test_a_slow_line_passes_so_many_bytes_a_second_each_way_and_each_of_them_lat
         far.sendall(b"y")
         assert near.recv(1) == b"y"
         assert time.monotonic() - begin >= 0.2
+
+
+def test_a_target_that_says_no_good_bye_over_tls_leaves_nothing_open(server, target, tmp_path):
+    north = Federation(tmp_path)
+    own, authority = north.issue(1), (north.authority / "ca.pem").read_text()
+    theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    theirs.load_cert_chain(own / "peer.pem", own / "peer.key")
+    tls = ssl.create_default_context(cadata=authority), target_name("north", 1)
+    with ThreadPoolExecutor(1) as pool, relayed(target, tls=tls) as relay:
+        far = pool.submit(lambda: theirs.wrap_socket(server.accept()[0], server_side=True))
+        host, port = relay.address.rsplit(":", 1)
+        with socket.create_connection((host, int(port)), 30.0) as near:
+            near.sendall(b"hello")
+            assert far.result(30.0).recv(64) == b"hello"
+        assert far.result().recv(64) == b""  # the relay has said its own
+    gc.collect()  # what was left open warns, and a warning fails a test
+    far.result().close()
