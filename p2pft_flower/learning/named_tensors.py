@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 
 from p2pft_flower.errors import DataError
 
-__all__ = ["named_tensors", "vector_of"]
+__all__ = ["named_tensors", "vector_of", "weights_digest"]
 
 
 def named_tensors(tail: nn.Module, theta: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:
@@ -44,3 +46,12 @@ def vector_of(tail: nn.Module, tensors: dict[str, torch.Tensor], source: str) ->
 def _trained(tail: nn.Module) -> dict[str, nn.Parameter]:
     """Return the trained parameters by their names in the whole model, in the order of θ."""
     return {n.removeprefix("model."): p for n, p in tail.named_parameters() if p.requires_grad}
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return the SHA-256, hexadecimal, of the names and values of a module's tensors."""
+    digest = sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

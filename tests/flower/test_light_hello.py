@@ -177,7 +177,7 @@ def built(monkeypatch):
         count.append(arguments)
         return create_model(*arguments)
 
-    monkeypatch.setattr("p2pft_flower.learning.workload.create_model", counted)
+    monkeypatch.setattr("p2pft_flower.learning.image_model.create_model", counted)
     return count
 
 
