@@ -9,6 +9,7 @@ tests share the cores, and threads that wait for one another there take ten time
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import tempfile
 
@@ -51,6 +52,14 @@ def _own_temporary_folder():
         patch.setenv("TMPDIR", folder)
         patch.setattr(tempfile, "tempdir", None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_log(monkeypatch):
+    """The log's handlers and level are those of a test alone: an app that runs in it sets its own."""
+    logger = logging.getLogger("p2pft_flower")
+    for name, value in (("handlers", []), ("level", logging.NOTSET), ("propagate", True)):
+        monkeypatch.setattr(logger, name, value)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import re
 import signal
 from pathlib import Path
@@ -131,7 +130,6 @@ def _a_signal_is_obeyed():
 
 @pytest.fixture
 def ending(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("p2pft_flower"), "propagate", True)
     made = Ending("7", {"algorithm": "p2pft", "seed": 3})
     made.folder = tmp_path / "run"
     return made

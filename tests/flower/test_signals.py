@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -202,7 +201,6 @@ def told(monkeypatch, reached):
     monkeypatch.setattr(peer_run, "stop_run", stop_run)
     monkeypatch.setattr(peer_run, "running", lambda run: reached.here)
     monkeypatch.setattr(peer_run, "RETRY_AFTER", 0.0)
-    monkeypatch.setattr(logging.getLogger("p2pft_flower"), "propagate", True)
     return calls
 
 

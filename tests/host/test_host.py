@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import multiprocessing
 import socket
 import threading
@@ -396,7 +395,6 @@ def test_a_deployed_host_without_neighbours_hears_a_stop_too(graph, algorithm, t
 
 
 def test_a_host_without_neighbours_trains_where_it_cannot_listen_and_says_so(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("p2pft_flower"), "propagate", True)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         own = {0: f"127.0.0.1:{taken.getsockname()[1]}"}
         (plan, *_) = plans(GRAPH, ALONE, own, tmp_path, algorithm="local")
@@ -427,7 +425,6 @@ def test_peers_that_fail_before_training_leave_no_model(tmp_path):
 
 
 def test_a_model_that_cannot_be_saved_does_not_hide_why_the_peer_stopped(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("p2pft_flower"), "propagate", True)
     (tmp_path / "peers" / "peer-0.stopped.safetensors").mkdir(parents=True)
     (plan,) = plans(GRAPH, [[0, 1, 2, 3]], {}, tmp_path)
     with pytest.raises(PeerFailedError, match="no more images"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import threading
@@ -315,7 +314,6 @@ def test_gradients_that_were_drawn_in_vain_are_counted(tmp_path):
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_a_damaged_file_is_named_and_the_one_before_is_used(damage, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("p2pft_flower"), "propagate", True)
     whole = run_all(keeping(tmp_path / "whole"))
     path = checkpoint_folder(tmp_path / "whole", 2) / "iteration-20.safetensors"
     data = bytearray(path.read_bytes())
