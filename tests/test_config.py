@@ -70,6 +70,8 @@ OTHER = {
     "cache": False,
     "cache-dtype": "float32",
     "trunk-dtype": "bfloat16",
+    "head": "text",
+    "text-embeddings": "/names.npz",
     "dataset": "folder:/pictures",
     "data-dir": "/data",
     "download": True,

@@ -169,6 +169,8 @@ def _study(
     measured = runs[-1].algorithm == POOLED
     tails = load_run_tails(runs, None if measured else peer)
     workload = _shared_workload(tails)
+    if workload.config.of_features:
+        raise ConfigError(f"dataset = {workload.config.dataset!r}: features have no image and no attention")
     check_map(workload.model, kind)
     holdings = workload.holdings
     labels, classes = holdings.scored_test.labels, holdings.classes

@@ -34,7 +34,9 @@ EXAMPLES = {
         *("last-block", "last-blocks:2", "head", "full", "bias", "bias+norm"),
         *("lora:8", "adapter:16", "prompt:10", "prompt-deep:10"),
     ),
-    "dataset": ("digits", "cifar10", "cifar100", "oxford-iiit-pet", "oxford-flowers102", "folder:/"),
+    "dataset": (
+        *("digits", "cifar10", "cifar100", "oxford-iiit-pet", "oxford-flowers102", "folder:/", "features:/"),
+    ),
     "partition": ("auto", "classes:0-1,2-3,4-6,7-9", "iid", "dirichlet:0.5", "shards:2", "own"),
     "augment": ("none", "basic", "rand-m9-mstd0.5-inc1"),
 }

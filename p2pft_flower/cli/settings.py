@@ -75,8 +75,9 @@ def _absolute(key: str, value: Any) -> Any:
     """Return ``value``, absolute if it is a path: the processes of a simulation run in another folder."""
     if not value or not isinstance(value, str):
         return value
-    if key == "dataset" and value.startswith("folder:"):
-        return "folder:" + str(Path(value.removeprefix("folder:")).expanduser().absolute())
+    kind, colon, place = value.partition(":")
+    if key == "dataset" and kind in ("folder", "features"):
+        return kind + colon + str(Path(place).expanduser().absolute())
     location, _, name = value.rpartition(":")
     if key in ("algorithm", "problem", "model", "dataset", "partition") and location.endswith(".py"):
         return f"{Path(location).expanduser().absolute()}:{name}"
@@ -88,6 +89,7 @@ def _absolute(key: str, value: Any) -> Any:
         "output-dir": True,
         "resume": os.sep in value or is_run or (is_there and not os.path.lexists(default_output_dir(value))),
         "topology": path.suffix in (".yaml", ".yml"),
+        "text-embeddings": True,
         "weights": value not in ("pretrained", "none"),
     }
     return str(path.absolute()) if is_path.get(key, False) else value

@@ -6,7 +6,7 @@ together.
 
 from __future__ import annotations
 
-from p2pft_flower.config.learning import CHOICES, LearningConfig
+from p2pft_flower.config.learning import CHOICES, NO_MODEL, LearningConfig
 from p2pft_flower.config.method import MethodConfig
 from p2pft_flower.config.pixels import channel_fault, read_channels, read_range
 from p2pft_flower.config.run import RunConfig, config_keys
@@ -14,6 +14,7 @@ from p2pft_flower.config.runtime import TRANSPORTS, RuntimeConfig
 
 __all__ = [
     "CHOICES",
+    "NO_MODEL",
     "TRANSPORTS",
     "LearningConfig",
     "MethodConfig",

@@ -10,7 +10,7 @@ from p2pft_flower.config.pixels import read_channels, read_range
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.plugins import is_reference
 
-__all__ = ["CHOICES", "LearningConfig"]
+__all__ = ["CHOICES", "NO_MODEL", "LearningConfig"]
 
 CHOICES = {
     "device": ("auto", "cpu", "cuda", "mps"),
@@ -18,11 +18,21 @@ CHOICES = {
     "bad_images": ("refuse", "skip"),
     "trunk_dtype": ("auto", "float32", "bfloat16"),
     "interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
+    "head": ("random", "text"),
 }
 """All values of each learning key that has only a few."""
 
 HANDED_ON = ("problem", "batch_size", "seed", "data_dir")
 """Learning keys that are handed on to a ``problem`` of the user's own; the others are for images."""
+
+NO_MODEL = "none"
+"""The ``model`` of a dataset of features, which a model made elsewhere."""
+
+_WITH_FEATURES = (
+    *("problem", "model", "tune", "head", "text_embeddings", "device", "dataset", "shots", "partition"),
+    *("batch_size", "dp_clip", "dp_noise", "dp_delta", "seed"),
+)
+"""Learning keys that mean something for a dataset of features; the others are for images."""
 
 MAX_IMAGE_SIZE = 2**13
 """The most pixels of a side: with patches of 16 × 16, as many tokens as a model may have."""
@@ -40,7 +50,8 @@ class LearningConfig:
         ``seed`` and ``data_dir``; the other keys of this class are for vision transformers, and must be left
         out.
     model : str
-        ``glyph_vit_8`` (embedded), a ViT, DeiT or Swin of timm by name, or ``my_module:my_model``.
+        ``glyph_vit_8`` (embedded), a ViT, DeiT or Swin of timm by name, ``my_module:my_model``, or ``none``
+        with ``dataset = features:…``.
     weights : str
         ``pretrained`` (the model's own), ``none`` (random, said loudly), or a file's absolute path.
     image_size : int
@@ -57,7 +68,14 @@ class LearningConfig:
         [0.001, 1]; empty: the model's own.
     tune : str
         ``last-block``, ``last-blocks:K``, ``head``, ``full``, ``bias``, ``bias+norm``, ``lora:R``,
-        ``adapter:R``, ``prompt:N`` or ``prompt-deep:N``.
+        ``adapter:R``, ``prompt:N`` or ``prompt-deep:N``; of features ``head`` or ``mlp:WIDTH`` (a layer of
+        so many numbers before the classifier).
+    head : {"random", "text"}
+        The beginning of a head on features: drawn from ``seed``, or the embeddings of the classes' names in
+        ``text_embeddings``, so that iteration 0 is what the model that made them knows without training.
+    text_embeddings : str
+        Absolute path of the file of text embeddings for ``head = text``
+        (:mod:`~p2pft_flower.learning.model.text_embeddings`).
     device : {"auto", "cpu", "cuda", "mps"}
         The device of trunk and tail; ``auto``: an accelerator if there is one.
     cache : bool
@@ -68,8 +86,9 @@ class LearningConfig:
         Precision in which the trunk computes; ``auto``: bfloat16 if the hardware multiplies in it.
     dataset : str
         ``digits``, ``cifar10``, ``cifar100``, ``oxford-iiit-pet``, ``oxford-flowers102``,
-        ``folder:/path``, ``folder:/path-{peer}`` (a folder for each peer, by its number), or
-        ``my_module:my_dataset``.
+        ``folder:/path``, ``folder:/path-{peer}`` (a folder for each peer, by its number),
+        ``features:/path.npz`` or ``.safetensors`` (vectors that a model made elsewhere; with ``{peer}`` a
+        file for each peer), or ``my_module:my_dataset``.
     data_dir : str
         The folder of torchvision's folders; empty: ``$P2PFT_HOME/data``. Datasets of the user's own are given
         this folder, too.
@@ -81,7 +100,7 @@ class LearningConfig:
         Number of training images of each class, drawn before they are dealt out; 0: all.
     partition : str
         ``auto``, ``classes:0-1,2-3,…``, ``iid``, ``dirichlet:ALPHA``, ``shards:K``, ``own`` (with a folder
-        for each peer), or ``my_module:my_partition``.
+        or file for each peer), or ``my_module:my_partition``.
     stream : bool
         Whether a folder's training images are listed again at the start of each pass over them.
     pixel_range : str
@@ -121,6 +140,8 @@ class LearningConfig:
     mean: str = ""
     std: str = ""
     tune: str = "last-block"
+    head: str = "random"
+    text_embeddings: str = ""
     device: str = "auto"
     cache: bool = True
     cache_dtype: str = "float16"
@@ -161,8 +182,13 @@ class LearningConfig:
 
     @property
     def sited(self) -> bool:
-        """Whether each peer has a folder of images of its own."""
-        return self.dataset.startswith("folder:") and "{peer}" in self.dataset
+        """Whether each peer has a folder of images, or a file of features, of its own."""
+        return self.dataset.startswith(("folder:", "features:")) and "{peer}" in self.dataset
+
+    @property
+    def of_features(self) -> bool:
+        """Whether the samples are features that a model made elsewhere."""
+        return self.dataset.startswith("features:")
 
     @property
     def pixel_ranges(self) -> tuple[tuple[float, float] | None, ...]:
@@ -197,11 +223,7 @@ class LearningConfig:
             raise ConfigError(
                 f"problem = {self.problem!r}: must be empty, my_module:my_problem or /path/file.py:my_problem"
             )
-        given = [
-            f"{f.name.replace('_', '-')} = {getattr(self, f.name)!r}"
-            for f in dataclasses.fields(self)
-            if f.name not in HANDED_ON and getattr(self, f.name) != f.default
-        ]
+        given = self._given_beside(HANDED_ON)
         if given:
             raise ConfigError(
                 f"{', '.join(given)} with problem = {self.problem!r}: a problem of your own brings its "
@@ -217,6 +239,7 @@ class LearningConfig:
         ConfigError
             If some settings do not go together; names these.
         """
+        self._check_features()
         if self.sited and self.partition not in ("auto", "own"):
             raise ConfigError(
                 f"partition = {self.partition!r} with dataset = {self.dataset!r}: each peer has a folder of "
@@ -257,3 +280,50 @@ class LearningConfig:
                 f"stream = true with partition = {self.partition!r}: whose a new image is must follow from "
                 "its class or its folder; choose auto, classes:0-1,2-3,… or own"
             )
+
+    def _check_features(self) -> None:
+        """Check that the settings fit features, or images.
+
+        Raises
+        ------
+        ConfigError
+            If a setting is for the other kind of samples, or is missing; names it.
+        """
+        if (self.head == "text") != bool(self.text_embeddings):
+            raise ConfigError(
+                f"head = {self.head!r} with text-embeddings = {self.text_embeddings!r}: head = text needs "
+                "the absolute path of a file of text embeddings, and nothing else reads one"
+            )
+        if not self.of_features:
+            if self.model == NO_MODEL or self.head == "text" or self.tune.startswith("mlp:"):
+                raise ConfigError(
+                    f"model = {self.model!r}, head = {self.head!r}, tune = {self.tune!r} with dataset = "
+                    f"{self.dataset!r}: model = none, head = text and tune = mlp:WIDTH are for features: "
+                    "give dataset = features:/path.npz or features:/path.safetensors"
+                )
+            return
+        kind, _, width = self.tune.partition(":")
+        if self.model != NO_MODEL or not (self.tune == "head" or (kind == "mlp" and width)):
+            raise ConfigError(
+                f"model = {self.model!r}, tune = {self.tune!r} with dataset = {self.dataset!r}: features "
+                "were made by a model elsewhere, and only a head is trained on them: give model = none, and "
+                "tune = head or mlp:WIDTH"
+            )
+        if self.head == "text" and self.tune != "head":
+            raise ConfigError(
+                f"head = 'text' with tune = {self.tune!r}: text embeddings are the weights of one layer: "
+                "give tune = head"
+            )
+        if given := self._given_beside(_WITH_FEATURES):
+            raise ConfigError(
+                f"{', '.join(given)} with dataset = {self.dataset!r}: these keys are for images, and there "
+                "are none: leave them out"
+            )
+
+    def _given_beside(self, names: tuple[str, ...]) -> list[str]:
+        """Return, as ``key = value``, the keys that are not in ``names`` and have not their default."""
+        return [
+            f"{f.name.replace('_', '-')} = {getattr(self, f.name)!r}"
+            for f in dataclasses.fields(self)
+            if f.name not in names and getattr(self, f.name) != f.default
+        ]

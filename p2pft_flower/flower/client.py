@@ -33,7 +33,7 @@ from p2pft_flower.keeping.progress import told_evaluations
 from p2pft_flower.keeping.rejoining import kept_plan, save_plan
 from p2pft_flower.keeping.resuming import look_through
 from p2pft_flower.learning.data.holdings import Holdings
-from p2pft_flower.learning.model.model_facts import light_digest, model_facts
+from p2pft_flower.learning.model.model_facts import feature_facts, light_digest, model_facts
 from p2pft_flower.learning.settings import check_privacy, require_accountant_here
 from p2pft_flower.plan import Plan, config_digest
 from p2pft_flower.resources import home
@@ -110,6 +110,8 @@ class _Facts:
     """Fields of :class:`~p2pft_flower.learning.data.survey.Statistics`, by peer with images of its own."""
     frozen: dict[str, str]
     """Facts that must be the same on all machines; empty in simulation, which has one machine."""
+    width: int
+    """Numbers of a sample, of a dataset of features; 0 of images."""
     model: str
     """Digest of what decides the model. If two machines have the same digest, they have the same model; if
     not, both build the model, and the coordinator compares the built models. Empty in simulation, and for a
@@ -124,8 +126,11 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
     with kept_warnings() as warnings:
         check_privacy(config, pooled=bool(pooled))
         require_accountant_here(config)
-        model = "" if peers is None else light_digest(model_facts(config))
+        model = {} if peers is None or config.of_features else model_facts(config)
         held = holdings(config, n, pooled, peers)
+        width = held.dataset.width
+        if peers is not None and config.of_features:
+            model = feature_facts(config, width)
         there = range(len(held.partition))
         data = {p: vars(held.data(p)) for p in peers or there if p in there}
         held.test_positions  # noqa: B018 - test images that cannot be used shall be named now
@@ -137,7 +142,17 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
         frozen = {"training images": held.dealt_digest} if dealt else {}
     notes = tuple(_noted(peer, line) for peer, line in lines)
     told = tuple(warnings)
-    return _Facts(data, held.partition_spec, held.classes, told, notes, pixels, frozen, model)
+    return _Facts(
+        data,
+        held.partition_spec,
+        held.classes,
+        told,
+        notes,
+        pixels,
+        frozen,
+        width,
+        light_digest(model) if model else "",
+    )
 
 
 def _facts_of_own(config: LearningConfig, n: int, peers: tuple[int, ...] | None) -> _Facts:
@@ -155,7 +170,7 @@ def _facts_of_own(config: LearningConfig, n: int, peers: tuple[int, ...] | None)
             for p in own.here
         }
     frozen = {} if peers is None else {"model digest": own.model_digest}
-    return _Facts(data, OWN_PARTITION, (), tuple(warnings), (), {}, frozen, "")
+    return _Facts(data, OWN_PARTITION, (), tuple(warnings), (), {}, frozen, 0, "")
 
 
 def _noted(peer: int | None, line: str) -> str:
@@ -237,7 +252,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     here = _peers_here(site)
     own = None if site is None else site.credentials()  # faults of certificates shall be known now
     images = ""
-    facts = _Facts({}, "", (), (), (), {}, {}, "")
+    facts = _Facts({}, "", (), (), (), {}, {}, 0, "")
     if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses any other peer-id
         learning = _learning(config, site)
         facts = _facts(learning, asked["n"], asked["pooled"], here)

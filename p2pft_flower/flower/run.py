@@ -11,7 +11,7 @@ from typing import Any
 
 from p2pft_flower.algorithms.codecs import make_codec
 from p2pft_flower.algorithms.compression import codec_step
-from p2pft_flower.config import MethodConfig, RunConfig
+from p2pft_flower.config import LearningConfig, MethodConfig, RunConfig
 from p2pft_flower.errors import ConfigError, printable
 from p2pft_flower.facts import KnownImages, PeerFacts, ResumedFrom
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
@@ -31,6 +31,7 @@ __all__ = ["Run", "collect_results", "plan_run", "tell_plan"]
 log = logging.getLogger("p2pft_flower")
 
 _SAME_WEIGHTS = "give all peers the same weights file, and set trunk-dtype where machines choose differently"
+_SAME_TEXT = "give all peers the same file of text-embeddings"
 _SAME_PROBLEM = "give all peers the same module, of the same version, and the same model"
 _SAME_IMAGES = "give all peers the same model, or set {} in the run-config"
 _REMEDIES = {
@@ -39,6 +40,7 @@ _REMEDIES = {
     "interpolation": _SAME_IMAGES.format("interpolation"),
     "mean": _SAME_IMAGES.format("mean"),
     "deviation": _SAME_IMAGES.format("std"),
+    "features": "one model must have made the features of all sites",
     "training images": (
         "shares are dealt out by position, so give all peers the same images, in files of the same names and "
         "sizes, all readable or unreadable alike; or a folder for each peer (dataset = folder:/path-{peer})"
@@ -90,6 +92,8 @@ class Run:
     """γ of the exchanges with a codec; 0 without one."""
     images_line: str = ""
     """A line on the images that the models see, from the sites; empty if no site has built its model yet."""
+    width: int = 0
+    """Numbers of a sample, of a dataset of features; 0 of images."""
     known: dict[int, KnownImages] = field(default_factory=dict)
     """Digests that recognise each peer's images, as far as the answers have them."""
 
@@ -190,7 +194,6 @@ def plan_run(
         the model's weights or its image size.
     """
     told = [answers[host.node] for host in hosts]
-    remedy = _SAME_PROBLEM if config.learning.problem else _SAME_WEIGHTS
     for host, answer in zip(hosts, told, strict=True):
         odd = {k: v for k, v in answer["versions"].items() if v != told[0]["versions"][k]}
         if odd:
@@ -207,12 +210,7 @@ def plan_run(
                 f"{list(hosts[0].peers)} have {told[0]['classes']}{unseen}; give all peers the same classes "
                 "(in folders, an empty one in train/ for a class that a peer does not hold)"
             )
-        for what, value in answer["frozen"].items():
-            if value != told[0]["frozen"][what]:
-                raise RunFailedError(
-                    f"{what} differs: peers {list(host.peers)} have {value}, peers {list(hosts[0].peers)} "
-                    f"have {told[0]['frozen'][what]}; {_REMEDIES.get(what, remedy)}"
-                )
+    _check_frozen(config.learning, hosts, told)
     _tell_warnings(hosts, told)
     _tell_pixels(told)
     data = {int(p): d for answer in told for p, d in answer["data"].items()}
@@ -245,7 +243,22 @@ def plan_run(
         codec_step=_codec_step(config.method, view.graph),
         evaluate_every=config.runtime.evaluate_every or epoch,
         images_line=told[0]["images"],
+        width=told[0]["width"],
     )
+
+
+def _check_frozen(
+    learning: LearningConfig, hosts: Sequence[HostAssignment], told: Sequence[dict[str, Any]]
+) -> None:
+    """Refuse hosts that differ in a frozen fact; name it, both hosts' peers, and the remedy."""
+    other = _SAME_PROBLEM if learning.problem else _SAME_TEXT if learning.of_features else _SAME_WEIGHTS
+    for host, answer in zip(hosts, told, strict=True):
+        for what, value in answer["frozen"].items():
+            if value != told[0]["frozen"][what]:
+                raise RunFailedError(
+                    f"{what} differs: peers {list(host.peers)} have {value}, peers {list(hosts[0].peers)} "
+                    f"have {told[0]['frozen'][what]}; {_REMEDIES.get(what, other)}"
+                )
 
 
 def _codec_step(method: MethodConfig, graph: Graph) -> float:
@@ -296,8 +309,9 @@ def tell_plan(run: Run) -> None:
     where = f"{len(run.hosts)} host{'s' if len(run.hosts) > 1 else ''} at once"
     learned = f"problem {c.learning.problem}"
     if not c.learning.problem:
+        model = f"{c.learning.model} (weights: {c.learning.weights})"
         learned = (
-            f"{c.learning.model} (weights: {c.learning.weights}), tune {c.learning.tune}; "
+            f"{'features' if c.learning.of_features else model}, tune {c.learning.tune}; "
             f"{c.learning.dataset}, partition {printable(run.partition)}"
         )
     log.info("%s: %s on graph %s, %s; %s", c.method.algorithm, who, run.view.graph.name, where, learned)

@@ -42,7 +42,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
 
     method, n = run.config.method, run.graph.n
     strategy = make_strategy(method, n)
-    workload = Workload(run.config.learning, n, classes=run.class_names)
+    workload = Workload(run.config.learning, n, classes=run.class_names, width=run.width)
     steps = method.local_epochs * run.epoch
     rounds = math.ceil(run.iterations / steps)
     progress = Progress(n, run.iterations, lambda line: log.info("%s", line))

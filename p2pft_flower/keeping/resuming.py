@@ -273,12 +273,13 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        The keys and values that are left; ``dataset = "folder:…"`` only tells whether each peer has a folder
-        of its own.
+        The keys and values that are left; ``dataset = "folder:…"`` or ``"features:…"`` only tells whether
+        each peer has a folder or file of its own.
     """
     left = {key: value for key, value in config.items() if key not in PRIVATE_KEYS}
-    if str(left.get("dataset", "")).startswith("folder:"):
-        left["dataset"] = "folder:{peer}" if "{peer}" in left["dataset"] else "folder:"
+    kind, colon, place = str(left.get("dataset", "")).partition(":")
+    if kind in ("folder", "features"):
+        left["dataset"] = kind + colon + ("{peer}" if "{peer}" in place else "")
     return left
 
 
@@ -323,7 +324,7 @@ def data_differences(
     if all(ranges) and ranges[0] != ranges[1] and same_key:
         found.append(f"peer {peer}'s pixel-range: {ranges[0]} in the checkpoint, {ranges[1]} now")
     names = [str(one.get("dataset", "")) for one in (earlier, config)]
-    moved = names[0] != names[1] and all(name.startswith("folder:") for name in names)
+    moved = names[0] != names[1] and all(name.startswith(("folder:", "features:")) for name in names)
     if moved and not before.test_digest:
         found.append(
             f"dataset: {names[0]} in the checkpoint, {names[1]} now; the checkpoint does not say by what its "

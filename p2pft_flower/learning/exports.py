@@ -1,4 +1,4 @@
-"""Files of whole models with a fine-tuned tail in them, which timm reads."""
+"""Files of whole models with a fine-tuned tail in them, which timm reads; of features, the head's tensors."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from p2pft_flower.config import NO_MODEL
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.image_settings import ImageKeys, ImageSettings
+from p2pft_flower.learning.model.heads import head_of
 from p2pft_flower.learning.model.models import bare_model
 from p2pft_flower.learning.model.tuning import tune_model
 from p2pft_flower.learning.model.weight_files import number_fault
@@ -61,7 +63,7 @@ def write_export(tail: Tail, file: Path) -> dict[str, Any]:
         "run": tail.metadata.get("run", ""),
         "peer": tail.metadata.get("peer", ""),
         "image-size": str(config.image_size),
-        "preprocessing": json.dumps(workload.preprocessing),
+        **({} if workload.preprocessing is None else {"preprocessing": json.dumps(workload.preprocessing)}),
     }
     partial = file.with_name(f".{file.name}.partial")
     try:
@@ -106,9 +108,7 @@ def load_export(file: Path) -> tuple[nn.Module, tuple[str, ...]]:
         raise DataError(f"{file}: schema {metadata.get('schema')!r}, this version reads {SCHEMA!r}")
     try:
         classes = tuple(json.loads(metadata["classes"]))
-        model = bare_model(
-            metadata["model"], len(classes), ImageKeys(image_size=int(metadata.get("image-size", "0")))
-        )
+        model = _bare(metadata, state, len(classes))
         if "preprocessing" in metadata:  # exports of earlier versions lack it
             ImageSettings.from_dict(json.loads(metadata["preprocessing"])).put_on(model)
         if metadata["tune"]:
@@ -125,3 +125,11 @@ def load_export(file: Path) -> tuple[nn.Module, tuple[str, ...]]:
         if fault := number_fault(tensor):
             raise DataError(f"{file}: its tensor {name!r} has {fault}")
     return model.eval(), classes
+
+
+def _bare(metadata: dict[str, str], state: dict[str, torch.Tensor], classes: int) -> nn.Module:
+    """Return the plain model of an export, before its tensors are loaded; of features the head."""
+    if metadata["model"] == NO_MODEL:
+        return head_of(state).requires_grad_(False)
+    keys = ImageKeys(image_size=int(metadata.get("image-size", "0")))
+    return bare_model(metadata["model"], classes, keys)

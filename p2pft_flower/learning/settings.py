@@ -19,6 +19,8 @@ from p2pft_flower.learning.data.partitions import check_partition
 from p2pft_flower.learning.model.devices import check_device
 from p2pft_flower.learning.model.model_names import check_model_name, check_weights
 from p2pft_flower.learning.model.model_sizes import check_sizes
+from p2pft_flower.learning.model.text_embeddings import require_embeddings_file
+from p2pft_flower.learning.model.tune_values import read_tune
 from p2pft_flower.plugins import check_reference, is_reference
 
 __all__ = [
@@ -54,10 +56,13 @@ def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
         refuse_pooling(config, pooled=pooled)
         return
     config.check_data()
-    check_model_name(config.model)
-    check_weights(config.model, config.weights, here=False)
-    check_sizes(config.model, config.tune, config.image_size)
     check_dataset_name(config.dataset)
+    if config.of_features:
+        read_tune(config.tune)
+    else:
+        check_model_name(config.model)
+        check_weights(config.model, config.weights, here=False)
+        check_sizes(config.model, config.tune, config.image_size)
     check_ranges(config, n)
     refuse_data_dir(config.dataset, config.data_dir)
     check_partition(config.partition, n)
@@ -65,7 +70,7 @@ def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
     check_privacy(config, pooled=pooled)
 
 
-_OUR_OWN = ("folder:", "classes:", "dirichlet:", "shards:")
+_OUR_OWN = ("folder:", "features:", "classes:", "dirichlet:", "shards:")
 """Beginnings of values that only look like references to a module of the user's own."""
 
 
@@ -89,7 +94,11 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
     if config.problem:
         check_reference(config.problem, key="problem", beside=places)
         return
-    check_weights(config.model, config.weights, here=True)
+    if config.of_features:
+        if config.text_embeddings:
+            require_embeddings_file(config.text_embeddings)
+    else:
+        check_weights(config.model, config.weights, here=True)
     check_device(config.device)
     require_data(config.dataset, config.data_dir, download=config.download, peers=range(n))
     check_partition(config.partition, n, classes_of(config.dataset))

@@ -115,7 +115,8 @@ def load_tails(
         place = _place(config, metadata, file)
         key = (config, *place.values())
         if key not in workloads:
-            workloads[key] = Workload(config, **place, classes=_classes(metadata, file))
+            width = _number({"width": "0", **metadata}, "width", file, least=0)
+            workloads[key] = Workload(config, **place, classes=_classes(metadata, file), width=width)
         workload, threads = workloads[key], _threads(metadata, file)
         with _torch_threads(threads):  # the model is tried out as in the run
             digest = workload.model_digest
@@ -145,6 +146,7 @@ def _check_images(file: Path, metadata: dict[str, str], workload: Workload) -> N
         then = ImageSettings.from_dict(json.loads(metadata["preprocessing"])).facts
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: its metadata's preprocessing cannot be read ({error})") from error
+    assert workload.images is not None  # noqa: S101 - tails of features have no preprocessing
     for what, now in workload.images.facts.items():
         if then[what] != now:
             raise DataError(

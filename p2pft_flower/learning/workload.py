@@ -19,6 +19,7 @@ from p2pft_flower.config import LearningConfig
 from p2pft_flower.learning.data.batches import Batches, GrowingBatches
 from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.image_settings import ImageSettings
+from p2pft_flower.learning.feature_model import FeatureModel
 from p2pft_flower.learning.image_model import ImageModel
 from p2pft_flower.learning.minibatches import MiniBatches, PooledMiniBatches
 from p2pft_flower.learning.model.split import Parts
@@ -59,6 +60,9 @@ class Workload:
         machines, or from a tail's metadata.
     holdings : Holdings, optional
         The images that each peer holds, if they were computed already, with the same settings.
+    width : int
+        Numbers of a sample, of a dataset of features, if they are known without the file: to the coordinator
+        of peers on other machines; 0: the file tells.
 
     Raises
     ------
@@ -84,9 +88,11 @@ class Workload:
         peers: Sequence[int] | None = None,
         classes: Sequence[str] | None = None,
         holdings: Holdings | None = None,
+        width: int = 0,
     ) -> None:
         self.holdings = holdings or Holdings(config, n, pooled=pooled, peers=peers, classes=classes)
         self.config, self.n, self.pooled = config, n, pooled
+        self._width = width
         self._features: dict[int, Features] = {}
         self._checked: set[int] = set()
         self._own_tests: dict[int, Features] = {}
@@ -94,8 +100,11 @@ class Workload:
         self._deployed = peers is not None
 
     @cached_property
-    def network(self) -> ImageModel:
-        """The model, cut into trunk and tail, and the trunk's outputs."""
+    def network(self) -> ImageModel | FeatureModel:
+        """The model, cut into trunk and tail, and the trunk's outputs; of features the head alone."""
+        if self.config.of_features:
+            width = self._width or self.holdings.dataset.width
+            return FeatureModel(self.config, self.holdings.classes, width)
         return ImageModel(self.config, len(self.holdings.classes))
 
     @property
@@ -104,13 +113,13 @@ class Workload:
         return self.network.model
 
     @property
-    def images(self) -> ImageSettings:
-        """The settings of the images that the model sees, and the origin of each setting."""
+    def images(self) -> ImageSettings | None:
+        """The settings of the images that the model sees, and the origin of each setting; None: features."""
         return self.network.images
 
     @property
-    def preprocessing(self) -> dict[str, Any]:
-        """The settings of :attr:`images` for JSON, as in results and tails."""
+    def preprocessing(self) -> dict[str, Any] | None:
+        """The settings of :attr:`images` for JSON, as in results and tails; None: features."""
         return self.network.preprocessing
 
     @property
@@ -152,7 +161,7 @@ class Workload:
 
     def frozen_facts(self) -> dict[str, str]:
         """Return the facts that decide the frozen part's output; they must agree on all machines."""
-        return {"model digest": self.model_digest, **self.network.facts}
+        return {**self.network.facts, "model digest": self.model_digest}
 
     @cached_property
     def meeting_digest(self) -> str:
@@ -302,6 +311,8 @@ class Workload:
             "threads": str(torch.get_num_threads()),  # roundings depend on them
             **settings,
         }
+        if isinstance(self.network, FeatureModel):
+            told["width"] = str(self.network.width)
         if self.pooled and self.config.sited:
             told["pooled-peers"] = str(self.n)  # the peers whose folders it was scored on
         return told

@@ -135,7 +135,7 @@ def test_the_examples_are_values_that_the_learning_layer_knows():
         augmentation(create_model("glyph_vit_8", "none", 10, 0), augment)
     for model in EXAMPLES["model"]:
         assert model in MODELS or timm.is_model(model)
-    assert EXAMPLES["dataset"] == (*DATASETS, *TORCHVISION, "folder:/")
+    assert EXAMPLES["dataset"] == (*DATASETS, *TORCHVISION, "folder:/", "features:/")
     for partition in set(EXAMPLES["partition"]) - {"auto", "own"}:
         partition_images(partition, np.arange(400) % 10, 4, [str(c) for c in range(10)], 0)
 

@@ -345,7 +345,7 @@ def test_a_data_dir_is_for_datasets_that_read_it(earlier, tmp_path):
     """Also where a tail's own settings name one, as a run's could that read none."""
     refused = evaluate(earlier / "run", "--data-dir", tmp_path)
     assert refused.exit_code == 2
-    assert "does not read it; it names its folder itself" in refused.stderr
+    assert "does not read it; it names its place itself" in refused.stderr
     write_cifar(tmp_path / "old", kind=10)
     run_app(tmp_path / "run", dataset="cifar10", data_dir=str(tmp_path / "old"), verify=False, **SETTINGS)
     (tmp_path / "old").rename(tmp_path / "new")

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
+from p2pft_flower.learning.data.array_files import SUFFIXES
+from p2pft_flower.learning.data.feature_files import feature_classes, require_feature_file
 from p2pft_flower.learning.data.images import folders_in
 from p2pft_flower.learning.data.names import in_order, some_names
 from p2pft_flower.learning.data.torchvision_folders import FOLDERS, require_folder
@@ -13,6 +15,7 @@ from p2pft_flower.plugins import is_reference
 
 __all__ = [
     "BUILT_IN",
+    "FEATURES",
     "FOLDER",
     "TORCHVISION",
     "check_dataset_name",
@@ -32,6 +35,9 @@ TORCHVISION = tuple(FOLDERS)
 FOLDER = "folder:"
 """The beginning of a ``dataset`` that is a folder; the folder's path follows."""
 
+FEATURES = "features:"
+"""The beginning of a ``dataset`` of features that were made elsewhere; the file's path follows."""
+
 
 def check_dataset_name(name: str) -> None:
     """Refuse an unknown dataset.
@@ -47,21 +53,25 @@ def check_dataset_name(name: str) -> None:
         When the dataset is unknown; gives the nearest name and the choices.
     """
     known = [*BUILT_IN, *TORCHVISION]
-    if name in known or is_reference(name) or (name.startswith(FOLDER) and name != FOLDER):
+    if name.startswith((FOLDER, FEATURES)) and name not in (FOLDER, FEATURES):
+        return
+    if name in known or is_reference(name):
         return
     within = [k for k in known if name.rstrip("s") in k] if len(name) > 2 else []
     nearest = did_you_mean(name, known, 2) or (f"; did you mean {within[0]!r}?" if len(within) == 1 else "")
     if Path(name).is_dir():
         nearest = f"; did you mean 'folder:{name}'?"
+    elif Path(name).suffix in SUFFIXES:
+        nearest = f"; did you mean 'features:{name}'?"
     raise ConfigError(
-        f"dataset = {name!r} is unknown; choose one of {', '.join(known)}, folder:/path, "
+        f"dataset = {name!r} is unknown; choose one of {', '.join(known)}, folder:/path, features:/path, "
         f"my_module:my_dataset{nearest}"
     )
 
 
 def reads_data_dir(dataset: str) -> bool:
     """Return whether ``dataset`` uses the run-config's ``data-dir``."""
-    return dataset in TORCHVISION or (is_reference(dataset) and not dataset.startswith(FOLDER))
+    return dataset in TORCHVISION or (is_reference(dataset) and not dataset.startswith((FOLDER, FEATURES)))
 
 
 def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
@@ -81,9 +91,10 @@ def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
     """
     if not data_dir or reads_data_dir(dataset):
         return
+    kind = next((beginning for beginning in (FOLDER, FEATURES) if dataset.startswith(beginning)), "")
     remedy = (
-        "it names its folder itself: give dataset = folder:/other/path"
-        if dataset.startswith(FOLDER)
+        f"it names its place itself: give dataset = {kind}/other/path"
+        if kind
         else f"leave it out, or choose one of {', '.join(TORCHVISION)} or my_module:my_dataset, which read it"
     )
     raise ConfigError(f"data-dir = {data_dir!r}{where}: dataset = {dataset!r} does not read it; {remedy}")
@@ -138,6 +149,8 @@ def classes_of(dataset: str) -> tuple[str, ...] | None:
         return tuple(str(digit) for digit in range(10))
     if dataset.startswith(FOLDER) and "{peer}" not in dataset:
         return tuple(in_order(folders_in(Path(dataset.removeprefix(FOLDER)).expanduser() / "train")[0]))
+    if dataset.startswith(FEATURES) and "{peer}" not in dataset:
+        return feature_classes(dataset.removeprefix(FEATURES))
     return None
 
 
@@ -160,11 +173,14 @@ def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence
     """
     if dataset in TORCHVISION and not download:
         require_folder(dataset, data_dir)
-    elif dataset.startswith(FOLDER) and "{peer}" in dataset:
+    elif dataset.startswith((FOLDER, FEATURES)):
+        kind, _, place = dataset.partition(":")
+        if "{peer}" not in place:
+            require_parts(place) if kind == "folder" else require_feature_file(place)
+            return
         for peer in peers:
+            own = place.replace("{peer}", str(peer))
             try:
-                require_parts(dataset.removeprefix(FOLDER).replace("{peer}", str(peer)), site=True)
+                require_parts(own, site=True) if kind == "folder" else require_feature_file(own)
             except DataError as error:
                 raise DataError(f"peer {peer}: {error}") from error
-    elif dataset.startswith(FOLDER):
-        require_parts(dataset.removeprefix(FOLDER))

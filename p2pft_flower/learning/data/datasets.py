@@ -1,4 +1,4 @@
-"""Datasets by name: scikit-learn's digits, torchvision's sets, folders of images, and your own."""
+"""Datasets by name: scikit-learn's digits, torchvision's sets, folders of images, features, your own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from p2pft_flower.errors import ConfigError, DataError
-from p2pft_flower.learning.data.dataset_names import TORCHVISION, check_dataset_name
+from p2pft_flower.learning.data.dataset_names import FEATURES, FOLDER, TORCHVISION, check_dataset_name
+from p2pft_flower.learning.data.feature_files import features
 from p2pft_flower.learning.data.image_folders import folder
 from p2pft_flower.learning.data.images import array_content
 from p2pft_flower.learning.data.names import some_names
@@ -56,10 +57,10 @@ def load_dataset(name: str, data_dir: str = "", *, download: bool = False, verif
     Parameters
     ----------
     name : str
-        A key of :data:`DATASETS`, one of :data:`TORCHVISION`, ``"folder:/path"``, or
+        A key of :data:`DATASETS`, one of :data:`TORCHVISION`, ``"folder:/path"``, ``"features:/path"``, or
         ``"my_module:my_dataset"``: a callable that takes ``data_dir`` and returns a :class:`Dataset`.
         Folders of single peers are read by
-        :func:`~p2pft_flower.learning.data.image_folders.load_sites`.
+        :func:`~p2pft_flower.learning.data.sites.load_sites`.
     data_dir : str
         The folder of torchvision's folders, by default ``$P2PFT_HOME/data``; passed to a callable of the
         user's own.
@@ -77,8 +78,10 @@ def load_dataset(name: str, data_dir: str = "", *, download: bool = False, verif
         training image.
     """
     check_dataset_name(name)
-    if name.startswith("folder:"):
-        return folder(name.removeprefix("folder:"))
+    if name.startswith(FOLDER):
+        return folder(name.removeprefix(FOLDER))
+    if name.startswith(FEATURES):
+        return features(name.removeprefix(FEATURES))
     if name in DATASETS:
         return DATASETS[name](data_dir)
     if name in TORCHVISION:

@@ -18,11 +18,11 @@ from p2pft_flower.learning.data.class_groups import class_owners
 from p2pft_flower.learning.data.data_digest import images_digest
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
 from p2pft_flower.learning.data.datasets import load_dataset
-from p2pft_flower.learning.data.image_folders import Sites, load_sites
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.partitions import Partition, draw_shots, partition_images, resolve_partition
 from p2pft_flower.learning.data.pixels import Pixels, Range
 from p2pft_flower.learning.data.readable import require_readable, unreadable_images
+from p2pft_flower.learning.data.sites import Sites, load_sites
 from p2pft_flower.learning.data.splits import Dataset, Split
 from p2pft_flower.learning.data.streams import ImageStream, StreamPart
 from p2pft_flower.learning.data.survey import Statistics, Survey, statistics_of, survey
@@ -147,11 +147,15 @@ class Holdings:
     def surveys(self) -> dict[int | None, Survey]:
         """The survey of the images of each peer's own folder, by peer; of a dataset for all peers, by None.
 
+        Empty for a dataset of features, which has no images.
+
         Raises
         ------
         ConfigError
             When the black and white samples of some images are unknown; names each peer.
         """
+        if self.dataset.width:
+            return {}
         if self.config.sited:
             looked_at: dict[int | None, Dataset] = dict(self._sites.folders.items())
         else:
@@ -194,7 +198,7 @@ class Holdings:
 
     @cached_property
     def pictures(self) -> Dataset:
-        """The images of :attr:`dataset` as pictures, at the same positions.
+        """The images of :attr:`dataset` as pictures, at the same positions; features as they are.
 
         Raises
         ------
@@ -202,6 +206,8 @@ class Holdings:
             When black and white samples are unknown, as in :attr:`surveys`.
         """
         surveys = self.surveys
+        if self.dataset.width:
+            return self.dataset
         if not self.config.sited:
             return _with_pixels(self.dataset, surveys[None].pixels)
         folders = {p: _with_pixels(f, surveys[p].pixels) for p, f in self._sites.folders.items()}
@@ -232,6 +238,8 @@ class Holdings:
 
     def statistics(self, peer: int) -> Statistics | None:
         """Return statistics of some of the peer's training pictures; None if none can be read."""
+        if self.dataset.width:
+            return None
         return statistics_of(self.pictures.train, self.partition[peer], f"peer {peer}'s")
 
     @property

@@ -1,15 +1,12 @@
-"""Datasets in folders: ``train/<class>/`` and ``test/<class>/``, one for all peers or one for each."""
+"""Datasets in folders: ``train/<class>/`` and ``test/<class>/``."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.dataset_names import require_parts
@@ -17,7 +14,7 @@ from p2pft_flower.learning.data.images import Listing, find_images, folders_in, 
 from p2pft_flower.learning.data.names import differing_unseen, in_order, look_alikes, some_names
 from p2pft_flower.learning.data.splits import Dataset, Split
 
-__all__ = ["Sites", "folder", "load_sites"]
+__all__ = ["folder"]
 
 log = logging.getLogger(__name__)
 
@@ -170,74 +167,3 @@ def _check_same_files(root: Path, classes: Sequence[str], train: Split, test: Sp
             len(twice),
             twice[0],
         )
-
-
-@dataclass(frozen=True)
-class Sites:
-    """Folders of several peers as one dataset.
-
-    Attributes
-    ----------
-    name : str
-        The run-config's ``dataset``, with ``{peer}`` in it.
-    folders : mapping of int to Dataset
-        The dataset in each peer's own folder; all have the same classes.
-    """
-
-    name: str
-    folders: Mapping[int, Dataset]
-
-    @cached_property
-    def dataset(self) -> Dataset:
-        """The images of all these folders, one folder after the other."""
-        train, test = ([getattr(f, part) for f in self.folders.values()] for part in ("train", "test"))
-        classes = next(iter(self.folders.values())).classes
-        return Dataset(self.name, classes, Split.joined(train), Split.joined(test))
-
-    @property
-    def train(self) -> dict[int, npt.NDArray[np.int64]]:
-        """The positions of each peer's images in the dataset's training split, by peer."""
-        return self._positions([f.train for f in self.folders.values()])
-
-    @property
-    def test(self) -> dict[int, npt.NDArray[np.int64]]:
-        """The positions of each peer's images in the dataset's test split, by peer."""
-        return self._positions([f.test for f in self.folders.values()])
-
-    def _positions(self, splits: Sequence[Split]) -> dict[int, npt.NDArray[np.int64]]:
-        starts = np.cumsum([0, *(len(split) for split in splits)])
-        return {p: np.arange(starts[i], starts[i + 1]) for i, p in enumerate(self.folders)}
-
-
-def load_sites(name: str, peers: Sequence[int]) -> Sites:
-    """Read the folders of ``peers``; no other peer's folder is looked at.
-
-    Parameters
-    ----------
-    name : str
-        ``"folder:/data/site-{peer}"``; ``{peer}`` is replaced by the peer's number.
-    peers : sequence of int
-        The peers whose folders are read, at least one.
-
-    Raises
-    ------
-    DataError
-        When a folder cannot be used (names the peer), or two have different classes (names both lists).
-    """
-    folders: dict[int, Dataset] = {}
-    for peer in peers:
-        path = name.removeprefix("folder:").replace("{peer}", str(peer))
-        try:
-            folders[peer] = folder(path, site=True)
-        except DataError as error:
-            raise DataError(f"peer {peer}: {error}") from error
-        first = folders[peers[0]]
-        if folders[peer].classes != first.classes:
-            new = [c for c in folders[peer].classes if c not in first.classes]
-            unseen = [differing_unseen(c, first.classes) for c in new]
-            raise DataError(
-                f"the class folders in train/ differ: {first.name} has {list(first.classes)}, "
-                f"{folders[peer].name} has {list(folders[peer].classes)}{next(filter(None, unseen), '')}; "
-                "every peer needs the same folders, empty ones for the classes that it does not hold"
-            )
-    return Sites(name, folders)

@@ -43,6 +43,9 @@ class Split:
         The conversion to a picture; None: ``read`` returns pictures, and ``content`` identifies them.
     called : str
         The split's name in errors if its images have no files; empty: errors name only the fault.
+    vectors : (N, D) float32 array, optional
+        If given, there are no images: each sample is a row, which a model made elsewhere
+        (:mod:`~p2pft_flower.learning.data.feature_files`).
     """
 
     labels: npt.NDArray[np.int64]
@@ -52,6 +55,7 @@ class Split:
     look: Callable[[int], Look] | None = None
     pixels: Pixels | None = field(default_factory=Pixels)
     called: str = ""
+    vectors: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -117,8 +121,20 @@ class Split:
         )
 
     @classmethod
+    def of_vectors(cls, vectors: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Split:
+        """Return a split without images, of the rows of ``vectors``, (N, D), with their ``labels``, (N,)."""
+
+        def read(index: int) -> Source:
+            raise TypeError(f"sample {index} is a vector: there is no image")
+
+        return cls(labels, read, lambda index: vectors[index].tobytes(), pixels=None, vectors=vectors)
+
+    @classmethod
     def joined(cls, parts: Sequence[Split]) -> Split:
-        """Return the pictures of ``parts``, one after the other, as one split."""
+        """Return the pictures of ``parts``, or their vectors, one after the other, as one split."""
+        labels = np.concatenate([part.labels for part in parts])
+        if vectors := [part.vectors for part in parts if part.vectors is not None]:
+            return cls.of_vectors(np.concatenate(vectors), labels)
         starts = np.cumsum([0, *(len(part) for part in parts)])
 
         def of(index: int) -> tuple[Split, int]:
@@ -136,7 +152,7 @@ class Split:
 
         named = [part.files for part in parts if part.files is not None]
         files = [file for some in named for file in some] if len(named) == len(parts) else None
-        return cls(np.concatenate([part.labels for part in parts]), read, content, files, pixels=None)
+        return cls(labels, read, content, files, pixels=None)
 
 
 @dataclass(frozen=True)
@@ -160,3 +176,8 @@ class Dataset:
     train: Split
     test: Split
     passed_over: str = ""
+
+    @property
+    def width(self) -> int:
+        """D, the numbers of a sample, of a dataset of features; 0 of images."""
+        return 0 if self.train.vectors is None else self.train.vectors.shape[1]

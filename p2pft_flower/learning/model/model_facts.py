@@ -20,9 +20,10 @@ from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.model.devices import GPUS, check_device
 from p2pft_flower.learning.model.model_names import EMBEDDED, check_model_name, check_weights, weights_file
+from p2pft_flower.learning.model.text_embeddings import require_embeddings_file
 from p2pft_flower.plugins import is_reference, source_file
 
-__all__ = ["light_digest", "model_facts"]
+__all__ = ["feature_facts", "light_digest", "model_facts"]
 
 _DECIDE = ("model", "image_size", "crop_pct", "interpolation", "mean", "std", "tune", "trunk_dtype", "seed")
 """Settings that decide the model, but for ``weights``: if that is a path, the file's content counts."""
@@ -60,6 +61,20 @@ def model_facts(config: LearningConfig) -> dict[str, str]:
     if config.trunk_dtype == "auto":
         facts["machine"] = _machine(config.device)
     return facts
+
+
+def feature_facts(config: LearningConfig, width: int) -> dict[str, str]:
+    """Return the facts that decide a head on features of ``width`` numbers, as :func:`model_facts`.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When the file of text embeddings is missing.
+    """
+    facts = {name: str(getattr(config, name)) for name in ("tune", "head", "seed")}
+    if config.text_embeddings:
+        facts["text-embeddings"] = _sha256(require_embeddings_file(config.text_embeddings))
+    return facts | {"features": f"{width} numbers", "code": f"torch {importlib.metadata.version('torch')}"}
 
 
 def light_digest(facts: dict[str, str]) -> str:

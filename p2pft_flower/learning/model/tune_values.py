@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from p2pft_flower.errors import ConfigError, did_you_mean
 
-__all__ = ["TUNE", "read_tune"]
+__all__ = ["OF_FEATURES", "TUNE", "read_tune"]
 
 TUNE = (
     "last-block",
@@ -18,7 +18,10 @@ TUNE = (
     "prompt:N",
     "prompt-deep:N",
 )
-"""The forms of ``tune``."""
+"""The forms of ``tune`` of a model."""
+
+OF_FEATURES = ("head", "mlp:WIDTH")
+"""The forms of ``tune`` of a head on features that were made elsewhere."""
 
 _DIGITS = 18
 """Most digits of a number in ``tune``."""
@@ -30,10 +33,11 @@ def read_tune(tune: str) -> tuple[str, int]:
     Raises
     ------
     ConfigError
-        When ``tune`` has none of the forms in :data:`TUNE`, or a number that is 0 or far too large.
+        When ``tune`` has none of the forms in :data:`TUNE` or :data:`OF_FEATURES`, or a number that is 0 or
+        far too large.
     """
     kind, _, argument = tune.partition(":")
-    form = next((value for value in TUNE if value.startswith(f"{kind}:")), None)
+    form = next((value for value in (*TUNE, *OF_FEATURES) if value.startswith(f"{kind}:")), None)
     if form is not None and argument.isdecimal():
         if len(argument) > _DIGITS:
             raise ConfigError(f"tune = {form}: a number of {len(argument)} digits is too large for any model")

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.draws import torch_seeded
 from p2pft_flower.learning.model.added import add_adapters, add_low_rank, add_prompts
 from p2pft_flower.learning.model.model_sizes import check_blocks
@@ -47,6 +48,8 @@ def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
         When ``tune`` is unknown, or its number or kind does not fit the model.
     """
     kind, number = read_tune(tune)
+    if kind == "mlp":
+        raise ConfigError(f"tune = {tune!r}: it is for features that were made elsewhere, not for a model")
     trains = _selector(model, kind, number)
     added = _addition(kind, number)
     tuned = share_copy(model).requires_grad_(False)

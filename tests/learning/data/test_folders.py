@@ -14,9 +14,9 @@ from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.data.datasets import load_dataset
 from p2pft_flower.learning.data.holdings import Holdings
-from p2pft_flower.learning.data.image_folders import load_sites
 from p2pft_flower.learning.data.images import find_images
 from p2pft_flower.learning.data.names import differing_unseen, in_order, look_alikes
+from p2pft_flower.learning.data.sites import load_sites
 from tests.learning.conftest import write_images
 
 

@@ -1,0 +1,107 @@
+"""The peers' own folders of images, or files of features, as one dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from p2pft_flower.errors import DataError
+from p2pft_flower.learning.data.feature_files import features
+from p2pft_flower.learning.data.image_folders import folder
+from p2pft_flower.learning.data.names import differing_unseen
+from p2pft_flower.learning.data.splits import Dataset, Split
+
+__all__ = ["Sites", "load_sites"]
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Folders, or files of features, of several peers as one dataset.
+
+    Attributes
+    ----------
+    name : str
+        The run-config's ``dataset``, with ``{peer}`` in it.
+    folders : mapping of int to Dataset
+        The dataset in each peer's own folder or file; all have the same classes.
+    """
+
+    name: str
+    folders: Mapping[int, Dataset]
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The images of all these folders, one folder after the other."""
+        train, test = ([getattr(f, part) for f in self.folders.values()] for part in ("train", "test"))
+        classes = next(iter(self.folders.values())).classes
+        return Dataset(self.name, classes, Split.joined(train), Split.joined(test))
+
+    @property
+    def train(self) -> dict[int, npt.NDArray[np.int64]]:
+        """The positions of each peer's images in the dataset's training split, by peer."""
+        return self._positions([f.train for f in self.folders.values()])
+
+    @property
+    def test(self) -> dict[int, npt.NDArray[np.int64]]:
+        """The positions of each peer's images in the dataset's test split, by peer."""
+        return self._positions([f.test for f in self.folders.values()])
+
+    def _positions(self, splits: Sequence[Split]) -> dict[int, npt.NDArray[np.int64]]:
+        starts = np.cumsum([0, *(len(split) for split in splits)])
+        return {p: np.arange(starts[i], starts[i + 1]) for i, p in enumerate(self.folders)}
+
+
+_DIFFER = {
+    "folder": (
+        "the class folders in train/ differ",
+        "every peer needs the same folders, empty ones for the classes that it does not hold",
+    ),
+    "features": ("the classes differ", "every peer's file needs the same list"),
+}
+"""What is said, and what to do, if two peers have different classes."""
+
+
+def load_sites(name: str, peers: Sequence[int]) -> Sites:
+    """Read the folders, or files of features, of ``peers``; no other peer's is looked at.
+
+    Parameters
+    ----------
+    name : str
+        ``"folder:/data/site-{peer}"`` or ``"features:/data/site-{peer}.npz"``; ``{peer}`` is replaced by the
+        peer's number.
+    peers : sequence of int
+        The peers whose folders or files are read, at least one.
+
+    Raises
+    ------
+    DataError
+        When one cannot be used (names the peer), or two have different classes (names both lists), or
+        features of different lengths.
+    """
+    kind, _, place = name.partition(":")
+    read = {"folder": folder, "features": features}[kind]
+    folders: dict[int, Dataset] = {}
+    for peer in peers:
+        try:
+            folders[peer] = read(place.replace("{peer}", str(peer)), site=True)
+        except DataError as error:
+            raise DataError(f"peer {peer}: {error}") from error
+        first = folders[peers[0]]
+        if folders[peer].classes != first.classes:
+            new = [c for c in folders[peer].classes if c not in first.classes]
+            unseen = [differing_unseen(c, first.classes) for c in new]
+            what, remedy = _DIFFER[kind]
+            raise DataError(
+                f"{what}: {first.name} has {list(first.classes)}, {folders[peer].name} has "
+                f"{list(folders[peer].classes)}{next(filter(None, unseen), '')}; {remedy}"
+            )
+        if (here := folders[peer].width) != first.width:
+            raise DataError(
+                f"the features of {first.name} have {first.width} numbers each, those of "
+                f"{folders[peer].name} {here}: one model must have made all of them"
+            )
+    return Sites(name, folders)

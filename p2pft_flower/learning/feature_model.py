@@ -1,0 +1,200 @@
+"""A head on features that were made elsewhere: no image, no trunk, nothing to store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from p2pft_flower.config import LearningConfig
+from p2pft_flower.errors import DataError
+from p2pft_flower.learning.data.splits import Split
+from p2pft_flower.learning.data.streams import ImageStream
+from p2pft_flower.learning.draws import torch_seeded
+from p2pft_flower.learning.model.devices import choose_device
+from p2pft_flower.learning.model.heads import CosineHead, FeatureHead, mlp_head
+from p2pft_flower.learning.model.split import Parts
+from p2pft_flower.learning.model.structure import share_copy
+from p2pft_flower.learning.model.text_embeddings import read_text_embeddings
+from p2pft_flower.learning.model.tune_values import read_tune
+from p2pft_flower.learning.objective import tail_vector
+
+__all__ = ["FeatureModel", "HeldFeatures"]
+
+log = logging.getLogger(__name__)
+
+Positions = npt.NDArray[np.int64]
+
+
+class FeatureModel:
+    """The head that ``config`` describes.
+
+    Parameters
+    ----------
+    config : LearningConfig
+        ``tune``, ``head``, ``text_embeddings``, device, seed.
+    classes : sequence of str
+        Names of the classes.
+    width : int
+        D, the numbers of a feature.
+
+    Notes
+    -----
+    Everything is built when first used. :class:`~p2pft_flower.learning.image_model.ImageModel` has the same
+    attributes for images.
+    """
+
+    images = None
+    """There are no images, so they have no settings."""
+    preprocessing = None
+    reads_images = False
+
+    def __init__(self, config: LearningConfig, classes: tuple[str, ...], width: int) -> None:
+        self.config, self.classes, self.width = config, classes, width
+
+    @property
+    def line(self) -> str:
+        """The log's line on what the head sees."""
+        start = f", from the text embeddings in {self.config.text_embeddings}" if self._text else ""
+        return f"features of {self.width} numbers, made elsewhere; head = {self.config.head}{start}"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The facts, beside θ^0, that must agree on all machines."""
+        return {"features": f"{self.width} numbers"}
+
+    @cached_property
+    def device(self) -> str:
+        """The name of the head's device: ``"cpu"``, ``"cuda"`` or ``"mps"``."""
+        return choose_device(self.config.device)
+
+    @property
+    def _text(self) -> bool:
+        return self.config.head == "text"
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The head with θ^0, frozen, in eval mode.
+
+        Raises
+        ------
+        ConfigError, DataError
+            When the text embeddings cannot be used: see :func:`read_text_embeddings`.
+        """
+        _, number = read_tune(self.config.tune)
+        if self._text:
+            rows, scale = read_text_embeddings(self.config.text_embeddings, self.classes, self.width)
+            head: nn.Module = CosineHead(torch.from_numpy(rows), scale)
+        else:
+            with torch_seeded(self.config.seed):
+                outputs = len(self.classes)
+                head = mlp_head(self.width, number, outputs) if number else nn.Linear(self.width, outputs)
+        return FeatureHead(head).eval().requires_grad_(False)
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the head."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The head as a tail behind no trunk; all of it is trained."""
+        log.info("%s", self.line)
+        tail = _Tail(share_copy(self.model).requires_grad_(True)).eval().to(self.device)
+        trained = tail_vector(tail).size
+        log.info("tune = %s: q = %d trained parameters, all of the head's", self.config.tune, trained)
+        return Parts(nn.Identity(), tail, "features", "")
+
+    def features(self, split: Split, positions: Positions, what: str) -> HeldFeatures:  # noqa: ARG002 - as ImageModel
+        """Return the vectors of ``split`` at ``positions``, (N,).
+
+        Raises
+        ------
+        DataError
+            When they have other numbers than the head takes.
+        """
+        assert split.vectors is not None  # noqa: S101 - a dataset of features has them
+        if (found := split.vectors.shape[1]) != self.width:
+            raise DataError(
+                f"dataset = {self.config.dataset!r}: its features have {found} numbers each, the head was "
+                f"made for {self.width}: another model made them"
+            )
+        return HeldFeatures(split.vectors[positions], split.labels[positions], self.device)
+
+    def training_features(
+        self,
+        split: Split,
+        positions: Positions,
+        peer: int,
+        stream: Callable[[], ImageStream],  # noqa: ARG002 - as ImageModel
+    ) -> HeldFeatures:
+        """Return the vectors of a peer's training samples; see :meth:`ImageModel.training_features`."""
+        return self.features(split, positions, f"peer {peer}'s")
+
+    def with_tensors(self, tensors: dict[str, torch.Tensor]) -> nn.Module:
+        """Return the head with ``tensors``, by name, in it, in eval mode on the CPU.
+
+        Raises
+        ------
+        DataError
+            When the head has no place for a tensor; names the tensor.
+        """
+        whole = share_copy(self.model)
+        keys = whole.load_state_dict(tensors, strict=False)
+        if keys.unexpected_keys:
+            raise DataError(
+                f"tensor {keys.unexpected_keys[0]!r} has no place in a head with tune = {self.config.tune!r}"
+            )
+        return whole.requires_grad_(False)
+
+
+class _Tail(nn.Module):
+    """The head, with its parameters' names behind the prefix ``model.`` as every tail has them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.model(features)  # type: ignore[no-any-return]
+
+
+class HeldFeatures:
+    """Features in memory, on the head's device.
+
+    Parameters
+    ----------
+    vectors : (N, D) float32 array
+        The features.
+    labels : (N,) int64 array
+        Their classes.
+    device : str
+        The device.
+    """
+
+    def __init__(
+        self, vectors: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], device: str = "cpu"
+    ) -> None:
+        self.labels = torch.from_numpy(labels).to(device)
+        """Classes of the samples, (N,) int64."""
+        self._vectors = torch.from_numpy(vectors).to(device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(
+        self,
+        positions: Positions,
+        draw: int | None = None,  # noqa: ARG002 - nothing is drawn
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """Return the features, (B, D) float32, and the labels, (B,) int64, at ``positions``, (B,)."""
+        index = torch.from_numpy(positions).to(self.labels.device)
+        return (self._vectors[index],), self.labels[index]
+
+    def ahead(self, following: Callable[[], Positions]) -> None:
+        """Do nothing: all is in memory."""
