@@ -68,6 +68,7 @@ class LearningConfig:
         [0.001, 1]; empty: the model's own.
     tune : str
         ``last-block``, ``last-blocks:K``, ``head``, ``full``, ``bias``, ``bias+norm``, ``lora:R``,
+        ``lora-fa:R``,
         ``adapter:R``, ``prompt:N`` or ``prompt-deep:N``; of features ``head`` or ``mlp:WIDTH`` (a layer of
         so many numbers before the classifier).
     head : {"random", "text"}

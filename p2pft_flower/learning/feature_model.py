@@ -86,7 +86,7 @@ class FeatureModel:
         ConfigError, DataError
             When the text embeddings cannot be used: see :func:`read_text_embeddings`.
         """
-        _, number = read_tune(self.config.tune)
+        number = read_tune(self.config.tune).number
         if self._text:
             rows, scale = read_text_embeddings(self.config.text_embeddings, self.classes, self.width)
             head: nn.Module = CosineHead(torch.from_numpy(rows), scale)
@@ -107,7 +107,12 @@ class FeatureModel:
         log.info("%s", self.line)
         tail = _Tail(share_copy(self.model).requires_grad_(True)).eval().to(self.device)
         trained = tail_vector(tail).size
-        log.info("tune = %s: q = %d trained parameters, all of the head's", self.config.tune, trained)
+        log.info(
+            "tune = %s: q = %d trained parameters, all of the head's; a vector of them has %.2f MB",
+            self.config.tune,
+            trained,
+            trained * 4 / 1e6,
+        )
         return Parts(nn.Identity(), tail, "features", "")
 
     def features(self, split: Split, positions: Positions, what: str) -> HeldFeatures:  # noqa: ARG002 - as ImageModel

@@ -117,7 +117,7 @@ class ImageModel:
             parts = self._tried_parts()
         own, trained = self.parameters, tail_vector(parts.tail).size
         log.info(
-            "tune = %s: q = %d trained parameters, %.2f %% of the model's %d; payload %.2f MB",
+            "tune = %s: q = %d trained parameters, %.2f %% of the model's %d; a vector of them has %.2f MB",
             self.config.tune,
             trained,
             100 * trained / own,

@@ -33,7 +33,10 @@ MODELS = {
     "vit-with-qk-norm": (lambda: small_vit(qk_norm=True), 8),
     "swin": (small_swin, 32),
 }
-TUNES = ["head", "last-block", "last-blocks:2", "full", "bias+norm", "lora:2", "adapter:2", "prompt-deep:2"]
+TUNES = [
+    *("head", "last-block", "last-blocks:2", "full", "bias+norm"),
+    *("lora:2", "lora-fa:2", "lora:2:last-block", "adapter:2", "prompt-deep:2"),
+]
 
 
 def inputs_of(name, tune, count=5):

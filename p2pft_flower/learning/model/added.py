@@ -30,32 +30,52 @@ PROMPTS = "prompts"
 class LowRank(nn.Module):
     """W ↦ W + U V, V (R, in) drawn, U (out, R) zero: LoRA (Hu et al. 2022) with α = R, no drop-out.
 
+    With ``first_frozen`` V is not trained (LoRA-FA, Zhang et al. 2023, arXiv 2308.03303). All peers draw the
+    same V, so that the mean of their U is the mean of their updates U V; the mean of two factors, each
+    averaged by itself, is not (FFA-LoRA, Sun et al., ICLR 2024).
+
     This is a parametrization of torch, so that the layer's class does not change, and merging is torch's own.
     """
 
-    def __init__(self, rows: int, columns: int, rank: int) -> None:
+    def __init__(self, rows: int, columns: int, rank: int, *, first_frozen: bool = False) -> None:
         super().__init__()
-        self.down = nn.Parameter(torch.empty(rank, columns))
+        down = torch.empty(rank, columns)
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+        if first_frozen:
+            self.register_buffer("down", down, persistent=False)
+        else:
+            self.down = nn.Parameter(down)
         self.up = nn.Parameter(torch.zeros(rows, rank))
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return weight + self.up @ self.down
 
 
-def add_low_rank(model: nn.Module, rank: int) -> None:
-    """Give the attention projections (``attn.qkv``, ``attn.proj``) of every block an update of rank ``rank``.
+def add_low_rank(model: nn.Module, rank: int, blocks: Sequence[str], *, first_frozen: bool = False) -> None:
+    """Give the attention projections (``attn.qkv``, ``attn.proj``) of ``blocks`` an update of rank ``rank``.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model.
+    rank : int
+        R.
+    blocks : sequence of str
+        Names of the blocks.
+    first_frozen : bool
+        Whether only the second factor of an update is trained.
 
     Raises
     ------
     ConfigError
         When the rank is larger than a projection, or a block has other parts.
     """
-    for block in _blocks(model):
+    for block in _blocks(model, blocks):
         for projection in (block.get_submodule("attn.qkv"), block.get_submodule("attn.proj")):
             rows, columns = projection.get_parameter("weight").shape
             check_tune_number("lora:R", rank, min(rows, columns))
-            parametrize.register_parametrization(projection, "weight", LowRank(rows, columns, rank))
+            update = LowRank(rows, columns, rank, first_frozen=first_frozen)
+            parametrize.register_parametrization(projection, "weight", update)
 
 
 def merge_low_rank(model: nn.Module) -> None:
@@ -78,15 +98,15 @@ class Adapter(nn.Module):
         return x + self.up(nn.functional.gelu(self.down(x)))  # type: ignore[no-any-return]
 
 
-def add_adapters(model: nn.Module, bottleneck: int) -> None:
-    """Put an adapter of width ``bottleneck`` behind the MLP of every block, inside the residual branch.
+def add_adapters(model: nn.Module, bottleneck: int, blocks: Sequence[str]) -> None:
+    """Put an adapter of width ``bottleneck`` behind the MLP of ``blocks`` (names), in the residual branch.
 
     Raises
     ------
     ConfigError
         When the bottleneck is wider than a token, or a block has other parts.
     """
-    for block in _blocks(model):
+    for block in _blocks(model, blocks):
         mlp = block.get_submodule("mlp")
         width = len(block.get_parameter("norm2.weight"))
         check_tune_number("adapter:R", bottleneck, width)
@@ -112,7 +132,7 @@ def add_prompts(model: nn.Module, number: int, *, deep: bool) -> None:
         When the number is too large, or the model is neither a ViT nor a Swin V1.
     """
     check_tune_number("prompt:N", number, MAX_PROMPTS)
-    blocks = _blocks(model)
+    blocks = _blocks(model, [name for name in stages(model) if not name.endswith("downsample")])
     if isinstance(model, SwinTransformer):
         for block in blocks if deep else blocks[:1]:
             attention = block.get_submodule("attn")
@@ -171,8 +191,8 @@ class _PromptedWindows(WindowAttention):  # type: ignore[misc]  # untyped librar
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(windows, area, -1)))  # type: ignore[no-any-return]
 
 
-def _blocks(model: nn.Module) -> Sequence[nn.Module]:
-    blocks = [model.get_submodule(name) for name in stages(model) if not name.endswith("downsample")]
+def _blocks(model: nn.Module, names: Sequence[str]) -> Sequence[nn.Module]:
+    blocks = [model.get_submodule(name) for name in names]
     for block in blocks:
         if not all(hasattr(block, part) for part in ("attn", "mlp", "norm1", "norm2")):
             raise ConfigError(

@@ -66,7 +66,7 @@ def check_sizes(model: str, tune: str, image_size: int) -> None:
     ConfigError
         When a value does not fit; gives the values that do.
     """
-    kind, number = read_tune(tune)
+    kind, number, blocks = read_tune(tune)
     if kind in ("prompt", "prompt-deep"):
         check_tune_number("prompt:N", number, MAX_PROMPTS)
     size = EMBEDDED_SIZES.get(model)
@@ -75,10 +75,10 @@ def check_sizes(model: str, tune: str, image_size: int) -> None:
         if said is None:
             return
         size = ModelSize(*said)
-    if kind in ("lora", "adapter") and size.width:
+    if kind in ("lora", "lora-fa", "adapter") and size.width:
         check_tune_number(f"{kind}:R", number, size.width)
-    if kind == "last-blocks" and size.blocks:
-        check_blocks(number, size.blocks)
+    if last := number if kind == "last-blocks" else blocks:
+        check_blocks(last, size.blocks or last)
     if image_size and size.patch:
         check_patches(model, image_size, (size.patch, size.patch))
 

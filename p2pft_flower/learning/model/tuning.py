@@ -47,18 +47,19 @@ def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
     ConfigError
         When ``tune`` is unknown, or its number or kind does not fit the model.
     """
-    kind, number = read_tune(tune)
+    kind, number, last = read_tune(tune)
     if kind == "mlp":
         raise ConfigError(f"tune = {tune!r}: it is for features that were made elsewhere, not for a model")
     trains = _selector(model, kind, number)
-    added = _addition(kind, number)
+    within = _last_blocks(model, last) if last else lambda _: True
+    added = _addition(kind, number, _tuned_blocks(model, last))
     tuned = share_copy(model).requires_grad_(False)
     before = {id(p) for p in tuned.parameters()}
     if added is not None:
         with torch_seeded(seed):
             added(tuned)
     for name, parameter in tuned.named_parameters():
-        if id(parameter) not in before or trains(name):
+        if id(parameter) not in before or (trains(name) and within(name)):
             parameter.data = parameter.data.clone()  # the memory of frozen parameters remains the model's
             parameter.requires_grad_(True)
     return tuned.eval()
@@ -110,10 +111,17 @@ def _last_blocks(model: nn.Module, number: int) -> Callable[[str], bool]:
     return trains
 
 
-def _addition(kind: str, number: int) -> Callable[[nn.Module], None] | None:
+def _tuned_blocks(model: nn.Module, last: int) -> list[str]:
+    """Return the names of the last blocks, of all blocks if ``last`` is 0."""
+    blocks = [name for name in stages(model) if not name.endswith("downsample")]
+    return blocks[-last:]
+
+
+def _addition(kind: str, number: int, blocks: list[str]) -> Callable[[nn.Module], None] | None:
     additions: dict[str, Callable[[nn.Module], None]] = {
-        "lora": lambda m: add_low_rank(m, number),
-        "adapter": lambda m: add_adapters(m, number),
+        "lora": lambda m: add_low_rank(m, number, blocks),
+        "lora-fa": lambda m: add_low_rank(m, number, blocks, first_frozen=True),
+        "adapter": lambda m: add_adapters(m, number, blocks),
         "prompt": lambda m: add_prompts(m, number, deep=False),
         "prompt-deep": lambda m: add_prompts(m, number, deep=True),
     }

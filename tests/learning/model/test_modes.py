@@ -40,6 +40,7 @@ TUNES = [
     "bias",
     "bias+norm",
     "lora:2",
+    "lora-fa:2:last-block",
     "adapter:3",
     "prompt:2",
     "prompt-deep:2",
