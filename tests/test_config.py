@@ -255,7 +255,7 @@ def test_every_number_has_a_least_and_a_largest_value(key):
 TOGETHER = [
     (
         {"partition": "own"},
-        r"partition = 'own' with dataset = 'digits': give dataset = folder:/path with {peer}",
+        r"partition = 'own' with dataset = 'digits': give dataset = folder:/path or features:/path with",
     ),
     (
         {"dataset": "folder:/s-{peer}", "partition": "iid"},

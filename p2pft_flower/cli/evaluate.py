@@ -37,6 +37,9 @@ def evaluate(
             "peer, separated by commas); default: each peer's own in its run."
         ),
     ] = None,
+    text_embeddings: Annotated[
+        Path | None, typer.Option(help="The run's file of text embeddings, at another place.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Score fine-tuned tails on the test images of all classes.
@@ -52,7 +55,8 @@ def evaluate(
             scores = _own_scores(files, own, dataset, data_dir, pixel_range)
         else:
             require_scored_data(files[0], dataset, data_dir)
-            scores = _scores(files, dataset, data_dir, pixel_range)
+            text = None if text_embeddings is None else str(text_embeddings.expanduser().absolute())
+            scores = _scores(files, dataset, data_dir, pixel_range, text)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
@@ -142,12 +146,12 @@ def _own_scores(
 
 
 def _scores(
-    files: list[Path], dataset: str | None, data_dir: str | None, pixel_range: str | None
+    files: list[Path], dataset: str | None, data_dir: str | None, pixel_range: str | None, text: str | None
 ) -> list[dict[str, Any]]:
     from p2pft_flower.learning.tails import load_tails
 
     scores = []
-    for tail in load_tails(files, dataset, data_dir, pixel_range):
+    for tail in load_tails(files, dataset, data_dir, pixel_range, text):
         same = tail.same_images
         if same is False and dataset is None:
             raise DataError(

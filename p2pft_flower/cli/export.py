@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from p2pft_flower.cli.evaluate import tail_files
+from p2pft_flower.config import NO_MODEL
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.keeping.folders import require_writable
 
@@ -21,13 +22,17 @@ def export(
         Path,
         typer.Option("--out", "-o", help="A file .safetensors for one tail, else a folder for all of them."),
     ] = Path("export"),
+    text_embeddings: Annotated[
+        Path | None, typer.Option(help="The run's file of text embeddings, at another place.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Write whole models: the frozen weights with a peer's tail in them, under timm's names.
 
     They load with timm alone: timm.create_model(NAME, num_classes=K, checkpoint_path=FILE). Low-rank updates
     are merged into the weights. Adapters and prompts are modules that timm's model lacks; such files load
-    with p2pft_flower.learning.exports.load_export. The file's metadata has the classes' names.
+    with p2pft_flower.learning.exports.load_export, and so do heads on features, which are exported alone. The
+    file's metadata has the classes' names.
     Exit codes: 0 written; 2 a file cannot be used.
     """
     from p2pft_flower.learning.exports import write_export
@@ -43,7 +48,8 @@ def export(
         if len(set(names)) < len(names):
             raise ConfigError("two of the tails have the same file name; export them to folders of their own")
         written: list[dict[str, Any]] = []
-        for tail, target in zip(load_tails(files), names, strict=True):
+        text = None if text_embeddings is None else str(text_embeddings.expanduser().absolute())
+        for tail, target in zip(load_tails(files, text_embeddings=text), names, strict=True):
             written.append({"tail": str(tail.file), **write_export(tail, target)})
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
@@ -52,7 +58,8 @@ def export(
         typer.echo(json.dumps(written, indent=2))
         return
     for w in written:
-        typer.echo(f"{w['file']}: {w['model']}, {w['num_classes']} classes, {w['bytes'] / 1e6:.1f} MB")
+        what = "a head on features" if w["model"] == NO_MODEL else w["model"]
+        typer.echo(f"{w['file']}: {what}, {w['num_classes']} classes, {w['bytes'] / 1e6:.1f} MB")
         if w["added"]:
             typer.echo(
                 f"  {w['tune']} added {w['added']} tensors that timm's model lacks: load it with "

@@ -243,13 +243,14 @@ class LearningConfig:
         self._check_features()
         if self.sited and self.partition not in ("auto", "own"):
             raise ConfigError(
-                f"partition = {self.partition!r} with dataset = {self.dataset!r}: each peer has a folder of "
-                "its own, so nothing is dealt out; choose auto or own"
+                f"partition = {self.partition!r} with dataset = {self.dataset!r}: each peer has "
+                f"{'a file' if self.of_features else 'a folder'} of its own, so nothing is dealt out; choose "
+                "auto or own"
             )
         if self.partition == "own" and not self.sited:
             raise ConfigError(
-                f"partition = 'own' with dataset = {self.dataset!r}: give dataset = folder:/path with "
-                "{peer} in it, as folder:/data/site-{peer}"
+                f"partition = 'own' with dataset = {self.dataset!r}: give dataset = folder:/path or "
+                "features:/path with {peer} in it, as folder:/data/site-{peer}"
             )
         if len(self.pixel_ranges) > 1 and not self.sited:
             raise ConfigError(
@@ -304,7 +305,7 @@ class LearningConfig:
                 )
             return
         kind, _, width = self.tune.partition(":")
-        if self.model != NO_MODEL or not (self.tune == "head" or (kind == "mlp" and width)):
+        if self.model != NO_MODEL or not (self.tune == "head" or (kind == "mlp" and width.isdecimal())):
             raise ConfigError(
                 f"model = {self.model!r}, tune = {self.tune!r} with dataset = {self.dataset!r}: features "
                 "were made by a model elsewhere, and only a head is trained on them: give model = none, and "

@@ -130,7 +130,7 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
         held = holdings(config, n, pooled, peers)
         width = held.dataset.width
         if peers is not None and config.of_features:
-            model = feature_facts(config, width)
+            model = feature_facts(config, held.classes, width)
         there = range(len(held.partition))
         data = {p: vars(held.data(p)) for p in peers or there if p in there}
         held.test_positions  # noqa: B018 - test images that cannot be used shall be named now

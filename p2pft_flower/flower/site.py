@@ -68,6 +68,7 @@ class Site:
     data_dir: str = ""
     output_dir: str = ""
     pixel_range: str = ""
+    text_embeddings: str = ""
 
     def __post_init__(self) -> None:
         if self.peer_id < 0:
@@ -185,6 +186,7 @@ class Site:
             learning,
             data_dir=self.data_dir or learning.data_dir,
             pixel_range=self.pixel_range or learning.pixel_range,
+            text_embeddings=self.text_embeddings or learning.text_embeddings,
         )
 
     def credentials(self) -> Credentials | None:

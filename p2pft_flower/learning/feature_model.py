@@ -115,13 +115,14 @@ class FeatureModel:
         )
         return Parts(nn.Identity(), tail, "features", "")
 
-    def features(self, split: Split, positions: Positions, what: str) -> HeldFeatures:  # noqa: ARG002 - as ImageModel
+    def features(self, split: Split, positions: Positions, what: str) -> HeldFeatures:
         """Return the vectors of ``split`` at ``positions``, (N,).
 
         Raises
         ------
         DataError
-            When they have other numbers than the head takes.
+            When they have other numbers than the head takes, or, for a text head, no direction (names the
+            row).
         """
         assert split.vectors is not None  # noqa: S101 - a dataset of features has them
         if (found := split.vectors.shape[1]) != self.width:
@@ -129,7 +130,10 @@ class FeatureModel:
                 f"dataset = {self.config.dataset!r}: its features have {found} numbers each, the head was "
                 f"made for {self.width}: another model made them"
             )
-        return HeldFeatures(split.vectors[positions], split.labels[positions], self.device)
+        mine = split.vectors[positions]
+        if self._text:
+            _require_directions(mine, positions, f"dataset = {self.config.dataset!r}, {what} samples")
+        return HeldFeatures(mine, split.labels[positions], self.device)
 
     def training_features(
         self,
@@ -156,6 +160,18 @@ class FeatureModel:
                 f"tensor {keys.unexpected_keys[0]!r} has no place in a head with tune = {self.config.tune!r}"
             )
         return whole.requires_grad_(False)
+
+
+def _require_directions(vectors: npt.NDArray[np.float32], positions: Positions, whose: str) -> None:
+    """Refuse vectors whose cosines mean nothing in float32: 0, or far too short or long."""
+    with np.errstate(over="ignore", under="ignore"):
+        lengths = np.linalg.norm(vectors, axis=1)
+    wrong = np.flatnonzero(~((lengths > 1e-6) & np.isfinite(lengths)))
+    if len(wrong):
+        raise DataError(
+            f"{whose}: row {positions[wrong[0]]} has length {lengths[wrong[0]]:g} and no direction, which "
+            f"head = text reads; so have {len(wrong)} rows in all: leave them out"
+        )
 
 
 class _Tail(nn.Module):

@@ -19,7 +19,7 @@ from p2pft_flower.learning.data.partitions import check_partition
 from p2pft_flower.learning.model.devices import check_device
 from p2pft_flower.learning.model.model_names import check_model_name, check_weights
 from p2pft_flower.learning.model.model_sizes import check_sizes
-from p2pft_flower.learning.model.text_embeddings import require_embeddings_file
+from p2pft_flower.learning.model.text_embeddings import read_text_embeddings
 from p2pft_flower.learning.model.tune_values import read_tune
 from p2pft_flower.plugins import check_reference, is_reference
 
@@ -94,18 +94,27 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
     if config.problem:
         check_reference(config.problem, key="problem", beside=places)
         return
-    if config.of_features:
-        if config.text_embeddings:
-            require_embeddings_file(config.text_embeddings)
-    else:
+    if not config.of_features:
         check_weights(config.model, config.weights, here=True)
     check_device(config.device)
     require_data(config.dataset, config.data_dir, download=config.download, peers=range(n))
     check_partition(config.partition, n, classes_of(config.dataset))
+    if config.of_features:
+        _require_features(config, n)
     for key, value in (("model", config.model), ("dataset", config.dataset), ("partition", config.partition)):
         if is_reference(value) and not value.startswith(_OUR_OWN):
             check_reference(value, key=key, beside=places)
     require_accountant_here(config)
+
+
+def _require_features(config: LearningConfig, n: int) -> None:
+    """Read the files of features, and of text embeddings, which takes a moment."""
+    from p2pft_flower.learning.data.datasets import load_dataset
+    from p2pft_flower.learning.data.sites import load_sites
+
+    data = load_sites(config.dataset, range(n)).dataset if config.sited else load_dataset(config.dataset)
+    if config.text_embeddings:
+        read_text_embeddings(config.text_embeddings, data.classes, data.width)
 
 
 def check_ranges(config: LearningConfig, n: int) -> None:

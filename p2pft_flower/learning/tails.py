@@ -98,6 +98,7 @@ def load_tails(
     dataset: str | None = None,
     data_dir: str | None = None,
     pixel_range: str | None = None,
+    text_embeddings: str | None = None,
 ) -> list[Tail]:
     """Read several tails as :func:`load_tail` does; tails with equal settings share one workload."""
     workloads: dict[Any, Workload] = {}
@@ -107,7 +108,12 @@ def load_tails(
         values = _settings(metadata, file)
         if not reads_data_dir(dataset or values.get("dataset", "")):
             values.pop("data_dir", None)  # it belongs to another dataset
-        chosen = {"dataset": dataset, "data_dir": data_dir, "pixel_range": pixel_range}
+        chosen = {
+            "dataset": dataset,
+            "data_dir": data_dir,
+            "pixel_range": pixel_range,
+            "text_embeddings": text_embeddings,
+        }
         values |= {key: value for key, value in chosen.items() if value is not None}
         # The test images do not depend on the partition or on a stream.
         config = LearningConfig(**{**values, "partition": "auto", "stream": False, "shots": 0})
@@ -121,6 +127,12 @@ def load_tails(
         with _torch_threads(threads):  # the model is tried out as in the run
             digest = workload.model_digest
         if digest != metadata["model-digest"]:
+            if config.of_features:
+                raise DataError(
+                    f"{file}: it was trained from a head with digest {metadata['model-digest'][:12]}…, here "
+                    f"the head has {digest[:12]}…: text-embeddings = {config.text_embeddings!r} is another "
+                    "file than the run's"
+                )
             raise DataError(
                 f"{file}: it was trained from weights with digest {metadata['model-digest'][:12]}…, here "
                 f"model {config.model!r} has {digest[:12]}…: "

@@ -1,8 +1,9 @@
-"""Each way of tuning × ViT, DeiT, Swin, hybrid ViT: files score as the run did; some are resumed, too."""
+"""Each way of tuning × ViT, DeiT, Swin, hybrid ViT, and some of Eva, BEiT: files score as the run did."""
 
 from __future__ import annotations
 
 import json
+from itertools import product
 
 import numpy as np
 import pytest
@@ -26,10 +27,13 @@ MODELS = '''
 from functools import partial
 
 from timm.layers import BatchNormAct2d, HybridEmbed
+from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
 from timm.models.resnetv2 import ResNetV2
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 
 from tests.learning.conftest import set_statistics
 
@@ -58,6 +62,22 @@ def deit(num_classes, pretrained):
 def swin(num_classes, pretrained):
     sizes = {"embed_dim": 8, "depths": (2, 2), "num_heads": (2, 2), "window_size": 2}
     return wanting(SwinTransformer(img_size=16, patch_size=2, num_classes=num_classes, **sizes))
+
+
+def eva(num_classes, pretrained):
+    sizes = SIZES | {"embed_dim": 16}
+    rope = {"use_rot_pos_emb": True, "qkv_fused": False, "swiglu_mlp": True}
+    return wanting(Eva(**sizes, patch_size=4, num_classes=num_classes, **rope, drop_path_rate=0.2))
+
+
+def beit(num_classes, pretrained):
+    bias = {"use_shared_rel_pos_bias": True, "init_values": 0.1}
+    return wanting(Beit(**SIZES, patch_size=4, num_classes=num_classes, **bias, drop_path_rate=0.2))
+
+
+def relative(num_classes, pretrained):
+    drops = {"drop_path_rate": 0.2}
+    return wanting(VisionTransformerRelPos(**SIZES, patch_size=4, num_classes=num_classes, **drops))
 
 
 def hybrid(num_classes, pretrained):
@@ -127,13 +147,14 @@ def run(made, folder, kind, tune, **more):
     return read_results(folder)
 
 
-RESUMED = {(KINDS[i % len(KINDS)], tune) for i, tune in enumerate(TUNES)}
+OTHERS = [("eva", "last-block"), ("eva", "lora-fa:4:last-blocks:2"), ("beit", "adapter:8:last-block")]
+OTHERS += [("relative", "head"), ("relative", "bias:last-block")]
+RESUMED = {(KINDS[i % len(KINDS)], tune) for i, tune in enumerate(TUNES)} | set(OTHERS)
 """Every way of tuning, and every architecture twice at least; that no gradient depends on what went before is
 held for all of them by `tests/learning/model/test_modes.py`."""
 
 
-@pytest.mark.parametrize("tune", TUNES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "tune"), [*product(KINDS, TUNES), *OTHERS])
 def test_files_score_as_the_run_did_and_a_resumed_run_is_the_uninterrupted_one(kind, tune, made, tmp_path):
     results = run(made, tmp_path / "whole", kind, tune)
     if (kind, tune) in RESUMED:

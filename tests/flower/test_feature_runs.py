@@ -85,7 +85,17 @@ def test_a_text_head_begins_at_zero_shot_and_a_resumed_run_is_the_uninterrupted_
     same_run(tmp_path / "whole", tmp_path / "resumed", n=3)
     scored = invoke("evaluate", "--json", tmp_path / "whole")
     assert [s["accuracy"] for s in scored] == [p["accuracy"] for p in results["peers"]]
-    invoke("export", "--json", tmp_path / "whole", "-o", tmp_path / "heads")
+    # Neither the place of the features nor that of the embeddings counts.
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    place, text = (file.rename(moved / file.name) for file in files)
+    more = settings | {"dataset": f"features:{place}", "text_embeddings": str(text), "iterations": 16}
+    run_app(tmp_path / "more", nodes=1, **more, resume=str(tmp_path / "whole"), extend=True)
+    assert read_results(tmp_path / "more")["resumed_from"]["iteration"] == 12
+    with_text = ["--json", tmp_path / "whole", "--text-embeddings", text]
+    scored = invoke("evaluate", *with_text, "--dataset", f"features:{place}")
+    assert [s["accuracy"] for s in scored] == [p["accuracy"] for p in results["peers"]]
+    invoke("export", *with_text, "-o", tmp_path / "heads")
     model, _ = load_export(tmp_path / "heads" / "peer-0.safetensors")
     answers = model(torch.from_numpy(arrays()["test.features"])).argmax(dim=1).numpy()
     right = (answers == arrays()["test.labels"]).mean()
@@ -125,6 +135,45 @@ def test_sites_train_on_features_of_their_own_which_the_server_does_not_have(
     run_app(tmp_path / "run", slots=3, node_configs=nodes, dataset=place, algorithm=algorithm, **OWN)
     peers = read_results(tmp_path / "run")["peers"]
     assert all(p["accuracy"] > 0.8 for p in peers)
+
+
+def test_a_site_may_have_its_text_embeddings_at_a_place_of_its_own(tmp_path):
+    nodes = sites(tmp_path)
+    for node in nodes:
+        node["text-embeddings"] = str(write_text(tmp_path / f"own-{node['peer-id']}.npz"))
+    settings = OWN | {"head": "text", "text_embeddings": "/nowhere/t.npz", "learning_rate": 0.01}
+    place = f"features:{tmp_path}/site-{{peer}}.npz"
+    run_app(tmp_path / "run", slots=3, node_configs=nodes, dataset=place, **settings)
+    assert min(read_results(tmp_path / "run")["history"][0]["accuracy"]) > 0.85
+
+
+def test_a_class_without_an_embedding_ends_a_run_before_it_begins(files, tmp_path):
+    nodes = sites(tmp_path)
+    text = write_text(tmp_path / "less.npz", names=NAMES[:2])
+    place = f"features:{tmp_path}/site-{{peer}}.npz"
+    with pytest.raises(P2PFTError, match="no embedding of the classes 狐"):
+        run_app(
+            tmp_path / "run",
+            slots=3,
+            node_configs=nodes,
+            dataset=place,
+            head="text",
+            text_embeddings=str(text),
+            **OWN,
+        )
+    result = CliRunner().invoke(
+        app,
+        [
+            "run",
+            f"dataset=features:{files[0]}",
+            "model=none",
+            "tune=head",
+            "head=text",
+            f"text-embeddings={text}",
+        ],
+    )
+    assert result.exit_code == 2
+    assert "no embedding of the classes 狐" in result.output
 
 
 def test_a_site_whose_features_another_model_made_is_named(tmp_path):

@@ -40,6 +40,7 @@ TUNES = [
 # full size, which takes ten times as long as a small one.
 MODELS = [("vit_tiny_patch16_224", tune) for tune in TUNES]
 MODELS += [("small_swin", tune) for tune in TUNES] + [("swin_tiny_patch4_window7_224", "last-block")]
+MODELS += [("eva02_tiny_patch14_224", "lora:2:last-block")]
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,10 @@ from safetensors.numpy import save_file
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.data.data_digest import images_digest
 from p2pft_flower.learning.data.datasets import load_dataset
 from p2pft_flower.learning.data.sites import load_sites
+from p2pft_flower.learning.data.splits import Split
 from p2pft_flower.learning.model.split import split_model
 from p2pft_flower.learning.model.text_embeddings import read_text_embeddings
 from p2pft_flower.learning.workload import Workload
@@ -46,6 +48,28 @@ def test_classes_without_names_are_called_by_their_labels(tmp_path):
     assert load_dataset(f"features:{file}").classes == ("0", "1", "2")
 
 
+def test_a_wild_label_makes_no_million_classes(tmp_path):
+    wild = {**arrays(), "train.labels": np.where(np.arange(30) == 3, 2**60, arrays()["train.labels"])}
+    file = write_features(tmp_path / "f.npz", wild, classes=None)
+    with pytest.raises(DataError, match=r"train.labels has 1152921504606846976, .* are 30 training samples"):
+        load_dataset(f"features:{file}")
+
+
+def test_every_number_of_every_row_counts_when_data_is_known_again():
+    split = load_rows(3000)
+    positions = np.arange(3000)
+    digests = {images_digest(split, positions, NAMES)}
+    for row in (1, 1500, 2999):
+        split.vectors[row, 3] += 1
+        digests.add(images_digest(split, positions, NAMES))
+    assert len(digests) == 4
+
+
+def load_rows(number):
+    rows = np.random.default_rng(0).normal(size=(number, WIDTH)).astype(np.float32)
+    return Split.of_vectors(rows, np.arange(number) % 3)
+
+
 def broken(**changes):
     return {**arrays(), **changes}
 
@@ -66,8 +90,17 @@ LABELS = arrays()["train.labels"]
         (broken(**{"train.features": ROWS.ravel()}), r"train.features is \(180,\)"),
         (broken(**{"train.labels": LABELS[:-1]}), r"train.labels is \(29,\) of int64; it must be \(30,\)"),
         (broken(**{"train.labels": LABELS.astype(np.float32)}), "train.labels is .* of float32"),
-        (broken(**{"train.labels": LABELS + 1}), "train.labels has 3; the labels of 3 classes are 0 to 2"),
-        (broken(**{"train.labels": LABELS - 1}), "train.labels has -1; "),
+        (
+            broken(**{"train.labels": LABELS + 1}),
+            "row 2 of train.labels has 3; the labels of 3 classes are",
+        ),
+        (broken(**{"train.labels": LABELS - 1}), "row 0 of train.labels has -1; "),
+        (
+            broken(**{"train.labels": LABELS.astype(np.uint64) + 2**63}),
+            "row 0 of train.labels has 92233720368547758",
+        ),
+        (broken(**{"test.features": ROWS[:0], "test.labels": LABELS[:0]}), "test.features has no row"),
+        (broken(**{"train.features": ROWS[:0], "train.labels": LABELS[:0]}), "train.features has no row"),
         (broken(**{"train.features": WITH_NAN}), "row 3 of train.features has NaN or an infinite number"),
         (broken(**{"train.features": LARGE}), "row 5 of train.features has NaN or an infinite number"),
         (broken(**{"train.labels": np.zeros_like(LABELS)}), "no training sample of the classes cat, 狐"),
@@ -84,7 +117,10 @@ def test_what_is_wrong_in_a_file_is_named_with_the_file(ending, held, message, t
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["a", "a", "b"], "more than once"), ([], "no list of texts"), ([1, 2, 3], "no list of texts")],
+    [
+        (["a", "a", "b"], "more than once"),
+        *((wrong, "no list of texts") for wrong in ([], [1, 2, 3], "abc", {"a": 2, "b": 1, "c": 0})),
+    ],
 )
 def test_classes_must_be_names_that_differ(names, message, tmp_path):
     save_file(arrays(), tmp_path / "f.safetensors", {"classes": json.dumps(names)})
@@ -144,6 +180,7 @@ def test_peers_have_files_of_their_own_of_which_some_lack_classes_or_test_sample
         ({"model": "glyph_vit_8"}, "give model = none, and tune = head or mlp:WIDTH"),
         ({"tune": "last-block"}, "give model = none, and tune = head or mlp:WIDTH"),
         ({"tune": "lora:2"}, "give model = none, and tune = head or mlp:WIDTH"),
+        ({"tune": "mlp:x"}, "give model = none, and tune = head or mlp:WIDTH"),
         ({"tune": "mlp"}, "give model = none, and tune = head or mlp:WIDTH"),
         ({"image_size": 32}, "image-size = 32 with dataset = .*: these keys are for images"),
         ({"augment": "basic", "stream": True}, "stream = True, augment = 'basic' with"),
@@ -222,6 +259,19 @@ def test_a_text_heads_gradient_is_the_slope_of_its_loss(tmp_path):
     np.testing.assert_allclose(problem.objectives([0])[0].gradient(theta), slopes, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("length", [0.0, 1e-30, 1e30])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_row_without_a_direction_is_refused_by_a_text_head(part, length, tmp_path):
+    held = arrays()
+    held[f"{part}.features"][7] *= np.float32(length)
+    text = write_text(tmp_path / "t.npz")
+    file = write_features(tmp_path / "f.npz", held)
+    settings = of_features(file, head="text", text_embeddings=str(text))
+    with pytest.raises(DataError, match=r"row 7 has length .* and no direction"):
+        Workload(settings, 1).objectives([0])
+    Workload(of_features(file), 1).objectives([0])  # of which a linear head makes what it is
+
+
 @pytest.mark.parametrize("tune", ["head", "mlp:5"])
 def test_a_seed_decides_the_first_head(tune, tmp_path):
     file = write_features(tmp_path / "f.npz")
@@ -257,6 +307,7 @@ def test_embeddings_are_found_by_name_whatever_their_order_and_number(tmp_path):
         ({"rows": np.zeros((3, WIDTH))}, NAMES, WIDTH, "the embeddings of dog, cat, 狐 are not finite, or 0"),
         ({"rows": np.full((3, WIDTH), np.nan)}, NAMES, WIDTH, "are not finite, or 0"),
         ({"rows": np.ones((2, WIDTH))}, NAMES, WIDTH, r"embeddings is \(2, 6\) of float64 for 3 names"),
+        ({"scale": 1e300}, NAMES, WIDTH, "logit-scale = 1e.300: must be a positive number of float32"),
         ({"scale": -1.0}, NAMES, WIDTH, "logit-scale = -1.0: must be a positive number"),
     ],
 )

@@ -16,7 +16,10 @@ from safetensors import SafetensorError, safe_open
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.names import some_names
 
-__all__ = ["SUFFIXES", "ArrayFile", "read_arrays"]
+__all__ = ["SCALE", "SUFFIXES", "ArrayFile", "read_arrays"]
+
+SCALE = "logit-scale"
+"""The name of the number :attr:`ArrayFile.scale`; read if it is wanted."""
 
 SUFFIXES = (".safetensors", ".npz")
 """The endings of such files."""
@@ -33,7 +36,7 @@ class ArrayFile:
     names : tuple of str or None
         The list of names; None if the file has none.
     scale : float or None
-        The number ``logit-scale``; None if the file has none.
+        The number ``logit-scale``; None if the file has none, or it was not asked for.
     """
 
     arrays: dict[str, npt.NDArray[Any]]
@@ -62,12 +65,9 @@ def read_arrays(file: Path, wanted: Collection[str], names: str, what: str) -> A
         When the file cannot be read, or the names are no list of texts that differ.
     """
     try:
-        found = (_npz if file.suffix == ".npz" else _safetensors)(file, wanted, names)
-        if found.names is not None:
-            _check(found.names, names)
+        return (_npz if file.suffix == ".npz" else _safetensors)(file, wanted, names)
     except (*_UNREADABLE, SafetensorError, zipfile.BadZipFile) as error:
         raise DataError(f"{file}: not a readable {what} ({error})") from error
-    return found
 
 
 _UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, RecursionError, NotImplementedError)
@@ -76,24 +76,25 @@ _UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, RecursionErro
 
 def _npz(file: Path, wanted: Collection[str], names: str) -> ArrayFile:
     with file.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
-        told = held[names].tolist() if names in held.files else None
-        scale = float(held["logit-scale"]) if "logit-scale" in held.files else None
-        arrays = {name: held[name] for name in held.files if name in wanted}
-    return ArrayFile(arrays, None if told is None else tuple(told), scale)
+        told = _list(held[names].tolist(), names) if names in held.files else None
+        scale = float(held[SCALE].item()) if SCALE in held.files and SCALE in wanted else None
+        arrays = {name: held[name] for name in held.files if name in wanted and name != SCALE}
+    return ArrayFile(arrays, told, scale)
 
 
 def _safetensors(file: Path, wanted: Collection[str], names: str) -> ArrayFile:
     with safe_open(file, framework="numpy") as held:
         metadata = held.metadata() or {}
         arrays = {name: held.get_tensor(name) for name in held.keys() if name in wanted}  # noqa: SIM118
-    told = json.loads(metadata[names]) if names in metadata else None
-    scale = float(metadata["logit-scale"]) if "logit-scale" in metadata else None
-    return ArrayFile(arrays, None if told is None else tuple(told), scale)
+    told = _list(json.loads(metadata[names]), names) if names in metadata else None
+    scale = float(metadata[SCALE]) if SCALE in metadata and SCALE in wanted else None
+    return ArrayFile(arrays, told, scale)
 
 
-def _check(told: tuple[Any, ...], names: str) -> None:
-    if not told or not all(isinstance(name, str) for name in told):
+def _list(told: object, names: str) -> tuple[str, ...]:
+    if not isinstance(told, list) or not told or not all(isinstance(name, str) for name in told):
         raise ValueError(f"its {names} are no list of texts")
     if len(set(told)) < len(told):
         twice = sorted({name for name in told if told.count(name) > 1})
         raise ValueError(f"its {names} have {some_names(twice)} more than once")
+    return tuple(told)

@@ -30,8 +30,8 @@ def images_digest(split: Split, positions: npt.NDArray[np.int64], classes: Seque
     """Return a digest of images: the same images in the same order have the same digest in any folder.
 
     Up to :data:`OPENED` files are opened, always the same ones, and up to 1 MiB of each is read, so this is
-    quick on a network's disk too. If the split has neither ``files`` nor ``content``, as a dataset of the
-    user's own, only classes and labels count.
+    quick on a network's disk too. Of vectors every number counts. If the split has neither ``files`` nor
+    ``content``, as a dataset of the user's own, only classes and labels count.
 
     Parameters
     ----------
@@ -56,6 +56,9 @@ def images_digest(split: Split, positions: npt.NDArray[np.int64], classes: Seque
     for name in classes:
         add(_bytes(name))
     add(np.ascontiguousarray(split.labels[positions], dtype="<i8").tobytes())
+    if split.vectors is not None:
+        add(np.ascontiguousarray(split.vectors[positions], dtype="<f4").tobytes())
+        return found.hexdigest()
     some = positions[:: max(1, -(-len(positions) // LOOKED_AT))]
     if (held := split.files) is not None and len(positions):
         files = [os.path.abspath(held[index]) for index in positions]  # noqa: PTH100 - of many

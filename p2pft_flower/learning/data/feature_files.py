@@ -7,6 +7,7 @@ safetensors file, and an array of texts ``classes`` in an npz.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import numpy.typing as npt
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.array_files import SUFFIXES, read_arrays
-from p2pft_flower.learning.data.names import some_names
+from p2pft_flower.learning.data.names import look_alikes, some_names
 from p2pft_flower.learning.data.splits import Dataset, Split
+
+log = logging.getLogger(__name__)
 
 __all__ = ["feature_classes", "features", "require_feature_file"]
 
@@ -91,26 +94,43 @@ def features(path: str, *, site: bool = False) -> Dataset:
                 f"{file}: it does not name the classes, so nobody knows that label 0 means the same at all "
                 "peers: give classes, the same list in every peer's file"
             )
-        highest = max((int(arrays[f"{part}.labels"].max(initial=0)) for part in ("train", "test")), default=0)
-        classes = tuple(str(label) for label in range(highest + 1))
+        classes = _numbered(file, arrays["train.labels"])
     train, test = (_split(file, arrays, part, classes) for part in ("train", "test"))
     widths = [split.vectors.shape[1] for split in (train, test) if split.vectors is not None]
     if widths[0] != widths[1]:
         raise DataError(f"{file}: train.features have {widths[0]} numbers each, test.features {widths[1]}")
-    absent = [name for label, name in enumerate(classes) if label not in set(train.labels.tolist())]
-    if not len(train) or (absent and not site):
+    for part, split in (("train", train), ("test", test)):
+        if not len(split) and (part == "train" or not site):
+            raise DataError(f"{file}: {part}.features has no row")
+    held = set(train.labels.tolist())
+    absent = [name for label, name in enumerate(classes) if label not in held]
+    if absent and not site:
         raise DataError(
-            f"{file}: no training sample"
-            + (f" of the classes {some_names(absent)}; add some, or leave the classes out" if absent else "")
+            f"{file}: no training sample of the classes {some_names(absent)}; add some, or leave the classes "
+            "out"
         )
+    for alike in look_alikes(classes):
+        log.warning("%s: the names of the classes %s", file, alike)
     return Dataset(f"features:{path}", classes, train, test)
+
+
+def _numbered(file: Path, labels: npt.NDArray[Any]) -> tuple[str, ...]:
+    """Return the labels as names; each must have a training sample, so there are no more than samples."""
+    highest = int(labels.max(initial=0)) if labels.dtype.kind in "iu" and labels.size else 0
+    if highest >= max(1, labels.size):
+        raise DataError(
+            f"{file}: train.labels has {highest}, but the labels of C classes are 0 to C - 1, and there are "
+            f"{labels.size} training samples"
+        )
+    return tuple(str(label) for label in range(highest + 1))
 
 
 def _split(file: Path, arrays: Mapping[str, npt.NDArray[Any]], part: str, classes: tuple[str, ...]) -> Split:
     vectors, labels = arrays[f"{part}.features"], arrays[f"{part}.labels"]
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or vectors.shape[1] == 0:
         raise DataError(
-            f"{file}: {part}.features is {vectors.shape} of {vectors.dtype}; it must be (N, D) floating-point"
+            f"{file}: {part}.features is {vectors.shape} of {vectors.dtype}; it must be (N, D) of float16, "
+            "float32 or float64"
         )
     if labels.shape != vectors.shape[:1] or labels.dtype.kind not in "iu":
         raise DataError(
@@ -122,13 +142,13 @@ def _split(file: Path, arrays: Mapping[str, npt.NDArray[Any]], part: str, classe
     broken = np.flatnonzero(~np.isfinite(numbers).all(axis=1))
     if len(broken):
         raise DataError(
-            f"{file}: row {broken[0]} of {part}.features has NaN or an infinite number in float32, as have "
+            f"{file}: row {broken[0]} of {part}.features has NaN or an infinite number (in float32), as have "
             f"{len(broken)} rows in all"
         )
-    outside = sorted(set(labels.tolist()) - set(range(len(classes))))
-    if outside:
+    outside = np.flatnonzero((labels < 0) | (labels >= len(classes)))
+    if len(outside):
         raise DataError(
-            f"{file}: {part}.labels has {some_names([str(label) for label in outside])}; the labels of "
+            f"{file}: row {outside[0]} of {part}.labels has {labels[outside[0]]}; the labels of "
             f"{len(classes)} classes are 0 to {len(classes) - 1}"
         )
     return Split.of_vectors(numbers, labels.astype(np.int64))

@@ -363,7 +363,7 @@ class Holdings:
 
     def _check_test(self, positions: npt.NDArray[np.int64], whose: str) -> None:
         if not len(positions):
-            raise DataError("no test image can be read (the warnings above name them); repair them")
+            raise DataError(f"{whose}no test image can be read (the warnings above name them); repair them")
         held = set(self.dataset.test.labels[positions].tolist())
         absent = [name for label, name in enumerate(self.classes) if label not in held]
         if absent:

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.model.model_sizes import MAX_PROMPTS, check_tune_number
-from p2pft_flower.learning.model.structure import stages
+from p2pft_flower.learning.model.structure import gives_positions, stages
 
 __all__ = ["PROMPTS", "add_adapters", "add_low_rank", "add_prompts", "merge_low_rank"]
 
@@ -52,7 +52,9 @@ class LowRank(nn.Module):
 
 
 def add_low_rank(model: nn.Module, rank: int, blocks: Sequence[str], *, first_frozen: bool = False) -> None:
-    """Give the attention projections (``attn.qkv``, ``attn.proj``) of ``blocks`` an update of rank ``rank``.
+    """Give the attention's projections of ``blocks`` an update of rank ``rank``.
+
+    They are ``qkv``, or ``q_proj``, ``k_proj`` and ``v_proj``, and ``proj``.
 
     Parameters
     ----------
@@ -71,11 +73,23 @@ def add_low_rank(model: nn.Module, rank: int, blocks: Sequence[str], *, first_fr
         When the rank is larger than a projection, or a block has other parts.
     """
     for block in _blocks(model, blocks):
-        for projection in (block.get_submodule("attn.qkv"), block.get_submodule("attn.proj")):
+        for projection in _projections(block.get_submodule("attn")):
             rows, columns = projection.get_parameter("weight").shape
             check_tune_number("lora:R", rank, min(rows, columns))
             update = LowRank(rows, columns, rank, first_frozen=first_frozen)
             parametrize.register_parametrization(projection, "weight", update)
+
+
+def _projections(attention: nn.Module) -> list[nn.Module]:
+    fused = isinstance(getattr(attention, "qkv", None), nn.Module)
+    names = ("qkv", "proj") if fused else ("q_proj", "k_proj", "v_proj", "proj")
+    missing = [name for name in names if not isinstance(getattr(attention, name, None), nn.Linear)]
+    if missing:
+        raise ConfigError(
+            f"the attention of a block ({type(attention).__name__}) has no linear {', '.join(missing)}: "
+            "choose another tune than lora:R"
+        )
+    return [attention.get_submodule(name) for name in names]
 
 
 def merge_low_rank(model: nn.Module) -> None:
@@ -139,7 +153,7 @@ def add_prompts(model: nn.Module, number: int, *, deep: bool) -> None:
             attention.__class__ = _PromptedWindows  # the same module, which now reads its prompts
             attention.prompts = _new_prompts(number, attention.dim)  # type: ignore[arg-type]
         return
-    if not hasattr(model, "blocks"):
+    if not hasattr(model, "blocks") or gives_positions(model):
         raise ConfigError(f"prompts are not defined for {type(model).__name__}; choose a ViT or Swin V1")
     first = int(getattr(model, "num_prefix_tokens", 1))
     for entering in blocks if deep else blocks[:1]:

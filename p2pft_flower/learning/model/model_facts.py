@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import platform
 import re
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.model.devices import GPUS, check_device
 from p2pft_flower.learning.model.model_names import EMBEDDED, check_model_name, check_weights, weights_file
-from p2pft_flower.learning.model.text_embeddings import require_embeddings_file
+from p2pft_flower.learning.model.text_embeddings import read_text_embeddings, require_embeddings_file
 from p2pft_flower.plugins import is_reference, source_file
 
 __all__ = ["feature_facts", "light_digest", "model_facts"]
@@ -63,16 +64,17 @@ def model_facts(config: LearningConfig) -> dict[str, str]:
     return facts
 
 
-def feature_facts(config: LearningConfig, width: int) -> dict[str, str]:
+def feature_facts(config: LearningConfig, classes: Sequence[str], width: int) -> dict[str, str]:
     """Return the facts that decide a head on features of ``width`` numbers, as :func:`model_facts`.
 
     Raises
     ------
     ConfigError, DataError
-        When the file of text embeddings is missing.
+        When the file of text embeddings cannot be used for these ``classes``.
     """
     facts = {name: str(getattr(config, name)) for name in ("tune", "head", "seed")}
     if config.text_embeddings:
+        read_text_embeddings(config.text_embeddings, classes, width)
         facts["text-embeddings"] = _sha256(require_embeddings_file(config.text_embeddings))
     return facts | {"features": f"{width} numbers", "code": f"torch {importlib.metadata.version('torch')}"}
 

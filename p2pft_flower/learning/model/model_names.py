@@ -16,12 +16,15 @@ __all__ = ["EMBEDDED", "SUPPORTED", "TIMM_MODULES", "check_model_name", "check_w
 EMBEDDED = ("glyph_vit_8",)
 """Names of this package's models, the keys of ``MODELS`` in ``models.py``; they bring their own weights."""
 
-SUPPORTED = "timm's VisionTransformer (ViT, DeiT, distilled DeiT) and SwinTransformer (V1, V2)"
+SUPPORTED = (
+    "timm's VisionTransformer (ViT, DeiT, distilled DeiT), VisionTransformerRelPos, SwinTransformer (V1, "
+    "V2), Beit and Eva (EVA-02, DINOv3, rope ViTs)"
+)
 """Words for the models of timm that can be cut into trunk and tail."""
 
 TIMM_MODULES = (
-    *("deit", "swin_transformer", "swin_transformer_v2"),
-    *("vision_transformer", "vision_transformer_hybrid", "vitamin"),
+    *("beit", "deit", "eva", "swin_transformer", "swin_transformer_v2"),
+    *("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "vitamin"),
 )
 """Modules of ``timm.models`` that use the classes of :data:`SUPPORTED`, or ones with their forward pass."""
 

@@ -7,11 +7,13 @@ the model allows is taken.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from p2pft_flower.learning.model.block_arguments import Arguments, block_arguments, give_arguments
 from p2pft_flower.learning.model.class_token import (
     attend_normalised,
     attend_query,
@@ -20,7 +22,14 @@ from p2pft_flower.learning.model.class_token import (
     why_not_query,
 )
 from p2pft_flower.learning.model.modes import switched_on
-from p2pft_flower.learning.model.structure import HEADS, STEM, set_submodule, share_copy, stages
+from p2pft_flower.learning.model.structure import (
+    HEADS,
+    STEM,
+    gives_positions,
+    set_submodule,
+    share_copy,
+    stages,
+)
 from p2pft_flower.learning.model.tuning import tune_model
 
 __all__ = ["PATHS", "Parts", "split_model", "split_tuned"]
@@ -111,7 +120,9 @@ def split_tuned(tuned: nn.Module, *, path: str = "") -> Parts:
         return Parts(_Images().eval(), _FullTail(tuned), chosen, why)
     tail = {"pooled": _PooledTail, "class-token": _ClassTokenTail, "query": _QueryTail, "tokens": _TokensTail}
     first = _first_trained(tuned)
-    return Parts(_Trunk(tuned, first, chosen), tail[chosen](tuned, first), chosen, why)
+    names = stages(tuned)[first:]
+    arguments = block_arguments(tuned, names) if gives_positions(tuned) and names else {}
+    return Parts(_Trunk(tuned, first, chosen), tail[chosen](tuned, first, arguments), chosen, why)
 
 
 def _first_trained(tuned: nn.Module) -> int:
@@ -166,6 +177,13 @@ def _why_not_pooled(model: nn.Module) -> str | None:
     return None
 
 
+class _Pass(nn.Module):
+    """Stands where a block of the tail was: hands the tokens on, whatever it is given beside them."""
+
+    def forward(self, tokens: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return tokens
+
+
 class _Images(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return (images,)
@@ -181,7 +199,7 @@ class _Trunk(nn.Module):
         if path == "class-token":
             self.eps = float(model.get_submodule(f"{names[-1]}.norm1").eps)  # type: ignore[arg-type]
         for name in names[first:]:
-            set_submodule(model, name, nn.Identity())
+            set_submodule(model, name, _Pass())
         if path == "pooled":  # the head's frozen part belongs to the trunk too, but not the new classifier
             classifier = model.get_classifier()  # type: ignore[operator]  # timm's method
             name = next(n for n, m in model.named_modules() if m is classifier)
@@ -226,7 +244,7 @@ class _FullTail(_Tail):
 
 
 class _TokensTail(_Tail):
-    def __init__(self, tuned: nn.Module, first: int) -> None:
+    def __init__(self, tuned: nn.Module, first: int, arguments: Mapping[str, Arguments]) -> None:
         model = share_copy(tuned)
         for name in (*(n for n in STEM if hasattr(model, n)), *stages(tuned)[:first]):
             set_submodule(model, name, nn.Identity())
@@ -234,6 +252,8 @@ class _TokensTail(_Tail):
             setattr(model, name, None)
         super().__init__(model)
         self.stages = stages(tuned)[first:]
+        for name, given in arguments.items():
+            give_arguments(self.model.get_submodule(name), given)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         for name in self.stages:

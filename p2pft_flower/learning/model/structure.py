@@ -5,21 +5,24 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from timm.models.beit import Beit
+from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import nn
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.model.model_names import SUPPORTED
 
-__all__ = ["HEADS", "STEM", "check_structure", "set_submodule", "share_copy", "stages"]
+__all__ = ["HEADS", "STEM", "check_structure", "gives_positions", "set_submodule", "share_copy", "stages"]
 
 HEADS = ("head.", "head_dist.")
 """Prefixes of the heads' parameters; distilled ViTs answer with the mean of two heads."""
 
-STEM = ("patch_embed", "pos_drop", "patch_drop", "norm_pre")
-"""Modules before the first block."""
+STEM = ("patch_embed", "pos_drop", "patch_drop", "norm_pre", "rope", "rel_pos_bias", "shared_rel_pos")
+"""Modules before the first block, and those that make what all blocks are given beside tokens."""
 
 _PARTS = ("norm", "forward_features", "forward_head", "reset_classifier")
 
@@ -44,14 +47,26 @@ def check_structure(name: str, model: nn.Module) -> None:
         missing.insert(0, "blocks (or layers of blocks)")
     if missing:
         raise ConfigError(f"model = {name!r} has no {', '.join(missing)}: supported are {SUPPORTED}")
-    # Rotary embeddings, shared position biases and the like: the tail would answer wrongly.
+    # Of others nobody knows what they do between the blocks: the tail would answer wrongly.
     if type(model).__module__.startswith("timm."):
-        known = (VisionTransformer, SwinTransformer, SwinTransformerV2)
+        known = (*_PLAIN, *_WITH_POSITIONS)
         if not any(type(model).forward_features is k.forward_features for k in known):  # type: ignore[attr-defined]
             raise ConfigError(
                 f"model = {name!r}: timm's {type(model).__name__} does more than pass tokens from block to "
                 f"block, so it cannot be cut into trunk and tail; supported are {SUPPORTED}"
             )
+
+
+_PLAIN = (VisionTransformer, SwinTransformer, SwinTransformerV2)
+"""timm's classes whose blocks are given tokens and nothing else."""
+
+_WITH_POSITIONS = (Beit, Eva, VisionTransformerRelPos)
+"""timm's classes whose blocks are given positions, too (:mod:`block_arguments`)."""
+
+
+def gives_positions(model: nn.Module) -> bool:
+    """Tell whether the model's blocks are given more than tokens."""
+    return any(getattr(type(model), "forward_features", None) is k.forward_features for k in _WITH_POSITIONS)
 
 
 def stages(model: nn.Module) -> list[str]:

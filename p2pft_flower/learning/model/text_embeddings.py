@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
-from p2pft_flower.learning.data.array_files import SUFFIXES, read_arrays
+from p2pft_flower.learning.data.array_files import SCALE, SUFFIXES, read_arrays
 from p2pft_flower.learning.data.names import some_names
 
 __all__ = ["CLIP_SCALE", "read_text_embeddings", "require_embeddings_file"]
@@ -66,7 +66,7 @@ def read_text_embeddings(
         than the features, or a number is not finite, or a row is 0.
     """
     file = require_embeddings_file(path)
-    held = read_arrays(file, ("embeddings",), "names", "file of text embeddings")
+    held = read_arrays(file, ("embeddings", SCALE), "names", "file of text embeddings")
     if "embeddings" not in held.arrays or held.names is None:
         raise DataError(f"{file}: a file of text embeddings has an array embeddings, and a list names")
     embeddings, names = held.arrays["embeddings"], held.names
@@ -92,6 +92,7 @@ def read_text_embeddings(
     if not np.isfinite(lengths).all() or not lengths.all():
         wrong = [name for name, length in zip(classes, lengths, strict=True) if not 0 < length < math.inf]
         raise DataError(f"{file}: the embeddings of {some_names(wrong)} are not finite, or 0")
-    if not 0 < scale < math.inf:
-        raise DataError(f"{file}: logit-scale = {scale}: must be a positive number")
+    with np.errstate(over="ignore", under="ignore"):
+        if not 0 < float(np.float32(scale)) < math.inf:
+            raise DataError(f"{file}: logit-scale = {scale}: must be a positive number of float32")
     return (found / lengths[:, None]).astype(np.float32), scale
