@@ -12,9 +12,12 @@ import pytest
 import timm
 import timm.models
 from timm.models import list_modules
+from timm.models.beit import Beit
+from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torchvision import datasets as torchvision
 
 from p2pft_flower.config import LearningConfig
@@ -80,7 +83,7 @@ def test_where_timms_files_do_not_show_the_names_timm_is_asked(fresh, monkeypatc
 
 
 def test_the_modules_that_can_hold_a_supported_model_are_all_that_use_one():
-    known = (VisionTransformer, SwinTransformer, SwinTransformerV2)
+    known = (VisionTransformer, SwinTransformer, SwinTransformerV2, Beit, Eva, VisionTransformerRelPos)
 
     def uses(module):
         return any(
