@@ -228,9 +228,10 @@ def _method_lines(files: Path, out: Path) -> Iterator[str]:
     ]
     for (name, head), method in product([*starts, ("imagenet-1000", "text")], METHODS):
         rate, runs = Study(files, out, name, head).runs(method)
-        first = 100 * statistics.mean(runs[0]["history"][0]["accuracy"]) if head == "text" else None
+        first = runs[0]["history"][0]
+        untrained = head == "text" and first["iteration"] == 0
         kilobytes = runs[0]["trainable_parameters"] * 4 / 1e3
-        zero = "–" if first is None else f"{first:.1f}"
+        zero = f"{100 * statistics.mean(first['accuracy']):.1f}" if untrained else "–"
         cells = [name, head, method, _percent(_means(runs)), zero, f"{rate:g}", f"{kilobytes:.0f} kB"]
         yield f"| {' | '.join(cells)} |"
 

@@ -65,6 +65,12 @@ TUNES = (
     "prompt-deep:8",
     "full",
 )
+LAST = (
+    "head",
+    "last-block",
+    *(f"{t}:last-block" for t in ("bias", "bias+norm", "lora:8", "lora-fa:8", "adapter:16")),
+)
+"""Ways of tuning behind a stored trunk, and their parent."""
 ON_A_GRAPH = ("p2pft", "dgd", "gt-dgd")
 """Methods for which the graph matters."""
 GRAPHS = ("directed-ring-4", "ring-4", "complete-4", "lopsided-4")
@@ -173,6 +179,9 @@ def _of_a_seed(data: Path, seed: int) -> Iterator[tuple[str, tuple[object, ...],
         for name in names:
             more = {"topology": graph, "momentum": 0.0, "epochs": 40, **SETTINGS[name]}
             yield "bytes", (where, name, seed), settings("ViT-Tiny", dataset, "p2pft") | more
+    for tune, method in product(LAST, ("p2pft", "centralized")):
+        last = settings("ViT-Tiny", "CIFAR-10", method, tune=tune, epochs=20)
+        yield "last", (tune, method, seed), last
     exact = settings("ViT-Tiny", "CIFAR-10", "p2pft", cache_dtype="float32")
     yield "precision", ("float32", seed), exact
     for epochs, (graph, methods) in product(PLAIN_EPOCHS, PLAIN.items()):
@@ -489,6 +498,21 @@ def _tuning(results: Results) -> str:
     )
 
 
+def _last(results: Results) -> str:
+    rows = []
+    for tune in LAST:
+        ours, best = (results.seeds("last", tune, method) for method in ("p2pft", "centralized"))
+        if not ours:
+            continue
+        q = ours[0]["trainable_parameters"]
+        gradient = statistics.mean(p["seconds"]["gradient"] for r in ours for p in r["peers"])
+        sent = statistics.mean(p["bytes_sent"] for r in ours for p in r["peers"])
+        row = [tune, _mean(ours), _mean(best), f"{q:,}", f"{4 * q / 1e6:.2f} MB", f"{sent / 1e6:,.0f} MB"]
+        rows.append([*row, f"{gradient:.1f} s", _seeds(ours, best)])
+    head = ["tune", "p2pft", "centralized", "q", "a vector", "sent, a peer", "gradients, a peer", "seeds"]
+    return _table(head, rows)
+
+
 SECTIONS: dict[str, Callable[[Results], str]] = {
     "methods": _methods,
     "objective": _objective,
@@ -499,6 +523,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "attention": _attention,
     "precision": _precision,
     "tuning": _tuning,
+    "last": _last,
 }
 
 
