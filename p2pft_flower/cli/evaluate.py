@@ -40,6 +40,9 @@ def evaluate(
     text_embeddings: Annotated[
         Path | None, typer.Option(help="The run's file of text embeddings, at another place.")
     ] = None,
+    zero_shot: Annotated[
+        bool, typer.Option("--zero-shot", help="Score θ^0, before any training; with head=text: zero-shot.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Score fine-tuned tails on the test images of all classes.
@@ -51,12 +54,16 @@ def evaluate(
     """
     try:
         files = [file for path in paths for file in tail_files(path)]
-        if own := [file for file in files if is_own_tail(file)]:
+        own = [file for file in files if is_own_tail(file)]
+        if own and (zero_shot or text_embeddings is not None):
+            given = "--zero-shot" if zero_shot else "--text-embeddings"
+            raise ConfigError(f"{own[0]}: {given} does not apply to a tail of a problem of your own")
+        if own:
             scores = _own_scores(files, own, dataset, data_dir, pixel_range)
         else:
             require_scored_data(files[0], dataset, data_dir)
             text = None if text_embeddings is None else str(text_embeddings.expanduser().absolute())
-            scores = _scores(files, dataset, data_dir, pixel_range, text)
+            scores = _scores(files, dataset, data_dir, pixel_range, text, untrained=zero_shot)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
@@ -146,7 +153,13 @@ def _own_scores(
 
 
 def _scores(
-    files: list[Path], dataset: str | None, data_dir: str | None, pixel_range: str | None, text: str | None
+    files: list[Path],
+    dataset: str | None,
+    data_dir: str | None,
+    pixel_range: str | None,
+    text: str | None,
+    *,
+    untrained: bool,
 ) -> list[dict[str, Any]]:
     from p2pft_flower.learning.tails import load_tails
 
@@ -160,7 +173,7 @@ def _scores(
                 "ones with --data-dir or --dataset, or give --dataset, also with the same value, to score it "
                 "on these"
             )
-        score = tail.score()
+        score = tail.score(untrained=untrained)
         scores.append(
             {
                 "peer": tail.metadata["peer"],

@@ -51,13 +51,14 @@ class Tail:
     metadata: dict[str, str]
     threads: int
 
-    def score(self) -> Evaluation:
+    def score(self, *, untrained: bool = False) -> Evaluation:
         """Score θ on all test images; on the same machine the scores equal the run's to the last bit.
 
-        As many torch threads are used as in the run, since sums and roundings depend on their number.
+        As many torch threads are used as in the run, since sums and roundings depend on their number. If
+        ``untrained``, θ^0 is scored instead, with which the run began.
         """
         with _torch_threads(self.threads):
-            return self.workload.score(self.theta)
+            return self.workload.score(self.workload.theta0 if untrained else self.theta)
 
     @property
     def same_images(self) -> bool | None:

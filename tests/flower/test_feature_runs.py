@@ -85,6 +85,8 @@ def test_a_text_head_begins_at_zero_shot_and_a_resumed_run_is_the_uninterrupted_
     same_run(tmp_path / "whole", tmp_path / "resumed", n=3)
     scored = invoke("evaluate", "--json", tmp_path / "whole")
     assert [s["accuracy"] for s in scored] == [p["accuracy"] for p in results["peers"]]
+    untrained = invoke("evaluate", "--json", "--zero-shot", tmp_path / "whole")
+    assert [s["accuracy"] for s in untrained] == results["history"][0]["accuracy"]
     # Neither the place of the features nor that of the embeddings counts.
     moved = tmp_path / "moved"
     moved.mkdir()
