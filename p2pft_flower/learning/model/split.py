@@ -183,6 +183,9 @@ class _Pass(nn.Module):
     def forward(self, tokens: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         return tokens
 
+    def _get_name(self) -> str:
+        return "Identity"  # the trunk's text is part of the store's name, and stores that are there have this
+
 
 class _Images(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
