@@ -129,8 +129,9 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
         model = {} if peers is None or config.of_features else model_facts(config)
         held = holdings(config, n, pooled, peers)
         width = held.dataset.width
-        if peers is not None and config.of_features:
-            model = feature_facts(config, held.classes, width)
+        if config.of_features:
+            made = feature_facts(config, held.classes, width)  # refuses embeddings that do not fit
+            model = {} if peers is None else made
         there = range(len(held.partition))
         data = {p: vars(held.data(p)) for p in peers or there if p in there}
         held.test_positions  # noqa: B018 - test images that cannot be used shall be named now

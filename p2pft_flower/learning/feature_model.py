@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from functools import cached_property
@@ -19,7 +20,6 @@ from p2pft_flower.learning.draws import torch_seeded
 from p2pft_flower.learning.model.devices import choose_device
 from p2pft_flower.learning.model.heads import CosineHead, FeatureHead, mlp_head
 from p2pft_flower.learning.model.split import Parts
-from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.model.text_embeddings import read_text_embeddings
 from p2pft_flower.learning.model.tune_values import read_tune
 from p2pft_flower.learning.objective import tail_vector
@@ -105,7 +105,7 @@ class FeatureModel:
     def parts(self) -> Parts:
         """The head as a tail behind no trunk; all of it is trained."""
         log.info("%s", self.line)
-        tail = _Tail(share_copy(self.model).requires_grad_(True)).eval().to(self.device)
+        tail = copy.deepcopy(self.model).requires_grad_(True).to(self.device)
         trained = tail_vector(tail).size
         log.info(
             "tune = %s: q = %d trained parameters, all of the head's; a vector of them has %.2f MB",
@@ -124,15 +124,17 @@ class FeatureModel:
             When they have other numbers than the head takes, or, for a text head, no direction (names the
             row).
         """
-        assert split.vectors is not None  # noqa: S101 - a dataset of features has them
-        if (found := split.vectors.shape[1]) != self.width:
+        mine = split.rows(positions)
+        if (found := mine.shape[1]) != self.width:
             raise DataError(
                 f"dataset = {self.config.dataset!r}: its features have {found} numbers each, the head was "
                 f"made for {self.width}: another model made them"
             )
-        mine = split.vectors[positions]
         if self._text:
-            _require_directions(mine, positions, f"dataset = {self.config.dataset!r}, {what} samples")
+            counted = ", counted over the files of all peers here" if self.config.sited else ""
+            _require_directions(
+                mine, positions, f"dataset = {self.config.dataset!r}, {what} samples{counted}"
+            )
         return HeldFeatures(mine, split.labels[positions], self.device)
 
     def training_features(
@@ -153,7 +155,7 @@ class FeatureModel:
         DataError
             When the head has no place for a tensor; names the tensor.
         """
-        whole = share_copy(self.model)
+        whole = copy.deepcopy(self.model)  # the values are copied into it
         keys = whole.load_state_dict(tensors, strict=False)
         if keys.unexpected_keys:
             raise DataError(
@@ -172,17 +174,6 @@ def _require_directions(vectors: npt.NDArray[np.float32], positions: Positions, 
             f"{whose}: row {positions[wrong[0]]} has length {lengths[wrong[0]]:g} and no direction, which "
             f"head = text reads; so have {len(wrong)} rows in all: leave them out"
         )
-
-
-class _Tail(nn.Module):
-    """The head, with its parameters' names behind the prefix ``model.`` as every tail has them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.model(features)  # type: ignore[no-any-return]
 
 
 class HeldFeatures:

@@ -153,13 +153,12 @@ def _check_images(file: Path, metadata: dict[str, str], workload: Workload) -> N
     DataError
         When a setting differs; names it.
     """
-    if "preprocessing" not in metadata:  # tails of earlier versions lack it
+    if workload.images is None or "preprocessing" not in metadata:  # features, or an earlier version's tail
         return
     try:
         then = ImageSettings.from_dict(json.loads(metadata["preprocessing"])).facts
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file}: its metadata's preprocessing cannot be read ({error})") from error
-    assert workload.images is not None  # noqa: S101 - tails of features have no preprocessing
     for what, now in workload.images.facts.items():
         if then[what] != now:
             raise DataError(

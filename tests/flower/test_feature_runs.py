@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from p2pft_flower.cli import app
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import client
+from p2pft_flower.learning.data.sites import load_sites
 from p2pft_flower.learning.exports import load_export
 from p2pft_flower.report.results import read_results
 from tests.features import NAMES, arrays, write_features, write_text
@@ -45,6 +46,12 @@ def invoke(*words):
     return json.loads(result.stdout)
 
 
+def refused(*words):
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert result.exit_code == 2, result.output
+    return result.stderr
+
+
 @pytest.mark.parametrize("tune", ["head", "mlp:8"])
 def test_peers_that_hold_one_class_each_learn_all_and_files_score_as_the_run(tune, files, tmp_path):
     run_app(tmp_path / "run", nodes=1, dataset=f"features:{files[0]}", **{**SETTINGS, "tune": tune})
@@ -56,6 +63,13 @@ def test_peers_that_hold_one_class_each_learn_all_and_files_score_as_the_run(tun
     scored = invoke("evaluate", "--json", tmp_path / "run")
     assert [s["accuracy"] for s in scored] == [p["accuracy"] for p in results["peers"]]
     assert {s["same_images"] for s in scored} == {True}
+    # Neither on features of another length, nor as pictures.
+    narrow = {name: a[:, :4] if a.ndim == 2 else a for name, a in arrays().items()}
+    other = write_features(tmp_path / "narrow.npz", narrow)
+    said = refused("evaluate", tmp_path / "run", "--dataset", f"features:{other}")
+    assert "its features have 4 numbers each, the head was made for 6" in said
+    said = refused("attention", tmp_path / "run", "-o", tmp_path / "a.png")
+    assert "features have no image and no attention" in said
     # The export holds the head alone, and needs no features to be made.
     files[0].rename(tmp_path / "elsewhere.safetensors")
     written = invoke("export", "--json", tmp_path / "run", "-o", tmp_path / "heads")
@@ -133,6 +147,12 @@ def test_sites_train_on_features_of_their_own_which_the_server_does_not_have(
     algorithm, tmp_path, monkeypatch
 ):
     nodes = sites(tmp_path)
+
+    def of_one_site(name, peers):
+        assert len(peers) == 1, "somebody looks for the files of all sites"
+        return load_sites(name, peers)
+
+    monkeypatch.setattr("p2pft_flower.learning.data.holdings.load_sites", of_one_site)
     place = f"features:{tmp_path}/site-{{peer}}.npz"
     run_app(tmp_path / "run", slots=3, node_configs=nodes, dataset=place, algorithm=algorithm, **OWN)
     peers = read_results(tmp_path / "run")["peers"]

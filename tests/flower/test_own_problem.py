@@ -93,6 +93,8 @@ def test_its_tails_are_scored_by_it_and_are_no_vision_transformers(tmp_path):
     assert f"{results[0]['accuracy']:.4f}" in done.stdout
     for words, said in (
         (["evaluate", str(tmp_path), "--dataset", "digits"], "--dataset does not apply"),
+        (["evaluate", str(tmp_path), "--zero-shot"], "--zero-shot does not apply"),
+        (["evaluate", str(tmp_path), "--text-embeddings", "t.npz"], "--text-embeddings does not apply"),
         (["export", str(tmp_path), "--out", str(tmp_path / "x")], "it is no vision"),
     ):
         done = CliRunner().invoke(cli, words)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +21,12 @@ from p2pft_flower.learning.data.sites import load_sites
 from p2pft_flower.learning.data.splits import Split
 from p2pft_flower.learning.model.split import split_model
 from p2pft_flower.learning.model.text_embeddings import read_text_embeddings
+from p2pft_flower.learning.named_tensors import weights_digest
+from p2pft_flower.learning.objective import tail_vector
 from p2pft_flower.learning.workload import Workload
 from tests.features import NAMES, WIDTH, arrays, centres, write_features, write_text
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
 def of_features(file, **settings):
@@ -126,6 +134,25 @@ def test_classes_must_be_names_that_differ(names, message, tmp_path):
     save_file(arrays(), tmp_path / "f.safetensors", {"classes": json.dumps(names)})
     with pytest.raises(DataError, match=message):
         load_dataset(f"features:{tmp_path}/f.safetensors")
+
+
+def test_an_array_that_claims_more_memory_than_there_is_is_named(tmp_path):
+    header = io.BytesIO()
+    claimed = {"descr": "<f4", "fortran_order": False, "shape": (2**50, 4)}
+    np.lib.format.write_array_header_1_0(header, claimed)
+    with zipfile.ZipFile(tmp_path / "f.npz", "w") as held:
+        held.writestr("train.features.npy", header.getvalue())
+    with pytest.raises(DataError, match=r"f\.npz: not a readable file of features"):
+        load_dataset(f"features:{tmp_path}/f.npz")
+
+
+def test_the_documents_example_makes_a_file_that_is_read(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "features.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/features.md", "exec"), {})
+    found = load_dataset(f"features:{tmp_path}/slides.safetensors")
+    assert found.classes == ("healthy", "benign", "in situ", "invasive")
+    assert (len(found.train), len(found.test), found.width) == (160, 40, 16)
 
 
 @pytest.mark.parametrize("ending", ["npz", "safetensors"])
@@ -278,6 +305,18 @@ def test_a_seed_decides_the_first_head(tune, tmp_path):
     heads = [Workload(of_features(file, tune=tune, seed=seed), 1) for seed in (0, 0, 1)]
     assert heads[0].theta0.size == (3 * WIDTH + 3 if tune == "head" else 5 * WIDTH + 5 + 3 * 5 + 3)
     assert heads[0].model_digest == heads[1].model_digest != heads[2].model_digest
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_whole_models_of_two_thetas_are_two_and_leave_the_first_head_as_it_was(text, tmp_path):
+    start = {"head": "text", "text_embeddings": str(write_text(tmp_path / "t.npz"))} if text else {}
+    problem = Workload(of_features(write_features(tmp_path / "f.npz"), **start), 1)
+    theta, before = problem.theta0.copy(), weights_digest(problem.model)
+    one, other = problem.whole_model(theta), problem.whole_model(theta + np.float32(1))
+    assert torch.equal(one.head.weight.flatten(), torch.from_numpy(theta[: 3 * WIDTH]))
+    assert torch.equal(other.head.weight, one.head.weight + 1)
+    assert weights_digest(problem.model) == before
+    np.testing.assert_array_equal(tail_vector(problem.tail), theta)
 
 
 @pytest.mark.parametrize("tune", ["head", "mlp:5"])

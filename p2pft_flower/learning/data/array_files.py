@@ -70,8 +70,12 @@ def read_arrays(file: Path, wanted: Collection[str], names: str, what: str) -> A
         raise DataError(f"{file}: not a readable {what} ({error})") from error
 
 
-_UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, RecursionError, NotImplementedError)
-"""What NumPy and json raise of damaged files, beside their own errors."""
+_UNREADABLE = (
+    *(OSError, EOFError, ValueError, RecursionError, MemoryError),
+    TypeError,  # of a dtype that NumPy lacks, as bfloat16, and of an npy called npz
+    NotImplementedError,  # of a zip with an unknown compression
+)
+"""What NumPy, zipfile and json raise of files that they cannot read, beside their own errors."""
 
 
 def _npz(file: Path, wanted: Collection[str], names: str) -> ArrayFile:

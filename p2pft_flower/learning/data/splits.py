@@ -129,6 +129,18 @@ class Split:
 
         return cls(labels, read, lambda index: vectors[index].tobytes(), pixels=None, vectors=vectors)
 
+    def rows(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return the vectors at ``positions``, (B,), as (B, D).
+
+        Raises
+        ------
+        TypeError
+            When the samples are images.
+        """
+        if self.vectors is None:
+            raise TypeError("the samples are images, not vectors")
+        return self.vectors[positions]
+
     @classmethod
     def joined(cls, parts: Sequence[Split]) -> Split:
         """Return the pictures of ``parts``, or their vectors, one after the other, as one split."""

@@ -58,7 +58,8 @@ class FeatureHead(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Return the logits, (N, C), of ``features``, (N, D)."""
-        return self.head(features)  # type: ignore[no-any-return]
+        logits: torch.Tensor = self.head(features)
+        return logits
 
 
 def head_of(state: Mapping[str, torch.Tensor]) -> FeatureHead:

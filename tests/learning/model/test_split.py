@@ -105,6 +105,13 @@ def test_the_cheapest_path_that_the_model_allows_is_taken_and_the_reason_told(mo
     assert (why in parts.why) if why else parts.why == ""
 
 
+def test_the_text_of_a_trunk_is_the_one_that_names_stores_that_are_there():
+    """What was computed once is not computed again because a class here has another name."""
+    text = repr(split_model(small_vit(), "last-block").trunk)
+    assert "(2): Identity()" in text
+    assert "_Pass" not in text
+
+
 def test_a_path_that_the_model_does_not_allow_is_refused():
     with pytest.raises(ValueError, match=r"path .class-token. is not for this model: .* no class token"):
         split_model(small_swin(), "last-block", path="class-token")
