@@ -164,14 +164,15 @@ def _execute(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
     file = folder / "results.json"
     if file.is_file():
-        results = json.loads(file.read_text())
+        results: dict[str, Any] = json.loads(file.read_text())
         if all(results["config"][key] == value for key, value in settings.items()):
-            return results  # type: ignore[no-any-return]
+            return results
     if folder.exists():
         shutil.rmtree(folder)
     logging.disable(logging.WARNING)
     run_app(folder.absolute(), nodes=1, **settings)
-    return json.loads(file.read_text())  # type: ignore[no-any-return]
+    results = json.loads(file.read_text())
+    return results
 
 
 class Study:

@@ -70,11 +70,11 @@ def one_array(
 
     def mixed(asked: Any) -> Vector:
         rows = asked.vector
-        result = np.empty_like(rows)
+        result: Vector = np.empty_like(rows)
         for i in range(graph.n):
             terms = ((turn.A[i, j], turn.B[i, j], rows[j]) for j in turn.senders(i))
             result[i] = combine(type(asked), terms)
-        return result  # type: ignore[no-any-return]
+        return result
 
     for k in range(number):
         begin = time.perf_counter()
