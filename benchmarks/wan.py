@@ -45,6 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "q4": {"codec": "q4"},
     "8 local steps": {"algorithm-options": "local-steps=8"},
     "8 local steps, q4": {"algorithm-options": "local-steps=8", "codec": "q4"},
+    "8 local steps, q3": {"algorithm-options": "local-steps=8", "codec": "q3"},
     "8 local steps, q4, pipelined": {
         "algorithm-options": "local-steps=8",
         "codec": "q4",

@@ -28,15 +28,17 @@ EXAMPLES = {
     "codec": ("none", "float16", "bfloat16", "int8", "q4", "q3", "topk:0.01"),
     "schedule-graph": ("static", "one-peer-exponential", "base:1"),
     "schedule": ("constant", "cosine", "step:500:0.5"),
-    "model": ("glyph_vit_8", "vit_base_patch16_224", "deit_base_patch16_224", "swin_base_patch4_window7_224"),
+    "model": ("glyph_vit_8", "glyph_clip_8", "vit_base_patch16_224", "deit_base_patch16_224", "swin_base_patch4_window7_224"),
     "weights": ("pretrained", "none"),
     "tune": (
         *("last-block", "last-blocks:2", "head", "full", "bias", "bias+norm"),
-        *("lora:8", "adapter:16", "prompt:10", "prompt-deep:10"),
+        *("lora:8", "adapter:16", "prompt:10", "prompt-deep:10", "text-prompt:4"),
     ),
     "dataset": (
         *("digits", "cifar10", "cifar100", "oxford-iiit-pet", "oxford-flowers102", "folder:/", "features:/"),
     ),
+    "text-tower": ("glyph_clip_8", "local-dir:/", "hf-hub:", "ViT-B-32:openai"),
+    "prompts": ("a photo of a {}.", "imagenet80"),
     "partition": ("auto", "classes:0-1,2-3,4-6,7-9", "iid", "dirichlet:0.5", "shards:2", "own"),
     "augment": ("none", "basic", "rand-m9-mstd0.5-inc1"),
 }

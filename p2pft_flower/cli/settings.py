@@ -78,6 +78,8 @@ def _absolute(key: str, value: Any) -> Any:
     kind, colon, place = value.partition(":")
     if key == "dataset" and kind in ("folder", "features"):
         return kind + colon + str(Path(place).expanduser().absolute())
+    if key == "text-tower" and kind == "local-dir":
+        return kind + colon + str(Path(place).expanduser().absolute())
     location, _, name = value.rpartition(":")
     if key in ("algorithm", "problem", "model", "dataset", "partition") and location.endswith(".py"):
         return f"{Path(location).expanduser().absolute()}:{name}"
@@ -90,6 +92,8 @@ def _absolute(key: str, value: Any) -> Any:
         "resume": os.sep in value or is_run or (is_there and not os.path.lexists(default_output_dir(value))),
         "topology": path.suffix in (".yaml", ".yml"),
         "text-embeddings": True,
+        "class-names": True,
+        "prompts": "{}" not in value and value != "imagenet80",
         "weights": value not in ("pretrained", "none"),
     }
     return str(path.absolute()) if is_path.get(key, False) else value

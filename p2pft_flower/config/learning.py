@@ -25,14 +25,20 @@ CHOICES = {
 HANDED_ON = ("problem", "batch_size", "seed", "data_dir")
 """Learning keys that are handed on to a ``problem`` of the user's own; the others are for images."""
 
+PROMPT = "a photo of a {}."
+"""The default of ``prompts``."""
+
 NO_MODEL = "none"
 """The ``model`` of a dataset of features, which a model made elsewhere."""
 
 _WITH_FEATURES = (
-    *("problem", "model", "tune", "head", "text_embeddings", "device", "dataset", "shots", "partition"),
-    *("batch_size", "dp_clip", "dp_noise", "dp_delta", "seed"),
+    *("problem", "model", "tune", "head", "text_embeddings", "text_tower", "prompts", "class_names"),
+    *("device", "dataset", "shots", "partition", "batch_size", "dp_clip", "dp_noise", "dp_delta", "seed"),
 )
 """Learning keys that mean something for a dataset of features; the others are for images."""
+
+TEXT_PROMPTS = ("text-prompt", "text-prompt-class")
+"""Kinds of ``tune`` that train a context before the classes' names."""
 
 MAX_IMAGE_SIZE = 2**13
 """The most pixels of a side: with patches of 16 × 16, as many tokens as a model may have."""
@@ -68,15 +74,23 @@ class LearningConfig:
         [0.001, 1]; empty: the model's own.
     tune : str
         ``last-block``, ``last-blocks:K``, ``head``, ``full``, ``bias``, ``bias+norm``, ``lora:R``,
-        ``lora-fa:R``,
-        ``adapter:R``, ``prompt:N`` or ``prompt-deep:N``; of features ``head`` or ``mlp:WIDTH`` (a layer of
-        so many numbers before the classifier).
+        ``lora-fa:R``, ``adapter:R``, ``prompt:N`` or ``prompt-deep:N``, with a text tower also
+        ``text-prompt:N`` or ``text-prompt-class:N`` (N vectors before the classes' names); of features
+        ``head``, these two, or ``mlp:WIDTH`` (a layer of so many numbers before the classifier).
     head : {"random", "text"}
-        The beginning of a head on features: drawn from ``seed``, or the embeddings of the classes' names in
-        ``text_embeddings``, so that iteration 0 is what the model that made them knows without training.
+        The beginning of the classifier: drawn from ``seed``, or the embeddings of the classes' names, so that
+        iteration 0 is what a vision-language model knows without training.
     text_embeddings : str
         Absolute path of the file of text embeddings for ``head = text``
-        (:mod:`~p2pft_flower.learning.model.text_embeddings`).
+        (:mod:`~p2pft_flower.learning.model.text_embeddings`); if it is set, no text tower is used.
+    text_tower : str
+        The text tower that makes the embeddings for ``head = text``, as open_clip calls it
+        (:mod:`~p2pft_flower.learning.model.tower_names`).
+    prompts : str
+        The templates around a class's name: one, with ``{}`` for the name, ``imagenet80``, or the absolute
+        path of a text file (:mod:`~p2pft_flower.learning.model.class_texts`).
+    class_names : str
+        Absolute path of a JSON file with the name of each class; empty: the dataset's own names.
     device : {"auto", "cpu", "cuda", "mps"}
         The device of trunk and tail; ``auto``: an accelerator if there is one.
     cache : bool
@@ -143,6 +157,9 @@ class LearningConfig:
     tune: str = "last-block"
     head: str = "random"
     text_embeddings: str = ""
+    text_tower: str = ""
+    prompts: str = PROMPT
+    class_names: str = ""
     device: str = "auto"
     cache: bool = True
     cache_dtype: str = "float16"
@@ -283,6 +300,43 @@ class LearningConfig:
                 "its class or its folder; choose auto, classes:0-1,2-3,… or own"
             )
 
+    def _check_text(self) -> None:
+        """Check that the settings of texts go together.
+
+        Raises
+        ------
+        ConfigError
+            If a text head has no source of texts, a source no text head, or ``tune`` needs another head.
+        """
+        given = [f"{key} = {value!r}" for key, value in self._texts().items() if value]
+        if self.head != "text" and given:
+            raise ConfigError(f"head = {self.head!r} with {', '.join(given)}: only head = text reads texts")
+        if self.head == "text" and not (self.text_tower or self.text_embeddings):
+            raise ConfigError(
+                "head = 'text' needs text-tower, the name of a model of open_clip, or text-embeddings, the "
+                "absolute path of a file of text embeddings"
+            )
+        kind = self.tune.partition(":")[0]
+        if kind in TEXT_PROMPTS and (self.head != "text" or not self.text_tower):
+            raise ConfigError(
+                f"tune = {self.tune!r} with head = {self.head!r}, text-tower = {self.text_tower!r}: a learned "
+                "prompt is trained through a text tower: give head = text and text-tower"
+            )
+        if kind in TEXT_PROMPTS and self.text_embeddings:
+            raise ConfigError(
+                f"tune = {self.tune!r} with text-embeddings = {self.text_embeddings!r}: a learned prompt is "
+                "trained through the text tower itself: leave text-embeddings out"
+            )
+
+    def _texts(self) -> dict[str, str]:
+        """Return the keys on texts, with an empty value where they have their default."""
+        return {
+            "text-tower": self.text_tower,
+            "text-embeddings": self.text_embeddings,
+            "class-names": self.class_names,
+            "prompts": "" if self.prompts == PROMPT else self.prompts,
+        }
+
     def _check_features(self) -> None:
         """Check that the settings fit features, or images.
 
@@ -291,27 +345,24 @@ class LearningConfig:
         ConfigError
             If a setting is for the other kind of samples, or is missing; names it.
         """
-        if (self.head == "text") != bool(self.text_embeddings):
-            raise ConfigError(
-                f"head = {self.head!r} with text-embeddings = {self.text_embeddings!r}: head = text needs "
-                "the absolute path of a file of text embeddings, and nothing else reads one"
-            )
+        self._check_text()
+        kind, _, number = self.tune.partition(":")
         if not self.of_features:
-            if self.model == NO_MODEL or self.head == "text" or self.tune.startswith("mlp:"):
+            if self.model == NO_MODEL or kind == "mlp":
                 raise ConfigError(
-                    f"model = {self.model!r}, head = {self.head!r}, tune = {self.tune!r} with dataset = "
-                    f"{self.dataset!r}: model = none, head = text and tune = mlp:WIDTH are for features: "
-                    "give dataset = features:/path.npz or features:/path.safetensors"
+                    f"model = {self.model!r}, tune = {self.tune!r} with dataset = {self.dataset!r}: model = "
+                    "none and tune = mlp:WIDTH are for features: give dataset = features:/path.npz or "
+                    "features:/path.safetensors"
                 )
             return
-        kind, _, width = self.tune.partition(":")
-        if self.model != NO_MODEL or not (self.tune == "head" or (kind == "mlp" and width.isdecimal())):
+        fits = self.tune == "head" or (kind in ("mlp", *TEXT_PROMPTS) and number.isdecimal())
+        if self.model != NO_MODEL or not fits:
             raise ConfigError(
                 f"model = {self.model!r}, tune = {self.tune!r} with dataset = {self.dataset!r}: features "
                 "were made by a model elsewhere, and only a head is trained on them: give model = none, and "
-                "tune = head or mlp:WIDTH"
+                "tune = head, mlp:WIDTH or, with a text tower, text-prompt:N"
             )
-        if self.head == "text" and self.tune != "head":
+        if self.head == "text" and kind == "mlp":
             raise ConfigError(
                 f"head = 'text' with tune = {self.tune!r}: text embeddings are the weights of one layer: "
                 "give tune = head"

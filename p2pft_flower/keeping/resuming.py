@@ -273,15 +273,20 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        The keys and values that are left; of ``text-embeddings`` whether it is set; ``dataset =
+        The keys and values that are left; of files and folders of texts whether they are set; ``dataset =
         "folder:…"`` or ``"features:…"`` only tells whether each peer has a folder or file of its own.
     """
     left = {key: value for key, value in config.items() if key not in PRIVATE_KEYS}
     kind, colon, place = str(left.get("dataset", "")).partition(":")
     if kind in ("folder", "features"):
         left["dataset"] = kind + colon + ("{peer}" if "{peer}" in place else "")
-    if "text-embeddings" in left:  # the model's digest knows what the file holds
-        left["text-embeddings"] = bool(left["text-embeddings"])
+    for key in ("text-embeddings", "class-names"):  # the model's digest knows what the file holds
+        if key in left:
+            left[key] = bool(left[key])
+    if str(left.get("text-tower", "")).startswith("local-dir:"):
+        left["text-tower"] = "local-dir:"
+    if str(left.get("prompts", "")).startswith("/"):
+        left["prompts"] = "/"
     return left
 
 

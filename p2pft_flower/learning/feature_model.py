@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 import torch
+from rich.filesize import decimal
 from torch import nn
 
 from p2pft_flower.config import LearningConfig
@@ -18,9 +19,11 @@ from p2pft_flower.learning.data.splits import Split
 from p2pft_flower.learning.data.streams import ImageStream
 from p2pft_flower.learning.draws import torch_seeded
 from p2pft_flower.learning.model.devices import choose_device
-from p2pft_flower.learning.model.heads import CosineHead, FeatureHead, mlp_head
+from p2pft_flower.learning.model.heads import FeatureHead, mlp_head
 from p2pft_flower.learning.model.split import Parts
-from p2pft_flower.learning.model.text_embeddings import read_text_embeddings
+from p2pft_flower.learning.model.structure import share_copy
+from p2pft_flower.learning.model.text_heads import fixed_head, text_classifier
+from p2pft_flower.learning.model.text_prompts import CONTEXT, PromptHead
 from p2pft_flower.learning.model.tune_values import read_tune
 from p2pft_flower.learning.objective import tail_vector
 
@@ -60,7 +63,8 @@ class FeatureModel:
     @property
     def line(self) -> str:
         """The log's line on what the head sees."""
-        start = f", from the text embeddings in {self.config.text_embeddings}" if self._text else ""
+        source = self.config.text_embeddings or self.config.text_tower
+        start = f", from the texts of {source}" if self._text else ""
         return f"features of {self.width} numbers, made elsewhere; head = {self.config.head}{start}"
 
     @property
@@ -77,24 +81,32 @@ class FeatureModel:
     def _text(self) -> bool:
         return self.config.head == "text"
 
-    @cached_property
+    @property
     def model(self) -> nn.Module:
         """The head with θ^0, frozen, in eval mode.
 
         Raises
         ------
         ConfigError, DataError
-            When the text embeddings cannot be used: see :func:`read_text_embeddings`.
+            When texts cannot be used: see :func:`text_classifier`.
         """
-        number = read_tune(self.config.tune).number
+        return self._built[0]
+
+    @property
+    def text_origin(self) -> dict[str, str]:
+        """The facts that decide a text head's start; empty of a new head."""
+        return self._built[1]
+
+    @cached_property
+    def _built(self) -> tuple[nn.Module, dict[str, str]]:
+        made: dict[str, str] = {}
         if self._text:
-            rows, scale = read_text_embeddings(self.config.text_embeddings, self.classes, self.width)
-            head: nn.Module = CosineHead(torch.from_numpy(rows), scale)
+            head, made = text_classifier(self.config, self.classes, self.width)
         else:
+            number, outputs = read_tune(self.config.tune).number, len(self.classes)
             with torch_seeded(self.config.seed):
-                outputs = len(self.classes)
                 head = mlp_head(self.width, number, outputs) if number else nn.Linear(self.width, outputs)
-        return FeatureHead(head).eval().requires_grad_(False)
+        return FeatureHead(head).eval().requires_grad_(False), made
 
     @property
     def parameters(self) -> int:
@@ -103,15 +115,20 @@ class FeatureModel:
 
     @cached_property
     def parts(self) -> Parts:
-        """The head as a tail behind no trunk; all of it is trained."""
+        """The head as a tail behind no trunk; all of it is trained, of a learned prompt the context alone."""
         log.info("%s", self.line)
-        tail = copy.deepcopy(self.model).requires_grad_(True).to(self.device)
+        tail = share_copy(self.model)
+        for name, parameter in tail.named_parameters():
+            if not isinstance(tail.head, PromptHead) or name == f"head.{CONTEXT}":
+                parameter.data = parameter.data.clone()  # the memory of what is frozen remains the model's
+                parameter.requires_grad_(True)
+        tail = tail.to(self.device)
         trained = tail_vector(tail).size
         log.info(
-            "tune = %s: q = %d trained parameters, all of the head's; a vector of them has %.2f MB",
+            "tune = %s: q = %d trained parameters; a vector of them has %s",
             self.config.tune,
             trained,
-            trained * 4 / 1e6,
+            decimal(4 * trained),
         )
         return Parts(nn.Identity(), tail, "features", "")
 
@@ -148,7 +165,7 @@ class FeatureModel:
         return self.features(split, positions, f"peer {peer}'s")
 
     def with_tensors(self, tensors: dict[str, torch.Tensor]) -> nn.Module:
-        """Return the head with ``tensors``, by name, in it, in eval mode on the CPU.
+        """Return the head with ``tensors``, by name, in it, in eval mode on the CPU; it needs no text tower.
 
         Raises
         ------
@@ -161,6 +178,7 @@ class FeatureModel:
             raise DataError(
                 f"tensor {keys.unexpected_keys[0]!r} has no place in a head with tune = {self.config.tune!r}"
             )
+        whole.head = fixed_head(whole.head)
         return whole.requires_grad_(False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from hashlib import sha256
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import timm
 import torch
+from rich.filesize import decimal
 from torch import nn
 
 from p2pft_flower.config import LearningConfig
@@ -24,11 +25,19 @@ from p2pft_flower.learning.hidden_state import refuse_hidden_state
 from p2pft_flower.learning.live import LiveFeatures, StreamFeatures, augmentation
 from p2pft_flower.learning.model.added import merge_low_rank
 from p2pft_flower.learning.model.devices import choose_device, choose_trunk_dtype
-from p2pft_flower.learning.model.models import MODELS, create_model, data_config, preprocessing
+from p2pft_flower.learning.model.heads import TowerHead
+from p2pft_flower.learning.model.models import (
+    MODELS,
+    create_image_tower,
+    create_model,
+    data_config,
+    preprocessing,
+)
 from p2pft_flower.learning.model.modes import has_statistics
 from p2pft_flower.learning.model.own_forward import check_own_forward
 from p2pft_flower.learning.model.own_step import check_own_step
 from p2pft_flower.learning.model.split import PATHS, Parts, split_model
+from p2pft_flower.learning.model.text_heads import fixed_head, text_classifier
 from p2pft_flower.learning.model.tuning import tune_model
 from p2pft_flower.learning.named_tensors import weights_digest
 from p2pft_flower.learning.objective import tail_vector
@@ -47,23 +56,39 @@ class ImageModel:
     ----------
     config : LearningConfig
         Model, tuning, settings of images, store, device, seed.
-    classes : int
-        Number of classes.
+    classes : sequence of str
+        Names of the classes.
 
     Notes
     -----
     Everything is built when first used.
     """
 
-    def __init__(self, config: LearningConfig, classes: int) -> None:
-        self.config, self.classes = config, classes
+    def __init__(self, config: LearningConfig, classes: Sequence[str]) -> None:
+        self.config, self.classes = config, tuple(classes)
         self._told = False
 
-    @cached_property
+    @property
     def model(self) -> nn.Module:
-        """The whole model with its new head; frozen, in eval mode."""
-        config = self.config
-        return create_model(config.model, config.weights, self.classes, config.seed, ImageKeys.of(config))
+        """The whole model with its new head, or its head of texts; frozen, in eval mode."""
+        return self._built[0]
+
+    @property
+    def text_origin(self) -> dict[str, str]:
+        """The facts that decide a text head's start; empty of a new head."""
+        return self._built[1]
+
+    @cached_property
+    def _built(self) -> tuple[nn.Module, dict[str, str]]:
+        config, keys = self.config, ImageKeys.of(self.config)
+        if config.head != "text":
+            return create_model(config.model, config.weights, len(self.classes), config.seed, keys), {}
+        tower: Any = create_image_tower(config.model, config.weights, config.seed, keys)
+        projection = tower.get_classifier()
+        width = projection.out_features if isinstance(projection, nn.Linear) else tower.num_features
+        classifier, made = text_classifier(config, self.classes, width)
+        tower.head = TowerHead(projection, classifier)
+        return tower.eval().requires_grad_(False), made
 
     @property
     def images(self) -> ImageSettings:
@@ -117,12 +142,12 @@ class ImageModel:
             parts = self._tried_parts()
         own, trained = self.parameters, tail_vector(parts.tail).size
         log.info(
-            "tune = %s: q = %d trained parameters, %.2f %% of the model's %d; a vector of them has %.2f MB",
+            "tune = %s: q = %d trained parameters, %.2f %% of the model's %d; a vector of them has %s",
             self.config.tune,
             trained,
             100 * trained / own,
             own,
-            trained * 4 / 1e6,
+            decimal(4 * trained),
         )
         because = f"; no cheaper way, for {parts.why}" if parts.why else ""
         log.info("path %s: %s%s", parts.path, PATHS[parts.path], because)
@@ -268,8 +293,9 @@ class ImageModel:
     def with_tensors(self, tensors: dict[str, torch.Tensor]) -> nn.Module:
         """Return the whole model with the tail's ``tensors``, by name, in it, in eval mode on the CPU.
 
-        It is a plain timm model: low-rank updates are merged into their weights. Only adapters and prompts
-        remain as modules that the plain model lacks.
+        It is a plain timm model: low-rank updates are merged into their weights, and a text head is one linear
+        layer with the same largest logits (:meth:`TowerHead.plain`). Only adapters and prompts of tokens remain
+        as modules that the plain model lacks.
 
         Raises
         ------
@@ -284,4 +310,6 @@ class ImageModel:
                 f"{self.config.tune!r}"
             )
         merge_low_rank(whole)
+        if isinstance(whole.head, TowerHead):
+            whole.head = fixed_head(whole.head)
         return whole.requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha256
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 
 from p2pft_flower.errors import DataError
 
-__all__ = ["named_tensors", "vector_of", "weights_digest"]
+__all__ = ["named_digest", "named_tensors", "vector_of", "weights_digest"]
 
 
 def named_tensors(tail: nn.Module, theta: npt.NDArray[np.float32]) -> dict[str, torch.Tensor]:
@@ -50,8 +51,13 @@ def _trained(tail: nn.Module) -> dict[str, nn.Parameter]:
 
 def weights_digest(module: nn.Module) -> str:
     """Return the SHA-256, hexadecimal, of the names and values of a module's tensors."""
+    return named_digest(module.state_dict())
+
+
+def named_digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256, hexadecimal, of names and values of ``tensors``."""
     digest = sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from p2pft_flower.config import LearningConfig
-from p2pft_flower.errors import ConfigError
+from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.data.augmenting import check_augment
 from p2pft_flower.learning.data.dataset_names import (
     check_dataset_name,
@@ -16,10 +16,12 @@ from p2pft_flower.learning.data.dataset_names import (
     require_data,
 )
 from p2pft_flower.learning.data.partitions import check_partition
+from p2pft_flower.learning.model.class_texts import check_prompts, read_prompts
 from p2pft_flower.learning.model.devices import check_device
 from p2pft_flower.learning.model.model_names import check_model_name, check_weights
 from p2pft_flower.learning.model.model_sizes import check_sizes
 from p2pft_flower.learning.model.text_embeddings import read_text_embeddings
+from p2pft_flower.learning.model.tower_names import check_tower_name, require_tower_here
 from p2pft_flower.learning.model.tune_values import read_tune
 from p2pft_flower.plugins import check_reference, is_reference
 
@@ -57,6 +59,7 @@ def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
         return
     config.check_data()
     check_dataset_name(config.dataset)
+    _check_texts(config)
     if config.of_features:
         read_tune(config.tune)
     else:
@@ -68,6 +71,23 @@ def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
     check_partition(config.partition, n)
     check_augment(config.augment)
     check_privacy(config, pooled=pooled)
+
+
+def _check_texts(config: LearningConfig) -> None:
+    """Refuse settings of texts that are wrong on every machine."""
+    if config.text_tower:
+        check_tower_name(config.text_tower)
+        check_prompts(config.prompts)
+
+
+def _require_texts(config: LearningConfig) -> None:
+    """Refuse a text tower, templates or names that are not on this machine, if they are used here."""
+    if config.text_tower and not config.text_embeddings:
+        require_tower_here(config.text_tower)
+        read_prompts(config.prompts)
+        for key, path in (("class-names", config.class_names),):
+            if path and not Path(path).expanduser().is_file():
+                raise DataError(f"{key} = {path!r}: there is no such file")
 
 
 _OUR_OWN = ("folder:", "features:", "classes:", "dirichlet:", "shards:")
@@ -94,6 +114,7 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
     if config.problem:
         check_reference(config.problem, key="problem", beside=places)
         return
+    _require_texts(config)
     if not config.of_features:
         check_weights(config.model, config.weights, here=True)
     check_device(config.device)

@@ -24,7 +24,7 @@ from p2pft_flower.learning.image_model import ImageModel
 from p2pft_flower.learning.minibatches import MiniBatches, PooledMiniBatches
 from p2pft_flower.learning.model.split import Parts
 from p2pft_flower.learning.model.structure import share_copy
-from p2pft_flower.learning.named_tensors import named_tensors, vector_of, weights_digest
+from p2pft_flower.learning.named_tensors import named_digest, named_tensors, vector_of, weights_digest
 from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
 from p2pft_flower.learning.preparing import progress_to
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, log_draws, require_accountant
@@ -105,7 +105,7 @@ class Workload:
         if self.config.of_features:
             width = self._width or self.holdings.dataset.width
             return FeatureModel(self.config, self.holdings.classes, width)
-        return ImageModel(self.config, len(self.holdings.classes))
+        return ImageModel(self.config, self.holdings.classes)
 
     @property
     def model(self) -> nn.Module:
@@ -151,8 +151,19 @@ class Workload:
 
     @cached_property
     def model_digest(self) -> str:
-        """SHA-256, hexadecimal, of all weights and θ^0, as they are before the first iteration."""
-        return sha256(weights_digest(self.model).encode() + self.theta0.tobytes()).hexdigest()
+        """SHA-256, hexadecimal, of all weights and θ^0, as they are before the first iteration.
+
+        Rows that a text tower made count by their origin, as processors round their numbers differently.
+        """
+        origin = self.network.text_origin
+        if "text tower" not in origin:
+            return sha256(weights_digest(self.model).encode() + self.theta0.tobytes()).hexdigest()
+        made = ("classifier.weight", "head.weight")  # of image towers, and of features
+        digests = (
+            named_digest({n: t for n, t in tensors.items() if not n.endswith(made)})
+            for tensors in (self.model.state_dict(), self.named_tail(self.theta0))
+        )
+        return sha256("".join([*digests, json.dumps(origin, sort_keys=True)]).encode()).hexdigest()
 
     @property
     def images_line(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,14 @@ class ArrayFile:
         The list of names; None if the file has none.
     scale : float or None
         The number ``logit-scale``; None if the file has none, or it was not asked for.
+    metadata : dict of str to str
+        The metadata of a safetensors file; empty of an npz, which has none.
     """
 
     arrays: dict[str, npt.NDArray[Any]]
     names: tuple[str, ...] | None
     scale: float | None
+    metadata: dict[str, str] = field(default_factory=dict)
 
 
 def read_arrays(file: Path, wanted: Collection[str], names: str, what: str) -> ArrayFile:
@@ -92,7 +95,7 @@ def _safetensors(file: Path, wanted: Collection[str], names: str) -> ArrayFile:
         arrays = {name: held.get_tensor(name) for name in held.keys() if name in wanted}  # noqa: SIM118
     told = _list(json.loads(metadata[names]), names) if names in metadata else None
     scale = float(metadata[SCALE]) if SCALE in metadata and SCALE in wanted else None
-    return ArrayFile(arrays, told, scale)
+    return ArrayFile(arrays, told, scale, metadata)
 
 
 def _list(told: object, names: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Heads for features that were made elsewhere: linear, a layer before it, or the classes' text embeddings."""
+"""Heads: linear, with a layer before it, or by the classes' text embeddings, of features or of image towers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-__all__ = ["CosineHead", "FeatureHead", "head_of", "mlp_head"]
+__all__ = ["PROJECTION", "CosineHead", "FeatureHead", "TowerHead", "head_of", "mlp_head"]
+
+PROJECTION = "head.projection."
+"""Prefix of the parameters that lead from an image tower to the space of texts; they are no classifier."""
 
 
 class CosineHead(nn.Module):
@@ -36,6 +39,46 @@ class CosineHead(nn.Module):
         directions = nn.functional.normalize(self.weight, dim=1)
         cosines = nn.functional.linear(nn.functional.normalize(features, dim=1), directions)
         return self.scale * cosines
+
+
+class TowerHead(nn.Module):
+    """The head of an image tower: its projection into the space of texts, and a classifier there.
+
+    Parameters
+    ----------
+    projection : nn.Module
+        (N, F) pooled tokens ↦ (N, D); the identity of towers without one, as SigLIP's.
+    classifier : nn.Module
+        (N, D) ↦ (N, C) logits, by the cosine: :class:`CosineHead` or a head with a learned prompt.
+    """
+
+    def __init__(self, projection: nn.Module, classifier: nn.Module) -> None:
+        super().__init__()
+        self.projection, self.classifier = projection, classifier
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Return the logits, (N, C), of ``pooled``, (N, F)."""
+        logits: torch.Tensor = self.classifier(self.projection(pooled))
+        return logits
+
+    def plain(self) -> nn.Linear:
+        """Return one linear layer with the same answers: each image's logits times its projection's length.
+
+        The largest logit is the same; probabilities are not.
+        """
+        classifier = self.classifier
+        if not isinstance(classifier, CosineHead):
+            raise TypeError(f"a {type(classifier).__name__} has no rows")
+        rows = classifier.scale * nn.functional.normalize(classifier.weight.detach(), dim=1)
+        if isinstance(self.projection, nn.Linear):
+            bias = self.projection.bias
+            offset = torch.zeros(len(rows)) if bias is None else rows @ bias.detach()
+            rows = rows @ self.projection.weight.detach()
+        else:
+            offset = torch.zeros(len(rows))
+        linear = nn.Linear(rows.shape[1], len(rows))
+        linear.weight.data, linear.bias.data = rows, offset
+        return linear
 
 
 def mlp_head(features: int, width: int, classes: int) -> nn.Sequential:

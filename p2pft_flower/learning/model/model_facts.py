@@ -19,14 +19,16 @@ from pathlib import Path
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.model.class_texts import read_prompts
 from p2pft_flower.learning.model.devices import GPUS, check_device
 from p2pft_flower.learning.model.model_names import EMBEDDED, check_model_name, check_weights, weights_file
 from p2pft_flower.learning.model.text_embeddings import read_text_embeddings, require_embeddings_file
+from p2pft_flower.learning.model.tower_names import GLYPH_CLIP, GLYPH_CLIP_FOLDER, require_tower_here, tower_folder
 from p2pft_flower.plugins import is_reference, source_file
 
 __all__ = ["feature_facts", "light_digest", "model_facts"]
 
-_DECIDE = ("model", "image_size", "crop_pct", "interpolation", "mean", "std", "tune", "trunk_dtype", "seed")
+_DECIDE = ("model", "image_size", "crop_pct", "interpolation", "mean", "std", "tune", "head", "trunk_dtype", "seed")
 """Settings that decide the model, but for ``weights``: if that is a path, the file's content counts."""
 
 _MULTIPLIES = ("amx_bf16", "avx512_bf16", "bf16")
@@ -56,6 +58,7 @@ def model_facts(config: LearningConfig) -> dict[str, str]:
     check_device(config.device)
     facts = {name.replace("_", "-"): str(getattr(config, name)) for name in _DECIDE}
     facts["weights"] = _weights(config)
+    facts |= _text_facts(config)
     facts["code"] = f"timm {importlib.metadata.version('timm')}"
     if is_reference(config.model):
         facts["code"] += f", {_source(config.model)}"
@@ -75,8 +78,28 @@ def feature_facts(config: LearningConfig, classes: Sequence[str], width: int) ->
     facts = {name: str(getattr(config, name)) for name in ("tune", "head", "seed")}
     if config.text_embeddings:
         read_text_embeddings(config.text_embeddings, classes, width)
-        facts["text-embeddings"] = _sha256(require_embeddings_file(config.text_embeddings))
-    return facts | {"features": f"{width} numbers", "code": f"torch {importlib.metadata.version('torch')}"}
+    return facts | _text_facts(config) | {"features": f"{width} numbers", "code": f"torch {importlib.metadata.version('torch')}"}
+
+
+def _text_facts(config: LearningConfig) -> dict[str, str]:
+    """Return the facts that decide a text head: the files' contents, not their places."""
+    if config.head != "text":
+        return {}
+    if config.text_embeddings:
+        return {"text-embeddings": _sha256(require_embeddings_file(config.text_embeddings))}
+    require_tower_here(config.text_tower)
+    folder = tower_folder(config.text_tower)
+    tower = config.text_tower
+    if folder is not None:
+        tower = light_digest({f.name: _sha256(f) for f in sorted(folder.iterdir()) if f.is_file()})
+    names = config.class_names and _sha256(Path(config.class_names).expanduser())
+    prompts = json.dumps(read_prompts(config.prompts))
+    return {
+        "text-tower": tower,
+        "class-names": names,
+        "prompts": prompts,
+        "open_clip": importlib.metadata.version("open_clip_torch"),
+    }
 
 
 def light_digest(facts: dict[str, str]) -> str:
@@ -87,6 +110,8 @@ def light_digest(facts: dict[str, str]) -> str:
 def _weights(config: LearningConfig) -> str:
     if (file := weights_file(config.weights)) is not None:
         return _sha256(file)
+    if config.weights == "pretrained" and config.model == GLYPH_CLIP:
+        return _sha256(GLYPH_CLIP_FOLDER / "open_clip_model.safetensors")
     if config.weights == "pretrained" and config.model in EMBEDDED:
         held = files("p2pft_flower.learning.model") / "embedded" / f"{config.model}.safetensors"
         with as_file(held) as path:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
 from p2pft_flower.learning.model.timm_names import registered_here, timm_names
+from p2pft_flower.learning.model.tower_names import GLYPH_CLIP
 from p2pft_flower.learning.model.weight_kinds import UnreadableError, look_at_weights
 from p2pft_flower.plugins import is_reference
 
 __all__ = ["EMBEDDED", "SUPPORTED", "TIMM_MODULES", "check_model_name", "check_weights", "weights_file"]
 
-EMBEDDED = ("glyph_vit_8",)
+EMBEDDED = ("glyph_vit_8", GLYPH_CLIP)
 """Names of this package's models, the keys of ``MODELS`` in ``models.py``; they bring their own weights."""
 
 SUPPORTED = (

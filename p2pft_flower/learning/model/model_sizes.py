@@ -47,7 +47,10 @@ class ModelSize:
     blocks: int
 
 
-EMBEDDED_SIZES = {"glyph_vit_8": ModelSize(patch=2, width=64, blocks=4)}
+EMBEDDED_SIZES = {
+    "glyph_vit_8": ModelSize(patch=2, width=64, blocks=4),
+    "glyph_clip_8": ModelSize(patch=2, width=64, blocks=3),
+}
 """Sizes of this package's models."""
 
 

@@ -18,16 +18,18 @@ from p2pft_flower.errors import ConfigError, DataError
 from p2pft_flower.learning.data.image_settings import ImageKeys, image_settings, set_image_settings
 from p2pft_flower.learning.draws import torch_seeded
 from p2pft_flower.learning.model.embedded import MODEL_NAME, create_glyph_vit
+from p2pft_flower.learning.model.embedded.glyph_clip import create_glyph_clip, glyph_clip_tower
 from p2pft_flower.learning.model.image_size import options_for_size, resize_model
 from p2pft_flower.learning.model.model_names import check_model_name, check_weights, weights_file
 from p2pft_flower.learning.model.structure import check_structure, share_copy
+from p2pft_flower.learning.model.tower_names import GLYPH_CLIP
 from p2pft_flower.learning.model.weight_files import number_fault
 from p2pft_flower.learning.model.weights import FROM_HUB, load_weights
 from p2pft_flower.plugins import call_reference, is_reference, telling_whose
 
-__all__ = ["MODELS", "bare_model", "create_model", "data_config", "preprocessing"]
+__all__ = ["MODELS", "bare_model", "create_image_tower", "create_model", "data_config", "preprocessing"]
 
-MODELS: dict[str, Callable[..., nn.Module]] = {MODEL_NAME: create_glyph_vit}
+MODELS: dict[str, Callable[..., nn.Module]] = {MODEL_NAME: create_glyph_vit, GLYPH_CLIP: create_glyph_clip}
 """Functions ``(num_classes, pretrained) -> nn.Module`` that build this package's models, by name."""
 
 log = logging.getLogger(__name__)
@@ -91,11 +93,86 @@ def create_model(
                 model = timm.create_model(name, pretrained=False, num_classes=num_classes, **size)
             _with_new_head(model, seed, num_classes)
         set_image_settings(name, model, keys, _origin(plan, name, file, pretrained))
+    _warn_of_random(name, pretrained=pretrained)
+    return model.eval().requires_grad_(False)
+
+
+def create_image_tower(name: str, weights: str, seed: int, images: ImageKeys | None = None) -> nn.Module:
+    """Build the image tower of a vision-language model, with its own head.
+
+    Parameters
+    ----------
+    name : str
+        A model of timm that is such a tower, such as ``vit_base_patch16_clip_224.laion2b``, or
+        ``glyph_clip_8``.
+    weights, seed, images
+        As for :func:`create_model`.
+
+    Returns
+    -------
+    nn.Module
+        The model, frozen, in eval mode. ``head`` leads to the space of texts; it is the identity if pooled
+        tokens are there already, as SigLIP's.
+
+    Raises
+    ------
+    ConfigError
+        When the model is no tower with texts, and as :func:`create_model`.
+    DataError
+        As :func:`create_model`.
+    """
+    check_model_name(name)
+    check_weights(name, weights, here=True)
+    pretrained, file = weights != "none", weights_file(weights)
+    keys = images or ImageKeys()
+    if name == GLYPH_CLIP:
+        with torch_seeded(seed):
+            model: nn.Module = glyph_clip_tower(pretrained)
+        resize_model(name, model, keys.image_size)
+        set_image_settings(name, model, keys, "the model's pretrained_cfg")
+    else:
+        entry = None if _is_own(name) else get_pretrained_cfg(name)
+        if entry is None or (entry.num_classes or 0) in CLASSIFIERS:
+            raise ConfigError(
+                f"model = {name!r} with head = text: it is no image tower that was trained with texts; choose "
+                "one of timm's with clip in its name, such as vit_base_patch16_clip_224.laion2b, or "
+                f"{GLYPH_CLIP}"
+            )
+        _warn_of_other_activation(name, entry)
+        outputs = entry.num_classes or 0
+        plan, size = _outline(name, pretrained and file is None, keys.image_size, outputs)
+        with torch_seeded(seed):
+            if pretrained:
+                model = load_weights(name, plan, file, outputs, **size)
+            else:
+                model = timm.create_model(name, pretrained=False, num_classes=outputs, **size)
+        set_image_settings(name, model, keys, _origin(plan, name, file, pretrained))
+    _warn_of_random(name, pretrained=pretrained)
+    return model.eval().requires_grad_(False)
+
+
+CLASSIFIERS = (1000, 11821, 21841, 21843)
+"""Outputs of heads that classify ImageNet's images: such a head leads to no text."""
+
+
+def _warn_of_other_activation(name: str, entry: Any) -> None:
+    """Warn of weights that another activation made than that of the model, which timm's registry notes."""
+    if any("QuickGELU" in note for note in entry.notes or ()) and "quickgelu" not in name:
+        plain, dot, tag = name.partition(".")
+        other = plain.replace("_clip_", "_clip_quickgelu_") + dot + tag
+        log.warning(
+            "model = %s: timm says that these weights were trained with QuickGELU, and the model has another "
+            "activation, so its texts fit less well: choose %s",
+            name,
+            other,
+        )
+
+
+def _warn_of_random(name: str, *, pretrained: bool) -> None:
     if not pretrained:
         log.warning(
             "weights = none: %s starts from RANDOM weights; its figures say nothing about transfer", name
         )
-    return model.eval().requires_grad_(False)
 
 
 def bare_model(name: str, num_classes: int, images: ImageKeys | None = None) -> nn.Module:
@@ -171,13 +248,15 @@ def _with_new_head(model: nn.Module, seed: int, num_classes: int) -> None:
     model.reset_classifier(num_classes)  # type: ignore[operator]  # timm's method, looked for before
 
 
-def _outline(name: str, of_hub: bool, image_size: int) -> tuple[nn.Module, dict[str, Any]]:
+def _outline(
+    name: str, of_hub: bool, image_size: int, outputs: int = 0
+) -> tuple[nn.Module, dict[str, Any]]:
     """Build a timm model without values, to be checked before any weight is read or downloaded.
 
     Returns
     -------
     model : nn.Module
-        The model without a head, on torch's device ``meta``.
+        The model with a head of so many ``outputs``, 0: without a head, on torch's device ``meta``.
     options : dict
         timm's options to build a model for images of this size.
 
@@ -206,7 +285,7 @@ def _outline(name: str, of_hub: bool, image_size: int) -> tuple[nn.Module, dict[
     def outline(**size: Any) -> nn.Module:
         try:
             with torch.device("meta"):
-                return timm.create_model(name, pretrained=False, num_classes=0, **size)  # type: ignore[no-any-return]
+                return timm.create_model(name, pretrained=False, num_classes=outputs, **size)  # type: ignore[no-any-return]
         except Exception as error:  # timm's builders raise many kinds of errors
             hub = f", nor its weights loaded {FROM_HUB}" if of_hub else ""
             raise DataError(f"model = {name!r}: it could not be built{hub}: {error}") from error

@@ -21,6 +21,7 @@ from p2pft_flower.learning.model.class_token import (
     why_not_normalised,
     why_not_query,
 )
+from p2pft_flower.learning.model.heads import TowerHead
 from p2pft_flower.learning.model.modes import switched_on
 from p2pft_flower.learning.model.structure import (
     HEADS,
@@ -169,7 +170,7 @@ def _refusals(tuned: nn.Module) -> dict[str, str]:
 
 def _why_not_pooled(model: nn.Module) -> str | None:
     classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
-    if not isinstance(classifier, nn.Linear) or not isinstance(model.norm, nn.Module):
+    if not isinstance(classifier, (nn.Linear, TowerHead)) or not isinstance(model.norm, nn.Module):
         return "it has more than one head" if isinstance(classifier, tuple) else "its head is no linear layer"
     before = [m for n, m in model.named_modules() if n.startswith("head")]
     if any(isinstance(m, nn.Dropout) and m.p > 0 for m in before):

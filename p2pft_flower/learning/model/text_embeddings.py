@@ -3,25 +3,108 @@
 A file is a ``.safetensors`` or an ``.npz`` with the array ``embeddings`` (M, D), and ``names``: the M names,
 a JSON list in a safetensors file's metadata, an array of texts in an npz. ``logit-scale`` may stand there
 too (safetensors: metadata; npz: a number); else it is 100, as in CLIP's models.
+
+``p2pft text-embeddings`` writes such a file with its origin in the metadata: the digest of the text tower, the
+names that the tower was told, and the templates. Two machines whose rows have the same origin have the same
+rows but for roundings, as processors differ; so the origin is what peers compare.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
-from p2pft_flower.learning.data.array_files import SCALE, SUFFIXES, read_arrays
+from p2pft_flower.learning.data.array_files import SCALE, SUFFIXES, ArrayFile, read_arrays
 from p2pft_flower.learning.data.names import some_names
+from p2pft_flower.learning.model.class_texts import ClassTexts
 
-__all__ = ["CLIP_SCALE", "read_text_embeddings", "require_embeddings_file"]
+__all__ = [
+    "CLIP_SCALE",
+    "TextRows",
+    "origin",
+    "read_text_embeddings",
+    "require_embeddings_file",
+    "write_text_embeddings",
+]
 
 CLIP_SCALE = 100.0
 """exp of CLIP's learned temperature, at which its training clips it."""
+
+
+class TextRows(NamedTuple):
+    """The classes' directions.
+
+    Attributes
+    ----------
+    rows : (C, D) float32 array
+        A row a class, of length 1 each.
+    scale : float
+        The factor of the cosine in the logits.
+    origin : dict of str to str
+        The facts that decide the rows (:func:`origin`), or if these are not known a digest of the rows.
+    """
+
+    rows: npt.NDArray[np.float32]
+    scale: float
+    origin: dict[str, str]
+
+
+def origin(tower: str, texts: ClassTexts) -> dict[str, str]:
+    """Return the facts that decide rows: the ``tower``'s digest, and that of the classes' texts."""
+    return {"text tower": tower, "class texts": texts.digest}
+
+
+def write_text_embeddings(
+    file: Path, classes: Sequence[str], rows: npt.NDArray[np.float32], scale: float, tower: str, texts: ClassTexts
+) -> None:
+    """Write a file of text embeddings with its origin.
+
+    Parameters
+    ----------
+    file : Path
+        The file, which ends in ``.safetensors``; an earlier one is replaced at once or not at all.
+    classes : sequence of str
+        The C classes' names in the dataset.
+    rows : (C, D) float32 array
+        The embeddings.
+    scale : float
+        The factor of the cosine.
+    tower : str
+        The text tower's digest.
+    texts : ClassTexts
+        What the tower was told.
+
+    Raises
+    ------
+    DataError
+        When the file cannot be written.
+    """
+    rows = np.ascontiguousarray(rows)
+    metadata = {
+        "names": json.dumps(list(classes)),
+        SCALE: repr(scale),
+        "tower": tower,
+        "texts": json.dumps(list(texts.names)),
+        "templates": json.dumps(list(texts.templates)),
+        "digest": sha256(rows.tobytes()).hexdigest(),
+    }
+    partial = file.with_name(f".{file.name}.partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"embeddings": rows}, partial, metadata)
+        partial.replace(file)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{file}: cannot be written ({error})") from error
 
 
 def require_embeddings_file(path: str) -> Path:
@@ -45,10 +128,8 @@ def require_embeddings_file(path: str) -> Path:
     return file
 
 
-def read_text_embeddings(
-    path: str, classes: Sequence[str], width: int
-) -> tuple[npt.NDArray[np.float32], float]:
-    """Return the classes' embeddings, (C, D) float32 of length 1 each, and the scale of the logits.
+def read_text_embeddings(path: str, classes: Sequence[str], width: int) -> TextRows:
+    """Return the classes' embeddings.
 
     Parameters
     ----------
@@ -57,12 +138,12 @@ def read_text_embeddings(
     classes : sequence of str
         The C names that are looked up; the file may have more.
     width : int
-        D, the numbers of a feature.
+        D, the numbers of a feature, or of an image in the space of texts.
 
     Raises
     ------
     ConfigError, DataError
-        When the file cannot be read, a class is missing there (names it), the embeddings have another length
+        When the file cannot be read or was changed after it was made, a class is missing there (names it), the embeddings have another length
         than the features, or a number is not finite, or a row is 0.
     """
     file = require_embeddings_file(path)
@@ -95,4 +176,28 @@ def read_text_embeddings(
     with np.errstate(over="ignore", under="ignore"):
         if not 0 < float(np.float32(scale)) < math.inf:
             raise DataError(f"{file}: logit-scale = {scale}: must be a positive number of float32")
-    return (found / lengths[:, None]).astype(np.float32), scale
+    found = (found / lengths[:, None]).astype(np.float32)
+    made = _origin_of(file, held, [row[name] for name in classes])
+    digest = sha256(found.tobytes() + repr(scale).encode()).hexdigest()
+    return TextRows(found, scale, made or {"text embeddings": digest})
+
+
+def _origin_of(file: Path, held: ArrayFile, places: Sequence[int]) -> dict[str, str] | None:
+    """Return the origin of the rows at ``places``; None if the file does not tell it.
+
+    Raises
+    ------
+    DataError
+        When what it tells cannot be read, or the embeddings were changed.
+    """
+    told = held.metadata
+    if not {"tower", "texts", "templates", "digest"} <= told.keys():
+        return None
+    if sha256(np.ascontiguousarray(held.arrays["embeddings"]).tobytes()).hexdigest() != told["digest"]:
+        raise DataError(f"{file}: its embeddings were changed after p2pft text-embeddings made them")
+    try:
+        names, templates = json.loads(told["texts"]), json.loads(told["templates"])
+        texts = ClassTexts(tuple(str(names[i]) for i in places), tuple(map(str, templates)))
+    except (ValueError, IndexError, TypeError, KeyError) as error:
+        raise DataError(f"{file}: its metadata's texts or templates cannot be read ({error})") from error
+    return origin(told["tower"], texts)

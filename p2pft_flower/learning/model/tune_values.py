@@ -21,10 +21,12 @@ TUNE = (
     "adapter:R",
     "prompt:N",
     "prompt-deep:N",
+    "text-prompt:N",
+    "text-prompt-class:N",
 )
 """The forms of ``tune`` of a model."""
 
-OF_FEATURES = ("head", "mlp:WIDTH")
+OF_FEATURES = ("head", "mlp:WIDTH", "text-prompt:N", "text-prompt-class:N")
 """The forms of ``tune`` of a head on features that were made elsewhere."""
 
 WITHIN = ("bias", "bias+norm", "lora:R", "lora-fa:R", "adapter:R")

@@ -13,8 +13,10 @@ from torch import nn
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.draws import torch_seeded
 from p2pft_flower.learning.model.added import add_adapters, add_low_rank, add_prompts
+from p2pft_flower.learning.model.heads import PROJECTION
 from p2pft_flower.learning.model.model_sizes import check_blocks
 from p2pft_flower.learning.model.structure import HEADS, STEM, share_copy, stages
+from p2pft_flower.learning.model.text_prompts import CONTEXT
 from p2pft_flower.learning.model.tune_values import TUNE, read_tune
 
 __all__ = ["TUNE", "tune_model"]
@@ -31,7 +33,9 @@ def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
         ``"last-block"`` (last block, final norm, head), ``"last-blocks:K"``, ``"head"``, ``"full"``,
         ``"bias"`` (all biases), ``"bias+norm"`` (and the scales of all normalisations), ``"lora:R"`` (rank R
         on the attention projections), ``"adapter:R"`` (bottlenecks of width R), ``"prompt:N"``,
-        ``"prompt-deep:N"`` (N tokens). The head is trained with each of these.
+        ``"prompt-deep:N"`` (N tokens). The classifier is trained with each of these; the projection of an
+        image tower's head only where blocks are. Of ``"text-prompt:N"`` and ``"text-prompt-class:N"`` only
+        the context (:class:`~p2pft_flower.learning.model.text_prompts.PromptHead`) is trained.
     seed : int
         Number that decides the draw of the added parameters.
 
@@ -73,8 +77,10 @@ def _selector(model: nn.Module, kind: str, number: int) -> Callable[[str], bool]
         return _last_blocks(model, 1)
     if kind == "last-blocks":
         return _last_blocks(model, number)
+    if kind in ("text-prompt", "text-prompt-class"):
+        return lambda name: name.endswith(f".{CONTEXT}")
     if kind == "bias":
-        return lambda name: name.startswith(HEADS) or name.endswith("bias")
+        return lambda name: _classifies(name) or name.endswith("bias")
     if kind == "bias+norm":
         norms = {
             f"{name}.{own}"
@@ -82,8 +88,13 @@ def _selector(model: nn.Module, kind: str, number: int) -> Callable[[str], bool]
             if "norm" in type(module).__name__.lower()
             for own, _ in module.named_parameters(recurse=False)
         }
-        return lambda name: name.startswith(HEADS) or name.endswith("bias") or name in norms
-    return lambda name: name.startswith(HEADS)
+        return lambda name: _classifies(name) or name.endswith("bias") or name in norms
+    return _classifies
+
+
+def _classifies(name: str) -> bool:
+    """Tell whether a parameter is a classifier's; the way of an image tower's head to its texts is not."""
+    return name.startswith(HEADS) and not name.startswith(PROJECTION)
 
 
 def _last_blocks(model: nn.Module, number: int) -> Callable[[str], bool]:

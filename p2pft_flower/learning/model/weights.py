@@ -2,8 +2,8 @@
 
 The tensors of all sources but JAX archives (`jax_archives.py`) take the same way: they are read
 (`weight_files.py`), accounted for (`accounting.py`), loaded by timm, and compared with the loaded model. timm
-alone would fill in the tensors that it finds and leave the rest random. Heads are always left: a new head is
-drawn.
+alone would fill in the tensors that it finds and leave the rest random. Heads are left, as a new head is drawn;
+but not those of image towers, which lead to the space of texts.
 """
 
 from __future__ import annotations
@@ -36,18 +36,20 @@ FROM_HUB = "from timm's hub (offline? give weights = /path/file.safetensors)"
 log = logging.getLogger(__name__)
 
 
-def load_weights(name: str, model: Any, file: Path | None, **size: Any) -> nn.Module:
-    """Build a model of timm with the weights of a file or of timm's hub, without a head.
+def load_weights(name: str, model: Any, file: Path | None, outputs: int = 0, **size: Any) -> nn.Module:
+    """Build a model of timm with the weights of a file or of timm's hub, without a head or with its own.
 
     Parameters
     ----------
     name : str
         The model's name in timm, perhaps with a tag.
     model : nn.Module
-        The same model without a head and without values, on torch's device ``meta``.
+        The same model without values, on torch's device ``meta``.
     file : Path or None
         A checkpoint of torch, a safetensors file or a JAX archive (``.npz``), with any name; None: the
         weights that timm's registry lists for ``name``, from its hub.
+    outputs : int
+        Outputs of the head that is loaded too, as that of an image tower; 0: the model has no head.
     **size
         timm's options to build the model for another size of images.
 
@@ -78,6 +80,8 @@ def load_weights(name: str, model: Any, file: Path | None, **size: Any) -> nn.Mo
             tensors, archive = _from_hub(model.pretrained_cfg)
         except Exception as error:  # the hub's client raises many kinds of errors
             raise DataError(f"{unread}: {_cause(error)}") from error
+    if archive is not None and outputs:
+        raise DataError(f"{unread}: a JAX archive has no way to an image tower's texts that is known here")
     if archive is not None:
         loaded = timm.create_model(name, pretrained=False, num_classes=0, **size)
         try:
@@ -88,7 +92,7 @@ def load_weights(name: str, model: Any, file: Path | None, **size: Any) -> nn.Mo
         log.info("%s: %s", label, summary)
         return loaded  # type: ignore[no-any-return]
     account = account_for(name, model, tensors, label, of_timm=file is None)
-    loaded = _loaded_by_timm(name, model, account, size)
+    loaded = _loaded_by_timm(name, model, account, outputs, size)
     _check_loaded(loaded, account, label)
     _check_numbers(name, loaded, account.sources, label)
     log.info("%s: %s", label, account.describe(model))
@@ -134,19 +138,22 @@ def _cause(error: Exception) -> str:
     return str(error)
 
 
-def _loaded_by_timm(name: str, model: Any, account: Account, size: dict[str, Any]) -> nn.Module:
+def _loaded_by_timm(
+    name: str, model: Any, account: Account, outputs: int, size: dict[str, Any]
+) -> nn.Module:
     cfg = model.pretrained_cfg
     entry = {
         **cfg,
         "state_dict": account.handed,
         "custom_load": False,
-        "num_classes": -1,  # another number than the model's: timm leaves the head out, and is not strict
+        # Another number than the model's: timm leaves the head out, and is not strict.
+        "num_classes": outputs or -1,
         "classifier": cfg.get("classifier") or "head",
     }
     # Built with pretrained=True, a hybrid would let its backbone fetch weights of its own.
-    loaded: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, **size)
+    loaded: nn.Module = timm.create_model(name, pretrained=False, num_classes=outputs, **size)
     with quiet_timm():
-        load_pretrained(loaded, entry, num_classes=0, filter_fn=timm_filter(name), strict=False)
+        load_pretrained(loaded, entry, num_classes=outputs, filter_fn=timm_filter(name), strict=False)
     return loaded
 
 

@@ -1,0 +1,97 @@
+"""Names of text towers, checked as far as that is possible without open_clip and torch.
+
+``text-tower`` is what open_clip calls the model: ``local-dir:/path`` (a folder with ``open_clip_config.json``, the
+weights and, if the model needs them, the tokenizer's files), ``hf-hub:owner/name``, or ``NAME:TAG`` with a name
+and a tag of ``open_clip.list_pretrained()``, or a file of weights as the tag; or ``glyph_clip_8``, the embedded
+one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from p2pft_flower.errors import ConfigError, DataError, did_you_mean
+
+__all__ = [
+    "GLYPH_CLIP",
+    "GLYPH_CLIP_FOLDER",
+    "HUB",
+    "LOCAL",
+    "check_tower_name",
+    "require_open_clip",
+    "require_tower_here",
+    "tower_folder",
+]
+
+GLYPH_CLIP = "glyph_clip_8"
+"""The embedded CLIP, both as ``model`` and as ``text-tower``."""
+
+GLYPH_CLIP_FOLDER = Path(__file__).parent / "embedded" / GLYPH_CLIP
+"""Its folder, as open_clip's ``local-dir:`` reads it."""
+
+LOCAL, HUB = "local-dir:", "hf-hub:"
+"""open_clip's beginnings of names."""
+
+
+def require_open_clip(key: str) -> None:
+    """Refuse a setting that needs open_clip on a machine without it; nothing is imported.
+
+    Raises
+    ------
+    ConfigError
+        When it is not installed; says how to install it, and how to do without.
+    """
+    if importlib.util.find_spec("open_clip") is None:
+        raise ConfigError(
+            f"{key}: a text tower needs open_clip, which is not installed here: run pip install "
+            "'open_clip_torch>=2.32' (in a clone of the repository: pip install -e '.[clip]'), or take a file "
+            "that p2pft text-embeddings has made elsewhere (text-embeddings = /path)"
+        )
+
+
+def check_tower_name(name: str) -> None:
+    """Refuse a ``text-tower`` that has none of the forms.
+
+    Raises
+    ------
+    ConfigError
+        When it has another form, or a folder's path is not absolute.
+    """
+    folder = tower_folder(name)
+    if folder is not None:
+        if not folder.is_absolute():
+            raise ConfigError(f"text-tower = {name!r}: the folder's path must be absolute")
+        return
+    if name.startswith(HUB) and name != HUB:
+        return
+    plain, colon, tag = name.partition(":")
+    if not (plain and colon and tag):
+        raise ConfigError(
+            f"text-tower = {name!r}: must be local-dir:/path (open_clip's folder), hf-hub:owner/name, NAME:TAG "
+            "(open_clip's name and tag, such as ViT-B-32:openai; or NAME:/path, a file of weights), or "
+            f"{GLYPH_CLIP}{did_you_mean(name, [GLYPH_CLIP])}"
+        )
+
+
+def require_tower_here(name: str) -> None:
+    """Refuse a text tower that cannot be loaded on this machine, as far as that is known without loading it.
+
+    Raises
+    ------
+    ConfigError
+        When open_clip is not installed.
+    DataError
+        When there is no such folder.
+    """
+    require_open_clip(f"text-tower = {name!r}")
+    folder = tower_folder(name)
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"text-tower = {name!r}: there is no such folder")
+
+
+def tower_folder(name: str) -> Path | None:
+    """Return the folder of the model that ``text-tower`` names; None if it is no folder's."""
+    if name == GLYPH_CLIP:
+        return GLYPH_CLIP_FOLDER
+    return Path(name.removeprefix(LOCAL)).expanduser() if name.startswith(LOCAL) else None
