@@ -28,7 +28,13 @@ EXAMPLES = {
     "codec": ("none", "float16", "bfloat16", "int8", "q4", "q3", "topk:0.01"),
     "schedule-graph": ("static", "one-peer-exponential", "base:1"),
     "schedule": ("constant", "cosine", "step:500:0.5"),
-    "model": ("glyph_vit_8", "glyph_clip_8", "vit_base_patch16_224", "deit_base_patch16_224", "swin_base_patch4_window7_224"),
+    "model": (
+        "glyph_vit_8",
+        "glyph_clip_8",
+        "vit_base_patch16_224",
+        "deit_base_patch16_224",
+        "swin_base_patch4_window7_224",
+    ),
     "weights": ("pretrained", "none"),
     "tune": (
         *("last-block", "last-blocks:2", "head", "full", "bias", "bias+norm"),

@@ -319,8 +319,8 @@ class LearningConfig:
         kind = self.tune.partition(":")[0]
         if kind in TEXT_PROMPTS and (self.head != "text" or not self.text_tower):
             raise ConfigError(
-                f"tune = {self.tune!r} with head = {self.head!r}, text-tower = {self.text_tower!r}: a learned "
-                "prompt is trained through a text tower: give head = text and text-tower"
+                f"tune = {self.tune!r} with head = {self.head!r}, text-tower = {self.text_tower!r}: a "
+                "learned prompt is trained through a text tower: give head = text and text-tower"
             )
         if kind in TEXT_PROMPTS and self.text_embeddings:
             raise ConfigError(

@@ -6,6 +6,7 @@ import copy
 import logging
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -172,7 +173,7 @@ class FeatureModel:
         DataError
             When the head has no place for a tensor; names the tensor.
         """
-        whole = copy.deepcopy(self.model)  # the values are copied into it
+        whole: Any = copy.deepcopy(self.model)  # the values are copied into it
         keys = whole.load_state_dict(tensors, strict=False)
         if keys.unexpected_keys:
             raise DataError(

@@ -293,9 +293,9 @@ class ImageModel:
     def with_tensors(self, tensors: dict[str, torch.Tensor]) -> nn.Module:
         """Return the whole model with the tail's ``tensors``, by name, in it, in eval mode on the CPU.
 
-        It is a plain timm model: low-rank updates are merged into their weights, and a text head is one linear
-        layer with the same largest logits (:meth:`TowerHead.plain`). Only adapters and prompts of tokens remain
-        as modules that the plain model lacks.
+        It is a plain timm model: low-rank updates are merged into their weights, and a text head is one
+        linear layer with the same largest logits (:meth:`TowerHead.plain`). Only adapters and prompts of
+        tokens remain as modules that the plain model lacks.
 
         Raises
         ------

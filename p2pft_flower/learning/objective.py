@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import vector_to_parameters
 
 from p2pft_flower.learning.draws import seeded
 from p2pft_flower.learning.minibatches import MiniBatch, MiniBatches, PooledMiniBatches
@@ -44,7 +44,12 @@ def trained_parameters(tail: nn.Module) -> list[nn.Parameter]:
 
 def tail_vector(tail: nn.Module) -> Vector:
     """Return θ, (q,) float32: the trained parameters of ``tail`` as one vector."""
-    return parameters_to_vector(trained_parameters(tail)).detach().cpu().numpy().copy()
+    return _flat(trained_parameters(tail)).detach().cpu().numpy().copy()
+
+
+def _flat(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return all numbers of ``tensors`` as one vector, also of tensors whose memory has gaps."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,7 @@ class PeerObjective:
                 loss = batch.loss(self._tail(*batch.inputs))
                 # A step may use only some trained parameters: the gradient of the others is 0.
                 gradients = torch.autograd.grad(loss, self._trained, materialize_grads=True)
-                gradient = parameters_to_vector(gradients).cpu().numpy()
+                gradient = _flat(gradients).cpu().numpy()
                 self.train_loss = float(loss.detach())
             else:
                 gradient, self.train_loss = self._private(batch, theta.size, self._privacy, self._clipped)

@@ -4,8 +4,8 @@
 
 The letters are those of ``make_weights.py``; a letter's name is Unicode's in small letters, such as "greek
 capital letter gamma", put into one of a few templates. An image is to point where its letter's text points,
-among the texts of all letters (softmax of cosines times a learned scale, as in CLIP). No digit is used, neither
-an image nor a name. The folder is open_clip's: ``open_clip_config.json`` and ``open_clip_model.safetensors``.
+among the texts of all letters (softmax of cosines times a learned scale, as in CLIP). No digit is used,
+neither an image nor a name. The folder is open_clip's: ``open_clip_config.json`` and ``open_clip_model.safetensors``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from p2pft_flower.learning.model.embedded import MEAN, STD
 from p2pft_flower.learning.model.embedded.glyph_clip import CONFIG_FILE, MODEL_CONFIG, WEIGHTS_FILE
 from p2pft_flower.learning.model.tower_names import GLYPH_CLIP_FOLDER
 from tools.embedded_weights.glyphs import ALPHABET, FACES, Bank, draw, load_bank
-from tools.embedded_weights.make_weights import ADAM_RATE, BATCH, MUON_RATE, WEIGHT_DECAY, Muon
+from tools.embedded_weights.make_weights import ADAM_RATE, BATCH, MUON_RATE, Muon
 from tools.embedded_weights.score import unseen_bank
 
 __all__ = ["TEMPLATES", "main", "make", "name_of", "pretrain", "zero_shot"]

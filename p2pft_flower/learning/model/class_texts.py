@@ -1,8 +1,8 @@
 """What is said of each class to a text tower: the class's name, put into templates.
 
 ``class-names`` is the path of a JSON file with one object: each of the dataset's classes and the name that a
-reader would use. ``prompts`` is one template, in which ``{}`` stands for the name; or ``imagenet80``, OpenAI's 80
-templates for ImageNet; or the path of a text file with a template a line.
+reader would use. ``prompts`` is one template, in which ``{}`` stands for the name; or ``imagenet80``, OpenAI's
+80 templates for ImageNet; or the path of a text file with a template a line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from pathlib import Path
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
 from p2pft_flower.learning.data.names import some_names
 
-__all__ = ["IMAGENET", "PLACE", "ClassTexts", "check_prompts", "class_texts", "read_class_names", "read_prompts"]
+__all__ = [
+    "IMAGENET",
+    "PLACE",
+    "ClassTexts",
+    "check_prompts",
+    "class_texts",
+    "read_class_names",
+    "read_prompts",
+]
 
 IMAGENET = "imagenet80"
 """The value of ``prompts`` that means OpenAI's templates."""
@@ -94,11 +102,14 @@ def read_prompts(prompts: str) -> tuple[str, ...]:
         raise DataError(f"prompts = {prompts!r}: cannot be read ({error})") from error
     kept = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not 1 <= len(kept) <= _MOST:
-        raise DataError(f"prompts = {prompts!r}: the file has {len(kept)} templates; 1 to {_MOST} are possible")
+        raise DataError(
+            f"prompts = {prompts!r}: the file has {len(kept)} templates; 1 to {_MOST} are possible"
+        )
     for number, line in kept:
         if PLACE not in line:
             raise DataError(
-                f"prompts = {prompts!r}: line {number}, {line[:80]!r}, has no {{}} where the class's name stands"
+                f"prompts = {prompts!r}: line {number}, {line[:80]!r}, has no {{}} where the class's name "
+                "stands"
             )
     return tuple(line for _, line in kept)
 
@@ -133,8 +144,8 @@ def read_class_names(path: str, classes: Sequence[str]) -> tuple[str, ...]:
     texts = isinstance(told, dict) and all(isinstance(name, str) and name.strip() for name in told.values())
     if not texts:
         raise DataError(
-            f'class-names = {path!r}: must be one object such as {{"0": "zero", "1": "one"}}, a name for each '
-            "class of the dataset"
+            f'class-names = {path!r}: must be one object such as {{"0": "zero", "1": "one"}}, a name for '
+            "each class of the dataset"
         )
     if absent := [name for name in classes if name not in told]:
         raise DataError(

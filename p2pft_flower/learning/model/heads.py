@@ -1,4 +1,4 @@
-"""Heads: linear, with a layer before it, or by the classes' text embeddings, of features or of image towers."""
+"""Heads: linear, with a layer before it, or by the classes' texts; of features and of image towers."""
 
 from __future__ import annotations
 

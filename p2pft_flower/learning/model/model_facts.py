@@ -23,12 +23,28 @@ from p2pft_flower.learning.model.class_texts import read_prompts
 from p2pft_flower.learning.model.devices import GPUS, check_device
 from p2pft_flower.learning.model.model_names import EMBEDDED, check_model_name, check_weights, weights_file
 from p2pft_flower.learning.model.text_embeddings import read_text_embeddings, require_embeddings_file
-from p2pft_flower.learning.model.tower_names import GLYPH_CLIP, GLYPH_CLIP_FOLDER, require_tower_here, tower_folder
+from p2pft_flower.learning.model.tower_names import (
+    GLYPH_CLIP,
+    GLYPH_CLIP_FOLDER,
+    require_tower_here,
+    tower_folder,
+)
 from p2pft_flower.plugins import is_reference, source_file
 
 __all__ = ["feature_facts", "light_digest", "model_facts"]
 
-_DECIDE = ("model", "image_size", "crop_pct", "interpolation", "mean", "std", "tune", "head", "trunk_dtype", "seed")
+_DECIDE = (
+    "model",
+    "image_size",
+    "crop_pct",
+    "interpolation",
+    "mean",
+    "std",
+    "tune",
+    "head",
+    "trunk_dtype",
+    "seed",
+)
 """Settings that decide the model, but for ``weights``: if that is a path, the file's content counts."""
 
 _MULTIPLIES = ("amx_bf16", "avx512_bf16", "bf16")
@@ -78,7 +94,11 @@ def feature_facts(config: LearningConfig, classes: Sequence[str], width: int) ->
     facts = {name: str(getattr(config, name)) for name in ("tune", "head", "seed")}
     if config.text_embeddings:
         read_text_embeddings(config.text_embeddings, classes, width)
-    return facts | _text_facts(config) | {"features": f"{width} numbers", "code": f"torch {importlib.metadata.version('torch')}"}
+    return (
+        facts
+        | _text_facts(config)
+        | {"features": f"{width} numbers", "code": f"torch {importlib.metadata.version('torch')}"}
+    )
 
 
 def _text_facts(config: LearningConfig) -> dict[str, str]:

@@ -134,8 +134,8 @@ def create_image_tower(name: str, weights: str, seed: int, images: ImageKeys | N
         entry = None if _is_own(name) else get_pretrained_cfg(name)
         if entry is None or (entry.num_classes or 0) in CLASSIFIERS:
             raise ConfigError(
-                f"model = {name!r} with head = text: it is no image tower that was trained with texts; choose "
-                "one of timm's with clip in its name, such as vit_base_patch16_clip_224.laion2b, or "
+                f"model = {name!r} with head = text: it is no image tower that was trained with texts; "
+                "choose one of timm's with clip in its name, such as vit_base_patch16_clip_224.laion2b, or "
                 f"{GLYPH_CLIP}"
             )
         _warn_of_other_activation(name, entry)
@@ -248,9 +248,7 @@ def _with_new_head(model: nn.Module, seed: int, num_classes: int) -> None:
     model.reset_classifier(num_classes)  # type: ignore[operator]  # timm's method, looked for before
 
 
-def _outline(
-    name: str, of_hub: bool, image_size: int, outputs: int = 0
-) -> tuple[nn.Module, dict[str, Any]]:
+def _outline(name: str, of_hub: bool, image_size: int, outputs: int = 0) -> tuple[nn.Module, dict[str, Any]]:
     """Build a timm model without values, to be checked before any weight is read or downloaded.
 
     Returns

@@ -4,8 +4,8 @@ A file is a ``.safetensors`` or an ``.npz`` with the array ``embeddings`` (M, D)
 a JSON list in a safetensors file's metadata, an array of texts in an npz. ``logit-scale`` may stand there
 too (safetensors: metadata; npz: a number); else it is 100, as in CLIP's models.
 
-``p2pft text-embeddings`` writes such a file with its origin in the metadata: the digest of the text tower, the
-names that the tower was told, and the templates. Two machines whose rows have the same origin have the same
+``p2pft text-embeddings`` writes such a file with its origin in the metadata: the digest of the text tower,
+the names that the tower was told, and the templates. Two machines whose rows have the same origin have the same
 rows but for roundings, as processors differ; so the origin is what peers compare.
 """
 
@@ -65,7 +65,12 @@ def origin(tower: str, texts: ClassTexts) -> dict[str, str]:
 
 
 def write_text_embeddings(
-    file: Path, classes: Sequence[str], rows: npt.NDArray[np.float32], scale: float, tower: str, texts: ClassTexts
+    file: Path,
+    classes: Sequence[str],
+    rows: npt.NDArray[np.float32],
+    scale: float,
+    tower: str,
+    texts: ClassTexts,
 ) -> None:
     """Write a file of text embeddings with its origin.
 
@@ -143,8 +148,8 @@ def read_text_embeddings(path: str, classes: Sequence[str], width: int) -> TextR
     Raises
     ------
     ConfigError, DataError
-        When the file cannot be read or was changed after it was made, a class is missing there (names it), the embeddings have another length
-        than the features, or a number is not finite, or a row is 0.
+        When the file cannot be read or was changed after it was made, a class is missing there (names it),
+        the embeddings have another length than the features, or a number is not finite, or a row is 0.
     """
     file = require_embeddings_file(path)
     held = read_arrays(file, ("embeddings", SCALE), "names", "file of text embeddings")

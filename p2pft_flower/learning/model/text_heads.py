@@ -45,7 +45,9 @@ def text_rows(config: LearningConfig, classes: Sequence[str], width: int) -> Tex
     return TextRows(rows.numpy(), tower.scale, origin(tower.digest, texts))
 
 
-def text_classifier(config: LearningConfig, classes: Sequence[str], width: int) -> tuple[nn.Module, dict[str, str]]:
+def text_classifier(
+    config: LearningConfig, classes: Sequence[str], width: int
+) -> tuple[nn.Module, dict[str, str]]:
     """Return the classifier, (N, D) ↦ (N, C), and the facts that decide its start.
 
     Raises
@@ -68,8 +70,8 @@ def _require_width(config: LearningConfig, found: int, width: int) -> None:
     if width not in (0, found):
         what = "the features have" if config.of_features else f"the images of {config.model!r} have"
         raise ConfigError(
-            f"text-tower = {config.text_tower!r} with model = {config.model!r}: its texts have {found} numbers "
-            f"each, {what} {width}: the towers are of different models"
+            f"text-tower = {config.text_tower!r} with model = {config.model!r}: its texts have {found} "
+            f"numbers each, {what} {width}: the towers are of different models"
         )
 
 

@@ -128,4 +128,5 @@ def _vectors(tower: TextTower, words: str, first: int) -> torch.Tensor:
     padding = shorter[-1]
     count = int((longer != padding).sum() - (shorter != padding).sum())
     with torch.no_grad():
-        return tower.token_embedding(longer[first : first + count]).float()
+        found: torch.Tensor = tower.token_embedding(longer[first : first + count]).float()
+    return found

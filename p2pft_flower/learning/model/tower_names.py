@@ -1,9 +1,9 @@
 """Names of text towers, checked as far as that is possible without open_clip and torch.
 
-``text-tower`` is what open_clip calls the model: ``local-dir:/path`` (a folder with ``open_clip_config.json``, the
-weights and, if the model needs them, the tokenizer's files), ``hf-hub:owner/name``, or ``NAME:TAG`` with a name
-and a tag of ``open_clip.list_pretrained()``, or a file of weights as the tag; or ``glyph_clip_8``, the embedded
-one.
+``text-tower`` is what open_clip calls the model: ``local-dir:/path`` (a folder with
+``open_clip_config.json``, the weights and, if the model needs them, the tokenizer's files),
+``hf-hub:owner/name``, or ``NAME:TAG`` with a name and a tag of ``open_clip.list_pretrained()``, or a file of
+weights as the tag; or ``glyph_clip_8``, the embedded one.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def require_open_clip(key: str) -> None:
     if importlib.util.find_spec("open_clip") is None:
         raise ConfigError(
             f"{key}: a text tower needs open_clip, which is not installed here: run pip install "
-            "'open_clip_torch>=2.32' (in a clone of the repository: pip install -e '.[clip]'), or take a file "
-            "that p2pft text-embeddings has made elsewhere (text-embeddings = /path)"
+            "'open_clip_torch>=2.32' (in a clone of the repository: pip install -e '.[clip]'), or take a "
+            "file that p2pft text-embeddings has made elsewhere (text-embeddings = /path)"
         )
 
 
@@ -68,8 +68,8 @@ def check_tower_name(name: str) -> None:
     plain, colon, tag = name.partition(":")
     if not (plain and colon and tag):
         raise ConfigError(
-            f"text-tower = {name!r}: must be local-dir:/path (open_clip's folder), hf-hub:owner/name, NAME:TAG "
-            "(open_clip's name and tag, such as ViT-B-32:openai; or NAME:/path, a file of weights), or "
+            f"text-tower = {name!r}: must be local-dir:/path (open_clip's folder), hf-hub:owner/name, "
+            "NAME:TAG (open_clip's name and tag, such as ViT-B-32:openai; or NAME:/path, a file of weights), or "
             f"{GLYPH_CLIP}{did_you_mean(name, [GLYPH_CLIP])}"
         )
 

@@ -73,10 +73,8 @@ def _selector(model: nn.Module, kind: str, number: int) -> Callable[[str], bool]
     """Return a function that tells, by its name, whether one of the model's own parameters is trained."""
     if kind == "full":
         return lambda _: True
-    if kind == "last-block":
-        return _last_blocks(model, 1)
-    if kind == "last-blocks":
-        return _last_blocks(model, number)
+    if kind in ("last-block", "last-blocks"):
+        return _last_blocks(model, number or 1)
     if kind in ("text-prompt", "text-prompt-class"):
         return lambda name: name.endswith(f".{CONTEXT}")
     if kind == "bias":

@@ -2,8 +2,8 @@
 
 The tensors of all sources but JAX archives (`jax_archives.py`) take the same way: they are read
 (`weight_files.py`), accounted for (`accounting.py`), loaded by timm, and compared with the loaded model. timm
-alone would fill in the tensors that it finds and leave the rest random. Heads are left, as a new head is drawn;
-but not those of image towers, which lead to the space of texts.
+alone would fill in the tensors that it finds and leave the rest random. Heads are left, as a new head is
+drawn; but not those of image towers, which lead to the space of texts.
 """
 
 from __future__ import annotations
@@ -138,9 +138,7 @@ def _cause(error: Exception) -> str:
     return str(error)
 
 
-def _loaded_by_timm(
-    name: str, model: Any, account: Account, outputs: int, size: dict[str, Any]
-) -> nn.Module:
+def _loaded_by_timm(name: str, model: Any, account: Account, outputs: int, size: dict[str, Any]) -> nn.Module:
     cfg = model.pretrained_cfg
     entry = {
         **cfg,
