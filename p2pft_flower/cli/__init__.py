@@ -25,6 +25,7 @@ from p2pft_flower.cli import (
     reproduce,
     run,
     stop,
+    text_embeddings,
     topology,
     up,
 )
@@ -45,6 +46,7 @@ app.command("reproduce")(reproduce.reproduce)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("attention")(attention.attention)
+app.command("text-embeddings")(text_embeddings.text_embeddings)
 app.command("collect")(collect.collect)
 app.command("chaos")(chaos.chaos)
 app.command("stop")(stop.stop)

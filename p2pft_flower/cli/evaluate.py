@@ -18,7 +18,7 @@ from p2pft_flower.learning.data.scored_data import require_scored_data
 from p2pft_flower.report.own_tails import is_own_tail, score_own_tail
 from p2pft_flower.report.tables import RANDOM_WEIGHTS, number
 
-__all__ = ["evaluate", "tail_files"]
+__all__ = ["evaluate", "tail_files", "texts_elsewhere"]
 
 
 def evaluate(
@@ -40,6 +40,12 @@ def evaluate(
     text_embeddings: Annotated[
         Path | None, typer.Option(help="The run's file of text embeddings, at another place.")
     ] = None,
+    text_tower: Annotated[
+        str | None, typer.Option(help="The run's text tower, by another name or at another place.")
+    ] = None,
+    class_names: Annotated[
+        Path | None, typer.Option(help="The run's file of class names, at another place.")
+    ] = None,
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="Score θ^0, before any training; with head=text: zero-shot.")
     ] = False,
@@ -55,15 +61,15 @@ def evaluate(
     try:
         files = [file for path in paths for file in tail_files(path)]
         own = [file for file in files if is_own_tail(file)]
-        if own and (zero_shot or text_embeddings is not None):
-            given = "--zero-shot" if zero_shot else "--text-embeddings"
+        texts = texts_elsewhere(text_embeddings, text_tower, class_names)
+        if own and (zero_shot or texts):
+            given = "--zero-shot" if zero_shot else f"--{min(texts).replace('_', '-')}"
             raise ConfigError(f"{own[0]}: {given} does not apply to a tail of a problem of your own")
         if own:
             scores = _own_scores(files, own, dataset, data_dir, pixel_range)
         else:
             require_scored_data(files[0], dataset, data_dir)
-            text = None if text_embeddings is None else str(text_embeddings.expanduser().absolute())
-            scores = _scores(files, dataset, data_dir, pixel_range, text, untrained=zero_shot)
+            scores = _scores(files, dataset, data_dir, pixel_range, texts, untrained=zero_shot)
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
@@ -91,6 +97,16 @@ def evaluate(
 
 def _place(score: dict[str, Any]) -> tuple[Path, str, bool | None]:
     return Path(score["tail"]).parent, score["dataset"], score["same_images"]
+
+
+def texts_elsewhere(embeddings: Path | None, tower: str | None, names: Path | None) -> dict[str, str]:
+    """Return the settings on texts that replace those of a tail's run, as :func:`load_tails` takes them."""
+    given = {
+        "text_embeddings": None if embeddings is None else str(embeddings.expanduser().absolute()),
+        "text_tower": tower,
+        "class_names": None if names is None else str(names.expanduser().absolute()),
+    }
+    return {key: value for key, value in given.items() if value is not None}
 
 
 def tail_files(path: Path) -> list[Path]:
@@ -157,14 +173,14 @@ def _scores(
     dataset: str | None,
     data_dir: str | None,
     pixel_range: str | None,
-    text: str | None,
+    texts: dict[str, str],
     *,
     untrained: bool,
 ) -> list[dict[str, Any]]:
     from p2pft_flower.learning.tails import load_tails
 
     scores = []
-    for tail in load_tails(files, dataset, data_dir, pixel_range, text):
+    for tail in load_tails(files, dataset, data_dir, pixel_range, **texts):
         same = tail.same_images
         if same is False and dataset is None:
             raise DataError(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from p2pft_flower.cli.evaluate import tail_files
+from p2pft_flower.cli.evaluate import tail_files, texts_elsewhere
 from p2pft_flower.config import NO_MODEL
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.keeping.folders import require_writable
@@ -24,6 +24,12 @@ def export(
     ] = Path("export"),
     text_embeddings: Annotated[
         Path | None, typer.Option(help="The run's file of text embeddings, at another place.")
+    ] = None,
+    text_tower: Annotated[
+        str | None, typer.Option(help="The run's text tower, by another name or at another place.")
+    ] = None,
+    class_names: Annotated[
+        Path | None, typer.Option(help="The run's file of class names, at another place.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
@@ -48,8 +54,8 @@ def export(
         if len(set(names)) < len(names):
             raise ConfigError("two of the tails have the same file name; export them to folders of their own")
         written: list[dict[str, Any]] = []
-        text = None if text_embeddings is None else str(text_embeddings.expanduser().absolute())
-        for tail, target in zip(load_tails(files, text_embeddings=text), names, strict=True):
+        texts = texts_elsewhere(text_embeddings, text_tower, class_names)
+        for tail, target in zip(load_tails(files, **texts), names, strict=True):
             written.append({"tail": str(tail.file), **write_export(tail, target)})
     except P2PFTError as error:
         typer.echo(f"error: {error}", err=True)

@@ -33,7 +33,12 @@ from p2pft_flower.keeping.progress import told_evaluations
 from p2pft_flower.keeping.rejoining import kept_plan, save_plan
 from p2pft_flower.keeping.resuming import look_through
 from p2pft_flower.learning.data.holdings import Holdings
-from p2pft_flower.learning.model.model_facts import feature_facts, light_digest, model_facts
+from p2pft_flower.learning.model.model_facts import (
+    feature_facts,
+    light_digest,
+    model_facts,
+    require_class_texts,
+)
 from p2pft_flower.learning.settings import check_privacy, require_accountant_here
 from p2pft_flower.plan import Plan, config_digest
 from p2pft_flower.resources import home
@@ -130,8 +135,10 @@ def _facts(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] |
         held = holdings(config, n, pooled, peers)
         width = held.dataset.width
         if config.of_features:
-            made = feature_facts(config, held.classes, width)  # refuses embeddings that do not fit
+            made = feature_facts(config, held.classes, width)  # refuses texts that do not fit
             model = {} if peers is None else made
+        else:
+            require_class_texts(config, held.classes)
         there = range(len(held.partition))
         data = {p: vars(held.data(p)) for p in peers or there if p in there}
         held.test_positions  # noqa: B018 - test images that cannot be used shall be named now

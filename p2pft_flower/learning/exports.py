@@ -52,7 +52,8 @@ def write_export(tail: Tail, file: Path) -> dict[str, Any]:
         name: t.detach().clone().contiguous()
         for name, t in workload.whole_model(tail.theta).state_dict().items()
     }
-    added = sorted(state.keys() - workload.model.state_dict().keys())
+    plain = workload.model.state_dict().keys() | {"head.weight", "head.bias"}  # a text head is one layer now
+    added = sorted(state.keys() - plain)
     config = workload.config
     metadata = {
         "format": "pt",

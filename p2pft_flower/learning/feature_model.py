@@ -180,7 +180,8 @@ class FeatureModel:
                 f"tensor {keys.unexpected_keys[0]!r} has no place in a head with tune = {self.config.tune!r}"
             )
         whole.head = fixed_head(whole.head)
-        return whole.requires_grad_(False)
+        plain: nn.Module = whole.requires_grad_(False)
+        return plain
 
 
 def _require_directions(vectors: npt.NDArray[np.float32], positions: Positions, whose: str) -> None:

@@ -99,9 +99,13 @@ def load_tails(
     dataset: str | None = None,
     data_dir: str | None = None,
     pixel_range: str | None = None,
-    text_embeddings: str | None = None,
+    **texts: str,
 ) -> list[Tail]:
-    """Read several tails as :func:`load_tail` does; tails with equal settings share one workload."""
+    """Read several tails as :func:`load_tail` does; tails with equal settings share one workload.
+
+    ``texts`` are values of ``text_embeddings``, ``text_tower`` and ``class_names`` that replace those of the
+    tails' run.
+    """
     workloads: dict[Any, Workload] = {}
     tails = []
     for file in files:
@@ -113,7 +117,7 @@ def load_tails(
             "dataset": dataset,
             "data_dir": data_dir,
             "pixel_range": pixel_range,
-            "text_embeddings": text_embeddings,
+            **texts,
         }
         values |= {key: value for key, value in chosen.items() if value is not None}
         # The test images do not depend on the partition or on a stream.
@@ -128,11 +132,17 @@ def load_tails(
         with _torch_threads(threads):  # the model is tried out as in the run
             digest = workload.model_digest
         if digest != metadata["model-digest"]:
-            if config.of_features:
+            if config.head == "text":
+                source = {
+                    "text-embeddings": config.text_embeddings,
+                    "text-tower": config.text_tower,
+                    "class-names": config.class_names,
+                }
+                named = ", ".join(f"{key} = {value!r}" for key, value in source.items() if value)
                 raise DataError(
-                    f"{file}: it was trained from a head with digest {metadata['model-digest'][:12]}…, here "
-                    f"the head has {digest[:12]}…: text-embeddings = {config.text_embeddings!r} is another "
-                    "file than the run's"
+                    f"{file}: it was trained from weights and texts with digest "
+                    f"{metadata['model-digest'][:12]}…, here they have {digest[:12]}…: {named} gives other "
+                    "texts than the run's, or the model is another one"
                 )
             raise DataError(
                 f"{file}: it was trained from weights with digest {metadata['model-digest'][:12]}…, here "

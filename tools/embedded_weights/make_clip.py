@@ -5,7 +5,8 @@
 The letters are those of ``make_weights.py``; a letter's name is Unicode's in small letters, such as "greek
 capital letter gamma", put into one of a few templates. An image is to point where its letter's text points,
 among the texts of all letters (softmax of cosines times a learned scale, as in CLIP). No digit is used,
-neither an image nor a name. The folder is open_clip's: ``open_clip_config.json`` and ``open_clip_model.safetensors``.
+neither an image nor a name. The folder is open_clip's: ``open_clip_config.json`` and
+``open_clip_model.safetensors``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What is said of each class to a text tower: the class's name, put into templates.
 
 ``class-names`` is the path of a JSON file with one object: each of the dataset's classes and the name that a
-reader would use. ``prompts`` is one template, in which ``{}`` stands for the name; or ``imagenet80``, OpenAI's
-80 templates for ImageNet; or the path of a text file with a template a line.
+reader would use. ``prompts`` is one template, in which ``{}`` stands for the name; or ``imagenet80``,
+OpenAI's 80 templates for ImageNet; or the path of a text file with a template a line.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.learning.model.class_texts import read_prompts
+from p2pft_flower.learning.model.class_texts import class_texts, read_prompts
 from p2pft_flower.learning.model.devices import GPUS, check_device
 from p2pft_flower.learning.model.model_names import EMBEDDED, check_model_name, check_weights, weights_file
 from p2pft_flower.learning.model.text_embeddings import read_text_embeddings, require_embeddings_file
@@ -31,7 +31,7 @@ from p2pft_flower.learning.model.tower_names import (
 )
 from p2pft_flower.plugins import is_reference, source_file
 
-__all__ = ["feature_facts", "light_digest", "model_facts"]
+__all__ = ["feature_facts", "light_digest", "model_facts", "require_class_texts"]
 
 _DECIDE = (
     "model",
@@ -92,8 +92,7 @@ def feature_facts(config: LearningConfig, classes: Sequence[str], width: int) ->
         When the file of text embeddings cannot be used for these ``classes``.
     """
     facts = {name: str(getattr(config, name)) for name in ("tune", "head", "seed")}
-    if config.text_embeddings:
-        read_text_embeddings(config.text_embeddings, classes, width)
+    require_class_texts(config, classes, width)
     return (
         facts
         | _text_facts(config)
@@ -120,6 +119,29 @@ def _text_facts(config: LearningConfig) -> dict[str, str]:
         "prompts": prompts,
         "open_clip": importlib.metadata.version("open_clip_torch"),
     }
+
+
+def require_class_texts(config: LearningConfig, classes: Sequence[str], width: int = 0) -> None:
+    """Refuse names, templates or embeddings that do not fit ``classes``, without a text tower.
+
+    Parameters
+    ----------
+    config : LearningConfig
+        The settings.
+    classes : sequence of str
+        The dataset's classes.
+    width : int
+        Numbers of a feature; 0 of images, whose tower is not built here.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When a class has no name or no embedding, or a file cannot be used; names it.
+    """
+    if config.text_embeddings:
+        read_text_embeddings(config.text_embeddings, classes, width)
+    elif config.text_tower:
+        class_texts(config.class_names, config.prompts, classes)
 
 
 def light_digest(facts: dict[str, str]) -> str:

@@ -5,8 +5,8 @@ a JSON list in a safetensors file's metadata, an array of texts in an npz. ``log
 too (safetensors: metadata; npz: a number); else it is 100, as in CLIP's models.
 
 ``p2pft text-embeddings`` writes such a file with its origin in the metadata: the digest of the text tower,
-the names that the tower was told, and the templates. Two machines whose rows have the same origin have the same
-rows but for roundings, as processors differ; so the origin is what peers compare.
+the names that the tower was told, and the templates. Two machines whose rows have the same origin have the
+same rows but for roundings, as processors differ; so the origin is what peers compare.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def read_text_embeddings(path: str, classes: Sequence[str], width: int) -> TextR
     classes : sequence of str
         The C names that are looked up; the file may have more.
     width : int
-        D, the numbers of a feature, or of an image in the space of texts.
+        D, the numbers of a feature, or of an image in the space of texts; 0: not known yet.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def read_text_embeddings(path: str, classes: Sequence[str], width: int) -> TextR
             f"{file}: embeddings is {embeddings.shape} of {embeddings.dtype} for {len(names)} names; it must "
             "be floating-point, a row a name"
         )
-    if embeddings.shape[1] != width:
+    if width and embeddings.shape[1] != width:
         raise DataError(
             f"{file}: its embeddings have {embeddings.shape[1]} numbers each, the features {width}: another "
             "model's tower made them"
@@ -181,10 +181,11 @@ def read_text_embeddings(path: str, classes: Sequence[str], width: int) -> TextR
     with np.errstate(over="ignore", under="ignore"):
         if not 0 < float(np.float32(scale)) < math.inf:
             raise DataError(f"{file}: logit-scale = {scale}: must be a positive number of float32")
+    if (made := _origin_of(file, held, [row[name] for name in classes])) is not None:
+        return TextRows(found, scale, made)  # of length 1, as the tower gave them
     found = (found / lengths[:, None]).astype(np.float32)
-    made = _origin_of(file, held, [row[name] for name in classes])
     digest = sha256(found.tobytes() + repr(scale).encode()).hexdigest()
-    return TextRows(found, scale, made or {"text embeddings": digest})
+    return TextRows(found, scale, {"text embeddings": digest})
 
 
 def _origin_of(file: Path, held: ArrayFile, places: Sequence[int]) -> dict[str, str] | None:

@@ -68,8 +68,9 @@ def check_tower_name(name: str) -> None:
     plain, colon, tag = name.partition(":")
     if not (plain and colon and tag):
         raise ConfigError(
-            f"text-tower = {name!r}: must be local-dir:/path (open_clip's folder), hf-hub:owner/name, "
-            "NAME:TAG (open_clip's name and tag, such as ViT-B-32:openai; or NAME:/path, a file of weights), or "
+            f"text-tower = {name!r}: must be local-dir:/path (open_clip's folder), "
+            "hf-hub:owner/name, NAME:TAG (open_clip's name and tag, such as ViT-B-32:openai; or NAME:/path, "
+            "a file of weights), or "
             f"{GLYPH_CLIP}{did_you_mean(name, [GLYPH_CLIP])}"
         )
 

@@ -1,0 +1,404 @@
+"""Image towers with heads of texts: what they know before training, what they learn, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import open_clip
+import pytest
+import timm
+import torch
+from torch import nn
+
+from p2pft_flower.config import LearningConfig
+from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.exports import load_export, write_export
+from p2pft_flower.learning.model.class_texts import ClassTexts, class_texts, read_prompts
+from p2pft_flower.learning.model.embedded.glyph_clip import create_glyph_clip, glyph_clip_tower
+from p2pft_flower.learning.model.heads import CosineHead, TowerHead
+from p2pft_flower.learning.model.model_facts import light_digest, model_facts, require_class_texts
+from p2pft_flower.learning.model.models import create_image_tower
+from p2pft_flower.learning.model.text_embeddings import read_text_embeddings, write_text_embeddings
+from p2pft_flower.learning.model.text_heads import text_classifier
+from p2pft_flower.learning.model.text_tower import load_tower
+from p2pft_flower.learning.model.tower_names import GLYPH_CLIP, GLYPH_CLIP_FOLDER
+from p2pft_flower.learning.settings import check_learning, require_here
+from p2pft_flower.learning.tails import Tail
+from p2pft_flower.learning.workload import Workload
+from tests.letters import DIGITS, write_letters, write_names
+
+CLIP = {"model": GLYPH_CLIP, "head": "text", "text_tower": GLYPH_CLIP}
+CLASSES = tuple("0123456789")
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory):
+    return write_names(tmp_path_factory.mktemp("names") / "digits.json")
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """open_clip's own model of both towers, and its tokenizer."""
+    name = f"local-dir:{GLYPH_CLIP_FOLDER}"
+    return open_clip.create_model(name).eval(), open_clip.get_tokenizer(name)
+
+
+def config(names, **more):
+    return LearningConfig(**{**CLIP, "class_names": str(names), "tune": "head", **more})
+
+
+def test_the_image_tower_and_the_rows_are_those_of_open_clip(whole, names):
+    model, tokenizer = whole
+    images = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model.encode_image(images)
+        texts = model.encode_text(tokenizer([f"a photo of a {name}." for name in DIGITS]), normalize=True)
+        ours = glyph_clip_tower()(images)
+    assert torch.allclose(ours, expected, atol=1e-5)
+    workload = Workload(config(names), 4)
+    head = workload.model.head
+    assert isinstance(head, TowerHead)
+    assert torch.allclose(head.classifier.weight, texts, atol=1e-6)
+    with torch.inference_mode():
+        logits = workload.model(images)
+        cosines = nn.functional.normalize(expected, dim=1) @ texts.T
+        assert torch.allclose(logits, model.logit_scale.exp() * cosines, atol=1e-3)
+
+
+def test_templates_are_averaged_as_directions(whole, names, tmp_path):
+    model, tokenizer = whole
+    file = tmp_path / "prompts.txt"
+    file.write_text("the {}\n\n a drawing of the {}.\n")
+    texts = class_texts(str(names), str(file), CLASSES)
+    assert texts.templates == ("the {}", "a drawing of the {}.")
+    with torch.inference_mode():
+        each = [
+            model.encode_text(tokenizer([t.format(name) for name in DIGITS]), normalize=True)
+            for t in texts.templates
+        ]
+    expected = nn.functional.normalize(each[0] + each[1], dim=1)
+    assert torch.allclose(load_tower(GLYPH_CLIP).rows(texts), expected, atol=1e-6)
+    templates = read_prompts("imagenet80")
+    assert len(templates) == 80
+    assert templates[0] == "a bad photo of a {}."
+
+
+def test_letters_are_known_before_any_training_and_digits_names_are_not(names, tmp_path):
+    folder = write_letters(tmp_path / "letters")
+    letters = Workload(LearningConfig(**CLIP, tune="head", dataset=f"folder:{folder}"), 2)
+    known = letters.score(letters.theta0)
+    assert known.accuracy > 0.75  # chance is 1/8
+    digits = Workload(config(names), 4)
+    assert digits.score(digits.theta0).accuracy < 0.3
+
+
+def test_the_start_of_a_learned_prompt_is_the_templates_words(names):
+    head, prompt = (Workload(config(names, tune=tune), 4) for tune in ("head", "text-prompt:4"))
+    there, here = (w.score(w.theta0) for w in (head, prompt))  # "a photo of a" has four tokens
+    assert here.accuracy == there.accuracy
+    assert here.loss == pytest.approx(there.loss, rel=1e-5)
+    longer = Workload(config(names, tune="text-prompt:6"), 4)
+    first, rest = longer.theta0.reshape(6, 16)[:2], longer.theta0.reshape(6, 16)[2:]
+    assert np.array_equal(rest, prompt.theta0.reshape(4, 16))
+    assert 0.005 < first.std() < 0.05
+    again = Workload(config(names, tune="text-prompt:6", seed=1), 4)
+    assert not np.array_equal(again.theta0, longer.theta0)
+    each = Workload(config(names, tune="text-prompt-class:4"), 4)
+    assert np.array_equal(
+        each.theta0.reshape(10, 4, 16), np.tile(prompt.theta0.reshape(1, 4, 16), (10, 1, 1))
+    )
+
+
+def test_the_payload_of_a_learned_prompt_is_small(names):
+    theta = Workload(config(names, tune="text-prompt:16"), 4).theta0
+    assert theta.nbytes == 16 * 16 * 4
+    assert 2 * theta.nbytes < 20_000  # θ and the tracker
+
+
+@pytest.mark.parametrize(
+    "tune", ["head", "text-prompt:4", "text-prompt-class:2", "last-block", "bias", "lora:2"]
+)
+def test_gradients_are_the_slope_of_the_loss(tune, names):
+    workload = Workload(config(names, tune=tune, cache=False), 4)
+    objective = workload.objectives([1])[1]
+    theta = workload.theta0
+    rng = np.random.default_rng(3)
+    gradient = objective.gradient(theta)
+    direction = rng.normal(size=theta.size).astype(np.float32)
+    direction /= np.linalg.norm(direction)
+    step = 1e-2 * max(1.0, float(np.linalg.norm(theta))) / 10
+
+    def loss(vector):
+        own = workload.objectives([1])[1]
+        own.gradient(vector.astype(np.float32))
+        return own.train_loss
+
+    slope = (loss(theta + step * direction) - loss(theta - step * direction)) / (2 * step)
+    assert slope == pytest.approx(float(gradient @ direction), rel=0.05, abs=2e-3)
+
+
+def test_a_text_head_trains_its_rows_and_no_projection(names):
+    workload = Workload(config(names), 4)
+    assert workload.parts.path == "pooled"
+    assert {n: p.shape for n, p in workload.tail.named_parameters() if p.requires_grad} == {
+        "model.head.classifier.weight": (10, 32)
+    }
+    block = Workload(config(names, tune="last-block"), 4)
+    assert "head.projection.weight" in block.named_tail(block.theta0)
+    assert "head.projection.bias" in Workload(config(names, tune="bias"), 4).named_tail(
+        Workload(config(names, tune="bias"), 4).theta0
+    )
+
+
+@pytest.mark.parametrize("tune", ["head", "text-prompt:4", "last-block", "lora:2", "prompt:2"])
+def test_an_export_is_a_plain_model_of_timm_with_the_same_answers(tune, names, tmp_path):
+    workload = Workload(config(names, tune=tune, trunk_dtype="float32", cache_dtype="float32"), 4)
+    theta = workload.theta0 + 0.01 * np.random.default_rng(1).normal(size=workload.theta0.size).astype(
+        np.float32
+    )
+    written = write_export(
+        Tail(tmp_path / "x", workload, theta, {"peer": "0"}, 1), tmp_path / "e.safetensors"
+    )
+    assert bool(written["added"]) == tune.startswith("prompt")
+    model, classes = load_export(tmp_path / "e.safetensors")
+    assert classes == CLASSES
+    features = workload.test_features
+    own = Workload(config(names, tune="full"), 4)
+    images = torch.cat([own.test_features.read(np.array([i]))[0][0] for i in range(40)])
+    with torch.inference_mode():
+        tail = workload.tail
+        torch.nn.utils.vector_to_parameters(
+            torch.from_numpy(theta), [p for p in tail.parameters() if p.requires_grad]
+        )
+        expected = tail(*features.read(np.arange(40))[0]).argmax(dim=1)
+        assert torch.equal(model(images).argmax(dim=1), expected)
+        if not written["added"]:
+            plain = create_glyph_clip(10, pretrained=False)
+            plain.load_state_dict(open_state(tmp_path / "e.safetensors"), strict=True)
+            assert torch.equal(plain(images).argmax(dim=1), expected)
+
+
+def open_state(file):
+    from safetensors.torch import load_file
+
+    return load_file(file)
+
+
+def test_timms_tower_by_name_takes_both_towers_file_of_open_clip(monkeypatch, names):
+    """A tower of timm's registry, with the weights in an open_clip file, gives open_clip's images."""
+    from tests.learning import small_clip
+
+    small_clip.register()
+    weights = str(GLYPH_CLIP_FOLDER / "open_clip_model.safetensors")
+    tower = create_image_tower("small_clip_tower", weights, 0)
+    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(tower(images), glyph_clip_tower()(images), atol=1e-5)
+    workload = Workload(config(names, model="small_clip_tower", weights=weights), 4)
+    known = Workload(config(names), 4)
+    assert np.array_equal(workload.theta0, known.theta0)
+
+
+def test_a_head_of_texts_on_images_is_the_one_on_their_features(names, tmp_path):
+    """The same gradients as of features that the tower made: dataset = features:… with the same head."""
+    images = Workload(config(names), 4)
+    whole = images.holdings
+    features = images.test_features
+    pooled = features.read(np.arange(len(features)))[0][0]
+    with torch.inference_mode():
+        embedded = images.model.head.projection(pooled)
+    logits = images.tail(pooled)
+    head, _ = text_classifier(images.config, whole.classes, 32)
+    assert torch.allclose(head(embedded), logits, atol=1e-4)
+
+
+def test_where_rows_come_from_counts_and_their_roundings_do_not(names, tmp_path, monkeypatch):
+    file = tmp_path / "t.safetensors"
+    tower, texts = load_tower(GLYPH_CLIP), class_texts(str(names), "a photo of a {}.", CLASSES)
+    rows = tower.rows(texts).numpy()
+    write_text_embeddings(file, CLASSES, rows, tower.scale, tower.digest, texts)
+    by_tower, by_file = config(names), config(names, text_embeddings=str(file))
+    alone = LearningConfig(model=GLYPH_CLIP, head="text", tune="head", text_embeddings=str(file))
+    first = Workload(by_tower, 4)
+    assert [Workload(c, 4).model_digest for c in (by_file, alone)] == [first.model_digest] * 2
+    assert [Workload(c, 4).frozen_facts() for c in (by_file, alone)] == [first.frozen_facts()] * 2
+    rounded = rows * (1 + 1e-7)
+    write_text_embeddings(file, CLASSES, rounded.astype(np.float32), tower.scale, tower.digest, texts)
+    assert Workload(alone, 4).model_digest == first.model_digest
+    # Another template, another name of a class, another seed's prompt: other facts.
+    assert Workload(config(names, prompts="the {}"), 4).model_digest != first.model_digest
+    other = write_names(tmp_path / "other.json", ("nought", *DIGITS[1:]))
+    assert Workload(config(other), 4).model_digest != first.model_digest
+    light = {
+        c: light_digest(model_facts(c)) for c in (by_tower, config(other), config(names, prompts="the {}"))
+    }
+    assert len(set(light.values())) == 3
+
+
+def test_a_changed_file_of_embeddings_is_refused(names, tmp_path):
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    file = tmp_path / "t.safetensors"
+    tower, texts = load_tower(GLYPH_CLIP), class_texts(str(names), "a photo of a {}.", CLASSES)
+    write_text_embeddings(file, CLASSES, tower.rows(texts).numpy(), tower.scale, tower.digest, texts)
+    made = read_text_embeddings(str(file), CLASSES[::-1], 32)
+    assert np.array_equal(made.rows[::-1], tower.rows(texts).numpy())
+    assert made.scale == tower.scale
+    with safe_open(file, framework="numpy") as held:
+        metadata, rows = held.metadata(), held.get_tensor("embeddings")
+    save_file({"embeddings": rows + np.float32(0.01)}, file, metadata)
+    with pytest.raises(DataError, match="were changed after p2pft text-embeddings made them"):
+        read_text_embeddings(str(file), CLASSES, 32)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"0": "zero"}', "no name for the classes 1, 2"),
+        ('{"zero": "zero"}', "no name for the classes 0"),
+        ('["zero"]', "must be one object such as"),
+        ('{"0": 0}', "must be one object such as"),
+        ("{", "cannot be read as JSON"),
+    ],
+)
+def test_class_names_that_do_not_fit_are_named(content, message, tmp_path):
+    file = tmp_path / "names.json"
+    file.write_text(content)
+    with pytest.raises(DataError, match=message):
+        require_class_texts(config(file), CLASSES)
+
+
+def test_a_template_without_a_place_for_the_name_is_named_with_its_line(names, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a {}\na photo\n")
+    settings = config(names, prompts=str(file))
+    check_learning(settings, 4, pooled=False)
+    with pytest.raises(DataError, match=r"line 2, 'a photo', has no \{\}"):
+        require_here(settings, 4)
+    for prompts, message in (("photo", "must be a template with"), ("imagenet8", "imagenet80")):
+        with pytest.raises(ConfigError, match=message):
+            check_learning(config(names, prompts=prompts), 4, pooled=False)
+
+
+def test_without_open_clip_the_extra_is_named_before_anything_starts(names, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"open_clip, which is not installed here: run pip install"):
+        require_here(config(names), 4)
+    with pytest.raises(ConfigError, match="prompts = imagenet80: a text tower needs open_clip"):
+        read_prompts("imagenet80")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"text_tower": ""}, "needs text-tower, the name of a model of open_clip, or text-embeddings"),
+        ({"head": "random"}, "only head = text reads texts"),
+        (
+            {"tune": "text-prompt:4", "text_tower": "", "text_embeddings": "/t.npz"},
+            "give head = text and text-tower",
+        ),
+        ({"tune": "text-prompt:4", "text_embeddings": "/t.npz"}, "leave text-embeddings out"),
+        ({"tune": "text-prompt:0"}, "0 is not a whole number"),
+        ({"tune": "mlp:4"}, "are for features"),
+        ({"text_tower": "ViT-B-32"}, "NAME:TAG"),
+        ({"text_tower": "local-dir:here"}, "the folder's path must be absolute"),
+        ({"text_tower": "glyph_clip"}, "did you mean 'glyph_clip_8'"),
+    ],
+)
+def test_settings_of_texts_that_do_not_go_together_are_named(more, message, names):
+    with pytest.raises(ConfigError, match=message):
+        check_learning(config(names, **more), 4, pooled=False)
+
+
+@pytest.mark.parametrize(
+    ("tower", "message"),
+    [
+        ("local-dir:/no/such/folder", "there is no such folder"),
+        ("ViT-B-31:openai", "open_clip has no 'ViT-B-31'"),
+        ("ViT-B-32:opena", "open_clip has no weights 'opena' of ViT-B-32"),
+    ],
+)
+def test_a_text_tower_that_is_not_there_is_named(tower, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        load_tower(tower)
+
+
+def test_a_folder_that_is_no_model_is_named_with_open_clips_reason(tmp_path):
+    with pytest.raises(DataError, match="open_clip could not load it"):
+        load_tower(f"local-dir:{tmp_path}")
+
+
+def test_a_model_that_never_saw_texts_and_towers_of_two_models_are_refused(names, tmp_path):
+    for model in ("vit_tiny_patch16_224", "glyph_vit_8", "small:model"):
+        with pytest.raises(
+            ConfigError, match=r"it is no image tower that was trained with texts|cannot import"
+        ):
+            create_image_tower(model, "none", 0)
+    with pytest.raises(
+        ConfigError, match="its texts have 32 numbers each, the images of 'glyph_clip_8' have 512"
+    ):
+        text_classifier(config(names), CLASSES, 512)
+    wide = tmp_path / "wide.npz"
+    np.savez(wide, embeddings=np.ones((10, 512), np.float32), names=np.array(CLASSES))
+    with pytest.raises(DataError, match="its embeddings have 512 numbers each, the features 32"):
+        text_classifier(config(names, text_tower="", class_names="", text_embeddings=str(wide)), CLASSES, 32)
+
+
+def test_a_text_that_the_tower_would_cut_off_is_refused():
+    long = ClassTexts(("a very " * 40 + "long name",), ("{}",))
+    with pytest.raises(DataError, match="has more than 32 tokens; use a shorter name or template"):
+        load_tower(GLYPH_CLIP).rows(long)
+
+
+def test_a_learned_prompt_begins_with_one_template(names):
+    settings = config(names, tune="text-prompt:4", prompts="imagenet80")
+    with pytest.raises(ConfigError, match="with 80 templates in prompts: a learned prompt begins with one"):
+        text_classifier(settings, CLASSES, 32)
+    with pytest.raises(DataError, match="has more than 32 tokens"):
+        text_classifier(config(names, tune="text-prompt:40"), CLASSES, 32)
+
+
+def test_weights_of_another_activation_are_warned_of(caplog):
+    with caplog.at_level(logging.WARNING):
+        create_image_tower("vit_base_patch32_clip_224.openai", "none", 0)
+    assert "choose vit_base_patch32_clip_quickgelu_224.openai" in caplog.text
+    caplog.clear()
+
+
+def test_open_clip_gives_the_root_logger_no_handler(monkeypatch):
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    load_tower.cache_clear()
+    load_tower(GLYPH_CLIP)
+    assert root.handlers == []
+
+
+def test_private_gradients_of_a_text_head_are_clipped_one_image_at_a_time(names):
+    pytest.importorskip("opacus", reason="dp is an extra")
+    workload = Workload(config(names, dp_clip=0.1), 4)
+    gradient = workload.objectives([0])[0].gradient(workload.theta0)
+    assert 0 < np.linalg.norm(gradient) <= 0.1 * 2
+
+
+def test_a_cosine_head_is_folded_into_one_layer_with_the_same_order():
+    generator = torch.Generator().manual_seed(2)
+    rows, images = torch.randn(6, 8, generator=generator), torch.randn(9, 12, generator=generator)
+    for projection in (nn.Linear(12, 8), nn.Linear(12, 8, bias=False)):
+        head = TowerHead(projection, CosineHead(rows, 30.0))
+        lengths = projection(images).norm(dim=1, keepdim=True)
+        assert torch.allclose(head.plain()(images), head(images) * lengths, atol=1e-3)
+    head = TowerHead(nn.Identity(), CosineHead(rows, 30.0))
+    seen = torch.randn(9, 8, generator=generator)
+    assert torch.allclose(head.plain()(seen), head(seen) * seen.norm(dim=1, keepdim=True), atol=1e-3)
+
+
+def test_the_packaged_folder_is_small_and_read_by_timm():
+    size = sum(file.stat().st_size for file in GLYPH_CLIP_FOLDER.iterdir())
+    assert size < 2_000_000
+    assert (
+        json.loads((GLYPH_CLIP_FOLDER / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"] == 32
+    )
+    assert timm.data.resolve_data_config({}, model=glyph_clip_tower())["input_size"] == (3, 8, 8)
