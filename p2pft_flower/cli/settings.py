@@ -93,7 +93,7 @@ def _absolute(key: str, value: Any) -> Any:
         "topology": path.suffix in (".yaml", ".yml"),
         "text-embeddings": True,
         "class-names": True,
-        "prompts": "{}" not in value and value != "imagenet80",
+        "prompts": "{}" not in value and (os.sep in value or path.suffix == ".txt"),
         "weights": value not in ("pretrained", "none"),
     }
     return str(path.absolute()) if is_path.get(key, False) else value

@@ -18,10 +18,15 @@ from p2pft_flower.learning.data.dataset_names import (
 from p2pft_flower.learning.data.partitions import check_partition
 from p2pft_flower.learning.model.class_texts import check_prompts, read_prompts
 from p2pft_flower.learning.model.devices import check_device
-from p2pft_flower.learning.model.model_names import check_model_name, check_weights
+from p2pft_flower.learning.model.model_names import EMBEDDED, check_model_name, check_weights
 from p2pft_flower.learning.model.model_sizes import check_sizes
 from p2pft_flower.learning.model.text_embeddings import read_text_embeddings
-from p2pft_flower.learning.model.tower_names import check_tower_name, require_tower_here
+from p2pft_flower.learning.model.tower_names import (
+    GLYPH_CLIP,
+    check_tower_name,
+    no_tower,
+    require_tower_here,
+)
 from p2pft_flower.learning.model.tune_values import read_tune
 from p2pft_flower.plugins import check_reference, is_reference
 
@@ -75,6 +80,9 @@ def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
 
 def _check_texts(config: LearningConfig) -> None:
     """Refuse settings of texts that are wrong on every machine."""
+    own = config.model in EMBEDDED and config.model != GLYPH_CLIP
+    if config.head == "text" and not config.of_features and (own or is_reference(config.model)):
+        raise no_tower(config.model)
     if config.text_tower:
         check_tower_name(config.text_tower)
         check_prompts(config.prompts)

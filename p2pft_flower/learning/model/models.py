@@ -22,7 +22,7 @@ from p2pft_flower.learning.model.embedded.glyph_clip import create_glyph_clip, g
 from p2pft_flower.learning.model.image_size import options_for_size, resize_model
 from p2pft_flower.learning.model.model_names import check_model_name, check_weights, weights_file
 from p2pft_flower.learning.model.structure import check_structure, share_copy
-from p2pft_flower.learning.model.tower_names import GLYPH_CLIP
+from p2pft_flower.learning.model.tower_names import GLYPH_CLIP, no_tower
 from p2pft_flower.learning.model.weight_files import number_fault
 from p2pft_flower.learning.model.weights import FROM_HUB, load_weights
 from p2pft_flower.plugins import call_reference, is_reference, telling_whose
@@ -133,11 +133,7 @@ def create_image_tower(name: str, weights: str, seed: int, images: ImageKeys | N
     else:
         entry = None if _is_own(name) else get_pretrained_cfg(name)
         if entry is None or (entry.num_classes or 0) in CLASSIFIERS:
-            raise ConfigError(
-                f"model = {name!r} with head = text: it is no image tower that was trained with texts; "
-                "choose one of timm's with clip in its name, such as vit_base_patch16_clip_224.laion2b, or "
-                f"{GLYPH_CLIP}"
-            )
+            raise no_tower(name)
         _warn_of_other_activation(name, entry)
         outputs = entry.num_classes or 0
         plan, size = _outline(name, pretrained and file is None, keys.image_size, outputs)

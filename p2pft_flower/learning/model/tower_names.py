@@ -19,6 +19,7 @@ __all__ = [
     "HUB",
     "LOCAL",
     "check_tower_name",
+    "no_tower",
     "require_open_clip",
     "require_tower_here",
     "tower_folder",
@@ -73,6 +74,14 @@ def check_tower_name(name: str) -> None:
             "a file of weights), or "
             f"{GLYPH_CLIP}{did_you_mean(name, [GLYPH_CLIP])}"
         )
+
+
+def no_tower(model: str) -> ConfigError:
+    """Return the error that ``model`` is no image tower of a vision-language model."""
+    return ConfigError(
+        f"model = {model!r} with head = text: it is no image tower that was trained with texts; choose one "
+        f"of timm's with clip in its name, such as vit_base_patch16_clip_224.laion2b, or {GLYPH_CLIP}"
+    )
 
 
 def require_tower_here(name: str) -> None:
