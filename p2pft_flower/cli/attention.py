@@ -92,7 +92,8 @@ def attention(
     ] = None,
     peer: Annotated[int, typer.Option(min=0, help="Whose models are drawn.")] = 0,
     kind: Annotated[
-        str, typer.Option("--map", metavar="MAP", help="mean (of the heads), rollout, or head:H.")
+        str,
+        typer.Option("--map", metavar="MAP", help="mean (of the heads), rollout, head:H, or text (CLIP)."),
     ] = "mean",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
@@ -219,6 +220,11 @@ def _shared_workload(tails: Sequence[Sequence[Tail]]) -> Workload:
     return tails[-1][0].workload
 
 
+def _start(workload: Workload) -> Any:
+    """Return the model before any training; a text head's rows stand in it, whoever made them."""
+    return workload.whole_model(workload.theta0) if workload.config.head == "text" else workload.model
+
+
 def _about(run: MethodRun) -> dict[str, Any]:
     results = run.results
     return {
@@ -279,9 +285,11 @@ def _rows(
     from p2pft_flower.learning.attention import changed_tensors, read_maps, shown_image
     from p2pft_flower.learning.likeness import correlation
 
-    changes = [changed_tensors(workload.model, t.workload.whole_model(t.theta)) for t in tails]
+    start = _start(workload)
+    changes = [changed_tensors(start, t.workload.whole_model(t.theta)) for t in tails]
     classes = workload.holdings.dataset.classes
-    reading = read_maps(workload.model, changes, [picture.read for picture in pictures], kind)
+    labels = [picture.label for picture in pictures]
+    reading = read_maps(start, changes, [picture.read for picture in pictures], kind, labels=labels)
     rows = []
     for number, picture in enumerate(pictures):
         panels = []
@@ -324,19 +332,18 @@ def _numbers(
     workload = _shared_workload(tails)
     test = workload.holdings.scored_test
     # Before training all peers have the same maps.
-    changes = [
-        {},
-        *(changed_tensors(workload.model, t.workload.whole_model(t.theta)) for g in tails for t in g),
-    ]
+    start = _start(workload)
+    changes = [{}, *(changed_tensors(start, t.workload.whole_model(t.theta)) for g in tails for t in g)]
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("attention on the test set", total=len(test))
         reading = read_maps(
-            workload.model,
+            start,
             changes,
             [partial(test.picture, position) for position in range(len(test))],
             kind,
             lambda images: progress.advance(task, images),
+            test.labels.tolist(),
         )
     reference = reading.maps[-1]
     per_image = [

@@ -13,6 +13,10 @@ Kinds of map, for ViTs (DeiT, distilled DeiT) and Swin:
 ``rollout``
     Attention rollout (Abnar and Zuidema 2020): Â_L ⋯ Â_1 with Â = ½ A + ½ I over all blocks, heads averaged.
     For ViTs only: Swin's windows and merged patches give no one matrix.
+``text``
+    The cosine of each patch's token, led into the space of texts as the class token is, and the direction of
+    a class: the image's own, or where that is not known, the one that the model answers. From −1 to 1. For
+    image towers with ``head = text`` that do not pool by attention.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from torch import nn
 from torch.func import functional_call
 
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.model.heads import TowerHead
 from p2pft_flower.learning.model.models import data_config, preprocessing
 
 __all__ = [
@@ -53,7 +58,7 @@ __all__ = [
     "tail_maps",
 ]
 
-MAPS = ("mean", "rollout", "head:H")
+MAPS = ("mean", "rollout", "head:H", "text")
 
 BATCH = 32
 """Images in one forward pass."""
@@ -69,8 +74,8 @@ class Maps(NamedTuple):
     logits : (N, classes) float32 tensor
         The model's answer.
     maps : (N, H, W) float32 tensor
-        The model's attention to each cell of its grid of patches, ≥ 0. A class token's row sums to at most
-        one: the rest belongs to the tokens that are no patches.
+        The model's attention to each cell of its grid of patches, ≥ 0; of the kind ``text`` cosines. A class
+        token's row sums to at most one: the rest belongs to the tokens that are no patches.
     """
 
     logits: torch.Tensor
@@ -103,6 +108,13 @@ def check_map(model: nn.Module, kind: str) -> None:
         of attention.
     """
     blocks = _blocks(model)
+    if kind == "text":
+        if not isinstance(getattr(model, "head", None), TowerHead) or _pools_by_attention(model):
+            raise ConfigError(
+                "map = 'text': not for this model; it is for image towers with head = text whose class token "
+                "or mean of patches leads to the texts"
+            )
+        return
     if kind == "rollout":
         if isinstance(model, SwinTransformer):
             raise ConfigError(
@@ -120,6 +132,8 @@ def check_map(model: nn.Module, kind: str) -> None:
 
 def describe_map(model: nn.Module, kind: str) -> str:
     """Return a description of the maps of ``model`` for a figure's title."""
+    if kind == "text":
+        return "cosine of each patch and the text of the image's class"
     heads = _blocks(model)[-1].attn.num_heads
     which = f"head {kind.removeprefix('head:')}" if kind.startswith("head:") else f"mean of {heads} heads"
     if isinstance(model, SwinTransformer):
@@ -153,7 +167,11 @@ def attention_maps(model: nn.Module, images: torch.Tensor, kind: str = "mean") -
 
 
 def tail_maps(
-    model: nn.Module, tails: Sequence[Mapping[str, torch.Tensor]], images: torch.Tensor, kind: str = "mean"
+    model: nn.Module,
+    tails: Sequence[Mapping[str, torch.Tensor]],
+    images: torch.Tensor,
+    kind: str = "mean",
+    labels: Sequence[int | None] = (),
 ) -> Iterator[Maps]:
     """Yield for each tail the logits and maps of ``model`` with the tail's tensors in it.
 
@@ -170,6 +188,8 @@ def tail_maps(
         Preprocessed images.
     kind : str
         As in :func:`attention_maps`.
+    labels : sequence of int or None
+        The class of each image, for the kind ``text``; None, or none at all: the one that the model answers.
 
     Raises
     ------
@@ -186,7 +206,13 @@ def tail_maps(
             else:
                 named = {f"model.{name}": tensor for name, tensor in tensors.items()}
                 logits = functional_call(rest, named, (seen.tokens,))
-            yield Maps(logits.float(), _map(model, seen, kind))
+            if kind == "text":
+                chosen = logits.argmax(dim=1)
+                for place, label in enumerate(labels):
+                    chosen[place] = chosen[place] if label is None else label
+                yield Maps(logits.float(), _text_map(model, tensors, seen.normed, chosen))
+            else:
+                yield Maps(logits.float(), _map(model, seen, kind))
 
 
 def changed_tensors(model: nn.Module, whole: nn.Module) -> dict[str, torch.Tensor]:
@@ -213,6 +239,7 @@ def read_maps(
     images: Sequence[Callable[[], Image.Image]],
     kind: str = "mean",
     done: Callable[[int], None] = lambda _: None,
+    labels: Sequence[int | None] = (),
 ) -> Reading:
     """Return predictions and maps of all tails for all images.
 
@@ -224,6 +251,8 @@ def read_maps(
         Functions, each of which returns one PIL image, or raises an error, which is passed on.
     done : callable
         Called after each batch with the batch's number of images.
+    labels : sequence of int or None
+        As in :func:`tail_maps`.
 
     Raises
     ------
@@ -235,7 +264,8 @@ def read_maps(
     maps: list[list[Array]] = [[] for _ in tails]
     for start in range(0, len(images), BATCH):
         batch = torch.stack([transform(read()) for read in images[start : start + BATCH]])
-        for number, found in enumerate(tail_maps(model, tails, batch, kind)):
+        known = labels[start : start + BATCH]
+        for number, found in enumerate(tail_maps(model, tails, batch, kind, known)):
             answers[number].append(found.logits.softmax(dim=1).numpy())
             maps[number].append(found.maps.numpy())
         done(len(batch))
@@ -311,10 +341,13 @@ class _Seen:
     attention : dict of int to tensor
         Attention probabilities by the block's number: of the last block those of each head, (B, heads, T, T);
         of other blocks, if needed, the mean of the heads, (B, T, T). In Swin, B is the number of windows.
+    normed : tensor
+        Output of the final norm, (B, T, D), of which the class's token or the patches' mean is the answer.
     """
 
     def __init__(self) -> None:
         self.tokens: torch.Tensor
+        self.normed: torch.Tensor
         self.attention: dict[int, torch.Tensor] = {}
 
 
@@ -334,9 +367,13 @@ def _record(model: nn.Module, kind: str) -> Iterator[_Seen]:
     def keep_tokens(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         seen.tokens = args[0]
 
+    def keep_normed(_: nn.Module, __: tuple[torch.Tensor, ...], normed: torch.Tensor) -> None:
+        seen.normed = normed
+
     wanted = range(len(blocks)) if kind == "rollout" else [last]
     hooks = [blocks[i].attn.register_forward_pre_hook(reader(i), with_kwargs=True) for i in wanted]
     hooks.append(blocks[-1].register_forward_pre_hook(keep_tokens))
+    hooks.append(model.norm.register_forward_hook(keep_normed))  # type: ignore[union-attr]
     try:
         yield seen
     finally:
@@ -381,6 +418,24 @@ def _map(model: Any, seen: _Seen, kind: str) -> torch.Tensor:
         for number in reversed(range(last)):
             row = (row @ seen.attention[number] + row) / 2
     return row[:, 0, prefix:].reshape(-1, *patches)
+
+
+def _pools_by_attention(model: nn.Module) -> bool:
+    return getattr(model, "attn_pool", None) is not None
+
+
+def _text_map(
+    model: Any, tensors: Mapping[str, torch.Tensor], normed: torch.Tensor, chosen: torch.Tensor
+) -> torch.Tensor:
+    """Return the cosines, (N, H, W), of patches and the text of the class ``chosen``, (N,), of each image."""
+    patches, prefix = model.patch_embed.grid_size, model.num_prefix_tokens
+    head = {name.removeprefix("head."): t for name, t in tensors.items() if name.startswith("head.")}
+    ways = {n.removeprefix("projection."): t for n, t in head.items() if n.startswith("projection.")}
+    rows = head.get("classifier.weight", model.head.classifier.weight)
+    led = functional_call(model.head.projection, ways, (model.fc_norm(normed[:, prefix:]),))
+    directions = nn.functional.normalize(rows, dim=1)[chosen]
+    cosines = torch.einsum("npd,nd->np", nn.functional.normalize(led, dim=2), directions)
+    return cosines.reshape(-1, *patches)
 
 
 def _put_together(block: SwinTransformerBlock, tokens: torch.Tensor, p: torch.Tensor) -> torch.Tensor:

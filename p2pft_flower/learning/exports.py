@@ -14,7 +14,7 @@ from torch import nn
 from p2pft_flower.config import NO_MODEL
 from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.image_settings import ImageKeys, ImageSettings
-from p2pft_flower.learning.model.heads import head_of
+from p2pft_flower.learning.model.heads import TowerHead, head_of
 from p2pft_flower.learning.model.models import bare_model
 from p2pft_flower.learning.model.tuning import tune_model
 from p2pft_flower.learning.model.weight_files import number_fault
@@ -26,7 +26,7 @@ SCHEMA = "p2pft.export/1"
 
 
 def write_export(tail: Tail, file: Path) -> dict[str, Any]:
-    """Write the whole model with the tail's θ in it.
+    """Write the whole model with the tail's θ in it; a text head as one linear layer (:class:`TowerHead`).
 
     Parameters
     ----------
@@ -48,10 +48,10 @@ def write_export(tail: Tail, file: Path) -> dict[str, Any]:
         When the file cannot be written.
     """
     workload = tail.workload
-    state = {
-        name: t.detach().clone().contiguous()
-        for name, t in workload.whole_model(tail.theta).state_dict().items()
-    }
+    whole: Any = workload.whole_model(tail.theta)
+    if isinstance(whole.head, TowerHead):
+        whole.head = whole.head.plain()
+    state = {name: t.detach().clone().contiguous() for name, t in whole.state_dict().items()}
     plain = workload.model.state_dict().keys() | {"head.weight", "head.bias"}  # a text head is one layer now
     added = sorted(state.keys() - plain)
     config = workload.config

@@ -293,9 +293,9 @@ class ImageModel:
     def with_tensors(self, tensors: dict[str, torch.Tensor]) -> nn.Module:
         """Return the whole model with the tail's ``tensors``, by name, in it, in eval mode on the CPU.
 
-        It is a plain timm model: low-rank updates are merged into their weights, and a text head is one
-        linear layer with the same largest logits (:meth:`TowerHead.plain`). Only adapters and prompts of
-        tokens remain as modules that the plain model lacks.
+        It is a plain timm model but for adapters and prompts of tokens, which remain as modules that the
+        plain model lacks, and but for a text head: low-rank updates are merged into their weights, and a
+        learned prompt's rows stand in the head.
 
         Raises
         ------
@@ -311,5 +311,5 @@ class ImageModel:
             )
         merge_low_rank(whole)
         if isinstance(whole.head, TowerHead):
-            whole.head = fixed_head(whole.head)
+            whole.head = TowerHead(whole.head.projection, fixed_head(whole.head.classifier))
         return whole.requires_grad_(False)

@@ -345,8 +345,7 @@ class Workload:
     def whole_model(self, theta: npt.NDArray[np.float32]) -> nn.Module:
         """Return the whole model with ``theta``, (q,) float32, in it, in eval mode on the CPU.
 
-        It is a plain timm model: low-rank updates are merged into their weights. Only adapters and prompts
-        remain as modules that the plain model lacks.
+        See :meth:`ImageModel.with_tensors` and :meth:`FeatureModel.with_tensors`.
 
         Raises
         ------

@@ -133,13 +133,16 @@ def draw_attention(
     scale = figure.add_axes(((width - 1.6) / width, 1 - 0.47 / height, 1.0 / width, 0.09 / height))
     scale.imshow(np.linspace(0, 1, 64)[None], cmap=COLOURS, aspect="auto")
     scale.set(xticks=[], yticks=[])
-    scale.text(-2, 0, "attention: 0 ", fontsize=7, ha="right", va="center")
+    begin = "attention: 0 " if _least(rows) == 0 else "cosine: least "
+    scale.text(-2, 0, begin, fontsize=7, ha="right", va="center")
     scale.text(66, 0, f" top {BRIGHTEST:.0%}", fontsize=7, ha="left", va="center")
     previous = None
     for r, row in enumerate(rows):
         bottom = height - above - (side + below) * r - side
         top = float(np.quantile([panel.attention for panel in row.panels], 1 - BRIGHTEST))
-        top = max(top, float(np.finfo(np.float32).tiny))  # one patch may have all attention
+        # Attention begins at 0, cosines may be below it.
+        least = _least([row])
+        top = max(top, least + float(np.finfo(np.float32).tiny))  # one patch may have all attention
         for c in range(len(methods) + 1):
             box = ((left + (side + 0.1) * c) / width, bottom / height, side / width, side / height)
             axis = figure.add_axes(box)
@@ -149,7 +152,7 @@ def draw_attention(
             if c == 0:
                 _original(axis, row)
             else:
-                _panel(axis, row.image, row.panels[c - 1], top)
+                _panel(axis, row.image, row.panels[c - 1], least, top)
         if row.group != previous:
             same = sum(1 for other in rows if other.group == row.group)
             middle = bottom + side - ((side + below) * same - below) / 2
@@ -167,7 +170,12 @@ def _original(axis: Any, row: Row) -> None:
         spine.set_visible(False)
 
 
-def _panel(axis: Any, image: Array, panel: Panel, top: float) -> None:
+def _least(rows: Sequence[Row]) -> float:
+    """Return where the colours begin: 0, or the least cosine."""
+    return min(0.0, *(float(panel.attention.min()) for row in rows for panel in row.panels))
+
+
+def _panel(axis: Any, image: Array, panel: Panel, least: float, top: float) -> None:
     grey = image.mean(axis=2)
     height, width = grey.shape
     axis.imshow(grey, cmap="gray", vmin=-0.15, vmax=1.15)
@@ -176,9 +184,9 @@ def _panel(axis: Any, image: Array, panel: Panel, top: float) -> None:
     axis.imshow(
         attention,
         cmap=COLOURS,
-        vmin=0,
+        vmin=least,
         vmax=top,
-        alpha=0.3 + 0.4 * attention / top,
+        alpha=0.3 + 0.4 * (attention - least) / (top - least),
         interpolation="bilinear",
         extent=(-0.5, width - 0.5, height - 0.5, -0.5),
     )

@@ -82,8 +82,14 @@ WRONG = {
     "head": ("head=textual", "head = 'textual': must be one of random, text"),
     "head, without embeddings": ("head=text", "needs text-tower, the name of a model of open_clip, or"),
     "text-embeddings": ("text-embeddings=names.npz", "only head = text reads texts"),
-    "text-tower": ("model=glyph_clip_8 head=text text-tower=ViT-B-32", r"must be local-dir:/path \(open_clip's folder\)"),
-    "prompts": ("model=glyph_clip_8 head=text text-tower=glyph_clip_8 prompts=photo", r"must be a template with \{\} where the"),
+    "text-tower": (
+        "model=glyph_clip_8 head=text text-tower=ViT-B-32",
+        r"must be local-dir:/path \(open_clip's folder\)",
+    ),
+    "prompts": (
+        "model=glyph_clip_8 head=text text-tower=glyph_clip_8 prompts=photo",
+        r"must be a template with \{\} where the",
+    ),
     "class-names": ("class-names=names.json", "only head = text reads texts"),
     "tune, of texts": ("tune=text-prompt:4", "a learned prompt is trained through a text tower"),
     "problem": ("problem=quadratics", "problem = 'quadratics': must be empty, my_module:my_problem"),

@@ -68,6 +68,9 @@ def test_four_peers_learn_the_names_of_digits_from_where_the_texts_are(names, tm
     assert min(last) > 0.65
     untrained = invoke("evaluate", "--json", "--zero-shot", tmp_path / "run")
     assert [s["accuracy"] for s in untrained] == first
+    drawn = invoke("attention", tmp_path / "run", "-o", tmp_path / "a.png", "--map", "text", "--json")
+    assert drawn["subtitle"].startswith("Cosine of each patch and the text of the image's class")
+    assert drawn["patches"] == [4, 4]
     # On another machine: without a tower, with the file that one made.
     words = (f"text-tower={GLYPH_CLIP}", f"class-names={names}")
     made = invoke("text-embeddings", tmp_path / "t.safetensors", *words, "--json")

@@ -14,6 +14,7 @@ from torch import nn
 
 from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.learning.attention import check_map, tail_maps
 from p2pft_flower.learning.exports import load_export, write_export
 from p2pft_flower.learning.model.class_texts import ClassTexts, class_texts, read_prompts
 from p2pft_flower.learning.model.embedded.glyph_clip import create_glyph_clip, glyph_clip_tower
@@ -382,6 +383,25 @@ def test_private_gradients_of_a_text_head_are_clipped_one_image_at_a_time(names)
     workload = Workload(config(names, dp_clip=0.1), 4)
     gradient = workload.objectives([0])[0].gradient(workload.theta0)
     assert 0 < np.linalg.norm(gradient) <= 0.1 * 2
+
+
+def test_the_map_of_texts_is_the_cosine_of_each_patch_and_its_classs_text(names):
+    workload = Workload(config(names), 4)
+    model = workload.model
+    images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(4))
+    rows = nn.Parameter(torch.randn(10, 32, generator=torch.Generator().manual_seed(5)))
+    tails = [{}, {"head.classifier.weight": rows.detach()}]
+    with torch.inference_mode():
+        patches = nn.functional.normalize(model.head.projection(model.forward_features(images)[:, 1:]), dim=2)
+    for number, found in enumerate(tail_maps(model, tails, images, "text", [7, None, 2])):
+        answered = int(found.logits[1].argmax())
+        direction = nn.functional.normalize(
+            tails[number].get("head.classifier.weight", model.head.classifier.weight)
+        )
+        expected = torch.stack([patches[i] @ direction[c] for i, c in enumerate((7, answered, 2))])
+        assert torch.allclose(found.maps, expected.reshape(3, 4, 4), atol=1e-5)
+    with pytest.raises(ConfigError, match="map = 'text': not for this model"):
+        check_map(Workload(LearningConfig(), 4).model, "text")
 
 
 def test_a_cosine_head_is_folded_into_one_layer_with_the_same_order():

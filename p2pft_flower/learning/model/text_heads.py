@@ -11,7 +11,7 @@ from p2pft_flower.config import LearningConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.draws import torch_seeded
 from p2pft_flower.learning.model.class_texts import class_texts
-from p2pft_flower.learning.model.heads import CosineHead, TowerHead
+from p2pft_flower.learning.model.heads import CosineHead
 from p2pft_flower.learning.model.text_embeddings import TextRows, origin, read_text_embeddings
 from p2pft_flower.learning.model.text_prompts import PromptHead
 from p2pft_flower.learning.model.text_tower import load_tower
@@ -76,11 +76,5 @@ def _require_width(config: LearningConfig, found: int, width: int) -> None:
 
 
 def fixed_head(head: nn.Module) -> nn.Module:
-    """Return a head that needs no text tower, with the answers of ``head`` (a tower's: in one linear layer).
-
-    See :meth:`PromptHead.fixed` and :meth:`TowerHead.plain`.
-    """
-    if isinstance(head, TowerHead):
-        classifier = fixed_head(head.classifier)
-        return TowerHead(head.projection, classifier).plain()
+    """Return a head that needs no text tower, with the answers of ``head``: :meth:`PromptHead.fixed`."""
     return head.fixed() if isinstance(head, PromptHead) else head
