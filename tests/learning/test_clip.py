@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import open_clip
 import pytest
 import timm
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from p2pft_flower.config import LearningConfig
@@ -177,14 +180,8 @@ def test_an_export_is_a_plain_model_of_timm_with_the_same_answers(tune, names, t
         assert torch.equal(model(images).argmax(dim=1), expected)
         if not written["added"]:
             plain = create_glyph_clip(10, pretrained=False)
-            plain.load_state_dict(open_state(tmp_path / "e.safetensors"), strict=True)
+            plain.load_state_dict(load_file(tmp_path / "e.safetensors"), strict=True)
             assert torch.equal(plain(images).argmax(dim=1), expected)
-
-
-def open_state(file):
-    from safetensors.torch import load_file
-
-    return load_file(file)
 
 
 def test_timms_tower_by_name_takes_both_towers_file_of_open_clip(monkeypatch, names):
@@ -239,9 +236,6 @@ def test_where_rows_come_from_counts_and_their_roundings_do_not(names, tmp_path,
 
 
 def test_a_changed_file_of_embeddings_is_refused(names, tmp_path):
-    from safetensors import safe_open
-    from safetensors.numpy import save_file
-
     file = tmp_path / "t.safetensors"
     tower, texts = load_tower(GLYPH_CLIP), class_texts(str(names), "a photo of a {}.", CLASSES)
     write_text_embeddings(file, CLASSES, tower.rows(texts).numpy(), tower.scale, tower.digest, texts)
@@ -250,7 +244,7 @@ def test_a_changed_file_of_embeddings_is_refused(names, tmp_path):
     assert made.scale == tower.scale
     with safe_open(file, framework="numpy") as held:
         metadata, rows = held.metadata(), held.get_tensor("embeddings")
-    save_file({"embeddings": rows + np.float32(0.01)}, file, metadata)
+    save_file({"embeddings": torch.from_numpy(rows + np.float32(0.01))}, file, metadata)
     with pytest.raises(DataError, match="were changed after p2pft text-embeddings made them"):
         read_text_embeddings(str(file), CLASSES, 32)
 
@@ -347,6 +341,24 @@ def test_a_model_that_never_saw_texts_and_towers_of_two_models_are_refused(names
     np.savez(wide, embeddings=np.ones((10, 512), np.float32), names=np.array(CLASSES))
     with pytest.raises(DataError, match="its embeddings have 512 numbers each, the features 32"):
         text_classifier(config(names, text_tower="", class_names="", text_embeddings=str(wide)), CLASSES, 32)
+
+
+def test_a_tower_of_open_clips_other_kind_embeds_and_takes_a_learned_prompt(names, tmp_path):
+    """CustomTextCLIP, as SigLIP's and EVA-CLIP's models are, with its text tower in ``text``."""
+    sizes = {"context_length": 24, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1}
+    vision = {"image_size": 8, "layers": 1, "width": 16, "head_width": 8, "patch_size": 4}
+    made = {"embed_dim": 12, "custom_text": True, "vision_cfg": vision, "text_cfg": sizes}
+    model = open_clip.model.CustomTextCLIP(12, dict(vision), dict(sizes)).eval()
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": made, "preprocess_cfg": {}}))
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    settings = config(names, text_tower=f"local-dir:{tmp_path}")
+    head, _ = text_classifier(settings, CLASSES, 12)
+    tokens = open_clip.SimpleTokenizer(context_length=24)([f"a photo of a {name}." for name in DIGITS])
+    with torch.inference_mode():
+        expected = model.encode_text(tokens, normalize=True)
+        assert torch.allclose(head.weight, expected, atol=1e-5)
+        prompt, _ = text_classifier(replace(settings, tune="text-prompt:4"), CLASSES, 12)
+        assert torch.allclose(nn.functional.normalize(prompt.rows(), dim=1), expected, atol=1e-5)
 
 
 def test_a_text_that_the_tower_would_cut_off_is_refused():
