@@ -435,3 +435,32 @@ def test_the_packaged_folder_is_small_and_read_by_timm():
         json.loads((GLYPH_CLIP_FOLDER / "open_clip_config.json").read_text())["model_cfg"]["embed_dim"] == 32
     )
     assert timm.data.resolve_data_config({}, model=glyph_clip_tower())["input_size"] == (3, 8, 8)
+
+
+@pytest.mark.parametrize("tune", ["head", "text-prompt:4"])
+def test_features_of_the_tower_are_trained_as_its_images_are(tune, names, tmp_path):
+    """dataset = features:… with what the tower made of the images gives the same start and gradients."""
+    images = Workload(config(names, tune=tune, trunk_dtype="float32"), 4)
+    held = images.holdings
+    arrays = {}
+    for part, split in (("train", held.pictures.train), ("test", held.pictures.test)):
+        everything = np.arange(len(split.labels))
+        pooled = images.network.features(split, everything, part).read(everything)[0][0]
+        with torch.inference_mode():
+            arrays[f"{part}.features"] = images.model.head.projection(pooled).numpy()
+        arrays[f"{part}.labels"] = np.asarray(split.labels)
+    np.savez(tmp_path / "f.npz", **arrays, classes=np.array(CLASSES))
+    more = {"model": "none", "dataset": f"features:{tmp_path}/f.npz", "partition": "classes:0-1,2-3,4-6,7-9"}
+    features = Workload(config(names, tune=tune, **more), 4)
+    assert np.array_equal(features.theta0, images.theta0)
+    assert features.score(features.theta0).loss == pytest.approx(images.score(images.theta0).loss, rel=1e-5)
+    ours, theirs = (w.objectives([2])[2].gradient(w.theta0) for w in (features, images))
+    assert np.allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
+    written = write_export(Tail(tmp_path, features, features.theta0, {}, 1), tmp_path / "head.safetensors")
+    assert written["added"] == 0
+    head, _ = load_export(tmp_path / "head.safetensors")
+    seen = torch.from_numpy(arrays["test.features"])
+    with torch.inference_mode():
+        answers = head(seen).argmax(dim=1).numpy()
+    right = (answers == arrays["test.labels"]).mean()
+    assert right == pytest.approx(features.score(features.theta0).accuracy)
