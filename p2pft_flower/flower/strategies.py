@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import flwr.serverapp.strategy as flower_strategies
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
@@ -244,6 +244,20 @@ class PeersGrid(Grid):
         answers = [_unbundle(came.get(owner[peer]), peer, wanted[peer]) for peer in sorted(wanted)]
         self._on_reply(kind, [note for _, note in answers])
         return [reply for reply, _ in answers]
+
+    def score(self, arrays: ArrayRecord, timeout: float) -> None:
+        """Have all clients score the model ``arrays`` before the first round.
+
+        Raises
+        ------
+        RunFailedError
+            As :meth:`send_and_receive`.
+        """
+        content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 0})})
+        asked = [
+            self.create_message(content, MessageType.EVALUATE, node, "0") for node in self.get_node_ids()
+        ]
+        self.send_and_receive(asked, timeout=timeout)
 
     def _bundle(self, host: HostAssignment, wanted: Mapping[int, Message], kind: str) -> Message:
         content, names = RecordDict(), {}

@@ -155,7 +155,7 @@ def test_flowers_strategies_run_unmodified_on_the_same_peers(name, tmp_path):
     run_app(tmp_path, algorithm=name, nodes=2, slots=1, epochs=2, strategy_options=options)
     results = read_results(tmp_path)
     assert results["status"] == "completed"
-    assert [h["iteration"] for h in results["history"]] == [12, 24]
+    assert [h["iteration"] for h in results["history"]] == [0, 12, 24]
     assert len({p["accuracy"] for p in results["peers"]}) == 1  # one model for all
     assert same(*[[t] for t in tails(tmp_path)[:2]])
     assert all(p["bytes_sent"] == 2 * 2 * 50762 * 4 for p in results["peers"])
