@@ -14,14 +14,9 @@ import torch
 from torch import nn
 
 from p2pft_flower.learning.model.block_arguments import Arguments, block_arguments, give_arguments
-from p2pft_flower.learning.model.class_token import (
-    attend_normalised,
-    attend_query,
-    query_tokens,
-    why_not_normalised,
-    why_not_query,
-)
+from p2pft_flower.learning.model.class_token import attend_normalised, why_not_normalised
 from p2pft_flower.learning.model.modes import switched_on
+from p2pft_flower.learning.model.one_query import attend_query, query_tokens, why_not_query
 from p2pft_flower.learning.model.structure import (
     HEADS,
     STEM,
@@ -35,7 +30,7 @@ from p2pft_flower.learning.model.tuning import tune_model
 __all__ = ["PATHS", "Parts", "split_model", "split_tuned"]
 
 PATHS = {
-    "pooled": "the pooled feature stored, only the head runs",
+    "pooled": "the pooled feature stored, or one a head, only the head runs",
     "class-token": "normalised tokens stored, the last block runs for the class token without keys, values",
     "query": "tokens stored, the last block runs for the class token with all keys and values",
     "tokens": "tokens stored, the trained blocks run for all of them",
@@ -168,13 +163,21 @@ def _refusals(tuned: nn.Module) -> dict[str, str]:
 
 
 def _why_not_pooled(model: nn.Module) -> str | None:
-    classifier = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
-    if not isinstance(classifier, nn.Linear) or not isinstance(model.norm, nn.Module):
-        return "it has more than one head" if isinstance(classifier, tuple) else "its head is no linear layer"
+    classifiers = _classifiers(model)
+    if not all(isinstance(c, nn.Linear) for c in classifiers) or not isinstance(model.norm, nn.Module):
+        return "its head is no linear layer"
+    if len(classifiers) > 1 and query_tokens(model) != len(classifiers):
+        return "it has more than one head"
     before = [m for n, m in model.named_modules() if n.startswith("head")]
     if any(isinstance(m, nn.Dropout) and m.p > 0 for m in before):
         return "features are dropped out before the head"
     return None
+
+
+def _classifiers(model: nn.Module) -> tuple[Any, ...]:
+    """Return what makes the logits: one layer, or one a leading token in a distilled model."""
+    found = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
+    return found if isinstance(found, tuple) else (found,)
 
 
 class _Pass(nn.Module):
@@ -204,9 +207,9 @@ class _Trunk(nn.Module):
         for name in names[first:]:
             set_submodule(model, name, _Pass())
         if path == "pooled":  # the head's frozen part belongs to the trunk too, but not the new classifier
-            classifier = model.get_classifier()  # type: ignore[operator]  # timm's method
-            name = next(n for n, m in model.named_modules() if m is classifier)
-            set_submodule(model, name, nn.Identity())
+            classifiers = _classifiers(model)
+            for name in [n for n, m in model.named_modules() if any(m is c for c in classifiers)]:
+                set_submodule(model, name, nn.Identity())
         else:
             model.norm = nn.Identity()
             for head in ("head", "head_dist", "fc_norm", "attn_pool"):
@@ -217,6 +220,10 @@ class _Trunk(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
         tokens = self.model.forward_features(images)  # type: ignore[operator]  # timm's method
+        if (
+            self.path == "pooled" and self.queries > 1
+        ):  # the heads read a token each: their mean is behind them
+            return (tokens[:, : self.queries],)
         if self.path == "pooled":
             return (self.model.forward_head(tokens, pre_logits=True),)  # type: ignore[operator]
         if self.path == "class-token":
@@ -283,4 +290,6 @@ class _ClassTokenTail(_TokensTail):
 
 class _PooledTail(_TokensTail):
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        if pooled.ndim > 2:  # a token for each of two heads
+            return self.model.forward_head(pooled)  # type: ignore[operator, no-any-return]
         return self.model.get_classifier()(pooled)  # type: ignore[operator, no-any-return]

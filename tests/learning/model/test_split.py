@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from p2pft_flower.learning.model.split import PATHS, split_model
@@ -90,7 +91,13 @@ def test_slower_paths_have_the_same_gradients(path, images):
         (small_vit, "head", "pooled", ""),
         (small_swin, "head", "pooled", ""),
         (lambda: small_vit(drop_rate=0.1), "head", "tokens", "dropped out before the head"),
-        (lambda: small_vit(cls=VisionTransformerDistilled), "head", "tokens", "more than one head"),
+        (lambda: small_vit(cls=VisionTransformerDistilled), "head", "pooled", ""),
+        (
+            lambda: small_vit(cls=VisionTransformerDistilled, drop_rate=0.1),
+            "head",
+            "tokens",
+            "dropped out before the head",
+        ),
         (small_vit, "full", "full", "the stem has trained parameters"),
         (small_vit, "bias", "full", "the stem has trained parameters"),
         (small_vit, "lora:2", "full", r"the first block (blocks.0) has trained parameters"),
@@ -173,10 +180,23 @@ def test_the_drop_outs_of_a_frozen_stem_stay_off(tune, trains):
     assert tail.model.blocks[2].training
 
 
-def test_the_trunk_of_a_head_does_not_know_the_head():
-    one, other = (split_model(model, "head").trunk for model in (small_vit(), small_vit()))
-    assert one.state_dict().keys() == other.state_dict().keys()
-    assert not any(name.startswith("model.head") for name in one.state_dict())
+@pytest.mark.parametrize("cls", [VisionTransformer, VisionTransformerDistilled])
+def test_the_trunk_of_a_head_does_not_know_the_head(cls):
+    trunk = split_model(small_vit(cls=cls), "head").trunk
+    assert not any(name.startswith("model.head") for name in trunk.state_dict())
+
+
+def test_of_a_distilled_model_the_two_tokens_that_its_heads_read_are_stored(images):
+    model = small_vit(cls=VisionTransformerDistilled)
+    parts = split_model(model, "head")
+    (stored,) = parts.trunk(images)
+    assert stored.shape == (6, 2, 16)
+    ours = gradients(parts.tail, (stored,), LABELS)
+    for n, p in model.named_parameters():
+        p.requires_grad_(n in ours)
+    nn.functional.cross_entropy(model(images), LABELS).backward()
+    assert ours.keys() == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+    assert max(gap(ours[n], model.get_parameter(n).grad) for n in ours) <= 1e-5
 
 
 def test_every_path_is_described():
