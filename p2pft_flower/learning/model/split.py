@@ -17,7 +17,9 @@ from p2pft_flower.learning.model.block_arguments import Arguments, block_argumen
 from p2pft_flower.learning.model.class_token import attend_normalised, why_not_normalised
 from p2pft_flower.learning.model.modes import switched_on
 from p2pft_flower.learning.model.one_query import attend_query, query_tokens, why_not_query
+from p2pft_flower.learning.model.stem import WORTH_STORING, stem_share
 from p2pft_flower.learning.model.structure import (
+    BEHIND,
     HEADS,
     STEM,
     gives_positions,
@@ -126,8 +128,7 @@ def _first_trained(tuned: nn.Module) -> int:
     −1 if the stem has one; the number of stages if only norm, pooling or heads have some.
     """
     names = stages(tuned)
-    later = tuple(f"{name}." for name in (*names, "norm", "fc_norm", "attn_pool"))
-    later += HEADS
+    later = (*(f"{name}." for name in names), *BEHIND)
     trained = [name for name, p in tuned.named_parameters() if p.requires_grad]
     if any(not name.startswith(later) for name in trained):
         return -1
@@ -140,9 +141,7 @@ def _first_trained(tuned: nn.Module) -> int:
 def _refusals(tuned: nn.Module) -> dict[str, str]:
     """Return the paths that this model does not allow, with reasons; "" if ``tune`` excludes the path."""
     names, first = stages(tuned), _first_trained(tuned)
-    if first <= 0 or all(name.endswith("downsample") for name in names[:first]):
-        where = "the stem" if first < 0 else f"the first block ({names[first]})"
-        reason = f"{where} has trained parameters, so no block's output stays the same"
+    if (reason := _why_nothing_stays(tuned, names, first)) is not None:
         return dict.fromkeys(("pooled", "class-token", "query", "tokens"), reason)
     refused: dict[str, str] = {}
     trained = [name for name, p in tuned.named_parameters() if p.requires_grad]
@@ -160,6 +159,22 @@ def _refusals(tuned: nn.Module) -> dict[str, str]:
     elif (drawback := why_not_normalised(tuned, last)) is not None:
         refused["class-token"] = drawback
     return refused
+
+
+def _why_nothing_stays(tuned: nn.Module, names: list[str], first: int) -> str | None:
+    """Return the reason why no output before the first trained parameter is worth storing, or None."""
+    if first < 0:
+        return "the stem has trained parameters, so no block's output stays the same"
+    if first == len(names) or not all(name.endswith("downsample") for name in names[:first]):
+        return None
+    share = stem_share(tuned, names[first])
+    if share >= WORTH_STORING:
+        return None
+    little = f", {share:.0%} of the work," if share else ""
+    return (
+        f"the first block ({names[first]}) has trained parameters, and what is before it{little} costs less "
+        "than it would take to store"
+    )
 
 
 def _why_not_pooled(model: nn.Module) -> str | None:

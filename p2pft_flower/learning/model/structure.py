@@ -16,10 +16,22 @@ from torch import nn
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.model.model_names import SUPPORTED
 
-__all__ = ["HEADS", "STEM", "check_structure", "gives_positions", "set_submodule", "share_copy", "stages"]
+__all__ = [
+    "BEHIND",
+    "HEADS",
+    "STEM",
+    "check_structure",
+    "gives_positions",
+    "set_submodule",
+    "share_copy",
+    "stages",
+]
 
 HEADS = ("head.", "head_dist.")
 """Prefixes of the heads' parameters; distilled ViTs answer with the mean of two heads."""
+
+BEHIND = ("norm.", "fc_norm.", "attn_pool.", *HEADS)
+"""Prefixes of the parameters behind the last block."""
 
 STEM = ("patch_embed", "pos_drop", "patch_drop", "norm_pre", "rope", "rel_pos_bias", "shared_rel_pos")
 """Modules before the first block, and those that make what all blocks are given beside tokens."""

@@ -8,9 +8,12 @@ import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from p2pft_flower.learning.model.split import PATHS, split_model
-from tests.learning.conftest import small_swin, small_vit
+from p2pft_flower.learning.model.stem import stem_share
+from p2pft_flower.learning.model.tuning import tune_model
+from tests.learning.conftest import small_hybrid, small_swin, small_vit
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
 
@@ -110,6 +113,50 @@ def test_the_cheapest_path_that_the_model_allows_is_taken_and_the_reason_told(mo
     parts = split_model(model(), tune)
     assert parts.path == path
     assert (why in parts.why) if why else parts.why == ""
+
+
+IN_ALL_BLOCKS = ["lora:2", "lora-fa:2", "adapter:3", "prompt:2", "prompt-deep:2", "last-blocks:3"]
+
+
+@pytest.mark.parametrize("tune", IN_ALL_BLOCKS)
+def test_where_all_blocks_are_tuned_the_output_of_a_costly_stem_is_stored(tune):
+    model = small_hybrid()
+    batch = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    parts, whole = split_model(model, tune), tune_model(model, tune)
+    assert parts.path == ("tokens" if tune.startswith("prompt") else "query")
+    assert not any("patch_embed" in name for name in parts.tail.state_dict())
+    inputs = parts.trunk(batch)
+    assert [t.shape for t in inputs] == [(6, 17, 16)]
+    own = dict(parts.tail.named_parameters())
+    generator = torch.Generator().manual_seed(5)
+    for name, p in whole.named_parameters():  # what is added starts at zero, with gradients of zero
+        if p.requires_grad:
+            p.data = p.data + 0.05 * torch.randn(p.shape, generator=generator)
+            own[f"model.{name}"].data = p.data.clone()
+    ours, theirs = gradients(parts.tail, inputs, LABELS), gradients(whole, (batch,), LABELS)
+    assert ours.keys() == theirs.keys()
+    assert max(gap(ours[n], theirs[n]) for n in ours if not n.endswith("qkv.bias")) <= 1e-4
+
+
+@pytest.mark.parametrize("tune", ["bias", "bias+norm", "full"])
+def test_a_costly_stem_that_is_trained_itself_is_not_stored(tune):
+    assert split_model(small_hybrid(), tune).path == "full"
+
+
+def test_a_stem_of_one_layer_costs_less_than_its_output(images):
+    parts = split_model(small_vit(), "lora:2")
+    assert parts.path == "full"
+    assert "what is before it costs less than it would take to store" in parts.why
+
+
+def test_the_share_of_a_stem_is_that_of_its_products():
+    model = small_hybrid()
+    inside = sum(m.weight.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear)) * 17
+    head = model.head.weight.numel()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.patch_embed(torch.zeros(1, 3, 16, 16))
+    stem = counter.get_total_flops() / 2
+    assert stem_share(model, "blocks.0") == pytest.approx(stem / (stem + inside + head), rel=1e-12)
 
 
 def test_the_text_of_a_trunk_is_the_one_that_names_stores_that_are_there():
