@@ -25,6 +25,7 @@ SUPPORTED = (
 TIMM_MODULES = (
     *("beit", "deit", "eva", "swin_transformer", "swin_transformer_v2"),
     *("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "vitamin"),
+    *("cait", "hiera", "maxxvit", "naflexvit", "pit", "swin_transformer_v2_cr", "tiny_vit", "xcit"),
 )
 """Modules of ``timm.models`` that use the classes of :data:`SUPPORTED`, or ones with their forward pass."""
 

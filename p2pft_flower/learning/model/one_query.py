@@ -15,6 +15,8 @@ import torch
 from timm.layers import Attention, AttentionRope, apply_rot_embed_cat
 from timm.models import beit, eva
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.naflexvit import NaFlexVit
+from timm.models.pit import PoolingVisionTransformer
 from timm.models.vision_transformer import (
     Block,
     ParallelScalingBlock,
@@ -43,12 +45,16 @@ _READERS = (
     VisionTransformerRelPos.forward_head,
     beit.Beit.forward_head,
     eva.Eva.forward_head,
+    NaFlexVit.forward_head,
+    PoolingVisionTransformer.forward_head,
 )
 """timm's heads that read nothing but the class token where ``global_pool`` is ``"token"``."""
 
 
 def query_tokens(model: nn.Module) -> int:
     """Return the number of leading tokens that the head reads: 1, or 2 with a distillation token."""
+    if isinstance(model, PoolingVisionTransformer):
+        return int(model.num_tokens)
     return 2 if isinstance(model, VisionTransformerDistilled) else 1
 
 

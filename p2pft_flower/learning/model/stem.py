@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from p2pft_flower.learning.data.image_settings import image_settings
-from p2pft_flower.learning.model.structure import BEHIND, stages
+from p2pft_flower.learning.model.structure import BEHIND, block_lists
 
 __all__ = ["WORTH_STORING", "stem_share"]
 
@@ -40,7 +40,7 @@ def stem_share(model: nn.Module, first: str) -> float:
         Name of the block.
     """
     layers = {n: module for n, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
-    later = (*{f"{name.partition('.')[0]}." for name in stages(model)}, *BEHIND)
+    later = (*(f"{part}." for part in block_lists(model)), *BEHIND)
     if sum(not f"{name}.".startswith(later) for name in layers) < 2:
         return 0.0
     done: dict[str, int] = {}
