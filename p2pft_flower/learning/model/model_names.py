@@ -17,8 +17,9 @@ EMBEDDED = ("glyph_vit_8",)
 """Names of this package's models, the keys of ``MODELS`` in ``models.py``; they bring their own weights."""
 
 SUPPORTED = (
-    "timm's VisionTransformer (ViT, DeiT, distilled DeiT), VisionTransformerRelPos, SwinTransformer (V1, "
-    "V2), Beit and Eva (EVA-02, DINOv3, rope ViTs)"
+    "timm's VisionTransformer (ViT, DeiT, distilled DeiT), VisionTransformerRelPos, NaFlexVit, "
+    "SwinTransformer (V1, V2, V2 CR), Beit, Eva (EVA-02, DINOv3, rope ViTs), Cait, Xcit, "
+    "PoolingVisionTransformer (PiT), TinyVit, Hiera and MaxxVit (MaxViT, CoAtNet)"
 )
 """Words for the models of timm that can be cut into trunk and tail."""
 

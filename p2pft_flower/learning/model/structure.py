@@ -31,6 +31,7 @@ from p2pft_flower.learning.model.model_names import SUPPORTED
 
 __all__ = [
     "BEHIND",
+    "CLASSES",
     "STEM",
     "block_lists",
     "check_structure",
@@ -38,6 +39,7 @@ __all__ = [
     "heads",
     "is_block",
     "is_replayed",
+    "is_resized",
     "set_submodule",
     "share_copy",
     "stages",
@@ -84,6 +86,9 @@ _REPLAYED: dict[type, tuple[str, ...]] = {
 }
 """timm's classes that do more between the blocks (:mod:`replay`)."""
 
+CLASSES = (*_PLAIN, *_WITH_POSITIONS, *_REPLAYED)
+"""timm's classes that can be cut into trunk and tail."""
+
 _BETWEEN = ("downsample", "pool")
 """Names of a stage's part before its blocks."""
 
@@ -120,8 +125,7 @@ def check_structure(name: str, model: nn.Module) -> None:
 def _kind(model: nn.Module) -> type | None:
     """Return timm's class whose forward pass the model has, of those that can be cut."""
     own = getattr(type(model), "forward_features", None)
-    known = (*_PLAIN, *_WITH_POSITIONS, *_REPLAYED)
-    return next((k for k in known if own is k.forward_features), None)  # type: ignore[attr-defined]
+    return next((k for k in CLASSES if own is k.forward_features), None)  # type: ignore[attr-defined]
 
 
 def gives_positions(model: nn.Module) -> bool:
@@ -132,6 +136,12 @@ def gives_positions(model: nn.Module) -> bool:
 def takes_prompts(model: nn.Module) -> bool:
     """Tell whether learned tokens can stand beside the others in every block, as in a ViT."""
     return _kind(model) in (None, VisionTransformer) and hasattr(model, "blocks")
+
+
+def is_resized(model: nn.Module) -> bool:
+    """Tell whether it is known how the model is built for images of another size than its own."""
+    known = (None, VisionTransformer, SwinTransformer, SwinTransformerV2, Beit, Eva, VisionTransformerRelPos)
+    return _kind(model) in known
 
 
 def is_replayed(model: nn.Module) -> bool:

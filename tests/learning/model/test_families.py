@@ -108,13 +108,14 @@ STORED = [
 ]
 WHOLE = ["full", "bias", "lora:2", "adapter:3"]
 NO_ATTN = ("parallel things", "attention beside MLP", "attention beside MLP, one projection")
+NEITHER = {"lora": "without attn: choose tune = last-bl", "adapter": "without mlp and norm2"}
 REFUSED = {
-    **dict.fromkeys(NO_ATTN, {"lora": "without attn: choose tune = last-bl", "adapter": "without mlp and nor"}),
+    **dict.fromkeys(NO_ATTN, NEITHER),
     "small_tiny_vit": {
         "lora:2:last-blocks:3": "is a MBConv without attn", "lora:2!": "is a MBConv without attn",
         "adapter": "without (mlp and )?norm2",
     },
-    "small_maxvit": {"lora": "is a MaxxVitBlock without attn", "adapter": "MaxxVitBlock without mlp and norm2"},
+    "small_maxvit": NEITHER,
     "small_coatnet": {
         "lora:2!": "is a MbConvBlock without attn", "lora": r"\(Attention2d\) has no linear qkv, proj",
         "adapter:3!": "is a MbConvBlock without", "adapter": r"\(ConvMlp\) has convolutions",
