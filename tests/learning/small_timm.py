@@ -62,19 +62,19 @@ def _naflex(**options):
     return NaFlexVit(cfg, **options)
 
 
-_STAGES = {"img_size": 32, "depths": (1, 2), "num_heads": (2, 4)}
+_STAGES = {"img_size": 32, "depths": (2, 2), "num_heads": (2, 4)}
 
 MORE = {
     "small_cait": (Cait, {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}),
     "small_xcit": (Xcit, {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}),
     "small_pit": (
         PoolingVisionTransformer,
-        {"img_size": 32, "patch_size": 8, "stride": 4, "base_dims": (8, 8), "depth": (1, 2), "heads": (2, 4)},
+        {"img_size": 32, "patch_size": 8, "stride": 4, "base_dims": (8, 8), "depth": (2, 2), "heads": (2, 4)},
     ),
     "small_pit_distilled": (
         PoolingVisionTransformer,
         {
-            "img_size": 32, "patch_size": 8, "stride": 4, "base_dims": (8, 8), "depth": (1, 2),
+            "img_size": 32, "patch_size": 8, "stride": 4, "base_dims": (8, 8), "depth": (2, 2),
             "heads": (2, 4), "distilled": True,
         },
     ),

@@ -318,8 +318,6 @@ class _ReplayTail(_Tail):
         given = enter(model, seen)
         super().__init__(model)
         self.given = given
-        # In training mode some models drop patches themselves: the frozen part does not.
-        self._on = [module for module in self._on if module is not model]
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         features = self.given.features(self.model, inputs)

@@ -127,6 +127,24 @@ def test_gradients_of_single_images_sum_up_to_that_of_the_batch(family, tune):
     torch.testing.assert_close(total, torch.cat([g.flatten() for g in plain]), rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["small_pit", "small_pit_distilled", "small_swinv2_cr", "small_tiny_vit"])
+def test_trained_blocks_of_two_stages_train_what_is_between_the_stages(family):
+    model = build(family)
+    (between,) = (n for n in stages(model) if n.endswith((".pool", ".1.downsample")))
+    parts, features = parts_and_features(model, "last-blocks:3")
+    assert parts.path == "tokens"
+    loss = nn.functional.cross_entropy(parts.tail(*features.inputs), features.labels)
+    ours = {n.removeprefix("model."): p for n, p in parts.tail.named_parameters() if p.requires_grad}
+    assert any(name.startswith(f"{between}.") for name in ours)
+    gradients = torch.autograd.grad(loss, list(ours.values()))
+    for name, p in model.named_parameters():
+        p.requires_grad_(name in ours)
+    nn.functional.cross_entropy(model(images_for(model)), features.labels).backward()
+    for (name, _), gradient in zip(ours.items(), gradients, strict=True):
+        theirs = model.get_parameter(name).grad
+        assert (gradient - theirs).norm() <= 1e-4 * theirs.norm() + 1e-7, name
+
+
 @every_family
 @pytest.mark.parametrize("tune", ["last-block", "last-blocks:2", "last-blocks:3", "head", "bias:last-block"])
 def test_trunk_and_tail_pass_the_check_that_every_run_begins_with(family, tune):
