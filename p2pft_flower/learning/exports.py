@@ -16,6 +16,7 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.image_settings import ImageKeys, ImageSettings
 from p2pft_flower.learning.model.heads import TowerHead, head_of
 from p2pft_flower.learning.model.models import bare_model
+from p2pft_flower.learning.model.structure import set_classifier
 from p2pft_flower.learning.model.tuning import tune_model
 from p2pft_flower.learning.model.weight_files import number_fault
 from p2pft_flower.learning.tails import Tail
@@ -49,8 +50,8 @@ def write_export(tail: Tail, file: Path) -> dict[str, Any]:
     """
     workload = tail.workload
     whole: Any = workload.whole_model(tail.theta)
-    if isinstance(whole.head, TowerHead):
-        whole.head = whole.head.plain()
+    if isinstance(head := _classifier(whole), TowerHead):
+        set_classifier(whole, head.plain())
     state = {name: t.detach().clone().contiguous() for name, t in whole.state_dict().items()}
     plain = workload.model.state_dict().keys() | {"head.weight", "head.bias"}  # a text head is one layer now
     added = sorted(state.keys() - plain)
@@ -82,6 +83,11 @@ def write_export(tail: Tail, file: Path) -> dict[str, Any]:
         "bytes": size,
         "added": len(added),
     }
+
+
+def _classifier(model: Any) -> Any:
+    """Return what timm calls the classifier; None of a head on features."""
+    return model.get_classifier() if hasattr(model, "get_classifier") else None
 
 
 def load_export(file: Path) -> tuple[nn.Module, tuple[str, ...]]:

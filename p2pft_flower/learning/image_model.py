@@ -37,6 +37,7 @@ from p2pft_flower.learning.model.modes import has_statistics
 from p2pft_flower.learning.model.own_forward import check_own_forward
 from p2pft_flower.learning.model.own_step import check_own_step
 from p2pft_flower.learning.model.split import PATHS, Parts, split_model
+from p2pft_flower.learning.model.structure import set_classifier
 from p2pft_flower.learning.model.text_heads import fixed_head, text_classifier
 from p2pft_flower.learning.model.tuning import tune_model
 from p2pft_flower.learning.named_tensors import weights_digest
@@ -87,7 +88,7 @@ class ImageModel:
         projection = tower.get_classifier()
         width = projection.out_features if isinstance(projection, nn.Linear) else tower.num_features
         classifier, made = text_classifier(config, self.classes, width)
-        tower.head = TowerHead(projection, classifier)
+        set_classifier(tower, TowerHead(projection, classifier))
         return tower.eval().requires_grad_(False), made
 
     @property
@@ -302,7 +303,7 @@ class ImageModel:
         DataError
             When the model has no place for a tensor; names the tensor.
         """
-        whole = tune_model(self.model, self.config.tune, self.config.seed)
+        whole: Any = tune_model(self.model, self.config.tune, self.config.seed)
         keys = whole.load_state_dict(tensors, strict=False)  # strict would ask for all
         if keys.unexpected_keys:
             raise DataError(
@@ -310,6 +311,7 @@ class ImageModel:
                 f"{self.config.tune!r}"
             )
         merge_low_rank(whole)
-        if isinstance(whole.head, TowerHead):
-            whole.head = TowerHead(whole.head.projection, fixed_head(whole.head.classifier))
-        return whole.requires_grad_(False)
+        if isinstance(head := whole.get_classifier(), TowerHead):
+            set_classifier(whole, TowerHead(head.projection, fixed_head(head.classifier)))
+        plain: nn.Module = whole.requires_grad_(False)
+        return plain

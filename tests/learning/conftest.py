@@ -71,6 +71,7 @@ def small_hybrid(seed=0, **options):
         for p in model.parameters():
             torch.nn.init.normal_(p, std=0.2)
         set_statistics(model)
+    model.pretrained_cfg = {"input_size": (3, 16, 16)}
     return model.eval().requires_grad_(False)
 
 

@@ -16,9 +16,16 @@ def without(state, *beginnings):
 
 
 def random_state(model, seed=0):
-    """A state dict of the model's shapes, every number of every tensor drawn anew."""
+    """A state dict of the model's shapes and kinds, every number of every tensor drawn anew."""
     generator = torch.Generator().manual_seed(seed)
-    return {n: torch.randn(t.shape, generator=generator) for n, t in model.state_dict().items()}
+
+    def drawn(name, tensor):
+        numbers = torch.randn(tensor.shape, generator=generator)
+        if not tensor.is_floating_point():  # a counter of batches
+            return (100 * numbers).abs().to(tensor.dtype)
+        return numbers.abs() if name.endswith("running_var") else numbers
+
+    return {n: drawn(n, t) for n, t in model.state_dict().items()}
 
 
 def split_qkv(name, tensor, query, key, value):

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from functools import partial
 
 from timm.layers import HybridEmbed
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.cait import Cait
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.hiera import Hiera
+from timm.models.maxxvit import MaxxVit, MaxxVitCfg, MaxxVitTransformerCfg
+from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
+from timm.models.pit import PoolingVisionTransformer
 from timm.models.swin_transformer import SwinTransformer
-from timm.models.swin_transformer import checkpoint_filter_fn as swin_filter
 from timm.models.swin_transformer_v2 import SwinTransformerV2
-from timm.models.swin_transformer_v2 import checkpoint_filter_fn as swinv2_filter
+from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
+from timm.models.tiny_vit import TinyVit
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer import checkpoint_filter_fn as vit_filter
+from timm.models.xcit import Xcit
 from torch import nn
 
-__all__ = ["SMALL", "checkpoint_filter_fn", "default_cfgs", "publish"]
+__all__ = ["MORE", "SMALL", "checkpoint_filter_fn", "default_cfgs", "publish"]
 
 _VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
 _SWIN = {
@@ -37,7 +44,64 @@ def _hybrid(**options):
     )
 
 
+def _maxvit(blocks, partition):
+    """A MaxViT or CoAtNet of one convolution stage or M stage and one of ``blocks``, for 32 × 32 images."""
+
+    def build(**options):
+        cfg = MaxxVitCfg(
+            embed_dim=(16, 32), depths=(1, 2), block_type=blocks, stem_width=(8, 16),
+            transformer_cfg=MaxxVitTransformerCfg(dim_head=16, window_size=partition, grid_size=partition),
+        )  # fmt: skip
+        return MaxxVit(cfg, **options)
+
+    return build
+
+
+def _naflex(**options):
+    cfg = NaFlexVitCfg(patch_size=8, embed_dim=16, depth=3, num_heads=2, **options.pop("cfg", {}))
+    return NaFlexVit(cfg, **options)
+
+
+_STAGES = {"img_size": 32, "depths": (2, 2), "num_heads": (2, 4)}
+
+MORE = {
+    "small_cait": (Cait, {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}),
+    "small_xcit": (Xcit, {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}),
+    "small_pit": (
+        PoolingVisionTransformer,
+        {"img_size": 32, "patch_size": 8, "stride": 4, "base_dims": (8, 8), "depth": (2, 2), "heads": (2, 4)},
+    ),
+    "small_pit_distilled": (
+        PoolingVisionTransformer,
+        {
+            "img_size": 32, "patch_size": 8, "stride": 4, "base_dims": (8, 8), "depth": (2, 2),
+            "heads": (2, 4), "distilled": True,
+        },
+    ),
+    "small_swinv2_cr": (SwinTransformerV2Cr, {**_STAGES, "patch_size": 4, "window_size": 2, "embed_dim": 8}),
+    "small_tiny_vit": (
+        TinyVit,
+        {"embed_dims": (8, 16), "depths": (1, 2), "num_heads": (2, 2), "window_sizes": (4, 2)},
+    ),
+    "small_hiera": (
+        Hiera,
+        {
+            "img_size": (32, 32), "embed_dim": 8, "stages": (1, 2), "q_pool": 1, "mask_unit_size": (2, 2),
+            "mask_unit_attn": (True, False),
+        },
+    ),
+    "small_maxvit": (_maxvit(("M", "M"), (2, 2)), {}),
+    "small_coatnet": (_maxvit(("C", "T"), (2, 2)), {}),
+    "small_naflexvit": (_naflex, {"cfg": {"global_pool": "avg"}}),
+    "small_naflexvit_rope": (
+        _naflex,
+        {"cfg": {"class_token": True, "global_pool": "token", "rope_type": "axial", "pos_embed": "none"}},
+    ),
+}  # fmt: skip
+"""Families whose models do more between their blocks, or keep them in other lists."""
+
 SMALL = {
+    **MORE,
     "small_vit": (VisionTransformer, {}),
     "small_vit_deep": (VisionTransformer, {"depth": 4}),
     "small_vit_wide": (VisionTransformer, {"embed_dim": 24}),
@@ -79,12 +143,15 @@ def _cfg(**changed):
 
 def checkpoint_filter_fn(state_dict, model, adapt_layer_scale=False):
     """Translate as timm does for the architecture: each of its modules has a function of this name."""
-    if isinstance(model, SwinTransformer):
-        return swin_filter(state_dict, model)
-    if isinstance(model, SwinTransformerV2):
-        return swinv2_filter(state_dict, model)
-    return vit_filter(state_dict, model, adapt_layer_scale=adapt_layer_scale)
+    own = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", vit_filter)
+    if own is vit_filter or type(model) is VisionTransformerDistilled:
+        return vit_filter(state_dict, model, adapt_layer_scale=adapt_layer_scale)
+    return own(state_dict, model)
 
+
+_LAST_LINEAR = ("small_vit", "small_siglip", "small_deit", "small_hybrid", "small_cait", "small_xcit")
+_LAST_LINEAR += ("small_pit", "small_naflexvit")
+"""Beginnings of the names of architectures whose ``head`` is a linear layer."""
 
 default_cfgs = {}
 _published = itertools.count()
@@ -97,8 +164,12 @@ def publish(architecture, **entries):
     """
     name = architecture if architecture not in default_cfgs else f"{architecture}_{next(_published)}"
     cls, own = SMALL[architecture]
-    is_swin = "swin" in name
-    common = {"input_size": (3, 64, 64), "classifier": "head.fc"} if is_swin else {}
+    is_swin = cls in (SwinTransformer, SwinTransformerV2)
+    common = {"input_size": (3, 64, 64)} if is_swin else {}
+    if "distilled" not in name and not name.startswith(_LAST_LINEAR):
+        common["classifier"] = "head.fc"
+    if cls is TinyVit:
+        common["fixed_input_size"] = False
     if "distilled" in name:
         common = {"classifier": ("head", "head_dist")}
     default_cfgs.update(
@@ -111,7 +182,7 @@ def publish(architecture, **entries):
             name,
             pretrained,
             pretrained_filter_fn=partial(checkpoint_filter_fn, adapt_layer_scale=not is_swin),
-            **{**(_SWIN if is_swin else _VIT), **own, **options},
+            **{**({} if architecture in MORE else _SWIN if is_swin else _VIT), **own, **options},
         )
 
     build.__name__ = name

@@ -18,8 +18,8 @@ from p2pft_flower.learning.model.models import preprocessing
 from p2pft_flower.learning.tails import load_tail
 from p2pft_flower.learning.workload import Workload
 
-from . import small_timm  # noqa: F401 - has timm know the small Swin
 from .conftest import write_images
+from .small_timm import MORE
 
 TUNES = [
     "last-block",
@@ -40,7 +40,10 @@ TUNES = [
 # full size, which takes ten times as long as a small one.
 MODELS = [("vit_tiny_patch16_224", tune) for tune in TUNES]
 MODELS += [("small_swin", tune) for tune in TUNES] + [("swin_tiny_patch4_window7_224", "last-block")]
-MODELS += [("eva02_tiny_patch14_224", "lora:2:last-block")]
+MODELS += [("eva02_tiny_patch14_224", "lora:2:last-block"), ("small_deit_distilled", "head")]
+MODELS += [(name, "last-block") for name in MORE]
+MODELS += [("small_cait", "lora:2:last-blocks:2"), ("small_xcit", "lora:2"), ("small_pit_distilled", "head")]
+MODELS += [("small_hiera", "adapter:2:last-block"), ("small_tiny_vit", "last-blocks:3")]
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,6 @@ import pytest
 import timm
 import timm.models
 from timm.models import list_modules
-from timm.models.beit import Beit
-from timm.models.eva import Eva
-from timm.models.swin_transformer import SwinTransformer
-from timm.models.swin_transformer_v2 import SwinTransformerV2
-from timm.models.vision_transformer import VisionTransformer
-from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torchvision import datasets as torchvision
 
 from p2pft_flower.config import LearningConfig
@@ -37,6 +31,7 @@ from p2pft_flower.learning.data.torchvision_sets import SOURCES
 from p2pft_flower.learning.model import devices, timm_names
 from p2pft_flower.learning.model.model_names import EMBEDDED, TIMM_MODULES, check_model_name
 from p2pft_flower.learning.model.models import MODELS
+from p2pft_flower.learning.model.structure import CLASSES
 from p2pft_flower.learning.settings import check_learning
 
 from .conftest import write_images
@@ -83,13 +78,11 @@ def test_where_timms_files_do_not_show_the_names_timm_is_asked(fresh, monkeypatc
 
 
 def test_the_modules_that_can_hold_a_supported_model_are_all_that_use_one():
-    known = (VisionTransformer, SwinTransformer, SwinTransformerV2, Beit, Eva, VisionTransformerRelPos)
-
     def uses(module):
         return any(
             inspect.isclass(kind) and getattr(kind, "forward_features", None) is one.forward_features
             for kind in vars(module).values()
-            for one in known
+            for one in CLASSES
         )
 
     with warnings.catch_warnings():

@@ -164,10 +164,13 @@ def kind_of(name: str, beginning: str) -> str:
 def patches_of(renamed: Tensors, model: Any) -> tuple[int, int] | None:
     """Return the numbers of patches, and of tokens before them, that the source's position embeddings cover.
 
-    None if the source or the model has no position embeddings, or if both cover the same number of tokens.
+    None if the source or the model has no position embeddings one a token, or if both cover the same number
+    of tokens.
     """
     found, own = renamed.get("pos_embed"), getattr(model, "pos_embed", None)
-    if found is None or own is None or found.ndim != 3 or found.shape[1] == own.shape[1]:
+    if found is None or not isinstance(own, torch.Tensor) or not hasattr(model.patch_embed, "num_patches"):
+        return None
+    if found.ndim != 3 or own.ndim != 3 or found.shape[1] == own.shape[1]:
         return None
     # For DINOv2 with registers, timm removes the class token's position.
     prefix = 1 if "register_tokens" in renamed else own.shape[1] - model.patch_embed.num_patches
@@ -176,7 +179,7 @@ def patches_of(renamed: Tensors, model: Any) -> tuple[int, int] | None:
 
 def _resampling(account: Account, model: Any) -> str:
     """Return words on the tensors that were resampled to the model's number of patches; empty if none was."""
-    grid = " × ".join(map(str, getattr(model.patch_embed, "grid_size", ())))
+    grid = " × ".join(map(str, getattr(getattr(model, "patch_embed", None), "grid_size", ())))
     found = patches_of(account.handed, model)
     if found is not None and found[0] != model.patch_embed.num_patches:
         side = math.isqrt(found[0])

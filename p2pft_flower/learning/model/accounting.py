@@ -47,6 +47,9 @@ _NEVER_NEEDED = re.compile(
 _COUNTER = re.compile(r"\.num_batches_tracked$")
 """A batch norm's counter of training batches, which is never used while its statistics are frozen."""
 
+_BLOCK = re.compile(r"(blocks\.\d+|(layers|stages|transformers)\.\d+\.blocks\.\d+)\.")
+"""Beginning of the name of a tensor of a block."""
+
 _AVERAGED = {"ema", "teacher", "target"}
 """Words in the name of a copy of the model that is the average of another copy over the training."""
 
@@ -272,7 +275,8 @@ def _compare(
 
 def _patch_fault(renamed: Tensors, model: Any) -> str:
     """Return the fault, in words, of a source whose patches have another size than the model's, else ""."""
-    own = getattr(model.patch_embed.proj, "weight", None)  # some hybrids' backbones make the tokens
+    projection = getattr(getattr(model, "patch_embed", None), "proj", None)
+    own = getattr(projection, "weight", None)  # some hybrids' backbones make the tokens
     wanted = tuple(own.shape[-2:]) if own is not None else ()
     for name, tensor in renamed.items():
         kernel = re.search(r"(^|\.)(patch_embed\.proj|visual\.conv1|patchifier\.proj)\.weight$", name)
@@ -288,7 +292,9 @@ def _patch_fault(renamed: Tensors, model: Any) -> str:
 def _position_fault(renamed: Tensors, model: Any) -> str:
     """Return the fault, in words, of position embeddings that fit no square grid of patches, else ""."""
     given, own = renamed.get("pos_embed"), getattr(model, "pos_embed", None)
-    if given is not None and own is not None and (given.ndim != 3 or len(given) != 1):
+    if not isinstance(own, torch.Tensor) or own.ndim != 3:
+        return ""
+    if given is not None and (given.ndim != 3 or len(given) != 1):
         return f"its position embeddings are {tuple(given.shape)}, the model's {tuple(own.shape)}"
     found = patches_of(renamed, model)
     if found is None or (found[0] > 0 and math.isqrt(found[0]) ** 2 == found[0]):
@@ -330,7 +336,7 @@ def _facts(made: Collection[str] | Tensors, model: Any) -> list[str]:
     """Return the differences of source and model as a whole, in words: blocks, width, tokens, norms."""
     body = model.state_dict()
     facts = []
-    if isinstance(made, dict) and "patch_embed.proj.weight" in made:
+    if isinstance(made, dict) and "patch_embed.proj.weight" in made.keys() & body.keys():
         width, own = made["patch_embed.proj.weight"].shape[0], body["patch_embed.proj.weight"].shape[0]
         if width != own:
             facts.append(f"it is {width} wide, the model {own}")
@@ -347,6 +353,6 @@ def _facts(made: Collection[str] | Tensors, model: Any) -> list[str]:
 
 def _blocks(names: Collection[str]) -> str:
     """Return the number of blocks as text: ``"12"``, or by stage ``"2 + 2 + 6 + 2"``."""
-    found = {m[1] for name in names if (m := re.match(r"(blocks\.\d+|layers\.\d+\.blocks\.\d+)\.", name))}
+    found = {m[1] for name in names if (m := _BLOCK.match(name))}
     stages = Counter(name.rsplit(".", 1)[0] for name in found)
     return " + ".join(str(stages[stage]) for stage in sorted(stages))

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.model.model_sizes import MAX_PROMPTS, check_tune_number
-from p2pft_flower.learning.model.structure import gives_positions, stages
+from p2pft_flower.learning.model.structure import is_block, stages, takes_prompts
 
 __all__ = ["PROMPTS", "add_adapters", "add_low_rank", "add_prompts", "merge_low_rank"]
 
@@ -54,7 +54,7 @@ class LowRank(nn.Module):
 def add_low_rank(model: nn.Module, rank: int, blocks: Sequence[str], *, first_frozen: bool = False) -> None:
     """Give the attention's projections of ``blocks`` an update of rank ``rank``.
 
-    They are ``qkv``, or ``q_proj``, ``k_proj`` and ``v_proj``, and ``proj``.
+    They are ``qkv``, or ``q``, ``k`` and ``v``, or ``q_proj``, ``k_proj`` and ``v_proj``; and ``proj``.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def add_low_rank(model: nn.Module, rank: int, blocks: Sequence[str], *, first_fr
     ConfigError
         When the rank is larger than a projection, or a block has other parts.
     """
-    for block in _blocks(model, blocks):
+    for block in _blocks(model, blocks, "attn"):
         for projection in _projections(block.get_submodule("attn")):
             rows, columns = projection.get_parameter("weight").shape
             check_tune_number("lora:R", rank, min(rows, columns))
@@ -81,8 +81,8 @@ def add_low_rank(model: nn.Module, rank: int, blocks: Sequence[str], *, first_fr
 
 
 def _projections(attention: nn.Module) -> list[nn.Module]:
-    fused = isinstance(getattr(attention, "qkv", None), nn.Module)
-    names = ("qkv", "proj") if fused else ("q_proj", "k_proj", "v_proj", "proj")
+    forms = (("qkv", "proj"), ("q", "k", "v", "proj"), ("q_proj", "k_proj", "v_proj", "proj"))
+    names = next((f for f in forms if isinstance(getattr(attention, f[0], None), nn.Module)), forms[-1])
     missing = [name for name in names if not isinstance(getattr(attention, name, None), nn.Linear)]
     if missing:
         raise ConfigError(
@@ -120,8 +120,13 @@ def add_adapters(model: nn.Module, bottleneck: int, blocks: Sequence[str]) -> No
     ConfigError
         When the bottleneck is wider than a token, or a block has other parts.
     """
-    for block in _blocks(model, blocks):
+    for block in _blocks(model, blocks, "mlp", "norm2"):
         mlp = block.get_submodule("mlp")
+        if any(isinstance(layer, nn.Conv2d) for layer in mlp.modules()):
+            raise ConfigError(
+                f"the MLP of a block of {type(model).__name__} ({type(mlp).__name__}) has convolutions, and "
+                "behind them no adapter is defined: choose another tune than adapter:R"
+            )
         width = len(block.get_parameter("norm2.weight"))
         check_tune_number("adapter:R", bottleneck, width)
         mlp.adapter = Adapter(width, bottleneck)
@@ -146,15 +151,15 @@ def add_prompts(model: nn.Module, number: int, *, deep: bool) -> None:
         When the number is too large, or the model is neither a ViT nor a Swin V1.
     """
     check_tune_number("prompt:N", number, MAX_PROMPTS)
-    blocks = _blocks(model, [name for name in stages(model) if not name.endswith("downsample")])
+    if not takes_prompts(model) and not isinstance(model, SwinTransformer):
+        raise ConfigError(f"prompts are not defined for {type(model).__name__}; choose a ViT or Swin V1")
+    blocks = _blocks(model, list(filter(is_block, stages(model))), "attn", "norm1")
     if isinstance(model, SwinTransformer):
         for block in blocks if deep else blocks[:1]:
             attention = block.get_submodule("attn")
             attention.__class__ = _PromptedWindows  # the same module, which now reads its prompts
             attention.prompts = _new_prompts(number, attention.dim)  # type: ignore[arg-type]
         return
-    if not hasattr(model, "blocks") or gives_positions(model):
-        raise ConfigError(f"prompts are not defined for {type(model).__name__}; choose a ViT or Swin V1")
     first = int(getattr(model, "num_prefix_tokens", 1))
     for entering in blocks if deep else blocks[:1]:
         width = len(entering.get_parameter("norm1.weight"))
@@ -205,12 +210,13 @@ class _PromptedWindows(WindowAttention):  # type: ignore[misc]  # untyped librar
         return self.proj_drop(self.proj(x.transpose(1, 2).reshape(windows, area, -1)))  # type: ignore[no-any-return]
 
 
-def _blocks(model: nn.Module, names: Sequence[str]) -> Sequence[nn.Module]:
+def _blocks(model: nn.Module, names: Sequence[str], *parts: str) -> Sequence[nn.Module]:
+    """Return the blocks ``names``, each of which must have ``parts``."""
     blocks = [model.get_submodule(name) for name in names]
     for block in blocks:
-        if not all(hasattr(block, part) for part in ("attn", "mlp", "norm1", "norm2")):
+        if missing := [part for part in parts if not hasattr(block, part)]:
             raise ConfigError(
-                f"a block of {type(model).__name__} is a {type(block).__name__} without attn, mlp, norm1 or "
-                "norm2: choose tune = last-block, last-blocks:K, head, bias or full"
+                f"a block of {type(model).__name__} is a {type(block).__name__} without "
+                f"{' and '.join(missing)}: choose tune = last-block, last-blocks:K, head, bias or full"
             )
     return blocks

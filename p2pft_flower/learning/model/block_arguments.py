@@ -17,7 +17,7 @@ from torch import nn
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.data.image_settings import image_settings
 
-__all__ = ["Arguments", "block_arguments", "give_arguments"]
+__all__ = ["Arguments", "block_arguments", "give_arguments", "given_arguments"]
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional arguments behind the tokens, and keyword arguments."""
@@ -57,7 +57,21 @@ def give_arguments(block: nn.Module, arguments: Arguments) -> None:
 
     row = tuple(kept(str(i), value) for i, value in enumerate(positional))
     by_name = {key: kept(key, value) for key, value in named.items()}
-    block.register_forward_pre_hook(partial(_give, row=row, by_name=by_name), with_kwargs=True)
+    vars(block)[_GIVEN] = (row, by_name)
+    block.register_forward_pre_hook(_give, with_kwargs=True)
+
+
+def given_arguments(block: nn.Module) -> dict[str, Any]:
+    """Return what ``block`` is given by name at each call (:func:`give_arguments`), perhaps nothing.
+
+    timm's models give their blocks everything but the tokens by name.
+    """
+    _, by_name = vars(block).get(_GIVEN, ((), {}))
+    return {key: _value(block, kept) for key, kept in by_name.items()}
+
+
+_GIVEN = "arguments_given"
+"""Name of the attribute of a block that holds what it is given."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +81,15 @@ class _Buffer:
     name: str
 
 
-def _give(
-    block: nn.Module,
-    args: tuple[Any, ...],
-    named: dict[str, Any],
-    *,
-    row: tuple[Any, ...],
-    by_name: dict[str, Any],
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    def value(kept: Any) -> Any:
-        return getattr(block, kept.name) if isinstance(kept, _Buffer) else kept
+def _value(block: nn.Module, kept: Any) -> Any:
+    return getattr(block, kept.name) if isinstance(kept, _Buffer) else kept
 
-    return (*args, *map(value, row)), named | {key: value(kept) for key, kept in by_name.items()}
+
+def _give(
+    block: nn.Module, args: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    row, _ = vars(block)[_GIVEN]
+    return (*args, *(_value(block, kept) for kept in row)), named | given_arguments(block)
 
 
 def _seeded(seed: int) -> torch.Generator:

@@ -1,7 +1,7 @@
-"""The last block run for the class token alone: the block's outputs for other tokens are never computed.
+"""The last block run for the class token alone, without keys and values.
 
-In a class-token model nothing reads the last block's other outputs. Only the class token's query, projection
-and MLP of that block matter, and if the block's inputs are frozen, keys and values need not be formed either.
+Where one query a head is enough (:mod:`one_query`) and the block's inputs are frozen, keys and values need
+not be formed either: scores and contexts are products with the normalised tokens.
 """
 
 from __future__ import annotations
@@ -10,34 +10,12 @@ from typing import Any
 
 import torch
 from timm.layers import Attention
-from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import Block, VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import nn
 
-__all__ = ["attend_normalised", "attend_query", "query_tokens", "why_not_normalised", "why_not_query"]
+from p2pft_flower.learning.model.one_query import why_not_query
 
-
-def query_tokens(model: nn.Module) -> int:
-    """Return the number of leading tokens that the head reads: 1, or 2 with a distillation token."""
-    return 2 if isinstance(model, VisionTransformerDistilled) else 1
-
-
-def why_not_query(model: nn.Module, block: Any) -> str | None:
-    """Return the reason why the last block cannot run for the class token alone, or None if it can."""
-    own_heads = (VisionTransformer.forward_head, VisionTransformerDistilled.forward_head)
-    if getattr(type(model), "forward_head", None) not in own_heads:
-        return f"{type(model).__name__} has no class token that its head alone reads"
-    if getattr(model, "global_pool", None) != "token" or getattr(model, "attn_pool", None) is not None:
-        return f"the head pools all tokens (global_pool = {getattr(model, 'global_pool', None)!r})"
-    if type(block) is not Block:
-        return f"the last block is a {type(block).__name__}, not timm's plain Block"
-    if type(block.attn) is not Attention or not isinstance(block.attn.qkv, nn.Linear):
-        return f"its attention is a {type(block.attn).__name__}, not timm's plain Attention with a linear qkv"
-    parts = (block, block.attn, block.norm1, block.attn.qkv)
-    hooked = [m for m in parts if m._forward_hooks or m._forward_pre_hooks]
-    if hooked:
-        return f"its {type(hooked[0]).__name__} has hooks"
-    return None
+__all__ = ["attend_normalised", "why_not_normalised"]
 
 
 def why_not_normalised(model: nn.Module, block: Any) -> str | None:
@@ -45,8 +23,9 @@ def why_not_normalised(model: nn.Module, block: Any) -> str | None:
     reason = why_not_query(model, block)
     if reason is not None:
         return reason
-    attn = block.attn
-    norm = block.norm1
+    if type(block) is not Block or type(block.attn) is not Attention:
+        return f"its last block is a {type(block).__name__}, not timm's plain Block with plain Attention"
+    attn, norm = block.attn, block.norm1
     if not isinstance(norm, nn.LayerNorm) or norm.weight is None or norm.bias is None:
         return (
             f"its first normalisation is a {type(block.norm1).__name__}, not a LayerNorm with scale and shift"
@@ -103,39 +82,6 @@ def attend_normalised(block: Any, normed: torch.Tensor, own: torch.Tensor) -> to
     if b_v is not None:
         o = o + b_v
     return _leave(block, own, o, entering)
-
-
-def attend_query(block: Any, tokens: torch.Tensor, first: int) -> torch.Tensor:
-    """Run a block for its first tokens only, with keys and values of all tokens.
-
-    Parameters
-    ----------
-    block : timm's Block
-        The block; `why_not_query` must find no reason against it.
-    tokens : (N, T, D) tensor
-        The block's input.
-    first : int
-        P, the number of leading tokens.
-
-    Returns
-    -------
-    (N, P, D) tensor
-        The first P tokens of the block's output.
-    """
-    attn = block.attn
-    heads, size = attn.num_heads, attn.head_dim
-    normed = block.norm1(tokens)
-    entering = normed[:, :first]
-    weight, bias = attn.qkv.weight, attn.qkv.bias
-    cut = heads * size
-    q = nn.functional.linear(entering, weight[:cut], None if bias is None else bias[:cut])
-    kv = nn.functional.linear(normed, weight[cut:], None if bias is None else bias[cut:])
-    q = q.view(len(tokens), first, heads, size).transpose(1, 2)
-    k, v = kv.view(len(tokens), -1, 2, heads, size).permute(2, 0, 3, 1, 4).unbind(0)
-    o = nn.functional.scaled_dot_product_attention(
-        attn.q_norm(q), attn.k_norm(k), v, dropout_p=attn.attn_drop.p if attn.training else 0.0
-    )
-    return _leave(block, tokens[:, :first], o.transpose(1, 2).reshape(len(tokens), first, cut), entering)
 
 
 def _leave(block: Any, own: torch.Tensor, o: torch.Tensor, entering: torch.Tensor) -> torch.Tensor:

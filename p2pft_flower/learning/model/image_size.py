@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from timm.models.naflexvit import NaFlexVit
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import nn
 
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.learning.data.image_settings import image_settings
 from p2pft_flower.learning.model.model_sizes import check_patches
+from p2pft_flower.learning.model.structure import is_resized
 
 __all__ = ["options_for_size", "quiet_timm", "resize_model"]
 
@@ -35,11 +38,21 @@ def options_for_size(name: str, model: Any, size: int) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        When the patches, or a Swin's windows, do not divide the size.
+        When the patches, or a Swin's windows, do not divide the size, or the family has one size.
     """
-    own = model.patch_embed.img_size
-    if not size or (size, size) == tuple(own):
+    if not size:
         return {}
+    if isinstance(model, NaFlexVit):  # it fits its positions to each image itself
+        check_patches(name, size, model.get_patch_size())
+        return {}
+    own = model.patch_embed.img_size if is_resized(model) else image_settings(model).input_size[-2:]
+    if (size, size) == tuple(own):
+        return {}
+    if not is_resized(model):
+        raise ConfigError(
+            f"image-size = {size}: {name}, a {type(model).__name__}, is used at its own size alone, "
+            f"{own[0]} × {own[1]} pixels; leave image-size at 0, or choose another name"
+        )
     grid = model.patch_embed.grid_size
     check_patches(name, size, tuple(s // g for s, g in zip(own, grid, strict=True)))
     if not hasattr(model, "layers"):

@@ -72,7 +72,7 @@ def load_archive(name: str, model: Any, file: Path, label: str) -> str:
     DataError
         When a tensor of the model or an array has no counterpart, or an array is not finite.
     """
-    if not hasattr(model, "load_pretrained"):
+    if not hasattr(model, "load_pretrained") or not hasattr(model, "patch_embed"):
         raise UnreadableError("it is an archive of NumPy arrays, which timm reads into ViTs only")
     arrays = _read(file)
     faults = _differences(arrays, model)

@@ -18,14 +18,16 @@ EMBEDDED = ("glyph_vit_8", GLYPH_CLIP)
 """Names of this package's models, the keys of ``MODELS`` in ``models.py``; they bring their own weights."""
 
 SUPPORTED = (
-    "timm's VisionTransformer (ViT, DeiT, distilled DeiT), VisionTransformerRelPos, SwinTransformer (V1, "
-    "V2), Beit and Eva (EVA-02, DINOv3, rope ViTs)"
+    "timm's VisionTransformer (ViT, DeiT, distilled DeiT), VisionTransformerRelPos, NaFlexVit, "
+    "SwinTransformer (V1, V2, V2 CR), Beit, Eva (EVA-02, DINOv3, rope ViTs), Cait, Xcit, "
+    "PoolingVisionTransformer (PiT), TinyVit, Hiera and MaxxVit (MaxViT, CoAtNet)"
 )
 """Words for the models of timm that can be cut into trunk and tail."""
 
 TIMM_MODULES = (
     *("beit", "deit", "eva", "swin_transformer", "swin_transformer_v2"),
     *("vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "vitamin"),
+    *("cait", "hiera", "maxxvit", "naflexvit", "pit", "swin_transformer_v2_cr", "tiny_vit", "xcit"),
 )
 """Modules of ``timm.models`` that use the classes of :data:`SUPPORTED`, or ones with their forward pass."""
 

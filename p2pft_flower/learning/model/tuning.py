@@ -7,6 +7,7 @@ input (prompts), adding modules (adapters, low-rank updates), adjusting the back
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from p2pft_flower.learning.draws import torch_seeded
 from p2pft_flower.learning.model.added import add_adapters, add_low_rank, add_prompts
 from p2pft_flower.learning.model.heads import PROJECTION
 from p2pft_flower.learning.model.model_sizes import check_blocks
-from p2pft_flower.learning.model.structure import HEADS, STEM, share_copy, stages
+from p2pft_flower.learning.model.structure import STEM, block_lists, heads, is_block, share_copy, stages
 from p2pft_flower.learning.model.text_prompts import CONTEXT
 from p2pft_flower.learning.model.tune_values import TUNE, read_tune
 
@@ -58,6 +59,7 @@ def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
     within = _last_blocks(model, last) if last else lambda _: True
     added = _addition(kind, number, _tuned_blocks(model, last))
     tuned = share_copy(model).requires_grad_(False)
+    _keep_nothing(tuned)
     before = {id(p) for p in tuned.parameters()}
     if added is not None:
         with torch_seeded(seed):
@@ -69,8 +71,30 @@ def tune_model(model: nn.Module, tune: str, seed: int = 0) -> nn.Module:
     return tuned.eval()
 
 
+def _keep_nothing(model: nn.Module) -> None:
+    """Have attentions of TinyViT make their biases anew in each forward pass.
+
+    In eval mode they keep what they made of a table until timm's ``train`` is called, although the table may
+    have changed.
+    """
+    for module in model.modules():
+        if hasattr(module, "attention_bias_cache"):
+            _forget(module)
+            module.register_forward_hook(_forget)
+
+
+def _forget(module: nn.Module, *_: Any) -> None:
+    vars(module)["attention_bias_cache"] = {}
+
+
 def _selector(model: nn.Module, kind: str, number: int) -> Callable[[str], bool]:
     """Return a function that tells, by its name, whether one of the model's own parameters is trained."""
+    logits = heads(model)
+
+    def classifies(name: str) -> bool:
+        """Tell whether a parameter is a classifier's; an image tower's way to its texts is not."""
+        return name.startswith(logits) and not name.startswith(PROJECTION)
+
     if kind == "full":
         return lambda _: True
     if kind in ("last-block", "last-blocks"):
@@ -78,7 +102,7 @@ def _selector(model: nn.Module, kind: str, number: int) -> Callable[[str], bool]
     if kind in ("text-prompt", "text-prompt-class"):
         return lambda name: name.endswith(f".{CONTEXT}")
     if kind == "bias":
-        return lambda name: _classifies(name) or name.endswith("bias")
+        return lambda name: classifies(name) or name.endswith("bias")
     if kind == "bias+norm":
         norms = {
             f"{name}.{own}"
@@ -86,13 +110,8 @@ def _selector(model: nn.Module, kind: str, number: int) -> Callable[[str], bool]
             if "norm" in type(module).__name__.lower()
             for own, _ in module.named_parameters(recurse=False)
         }
-        return lambda name: _classifies(name) or name.endswith("bias") or name in norms
-    return _classifies
-
-
-def _classifies(name: str) -> bool:
-    """Tell whether a parameter is a classifier's; the way of an image tower's head to its texts is not."""
-    return name.startswith(HEADS) and not name.startswith(PROJECTION)
+        return lambda name: classifies(name) or name.endswith("bias") or name in norms
+    return classifies
 
 
 def _last_blocks(model: nn.Module, number: int) -> Callable[[str], bool]:
@@ -104,11 +123,11 @@ def _last_blocks(model: nn.Module, number: int) -> Callable[[str], bool]:
         When the model has fewer blocks.
     """
     names = stages(model)
-    blocks = [i for i, name in enumerate(names) if not name.endswith("downsample")]
+    blocks = [i for i, name in enumerate(names) if is_block(name)]
     check_blocks(number, len(blocks))
     frozen = tuple(f"{name}." for name in names[: blocks[-number]])
     after = tuple(f"{name}." for name in names[blocks[-number] :])
-    between = ("blocks.", "layers.")
+    between = tuple(f"{part}." for part in block_lists(model))
     stem = {name for name, _ in model.named_parameters(recurse=False)}
     stem_modules = tuple(f"{name}." for name in STEM)
 
@@ -122,7 +141,7 @@ def _last_blocks(model: nn.Module, number: int) -> Callable[[str], bool]:
 
 def _tuned_blocks(model: nn.Module, last: int) -> list[str]:
     """Return the names of the last blocks, of all blocks if ``last`` is 0."""
-    blocks = [name for name in stages(model) if not name.endswith("downsample")]
+    blocks = [name for name in stages(model) if is_block(name)]
     return blocks[-last:]
 
 

@@ -6,10 +6,14 @@ import pytest
 import timm
 import torch
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from p2pft_flower.learning.model.split import PATHS, split_model
-from tests.learning.conftest import small_swin, small_vit
+from p2pft_flower.learning.model.stem import stem_share
+from p2pft_flower.learning.model.tuning import tune_model
+from tests.learning.conftest import small_hybrid, small_swin, small_vit
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0])
 
@@ -90,7 +94,13 @@ def test_slower_paths_have_the_same_gradients(path, images):
         (small_vit, "head", "pooled", ""),
         (small_swin, "head", "pooled", ""),
         (lambda: small_vit(drop_rate=0.1), "head", "tokens", "dropped out before the head"),
-        (lambda: small_vit(cls=VisionTransformerDistilled), "head", "tokens", "more than one head"),
+        (lambda: small_vit(cls=VisionTransformerDistilled), "head", "pooled", ""),
+        (
+            lambda: small_vit(cls=VisionTransformerDistilled, drop_rate=0.1),
+            "head",
+            "tokens",
+            "dropped out before the head",
+        ),
         (small_vit, "full", "full", "the stem has trained parameters"),
         (small_vit, "bias", "full", "the stem has trained parameters"),
         (small_vit, "lora:2", "full", r"the first block (blocks.0) has trained parameters"),
@@ -103,6 +113,50 @@ def test_the_cheapest_path_that_the_model_allows_is_taken_and_the_reason_told(mo
     parts = split_model(model(), tune)
     assert parts.path == path
     assert (why in parts.why) if why else parts.why == ""
+
+
+IN_ALL_BLOCKS = ["lora:2", "lora-fa:2", "adapter:3", "prompt:2", "prompt-deep:2", "last-blocks:3"]
+
+
+@pytest.mark.parametrize("tune", IN_ALL_BLOCKS)
+def test_where_all_blocks_are_tuned_the_output_of_a_costly_stem_is_stored(tune):
+    model = small_hybrid()
+    batch = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    parts, whole = split_model(model, tune), tune_model(model, tune)
+    assert parts.path == ("tokens" if tune.startswith("prompt") else "query")
+    assert not any("patch_embed" in name for name in parts.tail.state_dict())
+    inputs = parts.trunk(batch)
+    assert [t.shape for t in inputs] == [(6, 17, 16)]
+    own = dict(parts.tail.named_parameters())
+    generator = torch.Generator().manual_seed(5)
+    for name, p in whole.named_parameters():  # what is added starts at zero, with gradients of zero
+        if p.requires_grad:
+            p.data = p.data + 0.05 * torch.randn(p.shape, generator=generator)
+            own[f"model.{name}"].data = p.data.clone()
+    ours, theirs = gradients(parts.tail, inputs, LABELS), gradients(whole, (batch,), LABELS)
+    assert ours.keys() == theirs.keys()
+    assert max(gap(ours[n], theirs[n]) for n in ours if not n.endswith("qkv.bias")) <= 1e-4
+
+
+@pytest.mark.parametrize("tune", ["bias", "bias+norm", "full"])
+def test_a_costly_stem_that_is_trained_itself_is_not_stored(tune):
+    assert split_model(small_hybrid(), tune).path == "full"
+
+
+def test_a_stem_of_one_layer_costs_less_than_its_output(images):
+    parts = split_model(small_vit(), "lora:2")
+    assert parts.path == "full"
+    assert "what is before it costs less than it would take to store" in parts.why
+
+
+def test_the_share_of_a_stem_is_that_of_its_products():
+    model = small_hybrid()
+    inside = sum(m.weight.numel() for m in model.blocks.modules() if isinstance(m, nn.Linear)) * 17
+    head = model.head.weight.numel()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.patch_embed(torch.zeros(1, 3, 16, 16))
+    stem = counter.get_total_flops() / 2
+    assert stem_share(model, "blocks.0") == pytest.approx(stem / (stem + inside + head), rel=1e-12)
 
 
 def test_the_text_of_a_trunk_is_the_one_that_names_stores_that_are_there():
@@ -173,10 +227,23 @@ def test_the_drop_outs_of_a_frozen_stem_stay_off(tune, trains):
     assert tail.model.blocks[2].training
 
 
-def test_the_trunk_of_a_head_does_not_know_the_head():
-    one, other = (split_model(model, "head").trunk for model in (small_vit(), small_vit()))
-    assert one.state_dict().keys() == other.state_dict().keys()
-    assert not any(name.startswith("model.head") for name in one.state_dict())
+@pytest.mark.parametrize("cls", [VisionTransformer, VisionTransformerDistilled])
+def test_the_trunk_of_a_head_does_not_know_the_head(cls):
+    trunk = split_model(small_vit(cls=cls), "head").trunk
+    assert not any(name.startswith("model.head") for name in trunk.state_dict())
+
+
+def test_of_a_distilled_model_the_two_tokens_that_its_heads_read_are_stored(images):
+    model = small_vit(cls=VisionTransformerDistilled)
+    parts = split_model(model, "head")
+    (stored,) = parts.trunk(images)
+    assert stored.shape == (6, 2, 16)
+    ours = gradients(parts.tail, (stored,), LABELS)
+    for n, p in model.named_parameters():
+        p.requires_grad_(n in ours)
+    nn.functional.cross_entropy(model(images), LABELS).backward()
+    assert ours.keys() == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+    assert max(gap(ours[n], model.get_parameter(n).grad) for n in ours) <= 1e-5
 
 
 def test_every_path_is_described():

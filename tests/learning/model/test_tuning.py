@@ -214,7 +214,7 @@ def test_a_part_that_cannot_be_tuned_is_refused(tune, message):
         split_model(small_vit(), tune)
 
 
-@pytest.mark.parametrize("name", ["convit_tiny", "cait_xxs24_224", "hiera_tiny_224"])
+@pytest.mark.parametrize("name", ["convit_tiny", "volo_d1_224", "mvitv2_tiny"])
 def test_models_whose_blocks_need_more_than_tokens_are_refused_not_cut_wrongly(name):
     with pytest.raises(ConfigError, match=rf"model = '{name}': timm's \w+ does more than pass tokens"):
         create_model(name, "none", 10, seed=0)

@@ -37,7 +37,7 @@ from tests.learning.published import (
     under,
     without,
 )
-from tests.learning.small_timm import publish
+from tests.learning.small_timm import MORE, publish
 
 NAMINGS = {
     "timm": ("small_vit", lambda s: s, "head (2)"),
@@ -157,6 +157,27 @@ NAMINGS = {
         "small_vit",
         lambda s: jax_arrays(s, 2, "opt/target/") | {"opt/state/step": np.ones(1, np.float32)},
         "head (2), 'opt/' (1)",
+    ),
+    **{name: (name, lambda s: s, f"head ({4 if 'distilled' in name else 2})") for name in MORE},
+    "Lightning, XCiT": (
+        "small_xcit",
+        lambda s: {"state_dict": under("model.", s)},
+        "under 'state_dict.model",
+    ),
+    "an older PiT": (
+        "small_pit",
+        lambda s: {re.sub(r"transformers\.1\.pool\.", "pools.0.", n): t for n, t in s.items()},
+        "head (2)",
+    ),
+    "Hiera's original": (
+        "small_hiera",
+        lambda s: {
+            "model_state": {
+                n.replace("head.fc.", "head.projection.").replace("head.norm.", "norm."): t
+                for n, t in s.items()
+            }
+        },
+        "under 'model_state.'; left: head (2)",
     ),
 }
 
@@ -298,7 +319,7 @@ def test_weights_of_the_hub_that_hold_code_are_refused_without_advice_to_run_it(
     ("model", "words"),
     [
         ("resnet18", r"'resnet18': timm's resnet does more than pass tokens"),
-        ("cait_s24_224", r"timm's cait does more than pass tokens"),
+        ("volo_d1_224", r"timm's volo does more than pass tokens"),
         ("vit_tinny", r"'vit_tinny' is unknown"),
         (
             "vit_tiny_patch16_224.augreg",
@@ -348,6 +369,8 @@ def test_what_timm_loads_is_held_against_what_was_accounted_for(tmp_path, monkey
         "vit_tiny_r_s16_p8_224",
         "vit_small_resnet26d_224",
         "vitamin_small_224",
+        *("cait_xxs24_224", "xcit_nano_12_p8_224", "pit_ti_distilled_224", "swinv2_cr_tiny_ns_224"),
+        *("tiny_vit_5m_224", "hiera_tiny_224", "maxvit_pico_rw_256", "naflexvit_base_patch16_gap"),
     ],
 )
 def test_a_file_needs_no_network(name, monkeypatch, tmp_path):

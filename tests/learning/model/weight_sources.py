@@ -26,8 +26,9 @@ def write(file, content):
 
 
 def has(model, state):
-    """Tell whether all but the head is exactly the state's."""
-    return all(torch.equal(t, state[n]) for n, t in model.state_dict().items() if not n.startswith("head"))
+    """Tell whether all but the last layer of the head is exactly the state's."""
+    last = ("head.weight", "head.bias", "head.fc.", "head_dist.")
+    return all(torch.equal(t, state[n]) for n, t in model.state_dict().items() if not n.startswith(last))
 
 
 def training(state, **more):
