@@ -1,7 +1,7 @@
 """One run of a method in this process, without Flower's: for studies of hundreds of short runs.
 
-The peers, mini-batches, model and mathematics are those of a run through Flower, and so are the scores and the
-bytes (tests/lab/test_trials.py): the exchange is in memory, and FedAvg's server is a mean.
+The peers, mini-batches, model and mathematics are those of a run through Flower, and so are the scores and
+the bytes (tests/lab/test_trials.py): the exchange is in memory, and FedAvg's server is a mean.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -90,6 +90,7 @@ def run_trial(config: RunConfig, graph: Graph, workload: Workload) -> TrialOutco
     TopologyError
         When the method cannot run on this graph.
     """
+    _require_plain(config)
     if config.learning != workload.config or workload.n != graph.n or workload.pooled:
         raise ValueError("the workload is another one than that of the settings and the graph")
     begin = time.monotonic()
@@ -119,6 +120,25 @@ def run_trial(config: RunConfig, graph: Graph, workload: Workload) -> TrialOutco
         test_images=len(workload.holdings.test_positions),
         seconds=time.monotonic() - begin,
     )
+
+
+def _require_plain(config: RunConfig) -> None:
+    """Refuse settings that a run in one process does not follow.
+
+    Raises
+    ------
+    ConfigError
+        When there is one; names it.
+    """
+    plain = RunConfig()
+    followed = {"algorithm", "learning_rate", "schedule", "momentum", "weight_decay", "local_epochs"}
+    odd = {f.name for f in fields(config.method)} - followed
+    given = [name for name in sorted(odd) if getattr(config.method, name) != getattr(plain.method, name)]
+    given += [name for name in ("dp_clip", "stream") if getattr(config.learning, name)]
+    if given:
+        raise ConfigError(
+            f"{', '.join(name.replace('_', '-') for name in given)}: a run in one process does not follow it"
+        )
 
 
 def _exchanges(algorithm: str) -> int:
@@ -201,6 +221,7 @@ def _in_lock_step(
         schedule=method.schedule,
         momentum=method.momentum,
         weight_decay=method.weight_decay,
+        errors=False,
         callback=callback,
     )
 
@@ -226,10 +247,11 @@ def _fedavg(
         last = min(first + steps, iterations)
         models = []
         for gradient in objectives:
-            theta, velocity = server, None
+            theta: Vector = server
+            velocity: Vector | None = None
             for k in range(first, last):
                 velocity = heavy_ball(method.momentum, velocity, gradient(theta))
-                theta = theta - schedule(k) * velocity
+                theta = (theta - schedule(k) * velocity).astype(np.float32, copy=False)
             models.append(theta)
         server = np.mean(models, axis=0, dtype=np.float64).astype(np.float32)
         watch(last, [server])
