@@ -180,13 +180,12 @@ def make(
 def _make_cifar10(
     out: Path, images: dict[str, npt.NDArray[Any]], texts: npt.NDArray[Any], names: list[str]
 ) -> None:
-    """Write the 500 images of CIFAR-10 as features and, the same ones alike dealt out, as a folder of images."""
+    """Write the 500 images of CIFAR-10 as features, and the same images as a folder with the same split."""
     from PIL import Image
 
     labels = images["cifar10_test500.labels"]
-    train = np.sort(
-        np.concatenate([np.flatnonzero(labels == c)[:CIFAR10_TRAIN] for c in range(len(CIFAR10))])
-    )
+    first = [np.flatnonzero(labels == label)[:CIFAR10_TRAIN] for label in range(len(CIFAR10))]
+    train = np.sort(np.concatenate(first))
     parts = {"train": train, "test": np.setdiff1d(np.arange(len(labels)), train)}
     arrays = {}
     for part, positions in parts.items():

@@ -173,10 +173,10 @@ def reproduce_fedtune(
             require_writable(f"--out {folder}", folder, "choose another folder")
             arms = {name: _arm(name, values, design) for name, values in given.items()}
             stack.enter_context(alone_in(folder))
+            study = Study(design, arms, folder, lambda line: typer.echo(line, err=True))
         except P2PFTError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(EXIT_USAGE) from None
-        study = Study(design, arms, folder, lambda line: typer.echo(line, err=True))
         try:
             for _ in study.go():
                 _write(study, quick)
@@ -199,7 +199,12 @@ def _write(study: Study, quick: bool) -> dict[str, Any]:
     """Write the comparison as far as it is there, and return it."""
     sources = [arm.source for arm in study.arms.values()]
     body = fedtune(
-        study.design, sources, study.rates, [*study.runs.values()], validation=VALIDATION, quick=quick
+        study.design,
+        sources,
+        [*study.rates.values()],
+        [*study.runs.values()],
+        validation=VALIDATION,
+        quick=quick,
     )
     (study.folder / "fedtune.md").write_text(fedtune_markdown(body), encoding="utf-8")
     (study.folder / "fedtune.json").write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")

@@ -7,9 +7,9 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from p2pft_flower.cli.reproducing import duration
 from p2pft_flower.config import RunConfig
@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["DISJOINT", "TEXT", "Arm", "Study", "choose_rate", "ladder"]
 
 SCHEMA = "p2pft.fedtune-run/1"
+
+MARK = "source.json"
+"""Name of the file that is written into each source's folder of runs before the first run, and identifies the
+source and its settings."""
+
+MARK_SCHEMA = "p2pft.fedtune-source/1"
 
 TEXT = "text"
 """The way of tuning a head that begins with text embeddings."""
@@ -99,69 +105,106 @@ class Arm:
     settings: Mapping[str, Any]
     text: str = ""
 
-    def values(self, cell: Cell, rate: float, seed: int, *, validation: float = 0.0) -> dict[str, Any]:
-        """Return the run-config of one run."""
-        start = {"tune": cell.tune}
-        if cell.tune == TEXT:
-            start = {"tune": "head", "head": "text", "text-embeddings": self.text}
-        return {
+    def values(self, cell: Cell, rate: float, seed: int, *, held_out: bool = False) -> dict[str, Any]:
+        """Return the run-config of one run; ``held_out``: scored once, on held-out training images."""
+        values = {
             **self.settings,
-            **start,
+            "tune": cell.tune,
             "partition": "auto" if cell.split == DISJOINT else cell.split,
             "shots": cell.shots,
             "algorithm": cell.method,
             "learning-rate": rate,
             "seed": seed,
-            "validation": validation,
-        } | ({"evaluate-every": self.settings["iterations"]} if validation else {})
+        }
+        if cell.tune == TEXT:
+            values |= {"tune": "head", "head": "text", "text-embeddings": self.text}
+        if held_out:
+            values |= {"validation": VALIDATION, "evaluate-every": self.settings["iterations"]}
+        return values
 
     def first_step(self, tune: str) -> int:
         """Return the step of :func:`ladder` at which the choice of a rate begins."""
         if tune == TEXT:
             return -7  # rows of length 1, logits of scale 100
-        return 0 if str(self.settings["dataset"]).startswith("features:") else -4
+        return 0 if str(self.settings.get("dataset", "")).startswith("features:") else -4
 
 
-@dataclass
-class Study:
-    """All runs of a comparison, and what is known of them.
+@dataclass(frozen=True)
+class _Done:
+    """The end of a run.
 
     Attributes
     ----------
+    outcome : mapping or None
+        Its outcome; None if it failed.
+    error : str
+        Why it failed; empty if it did not.
+    diverged : bool
+        Whether it failed because it diverged.
+    kept : bool
+        Whether an earlier command has done it.
+    """
+
+    outcome: Mapping[str, Any] | None = None
+    error: str = ""
+    diverged: bool = False
+    kept: bool = False
+
+    @property
+    def accuracy(self) -> float | None:
+        """The peers' mean accuracy, 0..1; None if the run failed."""
+        return None if self.outcome is None else statistics.mean(self.outcome["accuracy"])
+
+
+_Choice: TypeAlias = tuple[str, str, str, str]
+"""Source, way of tuning, split and method: what has a learning rate of its own."""
+
+
+def _choice(cell: Cell) -> _Choice:
+    return cell.source, cell.tune, cell.split, cell.method
+
+
+class Study:
+    """All runs of a comparison, and what is known of them.
+
+    Parameters
+    ----------
     design : Design
         The factors.
-    arms : dict of str to Arm
+    arms : mapping of str to Arm
         The sources by name.
     folder : Path
         The folder of the comparison.
     tell : callable
         Called with a line after each run.
-    rates : list of Rate
-        The learning rates chosen so far.
+
+    Attributes
+    ----------
+    rates : dict
+        The learning rates chosen so far, by source, way of tuning, split and method.
     runs : dict of (Cell, int) to CellRun
         The runs of each cell and seed.
+
+    Raises
+    ------
+    ConfigError
+        When the folder holds runs with other settings, or other files.
     """
 
-    design: Design
-    arms: Mapping[str, Arm]
-    folder: Path
-    tell: Callable[[str], None]
-    rates: list[Rate] = field(default_factory=list)
-    runs: dict[tuple[Cell, int], CellRun] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self, design: Design, arms: Mapping[str, Arm], folder: Path, tell: Callable[[str], None]
+    ) -> None:
+        self.design, self.arms, self.folder = design, arms, folder
+        self.rates: dict[_Choice, Rate] = {}
+        self._tell = tell
         self._workload: Workload | None = None
         self._seconds: dict[tuple[str, str], list[float]] = {}
-        self._pending = [cell for name in self.arms for cell in self._choices(name)]
         # Seed after seed, so that a table that is not complete has something in each cell.
-        for seed in self.design.seeds:
-            for name in self.arms:
-                for cell in self.design.cells(name):
-                    self.runs[cell, seed] = CellRun(cell, seed)
-
-    def _choices(self, name: str) -> list[Cell]:
-        """Return the cells with which learning rates are chosen: all but those of fewer images."""
-        return [c for c in self.design.cells(name) if c.shots == self.design.shots[0]]
+        cells = [cell for name in arms for cell in design.cells(name)]
+        self.runs = {(cell, seed): CellRun(cell, seed) for seed in design.seeds for cell in cells}
+        self._choices = [cell for cell in cells if cell.shots == design.shots[0]]
+        for name, arm in arms.items():
+            _claim(folder / "runs" / name, arm)
 
     def go(self) -> Iterator[None]:
         """Do what is missing, and yield after each run.
@@ -169,80 +212,76 @@ class Study:
         Raises
         ------
         ConfigError
-            When a file of an earlier run has other settings.
+            When a run's file cannot be read.
         """
-        for name in self.arms:
-            for cell in self._choices(name):
-                yield from self._choose(cell)
-        chosen = {(rate.source, rate.tune, rate.split, rate.method): rate.chosen for rate in self.rates}
-        for (cell, seed), run in self.runs.items():
-            rate = chosen[cell.source, cell.tune, cell.split, cell.method]
-            if rate is None:
-                why = "every learning rate diverged on the held-out training images"
-                self.runs[cell, seed] = CellRun(cell, seed, error=why)
+        for cell in self._choices:
+            self.rates[_choice(cell)] = self._choose(cell)
+            yield
+        for cell, seed in self.runs:
+            rate = self.rates[_choice(cell)]
+            if rate.chosen is None:
+                done = _Done(error=rate.error)
             else:
-                outcome, error, kept = self._run(cell, rate, seed)
-                self.runs[cell, seed] = CellRun(cell, seed, outcome, error, kept)
-                self._told(run.cell, f"seed {seed}", outcome, error, kept)
+                done = self._run(cell, rate.chosen, seed)
+                self._told(cell, f"seed {seed}", done)
+            self.runs[cell, seed] = CellRun(cell, seed, done.outcome, done.error, done.kept)
             yield
 
-    def _choose(self, cell: Cell) -> Iterator[None]:
-        """Choose the learning rate of a way, a method and a split, with all images."""
-        seed, arm = self.design.seeds[0], self.arms[cell.source]
-        alike = [
-            r.chosen
-            for r in self.rates
-            if (r.source, r.tune, r.method) == (cell.source, cell.tune, cell.method)
-        ]
-        start = arm.first_step(cell.tune)
-        if alike and alike[0] is not None:  # of another split: most often the same
-            start = step_of(alike[0])
+    def _choose(self, cell: Cell) -> Rate:
+        """Choose the learning rate of a way, a split and a method, with all images and the first seed."""
+        start = self.arms[cell.source].first_step(cell.tune)
+        # That of another split is most often the best here, too.
+        alike = self.rates.get(_choice(cell._replace(split=self.design.splits[0])))
+        if alike is not None and alike.chosen is not None:
+            start = step_of(alike.chosen)
 
         def score(rate: float) -> float | None:
-            outcome, error, kept = self._run(cell, rate, seed, validation=VALIDATION)
-            self._told(cell, f"learning rate {rate:g} on held-out images", outcome, error, kept)
-            return None if outcome is None else statistics.mean(outcome["accuracy"])
+            done = self._run(cell, rate, self.design.seeds[0], held_out=True)
+            self._told(cell, f"learning rate {rate:g} on held-out images", done)
+            if done.error and not done.diverged:
+                raise P2PFTError(done.error)
+            return done.accuracy
 
-        tried, chosen = choose_rate(score, start)
-        self.rates.append(Rate(cell.source, cell.tune, cell.split, cell.method, tried, chosen))
-        self._pending.remove(cell)
-        told = "none: every one diverged" if chosen is None else f"{chosen:g}"
-        self.tell(
+        tried: dict[float, float | None] = {}
+        chosen, error = None, ""
+        try:
+            tried, chosen = choose_rate(score, start)
+        except P2PFTError as failure:
+            error = f"no learning rate could be chosen: {failure}"
+        else:
+            if chosen is None:
+                error = "every learning rate diverged on the held-out training images"
+        told = error or f"{chosen:g}"
+        self._tell(
             f"learning rate of {cell.source}, {cell.tune}, {cell.split}, {METHODS[cell.method]}: {told}"
         )
-        yield
+        return Rate(*_choice(cell), tried, chosen, error)
 
-    def _run(
-        self, cell: Cell, rate: float, seed: int, *, validation: float = 0.0
-    ) -> tuple[dict[str, Any] | None, str, bool]:
-        """Return a run's outcome or the text of its failure, and whether an earlier command has done it."""
+    def _run(self, cell: Cell, rate: float, seed: int, *, held_out: bool = False) -> _Done:
+        """Do a run, unless an earlier command has done it, and return its end."""
         arm = self.arms[cell.source]
-        values = arm.values(cell, rate, seed, validation=validation)
-        config = RunConfig.from_mapping(values)
-        place = self.folder / "runs" / _place(cell, rate, seed, held_out=validation > 0)
-        mark = {
-            "settings": {k: v for k, v in config.to_mapping().items() if k != "output-dir"},
-            "digests": dict(arm.source.digests),
-            "images": [arm.source.train, arm.source.test],
-        }
-        before = _read(place, mark)
-        if before is not None:
-            return before.get("outcome"), str(before.get("diverged", "")), True
+        values = arm.values(cell, rate, seed, held_out=held_out)
+        file = self.folder / "runs" / _place(cell, rate, seed, held_out=held_out)
+        if (before := _read(file, SCHEMA)) is not None:
+            diverged = str(before.get("diverged", ""))
+            return _Done(before.get("outcome"), diverged, bool(diverged), kept=True)
         from p2pft_flower.host.exchange import DivergedError
         from p2pft_flower.lab.trials import run_trial
 
+        content: dict[str, Any] = {"schema": SCHEMA, "settings": values}
+        config = RunConfig.from_mapping(values)
+        begin = time.monotonic()
         try:
             graph = Graph.load(config.runtime.topology)
-            begin = time.monotonic()
             outcome = asdict(run_trial(config, graph, self._workload_of(config, graph.n)))
-            self._seconds.setdefault((cell.source, cell.tune), []).append(time.monotonic() - begin)
         except DivergedError as error:  # the same run would diverge again
-            write_json(place, {"schema": SCHEMA, "mark": mark, "diverged": str(error)})
-            return None, str(error), False
+            write_json(file, {**content, "diverged": str(error)})
+            return _Done(error=str(error), diverged=True)
         except P2PFTError as error:
-            return None, str(error), False
-        write_json(place, {"schema": SCHEMA, "mark": mark, "outcome": outcome})
-        return outcome, "", False
+            return _Done(error=str(error))
+        self._seconds.setdefault((cell.source, cell.tune), []).append(time.monotonic() - begin)
+        write_json(file, {**content, "outcome": outcome})
+        return _Done(outcome)
 
     def _workload_of(self, config: RunConfig, n: int) -> Workload:
         """Return the learning problem of a run; that of the run before, if it is the same."""
@@ -252,25 +291,23 @@ class Study:
             self._workload = Workload(config.learning, n)
         return self._workload
 
-    def _told(self, cell: Cell, what: str, outcome: Mapping[str, Any] | None, error: str, kept: bool) -> None:
+    def _told(self, cell: Cell, what: str, done: _Done) -> None:
         where = f"{cell.source}, {cell.tune}, {cell.split}, {shots_name(cell.shots)} images a class"
-        end = f"accuracy {100 * statistics.mean(outcome['accuracy']):.1f} %" if outcome else error
-        left = "kept" if kept else f"about {duration(self._time_left())} left"
-        self.tell(f"[{left}] {where}, {METHODS[cell.method]}, {what}: {end}")
+        end = done.error if done.accuracy is None else f"accuracy {100 * done.accuracy:.1f} %"
+        left = "kept" if done.kept else f"about {duration(self._time_left())} left"
+        self._tell(f"[{left}] {where}, {METHODS[cell.method]}, {what}: {end}")
 
     def _time_left(self) -> float:
         """Return the seconds that the missing runs will take, from those of the same way or source."""
-        missing = [
-            (cell.source, cell.tune) for (cell, _), run in self.runs.items() if run.status == "not run"
-        ]
-        missing += [(cell.source, cell.tune) for cell in self._pending for _ in range(_GUESSED)]
+        missing = [cell for (cell, _), run in self.runs.items() if run.status == "not run"]
+        missing += [c for c in self._choices if _choice(c) not in self.rates for _ in range(_GUESSED)]
         every = [s for seconds in self._seconds.values() for s in seconds]
         if not every:
             return 0.0
         total = 0.0
-        for source, tune in missing:
-            own = self._seconds.get((source, tune))
-            alike = [s for (other, _), seconds in self._seconds.items() if other == source for s in seconds]
+        for cell in missing:
+            own = self._seconds.get((cell.source, cell.tune))
+            alike = [s for (other, _), some in self._seconds.items() if other == cell.source for s in some]
             total += statistics.mean(own or alike or every)
         return total
 
@@ -279,17 +316,17 @@ def _place(cell: Cell, rate: float, seed: int, *, held_out: bool) -> Path:
     """Return the path of a run's file, relative to the folder of all runs."""
     words = [cell.source, cell.tune, cell.method, cell.split, shots_name(cell.shots)]
     source, tune, method, split, shots = (word.replace(":", "-").replace("/", "-") for word in words)
-    name = f"{split}-{shots}-" + (f"rate-{rate:g}-" if held_out else "") + f"seed-{seed}"
-    return Path(source, tune, method, f"{name}.json")
+    scored = "held-out-" if held_out else ""
+    return Path(source, tune, method, f"{split}-{shots}-{scored}rate-{rate:g}-seed-{seed}.json")
 
 
-def _read(file: Path, mark: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the content of a run's file; None if there is none.
+def _read(file: Path, schema: str) -> dict[str, Any] | None:
+    """Return the content of a file of an earlier command; None if there is none.
 
     Raises
     ------
     ConfigError
-        When the file is none of this command's, or of a run with other settings; names the first difference.
+        When the file cannot be read, or is another one.
     """
     try:
         content = json.loads(file.read_bytes())
@@ -297,19 +334,32 @@ def _read(file: Path, mark: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file}: cannot be read ({error}); remove it, or choose another --out") from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise ConfigError(f"{file}: not a run of this command's; choose another --out")
-    before = _flat(content["mark"])
-    now = _flat(json.loads(json.dumps(mark)))
-    different = [key for key in [*now, *before] if now.get(key) != before.get(key)]
-    if different:
-        key = different[0]
-        raise ConfigError(
-            f"{file}: a run with other settings ({key}: {before.get(key)} there, {now.get(key)} now); choose "
-            "another --out, or remove that file"
-        )
+    if not isinstance(content, dict) or content.get("schema") != schema:
+        raise ConfigError(f"{file} is none of this command's files; choose another --out")
     return content
 
 
-def _flat(mark: Mapping[str, Any]) -> dict[str, Any]:
-    return {**mark["settings"], **mark["digests"], "images": mark["images"]}
+def _claim(folder: Path, arm: Arm) -> None:
+    """Write the file :data:`MARK` of a source, or compare it with the one that is there.
+
+    Raises
+    ------
+    ConfigError
+        When the runs there have other settings; names the first difference.
+    """
+    source = arm.source
+    settings = {**RunConfig.from_mapping(arm.settings).to_mapping(), "validation": VALIDATION}
+    settings["images"] = [source.train, source.test]
+    settings |= {f"SHA-256 of {key}": digest for key, digest in source.digests.items()}
+    before = _read(folder / MARK, MARK_SCHEMA)
+    if before is None:
+        write_json(folder / MARK, {"schema": MARK_SCHEMA, "settings": settings})
+        return
+    there = before["settings"]
+    different = [key for key in [*settings, *there] if settings.get(key) != there.get(key)]
+    if different:
+        key = different[0]
+        raise ConfigError(
+            f"{folder} holds runs with other settings ({key}: {there.get(key)} there, {settings.get(key)} "
+            "now); choose another --out, or remove that folder"
+        )

@@ -14,7 +14,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from p2pft_flower.algorithms import ALGORITHMS, simulate
 from p2pft_flower.algorithms.objective import local_objective
@@ -23,8 +22,6 @@ from p2pft_flower.algorithms.seam import Gradient, heavy_ball
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.host.exchange import DivergedError
-from p2pft_flower.learning.model.structure import share_copy
-from p2pft_flower.learning.objective import evaluate
 from p2pft_flower.learning.workload import Workload
 from p2pft_flower.topology import Graph
 
@@ -161,7 +158,6 @@ class _Watcher:
 
     def __init__(self, workload: Workload, iterations: int, every: int) -> None:
         self._workload, self._iterations, self._every = workload, iterations, every
-        self._tail = share_copy(workload.tail)
         self._last: list[Vector] = []
         self.curve: list[list[float]] = []
         self.accuracy: list[float] = []
@@ -189,12 +185,7 @@ class _Watcher:
     def own_accuracy(self) -> list[float]:
         """Return each peer's accuracy on its own training images, by the last parameters."""
         models = self._last * (self._workload.n if len(self._last) == 1 else 1)
-        own = []
-        for peer, theta in enumerate(models):
-            held = self._workload.features(peer)
-            nothing = torch.zeros(len(held), dtype=torch.bool)
-            own.append(evaluate(self._tail, theta, held, nothing).accuracy)
-        return own
+        return [self._workload.score_on_own(theta, peer).accuracy for peer, theta in enumerate(models)]
 
 
 def _in_lock_step(
@@ -251,7 +242,7 @@ def _fedavg(
             velocity: Vector | None = None
             for k in range(first, last):
                 velocity = heavy_ball(method.momentum, velocity, gradient(theta))
-                theta = (theta - schedule(k) * velocity).astype(np.float32, copy=False)
+                theta = np.asarray(theta - schedule(k) * velocity, dtype=np.float32)
             models.append(theta)
-        server = np.mean(models, axis=0, dtype=np.float64).astype(np.float32)
+        server = np.stack(models).mean(axis=0, dtype=np.float64).astype(np.float32)
         watch(last, [server])

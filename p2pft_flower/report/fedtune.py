@@ -64,7 +64,9 @@ class Rate:
     tried : mapping of float to (float or None)
         Mean accuracy on the held-out training images, 0..1, of each rate; None: the run diverged.
     chosen : float or None
-        The rate; None if every run diverged.
+        The rate; None if every run diverged, or one failed.
+    error : str
+        Why no rate was chosen; empty if one was.
     """
 
     source: str
@@ -73,6 +75,7 @@ class Rate:
     method: str
     tried: Mapping[float, float | None]
     chosen: float | None
+    error: str = ""
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,7 @@ def _rate(rate: Rate) -> dict[str, Any]:
         "split": rate.split,
         "method": rate.method,
         "chosen": rate.chosen,
+        "error": rate.error,
         "tried": [{"rate": alpha, "accuracy": score} for alpha, score in sorted(rate.tried.items())],
     }
 
