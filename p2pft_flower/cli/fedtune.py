@@ -146,8 +146,7 @@ def reproduce_fedtune(
     Two factors vary at a time around a base cell, the first value of each: ways × splits and ways × shots
     with the base method, methods × splits and methods × shots with the base way. Each way, method and
     split has its own learning rate, chosen on a fifth of the training images, which are held out; never on
-    test images.
-    The runs are made in this process, with the results of those through Flower.
+    test images. The runs are made in this process, with the results of those through Flower.
 
     Completed runs are not repeated: the same command continues an interrupted comparison.
 

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
+from p2pft_flower.cli.fedtune import _complete_words
 from p2pft_flower.cli.fedtune_runs import MOST_RATES, choose_rate, ladder, step_of
 from p2pft_flower.host.exchange import DivergedError
 from p2pft_flower.lab.trials import TrialOutcome
@@ -192,6 +193,14 @@ def test_runs_with_other_settings_are_neither_mixed_in_nor_removed(trials, tmp_p
 def test_what_cannot_run_is_refused_before_anything_starts(words, message, trials, tmp_path):
     refused(fedtune(tmp_path / "out", *words), message, trials)
     assert not (tmp_path / "out").exists()
+
+
+def test_keys_of_a_source_are_completed_and_those_that_the_command_sets_are_not():
+    assert _complete_words("vision.data") == ["vision.dataset=", "vision.data-dir="]
+    assert _complete_words("vision-l") == ["vision-language."]
+    assert "vision.model=glyph_vit_8" in _complete_words("vision.model=")
+    assert _complete_words("vision.learning") == []
+    assert _complete_words("momen") == ["momentum=", "momentum=0.0"]
 
 
 def test_the_best_rate_is_found_between_worse_ones_and_beyond_the_first_three():
