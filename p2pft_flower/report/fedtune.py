@@ -208,6 +208,7 @@ def _cell(cell: Cell, runs: Sequence[CellRun], rate: Rate | None) -> dict[str, A
         },
         "accuracy": summary([*accuracy.values()]),
         "own_accuracy": summary([*own.values()]),
+        "before": summary([outcome["curve"][0][1] for _, outcome in done]),
         "iterations_to_share": summary([iterations_to(SHARE, outcome["curve"]) for _, outcome in done]),
         "bytes_sent": summary([outcome["bytes_sent"] for _, outcome in done]),
         "seconds": summary([outcome["seconds"] for _, outcome in done]),

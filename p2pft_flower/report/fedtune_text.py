@@ -96,11 +96,11 @@ class _Of:
 
 def _tunes(of: _Of) -> Grid:
     splits = of.body["splits"]
-    header = ["way", "q", "of the model", "learning rate", *splits, "sent by all", TO_SHARE]
+    header = ["way", "q", "of the model", "learning rate", "before", *splits, "sent by all", TO_SHARE]
     grid = Grid(
         of.titled(
             f"ways of tuning with {METHODS[of.base[3]]}, {shots_name(of.base[2])} images a class; accuracy "
-            f"in percent, the last two columns with {splits[0]}"
+            f"in percent, also before training; rate, bytes and iterations with {splits[0]}"
         ),
         header,
     )
@@ -112,8 +112,8 @@ def _tunes(of: _Of) -> Grid:
             q = f"{cell['parameters']:,}"
             share = f"{100 * cell['parameters'] / cell['model_parameters']:.2f} %"
         accuracies = [_percent(of(tune, split)) for split in splits]
-        told = [_rate(cell), *accuracies, _sent(cell), _whole(cell, "iterations_to_share")]
-        grid.rows.append([tune, q, share, *told])
+        told = [_percent(cell, "before"), *accuracies, _sent(cell), _whole(cell, "iterations_to_share")]
+        grid.rows.append([tune, q, share, _rate(cell), *told])
     return grid
 
 
@@ -123,7 +123,7 @@ def _methods(of: _Of) -> Grid:
     grid = Grid(
         of.titled(
             f"methods with tune = {of.base[0]}, {shots_name(of.base[2])} images a class; accuracy in percent "
-            "on the test images, and on the peers' own training images; the last two columns with "
+            "on the test images, and on the peers' own training images; rate, bytes and iterations with "
             f"{splits[0]}"
         ),
         ["method", "learning rate", *splits, *own, "sent by all", TO_SHARE],
