@@ -308,6 +308,8 @@ def _arm(name: str, values: dict[str, Any], design: Design) -> Arm:
     from p2pft_flower.learning.workload import Workload
 
     typer.echo(f"{name}: looking at the data, the model and its weights", err=True)
+    if values["iterations"] < 1:
+        raise ConfigError("iterations = 0: all cells have the same number of iterations; give one >= 1")
     text = values.pop("text-embeddings", "")
     if str(values.get("dataset", "")).startswith("features:"):
         values.setdefault("model", "none")

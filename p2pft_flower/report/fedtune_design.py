@@ -19,7 +19,6 @@ __all__ = [
     "CLAIMS",
     "METHODS",
     "SOURCES",
-    "TOGETHER",
     "Cell",
     "Design",
     "read_shots",
@@ -32,14 +31,14 @@ SOURCES = ("vision", "vision-language")
 METHODS = {"p2pft": "P2P-FT", "fedavg": "FedAvg", "local": "Local-FT", "centralized": "centralised"}
 """The methods, and their names for people."""
 
-TOGETHER, ALONE = "p2pft", "local"
+ALONE = "local"
 
 CLAIMS = (
     "Tuning the biases of the backbone does best if the pre-trained model is strong",
     "The vision-language model does better than the vision model, and stands few images better",
     "Learning together does better than learning alone, which over-fits",
 )
-"""The three findings of FedTune's abstract, with P2P-FT as the way of learning together."""
+"""The three findings of FedTune's abstract; the base method is the way of learning together."""
 
 
 class Cell(NamedTuple):

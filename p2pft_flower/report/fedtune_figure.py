@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from p2pft_flower.report.fedtune_design import ALONE, METHODS, TOGETHER, shots_name
+from p2pft_flower.report.fedtune_design import ALONE, METHODS, shots_name
 
 __all__ = ["draw_few_images"]
 
@@ -16,7 +16,7 @@ __all__ = ["draw_few_images"]
 def draw_few_images(body: Mapping[str, Any], png: Path) -> bool:
     """Draw accuracy over images a class, mean as a line and ± one standard deviation as a band.
 
-    Each source has its base way of tuning with P2P-FT and alone, and a head from a random start beside it.
+    Each source has its base way of tuning with the base method and alone, and a head from a random start.
 
     Parameters
     ----------
@@ -35,10 +35,11 @@ def draw_few_images(body: Mapping[str, Any], png: Path) -> bool:
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axis = figure.subplots()
     numbers = sorted(body["shots"], key=lambda shots: (shots == 0, shots))
+    together = body["methods"][0]
     for colour, source in enumerate(body["sources"]):
         base, *others = source["tunes"]
-        lines = [(base, TOGETHER, "-"), (base, ALONE, ":")]
-        lines += [(tune, TOGETHER, "--") for tune in others if tune == "head"]
+        lines = [(base, together, "-"), (base, ALONE, ":")]
+        lines += [(tune, together, "--") for tune in others if tune == "head"]
         for tune, method, style in lines:
             cells = {
                 c["shots"]: c["accuracy"]

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from p2pft_flower.report.fedtune_design import ALONE, CLAIMS, METHODS, SOURCES, TOGETHER, shots_name
+from p2pft_flower.report.fedtune_design import ALONE, CLAIMS, METHODS, SOURCES, shots_name
 
 __all__ = ["Comparison", "answer", "findings", "group_of"]
 
@@ -107,6 +107,8 @@ class _Cells:
             if c["seeds"]
         }
         self._sources = {source["source"]: source for source in body["sources"]}
+        self.together = body["methods"][0]
+        """The method of learning together: the base method."""
 
     @property
     def sources(self) -> list[str]:
@@ -119,7 +121,7 @@ class _Cells:
         return self._cells.get((source, tune, split, shots, method))
 
     def base(
-        self, source: str, *, split: str | None = None, shots: int | None = None, method: str = TOGETHER
+        self, source: str, *, split: str | None = None, shots: int | None = None, method: str | None = None
     ) -> dict[str, Any] | None:
         """Return a cell with a source's base way of tuning."""
         body = self.body
@@ -128,7 +130,7 @@ class _Cells:
             self.tunes(source)[0],
             body["splits"][0] if split is None else split,
             body["shots"][0] if shots is None else shots,
-            method,
+            self.together if method is None else method,
         )
 
     def chosen(self, source: str, split: str, group: str) -> str | None:
@@ -138,7 +140,7 @@ class _Cells:
                 (t["accuracy"] for t in rate["tried"] if t["accuracy"] is not None), default=-1.0
             )
             for rate in self.body["rates"]
-            if (rate["source"], rate["split"], rate["method"]) == (source, split, TOGETHER)
+            if (rate["source"], rate["split"], rate["method"]) == (source, split, self.together)
             and group_of(rate["tune"]) == group
         }
         return max(scores, key=lambda tune: scores[tune]) if scores else None
@@ -181,9 +183,9 @@ def _biases(cells: _Cells) -> Iterator[Comparison]:
         for split in cells.body["splits"]:
             ways = {group: cells.chosen(source, split, group) for group in LIGHT}
             bias = ways.pop("biases")
-            first = bias and cells.of(source, bias, split, every, TOGETHER)
+            first = bias and cells.of(source, bias, split, every, cells.together)
             for way in ways.values():
-                second = way and cells.of(source, way, split, every, TOGETHER)
+                second = way and cells.of(source, way, split, every, cells.together)
                 if first and second:
                     yield from _compared(cells, f"{source}, {split}: {bias} and {way}", first, second)
 
@@ -196,9 +198,8 @@ def _language(cells: _Cells) -> Iterator[Comparison]:
         first, second = (cells.base(source, split=split) for source in (language, vision))
         if first and second:
             ways = f"{first['tune']} and {second['tune']}"
-            yield from _compared(
-                cells, f"{split}, all images: {language} and {vision} ({ways})", first, second
-            )
+            where = f"{split}, {shots_name(cells.body['shots'][0])} images a class"
+            yield from _compared(cells, f"{where}: {language} and {vision} ({ways})", first, second)
 
 
 def _few(cells: _Cells) -> Iterator[Comparison]:
@@ -231,11 +232,11 @@ def _together(cells: _Cells) -> Iterator[Comparison]:
     for source in cells.sources:
         for split, shots in places:
             first, second = (
-                cells.base(source, split=split, shots=shots, method=m) for m in (TOGETHER, ALONE)
+                cells.base(source, split=split, shots=shots, method=m) for m in (cells.together, ALONE)
             )
             if first and second:
                 where = f"{source}, {split}, {shots_name(shots)} images a class"
-                names = f"{METHODS[TOGETHER]} and {METHODS[ALONE]}"
+                names = f"{METHODS[cells.together]} and {METHODS[ALONE]}"
                 yield from _compared(cells, f"{where}: {names}", first, second)
 
 
@@ -248,7 +249,7 @@ def _over_fits(cells: _Cells) -> Iterator[Comparison]:
     if "iid" not in cells.body["splits"]:
         return
     for source in cells.sources:
-        both = [cells.base(source, split="iid", method=method) for method in (ALONE, TOGETHER)]
+        both = [cells.base(source, split="iid", method=m) for m in (ALONE, cells.together)]
         if not all(both):
             continue
         alone, together = (cell for cell in both if cell)
@@ -257,7 +258,7 @@ def _over_fits(cells: _Cells) -> Iterator[Comparison]:
             continue
         text = (
             f"{source}, iid: accuracy on own training images above that on test images, {METHODS[ALONE]} "
-            f"{_percent(alone, 'own_accuracy')} above {_percent(alone)}, {METHODS[TOGETHER]} "
+            f"{_percent(alone, 'own_accuracy')} above {_percent(alone)}, {METHODS[cells.together]} "
             f"{_percent(together, 'own_accuracy')} above {_percent(together)}"
         )
         differences = tuple(gaps[0][s] - gaps[1][s] for s in seeds)
@@ -273,10 +274,13 @@ def findings(body: Mapping[str, Any]) -> list[dict[str, Any]]:
         A comparison, from :func:`~p2pft_flower.report.fedtune.fedtune`, without its findings.
     """
     cells = _Cells(body)
-    missing = sorted({*SOURCES} - {*cells.sources})
+    missing = " and ".join(sorted({*SOURCES} - {*cells.sources}))
     compared = [
         ([*_biases(cells)], "no way of tuning the biases beside one of the input or of modules was run"),
-        ([*_language(cells), *_few(cells)], f"no {' and no '.join(missing)} model was given"),
+        (
+            [*_language(cells), *_few(cells)],
+            f"no {missing} model was given" if missing else "no runs of both models",
+        ),
         ([*_together(cells), *_over_fits(cells)], "no runs of learning together beside learning alone"),
     ]
     return [

@@ -199,6 +199,8 @@ def _notes(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
         else f"seed {seeds[0]}; with one seed no difference counts"
     )
     made = [line for source in body["sources"] for line in _made_with(source)]
+    if len({(s["classes"], *s["images"].values()) for s in body["sources"]}) > 1:
+        made.append("the sources have different images, so finding 2 compares more than the models")
     if body["quick"]:
         over += "; --quick: a first look"
     failed = [

@@ -176,6 +176,7 @@ def test_runs_with_other_settings_are_neither_mixed_in_nor_removed(trials, tmp_p
         (["vision.tune=head"], "tune is not for fedtune"),
         (["learning-rate=0.1"], "learning-rate is not for fedtune"),
         (["codec=q4"], "codec is not for fedtune"),
+        (["iterations=0"], "iterations = 0: all cells have the same number of iterations"),
         (["--seeds", "1,1"], "give different whole numbers"),
         (["--shots", "all,few"], "give all, or whole numbers >= 1"),
         (["--splits", "iid,iid"], "give different values, separated by commas"),

@@ -207,11 +207,17 @@ def test_the_text_has_answers_tables_settings_and_rates():
         assert "4.0 kB" in flat
 
 
+def test_sources_of_different_images_are_said_to_compare_more_than_the_models():
+    body = comparison()
+    assert "more than the models" not in fedtune_markdown(body)
+    body["sources"][0]["images"]["test"] = 77
+    assert "finding 2 compares more than the models" in fedtune_markdown(body)
+
+
 def test_random_weights_are_said_in_the_titles():
     assert "RANDOM WEIGHTS" not in fedtune_markdown(comparison())
-    SETTINGS_RANDOM = {**SETTINGS, "weights": "none"}
     body = comparison(the_design=design(("vision",)))
-    body["sources"][0]["settings"] = SETTINGS_RANDOM
+    body["sources"][0]["settings"] = {**SETTINGS, "weights": "none"}
     assert "RANDOM WEIGHTS, no pre-training: vision: ways of tuning" in fedtune_markdown(body)
 
 
