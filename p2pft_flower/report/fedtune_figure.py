@@ -32,7 +32,7 @@ def draw_few_images(body: Mapping[str, Any], png: Path) -> bool:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axis = figure.subplots()
     numbers = sorted(body["shots"], key=lambda shots: (shots == 0, shots))
     together = body["methods"][0]
@@ -66,6 +66,6 @@ def draw_few_images(body: Mapping[str, Any], png: Path) -> bool:
         title=f"Few images, split {body['splits'][0]}, {len(body['seeds'])} seeds",
     )
     axis.grid(alpha=0.25)
-    axis.legend(fontsize=8, loc="lower right")
-    figure.savefig(png, dpi=100, pil_kwargs={"optimize": True})
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
+    figure.savefig(png, dpi=90, pil_kwargs={"optimize": True})
     return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from p2pft_flower.config import NO_MODEL
 from p2pft_flower.keeping.progress import human_bytes
 from p2pft_flower.report.fedtune_design import METHODS, shots_name
 from p2pft_flower.report.grids import Grid, as_markdown, as_text
@@ -106,11 +107,11 @@ def _tunes(of: _Of) -> Grid:
     )
     for tune in of.source["tunes"]:
         cell = of(tune)
-        if cell is None or cell["parameters"] is None:
-            q, share = "–", "–"
-        else:
+        q, share = "–", "–"
+        if cell is not None and cell["parameters"] is not None:
             q = f"{cell['parameters']:,}"
-            share = f"{100 * cell['parameters'] / cell['model_parameters']:.2f} %"
+            if of.source["settings"]["model"] != NO_MODEL:  # of features, the head is all there is
+                share = f"{100 * cell['parameters'] / cell['model_parameters']:.2f} %"
         accuracies = [_percent(of(tune, split)) for split in splits]
         told = [_percent(cell, "before"), *accuracies, _sent(cell), _whole(cell, "iterations_to_share")]
         grid.rows.append([tune, q, share, _rate(cell), *told])
