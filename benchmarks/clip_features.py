@@ -1,6 +1,7 @@
 """P2P-FT on real CLIP features: random against text start, few shots, and the other methods.
 
-``make`` writes files of features and of text embeddings (docs/features.md) from ../shared/data/clip_b32;
+``make`` writes files of features and of text embeddings (docs/features.md) from ../shared/data/clip_b32, and
+of the 500 images of CIFAR-10 a folder of the images, too, for ``p2pft reproduce fedtune``;
 ``run`` trains on them and prints Markdown. Learning rates are chosen for each data set, head and method from
 a small grid on validation features, never on test features, and printed. The runs are those of ``p2pft run``,
 driven as in benchmarks/results.py; a run that is there already is kept. From the repository's root::
@@ -55,6 +56,23 @@ PETS = {
     "leonberger": "Leonberg",
 }
 """The breeds of Pets that ImageNet names, too, with a name of ImageNet's: their text embeddings are there."""
+
+CIFAR10 = {
+    "airplane": "airplane",
+    "automobile": "car_(automobile)",
+    "bird": "bird",
+    "cat": "cat",
+    "deer": "deer",
+    "dog": "dog",
+    "frog": "frog",
+    "horse": "horse",
+    "ship": "cargo_ship",
+    "truck": "truck",
+}
+"""CIFAR-10's classes, with names of LVIS's: their text embeddings are there."""
+
+CIFAR10_TRAIN = 20
+"""Images a class, of the 500 of which there are features, that are training images; the others are tested."""
 
 METHODS = ("p2pft", "fedavg", "local", "centralized")
 SHOTS = (1, 4, 16)
@@ -155,7 +173,33 @@ def make(
         },
     )
     write_text("imagenet-1000", names, texts["imagenet_a_photo_of_a_name"])
+    _make_cifar10(out, images, texts["lvis_a_name"], told["lvis_names"])
     typer.echo(f"{len(list(out.iterdir()))} files in {out}")
+
+
+def _make_cifar10(
+    out: Path, images: dict[str, npt.NDArray[Any]], texts: npt.NDArray[Any], names: list[str]
+) -> None:
+    """Write the 500 images of CIFAR-10 as features, and the same images as a folder with the same split."""
+    from PIL import Image
+
+    labels = images["cifar10_test500.labels"]
+    first = [np.flatnonzero(labels == label)[:CIFAR10_TRAIN] for label in range(len(CIFAR10))]
+    train = np.sort(np.concatenate(first))
+    parts = {"train": train, "test": np.setdiff1d(np.arange(len(labels)), train)}
+    arrays = {}
+    for part, positions in parts.items():
+        arrays[f"{part}.features"] = np.ascontiguousarray(images["cifar10_test500.features"][positions])
+        arrays[f"{part}.labels"] = labels[positions]
+        for position in positions.tolist():
+            # Numbered, since a folder's classes are in the order of their names.
+            file = out / "cifar10-500" / part / f"{labels[position]}" / f"{position:03}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images["cifar10_test500.images_uint8"][position]).save(file)
+    save_file(arrays, out / "cifar10-500.safetensors", {"classes": json.dumps([*CIFAR10])})
+    rows = np.ascontiguousarray(texts[[names.index(name) for name in CIFAR10.values()]])
+    told = {"names": json.dumps([*CIFAR10]), "logit-scale": "100.0"}
+    save_file({"embeddings": rows}, out / "cifar10-500-text.safetensors", told)
 
 
 def _execute(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:

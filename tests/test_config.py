@@ -79,6 +79,7 @@ OTHER = {
     "data-dir": "/data",
     "download": True,
     "verify": False,
+    "validation": 0.2,
     "shots": 5,
     "partition": "iid",
     "stream": True,
@@ -197,6 +198,7 @@ WRONG = [
     ("objective", "peers", "must be one of uniform, examples"),
     ("local-epochs", 0, "must be a whole number from 1 to 1000000"),
     ("batch-size", 0, "must be a whole number from 1 to 1000000"),
+    ("validation", 1.0, r"must be a share in \[0, 1\)"),
     ("shots", -1, "must be a whole number from 0 to 1000000000"),
     ("bad-images", "ignore", "must be one of refuse, skip"),
     ("pixel-range", "12", "must be auto or LOW:HIGH with LOW < HIGH, such as -1000:400"),
@@ -276,6 +278,10 @@ TOGETHER = [
     (
         {"stream": True, "dataset": "folder:/s", "partition": "shards:2"},
         r"stream = true with partition = 'shards:2': whose a new image is must follow from",
+    ),
+    (
+        {"validation": 0.2, "dataset": "folder:/s-{peer}"},
+        r"validation = 0.2 with stream = false, dataset = 'folder:/s-{peer}': the images to be held out",
     ),
 ]
 

@@ -47,7 +47,8 @@ class Simulation:
         The trackers; None if the method has none.
     history : dict of str to (K + 1,) float64 arrays
         Before the first and after each iteration: ``consensus_error``, sqrt((1/n) Σ ‖θ_i − θ̄‖²); and
-        ``tracker_error``, ‖Σ τ_i − Σ g_i‖_∞, if the method's state has ``tau`` and ``grad``.
+        ``tracker_error``, ‖Σ τ_i − Σ g_i‖_∞, if the method's state has ``tau`` and ``grad``. Empty without
+        ``errors``.
     states : tuple
         The full state of each peer, ascending; of ``centralized`` one state only.
     """
@@ -85,6 +86,7 @@ def simulate(
     codec_step: float = 0.0,
     schedule_graph: str = STATIC,
     pipelined: bool = False,
+    errors: bool = True,
     callback: Callable[[int, Sequence[Any]], None] | None = None,
 ) -> Simulation:
     """Run ``algorithm`` on n gradient functions over ``graph``, in this process.
@@ -120,6 +122,8 @@ def simulate(
         The weights of each iteration, for the peers of ``graph``: see :mod:`p2pft_flower.topology.schedule`.
     pipelined : bool, default False
         Whether p2pft computes while payloads travel: :mod:`~p2pft_flower.algorithms.pipelined`.
+    errors : bool, default True
+        Whether the errors of each iteration are computed; of long vectors that takes a third of the time.
     callback : callable, optional
         Called as ``callback(k, states)`` before the first iteration (k = 0) and after each.
 
@@ -164,7 +168,7 @@ def simulate(
     mix, step = _mixer(graph, codec, codec_step, vectors_per_payload(method))
     methods = [_placed(method, graph.turn(k, step), len(objectives)) for k in range(graph.period)]
     states: dict[int, Any] = {i: methods[0][i].start(starts[i].copy(), g) for i, g in enumerate(objectives)}
-    history = _History()
+    history = _History(errors)
     history.record(0, states, callback)
     for k in range(iterations):
         now = methods[k % graph.period]
@@ -185,7 +189,8 @@ def simulate(
 class _History:
     """The errors of each iteration, as :class:`Simulation` has them."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
         self._consensus: list[float] = []
         self._tracker: list[float] = []
 
@@ -193,18 +198,22 @@ class _History:
         self, k: int, states: Mapping[int, Any], callback: Callable[[int, Sequence[Any]], None] | None
     ) -> None:
         """Note the errors after ``k`` iterations, and call ``callback`` with the states."""
+        if self._wanted:
+            self._note(states)
+        if callback is not None:
+            callback(k, tuple(states.values()))
+
+    def _note(self, states: Mapping[int, Any]) -> None:
         theta = np.stack([s.theta for s in states.values()]).astype(np.float64)
         self._consensus.append(float(np.sqrt(((theta - theta.mean(axis=0)) ** 2).sum(axis=1).mean())))
         if hasattr(states[0], "tau") and hasattr(states[0], "grad"):
             gap = sum(s.tau.astype(np.float64) - s.grad for s in states.values())
             self._tracker.append(float(np.abs(gap).max(initial=0.0)))
-        if callback is not None:
-            callback(k, tuple(states.values()))
 
     @property
     def arrays(self) -> dict[str, npt.NDArray[np.float64]]:
         """The errors, each (K + 1,), as ``history`` of :class:`Simulation` has them."""
-        found = {"consensus_error": np.array(self._consensus)}
+        found = {"consensus_error": np.array(self._consensus)} if self._wanted else {}
         return found | ({"tracker_error": np.array(self._tracker)} if self._tracker else {})
 
 

@@ -9,7 +9,20 @@ from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.learning.store.cache import cache_folder
 from p2pft_flower.resources import home_named
 
-__all__ = ["require_places"]
+__all__ = ["require_cache", "require_places"]
+
+
+def require_cache(learning: LearningConfig) -> None:
+    """Refuse a cache that cannot be written to, if the settings use it.
+
+    Raises
+    ------
+    ConfigError
+        When its folder cannot be written to; names variable, folder and remedy.
+    """
+    if learning.cache and not learning.problem and learning.tune != "full":  # else there is no trunk
+        remedy = "set P2PFT_HOME to a folder that can be written, or cache = false"
+        require_writable(home_named(), cache_folder(), remedy)
 
 
 def require_places(learning: LearningConfig) -> None:
@@ -25,8 +38,6 @@ def require_places(learning: LearningConfig) -> None:
     ConfigError
         When such a folder cannot be written to; names variable, folder and remedy.
     """
-    if learning.cache and not learning.problem and learning.tune != "full":  # else there is no trunk
-        remedy = "set P2PFT_HOME to a folder that can be written, or cache = false"
-        require_writable(home_named(), cache_folder(), remedy)
+    require_cache(learning)
     require_flower_home()
     temporary_folder()

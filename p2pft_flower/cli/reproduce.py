@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import shutil
 import time
 import tomllib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,8 +16,10 @@ from typing import Annotated, Any
 import typer
 
 from p2pft_flower.cli.completion import complete_settings
+from p2pft_flower.cli.fedtune import reproduce_fedtune
 from p2pft_flower.cli.flwr_run import local_superlink
 from p2pft_flower.cli.places import require_places
+from p2pft_flower.cli.reproducing import SEEDS, alone_in, duration, seeds_of
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, execute_or_record
 from p2pft_flower.cli.settings import check, method_settings, parse_settings
 from p2pft_flower.config import RunConfig
@@ -36,7 +37,11 @@ from p2pft_flower.report.results import FILE, holds_a_run, read_results
 from p2pft_flower.resources import resource_dir
 from p2pft_flower.topology import Graph
 
-__all__ = ["preset", "reproduce"]
+__all__ = ["app", "preset", "reproduce"]
+
+app = typer.Typer(
+    help="Run a paper's experiments again, and print them beside its own figures.", no_args_is_help=True
+)
 
 PAPERS_METHODS = ("local", "p2pft")
 ALL_METHODS = (*PAPERS_METHODS, "dgd", "gt-dgd", "fedavg", "centralized")
@@ -48,8 +53,6 @@ QUICK: Mapping[str, Any] = {
     "evaluate-every": 1_000_000_000,  # at the beginning and at the end
 }
 """The settings of ``--quick``."""
-
-SEEDS = "0,1,2"
 
 OURS = ("algorithm", "seed", "output-dir")
 """Run-config keys that this command sets for each run."""
@@ -108,13 +111,7 @@ def _complete_words(incomplete: str) -> list[str]:
 
 # Longer than 70 lines, since its parameters are the options that typer reads.
 def reproduce(
-    table: Annotated[
-        str,
-        typer.Argument(
-            help="table2 (ViT), table3 (DeiT) or table4 (Swin).",
-            autocompletion=lambda incomplete: [name for name in TABLES if name.startswith(incomplete)],
-        ),
-    ],
+    context: typer.Context,
     settings: Annotated[
         list[str] | None,
         typer.Argument(
@@ -159,19 +156,18 @@ def reproduce(
     Exit codes: 0 every run completed; 1 one did not, and its cell has the reason; 2 a setting is wrong and
     nothing was started; 130 it was interrupted.
     """
+    table = str(context.info_name)
     folder = (out or Path("reproduction") / f"{table}{'-quick' if quick else ''}").expanduser().absolute()
     methods = ALL_METHODS if every else PAPERS_METHODS
     with contextlib.ExitStack() as stack:
         try:
-            if table not in TABLES:
-                raise ConfigError(f"{table!r} is no table of the paper's; choose one of {', '.join(TABLES)}")
-            numbers = _seeds(seeds or ("0" if quick else SEEDS))
+            numbers = seeds_of(seeds or ("0" if quick else SEEDS))
             chosen = _settings(table, _rows(datasets), settings or [], quick, data_dir)
             require_writable(f"--out {folder}", folder, "choose another folder")
             for values in chosen.values():
                 _check_row({**values, "seed": numbers[0], "output-dir": str(folder)}, methods)
             rows = [_row(dataset, values, numbers[0]) for dataset, values in chosen.items()]
-            stack.enter_context(_alone_in(folder))
+            stack.enter_context(alone_in(folder))
             jobs = [
                 _job(row, chosen[row.dataset], method, seed, folder)
                 for row in rows
@@ -207,19 +203,19 @@ def reproduce(
         raise typer.Exit(EXIT_FAILED)
 
 
+for _name, _table in TABLES.items():
+    app.command(_name, short_help=f"The paper's Table {_table.number} ({_table.architecture}).")(reproduce)
+
+
+app.command("fedtune", short_help="FedTune's comparison of models and ways of tuning.")(reproduce_fedtune)
+
+
 def _rows(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in DATASETS]
     if unknown or not names or len(set(names)) < len(names):
         raise ConfigError(f"--datasets {text!r}: give different ones of {', '.join(DATASETS)}")
     return [name for name in DATASETS if name in names]
-
-
-def _seeds(text: str) -> list[int]:
-    words = [word.strip() for word in text.split(",")]
-    if not all(word.isdecimal() for word in words) or len({int(word) for word in words}) < len(words):
-        raise ConfigError(f"--seeds {text!r}: give different whole numbers >= 0, as {SEEDS}")
-    return [int(word) for word in words]
 
 
 def _settings(
@@ -320,28 +316,6 @@ def _row(dataset: str, values: Mapping[str, Any], seed: int) -> Row:
     )
 
 
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Lock ``folder`` for a ``with`` block: a second command would treat a run under way as a leftover.
-
-    Raises
-    ------
-    ConfigError
-        When the folder cannot be written to, or another command has locked it.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"--out {folder}: cannot be written ({error.strerror})") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ConfigError(f"--out {folder}: another p2pft reproduce is at work there") from None
-        yield
-
-
 def _job(row: Row, values: Mapping[str, Any], method: str, seed: int, folder: Path) -> Job:
     """Return the job of one run, with its results if an earlier command completed it.
 
@@ -414,7 +388,7 @@ def _run_all(jobs: Sequence[Job], folder: Path, verbose: bool) -> Generator[tupl
                 typer.echo(f"{here} did not complete: it is removed and run again", err=True)
                 shutil.rmtree(here)
             passed = time.monotonic() - begin
-            time_left = f", about {_duration(passed / done * (whole - done))} left" if done else ""
+            time_left = f", about {duration(passed / done * (whole - done))} left" if done else ""
             typer.echo(
                 f"--- run {number} of {len(left)}: {DATASETS[job.run.dataset].name}, {job.run.method}, "
                 f"seed {job.run.seed}{time_left}",
@@ -425,11 +399,3 @@ def _run_all(jobs: Sequence[Job], folder: Path, verbose: bool) -> Generator[tupl
             results = execute_or_record(job.values, connection=None, environment=environment, verbose=verbose)
             yield position, replace(job.run, results=results)
             done += job.work
-
-
-def _duration(seconds: float) -> str:
-    """Return a duration for people, such as ``2 h 5 min``."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -33,7 +33,8 @@ NO_MODEL = "none"
 
 _WITH_FEATURES = (
     *("problem", "model", "tune", "head", "text_embeddings", "text_tower", "prompts", "class_names"),
-    *("device", "dataset", "shots", "partition", "batch_size", "dp_clip", "dp_noise", "dp_delta", "seed"),
+    *("device", "dataset", "shots", "partition", "validation", "batch_size", "dp_clip", "dp_noise"),
+    *("dp_delta", "seed"),
 )
 """Learning keys that mean something for a dataset of features; the others are for images."""
 
@@ -111,6 +112,9 @@ class LearningConfig:
         Whether torchvision may fetch a dataset that is not there.
     verify : bool
         Whether to refuse torchvision folders whose md5 sums are not the official ones.
+    validation : float
+        Share of each class's training images, drawn by ``seed`` before ``shots``, on which peers are scored
+        instead of the test images, in [0, 1); 0: they are scored on the test images.
     shots : int
         Number of training images of each class, drawn before they are dealt out; 0: all.
     partition : str
@@ -168,6 +172,7 @@ class LearningConfig:
     data_dir: str = ""
     download: bool = False
     verify: bool = True
+    validation: float = 0.0
     shots: int = 0
     partition: str = "auto"
     stream: bool = False
@@ -197,6 +202,7 @@ class LearningConfig:
         self.pixel_ranges  # noqa: B018 - refuses what it cannot read
         require_bounds(self)
         require(0.0 <= self.dp_delta < 1.0, "dp-delta", self.dp_delta, "in [0, 1)")
+        require(0.0 <= self.validation < 1.0, "validation", self.validation, "a share in [0, 1)")
 
     @property
     def sited(self) -> bool:
@@ -280,6 +286,12 @@ class LearningConfig:
                     f"{key} = {value} with dp-clip = 0: nothing would be private; give dp-clip, the norm to "
                     "which each image's gradient is clipped, such as 1.0"
                 )
+        if self.validation and (self.sited or self.stream):
+            what = f"stream = {str(self.stream).lower()}, dataset = {self.dataset!r}"
+            raise ConfigError(
+                f"validation = {self.validation} with {what}: the images to be held out are drawn once, from "
+                "a dataset that all peers share; give one, without stream"
+            )
         if not self.stream:
             return
         if self.dp_clip:

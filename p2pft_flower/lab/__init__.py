@@ -1,1 +1,1 @@
-"""Faults at random on processes of this machine, and checks of all that must hold nevertheless."""
+"""Experiments on this machine: faults at random on processes, with checks; runs in one process."""

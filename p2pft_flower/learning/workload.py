@@ -307,8 +307,15 @@ class Workload:
 
     def score(self, theta: npt.NDArray[np.float32]) -> Evaluation:
         """Score any peer's ``theta``, (q,) float32, on all test images, without ``accuracy_unseen``."""
-        nothing = torch.zeros(len(self.test_features), dtype=torch.bool)
-        return evaluate(share_copy(self.tail), theta, self.test_features, nothing)
+        return self._score(theta, self.test_features)
+
+    def score_on_own(self, theta: npt.NDArray[np.float32], peer: int) -> Evaluation:
+        """Score ``theta``, (q,) float32, on the training images of ``peer``, without ``accuracy_unseen``."""
+        return self._score(theta, self.features(peer))
+
+    def _score(self, theta: npt.NDArray[np.float32], images: Features) -> Evaluation:
+        nothing = torch.zeros(len(images), dtype=torch.bool)
+        return evaluate(share_copy(self.tail), theta, images, nothing)
 
     def metadata(self) -> dict[str, str]:
         """Return the settings and digests, as text, with which ``p2pft evaluate`` scores a tail again."""

@@ -10,13 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from p2pft_flower.keeping.progress import human_bytes
+from p2pft_flower.report.grids import Grid, as_markdown, as_text
 from p2pft_flower.report.paper import DATASETS, NODES, STATED, TABLES, PaperTable
 from p2pft_flower.report.results import summary
-from p2pft_flower.report.tables import cell, number, render, titled
+from p2pft_flower.report.tables import number, titled
 
 __all__ = [
     "SCHEMA",
@@ -288,15 +286,6 @@ def _spread(value: Mapping[str, float] | None, seeds: int) -> str:
     return f"{text} ± {100 * value['std']:.2f}" if seeds > 1 else text
 
 
-@dataclass(frozen=True)
-class _Grid:
-    title: str
-    header: list[str]
-    rows: list[list[str]]
-    group: int
-    """Number of successive rows that belong to one dataset."""
-
-
 def _nodes(ours: Mapping[str, Any], reasons: bool) -> list[str]:
     """Return the cells of one method's nodes; if seeds are missing, the first cell says so.
 
@@ -313,7 +302,7 @@ def _nodes(ours: Mapping[str, Any], reasons: bool) -> list[str]:
     return cells
 
 
-def _accuracy_grid(body: Mapping[str, Any], reasons: bool) -> _Grid:
+def _accuracy_grid(body: Mapping[str, Any], reasons: bool) -> Grid:
     header = ["", *(f"{name}\nnode {node}" for name in METHODS.values() for node in range(1, NODES + 1))]
     rows = []
     for row in body["rows"]:
@@ -321,10 +310,10 @@ def _accuracy_grid(body: Mapping[str, Any], reasons: bool) -> _Grid:
         ours = [text for method in METHODS for text in _nodes(row["ours"][method], reasons)]
         rows += [[f"{row['name']} paper", *paper], [f"{row['name']} ours", *ours]]
     title = f"{body['title']}: accuracy on the test images of all classes, percent"
-    return _Grid(titled(title, [{"config": row["settings"]} for row in body["rows"]]), header, rows, 2)
+    return Grid(titled(title, [{"config": row["settings"]} for row in body["rows"]]), header, rows, 2)
 
 
-def _methods_grid(body: Mapping[str, Any], reasons: bool) -> _Grid:
+def _methods_grid(body: Mapping[str, Any], reasons: bool) -> Grid:
     header = ["", "method", "mean of the nodes", "min", "max", "consensus error", "sent", "seconds"]
     rows = []
     for row in body["rows"]:
@@ -347,7 +336,7 @@ def _methods_grid(body: Mapping[str, Any], reasons: bool) -> _Grid:
     title = (
         "All methods: accuracy in percent; consensus error, bytes sent and seconds are means over the seeds"
     )
-    return _Grid(
+    return Grid(
         titled(title, [{"config": row["settings"]} for row in body["rows"]]),
         header,
         rows,
@@ -355,7 +344,7 @@ def _methods_grid(body: Mapping[str, Any], reasons: bool) -> _Grid:
     )
 
 
-def _grids(body: Mapping[str, Any], *, reasons: bool) -> list[_Grid]:
+def _grids(body: Mapping[str, Any], *, reasons: bool) -> list[Grid]:
     grids = [_accuracy_grid(body, reasons)]
     if set(body["methods"]) - set(METHODS):
         grids.append(_methods_grid(body, reasons))
@@ -422,29 +411,9 @@ def _notes(body: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 
 def reproduction_table(body: Mapping[str, Any]) -> str:
     """Return the tables and notes of :func:`reproduction` as text for a terminal."""
-    parts: list[Any] = []
-    for grid in _grids(body, reasons=False):
-        table = Table(title=Text(grid.title))
-        for i, name in enumerate(grid.header):
-            left = name in ("", "method")
-            table.add_column(name, justify="left" if left else "right", no_wrap=i == 0)
-        for i, row in enumerate(grid.rows):
-            table.add_row(*map(Text, row), end_section=(i + 1) % grid.group == 0)
-        parts.append(table)
-    for heading, lines in _notes(body):
-        parts += [Text(f"{heading}:"), *(Text(f"  - {line}") for line in lines)]
-    return render(*parts)
+    return as_text(_grids(body, reasons=False), _notes(body))
 
 
 def reproduction_markdown(body: Mapping[str, Any]) -> str:
     """Return the tables and notes of :func:`reproduction` as Markdown."""
-    lines: list[str] = []
-    for level, grid in enumerate(_grids(body, reasons=True), start=1):
-        lines += [f"{'#' * min(level, 2)} {grid.title}", ""]
-        lines.append("| " + " | ".join(map(cell, grid.header)) + " |")
-        lines.append("|" + " --- |" * len(grid.header))
-        lines += ["| " + " | ".join(map(cell, row)) + " |" for row in grid.rows]
-        lines.append("")
-    for heading, notes in _notes(body):
-        lines += [f"## {heading}", "", *(f"- {' '.join(note.split())}" for note in notes), ""]
-    return "\n".join(lines)
+    return as_markdown(_grids(body, reasons=True), _notes(body))

@@ -144,6 +144,17 @@ def test_the_trackers_sum_to_the_gradients_after_every_iteration_also_with_noise
     np.testing.assert_allclose(run.history["tracker_error"], gaps, rtol=0, atol=1e-12)
 
 
+def test_without_errors_a_run_is_the_same_and_has_no_history(lopsided):
+    gradients, theta0 = quadratics(4).gradients, np.ones(5)
+    runs = [
+        simulate("p2pft", lopsided, gradients, theta0, alpha=0.01, iterations=5, errors=errors)
+        for errors in (True, False)
+    ]
+    assert (runs[0].theta == runs[1].theta).all()
+    assert len(runs[0].history["consensus_error"]) == 6
+    assert runs[1].history == {}
+
+
 @dataclass(frozen=True)
 class OneRowStochasticMatrix:
     """Gradient tracking as most systems do it: the receiver's weights for both exchanges."""

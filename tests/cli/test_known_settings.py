@@ -272,6 +272,7 @@ def test_every_key_that_names_something_is_among_them():
             "trunk-dtype",
             "download",
             "verify",
+            "validation",
             "shots",
             "bad-images",
             "dp-delta",

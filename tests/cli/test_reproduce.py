@@ -169,7 +169,7 @@ def test_a_second_command_in_the_same_folder_is_refused(flower, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["table=2"], "'table=2' is no table of the paper's; choose one of table2, table3, table4"),
+        (["table=2"], "No such command 'table=2'"),
         (["table2", "--datasets", "pets,digits"], "give different ones of pets, flowers, cifar10, cifar100"),
         (["table2", "--seeds", "0,0"], "give different whole numbers"),
         (["table2", "--seeds", "-1"], "give different whole numbers"),

@@ -18,6 +18,7 @@ from p2pft_flower.learning.data.class_groups import class_owners
 from p2pft_flower.learning.data.data_digest import images_digest
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
 from p2pft_flower.learning.data.datasets import load_dataset
+from p2pft_flower.learning.data.held_out import held_out
 from p2pft_flower.learning.data.names import some_names
 from p2pft_flower.learning.data.partitions import Partition, draw_shots, partition_images, resolve_partition
 from p2pft_flower.learning.data.pixels import Pixels, Range
@@ -132,6 +133,8 @@ class Holdings:
             found = load_dataset(
                 config.dataset, config.data_dir, download=config.download, verify=config.verify
             )
+            if config.validation:
+                found = held_out(found, config.validation, config.seed)
         if self._classes is not None and tuple(self._classes) != found.classes:
             raise DataError(
                 f"dataset = {config.dataset!r} has the classes {some_names(found.classes)}, but the model "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +140,21 @@ class Split:
         if self.vectors is None:
             raise TypeError("the samples are images, not vectors")
         return self.vectors[positions]
+
+    def at(self, positions: npt.NDArray[np.int64]) -> Split:
+        """Return a split of the samples at ``positions``, (B,), in this order."""
+        labels = self.labels[positions]
+        if self.vectors is not None:
+            return Split.of_vectors(self.vectors[positions], labels)
+        read, content, look = self.read, self.content, self.look
+        return replace(
+            self,
+            labels=labels,
+            read=lambda index: read(int(positions[index])),
+            content=content and (lambda index: content(int(positions[index]))),
+            files=self.files and [self.files[position] for position in positions],
+            look=look and (lambda index: look(int(positions[index]))),
+        )
 
     @classmethod
     def joined(cls, parts: Sequence[Split]) -> Split:

@@ -1,0 +1,47 @@
+"""Training images that are held out: peers are scored on them instead of the test images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from p2pft_flower.errors import DataError
+from p2pft_flower.learning.data.splits import Dataset
+
+__all__ = ["held_out"]
+
+
+def held_out(data: Dataset, share: float, seed: int) -> Dataset:
+    """Return ``data`` with some of its training images in place of its test images.
+
+    Parameters
+    ----------
+    data : Dataset
+        The images; its test images are left out.
+    share : float
+        Share of each class that is held out, in (0, 1), rounded; at least one image of a class, and at least
+        one is left to train on. A class with a single image keeps it and is not scored.
+    seed : int
+        Number that decides the draw.
+
+    Raises
+    ------
+    DataError
+        When no class has two training images.
+    """
+    rng = np.random.default_rng(seed)
+    labels = data.train.labels
+    chosen = []
+    for label in range(len(data.classes)):
+        of_class = rng.permutation(np.flatnonzero(labels == label))
+        number = min(max(1, round(share * len(of_class))), len(of_class) - 1)
+        chosen.append(of_class[: max(0, number)])
+    scored = np.sort(np.concatenate(chosen))
+    if not len(scored):
+        raise DataError(
+            f"validation = {share:g}: no class of {data.name!r} has two training images, one to train on and "
+            "one to hold out"
+        )
+    left = np.setdiff1d(np.arange(len(labels)), scored)
+    return replace(data, train=data.train.at(left), test=data.train.at(scored))

@@ -1,0 +1,80 @@
+"""Training images that are held out in place of the test images (``validation``)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from p2pft_flower.config import LearningConfig
+from p2pft_flower.errors import DataError
+from p2pft_flower.learning.data.held_out import held_out
+from p2pft_flower.learning.data.holdings import Holdings
+from p2pft_flower.learning.data.splits import Dataset, Split
+
+
+def of_vectors(counts):
+    """A dataset whose vectors are their own positions, with ``counts`` training samples a class."""
+    labels = np.repeat(np.arange(len(counts)), counts)
+    train = Split.of_vectors(np.arange(len(labels), dtype=np.float32)[:, None], labels)
+    test = Split.of_vectors(-np.ones((len(counts), 1), np.float32), np.arange(len(counts)))
+    return Dataset("made up", tuple(f"class {c}" for c in range(len(counts))), train, test)
+
+
+def test_a_share_of_each_class_takes_the_place_of_the_test_samples_and_is_not_trained_on():
+    data = of_vectors([10, 20, 5])
+    found = held_out(data, 0.2, seed=3)
+    assert np.bincount(found.test.labels).tolist() == [2, 4, 1]
+    train, scored = (split.vectors[:, 0].astype(int) for split in (found.train, found.test))
+    assert sorted([*train, *scored]) == list(range(35))
+    assert (data.train.labels[train] == found.train.labels).all()
+    assert (data.train.labels[scored] == found.test.labels).all()
+
+
+def test_the_draw_is_the_seeds():
+    data = of_vectors([30, 30])
+    first, again, other = (held_out(data, 0.5, seed).test.vectors for seed in (0, 0, 1))
+    assert (first == again).all()
+    assert (first != other).any()
+
+
+@pytest.mark.parametrize(("share", "scored"), [(0.01, [1, 1]), (0.99, [3, 1])])
+def test_each_class_is_scored_and_trained_on_however_small_the_share_or_the_rest(share, scored):
+    found = held_out(of_vectors([4, 2]), share, seed=0)
+    assert np.bincount(found.test.labels).tolist() == scored
+    assert set(found.train.labels) == {0, 1}
+
+
+def test_a_class_of_one_sample_keeps_it_and_is_not_scored():
+    found = held_out(of_vectors([1, 4]), 0.5, seed=0)
+    assert set(found.train.labels) == {0, 1}
+    assert set(found.test.labels) == {1}
+
+
+def test_classes_of_one_sample_alone_cannot_be_validated():
+    with pytest.raises(DataError, match="no class of 'made up' has two training images"):
+        held_out(of_vectors([1, 1]), 0.2, seed=0)
+
+
+def test_images_keep_their_pictures_contents_and_files(tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(6)]
+    for level, file in enumerate(files):
+        Image.new("L", (2, 2), level).save(file)
+    whole = Split.of_files(files, np.array([0, 0, 0, 1, 1, 1]))
+    some = whole.at(np.array([4, 1]))
+    assert some.labels.tolist() == [1, 0]
+    assert [some.picture(i).getpixel((0, 0)) for i in range(2)] == [4, 1]
+    assert [some.digest(i) for i in range(2)] == [whole.digest(i) for i in (4, 1)]
+    assert [some.name(i, "") for i in range(2)] == [str(files[4]), str(files[1])]
+    assert some.look(0) == whole.look(4)
+
+
+def test_peers_share_what_is_left_and_are_scored_on_what_is_held_out():
+    plain, held = (Holdings(LearningConfig(shots=3, validation=v), 4) for v in (0.0, 0.25))
+    assert len(plain.test_positions) == 360
+    assert len(held.test_positions) == 359  # a quarter of the 1,437 training images, class by class
+    assert [len(share) for share in held.shares] == [len(share) for share in plain.shares]
+    assert held.test_digest(0) != plain.test_digest(0)
+    assert len(held.dataset.train) == 1437 - 359
+    scored = {held.dataset.test.digest(i) for i in range(359)}
+    assert not scored & {held.dataset.train.digest(int(i)) for share in held.shares for i in share}
