@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from p2pft_flower.config import LearningConfig
-from p2pft_flower.errors import ConfigError, DataError
+from p2pft_flower.errors import ConfigError
 from p2pft_flower.learning.data.augmenting import check_augment
 from p2pft_flower.learning.data.dataset_names import (
     check_dataset_name,
@@ -16,15 +16,15 @@ from p2pft_flower.learning.data.dataset_names import (
     require_data,
 )
 from p2pft_flower.learning.data.partitions import check_partition
-from p2pft_flower.learning.model.class_texts import check_prompts, read_prompts
+from p2pft_flower.learning.model.class_texts import check_prompts
 from p2pft_flower.learning.model.devices import check_device
-from p2pft_flower.learning.model.model_names import EMBEDDED, check_model_name, check_weights
+from p2pft_flower.learning.model.model_facts import require_class_texts
+from p2pft_flower.learning.model.model_names import check_model_name, check_weights
 from p2pft_flower.learning.model.model_sizes import check_sizes
 from p2pft_flower.learning.model.text_embeddings import read_text_embeddings
 from p2pft_flower.learning.model.tower_names import (
-    GLYPH_CLIP,
+    check_tower_model,
     check_tower_name,
-    no_tower,
     require_tower_here,
 )
 from p2pft_flower.learning.model.tune_values import read_tune
@@ -80,22 +80,19 @@ def check_learning(config: LearningConfig, n: int, *, pooled: bool) -> None:
 
 def _check_texts(config: LearningConfig) -> None:
     """Refuse settings of texts that are wrong on every machine."""
-    own = config.model in EMBEDDED and config.model != GLYPH_CLIP
-    if config.head == "text" and not config.of_features and (own or is_reference(config.model)):
-        raise no_tower(config.model)
+    if config.head == "text" and not config.of_features:
+        check_tower_model(config.model)
     if config.text_tower:
         check_tower_name(config.text_tower)
         check_prompts(config.prompts)
 
 
 def _require_texts(config: LearningConfig) -> None:
-    """Refuse a text tower, templates or names that are not on this machine, if they are used here."""
+    """Refuse a text tower that is not here, and texts that do not fit the classes, where these are known."""
     if config.text_tower and not config.text_embeddings:
         require_tower_here(config.text_tower)
-        read_prompts(config.prompts)
-        for key, path in (("class-names", config.class_names),):
-            if path and not Path(path).expanduser().is_file():
-                raise DataError(f"{key} = {path!r}: there is no such file")
+    if config.head == "text":
+        require_class_texts(config, classes_of(config.dataset) or ())
 
 
 _OUR_OWN = ("folder:", "features:", "classes:", "dirichlet:", "shards:")
@@ -122,11 +119,11 @@ def require_here(config: LearningConfig, n: int, places: Sequence[Path] = ()) ->
     if config.problem:
         check_reference(config.problem, key="problem", beside=places)
         return
-    _require_texts(config)
     if not config.of_features:
         check_weights(config.model, config.weights, here=True)
     check_device(config.device)
     require_data(config.dataset, config.data_dir, download=config.download, peers=range(n))
+    _require_texts(config)
     check_partition(config.partition, n, classes_of(config.dataset))
     if config.of_features:
         _require_features(config, n)

@@ -298,6 +298,7 @@ def test_without_open_clip_the_extra_is_named_before_anything_starts(names, monk
         ({"tune": "text-prompt:4", "text_embeddings": "/t.npz"}, "leave text-embeddings out"),
         ({"tune": "text-prompt:0"}, "0 is not a whole number"),
         ({"tune": "mlp:4"}, "are for features"),
+        ({"model": "vit_tiny_patch16_224"}, "it is no image tower that was trained with texts"),
         ({"model": "glyph_vit_8"}, "it is no image tower that was trained with texts"),
         ({"text_tower": "ViT-B-32"}, "NAME:TAG"),
         ({"text_tower": "local-dir:here"}, "the folder's path must be absolute"),

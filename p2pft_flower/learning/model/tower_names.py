@@ -12,12 +12,15 @@ import importlib.util
 from pathlib import Path
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
+from p2pft_flower.learning.model.timm_names import registered_here, timm_names
+from p2pft_flower.plugins import is_reference
 
 __all__ = [
     "GLYPH_CLIP",
     "GLYPH_CLIP_FOLDER",
     "HUB",
     "LOCAL",
+    "check_tower_model",
     "check_tower_name",
     "no_tower",
     "require_open_clip",
@@ -30,6 +33,9 @@ GLYPH_CLIP = "glyph_clip_8"
 
 GLYPH_CLIP_FOLDER = Path(__file__).parent / "embedded" / GLYPH_CLIP
 """Its folder, as open_clip's ``local-dir:`` reads it."""
+
+TOWERS = ("clip", "vitamin", "pe_core", "mci", "pali", "naflexvit", "tips")
+"""Words of which timm's image towers have one in their name or their tag."""
 
 LOCAL, HUB = "local-dir:", "hf-hub:"
 """open_clip's beginnings of names."""
@@ -74,6 +80,22 @@ def check_tower_name(name: str) -> None:
             "a file of weights), or "
             f"{GLYPH_CLIP}{did_you_mean(name, [GLYPH_CLIP])}"
         )
+
+
+def check_tower_model(model: str) -> None:
+    """Refuse a ``model`` for ``head = text`` that is known, by its name, to be no tower beside a text tower.
+
+    Raises
+    ------
+    ConfigError
+        When it is the embedded model without texts, one of the user's own, or a model of timm without any of
+        :data:`TOWERS` in its name.
+    """
+    own = model.partition(".")[0] not in timm_names().modules and registered_here(model.partition(".")[0])
+    if model == GLYPH_CLIP or own:
+        return
+    if is_reference(model) or not any(word in model for word in TOWERS):
+        raise no_tower(model)
 
 
 def no_tower(model: str) -> ConfigError:
