@@ -16,6 +16,7 @@ from p2pft_flower.cli.completion import complete_settings
 from p2pft_flower.cli.settings import check, parse_settings
 from p2pft_flower.errors import P2PFTError, printable
 from p2pft_flower.report.figures import draw_shares
+from p2pft_flower.report.tables import samples_word
 
 __all__ = ["app"]
 
@@ -69,7 +70,8 @@ def show(
         title += f", {shares['unreadable']} unreadable images left out"
     if png is not None:
         try:
-            draw_shares(np.array([peer["images"] for peer in shares["peers"]]), names, title, png)
+            counts = np.array([peer["images"] for peer in shares["peers"]])
+            draw_shares(counts, names, title, png, samples_word(shares))
         except (OSError, ValueError) as error:  # ValueError: matplotlib cannot write such a file
             _fail(f"{png}: {error}")
     if as_json:
@@ -128,9 +130,10 @@ def _by_class(shares: dict[str, Any], title: str) -> Table:
 
 def _by_peer(shares: dict[str, Any], title: str) -> Table:
     table = Table("peer", title=Text(title), title_justify="left")
-    table.add_column("images", justify="right")
+    what = samples_word(shares)
+    table.add_column(what, justify="right")
     table.add_column("classes", justify="right")
-    table.add_column("images by class", overflow="fold")
+    table.add_column(f"{what} by class", overflow="fold")
     rows = [*((peer["name"], peer["images"]) for peer in shares["peers"]), ("nobody", shares["unused"])]
     for name, images in [*rows, ("test", shares["test"])]:
         held = [

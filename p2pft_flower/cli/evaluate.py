@@ -16,7 +16,7 @@ from p2pft_flower.errors import ConfigError, DataError, P2PFTError, printable
 from p2pft_flower.keeping.progress import scored
 from p2pft_flower.learning.data.scored_data import require_scored_data
 from p2pft_flower.report.own_tails import is_own_tail, score_own_tail
-from p2pft_flower.report.tables import RANDOM_WEIGHTS, number
+from p2pft_flower.report.tables import RANDOM_WEIGHTS, number, samples_word
 
 __all__ = ["evaluate", "tail_files", "texts_elsewhere"]
 
@@ -80,9 +80,10 @@ def evaluate(
     console = Console()
     # Long facts that many share stand above their table, in a line that no column cuts.
     for (folder, data, same), rows in itertools.groupby(scores, _place):
-        note = "; these are other images than those of its run" if same is False else ""
+        what = samples_word({"dataset": data})
+        note = f"; these are other {what} than those of its run" if same is False else ""
         console.print(Text(printable(f"{folder} on {data}{note}")), soft_wrap=True)
-        table = Table("peer", "accuracy", "loss", "images", "tail", title=title)
+        table = Table("peer", "accuracy", "loss", what, "tail", title=title)
         for s in rows:
             file = Text(Path(s["tail"]).name, overflow="fold")
             table.add_row(

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from p2pft_flower.report.tables import samples_word
+
 __all__ = ["draw_comparison", "draw_shares"]
 
 LEGEND = 20
@@ -49,7 +51,8 @@ def draw_comparison(runs: Sequence[dict[str, Any]], title: str, png: Path) -> No
             iterations, accuracy.min(axis=1), accuracy.max(axis=1), color=colour, alpha=0.18, lw=0
         )
     own = any(results["partition"] == "own" for results in runs)
-    label = "accuracy, each on its own test images" if own else "accuracy on all classes"
+    what = samples_word(runs[0]["config"])
+    label = f"accuracy, each on its own test {what}" if own else "accuracy on all classes"
     axis.set(xlabel="iteration", ylabel=label, ylim=(0, 1), title=title)
     axis.grid(alpha=0.25)
     if axis.lines:
@@ -57,7 +60,9 @@ def draw_comparison(runs: Sequence[dict[str, Any]], title: str, png: Path) -> No
     figure.savefig(png, dpi=130)
 
 
-def draw_shares(counts: npt.NDArray[np.int64], peers: Sequence[str], title: str, png: Path) -> None:
+def draw_shares(
+    counts: npt.NDArray[np.int64], peers: Sequence[str], title: str, png: Path, what: str = "images"
+) -> None:
     """Draw the number of training images of each class as a bar, stacked by the peers that hold them.
 
     Parameters
@@ -70,6 +75,8 @@ def draw_shares(counts: npt.NDArray[np.int64], peers: Sequence[str], title: str,
         A line above the picture.
     png : Path
         The file to write.
+    what : str
+        What the samples are called: ``"images"`` or ``"samples"``.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -83,7 +90,7 @@ def draw_shares(counts: npt.NDArray[np.int64], peers: Sequence[str], title: str,
     for peer, row in enumerate(counts):
         axis.bar(np.arange(classes), row, bottom=below, color=colours[peer], width=0.9, label=peers[peer])
         below += row
-    axis.set(xlabel="class", ylabel="training images", title=title, xlim=(-0.6, classes - 0.4))
+    axis.set(xlabel="class", ylabel=f"training {what}", title=title, xlim=(-0.6, classes - 0.4))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(axis="y", alpha=0.25)
     axis.set_axisbelow(True)

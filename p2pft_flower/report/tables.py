@@ -21,6 +21,7 @@ __all__ = [
     "number",
     "render",
     "run_table",
+    "samples_word",
     "titled",
     "view_lines",
 ]
@@ -69,6 +70,12 @@ def cell(text: str) -> str:
     return printable(" ".join(text.split())).replace("|", "\\|")
 
 
+def samples_word(config: Mapping[str, Any]) -> str:
+    """Return what a run's samples are called: images, or samples of features and of problems of one's own."""
+    of_others = config.get("problem") or str(config.get("dataset", "")).startswith("features:")
+    return "samples" if of_others else "images"
+
+
 def run_table(results: dict[str, Any]) -> str:
     """Return a run's table, a row for each peer, and lines on the whole run.
 
@@ -80,7 +87,7 @@ def run_table(results: dict[str, Any]) -> str:
     for name in (
         "peer",
         "classes",
-        "samples" if results["config"].get("problem") else "images",
+        samples_word(results["config"]),
         *(["ε"] if private else []),
         "accuracy",
         "unseen",
@@ -106,7 +113,7 @@ def run_table(results: dict[str, Any]) -> str:
         )
     lines = []
     # A peer with a folder of its own is scored on the test images there.
-    own = "accuracy, each on its own test images"
+    own = f"accuracy, each on its own test {samples_word(results['config'])}"
     on_all = own if results["partition"] == "own" else "accuracy on all classes"
     for key, what in (("accuracy", on_all), ("accuracy_unseen", "on classes never seen")):
         s = results["summary"][key]

@@ -15,6 +15,7 @@ from p2pft_flower.flower import client
 from p2pft_flower.learning.data.sites import load_sites
 from p2pft_flower.learning.exports import load_export
 from p2pft_flower.report.results import read_results
+from p2pft_flower.report.tables import run_table
 from tests.features import NAMES, arrays, write_features, write_text
 
 from .engine import run_app
@@ -63,6 +64,10 @@ def test_peers_that_hold_one_class_each_learn_all_and_files_score_as_the_run(tun
     scored = invoke("evaluate", "--json", tmp_path / "run")
     assert [s["accuracy"] for s in scored] == [p["accuracy"] for p in results["peers"]]
     assert {s["same_images"] for s in scored} == {True}
+    table = CliRunner().invoke(app, ["evaluate", str(tmp_path / "run")]).stdout
+    assert "samples" in table
+    assert "images" not in table
+    assert "images" not in run_table(results)
     # Neither on features of another length, nor as pictures.
     narrow = {name: a[:, :4] if a.ndim == 2 else a for name, a in arrays().items()}
     other = write_features(tmp_path / "narrow.npz", narrow)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from p2pft_flower.errors import ConfigError, DataError, did_you_mean
 from p2pft_flower.learning.data.names import some_names
+from p2pft_flower.learning.model.tower_names import require_open_clip
 
 __all__ = [
     "IMAGENET",
@@ -92,9 +93,10 @@ def read_prompts(prompts: str) -> tuple[str, ...]:
     if PLACE in prompts:
         return (prompts,)
     if prompts == IMAGENET:
-        from p2pft_flower.learning.model.text_tower import imagenet_templates
+        require_open_clip("prompts = imagenet80")
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
 
-        return imagenet_templates()
+        return tuple(template(PLACE) for template in OPENAI_IMAGENET_TEMPLATES)
     file = Path(prompts).expanduser()
     try:
         lines = file.read_text(encoding="utf-8").splitlines()

@@ -18,32 +18,17 @@ from p2pft_flower.learning.model.tower_names import (
     HUB,
     LOCAL,
     check_tower_name,
-    require_open_clip,
     require_tower_here,
     tower_folder,
 )
 from p2pft_flower.learning.named_tensors import weights_digest
 
-__all__ = ["TextTower", "imagenet_templates", "load_tower"]
+__all__ = ["TextTower", "load_tower"]
 
 _BATCH = 256
 """Texts in one forward pass."""
 
 log = logging.getLogger(__name__)
-
-
-def imagenet_templates() -> tuple[str, ...]:
-    """Return OpenAI's 80 templates for ImageNet, with ``{}`` for the class's name.
-
-    Raises
-    ------
-    ConfigError
-        When open_clip is missing.
-    """
-    require_open_clip("prompts = imagenet80")
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
 class TextTower(nn.Module):
