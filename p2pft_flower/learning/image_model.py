@@ -196,8 +196,9 @@ class ImageModel:
             parts.trunk,
             preprocessing(self.model),
             identity,
-            # One token and pooled features are small: rounding them would gain nothing.
-            exact={"class-token": (1,), "pooled": (0,)}.get(parts.path, ()),
+            # One token and pooled features are small: rounding them would gain nothing. Class-attention is
+            # given its class token beside the patches.
+            exact={"class-token": (1,), "pooled": (0,), "tokens": (1,)}.get(parts.path, ()),
             halves=config.cache_dtype == "float16",
             compute_dtype=dtype,
             device=self.device,

@@ -1,4 +1,4 @@
-"""Each way of tuning × ViT, DeiT, Swin, hybrid ViT, and some of Eva, BEiT: files score as the run did."""
+"""Each way of tuning × ViT, DeiT, Swin, hybrid ViT, and some of each family: files score as the run did."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ MODELS = '''
 
 from functools import partial
 
+import timm
 from timm.layers import BatchNormAct2d, HybridEmbed
 from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
@@ -35,6 +36,7 @@ from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 
+from tests.learning import small_timm
 from tests.learning.conftest import set_statistics
 
 SIZES = {"img_size": 16, "embed_dim": 12, "num_heads": 2, "depth": 3}
@@ -91,6 +93,24 @@ def hybrid(num_classes, pretrained):
     )
     set_statistics(model)
     return wanting(model)
+
+
+def small(name):
+    def build(num_classes, pretrained):
+        model = timm.create_model(name, num_classes=num_classes)
+        set_statistics(model)
+        return model
+
+    return build
+
+
+cait, xcit, pit, swin_cr, tiny, hiera, maxvit, naflex = (
+    small(name)
+    for name in (
+        "small_cait", "small_xcit", "small_pit_distilled", "small_swinv2_cr", "small_tiny_vit", "small_hiera",
+        "small_maxvit", "small_naflexvit_rope",
+    )
+)
 '''
 
 KINDS = ["vit", "deit", "swin", "hybrid"]
@@ -148,7 +168,14 @@ def run(made, folder, kind, tune, **more):
 
 
 OTHERS = [("eva", "last-block"), ("eva", "lora-fa:4:last-blocks:2"), ("beit", "adapter:8:last-block")]
-OTHERS += [("relative", "head"), ("relative", "bias:last-block")]
+OTHERS += [
+    ("relative", "head"),
+    ("relative", "bias:last-block"),
+    ("cait", "last-blocks:2"),
+    ("xcit", "lora:4"),
+]
+OTHERS += [("pit", "last-block"), ("pit", "head"), ("swin_cr", "last-block"), ("tiny", "last-block")]
+OTHERS += [("hiera", "adapter:4:last-block"), ("maxvit", "last-blocks:2"), ("naflex", "lora:4:last-block")]
 RESUMED = {(KINDS[i % len(KINDS)], tune) for i, tune in enumerate(TUNES)} | set(OTHERS)
 """Every way of tuning, and every architecture twice at least; that no gradient depends on what went before is
 held for all of them by `tests/learning/model/test_modes.py`."""

@@ -43,8 +43,8 @@ def create_model(
     Parameters
     ----------
     name : str
-        A key of :data:`MODELS`, a timm ViT, DeiT or Swin such as ``vit_tiny_patch16_224``, perhaps with the
-        tag of some of its weights (``vit_small_patch16_224.dino``), or ``"my_module:my_model"``: a callable
+        A key of :data:`MODELS`, a transformer of timm such as ``vit_tiny_patch16_224``, perhaps with the tag
+        of some of its weights (``vit_small_patch16_224.dino``), or ``"my_module:my_model"``: a callable
         ``(num_classes, pretrained) -> nn.Module`` whose model is built like timm's (``blocks``, or ``layers``
         with ``downsample`` and ``blocks``; ``norm``, ``forward_features``, ``forward_head``,
         ``reset_classifier``; each block takes the tokens of the block before and nothing else; ``forward`` is

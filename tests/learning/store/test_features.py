@@ -14,6 +14,7 @@ from p2pft_flower.learning.model import devices
 from p2pft_flower.learning.store.cache import stores
 from p2pft_flower.learning.store.features import TrunkStore
 from p2pft_flower.learning.workload import Workload
+from tests.learning import small_timm  # noqa: F401 - has timm know the small models
 from tests.learning.conftest import write_images
 
 
@@ -46,11 +47,19 @@ def gap(ours, theirs):
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
 
-@pytest.mark.parametrize("tune", ["last-block", "last-blocks:2", "head"])
-def test_the_cache_changes_no_gradient(pictures, tune):
-    kept = workload(pictures, tune=tune, cache_dtype="float32").objectives([1])[1]
-    live = workload(pictures, tune=tune, cache=False).objectives([1])[1]
-    theta = workload(pictures, tune=tune).theta0
+@pytest.mark.parametrize(
+    ("model", "tune"),
+    [
+        *(("glyph_vit_8", tune) for tune in ("last-block", "last-blocks:2", "head")),
+        *(("small_cait", "last-block"), ("small_xcit", "lora:2"), ("small_pit_distilled", "head")),
+    ],
+)
+def test_the_cache_changes_no_gradient(pictures, model, tune):
+    chosen = {"model": model, "tune": tune, "weights": "pretrained" if model == "glyph_vit_8" else "none"}
+    chosen["trunk_dtype"] = "float32"
+    kept = workload(pictures, cache_dtype="float32", **chosen).objectives([1])[1]
+    live = workload(pictures, cache=False, **chosen).objectives([1])[1]
+    theta = workload(pictures, **chosen).theta0
     for _ in range(4):
         ours, theirs = kept.gradient(theta), live.gradient(theta)
         assert gap(ours, theirs) <= 1e-5
@@ -62,6 +71,21 @@ def test_halves_round_gradients_a_little(pictures):
     halves, exact = (workload(pictures, cache_dtype=d).objectives([0])[0] for d in ("float16", "float32"))
     theta = workload(pictures).theta0
     assert 0 < gap(halves.gradient(theta), exact.gradient(theta)) < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("model", "tune", "dtypes"),
+    [
+        ("small_vit", "last-block", ["float16", "float32"]),
+        ("small_vit_deep", "last-blocks:2", ["float16"]),
+        ("small_pit_distilled", "head", ["float32"]),
+        ("small_cait", "last-block", ["float16", "float32"]),  # patches, and the class token beside them
+        ("small_xcit", "last-block", ["float16"]),
+    ],
+)
+def test_what_is_small_is_stored_exactly(pictures, model, tune, dtypes):
+    rows = workload(pictures, model=model, weights="none", tune=tune).test_features.rows
+    assert [str(field.dtype) for field in rows.gather(np.arange(1))] == dtypes
 
 
 def test_peers_partitions_seeds_and_pooled_runs_share_what_the_trunk_made(pictures, passes):
