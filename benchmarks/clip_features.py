@@ -77,7 +77,7 @@ CIFAR10_TRAIN = 20
 METHODS = ("p2pft", "fedavg", "local", "centralized")
 SHOTS = (1, 4, 16)
 SEEDS = (0, 1, 2)
-GRID = {"random": (1.0, 3.0, 10.0, 30.0), "text": (0.0001, 0.0003, 0.001, 0.003)}
+GRID = {"random": (1.0, 3.0, 10.0, 30.0), "text": (0.00003, 0.0001, 0.0003, 0.001, 0.003)}
 """Learning rates to choose from. Rows of a text head have length 1 and logits a scale of 100; features have
 length 1, so a random head needs large weights."""
 
@@ -128,8 +128,9 @@ def make(
     def write(
         name: str, classes: list[str], parts: dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any]]]
     ) -> None:
-        for ending, tested in (("", "test"), ("-val", "val")):
+        for tested in parts.keys() - {"train"}:
             (x, y), (x_test, y_test) = parts["train"], parts[tested]
+            ending = {"test": "", "val": "-val"}[tested]
             arrays = {"train.features": x, "train.labels": y, "test.features": x_test, "test.labels": y_test}
             save_file(
                 {k: np.ascontiguousarray(v) for k, v in arrays.items()},
@@ -157,21 +158,13 @@ def make(
             classes,
             {k: part(f"{stem}_{p}") for k, p in (("train", "train16"), ("val", "val"), ("test", "test"))},
         )
-    # Two images a class: one to train on; of the others every second class's to validate, the rest to test.
+    # Two images a class to train on, another one to test; to choose a rate, one of the two is held out.
     x, y = part("imagenet_train2")
     order = np.argsort(y, kind="stable")
     x, y = x[order], y[order]
-    rest, labels = x[1::2], y[1::2]
     names = [f"{i} {name}" for i, name in enumerate(told["imagenet_names"])]
-    write(
-        "imagenet-1000",
-        names,
-        {
-            "train": (x[0::2], y[0::2]),
-            "val": (rest[0::2], labels[0::2]),
-            "test": (rest[1::2], labels[1::2]),
-        },
-    )
+    write("imagenet-1000", names, {"train": (x, y), "test": part("imagenet_train1")})
+    write("imagenet-1000", names, {"train": (x[0::2], y[0::2]), "val": (x[1::2], y[1::2])})
     write_text("imagenet-1000", names, texts["imagenet_a_photo_of_a_name"])
     _make_cifar10(out, images, texts["lvis_a_name"], told["lvis_names"])
     typer.echo(f"{len(list(out.iterdir()))} files in {out}")
