@@ -29,6 +29,7 @@ WAITS = (
     "tests/flower/test_deployments.py",
     "tests/flower/test_killed_and_resumed.py",
     "tests/cli/test_killed_and_resumed.py",
+    "tests/flower/test_clip_runs.py",
     "tests/lab",
     "tests/faults",
     "tests/namespaces",
