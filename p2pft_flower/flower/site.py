@@ -53,6 +53,9 @@ class Site:
     pixel_range : str
         ``pixel-range``: ``auto`` or ``LOW:HIGH``, black and white of this site's images, instead of the
         run-config's; default empty: the run-config's.
+    text_embeddings : str
+        ``text-embeddings``: the file of text embeddings here, instead of the run-config's and of its text
+        tower; default empty: the run-config's.
 
     Raises
     ------
