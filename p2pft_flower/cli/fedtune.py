@@ -14,7 +14,7 @@ import typer
 from p2pft_flower.cli.completion import complete_settings
 from p2pft_flower.cli.fedtune_runs import DISJOINT, TEXT, VALIDATION, Arm, Study
 from p2pft_flower.cli.places import require_cache
-from p2pft_flower.cli.reproducing import SEEDS, alone_in, seeds_of
+from p2pft_flower.cli.reproducing import SEEDS, alone_in, seeds_of, warnings_once
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from p2pft_flower.cli.settings import check, parse_settings
 from p2pft_flower.config import RunConfig
@@ -155,6 +155,7 @@ def reproduce_fedtune(
     """
     folder = (out or Path("reproduction") / f"fedtune{'-quick' if quick else ''}").expanduser().absolute()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings_once())
         try:
             given = _by_source(settings or [], quick)
             tunes = {VISION: vision_tunes, LANGUAGE: vision_language_tunes}

@@ -1,15 +1,18 @@
-"""What the commands of ``p2pft reproduce`` share: a folder of their own, seeds, and durations for people."""
+"""What the commands of ``p2pft reproduce`` share: a folder of their own, seeds, durations, warnings."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import typer
+
 from p2pft_flower.errors import ConfigError
 
-__all__ = ["SEEDS", "alone_in", "duration", "seeds_of"]
+__all__ = ["SEEDS", "alone_in", "duration", "seeds_of", "warnings_once"]
 
 SEEDS = "0,1,2"
 
@@ -56,3 +59,28 @@ def duration(seconds: float) -> str:
     if minutes < 1:
         return f"{seconds:.0f} s"
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+class _Once(logging.Handler):
+    """Prints each message to standard error the first time that it comes."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if text not in self._told:
+            self._told.add(text)
+            typer.echo(f"{record.levelname.lower()}: {text}", err=True)
+
+
+@contextlib.contextmanager
+def warnings_once() -> Iterator[None]:
+    """Print each of this package's warnings once within a ``with`` block: hundreds of runs repeat them."""
+    log, handler = logging.getLogger("p2pft_flower"), _Once()
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)

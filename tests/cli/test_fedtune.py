@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from p2pft_flower.cli import app
 from p2pft_flower.cli.fedtune import _complete_words
 from p2pft_flower.cli.fedtune_runs import MOST_RATES, choose_rate, ladder, step_of
+from p2pft_flower.cli.reproducing import warnings_once
 from p2pft_flower.host.exchange import DivergedError
 from p2pft_flower.lab.trials import TrialOutcome
 
@@ -194,6 +196,19 @@ def test_runs_with_other_settings_are_neither_mixed_in_nor_removed(trials, tmp_p
 def test_what_cannot_run_is_refused_before_anything_starts(words, message, trials, tmp_path):
     refused(fedtune(tmp_path / "out", *words), message, trials)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_warning_that_every_run_repeats_is_told_once(capsys):
+    log, before = logging.getLogger("p2pft_flower.learning"), [*logging.getLogger("p2pft_flower").handlers]
+    with warnings_once():
+        for _ in range(3):
+            log.warning("verify = false: %s", "the files are others")
+        log.warning("another")
+    assert capsys.readouterr().err.splitlines() == [
+        "warning: verify = false: the files are others",
+        "warning: another",
+    ]
+    assert logging.getLogger("p2pft_flower").handlers == before
 
 
 def test_keys_of_a_source_are_completed_and_those_that_the_command_sets_are_not():
