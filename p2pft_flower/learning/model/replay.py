@@ -95,8 +95,8 @@ def record(model: nn.Module, cut: str) -> Recording:
     Raises
     ------
     ConfigError
-        When the parts before the cut give something that depends on the image and has no row an image, or a
-        part runs twice before the cut.
+        When the parts before the cut give something that depends on the image and has no row an image, or
+        give it in a tuple, or a part runs twice before the cut.
     """
     size = image_settings(model).input_size
     (inputs, names, past), (inputs2, _, past2) = (
@@ -120,6 +120,8 @@ def record(model: nn.Module, cut: str) -> Recording:
         return one
 
     given = [compared(f"input {i}", a, b) for i, (a, b) in enumerate(zip(inputs, inputs2, strict=True))]
+    if any(isinstance(seen, tuple) and any(isinstance(v, _Varying) for v in seen) for seen in given):
+        raise ConfigError(f"a {type(model).__name__} cannot be cut at {cut}: it is given tensors in a tuple")
     numbers = {id(value): n for n, value in enumerate(_varying(inputs, given))}
 
     def numbered(one: Any, seen: Any) -> Any:

@@ -284,6 +284,11 @@ def test_what_depends_on_all_images_of_a_batch_is_refused():
         record(model, "blocks.1")
 
 
+def test_a_part_that_takes_its_streams_in_a_tuple_is_no_place_for_a_cut():
+    with pytest.raises(ConfigError, match=r"cannot be cut at transformers\.1: it is given tensors in a t"):
+        record(build("small_pit"), "transformers.1")
+
+
 def test_biases_that_tiny_vit_keeps_between_scores_are_those_of_the_present_table():
     """In eval mode timm keeps what it made of a table, until ``train`` of the very module is called."""
     model = build("small_tiny_vit")

@@ -22,6 +22,7 @@ from tests.learning.published import (
     under,
     without,
 )
+from tests.learning.small_timm import MORE
 
 MISFITS = {
     # the model, what is in the file (made of a small_vit's state), what the refusal says
@@ -420,3 +421,20 @@ def test_a_batch_norms_negative_variance_is_refused(tmp_path):
     file = write(tmp_path / "w.pth", hybrid_state() | {name: torch.tensor([1.0, 1.0, -1.0, 1.0])})
     with pytest.raises(DataError, match=r"'patch_embed\.backbone\.1\.running_var' has a negative variance"):
         create_model("small_hybrid", file, 3, seed=0)
+
+
+@pytest.mark.parametrize("architecture", MORE)
+def test_a_file_of_another_family_is_refused_by_name(architecture, tmp_path):
+    names = list(MORE)
+    others = ["small_vit", "small_swin", names[(names.index(architecture) + 1) % len(names)]]
+    for other in others:
+        file = write(tmp_path / f"{other}.pth", state_of(other))
+        with pytest.raises(DataError, match=rf"^weights = '{file}' do not fit model '{architecture}': "):
+            create_model(architecture, file, 3, seed=0)
+
+
+@pytest.mark.parametrize("architecture", ["small_cait", "small_naflexvit", "small_tiny_vit"])
+def test_an_archive_of_a_jax_vit_is_for_vits_only(architecture, tmp_path):
+    file = write(tmp_path / "w.npz", jax_arrays(state_of("small_vit"), 2))
+    with pytest.raises(DataError, match="an archive of NumPy arrays, which timm reads into ViTs only"):
+        create_model(architecture, file, 3, seed=0)
