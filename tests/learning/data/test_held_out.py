@@ -11,6 +11,9 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.learning.data.held_out import held_out
 from p2pft_flower.learning.data.holdings import Holdings
 from p2pft_flower.learning.data.splits import Dataset, Split
+from p2pft_flower.learning.tails import load_tail
+from p2pft_flower.report.results import read_results
+from tests.flower.engine import run_app
 
 
 def of_vectors(counts):
@@ -78,3 +81,11 @@ def test_peers_share_what_is_left_and_are_scored_on_what_is_held_out():
     assert len(held.dataset.train) == 1437 - 359
     scored = {held.dataset.test.digest(i) for i in range(359)}
     assert not scored & {held.dataset.train.digest(int(i)) for share in held.shares for i in share}
+
+
+def test_a_tail_of_a_run_on_held_out_images_is_scored_on_the_same_images_again(tmp_path):
+    run_app(tmp_path, nodes=1, tune="head", validation=0.2, shots=4, iterations=3, learning_rate=0.1, seed=2)
+    (first, *_) = read_results(tmp_path)["peers"]
+    tail = load_tail(tmp_path / first["tail"])
+    assert tail.same_images
+    assert tail.workload.score(tail.theta).accuracy == first["accuracy"]
