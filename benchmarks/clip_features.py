@@ -202,7 +202,8 @@ def _execute(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     file = folder / "results.json"
     if file.is_file():
         results: dict[str, Any] = json.loads(file.read_text())
-        if all(results["config"][key] == value for key, value in settings.items()):
+        same = all(results["config"][key] == value for key, value in settings.items())
+        if same and results.get("status") == "completed":
             return results
     if folder.exists():
         shutil.rmtree(folder)
