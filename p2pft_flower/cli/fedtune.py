@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from p2pft_flower.cli.completion import complete_settings
-from p2pft_flower.cli.fedtune_runs import DISJOINT, TEXT, VALIDATION, Arm, Study
+from p2pft_flower.cli.fedtune_runs import DISJOINT, TEXT, VALIDATION, Arm, Study, reads_texts
 from p2pft_flower.cli.places import require_cache
 from p2pft_flower.cli.reproducing import SEEDS, alone_in, seeds_of, warnings_once
 from p2pft_flower.cli.run import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
@@ -59,17 +59,20 @@ SPLITS = (DISJOINT, "iid", "dirichlet:0.5", "dirichlet:0.1")
 SHOTS = (0, 16, 8, 4, 2, 1)
 QUICK_SPLITS, QUICK_SHOTS = SPLITS[:2], (0, 4, 1)
 
+TEXT_KEYS = ("text-embeddings", "text-tower", "class-names", "prompts")
+"""Run-config keys on texts, which only ways with a head of texts are given."""
+
 TAKEN = frozenset(
     {
         *("model", "weights", "image-size", "crop-pct", "interpolation", "mean", "std", "device", "cache"),
         *("cache-dtype", "trunk-dtype", "dataset", "data-dir", "download", "verify", "bad-images"),
-        *("pixel-range", "augment", "text-embeddings", "batch-size", "topology", "iterations"),
+        *("pixel-range", "augment", *TEXT_KEYS, "batch-size", "topology", "iterations"),
         *("evaluate-every", "schedule", "momentum", "weight-decay", "local-epochs", "threads"),
     }
 )
 """Run-config keys that may be set; the command sets the factors, and the others mean nothing here."""
 
-OF_A_SOURCE = ("model", "weights", "dataset", "text-embeddings")
+OF_A_SOURCE = ("model", "weights", "dataset", *TEXT_KEYS)
 """Keys that belong to one source."""
 
 EVALUATIONS = 20
@@ -111,8 +114,9 @@ def reproduce_fedtune(
     vision_language_tunes: Annotated[
         str | None,
         typer.Option(
-            help="Ways of tuning on the vision-language model's features; text: a head that begins with "
-            f"text-embeddings. Default text (if there are any),{','.join(FEATURE_TUNES)}."
+            help="Ways of tuning the vision-language model, or on its features; text: a head that begins "
+            "with texts, text+TUNE: another way with such a head, text-prompt:N: a learned prompt. Default text "
+            f"(if there are any),{','.join(FEATURE_TUNES)}; of images text, {TEXT}+ the vision model's ways."
         ),
     ] = None,
     splits: Annotated[
@@ -282,17 +286,19 @@ def _by_source(words: Sequence[str], quick: bool) -> dict[str, dict[str, Any]]:
 
 def _tunes(name: str, values: Mapping[str, Any], text: str | None, quick: bool) -> tuple[str, ...]:
     """Return a source's ways of tuning."""
-    has_text = bool(values.get("text-embeddings"))
+    has_text = bool(values.get("text-embeddings") or values.get("text-tower"))
     if text:
         tunes = _names(f"--{name}-tunes", text)
     elif str(values.get("dataset", "")).startswith("features:"):
         tunes = (*([TEXT] if has_text else []), *FEATURE_TUNES)
     else:
         tunes = QUICK_TUNES if quick else VISION_TUNES
-    if (TEXT in tunes) != has_text:
+        if has_text:
+            tunes = (TEXT, *(f"{TEXT}+{tune}" for tune in tunes if tune != "head"))
+    if any(map(reads_texts, tunes)) != has_text:
         raise ConfigError(
-            f"--{name}-tunes {','.join(tunes)}: the way text needs {name}.text-embeddings=/path, which"
-            " nothing else reads"
+            f"--{name}-tunes {','.join(tunes)}: the ways text, text+TUNE and text-prompt:N need "
+            f"{name}.text-embeddings=/path or {name}.text-tower=NAME, which nothing else reads"
         )
     return tunes
 
@@ -311,7 +317,7 @@ def _arm(name: str, values: dict[str, Any], design: Design) -> Arm:
     typer.echo(f"{name}: looking at the data, the model and its weights", err=True)
     if values["iterations"] < 1:
         raise ConfigError("iterations = 0: all cells have the same number of iterations; give one >= 1")
-    text = values.pop("text-embeddings", "")
+    text = {key: values.pop(key) for key in TEXT_KEYS if key in values}
     if str(values.get("dataset", "")).startswith("features:"):
         values.setdefault("model", "none")
     values.setdefault("evaluate-every", max(1, values["iterations"] // EVALUATIONS))
@@ -329,7 +335,7 @@ def _arm(name: str, values: dict[str, Any], design: Design) -> Arm:
     holdings = workload.holdings
     source = Source(
         name,
-        {key: value for key, value in config.to_mapping().items() if key in TAKEN},
+        {key: value for key, value in {**config.to_mapping(), **text}.items() if key in TAKEN},
         _weights(workload),
         _digests(config, text),
         len(holdings.classes),
@@ -353,10 +359,13 @@ def _weights(workload: Workload) -> str:
     return Path(chosen).name
 
 
-def _digests(config: RunConfig, text: str) -> dict[str, str]:
+def _digests(config: RunConfig, text: Mapping[str, Any]) -> dict[str, str]:
     """Return the SHA-256 of each file that the settings of a source name."""
     learning = config.learning
-    files = {"weights": learning.weights, "text-embeddings": text}
+    files = {
+        "weights": learning.weights,
+        **{key: text.get(key, "") for key in ("text-embeddings", "class-names")},
+    }
     if learning.of_features:
         files["dataset"] = learning.dataset.removeprefix("features:")
     found = {}

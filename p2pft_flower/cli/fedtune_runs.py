@@ -7,7 +7,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,7 +22,7 @@ from p2pft_flower.topology import Graph
 if TYPE_CHECKING:
     from p2pft_flower.learning.workload import Workload
 
-__all__ = ["DISJOINT", "TEXT", "Arm", "Study", "choose_rate", "ladder"]
+__all__ = ["DISJOINT", "TEXT", "Arm", "Study", "choose_rate", "ladder", "reads_texts"]
 
 SCHEMA = "p2pft.fedtune-run/1"
 
@@ -33,7 +33,10 @@ source and its settings."""
 MARK_SCHEMA = "p2pft.fedtune-source/1"
 
 TEXT = "text"
-"""The way of tuning a head that begins with text embeddings."""
+"""The way of tuning a head that begins with texts; ``text+TUNE`` is another way with such a head."""
+
+PROMPTS = ("text-prompt:", "text-prompt-class:")
+"""Beginnings of the ways that learn vectors before the classes' names, through a text tower."""
 
 DISJOINT = "disjoint"
 """The split in which each class belongs to one peer: ``partition = auto``."""
@@ -87,6 +90,11 @@ def choose_rate(
     return found, ladder(best) if scores else None
 
 
+def reads_texts(tune: str) -> bool:
+    """Tell whether a way of tuning begins with the classes' texts."""
+    return tune == TEXT or tune.startswith((f"{TEXT}+", *PROMPTS))
+
+
 @dataclass(frozen=True)
 class Arm:
     """A source, and the settings of its runs.
@@ -97,13 +105,13 @@ class Arm:
         The source.
     settings : mapping
         Run-config keys and values of all its runs.
-    text : str
-        Path of the file of text embeddings; empty if there is none.
+    text : mapping
+        Run-config keys and values on texts, for ways with a head of texts; empty if there are none.
     """
 
     source: Source
     settings: Mapping[str, Any]
-    text: str = ""
+    text: Mapping[str, Any] = field(default_factory=dict)
 
     def values(self, cell: Cell, rate: float, seed: int, *, held_out: bool = False) -> dict[str, Any]:
         """Return the run-config of one run; ``held_out``: scored once, on held-out training images."""
@@ -116,15 +124,16 @@ class Arm:
             "learning-rate": rate,
             "seed": seed,
         }
-        if cell.tune == TEXT:
-            values |= {"tune": "head", "head": "text", "text-embeddings": self.text}
+        if reads_texts(cell.tune):
+            tune = "head" if cell.tune == TEXT else cell.tune.removeprefix(f"{TEXT}+")
+            values |= {"tune": tune, "head": "text", **self.text}
         if held_out:
             values |= {"validation": VALIDATION, "evaluate-every": self.settings["iterations"]}
         return values
 
     def first_step(self, tune: str) -> int:
         """Return the step of :func:`ladder` at which the choice of a rate begins."""
-        if tune == TEXT:
+        if reads_texts(tune) and not tune.startswith(PROMPTS):
             return -7  # rows of length 1, logits of scale 100
         return 0 if str(self.settings.get("dataset", "")).startswith("features:") else -4
 

@@ -28,7 +28,7 @@ __all__ = ["Comparison", "answer", "findings", "group_of"]
 
 GROUPS = {
     "biases": ("bias", "bias+norm"),
-    "input": ("prompt", "prompt-deep"),
+    "input": ("prompt", "prompt-deep", "text-prompt", "text-prompt-class"),
     "modules": ("lora", "lora-fa", "adapter"),
     "whole blocks": ("last-block", "last-blocks", "full"),
 }
@@ -40,7 +40,7 @@ LIGHT = ("biases", "input", "modules")
 
 def group_of(tune: str) -> str:
     """Return the key of :data:`GROUPS` of a way of tuning; ``head`` for a head alone."""
-    kind = tune.partition(":")[0]
+    kind = tune.removeprefix("text+").partition(":")[0]
     return next((group for group, kinds in GROUPS.items() if kind in kinds), "head")
 
 

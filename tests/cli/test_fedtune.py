@@ -15,6 +15,7 @@ from p2pft_flower.cli.fedtune_runs import MOST_RATES, choose_rate, ladder, step_
 from p2pft_flower.cli.reproducing import warnings_once
 from p2pft_flower.host.exchange import DivergedError
 from p2pft_flower.lab.trials import TrialOutcome
+from p2pft_flower.report.fedtune_findings import group_of
 
 BEST_HELD_OUT, BEST_ON_TEST = 0.1, 0.003
 
@@ -185,7 +186,10 @@ def test_runs_with_other_settings_are_neither_mixed_in_nor_removed(trials, tmp_p
         (["--splits", "dirichlet:x"], "ALPHA must be a positive number"),
         (["--methods", "p2pft,fedprox"], "'fedprox' is none of p2pft, fedavg, local, centralized"),
         (["--vision-tunes", "everything"], "tune = 'everything' is unknown"),
-        (["--vision-tunes", "text"], "the way text needs vision.text-embeddings=/path"),
+        (
+            ["--vision-tunes", "text"],
+            "the ways text, text+TUNE and text-prompt:N need vision.text-embeddings=/path or",
+        ),
         (["--vision-language-tunes", "head"], "no such source is given, as vision-language.dataset=…"),
         (["vision.dataset=folder:/nowhere"], "dataset folder '/nowhere' does not exist"),
         (["vision.weights=/nowhere/w.pth"], "weights = '/nowhere/w.pth'"),
@@ -244,6 +248,26 @@ def test_smaller_rates_are_tried_while_all_diverge_and_none_is_chosen_if_none_is
     assert tried[0.03] is None
     tried, chosen = choose_rate(lambda rate: None, 0)
     assert (len(tried), chosen) == (MOST_RATES, None)
+
+
+def test_an_image_tower_is_tuned_from_its_texts_in_every_way(tmp_path):
+    done = fedtune(
+        tmp_path / "out",
+        *("vision-language.model=glyph_clip_8", "vision-language.text-tower=glyph_clip_8", "iterations=4"),
+        *("vision-language.prompts=the {}", "vision-language.dataset=digits", "--seeds", "0"),
+        *("--vision-language-tunes", "text,text+bias:last-block,text-prompt:2,head"),
+        *("--splits", "disjoint", "--shots", "4", "--methods", "p2pft"),
+    )
+    assert done.exit_code == 0, done.stderr
+    found = body(tmp_path / "out")
+    cells = {cell["tune"]: cell for cell in found["cells"]}
+    assert cells["text"]["parameters"] == 320
+    assert cells["text-prompt:2"]["parameters"] == 32
+    assert cells["text+bias:last-block"]["parameters"] > 320
+    (source,) = found["sources"]
+    assert (source["settings"]["text-tower"], source["settings"]["prompts"]) == ("glyph_clip_8", "the {}")
+    assert group_of("text+bias:last-block") == "biases"
+    assert group_of("text-prompt:2") == "input"
 
 
 def test_real_runs_on_features_from_a_text_start_and_on_images(tmp_path):
