@@ -115,8 +115,8 @@ def reproduce_fedtune(
         str | None,
         typer.Option(
             help="Ways of tuning the vision-language model, or on its features; text: a head that begins "
-            "with texts, text+TUNE: another way with such a head, text-prompt:N: a learned prompt. Default text "
-            f"(if there are any),{','.join(FEATURE_TUNES)}; of images text, {TEXT}+ the vision model's ways."
+            "with texts, text+TUNE: another way with such a head, text-prompt:N: a learned prompt. Default "
+            f"text (if there are any),{','.join(FEATURE_TUNES)}; of images text, {TEXT}+ the vision model's ways."
         ),
     ] = None,
     splits: Annotated[
