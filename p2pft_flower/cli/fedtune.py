@@ -116,7 +116,7 @@ def reproduce_fedtune(
         typer.Option(
             help="Ways of tuning the vision-language model, or on its features; text: a head that begins "
             "with texts, text+TUNE: another way with such a head, text-prompt:N: a learned prompt. Default "
-            f"text (if there are any),{','.join(FEATURE_TUNES)}; of images text, {TEXT}+ the vision model's ways."
+            f"text (if there are any),{','.join(FEATURE_TUNES)}; of images text, {TEXT}+ the vision ways."
         ),
     ] = None,
     splits: Annotated[
