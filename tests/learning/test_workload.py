@@ -159,7 +159,7 @@ def test_a_tail_is_saved_under_timms_names_and_comes_back_as_it_was(tune, pictur
     model = create_model("glyph_vit_8", "pretrained", 3, seed=0)
     assert model.load_state_dict(tensors, strict=False).unexpected_keys == []
     fresh = workload(pictures, tune=tune)
-    fresh.network.__dict__["model"] = model
+    fresh.network.__dict__["_built"] = (model, {})
     np.testing.assert_array_equal(fresh.theta0, theta)
 
 

@@ -232,4 +232,4 @@ def test_what_is_tuned_is_told_with_q_share_and_payload(pictures, tune, caplog):
         problem = workload(pictures, tune=tune)
         q = problem.theta0.size
     assert f"tune = {tune}: q = {q} trained parameters" in caplog.text
-    assert f"a vector of them has {4 * q / 1e6:.2f} MB" in caplog.text
+    assert f"a vector of them has {4 * q / 1e3:.1f} kB" in caplog.text
