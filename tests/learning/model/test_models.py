@@ -154,7 +154,7 @@ def test_a_pickle_that_could_run_code_is_refused(tmp_path):
             "vit_tiny",
             "none",
             ConfigError,
-            r"model = 'vit_tiny' is unknown; choose one of glyph_vit_8, glyph_clip_8, my_module:my_model, or by name",
+            r"model = 'vit_tiny' is unknown; choose one of glyph_vit_8, glyph_clip_8, my_module:my_model",
         ),
         (
             "resnet18",
