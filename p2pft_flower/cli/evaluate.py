@@ -102,8 +102,9 @@ def _place(score: dict[str, Any]) -> tuple[Path, str, bool | None]:
 
 def texts_elsewhere(embeddings: Path | None, tower: str | None, names: Path | None) -> dict[str, str]:
     """Return the settings on texts that replace those of a tail's run, as :func:`load_tails` takes them."""
+    file = None if embeddings is None else str(embeddings.expanduser().absolute())
     given = {
-        "text_embeddings": None if embeddings is None else str(embeddings.expanduser().absolute()),
+        "text_embeddings": "" if file is None and tower is not None else file,  # a file would count first
         "text_tower": tower,
         "class_names": None if names is None else str(names.expanduser().absolute()),
     }

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
+from p2pft_flower.cli.evaluate import texts_elsewhere
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.flower import client
 from p2pft_flower.learning.model.tower_names import GLYPH_CLIP
@@ -75,6 +76,10 @@ def test_four_peers_learn_the_names_of_digits_from_where_the_texts_are(names, tm
     words = (f"text-tower={GLYPH_CLIP}", f"class-names={names}")
     made = invoke("text-embeddings", tmp_path / "t.safetensors", *words, "--json")
     assert (made["classes"], made["numbers"], made["first"]) == (10, 32, "a photo of a zero.")
+    by_file = ["--json", tmp_path / "run", "--text-embeddings", tmp_path / "t.safetensors"]
+    assert invoke("evaluate", *by_file) == invoke("evaluate", "--json", tmp_path / "run")
+    given = texts_elsewhere(None, GLYPH_CLIP, None)
+    assert given == {"text_tower": GLYPH_CLIP, "text_embeddings": ""}  # a site's file does not count first
     names.unlink()
     scored = invoke("evaluate", "--json", tmp_path / "run", "--text-embeddings", tmp_path / "t.safetensors")
     assert [s["accuracy"] for s in scored] == last
