@@ -255,6 +255,7 @@ def test_a_changed_file_of_embeddings_is_refused(names, tmp_path):
         ('{"0": "zero"}', "no name for the classes 1, 2"),
         ('{"zero": "zero"}', "no name for the classes 0"),
         ('["zero"]', "must be one object such as"),
+        (json.dumps(dict.fromkeys(CLASSES, "one")), "more than one class is called one; texts cannot tell"),
         ('{"0": 0}', "must be one object such as"),
         ("{", "cannot be read as JSON"),
     ],

@@ -131,8 +131,8 @@ def read_class_names(path: str, classes: Sequence[str]) -> tuple[str, ...]:
     ConfigError
         When the path is not absolute.
     DataError
-        When the file cannot be read, is no object of texts, or lacks a class (names it); when it has names
-        for none but other classes.
+        When the file cannot be read, is no object of texts, lacks a class, or calls two classes alike (names
+        them).
     """
     if not path:
         return tuple(name.replace("_", " ") for name in classes)
@@ -154,7 +154,13 @@ def read_class_names(path: str, classes: Sequence[str]) -> tuple[str, ...]:
             f"class-names = {path!r}: no name for the classes {some_names(absent)}"
             f"{did_you_mean(absent[0], list(told))}; the dataset's own classes are the object's keys"
         )
-    return tuple(told[name].strip() for name in classes)
+    names = tuple(told[name].strip() for name in classes)
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DataError(
+            f"class-names = {path!r}: more than one class is called {some_names(twice)}; texts cannot tell "
+            "such classes apart: give each a name of its own"
+        )
+    return names
 
 
 def class_texts(class_names: str, prompts: str, classes: Sequence[str]) -> ClassTexts:
