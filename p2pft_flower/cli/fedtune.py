@@ -362,6 +362,8 @@ def _weights(workload: Workload) -> str:
 def _digests(config: RunConfig, text: Mapping[str, Any]) -> dict[str, str]:
     """Return the SHA-256 of each file that the settings of a source name."""
     learning = config.learning
+    from p2pft_flower.learning.model.model_facts import light_digest, text_facts
+
     files = {
         "weights": learning.weights,
         **{key: text.get(key, "") for key in ("text-embeddings", "class-names")},
@@ -369,6 +371,9 @@ def _digests(config: RunConfig, text: Mapping[str, Any]) -> dict[str, str]:
     if learning.of_features:
         files["dataset"] = learning.dataset.removeprefix("features:")
     found = {}
+    if text:  # also the tower and the templates, which runs with texts depend on
+        texts = RunConfig.from_mapping({**config.to_mapping(), "head": "text", **text}).learning
+        found["texts"] = light_digest(text_facts(texts))
     for key, path in files.items():
         if path and path not in ("none", "pretrained"):
             with Path(path).open("rb") as file:

@@ -266,6 +266,15 @@ def test_an_image_tower_is_tuned_from_its_texts_in_every_way(tmp_path):
     assert cells["text+bias:last-block"]["parameters"] > 320
     (source,) = found["sources"]
     assert (source["settings"]["text-tower"], source["settings"]["prompts"]) == ("glyph_clip_8", "the {}")
+    # Other texts are another comparison: their runs are not taken for these.
+    other = fedtune(
+        tmp_path / "out",
+        *("vision-language.model=glyph_clip_8", "vision-language.text-tower=glyph_clip_8", "iterations=4"),
+        *("vision-language.prompts=a {}", "vision-language.dataset=digits", "--seeds", "0"),
+        *("--vision-language-tunes", "text", "--splits", "disjoint", "--shots", "4", "--methods", "p2pft"),
+    )
+    assert other.exit_code == 2
+    assert "holds runs with other settings (SHA-256 of texts" in " ".join(other.stderr.split())
     assert group_of("text+bias:last-block") == "biases"
     assert group_of("text-prompt:2") == "input"
 
@@ -295,6 +304,6 @@ def test_real_runs_on_features_from_a_text_start_and_on_images(tmp_path):
     assert accuracy["vision-language", "text", 2, "p2pft"] > accuracy["vision-language", "head", 2, "p2pft"]
     assert accuracy["vision", "head", 0, "p2pft"] > accuracy["vision", "head", 0, "local"]
     assert [source["source"] for source in found["sources"]] == ["vision", "vision-language"]
-    assert set(found["sources"][1]["digests"]) == {"dataset", "text-embeddings"}
+    assert set(found["sources"][1]["digests"]) == {"dataset", "text-embeddings", "texts"}
     assert found["findings"][0]["answer"] == "open"  # no way of tuning the biases was run
     assert "Finding 3: " in done.stdout

@@ -31,7 +31,7 @@ from p2pft_flower.learning.model.tower_names import (
 )
 from p2pft_flower.plugins import is_reference, source_file
 
-__all__ = ["feature_facts", "light_digest", "model_facts", "require_class_texts"]
+__all__ = ["feature_facts", "light_digest", "model_facts", "require_class_texts", "text_facts"]
 
 _DECIDE = (
     "model",
@@ -74,7 +74,7 @@ def model_facts(config: LearningConfig) -> dict[str, str]:
     check_device(config.device)
     facts = {name.replace("_", "-"): str(getattr(config, name)) for name in _DECIDE}
     facts["weights"] = _weights(config)
-    facts |= _text_facts(config)
+    facts |= text_facts(config)
     facts["code"] = f"timm {importlib.metadata.version('timm')}"
     if is_reference(config.model):
         facts["code"] += f", {_source(config.model)}"
@@ -95,13 +95,19 @@ def feature_facts(config: LearningConfig, classes: Sequence[str], width: int) ->
     require_class_texts(config, classes, width)
     return (
         facts
-        | _text_facts(config)
+        | text_facts(config)
         | {"features": f"{width} numbers", "code": f"torch {importlib.metadata.version('torch')}"}
     )
 
 
-def _text_facts(config: LearningConfig) -> dict[str, str]:
-    """Return the facts that decide a text head: the files' contents, not their places."""
+def text_facts(config: LearningConfig) -> dict[str, str]:
+    """Return the facts that decide a text head: the files' contents, not their places.
+
+    Raises
+    ------
+    ConfigError, DataError
+        When the text tower is missing, or a file cannot be used.
+    """
     if config.head != "text":
         return {}
     if config.text_embeddings:
