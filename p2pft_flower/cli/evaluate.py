@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import typer
 from rich.console import Console
@@ -18,7 +18,17 @@ from p2pft_flower.learning.data.scored_data import require_scored_data
 from p2pft_flower.report.own_tails import is_own_tail, score_own_tail
 from p2pft_flower.report.tables import RANDOM_WEIGHTS, number, samples_word
 
-__all__ = ["evaluate", "tail_files", "texts_elsewhere"]
+__all__ = ["ClassNames", "TextEmbeddings", "TextTower", "evaluate", "tail_files", "texts_elsewhere"]
+
+TextEmbeddings: TypeAlias = Annotated[
+    Path | None, typer.Option(help="The run's file of text embeddings, at another place.")
+]
+TextTower: TypeAlias = Annotated[
+    str | None, typer.Option(help="The run's text tower, by another name or at another place.")
+]
+ClassNames: TypeAlias = Annotated[
+    Path | None, typer.Option(help="The run's file of class names, at another place.")
+]
 
 
 def evaluate(
@@ -37,15 +47,9 @@ def evaluate(
             "peer, separated by commas); default: each peer's own in its run."
         ),
     ] = None,
-    text_embeddings: Annotated[
-        Path | None, typer.Option(help="The run's file of text embeddings, at another place.")
-    ] = None,
-    text_tower: Annotated[
-        str | None, typer.Option(help="The run's text tower, by another name or at another place.")
-    ] = None,
-    class_names: Annotated[
-        Path | None, typer.Option(help="The run's file of class names, at another place.")
-    ] = None,
+    text_embeddings: TextEmbeddings = None,
+    text_tower: TextTower = None,
+    class_names: ClassNames = None,
     zero_shot: Annotated[
         bool, typer.Option("--zero-shot", help="Score θ^0, before any training; with head=text: zero-shot.")
     ] = False,

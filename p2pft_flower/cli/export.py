@@ -8,7 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from p2pft_flower.cli.evaluate import tail_files, texts_elsewhere
+from p2pft_flower.cli.evaluate import (
+    ClassNames,
+    TextEmbeddings,
+    TextTower,
+    tail_files,
+    texts_elsewhere,
+)
 from p2pft_flower.config import NO_MODEL
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.keeping.folders import require_writable
@@ -22,15 +28,9 @@ def export(
         Path,
         typer.Option("--out", "-o", help="A file .safetensors for one tail, else a folder for all of them."),
     ] = Path("export"),
-    text_embeddings: Annotated[
-        Path | None, typer.Option(help="The run's file of text embeddings, at another place.")
-    ] = None,
-    text_tower: Annotated[
-        str | None, typer.Option(help="The run's text tower, by another name or at another place.")
-    ] = None,
-    class_names: Annotated[
-        Path | None, typer.Option(help="The run's file of class names, at another place.")
-    ] = None,
+    text_embeddings: TextEmbeddings = None,
+    text_tower: TextTower = None,
+    class_names: ClassNames = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
     """Write whole models: the frozen weights with a peer's tail in them, under timm's names.
