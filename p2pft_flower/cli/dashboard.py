@@ -29,7 +29,9 @@ _CONNECTIONS = 64
 def dashboard(
     run: Annotated[
         str | None,
-        typer.Argument(help="The run's id, or the folder of a run that has ended; all runs here without it."),
+        typer.Argument(
+            help="The run's id or its folder, while it trains or later; all runs here without it."
+        ),
     ] = None,
     listen: Annotated[
         str, typer.Option("--listen", help="The address of the page; port 0 takes any free one.")
@@ -62,7 +64,7 @@ def dashboard(
 
 
 def _chosen(run: str | None) -> tuple[str | None, Path | None]:
-    """Return the identifier of the run to look at, or the folder of a run that has ended.
+    """Return the identifier of the run to look at, or its folder.
 
     Raises
     ------
@@ -73,8 +75,7 @@ def _chosen(run: str | None) -> tuple[str | None, Path | None]:
         return run, None
     for folder in (Path(run).expanduser(), default_output_dir(run)):
         if folder.is_dir():
-            here = [b.run for b in bulletins() if Path(b.folder) == folder.resolve()]
-            return (here[0], None) if here else (None, folder.resolve())
+            return None, folder.resolve()
     raise DataError(
         f"run {run} does not train here, and is no folder of a run: is this the machine of one of its peers, "
         "and P2PFT_HOME that of its SuperNode?"

@@ -29,7 +29,7 @@ log = logging.getLogger("p2pft_flower")
 
 FILES = Path(__file__).with_name("dashboard_page")
 
-_TYPES = {"page.css": "text/css", "page.js": "text/javascript"}
+_TYPES = {"icon.svg": "image/svg+xml", "page.css": "text/css", "page.js": "text/javascript"}
 
 INTERVAL = 1.0
 """Seconds between two looks at the files."""
@@ -96,7 +96,7 @@ class Board:
         ``run`` is the run's identifier; None: whichever is the newest at the moment. If there is none, the
         event is ``nothing``.
         """
-        number, sent = -1, ""
+        number, sent = 0, ""  # before the first look there is nothing to tell
         while not self._closing():
             if number != self._number:
                 number = self._number

@@ -59,21 +59,24 @@ class Watch:
     run : str, optional
         The identifier of the only run to look at; default: all that train here.
     folder : Path, optional
-        The folder of a run that has ended, to look at instead.
+        The folder of the only run to look at, absolute.
 
     Raises
     ------
     DataError
-        When ``folder`` holds no run.
+        When the run in ``folder`` does not train, and has left nothing there.
     """
 
     def __init__(self, run: str | None = None, folder: Path | None = None) -> None:
-        self._run = run
+        self._run, self._folder = run, folder
         self._seen: dict[str, _Seen] = {}
-        if folder is not None:
+        if folder is not None and not self._bulletins():
             page = page_of_folder(folder)
-            self._run = page.run
             self._seen[page.run] = _Seen(page)
+
+    def _bulletins(self) -> list[Bulletin]:
+        """Return the bulletins of the runs to look at."""
+        return [b for b in bulletins(self._run) if self._folder in (None, Path(b.folder).resolve())]
 
     def look(self, now: float) -> dict[str, Page]:
         """Return the page of each run, by its identifier: the run that was heard of last comes first.
@@ -84,7 +87,7 @@ class Watch:
             The time, Unix seconds.
         """
         told: dict[str, list[Bulletin]] = {}
-        for bulletin in bulletins(self._run):
+        for bulletin in self._bulletins():
             told.setdefault(bulletin.run, []).append(bulletin)
         for of in told.values():
             self._note(page_of(of, now), of)

@@ -188,7 +188,7 @@ function showTiles() {
 
   $("risk").hidden = !state.risk;
   $("risk").className = state.at_risk ? "risk bad" : "risk";
-  setText($("risk-word"), state.at_risk ? "at risk" : "in good order");
+  setText($("risk-mark"), state.at_risk ? "!" : "✓");
   setText($("risk-text"), state.risk);
 }
 
@@ -211,11 +211,11 @@ function places() {
 }
 
 // A curve from rim to rim, bent to one side, so that the two directions of a pair stay apart.
-function curve(from, to, r, dense, gap = 5) {
+function curve(from, to, r, dense, gap = 5, more = 1) {
   const [dx, dy] = [to[0] - from[0], to[1] - from[1]];
   const length = Math.hypot(dx, dy) || 1;
   const [ux, uy] = [dx / length, dy / length];
-  const bend = dense ? 6 : Math.min(34, 0.12 * length);
+  const bend = more * (dense ? 6 : Math.min(34, 0.12 * length));
   let c = [(from[0] + to[0]) / 2 - uy * bend, (from[1] + to[1]) / 2 + ux * bend];
   if (dense) c = [0.7 * c[0] + 0.3 * CENTRE[0], 0.7 * c[1] + 0.3 * CENTRE[1]];
   const rim = (p) => {
@@ -230,7 +230,7 @@ function curve(from, to, r, dense, gap = 5) {
 }
 
 function marker(id, kind) {
-  return draw("marker", { id, viewBox: "0 0 8 8", refX: 6.5, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto", markerUnits: "userSpaceOnUse" },
+  return draw("marker", { id, viewBox: "0 0 8 8", refX: 6.5, refY: 4, markerWidth: 10, markerHeight: 10, orient: "auto", markerUnits: "userSpaceOnUse" },
     draw("path", { d: "M0 0 8 4 0 8z", class: `arrow ${kind}` }));
 }
 
@@ -261,9 +261,9 @@ function showGraph() {
   for (const p of state.peers) {
     if (p.awaited === null || !["waiting", "slow"].includes(shownState(p)) || (p.since || 0) < WAITS_LONG) continue;
     if (!at.has(p.awaited) || fades(p.peer, p.awaited)) continue;
-    const { d, middle } = curve(at.get(p.peer), at.get(p.awaited), r, dense, 8);
+    const { d, middle } = curve(at.get(p.peer), at.get(p.awaited), r, dense, 8, 2.4);
     content.push(draw("path", { d, class: "waits", "marker-end": "url(#arrow-waiting)" }));
-    if (!dense) labels.push(draw("text", { x: middle[0].toFixed(1), y: (middle[1] - 14).toFixed(1), class: "waits-text" }, `waits ${whole(p.since)}`));
+    if (!dense) labels.push(draw("text", { x: middle[0].toFixed(1), y: middle[1].toFixed(1), class: "waits-text" }, `waits ${whole(p.since)}`));
   }
   content.push(...labels);
   for (const p of state.peers) content.push(node(p, at.get(p.peer), r, dense, fades(p.peer) && !isNeighbour(p.peer)));
@@ -288,7 +288,7 @@ function node(p, [x, y, angle], r, dense, faded) {
   group.append(shape(name, r));
   const light = ["waiting", "preparing", "unknown", "changing", "lost", "ended"].includes(name) ? " plain" : ["slow", "silent"].includes(name) ? " dark" : "";
   const size = dense ? Math.max(7, 0.95 * r) : Math.max(13, 0.62 * r);
-  group.append(draw("text", { class: `number${light}`, "font-size": size.toFixed(1) }, String(p.peer)));
+  group.append(draw("text", { class: `number${light} ${name}`, "font-size": size.toFixed(1) }, String(p.peer)));
   if (!dense) {
     const side = Math.cos(angle);
     const anchor = side > 0.3 ? "start" : side < -0.3 ? "end" : "middle";
@@ -430,7 +430,7 @@ function showEdges() {
 // --- events ------------------------------------------------------------------------------------------------------------
 
 function showEvents() {
-  const kinds = { good: "Well again:", bad: "Look:", plain: "Note:" };
+  const kinds = { good: "Recovered:", bad: "Trouble:", plain: "Note:" };
   const key = (e) => `${e.time} ${e.text}`;
   const list = $("events");
   const whole_ = state.events.map(key).join("\n");
@@ -495,6 +495,10 @@ function scaleOf(name, values) {
 const valueText = (name, v) => (v === null ? "–" : name === "bytes_sent" ? bytes(v) : name.startsWith("accuracy") ? share(v) : small(v));
 const tickText = (name, v) => (name === "bytes_sent" ? bytes(v).replace(".0 ", " ") : name === "consensus_error" && v > 0 && (v < 0.001 || v >= 10000) ? v.toExponential(0).replace("e+", "e") : small(v));
 const lineName = (key) => (/^\d+$/.test(key) ? called(Number(key)) : key);
+const shortName = (key) => {
+  const peer = state.peers.find((p) => String(p.peer) === key);
+  return peer && peer.name ? clipped(peer.name, 12) : key;
+};
 
 function showCharts() {
   const box = $("charts");
@@ -585,9 +589,10 @@ function drawChart(figure, name) {
     content.push(draw("path", { class: "here", d: `M${x(iterations[at]).toFixed(1)} ${BOX.top}V${H - BOX.bottom}` }));
   }
   svg.replaceChildren(...content);
-  const told = keys.map((key) => (keys.length === 1 ? valueText(name, lines[key][at]) : `${lineName(key)} ${valueText(name, lines[key][at])}`)).join(", ");
-  const text = `after ${iterations[at]} iterations: ${told}`;
-  setText(figure.querySelector(".readout"), text);
+  const there = keys.filter((key) => lines[key][at] !== null);
+  const told = (naming) => there.map((key) => `${keys.length === 1 ? "" : `${naming(key)} `}${valueText(name, lines[key][at])}`).join(", ");
+  const text = `after ${iterations[at]} iterations: ${told(lineName)}`;
+  setText(figure.querySelector(".readout"), `after ${iterations[at]}: ${told(shortName)}`);
   for (const [key, value] of [["aria-valuemin", first], ["aria-valuemax", last], ["aria-valuenow", iterations[at]], ["aria-valuetext", text]]) svg.setAttribute(key, value);
 }
 
