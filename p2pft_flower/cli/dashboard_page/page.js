@@ -299,7 +299,6 @@ function node(p, [x, y, angle], r, dense, faded) {
     const says = name === "computing" && p.rate ? `${small(p.rate)} it/s` : NEEDS_A_LOOK.includes(name) && p.since !== null ? `${word(name)} ${whole(p.since)}` : word(name);
     group.append(draw("text", { class: `word ${tone(name)}`, x: dx.toFixed(1), y: (dy + (p.name ? below : 0)).toFixed(1), "text-anchor": anchor }, says));
   }
-  group.addEventListener("click", () => choose(p.peer));
   return group;
 }
 
@@ -639,6 +638,11 @@ if (address.searchParams.has("token")) {
   address.searchParams.delete("token");
   history.replaceState(null, "", address);
 }
+// The drawing is made anew each second, so that a click might end on another element than it began on.
+$("graph").addEventListener("pointerdown", (event) => {
+  const node_ = event.target.closest("[data-peer]");
+  if (node_) choose(Number(node_.dataset.peer));
+});
 $("filter").addEventListener("input", () => state && showPeers());
 $("look").addEventListener("change", () => state && showPeers());
 $("unchoose").addEventListener("click", () => { choose(chosen); $("filter").focus(); });
