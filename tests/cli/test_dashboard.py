@@ -395,6 +395,13 @@ def test_beyond_loopback_the_command_prints_an_address_with_a_token(there):
         process.wait()
 
 
+def test_the_server_needs_none_of_the_libraries_that_train():
+    heavy = "{'torch', 'timm', 'matplotlib'}"
+    code = f"import sys, p2pft_flower.cli.dashboard_server; print({heavy} & {{*sys.modules}})"
+    said = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "set()\n"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

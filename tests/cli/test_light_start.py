@@ -60,13 +60,16 @@ def run(tmp_path_factory):
         "topology show lopsided-4",
         "preflight --connection nowhere",
         "run topology=nowhere",
+        "dashboard nowhere --listen 127.0.0.1:0",
         "--help",
     ],
 )
 def test_a_command_that_trains_nothing_imports_no_torch_timm_torchvision_or_matplotlib(words, run, tmp_path):
     code, heavy = started(tmp_path, *(word.format(run=run) for word in words.split()))
     assert heavy == []
-    refused = words.startswith(("stop", "preflight", "run"))  # there is no such run, connection or graph
+    refused = words.startswith(
+        ("stop", "preflight", "run", "dashboard")
+    )  # there is no such run, connection or graph
     assert (code != 0) == refused
 
 
