@@ -73,6 +73,8 @@ JOBS: dict[str, dict[str, Any]] = {
 def host(pipe: Connection, settings: dict[str, Any]) -> None:
     """Run the plans that come through ``pipe``, one after the other, until None comes.
 
+    In the end the shares of a core are sent that the thread of each run that publishes has taken.
+
     After each run, the times of the evaluations of the host's first peer are sent back: a list of (iterations
     done, clock, seconds computed by this process).
     """
@@ -86,8 +88,16 @@ def host(pipe: Connection, settings: dict[str, Any]) -> None:
 
     torch.set_num_threads(1)
     workload = Workload(RunConfig.from_mapping(settings).learning, 4)
-    watch, evaluate, publish = Wires.watch, Recorder.evaluate, Publisher.start
+    watch, evaluate, publish, run = Wires.watch, Recorder.evaluate, Publisher.start, Publisher._run
     times: list[tuple[int, float, float]] = []
+    shares: list[float] = []
+
+    def counted(publisher: Publisher) -> None:
+        passed, computed = time.perf_counter(), time.thread_time()
+        run(publisher)
+        shares.append((time.thread_time() - computed) / (time.perf_counter() - passed))
+
+    Publisher._run = counted  # type: ignore[method-assign, assignment]
 
     def timed(recorder: Recorder, peer: int, objective: Any, theta: Any, done: int, sent: int) -> Any:
         if peer in (peers[0] for peers in HOSTS):
@@ -102,6 +112,7 @@ def host(pipe: Connection, settings: dict[str, Any]) -> None:
         Publisher.start = publish if publishes else lambda _: None  # type: ignore[method-assign, assignment]
         Host(Plan.from_json(text), workload).run()
         pipe.send(list(times))
+    pipe.send(shares)
 
 
 def watch_runs(pipe: Connection) -> None:
@@ -111,11 +122,11 @@ def watch_runs(pipe: Connection) -> None:
     from p2pft_flower.cli.dashboard_watch import Watch
 
     os.nice(NICE)
-    watch, looks = Watch(), 0
+    watch, looks, begin = Watch(), 0, (time.perf_counter(), time.process_time())
     while not pipe.poll(INTERVAL):
         pages = watch.look(time.time())
         looks += sum(page.phase == "training" and bool(frames(page, pages)) for page in pages.values())
-    pipe.send(looks)
+    pipe.send((looks, (time.process_time() - begin[1]) / (time.perf_counter() - begin[0])))
 
 
 def plans(run: str, folder: Path, iterations: int, settings: dict[str, Any], *, on: bool) -> list[Plan]:
@@ -222,13 +233,20 @@ def measure(name: str, minutes: float, what: What) -> list[Block]:
             for kind in ("on", "off", "off", "on") if len(measured) % 2 else ("off", "on", "on", "off"):
                 taken[kind] += run(kind)
             measured.append(Block(**taken))
+    shares: list[float] = []
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(None)
+        shares += pipe.recv()
         process.join()
     if what is What.WATCHING:
         ours.send(None)
-        typer.echo(f"{name}: the page was made {ours.recv()} times while it trained", err=True)
+        looks, share = ours.recv()
         watcher.join()
+        typer.echo(
+            f"{name}: publishing takes {np.mean(shares):.2%} of a core of each host; a dashboard, which made "
+            f"{looks} pages while it trained, {share:.2%} of a core",
+            err=True,
+        )
     return measured
 
 

@@ -40,6 +40,8 @@ WAITS = (
     "tests/cli/test_places.py",
     "tests/cli/test_exit_codes.py",
     "tests/cli/test_proxies.py",
+    "tests/cli/test_dashboard.py",
+    "tests/cli/test_dashboard_browser.py",
     "tests/flower/test_signals.py",
     "tests/flower/test_supernode.py",
     "tests/keeping/test_running.py",

@@ -171,6 +171,7 @@ function showTiles() {
   const out = (count.lost || 0) + (count.ended || 0) + (count.unknown || 0);
   setText($("training"), String(state.peers.length - out));
   setText($("of"), String(state.peers.length));
+  setText($("training-title"), ended ? "Peers to the end" : "Peers that train");
   const order = ["lost", "ended", "silent", "slow", "waiting", "computing", "evaluating", "preparing", "changing", "finished", "unknown"];
   setText($("counts"), order.filter((s) => count[s]).map((s) => `${count[s]} ${word(s)}`).join(", "));
 
@@ -315,8 +316,8 @@ function showLegend() {
     items.push(make("li", {}, svg, text));
   };
   if (state.edges.some((e) => e.rate)) line("edge lit", "payloads travel now; the time that one takes");
-  if (state.edges.some((e) => !e.rate && e.seconds !== null)) line("edge", "nothing travels");
-  if (state.edges.some((e) => e.seconds === null)) line("edge inside", state.phase === "ended" ? "edge" : "within a process, or nothing yet");
+  if (state.edges.some((e) => !e.rate && e.seconds !== null)) line("edge", state.phase === "ended" ? "the time that a payload took" : "nothing travels");
+  if (state.edges.some((e) => e.seconds === null)) line("edge inside", state.phase === "ended" ? "within a process, or not known" : "within a process, or nothing yet");
   if (state.peers.some((p) => p.awaited !== null && (p.since || 0) >= WAITS_LONG)) line("waits", "waits for");
   const key = items.map((i) => i.textContent).join("\n");
   if ($("legend").dataset.key !== key) {
@@ -418,7 +419,7 @@ function showEdges() {
     const cells = row.children;
     setText(cells[0], called(e.sender));
     setText(cells[1], called(e.receiver));
-    setText(cells[2], e.rate === null || e.seconds === null ? "–" : e.rate ? `${bytes(e.rate)}/s` : "nothing");
+    setText(cells[2], e.rate === null || e.seconds === null || state.phase === "ended" ? "–" : e.rate ? `${bytes(e.rate)}/s` : "nothing");
     setText(cells[3], span(e.seconds));
     setText(cells[4], e.seconds === null ? "–" : String(e.payloads));
     setText(cells[5], e.seconds === null ? "–" : bytes(e.bytes));
@@ -498,7 +499,7 @@ const tickText = (name, v) => (name === "bytes_sent" ? bytes(v).replace(".0 ", "
 const lineName = (key) => (/^\d+$/.test(key) ? called(Number(key)) : key);
 const shortName = (key) => {
   const peer = state.peers.find((p) => String(p.peer) === key);
-  return peer && peer.name ? clipped(peer.name, 12) : key;
+  return peer ? (peer.name ? clipped(peer.name, 12) : `${key}:`) : key;
 };
 
 function showCharts() {
