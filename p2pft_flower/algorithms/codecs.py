@@ -260,9 +260,15 @@ class Checked:
     own: Codec
 
     def try_out(self) -> None:
-        """Refuse a codec whose answers change from call to call, or which loses vectors of some size.
+        """Refuse a codec that changes its answers, or that loses very small or very large numbers.
 
-        Differences vanish as peers agree, so a codec must not lose them when they are small.
+        A codec must return the same bytes each time for a vector, and the same vector each time for these
+        bytes. The encoded differences shrink as the peers agree, so it must keep small numbers too.
+
+        Raises
+        ------
+        ConfigError
+            When the codec is refused.
         """
         drawn = np.random.default_rng(1).standard_normal(_TRIED).astype(np.float32)
         errors = []

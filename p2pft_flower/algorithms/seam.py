@@ -188,7 +188,7 @@ def heavy_ball(momentum: float, velocity: Vector | None, direction: Vector) -> V
 
 
 def refuse_heavy_ball(momentum: float, name: str) -> None:
-    """Refuse ``momentum`` for the method ``name``, which averages gradients itself, by its own ``beta1``.
+    """Refuse ``momentum`` for the method ``name``, which has a momentum of its own, its option ``beta1``.
 
     Raises
     ------

@@ -36,7 +36,9 @@ def _fail(message: object) -> NoReturn:
 def list_stores(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """List the stores, the least recently used first, which are removed first when the limit is reached.
+    """List the stores, the least recently used one first.
+
+    When the cache reaches its limit, stores are removed in this order.
 
     Exit codes: 0 the stores were listed; 2 the cache cannot be read.
     """

@@ -166,11 +166,11 @@ def body_of(message: Message, who: str) -> dict[str, Any]:
 def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, dict[str, Any]]:
     """Say hello to the nodes that the run can use, and return their answers by node id.
 
-    In simulation a node stands for a slot, not for a site, so no more nodes are asked than can run at once.
-    In a deployment every node is asked as soon as it appears, until all ``n`` peers have answered or
-    ``meet-timeout`` has passed; a connected node that has not answered by then has :data:`ANSWER` seconds
-    more. After that, ``min-peers`` peers are enough, if that key is set. A node that disconnects meanwhile is
-    forgotten.
+    In simulation a node is a place where Flower can run a host, not a site, so no more nodes are asked than
+    can run at once. In a deployment every node is asked as soon as it appears, until all ``n`` peers have
+    answered or ``meet-timeout`` has passed; a connected node that has not answered by then has :data:`ANSWER`
+    seconds more. After that, ``min-peers`` peers are enough, if that key is set. An answer is no longer
+    waited for from a node that disconnects, and its answer does not count.
 
     Parameters
     ----------
@@ -179,15 +179,16 @@ def greet(grid: Grid, config: RunConfig, n: int, *, pooled: bool) -> dict[int, d
     config : RunConfig
         The run's settings.
     n : int
-        Peers of the graph.
+        Number of peers of the graph.
     pooled : bool
         Whether one peer holds the data of all n.
 
     Raises
     ------
     RunFailedError
-        When no node, or too few peers, answer in time; when a node answers with an error, or has a
-        ``peer-id`` that is missing, none of the graph's, or another node's too.
+        When no node, or too few peers, answer in time; when a node answers with an error; when a node's
+        ``peer-id`` is missing though others have one, is not in the graph, or is also the ``peer-id`` of
+        another node.
     """
     deadline = time.monotonic() + config.runtime.meet_timeout
     # More than Flower's engine can run at once (CPUs + 4) would only wait for each other.
@@ -264,7 +265,7 @@ def compare_models(
     config : RunConfig
         The run's settings.
     n : int
-        Peers of the graph.
+        Number of peers of the graph.
     answers : dict
         The answers, by node id, from :func:`greet`.
     meet : bool
@@ -345,14 +346,14 @@ def overlap(answers: Sequence[dict[str, Any]]) -> int:
 def assign_hosts(
     answers: dict[int, dict[str, Any]], n: int, transport: str, *, pooled: bool
 ) -> list[HostAssignment]:
-    """Return the hosts: the nodes that run peers, each with its peers.
+    """Return one host for each node that runs peers, with its peers.
 
     Parameters
     ----------
     answers : dict
-        The nodes' answers, from :func:`greet`.
+        Each node's answer by node id, from :func:`greet`.
     n : int
-        Peers of the graph.
+        Number of peers of the graph.
     transport : str
         The run-config's ``transport``; ``"memory"`` puts all peers on one host.
     pooled : bool
@@ -361,7 +362,8 @@ def assign_hosts(
     Raises
     ------
     RunFailedError
-        When peers of a deployment are to share data or memory.
+        When the run is a deployment, but ``pooled`` or ``transport = "memory"`` needs all peers in one
+        process.
     """
     total = 1 if pooled else n
     deployed = {node: a for node, a in answers.items() if a["peer-id"] is not None}
@@ -421,8 +423,8 @@ def _check_claims(answers: dict[int, dict[str, Any]], n: int) -> None:
     Raises
     ------
     RunFailedError
-        When some nodes have a ``peer-id`` and others none, a ``peer-id`` is none of the graph's, or two nodes
-        have the same one.
+        When some nodes have a ``peer-id`` and others have none, a ``peer-id`` is not in the graph, or two
+        nodes have the same one.
     """
     silent = [node for node, a in sorted(answers.items()) if a["peer-id"] is None]
     if not answers or len(silent) == len(answers):

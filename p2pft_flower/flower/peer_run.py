@@ -17,7 +17,7 @@ from p2pft_flower.algorithms.objective import peer_weights
 from p2pft_flower.errors import Cause, P2PFTError, printable
 from p2pft_flower.facts import GraphName, RunFacts
 from p2pft_flower.flower import messages, nodes
-from p2pft_flower.flower.ending import STOPPED, Ending
+from p2pft_flower.flower.ending import STOPPED, ResultsOnce
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.flower.run import Run, collect_results
 from p2pft_flower.flower.signals import before_obeying
@@ -57,7 +57,7 @@ RETRY_AFTER = 1.0
 
 
 def run_peers(
-    grid: Grid, run: Run, ending: Ending, own: Credentials | None = None, hears: Access | None = None
+    grid: Grid, run: Run, ending: ResultsOnce, own: Credentials | None = None, hears: Access | None = None
 ) -> dict[str, Any]:
     """Start every host with one message for the whole run, listen to progress, and return the results.
 
@@ -67,7 +67,7 @@ def run_peers(
         Flower's connection to the nodes.
     run : Run
         The run.
-    ending : Ending
+    ending : ResultsOnce
         Gets the reason that the results have if a signal ends this process.
     own : Credentials, optional
         The coordinator's certificates, which it shows to stop peers that have certificates.

@@ -86,12 +86,12 @@ class KeptView:
 
     @property
     def of_peer(self) -> PeerAbout:
-        """The facts, as those of a peer's checkpoint.
+        """The facts ``about`` of a peer, which must not be those of a strategy's server.
 
         Raises
         ------
         DataError
-            If the facts are those of a strategy's server.
+            If ``about`` is of a strategy's server.
         """
         if isinstance(self.about, ServerAbout):
             raise DataError("a checkpoint of the server of a strategy is none of a peer's")

@@ -74,7 +74,8 @@ class MiniBatches:
         Raises
         ------
         DataError
-            When an image cannot be read (names it); of a stream, when no image of the mini-batch can.
+            When an image cannot be read; the error names it. In a stream: only when no image of the
+            mini-batch can be read.
         """
         positions = self._batches.batch(t)
         if len(positions):

@@ -104,7 +104,7 @@ class PeerFiles:
 
 
 def find_peers(folders: Sequence[Path]) -> dict[int, PeerFiles]:
-    """Return the peers' journals in some folders, by peer.
+    """Return the files of every peer whose journal is in ``folders``, by peer.
 
     Parameters
     ----------
@@ -114,8 +114,8 @@ def find_peers(folders: Sequence[Path]) -> dict[int, PeerFiles]:
     Raises
     ------
     DataError
-        When a folder has no journal, a journal cannot be used, two journals are of the same peer, or journals
-        are of different runs.
+        When a folder has no journal, a journal cannot be used, two different journals are of the same peer,
+        or the journals are of different runs.
     """
     found: dict[int, PeerFiles] = {}
     for folder in folders:

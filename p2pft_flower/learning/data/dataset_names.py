@@ -155,21 +155,21 @@ def classes_of(dataset: str) -> tuple[str, ...] | None:
 
 
 def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence[int]) -> None:
-    """Refuse a dataset whose folders are not on this machine, without reading an image.
+    """Refuse a dataset whose folders, or feature file, are not on this machine; no image is read.
 
     Parameters
     ----------
     dataset, data_dir : str
         The run-config's values.
     download : bool
-        Whether a missing dataset of torchvision is fetched, and so not missed here.
+        Whether a missing dataset of torchvision will be downloaded; if so, it is not refused here.
     peers : sequence of int
         The peers whose images are on this machine.
 
     Raises
     ------
     DataError
-        When something is missing; names it, and the peer if each has a folder of its own.
+        When something is missing; the error names it, and the peer if each peer has its own folder or file.
     """
     if dataset in TORCHVISION and not download:
         require_folder(dataset, data_dir)

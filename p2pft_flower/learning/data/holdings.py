@@ -50,7 +50,7 @@ class PeerData:
     test_digest : str
         Digest of the images on which the peer is scored.
     pixel_range : str
-        The sample values that are black and white, as the run-config or the site gives them.
+        The sample values that stand for black and for white, as the run-config or the site gives them.
     """
 
     images: int
@@ -70,24 +70,24 @@ class Holdings:
     n : int
         Number of peers.
     pooled : {"", "uniform", "examples"}
-        The objective of one peer that holds all images (``centralized``); empty: images are not pooled.
+        The objective if one peer holds all images (``centralized``); empty if each peer holds its own.
     peers : sequence of int, optional
         The peers whose images are on this machine, by default all n. The others' images are not read.
     classes : sequence of str, optional
-        Names of the classes if they are known without images: to the coordinator of peers on other
-        machines, or from a tail's metadata.
+        Names of the classes if they are known without reading images. The coordinator gets them from peers on
+        other machines; a tail has them in its metadata.
 
     Attributes
     ----------
     here : tuple of int
         The peers whose images are on this machine.
     unreadable : int
-        Number of images that are left out because they cannot be read, among those looked at so far.
+        Number of images looked at so far that are left out because they cannot be read.
 
     Raises
     ------
     ConfigError
-        When settings of the data do not go together.
+        When two settings of the data contradict each other.
 
     Notes
     -----

@@ -83,7 +83,7 @@ class Pixels:
         return _upright(_opaque(source), turned)
 
     def range_of(self, form: Form) -> Range:
-        """Return the values that are black and white in samples of this ``form``.
+        """Return the values that stand for black and for white in samples of this ``form``.
 
         Raises
         ------
@@ -101,7 +101,7 @@ class Pixels:
         )
 
     def opacity_of(self, form: Form) -> Range:
-        """Return the values of alpha that are transparent and opaque in samples of this ``form``.
+        """Return the values of alpha that stand for transparent and for opaque in samples of this ``form``.
 
         Raises
         ------

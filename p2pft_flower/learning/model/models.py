@@ -67,7 +67,8 @@ def create_model(
     Raises
     ------
     ConfigError
-        When the model is unknown, has another structure, or cannot see such images.
+        When the model is unknown, has a structure that is not supported, or cannot take images of this size
+        or these channels.
     DataError
         When the weights are missing or do not fit, or timm cannot build the model.
     """
@@ -174,12 +175,14 @@ def _warn_of_random(name: str, *, pretrained: bool) -> None:
 def bare_model(name: str, num_classes: int, images: ImageKeys | None = None) -> nn.Module:
     """Build a model with random weights, into which a whole state dict is to be loaded.
 
-    The parameters are those of :func:`create_model`. The model is frozen, in eval mode.
+    ``name``, ``num_classes`` and ``images`` are as in :func:`create_model`. The model is frozen, in eval
+    mode.
 
     Raises
     ------
     ConfigError
-        When the model is unknown, has another structure, or cannot see such images.
+        When the model is unknown, has a structure that is not supported, or cannot take images of this size
+        or these channels.
     DataError
         When timm cannot build the model.
     """
