@@ -226,7 +226,7 @@ class Plan:
         Raises
         ------
         DataError
-            If ``text`` is no plan of this version, or was changed; names the field or the fault.
+            If ``text`` is no plan of this version, or was changed; the message names the field or the fault.
         """
         told = decoded(text, _Sealed, "not a plan of this version")
         if told.schema != SCHEMA:

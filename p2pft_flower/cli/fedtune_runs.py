@@ -354,7 +354,7 @@ def _claim(folder: Path, arm: Arm) -> None:
     Raises
     ------
     ConfigError
-        When the runs there have other settings; names the first difference.
+        When the runs there have other settings; the message names the first difference.
     """
     source = arm.source
     settings = {**RunConfig.from_mapping(arm.settings).to_mapping(), "validation": VALIDATION}

@@ -166,7 +166,7 @@ def current() -> Rehearsal | None:
     Raises
     ------
     DataError
-        When the file cannot be read, or is damaged or of another version; names the field.
+        When the file cannot be read, or is damaged or of another version; the message names the field.
     """
     file = folder() / "state.json"
     remedy = f"end the processes that have {MARK} in their environment, and remove the file"

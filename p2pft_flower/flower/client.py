@@ -364,7 +364,7 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     ------
     P2PFTError
         When there is no such run here, when it has ended or runs already, or when data, model or certificates
-        cannot be used; names the fault and its place.
+        cannot be used; the message names the fault and its place.
     LostContactError
         When nobody has let the peer in before ``rejoin-deadline``.
     ExchangeStoppedError

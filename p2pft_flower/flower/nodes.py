@@ -151,7 +151,7 @@ def body_of(message: Message, who: str) -> dict[str, Any]:
     Raises
     ------
     RunFailedError
-        When the reply reports an error; names ``who`` and the error.
+        When the reply reports an error; the message names ``who`` and the error.
     """
     if message.has_error():
         raise RunFailedError(f"{who}: Flower reports error {message.error.code}: {message.error.reason}")
@@ -393,8 +393,8 @@ def with_addresses(hosts: Sequence[HostAssignment], graph: Graph) -> list[HostAs
     Raises
     ------
     RunFailedError
-        When a peer's addresses in node-config and topology differ, or two peers have the same address; names
-        both.
+        When a peer's addresses in node-config and topology differ, or two peers have the same address; the
+        message names both.
     """
     found = []
     owner: dict[str, int] = {}

@@ -60,7 +60,7 @@ class Site:
     Raises
     ------
     ConfigError
-        When a value cannot be used; names the key and what would be right.
+        When a value cannot be used; the message names the key and what would be right.
     """
 
     peer_id: int
@@ -198,7 +198,7 @@ class Site:
         Raises
         ------
         ConfigError
-            When the certificates cannot be used; names file and remedy.
+            When the certificates cannot be used; the message names file and remedy.
         """
         return (
             Credentials.load(Path(self.certificates).expanduser(), self.peer_id)

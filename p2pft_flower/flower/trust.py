@@ -36,7 +36,7 @@ def check_trust(
     Raises
     ------
     RunFailedError
-        When there are such peers; names the peers and the remedy.
+        When there are such peers; the message names the peers and the remedy.
     """
     members: dict[str, list[int]] = {}
     for host in hosts:

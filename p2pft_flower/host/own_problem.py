@@ -55,8 +55,8 @@ class Plugged:
     Raises
     ------
     ConfigError
-        If the function cannot be found, raises, or returns something else than such a problem; names key,
-        value, and the fault.
+        If the function cannot be found, raises, or returns something else than such a problem; the message
+        names key, value, and the fault.
     """
 
     def __init__(self, config: LearningConfig, n: int, peers: Sequence[int] | None = None) -> None:

@@ -166,7 +166,8 @@ def read_journal(path: Path) -> Iterator[AnyLine]:
     Raises
     ------
     DataError
-        If the journal cannot be read, or a line is damaged or is no line of a journal; names file and line.
+        If the journal cannot be read, or a line is damaged or is no line of a journal; the message names file
+        and line.
     """
     for line in _read(path):
         if isinstance(line, DataError):

@@ -200,7 +200,7 @@ def newest_common(kept: Sequence[Kept], *, exchanges: bool) -> tuple[int, dict[i
     Raises
     ------
     DataError
-        If there is no such iteration; lists the iterations that each peer has.
+        If there is no such iteration; the message lists the iterations that each peer has.
     """
     peers = {one.peer for one in kept}
     if exchanges:
@@ -385,7 +385,7 @@ def refuse(run: str, differences: Sequence[str]) -> None:
     Raises
     ------
     ConfigError
-        If there are differences; lists them, up to :data:`SHOWN`.
+        If there are differences; the message lists them, up to :data:`SHOWN`.
     """
     if differences:
         shown = list(dict.fromkeys(differences))

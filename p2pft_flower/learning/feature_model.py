@@ -139,8 +139,8 @@ class FeatureModel:
         Raises
         ------
         DataError
-            When they have other numbers than the head takes, or, for a text head, no direction (names the
-            row).
+            When they have other numbers than the head takes, or, for a text head, no direction (the message
+            names the row).
         """
         mine = split.rows(positions)
         if (found := mine.shape[1]) != self.width:
@@ -171,7 +171,7 @@ class FeatureModel:
         Raises
         ------
         DataError
-            When the head has no place for a tensor; names the tensor.
+            When the head has no place for a tensor; the message names the tensor.
         """
         whole: Any = copy.deepcopy(self.model)  # the values are copied into it
         keys = whole.load_state_dict(tensors, strict=False)

@@ -302,7 +302,7 @@ class ImageModel:
         Raises
         ------
         DataError
-            When the model has no place for a tensor; names the tensor.
+            When the model has no place for a tensor; the message names the tensor.
         """
         whole: Any = tune_model(self.model, self.config.tune, self.config.seed)
         keys = whole.load_state_dict(tensors, strict=False)  # strict would ask for all

@@ -345,7 +345,8 @@ class Workload:
         Raises
         ------
         DataError
-            When a tensor is missing, unknown, or has another shape; names the tensor and ``source``.
+            When a tensor is missing, unknown, or has another shape; the message names the tensor and
+            ``source``.
         """
         return vector_of(self.tail, tensors, source)
 
@@ -357,6 +358,6 @@ class Workload:
         Raises
         ------
         DataError
-            When the model has no place for a tensor of ``theta``; names the tensor.
+            When the model has no place for a tensor of ``theta``; the message names the tensor.
         """
         return self.network.with_tensors(self.named_tail(theta))

@@ -179,8 +179,8 @@ def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) ->
     Raises
     ------
     DataError
-        When peers are missing and ``partial`` is false, or no peer has ended; names the missing peers, and
-        how far each came. When the rows of weights are not those of the run's graph.
+        When peers are missing and ``partial`` is false, or no peer has ended; the message names the missing
+        peers, and how far each came. When the rows of weights are not those of the run's graph.
     """
     run, facts = (first := next(iter(peers.values()))).run, first.facts
     total = 1 if facts.pooled else run.n

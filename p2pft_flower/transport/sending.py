@@ -112,7 +112,7 @@ class Sending:
         Raises
         ------
         ExchangeTimeoutError, PeerUnreachableError, ExchangeRefusedError, ExchangeStoppedError
-            When the *previous* payload of an edge was not taken in; names edge and reason.
+            When the *previous* payload of an edge was not taken in; the message names edge and reason.
         PeerLostError
             When ``patience`` returned this error, or another one, for a receiver.
         ValueError

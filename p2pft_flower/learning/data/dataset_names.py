@@ -50,7 +50,7 @@ def check_dataset_name(name: str) -> None:
     Raises
     ------
     ConfigError
-        When the dataset is unknown; gives the nearest name and the choices.
+        When the dataset is unknown; the message gives the nearest name and the choices.
     """
     known = [*BUILT_IN, *TORCHVISION]
     if name.startswith((FOLDER, FEATURES)) and name not in (FOLDER, FEATURES):
@@ -87,7 +87,7 @@ def refuse_data_dir(dataset: str, data_dir: str, where: str = "") -> None:
     Raises
     ------
     ConfigError
-        When ``data_dir`` is given and the dataset does not read it; gives the remedy.
+        When ``data_dir`` is given and the dataset does not read it; the message gives the remedy.
     """
     if not data_dir or reads_data_dir(dataset):
         return

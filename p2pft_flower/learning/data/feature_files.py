@@ -78,7 +78,8 @@ def features(path: str, *, site: bool = False) -> Dataset:
     ------
     DataError
         When the file cannot be read, an array is missing or of another shape or type, a number is not finite
-        (names the row), a label has no class, or, unless ``site``, a class has no training sample.
+        (the message names the row), a label has no class, or, unless ``site``, a class has no training
+        sample.
     """
     file = require_feature_file(path)
     found = read_arrays(file, _ARRAYS, "classes", _WHAT)

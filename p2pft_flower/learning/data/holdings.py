@@ -155,7 +155,7 @@ class Holdings:
         Raises
         ------
         ConfigError
-            When the black and white samples of some images are unknown; names each peer.
+            When the black and white samples of some images are unknown; the message names each peer.
         """
         if self.dataset.width:
             return {}
@@ -232,7 +232,7 @@ class Holdings:
         ConfigError
             When the image's black and white samples are unknown.
         DataError
-            When the file cannot be read; names it.
+            When the file cannot be read; the message names it.
         """
         if file.exists() and not file.is_file():  # reading a pipe would block
             raise DataError(f"{file}: not a readable image (no regular file)")
@@ -389,7 +389,7 @@ class Holdings:
         Raises
         ------
         DataError
-            When an image cannot be read; names it.
+            When an image cannot be read; the message names it.
         """
         if not self.config.stream:  # a stream checks its images itself
             mine = np.unique(np.concatenate([self.partition[p] for p in peers]))

@@ -79,8 +79,8 @@ def load_sites(name: str, peers: Sequence[int]) -> Sites:
     Raises
     ------
     DataError
-        When one cannot be used (names the peer), or two have different classes (names both lists), or
-        features of different lengths.
+        When one cannot be used (the message names the peer), or two have different classes (the message names
+        both lists), or features of different lengths.
     """
     kind, _, place = name.partition(":")
     read = {"folder": folder, "features": features}[kind]

@@ -153,7 +153,8 @@ def survey(splits: Sequence[Split], window: Range | None, whose: str) -> Survey:
     Raises
     ------
     ConfigError
-        When the black and white samples of some images are unknown; names the values seen and the key.
+        When the black and white samples of some images are unknown; the message names the values seen and the
+        key.
     NoImageError
         When the reader of a dataset of the user's own returned something that is no image.
     """

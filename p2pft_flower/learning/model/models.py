@@ -220,7 +220,8 @@ def _check_input_size(name: str, model: nn.Module) -> None:
     Raises
     ------
     ConfigError
-        When ``input_size`` fits no pictures (gives the value), or ``pretrained_cfg`` is no dictionary.
+        When ``input_size`` fits no pictures (the message gives the value), or ``pretrained_cfg`` is no
+        dictionary.
     """
     given = getattr(model, "pretrained_cfg", None) or {}
     try:
@@ -372,7 +373,7 @@ def _check_settings(name: str, model: nn.Module) -> None:
     Raises
     ------
     ConfigError
-        When a setting is wrong; names the setting, its value, and the right values.
+        When a setting is wrong; the message names the setting, its value, and the right values.
     """
     cfg = resolve_data_config({}, model=model)
     kinds = [kind for kind in CHOICES["interpolation"] if kind]

@@ -131,7 +131,7 @@ def load_tower(name: str) -> TextTower:
     ConfigError
         When the name is wrong, or open_clip is missing.
     DataError
-        When open_clip cannot load it; gives open_clip's reason.
+        When open_clip cannot load it; the message gives open_clip's reason.
     """
     check_tower_name(name)
     require_tower_here(name)

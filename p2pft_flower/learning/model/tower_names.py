@@ -47,7 +47,7 @@ def require_open_clip(key: str) -> None:
     Raises
     ------
     ConfigError
-        When it is not installed; says how to install it, and how to do without.
+        When it is not installed; the message says how to install it, and how to do without.
     """
     if importlib.util.find_spec("open_clip") is None:
         raise ConfigError(
