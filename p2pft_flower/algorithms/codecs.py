@@ -68,12 +68,12 @@ class Codec(Protocol):
         ...
 
     def decode(self, payload: bytes, q: int, dtype: np.dtype[Any]) -> Vector:
-        """Return the (q,) vector of ``dtype`` that ``payload`` stands for.
+        """Return the (q,) vector of ``dtype`` that the bytes ``payload`` encode.
 
         Raises
         ------
         ValueError
-            When the bytes are none that :meth:`encode` returns for a (q,) vector.
+            When :meth:`encode` never returns such bytes for a (q,) vector.
         """
         ...
 
@@ -183,7 +183,7 @@ class TopK:
         return self._count(q) * (4 + dtype.itemsize)
 
     def encode(self, vector: Vector) -> bytes:
-        """Return the places and the numbers of the largest; of equal sizes, the choice is NumPy's."""
+        """Return the places of the largest numbers, and these numbers; among equal ones NumPy chooses."""
         count = self._count(vector.size)
         places = np.sort(np.argpartition(np.abs(vector), vector.size - count)[-count:]).astype("<u4")
         numbers: Vector = vector[places].astype(vector.dtype.newbyteorder("<"))
@@ -202,7 +202,7 @@ class TopK:
 
 @dataclass(frozen=True)
 class Joined:
-    """A payload of several vectors of one length, each encoded by itself: their sizes may differ by far.
+    """A payload of several vectors of one length, each encoded by itself: their scales may differ by far.
 
     Attributes
     ----------

@@ -203,7 +203,7 @@ def refuse_heavy_ball(momentum: float, name: str) -> None:
 
 
 def require_share(**shares: float) -> None:
-    """Refuse shares, by name, of an old average that are not in [0, 1).
+    """Refuse an old average's share, given by name, that is not in [0, 1).
 
     Raises
     ------

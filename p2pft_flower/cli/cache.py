@@ -72,7 +72,7 @@ def _about(record: StoreRecord) -> str:
 
 
 def as_dict(records: list[StoreRecord], limit: int) -> dict[str, Any]:
-    """Return what ``--json`` prints: sizes in bytes, times in seconds since the epoch.
+    """Return the content of the output of ``--json``: sizes in bytes, times in seconds since the epoch.
 
     Later versions only add keys.
     """
@@ -167,7 +167,7 @@ def parse_size(text: str) -> int:
     Raises
     ------
     ConfigError
-        When ``text`` is no size above zero.
+        When ``text`` does not give a size above zero.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = UNITS.get(match[2].upper()) if match else None

@@ -174,7 +174,7 @@ def _choice(cell: Cell) -> _Choice:
 
 
 class Study:
-    """All runs of a comparison, and what is known of them.
+    """All runs of a comparison, with the results that are there so far.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ class Study:
             _claim(folder / "runs" / name, arm)
 
     def go(self) -> Iterator[None]:
-        """Do what is missing, and yield after each run.
+        """Do the runs that are missing, and yield after each of them.
 
         Raises
         ------

@@ -195,7 +195,8 @@ def check_rehearsed(connection: str, graph: Graph, min_peers: int = 0) -> None:
     Raises
     ------
     ConfigError
-        When the numbers do not fit, with both; when Flower's config.toml cannot be read.
+        When the two numbers of peers differ (the message gives both); when Flower's config.toml cannot be
+        read.
     DataError
         When ``state.json`` cannot be read.
     """

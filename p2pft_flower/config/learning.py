@@ -262,7 +262,7 @@ class LearningConfig:
         Raises
         ------
         ConfigError
-            If some settings do not go together; the message names these.
+            If two settings contradict each other; the message names them.
         """
         self._check_features()
         if self.sited and self.partition not in ("auto", "own"):

@@ -74,7 +74,7 @@ def versions() -> dict[str, str]:
 
 @lru_cache(maxsize=2)
 def holdings(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] | None) -> Holdings:
-    """Look at the peers' images once for each process; parameters as of :class:`Holdings`."""
+    """Look at the peers' images once for each process; the parameters are those of :class:`Holdings`."""
     return Holdings(config, n, pooled=pooled, peers=peers)
 
 

@@ -60,7 +60,7 @@ class Site:
     Raises
     ------
     ConfigError
-        When a value cannot be used; the message names the key and what would be right.
+        When a value cannot be used; the message names the key and the right values.
     """
 
     peer_id: int
@@ -150,7 +150,7 @@ class Site:
         Raises
         ------
         ConfigError
-            When the text or the file cannot be read, has no ``peer-id``, or as :meth:`of`.
+            When the text or the file cannot be read or has no ``peer-id``, and when :meth:`of` raises it.
         """
         try:
             if text.endswith(".toml"):
@@ -212,7 +212,7 @@ class Site:
         Raises
         ------
         ConfigError
-            As :meth:`credentials`.
+            When :meth:`credentials` raises it.
         """
         return Access(self.credentials(), self.insecure, self.bind_address)
 
@@ -242,7 +242,7 @@ class Site:
         Raises
         ------
         ConfigError
-            When nothing can be written to the folder, and as :meth:`output_folder`.
+            When nothing can be written to the folder, and when :meth:`output_folder` raises it.
         """
         folder = self.output_folder(run, chosen)
         named = f"output-dir = {self.output_dir!r} in --node-config" if self.output_dir else "output-dir"

@@ -251,7 +251,7 @@ class PeersGrid(Grid):
         Raises
         ------
         RunFailedError
-            As :meth:`send_and_receive`.
+            When :meth:`send_and_receive` raises it.
         """
         content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 0})})
         asked = [

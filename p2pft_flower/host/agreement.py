@@ -175,7 +175,7 @@ class Agreement:
             return self._notary.write(self._state, self._member_of[remote])
 
     def contacts(self) -> Mapping[int, int]:
-        """Return, by lowest peer of each member to gossip with, the local peer that speaks to it."""
+        """Return the members to gossip with, each by its lowest peer, and the local peer that gossips."""
         with self._changed:
             return dict.fromkeys(gossip.contacts(self._state), self._state.me)  # named by its lowest peer
 

@@ -241,7 +241,7 @@ def read_line(text: bytes, where: object) -> AnyLine:
     Raises
     ------
     DataError
-        If these are no line of this version's journals, or were damaged or edited; the message names
+        If the bytes are no line of this version's journals, or were damaged or edited; the message names
         ``where``.
     """
     told, end = text[:-_CHECK], _END.fullmatch(text[-_CHECK:])

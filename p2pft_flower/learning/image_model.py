@@ -76,7 +76,7 @@ class ImageModel:
 
     @property
     def text_origin(self) -> dict[str, str]:
-        """The facts that decide a text head's start; empty of a new head."""
+        """The facts that decide a text head's start; empty for a new head."""
         return self._built[1]
 
     @cached_property

@@ -163,7 +163,7 @@ class _Preparation:
 
 
 class StreamFeatures:
-    """The like of :class:`LiveFeatures` for a stream: images may come and go between two batches.
+    """Like :class:`LiveFeatures`, but for a stream: images may come and go between two batches.
 
     Parameters
     ----------

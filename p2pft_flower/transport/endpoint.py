@@ -246,7 +246,7 @@ class Incoming:
         Refused
             When the message is too long, too late or not of ``kind``.
         NoMessageError
-            As for :meth:`read`.
+            When :meth:`read` raises it.
         """
         raw = await self.read(SMALL_BODY)
         if len(raw) > most:

@@ -169,7 +169,7 @@ def require_data(dataset: str, data_dir: str, *, download: bool, peers: Sequence
     Raises
     ------
     DataError
-        When something is missing; the error names it, and the peer if each peer has its own folder or file.
+        When something is missing; the message names it, and the peer if each peer has its own folder or file.
     """
     if dataset in TORCHVISION and not download:
         require_folder(dataset, data_dir)

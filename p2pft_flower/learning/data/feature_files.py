@@ -35,7 +35,7 @@ def require_feature_file(path: str) -> Path:
     Raises
     ------
     DataError
-        When there is no such file, or its ending is none of :data:`SUFFIXES`.
+        When there is no such file, or its ending is not one of :data:`SUFFIXES`.
     """
     file = Path(path).expanduser()
     if file.suffix not in SUFFIXES:

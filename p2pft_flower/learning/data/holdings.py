@@ -148,7 +148,7 @@ class Holdings:
 
     @cached_property
     def surveys(self) -> dict[int | None, Survey]:
-        """The survey of the images of each peer's own folder, by peer; of a dataset for all peers, by None.
+        """The survey of each peer's own folder of images, by peer; the key None is a dataset for all peers.
 
         Empty for a dataset of features, which has no images.
 
@@ -225,7 +225,7 @@ class Holdings:
         file : Path
             The file.
         window : (float, float) or None
-            The values that are black and white in deep samples; None: those that the file declares.
+            The values that stand for black and for white in deep samples; None: those that the file declares.
 
         Raises
         ------

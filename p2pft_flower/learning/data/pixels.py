@@ -45,11 +45,11 @@ class Pixels:
     Attributes
     ----------
     window : (float, float) or None
-        The values that are black and white in all deep samples; None: ``ranges`` gives them.
+        The values that stand for black and for white in all deep samples; None: ``ranges`` gives them.
     ranges : mapping of Form to (float, float)
-        The values that are black and white in deep samples, by their form.
+        The values that stand for black and for white in deep samples, by the samples' form.
     opacities : mapping of Form to (float, float)
-        The values of alpha that are transparent and opaque in deep samples, by their form.
+        The values of alpha that stand for transparent and for opaque in deep samples, by the samples' form.
     """
 
     window: Range | None = None

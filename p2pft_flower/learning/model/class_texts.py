@@ -68,7 +68,7 @@ def check_prompts(prompts: str) -> None:
     Raises
     ------
     ConfigError
-        When it is none of these.
+        When ``prompts`` is none of these.
     """
     if PLACE in prompts or prompts == IMAGENET or Path(prompts).expanduser().is_absolute():
         return

@@ -118,9 +118,9 @@ def create_image_tower(name: str, weights: str, seed: int, images: ImageKeys | N
     Raises
     ------
     ConfigError
-        When the model is no tower with texts, and as :func:`create_model`.
+        When the model is no tower with texts, and in the cases of :func:`create_model`.
     DataError
-        As :func:`create_model`.
+        In the cases of :func:`create_model`.
     """
     check_model_name(name)
     check_weights(name, weights, here=True)

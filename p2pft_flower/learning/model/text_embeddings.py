@@ -87,7 +87,7 @@ def write_text_embeddings(
     tower : str
         The text tower's digest.
     texts : ClassTexts
-        What the tower was told.
+        The texts that the tower has embedded.
 
     Raises
     ------

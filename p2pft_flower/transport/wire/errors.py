@@ -67,7 +67,7 @@ class ExchangeError(P2PFTError):
     Attributes
     ----------
     problem, peer, edge, iteration, phase, deadline
-        As given.
+        The parameters of these names.
     """
 
     peer: int | None = None
@@ -182,7 +182,7 @@ class PeerLostError(ViewChangeError):
     Attributes
     ----------
     lost, how
-        As given.
+        The parameters of these names.
     """
 
     cause = Cause.LOST
