@@ -116,7 +116,7 @@ class FeatureModel:
 
     @cached_property
     def parts(self) -> Parts:
-        """The head as a tail without a trunk; all of it is trained, or the context alone of a learned prompt."""
+        """The head as a tail without a trunk; all is trained, or the context alone of a learned prompt."""
         log.info("%s", self.line)
         tail = share_copy(self.model)
         for name, parameter in tail.named_parameters():
