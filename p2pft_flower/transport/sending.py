@@ -181,7 +181,7 @@ class Sending:
         ------
         ExchangeTimeoutError
             When a payload was not taken in within ``timeout`` seconds.
-                Exception
+        Exception
             Any error that `send` raises on behalf of an earlier payload.
         """
         self._settle(sorted(self._under_way), timeout, time.monotonic() + timeout)
