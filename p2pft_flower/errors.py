@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "DataError",
     "P2PFTError",
     "TopologyError",
+    "called",
     "cause_of",
     "did_you_mean",
     "printable",
@@ -48,6 +49,11 @@ class P2PFTError(Exception):
     """
 
     cause: Cause = Cause.RUN
+
+
+def called(peer: int, names: Mapping[int, str]) -> str:
+    """Return a peer's number for a message, with its name in brackets if ``names`` has one."""
+    return f"peer {peer} ({names[peer]})" if peer in names else f"peer {peer}"
 
 
 def cause_of(error: BaseException) -> Cause:

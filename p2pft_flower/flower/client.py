@@ -274,6 +274,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
         "end": time.time(),
         "peer-id": None if here is None else here[0],
         "address": "" if site is None else site.peer_address,
+        "site": "" if site is None else site.site_name,
         "versions": versions(),
         "cpus": os.cpu_count(),
         "federation": "" if own is None else own.federation,
@@ -338,7 +339,8 @@ def _host(plan: Plan, site: Site | None, *, joining: bool = False) -> Host:
         # Sums inside an operator depend on the number of threads that share them: θ is the same everywhere
         # only if that number is (invariant 2 of docs/architecture.md).
         torch.set_num_threads(config.runtime.threads)
-    return Host(plan, problem, Access() if site is None else site.access(), joining=joining)
+    access = Access() if site is None else site.access()
+    return Host(plan, problem, access, joining=joining, tells=site is not None)
 
 
 def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, Path]:

@@ -19,6 +19,7 @@ from p2pft_flower.facts import GraphName, RunFacts
 from p2pft_flower.flower import messages, nodes
 from p2pft_flower.flower.ending import STOPPED, ResultsOnce
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
+from p2pft_flower.flower.office import Office
 from p2pft_flower.flower.run import Run, collect_results
 from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.host.ending import others_go_on
@@ -133,8 +134,16 @@ def _listen(stack: contextlib.ExitStack, run: Run, hears: Access, progress: Prog
     Returns the address to which they report; empty, after a warning, if the coordinator cannot listen.
     """
     notes = {printable(run.images_line)}  # the notes shown already
+    hosts = {min(h.peers): h.peers for h in run.hosts}
+    office = stack.enter_context(
+        Office(run.id, run.config, run.graph.n, run.iterations, hosts, run.names, str(run.folder))
+    )
 
     def on_report(report: PeerReport) -> None:
+        if report.run == run.id and report.peer in run.peers:
+            office.take(report)
+        if report.HasField("standing"):
+            return
         if report.run == run.id and report.note and report.peer in run.peers:
             if live := {p for p in report.live if p in run.peers}:
                 progress.go_on_with(live)
@@ -380,6 +389,8 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         addresses=addresses,
         graph=run.graph.to_dict() if around and _survives(run) else {},
         members={min(h.peers): h.peers for h in run.hosts} if around and _survives(run) else {},
+        hosts={min(h.peers): h.peers for h in run.hosts},
+        names=run.names,
         observer=observer,
         pooled=run.pooled,
         facts=RunFacts(

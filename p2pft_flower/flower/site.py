@@ -23,6 +23,9 @@ __all__ = ["Site"]
 _PAIR = re.compile(r"(\S+?)=('[^']*'|\"[^\"]*\"|\S+)")
 """A key and its value as Flower finds them in ``--node-config``."""
 
+MAX_SITE_NAME = 64
+"""The most characters of a site's name."""
+
 _FLOWERS = frozenset({"partition-id", "num-partitions"})
 """Keys that Flower sets itself, in simulation."""
 
@@ -56,6 +59,9 @@ class Site:
     text_embeddings : str
         ``text-embeddings``: the file of text embeddings here, instead of the run-config's and of its text
         tower; default empty: the run-config's.
+    site_name : str
+        ``site-name``: the site's name for people, in messages, logs and tables; default empty: the name that
+        the graph gives its peer.
 
     Raises
     ------
@@ -72,6 +78,7 @@ class Site:
     output_dir: str = ""
     pixel_range: str = ""
     text_embeddings: str = ""
+    site_name: str = ""
 
     def __post_init__(self) -> None:
         if self.peer_id < 0:
@@ -93,6 +100,12 @@ class Site:
                 read_range(self.pixel_range)
             except ConfigError as error:
                 raise ConfigError(f"{error} (in --node-config)") from error
+        name = self.site_name
+        if name and not (name.isprintable() and name == name.strip() and len(name) <= MAX_SITE_NAME):
+            raise ConfigError(
+                f"site-name = {name!r} in --node-config: give printable text of at most {MAX_SITE_NAME} "
+                "characters, without spaces around it"
+            )
         if self.certificates and self.insecure:
             raise ConfigError(
                 "certificates and insecure = true in --node-config exclude each other: leave insecure out to "

@@ -244,6 +244,12 @@ class Agreement:
             with self._changed:
                 self._take_in(Rejoining(self._state.record.iteration))
 
+    @property
+    def incarnation(self) -> int:
+        """The incarnation of this host as a member."""
+        with self._changed:
+            return self._state.record.incarnation
+
     def overdue(self) -> str:
         """Return the reason why this host can no longer be in any view; empty if it still can.
 

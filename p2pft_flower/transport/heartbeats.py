@@ -176,6 +176,12 @@ class Heartbeats(Closing):
             known = self._remotes.get(self._host_of(remote))
             return known is not None and self._clock() - known.heard < self._silence / 2
 
+    def spoken(self, remote: int) -> float | None:
+        """Return the seconds since a remote peer was last heard of; None if it is no neighbour, or before."""
+        with self._lock:
+            known = self._remotes.get(self._host_of(remote))
+            return None if known is None or known.pulse is None else self._clock() - known.heard
+
     def answer(self, gossip: pb.Gossip) -> pb.Gossip:
         """Take a member's gossip in and return the answer; for `PeerServer`."""
         self._take(gossip)
