@@ -20,8 +20,8 @@ from p2pft_flower.transport import Credentials, parse_address
 
 __all__ = ["Site"]
 
-_PAIR = re.compile(r"(\S+?)=('[^']*'|\"[^\"]*\"|\S+)")
-"""A key and its value as Flower finds them in ``--node-config``."""
+_PAIR = re.compile(r"(\S+?)\s*=\s*('[^']*'|\"[^\"]*\"|\S+)")
+"""A key and its value, as Flower finds them in ``--node-config`` but for the spaces around ``=``."""
 
 _FLOWERS = frozenset({"partition-id", "num-partitions"})
 """Keys that Flower sets itself, in simulation."""
@@ -145,18 +145,20 @@ class Site:
         Parameters
         ----------
         text : str
-            Pairs ``key=value``, or the path of a TOML file, which ends in ``.toml``.
+            Pairs ``key=value``, also with spaces around ``=``, or the path of a TOML file, which ends in
+            ``.toml``.
 
         Raises
         ------
         ConfigError
-            When the text or the file cannot be read, has no ``peer-id``, or as :meth:`of`.
+            When the text or the file cannot be read, has no ``peer-id``, has a word that belongs to no pair,
+            or as :meth:`of`.
         """
         try:
             if text.endswith(".toml"):
                 pairs = Path(text).expanduser().read_text(encoding="utf-8")
             else:
-                pairs = "\n".join(f"{key} = {value}" for key, value in _PAIR.findall(text))
+                pairs = _lines(text)
             given = tomllib.loads(pairs)
         except OSError as error:
             raise ConfigError(f"--node-config: {text} cannot be read ({error.strerror})") from error
@@ -281,3 +283,17 @@ class Site:
     def _check_id(run: str) -> None:
         if not re.fullmatch(r"[\w-]{1,64}", run, re.ASCII):
             raise ConfigError(f"run {run[:64]!r}: a run's id has letters, digits, - and _ only")
+
+
+def _lines(text: str) -> str:
+    """Return the pairs of a ``--node-config``, one a line of TOML.
+
+    Raises
+    ------
+    ValueError
+        When a word belongs to no pair: its key would be left out silently.
+    """
+    found = _PAIR.findall(text)
+    if found and (odd := _PAIR.sub(" ", text).split()):
+        raise ValueError(f"{' '.join(odd)!r} belongs to no pair of key and value")
+    return "\n".join(f"{key} = {value}" for key, value in found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from functools import partial
 from typing import Any
 
 from p2pft_flower.algorithms.codecs import make_codec
@@ -25,6 +26,7 @@ from p2pft_flower.host.ending import (
 )
 from p2pft_flower.host.exchange import HostExchange
 from p2pft_flower.host.keeper import Keeper
+from p2pft_flower.host.lookout import Lookout
 from p2pft_flower.host.meeting import Meeting
 from p2pft_flower.host.problem import Objective, Problem
 from p2pft_flower.host.recorder import Recorder
@@ -81,6 +83,7 @@ class Host:
         self._meeting = Meeting(self._config.runtime.meet_timeout)
         self._recorder: Recorder | None = None
         self._wires: Wires | None = None
+        self._lookout: Lookout | None = None
         self._training: Training | None = None
         self._ending = Ending(
             {
@@ -158,6 +161,7 @@ class Host:
             self._meeting.meet(self._wires, plan.greetings)
         if self._wires is not None:
             self._wires.watch()
+            self._lookout = self._wires.lookout()
         recorder.started()
         self._train(recorder, training, theta0, sessions)
         return training.finish()
@@ -237,7 +241,7 @@ class Host:
         let_in = False
         while True:
             self._pulse.enter(Pulse.PAUSED)
-            new = agreement.settle(self.raise_if_stopped, training.keep_excluded)
+            new = agreement.settle(partial(self._raise_if_over, agreement), training.keep_excluded)
             let_in = let_in or not set(new.joined).isdisjoint(self._peers)
             recorder.view_changed(new)
             if len(new.view.peers) < least:
@@ -259,6 +263,12 @@ class Host:
             thetas = {p: state.theta for p, state in training.states.items()}
             wires.server.offer(session.first, thetas, session.peers)
             return
+
+    def _raise_if_over(self, agreement: Agreement) -> None:
+        """Raise the error that ends this host, also if it asks to be let in and nobody is left to do that."""
+        self.raise_if_stopped()
+        if self._lookout is not None and (alone := agreement.alone_for()) is not None:
+            self._lookout.raise_if_over(alone)
 
     def _close_wires(self) -> None:
         if self._wires is not None:
