@@ -130,11 +130,11 @@ def execute(
     except DataError:
         told = status_in(ended.output, ended.run_id)
         if told is not None and told[0] == "stopped":
-            raise RunStoppedError(f"run {ended.run_id} stopped ({ended.status}): {told[1]}") from None
+            raise RunStoppedError(f"run {ended.run_id}: {told[1]}") from None
         if ended.status == FLOWER_STOPPED:
             raise RunStoppedError(
-                f"run {ended.run_id} stopped ({ended.status}): flwr stop; its coordinator writes "
-                f"{folder / FILE} once it has stopped the peers"
+                f"run {ended.run_id}: flwr stop; its coordinator writes {folder / FILE} once it has stopped "
+                "the peers"
             ) from None
         if ended.completed and not simulated and told is not None:
             return Finished(*told)
@@ -144,9 +144,12 @@ def execute(
         ) from None
     if results["status"] == "stopped" or ended.status == FLOWER_STOPPED:
         why = results["error"] or "flwr stop came when its results were there"
-        raise RunStoppedError(f"run {ended.run_id} stopped ({ended.status}): {why}")
+        raise RunStoppedError(f"run {ended.run_id}: {why}")
     if not results["status"].startswith("completed") or not ended.completed:
-        raise P2PFTError(f"run {ended.run_id} {results['status']} ({ended.status}): {results.get('error')}")
+        told = f"run {ended.run_id} {results['status']}"
+        if results["status"].startswith("completed"):
+            told += f", and Flower says of it {ended.status}; p2pft run --verbose shows its whole log"
+        raise P2PFTError(told + (f": {results['error']}" if results.get("error") else ""))
     return Finished(results["status"], results["error"] or "", folder)
 
 
