@@ -23,7 +23,7 @@ from p2pft_flower.errors import ConfigError, P2PFTError, cause_of
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.host_process import run_host
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
-from p2pft_flower.flower.site import Site
+from p2pft_flower.flower.site import FLOWERS, Site
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.own_problem import Plugged
 from p2pft_flower.host.wires import Access
@@ -204,7 +204,7 @@ def make_client_app() -> ClientApp:
 
     @app.query("hello")
     def hello(message: Message, context: Context) -> Message:
-        return messages.reply(message, _guarded(_hello, message, context))
+        return messages.reply(message, {**_guarded(_hello, message, context), **_sender(context)})
 
     @app.query("preflight")
     def preflight(message: Message, context: Context) -> Message:
@@ -248,6 +248,18 @@ def _guarded(handle: Any, *arguments: Any) -> dict[str, Any]:
         }
 
 
+def _sender(context: Context) -> dict[str, Any]:
+    """Return peer, address and machine of the SuperNode that answers, for errors; empty in simulation.
+
+    The node-config may be what is wrong, so nothing of it is relied upon.
+    """
+    given = context.node_config
+    if not given.keys() - FLOWERS:
+        return {}
+    told = {"peer": given.get("peer-id"), "address": given.get("peer-address"), "machine": platform.node()}
+    return {"sender": {key: str(value)[:200] for key, value in told.items() if value is not None}}
+
+
 def _hello(message: Message, context: Context) -> dict[str, Any]:
     """Return this node's answer to a hello: its peer, and facts of its data.
 
@@ -258,7 +270,11 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     config = RunConfig.from_mapping(asked["config"])
     site = Site.of(context.node_config)
     here = _peers_here(site)
-    own = None if site is None else site.credentials()  # faults of certificates shall be known now
+    own, fault = None, ""
+    try:
+        own = None if site is None else site.credentials()
+    except ConfigError as error:  # told with all that the coordinator finds wrong, at this site and at others
+        fault = str(error)
     images = ""
     facts = _Facts({}, "", (), (), (), {}, {}, 0, "")
     if here is None or 0 <= here[0] < asked["n"]:  # the coordinator refuses any other peer-id
@@ -278,6 +294,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "federation": "" if own is None else own.federation,
         "certificate": "" if own is None else f"{own.facts.not_after:%Y-%m-%d}",
+        "fault": fault,
         "insecure": site is not None and site.insecure,
         **vars(facts),
         "images": images,
@@ -303,19 +320,22 @@ def _preflight(message: Message, context: Context) -> dict[str, Any]:
     if site is None:
         raise ConfigError("a preflight looks at SuperNodes of a deployment; this one has no peer-id")
     addresses = {int(p): str(a) for p, a in asked["addresses"].items()}
-    access, own = site.access(), addresses.pop(site.peer_id)
+    own = addresses.pop(site.peer_id)
     config = RunConfig.from_mapping(asked["config"])
     folder = site.output_folder(asked["run"], config.runtime.output_dir)
     folders = [look_at("output-dir", folder), look_at("home", home())]
-    with Prober(
-        asked["run"],
-        site.peer_id,
-        access.bind_address or own,
-        addresses,
-        credentials=access.credentials,
-        insecure=access.insecure,
-    ) as prober:
-        links = prober.probe(asked["timeout"])
+    links = []
+    if addresses:  # none where the certificates cannot be used, which the coordinator knows
+        access = site.access()
+        with Prober(
+            asked["run"],
+            site.peer_id,
+            access.bind_address or own,
+            addresses,
+            credentials=access.credentials,
+            insecure=access.insecure,
+        ) as prober:
+            links = prober.probe(asked["timeout"])
     return {
         "links": [asdict(link) for link in links],
         "folders": [asdict(f) for f in folders],

@@ -100,7 +100,11 @@ def run_peers(
 
         with before_obeying(stop):
             if run.deployed and not address:
-                log.info("the peers train; how they get on stands in each site's log until they have ended")
+                log.info(
+                    "the peers train; until they have ended, only the journal at each site "
+                    "(peers/peer-<i>.jsonl in its output-dir) has their scores; observer-address brings them "
+                    "here"
+                )
             told = _train(grid, run, observer=address, stop_digest=digest_of(key) if run.deployed else "")
     evaluations = list(told.evaluations)
     if not run.deployed:  # evaluations that the observer missed are in the peers' own logs, on this machine

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from p2pft_flower.algorithms import ALGORITHMS, check_graph, gradients_per_step
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, P2PFTError
-from p2pft_flower.flower import nodes
+from p2pft_flower.flower import greeting, nodes
 from p2pft_flower.flower.ending import Ending
 from p2pft_flower.flower.logs import PREFLIGHT_PASSED, log_to_stream, status_line
 from p2pft_flower.flower.method import make_method
@@ -35,7 +35,12 @@ from p2pft_flower.flower.strategies import (
     unknown_algorithm,
 )
 from p2pft_flower.flower.strategy_run import run_strategy
-from p2pft_flower.flower.trust import check_trust, coordinator_credentials, observer_access
+from p2pft_flower.flower.trust import (
+    Distrust,
+    coordinator_credentials,
+    find_distrust,
+    observer_access,
+)
 from p2pft_flower.host.wires import Access
 from p2pft_flower.learning.settings import check_learning
 from p2pft_flower.plugins import is_reference
@@ -132,7 +137,7 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Endin
         refuse_own_problem(config)
     check_learning(config.learning, graph.n, pooled=pooled)
 
-    answers = nodes.greet(grid, config, graph.n, pooled=pooled)
+    answers = greeting.greet(grid, config, graph.n, pooled=pooled)
     hosts = nodes.assign_hosts(answers, graph.n, config.runtime.transport, pooled=pooled)
     if any(answer["peer-id"] is not None for answer in answers.values()):
         hosts = nodes.with_addresses(hosts, graph)
@@ -144,8 +149,8 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Endin
             sorted(set(range(graph.n)) - there),
             ", ".join(f"{j} to {i}" for j, i in added),
         )
-    if exchanges and not strategy and there != {None}:
-        check_trust(view, hosts, answers)
+    links = exchanges and not strategy and there != {None}
+    distrust = find_distrust(view, hosts, answers) if links else Distrust([], frozenset())
     if strategy and len(view.peers) < graph.n:
         raise ConfigError(
             f"peers {sorted(set(range(graph.n)) - there)} are not there, and algorithm = {name!r} needs all: "
@@ -153,13 +158,13 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Endin
         )
     if not strategy:
         check_graph(method, view.graph)
-    answers = nodes.compare_models(grid, config, graph.n, answers, meet=exchanges and not strategy)
+    answers = greeting.compare_models(grid, config, graph.n, answers, meet=exchanges and not strategy)
     run = plan_run(run_id, config, graph, view, folder, pooled, exchanges, gradients, hosts, answers)
     run = resumed(run, answers)
     tell_plan(run)
     own = None if strategy else coordinator_credentials(answers)
     if run.deployed and run.exchanges and not strategy:
-        preflight(grid, run, answers)
+        preflight(grid, run, answers, distrust)
     elif config.runtime.preflight_only:
         raise ConfigError(
             "preflight-only = true: a preflight looks at the links between SuperNodes of a deployment, "

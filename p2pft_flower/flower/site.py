@@ -18,12 +18,12 @@ from p2pft_flower.learning.data.dataset_names import refuse_data_dir
 from p2pft_flower.report.results import default_output_dir
 from p2pft_flower.transport import Credentials, parse_address
 
-__all__ = ["Site"]
+__all__ = ["FLOWERS", "Site"]
 
 _PAIR = re.compile(r"(\S+?)\s*=\s*('[^']*'|\"[^\"]*\"|\S+)")
 """A key and its value, as Flower finds them in ``--node-config`` but for the spaces around ``=``."""
 
-_FLOWERS = frozenset({"partition-id", "num-partitions"})
+FLOWERS = frozenset({"partition-id", "num-partitions"})
 """Keys that Flower sets itself, in simulation."""
 
 
@@ -116,7 +116,7 @@ class Site:
             When a key is unknown, ``peer-id`` is missing, or a value has another type or cannot be used.
         """
         known = {f.name.replace("_", "-"): f for f in fields(cls)}
-        given = {key: value for key, value in node_config.items() if key not in _FLOWERS}
+        given = {key: value for key, value in node_config.items() if key not in FLOWERS}
         if not given:
             return None
         for key in given:

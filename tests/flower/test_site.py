@@ -152,9 +152,11 @@ def test_logs_and_tails_lie_where_the_site_says(algorithm, tmp_path):
     assert not (tmp_path / "coordinator" / "peers").exists()
 
 
-def test_a_mistake_in_node_config_ends_the_run_before_training_and_names_the_node(tmp_path):
+def test_a_mistake_in_node_config_ends_the_run_before_training_and_names_the_peer(tmp_path):
     nodes = [{"peer-id": 0, "peer-address": "127.0.0.1:1"}, {"peer-id": 1, "data_dir": "/x"}]
-    with pytest.raises(RunFailedError, match=r"node 1001: unknown key 'data_dir'.*did you mean 'data-dir'"):
+    with pytest.raises(
+        RunFailedError, match=r"peer 1 on .*: unknown key 'data_dir'.*did you mean 'data-dir'"
+    ):
         run_app(tmp_path, slots=2, node_configs=nodes, topology="ring:2")
 
 
