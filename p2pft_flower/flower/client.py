@@ -19,16 +19,17 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from p2pft_flower.config import LearningConfig, RunConfig
-from p2pft_flower.errors import ConfigError, P2PFTError, cause_of
+from p2pft_flower.errors import ConfigError, DataError, P2PFTError, cause_of
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.host_process import run_host
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
+from p2pft_flower.flower.messages import HostReport
 from p2pft_flower.flower.site import FLOWERS, Site
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.own_problem import Plugged
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.folders import look_at
-from p2pft_flower.keeping.lines import Outcome, ViewChange
+from p2pft_flower.keeping.lines import Outcome, Report
 from p2pft_flower.keeping.progress import told_evaluations
 from p2pft_flower.keeping.rejoining import kept_plan, save_plan
 from p2pft_flower.keeping.resuming import look_through
@@ -212,9 +213,9 @@ def make_client_app() -> ClientApp:
 
     @app.train("peers")
     def train_peers(message: Message, context: Context) -> Message:
-        views: list[ViewChange] = []  # the answer has them also if the host fails
-        body = _guarded(_train_peers, message, context, views)
-        return messages.reply(message, {**body, "views": plain(views)})
+        told = HostReport()  # the answer has it also if the host fails
+        body = _guarded(_train_peers, message, context, told)
+        return messages.reply(message, {**body, "report": plain(told)})
 
     @app.train("clients")
     def train_clients(message: Message, context: Context) -> Message:
@@ -404,10 +405,10 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     return outcome, folder
 
 
-def _train_peers(message: Message, context: Context, views: list[ViewChange]) -> dict[str, Any]:
-    """Run this host's peers for the whole run, and return their outcomes and evaluations.
+def _train_peers(message: Message, context: Context, told: HostReport) -> dict[str, Any]:
+    """Run this host's peers for the whole run, and return their outcomes.
 
-    The host's changes of view are put into ``views``, also if it fails.
+    All else that the coordinator is to know is put into ``told``, also if the host fails.
     """
     plan = Plan.from_json(messages.unpack(message)["plan"])
     site = Site.of(context.node_config)
@@ -424,8 +425,17 @@ def _train_peers(message: Message, context: Context, views: list[ViewChange]) ->
     try:
         outcomes = run_host(host, deployed=site is not None)
     finally:
-        views += host.views
+        told.views, told.failures, told.seconds = host.views, host.failures, host.seconds
+        if site is not None:  # in simulation the coordinator can read the peers' journals
+            told.evaluations = _evaluations(plan)
+    return {"outcomes": plain(outcomes)}
+
+
+def _evaluations(plan: Plan) -> list[Report]:
+    """Return the evaluations that a deployed host sends to the coordinator; none without a journal."""
     folder = Path(plan.output_dir) / "peers"
-    # In simulation the coordinator can read the peers' logs; in a deployment it has these answers only.
-    told = [] if site is None else [e for o in outcomes for e in told_evaluations(folder, o.peer, plan.n)]
-    return {"outcomes": plain(outcomes), "evaluations": plain(told)}
+    try:
+        return [e for p in plan.peers for e in told_evaluations(folder, p.peer, plan.n)]
+    except DataError as error:  # the host may have failed for the same reason, which is to be told
+        log.warning("the coordinator is not told of evaluations: %s", error)
+        return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,10 @@ POLL = 0.2
 """Seconds between two looks for replies."""
 
 
+NEEDLESS = 3.0
+"""Seconds that a node whose reply is not needed still has for it."""
+
+
 class RunFailedError(P2PFTError):
     """The run failed; the message says which peer or node, and why.
 
@@ -42,11 +46,14 @@ class RunFailedError(P2PFTError):
         The cause in the host's answer; None if no host has answered with a cause.
     views : list of ViewRow
         The changes of view in the hosts' answers.
+    results : dict or None
+        What is known of the run, as results.json has it; None if it ended before its peers trained.
     """
 
     def __init__(self, message: str, ended_by: Cause | None = None, views: Sequence[ViewRow] = ()) -> None:
         self.ended_by = ended_by
         self.views = list(views)
+        self.results: dict[str, Any] | None = None
         super().__init__(message)
 
     @property
@@ -86,6 +93,7 @@ def collect(
     timeout: float,
     grace: float,
     ends: Callable[[Message], bool] = is_failure,
+    needless: Callable[[Mapping[int, Message]], Collection[int]] = lambda _: (),
 ) -> dict[int, Message]:
     """Send messages and gather the replies by node id.
 
@@ -101,6 +109,9 @@ def collect(
         Seconds to wait for the other replies once ``ends`` is true of one.
     ends : callable
         Given a reply, returns whether the others must come within ``grace``. Default: if it is a failure.
+    needless : callable
+        Given the replies so far, returns the nodes without whose replies all is known: when only these are
+        missing, they have :data:`NEEDLESS` seconds. Default: none.
 
     Returns
     -------
@@ -117,6 +128,8 @@ def collect(
             replies[node] = message
             if ends(message):
                 deadline = min(deadline, time.monotonic() + grace)
+            if nodes and set(nodes.values()) <= set(needless(replies)):
+                deadline = min(deadline, time.monotonic() + NEEDLESS)
         if nodes:
             time.sleep(POLL)  # Flower's interface is a poll
     return replies

@@ -7,7 +7,6 @@ of θ, 128 random sums (docs/architecture.md tells what such a sketch reveals).
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,7 @@ def make_server_app() -> ServerApp:
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         log_to_stream()
-        run_id, begin = str(context.run_id), time.monotonic()
+        run_id = str(context.run_id)
         ending = Ending(run_id, context.run_config)
         try:
             config = RunConfig.from_mapping(context.run_config)
@@ -78,7 +77,6 @@ def make_server_app() -> ServerApp:
             log.info("preflight passed; nothing was trained (preflight-only)")
             log.info("%s", status_line(run_id, PREFLIGHT_PASSED))
             return
-        results["seconds"] = time.monotonic() - begin
         log.info("%s", status_line(run_id, results["status"], results["error"]))
         path = write_results(folder, results)
         log.info("%s", run_table(results))
@@ -96,10 +94,13 @@ def _tell_failure(error: Exception, run_id: str, ending: Ending) -> None:
         log.error("%s", status_line(run_id, "stopped", reason))
     else:
         log.error("run %s failed: %s", run_id, reason)
-    for line in view_lines(failure.views):
+    for line in view_lines(failure.views) if failure.results is None else ():  # else the table has them
         log.error("%s", line)
     if ending.folder is not None and ending.claim():
-        path = ending.write("stopped" if failure.stopped else "failed", reason, failure.views)
+        status = "stopped" if failure.stopped else "failed"
+        path = ending.write(status, reason, failure.views, failure.results)
+        if failure.results is not None:
+            log.info("%s", run_table(failure.results))
         log.error("what there is was written to %s", path)
 
 

@@ -33,7 +33,7 @@ from p2pft_flower.host.recorder import Recorder
 from p2pft_flower.host.session import Session, Sessions
 from p2pft_flower.host.training import PeerFailedError, Training, naming
 from p2pft_flower.host.wires import Access, Wires
-from p2pft_flower.keeping.lines import Outcome, ViewChange
+from p2pft_flower.keeping.lines import Failed, Outcome, ViewChange
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import OwnPulse, Pulse, Stop, ViewChangeError, cause_from
 
@@ -376,6 +376,16 @@ class Host:
         """Every change of view so far, as in the peers' journals."""
         return [] if self._recorder is None else list(self._recorder.views)
 
+    @property
+    def failures(self) -> list[Failed]:
+        """The last lines of the peers' journals, without tracebacks, if this host has given up."""
+        return [] if self._recorder is None else list(self._recorder.failures)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the plan to the end of this host's peers; 0 before."""
+        return 0.0 if self._recorder is None else self._recorder.seconds_in_all
+
     def _fail(self, error: BaseException) -> None:
         """End this host by an error of the training, alone or with all others, as the cause asks for."""
         cause = cause_of(error)
@@ -411,7 +421,8 @@ class Host:
 
     def _note(self, end: End) -> None:
         if self._recorder is not None:
-            self._recorder.failed(self._iteration, end.noted)
+            sent, seconds = ({}, 0.0) if self._training is None else self._training.sent
+            self._recorder.failed(self._iteration, end.noted, sent, seconds)
 
     def _pass_on(self, end: End) -> bool:
         """Send the neighbours a stop; return False if there is no way to them, or no news."""
