@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from p2pft_flower.errors import Cause, DataError, TopologyError
 from p2pft_flower.facts import PeerFacts, Row, RunFacts
-from p2pft_flower.keeping.journal import by_run, read_journal
+from p2pft_flower.keeping.journal import Life, by_run, read_journal
 from p2pft_flower.keeping.lines import AnyLine, Evaluation, Failed, Outcome, Run, ViewChange
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.keeping.resuming import without_paths
@@ -138,6 +138,37 @@ def find_peers(
         When a folder has no journal, no journal of the run can be used, two journals are of the same peer, or
         journals are of different runs.
     """
+    every, odd = list[PeerFiles](), dict[Path, DataError]()
+    for log in _journals(folders):
+        try:
+            every += _read(log)
+        except DataError as error:  # of another run, perhaps
+            odd[log] = error
+    if not every:
+        raise next(iter(odd.values()))
+    began: dict[str, float] = {}
+    for one in every:
+        began[one.run.run] = max(one.run.time, began.get(one.run.run, one.run.time))
+    chosen = max(began, key=lambda name: (began[name], name)) if run is None else run
+    if chosen not in began:
+        raise DataError(f"no journal there is of run {chosen}; they are of run {', '.join(sorted(began))}")
+    peers: dict[int, PeerFiles] = {}
+    for one in (one for one in every if one.run.run == chosen):
+        other = peers.setdefault(one.peer, one)
+        if other is not one:
+            raise DataError(f"peer {one.peer} is there twice: {other.log} and {one.log}; give one of them")
+    for log, problem in odd.items():
+        if log.name not in {files.log.name for files in peers.values()}:
+            raise problem  # it may be the one that is missing
+        tell(f"left out: {problem}")
+    if others := sorted(began.keys() - {chosen}):
+        tell(f"run {chosen}, which began last; --run takes another one: {', '.join(others)}")
+    _check_alike(list(peers.values()))
+    return peers
+
+
+def _journals(folders: Sequence[Path]) -> list[Path]:
+    """Return all journals in the folders, each once."""
     logs: list[Path] = []
     for folder in folders:
         found = sorted({*folder.glob("peer-*.jsonl"), *folder.glob("peers/peer-*.jsonl")})
@@ -145,50 +176,26 @@ def find_peers(
         if not found:
             raise DataError(f"{folder}: no peers/peer-<i>.jsonl there; give a run's folder of a peer")
         logs += found
-    every, odd = list[PeerFiles](), list[DataError]()
-    for log in dict.fromkeys(log.resolve() for log in logs):
-        try:
-            every.append(_read(log, run))
-        except DataError as error:  # of another run, perhaps
-            odd.append(error)
-    began: dict[str, float] = {}
-    for one in every:
-        began[one.run.run] = max(one.run.time, began.get(one.run.run, one.run.time))
-    if not began:
-        raise odd[0]
-    chosen = max(began, key=lambda name: (began[name], name)) if run is None else run
-    chosen_peers: dict[int, PeerFiles] = {}
-    for one in every:
-        if one.run.run == chosen:
-            other = chosen_peers.setdefault(one.peer, one)
-            if other is not one:
-                raise DataError(
-                    f"peer {one.peer} is there twice: {other.log} and {one.log}; give one of them"
-                )
-    if others := sorted(began.keys() - {chosen}):
-        tell(f"run {chosen}, which began last; --run takes another one: {', '.join(others)}")
-    for problem in odd:
-        tell(f"left out: {problem}")
-    _check_alike(list(chosen_peers.values()))
-    return chosen_peers
+    return list(dict.fromkeys(log.resolve() for log in logs))
 
 
-def _read(log: Path, wanted: str | None) -> PeerFiles:
-    """Return a journal's last run, or the run ``wanted``."""
-    lives = by_run(read_journal(log))
-    if wanted is not None:
-        others = [life.run.run for life in lives]
-        lives = [life for life in lives if life.run.run == wanted]
-        if not lives:
-            raise DataError(f"{log}: it is of run {', '.join(dict.fromkeys(others)) or 'none'}, not {wanted}")
-    run = lives[-1].run if lives else None
-    if run is None or run.facts is None or run.about is None:
+def _read(log: Path) -> list[PeerFiles]:
+    """Return what a journal has of each run, with the peer's last life in it."""
+    lives: dict[str, list[Life]] = {}
+    for life in by_run(read_journal(log)):
+        lives.setdefault(life.run.run, []).append(life)
+    found = []
+    for *before, last in lives.values():
+        run = last.run
+        if run.facts is not None and run.about is not None:
+            earlier = [line for life in before for line in life.lines]
+            found.append(PeerFiles(run.peer, log, run, run.facts, run.about, last.lines, earlier))
+    if not found:
         raise DataError(
             f"{log}: no line of event run that tells of the run and of the peer; only peers that train among "
             "themselves write it, not the clients of Flower's strategies, whose server has their results"
         )
-    earlier = [line for life in lives[:-1] if life.run.run == run.run for line in life.lines]
-    return PeerFiles(run.peer, log, run, run.facts, run.about, lives[-1].lines, earlier)
+    return found
 
 
 def _check_alike(peers: Sequence[PeerFiles]) -> None:
