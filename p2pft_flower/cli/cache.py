@@ -67,7 +67,10 @@ def _use(record: StoreRecord) -> str:
 def _about(record: StoreRecord) -> str:
     if record.about is None:
         return "unreadable meta.json"
-    facts = (record.about.get(fact) for fact in ("model", "path", "trunk-dtype"))
+    stored, trunk = " and ".join(record.dtypes), record.about.get("trunk-dtype")
+    if trunk and trunk != stored:
+        stored = f"{stored or 'unknown type'} (its trunk was run in {trunk})"
+    facts = (record.about.get("model"), record.about.get("path"), stored)
     return ", ".join(str(fact) for fact in facts if fact)
 
 
@@ -83,6 +86,7 @@ def as_dict(records: list[StoreRecord], limit: int) -> dict[str, Any]:
             {
                 "name": record.name,
                 "about": record.about,
+                "dtypes": list(record.dtypes),
                 "rows": record.rows,
                 "bytes": record.bytes,
                 "last_used": record.last_used,

@@ -158,6 +158,14 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
         name,
         begin if len(set(point.values())) == 1 else ", ".join(f"{k} (peer {p})" for p, k in point.items()),
     )
+    if begin >= iterations:
+        log.warning(
+            "run %s had done all its %d iterations: nothing is left to train, and it is only saved anew; "
+            "p2pft run --resume %s --extend with more epochs or iterations lengthens it",
+            name,
+            iterations,
+            name,
+        )
     if later := given_up(kept, view):
         log.warning(
             "run %s: all its peers go on from the newest iteration that they all have in its graph; what "

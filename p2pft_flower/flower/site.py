@@ -18,15 +18,15 @@ from p2pft_flower.learning.data.dataset_names import refuse_data_dir
 from p2pft_flower.report.results import default_output_dir
 from p2pft_flower.transport import Credentials, parse_address
 
-__all__ = ["Site"]
+__all__ = ["FLOWERS", "Site"]
 
-_PAIR = re.compile(r"(\S+?)=('[^']*'|\"[^\"]*\"|\S+)")
-"""A key and its value as Flower finds them in ``--node-config``."""
+_PAIR = re.compile(r"(\S+?)\s*=\s*('[^']*'|\"[^\"]*\"|\S+)")
+"""A key and its value, as Flower finds them in ``--node-config`` but for the spaces around ``=``."""
 
 MAX_SITE_NAME = 64
 """The most characters of a site's name."""
 
-_FLOWERS = frozenset({"partition-id", "num-partitions"})
+FLOWERS = frozenset({"partition-id", "num-partitions"})
 """Keys that Flower sets itself, in simulation."""
 
 
@@ -129,7 +129,7 @@ class Site:
             When a key is unknown, ``peer-id`` is missing, or a value has another type or cannot be used.
         """
         known = {f.name.replace("_", "-"): f for f in fields(cls)}
-        given = {key: value for key, value in node_config.items() if key not in _FLOWERS}
+        given = {key: value for key, value in node_config.items() if key not in FLOWERS}
         if not given:
             return None
         for key in given:
@@ -158,18 +158,20 @@ class Site:
         Parameters
         ----------
         text : str
-            Pairs ``key=value``, or the path of a TOML file, which ends in ``.toml``.
+            Pairs ``key=value``, also with spaces around ``=``, or the path of a TOML file, which ends in
+            ``.toml``.
 
         Raises
         ------
         ConfigError
-            When the text or the file cannot be read or has no ``peer-id``, and when :meth:`of` raises it.
+            When the text or the file cannot be read, has no ``peer-id``, or has a word that belongs to no
+            pair, and when :meth:`of` raises it.
         """
         try:
             if text.endswith(".toml"):
                 pairs = Path(text).expanduser().read_text(encoding="utf-8")
             else:
-                pairs = "\n".join(f"{key} = {value}" for key, value in _PAIR.findall(text))
+                pairs = _lines(text)
             given = tomllib.loads(pairs)
         except OSError as error:
             raise ConfigError(f"--node-config: {text} cannot be read ({error.strerror})") from error
@@ -294,3 +296,17 @@ class Site:
     def _check_id(run: str) -> None:
         if not re.fullmatch(r"[\w-]{1,64}", run, re.ASCII):
             raise ConfigError(f"run {run[:64]!r}: a run's id has letters, digits, - and _ only")
+
+
+def _lines(text: str) -> str:
+    """Return the pairs of a ``--node-config``, one a line of TOML.
+
+    Raises
+    ------
+    ValueError
+        When a word belongs to no pair: its key would be left out silently.
+    """
+    found = _PAIR.findall(text)
+    if found and (odd := _PAIR.sub(" ", text).split()):
+        raise ValueError(f"{' '.join(odd)!r} belongs to no pair of key and value")
+    return "\n".join(f"{key} = {value}" for key, value in found)

@@ -258,6 +258,18 @@ class Agreement:
         with self._changed:
             return "" if self._state.phase in (Phase.FINISHED, Phase.LEFT) else self._state.expired
 
+    def alone_for(self) -> float | None:
+        """Return for how many seconds this host has asked to be let in without a word from another member.
+
+        None if it does not ask.
+        """
+        with self._changed:
+            if self._state.phase is not Phase.JOINING:
+                return None
+            now = self._clock()
+            since = now if self._state.joining_since is None else self._state.joining_since
+            return now - max([since, *self._spoken.values()])
+
     @property
     def _moved(self) -> bool:
         """Whether there is a later view than the last one that :meth:`settle` has returned."""

@@ -79,6 +79,12 @@ class Recorder:
         self._seconds = {p.peer: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in plan.peers}
         """Seconds of each peer by activity; of exchanges only those before this run."""
         self._scores: dict[int, Score] = {}
+        self._spent: dict[int, tuple[float | None, float | None]] = {}
+        """(ε, δ) of each peer's gradients up to its last evaluation."""
+        self._times: dict[int, list[float]] = {}
+        """Times of each journal's first line and, if there is one, last line."""
+        self.failures: list[lines.Failed] = []
+        """The last lines of the journals, if the host has given up."""
         self.views: list[ViewChange] = []
         """Every change of view so far, as in the journals."""
         for peer, journal in self._journals.items():
@@ -94,6 +100,12 @@ class Recorder:
                 about=plan.peer_facts.get(peer),
             )
             journal.write(first)
+            self._times[peer] = [first.time]
+
+    @property
+    def seconds_in_all(self) -> float:
+        """Seconds from the first to the last line of a journal, this host's longest; 0 before the end."""
+        return max((times[-1] - times[0] for times in self._times.values()), default=0.0)
 
     def continue_journal(
         self,
@@ -177,7 +189,8 @@ class Recorder:
             "seconds": time.monotonic() - self._begin,
         }
         sketched = self._sketch(theta)
-        epsilon, _ = objective.privacy_spent() or (None, None)  # a run that fails has spent it, too
+        self._spent[peer] = objective.privacy_spent() or (None, None)  # a run that fails has spent it, too
+        epsilon, _ = self._spent[peer]
         line = Evaluation(sketch=sketch.encode(sketched), epsilon=epsilon, **told)
         self._journals[peer].write(line)
         self._report(sketch=sketched, **told)
@@ -247,15 +260,31 @@ class Recorder:
             preprocessing=self._preprocessing,
         )
         self._save(peer, theta, self._plan.iterations, stopped=False)
+        self._times[peer].append(outcome.time)
         return outcome if self._journals[peer].write_last(outcome) else None
 
-    def failed(self, iteration: int, error: BaseException) -> None:
+    def failed(
+        self, iteration: int, error: BaseException, sent: Mapping[int, int], exchange_seconds: float
+    ) -> None:
         """Write the error by which the host ends into each journal without a last line; from any thread.
 
         Never raises: an error of writing must not hide the reason why the host ends.
+
+        Parameters
+        ----------
+        iteration : int
+            The iteration that is under way.
+        error : BaseException
+            The error.
+        sent : mapping of int to int
+            The bytes that each peer has sent so far; empty before training.
+        exchange_seconds : float
+            Seconds that this host has spent in exchanges so far.
         """
         where = "".join(traceback.format_exception(error))
         for peer, journal in self._journals.items():
+            epsilon, delta = self._spent.get(peer, (None, None))
+            known = bool(sent)  # else the problem may not be built yet
             told = lines.Failed(
                 peer=peer,
                 iteration=iteration,
@@ -263,9 +292,17 @@ class Recorder:
                 kind=type(error).__name__,
                 cause=cause_of(error).name,
                 traceback=where,
+                bytes_sent=sent.get(peer),
+                seconds=self.seconds(peer, exchange_seconds) if known else {},
+                epsilon=epsilon,
+                delta=delta,
+                parameters=self.q if known else None,
+                model_parameters=self._problem.model_parameters if known else None,
             )
             try:
-                journal.write_last(told)
+                if journal.write_last(told):
+                    self._times[peer].append(told.time)
+                    self.failures.append(structs.replace(told, traceback=""))
             except JournalError as unwritten:
                 log.error("the last line of a log is missing: %s", unwritten)  # noqa: TRY400 - one line
 

@@ -14,6 +14,7 @@ from p2pft_flower.agreement.state import begin, join
 from p2pft_flower.algorithms.seam import Vector
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.host.agreement import Agreement, LostContactError
+from p2pft_flower.host.lookout import Lookout
 from p2pft_flower.host.notary import Notary
 from p2pft_flower.host.session import Session
 from p2pft_flower.host.standings import Standings
@@ -131,6 +132,8 @@ class Wires:
         local, config = _checked(plan, session, access), plan.config.runtime
         self._session, self._standings = session, standings
         self.awaited: tuple[int, float] | None = None
+        self._peer_timeout = config.peer_timeout
+        self._others = {m: a for m in sorted(plan.members) if (a := plan.addresses.get(m)) and m not in local}
         if joining:
             # Payloads that neighbours still send to this host's former life are no fault of theirs: they are
             # answered with WRONG_VIEW.
@@ -234,6 +237,10 @@ class Wires:
             self.heartbeats.start()
         if self.agreement is not None:
             self.agreement.start(self.heartbeats, lambda: self.links.neighbours)
+
+    def lookout(self) -> Lookout:
+        """Return the lookout for this host's time outside of every view."""
+        return Lookout(self._others, self._peer_timeout, elsewhere=self.heartbeats.elsewhere)
 
     def _patience(self, remote: int) -> Exception | None:
         # If views change, the agreement looks after all neighbours, and wakes all that wait.

@@ -7,6 +7,7 @@ A host has one `Mailbox` (payloads that have come in), one `PeerServer` (calls o
 from __future__ import annotations
 
 from p2pft_flower.transport.heartbeats import Heartbeats
+from p2pft_flower.transport.knock import begin_attempt, knock
 from p2pft_flower.transport.links import Links
 from p2pft_flower.transport.mailbox import Mailbox, Received
 from p2pft_flower.transport.observer import ObserverClient, ObserverServer
@@ -88,8 +89,10 @@ __all__ = [
     "Stop",
     "Terms",
     "ViewChangeError",
+    "begin_attempt",
     "cause_from",
     "digest_of",
+    "knock",
     "new_key",
     "parse_address",
     "stop_run",

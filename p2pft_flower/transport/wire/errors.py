@@ -17,6 +17,7 @@ __all__ = [
     "ExchangeStoppedError",
     "ExchangeTimeoutError",
     "Loss",
+    "OtherRunError",
     "OtherViewError",
     "PeerLostError",
     "PeerPreparingError",
@@ -136,6 +137,10 @@ class PeerUnreachableError(ExchangeError):
     """There is no connection to the neighbour's address."""
 
     cause = Cause.LOST
+
+
+class OtherRunError(ExchangeRefusedError):
+    """The peer at that address takes part in another run."""
 
 
 class OtherViewError(ExchangeRefusedError):
