@@ -117,6 +117,8 @@ def run_peers(
     for evaluation in [*told.evaluations, *_on_this_machine(run)]:
         progress.fill(evaluation)
     views, seconds = told.views, told.seconds or time.monotonic() - begin
+    if views:
+        progress.go_on_with(views[-1]["peers"])  # these alone are in its last evaluations
     if told.failure is not None:
         status = "stopped" if told.failure.stopped else "failed"
         known = unfinished_results(

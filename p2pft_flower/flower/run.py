@@ -430,7 +430,8 @@ def _results(
             state = "it is not known here how it came to its end: its own files have that"
         else:
             state = how_far(peer, views, failed)
-        reached[peer] = Reached(state, progress.last(peer), failed)
+        lost = bool(views) and peer not in views[-1]["peers"]
+        reached[peer] = Reached(state, progress.last(peer), failed, lost)
     return run_results(
         total=1 if run.pooled else run.graph.n,
         missing=missing,

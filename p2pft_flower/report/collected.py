@@ -268,11 +268,14 @@ def collect_results(
     for files in peers.values():
         for line in files.evaluations:
             progress.fill(line.report)
+    if views:
+        progress.go_on_with(views[-1]["peers"])  # these alone are in its last evaluations
     reached = {
         p: Reached(
             how_far(p, views, files.failed) if p in lost or files.failed is not None else files.state,
             progress.last(p),
             files.failed,
+            p in lost,
         )
         for p, files in sorted(peers.items())
         if p not in ended

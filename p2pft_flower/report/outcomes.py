@@ -28,11 +28,14 @@ class Reached(NamedTuple):
         Its last evaluation; None if none is known.
     failed : Failed or None
         The last line of its journal; None if it has none, or it is not known.
+    lost : bool
+        Whether the others went on without it.
     """
 
     state: str
     report: Report | None = None
     failed: Failed | None = None
+    lost: bool = False
 
     @property
     def known(self) -> bool:
@@ -110,19 +113,21 @@ def run_results(
     reached : mapping of int to Reached
         What is known of the other peers, by peer; default nothing.
     status : str, optional
-        ``stopped`` or ``failed``: then ``peers`` has the peers of ``reached``, too. Default: the run has
-        completed, and they are in ``unfinished``.
+        ``stopped`` or ``failed``: then ``peers`` has those of ``reached`` that were there, too, and
+        ``unfinished`` the lost ones. Default: the run has completed, and all of ``reached`` are in
+        ``unfinished``.
     """
-    ended = [_ended(p, o, about[p]) for p, o in sorted(outcomes.items())]
-    others = [_unfinished(p, r, about[p]) for p, r in sorted(reached.items()) if r.known]
-    peers, unfinished = (ended, others) if status is None else (_ascending([*ended, *others]), [])
+    ended = {p: _ended(p, o, about[p]) for p, o in outcomes.items()}
+    others = {p: _unfinished(p, r, about[p]) for p, r in reached.items() if r.known}
+    there = {p: row for p, row in others.items() if status is not None and not reached[p].lost}
+    peers = [row for _, row in sorted({**ended, **there}.items())]
+    unfinished = [row for p, row in sorted(others.items()) if p not in there]
     one = _sizes(outcomes, reached)
+    sketches = [(o.iterations, o.sketch) for _, o in sorted(outcomes.items())]
+    sketches += [(r.iteration, r.sketch) for p in sorted(there) if (r := reached[p].report) is not None]
     consensus = None
-    if outcomes and len(peers) == len(outcomes):
-        consensus = sketch.consensus_error([sketch.decode(o.sketch) for _, o in sorted(outcomes.items())])
-    elif status is not None:
-        told = [row["consensus_error"] for row in history if row["consensus_error"] is not None]
-        consensus = told[-1] if told else None
+    if len(sketches) == len(peers) and len({iteration for iteration, _ in sketches}) == 1:
+        consensus = sketch.consensus_error([sketch.decode(text) for _, text in sketches])
     if status is None:
         status = "completed" if len(ended) == total else f"completed-with-{len(ended)}-of-{total}"
     return {
@@ -183,10 +188,6 @@ def _unfinished(peer: int, reached: Reached, about: PeerFacts) -> dict[str, Any]
         "log": log_name(peer),
         "tail": None,
     }
-
-
-def _ascending(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(rows, key=lambda row: int(row["peer"]))
 
 
 def _facts_of(peer: int, about: PeerFacts) -> dict[str, Any]:

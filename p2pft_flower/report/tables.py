@@ -133,7 +133,7 @@ def run_table(results: dict[str, Any]) -> str:
             )
     error = results["consensus_error"]
     lines.append(
-        f"consensus error {number(error, '.2e')} | {results['iterations']} iterations | "
+        f"consensus error {number(error, '.2e')} | {_length(results)} | "
         f"{number(results['trainable_parameters'], ',')} trained of "
         f"{number(results['model_parameters'], ',')} parameters | {results['seconds']:.1f} s"
     )
@@ -141,6 +141,15 @@ def run_table(results: dict[str, Any]) -> str:
         lines += privacy_lines(results)
     lines += view_lines(results.get("views") or [])
     return render(table, *lines)
+
+
+def _length(results: Mapping[str, Any]) -> str:
+    """Return how many iterations a run has done, of how many if it has not completed."""
+    every = f"{results['iterations']} iterations"
+    if str(results["status"]).startswith("completed"):
+        return every
+    done = max((peer["iterations"] or 0 for peer in results["peers"]), default=0)
+    return f"evaluated after {done} of {every}"
 
 
 def sent(results: Mapping[str, Any]) -> int:
