@@ -24,6 +24,7 @@ from p2pft_flower.flower import messages
 from p2pft_flower.flower.host_process import run_host
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
 from p2pft_flower.flower.messages import HostReport
+from p2pft_flower.flower.metrics import served
 from p2pft_flower.flower.site import FLOWERS, Site
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.own_problem import Plugged
@@ -403,7 +404,8 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     ]:
         log.warning("not the versions that the run began with: %s", ", ".join(differing))
     host = _host(plan, site, joining=True)
-    (outcome,) = run_host(host, deployed=True)
+    with served(site.metrics_address, run):
+        (outcome,) = run_host(host, deployed=True)
     return outcome, folder
 
 
@@ -425,7 +427,8 @@ def _train_peers(message: Message, context: Context, told: HostReport) -> dict[s
             save_plan(plan)
     host = _host(plan, site)
     try:
-        outcomes = run_host(host, deployed=site is not None)
+        with served("" if site is None else site.metrics_address, plan.run):
+            outcomes = run_host(host, deployed=site is not None)
     finally:
         told.views, told.failures, told.seconds = host.views, host.failures, host.seconds
         if site is not None:  # in simulation the coordinator can read the peers' journals

@@ -21,7 +21,10 @@ __all__ = ["require_metrics", "served"]
 
 log = logging.getLogger("p2pft_flower")
 
-STATES = ("preparing", "computing", "waiting", "evaluating", "changing", "finished", "slow", "silent", "lost")
+STATES = (
+    *("unknown", "preparing", "computing", "waiting", "evaluating", "changing", "finished"),
+    *("slow", "silent", "lost", "ended"),
+)
 """The states of a peer, one of which is 1."""
 
 

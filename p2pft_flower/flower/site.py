@@ -12,6 +12,7 @@ from typing import Any
 
 from p2pft_flower.config import LearningConfig, read_range
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.flower.metrics import require_metrics
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
@@ -62,6 +63,9 @@ class Site:
     site_name : str
         ``site-name``: the site's name for people, in messages, logs and tables; default empty: the name that
         the graph gives its peer.
+    metrics_address : str
+        ``metrics-address``: ``host:port`` at which Prometheus finds the site's numbers while its peer trains;
+        default empty: they are served nowhere.
 
     Raises
     ------
@@ -79,6 +83,7 @@ class Site:
     pixel_range: str = ""
     text_embeddings: str = ""
     site_name: str = ""
+    metrics_address: str = ""
 
     def __post_init__(self) -> None:
         if self.peer_id < 0:
@@ -106,6 +111,8 @@ class Site:
                 f"site-name = {name!r} in --node-config: give printable text of at most {MAX_SITE_NAME} "
                 "characters, without spaces around it"
             )
+        if self.metrics_address:
+            require_metrics(self.metrics_address)
         if self.certificates and self.insecure:
             raise ConfigError(
                 "certificates and insecure = true in --node-config exclude each other: leave insecure out to "
