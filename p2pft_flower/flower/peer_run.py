@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -354,7 +354,9 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
     at_the_end = [(peers, f) for peers, f in counted if _spares(f.ended_by, _survives(run))]
     first: RunFailedError | None = None
     if failures and (not outcomes or len(at_the_end) < len(counted)):
-        first = min((f for _, f in failures), key=lambda f: _SAYS_MOST.index(f.ended_by))
+        first = _says_most(f for _, f in counted or failures)
+        if not first.stopped:  # by those that were there; what was survived before is no reason for a stop
+            first = _says_most(f for _, f in failures)
         first.views = merged_views(views, run.peers)
     return _Told(
         outcomes=outcomes,
@@ -409,6 +411,10 @@ def _ends_all(reply: Message) -> bool:
 
 _SAYS_MOST = (Cause.OWN, Cause.RUN, Cause.LOST, Cause.HEARSAY, Cause.STOPPED, None)
 """Causes, in the order in which they explain why a run failed; None: no reply came, or none with a cause."""
+
+
+def _says_most(failures: Iterable[RunFailedError]) -> RunFailedError:
+    return min(failures, key=lambda failure: _SAYS_MOST.index(failure.ended_by))
 
 
 def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) -> Plan:

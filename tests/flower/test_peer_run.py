@@ -96,6 +96,21 @@ def test_the_coordinator_waits_on_where_the_others_go_on_without_a_host(cause):
     assert peer_run._ends_all(ended)
 
 
+def test_a_stop_is_told_as_one_also_after_a_site_had_left_by_itself(tmp_path, monkeypatch):
+    gone = made_line("view", peers=(0, 1), lost=(2,))
+    stop, own = (
+        reply(p, views, error=why, cause=cause.name)
+        for p, views, why, cause in (
+            (0, [gone], "p2pft stop", Cause.STOPPED),
+            (2, [], "its disk is full", Cause.OWN),
+        )
+    )
+    monkeypatch.setattr(peer_run, "Message", lambda *arguments, **more: None)
+    monkeypatch.setattr(peer_run.nodes, "collect", lambda *_, **__: {100: stop, 101: stop, 102: own})
+    failure = peer_run._train(None, deployment(tmp_path), "", "").failure
+    assert (failure.stopped, str(failure)) == (True, "peer 0: p2pft stop")
+
+
 SENT = [SimpleNamespace(metadata=SimpleNamespace(dst_node_id=100 + p)) for p in range(3)]
 
 
