@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -304,7 +304,9 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str, look_digest: s
     at_the_end = [(peers, f) for peers, f in counted if _spares(f.ended_by, _survives(run))]
     first: RunFailedError | None = None
     if failures and (not outcomes or len(at_the_end) < len(counted)):
-        first = min((f for _, f in failures), key=lambda f: _SAYS_MOST.index(f.ended_by))
+        first = _says_most(f for _, f in counted or failures)
+        if not first.stopped:  # by those that were there; what was survived before is no reason for a stop
+            first = _says_most(f for _, f in failures)
         first.views = merged_views(views, run.peers)
     return _Told(
         outcomes=outcomes,
@@ -361,8 +363,12 @@ _SAYS_MOST = (Cause.OWN, Cause.RUN, Cause.LOST, Cause.HEARSAY, Cause.STOPPED, No
 """Causes, in the order in which they explain why a run failed; None: no reply came, or none with a cause."""
 
 
+def _says_most(failures: Iterable[RunFailedError]) -> RunFailedError:
+    return min(failures, key=lambda failure: _SAYS_MOST.index(failure.ended_by))
+
+
 def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str, look_digest: str) -> Plan:
-    """Return the plan of one host; ``observer`` and ``stop_digest`` are attributes of the plan."""
+    """Return the plan of one host; the three texts are attributes of the plan."""
     if run.pooled:
         peers: tuple[Neighbourhood, ...] = (Neighbourhood(0, {0: 1.0}, {0: 1.0}),)
         weights = {0: 1.0}

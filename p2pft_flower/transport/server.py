@@ -138,19 +138,10 @@ class PeerServer(Closing):
             self._pool,
             Segments(edges),
         )
-        methods: dict[str, _Answerer] = {
-            "Deliver": self._answers.deliver,
-            "HandOver": self._answers.hand_over,
-            "Hello": self._answers.hello,
-            "Stop": self._answers.stop,
-            "Gossip": self._answers.gossip,
-            "Look": self._answers.look,
-            "Fetch": self._answers.fetch,
-        }
         self._listener = Listener(
             self._tasks,
             EXCHANGE,
-            {name: partial(self._answer, name, answer) for name, answer in methods.items()},
+            self._methods(),
             addresses,
             max_message=max(mailbox.terms.payload_bytes, gossip_limit(callers)),
             max_calls=2 * edges + 2 * callers + 8,
@@ -163,6 +154,18 @@ class PeerServer(Closing):
         self.bound_addresses = self._listener.bound_addresses
         if credentials is not None:
             self._tasks.start(watch, credentials.expiries)
+
+    def _methods(self) -> dict[str, Callable[[Incoming], Awaitable[bytes]]]:
+        answers: dict[str, _Answerer] = {
+            "Deliver": self._answers.deliver,
+            "HandOver": self._answers.hand_over,
+            "Hello": self._answers.hello,
+            "Stop": self._answers.stop,
+            "Gossip": self._answers.gossip,
+            "Look": self._answers.look,
+            "Fetch": self._answers.fetch,
+        }
+        return {name: partial(self._answer, name, answer) for name, answer in answers.items()}
 
     def install(self, mailbox: Mailbox, out_edges: Iterable[Edge]) -> None:
         """Go on to another view, at once and as a whole: payloads that were kept for it are taken in.
