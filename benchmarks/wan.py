@@ -186,7 +186,7 @@ def draw(rows: Sequence[Row], figure: Path) -> None:
     for (link, settings), (left, right) in zip(found.items(), axes, strict=True):
         for setting, some in settings.items():
             style = "dashed" if setting.startswith("FedAvg") else "solid"
-            for row in some:
+            for row in (r for r in some if len(r.took.curve) > 1):
                 # Before training nothing was sent.
                 _, seconds, sent, _, accuracy = map(list, zip(*row.took.curve[1:], strict=True))
                 percent = [100 * a for a in accuracy]
