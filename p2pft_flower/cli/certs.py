@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from p2pft_flower.cli.run import EXIT_USAGE
-from p2pft_flower.errors import ConfigError
+from p2pft_flower.errors import ConfigError, printable
 from p2pft_flower.transport.trust.authority import create_authority, issue, renew
 from p2pft_flower.transport.trust.certificates import (
     CA_FILE,
@@ -137,17 +134,12 @@ def show(
     if as_json:
         typer.echo(json.dumps([as_dict(file, facts) for file, facts in found], indent=2))
         return
-    table = Table("file", "for", "names", "valid until", "state", "fingerprint")
-    for file, facts in found:
-        table.add_row(
-            Text(file),
-            Text(str(facts.identity)),
-            Text(", ".join(facts.names)),
-            f"{facts.not_after:%Y-%m-%d %H:%M} UTC",
-            state(facts),
-            facts.fingerprint[:16],  # --json has all of it
-        )
-    Console(markup=False, emoji=False).print(table)  # an IPv6 address in brackets is no tag
+    for file, facts in found:  # no table: a narrow terminal would cut fingerprints, which are to be compared
+        typer.echo(f"{file}: {facts.identity}")
+        typer.echo(f"  valid until {facts.not_after:%Y-%m-%d %H:%M} UTC ({state(facts)})")
+        if facts.names:
+            typer.echo(f"  names       {', '.join(map(printable, facts.names))}")
+        typer.echo(f"  SHA-256     {facts.fingerprint}")
 
 
 def _certificates(folder: Path) -> list[tuple[str, CertificateFacts]]:
