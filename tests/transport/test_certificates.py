@@ -13,7 +13,7 @@ from cryptography import x509
 
 from p2pft_flower.errors import ConfigError
 from p2pft_flower.transport import Credentials
-from p2pft_flower.transport.trust import authority, expiry
+from p2pft_flower.transport.trust import expiry, files
 from p2pft_flower.transport.trust.authority import create_authority, issue, renew
 from p2pft_flower.transport.trust.certificates import (
     facts_of,
@@ -186,7 +186,7 @@ def test_a_new_authority_renews_what_the_old_one_issued_only_where_the_operator_
 
 def test_a_name_that_proves_to_be_another_peer_is_not_renewed(north, monkeypatch):
     with monkeypatch.context() as before:  # certificates were once issued with such names
-        before.setattr(authority, "OWN_NAMES", ".elsewhere")
+        before.setattr(files, "OWN_NAMES", ".elsewhere")
         folder = north.issue(2, addresses=["peer-0.north.p2pft.internal"])
     with pytest.raises(ConfigError, match=r"'peer-0\.north\.p2pft\.internal' ends in .*issue the cert"):
         renew(north.authority, folder)
