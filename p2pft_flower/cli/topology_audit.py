@@ -24,10 +24,10 @@ PAIRS_UP_TO = 32
 """Peers up to which pairs are looked at unless --collude says otherwise."""
 
 _READINGS = {
-    "in any case": "each gradient counts as a secret of its own. What is not listed cannot be computed from the "
-    "messages of a run of any length.",
-    "if steady": "a peer's gradient hardly changes from one iteration to the next. What is listed here only can "
-    "be estimated, the better the less it changes.",
+    "in any case": "each gradient counts as a secret of its own. One that is not listed cannot be computed "
+    "from the messages of a run of any length; sums of several can.",
+    "if steady": "a peer's gradient hardly changes from one iteration to the next. What is listed here only "
+    "can be estimated, the better the less it changes.",
 }
 
 
@@ -100,9 +100,7 @@ def _print(graph: Graph, found: Sequence[Findings], iterations: int) -> None:
             Text("everybody" if 1 < len(one.steady) == graph.n - 1 else _listed(one.steady, names)),
         )
     console.print(table)
-    console.print(
-        Text(f"k: the iterations of 0 to {iterations} whose gradient is found; without k: all of them")
-    )
+    console.print(Text(f"k: the iterations, of 0 to {iterations}, whose gradient is found; without k: all"))
     pairs = [f for f in found if len(f.attackers) == 2]
     if not pairs:
         return

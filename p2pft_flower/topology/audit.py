@@ -24,7 +24,8 @@ Several that collude join what they have. The unknowns are the gradients g_u^k o
 *Free gradients.* Every g_u^k is an unknown by itself. Two worlds are *alike* if all is the same in them that
 the attackers receive or own. g_u^k is *found* if it is the same in all worlds that are alike. If it is not,
 nobody can tell it from these messages, whatever is computed from them, as worlds with other values explain
-all of them; unless something is known of the gradients beforehand.
+all of them; unless something is known of the gradients beforehand. Sums of several peers' gradients may be
+found though none of them is.
 
 *Steady gradients*, g_u^k = g_u at every k: as with full batches, a small α and a model that hardly moves.
 This is what the paper's attack on gradient descent supposes. Then r^k = τ^k, the unknowns are far fewer, and

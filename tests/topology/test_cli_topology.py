@@ -167,4 +167,4 @@ def test_audit_refuses_what_is_no_graph() -> None:
     for words in (("nowhere",), ("ring-4", "--collude", "3"), ("ring-4", "--iterations", "0")):
         refused = run("audit", *words)
         assert (refused.exit_code, refused.stdout) == (2, "")
-    assert "error: 'nowhere'" in run("audit", "nowhere").stderr
+    assert "error: there is no graph 'nowhere'" in run("audit", "nowhere").stderr
