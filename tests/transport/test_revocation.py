@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import threading
@@ -413,6 +414,18 @@ def test_a_list_whose_entries_name_no_holder_is_refused(north):
     file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     with pytest.raises(ConfigError, match="its entry of serial 7 names no holder"):
         read_lists(file, [authority.root])
+
+
+def test_of_a_list_with_any_byte_changed_nothing_is_believed(north, tmp_path):
+    revoke(north.authority, [north.issue(3)])
+    root, file = load_authority(north.authority).root, tmp_path / "crl.pem"
+    (right,) = read_lists(north.authority / "crl.pem", [root])
+    raw = x509.load_pem_x509_crl(right.pem).public_bytes(serialization.Encoding.DER)
+    for place in range(len(raw)):
+        content = base64.encodebytes(raw[:place] + bytes([raw[place] ^ 0x16]) + raw[place + 1 :])
+        file.write_bytes(b"-----BEGIN X509 CRL-----\n" + content + b"-----END X509 CRL-----\n")
+        with pytest.raises(ConfigError):
+            read_lists(file, [root])
 
 
 # The authority

@@ -82,7 +82,7 @@ def read_request(file: Path, identity: Identity) -> tuple[ec.EllipticCurvePublic
         found = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror or error}; 'p2pft certs request' makes it") from error
-    except (ValueError, TypeError, x509.ExtensionNotFound) as error:
+    except Exception as error:  # of bytes that are no request, the library raises errors of many kinds
         raise ConfigError(
             f"{file} is no request for a certificate of a federation ({error}): make it with 'p2pft certs "
             "request'"

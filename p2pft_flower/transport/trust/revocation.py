@@ -159,28 +159,29 @@ def read_lists(file: Path, authorities: Sequence[x509.Certificate]) -> tuple[Rev
 def _parse(file: Path, block: bytes, authorities: Sequence[x509.Certificate]) -> RevokedList:
     try:
         found = x509.load_pem_x509_crl(block)
-        number = found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         signers = [root for root in authorities if _has_signed(root, found)]
-        if not signers:
-            raise ConfigError(
-                f"{file} was signed by none of the authorities in ca.pem beside it: copy the crl.pem of your "
-                "own federation's authority"
-            )
-        entries = tuple(_entry(entry) for entry in found)
-        due = found.next_update_utc
-    except (ValueError, TypeError, x509.ExtensionNotFound) as error:
+        whole = _read(found, signers[0], block) if signers else None
+    except Exception as error:  # of bytes that are no list, the library raises errors of many kinds
         raise ConfigError(
             f"{file} is damaged or not made by 'p2pft certs revoke' ({error}): copy the authority's crl.pem "
             "again"
         ) from error
-    issued = found.last_update_utc
+    if whole is None:
+        raise ConfigError(
+            f"{file} was signed by none of the authorities in ca.pem beside it: copy the crl.pem of your own "
+            "federation's authority"
+        )
+    return whole
+
+
+def _read(found: x509.CertificateRevocationList, signer: x509.Certificate, block: bytes) -> RevokedList:
     return RevokedList(
-        number=number,
-        issued=issued,
-        due=due or issued,
-        entries=entries,
+        number=found.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number,
+        issued=found.last_update_utc,
+        due=found.next_update_utc or found.last_update_utc,
+        entries=tuple(_entry(entry) for entry in found),
         fingerprint=found.fingerprint(hashes.SHA256()).hex(),
-        authority=_print_of(signers[0]),
+        authority=_print_of(signer),
         pem=block + b"\n",
     )
 
