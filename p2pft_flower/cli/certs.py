@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from p2pft_flower.cli.run import EXIT_USAGE
-from p2pft_flower.errors import ConfigError
+from p2pft_flower.errors import ConfigError, printable
 from p2pft_flower.transport.trust.authority import create_authority, identity_of, issue, renew, sign_request
 from p2pft_flower.transport.trust.certificates import (
     CA_FILE,
@@ -235,22 +232,17 @@ def show(
         rows = [as_dict(file, facts, revocations) for file, facts in found]
         typer.echo(json.dumps([*rows, *(_list_as_dict(one, found) for one in lists)], indent=2))
         return
-    table = Table("file", "for", "names", "valid until", "state", "fingerprint")
-    for file, facts in found:
-        table.add_row(
-            Text(file),
-            Text(str(facts.identity)),
-            Text(", ".join(facts.names)),
-            f"{facts.not_after:%Y-%m-%d %H:%M} UTC",
-            state(facts, revocations),
-            facts.fingerprint[:16],  # --json has all of it
-        )
-    console = Console(markup=False, emoji=False)  # an IPv6 address in brackets is no tag
-    console.print(table)
+    for file, facts in found:  # no table: a narrow terminal would cut fingerprints, which are to be compared
+        typer.echo(f"{file}: {facts.identity}")
+        typer.echo(f"  valid until {facts.not_after:%Y-%m-%d %H:%M} UTC ({state(facts, revocations)})")
+        if facts.names:
+            typer.echo(f"  names       {', '.join(map(printable, facts.names))}")
+        typer.echo(f"  SHA-256     {facts.fingerprint}")
+        typer.echo(f"  serial      {serial_text(facts.serial)}")
     for one in lists:
-        console.print(f"{CRL_FILE}: {_list_in_words(one)}", soft_wrap=True)
+        typer.echo(f"{CRL_FILE}: {_list_in_words(one)}")
         for entry in one.entries:
-            console.print(f"  revoked: {entry}", soft_wrap=True)
+            typer.echo(f"  revoked     {entry}")
 
 
 def _holder(peer: int | None, coordinator: bool, address: list[str] | None) -> Holder:

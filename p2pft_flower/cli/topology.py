@@ -92,9 +92,9 @@ def list_graphs() -> None:
     except OSError as error:
         _fail(error)
     console = Console()
-    table = Table(
-        "name", "peers", "edges", "kind", "description", title="Shipped graphs", title_justify="left"
-    )
+    table = Table(title="Shipped graphs", title_justify="left")
+    for header in ("name", "peers", "edges", "kind", "description"):
+        table.add_column(header, overflow="fold")  # what is to be typed must not be cut
     for name in names:
         try:
             graph = Graph.load(name)
@@ -106,7 +106,9 @@ def list_graphs() -> None:
         )
     console.print(table)
     console.print()
-    table = Table("spec", "example", "graph", title="Generators", title_justify="left")
+    table = Table(title="Generators", title_justify="left")
+    for header in ("spec", "example", "graph"):
+        table.add_column(header, overflow="fold")
     for generator in GENERATORS.values():
         table.add_row(Text(generator.form), Text(generator.example), Text(generator.meaning))
     console.print(table)

@@ -106,7 +106,7 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
     Raises
     ------
     ConfigError
-        When the earlier run is not the same one; lists the differences.
+        When the earlier run is not the same one; the message lists the differences.
     DataError
         When the peers have no checkpoint in common, or checkpoints of several runs, or there is no such run.
     """
@@ -152,12 +152,7 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
             odd,
             {k: run.versions.get(k) for k in odd},
         )
-    begin = min(point.values())
-    log.info(
-        "run %s goes on from iteration %s",
-        name,
-        begin if len(set(point.values())) == 1 else ", ".join(f"{k} (peer {p})" for p, k in point.items()),
-    )
+    _tell_begin(name, point, iterations)
     if later := given_up(kept, view):
         log.warning(
             "run %s: all its peers go on from the newest iteration that they all have in its graph; what "
@@ -174,6 +169,24 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
         loss_weights={one.peer: compared[one.peer].of_peer.loss_weight for one in kept},
         resume=ResumePoint(name, str(resumed_folder(config.runtime.resume)), point, digests),
     )
+
+
+def _tell_begin(name: str, point: Mapping[int, int], iterations: int) -> None:
+    """Log the iteration from which each peer of run ``name`` goes on, and whether any is left to be done."""
+    begin = min(point.values())
+    log.info(
+        "run %s goes on from iteration %s",
+        name,
+        begin if len(set(point.values())) == 1 else ", ".join(f"{k} (peer {p})" for p, k in point.items()),
+    )
+    if begin >= iterations:
+        log.warning(
+            "run %s had done all its %d iterations: nothing is left to train, and it is only saved anew; "
+            "p2pft run --resume %s --extend with more epochs or iterations lengthens it",
+            name,
+            iterations,
+            name,
+        )
 
 
 def _of_this_graph(run: Run, kept: Kept) -> Kept:

@@ -65,8 +65,9 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
     )
     if not result.arrays or result.arrays is initial:  # Flower 1.43 returns what it began with
         raise RunFailedError(f"{method.algorithm} returned no model; see Flower's log above")
-    account.share_out(time.monotonic() - begin, run.hosts)
-    return collect_results(run, account.outcomes(run, workload), progress)
+    passed = time.monotonic() - begin
+    account.share_out(passed, run.hosts)
+    return {**collect_results(run, account.outcomes(run, workload), progress), "seconds": passed}
 
 
 def _task(run: Run, keeper: RoundKeeper, steps: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+from functools import partial
 from typing import Any
 
 from p2pft_flower.algorithms.codecs import make_codec
@@ -25,13 +26,16 @@ from p2pft_flower.host.ending import (
 )
 from p2pft_flower.host.exchange import HostExchange
 from p2pft_flower.host.keeper import Keeper
+from p2pft_flower.host.lookout import Lookout
 from p2pft_flower.host.meeting import Meeting
 from p2pft_flower.host.problem import Objective, Problem
+from p2pft_flower.host.publisher import Publisher
 from p2pft_flower.host.recorder import Recorder
 from p2pft_flower.host.session import Session, Sessions
+from p2pft_flower.host.standings import Standings
 from p2pft_flower.host.training import PeerFailedError, Training, naming
 from p2pft_flower.host.wires import Access, Wires
-from p2pft_flower.keeping.lines import Outcome, ViewChange
+from p2pft_flower.keeping.lines import Failed, Outcome, ViewChange
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import OwnPulse, Pulse, Stop, ViewChangeError, cause_from
 
@@ -59,6 +63,9 @@ class Host:
     joining : bool
         Whether this host was started anew while the others train, and asks them to be let in again; default
         False.
+    tells : bool
+        Whether the log of this process says how the training gets on, as at a site; default False: in a
+        simulation the coordinator does.
 
     Raises
     ------
@@ -67,7 +74,13 @@ class Host:
     """
 
     def __init__(
-        self, plan: Plan, problem: Problem, access: Access = _PLAIN, *, joining: bool = False
+        self,
+        plan: Plan,
+        problem: Problem,
+        access: Access = _PLAIN,
+        *,
+        joining: bool = False,
+        tells: bool = False,
     ) -> None:
         if joining and not plan.members:
             raise ConfigError(
@@ -79,9 +92,27 @@ class Host:
         self._peers = [p.peer for p in plan.peers]
         self._pulse = OwnPulse()
         self._meeting = Meeting(self._config.runtime.meet_timeout)
+        me = self._peers[0]
+        self._standings = Standings(
+            plan.run,
+            me,
+            plan.hosts or {me: tuple(self._peers)},
+            plan.iterations,
+            None if access.credentials is None else access.credentials.signatures(),
+        )
         self._recorder: Recorder | None = None
         self._wires: Wires | None = None
+        self._lookout: Lookout | None = None
         self._training: Training | None = None
+        self._publisher = Publisher(
+            plan,
+            self._pulse,
+            self._standings,
+            wires=lambda: self._wires,
+            views=lambda: self.views,
+            report=lambda standing: None if self._recorder is None else self._recorder.stands(standing),
+            tells=tells,
+        )
         self._ending = Ending(
             {
                 Act.WAKE: self._wake,
@@ -117,8 +148,11 @@ class Host:
         with contextlib.ExitStack() as stack:
             stack.callback(self._ending.wait)  # last: no news comes any more
             stack.callback(self._close_wires)
-            recorder = self._recorder = Recorder(self.plan, self.problem, self._access)
+            publisher = self._publisher
+            recorder = self._recorder = Recorder(self.plan, self.problem, self._access, publisher.evaluated)
             stack.callback(recorder.close)
+            stack.callback(publisher.close)
+            publisher.start()
             stack.callback(self._ending.wait)  # first: closed wires carry no news
             try:
                 return self._run(recorder)
@@ -158,7 +192,9 @@ class Host:
             self._meeting.meet(self._wires, plan.greetings)
         if self._wires is not None:
             self._wires.watch()
+            self._lookout = self._wires.lookout()
         recorder.started()
+        self._publisher.training_begins()
         self._train(recorder, training, theta0, sessions)
         return training.finish()
 
@@ -196,6 +232,7 @@ class Host:
                 on_hello=self._meeting.answer,
                 on_stop=self._on_stop,
                 pulse=self._pulse,
+                standings=self._standings,
                 joining=self._joining,
             )
         except P2PFTError as error:
@@ -237,7 +274,7 @@ class Host:
         let_in = False
         while True:
             self._pulse.enter(Pulse.PAUSED)
-            new = agreement.settle(self.raise_if_stopped, training.keep_excluded)
+            new = agreement.settle(partial(self._raise_if_over, agreement), training.keep_excluded)
             let_in = let_in or not set(new.joined).isdisjoint(self._peers)
             recorder.view_changed(new)
             if len(new.view.peers) < least:
@@ -259,6 +296,12 @@ class Host:
             thetas = {p: state.theta for p, state in training.states.items()}
             wires.server.offer(session.first, thetas, session.peers)
             return
+
+    def _raise_if_over(self, agreement: Agreement) -> None:
+        """Raise the error that ends this host, also if it asks to be let in and nobody is left to do that."""
+        self.raise_if_stopped()
+        if self._lookout is not None and (alone := agreement.alone_for()) is not None:
+            self._lookout.raise_if_over(alone)
 
     def _close_wires(self) -> None:
         if self._wires is not None:
@@ -366,6 +409,16 @@ class Host:
         """Every change of view so far, as in the peers' journals."""
         return [] if self._recorder is None else list(self._recorder.views)
 
+    @property
+    def failures(self) -> list[Failed]:
+        """The last lines of the peers' journals, without tracebacks, if this host has given up."""
+        return [] if self._recorder is None else list(self._recorder.failures)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from the plan to the end of this host's peers; 0 before."""
+        return 0.0 if self._recorder is None else self._recorder.seconds_in_all
+
     def _fail(self, error: BaseException) -> None:
         """End this host by an error of the training, alone or with all others, as the cause asks for."""
         cause = cause_of(error)
@@ -401,7 +454,8 @@ class Host:
 
     def _note(self, end: End) -> None:
         if self._recorder is not None:
-            self._recorder.failed(self._iteration, end.noted)
+            sent, seconds = ({}, 0.0) if self._training is None else self._training.sent
+            self._recorder.failed(self._iteration, end.noted, sent, seconds)
 
     def _pass_on(self, end: End) -> bool:
         """Send the neighbours a stop; return False if there is no way to them, or no news."""

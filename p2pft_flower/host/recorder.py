@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from p2pft_flower.keeping import lines, sketch
 from p2pft_flower.keeping.journal import Journal, JournalError
 from p2pft_flower.keeping.lines import Evaluation, Outcome, ViewChange
 from p2pft_flower.plan import Plan
-from p2pft_flower.transport import ObserverClient, PeerReport
+from p2pft_flower.transport import ObserverClient, PeerReport, Standing
+from p2pft_flower.typed import encoded
 
 __all__ = ["Outcome", "Recorder"]
 
@@ -56,10 +57,18 @@ class Recorder:
         The learning problem.
     access : Access
         The certificates with which this machine reports to the observer, or the permission of plain text.
+    on_evaluation : callable
+        Gets each evaluation, and the sketch, (128,), of the peer's θ; default: nobody does.
     """
 
-    def __init__(self, plan: Plan, problem: Problem, access: Access) -> None:
-        self._plan, self._problem = plan, problem
+    def __init__(
+        self,
+        plan: Plan,
+        problem: Problem,
+        access: Access,
+        on_evaluation: Callable[[Evaluation, sketch.Sketch], None] = lambda *_: None,
+    ) -> None:
+        self._plan, self._problem, self._on_evaluation = plan, problem, on_evaluation
         self._begin = time.monotonic()
         self._journals = {p.peer: Journal(Path(plan.output_dir), p.peer) for p in plan.peers}
         self._observer = _observer(plan.observer, access) if plan.observer else None
@@ -70,6 +79,12 @@ class Recorder:
         self._seconds = {p.peer: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in plan.peers}
         """Seconds of each peer by activity; of exchanges only those before this run."""
         self._scores: dict[int, Score] = {}
+        self._spent: dict[int, tuple[float | None, float | None]] = {}
+        """(ε, δ) of each peer's gradients up to its last evaluation."""
+        self._times: dict[int, list[float]] = {}
+        """Times of each journal's first line and, if there is one, last line."""
+        self.failures: list[lines.Failed] = []
+        """The last lines of the journals, if the host has given up."""
         self.views: list[ViewChange] = []
         """Every change of view so far, as in the journals."""
         for peer, journal in self._journals.items():
@@ -85,6 +100,12 @@ class Recorder:
                 about=plan.peer_facts.get(peer),
             )
             journal.write(first)
+            self._times[peer] = [first.time]
+
+    @property
+    def seconds_in_all(self) -> float:
+        """Seconds from the first to the last line of a journal, this host's longest; 0 before the end."""
+        return max((times[-1] - times[0] for times in self._times.values()), default=0.0)
 
     def continue_journal(
         self,
@@ -168,15 +189,22 @@ class Recorder:
             "seconds": time.monotonic() - self._begin,
         }
         sketched = self._sketch(theta)
-        epsilon, _ = objective.privacy_spent() or (None, None)  # a run that fails has spent it, too
-        self._journals[peer].write(Evaluation(sketch=sketch.encode(sketched), epsilon=epsilon, **told))
+        self._spent[peer] = objective.privacy_spent() or (None, None)  # a run that fails has spent it, too
+        epsilon, _ = self._spent[peer]
+        line = Evaluation(sketch=sketch.encode(sketched), epsilon=epsilon, **told)
+        self._journals[peer].write(line)
         self._report(sketch=sketched, **told)
+        self._on_evaluation(line, sketched)
         return score
 
     def trace(self, peer: int, view: int, done: int, surplus: Vector) -> None:
         """Write a sketch of ``surplus``, τ_i − g_i, (q,), after ``done`` iterations into the journal."""
         told = sketch.encode(self._sketch(surplus))
         self._journals[peer].write(lines.Trace(peer=peer, view=view, iteration=done, surplus=told))
+
+    def stands(self, standing: Standing) -> None:
+        """Report this host's standing to the observer."""
+        self._report(peer=self._plan.peers[0].peer, standing=standing)
 
     def view_changed(self, new: NewView) -> None:
         """Log, report and write into the journals that the peers go on in another view."""
@@ -191,8 +219,6 @@ class Recorder:
         for text in notes[1:]:
             log.warning("%s", text)
         first, peers = self._plan.peers[0].peer, new.view.peers
-        for text in notes:
-            self._report(peer=first, note=text[:MAX_NOTE], live=peers)
         change = ViewChange(
             peer=first,
             number=new.number,
@@ -205,6 +231,8 @@ class Recorder:
             presumed=dict(new.presumed),
             seconds=new.seconds,
         )
+        for text in notes:
+            self._report(peer=first, note=text[:MAX_NOTE], live=peers, view_change=encoded(change))
         self.views.append(change)
         for peer, journal in self._journals.items():
             journal.write(structs.replace(change, peer=peer))
@@ -232,15 +260,31 @@ class Recorder:
             preprocessing=self._preprocessing,
         )
         self._save(peer, theta, self._plan.iterations, stopped=False)
+        self._times[peer].append(outcome.time)
         return outcome if self._journals[peer].write_last(outcome) else None
 
-    def failed(self, iteration: int, error: BaseException) -> None:
+    def failed(
+        self, iteration: int, error: BaseException, sent: Mapping[int, int], exchange_seconds: float
+    ) -> None:
         """Write the error by which the host ends into each journal without a last line; from any thread.
 
         Never raises: an error of writing must not hide the reason why the host ends.
+
+        Parameters
+        ----------
+        iteration : int
+            The iteration that is under way.
+        error : BaseException
+            The error.
+        sent : mapping of int to int
+            The bytes that each peer has sent so far; empty before training.
+        exchange_seconds : float
+            Seconds that this host has spent in exchanges so far.
         """
         where = "".join(traceback.format_exception(error))
         for peer, journal in self._journals.items():
+            epsilon, delta = self._spent.get(peer, (None, None))
+            known = bool(sent)  # else the problem may not be built yet
             told = lines.Failed(
                 peer=peer,
                 iteration=iteration,
@@ -248,9 +292,17 @@ class Recorder:
                 kind=type(error).__name__,
                 cause=cause_of(error).name,
                 traceback=where,
+                bytes_sent=sent.get(peer),
+                seconds=self.seconds(peer, exchange_seconds) if known else {},
+                epsilon=epsilon,
+                delta=delta,
+                parameters=self.q if known else None,
+                model_parameters=self._problem.model_parameters if known else None,
             )
             try:
-                journal.write_last(told)
+                if journal.write_last(told):
+                    self._times[peer].append(told.time)
+                    self.failures.append(structs.replace(told, traceback=""))
             except JournalError as unwritten:
                 log.error("the last line of a log is missing: %s", unwritten)  # noqa: TRY400 - one line
 

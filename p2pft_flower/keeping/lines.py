@@ -153,13 +153,31 @@ class ViewChange(Line, frozen=True, kw_only=True, tag="view"):
 
 
 class Failed(Line, frozen=True, kw_only=True, tag="failed"):
-    """The host gave up: ``error`` is the error's text, ``kind`` its class, ``cause`` its cause's name."""
+    """The last line of a peer that has not come to its end: its host gave up.
+
+    Attributes
+    ----------
+    iteration : int
+        The iteration that was under way.
+    error, kind, cause : str
+        The error's text, its class, and its cause's name.
+    traceback : str
+        Where the error was raised.
+    bytes_sent, seconds, epsilon, delta, parameters, model_parameters
+        As in :class:`Outcome`, so far; None or empty if it is not known.
+    """
 
     iteration: Count
     error: str
     kind: str
     cause: str = ""
     traceback: str = ""
+    bytes_sent: Count | None = None
+    seconds: Seconds = msgspec.field(default_factory=dict)
+    epsilon: float | None = None
+    delta: float | None = None
+    parameters: Count | None = None
+    model_parameters: Count | None = None
 
 
 class Outcome(Line, frozen=True, kw_only=True, tag="end"):
@@ -241,7 +259,8 @@ def read_line(text: bytes, where: object) -> AnyLine:
     Raises
     ------
     DataError
-        If these are no line of this version's journals, or were damaged or edited; names ``where``.
+        If the bytes are no line of this version's journals, or were damaged or edited; the message names
+        ``where``.
     """
     told, end = text[:-_CHECK], _END.fullmatch(text[-_CHECK:])
     if end is not None and int(end[1], 16) == zlib.crc32(told):

@@ -7,6 +7,7 @@ A host has one `Mailbox` (payloads that have come in), one `PeerServer` (calls o
 from __future__ import annotations
 
 from p2pft_flower.transport.heartbeats import Heartbeats
+from p2pft_flower.transport.knock import begin_attempt, knock
 from p2pft_flower.transport.links import Links
 from p2pft_flower.transport.mailbox import Mailbox, Received
 from p2pft_flower.transport.observer import ObserverClient, ObserverServer
@@ -38,8 +39,12 @@ from p2pft_flower.transport.wire.p2pft_pb2 import (
     Hello,
     PayloadHeader,
     PeerReport,
+    PeerScores,
     Pulse,
     Reply,
+    Scores,
+    Signed,
+    Standing,
     Status,
     Stop,
 )
@@ -68,6 +73,7 @@ __all__ = [
     "PayloadHeader",
     "PeerLostError",
     "PeerReport",
+    "PeerScores",
     "PeerServer",
     "PeerUnreachableError",
     "Prober",
@@ -75,13 +81,18 @@ __all__ = [
     "Received",
     "Refusals",
     "Reply",
+    "Scores",
     "Signatures",
+    "Signed",
+    "Standing",
     "Status",
     "Stop",
     "Terms",
     "ViewChangeError",
+    "begin_attempt",
     "cause_from",
     "digest_of",
+    "knock",
     "new_key",
     "parse_address",
     "stop_run",

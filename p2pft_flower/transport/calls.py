@@ -21,6 +21,7 @@ from p2pft_flower.transport.wire.errors import (
     ExchangeRefusedError,
     ExchangeStoppedError,
     ExchangeTimeoutError,
+    OtherRunError,
     OtherViewError,
     PeerPreparingError,
     PeerUnreachableError,
@@ -47,6 +48,7 @@ _BY_STATUS: dict[int, type[ExchangeError]] = {
     pb.BUSY: ExchangeTimeoutError,
     pb.SUPERSEDED: ExchangeTimeoutError,  # by a copy that came late: asked again, it is there or taken in
     pb.PREPARING: PeerPreparingError,
+    pb.WRONG_RUN: OtherRunError,
     pb.LATER: OtherViewError,
     pb.WRONG_VIEW: OtherViewError,
     pb.UNSHARED: UnsharedError,

@@ -53,6 +53,7 @@ from p2pft_flower.transport.wire.errors import (
     ExchangeError,
     ExchangeStoppedError,
     Loss,
+    OtherRunError,
     PeerLostError,
     RevokedError,
 )
@@ -156,6 +157,8 @@ class Heartbeats(Closing):
         self._wanted: dict[int, bool] = {}
         """The members to gossip with next, and whether also if there is no news for them."""
         self._under_way: set[int] = set()
+        self._elsewhere: set[int] = set()
+        """The members whose last answer was that they are of another run."""
         # Answers to be heard; None: there is something to send, or to end.
         self._inbox: SimpleQueue[pb.Gossip | None] = SimpleQueue()
         self._closed = threading.Event()
@@ -185,6 +188,17 @@ class Heartbeats(Closing):
         with self._lock:
             known = self._remotes.get(self._host_of(remote))
             return known is not None and self._clock() - known.heard < self._silence / 2
+
+    def spoken(self, remote: int) -> float | None:
+        """Return the seconds since a remote peer was last heard of; None if it is no neighbour, or before."""
+        with self._lock:
+            known = self._remotes.get(self._host_of(remote))
+            return None if known is None or known.pulse is None else self._clock() - known.heard
+
+    def elsewhere(self, remote: int) -> bool:
+        """Return whether the last answer to gossip with a remote peer was that it is of another run."""
+        with self._lock:
+            return self._host_of(remote) in self._elsewhere
 
     def answer(self, gossip: pb.Gossip) -> pb.Gossip:
         """Take a member's gossip in and return the answer; for `PeerServer`."""
@@ -361,6 +375,10 @@ class Heartbeats(Closing):
         with self._lock:
             self._under_way.discard(remote)
             more = remote in self._wanted
+            if isinstance(answer, OtherRunError):
+                self._elsewhere.add(remote)
+            else:
+                self._elsewhere.discard(remote)
             if isinstance(answer, ExchangeError) and (known := self._remotes.get(remote)) is not None:
                 known.failure = answer.problem
         if isinstance(answer, pb.Gossip):

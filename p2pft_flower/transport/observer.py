@@ -226,7 +226,7 @@ class ObserverClient(Closing):
             told, self._told = self._told, True
         if not told:
             log.warning(
-                "progress does not reach the coordinator at %s, which shows none (%s); training goes on",
+                "progress does not reach the coordinator at %s, which shows none (%s); nothing waits for it",
                 self._address,
                 problem,
             )

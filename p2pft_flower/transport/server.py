@@ -169,7 +169,7 @@ class PeerServer(Closing):
         Raises
         ------
         ValueError
-            When they are not: the server was not made for them.
+            When run and most bytes are not those of the old mailbox: the server was not made for them.
         """
         terms = self._views.now.mailbox.terms
         if (mailbox.terms.run, mailbox.terms.payload_bytes) != (terms.run, terms.payload_bytes):

@@ -16,7 +16,7 @@ def certs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def call(*words, code=0):
-        result = CliRunner().invoke(app, ["certs", *words], env={"COLUMNS": "200"})
+        result = CliRunner().invoke(app, ["certs", *words], env={"COLUMNS": "80"})
         assert result.exit_code == code, result.output
         return result.stdout if code == 0 else result.stderr
 
@@ -49,11 +49,12 @@ def test_from_an_authority_to_a_renewed_certificate(certs, tmp_path):
     }
     assert (authority["file"], authority["peer"]) == ("ca.pem", None)
     table = certs("show", "site")
+    assert max(map(len, table.splitlines())) <= 80  # and nothing of it is cut in a terminal
     for part in (
         "peer 3 of federation 'north'",
         "ward.example, 10.0.0.3",
         "29 days left",
-        after.fingerprint[:16],
+        after.fingerprint,
     ):
         assert part in table
     assert "the authority of federation 'north'" in certs("show", "ca")
@@ -107,7 +108,12 @@ def test_a_revoked_certificate_is_listed_for_all_sites_and_shown(certs, tmp_path
     assert "1 revoked; copy it into every site's certificates folder" in said
     (tmp_path / "site/crl.pem").write_bytes((tmp_path / "ca/crl.pem").read_bytes())
     table = certs("show", "site")
-    for part in ("REVOKED", "crl.pem: list 1 of", "the next is due by", f"revoked: peer 3 (serial {serial}"):
+    for part in (
+        "REVOKED",
+        "crl.pem: list 1 of",
+        "the next is due by",
+        f"  revoked     peer 3 (serial {serial}",
+    ):
         assert part in table
     own, _, listed = json.loads(certs("show", "site", "--json"))
     assert (own["state"], own["serial"]) == ("REVOKED", serial)

@@ -476,6 +476,26 @@ def test_a_resumed_run_may_be_as_long_or_longer_with_extend(earlier, given, here
     assert values["evaluate-every"] == 2
 
 
+@pytest.mark.parametrize("connection", [[], ["--connection", "far"]], ids=str)
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_a_run_that_has_completed_is_not_resumed_but_lengthened(connection, checkpoint, here, monkeypatch):
+    monkeypatch.setattr("p2pft_flower.cli.run.check_connection", lambda _: None)
+    if checkpoint or not connection:
+        leave_checkpoint(here / "run", {"iterations": 4})
+    write_results(here / "run", {"schema": SCHEMA, "status": "completed", "iterations": 4})
+    done = CliRunner().invoke(app, ["run", "--resume", str(here / "run"), *connection, "--out", "out"])
+    assert done.exit_code == 2, done.output
+    assert "that run has completed, 4 iterations on all peers" in done.stderr
+    assert "--extend epochs=… or iterations=… lengthens it" in done.stderr
+
+
+@pytest.mark.parametrize("status", ["completed-with-2-of-3", "stopped", "failed"])
+def test_a_run_that_some_peers_did_not_complete_may_be_resumed(status, here):
+    leave_checkpoint(here / "run", {"iterations": 4})
+    write_results(here / "run", {"schema": SCHEMA, "status": status, "iterations": 4})
+    assert settings_of_resumed({"resume": str(here / "run")}, simulated=True)["iterations"] == 4
+
+
 def leave_rehearsal(monkeypatch, peers):
     state = Rehearsal("mark", "rehearsal", "127.0.0.1:1", tuple(Peer(i, "", "", "") for i in range(peers)))
     monkeypatch.setattr(rehearsal, "current", lambda: state)

@@ -28,7 +28,12 @@ def test_a_site_without_the_run_is_told_where_it_was_looked_for(tmp_path):
     assert f"{tmp_path} has no plan of it" in said.output
 
 
-@pytest.mark.parametrize("text", ["", "peer-id=two", "peer=2"])
+def test_the_text_of_a_sites_file_is_read_with_its_spaces(tmp_path):
+    said = rejoin("--node-config", f'peer-id = 2 output-dir = "{tmp_path}"')
+    assert "peer 2 of run 17 cannot be started again here" in said.output
+
+
+@pytest.mark.parametrize("text", ["", "peer-id=two", "peer=2", "peer-id=2 insecure"])
 def test_a_wrong_node_config_starts_nothing(text):
     said = rejoin("--node-config", text)
     assert said.exit_code == 2

@@ -8,7 +8,7 @@ import pytest
 
 from p2pft_flower.errors import Cause
 from p2pft_flower.flower import messages, peer_run
-from p2pft_flower.flower.ending import Ending
+from p2pft_flower.flower.ending import ResultsOnce
 from p2pft_flower.flower.nodes import RunFailedError
 from tests.journals import made_line
 
@@ -26,7 +26,7 @@ def results(tmp_path, monkeypatch, ended, views):
     """Return the results of three peers, of which ``ended`` have an outcome."""
     told = peer_run._Told(dict.fromkeys(ended, OUTCOME), [], views, [], [], [])
     monkeypatch.setattr(peer_run, "_train", lambda *arguments, **more: told)
-    return peer_run.run_peers(None, deployment(tmp_path), Ending("7", {}))
+    return peer_run.run_peers(None, deployment(tmp_path), ResultsOnce("7", {}))
 
 
 def test_who_had_finished_and_gone_before_the_last_view_counts_and_was_not_lost(tmp_path, monkeypatch):

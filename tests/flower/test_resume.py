@@ -230,6 +230,13 @@ def test_a_run_that_has_ended_can_be_lengthened(earlier, tmp_path):
     assert [row["iteration"] for row in read_results(tmp_path / "x")["history"]] == [0, 3, 6, 9, 12]
 
 
+def test_a_run_of_which_nothing_is_left_to_train_says_how_to_lengthen_it(earlier, tmp_path, capsys):
+    run_app(tmp_path / "x", slots=1, **SHORT | {"resume": str(earlier)})
+    (hint,) = [line for line in capsys.readouterr().out.splitlines() if "nothing is left to train" in line]
+    assert "had done all its 7 iterations" in hint
+    assert "--extend with more epochs or iterations lengthens it" in hint
+
+
 def test_a_cosine_schedule_cannot_be_lengthened(tmp_path):
     run_app(tmp_path / "cosine", slots=1, **SHORT | {"schedule": "cosine", "algorithm": "local"})
     settings = {

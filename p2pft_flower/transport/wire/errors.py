@@ -17,6 +17,7 @@ __all__ = [
     "ExchangeStoppedError",
     "ExchangeTimeoutError",
     "Loss",
+    "OtherRunError",
     "OtherViewError",
     "PeerLostError",
     "PeerPreparingError",
@@ -68,7 +69,7 @@ class ExchangeError(P2PFTError):
     Attributes
     ----------
     problem, peer, edge, iteration, phase, deadline
-        As given.
+        The parameters of these names.
     """
 
     peer: int | None = None
@@ -145,6 +146,10 @@ class PeerUnreachableError(ExchangeError):
     cause = Cause.LOST
 
 
+class OtherRunError(ExchangeRefusedError):
+    """The peer at that address takes part in another run."""
+
+
 class OtherViewError(ExchangeRefusedError):
     """The neighbour is in another view: it has not come to this one yet, or has left it."""
 
@@ -191,7 +196,7 @@ class PeerLostError(ViewChangeError):
     Attributes
     ----------
     lost, how
-        As given.
+        The parameters of these names.
     """
 
     cause = Cause.LOST
