@@ -87,12 +87,15 @@ class Chart:
         The words for a reader who does not see it.
     svg : str
         The SVG element.
+    wide : bool
+        Whether it needs the whole width of the page.
     """
 
     key: str
     title: str
     description: str
     svg: str
+    wide: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,8 @@ def _chart(
     ):
         figure = Figure(figsize=size, layout="constrained", facecolor="none")
         draw(figure)
-        return Chart(key, title, description, _svg(figure, key, title, description))
+        svg = _svg(figure, key, title, description)
+    return Chart(key, title, description, svg, wide=size[0] > 8)
 
 
 def _svg(figure: Figure, key: str, title: str, description: str) -> str:
@@ -264,7 +268,12 @@ def _draw_curves(panel: Axes, axis: Axis) -> None:
         panel.axvline(mark, color=FAINT, lw=1, ls=(0, (3, 3)))
     panel.set(xlabel=axis.x, ylabel=axis.y)
     if axis.log and any(y > 0 for band in axis.bands for y in band.y):
+        from matplotlib.ticker import LogLocator, NullFormatter
+
         panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(numticks=8))
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # matplotlib's own is of mathematics
+        panel.yaxis.set_minor_formatter(NullFormatter())
     if axis.share:
         panel.set_ylim(-0.02, 1.02)
     panel.grid(visible=True)
@@ -325,7 +334,7 @@ def heat(
     marked : (R, C) bool array, optional
         Cells that get a dot.
     form : str
-        Format of the numbers, which stand in the cells of a small table.
+        Format of the numbers, which stand in the cells of a small table; empty: no numbers.
     """
     rows, columns = values.shape
 
@@ -345,7 +354,7 @@ def heat(
         if max(rows, columns) <= NUMBERED:
             for r in range(rows):
                 for c in range(columns):
-                    if not np.isnan(values[r, c]):
+                    if form and not np.isnan(values[r, c]):
                         dot = "•" if marked is not None and marked[r, c] else ""
                         axis.text(c, r, f"{values[r, c]:{form}}{dot}", ha="center", va="center", fontsize=8)
         elif marked is not None:

@@ -126,7 +126,8 @@ def histories(run: Run, key: str) -> tuple[list[int], np.ndarray]:
         m for m in run.results.history if len(getattr(m, key)) and any(v is not None for v in getattr(m, key))
     ]
     rows = [[np.nan if v is None else v for v in getattr(m, key)] for m in moments]
-    return [m.iteration for m in moments], np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+    values = np.array(rows, dtype=np.float64).reshape(len(rows), len(rows[0]) if rows else 0)
+    return [m.iteration for m in moments], values
 
 
 def band_of(run: Run, key: str, place: int, x: Sequence[float] | None = None) -> Band | None:
