@@ -42,7 +42,7 @@ def agreement(material: Material) -> Section:
             )
     axes = [Axis("iteration", "consensus error", bands, log=True)] if bands else []
     if apart:
-        axes.append(Axis("iteration", "… as a share of the way come", apart, log=True))
+        axes.append(Axis("iteration", "distance as a share of the way come", apart, log=True))
     charts = []
     if axes:
         ends = "; ".join(f"{run.label} {number(run.results.consensus_error, '.2g')}" for run in runs)
@@ -67,12 +67,12 @@ def agreement(material: Material) -> Section:
     header += ["consensus error", "tracker error"]
     notes = [
         f"Peers agree if all give the same answer to at least {verdicts.SAME_ANSWERS:.0%} of the test "
-        f"images; if "
-        f"their answers are not known, if their accuracies differ by {100 * verdicts.SPREAD:.0f} points "
-        f"at most and they "
-        f"are no further from each other than {verdicts.APART} of the way that they have come. Consensus "
-        f"error: "
-        "sqrt((1/n) Σ ‖θ_i − θ̄‖²), estimated from sketches.",
+        f"images and "
+        f"their accuracies differ by {100 * verdicts.SPREAD:.0f} points at most; if their answers are not "
+        f"known, "
+        f"if their accuracies do and their models are no further from each other than {verdicts.APART} of "
+        f"the way "
+        "that they have come. Consensus error: sqrt((1/n) Σ ‖θ_i − θ̄‖²), estimated from sketches.",
         "Tracker error: the largest ‖Σ τ − Σ g‖ of an iteration, relative to the largest ‖τ_i − g_i‖; "
         "rounding "
         "alone is below 1e-5."

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from PIL import Image
 
 from p2pft_flower.errors import DataError
 from p2pft_flower.report.grids import Grid
@@ -108,7 +107,7 @@ def _figure(path: Path, data: bytes) -> AttentionFigure:
         )
     try:
         address = _address(image)
-    except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except (OSError, ValueError) as error:
         return AttentionFigure(
             path.name, told.title, told.subtitle, rows, None, f"{image.name} cannot be read: {error}"
         )
@@ -120,11 +119,22 @@ def _figure(path: Path, data: bytes) -> AttentionFigure:
 
 
 def _address(path: Path) -> str:
-    """Return a picture as a ``data:`` address; it is written anew, so that nothing but pixels comes along."""
+    """Return a picture as a ``data:`` address; it is written anew, so that nothing but pixels comes along.
+
+    Raises
+    ------
+    OSError, ValueError
+        When it cannot be read, or has very many pixels.
+    """
+    from PIL import Image
+
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path) as image:
-            shown = image.convert("RGB")
+        try:
+            with Image.open(path) as image:
+                shown = image.convert("RGB")
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise ValueError(str(error)) from error
     if shown.width > WIDEST:
         shown = shown.resize((WIDEST, round(shown.height * WIDEST / shown.width)))
     file = io.BytesIO()
@@ -189,7 +199,7 @@ def paper(material: Material) -> Section:
     for key in dict.fromkeys(key for _, key, _ in known):
         runs = [run for run, other, _ in known if other == key]
         said.append(_split_words(runs[0], DATASETS[key]))
-        tables.append(_split(runs, DATASETS[key]))
+        tables.append(_split(material, runs, DATASETS[key]))
     for run, key, one in known:
         table = next((t for t in TABLES.values() if t.model == run.results.config.get("model")), None)
         stated = table.figures(run.algorithm, key) if table is not None else None
@@ -210,20 +220,19 @@ def _split_words(run: Run, one: PaperDataset) -> str:
     return f"The peers' classes of {one.name} are {'' if same else 'not '}those of the paper's Table 1."
 
 
-def _split(runs: Sequence[Run], one: PaperDataset) -> Grid:
+def _split(material: Material, runs: Sequence[Run], one: PaperDataset) -> Grid:
+    """Return the paper's Table 1 beside ours; ours are counted by the head, if that is known."""
     ours = next((run for run in runs if len(run.results.peers) > 1), runs[0])
     theirs = one.partition.removeprefix("classes:").split(",")
-    places = {name: str(k) for k, name in enumerate(ours.classes)}
+    answers = material.of(ours)
+    places = {name: str(k) for k, name in enumerate(answers[0].classes)} if answers else {}
     rows = []
     for k in range(max(len(theirs), len(ours.results.peers))):
         mine = ours.results.peers[k].classes if k < len(ours.results.peers) else ()
         there = theirs[k] if k < len(theirs) else "–"
-        rows.append([f"node {k + 1}", there, spans([places[name] for name in mine]) or "–"])
-    return Grid(
-        f"{one.name}: the paper's Table 1, classes by node, counted from 0",
-        ["node", "the paper", "ours"],
-        rows,
-    )
+        rows.append([f"node {k + 1}", there, spans([places.get(name, name) for name in mine]) or "–"])
+    title = f"{one.name}: the paper's Table 1, classes by node, counted from 0"
+    return Grid(title, ["node", "the paper", "ours"], rows)
 
 
 def _beside(run: Run, table: PaperTable, one: PaperDataset, stated: Sequence[float]) -> Grid:

@@ -92,13 +92,6 @@ def _answers(material: Material) -> list[Answer]:
         "not known": "Not known",
     }
     agree = {"yes": "Yes", "no": "No", "one model": "There is one model", "not known": "Not known"}
-    costs = {
-        "cheaper": "Fewer bytes than FedAvg",
-        "dearer": "More bytes than FedAvg",
-        "the same": "About the bytes of FedAvg",
-        "not reached": "It does not come to FedAvg's accuracy",
-        "not known": "No FedAvg to compare with",
-    }
     rest = [verdicts.happened(run) for run in runs if run is not main]
     quiet = "nothing went wrong"
     trouble = [sentence for sentence in rest if quiet not in sentence]
@@ -120,7 +113,7 @@ def _answers(material: Material) -> list[Answer]:
             [agreed.sentence, *(material.agreed(run).sentence for run in others)],
             "agreement",
         ),
-        Answer("What did it cost?", costs[fedavg.verdict] + of, [fedavg.sentence, pooled.sentence], "cost"),
+        Answer("What did it cost?", _cost_word(fedavg) + of, [fedavg.sentence, pooled.sentence], "cost"),
         Answer(
             "What happened on the way?",
             _course_word(main) + of,
@@ -128,6 +121,16 @@ def _answers(material: Material) -> list[Answer]:
             "course",
         ),
     ]
+
+
+def _cost_word(cost: verdicts.Cost) -> str:
+    if cost.verdict == "not reached":
+        return "It does not come to FedAvg's accuracy"
+    if cost.ratio is None:
+        return "Not known beside FedAvg"
+    time = "" if cost.time is None else f" and {cost.time:.2g} × the seconds"
+    word = {"cheaper": "Cheaper", "dearer": "Dearer"}.get(cost.verdict, "Much the same")
+    return f"{word}: {cost.ratio:.2g} × the bytes{time} of FedAvg"
 
 
 def _course_word(run: Run) -> str:

@@ -214,6 +214,7 @@ def _svg(figure: Figure, key: str, title: str, description: str) -> str:
     root.set("role", "img")
     root.set("aria-labelledby", f"{key}-title {key}-words")
     root.set("class", "chart")
+    root.set("style", f"max-width: {96 * figure.get_figwidth():.0f}px")
     for place, (tag, words) in enumerate((("title", title), ("desc", description))):
         told = ElementTree.Element(tag, {"id": f"{key}-{'title' if tag == 'title' else 'words'}"})
         told.text = words
@@ -248,7 +249,7 @@ def curves(key: str, title: str, description: str, axes: Sequence[Axis]) -> Char
                 handles.setdefault(label, handle)
         labels = list(handles)
         if len(labels) > 1 or labels:
-            figure.legend(handles.values(), labels, loc="outside lower center", ncols=min(4, len(labels)))
+            figure.legend(handles.values(), labels, loc="outside lower center", ncols=min(6, len(labels)))
 
     wide = {1: 7.2, 2: 9.0}.get(len(axes), 11.0)
     return _chart(key, title, description, (wide, 3.7), draw)
@@ -256,17 +257,19 @@ def curves(key: str, title: str, description: str, axes: Sequence[Axis]) -> Char
 
 def _draw_curves(panel: Axes, axis: Axis) -> None:
     for band in map(_thinned, axis.bands):
+        y = [value if value > 0 or not axis.log else float("nan") for value in band.y]
         colour = _colour(band.colour)
         marker = "o" if len(band.x) == 1 else None
         panel.plot(
-            band.x, band.y, color=colour, lw=1.7, ls=DASHES[band.dash % len(DASHES)], label=band.label,
+            band.x, y, color=colour, lw=1.7, ls=DASHES[band.dash % len(DASHES)], label=band.label,
             marker=marker, markersize=4,
         )  # fmt: skip
         if band.low:
             panel.fill_between(band.x, band.low, band.high, color=colour, alpha=0.16, lw=0)
     for mark in axis.marks:
         panel.axvline(mark, color=FAINT, lw=1, ls=(0, (3, 3)))
-    panel.set(xlabel=axis.x, ylabel=axis.y)
+    panel.set_xlabel(axis.x)
+    panel.set_title(axis.y, loc="left")
     if axis.log and any(y > 0 for band in axis.bands for y in band.y):
         from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -356,7 +359,10 @@ def heat(
                 for c in range(columns):
                     if form and not np.isnan(values[r, c]):
                         dot = "•" if marked is not None and marked[r, c] else ""
-                        axis.text(c, r, f"{values[r, c]:{form}}{dot}", ha="center", va="center", fontsize=8)
+                        shown = f"{values[r, c]:{form}}" if values[r, c] else "0"
+                        axis.text(
+                            c, r, f"{shown}{dot}", ha="center", va="center", fontsize=8, in_layout=False
+                        )
         elif marked is not None:
             across, down = np.nonzero(marked)[::-1]
             axis.plot(

@@ -80,9 +80,10 @@ def _charts(material: Material, run: Run) -> list[Chart]:
     if len(answers) > 1:
         values, held = np.stack([by_class(a) for a in answers]), _held(run, answers)
         names = [run.names.get(a.peer, str(a.peer)) for a in answers]
+        title = f"{run.label}: accuracy of each peer on each class (•: it holds the class)"
         words = f"Rows are peers, columns classes; a dot: the peer holds the class. {_hardest(run, answers)}"
         found.append(
-            heat(f"classes-{place}", f"{run.label}: accuracy of each peer on each class", words, values,
+            heat(f"classes-{place}", title, words, values,
                  (names, classes), ("peer", "class"), marked=held)
         )  # fmt: skip
     counts = confusion(answers).astype(np.float64)
@@ -137,9 +138,7 @@ def _hardest(run: Run, answers: Sequence[Answers]) -> str:
     for values, who in ((never, "peers that never saw it"), (holds, "peers that hold it")):
         if not np.isnan(values).all():
             k = int(np.nanargmin(values))
-            told.append(
-                f"{classes[k]} is hardest for {who}, {values[k]:.3f} of its images named right on average"
-            )
+            told.append(f"{classes[k]} is hardest for {who}, who name {values[k]:.1%} of its images right")
     counts = confusion(answers).astype(np.float64)
     worst = _worst(counts, classes)
     if worst:

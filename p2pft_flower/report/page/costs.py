@@ -139,7 +139,10 @@ def _cost_tables(material: Material) -> tuple[list[Grid], list[str]]:
         f"{verdicts.TARGET:.0%} "
         f"of the other run's final one; costs that differ by {verdicts.ALIKE:.0%} at most are called the "
         f"same. "
-        "Seconds of exchange include waiting, and are those of a peer's host."
+        "Seconds depend on the machine and on what else it did. Those of exchange include waiting, and "
+        "are those of a peer's host; "
+        "of a server's strategy, they are all time that is no client's gradient or evaluation, starts "
+        "included."
     )
     return tables, notes
 

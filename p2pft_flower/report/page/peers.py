@@ -117,7 +117,7 @@ def peers_and_graph(material: Material) -> Section:
         charts.append(graph_chart("graph", f"Graph {graph.name} and its weights", words, graph))
         if graph.n <= WEIGHTS:
             rows = [[graph.peer_names[i], *(f"{w:.3g}" for w in graph.W[i])] for i in range(graph.n)]
-            title = "Weights W: the row's peer gives this weight to what comes from the column's peer"
+            title = "Weights W, which a receiver gives to each sender"
             tables.append(Grid(title, ["receiver", *graph.peer_names], rows))
     other = sorted(
         {r.results.graph.name for r in material.scored if r.results.graph} - {graph and graph.name}

@@ -244,8 +244,8 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
     Returns
     -------
     list of Run
-        The runs, those whose peers exchange with each other first, then those of servers, of pooled images,
-        and of lone peers; each kind in the order of ``paths`` and names.
+        The runs, those whose peers exchange with each other first, P2P-FT before the others, then those of
+        servers, of pooled images, and of lone peers; each kind in the order of ``paths`` and names.
 
     Raises
     ------
@@ -260,7 +260,8 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
             raise DataError(_nothing_in(path))
         folders += [f for f in below if f.resolve() not in {other.resolve() for other in folders}]
     order = [PEERS, SERVER, POOLED, ALONE]
-    runs = sorted((_read(folder) for folder in folders), key=lambda run: order.index(run.kind))
+    runs = [_read(folder) for folder in folders]
+    runs.sort(key=lambda run: (order.index(run.kind), run.algorithm != "p2pft"))
     return [replace(run, label=label) for run, label in zip(runs, _labels(runs), strict=True)]
 
 

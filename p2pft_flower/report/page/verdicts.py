@@ -42,10 +42,10 @@ HALF = 0.5
 """The least yardstick if no centralised run is there, since the best of bad runs is no measure."""
 
 SAME_ANSWERS = 0.95
-"""Peers agree if all of them give the same answer to this share of the test images."""
+"""Peers agree if all of them give the same answer to this share of the test images, and …"""
 
 SPREAD = 0.02
-"""… or, if their answers are not known, if their accuracies differ by no more than this, and …"""
+"""… their accuracies differ by no more than this, and, if their answers are not known, …"""
 
 APART = 0.05
 """… their distance from each other is no more than this share of the way that they have come."""
@@ -231,7 +231,7 @@ def agreed(run: Run, answers: Sequence[Answers]) -> Agreed:
     if spread is not None:
         told.append(f"their accuracies differ by {100 * spread:.1f} points at most")
     if apart is not None:
-        told.append(f"their models are {apart:.2g} times as far from each other as they have come")
+        told.append(f"the distance between their models is {apart:.2g} of the way that they have come")
     if run.results.consensus_error is not None:
         told.append(f"the consensus error is {run.results.consensus_error:.2g}")
     known = [(same, SAME_ANSWERS, True), (spread, SPREAD, False), (apart, APART, False)]
@@ -273,12 +273,13 @@ def reached(run: Run, target: float) -> Reached | None:
 class Cost:
     """A run's cost beside another's: ``"cheaper"``, ``"dearer"``, ``"the same"``, or why it is not compared.
 
-    ``ratio`` is the run's bytes as a multiple of the other's, at the same accuracy.
+    ``ratio`` and ``time`` are the run's bytes and seconds as multiples of the other's, at the same accuracy.
     """
 
     verdict: Literal["cheaper", "dearer", "the same", "not reached", "not known"]
     sentence: str
     ratio: float | None = None
+    time: float | None = None
 
 
 def _times(ratio: float) -> str:
@@ -324,7 +325,8 @@ def against_fedavg(run: Run, runs: Sequence[Run]) -> Cost:
         f"{_times(ratio)}.{_seconds(one, two, other)} To the end: {whole}; accuracy {mine:.3f} and "
         f"{theirs:.3f}."
     )
-    return Cost(verdict, text, ratio)
+    time = one.seconds / two.seconds if one.seconds is not None and two.seconds else None
+    return Cost(verdict, text, ratio, time)
 
 
 def against_pooled(run: Run, runs: Sequence[Run]) -> Cost:

@@ -139,7 +139,7 @@ def test_the_four_questions_are_answered_before_anything_else(compared, page):
     assert [answer.word for answer in compared.answers] == [
         "Yes, every peer (p2pft)",
         "No (p2pft)",  # the made-up answers are wrong at random
-        "Fewer bytes than FedAvg (p2pft)",
+        "Cheaper: 0.1 × the bytes and 0.5 × the seconds of FedAvg (p2pft)",
         "1 peer lost on the way (p2pft)",
     ]
     read = Page(page)
