@@ -63,16 +63,14 @@ def agreement(material: Material) -> Section:
         ]
         for run, one in found
     ]
-    header = ["run", "agree", "same answers", "accuracies differ by (points)", "distance / way come"]
+    header = ["run", "agree", "answers as most", "accuracies differ by (points)", "distance / way come"]
     header += ["consensus error", "tracker error"]
     notes = [
-        f"Peers agree if all give the same answer to at least {verdicts.SAME_ANSWERS:.0%} of the test "
-        f"images and "
-        f"their accuracies differ by {100 * verdicts.SPREAD:.0f} points at most; if their answers are not "
-        f"known, "
-        f"if their accuracies do and their models are no further from each other than {verdicts.APART} of "
-        f"the way "
-        "that they have come. Consensus error: sqrt((1/n) Σ ‖θ_i − θ̄‖²), estimated from sketches.",
+        f"Peers agree if each gives the answer that most give to at least {verdicts.SAME_ANSWERS:.0%} of the "
+        f"test images and their accuracies differ by {100 * verdicts.SPREAD:.0f} points at most; if their "
+        "answers are not known, if their accuracies do and their models are no further from each other than "
+        f"{verdicts.APART} of the way that they have come. Consensus error: sqrt((1/n) Σ ‖θ_i − θ̄‖²), "
+        "estimated from sketches.",
         "Tracker error: the largest ‖Σ τ − Σ g‖ of an iteration, relative to the largest ‖τ_i − g_i‖; "
         "rounding "
         "alone is below 1e-5."

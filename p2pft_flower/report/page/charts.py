@@ -43,6 +43,9 @@ MOST_POINTS = 240
 MOST_EDGES = 500
 """A graph with more edges is shown as its matrix of weights."""
 
+LEVEL = 24
+"""A chart of at most so many bars has level ones, each with its name."""
+
 NUMBERED = 12
 """A heat map of at most so many rows and columns has its numbers in the cells."""
 
@@ -290,25 +293,34 @@ def bars(
     parts: Sequence[tuple[str, Sequence[float]]],
     label: str,
 ) -> Chart:
-    """Draw one horizontal bar for each name, stacked of ``parts``, each a label and a number a name."""
+    """Draw one bar for each name, level if there are few; it is stacked of ``parts``, a label and numbers."""
+    many = len(names) > LEVEL
 
     def draw(figure: Figure) -> None:
         axis = figure.subplots()
         places, before = np.arange(len(names)), np.zeros(len(names))
         for number, (part, values) in enumerate(parts):
-            widths = np.asarray(values, dtype=np.float64)
-            axis.barh(places, widths, left=before, color=_colour(number), label=part, height=0.75)
-            before = before + widths
-        axis.set_yticks(places, names)
-        axis.invert_yaxis()
-        axis.set_xlabel(label)
-        axis.grid(visible=True, axis="x")
+            sizes, colour = np.asarray(values, dtype=np.float64), _colour(number)
+            if many:
+                axis.bar(places, sizes, bottom=before, color=colour, label=part, width=0.75)
+            else:
+                axis.barh(places, sizes, left=before, color=colour, label=part, height=0.75)
+            before = before + sizes
+        if many:
+            shown = range(0, len(names), -(-len(names) // LEVEL))
+            axis.set_xticks(list(shown), [_short(names[k], 10) for k in shown], rotation=90)
+            axis.set_title(label, loc="left")
+        else:
+            axis.set_yticks(places, [_short(name) for name in names])
+            axis.invert_yaxis()
+            axis.set_xlabel(label)
+        axis.grid(visible=True, axis="y" if many else "x")
         axis.set_axisbelow(True)
         if len(parts) > 1:
             figure.legend(loc="outside lower center", ncols=len(parts))
 
-    tall = 0.26 if len(names) <= 24 else 0.17
-    return _chart(key, title, description, (7.2, 1.4 + tall * max(3, len(names))), draw)
+    size = (11.0, 3.2) if many else (7.2, 1.4 + 0.26 * max(3, len(names)))
+    return _chart(key, title, description, size, draw)
 
 
 def heat(
@@ -392,7 +404,8 @@ def graph_chart(key: str, title: str, description: str, graph: Graph) -> Chart:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "text.parse_math": False}):
         figure = figure_of(graph)
         figure.set_facecolor("none")
-        return Chart(key, title, description, _svg(figure, key, title, description))
+        wide = bool(figure.get_figwidth() > 7)
+        return Chart(key, title, description, _svg(figure, key, title, description), wide)
 
 
 def lanes(

@@ -46,7 +46,7 @@ def course(material: Material) -> Section:
         "edges",
     ]
     tables = [Grid("Changes of view", header, rows)] if rows else []
-    notes = [f"{run.label}: {event}" for run in material.runs for event in verdicts.events(run)]
+    notes = [event for run in material.runs for event in verdicts.events(run)]
     return Section("course", "What happened on the way?", said, charts, (), tables, notes)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
+from natsort import natsorted
 
 from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.errors import DataError, printable
@@ -221,10 +222,8 @@ class Run:
 
     @property
     def classes(self) -> list[str]:
-        """All classes of which a peer holds images, numbers in their order."""
-        found = {name for peer in self.results.peers for name in peer.classes}
-        numbers = all(name.isdecimal() for name in found)
-        return sorted(found, key=lambda name: (int(name) if numbers else 0, name))
+        """All classes of which a peer holds images, the numbers in them in their order."""
+        return list(natsorted({name for peer in self.results.peers for name in peer.classes}))
 
 
 def mean(values: Iterable[float | None]) -> float | None:

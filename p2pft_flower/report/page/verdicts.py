@@ -42,7 +42,7 @@ HALF = 0.5
 """The least yardstick if no centralised run is there, since the best of bad runs is no measure."""
 
 SAME_ANSWERS = 0.95
-"""Peers agree if all of them give the same answer to this share of the test images, and …"""
+"""Peers agree if each gives the answer that most give to at least this share of the test images, and …"""
 
 SPREAD = 0.02
 """… their accuracies differ by no more than this, and, if their answers are not known, …"""
@@ -186,9 +186,8 @@ def learned(run: Run, runs: Sequence[Run]) -> Learned:
 class Agreed:
     """Whether the peers of a run agree at the end: ``"yes"``, ``"no"``, ``"one model"`` or ``"not known"``.
 
-    ``same`` is the share of test images to which all peers give the same answer, ``spread`` the difference
-    between the best and the worst accuracy, ``apart`` the consensus error as a share of the way come; each
-    None if it is not known.
+    ``same`` is what :func:`same_answers` returns, ``spread`` the difference between the best and the worst
+    accuracy, ``apart`` the consensus error as a share of the way come; each None if it is not known.
     """
 
     verdict: Literal["yes", "no", "one model", "not known"]
@@ -199,11 +198,17 @@ class Agreed:
 
 
 def same_answers(answers: Sequence[Answers]) -> float | None:
-    """Return the share of test images to which all tails give the same answer; None if they differ."""
+    """Return the share of test images to which a peer gives the answer of most peers; the least of any peer.
+
+    None if there is one tail only, or if the tails were scored on different images.
+    """
     if len(answers) < 2 or any(not np.array_equal(answers[0].labels, a.labels) for a in answers):
         return None
     predicted = np.stack([a.predicted for a in answers])
-    return float((predicted == predicted[0]).all(axis=0).mean()) if predicted.size else None
+    if not predicted.size:
+        return None
+    votes = np.stack([(predicted == c).sum(axis=0) for c in range(len(answers[0].classes))])
+    return float((predicted == votes.argmax(axis=0)).mean(axis=1).min())
 
 
 def agreed(run: Run, answers: Sequence[Answers]) -> Agreed:
@@ -227,7 +232,7 @@ def agreed(run: Run, answers: Sequence[Answers]) -> Agreed:
     same, apart = same_answers(answers), (run.apart[-1][1] if run.apart else None)
     told = []
     if same is not None:
-        told.append(f"all {count} peers give the same answer to {same:.1%} of the test images")
+        told.append(f"each of the {count} gives the answer of most to at least {same:.1%} of the test images")
     if spread is not None:
         told.append(f"their accuracies differ by {100 * spread:.1f} points at most")
     if apart is not None:
@@ -377,7 +382,7 @@ def _change(run: Run, view: View) -> str:
     when = f"after iteration {view.iteration}" + ("" if at is None else f", {at:.1f} s into the training")
     what = listed(changes) if changes else "nobody was lost, but links were left out"
     return (
-        f"{when[0].upper()}{when[1:]}: {what}; after {view.seconds:.1f} s the others went on as view "
+        f"{run.label}, {when}: {what}; after {view.seconds:.1f} s the others went on as view "
         f"{view.number} with {len(view.peers)} peers and {len(view.edges)} edges."
     )
 
@@ -386,9 +391,13 @@ def events(run: Run) -> list[str]:
     """Return what happened to a run, one sentence for each change of view and for an end with faults."""
     told = [_change(run, view) for view in run.results.views or ()]
     if run.results.views is None:
-        told.append("Its changes of view are not known: a signal ended it; the peers' journals have them.")
+        told.append(
+            f"{run.label}: its changes of view are not known: a signal ended it; the journals have them."
+        )
     if run.results.error:
-        told.append(f"It ended as {run.results.status}: {printable(' '.join(run.results.error.split()))}")
+        told.append(
+            f"{run.label} ended as {run.results.status}: {printable(' '.join(run.results.error.split()))}"
+        )
     return told
 
 
@@ -404,8 +413,10 @@ def happened(run: Run) -> str:
     if lost:
         who = listed([run.name(p) for p in sorted(set(lost))])
         were = "was lost" if len(set(lost)) == 1 else "were lost"
-        end = f"{listed([run.name(p) for p in away])} did not come back" if away else "all came back"
-        return f"{run.label}: {who} {were} on the way, and {end}; the others trained on to the end."
+        end = "came back" if not away else "did not come back"
+        if away and len(away) < len(set(lost)):
+            end = f"{listed([run.name(p) for p in away])} did not come back"
+        return f"{run.label}: {who} {were} on the way and {end}; the others trained on."
     if results.status != "completed":
         return f"{run.label} {results.status}: {printable(' '.join((results.error or '').split()))}."
     if views:
