@@ -119,12 +119,16 @@ class Band:
 
 @dataclass(frozen=True)
 class Axis:
-    """One panel of curves: labels of its axes, its curves, and the places of vertical marks."""
+    """One panel of curves: labels of its axes, its curves, and the places of vertical marks.
+
+    Points that are not above zero are left out of logarithmic axes.
+    """
 
     x: str
     y: str
     bands: Sequence[Band]
     log: bool = False
+    log_x: bool = False
     share: bool = False
     marks: Sequence[float] = field(default_factory=tuple)
 
@@ -263,26 +267,34 @@ def _draw_curves(panel: Axes, axis: Axis) -> None:
         y = [value if value > 0 or not axis.log else float("nan") for value in band.y]
         colour = _colour(band.colour)
         marker = "o" if len(band.x) == 1 else None
+        x = [value if value > 0 or not axis.log_x else float("nan") for value in band.x]
         panel.plot(
-            band.x, y, color=colour, lw=1.7, ls=DASHES[band.dash % len(DASHES)], label=band.label,
+            x, y, color=colour, lw=1.7, ls=DASHES[band.dash % len(DASHES)], label=band.label,
             marker=marker, markersize=4,
         )  # fmt: skip
         if band.low:
-            panel.fill_between(band.x, band.low, band.high, color=colour, alpha=0.16, lw=0)
+            panel.fill_between(x, band.low, band.high, color=colour, alpha=0.16, lw=0)
     for mark in axis.marks:
         panel.axvline(mark, color=FAINT, lw=1, ls=(0, (3, 3)))
     panel.set_xlabel(axis.x)
     panel.set_title(axis.y, loc="left")
-    if axis.log and any(y > 0 for band in axis.bands for y in band.y):
-        from matplotlib.ticker import LogLocator, NullFormatter
-
-        panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(numticks=8))
-        panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # matplotlib's own is of mathematics
-        panel.yaxis.set_minor_formatter(NullFormatter())
+    for wanted, side in ((axis.log, "y"), (axis.log_x, "x")):
+        if wanted and any(value > 0 for band in axis.bands for value in getattr(band, side)):
+            _logarithmic(panel, side)
     if axis.share:
         panel.set_ylim(-0.02, 1.02)
     panel.grid(visible=True)
+
+
+def _logarithmic(panel: Axes, side: str) -> None:
+    """Make the axis ``"x"`` or ``"y"`` logarithmic, with plain numbers: matplotlib's own are mathematics."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis = panel.xaxis if side == "x" else panel.yaxis
+    (panel.set_xscale if side == "x" else panel.set_yscale)("log")
+    axis.set_major_locator(LogLocator(numticks=8))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def bars(

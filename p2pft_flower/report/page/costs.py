@@ -51,7 +51,11 @@ def cost(material: Material) -> Section:
             clock.append(
                 Band(run.label, [t for t, _ in timed], [a for _, a in timed], colour=place, dash=place)
             )
-    panels = [Axis("MB sent by all peers", "accuracy, all classes", axes, share=True)] if axes else []
+    panels = (
+        [Axis("MB sent by all peers (logarithmic)", "accuracy, all classes", axes, log_x=True, share=True)]
+        if axes
+        else []
+    )
     if clock:
         panels.append(Axis("seconds of training", "accuracy, all classes", clock, share=True))
     charts = []

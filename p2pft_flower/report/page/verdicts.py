@@ -232,7 +232,9 @@ def agreed(run: Run, answers: Sequence[Answers]) -> Agreed:
     same, apart = same_answers(answers), (run.apart[-1][1] if run.apart else None)
     told = []
     if same is not None:
-        told.append(f"each of the {count} gives the answer of most to at least {same:.1%} of the test images")
+        often = f"to at least {same:.1%} of the test images"
+        every = f"all {count} give the same answer to every test image"
+        told.append(every if same == 1 else f"each of the {count} gives the answer of most {often}")
     if spread is not None:
         told.append(f"their accuracies differ by {100 * spread:.1f} points at most")
     if apart is not None:
