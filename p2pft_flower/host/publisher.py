@@ -140,7 +140,7 @@ class Publisher:
             bytes_sent=line.bytes_sent,
             sketch=sketched if self._plan.n <= SKETCHED else (),
         )
-        self._standings.score(self._incarnation, told)
+        self._standings.score(told)
         if self._log is not None:
             self._log.evaluated(line, self._rate.value)
 

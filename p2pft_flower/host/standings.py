@@ -121,22 +121,25 @@ class Standings:
         self._standings = _Board(Standing, b"p2pft standing")
         self._scores = _Board(Scores, b"p2pft scores")
         self._own: dict[int, pb.PeerScores] = {}
+        self._new = False
         self._views: list[bytes] = []
         self._refusals = Refusals()
 
     # Of this host -------------------------------------------------------------------------------------
 
     def stand(self, standing: Standing) -> None:
-        """Take this host's own standing, in which member and version are set here."""
+        """Take this host's own standing, in which member and version are set here; tell new scores with it."""
         with self._lock:
             self._put(self._standings, standing)
+            if self._new:
+                own = [self._own[p] for p in sorted(self._own)]
+                self._put(self._scores, Scores(incarnation=standing.incarnation, peers=own))
+                self._new = False
 
-    def score(self, incarnation: int, scores: pb.PeerScores) -> None:
-        """Take the scores of one of this host's peers; ``incarnation`` is the host's."""
+    def score(self, scores: pb.PeerScores) -> None:
+        """Take the scores of one of this host's peers, which are told with the next standing."""
         with self._lock:
-            self._own[scores.peer] = scores
-            told = Scores(incarnation=incarnation, peers=[self._own[p] for p in sorted(self._own)])
-            self._put(self._scores, told)
+            self._own[scores.peer], self._new = scores, True
 
     def _put(self, board: _Board, note: Any) -> None:
         before = board.notes.get(self._me)

@@ -72,9 +72,9 @@ def test_scores_come_with_those_of_all_peers_of_the_host_and_say_since_when_noth
     now = [0.0]
     groups = {0: (0, 1), 2: (2,)}
     zero, two = member(0, groups), member(2, groups, clock=lambda: now[0])
-    zero.stand(standing())
     for peer in (1, 0):
-        zero.score(0, PeerScores(peer=peer, iteration=8, loss=math.nan, accuracy=0.5))
+        zero.score(PeerScores(peer=peer, iteration=8, loss=math.nan, accuracy=0.5))
+    zero.stand(standing())
     gossip(zero, 1, two, 2)  # whichever of its peers speaks
     now[0] = 4.0
     heard = two.heard()[0]
