@@ -128,7 +128,7 @@ class Standings:
     # Of this host -------------------------------------------------------------------------------------
 
     def stand(self, standing: Standing) -> None:
-        """Take this host's own standing, in which member and version are set here; tell new scores with it."""
+        """Take this host's own standing, whose member and version are set here, and its new scores."""
         with self._lock:
             self._put(self._standings, standing)
             if self._new:
