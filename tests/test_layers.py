@@ -47,9 +47,10 @@ MAY_IMPORT = {
     "keeping": {"topology", "algorithms", "config"},
     "host": _BELOW_HOST,
     "report": {*_BELOW_HOST, "host"},
+    "report.page": {*_BELOW_HOST, "report"},
     "flower": _FLOWER,
     "lab": {*_BELOW_HOST, *_LEARNING, "host"},
-    "cli": {*_FLOWER, "flower", "lab"},
+    "cli": {*_FLOWER, "report.page", "flower", "lab"},
 }
 # A library that only some layers may import.
 HOME = {

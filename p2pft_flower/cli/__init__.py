@@ -22,6 +22,7 @@ from p2pft_flower.cli import (
     export,
     preflight,
     rejoin,
+    report,
     reproduce,
     run,
     status,
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.command("run")(run.run)
 app.command("preflight")(preflight.preflight)
 app.command("compare")(compare.compare)
+app.command("report")(report.report)
 app.command("evaluate")(evaluate.evaluate)
 app.command("export")(export.export)
 app.command("attention")(attention.attention)

@@ -158,11 +158,7 @@ def load_run_tails(runs: Sequence[MethodRun], peer: int | None) -> list[list[Tai
     loaded = iter(load_tails(file for group in files for file in group))
     tails = [[next(loaded) for _ in group] for group in files]
     for tail in (tail for group in tails for tail in group):
-        if tail.same_images is False:
-            raise DataError(
-                f"{tail.file}: the test images of {tail.workload.config.dataset} are other ones here than in "
-                "its run (their labels, file names, sizes or contents differ)"
-            )
+        tail.require_same_images()
     start = tails[0][0]
     for group in tails[1:]:
         one, two = (tail.metadata["model-digest"] for tail in (start, group[0]))

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import DataError
+from p2pft_flower.flower.run import Run
 from p2pft_flower.host.bulletin import BulletinWriter
 from p2pft_flower.host.standings import Standings
-from p2pft_flower.keeping.lines import ViewChange
+from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping.lines import Report, ViewChange
 from p2pft_flower.transport import Gossip, PeerReport, PeerScores, Scores, Signed
 from p2pft_flower.typed import decoded
 
@@ -78,27 +80,62 @@ class Office:
         self._thread.join(_END)
         self._bulletin.remove()
 
+    @classmethod
+    def of(cls, run: Run) -> Office:
+        """Return the office of a run."""
+        hosts = {min(h.peers): h.peers for h in run.hosts}
+        return cls(run.id, run.config, run.graph.n, run.iterations, hosts, run.names, str(run.folder))
+
+    def known(self) -> Gossip:
+        """Return how new the standings and scores here are, for a look."""
+        return self._standings.known()
+
+    def hear(self, answer: Gossip) -> tuple[list[Report], list[ViewChange]]:
+        """Take a peer's answer to a look in; return the evaluations and changes of view that are new."""
+        before = {p: s.iteration for p, s in self._evaluated().items()}
+        self._standings.hear(answer)
+        reports = [
+            Report(
+                peer=p,
+                iteration=s.iteration,
+                loss=s.loss,
+                accuracy=s.accuracy,
+                accuracy_unseen=s.accuracy_unseen if s.HasField("accuracy_unseen") else None,
+                sketch=sketch.encode(s.sketch),
+                bytes_sent=s.bytes_sent,
+            )
+            for p, s in self._evaluated().items()
+            if s.iteration > before.get(p, -1) and s.sketch
+        ]
+        return reports, [c for line in answer.view_changes if (c := self._take_view(line, answer.sender))]
+
+    def _evaluated(self) -> dict[int, PeerScores]:
+        heard = self._standings.heard().values()
+        return {s.peer: s for h in heard if h.scores is not None for s in h.scores.peers}
+
     def take(self, report: PeerReport) -> None:
         """Take a report of one of the run's peers in; from one thread at a time."""
         if report.HasField("standing"):
             record = report.standing.SerializeToString()
             self._standings.hear(Gossip(sender=report.peer, standings=[Signed(record=record)]))
         elif report.view_change:
-            self._take_view(report)
+            self._take_view(report.view_change, report.peer)
         elif not report.note:
             self._take_scores(report)
 
-    def _take_view(self, report: PeerReport) -> None:
+    def _take_view(self, line: bytes, peer: int) -> ViewChange | None:
+        """Take a change of view in; return it if it was not known."""
         try:
-            change = decoded(report.view_change, ViewChange, f"a change of view by peer {report.peer}")
+            change = decoded(line, ViewChange, f"a change of view by peer {peer}")
         except DataError as error:
             log.warning("a report was left out: %s", error)
-            return
+            return None
         with self._lock:
             known = self._views.get(change.number)
             # The hosts' changes differ in what each has seen itself of those that are lost.
             if known is None or len(change.why) > len(known.why):
                 self._views[change.number] = change
+        return change if known is None else None
 
     def _take_scores(self, report: PeerReport) -> None:
         scores = PeerScores(

@@ -149,7 +149,9 @@ class Host:
             stack.callback(self._ending.wait)  # last: no news comes any more
             stack.callback(self._close_wires)
             publisher = self._publisher
-            recorder = self._recorder = Recorder(self.plan, self.problem, self._access, publisher.evaluated)
+            recorder = self._recorder = Recorder(
+                self.plan, self.problem, self._access, publisher.evaluated, publisher.view_changed
+            )
             stack.callback(recorder.close)
             stack.callback(publisher.close)
             publisher.start()

@@ -17,6 +17,7 @@ from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.lines import Evaluation, ViewChange
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import OwnPulse, PeerScores, Pulse, Standing
+from p2pft_flower.typed import encoded
 
 __all__ = ["Publisher"]
 
@@ -142,6 +143,10 @@ class Publisher:
         self._standings.score(self._incarnation, told)
         if self._log is not None:
             self._log.evaluated(line, self._rate.value)
+
+    def view_changed(self, change: ViewChange) -> None:
+        """Take a change of view; from any thread."""
+        self._standings.view_changed(encoded(change))
 
     def close(self) -> None:
         """End the thread, and remove the bulletin: what has come of the run stands in the journals."""

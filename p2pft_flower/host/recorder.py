@@ -59,6 +59,8 @@ class Recorder:
         The certificates with which this machine reports to the observer, or the permission of plain text.
     on_evaluation : callable
         Gets each evaluation, and the sketch, (128,), of the peer's θ; default: nobody does.
+    on_view : callable
+        Gets each change of view; default: nobody does.
     """
 
     def __init__(
@@ -67,8 +69,10 @@ class Recorder:
         problem: Problem,
         access: Access,
         on_evaluation: Callable[[Evaluation, sketch.Sketch], None] = lambda *_: None,
+        on_view: Callable[[ViewChange], None] = lambda _: None,
     ) -> None:
-        self._plan, self._problem, self._on_evaluation = plan, problem, on_evaluation
+        self._plan, self._problem = plan, problem
+        self._on_evaluation, self._on_view = on_evaluation, on_view
         self._begin = time.monotonic()
         self._journals = {p.peer: Journal(Path(plan.output_dir), p.peer) for p in plan.peers}
         self._observer = _observer(plan.observer, access) if plan.observer else None
@@ -234,6 +238,7 @@ class Recorder:
         for text in notes:
             self._report(peer=first, note=text[:MAX_NOTE], live=peers, view_change=encoded(change))
         self.views.append(change)
+        self._on_view(change)
         for peer, journal in self._journals.items():
             journal.write(structs.replace(change, peer=peer))
             journal.sync()  # a resumed run that counts gradients must know of each change

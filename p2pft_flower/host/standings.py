@@ -26,6 +26,9 @@ __all__ = ["SKETCHED", "Heard", "Standings"]
 SKETCHED = 64
 """The most peers of a run in which scores carry sketches, of 512 bytes each."""
 
+_VIEWS = 64
+"""The most changes of view that a look shows."""
+
 _LONGEST = 10.0**9
 """Seconds and iterations a second beyond which a standing is none of an honest member."""
 
@@ -118,6 +121,7 @@ class Standings:
         self._standings = _Board(Standing, b"p2pft standing")
         self._scores = _Board(Scores, b"p2pft scores")
         self._own: dict[int, pb.PeerScores] = {}
+        self._views: list[bytes] = []
         self._refusals = Refusals()
 
     # Of this host -------------------------------------------------------------------------------------
@@ -166,6 +170,36 @@ class Standings:
             gossip.certificates.extend(
                 c for c in self._certificates({*standings, *scores}, other) if c not in there
             )
+
+    def answer(self, known: Gossip) -> Gossip:
+        """Return all that is new to one who says what is ``known`` there, and all changes of view.
+
+        Raises
+        ------
+        ValueError
+            If ``known`` names members that the run does not have.
+        """
+        answer = Gossip()
+        with self._lock:
+            for board, told, has in (
+                (self._standings, answer.standings, known.known_standings),
+                (self._scores, answer.scores, known.known_scores),
+            ):
+                had = records.decode_known(has, self._groups)
+                told.extend(n[1] for m, n in sorted(board.notes.items()) if n[0] > had.get(m, (-1, -1)))
+            answer.view_changes.extend(self._views)
+        return answer
+
+    def known(self) -> Gossip:
+        """Return how new the notes here are, for a look."""
+        with self._lock:
+            return Gossip(known_standings=self._standings.known(), known_scores=self._scores.known())
+
+    def view_changed(self, line: bytes) -> None:
+        """Take the line of this host's journal on a change of view, for looks."""
+        with self._lock:
+            self._views.append(line)
+            del self._views[:-_VIEWS]
 
     def _certificates(self, authors: Iterable[int], other: int) -> list[bytes]:
         if self._signatures is None:

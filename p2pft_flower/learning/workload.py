@@ -25,7 +25,14 @@ from p2pft_flower.learning.minibatches import MiniBatches, PooledMiniBatches
 from p2pft_flower.learning.model.split import Parts
 from p2pft_flower.learning.model.structure import share_copy
 from p2pft_flower.learning.named_tensors import named_digest, named_tensors, vector_of, weights_digest
-from p2pft_flower.learning.objective import Evaluation, PeerObjective, evaluate, tail_vector
+from p2pft_flower.learning.objective import (
+    Answers,
+    Evaluation,
+    PeerObjective,
+    answers_of,
+    evaluate,
+    tail_vector,
+)
 from p2pft_flower.learning.preparing import progress_to
 from p2pft_flower.learning.privacy import ClippedGradients, Privacy, log_draws, require_accountant
 from p2pft_flower.learning.settings import check_privacy
@@ -308,6 +315,10 @@ class Workload:
     def score(self, theta: npt.NDArray[np.float32]) -> Evaluation:
         """Score any peer's ``theta``, (q,) float32, on all test images, without ``accuracy_unseen``."""
         return self._score(theta, self.test_features)
+
+    def answers(self, theta: npt.NDArray[np.float32]) -> Answers:
+        """Return the answers of any peer's ``theta``, (q,) float32, to all test images."""
+        return answers_of(share_copy(self.tail), theta, self.test_features)
 
     def score_on_own(self, theta: npt.NDArray[np.float32], peer: int) -> Evaluation:
         """Score ``theta``, (q,) float32, on the training images of ``peer``, without ``accuracy_unseen``."""

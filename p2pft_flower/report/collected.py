@@ -251,7 +251,8 @@ def collect_results(
     lost = [p for p in facts.live if views and p not in views[-1]["peers"] and p not in ended]
     missing = [p for p in facts.live if p not in ended and p not in lost]
     states = [f"peer {p}: {peers[p].state if p in peers else 'no journal of it was given'}" for p in missing]
-    status, why = _ending({p: files.failed for p, files in peers.items() if p in missing})
+    given = {p: files.failed for p, files in sorted(peers.items()) if files.failed is not None}
+    status, why = _ending({p: line for p, line in given.items() if p in missing}, given)
     if given_up:
         status, why = "stopped", given_up
     elif missing and not partial and (status is None or any(p not in peers for p in missing)):
@@ -306,18 +307,28 @@ def collect_results(
 _SAYS_MOST = [cause.name for cause in (Cause.OWN, Cause.RUN, Cause.LOST, Cause.HEARSAY, Cause.STOPPED)]
 
 
-def _ending(failed: Mapping[int, Failed | None]) -> tuple[str | None, str]:
-    """Return status and reason of a run by the last lines of peers without outcomes; None if no line says it.
+def _ending(there: Mapping[int, Failed], given_up: Mapping[int, Failed]) -> tuple[str | None, str]:
+    """Return status and reason of a run, as the coordinator would choose them; None if no line says it.
 
-    The reason is that of the peer that knows most, as the coordinator would choose it.
+    Parameters
+    ----------
+    there : mapping of int to Failed
+        The last lines of peers that were there to the end and have no outcome, ascending by peer.
+    given_up : mapping of int to Failed
+        The last lines of all peers that have given up, those lost before among them.
     """
-    told = [(peer, line) for peer, line in sorted(failed.items()) if line is not None]
-    if not told:
+    if not there:
         return None, ""
+    peer = _says_most(there)
+    if there[peer].cause == Cause.STOPPED.name:
+        return "stopped", f"peer {peer}: {there[peer].error}"
+    peer = _says_most(given_up)
+    return "failed", f"peer {peer}: {given_up[peer].error}"
+
+
+def _says_most(lines: Mapping[int, Failed]) -> int:
     rank = {name: k for k, name in enumerate(_SAYS_MOST)}
-    peer, line = min(told, key=lambda one: rank.get(one[1].cause, len(rank)))
-    status = "stopped" if line.cause == Cause.STOPPED.name else "failed"
-    return status, f"peer {peer}: {line.error}"
+    return min(lines, key=lambda peer: rank.get(lines[peer].cause, len(rank)))
 
 
 def _graph(n: int, facts: RunFacts, peers: Iterable[PeerFiles]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from p2pft_flower.transport.heartbeats import Heartbeats
 from p2pft_flower.transport.knock import begin_attempt, knock
 from p2pft_flower.transport.links import Links
+from p2pft_flower.transport.looking import Looker
 from p2pft_flower.transport.mailbox import Mailbox, Received
 from p2pft_flower.transport.observer import ObserverClient, ObserverServer
 from p2pft_flower.transport.probe import Prober
@@ -64,6 +65,7 @@ __all__ = [
     "Heartbeats",
     "Hello",
     "Links",
+    "Looker",
     "Loss",
     "Mailbox",
     "ObserverClient",

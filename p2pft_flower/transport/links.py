@@ -237,6 +237,11 @@ class Links(Closing):
         """Return a context manager that gathers payloads to hosts of this machine; see `Sending.together`."""
         return self._sending.together()
 
+    @property
+    def awaited(self) -> tuple[int, float] | None:
+        """The peer that has not taken a payload in and is waited for, and since when; None: there is none."""
+        return self._sending.awaited
+
     def flush(self, timeout: float) -> None:
         """Wait until every payload has been taken in; see `Sending.flush`."""
         self._sending.flush(timeout)

@@ -146,6 +146,14 @@ def test_a_signal_that_ends_the_serverapp_leaves_results_that_say_stopped(ending
     assert not ending.claim()
 
 
+def test_a_signal_leaves_what_was_known_of_the_run_by_then(ending):
+    ending.known = lambda: {"peers": [{"peer": 0, "accuracy": 0.5}], "status": "failed", "seconds": 2.0}
+    assert ending.was_stopped(signal.SIGTERM)
+    results = read_results(ending.folder)
+    assert (results["status"], results["peers"]) == ("stopped", [{"peer": 0, "accuracy": 0.5}])
+    assert results["seconds"] == 2.0
+
+
 @pytest.mark.parametrize("why", ["it had ended", "its peers train on", "it had no folder yet"])
 def test_a_signal_writes_no_results_where_there_is_nothing_to_say(why, ending):
     folder = ending.folder
