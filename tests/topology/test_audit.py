@@ -65,6 +65,17 @@ def test_a_leaf_of_a_star_cannot_tell_the_other_leaves_apart() -> None:
     assert audit(graph, [1, 2], K).steady == (0,)
 
 
+def test_weights_that_differ_by_rounding_only_count_as_equal() -> None:
+    """Else leaves of a star could be told apart by the last bit of a weight, which nobody can in practice."""
+    W = np.eye(4)
+    W[0, 1:] = 0.3, 0.1 + 0.2, 0.3
+    W[1:, 0] = 0.3
+    assert W[0, 1] != W[0, 2]
+    found = audit(Graph.from_weights(W), [3], K)
+    assert found.steady == (0,)
+    assert set(found.gradients) == {0}
+
+
 @pytest.mark.parametrize("n", [3, 4, 5, 7])
 def test_in_a_directed_ring_steady_gradients_are_found_by_everybody(n: int) -> None:
     """B is a circulant with n different eigenvalues, and no eigenvector is zero at the one that is heard."""

@@ -6,6 +6,7 @@ import base64
 import logging
 import os
 import threading
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -182,6 +183,41 @@ def test_nothing_is_sent_any_more_to_a_peer_that_was_revoked_though_the_connecti
     assert len(heard) == 1
 
 
+def test_an_answer_that_comes_after_the_revocation_is_void_and_a_call_under_way_is_cut(north):
+    own, other = north[0], north[1]
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(_):
+        begun.set()
+        assert go_on.wait(PATIENCE)
+        return Gossip()
+
+    with (
+        serving(other, slowly) as address,
+        Links(TERMS, {1: address}, [(0, 1)], credentials=own) as links,
+    ):
+        first = links.start_gossip(1, Gossip(sender=0), PATIENCE)
+        assert begun.wait(PATIENCE)
+        revoke(north.authority, [other.folder])
+        publish(north, own)
+        go_on.set()
+        assert "is void: the certificate of peer 1 was revoked on " in str(first.result(PATIENCE))
+    later, second = north[1], north[2]
+    begun.clear()
+    go_on.clear()
+    with (
+        serving(later, slowly) as address,
+        Links(TERMS, {1: address}, [(2, 1)], credentials=second) as links,
+    ):
+        first = links.start_gossip(1, Gossip(sender=2), PATIENCE)
+        assert begun.wait(PATIENCE)
+        revoke(north.authority, [later.folder])
+        publish(north, second)
+        assert isinstance(gossip_with(links, 1, Gossip(sender=2), PATIENCE), PeerUnreachableError)
+        assert "was cut: the certificate of peer 1 was revoked on " in str(first.result(PATIENCE))
+        go_on.set()
+
+
 def test_a_peer_with_a_later_certificate_is_reached_by_those_with_the_list_and_those_without(north):
     with_list, without = north[0], north[2]
     revoke(north.authority, [north.issue(1)])
@@ -213,9 +249,18 @@ def test_the_revoked_peer_learns_it_by_name_and_the_others_go_on_without_it(nort
         assert "the certificate of peer 0 was revoked on " in str(told)
 
 
+def first_absence(beats, remote):
+    """Ask until a neighbour is lost; a broken test asks to the end."""
+    end, never = time.monotonic() + PATIENCE / 2, threading.Event()
+    while (lost := beats.absence(remote)) is None:
+        assert time.monotonic() < end
+        never.wait(0.02)
+    return lost
+
+
 def test_a_revoked_neighbour_is_lost_at_once_by_name(north):
     addresses = free_addresses(2)
-    own, never = [north[0], north[1]], threading.Event()
+    own = [north[0], north[1]]
     with (
         Beating(0, [(0, 1), (1, 0)], addresses, own[0]) as zero,
         Beating(1, [(0, 1), (1, 0)], addresses, own[1]) as one,
@@ -226,8 +271,9 @@ def test_a_revoked_neighbour_is_lost_at_once_by_name(north):
         assert zero.beats.absence(1) is None
         revoke(north.authority, [own[1].folder])
         publish(north, own[0])
-        while (lost := zero.beats.absence(1)) is None:
-            never.wait(0.02)
+        lost = first_absence(zero.beats, 1)
+        with pytest.raises(RevokedError, match="the certificate of peer 1 was revoked on "):
+            first_absence(one.beats, 0)  # its own gossip has told it
     assert lost.how is Loss.REVOKED
     assert lost.lost == 1
     assert str(lost).startswith("peer 0, edge ")
