@@ -103,6 +103,7 @@ OTHER = {
     "rejoin-deadline": 50.0,
     "hang-timeout": 100.0,
     "run-timeout": 3600.0,
+    "name": "pets-lora",
     "output-dir": "/results",
     "checkpoint-every": 7,
     "checkpoints-kept": 3,

@@ -25,6 +25,7 @@ FREE = frozenset(
         "strategy-options",
         "local-epochs",
         "topology",
+        "name",
         "output-dir",
         "transport",
         "threads",

@@ -29,9 +29,10 @@ from p2pft_flower.flower.strategies import (
     unknown_algorithm,
 )
 from p2pft_flower.keeping.resuming import config_differences, refuse
+from p2pft_flower.keeping.run_folders import find_run
 from p2pft_flower.learning.settings import check_learning, require_here
 from p2pft_flower.plugins import check_reference, is_reference
-from p2pft_flower.report.results import default_output_dir
+from p2pft_flower.report.results import runs_folder
 from p2pft_flower.resources import resource_dir
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.schedule import is_own_schedule, scheduled
@@ -89,7 +90,7 @@ def _absolute(key: str, value: Any) -> Any:
     is_path = {
         "data-dir": True,
         "output-dir": True,
-        "resume": os.sep in value or is_run or (is_there and not os.path.lexists(default_output_dir(value))),
+        "resume": os.sep in value or is_run or (is_there and find_run(runs_folder(), value) is None),
         "topology": path.suffix in (".yaml", ".yml"),
         "text-embeddings": True,
         "class-names": True,

@@ -57,6 +57,9 @@ class RuntimeConfig:
         (``on_failure = "stop"``: the run ends).
     run_timeout : float
         Seconds after which the coordinator gives a run up.
+    name : str
+        The run's name, by which commands find it beside its id; empty: none. Its folder is then called
+        ``<name>-<run id>`` instead of ``<run id>``, unless ``output_dir`` chooses the folder.
     output_dir : str
         Absolute folder for the results; empty: ``$P2PFT_HOME/runs/<run id>``.
     preflight_only : bool
@@ -68,7 +71,7 @@ class RuntimeConfig:
     checkpoints_kept : int
         Number of the newest iterations of which every peer has a checkpoint.
     resume : str
-        The run from which to go on, by its id, or by its folder's absolute path; empty: none.
+        The run from which to go on, by its id, its name, or its folder's absolute path; empty: none.
     extend : bool
         Whether a run that is resumed may be longer than before.
     observer_address : str
@@ -98,6 +101,7 @@ class RuntimeConfig:
     rejoin_deadline: float = 600.0
     hang_timeout: float = 1800.0
     run_timeout: float = 604_800.0
+    name: str = ""
     output_dir: str = ""
     checkpoint_every: int = 0
     checkpoints_kept: int = 2
@@ -120,7 +124,13 @@ class RuntimeConfig:
             or re.fullmatch(r"[\w-]{1,64}", self.resume, re.ASCII) is not None,
             "resume",
             self.resume,
-            "a run's id (letters, digits, - and _), or the absolute path of a run's folder",
+            "a run's id or name (letters, digits, - and _), or the absolute path of a run's folder",
+        )
+        require(
+            re.fullmatch(r"([A-Za-z][\w-]{0,63})?", self.name, re.ASCII) is not None,
+            "name",
+            self.name,
+            "empty, or 1 to 64 letters, digits, - and _, the first one a letter (a folder's name has it)",
         )
         require_bounds(self)
         require(self.epochs >= 1 or self.iterations >= 1, "epochs", self.epochs, "a whole number >= 1")

@@ -305,7 +305,7 @@ def _preflight(message: Message, context: Context) -> dict[str, Any]:
     addresses = {int(p): str(a) for p, a in asked["addresses"].items()}
     access, own = site.access(), addresses.pop(site.peer_id)
     config = RunConfig.from_mapping(asked["config"])
-    folder = site.output_folder(asked["run"], config.runtime.output_dir)
+    folder = site.output_folder(asked["run"], config.runtime.output_dir, config.runtime.name)
     folders = [look_at("output-dir", folder), look_at("home", home())]
     with Prober(
         asked["run"],
@@ -347,7 +347,7 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     Parameters
     ----------
     run : str
-        The run's id.
+        The run's id, or its name if ``folder`` is not given.
     site : Site
         The site's settings, as its SuperNode has them.
     folder : Path, optional
@@ -372,7 +372,11 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     PeerFailedError
         When the peer's own code raised.
     """
-    folder = (site.output_folder(run, "") if folder is None else folder.expanduser()).absolute()
+    if folder is None:
+        run, folder, note = site.found(run)
+        if note:
+            log.info("%s", note)
+    folder = folder.expanduser().absolute()
     plan = dataclasses.replace(kept_plan(folder, run, site.peer_id), output_dir=str(folder))
     told = {} if plan.facts is None else plan.facts.versions
     if differing := [
@@ -393,11 +397,13 @@ def _train_peers(message: Message, context: Context, views: list[ViewChange]) ->
     site = Site.of(context.node_config)
     config = plan.config
     if site is not None:
-        own = site.writable_folder(plan.run, config.runtime.output_dir)
+        own = site.writable_folder(plan.run, config.runtime.output_dir, config.runtime.name)
         plan = dataclasses.replace(plan, output_dir=str(own))
         if plan.resume is not None:
-            kept = str(site.resumed_folder(config.runtime.resume))
-            plan = dataclasses.replace(plan, resume=dataclasses.replace(plan.resume, folder=kept))
+            # By its id: the newest run of a name may be this one by now, by another host of this machine.
+            by_path = Path(config.runtime.resume).is_absolute()
+            kept = site.resumed_folder(config.runtime.resume if by_path else plan.resume.run)
+            plan = dataclasses.replace(plan, resume=dataclasses.replace(plan.resume, folder=str(kept)))
         if plan.members:
             save_plan(plan)
     host = _host(plan, site)

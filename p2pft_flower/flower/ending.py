@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class Ending:
     ----------
     folder : Path or None
         The folder of the results; None as long as it is not known, and then nothing is written.
+    begun : float
+        When the run began, Unix seconds.
     reason : str or None
         The reason in the results when a signal ends the run; None: nothing is written, for its peers train
         on.
@@ -41,6 +44,7 @@ class Ending:
     def __init__(self, run_id: str, values: Mapping[str, Any]) -> None:
         self.folder: Path | None = None
         self.reason: str | None = STOPPED
+        self.begun = time.time()
         self._run_id, self._values = run_id, dict(values)
         self._claimed = threading.Lock()
 
@@ -85,7 +89,11 @@ class Ending:
         """
         if self.folder is None:
             raise RuntimeError("nobody has said where the results go")
-        results = head(status, self._run_id, self._values)
+        results = {**head(status, self._run_id, self._values), **self.times()}
         return write_results(
             self.folder, {**results, "views": views, "error": reason, "config": self._values}
         )
+
+    def times(self) -> dict[str, float]:
+        """Return the results' ``begun`` and ``ended``, Unix seconds, of a run that ends now."""
+        return {"begun": self.begun, "ended": time.time()}

@@ -103,7 +103,8 @@ class _Account:
         self._seconds, self._sent = keeper.seconds, keeper.sent
         self._before = {p: dict(parts) for p, parts in keeper.seconds.items()}
         self._last: dict[int, Report] = {}
-        self._privacy: dict[int, dict[str, float | None]] = {}
+        self._last_only: dict[int, dict[str, float | None]] = {}
+        """The numbers of each peer's last evaluation that no report has."""
         for report in keeper.reports:
             progress.fill(report)
 
@@ -120,7 +121,8 @@ class _Account:
                 report = self._last[peer] = Report(**told_of, bytes_sent=self._sent[peer])
                 self._progress.add(report)
                 self._keeper.reports.append(report)
-                self._privacy[peer] = {key: note.get(key) for key in ("epsilon", "delta")}
+                only = ("accuracy_seen", "epsilon", "delta")
+                self._last_only[peer] = {key: note.get(key) for key in only}
 
     def share_out(self, passed: float, hosts: Sequence[HostAssignment]) -> None:
         """Count as exchange those of ``passed`` seconds that no gradient or evaluation of a host took."""
@@ -141,8 +143,7 @@ class _Account:
                 accuracy_unseen=r.accuracy_unseen,
                 bytes_sent=r.bytes_sent,
                 sketch=r.sketch,
-                epsilon=self._privacy[p]["epsilon"],
-                delta=self._privacy[p]["delta"],
+                **self._last_only[p],
                 seconds=self._seconds[p],
                 iterations=run.iterations,
                 parameters=workload.theta0.size,

@@ -220,6 +220,7 @@ class Recorder:
         epsilon, delta = objective.privacy_spent() or (None, None)
         outcome = Outcome(
             **_scores(self._scores[peer]),
+            accuracy_seen=self._scores[peer].accuracy_seen,
             peer=peer,
             bytes_sent=bytes_sent,
             seconds=self.seconds(peer, exchange_seconds),

@@ -44,6 +44,7 @@ FREE_KEYS = frozenset(
         "meet-timeout",
         "hang-timeout",
         "min-peers",
+        "name",
         "observer-address",
         "on-failure",
         "peer-timeout",

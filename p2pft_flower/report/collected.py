@@ -164,7 +164,8 @@ def _common(peer: PeerFiles) -> list[tuple[str, Any]]:
 def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) -> dict[str, Any]:
     """Return a run's results, as the coordinator would have written them, from its peers' files.
 
-    ``seconds`` is the longest time of a peer from the line ``run`` of its journal to its end. All else equals
+    ``seconds`` is the longest time of a peer from the line ``run`` of its journal to its end, ``begun`` and
+    ``ended`` are the first of these lines' times and the last of these ends'. All else equals
     the coordinator's results, but ``history`` may have more evaluations than the coordinator received.
 
     Parameters
@@ -222,6 +223,8 @@ def collect_results(peers: Mapping[int, PeerFiles], *, partial: bool = False) ->
         views=views,
     )
     results["seconds"] = max(files.last.time - files.run.time for files in ended.values())
+    results["begun"] = min(files.run.time for files in ended.values())
+    results["ended"] = max(files.last.time for files in ended.values())
     return results
 
 

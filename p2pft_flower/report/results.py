@@ -21,6 +21,7 @@ from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.keeping.journal import read_journal
 from p2pft_flower.keeping.lines import Outcome, Run, Start, ViewChange
 from p2pft_flower.keeping.progress import scored
+from p2pft_flower.keeping.run_folders import folder_name
 from p2pft_flower.resources import home, home_named
 from p2pft_flower.typed import plain, read_object
 
@@ -39,6 +40,7 @@ __all__ = [
     "read_results",
     "require_place",
     "run_results",
+    "runs_folder",
     "summary",
     "tail_name",
     "take_place",
@@ -68,9 +70,14 @@ class ViewRow(TypedDict):
     seconds: float
 
 
-def default_output_dir(run: str) -> Path:
-    """Return the folder of a run's results if ``output-dir`` is not set."""
-    return home() / "runs" / run
+def default_output_dir(run: str, name: str = "") -> Path:
+    """Return the folder of a run's results if ``output-dir`` is not set; ``name`` is the run's name."""
+    return runs_folder() / folder_name(run, name)
+
+
+def runs_folder() -> Path:
+    """Return the folder in which each run has one of its own if ``output-dir`` is not set."""
+    return home() / "runs"
 
 
 def require_place(output_dir: str) -> None:
@@ -92,7 +99,7 @@ def require_place(output_dir: str) -> None:
         return
     require_writable(
         home_named(),
-        default_output_dir("new").parent,
+        runs_folder(),
         "set P2PFT_HOME to a folder that can be written, or output-dir (p2pft run: --out)",
     )
 
@@ -119,6 +126,7 @@ def head(status: str, run_id: str, values: Any) -> dict[str, Any]:
         "schema": SCHEMA,
         "status": status,
         "run": run_id,
+        "name": values.get("name") or None,
         "algorithm": values.get("algorithm"),
         "seed": values.get("seed"),
     }
@@ -262,6 +270,7 @@ def run_results(
             "images": about[p].known.images,
             "accuracy": scored(o.accuracy),
             "accuracy_unseen": o.accuracy_unseen,
+            "accuracy_seen": o.accuracy_seen,
             "loss": scored(o.loss),
             "bytes_sent": o.bytes_sent,
             "epsilon": o.epsilon,
@@ -282,7 +291,10 @@ def run_results(
         "model_parameters": one.model_parameters,
         "preprocessing": one.preprocessing,
         "peers": peers,
-        "summary": {key: summary([p[key] for p in peers]) for key in ("accuracy", "accuracy_unseen", "loss")},
+        "summary": {
+            key: summary([p[key] for p in peers])
+            for key in ("accuracy", "accuracy_unseen", "accuracy_seen", "loss")
+        },
         "consensus_error": sketch.consensus_error(
             [sketch.decode(o.sketch) for _, o in sorted(outcomes.items())]
         ),

@@ -186,6 +186,10 @@ WRONG = {
     "min-peers": ("min-peers=5", "min-peers = 5: the graph directed-ring-4 has 4 peers"),
     "preflight-only": ("preflight-only=true", "preflight-only = true: .* a simulation has none"),
     "resume": ("resume=17", "there is no checkpoint in good state"),
+    "name": ("name=pets/lora", "name = 'pets/lora': must be empty, or 1 to 64 letters, digits, - and _"),
+    "name, of a file": ("name=..", "name = '..'"),
+    "name, like an id": ("name=17", "name = '17': .* the first one a letter"),
+    "name, long": (f"name={'a' * 65}", "name = 'aaa.*': must be empty, or 1 to 64"),
     "extend": ("extend=true", "extend = true with an empty resume"),
 }
 

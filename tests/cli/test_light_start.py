@@ -56,6 +56,8 @@ def run(tmp_path_factory):
         "collect {run} --out collected",
         "evaluate {run}",
         "stop 1",
+        "runs",
+        "runs remove {run} --yes --folder .",
         "topology list",
         "topology show lopsided-4",
         "preflight --connection nowhere",

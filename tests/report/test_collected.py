@@ -21,7 +21,7 @@ from p2pft_flower.report.results import read_results
 from ..flower.engine import run_app
 from ..journals import made_line
 
-CLOCK = {"seconds"}
+CLOCK = {"seconds", "begun", "ended"}
 """What only the coordinator's clock says: the time from its start to its results."""
 
 
