@@ -112,6 +112,8 @@ OTHER = {
     "preflight-only": True,
     "observer-address": "office.example:9100",
     "min-peers": 3,
+    "tensorboard": True,
+    "callbacks": "my_module:MyCallback",
 }
 
 

@@ -40,6 +40,9 @@ JSON, MARKDOWN, PICTURE = "comparison.json", "comparison.md", "comparison.png"
 MARK = "compare.json"
 """Name of the file that is written into each run's folder before the run, with --seeds, and identifies it."""
 
+OURS = ("output-dir", "name", "tensorboard", "callbacks")
+"""Run-config keys that may differ if a run is kept: its numbers do not depend on them."""
+
 MARK_SCHEMA = "p2pft.comparison-run/1"
 
 MOST_SEEDS = 1000
@@ -311,7 +314,7 @@ def _seed_jobs(
             settings = RunConfig.from_mapping(values).to_mapping()
             mark = {
                 "schema": MARK_SCHEMA,
-                "settings": {k: v for k, v in settings.items() if k not in ("output-dir", "name")},
+                "settings": {k: v for k, v in settings.items() if k not in OURS},
                 "connection": connection,
                 "weights-sha256": sha256,
             }

@@ -40,6 +40,8 @@ FREE = frozenset(
         "cache",
         "download",
         "verify",
+        "tensorboard",
+        "callbacks",
     }
 )
 """Run-config keys in which runs of the same problem and the same training may differ."""

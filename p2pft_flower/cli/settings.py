@@ -28,6 +28,7 @@ from p2pft_flower.flower.strategies import (
     refuse_own_problem,
     unknown_algorithm,
 )
+from p2pft_flower.host.callbacks import require_watchers
 from p2pft_flower.keeping.resuming import config_differences, refuse
 from p2pft_flower.keeping.run_folders import find_run
 from p2pft_flower.learning.settings import check_learning, require_here
@@ -82,7 +83,9 @@ def _absolute(key: str, value: Any) -> Any:
     if key == "text-tower" and kind == "local-dir":
         return kind + colon + str(Path(place).expanduser().absolute())
     location, _, name = value.rpartition(":")
-    if key in ("algorithm", "problem", "model", "dataset", "partition") and location.endswith(".py"):
+    if key in ("algorithm", "problem", "model", "dataset", "partition", "callbacks") and location.endswith(
+        ".py"
+    ):
         return f"{Path(location).expanduser().absolute()}:{name}"
     path = Path(value).expanduser()
     is_run = os.path.isdir(path / "peers")  # noqa: PTH112 - Path's own raises where a name is too long
@@ -183,6 +186,8 @@ def check(values: dict[str, Any], *, here: bool, any_graph: bool = False) -> tup
         if is_own_codec(config.method.codec):
             check_reference(config.method.codec, key="codec", beside=[app])
         require_here(config.learning, graph.n, [app, Path.cwd()])
+        # With a strategy the coordinator has the callback, which looks for modules in the app only.
+        require_watchers(config.runtime, [app, *(() if is_strategy(name) else (Path.cwd(),))])
     return config, graph
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2pft_flower.config.bounds import require, require_bounds
+from p2pft_flower.plugins import is_reference
 
 __all__ = ["TRANSPORTS", "RuntimeConfig"]
 
@@ -62,6 +63,12 @@ class RuntimeConfig:
         ``<name>-<run id>`` instead of ``<run id>``, unless ``output_dir`` chooses the folder.
     output_dir : str
         Absolute folder for the results; empty: ``$P2PFT_HOME/runs/<run id>``.
+    tensorboard : bool
+        Whether the peers' scores, and the consensus error at the coordinator, are written as TensorBoard's
+        event files into the folder ``tensorboard`` of the run's folder.
+    callbacks : str
+        What is called at each evaluation, each change of view and the end, ``my_module:MyCallback``; empty:
+        nothing. It runs in a thread of its own in every host.
     preflight_only : bool
         Whether to look at every peer and link of a deployment, and stop before the first gradient.
     checkpoint_every : int
@@ -110,6 +117,8 @@ class RuntimeConfig:
     preflight_only: bool = False
     observer_address: str = ""
     min_peers: int = 0
+    tensorboard: bool = False
+    callbacks: str = ""
 
     def __post_init__(self) -> None:
         require(
@@ -131,6 +140,12 @@ class RuntimeConfig:
             "name",
             self.name,
             "empty, or 1 to 64 letters, digits, - and _, the first one a letter (a folder's name has it)",
+        )
+        require(
+            not self.callbacks or is_reference(self.callbacks),
+            "callbacks",
+            self.callbacks,
+            "empty, or my_module:MyCallback or /path/file.py:MyCallback (docs/extending.md)",
         )
         require_bounds(self)
         require(self.epochs >= 1 or self.iterations >= 1, "epochs", self.epochs, "a whole number >= 1")

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import ConfigError, P2PFTError, cause_of
 from p2pft_flower.flower import messages
 from p2pft_flower.flower.host_process import run_host
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
 from p2pft_flower.flower.site import Site
+from p2pft_flower.host.callbacks import require_watchers
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.own_problem import Plugged
 from p2pft_flower.host.wires import Access
@@ -41,6 +43,7 @@ from p2pft_flower.learning.model.model_facts import (
 )
 from p2pft_flower.learning.settings import check_privacy, require_accountant_here
 from p2pft_flower.plan import Plan, config_digest
+from p2pft_flower.plugins import is_reference
 from p2pft_flower.resources import home
 from p2pft_flower.transport import Prober
 from p2pft_flower.typed import plain
@@ -258,6 +261,9 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     config = RunConfig.from_mapping(asked["config"])
     site = Site.of(context.node_config)
     here = _peers_here(site)
+    name = config.method.algorithm
+    if name in ALGORITHMS or is_reference(name):  # a strategy of Flower is watched by the coordinator
+        require_watchers(config.runtime)
     own = None if site is None else site.credentials()  # faults of certificates shall be known now
     images = ""
     facts = _Facts({}, "", (), (), (), {}, {}, 0, "")

@@ -26,6 +26,7 @@ from p2pft_flower.host.recorder import MAX_NOTE
 from p2pft_flower.host.session import remote_edges
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping.event_files import ConsensusFile
 from p2pft_flower.keeping.journal import read_whole_lines
 from p2pft_flower.keeping.lines import Evaluation, Outcome, Report, ViewChange
 from p2pft_flower.keeping.progress import Progress
@@ -86,9 +87,10 @@ def run_peers(
     DataError
         When a host's reply cannot be used.
     """
-    progress = Progress(
-        1 if run.pooled else run.graph.n, run.iterations, lambda line: log.info("%s", line), run.missing
-    )
+    n = 1 if run.pooled else run.graph.n
+    events = ConsensusFile(run.folder) if run.config.runtime.tensorboard else None
+    completed = {} if events is None else {"completed": events.add}
+    progress = Progress(n, run.iterations, lambda line: log.info("%s", line), run.missing, **completed)
     parent = os.getppid()
     with contextlib.ExitStack() as stack:
         address = "" if hears is None else _listen(stack, run, hears, progress)
@@ -110,6 +112,8 @@ def run_peers(
                 evaluations += [line.report for line in lines if isinstance(line, Evaluation)]
     for evaluation in evaluations:
         progress.fill(evaluation)
+    if events is not None:
+        events.close(progress.history())
     views = told.views
     # A peer that had done all iterations and gone is not in a later view, and was not lost.
     lost = sorted(set(run.peers) - set(views[-1]["peers"]) - told.outcomes.keys()) if views else []

@@ -37,7 +37,9 @@ from p2pft_flower.flower.strategies import (
 )
 from p2pft_flower.flower.strategy_run import run_strategy
 from p2pft_flower.flower.trust import check_trust, coordinator_credentials, observer_access
+from p2pft_flower.host.callbacks import require_watchers
 from p2pft_flower.host.wires import Access
+from p2pft_flower.keeping.event_files import require_tensorboard
 from p2pft_flower.keeping.run_folders import in_use
 from p2pft_flower.learning.settings import check_learning
 from p2pft_flower.plugins import is_reference
@@ -119,6 +121,17 @@ def _output_dir(config: RunConfig, run_id: str) -> Path:
     return folder
 
 
+def _check_watchers(config: RunConfig, *, strategy: bool) -> None:
+    """Refuse TensorBoard or a callback that the coordinator needs and does not have.
+
+    Only runs of Flower's strategies are watched here: of other methods each host is watched by itself.
+    """
+    if strategy:
+        require_watchers(config.runtime)
+    elif config.runtime.tensorboard:
+        require_tensorboard()
+
+
 def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Ending) -> dict[str, Any] | None:
     no_extension_alone(config)
     graph = scheduled(Graph.load(config.runtime.topology), config.method.schedule_graph)
@@ -143,6 +156,7 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Endin
         make_strategy(config.method, graph.n)  # refuse wrong options before anything starts
         refuse_method_keys(config.method)
         refuse_own_problem(config)
+    _check_watchers(config, strategy=strategy)
     check_learning(config.learning, graph.n, pooled=pooled)
 
     answers = nodes.greet(grid, config, graph.n, pooled=pooled)

@@ -18,11 +18,12 @@ from msgspec import structs
 
 from p2pft_flower.errors import ConfigError, cause_of
 from p2pft_flower.host.agreement import NewView
+from p2pft_flower.host.callbacks import Callbacks, WatchedRun
 from p2pft_flower.host.problem import Objective, Problem, Score
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping import lines, sketch
 from p2pft_flower.keeping.journal import Journal, JournalError
-from p2pft_flower.keeping.lines import Evaluation, Outcome, ViewChange
+from p2pft_flower.keeping.lines import Evaluation, Failed, Outcome, ViewChange
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import ObserverClient, PeerReport
 
@@ -61,6 +62,16 @@ class Recorder:
     def __init__(self, plan: Plan, problem: Problem, access: Access) -> None:
         self._plan, self._problem = plan, problem
         self._begin = time.monotonic()
+        watched = WatchedRun(
+            run=plan.run,
+            name=plan.config.runtime.name,
+            folder=Path(plan.output_dir),
+            peers=tuple(p.peer for p in plan.peers),
+            n=plan.n,
+            iterations=plan.iterations,
+            config=plan.config.to_mapping(),
+        )
+        self._callbacks = Callbacks(plan.config, watched, self._warn)  # before any file is opened
         self._journals = {p.peer: Journal(Path(plan.output_dir), p.peer) for p in plan.peers}
         self._observer = _observer(plan.observer, access) if plan.observer else None
         # Flower's engine brings the app into its workers without their log's set-up. The level
@@ -70,6 +81,7 @@ class Recorder:
         self._seconds = {p.peer: {"gradient": 0.0, "exchange": 0.0, "evaluation": 0.0} for p in plan.peers}
         """Seconds of each peer by activity; of exchanges only those before this run."""
         self._scores: dict[int, Score] = {}
+        self._ends: dict[int, Outcome | Failed] = {}
         self.views: list[ViewChange] = []
         """Every change of view so far, as in the journals."""
         for peer, journal in self._journals.items():
@@ -85,6 +97,7 @@ class Recorder:
                 about=plan.peer_facts.get(peer),
             )
             journal.write(first)
+        self._callbacks.start()
 
     def continue_journal(
         self,
@@ -169,7 +182,9 @@ class Recorder:
         }
         sketched = self._sketch(theta)
         epsilon, _ = objective.privacy_spent() or (None, None)  # a run that fails has spent it, too
-        self._journals[peer].write(Evaluation(sketch=sketch.encode(sketched), epsilon=epsilon, **told))
+        line = Evaluation(sketch=sketch.encode(sketched), epsilon=epsilon, **told)
+        self._journals[peer].write(line)
+        self._callbacks.evaluated(line)
         self._report(sketch=sketched, **told)
         return score
 
@@ -209,6 +224,7 @@ class Recorder:
         for peer, journal in self._journals.items():
             journal.write(structs.replace(change, peer=peer))
             journal.sync()  # a resumed run that counts gradients must know of each change
+        self._callbacks.view_changed(change)
 
     def finish(
         self, peer: int, objective: Objective, theta: Vector, bytes_sent: int, exchange_seconds: float
@@ -233,7 +249,10 @@ class Recorder:
             preprocessing=self._preprocessing,
         )
         self._save(peer, theta, self._plan.iterations, stopped=False)
-        return outcome if self._journals[peer].write_last(outcome) else None
+        if not self._journals[peer].write_last(outcome):
+            return None
+        self._ends[peer] = outcome
+        return outcome
 
     def failed(self, iteration: int, error: BaseException) -> None:
         """Write the error by which the host ends into each journal without a last line; from any thread.
@@ -251,7 +270,8 @@ class Recorder:
                 traceback=where,
             )
             try:
-                journal.write_last(told)
+                if journal.write_last(told):
+                    self._ends[peer] = told
             except JournalError as unwritten:
                 log.error("the last line of a log is missing: %s", unwritten)  # noqa: TRY400 - one line
 
@@ -283,11 +303,17 @@ class Recorder:
         return self._journals[peer].save_tail(self._problem.named_tail(theta), metadata, stopped=stopped)
 
     def close(self) -> None:
-        """Let reports that are under way leave, within 1 s, and close the journals."""
+        """Let callbacks come to their end and reports that are under way leave, and close the journals."""
+        self._callbacks.close(self._ends)
         if self._observer is not None:
             self._observer.close(timeout=1.0)
         for journal in self._journals.values():
             journal.close()
+
+    def _warn(self, text: str) -> None:
+        """Warn of what hurts no training, here and at the coordinator; from any thread."""
+        log.warning("%s", text)
+        self._report(peer=self._plan.peers[0].peer, note=text[:MAX_NOTE])
 
     def _report(self, **told: Any) -> None:
         if self._observer is not None:

@@ -37,6 +37,7 @@ __all__ = [
 FREE_KEYS = frozenset(
     {
         *PRIVATE_KEYS,
+        "callbacks",
         "checkpoint-every",
         "checkpoints-kept",
         "evaluate-every",
@@ -52,6 +53,7 @@ FREE_KEYS = frozenset(
         "rejoin-deadline",
         "resume",
         "run-timeout",
+        "tensorboard",
         "transport",
         # These are compared by their results: edges and weights, and the length.
         "topology",

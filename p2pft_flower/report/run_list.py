@@ -14,8 +14,9 @@ from typing import Any
 
 from p2pft_flower.errors import Cause, ConfigError, DataError
 from p2pft_flower.keeping.checkpoints import SERVER, checkpoint_folder
+from p2pft_flower.keeping.event_files import EVENTS
 from p2pft_flower.keeping.journal import read_whole_lines
-from p2pft_flower.keeping.lines import AnyLine, Evaluation, Failed, LastRound, Outcome, Round, Run, ViewChange
+from p2pft_flower.keeping.lines import AnyLine, Evaluation, Failed, LastRound, Outcome, Round, Run, Start
 from p2pft_flower.keeping.progress import scored
 from p2pft_flower.keeping.run_folders import at_rest, begun_by_journal, find_run, split_name
 from p2pft_flower.report.preflight import PREFLIGHT_FILE
@@ -232,10 +233,9 @@ def _accuracy(lines: list[AnyLine]) -> float | None:
 
 def _state(folder: Path, run: str, journals: list[list[AnyLine]], iterations: int | None) -> tuple[str, str]:
     """Return the status of a run without results, and the status in words."""
-    counted = Evaluation | Round | LastRound | ViewChange | Failed | Outcome
-    done = [_iteration(line) for lines in journals for line in lines[-1:] if isinstance(line, counted)]
+    done = max((_iteration(lines) for lines in journals), default=0)
     whole = "" if iterations is None else f" of {iterations}"
-    where = f"after iteration {max(done)}{whole}" if done and max(done) else "before its first iteration"
+    where = f"after iteration {done}{whole}" if done else "before its first iteration"
     with at_rest(folder, run) as free:
         if not free:
             return "training", f"training, {where}"
@@ -252,10 +252,14 @@ def _state(folder: Path, run: str, journals: list[list[AnyLine]], iterations: in
     return "broken-off", f"broken off {where}: its processes are gone; p2pft run --resume goes on"
 
 
-def _iteration(line: AnyLine) -> int:
-    if isinstance(line, Outcome):
-        return line.iterations
-    return int(getattr(line, "iteration", 0))
+def _iteration(lines: list[AnyLine]) -> int:
+    """Return how many iterations a journal shows to be done."""
+    for line in reversed(lines):
+        if isinstance(line, Outcome):
+            return line.iterations
+        if not isinstance(line, Run | Start):
+            return line.iteration
+    return 0
 
 
 def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
@@ -336,6 +340,6 @@ def _own(folder: Path) -> Iterator[Path]:
         yield peers
     elif peers.is_dir():
         yield from [path for path in sorted(peers.iterdir()) if _OF_A_PEER.fullmatch(path.name)]
-    for path in (checkpoint_folder(folder, SERVER), *(folder / name for name in OWN_FILES)):
+    for path in (checkpoint_folder(folder, SERVER), folder / EVENTS, *(folder / name for name in OWN_FILES)):
         if os.path.lexists(path):
             yield path

@@ -190,6 +190,11 @@ WRONG = {
     "name, of a file": ("name=..", "name = '..'"),
     "name, like an id": ("name=17", "name = '17': .* the first one a letter"),
     "name, long": (f"name={'a' * 65}", "name = 'aaa.*': must be empty, or 1 to 64"),
+    "callbacks": ("callbacks=notes", "callbacks = 'notes': must be empty, or my_module:MyCallback"),
+    "callbacks, a module": ("callbacks=no_such_module:Notes", "cannot import 'no_such_module'"),
+    "callbacks, a file": ("callbacks=mine.py:Notes", "'.*mine.py' has no 'Notes'"),
+    "callbacks, of a strategy": ("algorithm=fedavg callbacks=mine:Method", "cannot import 'mine'"),
+    "tensorboard": ("tensorboard=yes", "tensorboard = 'yes': must be true or false"),
     "extend": ("extend=true", "extend = true with an empty resume"),
 }
 

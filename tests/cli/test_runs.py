@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from rich.filesize import decimal
 from typer.testing import CliRunner
 
 from p2pft_flower.cli import app
@@ -181,10 +182,10 @@ def test_a_line_that_cannot_be_read_is_left_out(runs):
 def test_a_removed_run_is_gone_and_its_bytes_are_told(runs):
     completed(runs, "pets-17")
     completed(runs, "18")
-    size = listed()["17"]["bytes"]
+    size = decimal(listed()["17"]["bytes"])
     done = invoke("remove", "17", "--yes")
     assert done.exit_code == 0, done.output
-    assert done.stdout == f"removed run 17 ({size:,} bytes)\nfreed {size:,} bytes\n"
+    assert done.stdout == f"removed run 17 ({size})\nfreed {size}\n"
     assert [path.name for path in runs.iterdir()] == ["18"]
 
 
