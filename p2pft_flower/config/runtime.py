@@ -63,12 +63,6 @@ class RuntimeConfig:
         ``<name>-<run id>`` instead of ``<run id>``, unless ``output_dir`` chooses the folder.
     output_dir : str
         Absolute folder for the results; empty: ``$P2PFT_HOME/runs/<run id>``.
-    tensorboard : bool
-        Whether the peers' scores, and the consensus error at the coordinator, are written as TensorBoard's
-        event files into the folder ``tensorboard`` of the run's folder.
-    callbacks : str
-        What is called at each evaluation, each change of view and the end, ``my_module:MyCallback``; empty:
-        nothing. It runs in a thread of its own in every host.
     preflight_only : bool
         Whether to look at every peer and link of a deployment, and stop before the first gradient.
     checkpoint_every : int
@@ -85,6 +79,12 @@ class RuntimeConfig:
         ``host:port`` at which the coordinator of a deployment listens to the peers' progress, and at which
         they reach the coordinator; empty: the coordinator has their scores at the end only. No peer waits for
         the coordinator.
+    tensorboard : bool
+        Whether the peers' scores, and the consensus error at the coordinator, are written as TensorBoard's
+        event files into the folder ``tensorboard`` of the run's folder.
+    callbacks : str
+        What is called at each evaluation, each change of view and the end, ``my_module:MyCallback``; empty:
+        nothing. It runs in a thread of its own in every host.
     min_peers : int
         The least number of peers with which a run on SuperNodes may start if others are missing after
         ``meet_timeout``; 0: all of the graph. With fewer peers no view goes on (``on_failure``), nor does a
@@ -116,9 +116,9 @@ class RuntimeConfig:
     extend: bool = False
     preflight_only: bool = False
     observer_address: str = ""
-    min_peers: int = 0
     tensorboard: bool = False
     callbacks: str = ""
+    min_peers: int = 0
 
     def __post_init__(self) -> None:
         require(

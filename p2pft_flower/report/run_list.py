@@ -18,7 +18,7 @@ from p2pft_flower.keeping.event_files import EVENTS
 from p2pft_flower.keeping.journal import read_whole_lines
 from p2pft_flower.keeping.lines import AnyLine, Evaluation, Failed, LastRound, Outcome, Round, Run, Start
 from p2pft_flower.keeping.progress import scored
-from p2pft_flower.keeping.run_folders import at_rest, begun_by_journal, find_run, split_name
+from p2pft_flower.keeping.run_folders import at_rest, begun_by_journal, split_name
 from p2pft_flower.report.preflight import PREFLIGHT_FILE
 from p2pft_flower.report.results import FILE, PEERS, read_results, summary
 from p2pft_flower.typed import read_object
@@ -127,20 +127,24 @@ def _readable(folder: Path) -> bool:
 
 
 def named_runs(above: Path, wanted: str) -> list[Path]:
-    """Return the folders of the runs that ``wanted`` names: by folder or id one, by name one or several.
+    """Return the folders of all runs that ``wanted`` names; an id or a folder counts before a name.
 
     Parameters
     ----------
     above : Path
         The folder that holds the runs' folders.
     wanted : str
-        An id, a name, or the path of a run's folder.
+        An id, a name, or a run's folder: what it is called in ``above``, or a path.
+
+    Raises
+    ------
+    ConfigError
+        When ``above`` cannot be read.
     """
-    found = find_run(above, wanted)
-    if found is not None and not found.note:
-        return [found.folder]
-    if found is not None:
-        return [path for path in sorted(above.iterdir()) if split_name(path.name)[0] == wanted]
+    records = runs_in(above)
+    found = [one for one in records if wanted in (one.run, Path(one.folder).name)]
+    if found := found or [one for one in records if wanted and one.name == wanted]:
+        return [Path(one.folder) for one in found]
     path = Path(wanted).expanduser()
     return [path] if os.path.lexists(path) else []
 
@@ -173,8 +177,8 @@ def _by_results(record: RunRecord, results: Mapping[str, Any]) -> RunRecord:
     begun = begun_by_journal(folder) if begun is None else begun
     return replace(
         record,
-        run=str(results.get("run") or record.run),
-        name=str(results.get("name") or record.name),
+        run=str(results.get("run") or folder.name),
+        name=str(results.get("name") or ""),
         method=str(results.get("algorithm") or ""),
         graph=str((results.get("graph") or {}).get("name") or config.get("topology") or ""),
         model=_model(config),
@@ -207,12 +211,14 @@ def _by_journals(record: RunRecord) -> RunRecord:
         record = replace(
             record,
             run=first.run,
-            name=str(first.config.get("name") or record.name),
+            name=str(first.config.get("name") or ""),
             method=str(first.config.get("algorithm", "")),
             graph=first.facts.graph.name if first.facts else str(first.config.get("topology", "")),
             model=_model(first.config),
             peers=first.n,
         )
+    elif not journals:
+        record = replace(record, graph=str(_key(folder / PREFLIGHT_FILE, "graph") or ""))
     status, words = _state(folder, record.run, journals, None if first is None else first.iterations)
     newest = [_accuracy(lines) for lines in journals]
     accuracy = summary([value for value in newest if value is not None])
@@ -238,7 +244,7 @@ def _state(folder: Path, run: str, journals: list[list[AnyLine]], iterations: in
     where = f"after iteration {done}{whole}" if done else "before its first iteration"
     with at_rest(folder, run) as free:
         if not free:
-            return "training", f"training, {where}"
+            return "training", f"training, {where}" if journals else "training; its journals are at its sites"
     last = [lines[-1] for lines in journals]
     failures = [line for line in last if isinstance(line, Failed)]
     if failures:
@@ -248,7 +254,7 @@ def _state(folder: Path, run: str, journals: list[list[AnyLine]], iterations: in
     if last and all(isinstance(line, Outcome | LastRound) for line in last):
         return "trained", "its peers here have trained to the end; the coordinator has the results"
     if not journals:
-        return "broken-off", "its peers have not begun here"
+        return "broken-off", "there are no results, and no peer has begun here"
     return "broken-off", f"broken off {where}: its processes are gone; p2pft run --resume goes on"
 
 

@@ -115,6 +115,29 @@ def test_runs_of_another_folder_are_told_with_their_folder_where_its_name_has_no
     assert "there is no such folder" in refused.stderr
 
 
+def test_a_comparisons_runs_are_found_by_their_ids_and_folders_not_by_what_looks_like_an_id(tmp_path):
+    """The folder p2pft-seed-0 has no run 0 in it."""
+    completed(tmp_path / "cmp", "p2pft-seed-0", run="123")
+    write_results(tmp_path / "cmp" / "dgd-seed-0", {"schema": SCHEMA, "status": "failed", "error": "no"})
+    assert listed("--folder", tmp_path / "cmp").keys() == {"123", "dgd-seed-0"}
+    assert listed("--folder", tmp_path / "cmp")["123"]["name"] == ""
+    assert invoke("remove", "0", "--yes", "--folder", tmp_path / "cmp").exit_code == 2
+    assert invoke("remove", "p2pft-seed", "--yes", "--folder", tmp_path / "cmp").exit_code == 2
+    for wanted in ("123", "dgd-seed-0"):
+        assert invoke("remove", wanted, "--yes", "--folder", tmp_path / "cmp").exit_code == 0
+    assert list((tmp_path / "cmp").iterdir()) == []
+
+
+def test_the_office_of_a_deployment_under_way_says_so_without_journals(runs):
+    (runs / "pets-17").mkdir(parents=True)
+    (runs / "pets-17" / "preflight.json").write_text('{"run": "17", "graph": "ring:4"}')
+    with in_use(runs / "pets-17"):
+        one = listed()["17"]
+    assert (one["status"], one["told"]) == ("training", "training; its journals are at its sites")
+    assert (one["name"], one["graph"]) == ("pets", "ring:4")
+    assert listed()["17"]["status"] == "broken-off"
+
+
 def ended(cause, **fields):
     return made_line("failed", iteration=40, error="the disk is full", cause=cause.name, **fields)
 
@@ -180,7 +203,7 @@ def test_a_line_that_cannot_be_read_is_left_out(runs):
 
 
 def test_a_removed_run_is_gone_and_its_bytes_are_told(runs):
-    completed(runs, "pets-17")
+    completed(runs, "pets-17", name="pets")
     completed(runs, "18")
     size = decimal(listed()["17"]["bytes"])
     done = invoke("remove", "17", "--yes")
@@ -215,7 +238,7 @@ def test_without_a_terminal_it_needs_yes_and_with_one_it_asks(runs, monkeypatch)
 
 def test_a_run_at_work_is_left_and_so_are_those_named_with_it(runs):
     completed(runs, "17")
-    journal(runs, "pets-18")
+    journal(runs, "pets-18", config=NAMED)
     for working in (in_use(runs / "pets-18"), registered("18", [0], [])):
         with working:
             done = invoke("remove", "17", "pets", "--yes")
@@ -226,8 +249,8 @@ def test_a_run_at_work_is_left_and_so_are_those_named_with_it(runs):
 
 
 def test_a_name_of_several_runs_removes_none(runs):
-    completed(runs, "pets-17")
-    completed(runs, "pets-18")
+    completed(runs, "pets-17", name="pets")
+    completed(runs, "pets-18", name="pets")
     done = invoke("remove", "pets", "--yes")
     assert done.exit_code == 2
     assert "2 runs have this name; give the id of each: 17, 18" in done.stderr

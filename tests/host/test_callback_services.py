@@ -25,28 +25,27 @@ def train(folder, value, caplog):
     (plan,) = plans(GRAPH, [[0, 1, 2, 3]], {}, folder, callbacks=value, name="squares")
     (outcomes,) = run_together([plan], [Quadratics()])
     assert [outcome.iterations for outcome in outcomes] == [20] * 4
-    assert [r.getMessage() for r in caplog.records if "callbacks" in r.getMessage()] == []
+    warned = [r.getMessage() for r in caplog.records if r.name == "p2pft_flower"]
+    assert [text for text in warned if text.startswith("callbacks")] == []
     return outcomes
 
 
 @needs("wandb")
 @pytest.mark.filterwarnings("default")  # those of other people's packages
-@pytest.mark.parametrize("mode", ["offline", "disabled"])
-def test_the_example_for_weights_and_biases_runs_without_a_network(mode, tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("WANDB_MODE", mode)
+def test_the_example_for_weights_and_biases_writes_a_run_without_a_network(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     file = write_example("my_wandb", tmp_path)
     train(tmp_path, f"{file}:Wandb", caplog)
-    files = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
-    assert len(files) == (1 if mode == "offline" else 0)
-    if files:
-        assert b"peer 3/loss" in files[0].read_bytes()
+    (written,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    assert b"peer 3/loss" in written.read_bytes()
 
 
 @needs("mlflow")
 @pytest.mark.filterwarnings("default")
 def test_the_example_for_mlflow_writes_a_run_into_a_local_store(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path / 'mlruns'}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # skinny has no other store
     file = write_example("my_mlflow", tmp_path)
     outcomes = train(tmp_path, f"{file}:Mlflow", caplog)
     import mlflow
