@@ -25,6 +25,7 @@ from p2pft_flower.cli import (
     report,
     reproduce,
     run,
+    runs,
     status,
     stop,
     text_embeddings,
@@ -56,6 +57,7 @@ app.command("stop")(stop.stop)
 app.command("rejoin")(rejoin.rejoin)
 app.command("up")(up.up)
 app.command("down")(up.down)
+app.add_typer(runs.app, name="runs")
 app.add_typer(reproduce.app, name="reproduce")
 app.add_typer(topology.app, name="topology")
 app.add_typer(data.app, name="data")
