@@ -248,6 +248,15 @@ def test_a_run_at_work_is_left_and_so_are_those_named_with_it(runs):
         assert listed().keys() == {"17", "18"}
 
 
+def test_a_run_with_results_in_whose_folder_a_process_still_works_is_left(runs):
+    completed(runs, "17")
+    with in_use(runs / "17"):
+        done = invoke("remove", "17", "--yes")
+    assert done.exit_code == 2
+    assert "run 17 is at work on this machine" in done.stderr
+    assert listed().keys() == {"17"}
+
+
 def test_a_name_of_several_runs_removes_none(runs):
     completed(runs, "pets-17", name="pets")
     completed(runs, "pets-18", name="pets")
