@@ -21,9 +21,7 @@ def agreement(material: Material) -> Section:
     bands, apart = [], []
     for run in runs:
         place = material.colour(run)
-        steps = [
-            (m.iteration, m.consensus_error) for m in run.results.history if m.consensus_error is not None
-        ]
+        steps = [(m.iteration, error) for m in run.results.history if (error := run.error_at(m)) is not None]
         if steps:
             bands.append(
                 Band(

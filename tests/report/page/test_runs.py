@@ -15,7 +15,7 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.journal import Journal
 from p2pft_flower.keeping.lines import Trace
-from p2pft_flower.report.page.runs import find_runs
+from p2pft_flower.report.page.reading import find_runs
 from p2pft_flower.report.page.tidy import evaluations_csv, outcomes_csv
 from tests.report.page.made_up import BACK, LOST, comparison, made_up, write
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from p2pft_flower.report.page import verdicts
-from p2pft_flower.report.page.runs import find_runs
+from p2pft_flower.report.page.reading import find_runs
 from p2pft_flower.report.page.verdicts import Answers
 from p2pft_flower.report.results import write_results
 from tests.report.page.made_up import BACK, CHEAP_FEDAVG, DEAR_FEDAVG, LOST, comparison, made_up, write
