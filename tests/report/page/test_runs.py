@@ -111,6 +111,27 @@ def test_a_damaged_journal_is_noted_and_the_rest_is_read(tmp_path):
     assert set(run.seconds_at) == {0, 200, 300}
 
 
+def test_a_lost_peer_is_known_from_its_journal_until_it_was_lost(tmp_path):
+    """A deployed run's coordinator has no scores of a peer that was lost, nor the distance to it."""
+    write(tmp_path, made_up(views=[LOST], ended=(0, 1, 3), error="peer 2 was lost"), gone=(2,))
+    (run,) = find_runs([tmp_path])
+    assert [moment.accuracy[2] for moment in run.results.history] == [0.3, 0.3, None, None]
+    assert [(share.name, share.classes) for share in run.shares][2] == ("2 (not at the end)", ("lost",))
+    assert "lost" in run.classes
+    assert run.unknown == []
+    assert [run.error_at(moment) for moment in run.results.history] == [
+        0,
+        *(pytest.approx(0.001 * k, rel=0.3) for k in (100, 200, 300)),
+    ]
+
+
+def test_a_lost_peer_without_a_journal_is_named_as_unknown(tmp_path):
+    write(tmp_path, made_up(views=[LOST], ended=(0, 1, 3), error="peer 2 was lost"))
+    (run,) = find_runs([tmp_path])
+    assert run.unknown == [2]
+    assert run.results.history[1].accuracy[2] is None
+
+
 def test_the_trackers_sum_is_read_from_traces(tmp_path):
     import numpy as np
 
