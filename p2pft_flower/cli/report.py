@@ -23,7 +23,8 @@ from p2pft_flower.report.page.beside import find_attention
 from p2pft_flower.report.page.build import build
 from p2pft_flower.report.page.document import Report, as_html, as_markdown
 from p2pft_flower.report.page.material import Material
-from p2pft_flower.report.page.runs import Run, find_runs
+from p2pft_flower.report.page.reading import find_runs
+from p2pft_flower.report.page.runs import Run
 from p2pft_flower.report.page.tidy import EVALUATIONS, OUTCOMES, evaluations_csv, outcomes_csv
 from p2pft_flower.report.page.verdicts import Answers
 from p2pft_flower.report.results import tail_name

@@ -21,9 +21,7 @@ def agreement(material: Material) -> Section:
     bands, apart = [], []
     for run in runs:
         place = material.colour(run)
-        steps = [
-            (m.iteration, m.consensus_error) for m in run.results.history if m.consensus_error is not None
-        ]
+        steps = [(m.iteration, error) for m in run.results.history if (error := run.error_at(m)) is not None]
         if steps:
             bands.append(
                 Band(
@@ -72,8 +70,7 @@ def agreement(material: Material) -> Section:
         f"{verdicts.APART} of the way that they have come. Consensus error: sqrt((1/n) Σ ‖θ_i − θ̄‖²), "
         "estimated from sketches.",
         "Tracker error: the largest ‖Σ τ − Σ g‖ of an iteration, relative to the largest ‖τ_i − g_i‖; "
-        "rounding "
-        "alone is below 1e-5."
+        "rounding alone is below 1e-5."
         + (
             ""
             if any(run.surplus for run in runs)

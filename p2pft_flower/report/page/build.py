@@ -85,7 +85,7 @@ def _answers(material: Material) -> list[Answer]:
     of = f" ({main.label})"
     fedavg, pooled = verdicts.against_fedavg(main, runs), verdicts.against_pooled(main, runs)
     words = {
-        "all": "Yes, every peer",
+        "all": "Yes, every peer" + (" at the end" if main.results.status != "completed" else ""),
         "some": f"{len(learned.who)} of {len(main.finals('accuracy_unseen'))} peers did",
         "none": "No",
         "nothing unseen": "There was nothing unseen",
@@ -127,7 +127,7 @@ def _cost_word(cost: verdicts.Cost) -> str:
     if cost.verdict == "not reached":
         return "It does not come to FedAvg's accuracy"
     if cost.ratio is None:
-        return "Not known beside FedAvg"
+        return "There is no FedAvg to compare with"
     time = "" if cost.time is None else f" and {cost.time:.2g} × the seconds"
     word = {"cheaper": "Cheaper", "dearer": "Dearer"}.get(cost.verdict, "Much the same")
     return f"{word}: {cost.ratio:.2g} × the bytes{time} of FedAvg"

@@ -41,7 +41,7 @@ class Material:
     Attributes
     ----------
     runs : sequence of Run
-        The runs, from :func:`~p2pft_flower.report.page.runs.find_runs`.
+        The runs, from :func:`~p2pft_flower.report.page.reading.find_runs`.
     answers : mapping of str to sequence of Answers
         By a run's label, the answers of its tails to the test images.
     unscored : mapping of str to str

@@ -11,7 +11,7 @@ from p2pft_flower.report.grids import Grid
 from p2pft_flower.report.page import verdicts
 from p2pft_flower.report.page.charts import Chart, graph_chart, heat
 from p2pft_flower.report.page.document import Section
-from p2pft_flower.report.page.material import Material, by_peer, ends, graph_of, seconds
+from p2pft_flower.report.page.material import MOST_ROWS, Material, ends, graph_of, seconds
 from p2pft_flower.report.page.runs import Run, mean
 from p2pft_flower.report.tables import bound, number, spans
 
@@ -64,8 +64,9 @@ def overview(material: Material) -> Section:
     said = [f"{len(material.runs)} run{'s' if len(material.runs) > 1 else ''}: "]
     if scored:
         best, worst = max(scored), min(scored)
-        said[0] += f"{best[1]} ends with the highest mean accuracy, {best[0]:.3f}"
-        said[0] += f", and {worst[1]} with the lowest, {worst[0]:.3f}." if len(scored) > 1 else "."
+        lowest = f"the highest mean accuracy, {best[0]:.3f}, and {worst[1]} with the lowest, {worst[0]:.3f}."
+        alone = f"a mean accuracy of {best[0]:.3f}."
+        said[0] += f"{best[1]} ends with {lowest if len(scored) > 1 else alone}"
     else:
         said[0] += "none has numbers."
     if failed:
@@ -101,7 +102,7 @@ def _unlike(runs: Sequence[Run]) -> list[str]:
 def peers_and_graph(material: Material) -> Section:
     """Return the section on the graph with its weights, and on each peer's share of images and classes."""
     run = material.main
-    graph, peers = graph_of(run), run.results.peers
+    graph, shares = graph_of(run), run.shares
     said, charts, tables, notes = list[str](), list[Chart](), list[Grid](), list[str]()
     if graph is None:
         said.append(f"The graph of {run.label} is not known.")
@@ -124,30 +125,26 @@ def peers_and_graph(material: Material) -> Section:
     )
     if other:
         notes.append(f"Other runs were on other graphs: {verdicts.listed(other)}.")
-    if peers and run.classes:
+    if shares and run.classes:
         said.append(_shares(run))
-        held = np.array([[name in p.classes for name in run.classes] for p in peers], dtype=np.float64)
-        words = (
-            f"Rows are peers, columns classes; a filled cell: the peer holds images of the class. {said[-1]}"
-        )
-        names = [p.name for p in peers]
+        held = np.array([[name in one.classes for name in run.classes] for one in shares], dtype=np.float64)
+        words = f"Rows are peers, columns classes; a filled cell: it holds images of the class. {said[-1]}"
         charts.append(
             heat("held", "Classes of which each peer holds images", words, np.where(held > 0, 0.8, np.nan),
-                 (names, run.classes), ("peer", "class"), form="")
+                 ([one.name for one in shares], run.classes), ("peer", "class"), form="")
         )  # fmt: skip
-    if peers:
-        whole = max(1, sum(p.images for p in peers))
-        tables.append(
-            by_peer(
-                run,
-                "Each peer's share of the training data",
-                ["images", "share", "classes"],
-                lambda k: [
-                    str(peers[k].images),
-                    f"{peers[k].images / whole:.1%}",
-                    spans(peers[k].classes) or "–",
-                ],
-            )
+    if shares:
+        whole = max(1, sum(one.images for one in shares))
+        rows = [
+            [one.name, str(one.images), f"{one.images / whole:.1%}", spans(one.classes) or "–"]
+            for one in shares[:MOST_ROWS]
+        ]
+        rest = f" (the first {MOST_ROWS} of {len(shares)}; --csv has all)" if len(shares) > MOST_ROWS else ""
+        title = f"Each peer's share of the training data{rest}"
+        tables.append(Grid(title, ["peer", "images", "share", "classes"], rows))
+    if shares and run.unknown:
+        notes.append(
+            f"The images and classes of peers {run.unknown} are not known: their journals are not here."
         )
     return Section(
         "peers",
@@ -161,11 +158,12 @@ def peers_and_graph(material: Material) -> Section:
 
 
 def _shares(run: Run) -> str:
-    peers, classes = run.results.peers, run.classes
-    held = [len(p.classes) for p in peers]
-    alone = sum(sum(name in p.classes for p in peers) == 1 for name in classes)
+    shares, classes = run.shares, run.classes
+    held = [len(one.classes) for one in shares]
+    alone = sum(sum(name in one.classes for one in shares) == 1 for name in classes)
     each = f"{held[0]}" if len(set(held)) == 1 else f"{min(held)} to {max(held)}"
     return (
         f"Each peer holds images of {each} of the {len(classes)} classes, "
-        f"{ends([p.images for p in peers], 'd')} images; {alone} of the classes are held by one peer alone."
+        f"{ends([one.images for one in shares], 'd')} images; {alone} of the classes are held by one peer "
+        f"alone."
     )

@@ -127,12 +127,14 @@ def _yardstick(run: Run, runs: Sequence[Run]) -> tuple[float, str] | None:
     pooled = baseline(run, runs, POOLED)
     if pooled is not None and (reached := pooled.accuracy) is not None:
         return reached, f"the {reached:.3f} of training with all images in one place ({pooled.label})"
-    best = max((a for r in runs if comparable(run, r) and (a := r.accuracy) is not None), default=None)
-    if best is None:
+    found = [(a, r.label) for r in runs if comparable(run, r) and (a := r.accuracy) is not None]
+    if not found:
         return None
+    best, of = max(found)
     if best < HALF:
         return HALF, f"an accuracy of {HALF} (no centralised run is there to compare with)"
-    return best, f"the best mean accuracy of these runs, {best:.3f} (no centralised run is there)"
+    whose = "its own" if of == run.label else f"{of}'s"
+    return best, f"{whose} mean accuracy on all classes, {best:.3f} (no centralised run is there)"
 
 
 def _nothing_to_learn(run: Run, unseen: Mapping[int, float]) -> Learned | None:
@@ -168,6 +170,7 @@ def learned(run: Run, runs: Sequence[Run]) -> Learned:
     others = [f"{run.name(p)}: {a:.3f}" for p, a in unseen.items() if p not in who]
     if not others:
         every = f"all {len(who)} peers" if len(who) > 1 else "its peer"
+        every += " that came to the end" if run.results.status.startswith("completed-with") else ""
         text = f"{every} learned the classes they never saw: accuracy {spread} on them, at least {rule}"
         return Learned("all", f"{run.label}: {text}.", value, who)
     if who:
@@ -303,7 +306,10 @@ def against_fedavg(run: Run, runs: Sequence[Run]) -> Cost:
     """Compare the bytes and seconds that ``run`` and FedAvg needed for the same mean accuracy."""
     other = baseline(run, runs, SERVER)
     if other is None:
-        return Cost("not known", f"{run.label}: there is no run of fedavg on the same data to compare with.")
+        spent = f"{run.label} sent {human_bytes(run.bytes_sent)} in all"
+        if run.training_seconds is not None:
+            spent += f" and trained for {run.training_seconds:.1f} s"
+        return Cost("not known", f"{spent}; there is no run of fedavg on the same data to compare with.")
     mine, theirs = run.accuracy, other.accuracy
     if mine is None or theirs is None:
         return Cost("not known", f"{run.label} and {other.label}: an accuracy is missing.")
@@ -374,11 +380,17 @@ def against_pooled(run: Run, runs: Sequence[Run]) -> Cost:
 # --- what happened on the way? ------------------------------------------------------------------------------
 
 
+def _cut(text: str, most: int = 240) -> str:
+    """Return another process's text on one line, cut if it is long."""
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= most else f"{line[:most].rstrip()} …"
+
+
 def _change(run: Run, view: View) -> str:
     changes = []
     for peer in view.lost:
         why = view.why.get(str(peer))
-        changes.append(f"{run.name(peer)} was lost" + (f" ({printable(why)})" if why else ""))
+        changes.append(f"{run.name(peer)} was lost" + (f" ({_cut(why)})" if why else ""))
     changes += [f"{run.name(peer)} came back" for peer in view.joined]
     at = run.view_times.get(view.number)
     when = f"after iteration {view.iteration}" + ("" if at is None else f", {at:.1f} s into the training")
@@ -397,9 +409,7 @@ def events(run: Run) -> list[str]:
             f"{run.label}: its changes of view are not known: a signal ended it; the journals have them."
         )
     if run.results.error:
-        told.append(
-            f"{run.label} ended as {run.results.status}: {printable(' '.join(run.results.error.split()))}"
-        )
+        told.append(f"{run.label} ended as {run.results.status}: {_cut(run.results.error)}")
     return told
 
 

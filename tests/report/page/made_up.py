@@ -87,11 +87,13 @@ def made_up(
     history = [
         {
             "iteration": k,
-            "accuracy": [a * k / last for a in accuracy],
-            "accuracy_unseen": [None if u is None else u * k / last for u in unseen],
-            "loss": [1 - a * k / last for a in accuracy],
+            "accuracy": [a * k / last if p in ended else None for p, a in enumerate(accuracy)],
+            "accuracy_unseen": [
+                None if u is None or p not in ended else u * k / last for p, u in enumerate(unseen)
+            ],
+            "loss": [1 - a * k / last if p in ended else None for p, a in enumerate(accuracy)],
             "bytes_sent": sent * k // last,
-            "consensus_error": consensus * k / last,
+            "consensus_error": consensus * k / last if len(ended) == len(accuracy) else None,
         }
         for k in ITERATIONS
     ]
@@ -129,10 +131,11 @@ def made_up(
     }
 
 
-def write(folder, results, *, pace=0.01, apart=0.001):
+def write(folder, results, *, pace=0.01, apart=0.001, gone=()):
     """Write results and journals of a run; an iteration takes ``pace`` seconds.
 
-    At the end the peers' models are about ``apart`` times as far from each other as they have come.
+    At the end the peers' models are about ``apart`` times as far from each other as they have come. Peers in
+    ``gone`` left a journal that ends after the first 100 iterations; they hold images of class ``lost``.
     """
     write_results(folder, results)
     n = len(results["graph"]["weights"])
@@ -155,6 +158,20 @@ def write(folder, results, *, pace=0.01, apart=0.001):
             )  # fmt: skip
         for line in _lines(results, peer, pace, apart):
             journal.write(line)
+        journal.close()
+    for p in gone:
+        journal = Journal(folder, p)
+        journal.write(
+            Run(
+                peer=p, time=990.0, run=results["run"], n=n, iterations=results["iterations"],
+                evaluate_every=100, host=(p,), config={"algorithm": results["algorithm"]}, facts=facts,
+                about=PeerFacts(str(p), ("lost",), KnownImages(50), rows_of(graph, [p])),
+            )
+        )  # fmt: skip
+        for k in (0, 100):
+            vector = sketch.encode(np.full(128, float(k)))
+            scores = {"loss": 1.0, "accuracy": 0.3, "accuracy_unseen": 0.2, "bytes_sent": 0, "seconds": 1.0}
+            journal.write(Evaluation(peer=p, time=1000 + pace * k, iteration=k, sketch=vector, **scores))
         journal.close()
     return folder
 

@@ -12,7 +12,7 @@ from p2pft_flower.report.page.beside import find_attention
 from p2pft_flower.report.page.build import build
 from p2pft_flower.report.page.document import as_html, as_markdown
 from p2pft_flower.report.page.material import Material
-from p2pft_flower.report.page.runs import find_runs
+from p2pft_flower.report.page.reading import find_runs
 from p2pft_flower.report.page.verdicts import Answers
 from tests.report.page.made_up import BACK, LOST, comparison, made_up, write
 

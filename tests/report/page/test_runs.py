@@ -15,7 +15,7 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.journal import Journal
 from p2pft_flower.keeping.lines import Trace
-from p2pft_flower.report.page.runs import find_runs
+from p2pft_flower.report.page.reading import find_runs
 from p2pft_flower.report.page.tidy import evaluations_csv, outcomes_csv
 from tests.report.page.made_up import BACK, LOST, comparison, made_up, write
 
@@ -109,6 +109,27 @@ def test_a_damaged_journal_is_noted_and_the_rest_is_read(tmp_path):
     (run,) = find_runs([tmp_path])
     assert any("peer-1.jsonl: 1 damaged lines were left out" in note for note in run.notes)
     assert set(run.seconds_at) == {0, 200, 300}
+
+
+def test_a_lost_peer_is_known_from_its_journal_until_it_was_lost(tmp_path):
+    """A deployed run's coordinator has no scores of a peer that was lost, nor the distance to it."""
+    write(tmp_path, made_up(views=[LOST], ended=(0, 1, 3), error="peer 2 was lost"), gone=(2,))
+    (run,) = find_runs([tmp_path])
+    assert [moment.accuracy[2] for moment in run.results.history] == [0.3, 0.3, None, None]
+    assert [(share.name, share.classes) for share in run.shares][2] == ("2 (not at the end)", ("lost",))
+    assert "lost" in run.classes
+    assert run.unknown == []
+    assert [run.error_at(moment) for moment in run.results.history] == [
+        0,
+        *(pytest.approx(0.001 * k, rel=0.3) for k in (100, 200, 300)),
+    ]
+
+
+def test_a_lost_peer_without_a_journal_is_named_as_unknown(tmp_path):
+    write(tmp_path, made_up(views=[LOST], ended=(0, 1, 3), error="peer 2 was lost"))
+    (run,) = find_runs([tmp_path])
+    assert run.unknown == [2]
+    assert run.results.history[1].accuracy[2] is None
 
 
 def test_the_trackers_sum_is_read_from_traces(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from p2pft_flower.report.page import verdicts
-from p2pft_flower.report.page.runs import find_runs
+from p2pft_flower.report.page.reading import find_runs
 from p2pft_flower.report.page.verdicts import Answers
 from p2pft_flower.report.results import write_results
 from tests.report.page.made_up import BACK, CHEAP_FEDAVG, DEAR_FEDAVG, LOST, comparison, made_up, write
@@ -57,6 +57,14 @@ def test_without_centralised_training_the_best_run_is_the_yardstick_but_no_bad_o
     found = verdicts.learned(run, [run])
     assert found.verdict == "none"
     assert "not 90% of an accuracy of 0.5 (no centralised run is there to compare with)" in found.sentence
+
+
+def test_of_one_run_alone_its_own_accuracy_is_the_yardstick(tmp_path):
+    write(tmp_path, made_up(unseen=(0.94, 0.94, 0.94, 0.5)))
+    (run,) = find_runs([tmp_path])
+    found = verdicts.learned(run, [run])
+    assert found.verdict == "some"
+    assert "reach 90% of its own mean accuracy on all classes, 0.950" in found.sentence
 
 
 def test_nothing_is_learned_beside_centralised_training_that_only_guesses(tmp_path):
@@ -151,6 +159,8 @@ def test_without_fedavg_or_on_other_data_there_is_nothing_to_compare(tmp_path):
     runs = find_runs([tmp_path])
     for against in (verdicts.against_fedavg, verdicts.against_pooled):
         assert against(runs[0], runs).verdict == "not known"
+    said = verdicts.against_fedavg(runs[0], runs).sentence
+    assert said.startswith("p2pft sent 4.0 MB in all and trained for 3.0 s; there is no run of fedavg")
 
 
 @pytest.mark.parametrize(
@@ -184,6 +194,18 @@ def test_a_lost_peer_is_told_with_why_and_when(tmp_path):
         "6.3 s the others went on as view 1 with 3 peers and 3 edges."
     )
     assert events[1] == "p2pft ended as completed-with-3-of-4: peer 2 was lost"
+
+
+def test_a_long_reason_is_cut(tmp_path):
+    _, events = happened(tmp_path, views=[LOST | {"why": {"2": "no answer " * 100}}], ended=(0, 1, 3))
+    assert len(events[0]) < 450
+    assert "no answer …" in events[0]
+
+
+def test_what_was_learned_without_a_lost_peer_is_of_those_that_came_to_the_end(tmp_path):
+    write(tmp_path, made_up(views=[LOST], ended=(0, 1, 3), error="peer 2 was lost"))
+    (run,) = find_runs([tmp_path])
+    assert "all 3 peers that came to the end learned" in verdicts.learned(run, [run]).sentence
 
 
 def test_a_peer_that_came_back_is_told(tmp_path):
