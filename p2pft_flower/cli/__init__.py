@@ -16,6 +16,7 @@ from p2pft_flower.cli import (
     chaos,
     collect,
     compare,
+    dashboard,
     data,
     demo,
     evaluate,
@@ -53,6 +54,7 @@ app.command("text-embeddings")(text_embeddings.text_embeddings)
 app.command("collect")(collect.collect)
 app.command("chaos")(chaos.chaos)
 app.command("status")(status.status)
+app.command("dashboard")(dashboard.dashboard)
 app.command("stop")(stop.stop)
 app.command("rejoin")(rejoin.rejoin)
 app.command("up")(up.up)

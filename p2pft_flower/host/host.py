@@ -174,6 +174,8 @@ class Host:
             options=settings.algorithm_options,
             pipelined=settings.pipelined,
         )
+        if method.phases:
+            self._publisher.will_exchange()
         with recorder.telling():
             theta0 = self.problem.theta0
         if (codec := make_codec(settings.codec)) is not None:

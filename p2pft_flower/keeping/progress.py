@@ -15,7 +15,7 @@ from p2pft_flower.keeping.journal import by_run, read_whole_lines
 from p2pft_flower.keeping.lines import Evaluation, Report
 from p2pft_flower.keeping.sketch import consensus_error, decode
 
-__all__ = ["Progress", "scored", "told_evaluations"]
+__all__ = ["EACH_PEER", "Progress", "scored", "told_evaluations"]
 
 TOLD = 128
 """The most evaluations, of about 900 bytes each, that all peers of a deployed run together send to the
