@@ -63,21 +63,14 @@ HOME = {
     "torchvision": {"learning"},
     "safetensors": {"learning", "cli"},
     "opacus": {"learning"},
-<<<<<<< HEAD
     "tensorboard": {"keeping"},
-=======
     "starlette": {"cli"},
     "uvicorn": {"cli"},
->>>>>>> dashboard
 }
 # … and what may be imported inside a function only, so that loading the layer stays light.
 LAZY = {
     *((layer, "safetensors") for layer in ("keeping", "report", "cli")),
-<<<<<<< HEAD
-    *(("cli", "torch"), ("learning", "opacus"), ("keeping", "tensorboard")),
-=======
-    *(("cli", "torch"), ("cli", "uvicorn"), ("learning", "opacus")),
->>>>>>> dashboard
+    *(("cli", "torch"), ("cli", "uvicorn"), ("learning", "opacus"), ("keeping", "tensorboard")),
 }
 FLOWER_PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 500, 70  # a docstring not counted
