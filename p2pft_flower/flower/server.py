@@ -37,6 +37,7 @@ from p2pft_flower.flower.strategy_run import run_strategy
 from p2pft_flower.flower.trust import (
     Distrust,
     coordinator_credentials,
+    find_coordinators,
     find_distrust,
     observer_access,
 )
@@ -163,7 +164,10 @@ def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Endin
     run = plan_run(run_id, config, graph, view, folder, pooled, exchanges, gradients, hosts, answers)
     run = resumed(run, answers)
     tell_plan(run)
-    own = None if strategy else coordinator_credentials(answers)
+    if links:
+        own, distrust = find_coordinators(answers, distrust)
+    else:
+        own = None if strategy else coordinator_credentials(answers)
     if run.deployed and run.exchanges and not strategy:
         preflight(grid, run, answers, distrust)
     elif config.runtime.preflight_only:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from p2pft_flower.config import RunConfig
-from p2pft_flower.errors import printable
+from p2pft_flower.errors import P2PFTError, printable
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.host.wires import Access
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES, Credentials, parse_address
 
-__all__ = ["Distrust", "coordinator_credentials", "find_distrust", "observer_access"]
+__all__ = ["Distrust", "coordinator_credentials", "find_coordinators", "find_distrust", "observer_access"]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -129,6 +129,16 @@ def coordinator_credentials(answers: Mapping[int, Mapping[str, Any]]) -> Credent
             f"{', '.join(map(repr, federations))}: set it to a folder that the peers' own authority issued"
         )
     return own
+
+
+def find_coordinators(
+    answers: Mapping[int, Mapping[str, Any]], distrust: Distrust
+) -> tuple[Credentials | None, Distrust]:
+    """Return :func:`coordinator_credentials`, and ``distrust`` with the reason if they cannot be used."""
+    try:
+        return coordinator_credentials(answers), distrust
+    except P2PFTError as error:
+        return None, distrust._replace(faults=[*distrust.faults, f"coordinator: {error}"])
 
 
 def observer_access(

@@ -188,19 +188,21 @@ def test_certificates_that_cannot_be_used_end_the_run_before_training(what, tmp_
     assert not (tmp_path / "out" / "peers").exists()
 
 
-def test_faults_of_certificates_and_folders_are_told_together(tmp_path):
+def test_faults_of_certificates_and_folders_are_told_together(tmp_path, monkeypatch):
     north = Federation(tmp_path / "north")
+    monkeypatch.setenv(COORDINATOR_CERTIFICATES, str(north.issue(8)))
     nodes = nodes_of([north.issue(0), tmp_path / "nothing", north.issue(9), north.issue(3)])
     (tmp_path / "file").write_text("")
     nodes[1]["output-dir"] = nodes[3]["output-dir"] = str(tmp_path / "file")
     with pytest.raises(RunFailedError) as caught:
         run_app(tmp_path / "out", node_configs=nodes, **SETTINGS | {"slots": 4, "topology": "ring:4"})
     first, *told = str(caught.value).splitlines()
-    assert first.startswith("preflight found 4 failures")
+    assert first.startswith("preflight found 5 failures")
     assert re.search(r"peer 1: .*nothing/peer\.pem: No such file", told[0])
     assert re.search(r"peer 2: .*peer\.pem is for peer 9 of .*, not for peer 2", told[1])
-    assert re.search(r"peer 1: output-dir .*file.* give a folder", told[2])
-    assert re.search(r"peer 3: output-dir .*file.* give a folder", told[3])
+    assert re.search(r"coordinator: .*is for peer 8 of federation 'north', not for the coordinator", told[2])
+    assert re.search(r"peer 1: output-dir .*file.* give a folder", told[3])
+    assert re.search(r"peer 3: output-dir .*file.* give a folder", told[4])
     report = json.loads((tmp_path / "out" / "preflight.json").read_text())
     assert [(p["peer"], link["neighbour"]) for p in report["peers"] for link in p["links"]] == [
         (0, 3),
