@@ -208,3 +208,11 @@ def test_faults_of_certificates_and_folders_are_told_together(tmp_path, monkeypa
         (0, 3),
         (3, 0),
     ]
+
+
+@pytest.mark.parametrize("algorithm", ["local", "fedavg"])
+def test_certificates_that_cannot_be_used_end_runs_without_a_preflight_too(algorithm, tmp_path):
+    north = Federation(tmp_path / "north")
+    nodes = nodes_of([north.issue(5), tmp_path / "nothing"])
+    with pytest.raises(RunFailedError, match=r"(?s)peer 0: .*for peer 5.*peer 1: .*No such file"):
+        run_app(tmp_path / "out", node_configs=nodes, algorithm=algorithm, **SETTINGS)
