@@ -255,7 +255,7 @@ def _sender(context: Context) -> dict[str, Any]:
     The node-config may be what is wrong, so nothing of it is relied upon.
     """
     given = context.node_config
-    if not given.keys() - FLOWERS:
+    if given.keys() & FLOWERS:
         return {}
     told = {"peer": given.get("peer-id"), "address": given.get("peer-address"), "machine": platform.node()}
     return {"sender": {key: str(value)[:200] for key, value in told.items() if value is not None}}
