@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "DataError",
     "P2PFTError",
     "TopologyError",
+    "called",
     "cause_of",
     "did_you_mean",
     "printable",
@@ -50,6 +51,11 @@ class P2PFTError(Exception):
     cause: Cause = Cause.RUN
 
 
+def called(peer: int, names: Mapping[int, str]) -> str:
+    """Return a peer's number for a message, with its name in brackets if ``names`` has one."""
+    return f"peer {peer} ({names[peer]})" if peer in names else f"peer {peer}"
+
+
 def cause_of(error: BaseException) -> Cause:
     """Return an error's cause; RUN for an error without one, as other packages' errors are."""
     cause = getattr(error, "cause", None)
@@ -57,15 +63,15 @@ def cause_of(error: BaseException) -> Cause:
 
 
 class ConfigError(P2PFTError, ValueError):
-    """A setting is unknown or has a value that cannot be used; names the key, the value and the choices."""
+    """A setting is unknown or has a value that cannot be used; the message names key, value and choices."""
 
 
 class TopologyError(P2PFTError, ValueError):
-    """A graph cannot be used; names the peer or edge and the remedy."""
+    """A graph cannot be used; the message names the peer or edge and the remedy."""
 
 
 class DataError(P2PFTError, ValueError):
-    """A dataset, partition, file or message cannot be used; names the file, field, class or peer."""
+    """A dataset, partition, file or message cannot be used; the message names file, field, class or peer."""
 
 
 def printable(text: str) -> str:

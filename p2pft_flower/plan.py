@@ -12,7 +12,7 @@ import msgspec
 import networkx as nx
 
 from p2pft_flower.config import RunConfig
-from p2pft_flower.errors import DataError
+from p2pft_flower.errors import DataError, called
 from p2pft_flower.facts import PeerFacts, RunFacts
 from p2pft_flower.topology.graph import GraphParts
 from p2pft_flower.topology.views import View
@@ -140,6 +140,11 @@ class Plan:
     members : dict of int to tuple of int
         The peers of each host of the run, by the host's lowest peer, if the view may change; else empty. If
         the view may change, ``addresses`` has the address of every peer: any two may become neighbours.
+    hosts : dict of int to tuple of int
+        The peers of each host of the run, by the host's lowest peer, whether or not the view may change;
+        empty: all are on this host.
+    names : dict of int to str
+        The name of each peer that has one, for people: that of its site, else that of the graph.
     observer : str
         Address to which progress is reported; empty: to nobody.
     pooled : bool
@@ -154,6 +159,8 @@ class Plan:
     stop_digest : str
         SHA-256, hexadecimal, of the key that only the coordinator knows: a caller who shows the key may stop
         the run. Empty: only neighbours may.
+    look_digest : str
+        The same of another key, which only shows how the run gets on. Empty: nobody may look.
     checkpoint_every : int
         Number of iterations between two checkpoints; negative: none are written.
     checkpoint_files : int
@@ -177,11 +184,14 @@ class Plan:
     addresses: dict[PeerNumber, str] = field(default_factory=dict)
     graph: GraphParts = field(default_factory=GraphParts)
     members: dict[PeerNumber, tuple[PeerNumber, ...]] = field(default_factory=dict)
+    hosts: dict[PeerNumber, tuple[PeerNumber, ...]] = field(default_factory=dict)
+    names: dict[PeerNumber, str] = field(default_factory=dict)
     observer: str = ""
     pooled: bool = False
     facts: RunFacts | None = None
     peer_facts: dict[PeerNumber, PeerFacts] = field(default_factory=dict)
     stop_digest: str = ""
+    look_digest: str = ""
     checkpoint_every: Number = -1
     checkpoint_files: Positive = 2
     resume: ResumePoint | None = None
@@ -197,6 +207,10 @@ class Plan:
     def live(self) -> tuple[int, ...]:
         """The peers that were there at the start, ascending."""
         return tuple(range(self.n)) if self.facts is None else self.facts.live
+
+    def called(self, peer: int) -> str:
+        """Return a peer's number, with its name if it has one, for messages."""
+        return called(peer, self.names)
 
     def weights_among(self, live: Collection[int]) -> dict[int, float]:
         """Return the factor of each peer's loss if the peers ``live`` train: the mean among these is one."""
@@ -226,7 +240,7 @@ class Plan:
         Raises
         ------
         DataError
-            If ``text`` is no plan of this version, or was changed; names the field or the fault.
+            If ``text`` is no plan of this version, or was changed; the message names the field or the fault.
         """
         told = decoded(text, _Sealed, "not a plan of this version")
         if told.schema != SCHEMA:
@@ -247,8 +261,8 @@ class Plan:
         if any(not p.whole or len(p.turns) != len(self.peers[0].turns) for p in self.peers):
             return "a peer gives nothing to itself, or its turns are another place's - at `$.peers`"
         named = {p for place in self.peers for p in (*place.row, *place.column)}
-        named |= {p for peers in self.members.values() for p in peers}
-        if max((*named, *self.loss_weights, *self.addresses)) >= self.n:
+        named |= {p for groups in (self.members, self.hosts) for peers in groups.values() for p in peers}
+        if max((*named, *self.loss_weights, *self.addresses, *self.names)) >= self.n:
             return "it names a peer beyond the graph - at `$.n`"
         if missing := set(own) - self.loss_weights.keys():
             return f"the losses of the peers {sorted(missing)} have no factor - at `$.loss_weights`"

@@ -24,6 +24,7 @@ from p2pft_flower.cli import (
     rejoin,
     reproduce,
     run,
+    status,
     stop,
     text_embeddings,
     topology,
@@ -48,6 +49,7 @@ app.command("attention")(attention.attention)
 app.command("text-embeddings")(text_embeddings.text_embeddings)
 app.command("collect")(collect.collect)
 app.command("chaos")(chaos.chaos)
+app.command("status")(status.status)
 app.command("stop")(stop.stop)
 app.command("rejoin")(rejoin.rejoin)
 app.command("up")(up.up)

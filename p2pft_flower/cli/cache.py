@@ -36,7 +36,9 @@ def _fail(message: object) -> NoReturn:
 def list_stores(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """List the stores, the least recently used first, which are removed first when the limit is reached.
+    """List the stores, the least recently used one first.
+
+    When the cache reaches its limit, stores are removed in this order.
 
     Exit codes: 0 the stores were listed; 2 the cache cannot be read.
     """
@@ -73,7 +75,7 @@ def _about(record: StoreRecord) -> str:
 
 
 def as_dict(records: list[StoreRecord], limit: int) -> dict[str, Any]:
-    """Return what ``--json`` prints: sizes in bytes, times in seconds since the epoch.
+    """Return the content of the output of ``--json``: sizes in bytes, times in seconds since the epoch.
 
     Later versions only add keys.
     """
@@ -169,7 +171,7 @@ def parse_size(text: str) -> int:
     Raises
     ------
     ConfigError
-        When ``text`` is no size above zero.
+        When ``text`` does not give a size above zero.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     unit = UNITS.get(match[2].upper()) if match else None

@@ -116,7 +116,7 @@ def texts_elsewhere(embeddings: Path | None, tower: str | None, names: Path | No
 
 
 def tail_files(path: Path) -> list[Path]:
-    """Return the tails in a run's folder, in the peers' order; of a file, the file itself.
+    """Return the tails in a run's folder, in the peers' order; if ``path`` is a file, that file alone.
 
     Tails of stopped peers are left out.
 

@@ -79,7 +79,7 @@ def read_runs(paths: Sequence[Path]) -> list[MethodRun]:
     ------
     ConfigError, DataError
         When a folder holds no completed run, two runs are of one method, all are centralized, or runs differ
-        in the problem, or in a setting that is not in :data:`FREE`; names the difference.
+        in the problem, or in a setting that is not in :data:`FREE`; the message names the difference.
     """
     order = {"local": 0, POOLED: 2}
     runs = sorted((r for path in paths for r in _read(path)), key=lambda r: order.get(r.algorithm, 1))

@@ -23,7 +23,7 @@ def seeds_of(text: str) -> list[int]:
     Raises
     ------
     ConfigError
-        When one is no whole number, or is given twice.
+        When a seed is no whole number, or is given twice.
     """
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() for word in words) or len({int(word) for word in words}) < len(words):

@@ -109,7 +109,7 @@ def execute(
     RunStoppedError
         When somebody stopped the run.
     P2PFTError
-        When a setting is wrong, or the run failed; has the first cause.
+        When a setting is wrong, or the run failed; the message has the first cause.
     """
     simulated = connection is None
     config, graph = check(values, here=simulated)
@@ -181,7 +181,7 @@ def execute_or_record(
     values : dict
         Run-config keys and values, ``output-dir`` among them.
     connection, environment, verbose
-        As of :func:`execute`.
+        As in :func:`execute`.
 
     Returns
     -------

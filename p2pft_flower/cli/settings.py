@@ -199,7 +199,7 @@ def _check_runtime(config: RunConfig, graph: Graph, *, here: bool, pooled: bool)
     Raises
     ------
     ConfigError
-        When there is such a setting; names its key.
+        When there is such a setting; the message names its key.
     """
     runtime = config.runtime
     if runtime.min_peers > graph.n:
@@ -235,8 +235,8 @@ def settings_of_resumed(values: Mapping[str, Any], *, simulated: bool) -> dict[s
     Raises
     ------
     ConfigError
-        When a setting differs that must not (lists the differences); when a simulated run is not here; when
-        the run has completed and is not to become longer.
+        When a setting differs that must not (the message lists the differences); when a simulated run is not
+        here; when the run has completed and is not to become longer.
     DataError
         When a folder of checkpoints cannot be read.
     """

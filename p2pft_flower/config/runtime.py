@@ -83,7 +83,7 @@ class RuntimeConfig:
     Raises
     ------
     ConfigError
-        If a value cannot be used; names the key, the value and the right values.
+        If a value cannot be used; the message names the key, the value and the right values.
     """
 
     topology: str = "directed-ring-4"

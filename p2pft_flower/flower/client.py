@@ -24,6 +24,7 @@ from p2pft_flower.flower import messages
 from p2pft_flower.flower.host_process import run_host
 from p2pft_flower.flower.logs import kept_warnings, log_to_stream
 from p2pft_flower.flower.messages import HostReport
+from p2pft_flower.flower.metrics import served
 from p2pft_flower.flower.site import FLOWERS, Site
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.own_problem import Plugged
@@ -75,7 +76,7 @@ def versions() -> dict[str, str]:
 
 @lru_cache(maxsize=2)
 def holdings(config: LearningConfig, n: int, pooled: str, peers: tuple[int, ...] | None) -> Holdings:
-    """Look at the peers' images once for each process; parameters as of :class:`Holdings`."""
+    """Look at the peers' images once for each process; the parameters are those of :class:`Holdings`."""
     return Holdings(config, n, pooled=pooled, peers=peers)
 
 
@@ -291,6 +292,7 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
         "end": time.time(),
         "peer-id": None if here is None else here[0],
         "address": "" if site is None else site.peer_address,
+        "site": "" if site is None else site.site_name,
         "versions": versions(),
         "cpus": os.cpu_count(),
         "federation": "" if own is None else own.federation,
@@ -359,7 +361,8 @@ def _host(plan: Plan, site: Site | None, *, joining: bool = False) -> Host:
         # Sums inside an operator depend on the number of threads that share them: θ is the same everywhere
         # only if that number is (invariant 2 of docs/architecture.md).
         torch.set_num_threads(config.runtime.threads)
-    return Host(plan, problem, Access() if site is None else site.access(), joining=joining)
+    access = Access() if site is None else site.access()
+    return Host(plan, problem, access, joining=joining, tells=site is not None)
 
 
 def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, Path]:
@@ -385,7 +388,7 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     ------
     P2PFTError
         When there is no such run here, when it has ended or runs already, or when data, model or certificates
-        cannot be used; names the fault and its place.
+        cannot be used; the message names the fault and its place.
     LostContactError
         When nobody has let the peer in before ``rejoin-deadline``.
     ExchangeStoppedError
@@ -401,7 +404,8 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     ]:
         log.warning("not the versions that the run began with: %s", ", ".join(differing))
     host = _host(plan, site, joining=True)
-    (outcome,) = run_host(host, deployed=True)
+    with served(site.metrics_address, run):
+        (outcome,) = run_host(host, deployed=True)
     return outcome, folder
 
 
@@ -423,7 +427,8 @@ def _train_peers(message: Message, context: Context, told: HostReport) -> dict[s
             save_plan(plan)
     host = _host(plan, site)
     try:
-        outcomes = run_host(host, deployed=site is not None)
+        with served("" if site is None else site.metrics_address, plan.run):
+            outcomes = run_host(host, deployed=site is not None)
     finally:
         told.views, told.failures, told.seconds = host.views, host.failures, host.seconds
         if site is not None:  # in simulation the coordinator can read the peers' journals

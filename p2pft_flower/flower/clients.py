@@ -175,7 +175,7 @@ def evaluate(
     arrays: ArrayRecord,
     told: ConfigRecord,
 ) -> RecordDict:
-    """Score the server's θ on the peer's test images, and return the scores; parameters as of :func:`train`.
+    """Score the server's θ on the peer's test images; return the scores. :func:`train` has the parameters.
 
     The scores also go into the peer's journal. After the last round, θ is saved as the peer's tail.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from p2pft_flower.report.results import ViewRow, head, write_results
 
-__all__ = ["STOPPED", "Ending"]
+__all__ = ["STOPPED", "ResultsOnce"]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -19,8 +19,8 @@ STOPPED = "the run was stopped: its ServerApp was told to end"
 """The reason of a run whose ServerApp was ended by a signal, if nothing more is known."""
 
 
-class Ending:
-    """Writes the results of a run once: either its ServerApp does, or the handler of a signal that ends it.
+class ResultsOnce:
+    """Writes a run's results.json exactly once: the ServerApp does, or the handler of a signal that ends it.
 
     Parameters
     ----------
@@ -32,12 +32,12 @@ class Ending:
     Attributes
     ----------
     folder : Path or None
-        The folder of the results; None as long as it is not known, and then nothing is written.
+        The folder of the results; None until it is known. Nothing is written while it is None.
     known : callable or None
         Returns what is known of the run, as results.json has it; None before its peers train.
     reason : str or None
-        The reason in the results when a signal ends the run; None: nothing is written, for its peers train
-        on.
+        The reason that the results give when a signal ends the run. None if the peers train on: then nothing
+        is written.
     """
 
     def __init__(self, run_id: str, values: Mapping[str, Any]) -> None:

@@ -148,7 +148,7 @@ def body_of(message: Message, who: str) -> dict[str, Any]:
     Raises
     ------
     RunFailedError
-        When the reply reports an error; names ``who`` and the error.
+        When the reply reports an error; the message names ``who`` and the error.
     """
     place = f"{who}: " if who else ""
     if message.has_error():
@@ -171,14 +171,14 @@ def overlap(answers: Sequence[dict[str, Any]]) -> int:
 def assign_hosts(
     answers: dict[int, dict[str, Any]], n: int, transport: str, *, pooled: bool
 ) -> list[HostAssignment]:
-    """Return the hosts: the nodes that run peers, each with its peers.
+    """Return one host for each node that runs peers, with its peers.
 
     Parameters
     ----------
     answers : dict
-        The nodes' answers, from :func:`greet`.
+        Each node's answer by node id, from :func:`greet`.
     n : int
-        Peers of the graph.
+        Number of peers of the graph.
     transport : str
         The run-config's ``transport``; ``"memory"`` puts all peers on one host.
     pooled : bool
@@ -187,7 +187,8 @@ def assign_hosts(
     Raises
     ------
     RunFailedError
-        When peers of a deployment are to share data or memory.
+        When the run is a deployment, but ``pooled`` or ``transport = "memory"`` needs all peers in one
+        process.
     """
     total = 1 if pooled else n
     deployed = {node: a for node, a in answers.items() if a["peer-id"] is not None}
@@ -217,8 +218,8 @@ def with_addresses(hosts: Sequence[HostAssignment], graph: Graph) -> list[HostAs
     Raises
     ------
     RunFailedError
-        When a peer's addresses in node-config and topology differ, or two peers have the same address; names
-        both.
+        When a peer's addresses in node-config and topology differ, or two peers have the same address; the
+        message names both.
     """
     found = []
     owner: dict[str, int] = {}

@@ -16,19 +16,19 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from p2pft_flower.algorithms.objective import peer_weights
-from p2pft_flower.errors import Cause, P2PFTError, printable
+from p2pft_flower.errors import Cause
 from p2pft_flower.facts import GraphName, RunFacts
 from p2pft_flower.flower import messages, nodes
-from p2pft_flower.flower.ending import STOPPED, Ending
+from p2pft_flower.flower.ending import STOPPED, ResultsOnce
+from p2pft_flower.flower.hearing import Looking, listen
 from p2pft_flower.flower.messages import HostReport
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
+from p2pft_flower.flower.office import Office
 from p2pft_flower.flower.run import Run, collect_results, unfinished_results
 from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.host.ending import others_go_on
-from p2pft_flower.host.recorder import MAX_NOTE
 from p2pft_flower.host.session import remote_edges
 from p2pft_flower.host.wires import Access
-from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.journal import read_whole_lines
 from p2pft_flower.keeping.lines import Evaluation, Failed, Outcome, Report
 from p2pft_flower.keeping.progress import Progress
@@ -39,12 +39,9 @@ from p2pft_flower.report.collected import rows_of
 from p2pft_flower.report.results import ViewRow, log_name, lost_on_the_way, merged_views
 from p2pft_flower.transport import (
     Credentials,
-    ObserverServer,
-    PeerReport,
     digest_of,
     new_key,
     stop_run,
-    unix_address,
 )
 from p2pft_flower.typed import converted
 
@@ -60,7 +57,7 @@ RETRY_AFTER = 1.0
 
 
 def run_peers(
-    grid: Grid, run: Run, ending: Ending, own: Credentials | None = None, hears: Access | None = None
+    grid: Grid, run: Run, ending: ResultsOnce, own: Credentials | None = None, hears: Access | None = None
 ) -> dict[str, Any]:
     """Start every host with one message for the whole run, listen to progress, and return the results.
 
@@ -70,7 +67,7 @@ def run_peers(
         Flower's connection to the nodes.
     run : Run
         The run.
-    ending : Ending
+    ending : ResultsOnce
         Gets the reason that the results have if a signal ends this process.
     own : Credentials, optional
         The coordinator's certificates, which it shows to stop peers that have certificates.
@@ -94,8 +91,9 @@ def run_peers(
     )
     parent = os.getppid()
     with contextlib.ExitStack() as stack:
-        address = "" if hears is None else _listen(stack, run, hears, progress)
-        key = new_key()
+        office = stack.enter_context(Office.of(run))
+        address = "" if hears is None else listen(stack, run, hears, progress, office)
+        key, look_key = new_key(), new_key()
 
         def stop(number: signal.Signals) -> bool:
             ending.reason = _stop_peers(run, key, own, number, parent)
@@ -108,12 +106,10 @@ def run_peers(
         }
         with before_obeying(stop):
             if run.deployed and not address:
-                log.info(
-                    "the peers train; until they have ended, only the journal at each site "
-                    "(peers/peer-<i>.jsonl in its output-dir) has their scores; observer-address brings them "
-                    "here"
-                )
-            told = _train(grid, run, observer=address, stop_digest=digest_of(key) if run.deployed else "")
+                log.info("the peers train; each site's log, and p2pft status there, tell how they get on")
+                stack.enter_context(Looking(run, look_key, own, progress, office))
+            keys = (digest_of(key), digest_of(look_key)) if run.deployed else ("", "")
+            told = _train(grid, run, address, *keys)
     for evaluation in [*told.evaluations, *_on_this_machine(run)]:
         progress.fill(evaluation)
     views, seconds = told.views, told.seconds or time.monotonic() - begin
@@ -153,52 +149,6 @@ def _on_this_machine(run: Run) -> list[Report]:
             lines, _ = read_whole_lines(log_file)
             found += [line.report for line in lines if isinstance(line, Evaluation)]
     return found
-
-
-def _listen(stack: contextlib.ExitStack, run: Run, hears: Access, progress: Progress) -> str:
-    """Listen to the peers' progress until ``stack`` is closed.
-
-    Returns the address to which they report; empty, after a warning, if the coordinator cannot listen.
-    """
-    notes = {printable(run.images_line)}  # the notes shown already
-
-    def on_report(report: PeerReport) -> None:
-        if report.run == run.id and report.note and report.peer in run.peers:
-            if live := {p for p in report.live if p in run.peers}:
-                progress.go_on_with(live)
-            note = printable(report.note[:MAX_NOTE])
-            if note not in notes and len(notes) < MAX_NOTES:  # several hosts may have the same note
-                notes.add(note)
-                log.info("%s", note)
-            return
-        if (
-            report.run != run.id
-            or report.peer not in run.peers
-            or report.iteration > run.iterations
-            or len(report.sketch) != sketch.SIZE
-        ):
-            log.warning("a report that is none of this run's was left out")
-            return
-        progress.add(
-            Report(
-                peer=report.peer,
-                iteration=report.iteration,
-                loss=report.loss,
-                accuracy=report.accuracy,
-                accuracy_unseen=report.accuracy_unseen if report.HasField("accuracy_unseen") else None,
-                sketch=sketch.encode(report.sketch),
-                bytes_sent=report.bytes_sent,
-            )
-        )
-
-    own_socket = unix_address(f"{run.id}-observer", 0)
-    where = run.config.runtime.observer_address if run.deployed else own_socket
-    try:
-        server = ObserverServer(where, on_report, credentials=hears.credentials, insecure=hears.insecure)
-        return stack.enter_context(server).address
-    except P2PFTError as error:
-        log.warning("no progress will be shown while the peers train: %s", error)
-        return ""
 
 
 def _stop_peers(
@@ -298,7 +248,7 @@ class _Told(NamedTuple):
     """Peers of each host that failed by itself after all had done all iterations, and the host's failure."""
 
 
-def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
+def _train(grid: Grid, run: Run, observer: str, stop_digest: str, look_digest: str) -> _Told:
     """Run every host's peers, and return the content of the hosts' replies.
 
     Raises
@@ -308,7 +258,7 @@ def _train(grid: Grid, run: Run, observer: str, stop_digest: str) -> _Told:
     """
     sent = []
     for host in run.hosts:
-        plan = _host_plan(run, host, observer, stop_digest)
+        plan = _host_plan(run, host, observer, stop_digest, look_digest)
         message = Message(
             messages.pack({"plan": plan.to_json()}),
             dst_node_id=host.node,
@@ -417,8 +367,8 @@ def _says_most(failures: Iterable[RunFailedError]) -> RunFailedError:
     return min(failures, key=lambda failure: _SAYS_MOST.index(failure.ended_by))
 
 
-def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) -> Plan:
-    """Return the plan of one host; ``observer`` and ``stop_digest`` are attributes of the plan."""
+def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str, look_digest: str) -> Plan:
+    """Return the plan of one host; the three texts are attributes of the plan."""
     if run.pooled:
         peers: tuple[Neighbourhood, ...] = (Neighbourhood(0, {0: 1.0}, {0: 1.0}),)
         weights = {0: 1.0}
@@ -452,6 +402,8 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
         addresses=addresses,
         graph=run.graph.to_dict() if around and _survives(run) else {},
         members={min(h.peers): h.peers for h in run.hosts} if around and _survives(run) else {},
+        hosts={min(h.peers): h.peers for h in run.hosts},
+        names=run.names,
         observer=observer,
         pooled=run.pooled,
         facts=RunFacts(
@@ -470,6 +422,7 @@ def _host_plan(run: Run, host: HostAssignment, observer: str, stop_digest: str) 
             for p in peers
         },
         stop_digest=stop_digest,
+        look_digest=look_digest,
         checkpoint_every=run.checkpoint_every,
         checkpoint_files=files_kept(
             run.config.runtime.checkpoints_kept,

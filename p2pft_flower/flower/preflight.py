@@ -57,7 +57,7 @@ def preflight(grid: Grid, run: Run, answers: dict[int, dict[str, Any]], distrust
     Raises
     ------
     RunFailedError
-        When there are failures; lists each with its peer or link, the finding, and the remedy.
+        When there are failures; the message lists each with its peer or link, the finding, and the remedy.
     """
     log.info("the peers look at their links to each other and at their folders, before anything trains")
     replies = _ask(grid, run, distrust.peers)

@@ -106,7 +106,7 @@ def resumed(run: Run, answers: Mapping[int, Mapping[str, Any]]) -> Run:
     Raises
     ------
     ConfigError
-        When the earlier run is not the same one; lists the differences.
+        When the earlier run is not the same one; the message lists the differences.
     DataError
         When the peers have no checkpoint in common, or checkpoints of several runs, or there is no such run.
     """

@@ -49,7 +49,7 @@ def check_resumable(config: RunConfig) -> None:
     Raises
     ------
     ConfigError
-        When that is asked for; lists the strategies that can go on.
+        When ``resume`` is set for such a run; the message lists the strategies that can go on.
     """
     name, resume = plain_name(config.method.algorithm), config.runtime.resume
     if resume and name not in STATELESS:

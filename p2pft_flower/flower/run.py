@@ -98,6 +98,17 @@ class Run:
     """Numbers of a sample, of a dataset of features; 0 of images."""
     known: dict[int, KnownImages] = field(default_factory=dict)
     """Digests that recognise each peer's images, as far as the answers have them."""
+    site_names: dict[int, str] = field(default_factory=dict)
+    """The name of each peer's site, if it has one."""
+
+    def __post_init__(self) -> None:
+        peers: dict[str, int] = {}
+        for peer, name in self.names.items():
+            if (other := peers.setdefault(name, peer)) != peer:
+                raise RunFailedError(
+                    f"peers {other} and {peer} are both called {name!r}: give each site a site-name of its "
+                    "own in --node-config"
+                )
 
     @property
     def checkpoint_every(self) -> int:
@@ -140,6 +151,12 @@ class Run:
         return address
 
     @property
+    def names(self) -> dict[int, str]:
+        """The name of each peer that has one: its site's, else the graph's, if that is not its number."""
+        drawn = {p: name for p, name in enumerate(self.graph.peer_names) if name != str(p)}
+        return {} if self.pooled else {**drawn, **self.site_names}
+
+    @property
     def addresses(self) -> dict[int, str]:
         """The addresses of a deployment's peers, ascending, without peers that have none."""
         given = {p: host.address for host in self.hosts for p in host.peers if host.address}
@@ -147,7 +164,7 @@ class Run:
 
     def about(self, peer: int) -> PeerFacts:
         """Return the facts of a peer that results have besides its scores."""
-        name = "all" if self.pooled else self.graph.peer_names[peer]
+        name = "all" if self.pooled else self.names.get(peer, str(peer))
         known = self.known.get(peer, KnownImages(self.images[peer]))
         return PeerFacts(name, tuple(self.classes[peer]), known)
 
@@ -246,6 +263,7 @@ def plan_run(
         evaluate_every=config.runtime.evaluate_every or epoch,
         images_line=told[0]["images"],
         width=told[0]["width"],
+        site_names={a["peer-id"]: a["site"] for a in told if a["site"]},
     )
 
 

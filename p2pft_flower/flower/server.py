@@ -17,7 +17,7 @@ from p2pft_flower.algorithms import ALGORITHMS, check_graph, gradients_per_step
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, P2PFTError
 from p2pft_flower.flower import greeting, nodes
-from p2pft_flower.flower.ending import Ending
+from p2pft_flower.flower.ending import ResultsOnce
 from p2pft_flower.flower.logs import PREFLIGHT_PASSED, log_to_stream, status_line
 from p2pft_flower.flower.method import make_method
 from p2pft_flower.flower.nodes import RunFailedError
@@ -62,7 +62,7 @@ def make_server_app() -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         log_to_stream()
         run_id = str(context.run_id)
-        ending = Ending(run_id, context.run_config)
+        ending = ResultsOnce(run_id, context.run_config)
         try:
             config = RunConfig.from_mapping(context.run_config)
             folder = ending.folder = _output_dir(config, run_id)
@@ -85,7 +85,7 @@ def make_server_app() -> ServerApp:
     return app
 
 
-def _tell_failure(error: Exception, run_id: str, ending: Ending) -> None:
+def _tell_failure(error: Exception, run_id: str, ending: ResultsOnce) -> None:
     """Log why a run did not complete, and write its results."""
     # Flower prints the traceback of what is raised; these lines are for people.
     reason = str(error) if isinstance(error, P2PFTError) else f"{type(error).__name__}: {error}"
@@ -112,7 +112,9 @@ def _output_dir(config: RunConfig, run_id: str) -> Path:
     return folder
 
 
-def _run(grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: Ending) -> dict[str, Any] | None:
+def _run(
+    grid: Grid, config: RunConfig, run_id: str, folder: Path, ending: ResultsOnce
+) -> dict[str, Any] | None:
     no_extension_alone(config)
     graph = scheduled(Graph.load(config.runtime.topology), config.method.schedule_graph)
     name = config.method.algorithm

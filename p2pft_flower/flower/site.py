@@ -12,6 +12,7 @@ from typing import Any
 
 from p2pft_flower.config import LearningConfig, read_range
 from p2pft_flower.errors import ConfigError
+from p2pft_flower.flower.metrics import require_metrics
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
@@ -22,6 +23,9 @@ __all__ = ["FLOWERS", "Site"]
 
 _PAIR = re.compile(r"(\S+?)\s*=\s*('[^']*'|\"[^\"]*\"|\S+)")
 """A key and its value, as Flower finds them in ``--node-config`` but for the spaces around ``=``."""
+
+MAX_SITE_NAME = 64
+"""The most characters of a site's name."""
 
 FLOWERS = frozenset({"partition-id", "num-partitions"})
 """Keys that Flower sets itself, in simulation."""
@@ -56,11 +60,17 @@ class Site:
     text_embeddings : str
         ``text-embeddings``: the file of text embeddings here, instead of the run-config's and of its text
         tower; default empty: the run-config's.
+    site_name : str
+        ``site-name``: the site's name for people, in messages, logs and tables; default empty: the name that
+        the graph gives its peer.
+    metrics_address : str
+        ``metrics-address``: ``host:port`` at which Prometheus finds the site's numbers while its peer trains;
+        default empty: they are served nowhere.
 
     Raises
     ------
     ConfigError
-        When a value cannot be used; names the key and what would be right.
+        When a value cannot be used; the message names the key and the right values.
     """
 
     peer_id: int
@@ -72,6 +82,8 @@ class Site:
     output_dir: str = ""
     pixel_range: str = ""
     text_embeddings: str = ""
+    site_name: str = ""
+    metrics_address: str = ""
 
     def __post_init__(self) -> None:
         if self.peer_id < 0:
@@ -93,6 +105,14 @@ class Site:
                 read_range(self.pixel_range)
             except ConfigError as error:
                 raise ConfigError(f"{error} (in --node-config)") from error
+        name = self.site_name
+        if name and not (name.isprintable() and name == name.strip() and len(name) <= MAX_SITE_NAME):
+            raise ConfigError(
+                f"site-name = {name!r} in --node-config: give printable text of at most {MAX_SITE_NAME} "
+                "characters, without spaces around it"
+            )
+        if self.metrics_address:
+            require_metrics(self.metrics_address)
         if self.certificates and self.insecure:
             raise ConfigError(
                 "certificates and insecure = true in --node-config exclude each other: leave insecure out to "
@@ -151,8 +171,8 @@ class Site:
         Raises
         ------
         ConfigError
-            When the text or the file cannot be read, has no ``peer-id``, has a word that belongs to no pair,
-            or as :meth:`of`.
+            When the text or the file cannot be read, has no ``peer-id``, or has a word that belongs to no
+            pair, and when :meth:`of` raises it.
         """
         try:
             if text.endswith(".toml"):
@@ -200,7 +220,7 @@ class Site:
         Raises
         ------
         ConfigError
-            When the certificates cannot be used; names file and remedy.
+            When the certificates cannot be used; the message names file and remedy.
         """
         return (
             Credentials.load(Path(self.certificates).expanduser(), self.peer_id)
@@ -214,7 +234,7 @@ class Site:
         Raises
         ------
         ConfigError
-            As :meth:`credentials`.
+            When :meth:`credentials` raises it.
         """
         return Access(self.credentials(), self.insecure, self.bind_address)
 
@@ -244,7 +264,7 @@ class Site:
         Raises
         ------
         ConfigError
-            When nothing can be written to the folder, and as :meth:`output_folder`.
+            When nothing can be written to the folder, and when :meth:`output_folder` raises it.
         """
         folder = self.output_folder(run, chosen)
         named = f"output-dir = {self.output_dir!r} in --node-config" if self.output_dir else "output-dir"

@@ -129,7 +129,7 @@ def refuse_method_keys(method: MethodConfig) -> None:
     Raises
     ------
     ConfigError
-        When such a key is set; names it.
+        When such a key is set; the message names it.
     """
     for key, value, default in (
         ("algorithm-options", method.algorithm_options, ""),
@@ -151,7 +151,7 @@ def refuse_own_problem(config: RunConfig) -> None:
     Raises
     ------
     ConfigError
-        When ``problem`` is set; names methods that can train it.
+        When ``problem`` is set; the message names methods that can train it.
     """
     if config.learning.problem:
         raise ConfigError(
@@ -251,7 +251,7 @@ class PeersGrid(Grid):
         Raises
         ------
         RunFailedError
-            As :meth:`send_and_receive`.
+            When :meth:`send_and_receive` raises it.
         """
         content = RecordDict({"arrays": arrays, "config": ConfigRecord({"server-round": 0})})
         asked = [

@@ -175,7 +175,7 @@ class Agreement:
             return self._notary.write(self._state, self._member_of[remote])
 
     def contacts(self) -> Mapping[int, int]:
-        """Return, by lowest peer of each member to gossip with, the local peer that speaks to it."""
+        """Return the members to gossip with, each by its lowest peer, and the local peer that gossips."""
         with self._changed:
             return dict.fromkeys(gossip.contacts(self._state), self._state.me)  # named by its lowest peer
 
@@ -243,6 +243,12 @@ class Agreement:
             on_excluded()  # takes a moment, in which this host still gossips
             with self._changed:
                 self._take_in(Rejoining(self._state.record.iteration))
+
+    @property
+    def incarnation(self) -> int:
+        """The incarnation of this host as a member."""
+        with self._changed:
+            return self._state.record.incarnation
 
     def overdue(self) -> str:
         """Return the reason why this host can no longer be in any view; empty if it still can.

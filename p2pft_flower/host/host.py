@@ -29,8 +29,10 @@ from p2pft_flower.host.keeper import Keeper
 from p2pft_flower.host.lookout import Lookout
 from p2pft_flower.host.meeting import Meeting
 from p2pft_flower.host.problem import Objective, Problem
+from p2pft_flower.host.publisher import Publisher
 from p2pft_flower.host.recorder import Recorder
 from p2pft_flower.host.session import Session, Sessions
+from p2pft_flower.host.standings import Standings
 from p2pft_flower.host.training import PeerFailedError, Training, naming
 from p2pft_flower.host.wires import Access, Wires
 from p2pft_flower.keeping.lines import Failed, Outcome, ViewChange
@@ -61,6 +63,9 @@ class Host:
     joining : bool
         Whether this host was started anew while the others train, and asks them to be let in again; default
         False.
+    tells : bool
+        Whether the log of this process says how the training gets on, as at a site; default False: in a
+        simulation the coordinator does.
 
     Raises
     ------
@@ -69,7 +74,13 @@ class Host:
     """
 
     def __init__(
-        self, plan: Plan, problem: Problem, access: Access = _PLAIN, *, joining: bool = False
+        self,
+        plan: Plan,
+        problem: Problem,
+        access: Access = _PLAIN,
+        *,
+        joining: bool = False,
+        tells: bool = False,
     ) -> None:
         if joining and not plan.members:
             raise ConfigError(
@@ -81,10 +92,27 @@ class Host:
         self._peers = [p.peer for p in plan.peers]
         self._pulse = OwnPulse()
         self._meeting = Meeting(self._config.runtime.meet_timeout)
+        me = self._peers[0]
+        self._standings = Standings(
+            plan.run,
+            me,
+            plan.hosts or {me: tuple(self._peers)},
+            plan.iterations,
+            None if access.credentials is None else access.credentials.signatures(),
+        )
         self._recorder: Recorder | None = None
         self._wires: Wires | None = None
         self._lookout: Lookout | None = None
         self._training: Training | None = None
+        self._publisher = Publisher(
+            plan,
+            self._pulse,
+            self._standings,
+            wires=lambda: self._wires,
+            views=lambda: self.views,
+            report=lambda standing: None if self._recorder is None else self._recorder.stands(standing),
+            tells=tells,
+        )
         self._ending = Ending(
             {
                 Act.WAKE: self._wake,
@@ -120,8 +148,13 @@ class Host:
         with contextlib.ExitStack() as stack:
             stack.callback(self._ending.wait)  # last: no news comes any more
             stack.callback(self._close_wires)
-            recorder = self._recorder = Recorder(self.plan, self.problem, self._access)
+            publisher = self._publisher
+            recorder = self._recorder = Recorder(
+                self.plan, self.problem, self._access, publisher.evaluated, publisher.view_changed
+            )
             stack.callback(recorder.close)
+            stack.callback(publisher.close)
+            publisher.start()
             stack.callback(self._ending.wait)  # first: closed wires carry no news
             try:
                 return self._run(recorder)
@@ -163,6 +196,7 @@ class Host:
             self._wires.watch()
             self._lookout = self._wires.lookout()
         recorder.started()
+        self._publisher.training_begins()
         self._train(recorder, training, theta0, sessions)
         return training.finish()
 
@@ -200,6 +234,7 @@ class Host:
                 on_hello=self._meeting.answer,
                 on_stop=self._on_stop,
                 pulse=self._pulse,
+                standings=self._standings,
                 joining=self._joining,
             )
         except P2PFTError as error:

@@ -55,8 +55,8 @@ class Plugged:
     Raises
     ------
     ConfigError
-        If the function cannot be found, raises, or returns something else than such a problem; names key,
-        value, and the fault.
+        If the function cannot be found, raises, or returns something else than such a problem; the message
+        names key, value, and the fault.
     """
 
     def __init__(self, config: LearningConfig, n: int, peers: Sequence[int] | None = None) -> None:
@@ -93,7 +93,7 @@ class Plugged:
         Raises
         ------
         ConfigError
-            If the problem raises, or returns something else.
+            If the problem raises, or returns anything but a whole number of at least 1.
         """
         with self._naming(f"samples({peer})"):
             count: Any = self._own.samples(peer)
@@ -171,7 +171,7 @@ class Plugged:
         Raises
         ------
         ConfigError
-            If it is not; ``what`` names it in the error.
+            If ``found`` is not such an array; the message calls it ``what``.
         """
         wanted = self.theta0
         if (

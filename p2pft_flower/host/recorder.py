@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from p2pft_flower.keeping import lines, sketch
 from p2pft_flower.keeping.journal import Journal, JournalError
 from p2pft_flower.keeping.lines import Evaluation, Outcome, ViewChange
 from p2pft_flower.plan import Plan
-from p2pft_flower.transport import ObserverClient, PeerReport
+from p2pft_flower.transport import ObserverClient, PeerReport, Standing
+from p2pft_flower.typed import encoded
 
 __all__ = ["Outcome", "Recorder"]
 
@@ -56,10 +57,22 @@ class Recorder:
         The learning problem.
     access : Access
         The certificates with which this machine reports to the observer, or the permission of plain text.
+    on_evaluation : callable
+        Gets each evaluation, and the sketch, (128,), of the peer's θ; default: nobody does.
+    on_view : callable
+        Gets each change of view; default: nobody does.
     """
 
-    def __init__(self, plan: Plan, problem: Problem, access: Access) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        problem: Problem,
+        access: Access,
+        on_evaluation: Callable[[Evaluation, sketch.Sketch], None] = lambda *_: None,
+        on_view: Callable[[ViewChange], None] = lambda _: None,
+    ) -> None:
         self._plan, self._problem = plan, problem
+        self._on_evaluation, self._on_view = on_evaluation, on_view
         self._begin = time.monotonic()
         self._journals = {p.peer: Journal(Path(plan.output_dir), p.peer) for p in plan.peers}
         self._observer = _observer(plan.observer, access) if plan.observer else None
@@ -182,14 +195,20 @@ class Recorder:
         sketched = self._sketch(theta)
         self._spent[peer] = objective.privacy_spent() or (None, None)  # a run that fails has spent it, too
         epsilon, _ = self._spent[peer]
-        self._journals[peer].write(Evaluation(sketch=sketch.encode(sketched), epsilon=epsilon, **told))
+        line = Evaluation(sketch=sketch.encode(sketched), epsilon=epsilon, **told)
+        self._journals[peer].write(line)
         self._report(sketch=sketched, **told)
+        self._on_evaluation(line, sketched)
         return score
 
     def trace(self, peer: int, view: int, done: int, surplus: Vector) -> None:
         """Write a sketch of ``surplus``, τ_i − g_i, (q,), after ``done`` iterations into the journal."""
         told = sketch.encode(self._sketch(surplus))
         self._journals[peer].write(lines.Trace(peer=peer, view=view, iteration=done, surplus=told))
+
+    def stands(self, standing: Standing) -> None:
+        """Report this host's standing to the observer."""
+        self._report(peer=self._plan.peers[0].peer, standing=standing)
 
     def view_changed(self, new: NewView) -> None:
         """Log, report and write into the journals that the peers go on in another view."""
@@ -204,8 +223,6 @@ class Recorder:
         for text in notes[1:]:
             log.warning("%s", text)
         first, peers = self._plan.peers[0].peer, new.view.peers
-        for text in notes:
-            self._report(peer=first, note=text[:MAX_NOTE], live=peers)
         change = ViewChange(
             peer=first,
             number=new.number,
@@ -218,7 +235,10 @@ class Recorder:
             presumed=dict(new.presumed),
             seconds=new.seconds,
         )
+        for text in notes:
+            self._report(peer=first, note=text[:MAX_NOTE], live=peers, view_change=encoded(change))
         self.views.append(change)
+        self._on_view(change)
         for peer, journal in self._journals.items():
             journal.write(structs.replace(change, peer=peer))
             journal.sync()  # a resumed run that counts gradients must know of each change

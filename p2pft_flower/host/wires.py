@@ -17,6 +17,7 @@ from p2pft_flower.host.agreement import Agreement, LostContactError
 from p2pft_flower.host.lookout import Lookout
 from p2pft_flower.host.notary import Notary
 from p2pft_flower.host.session import Session
+from p2pft_flower.host.standings import Standings
 from p2pft_flower.keeping.lives import next_incarnation
 from p2pft_flower.plan import Plan
 from p2pft_flower.topology import Graph
@@ -93,11 +94,15 @@ class Wires:
         Called with a neighbour's Stop, or the coordinator's.
     pulse : OwnPulse
         The host's activity and progress, for the heartbeats.
+    standings : Standings
+        The standings of all members, which travel with the gossip.
     joining : bool
         Whether this host joins others that train already, and must ask to be let in; default False.
 
     Attributes
     ----------
+    awaited : (int, float) or None
+        The peer whose payload is waited for, and the time, by time.monotonic, from which on; None if none is.
     agreement : Agreement or None
         The host's part in agreeing on the next view; None if the view never changes.
 
@@ -121,10 +126,13 @@ class Wires:
         on_hello: Callable[[Hello], Reply | None],
         on_stop: Callable[[Stop], None],
         pulse: OwnPulse,
+        standings: Standings,
         joining: bool = False,
     ) -> None:
         local, config = _checked(plan, session, access), plan.config.runtime
-        self._session, self._peer_timeout = session, config.peer_timeout
+        self._session, self._standings = session, standings
+        self.awaited: tuple[int, float] | None = None
+        self._peer_timeout = config.peer_timeout
         self._others = {m: a for m in sorted(plan.members) if (a := plan.addresses.get(m)) and m not in local}
         if joining:
             # Payloads that neighbours still send to this host's former life are no fault of theirs: they are
@@ -158,7 +166,9 @@ class Wires:
                 on_gossip=self.heartbeats.answer,
                 on_failure=self.fail,
                 members=frozenset(p for peers in plan.members.values() for p in peers),
+                on_look=self._standings.answer,
                 stop_digest=plan.stop_digest,
+                look_digest=plan.look_digest,
                 timeout=config.peer_timeout,
                 longest=config.hang_timeout,
                 credentials=access.credentials,
@@ -176,12 +186,22 @@ class Wires:
             config.peer_timeout,
             config.hang_timeout,
             pulse=pulse.read,
-            tell=(lambda _: Gossip()) if agreement is None else agreement.tell,
-            hear=(lambda _: None) if agreement is None else agreement.hear,
+            tell=self._tell,
+            hear=self._hear,
             contacts=None if agreement is None else agreement.contacts,
             on_failure=self.fail,
             host_of=lambda remote: host_of.get(remote, remote),
         )
+
+    def _tell(self, remote: int) -> Gossip:
+        gossip = Gossip() if self.agreement is None else self.agreement.tell(remote)
+        self._standings.tell(remote, gossip)
+        return gossip
+
+    def _hear(self, gossip: Gossip) -> None:
+        if self.agreement is not None:
+            self.agreement.hear(gossip)
+        self._standings.hear(gossip)
 
     def _agree(self, plan: Plan, credentials: Credentials | None, joining: bool) -> Agreement:
         config = plan.config.runtime
@@ -289,7 +309,11 @@ class Wires:
 
     def take(self, session: Session, receiver: int, sender: int, iteration: int, phase: int) -> Received:
         """Wait for one payload and return it; see :meth:`Mailbox.take`."""
-        received = session.inbox.take(receiver, sender, iteration, phase, math.inf, self._patience)
+        self.awaited = sender, time.monotonic()
+        try:
+            received = session.inbox.take(receiver, sender, iteration, phase, math.inf, self._patience)
+        finally:
+            self.awaited = None
         self.heartbeats.heard(sender)
         return received
 

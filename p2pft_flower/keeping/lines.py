@@ -259,7 +259,8 @@ def read_line(text: bytes, where: object) -> AnyLine:
     Raises
     ------
     DataError
-        If these are no line of this version's journals, or were damaged or edited; names ``where``.
+        If the bytes are no line of this version's journals, or were damaged or edited; the message names
+        ``where``.
     """
     told, end = text[:-_CHECK], _END.fullmatch(text[-_CHECK:])
     if end is not None and int(end[1], 16) == zlib.crc32(told):

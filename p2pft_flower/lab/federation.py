@@ -73,6 +73,7 @@ def plan_peers(
         addresses=dict(addresses),
         graph=graph.to_dict(),
         members={p: (p,) for p in range(graph.n)},
+        hosts={p: (p,) for p in range(graph.n)},
         checkpoint_every=every,
         checkpoint_files=files_kept(config.runtime.checkpoints_kept, every, graph.lead),
         codec_step=codec_step(make_codec(config.method.codec), config.method.codec_step, graph),

@@ -219,7 +219,7 @@ class Link:
             relay.cut(*ways)
 
     def mend(self, sender: int | None = None) -> None:
-        """Undo :meth:`cut` of ``sender``; None: of both senders."""
+        """Undo :meth:`cut` of ``sender``; None: of both."""
         for relay, ways in self._ways(sender):
             relay.mend(*ways)
 

@@ -161,7 +161,7 @@ def _check_images(file: Path, metadata: dict[str, str], workload: Workload) -> N
     Raises
     ------
     DataError
-        When a setting differs; names it.
+        When a setting differs; the message names it.
     """
     if workload.images is None or "preprocessing" not in metadata:  # features, or an earlier version's tail
         return
@@ -253,7 +253,8 @@ def _with_own_range(
     Raises
     ------
     ConfigError
-        When the settings have a range for each peer but the images need a single range; names the key.
+        When the settings have a range for each peer but the images need a single range; the message names the
+        key.
     """
     if len(config.pixel_ranges) == 1 or (config.sited and "pooled-peers" in metadata):
         return config

@@ -67,7 +67,7 @@ class Workload:
     Raises
     ------
     ConfigError
-        When settings of the data do not go together.
+        When two settings of the data contradict each other.
 
     Attributes
     ----------
@@ -101,7 +101,7 @@ class Workload:
 
     @cached_property
     def network(self) -> ImageModel | FeatureModel:
-        """The model, cut into trunk and tail, and the trunk's outputs; of features the head alone."""
+        """The model, cut into trunk and tail, with the trunk's outputs; for features the head alone."""
         if self.config.of_features:
             width = self._width or self.holdings.dataset.width
             return FeatureModel(self.config, self.holdings.classes, width)
@@ -114,12 +114,12 @@ class Workload:
 
     @property
     def images(self) -> ImageSettings | None:
-        """The settings of the images that the model sees, and the origin of each setting; None: features."""
+        """The settings of the images that the model sees, and each setting's origin; None for features."""
         return self.network.images
 
     @property
     def preprocessing(self) -> dict[str, Any] | None:
-        """The settings of :attr:`images` for JSON, as in results and tails; None: features."""
+        """The settings of :attr:`images` for JSON, as in results and tails; None for features."""
         return self.network.preprocessing
 
     @property
@@ -345,7 +345,8 @@ class Workload:
         Raises
         ------
         DataError
-            When a tensor is missing, unknown, or has another shape; names the tensor and ``source``.
+            When a tensor is missing, unknown, or has another shape; the message names the tensor and
+            ``source``.
         """
         return vector_of(self.tail, tensors, source)
 
@@ -357,6 +358,6 @@ class Workload:
         Raises
         ------
         DataError
-            When the model has no place for a tensor of ``theta``; names the tensor.
+            When the model has no place for a tensor of ``theta``; the message names the tensor.
         """
         return self.network.with_tensors(self.named_tail(theta))

@@ -121,7 +121,7 @@ class PeerFiles:
 def find_peers(
     folders: Sequence[Path], run: str | None = None, tell: Callable[[str], None] = lambda _: None
 ) -> dict[int, PeerFiles]:
-    """Return the journals of one run's peers in some folders, by peer.
+    """Return the files of every peer of one run whose journal is in ``folders``, by peer.
 
     Parameters
     ----------
@@ -135,8 +135,8 @@ def find_peers(
     Raises
     ------
     DataError
-        When a folder has no journal, no journal of the run can be used, two journals are of the same peer, or
-        journals are of different runs.
+        When a folder has no journal, no journal of the run can be used, two different journals are of the
+        same peer, or the journals are of different runs.
     """
     every, odd = list[PeerFiles](), dict[Path, DataError]()
     for log in _journals(folders):
@@ -238,8 +238,8 @@ def collect_results(
     ------
     DataError
         When peers are missing, the run has not ended by what the others' journals say, and ``partial`` is
-        false; names the missing peers, and how far each came. When the rows of weights are not those of the
-        run's graph.
+        false; the message names the missing peers, and how far each came. When the rows of weights are not
+        those of the run's graph.
     """
     run, facts = (first := next(iter(peers.values()))).run, first.facts
     total = 1 if facts.pooled else run.n

@@ -80,7 +80,8 @@ def require_place(output_dir: str) -> None:
     Raises
     ------
     ConfigError
-        When nothing can be written there; names the setting or variable, the folder, and the remedy.
+        When nothing can be written there; the message names the setting or variable, the folder, and the
+        remedy.
     """
     if output_dir:
         named, remedy = f"output-dir = {output_dir!r}", "choose another folder (p2pft run: --out)"

@@ -71,7 +71,7 @@ def cell(text: str) -> str:
 
 
 def samples_word(config: Mapping[str, Any]) -> str:
-    """Return what a run's samples are called: images, or samples of features and of problems of one's own."""
+    """Return the word for a run's samples: images, or samples of features and of problems of one's own."""
     of_others = config.get("problem") or str(config.get("dataset", "")).startswith("features:")
     return "samples" if of_others else "images"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from p2pft_flower.transport.heartbeats import Heartbeats
 from p2pft_flower.transport.knock import begin_attempt, knock
 from p2pft_flower.transport.links import Links
+from p2pft_flower.transport.looking import Looker
 from p2pft_flower.transport.mailbox import Mailbox, Received
 from p2pft_flower.transport.observer import ObserverClient, ObserverServer
 from p2pft_flower.transport.probe import Prober
@@ -39,8 +40,12 @@ from p2pft_flower.transport.wire.p2pft_pb2 import (
     Hello,
     PayloadHeader,
     PeerReport,
+    PeerScores,
     Pulse,
     Reply,
+    Scores,
+    Signed,
+    Standing,
     Status,
     Stop,
 )
@@ -60,6 +65,7 @@ __all__ = [
     "Heartbeats",
     "Hello",
     "Links",
+    "Looker",
     "Loss",
     "Mailbox",
     "ObserverClient",
@@ -69,6 +75,7 @@ __all__ = [
     "PayloadHeader",
     "PeerLostError",
     "PeerReport",
+    "PeerScores",
     "PeerServer",
     "PeerUnreachableError",
     "Prober",
@@ -76,7 +83,10 @@ __all__ = [
     "Received",
     "Refusals",
     "Reply",
+    "Scores",
     "Signatures",
+    "Signed",
+    "Standing",
     "Status",
     "Stop",
     "Terms",

@@ -47,6 +47,9 @@ _SMALL_MESSAGE = 2**16  # bytes; room for Hello, Stop, Reply and PeerReport with
 SMALL_BODY = 20.0
 """Seconds that the body of a message other than a payload may take after its headers."""
 
+_SCORES = 2**19
+"""Bytes of a gossip for the scores of all peers."""
+
 MAX_MEMBERS = 1024
 """Most members of a run in which a record of each member fits into one gossip."""
 
@@ -106,9 +109,10 @@ def gossip_limit(members: int) -> int:
     Room for a signed record of each, with a reason of 1 KiB, its two views naming all members (20 bytes a
     member: its number, a 64-bit incarnation, whether it joined and from whom), all others suspected and
     reached, and two broken edges for each member; for the age of each record that the sender has; for eight
-    decided views with a signed vote of each member; and for four certificates of each.
+    decided views with a signed vote of each member; for four certificates of each; for a signed standing and
+    signed scores of each, with their ages; and for the scores of 4,096 peers, or of 64 with their sketches.
     """
-    return _SMALL_MESSAGE + members * (2080 + 80 * members + 8 * 128 + 4 * 1024)
+    return _SMALL_MESSAGE + _SCORES + members * (2080 + 80 * members + 8 * 128 + 4 * 1024 + 512)
 
 
 def _plain_text_allowed(address: Address, insecure: bool) -> None:
@@ -246,7 +250,7 @@ class Incoming:
         Refused
             When the message is too long, too late or not of ``kind``.
         NoMessageError
-            As for :meth:`read`.
+            When :meth:`read` raises it.
         """
         raw = await self.read(SMALL_BODY)
         if len(raw) > most:

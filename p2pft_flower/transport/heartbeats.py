@@ -184,6 +184,12 @@ class Heartbeats(Closing):
             known = self._remotes.get(self._host_of(remote))
             return known is not None and self._clock() - known.heard < self._silence / 2
 
+    def spoken(self, remote: int) -> float | None:
+        """Return the seconds since a remote peer was last heard of; None if it is no neighbour, or before."""
+        with self._lock:
+            known = self._remotes.get(self._host_of(remote))
+            return None if known is None or known.pulse is None else self._clock() - known.heard
+
     def elsewhere(self, remote: int) -> bool:
         """Return whether the last answer to gossip with a remote peer was that it is of another run."""
         with self._lock:

@@ -131,7 +131,7 @@ class Links(Closing):
 
     @property
     def neighbours(self) -> dict[int, int]:
-        """Each remote neighbour of the present view, ascending, and the local peer that speaks to it."""
+        """Each remote neighbour, ascending, to the local peer in whose name this host sends it messages."""
         return self.edges.neighbours
 
     def address_of(self, remote: int) -> str:
@@ -201,8 +201,8 @@ class Links(Closing):
         PeerUnreachableError
             When a neighbour is given up; the message names edge, address and deadline.
         ExchangeRefusedError
-            At once when a neighbour has other terms, or the two ends do not accept each other's certificates;
-            the message names the difference.
+            When a neighbour has other terms, or the two ends do not accept each other's certificates; it is
+            raised at once, and the message names the difference.
         Exception
             The error that `fail` was called with.
         """

@@ -112,7 +112,7 @@ class Sending:
         Raises
         ------
         ExchangeTimeoutError, PeerUnreachableError, ExchangeRefusedError, ExchangeStoppedError
-            When the *previous* payload of an edge was not taken in; names edge and reason.
+            When the *previous* payload of an edge was not taken in; the message names edge and reason.
         PeerLostError
             When ``patience`` returned this error, or another one, for a receiver.
         ValueError
@@ -182,7 +182,7 @@ class Sending:
         ExchangeTimeoutError
             When a payload was not taken in within ``timeout`` seconds.
         Exception
-            As in `send`.
+            Any error that `send` raises on behalf of an earlier payload.
         """
         self._settle(sorted(self._under_way), timeout, time.monotonic() + timeout)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from p2pft_flower.flower import client
-from p2pft_flower.flower.ending import Ending
+from p2pft_flower.flower.ending import ResultsOnce
 from p2pft_flower.flower.logs import status_in
 from p2pft_flower.flower.nodes import RunFailedError
 from p2pft_flower.flower.signals import before_obeying
@@ -130,7 +130,7 @@ def _a_signal_is_obeyed():
 
 @pytest.fixture
 def ending(tmp_path, caplog, monkeypatch):
-    made = Ending("7", {"algorithm": "p2pft", "seed": 3})
+    made = ResultsOnce("7", {"algorithm": "p2pft", "seed": 3})
     made.folder = tmp_path / "run"
     return made
 

@@ -9,7 +9,7 @@ import pytest
 
 from p2pft_flower.errors import Cause
 from p2pft_flower.flower import messages, nodes, peer_run
-from p2pft_flower.flower.ending import Ending
+from p2pft_flower.flower.ending import ResultsOnce
 from p2pft_flower.typed import plain
 from tests.journals import made_line
 
@@ -37,7 +37,7 @@ def results(tmp_path, monkeypatch, ended, views):
         at_the_end=[],
     )
     monkeypatch.setattr(peer_run, "_train", lambda *arguments, **more: told)
-    return peer_run.run_peers(None, deployment(tmp_path), Ending("7", {}))
+    return peer_run.run_peers(None, deployment(tmp_path), ResultsOnce("7", {}))
 
 
 def test_who_had_finished_and_gone_before_the_last_view_counts_and_was_not_lost(tmp_path, monkeypatch):
@@ -65,7 +65,7 @@ def failing(tmp_path, monkeypatch, *causes):
     }
     monkeypatch.setattr(peer_run, "Message", lambda *arguments, **more: None)  # Flower's wants a task
     monkeypatch.setattr(peer_run.nodes, "collect", lambda *arguments, **more: replies)
-    return peer_run._train(None, deployment(tmp_path), "", "").failure
+    return peer_run._train(None, deployment(tmp_path), "", "", "").failure
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_stop_is_told_as_one_also_after_a_site_had_left_by_itself(tmp_path, mo
     )
     monkeypatch.setattr(peer_run, "Message", lambda *arguments, **more: None)
     monkeypatch.setattr(peer_run.nodes, "collect", lambda *_, **__: {100: stop, 101: stop, 102: own})
-    failure = peer_run._train(None, deployment(tmp_path), "", "").failure
+    failure = peer_run._train(None, deployment(tmp_path), "", "", "").failure
     assert (failure.stopped, str(failure)) == (True, "peer 0: p2pft stop")
 
 

@@ -129,14 +129,14 @@ def test_a_coordinator_with_a_certificate_hears_of_progress_where_it_listens(tmp
     where = {"observer_address": "127.0.0.1:0", "evaluate_every": 2}
     said = said_by(tmp_path, capsys, monkeypatch, Federation.coordinator, **where)
     assert re.findall(r"iteration (\d)/4 \| loss", said) == ["0", "2", "4"]
-    assert "only the journal at each site" not in said
+    assert "each site's log" not in said
     assert "does not reach" not in said
 
 
 def test_a_coordinator_without_one_says_that_it_does_not_listen(tmp_path, capsys, monkeypatch):
     said = said_by(tmp_path, capsys, monkeypatch, None, observer_address="127.0.0.1:0")
     assert "observer-address = 127.0.0.1:0: nobody listens there" in said
-    assert "only the journal at each site (peers/peer-<i>.jsonl in its output-dir) has their scores" in said
+    assert "each site's log, and p2pft status there, tell how they get on" in said
     assert "| loss" not in said
 
 

@@ -108,6 +108,7 @@ def plans(graph, hosts, addresses, folder, *, iterations=20, survive=False, **se
             addresses=addresses,
             graph=graph.to_dict() if survive else {},
             members={min(h): tuple(h) for h in hosts} if survive else {},
+            hosts={min(h): tuple(h) for h in hosts},
             codec_step=step,
         )
         for peers in hosts

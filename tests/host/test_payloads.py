@@ -11,6 +11,7 @@ import pytest
 from p2pft_flower.host.host import DepartedError, PeerFailedError
 from p2pft_flower.host.recorder import Recorder
 from p2pft_flower.host.session import Sessions
+from p2pft_flower.host.standings import Standings
 from p2pft_flower.host.wires import Access, Wires
 from p2pft_flower.lab.relay import Relays
 from p2pft_flower.transport import (
@@ -232,6 +233,7 @@ def test_a_donor_that_ends_is_passed_over_and_the_next_one_is_asked(tmp_path):
         on_hello=lambda hello: None,
         on_stop=lambda stop: None,
         pulse=OwnPulse(),
+        standings=Standings(plan.run, 0, plan.hosts, plan.iterations, None),
     )
     try:
         wires.links.__class__ = Donors

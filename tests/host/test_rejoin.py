@@ -18,6 +18,7 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.host.agreement import LostContactError
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.session import Sessions
+from p2pft_flower.host.standings import Standings
 from p2pft_flower.host.training import TRACE
 from p2pft_flower.host.wires import Access, Wires
 from p2pft_flower.keeping import sketch
@@ -325,6 +326,7 @@ def test_a_host_that_was_started_again_refuses_what_was_sent_to_its_former_life(
     plan = plans(RING, ALONE, tcp(), tmp_path, survive=True)[2]
     session = Sessions(plan, np.zeros(4, np.float32), ("theta", "tau"), "digest", always=False).first()
     hooks = {"on_hello": lambda _: None, "on_stop": lambda _: None, "pulse": OwnPulse()}
+    hooks["standings"] = Standings(plan.run, 2, plan.hosts, plan.iterations, None)
     wires = Wires(plan, session, Access(), joining=True, **hooks)
     payload = np.zeros(4, dtype="<f4").tobytes()
     header = encode_header(

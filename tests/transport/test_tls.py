@@ -33,6 +33,7 @@ from p2pft_flower.transport import (
     Heartbeats,
     Hello,
     Links,
+    Looker,
     Loss,
     Mailbox,
     PeerServer,
@@ -201,17 +202,23 @@ def test_the_coordinator_is_heard_for_a_stop_with_the_runs_key_and_for_nothing_e
         mailbox,
         {1: "127.0.0.1:0"},
         on_stop=stops.append,
+        on_look=lambda known: Gossip(),
         stop_digest=digest_of(key),
+        look_digest=digest_of(key),
         credentials=peers[1],
     ) as server:
         address = server.bound_addresses[1]
+        with Looker("run", shown[0][1], {1: address}, coordinator) as looker:
+            seen = looker.look(1, Gossip())
+            assert isinstance(seen, Gossip) if shows_the_key else "NOT_NEIGHBOUR" in str(seen), seen
         with calling(address, coordinator, metadata=shown) as call:
             for claims in (0, 3):
                 for method, arguments in (("Deliver", payload(claims)), ("Hello", (hello(claims),))):
                     reply = call(method, *arguments)
                     assert Status.Name(reply.status) == "NOT_NEIGHBOUR"
                     assert reply.reason == (
-                        "the coordinator is heard for a stop with the run's key, and for no more"
+                        "the coordinator is heard for a stop or a look with the run's key for it, and for "
+                        "no more"
                     )
             answer = Status.Name(call("Stop", stop(0)).status)
         assert answer == ("ACCEPTED" if shows_the_key else "NOT_NEIGHBOUR")

@@ -118,12 +118,12 @@ class CertificateFacts:
 
     @classmethod
     def of(cls, certificate: x509.Certificate) -> CertificateFacts:
-        """Return the content of ``certificate``.
+        """Return the facts in ``certificate``.
 
         Raises
         ------
         ValueError
-            When ``certificate`` is not one of a federation.
+            When ``certificate`` does not name exactly one federation and holder.
         """
         try:
             names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -68,7 +68,7 @@ class ExchangeError(P2PFTError):
     Attributes
     ----------
     problem, peer, edge, iteration, phase, deadline
-        As given.
+        The parameters of these names.
     """
 
     peer: int | None = None
@@ -187,7 +187,7 @@ class PeerLostError(ViewChangeError):
     Attributes
     ----------
     lost, how
-        As given.
+        The parameters of these names.
     """
 
     cause = Cause.LOST

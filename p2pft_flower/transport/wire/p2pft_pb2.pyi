@@ -387,7 +387,7 @@ class Known(_message.Message):
     def __init__(self, members: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Gossip(_message.Message):
-    __slots__ = ("run", "sender", "receiver", "pulse", "records", "steps", "certificates", "status", "reason", "known")
+    __slots__ = ("run", "sender", "receiver", "pulse", "records", "steps", "certificates", "status", "reason", "known", "standings", "scores", "known_standings", "known_scores", "view_changes")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
@@ -398,6 +398,11 @@ class Gossip(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     KNOWN_FIELD_NUMBER: _ClassVar[int]
+    STANDINGS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_STANDINGS_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_SCORES_FIELD_NUMBER: _ClassVar[int]
+    VIEW_CHANGES_FIELD_NUMBER: _ClassVar[int]
     run: str
     sender: int
     receiver: int
@@ -408,7 +413,80 @@ class Gossip(_message.Message):
     status: Status
     reason: str
     known: Known
-    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., certificates: _Optional[_Iterable[bytes]] = ..., status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., known: _Optional[_Union[Known, _Mapping]] = ...) -> None: ...
+    standings: _containers.RepeatedCompositeFieldContainer[Signed]
+    scores: _containers.RepeatedCompositeFieldContainer[Signed]
+    known_standings: Known
+    known_scores: Known
+    view_changes: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., certificates: _Optional[_Iterable[bytes]] = ..., status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., known: _Optional[_Union[Known, _Mapping]] = ..., standings: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., scores: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., known_standings: _Optional[_Union[Known, _Mapping]] = ..., known_scores: _Optional[_Union[Known, _Mapping]] = ..., view_changes: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Standing(_message.Message):
+    __slots__ = ("member", "incarnation", "version", "view", "iteration", "state", "busy", "awaited", "rate")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATE_UNSPECIFIED: _ClassVar[Standing.State]
+        PREPARING: _ClassVar[Standing.State]
+        COMPUTING: _ClassVar[Standing.State]
+        WAITING: _ClassVar[Standing.State]
+        EVALUATING: _ClassVar[Standing.State]
+        CHANGING: _ClassVar[Standing.State]
+        FINISHED: _ClassVar[Standing.State]
+    STATE_UNSPECIFIED: Standing.State
+    PREPARING: Standing.State
+    COMPUTING: Standing.State
+    WAITING: Standing.State
+    EVALUATING: Standing.State
+    CHANGING: Standing.State
+    FINISHED: Standing.State
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
+    ITERATION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    BUSY_FIELD_NUMBER: _ClassVar[int]
+    AWAITED_FIELD_NUMBER: _ClassVar[int]
+    RATE_FIELD_NUMBER: _ClassVar[int]
+    member: int
+    incarnation: int
+    version: int
+    view: int
+    iteration: int
+    state: Standing.State
+    busy: float
+    awaited: int
+    rate: float
+    def __init__(self, member: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., view: _Optional[int] = ..., iteration: _Optional[int] = ..., state: _Optional[_Union[Standing.State, str]] = ..., busy: _Optional[float] = ..., awaited: _Optional[int] = ..., rate: _Optional[float] = ...) -> None: ...
+
+class Scores(_message.Message):
+    __slots__ = ("member", "incarnation", "version", "peers")
+    MEMBER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    member: int
+    incarnation: int
+    version: int
+    peers: _containers.RepeatedCompositeFieldContainer[PeerScores]
+    def __init__(self, member: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., peers: _Optional[_Iterable[_Union[PeerScores, _Mapping]]] = ...) -> None: ...
+
+class PeerScores(_message.Message):
+    __slots__ = ("peer", "iteration", "loss", "accuracy", "accuracy_unseen", "bytes_sent", "sketch")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    ITERATION_FIELD_NUMBER: _ClassVar[int]
+    LOSS_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_FIELD_NUMBER: _ClassVar[int]
+    ACCURACY_UNSEEN_FIELD_NUMBER: _ClassVar[int]
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    SKETCH_FIELD_NUMBER: _ClassVar[int]
+    peer: int
+    iteration: int
+    loss: float
+    accuracy: float
+    accuracy_unseen: float
+    bytes_sent: int
+    sketch: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, peer: _Optional[int] = ..., iteration: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., accuracy_unseen: _Optional[float] = ..., bytes_sent: _Optional[int] = ..., sketch: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Fetch(_message.Message):
     __slots__ = ("run", "view", "sender", "receiver")
@@ -435,7 +513,7 @@ class Fetched(_message.Message):
     def __init__(self, status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., header: _Optional[_Union[PayloadHeader, _Mapping]] = ..., vector: _Optional[bytes] = ...) -> None: ...
 
 class PeerReport(_message.Message):
-    __slots__ = ("run", "peer", "iteration", "loss", "accuracy", "accuracy_unseen", "sketch", "bytes_sent", "seconds", "note", "live")
+    __slots__ = ("run", "peer", "iteration", "loss", "accuracy", "accuracy_unseen", "sketch", "bytes_sent", "seconds", "note", "live", "standing", "view_change")
     RUN_FIELD_NUMBER: _ClassVar[int]
     PEER_FIELD_NUMBER: _ClassVar[int]
     ITERATION_FIELD_NUMBER: _ClassVar[int]
@@ -447,6 +525,8 @@ class PeerReport(_message.Message):
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
+    STANDING_FIELD_NUMBER: _ClassVar[int]
+    VIEW_CHANGE_FIELD_NUMBER: _ClassVar[int]
     run: str
     peer: int
     iteration: int
@@ -458,4 +538,6 @@ class PeerReport(_message.Message):
     seconds: float
     note: str
     live: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, run: _Optional[str] = ..., peer: _Optional[int] = ..., iteration: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., accuracy_unseen: _Optional[float] = ..., sketch: _Optional[_Iterable[float]] = ..., bytes_sent: _Optional[int] = ..., seconds: _Optional[float] = ..., note: _Optional[str] = ..., live: _Optional[_Iterable[int]] = ...) -> None: ...
+    standing: Standing
+    view_change: bytes
+    def __init__(self, run: _Optional[str] = ..., peer: _Optional[int] = ..., iteration: _Optional[int] = ..., loss: _Optional[float] = ..., accuracy: _Optional[float] = ..., accuracy_unseen: _Optional[float] = ..., sketch: _Optional[_Iterable[float]] = ..., bytes_sent: _Optional[int] = ..., seconds: _Optional[float] = ..., note: _Optional[str] = ..., live: _Optional[_Iterable[int]] = ..., standing: _Optional[_Union[Standing, _Mapping]] = ..., view_change: _Optional[bytes] = ...) -> None: ...

@@ -1,0 +1,86 @@
+"""``p2pft status``: the state of a run while it lasts, at any of its sites or at the coordinator."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from p2pft_flower.cli.run import EXIT_FAILED
+from p2pft_flower.keeping.bulletins import Bulletin, bulletins
+from p2pft_flower.report.status import RunStatus, status_of
+from p2pft_flower.report.status_text import as_dict, status_table
+
+__all__ = ["status"]
+
+_REFRESH = 1.0
+"""Seconds between two looks on a terminal."""
+
+_PLAIN_REFRESH = 10.0
+"""Seconds between two looks where no terminal is."""
+
+
+def status(
+    run: Annotated[
+        str | None, typer.Argument(help="The run's id; all runs of this machine without it.")
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Show it anew every second until the runs have ended.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, a line a look.")] = False,
+) -> None:
+    """Tell who of a run is slow, who is lost, whether the result is at risk, and when it is done.
+
+    A site knows this from the other peers' gossip, so it needs neither SuperLink nor coordinator; the
+    coordinator of a deployment knows it if the run has an observer-address. P2PFT_HOME must be the
+    SuperNode's. A process that was killed is shown with its last words, for a day.
+
+    Exit codes: 0 a run was found (with --watch: its end was seen); 1 no run trains here.
+    """
+    found = _look(run)
+    if not found:
+        what = f"run {run} does not train" if run else "no run trains"
+        typer.echo(
+            f"{what} here: is this the machine of one of its peers, and P2PFT_HOME that of its SuperNode? "
+            "What has come of a run that has ended stands in its folder (results.json, peers/)",
+            err=True,
+        )
+        raise typer.Exit(EXIT_FAILED)
+    if not watch:
+        typer.echo(_text(found, as_json))
+        return
+    console = Console()
+    if as_json or not console.is_terminal:
+        while found:
+            typer.echo(_text(found, as_json))
+            time.sleep(_REFRESH if as_json else _PLAIN_REFRESH)
+            found = [s for s in _look(run) if _trains(s)]
+        return
+    with Live(Text(_text(found, as_json)), console=console, screen=False, auto_refresh=False) as live:
+        while found:
+            live.update(Text(_text(found, as_json)), refresh=True)
+            time.sleep(_REFRESH)
+            found = [s for s in _look(run) if _trains(s)]
+
+
+def _look(run: str | None) -> list[RunStatus]:
+    by_run: dict[str, list[Bulletin]] = {}
+    for bulletin in bulletins(run):
+        by_run.setdefault(bulletin.run, []).append(bulletin)
+    return [status_of(told, time.time()) for told in by_run.values()]
+
+
+def _trains(status: RunStatus) -> bool:
+    """Tell whether a process of the run is left on this machine."""
+    return any(b.alive for b in bulletins(status.run))
+
+
+def _text(found: list[RunStatus], as_json: bool) -> str:
+    if as_json:
+        return json.dumps([as_dict(s) for s in found])
+    return "\n\n".join(status_table(s, time.time()) for s in found)

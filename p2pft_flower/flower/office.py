@@ -1,0 +1,167 @@
+"""The coordinator's bulletin of a run, made of the peers' reports, for ``p2pft status`` there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+
+from p2pft_flower.config import RunConfig
+from p2pft_flower.errors import DataError
+from p2pft_flower.flower.run import Run
+from p2pft_flower.host.bulletin import BulletinWriter
+from p2pft_flower.host.standings import Standings
+from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping.lines import Report, ViewChange
+from p2pft_flower.transport import Gossip, PeerReport, PeerScores, Scores, Signed
+from p2pft_flower.typed import decoded
+
+__all__ = ["Office"]
+
+log = logging.getLogger("p2pft_flower")
+
+_INTERVAL = 1.0
+"""Seconds between two bulletins."""
+
+_END = 5.0
+"""Seconds that the thread has to end."""
+
+_NOBODY = -1
+"""The number by which the coordinator is no member."""
+
+
+class Office:
+    """Takes the peers' reports, and writes the coordinator's bulletin each second; a context manager.
+
+    ``_lock`` guards ``_scores`` and ``_views``.
+
+    Parameters
+    ----------
+    run : str
+        The run's identifier.
+    config : RunConfig
+        The settings.
+    n, iterations : int
+        Number of peers of the graph, and of iterations.
+    hosts : mapping of int to tuple of int
+        The peers of each host of the run, by the host's lowest peer.
+    names : mapping of int to str
+        The names of the peers that have one.
+    folder : str
+        The folder of the results.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        config: RunConfig,
+        n: int,
+        iterations: int,
+        hosts: Mapping[int, tuple[int, ...]],
+        names: Mapping[int, str],
+        folder: str,
+    ) -> None:
+        self._hosts = dict(hosts)
+        self._member_of = {p: m for m, peers in hosts.items() for p in peers}
+        self._standings = Standings(run, _NOBODY, self._hosts, iterations, None)
+        self._bulletin = BulletinWriter(run, config, n, iterations, (), self._hosts, names, folder)
+        self._lock = threading.Lock()
+        self._scores: dict[int, PeerScores] = {}
+        self._views: dict[int, ViewChange] = {}
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="p2pft-office", daemon=True)
+
+    def __enter__(self) -> Office:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join(_END)
+        self._bulletin.remove()
+
+    @classmethod
+    def of(cls, run: Run) -> Office:
+        """Return the office of a run."""
+        hosts = {min(h.peers): h.peers for h in run.hosts}
+        return cls(run.id, run.config, run.graph.n, run.iterations, hosts, run.names, str(run.folder))
+
+    def known(self) -> Gossip:
+        """Return how new the standings and scores here are, for a look."""
+        return self._standings.known()
+
+    def hear(self, answer: Gossip) -> tuple[list[Report], list[ViewChange]]:
+        """Take a peer's answer to a look in; return the evaluations and changes of view that are new."""
+        before = {p: s.iteration for p, s in self._evaluated().items()}
+        self._standings.hear(answer)
+        reports = [
+            Report(
+                peer=p,
+                iteration=s.iteration,
+                loss=s.loss,
+                accuracy=s.accuracy,
+                accuracy_unseen=s.accuracy_unseen if s.HasField("accuracy_unseen") else None,
+                sketch=sketch.encode(s.sketch),
+                bytes_sent=s.bytes_sent,
+            )
+            for p, s in self._evaluated().items()
+            if s.iteration > before.get(p, -1) and s.sketch
+        ]
+        return reports, [c for line in answer.view_changes if (c := self._take_view(line, answer.sender))]
+
+    def _evaluated(self) -> dict[int, PeerScores]:
+        heard = self._standings.heard().values()
+        return {s.peer: s for h in heard if h.scores is not None for s in h.scores.peers}
+
+    def take(self, report: PeerReport) -> None:
+        """Take a report of one of the run's peers in; from one thread at a time."""
+        if report.HasField("standing"):
+            record = report.standing.SerializeToString()
+            self._standings.hear(Gossip(sender=report.peer, standings=[Signed(record=record)]))
+        elif report.view_change:
+            self._take_view(report.view_change, report.peer)
+        elif not report.note:
+            self._take_scores(report)
+
+    def _take_view(self, line: bytes, peer: int) -> ViewChange | None:
+        """Take a change of view in; return it if it was not known."""
+        try:
+            change = decoded(line, ViewChange, f"a change of view by peer {peer}")
+        except DataError as error:
+            log.warning("a report was left out: %s", error)
+            return None
+        with self._lock:
+            known = self._views.get(change.number)
+            # The hosts' changes differ in what each has seen itself of those that are lost.
+            if known is None or len(change.why) > len(known.why):
+                self._views[change.number] = change
+        return change if known is None else None
+
+    def _take_scores(self, report: PeerReport) -> None:
+        scores = PeerScores(
+            peer=report.peer,
+            iteration=report.iteration,
+            loss=report.loss,
+            accuracy=report.accuracy,
+            bytes_sent=report.bytes_sent,
+            sketch=report.sketch,
+        )
+        if report.HasField("accuracy_unseen"):
+            scores.accuracy_unseen = report.accuracy_unseen
+        member = self._member_of[report.peer]
+        with self._lock:
+            self._scores[report.peer] = scores
+            there = [self._scores[p] for p in self._hosts[member] if p in self._scores]
+        told = Scores(member=member, version=1 + sum(s.iteration for s in there) + len(there), peers=there)
+        self._standings.hear(Gossip(sender=report.peer, scores=[Signed(record=told.SerializeToString())]))
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._lock:
+                    views = [self._views[number] for number in sorted(self._views)]
+                self._bulletin.write(self._standings.heard(), {}, views)
+                if self._closed.wait(_INTERVAL):
+                    return
+        except Exception:
+            log.exception("p2pft status will show nothing new here")

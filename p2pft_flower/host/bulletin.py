@@ -1,0 +1,162 @@
+"""The bulletin of a process, made of what it has heard of the members of its run."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from p2pft_flower.config import RunConfig
+from p2pft_flower.host.standings import Heard
+from p2pft_flower.keeping import sketch
+from p2pft_flower.keeping.bulletins import Bulletin, PeerNow, bulletin_path, discard_old, write_bulletin
+from p2pft_flower.keeping.lines import ViewChange
+from p2pft_flower.keeping.processes import start_mark
+from p2pft_flower.keeping.progress import scored
+from p2pft_flower.transport import Standing
+
+__all__ = ["BulletinWriter", "awaited_by"]
+
+log = logging.getLogger("p2pft_flower")
+
+_VIEWS = 64
+"""The most changes of view in a bulletin."""
+
+
+class BulletinWriter:
+    """Writes the bulletins of one process of a run; a file that cannot be written ends nothing.
+
+    Parameters
+    ----------
+    run : str
+        The run's identifier.
+    config : RunConfig
+        The settings.
+    n, iterations : int
+        Number of peers of the graph, and of iterations.
+    own : tuple of int
+        The peers of this process, ascending; empty: the coordinator.
+    hosts : mapping of int to tuple of int
+        The peers of each host of the run, by the host's lowest peer.
+    names : mapping of int to str
+        The names of the peers that have one.
+    folder : str
+        The run's folder on this machine.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        config: RunConfig,
+        n: int,
+        iterations: int,
+        own: tuple[int, ...],
+        hosts: Mapping[int, tuple[int, ...]],
+        names: Mapping[int, str],
+        folder: str,
+    ) -> None:
+        self._run, self._config, self._n, self._iterations = run, config.runtime, n, iterations
+        self._own, self._hosts, self._names, self._folder = own, hosts, dict(names), folder
+        self._all = tuple(sorted(p for peers in hosts.values() for p in peers))
+        self._begun, self._mark = time.time(), start_mark(os.getpid())
+        self._path, self._unwritten = bulletin_path(own[0] if own else None), False
+        self._error: float | None = None
+        discard_old()
+
+    def write(
+        self,
+        heard: Mapping[int, Heard],
+        spoken: Mapping[int, float | None],
+        views: Sequence[ViewChange],
+    ) -> None:
+        """Replace the bulletin.
+
+        Parameters
+        ----------
+        heard : mapping of int to Heard
+            What is known of each member.
+        spoken : mapping of int to (float or None)
+            Seconds since each neighbour last spoke to this process.
+        views : sequence of ViewChange
+            The changes of view so far.
+        """
+        live = tuple(views[-1].peers) if views else self._all
+        bulletin = Bulletin(
+            run=self._run,
+            n=self._n,
+            iterations=self._iterations,
+            own=self._own,
+            names=self._names,
+            live=live,
+            on_failure=self._config.on_failure if len(self._hosts) > 1 else "",
+            min_peers=self._config.min_peers,
+            silence=self._config.peer_timeout,
+            folder=self._folder,
+            pid=os.getpid(),
+            started=self._mark,
+            begun=self._begun,
+            written=time.time(),
+            peers=tuple(
+                _peer_now(p, heard.get(m), None if p in self._own else spoken.get(p))
+                for p, m in sorted((p, m) for m, peers in self._hosts.items() for p in peers)
+            ),
+            views=tuple(views[-_VIEWS:]),
+            consensus_error=self._consensus(heard, live),
+        )
+        try:
+            write_bulletin(self._path, bulletin)
+        except OSError as error:
+            if not self._unwritten:
+                log.warning(
+                    "p2pft status will not show this run: %s cannot be written (%s)", self._path, error
+                )
+            self._unwritten = True
+
+    def remove(self) -> None:
+        """Remove the bulletin: what has come of the run stands in journals and results."""
+        try:
+            self._path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("%s cannot be removed (%s)", self._path, error)
+
+    def _consensus(self, heard: Mapping[int, Heard], live: tuple[int, ...]) -> float | None:
+        """Return the consensus error of the newest iteration of which all live peers' sketches are here."""
+        there = {s.peer: s for h in heard.values() if h.scores is not None for s in h.scores.peers}
+        if all(p in there and there[p].sketch for p in live) and len({there[p].iteration for p in live}) == 1:
+            self._error = sketch.consensus_error([np.array(there[p].sketch, np.float32) for p in live])
+        return self._error
+
+
+def awaited_by(standing: Standing | None) -> int | None:
+    """Return the peer whose payload a member waits for; None if it waits for none."""
+    return standing.awaited if standing is not None and standing.HasField("awaited") else None
+
+
+def _peer_now(peer: int, heard: Heard | None, spoken: float | None) -> PeerNow:
+    standing = None if heard is None else heard.standing
+    there = [] if heard is None or heard.scores is None else heard.scores.peers
+    scores = next((s for s in there if s.peer == peer), None)
+    told: dict[str, Any] = {}
+    if heard is not None and standing is not None:
+        told = {
+            "state": Standing.State.Name(standing.state).lower(),
+            "view": standing.view,
+            "iteration": standing.iteration,
+            "busy": standing.busy,
+            "awaited": awaited_by(standing),
+            "rate": standing.rate,
+            "heard": heard.since,
+        }
+    if scores is not None:
+        told |= {
+            "evaluated": scores.iteration,
+            "loss": scored(scores.loss),
+            "accuracy": scored(scores.accuracy),
+            "accuracy_unseen": scores.accuracy_unseen if scores.HasField("accuracy_unseen") else None,
+            "bytes_sent": scores.bytes_sent,
+        }
+    return PeerNow(peer=peer, spoken=spoken, **told)

@@ -1,0 +1,286 @@
+"""The state of a run while it lasts: who is slow, who is lost, is the result at risk, when is it done.
+
+It is made of the bulletins of this machine's processes (:mod:`p2pft_flower.keeping.bulletins`): at a site
+what its host knows from gossip, at the coordinator what the peers report, in a simulation both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from p2pft_flower.errors import called
+from p2pft_flower.keeping.bulletins import Bulletin, PeerNow
+from p2pft_flower.keeping.lines import ViewChange
+
+__all__ = ["PeerStatus", "RunStatus", "status_of"]
+
+_QUIET = 5.0
+"""Seconds without a word after which a neighbour counts as silent, unless ``peer-timeout`` is short."""
+
+_USUAL = 10.0
+"""Multiple of the usual time of an iteration after which a peer that is waited for counts as slow."""
+
+
+class PeerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of one peer.
+
+    Attributes
+    ----------
+    peer : int
+        The peer.
+    name : str
+        Its name; empty if it has none.
+    state : str
+        ``lost``, ``ended`` (its process was killed), ``silent``, ``slow``, or what it does, as in
+        :class:`~p2pft_flower.keeping.bulletins.PeerNow`; ``unknown`` before anything was heard of it.
+    since : float or None
+        Seconds for which it has been in this state; None if that is not known.
+    why : str
+        The reason, in words; empty if there is nothing to explain.
+    iteration : int
+        Number of iterations that it has completed, as far as it is known.
+    rate : float
+        Iterations a second, of late; 0 if it is not known.
+    awaited : int or None
+        The peer whose payload it waits for.
+    contact : float or None
+        Seconds since its last word, by any way; None if there was none.
+    evaluated, loss, accuracy, accuracy_unseen, bytes_sent
+        As in :class:`~p2pft_flower.keeping.bulletins.PeerNow`.
+    """
+
+    peer: int
+    name: str
+    state: str
+    since: float | None
+    why: str
+    iteration: int
+    rate: float
+    awaited: int | None
+    contact: float | None
+    evaluated: int | None
+    loss: float | None
+    accuracy: float | None
+    accuracy_unseen: float | None
+    bytes_sent: int
+
+    @property
+    def called(self) -> str:
+        """The peer's number, with its name."""
+        return called(self.peer, {self.peer: self.name} if self.name else {})
+
+
+class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a run.
+
+    Attributes
+    ----------
+    run : str
+        The run's identifier.
+    from_gossip : bool
+        Whether a peer of this machine knows all this; False: the coordinator, from the peers' reports.
+    peers : tuple of PeerStatus
+        All peers, ascending.
+    iteration, iterations : int
+        Number of iterations that each training peer has completed, and of the run.
+    view : int
+        The number of the present view.
+    views : tuple of ViewChange
+        The changes of view.
+    consensus_error : float or None
+        An estimate of the peers' distance from their mean, after their last evaluation.
+    left : float or None
+        Seconds to the end at the present rate; None if that is not known.
+    at_risk : bool
+        Whether the result may lack a peer's part, or never come.
+    risk : str
+        The sentence on that.
+    folder : str
+        The run's folder on this machine.
+    """
+
+    run: str
+    from_gossip: bool
+    peers: tuple[PeerStatus, ...]
+    iteration: int
+    iterations: int
+    view: int
+    views: tuple[ViewChange, ...]
+    consensus_error: float | None
+    left: float | None
+    at_risk: bool
+    risk: str
+    folder: str
+
+
+def status_of(bulletins: Sequence[Bulletin], now: float) -> RunStatus:
+    """Return the state of one run.
+
+    Parameters
+    ----------
+    bulletins : sequence of Bulletin
+        The bulletins of the run's processes on this machine; at least one.
+    now : float
+        The time, Unix seconds.
+    """
+    best = max(bulletins, key=lambda b: (b.alive, len(b.views), bool(b.own), b.written))
+    told = {p: _newest(bulletins, p, now) for p in sorted({p.peer for b in bulletins for p in b.peers})}
+    slow = _slow(told, best.live)
+    peers = tuple(_peer_status(p, told[p], bulletins, best, slow, now) for p in told)
+    training = [p for p in peers if p.peer in best.live and p.state not in ("lost", "ended")]
+    done = min((p.iteration for p in training), default=0)
+    at_risk, risk = _risk(best, peers)
+    return RunStatus(
+        run=best.run,
+        from_gossip=bool(best.own),
+        peers=peers,
+        iteration=done,
+        iterations=best.iterations,
+        view=best.views[-1].number if best.views else 0,
+        views=best.views,
+        consensus_error=best.consensus_error,
+        left=_left(training, best.iterations - done),
+        at_risk=at_risk,
+        risk=risk,
+        folder=best.folder,
+    )
+
+
+def _newest(bulletins: Sequence[Bulletin], peer: int, now: float) -> PeerNow:
+    """Return what is known of ``peer`` from the bulletin with its latest news, its times as of ``now``."""
+    known = []
+    for b in bulletins:
+        passed = max(0.0, now - b.written)
+        for p in b.peers:
+            if p.peer != peer:
+                continue
+            heard = math.inf if p.heard is None else p.heard + passed
+            spoken = None if p.spoken is None else p.spoken + passed
+            busy = p.busy + (heard if p.heard is not None else 0.0)
+            known.append((heard, msgspec.structs.replace(p, busy=busy, spoken=spoken)))
+    heard, newest = min(known, key=lambda pair: pair[0])
+    spoken = min((p.spoken for _, p in known if p.spoken is not None), default=None)
+    return msgspec.structs.replace(newest, heard=None if math.isinf(heard) else heard, spoken=spoken)
+
+
+def _slow(told: dict[int, PeerNow], live: Sequence[int]) -> dict[int, tuple[int, float]]:
+    """Return who waits unusually long for each slow peer, and for how long; the longest of several.
+
+    If a peer waits for one that waits itself, the last of this chain is the slow one.
+    """
+    slow: dict[int, tuple[int, float]] = {}
+    for p in live:
+        now = told.get(p)
+        if now is None or now.awaited is None or now.busy < max(_QUIET, _USUAL / now.rate if now.rate else 0):
+            continue
+        root, seen = now.awaited, {p}
+        while root in told and root not in seen and (further := told[root].awaited) is not None:
+            seen.add(root)
+            root = further
+        if root not in slow or slow[root][1] < now.busy:
+            slow[root] = p, now.busy
+    return slow
+
+
+def _peer_status(
+    peer: int,
+    now: PeerNow,
+    bulletins: Sequence[Bulletin],
+    best: Bulletin,
+    slow: dict[int, tuple[int, float]],
+    time_now: float,
+) -> PeerStatus:
+    contact = min((s for s in (now.heard, now.spoken) if s is not None), default=None)
+    own = next((b for b in bulletins if peer in b.own), None)
+    state, since, why = now.state or "unknown", now.busy, ""
+    quiet = now.spoken if now.spoken is not None else now.heard
+    # News of a peer that is no neighbour comes by others, from each to the next with a beat.
+    patience = min(_QUIET, best.silence / 2) + (0 if now.spoken is not None else best.n)
+    if peer not in best.live:
+        change = next((v for v in reversed(best.views) if peer in v.lost), None)
+        state = "lost"
+        since = time_now - change.time if change is not None else None  # type: ignore[assignment]
+        why = "" if change is None else _reason(change, peer)
+    elif own is not None and not own.alive:
+        state, since = "ended", time_now - own.written
+        why = f"its process {own.pid} here was killed, or its machine was started again"
+    elif quiet is not None and quiet > patience and own is None:
+        state, since = "silent", quiet
+        why = f"lost after {best.silence:g} s without a word (peer-timeout)" if best.on_failure else ""
+    elif peer in slow:
+        waiting, seconds = slow[peer]
+        why = (
+            f"{called(waiting, best.names)} waits for it since {seconds:.0f} s; it speaks, so it is not lost"
+        )
+        state = "slow"
+    elif now.awaited is not None:
+        why = f"for {called(now.awaited, best.names)}"
+    return PeerStatus(
+        peer=peer,
+        name=best.names.get(peer, ""),
+        state=state,
+        since=since if state != "unknown" else None,
+        why=why,
+        iteration=now.iteration,
+        rate=now.rate,
+        awaited=now.awaited,
+        contact=contact,
+        evaluated=now.evaluated,
+        loss=now.loss,
+        accuracy=now.accuracy,
+        accuracy_unseen=now.accuracy_unseen,
+        bytes_sent=now.bytes_sent,
+    )
+
+
+def _reason(change: ViewChange, peer: int) -> str:
+    return change.why.get(peer) or change.presumed.get(peer, "")
+
+
+def _left(training: Sequence[PeerStatus], iterations: int) -> float | None:
+    """Return the seconds to the end; peers go in step, so the slowest one's rate is that of all."""
+    rates = [p.rate for p in training if p.state not in ("unknown", "preparing", "silent", "finished")]
+    if iterations == 0:
+        return 0.0
+    return iterations / min(rates) if rates and min(rates) > 0 else None
+
+
+def _risk(best: Bulletin, peers: Sequence[PeerStatus]) -> tuple[bool, str]:
+    """Tell whether the result is at risk, and why, in a sentence."""
+    gone = [p.called for p in peers if p.state in ("lost", "ended")]
+    silent = [p.called for p in peers if p.state == "silent"]
+    diverged = [p.called for p in peers if p.loss is not None and not math.isfinite(p.loss)]
+    there = len(best.live) - len([p for p in peers if p.state == "ended" and p.peer in best.live])
+    parts = []
+    if diverged:
+        parts.append(f"the loss of {_listed(diverged)} is not finite")
+    if gone:
+        parts.append(
+            f"{_listed(gone)} {_is(gone)} gone: {there} of {best.n} peers go on, and learn nothing more from "
+            f"the images there unless p2pft rejoin brings {'it' if len(gone) == 1 else 'them'} back"
+        )
+    if silent:
+        parts.append(f"{_listed(silent)} {_is(silent)} silent")
+    if best.on_failure == "stop":
+        parts.append("the loss of any peer ends the run (on-failure = stop)")
+    spare = min((there - 1) // 2, there - max(1, best.min_peers))
+    if best.on_failure in ("continue", "wait"):
+        more = (
+            "one more loss ends" if spare < 1 else f"it bears the loss of {spare} more peers at once, so far"
+        )
+        parts.append(f"{more} the run" if spare < 1 else more)
+    at_risk = bool(diverged or gone or silent or best.on_failure == "stop" or (best.on_failure and spare < 1))
+    if not parts:
+        return False, "The result is not at risk: no peer waits for another."
+    return at_risk, f"The result is {'at risk' if at_risk else 'not at risk'}: {'; '.join(parts)}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _is(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"

@@ -1,0 +1,99 @@
+"""The state of a run as a table and sentences for people, and as JSON."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+from rich.table import Table
+
+from p2pft_flower.errors import called, printable
+from p2pft_flower.keeping.lines import ViewChange
+from p2pft_flower.keeping.progress import human_bytes
+from p2pft_flower.report.status import RunStatus
+from p2pft_flower.report.tables import number, render
+
+__all__ = ["as_dict", "status_table"]
+
+_COLUMNS = (
+    "peer",
+    "name",
+    "state",
+    "since",
+    "iteration",
+    "a second",
+    "last word",
+    "accuracy",
+    "unseen",
+    "sent",
+)
+
+
+def _span(seconds: float | None) -> str:
+    """Return a time span for people: ``12 s``, ``4 min``, ``2 h 05 min``."""
+    if seconds is None:
+        return "–"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def status_table(status: RunStatus, now: float) -> str:
+    """Return the state of a run as a table and sentences."""
+    table = Table(title=f"run {status.run}: iteration {status.iteration} of {status.iterations}")
+    for column in _COLUMNS:
+        table.add_column(column, justify="left" if column in ("name", "state") else "right")
+    for p in status.peers:
+        table.add_row(
+            str(p.peer),
+            printable(p.name),
+            f"{p.state} {p.why}" if p.state == "waiting" else p.state,
+            _span(p.since),
+            str(p.iteration),
+            f"{p.rate:.2f}" if p.rate else "–",
+            "–" if p.contact is None else f"{_span(p.contact)} ago",
+            number(p.accuracy),
+            number(p.accuracy_unseen),
+            human_bytes(p.bytes_sent),
+        )
+    return "\n".join([render(table), *_sentences(status, now)])
+
+
+def _sentences(status: RunStatus, now: float) -> list[str]:
+    lines = [
+        f"{p.called} is {p.state}{'' if p.since is None else f' since {_span(p.since)}'}"
+        + (f": {printable(p.why)}" if p.why else "")
+        for p in status.peers
+        if p.state in ("lost", "ended", "silent", "slow")
+    ]
+    lines += [
+        f"{_clock(v.time)} view {v.number} after {v.iteration} iterations: {_who_changed(v, status)}"
+        for v in status.views
+    ]
+    lines.append(status.risk)
+    if status.left is not None and status.left > 0:
+        at = time.strftime("%H:%M", time.localtime(now + status.left))
+        lines.append(f"It is done in about {_span(status.left)}, at {at}, if it goes on like this.")
+    elif status.left is None:
+        lines.append("When it is done is not known yet.")
+    else:
+        lines.append("All iterations are done.")
+    return lines
+
+
+def _clock(moment: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(moment))
+
+
+def _who_changed(change: ViewChange, status: RunStatus) -> str:
+    names = {p.peer: p.name for p in status.peers if p.name}
+    parts = [f"{called(p, names)} was lost" for p in change.lost]
+    parts += [f"{called(p, names)} has come back" for p in change.joined]
+    return "; ".join(parts) or "nobody was lost"
+
+
+def as_dict(status: RunStatus) -> dict[str, Any]:
+    """Return what ``p2pft status --json`` prints of a run; later versions only add keys."""
+    return dict(msgspec.to_builtins(status, str_keys=True))

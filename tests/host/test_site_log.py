@@ -1,0 +1,88 @@
+"""The lines of a site's own log: scores, and whom the site waits for, by name and with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from p2pft_flower.host.site_log import Awaited, SiteLog
+from tests.journals import made_line
+
+from .hosts import ALONE, RING
+from .quadratic import plans
+
+
+@pytest.fixture
+def site(tmp_path):
+    """The log of peer 0 ("north"), whose neighbour is peer 3 ("south"); a peer is lost after 20 s."""
+    plan = plans(RING, ALONE, {}, tmp_path, **{"peer-timeout": 20.0})[0]
+    lines: list[str] = []
+    named = replace(plan, names={0: "north", 3: "south"})
+    return SiteLog(named, lambda level, line: lines.append(line)), lines
+
+
+def awaited(spoken=1.0, awaits=None):
+    return Awaited(3, 100.0, spoken, awaits)
+
+
+def test_an_evaluation_is_a_line_with_the_peer_by_name_and_the_time_left(site):
+    log, lines = site
+    line = made_line(
+        "evaluation", iteration=10, loss=0.5, accuracy=0.75, accuracy_unseen=0.25, bytes_sent=2000
+    )
+    iterations = log._plan.iterations
+    log.evaluated(line, rate=2.0)
+    assert lines == [
+        f"peer 0 (north): iteration 10/{iterations} | loss 0.500 | accuracy 0.750 | accuracy unseen 0.250 | "
+        f"sent 2.0 kB | {(iterations - 10) / 2:.0f} s left"
+    ]
+
+
+def test_a_peer_without_test_images_has_a_line_without_scores(site):
+    log, lines = site
+    log.evaluated(made_line("evaluation", iteration=0, loss=None, accuracy=float("nan")), rate=0.0)
+    assert "loss" not in lines[0]
+    assert "accuracy" not in lines[0]
+    assert "left" not in lines[0]
+
+
+def test_waiting_is_told_once_it_takes_ten_times_the_usual_and_again_when_it_has_doubled(site):
+    log, lines = site
+    for now in range(101, 131):  # an iteration takes 1 s
+        log.waits(awaited(), now, rate=1.0)
+    assert [line.split("; ")[0] for line in lines] == [
+        "peer 0 (north): waits for peer 3 (south) since 10 s",
+        "peer 0 (north): waits for peer 3 (south) since 20 s",
+    ]
+    assert lines[0].endswith("it last spoke 1 s ago: slow, not lost")
+
+
+def test_short_waits_are_not_told_however_short_iterations_are(site):
+    log, lines = site
+    log.waits(awaited(), 104.9, rate=1000.0)
+    assert lines == []
+    log.waits(awaited(), 105.0, rate=1000.0)
+    assert len(lines) == 1
+
+
+def test_it_is_told_when_the_waiting_is_over(site):
+    log, lines = site
+    log.waits(awaited(), 112.0, rate=1.0)
+    log.waits(None, 113.0, rate=1.0)
+    log.waits(None, 114.0, rate=1.0)
+    assert lines[1:] == ["peer 0 (north): has waited 13 s for peer 3 (south)"]
+
+
+@pytest.mark.parametrize(
+    ("spoken", "awaits", "reason"),
+    [
+        (None, None, "it has not spoken yet"),
+        (15.0, None, "nothing was heard from it for 15 s, and after 20 s it is lost (peer-timeout)"),
+        (1.0, 0, "it last spoke 1 s ago: slow, not lost; it waits for peer 0 (north)"),
+    ],
+)
+def test_the_reason_says_what_is_known_of_the_peer(site, spoken, awaits, reason):
+    log, lines = site
+    log.waits(awaited(spoken, awaits), 150.0, rate=1.0)
+    assert lines[0].endswith(reason)

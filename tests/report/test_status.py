@@ -1,0 +1,206 @@
+"""``p2pft status`` says who is slow, who is lost, whether the result is at risk, and when it is done."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from p2pft_flower.cli import app
+from p2pft_flower.keeping.bulletins import Bulletin, PeerNow, bulletin_path, write_bulletin
+from p2pft_flower.keeping.processes import start_mark
+from p2pft_flower.report.status import status_of
+from p2pft_flower.report.status_text import status_table
+from tests.journals import made_line
+
+NOW = 1_800_000_000.0
+NAMES = {0: "north", 1: "east", 2: "south", 3: "west"}
+
+
+def peer(number, **fields):
+    usual = {"state": "computing", "iteration": 400, "rate": 2.0, "heard": 1.0, "spoken": 0.5}
+    return PeerNow(peer=number, **{**usual, **fields})
+
+
+def bulletin(*peers, own=(0,), alive=True, **fields):
+    """What peer 0 of four knows; others are well unless ``peers`` says otherwise."""
+    told = {p.peer: p for p in [*(peer(p) for p in range(4)), *peers]}
+    if 0 in own and 0 not in {p.peer for p in peers}:
+        told[0] = peer(0, heard=0.0, spoken=None)
+    usual = {
+        "run": "7",
+        "n": 4,
+        "iterations": 1000,
+        "names": NAMES,
+        "live": (0, 1, 2, 3),
+        "on_failure": "continue",
+        "min_peers": 0,
+        "silence": 30.0,
+        "folder": "/runs/7",
+        "pid": os.getpid(),
+        "started": start_mark(os.getpid()) if alive else "another",
+        "begun": NOW - 300,
+        "written": NOW,
+    }
+    return Bulletin(own=own, peers=tuple(told[p] for p in sorted(told)), **{**usual, **fields})
+
+
+def state_of(*bulletins, now=NOW):
+    status = status_of(bulletins, now)
+    return status, {p.peer: p for p in status.peers}
+
+
+def test_of_a_run_in_good_order_nobody_is_slow_and_the_end_follows_from_the_slowest_rate():
+    status, peers = state_of(bulletin(peer(2, rate=1.5)))
+    assert {p.state for p in peers.values()} == {"computing"}
+    assert status.left == 600 / 1.5
+    assert not status.at_risk
+    assert "it bears the loss of 1 more" in status.risk
+
+
+def test_the_slow_peer_is_the_one_for_which_all_others_wait_in_the_end():
+    waits = [peer(0, state="waiting", awaited=3, busy=12.0, heard=0.0, spoken=None)]
+    waits.append(peer(3, state="waiting", awaited=2, busy=11.0))
+    _, peers = state_of(bulletin(*waits))
+    assert [p for p in peers if peers[p].state == "slow"] == [2]
+    assert "waits for it since" in peers[2].why
+    assert peers[0].why == "for peer 3 (west)"
+
+
+def test_a_short_wait_makes_nobody_slow():
+    _, peers = state_of(bulletin(peer(0, state="waiting", awaited=3, busy=4.0, heard=0.0, spoken=None)))
+    assert peers[3].state == "computing"
+    _, peers = state_of(
+        bulletin(peer(0, state="waiting", awaited=3, busy=40.0, rate=0.2, heard=0.0, spoken=None))
+    )
+    assert peers[3].state == "computing"  # 40 s are eight iterations
+
+
+def test_peers_that_wait_for_each_other_do_not_hang_the_question():
+    a = peer(1, state="waiting", awaited=2, busy=50.0)
+    b = peer(2, state="waiting", awaited=1, busy=50.0)
+    status, _ = state_of(bulletin(a, b))
+    assert status.run == "7"
+
+
+def test_a_silent_neighbour_is_silent_before_it_is_lost_and_that_is_a_risk():
+    status, peers = state_of(bulletin(peer(1, spoken=12.0, heard=12.0)))
+    assert (peers[1].state, peers[1].since) == ("silent", 12.0)
+    assert "lost after 30 s" in peers[1].why
+    assert status.at_risk
+    assert "peer 1 (east) is silent" in status.risk
+
+
+def test_old_news_of_a_peer_that_is_no_neighbour_are_no_silence():
+    _, peers = state_of(bulletin(peer(2, spoken=None, heard=6.0)))
+    assert peers[2].state == "computing"
+    _, peers = state_of(bulletin(peer(2, spoken=None, heard=20.0)))
+    assert peers[2].state == "silent"
+
+
+def view(**fields):
+    usual = {"number": 1, "iteration": 380, "peers": (0, 1, 2), "lost": (3,), "why": {3: "it crashed"}}
+    return made_line("view", time=NOW - 60, **{**usual, **fields})
+
+
+def test_a_lost_peer_is_lost_since_its_view_and_the_result_lacks_its_images():
+    status, peers = state_of(bulletin(live=(0, 1, 2), views=(view(),)))
+    assert (peers[3].state, peers[3].since, peers[3].why) == ("lost", 60.0, "it crashed")
+    assert status.at_risk
+    assert "peer 3 (west) is gone: 3 of 4 peers go on" in status.risk
+    text = status_table(status, NOW)
+    assert "peer 3 (west) is lost since 60 s: it crashed" in text
+    assert "view 1 after 380 iterations: peer 3 (west) was lost" in text
+
+
+def test_a_peer_that_came_back_is_no_risk_any_more():
+    back = view(number=2, peers=(0, 1, 2, 3), lost=(), joined=(3,), why={})
+    status, peers = state_of(bulletin(views=(view(), back)))
+    assert peers[3].state == "computing"
+    assert not status.at_risk
+    assert "peer 3 (west) has come back" in status_table(status, NOW)
+
+
+@pytest.mark.parametrize(
+    ("fields", "risk"),
+    [
+        ({"on_failure": "stop"}, "the loss of any peer ends the run"),
+        ({"min_peers": 4}, "one more loss ends the run"),
+        ({"live": (0, 1), "views": (view(peers=(0, 1), lost=(2, 3), why={}),)}, "2 of 4 peers go on"),
+    ],
+)
+def test_it_is_a_risk_if_one_more_loss_ends_the_run(fields, risk):
+    status, _ = state_of(bulletin(**fields))
+    assert status.at_risk
+    assert risk in status.risk
+
+
+def test_a_loss_that_is_no_number_is_a_risk():
+    status, _ = state_of(bulletin(peer(1, evaluated=10, loss=math.inf)))
+    assert status.at_risk
+    assert "the loss of peer 1 (east) is not finite" in status.risk
+
+
+def test_a_killed_process_of_this_machine_has_ended_and_its_neighbours_know_the_rest():
+    dead = bulletin(own=(1,), alive=False, written=NOW - 9)
+    _, peers = state_of(dead, bulletin())
+    assert (peers[1].state, peers[1].since) == ("ended", 9.0)
+    assert "was killed" in peers[1].why
+    assert peers[2].state == "computing"
+
+
+def test_news_are_taken_from_where_they_are_newest_and_grow_old_with_the_file():
+    old = bulletin(peer(2, iteration=390, heard=1.0, spoken=None), own=(1,), written=NOW - 4)
+    new = bulletin(peer(2, iteration=400, heard=2.0, spoken=None))
+    _, peers = state_of(old, new)
+    assert (peers[2].iteration, peers[2].contact) == (400, 2.0)
+    _, peers = state_of(old)
+    assert peers[2].contact == 5.0
+
+
+def test_the_end_is_not_known_before_there_is_a_rate_and_is_there_when_all_is_done():
+    status, _ = state_of(bulletin(*(peer(p, rate=0.0, spoken=None, heard=0.0) for p in range(4))))
+    assert status.left is None
+    assert "not known yet" in status_table(status, NOW)
+    status, _ = state_of(bulletin(*(peer(p, iteration=1000, state="finished") for p in range(4))))
+    assert "All iterations are done." in status_table(status, NOW)
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    monkeypatch.setenv("P2PFT_HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_the_command_prints_each_run_of_this_machine(there):
+    write_bulletin(bulletin_path(0), bulletin())
+    write_bulletin(bulletin_path(1), bulletin(run="8", own=(1,)))
+    done = CliRunner().invoke(app, ["status"])
+    assert done.exit_code == 0, done.output
+    assert "run 7: iteration 400 of 1000" in done.stdout
+    assert "run 8: iteration 400 of 1000" in done.stdout
+    done = CliRunner().invoke(app, ["status", "7", "--json"])
+    (told,) = json.loads(done.stdout)
+    assert (told["run"], told["iterations"], len(told["peers"])) == ("7", 1000, 4)
+    assert told["peers"][2]["name"] == "south"
+
+
+def test_without_a_run_the_command_says_where_it_looked_for_one(there):
+    done = CliRunner().invoke(app, ["status", "9"])
+    assert done.exit_code == 1
+    assert "run 9 does not train here" in done.stderr
+    assert "P2PFT_HOME" in done.stderr
+
+
+def test_a_damaged_bulletin_is_named_and_the_others_are_shown(there, caplog):
+    write_bulletin(bulletin_path(0), bulletin())
+    odd = there / "running" / "1-1.bulletin"
+    odd.write_bytes(msgspec.json.encode({"run": "7"}))
+    done = CliRunner().invoke(app, ["status"])
+    assert done.exit_code == 0
+    assert "run 7" in done.stdout
+    assert str(odd) in caplog.text
