@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from p2pft_flower.cli.completion import complete_graphs
+from p2pft_flower.cli.topology_audit import audit_graph
 from p2pft_flower.errors import ConfigError, TopologyError
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.generators import GENERATORS
@@ -22,7 +23,10 @@ from p2pft_flower.topology.sources import shipped
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Show the graphs that peers exchange over.", no_args_is_help=True)
+app = typer.Typer(
+    help="Show the graphs that peers exchange over, and what peers can reconstruct.", no_args_is_help=True
+)
+app.command("audit")(audit_graph)
 
 SHOWN_NEIGHBOURS = 8
 """Most neighbours that a cell of the table lists; ``--json`` lists them all."""

@@ -29,7 +29,7 @@ class RuntimeConfig:
         Length of the run in iterations; 0 lets ``epochs`` decide.
     evaluate_every : int
         Number of iterations between two evaluations; 0: once an epoch. The last iteration is always
-        evaluated. Flower's strategies are evaluated after every round.
+        evaluated. Flower's strategies are evaluated at the end of the round in which the iteration is done.
     transport : {"auto", "memory", "grpc"}
         ``auto``: in memory within a host, sockets between hosts. ``memory``: all peers on one host.
         ``grpc``: sockets even within a host.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
+import time
 
 from p2pft_flower.errors import P2PFTError, printable
 from p2pft_flower.flower.office import Office
@@ -126,6 +128,7 @@ class Looking:
         self._looker = Looker(run.id, key, run.addresses, own)
         self._order = list(run.addresses)
         self._told = False
+        self._patient_until = math.inf
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._look_on, name="p2pft-looking", daemon=True)
 
@@ -139,9 +142,11 @@ class Looking:
         self._looker.close()
 
     def _look_on(self) -> None:
+        # Hosts listen once their processes have started.
+        self._patient_until = time.monotonic() + self._run.config.runtime.meet_timeout
         try:
             while not self._closed.wait(_INTERVAL):
-                if not self._look() and self._closed.wait(_LATER):
+                if not self._look() and self._told and self._closed.wait(_LATER):
                     return
         except Exception:
             log.exception("how the peers get on is not shown here any more")
@@ -175,7 +180,7 @@ class Looking:
                 self._order.remove(peer)
                 self._order.insert(0, peer)  # it is asked first the next time
                 break
-        if not heard and not self._told:
+        if not heard and not self._told and time.monotonic() > self._patient_until:
             self._told = True
             log.warning(
                 "how the peers get on cannot be seen from here (%s); observer-address lets them report", why

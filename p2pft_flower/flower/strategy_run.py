@@ -51,7 +51,7 @@ def run_strategy(grid: Grid, run: Run) -> dict[str, Any]:
     account = _Account(keeper, progress, workload.theta0.nbytes)
     begin = time.monotonic()
     initial = keeper.arrays or clients.to_arrays(workload, workload.theta0)
-    peers = PeersGrid(grid, run.hosts, _task(run, keeper, steps), account.note)
+    peers = PeersGrid(grid, run.hosts, _task(run, keeper, steps), account.note, keeper.is_scored)
     if not keeper.first_round:  # a strategy asks for scores after rounds only
         peers.score(initial, run.config.runtime.run_timeout)
     result = strategy.start(

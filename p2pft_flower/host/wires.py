@@ -101,8 +101,6 @@ class Wires:
 
     Attributes
     ----------
-    awaited : (int, float) or None
-        The peer whose payload is waited for, and the time, by time.monotonic, from which on; None if none is.
     agreement : Agreement or None
         The host's part in agreeing on the next view; None if the view never changes.
 
@@ -131,7 +129,7 @@ class Wires:
     ) -> None:
         local, config = _checked(plan, session, access), plan.config.runtime
         self._session, self._standings = session, standings
-        self.awaited: tuple[int, float] | None = None
+        self._taking: tuple[int, float] | None = None
         self._peer_timeout = config.peer_timeout
         self._others = {m: a for m in sorted(plan.members) if (a := plan.addresses.get(m)) and m not in local}
         if joining:
@@ -307,13 +305,18 @@ class Wires:
             f"to go on from within {timeout:g} s ({told}); the checkpoints are kept"
         )
 
+    @property
+    def awaited(self) -> tuple[int, float] | None:
+        """The peer that is waited for, to send its payload or to take one in, and since when, if any."""
+        return self._taking or self.links.awaited
+
     def take(self, session: Session, receiver: int, sender: int, iteration: int, phase: int) -> Received:
         """Wait for one payload and return it; see :meth:`Mailbox.take`."""
-        self.awaited = sender, time.monotonic()
+        self._taking = sender, time.monotonic()
         try:
             received = session.inbox.take(receiver, sender, iteration, phase, math.inf, self._patience)
         finally:
-            self.awaited = None
+            self._taking = None
         self.heartbeats.heard(sender)
         return received
 

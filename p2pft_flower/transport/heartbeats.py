@@ -23,6 +23,10 @@ hanging
     ``silence`` and no more than ``hang`` seconds (run-config ``hang-timeout``); ``hang`` before there was any
     such time. If ``hang`` is less than ``silence``, ``silence`` counts.
 
+revoked
+    Its certificate was revoked while this host ran, and it has not been heard of since: it cannot be, as long
+    as it has no new one. This is noticed at once.
+
 A peer that is WAITING, PAUSED or FINISHED does not hang: those that it waits for may. Time is
 `time.monotonic`, so nobody is lost because a clock was set. A host that did not run itself for more than
 silence / 2 (SIGSTOP, a laptop that slept) has heard nobody meanwhile, through no fault of theirs: from when
@@ -51,6 +55,7 @@ from p2pft_flower.transport.wire.errors import (
     Loss,
     OtherRunError,
     PeerLostError,
+    RevokedError,
 )
 
 __all__ = ["Heartbeats"]
@@ -239,7 +244,13 @@ class Heartbeats(Closing):
                 )
                 self._attempts.append(known.attempt)
             attempt = known.attempt
-        if hanging is not None:
+            revoked = self._links.revoked(remote)
+            if revoked is not None and known.heard > revoked[0]:  # it came back with a new certificate
+                revoked = None
+        limit: float | None = None
+        if revoked is not None:
+            how, problem = Loss.REVOKED, revoked[1]
+        elif hanging is not None:
             how, (limit, problem) = Loss.HANGING, hanging
         elif not silent or attempt is None or not attempt.done():
             return None
@@ -374,6 +385,8 @@ class Heartbeats(Closing):
             self._inbox.put(answer)
         if more:
             self._inbox.put(None)
+        if isinstance(answer, RevokedError):  # nobody will take anything from this host any more
+            self._fail(answer)
 
     def _take(self, gossip: pb.Gossip) -> None:
         """Note that the sender of ``gossip`` was heard of, and the sender's progress."""

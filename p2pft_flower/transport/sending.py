@@ -70,6 +70,8 @@ class Sending:
         self._hand_overs = HandOvers(run, addresses, lambda *tried: work.start_part(self._carry, *tried))
         self._gathered: list[Payload] | None = None
         self.bytes_sent: dict[int, int] = {}
+        self.awaited: tuple[int, float] | None = None
+        """The receiver that has not taken a payload in, and since when it is waited for (time.monotonic)."""
 
     def install(self, edges: Edges) -> None:
         """Go on to another view: forget the payloads under way, all of which must have been cancelled."""
@@ -227,6 +229,8 @@ class Sending:
         self._work.raise_if_failed()
         waited_for = {edge: self._under_way[edge] for edge in edges if edge in self._under_way}
         for edge, (future, payload) in waited_for.items():
+            if not future.done():
+                self.awaited = edge[1], time.monotonic()
             try:
                 rest = self._work.result(future, _left(end))
                 if rest and edge in rest:
@@ -235,6 +239,8 @@ class Sending:
                 where = f"peer {edge[1]} at {self._addresses[edge[1]]}"
                 problem = f"{where} has not taken the payload in"
                 raise ExchangeTimeoutError(problem, **payload.place).at(deadline=deadline) from None
+            finally:
+                self.awaited = None
         self._work.raise_if_failed()
         for edge in waited_for:
             self._under_way.pop(edge, None)

@@ -53,11 +53,13 @@ def run(tmp_path_factory):
     "words",
     [
         "certs init federation --federation hospitals",
+        "certs request site --federation hospitals --peer 1",
         "collect {run} --out collected",
         "evaluate {run}",
         "stop 1",
         "topology list",
         "topology show lopsided-4",
+        "topology audit lopsided-4",
         "preflight --connection nowhere",
         "run topology=nowhere",
         "--help",

@@ -20,7 +20,7 @@ from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.report.status import status_of
 from p2pft_flower.transport import Gossip, Looker, digest_of, new_key
 from tests.host.hosts import ALONE, RING, tcp, until
-from tests.host.quadratic import Quadratics, plans
+from tests.host.quadratic import Quadratics, plans, with_settings
 
 ITERATIONS = 40
 KEY = new_key()
@@ -59,7 +59,13 @@ def training(tmp_path):
 def run_of(training, **others):
     """What the looking coordinator asks of its run."""
     plan = training.plans[0]
-    fields = {"id": plan.run, "addresses": training.addresses, "exchanges": True, **others}
+    fields = {
+        "id": plan.run,
+        "addresses": training.addresses,
+        "exchanges": True,
+        "config": plan.config,
+        **others,
+    }
     return SimpleNamespace(**fields)
 
 
@@ -72,6 +78,19 @@ def office(training, folder):
 def fast(monkeypatch):
     monkeypatch.setattr(hearing, "_INTERVAL", 0.1)
     monkeypatch.setattr(hearing, "_LATER", 0.1)
+
+
+def test_a_run_whose_peers_still_start_is_looked_at_again_in_silence(training, tmp_path, fast, caplog):
+    later = dict.fromkeys(range(4), "127.0.0.1:1")
+    run, lines = run_of(training, addresses=later), list[str]()
+    with (
+        office(training, tmp_path) as there,
+        Looking(run, KEY, None, Progress(4, ITERATIONS, lines.append), there) as looking,
+    ):
+        until(lambda: looking._patient_until < float("inf"))
+        looking._looker._channels.addresses.update(training.addresses)  # now they listen
+        until(lambda: lines)
+    assert "cannot be seen from here" not in caplog.text
 
 
 def test_one_peer_that_answers_is_enough_for_lines_and_status_of_all(training, tmp_path, fast):
@@ -107,10 +126,11 @@ def test_who_does_not_show_the_key_sees_nothing(training):
 
 def test_a_run_that_cannot_be_seen_from_here_says_so_once_and_goes_on(training, tmp_path, fast, caplog):
     progress = Progress(4, ITERATIONS, lambda line: None)
-    nowhere = run_of(training, addresses=dict.fromkeys(range(4), "127.0.0.1:1"))
+    config = with_settings(training.plans[0], **{"meet-timeout": 1.0}).config
+    nowhere = run_of(training, addresses=dict.fromkeys(range(4), "127.0.0.1:1"), config=config)
     with caplog.at_level(logging.INFO), office(training, tmp_path) as there:
         with Looking(nowhere, KEY, None, progress, there):
-            until(lambda: "cannot be seen from here" in caplog.text)
+            until(lambda: "cannot be seen from here" in caplog.text, 120.0)
         training.end()
     assert caplog.text.count("cannot be seen from here") == 1
     assert "observer-address lets them report" in caplog.text

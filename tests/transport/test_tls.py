@@ -47,7 +47,7 @@ from p2pft_flower.transport import (
     new_key,
 )
 from p2pft_flower.transport.admission import Throttle
-from p2pft_flower.transport.trust.certificates import identity_of, target_name
+from p2pft_flower.transport.trust.certificates import facts_of, target_name
 from p2pft_flower.transport.wire.header import HEADER_KEY
 from tests.transport.federation import Clock, Federation
 from tests.transport.wire import PATIENCE, Host, message
@@ -246,13 +246,13 @@ def test_a_replayed_payload_is_not_used_again(serving, peers):
 
 
 def test_a_certificate_is_read_once_however_many_payloads_come(serving, peers):
-    identity_of.cache_clear()
+    facts_of.cache_clear()
     with calling(serving.address, peers[0]) as call:
         for k in range(10):
             for phase in range(2):
                 assert call("Deliver", *payload(0, iteration=k, phase=phase)).status == Status.ACCEPTED
                 serving.take(1, 0, k, phase, PATIENCE)
-    assert identity_of.cache_info().misses == 1
+    assert facts_of.cache_info().misses == 1
 
 
 # No handshake

@@ -24,6 +24,7 @@ __all__ = [
     "PeerUnreachableError",
     "Place",
     "Refused",
+    "RevokedError",
     "UnansweredError",
     "UnsharedError",
     "ViewChangeError",
@@ -117,6 +118,12 @@ class CorruptedError(ExchangeRefusedError):
     """A message arrived altered at the neighbour: its checksum does not fit."""
 
 
+class RevokedError(ExchangeRefusedError):
+    """The neighbour refuses this host's certificate, which was revoked: the others go on without it."""
+
+    cause = Cause.OWN
+
+
 class UnsharedError(ExchangeRefusedError):
     """The neighbour cannot have the memory in which this host lays payloads for it."""
 
@@ -168,6 +175,8 @@ class Loss(Enum):
     """The peer's address cannot be reached."""
     HANGING = "hanging"
     """The peer speaks, but gets no further in its own computation."""
+    REVOKED = "revoked"
+    """The peer's certificate was revoked: nothing is taken from it, or sent to it."""
 
 
 class PeerLostError(ViewChangeError):

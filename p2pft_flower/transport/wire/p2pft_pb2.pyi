@@ -34,6 +34,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STOPPED: _ClassVar[Status]
     NOT_AUTHENTIC: _ClassVar[Status]
     THROTTLED: _ClassVar[Status]
+    REVOKED: _ClassVar[Status]
     PREPARING: _ClassVar[Status]
     LATER: _ClassVar[Status]
     UNSHARED: _ClassVar[Status]
@@ -60,6 +61,7 @@ MISMATCH: Status
 STOPPED: Status
 NOT_AUTHENTIC: Status
 THROTTLED: Status
+REVOKED: Status
 PREPARING: Status
 LATER: Status
 UNSHARED: Status
