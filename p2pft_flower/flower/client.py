@@ -259,9 +259,10 @@ def _sender(context: Context) -> dict[str, Any]:
     The node-config may be what is wrong, so nothing of it is relied upon.
     """
     given = context.node_config
-    if not given.keys() - FLOWERS:
+    if given.keys() & FLOWERS:
         return {}
-    told = {"peer": given.get("peer-id"), "address": given.get("peer-address"), "machine": platform.node()}
+    keys = {"peer": "peer-id", "site": "site-name", "address": "peer-address"}
+    told = {**{name: given.get(key) for name, key in keys.items()}, "machine": platform.node()}
     return {"sender": {key: str(value)[:200] for key, value in told.items() if value is not None}}
 
 

@@ -36,10 +36,10 @@ from p2pft_flower.flower.strategies import (
 )
 from p2pft_flower.flower.strategy_run import run_strategy
 from p2pft_flower.flower.trust import (
-    Distrust,
-    coordinator_credentials,
+    find_coordinators,
     find_distrust,
     observer_access,
+    require_usable,
 )
 from p2pft_flower.host.callbacks import require_watchers
 from p2pft_flower.host.wires import Access
@@ -181,7 +181,7 @@ def _run(
             ", ".join(f"{j} to {i}" for j, i in added),
         )
     links = exchanges and not strategy and there != {None}
-    distrust = find_distrust(view, hosts, answers) if links else Distrust([], frozenset())
+    distrust = find_distrust(view, hosts, answers) if links else require_usable(hosts, answers)
     if strategy and len(view.peers) < graph.n:
         raise ConfigError(
             f"peers {sorted(set(range(graph.n)) - there)} are not there, and algorithm = {name!r} needs all: "
@@ -193,7 +193,9 @@ def _run(
     run = plan_run(run_id, config, graph, view, folder, pooled, exchanges, gradients, hosts, answers)
     run = resumed(run, answers)
     tell_plan(run)
-    own = None if strategy else coordinator_credentials(answers)
+    own = None
+    if not strategy:
+        own, distrust = find_coordinators(answers, distrust, preflight=links)
     if run.deployed and run.exchanges and not strategy:
         preflight(grid, run, answers, distrust)
     elif config.runtime.preflight_only:
