@@ -77,8 +77,8 @@ class RuntimeConfig:
         Whether a run that is resumed may be longer than before.
     observer_address : str
         ``host:port`` at which the coordinator of a deployment listens to the peers' progress, and at which
-        they reach the coordinator; empty: the coordinator has their scores at the end only. No peer waits for
-        the coordinator.
+        they reach the coordinator; empty: the coordinator looks at those that it can reach itself. No peer
+        waits for the coordinator.
     tensorboard : bool
         Whether the peers' scores, and the consensus error at the coordinator, are written as TensorBoard's
         event files into the folder ``tensorboard`` of the run's folder.

@@ -14,7 +14,7 @@ from p2pft_flower.flower.run import Run
 from p2pft_flower.host.recorder import MAX_NOTE
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping import sketch
-from p2pft_flower.keeping.lines import Report
+from p2pft_flower.keeping.lines import Report, ViewChange
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.transport import Credentials, Looker, ObserverServer, PeerReport, unix_address
 
@@ -104,8 +104,9 @@ def listen(stack: contextlib.ExitStack, run: Run, hears: Access, progress: Progr
 class Looking:
     """Asks the peers every two seconds how the run gets on, in a thread of its own; a context manager.
 
-    A peer knows all others from gossip, so one that answers is enough; if nothing is exchanged, all are
-    asked. If none can be reached from here, that is said once, and nothing else follows from it.
+    A peer knows all others from gossip, so one that answers is enough for a line; the consensus error is in
+    it if all answer, as each tells the sketch of its own θ to the coordinator alone. If none can be reached
+    from here, that is said once, and nothing else follows from it.
 
     Parameters
     ----------
@@ -126,7 +127,6 @@ class Looking:
     ) -> None:
         self._run, self._progress, self._office = run, progress, office
         self._looker = Looker(run.id, key, run.addresses, own)
-        self._order = list(run.addresses)
         self._told = False
         self._patient_until = math.inf
         self._closed = threading.Event()
@@ -153,36 +153,26 @@ class Looking:
 
     def _look(self) -> bool:
         """Look once; return False if no peer has answered."""
-        heard, why = False, "no peer has an address"
-        for peer in [*self._order]:
-            if self._closed.is_set():
-                return True
-            answer = self._looker.look(peer, self._office.known())
-            if isinstance(answer, P2PFTError):
-                why = str(answer)
-                continue
-            heard = True
+        answers = self._looker.look(self._run.addresses, self._office.known())
+        heard = {peer: answer for peer, answer in answers.items() if not isinstance(answer, P2PFTError)}
+        for answer in heard.values():
             reports, changes = self._office.hear(answer)
             for change in changes:
-                self._progress.go_on_with(change.peers)
-                names = self._run.names
-                gone = [f"{called(p, names)} is gone" for p in change.lost]
-                gone += [f"{called(p, names)} has come back" for p in change.joined]
-                log.info(
-                    "view %d after %d iterations: %s",
-                    change.number,
-                    change.iteration,
-                    "; ".join(gone) or "nobody was lost",
-                )
+                self._tell_change(change)
             for report in reports:
                 self._progress.add(report)
-            if self._run.exchanges:
-                self._order.remove(peer)
-                self._order.insert(0, peer)  # it is asked first the next time
-                break
         if not heard and not self._told and time.monotonic() > self._patient_until:
             self._told = True
+            why = str(next(iter(answers.values()), "no peer has an address"))
             log.warning(
                 "how the peers get on cannot be seen from here (%s); observer-address lets them report", why
             )
-        return heard
+        return bool(heard)
+
+    def _tell_change(self, change: ViewChange) -> None:
+        self._progress.go_on_with(change.peers)
+        names = self._run.names
+        gone = [f"{called(p, names)} is gone" for p in change.lost]
+        gone += [f"{called(p, names)} has come back" for p in change.joined]
+        told = "; ".join(gone) or "nobody was lost"
+        log.info("view %d after %d iterations: %s", change.number, change.iteration, told)

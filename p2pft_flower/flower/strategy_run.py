@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
@@ -184,7 +184,7 @@ class _Account:
                 accuracy=r.accuracy,
                 accuracy_unseen=r.accuracy_unseen,
                 bytes_sent=r.bytes_sent,
-                sketch=r.sketch,
+                sketch=cast(str, r.sketch),  # the server has each client's
                 accuracy_seen=self._last_only[p]["accuracy_seen"],
                 epsilon=self._last_only[p]["epsilon"],
                 delta=self._last_only[p]["delta"],

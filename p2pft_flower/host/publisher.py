@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from p2pft_flower.host.bulletin import BulletinWriter, awaited_by
 from p2pft_flower.host.site_log import Awaited, SiteLog
-from p2pft_flower.host.standings import SKETCHED, Standings, most_edges
+from p2pft_flower.host.standings import Standings, most_edges
 from p2pft_flower.host.wires import Wires
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.lines import Evaluation, ViewChange
@@ -142,7 +142,7 @@ class Publisher:
             accuracy=math.nan if line.accuracy is None else line.accuracy,
             accuracy_unseen=line.accuracy_unseen,
             bytes_sent=line.bytes_sent,
-            sketch=sketched if self._plan.n <= SKETCHED else (),
+            sketch=sketched,
         )
         self._standings.score(told)
         if self._log is not None:

@@ -17,15 +17,11 @@ from typing import Any
 
 from p2pft_flower.agreement.record import Age
 from p2pft_flower.host import records
-from p2pft_flower.keeping import sketch
 from p2pft_flower.transport import MOST_CERTIFICATES, Gossip, Refusals, Scores, Signatures, Standing, Status
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.parsing import parse
 
-__all__ = ["SKETCHED", "Heard", "Standings", "most_edges"]
-
-SKETCHED = 64
-"""The most peers of a run in which scores carry sketches, of 512 bytes each."""
+__all__ = ["Heard", "Standings", "most_edges"]
 
 _VIEWS = 64
 """The most changes of view that a look shows."""
@@ -141,14 +137,20 @@ class Standings:
         with self._lock:
             self._put(self._standings, standing)
             if self._new:
-                own = [self._own[p] for p in sorted(self._own)]
-                self._put(self._scores, Scores(incarnation=standing.incarnation, peers=own))
+                told = Scores(incarnation=standing.incarnation, peers=self._own_scores)
+                for scores in told.peers:  # a sketch tells of θ, which is for the coordinator and neighbours
+                    del scores.sketch[:]
+                self._put(self._scores, told)
                 self._new = False
 
     def score(self, scores: pb.PeerScores) -> None:
         """Take the scores of one of this host's peers, which are told with the next standing."""
         with self._lock:
             self._own[scores.peer], self._new = scores, True
+
+    @property
+    def _own_scores(self) -> list[pb.PeerScores]:
+        return [self._own[p] for p in sorted(self._own)]
 
     def _put(self, board: _Board, note: Any) -> None:
         before = board.notes.get(self._me)
@@ -184,7 +186,9 @@ class Standings:
             )
 
     def answer(self, known: Gossip) -> Gossip:
-        """Return all that is new to one who says what is ``known`` there, and all changes of view.
+        """Return all that is new to one who says what is ``known`` there, for the coordinator's look.
+
+        With it go all changes of view, and the scores of this host's peers with their sketches.
 
         Raises
         ------
@@ -200,6 +204,7 @@ class Standings:
                 had = records.decode_known(has, self._groups)
                 told.extend(n[1] for m, n in sorted(board.notes.items()) if n[0] > had.get(m, (-1, -1)))
             answer.view_changes.extend(self._views)
+            answer.own_scores.extend(self._own_scores)
         return answer
 
     def known(self) -> Gossip:
@@ -304,8 +309,8 @@ class Standings:
         for s in note.peers:
             if s.iteration > self._iterations:
                 raise ValueError(f"{who} with the iteration {s.iteration}, over {self._iterations}")
-            if len(s.sketch) not in (0, sketch.SIZE):
-                raise ValueError(f"{who} with a sketch of {len(s.sketch)} numbers")
+            if s.sketch:
+                raise ValueError(f"{who} with a sketch, which is for the coordinator alone")
             rates = [s.accuracy, *([s.accuracy_unseen] if s.HasField("accuracy_unseen") else [])]
             if not all(math.isnan(r) or 0 <= r <= 1 for r in rates):
                 raise ValueError(f"{who} with an accuracy that is none")
@@ -321,9 +326,10 @@ class Standings:
             now, found = self._clock(), {}
             for m in sorted(self._standings.notes.keys() | self._scores.notes.keys()):
                 standing, scores = self._standings.notes.get(m), self._scores.notes.get(m)
+                own = Scores(member=m, peers=self._own_scores) if m == self._me and self._own else None
                 found[m] = Heard(
                     None if standing is None else standing[2],
-                    None if scores is None else scores[2],
+                    own or (None if scores is None else scores[2]),
                     0.0 if standing is None or m == self._me else now - standing[3],
                 )
             return found

@@ -118,19 +118,19 @@ class ConsensusFile:
         self._written: set[int] = set()
         self._failed = False
 
-    def add(self, iteration: int, error: float, sent: int) -> None:
+    def add(self, iteration: int, error: float | None, sent: int) -> None:
         """Write what is known after an iteration, once for each.
 
         Parameters
         ----------
         iteration : int
             The number of iterations that are done.
-        error : float
-            The consensus error, in units of θ.
+        error : float or None
+            The consensus error, in units of θ; None if it is not known yet: then nothing is written.
         sent : int
             The bytes of all peers.
         """
-        if iteration in self._written or self._failed:
+        if error is None or iteration in self._written or self._failed:
             return
         self._written.add(iteration)
         try:

@@ -73,7 +73,8 @@ class Start(Line, frozen=True, kw_only=True, tag="start"):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """One peer's scores after an iteration.
 
-    If the peer has no test image, loss and accuracy are NaN, or None if they were read from a file.
+    If the peer has no test image, loss and accuracy are NaN, or None if they were read from a file. The
+    sketch is None if only others have told of the scores.
     """
 
     peer: PeerNumber
@@ -81,7 +82,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     loss: float | None
     accuracy: float | None
     accuracy_unseen: float | None
-    sketch: SKETCH
+    sketch: SKETCH | None
     bytes_sent: Count
 
 

@@ -81,7 +81,7 @@ class Progress:
         iterations: int,
         tell: Callable[[str], None],
         missing: Collection[int] = (),
-        completed: Callable[[int, float, int], None] = lambda *_: None,
+        completed: Callable[[int, float | None, int], None] = lambda *_: None,
     ) -> None:
         self._n, self._iterations, self._tell, self._completed = n, iterations, tell, completed
         self._live = set(range(n)) - set(missing)
@@ -180,7 +180,7 @@ class Progress:
             *_whose([r.peer for r in reports], self._n),
             f"loss {_spread([r.loss for r in reports], '.3f')}",
             f"accuracy {_spread([r.accuracy for r in reports], '.3f')}",
-            f"consensus error {_consensus(reports):.2e}",
+            *([] if (apart := _consensus(reports)) is None else [f"consensus error {apart:.2e}"]),
             f"sent {human_bytes(sent)}",
         ]
         if left is not None:
@@ -209,8 +209,10 @@ def _spread(values: Sequence[float | None], form: str) -> str:
     return f"{min(there):{form}}/{float(np.mean(there)):{form}}/{max(there):{form}} (min/mean/max)"
 
 
-def _consensus(reports: Sequence[Report]) -> float:
-    return consensus_error([decode(r.sketch) for r in reports])
+def _consensus(reports: Sequence[Report]) -> float | None:
+    """Return an estimate of the peers' distance from their mean; None if a sketch is missing."""
+    sketches = [decode(r.sketch) for r in reports if r.sketch is not None]
+    return consensus_error(sketches) if len(sketches) == len(reports) else None
 
 
 def human_bytes(count: int) -> str:

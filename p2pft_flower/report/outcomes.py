@@ -124,7 +124,8 @@ def run_results(
     unfinished = [row for p, row in sorted(others.items()) if p not in there]
     one = _sizes(outcomes, reached)
     sketches = [(o.iterations, o.sketch) for _, o in sorted(outcomes.items())]
-    sketches += [(r.iteration, r.sketch) for p in sorted(there) if (r := reached[p].report) is not None]
+    reports = [r for p in sorted(there) if (r := reached[p].report) is not None]
+    sketches += [(r.iteration, r.sketch) for r in reports if r.sketch is not None]
     consensus = None
     if len(sketches) == len(peers) and len({iteration for iteration, _ in sketches}) == 1:
         consensus = sketch.consensus_error([sketch.decode(text) for _, text in sketches])

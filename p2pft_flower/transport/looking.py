@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Iterable, Mapping
 
 from p2pft_flower.errors import P2PFTError
 from p2pft_flower.transport.calls import Call, Channels
@@ -45,37 +46,41 @@ class Looker(Closing):
         self._tasks = Tasks()
         self._channels = Channels(addresses, credentials, credentials is None, gossip=True)
 
-    def look(self, peer: int, known: pb.Gossip) -> pb.Gossip | P2PFTError:
-        """Ask a peer for what is new to one who knows ``known``.
+    def look(self, peers: Iterable[int], known: pb.Gossip) -> dict[int, pb.Gossip | P2PFTError]:
+        """Ask peers, all at once, for what is new to one who knows ``known``.
 
         Parameters
         ----------
-        peer : int
-            The peer.
+        peers : iterable of int
+            The peers.
         known : Gossip
             How new the standings and scores are that are known: ``known_standings`` and ``known_scores``.
 
         Returns
         -------
-        Gossip or P2PFTError
-            The answer, or the reason why there is none.
+        dict of int to (Gossip or P2PFTError)
+            Each peer's answer, or the reason why there is none.
         """
+        asked = list(peers)
+
+        async def ask_all() -> list[pb.Gossip | P2PFTError]:
+            return await asyncio.gather(*(self._ask(peer, known) for peer in asked))
+
+        return dict(zip(asked, self._tasks.run(ask_all), strict=True))
+
+    async def _ask(self, peer: int, known: pb.Gossip) -> pb.Gossip | P2PFTError:
         request = pb.Gossip(run=self._run, sender=peer, receiver=peer)
         request.MergeFrom(known)
         call = Call((peer, peer), peer, self._channels.addresses[peer], self._timeout)
-
-        async def ask() -> pb.Gossip:
-            metadata = ((LOOK_KEY, self._key),)
+        metadata = ((LOOK_KEY, self._key),)
+        try:
             raw = await self._channels.ask("Look", request, call, metadata=metadata, wait_for_ready=False)
             answer = call.read(raw, pb.Gossip)
-            if answer.sender != peer:
-                raise call.error(ExchangeError, f"peer {answer.sender} answered for peer {peer}")
-            return answer
-
-        try:
-            return self._tasks.run(ask)
         except P2PFTError as error:
             return error
+        if answer.sender != peer:
+            return call.error(ExchangeError, f"peer {answer.sender} answered for peer {peer}")
+        return answer
 
     def close(self) -> None:
         """Close the channels."""

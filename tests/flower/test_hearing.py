@@ -103,6 +103,9 @@ def test_one_peer_that_answers_is_enough_for_lines_and_status_of_all(training, t
         Looking(run_of(training, addresses=only_one), KEY, None, progress, there),
     ):
         until(lambda: any("iteration 20/40" in line for line in lines))
+        assert not any("consensus error" in line for line in lines), (
+            "only peer 2 tells the coordinator its sketch"
+        )
 
         def known():
             told = [b for b in bulletins() if not b.own and b.folder == str(tmp_path)]
@@ -119,8 +122,7 @@ def test_who_does_not_show_the_key_sees_nothing(training):
     until(lambda: training.hosts[1]._wires is not None)
     for key in (new_key(), b""):
         with Looker("test", key, training.addresses) as looker:
-            until(lambda: not isinstance(looker.look(1, Gossip()), Gossip))
-            answer = looker.look(1, Gossip())
+            answer = looker.look([1], Gossip())[1]
             assert "NOT_AUTHENTIC" in str(answer), answer
             assert training.plans[0].stop_digest == ""
 
@@ -135,3 +137,15 @@ def test_a_run_that_cannot_be_seen_from_here_says_so_once_and_goes_on(training, 
         training.end()
     assert caplog.text.count("cannot be seen from here") == 1
     assert "observer-address lets them report" in caplog.text
+
+
+def test_who_is_reached_tells_the_coordinator_its_own_sketch_and_nobody_elses(training, tmp_path, fast):
+    lines: list[str] = []
+    progress = Progress(4, ITERATIONS, lines.append)
+    with office(training, tmp_path) as there, Looking(run_of(training), KEY, None, progress, there):
+        until(lambda: any("iteration 20/40" in line and "consensus error" in line for line in lines))
+    until(lambda: training.hosts[0]._standings.heard().keys() == {0, 1, 2, 3})
+    heard = training.hosts[0]._standings.heard()
+    until(lambda: all(h.scores is not None for h in training.hosts[0]._standings.heard().values()))
+    heard = training.hosts[0]._standings.heard()
+    assert [m for m in heard if any(s.sketch for s in heard[m].scores.peers)] == [0], "gossip has no sketches"

@@ -389,7 +389,7 @@ class Known(_message.Message):
     def __init__(self, members: _Optional[_Iterable[int]] = ..., incarnations: _Optional[_Iterable[int]] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Gossip(_message.Message):
-    __slots__ = ("run", "sender", "receiver", "pulse", "records", "steps", "certificates", "status", "reason", "known", "standings", "scores", "known_standings", "known_scores", "view_changes")
+    __slots__ = ("run", "sender", "receiver", "pulse", "records", "steps", "certificates", "status", "reason", "known", "standings", "scores", "known_standings", "known_scores", "view_changes", "own_scores")
     RUN_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
@@ -405,6 +405,7 @@ class Gossip(_message.Message):
     KNOWN_STANDINGS_FIELD_NUMBER: _ClassVar[int]
     KNOWN_SCORES_FIELD_NUMBER: _ClassVar[int]
     VIEW_CHANGES_FIELD_NUMBER: _ClassVar[int]
+    OWN_SCORES_FIELD_NUMBER: _ClassVar[int]
     run: str
     sender: int
     receiver: int
@@ -420,7 +421,8 @@ class Gossip(_message.Message):
     known_standings: Known
     known_scores: Known
     view_changes: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., certificates: _Optional[_Iterable[bytes]] = ..., status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., known: _Optional[_Union[Known, _Mapping]] = ..., standings: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., scores: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., known_standings: _Optional[_Union[Known, _Mapping]] = ..., known_scores: _Optional[_Union[Known, _Mapping]] = ..., view_changes: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    own_scores: _containers.RepeatedCompositeFieldContainer[PeerScores]
+    def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., certificates: _Optional[_Iterable[bytes]] = ..., status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., known: _Optional[_Union[Known, _Mapping]] = ..., standings: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., scores: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., known_standings: _Optional[_Union[Known, _Mapping]] = ..., known_scores: _Optional[_Union[Known, _Mapping]] = ..., view_changes: _Optional[_Iterable[bytes]] = ..., own_scores: _Optional[_Iterable[_Union[PeerScores, _Mapping]]] = ...) -> None: ...
 
 class Standing(_message.Message):
     __slots__ = ("member", "incarnation", "version", "view", "iteration", "state", "busy", "awaited", "rate", "edges")
