@@ -133,7 +133,7 @@ def _yardstick(run: Run, runs: Sequence[Run]) -> tuple[float, str] | None:
     best, of = max(found)
     if best < HALF:
         return HALF, f"an accuracy of {HALF} (no centralised run is there to compare with)"
-    whose = "its own" if of == run.label else f"{of}'s"
+    whose = "their own" if of == run.label else f"{of}'s"
     return best, f"{whose} mean accuracy on all classes, {best:.3f} (no centralised run is there)"
 
 
