@@ -205,12 +205,13 @@ def run_peers(
                     break
             peers.stop("measured")
         seen = common(folder, range(graph.n))
+        first = min((e.time for p in range(graph.n) for e in evaluations(folder, p)), default=0.0)
         late = time.monotonic() - begun >= longest
         done = bool(seen) and (seen[-1][0] == length or seen[-1][2] >= (goal or 2.0))
         if not seen or not (done or late):
             logs = "\n".join(file.read_text()[-1000:] for file in sorted(folder.glob("peer-*.log")))
             raise RuntimeError(f"the peers did not train to the end; their logs end so:\n{logs}")
-    start, before = seen[0][1], meter.at(seen[0][1])
+    start, before = seen[0][1], meter.at(first)  # who was evaluated first may send before the last one is
     curve = tuple(
         Point(k * steps, at - start, (meter.at(at) - before).sum() / graph.n / 1e6, sent / 1e6, accuracy)
         for k, at, accuracy, sent in seen

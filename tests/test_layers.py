@@ -63,11 +63,14 @@ HOME = {
     "torchvision": {"learning"},
     "safetensors": {"learning", "cli"},
     "opacus": {"learning"},
+    "tensorboard": {"keeping"},
+    "starlette": {"cli"},
+    "uvicorn": {"cli"},
 }
 # … and what may be imported inside a function only, so that loading the layer stays light.
 LAZY = {
     *((layer, "safetensors") for layer in ("keeping", "report", "cli")),
-    *(("cli", "torch"), ("learning", "opacus")),
+    *(("cli", "torch"), ("cli", "uvicorn"), ("learning", "opacus"), ("keeping", "tensorboard")),
 }
 FLOWER_PUBLIC = ("flwr.app", "flwr.clientapp", "flwr.serverapp")
 MOST_LINES, MOST_LINES_OF_A_FUNCTION = 500, 70  # a docstring not counted

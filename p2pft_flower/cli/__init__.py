@@ -16,6 +16,7 @@ from p2pft_flower.cli import (
     chaos,
     collect,
     compare,
+    dashboard,
     data,
     demo,
     evaluate,
@@ -25,6 +26,7 @@ from p2pft_flower.cli import (
     report,
     reproduce,
     run,
+    runs,
     status,
     stop,
     text_embeddings,
@@ -52,10 +54,12 @@ app.command("text-embeddings")(text_embeddings.text_embeddings)
 app.command("collect")(collect.collect)
 app.command("chaos")(chaos.chaos)
 app.command("status")(status.status)
+app.command("dashboard")(dashboard.dashboard)
 app.command("stop")(stop.stop)
 app.command("rejoin")(rejoin.rejoin)
 app.command("up")(up.up)
 app.command("down")(up.down)
+app.add_typer(runs.app, name="runs")
 app.add_typer(reproduce.app, name="reproduce")
 app.add_typer(topology.app, name="topology")
 app.add_typer(data.app, name="data")

@@ -25,6 +25,7 @@ FREE = frozenset(
         "strategy-options",
         "local-epochs",
         "topology",
+        "name",
         "output-dir",
         "transport",
         "threads",
@@ -39,6 +40,8 @@ FREE = frozenset(
         "cache",
         "download",
         "verify",
+        "tensorboard",
+        "callbacks",
     }
 )
 """Run-config keys in which runs of the same problem and the same training may differ."""

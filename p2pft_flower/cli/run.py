@@ -21,6 +21,7 @@ from p2pft_flower.cli.settings import check, parse_settings, settings_of_resumed
 from p2pft_flower.config import RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError
 from p2pft_flower.flower.logs import PREFLIGHT_PASSED, status_in
+from p2pft_flower.flower.resume import by_id
 from p2pft_flower.report.collected import collect_results, find_peers
 from p2pft_flower.report.results import (
     FILE,
@@ -123,9 +124,7 @@ def execute(
         show=show,
         verbose=verbose,
     )
-    folder = (
-        Path(config.runtime.output_dir) if config.runtime.output_dir else default_output_dir(ended.run_id)
-    )
+    folder = _folder(config, ended.run_id)
     try:
         results = read_results(folder)
     except DataError:
@@ -152,6 +151,11 @@ def execute(
             failed += f", and Flower says of it {ended.status}; p2pft run --verbose shows its whole log"
         raise P2PFTError(failed + (f": {results['error']}" if results.get("error") else ""))
     return Finished(results["status"], results["error"] or "", folder)
+
+
+def _folder(config: RunConfig, run: str) -> Path:
+    chosen = config.runtime.output_dir
+    return Path(chosen) if chosen else default_output_dir(run, config.runtime.name)
 
 
 def _first_error(output: str) -> str:
@@ -225,6 +229,9 @@ def _values(
     if extend:
         values["extend"] = True
     if values.get("resume"):
+        values["resume"], note = by_id(values["resume"])
+        if note:
+            typer.echo(note, err=True)
         values = settings_of_resumed(values, simulated=connection is None)
     config, graph = check(values, here=connection is None)
     if connection is None:
@@ -256,7 +263,7 @@ def _record_given_up(values: Mapping[str, Any], started: str | None) -> None:
     if started is None:
         return  # Flower had not begun the run
     config = RunConfig.from_mapping(values)
-    folder = Path(config.runtime.output_dir) if config.runtime.output_dir else default_output_dir(started)
+    folder = _folder(config, started)
     told = config.to_mapping()
     error = "the run was stopped: p2pft run, which simulated it, was ended (Ctrl-C or a signal)"
     try:
@@ -292,7 +299,7 @@ def run(
         str | None,
         typer.Option(
             metavar="RUN",
-            help="Continue from a run's checkpoints: its id or its folder. Its settings apply again.",
+            help="Continue from a run's checkpoints: its id, name or folder. Its settings apply again.",
         ),
     ] = None,
     extend: Annotated[

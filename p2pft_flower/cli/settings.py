@@ -28,10 +28,12 @@ from p2pft_flower.flower.strategies import (
     refuse_own_problem,
     unknown_algorithm,
 )
+from p2pft_flower.host.callbacks import require_watchers
 from p2pft_flower.keeping.resuming import config_differences, refuse
+from p2pft_flower.keeping.run_folders import find_run
 from p2pft_flower.learning.settings import check_learning, require_here
 from p2pft_flower.plugins import check_reference, is_reference
-from p2pft_flower.report.results import FILE, default_output_dir, read_results
+from p2pft_flower.report.results import FILE, read_results, runs_folder
 from p2pft_flower.resources import resource_dir
 from p2pft_flower.topology import Graph
 from p2pft_flower.topology.schedule import is_own_schedule, scheduled
@@ -81,7 +83,9 @@ def _absolute(key: str, value: Any) -> Any:
     if key == "text-tower" and kind == "local-dir":
         return kind + colon + str(Path(place).expanduser().absolute())
     location, _, name = value.rpartition(":")
-    if key in ("algorithm", "problem", "model", "dataset", "partition") and location.endswith(".py"):
+    if key in ("algorithm", "problem", "model", "dataset", "partition", "callbacks") and location.endswith(
+        ".py"
+    ):
         return f"{Path(location).expanduser().absolute()}:{name}"
     path = Path(value).expanduser()
     is_run = os.path.isdir(path / "peers")  # noqa: PTH112 - Path's own raises where a name is too long
@@ -89,7 +93,7 @@ def _absolute(key: str, value: Any) -> Any:
     is_path = {
         "data-dir": True,
         "output-dir": True,
-        "resume": os.sep in value or is_run or (is_there and not os.path.lexists(default_output_dir(value))),
+        "resume": os.sep in value or is_run or (is_there and find_run(runs_folder(), value) is None),
         "topology": path.suffix in (".yaml", ".yml"),
         "text-embeddings": True,
         "class-names": True,
@@ -182,6 +186,8 @@ def check(values: dict[str, Any], *, here: bool, any_graph: bool = False) -> tup
         if is_own_codec(config.method.codec):
             check_reference(config.method.codec, key="codec", beside=[app])
         require_here(config.learning, graph.n, [app, Path.cwd()])
+        # With a strategy the coordinator has the callback, which looks for modules in the app only.
+        require_watchers(config.runtime, [app, *(() if is_strategy(name) else (Path.cwd(),))])
     return config, graph
 
 

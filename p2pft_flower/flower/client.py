@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from p2pft_flower.algorithms import ALGORITHMS
 from p2pft_flower.config import LearningConfig, RunConfig
 from p2pft_flower.errors import ConfigError, DataError, P2PFTError, cause_of
 from p2pft_flower.flower import messages
@@ -26,6 +27,7 @@ from p2pft_flower.flower.logs import kept_warnings, log_to_stream
 from p2pft_flower.flower.messages import HostReport
 from p2pft_flower.flower.metrics import served
 from p2pft_flower.flower.site import FLOWERS, Site
+from p2pft_flower.host.callbacks import require_watchers
 from p2pft_flower.host.host import Host, PeerFailedError
 from p2pft_flower.host.own_problem import Plugged
 from p2pft_flower.host.wires import Access
@@ -43,6 +45,7 @@ from p2pft_flower.learning.model.model_facts import (
 )
 from p2pft_flower.learning.settings import check_privacy, require_accountant_here
 from p2pft_flower.plan import Plan, config_digest
+from p2pft_flower.plugins import is_reference
 from p2pft_flower.resources import home
 from p2pft_flower.transport import Prober
 from p2pft_flower.typed import plain
@@ -256,9 +259,10 @@ def _sender(context: Context) -> dict[str, Any]:
     The node-config may be what is wrong, so nothing of it is relied upon.
     """
     given = context.node_config
-    if not given.keys() - FLOWERS:
+    if given.keys() & FLOWERS:
         return {}
-    told = {"peer": given.get("peer-id"), "address": given.get("peer-address"), "machine": platform.node()}
+    keys = {"peer": "peer-id", "site": "site-name", "address": "peer-address"}
+    told = {**{name: given.get(key) for name, key in keys.items()}, "machine": platform.node()}
     return {"sender": {key: str(value)[:200] for key, value in told.items() if value is not None}}
 
 
@@ -272,6 +276,9 @@ def _hello(message: Message, context: Context) -> dict[str, Any]:
     config = RunConfig.from_mapping(asked["config"])
     site = Site.of(context.node_config)
     here = _peers_here(site)
+    name = config.method.algorithm
+    if name in ALGORITHMS or is_reference(name):  # a strategy of Flower is watched by the coordinator
+        require_watchers(config.runtime)
     own, fault = None, ""
     try:
         own = None if site is None else site.credentials()
@@ -325,7 +332,7 @@ def _preflight(message: Message, context: Context) -> dict[str, Any]:
     addresses = {int(p): str(a) for p, a in asked["addresses"].items()}
     own = addresses.pop(site.peer_id)
     config = RunConfig.from_mapping(asked["config"])
-    folder = site.output_folder(asked["run"], config.runtime.output_dir)
+    folder = site.output_folder(asked["run"], config.runtime.output_dir, config.runtime.name)
     folders = [look_at("output-dir", folder), look_at("home", home())]
     links = []
     if addresses:  # none where the certificates cannot be used, which the coordinator knows
@@ -371,7 +378,7 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     Parameters
     ----------
     run : str
-        The run's id.
+        The run's id, or its name if ``folder`` is not given.
     site : Site
         The site's settings, as its SuperNode has them.
     folder : Path, optional
@@ -396,7 +403,11 @@ def rejoin(run: str, site: Site, folder: Path | None = None) -> tuple[Outcome, P
     PeerFailedError
         When the peer's own code raised.
     """
-    folder = (site.output_folder(run, "") if folder is None else folder.expanduser()).absolute()
+    if folder is None:
+        run, folder, note = site.found(run)
+        if note:
+            log.info("%s", note)
+    folder = folder.expanduser().absolute()
     plan = dataclasses.replace(kept_plan(folder, run, site.peer_id), output_dir=str(folder))
     told = {} if plan.facts is None else plan.facts.versions
     if differing := [
@@ -418,11 +429,13 @@ def _train_peers(message: Message, context: Context, told: HostReport) -> dict[s
     site = Site.of(context.node_config)
     config = plan.config
     if site is not None:
-        own = site.writable_folder(plan.run, config.runtime.output_dir)
+        own = site.writable_folder(plan.run, config.runtime.output_dir, config.runtime.name)
         plan = dataclasses.replace(plan, output_dir=str(own))
         if plan.resume is not None:
-            kept = str(site.resumed_folder(config.runtime.resume))
-            plan = dataclasses.replace(plan, resume=dataclasses.replace(plan.resume, folder=kept))
+            # By its id: the newest run of a name may be this one by now, by another host of this machine.
+            by_path = Path(config.runtime.resume).is_absolute()
+            kept = site.resumed_folder(config.runtime.resume if by_path else plan.resume.run)
+            plan = dataclasses.replace(plan, resume=dataclasses.replace(plan.resume, folder=str(kept)))
         if plan.members:
             save_plan(plan)
     host = _host(plan, site)

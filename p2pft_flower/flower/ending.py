@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ class ResultsOnce:
         The folder of the results; None until it is known. Nothing is written while it is None.
     known : callable or None
         Returns what is known of the run, as results.json has it; None before its peers train.
+    begun : float
+        The time at which the run began, Unix seconds.
     reason : str or None
         The reason that the results give when a signal ends the run. None if the peers train on: then nothing
         is written.
@@ -44,6 +47,7 @@ class ResultsOnce:
         self.folder: Path | None = None
         self.known: Callable[[], dict[str, Any]] | None = None
         self.reason: str | None = STOPPED
+        self.begun = time.time()
         self._run_id, self._values = run_id, dict(values)
         self._claimed = threading.Lock()
 
@@ -97,6 +101,10 @@ class ResultsOnce:
         """
         if self.folder is None:
             raise RuntimeError("nobody has said where the results go")
-        results = head(status, self._run_id, self._values)
+        results = {**head(status, self._run_id, self._values), **self.times()}
         told = {"views": views, "error": reason, "config": self._values}
         return write_results(self.folder, {**results, **(known or {}), "status": status, **told})
+
+    def times(self) -> dict[str, float]:
+        """Return the results' ``begun`` and ``ended``, Unix seconds, of a run that ends now."""
+        return {"begun": self.begun, "ended": time.time()}

@@ -49,7 +49,8 @@ def _named(sender: Mapping[str, str], node: int) -> str:
     place = f"at {sender['address']} on {sender.get('machine')}" if "address" in sender else ""
     place = place or f"on {sender.get('machine')}"
     if "peer" in sender:
-        return f"peer {sender['peer']} {place}"
+        site = f" ({sender['site']})" if sender.get("site") else ""
+        return f"peer {sender['peer']}{site} {place}"
     return f"the SuperNode {place} (node {node})"
 
 

@@ -8,7 +8,7 @@ import math
 import threading
 import time
 
-from p2pft_flower.errors import P2PFTError, printable
+from p2pft_flower.errors import P2PFTError, called, printable
 from p2pft_flower.flower.office import Office
 from p2pft_flower.flower.run import Run
 from p2pft_flower.host.recorder import MAX_NOTE
@@ -165,9 +165,9 @@ class Looking:
             reports, changes = self._office.hear(answer)
             for change in changes:
                 self._progress.go_on_with(change.peers)
-                gone = [f"peer {p} is gone" for p in change.lost] + [
-                    f"peer {p} has come back" for p in change.joined
-                ]
+                names = self._run.names
+                gone = [f"{called(p, names)} is gone" for p in change.lost]
+                gone += [f"{called(p, names)} has come back" for p in change.joined]
                 log.info(
                     "view %d after %d iterations: %s",
                     change.number,

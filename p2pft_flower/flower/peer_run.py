@@ -29,6 +29,7 @@ from p2pft_flower.flower.signals import before_obeying
 from p2pft_flower.host.ending import others_go_on
 from p2pft_flower.host.session import remote_edges
 from p2pft_flower.host.wires import Access
+from p2pft_flower.keeping.event_files import ConsensusFile
 from p2pft_flower.keeping.journal import read_whole_lines
 from p2pft_flower.keeping.lines import Evaluation, Failed, Outcome, Report
 from p2pft_flower.keeping.progress import Progress
@@ -86,9 +87,10 @@ def run_peers(
     DataError
         When a host's reply cannot be used.
     """
-    progress = Progress(
-        1 if run.pooled else run.graph.n, run.iterations, lambda line: log.info("%s", line), run.missing
-    )
+    n = 1 if run.pooled else run.graph.n
+    events = ConsensusFile(run.folder) if run.config.runtime.tensorboard else None
+    completed = {} if events is None else {"completed": events.add}
+    progress = Progress(n, run.iterations, lambda line: log.info("%s", line), run.missing, **completed)
     parent = os.getppid()
     with contextlib.ExitStack() as stack:
         office = stack.enter_context(Office.of(run))
@@ -112,6 +114,8 @@ def run_peers(
             told = _train(grid, run, address, *keys)
     for evaluation in [*told.evaluations, *_on_this_machine(run)]:
         progress.fill(evaluation)
+    if events is not None:
+        events.close(progress.history())
     views, seconds = told.views, told.seconds or time.monotonic() - begin
     if views:
         progress.go_on_with(views[-1]["peers"])  # these alone are in its last evaluations

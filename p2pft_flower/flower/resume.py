@@ -25,19 +25,43 @@ from p2pft_flower.keeping.resuming import (
     place_differences,
     refuse,
 )
+from p2pft_flower.keeping.run_folders import find_run
 from p2pft_flower.plan import ResumePoint
-from p2pft_flower.report.results import default_output_dir
+from p2pft_flower.report.results import default_output_dir, runs_folder
 from p2pft_flower.typed import Settings, converted
 
-__all__ = ["check_length", "earlier_run", "known_length", "no_extension_alone", "resumed", "resumed_folder"]
+__all__ = [
+    "by_id",
+    "check_length",
+    "earlier_run",
+    "known_length",
+    "no_extension_alone",
+    "resumed",
+    "resumed_folder",
+]
 
 log = logging.getLogger("p2pft_flower")
 
 
 def resumed_folder(resume: str) -> Path:
-    """Return the folder, on this machine, of the run that ``resume`` names by its id or its folder."""
+    """Return the folder, on this machine, of the run that ``resume`` names by its id, name or folder."""
     path = Path(resume).expanduser()
-    return path if path.is_absolute() else default_output_dir(resume)
+    if path.is_absolute():
+        return path
+    found = find_run(runs_folder(), resume)
+    return default_output_dir(resume) if found is None else found.folder
+
+
+def by_id(resume: str) -> tuple[str, str]:
+    """Return the id of the run on this machine that a run-config's ``resume`` names, and what to say of it.
+
+    What to say is empty unless ``resume`` is a name; an id, a path and what is not here are returned as they
+    are.
+    """
+    if not resume or Path(resume).expanduser().is_absolute():
+        return resume, ""
+    found = find_run(runs_folder(), resume)
+    return (resume, "") if found is None else (found.run, found.note)
 
 
 def earlier_run(folder: Path) -> PeerAbout | ServerAbout | None:

@@ -15,8 +15,9 @@ from p2pft_flower.errors import ConfigError
 from p2pft_flower.flower.metrics import require_metrics
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping.folders import require_writable
+from p2pft_flower.keeping.run_folders import Found, find_run, folder_name
 from p2pft_flower.learning.data.dataset_names import refuse_data_dir
-from p2pft_flower.report.results import default_output_dir
+from p2pft_flower.report.results import default_output_dir, runs_folder
 from p2pft_flower.transport import Credentials, parse_address
 
 __all__ = ["FLOWERS", "Site"]
@@ -53,7 +54,8 @@ class Site:
         ``data-dir``: the folder of the images, instead of the run-config's; default empty: the run-config's.
     output_dir : str
         ``output-dir``: the folder in which each run gets one of its own for logs and tails, named by the
-        run's id; default empty: the run-config's, and if that is empty too, ``runs`` in ``$P2PFT_HOME``.
+        run's name and id; default empty: the run-config's, and if that is empty too, ``runs`` in
+        ``$P2PFT_HOME``.
     pixel_range : str
         ``pixel-range``: ``auto`` or ``LOW:HIGH``, black and white of this site's images, instead of the
         run-config's; default empty: the run-config's.
@@ -238,7 +240,7 @@ class Site:
         """
         return Access(self.credentials(), self.insecure, self.bind_address)
 
-    def output_folder(self, run: str, chosen: str) -> Path:
+    def output_folder(self, run: str, chosen: str, name: str = "") -> Path:
         """Return the folder for logs and tails of ``run`` on this machine.
 
         Parameters
@@ -247,6 +249,8 @@ class Site:
             The run's id.
         chosen : str
             The run-config's ``output-dir``, which counts if the site has none; empty: this machine's default.
+        name : str
+            The run-config's ``name``; default none.
 
         Raises
         ------
@@ -255,10 +259,24 @@ class Site:
         """
         self._check_id(run)
         if self.output_dir:
-            return Path(self.output_dir).expanduser() / run
-        return Path(chosen).expanduser() if chosen else default_output_dir(run)
+            return Path(self.output_dir).expanduser() / folder_name(run, name)
+        return Path(chosen).expanduser() if chosen else default_output_dir(run, name)
 
-    def writable_folder(self, run: str, chosen: str) -> Path:
+    def found(self, wanted: str) -> Found:
+        """Return the run on this machine that has the id or the name ``wanted``.
+
+        If there is none, ``wanted`` is taken for an id, and the folder is the one that the run would have.
+
+        Raises
+        ------
+        ConfigError
+            When ``wanted`` is no plain name.
+        """
+        self._check_id(wanted)
+        above = Path(self.output_dir).expanduser() if self.output_dir else runs_folder()
+        return find_run(above, wanted) or Found(wanted, above / wanted)
+
+    def writable_folder(self, run: str, chosen: str, name: str = "") -> Path:
         """Return :meth:`output_folder`, after a check that files can be written to it.
 
         Raises
@@ -266,7 +284,7 @@ class Site:
         ConfigError
             When nothing can be written to the folder, and when :meth:`output_folder` raises it.
         """
-        folder = self.output_folder(run, chosen)
+        folder = self.output_folder(run, chosen, name)
         named = f"output-dir = {self.output_dir!r} in --node-config" if self.output_dir else "output-dir"
         require_writable(
             named,
@@ -281,8 +299,8 @@ class Site:
         Parameters
         ----------
         resume : str
-            The run-config's ``resume``: the run's id, or, if this site has no ``output-dir`` of its own, the
-            folder's absolute path.
+            The run-config's ``resume``: the run's id or name, or, if this site has no ``output-dir`` of its
+            own, the folder's absolute path.
 
         Raises
         ------
@@ -291,7 +309,7 @@ class Site:
             neither an absolute path nor a plain name.
         """
         if not (path := Path(resume).expanduser()).is_absolute():
-            return self.output_folder(resume, "")
+            return self.found(resume).folder
         if self.output_dir:
             raise ConfigError(
                 f"resume = {resume!r}: this site keeps its runs by their ids in its own output-dir; give the "

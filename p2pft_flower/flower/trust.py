@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from p2pft_flower.config import RunConfig
-from p2pft_flower.errors import printable
+from p2pft_flower.errors import P2PFTError, printable
 from p2pft_flower.flower.nodes import HostAssignment, RunFailedError
 from p2pft_flower.host.wires import Access
 from p2pft_flower.topology.views import View
 from p2pft_flower.transport import COORDINATOR_CERTIFICATES, Credentials, parse_address
 
-__all__ = ["Distrust", "coordinator_credentials", "find_distrust", "observer_access"]
+__all__ = [
+    "Distrust",
+    "coordinator_credentials",
+    "find_coordinators",
+    "find_distrust",
+    "observer_access",
+    "require_usable",
+]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -35,6 +42,25 @@ class Distrust(NamedTuple):
     peers: frozenset[int]
 
 
+def require_usable(hosts: Sequence[HostAssignment], answers: Mapping[int, Mapping[str, Any]]) -> Distrust:
+    """Return no distrust, of a run without a preflight.
+
+    Raises
+    ------
+    RunFailedError
+        When certificates cannot be used; has the faults of all sites.
+    """
+    if faults := list(_unusable(hosts, answers).values()):
+        raise RunFailedError("\n  ".join(faults))
+    return Distrust([], frozenset())
+
+
+def _unusable(hosts: Sequence[HostAssignment], answers: Mapping[int, Mapping[str, Any]]) -> dict[int, str]:
+    """Return the faults of certificates that cannot be used, by peer."""
+    faults = {host.peers[0]: answers[host.node].get("fault") for host in hosts}
+    return {peer: f"peer {peer}: {printable(fault)}" for peer, fault in faults.items() if fault}
+
+
 def find_distrust(
     view: View, hosts: Sequence[HostAssignment], answers: Mapping[int, Mapping[str, Any]]
 ) -> Distrust:
@@ -50,8 +76,8 @@ def find_distrust(
         Each node's answer to hello: ``federation``, ``insecure``, and ``fault``, the reason why its
         certificates cannot be used, or empty.
     """
-    unusable = {host.peers[0]: fault for host in hosts if (fault := answers[host.node].get("fault"))}
-    faults = [f"peer {peer}: {printable(fault)}" for peer, fault in unusable.items()]
+    unusable = _unusable(hosts, answers)
+    faults = list(unusable.values())
     distrusted = set(unusable)
     members: dict[str, list[int]] = {}
     for host in hosts:
@@ -129,6 +155,24 @@ def coordinator_credentials(answers: Mapping[int, Mapping[str, Any]]) -> Credent
             f"{', '.join(map(repr, federations))}: set it to a folder that the peers' own authority issued"
         )
     return own
+
+
+def find_coordinators(
+    answers: Mapping[int, Mapping[str, Any]], distrust: Distrust, *, preflight: bool
+) -> tuple[Credentials | None, Distrust]:
+    """Return :func:`coordinator_credentials`, and ``distrust`` with the reason if they cannot be used.
+
+    Raises
+    ------
+    ConfigError, RunFailedError
+        When they cannot be used and no ``preflight`` follows, which would tell that with all other faults.
+    """
+    try:
+        return coordinator_credentials(answers), distrust
+    except P2PFTError as error:
+        if not preflight:
+            raise
+        return None, distrust._replace(faults=[*distrust.faults, f"coordinator: {error}"])
 
 
 def observer_access(

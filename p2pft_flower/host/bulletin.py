@@ -11,9 +11,17 @@ from typing import Any
 import numpy as np
 
 from p2pft_flower.config import RunConfig
+from p2pft_flower.host.history import History
 from p2pft_flower.host.standings import Heard
 from p2pft_flower.keeping import sketch
-from p2pft_flower.keeping.bulletins import Bulletin, PeerNow, bulletin_path, discard_old, write_bulletin
+from p2pft_flower.keeping.bulletins import (
+    Bulletin,
+    EdgeNow,
+    PeerNow,
+    bulletin_path,
+    discard_old,
+    write_bulletin,
+)
 from p2pft_flower.keeping.lines import ViewChange
 from p2pft_flower.keeping.processes import start_mark
 from p2pft_flower.keeping.progress import scored
@@ -65,6 +73,7 @@ class BulletinWriter:
         self._begun, self._mark = time.time(), start_mark(os.getpid())
         self._path, self._unwritten = bulletin_path(own[0] if own else None), False
         self._error: float | None = None
+        self._history = History(self._all)
         discard_old()
 
     def write(
@@ -85,6 +94,8 @@ class BulletinWriter:
             The changes of view so far.
         """
         live = tuple(views[-1].peers) if views else self._all
+        self._history.hear(heard)
+        error = self._consensus(heard, live)
         bulletin = Bulletin(
             run=self._run,
             n=self._n,
@@ -105,7 +116,10 @@ class BulletinWriter:
                 for p, m in sorted((p, m) for m, peers in self._hosts.items() for p in peers)
             ),
             views=tuple(views[-_VIEWS:]),
-            consensus_error=self._consensus(heard, live),
+            consensus_error=error,
+            edges=_edges(heard, live, views),
+            history=self._history.scores,
+            apart=self._history.apart,
         )
         try:
             write_bulletin(self._path, bulletin)
@@ -128,12 +142,29 @@ class BulletinWriter:
         there = {s.peer: s for h in heard.values() if h.scores is not None for s in h.scores.peers}
         if all(p in there and there[p].sketch for p in live) and len({there[p].iteration for p in live}) == 1:
             self._error = sketch.consensus_error([np.array(there[p].sketch, np.float32) for p in live])
+            self._history.note_apart(there[live[0]].iteration, self._error)
         return self._error
 
 
 def awaited_by(standing: Standing | None) -> int | None:
     """Return the peer whose payload a member waits for; None if it waits for none."""
     return standing.awaited if standing is not None and standing.HasField("awaited") else None
+
+
+def _edges(
+    heard: Mapping[int, Heard], live: Sequence[int], views: Sequence[ViewChange]
+) -> tuple[EdgeNow, ...]:
+    """Return the edges of the present view, as far as members or the change of view have told of them."""
+    standings = [h.standing for h in heard.values() if h.standing is not None]
+    told = {
+        (e.sender, e.receiver): EdgeNow(e.sender, e.receiver, e.payloads, e.bytes, e.seconds)
+        for standing in standings
+        for e in standing.edges
+    }
+    if views:
+        # A member may not have come to this view yet, and one that has come may have left edges out.
+        return tuple(told.get(edge, EdgeNow(*edge)) for edge in sorted(views[-1].edges))
+    return tuple(edge for ends, edge in sorted(told.items()) if {*ends} <= {*live})
 
 
 def _peer_now(peer: int, heard: Heard | None, spoken: float | None) -> PeerNow:

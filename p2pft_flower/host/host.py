@@ -174,6 +174,8 @@ class Host:
             options=settings.algorithm_options,
             pipelined=settings.pipelined,
         )
+        if method.phases:
+            self._publisher.will_exchange()
         with recorder.telling():
             theta0 = self.problem.theta0
         if (codec := make_codec(settings.codec)) is not None:
@@ -456,7 +458,8 @@ class Host:
 
     def _note(self, end: End) -> None:
         if self._recorder is not None:
-            sent, seconds = ({}, 0.0) if self._training is None else self._training.sent
+            training = self._training if self._begun else None
+            sent, seconds = ({}, 0.0) if training is None else training.sent
             self._recorder.failed(self._iteration, end.noted, sent, seconds)
 
     def _pass_on(self, end: End) -> bool:

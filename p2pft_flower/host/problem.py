@@ -33,6 +33,11 @@ class Score(Protocol):
         """
         ...
 
+    @property
+    def accuracy_seen(self) -> float | None:
+        """Share, 0..1, of right answers on the other test images; None if there is none."""
+        ...
+
 
 class Objective(Protocol):
     """One peer's loss: fresh mini-batch gradients, and scores."""

@@ -7,16 +7,16 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from p2pft_flower.host.bulletin import BulletinWriter, awaited_by
 from p2pft_flower.host.site_log import Awaited, SiteLog
-from p2pft_flower.host.standings import SKETCHED, Standings
+from p2pft_flower.host.standings import SKETCHED, Standings, most_edges
 from p2pft_flower.host.wires import Wires
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.lines import Evaluation, ViewChange
 from p2pft_flower.plan import Plan
-from p2pft_flower.transport import OwnPulse, PeerScores, Pulse, Standing
+from p2pft_flower.transport import Carried, EdgeTraffic, OwnPulse, PeerScores, Pulse, Standing
 from p2pft_flower.typed import encoded
 
 __all__ = ["Publisher"]
@@ -105,7 +105,7 @@ class Publisher:
         self._log = SiteLog(plan) if tells else None
         self._own = tuple(p.peer for p in plan.peers)
         self._hosts = plan.hosts or {self._own[0]: self._own}
-        self._trains = False
+        self._trains = self._exchanges = False
         self._rate = _Rate()
         self._bulletin = BulletinWriter(
             plan.run,
@@ -124,6 +124,10 @@ class Publisher:
     def start(self) -> None:
         """Begin; the first bulletin is written at once."""
         self._thread.start()
+
+    def will_exchange(self) -> None:
+        """Note that the method sends payloads along the graph's edges."""
+        self._exchanges = True
 
     def training_begins(self) -> None:
         """Note that all neighbours were met."""
@@ -180,6 +184,7 @@ class Publisher:
             busy=pulse.busy if awaited is None else max(0.0, now - awaited[1]),
             awaited=None if awaited is None else awaited[0],
             rate=self._rate.value,
+            edges=self._edges({} if wires is None else wires.links.carried()),
         )
         self._standings.stand(standing)
         self._report(standing)
@@ -192,6 +197,21 @@ class Publisher:
             awaits = None if there is None else awaited_by(there.standing)
             whom = Awaited(peer, since, wires.heartbeats.spoken(peer), awaits)
         self._log.waits(whom, now, self._rate.value)
+
+    def _edges(self, carried: Mapping[tuple[int, int], Carried]) -> list[EdgeTraffic]:
+        """Return the edges of the present view that leave this host's peers, with what they have carried."""
+        if not self._exchanges:
+            return []
+        views = self._views()
+        if views:
+            leaving = sorted(edge for edge in views[-1].edges if edge[0] in self._own)
+        else:
+            leaving = [(p.peer, i) for p in self._plan.peers for i in p.out_neighbours]
+        told = [(s, r, carried.get((s, r), Carried())) for s, r in leaving[: most_edges(len(self._hosts))]]
+        return [
+            EdgeTraffic(sender=s, receiver=r, payloads=c.payloads, bytes=c.bytes, seconds=c.seconds)
+            for s, r, c in told
+        ]
 
     @property
     def _incarnation(self) -> int:

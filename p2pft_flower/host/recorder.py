@@ -18,11 +18,12 @@ from msgspec import structs
 
 from p2pft_flower.errors import ConfigError, cause_of
 from p2pft_flower.host.agreement import NewView
+from p2pft_flower.host.callbacks import Callbacks, WatchedRun
 from p2pft_flower.host.problem import Objective, Problem, Score
 from p2pft_flower.host.wires import Access
 from p2pft_flower.keeping import lines, sketch
 from p2pft_flower.keeping.journal import Journal, JournalError
-from p2pft_flower.keeping.lines import Evaluation, Outcome, ViewChange
+from p2pft_flower.keeping.lines import Evaluation, Failed, Outcome, ViewChange
 from p2pft_flower.plan import Plan
 from p2pft_flower.transport import ObserverClient, PeerReport, Standing
 from p2pft_flower.typed import encoded
@@ -74,6 +75,16 @@ class Recorder:
         self._plan, self._problem = plan, problem
         self._on_evaluation, self._on_view = on_evaluation, on_view
         self._begin = time.monotonic()
+        watched = WatchedRun(
+            run=plan.run,
+            name=plan.config.runtime.name,
+            folder=Path(plan.output_dir),
+            peers=tuple(p.peer for p in plan.peers),
+            n=plan.n,
+            iterations=plan.iterations,
+            config=plan.config.to_mapping(),
+        )
+        self._callbacks = Callbacks(plan.config, watched, self._warn)  # before any file is opened
         self._journals = {p.peer: Journal(Path(plan.output_dir), p.peer) for p in plan.peers}
         self._observer = _observer(plan.observer, access) if plan.observer else None
         # Flower's engine brings the app into its workers without their log's set-up. The level
@@ -89,6 +100,7 @@ class Recorder:
         """Times of each journal's first line and, if there is one, last line."""
         self.failures: list[lines.Failed] = []
         """The last lines of the journals, if the host has given up."""
+        self._ends: dict[int, Outcome | Failed] = {}
         self.views: list[ViewChange] = []
         """Every change of view so far, as in the journals."""
         for peer, journal in self._journals.items():
@@ -105,6 +117,7 @@ class Recorder:
             )
             journal.write(first)
             self._times[peer] = [first.time]
+        self._callbacks.start()
 
     @property
     def seconds_in_all(self) -> float:
@@ -197,6 +210,7 @@ class Recorder:
         epsilon, _ = self._spent[peer]
         line = Evaluation(sketch=sketch.encode(sketched), epsilon=epsilon, **told)
         self._journals[peer].write(line)
+        self._callbacks.evaluated(line)
         self._report(sketch=sketched, **told)
         self._on_evaluation(line, sketched)
         return score
@@ -213,13 +227,14 @@ class Recorder:
     def view_changed(self, new: NewView) -> None:
         """Log, report and write into the journals that the peers go on in another view."""
         place = ", ".join(map(str, new.view.peers))
-        what = [f"peer {p} is gone" for p in new.lost] + [f"peer {p} has come back" for p in new.joined]
+        called = self._plan.called
+        what = [f"{called(p)} is gone" for p in new.lost] + [f"{called(p)} has come back" for p in new.joined]
         note = (
             f"view {new.number} after {new.iteration} iterations: {'; '.join(what) or 'nobody was lost'}; "
             f"going on with the peers {place}"
         )
         log.warning("%s, %.1f s after they stopped", note, new.seconds)
-        notes = [note, *(f"peer {p} is gone: {why}" for p, why in sorted(new.why.items()))]
+        notes = [note, *(f"{called(p)} is gone: {why}" for p, why in sorted(new.why.items()))]
         for text in notes[1:]:
             log.warning("%s", text)
         first, peers = self._plan.peers[0].peer, new.view.peers
@@ -242,6 +257,7 @@ class Recorder:
         for peer, journal in self._journals.items():
             journal.write(structs.replace(change, peer=peer))
             journal.sync()  # a resumed run that counts gradients must know of each change
+        self._callbacks.view_changed(change)
 
     def finish(
         self, peer: int, objective: Objective, theta: Vector, bytes_sent: int, exchange_seconds: float
@@ -253,6 +269,7 @@ class Recorder:
         epsilon, delta = objective.privacy_spent() or (None, None)
         outcome = Outcome(
             **_scores(self._scores[peer]),
+            accuracy_seen=self._scores[peer].accuracy_seen,
             peer=peer,
             bytes_sent=bytes_sent,
             seconds=self.seconds(peer, exchange_seconds),
@@ -266,7 +283,10 @@ class Recorder:
         )
         self._save(peer, theta, self._plan.iterations, stopped=False)
         self._times[peer].append(outcome.time)
-        return outcome if self._journals[peer].write_last(outcome) else None
+        if not self._journals[peer].write_last(outcome):
+            return None
+        self._ends[peer] = outcome
+        return outcome
 
     def failed(
         self, iteration: int, error: BaseException, sent: Mapping[int, int], exchange_seconds: float
@@ -308,6 +328,7 @@ class Recorder:
                 if journal.write_last(told):
                     self._times[peer].append(told.time)
                     self.failures.append(structs.replace(told, traceback=""))
+                    self._ends[peer] = told
             except JournalError as unwritten:
                 log.error("the last line of a log is missing: %s", unwritten)  # noqa: TRY400 - one line
 
@@ -339,11 +360,17 @@ class Recorder:
         return self._journals[peer].save_tail(self._problem.named_tail(theta), metadata, stopped=stopped)
 
     def close(self) -> None:
-        """Let reports that are under way leave, within 1 s, and close the journals."""
+        """Let callbacks come to their end and reports that are under way leave, and close the journals."""
+        self._callbacks.close(self._ends)
         if self._observer is not None:
             self._observer.close(timeout=1.0)
         for journal in self._journals.values():
             journal.close()
+
+    def _warn(self, text: str) -> None:
+        """Warn of what hurts no training, here and at the coordinator; from any thread."""
+        log.warning("%s", text)
+        self._report(peer=self._plan.peers[0].peer, note=text[:MAX_NOTE])
 
     def _report(self, **told: Any) -> None:
         if self._observer is not None:

@@ -7,6 +7,7 @@ other end has is known by the last list that it has sent, so a gossip that is lo
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import time
@@ -21,7 +22,7 @@ from p2pft_flower.transport import MOST_CERTIFICATES, Gossip, Refusals, Scores, 
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.parsing import parse
 
-__all__ = ["SKETCHED", "Heard", "Standings"]
+__all__ = ["SKETCHED", "Heard", "Standings", "most_edges"]
 
 SKETCHED = 64
 """The most peers of a run in which scores carry sketches, of 512 bytes each."""
@@ -31,6 +32,14 @@ _VIEWS = 64
 
 _LONGEST = 10.0**9
 """Seconds and iterations a second beyond which a standing is none of an honest member."""
+
+_MOST = 2**53
+"""Payloads and bytes beyond which a standing is none of an honest member."""
+
+
+def most_edges(members: int) -> int:
+    """Return the most edges in a standing, in a run of ``members`` members: 32, more if members are few."""
+    return max(32, 2048 // members)
 
 
 @dataclass
@@ -269,6 +278,24 @@ class Standings:
             raise ValueError(f"{who} with {note.busy:g} s and {note.rate:g} iterations a second")
         if note.HasField("awaited") and note.awaited not in self._member_of:
             raise ValueError(f"{who} that waits for peer {note.awaited}, which the run does not have")
+        self._check_edges(who, note)
+
+    def _check_edges(self, who: str, note: Standing) -> None:
+        if len(note.edges) > (most := most_edges(len(self._groups))):
+            raise ValueError(f"{who} with {len(note.edges)} edges, over {most}")
+        pairs = [(e.sender, e.receiver) for e in note.edges]
+        if any(a >= b for a, b in itertools.pairwise(pairs)):
+            raise ValueError(f"{who} with edges that do not ascend, each once")
+        for e in note.edges:
+            edge = f"{who} with the edge {e.sender} -> {e.receiver}"
+            if e.sender not in self._groups[note.member] or e.receiver not in self._member_of:
+                raise ValueError(f"{edge}, which is none from a peer of its own to one of the run")
+            if e.sender == e.receiver:
+                raise ValueError(f"{edge}, which leads from a peer to itself")
+            if max(e.payloads, e.bytes) > _MOST or not 0 <= e.seconds <= _LONGEST:
+                raise ValueError(f"{edge}, {e.payloads} payloads of {e.bytes} bytes in {e.seconds:g} s each")
+            if not e.payloads and (e.bytes or e.seconds):
+                raise ValueError(f"{edge}, {e.bytes} bytes and {e.seconds:g} s without a payload")
 
     def _check_scores(self, who: str, note: Scores) -> None:
         named = [s.peer for s in note.peers]

@@ -22,10 +22,20 @@ from p2pft_flower.keeping.processes import is_alive
 from p2pft_flower.resources import home
 from p2pft_flower.typed import Count, PeerCount, PeerNumber, Positive, decoded, encoded
 
-__all__ = ["Bulletin", "PeerNow", "bulletin_path", "bulletins", "discard_old", "write_bulletin"]
+__all__ = [
+    "Apart",
+    "Bulletin",
+    "EdgeNow",
+    "PeerNow",
+    "Point",
+    "bulletin_path",
+    "bulletins",
+    "discard_old",
+    "write_bulletin",
+]
 
 _LARGEST = 2**24
-"""The most bytes of a file: 4,096 peers have some 400 each."""
+"""The most bytes of a file: 4,096 peers have some 1,500 each, with 16 points of their scores."""
 
 _SUFFIX = ".bulletin"
 
@@ -81,6 +91,46 @@ class PeerNow(msgspec.Struct, frozen=True, kw_only=True):
     bytes_sent: Count = 0
 
 
+class Point(msgspec.Struct, frozen=True, array_like=True):
+    """The scores of a peer after ``iteration`` iterations, and the time, Unix seconds, when they came."""
+
+    iteration: Count
+    time: float
+    loss: float | None
+    accuracy: float | None
+    accuracy_unseen: float | None
+    bytes_sent: Count
+
+
+class Apart(msgspec.Struct, frozen=True, array_like=True):
+    """The consensus error after ``iteration`` iterations, and the time, Unix seconds, when it was found."""
+
+    iteration: Count
+    time: float
+    error: float | None
+
+
+class EdgeNow(msgspec.Struct, frozen=True, array_like=True):
+    """An edge of the present view, and what it has carried in its sender's present life.
+
+    Attributes
+    ----------
+    sender, receiver : int
+        Its ends.
+    payloads, bytes : int
+        Number of payloads that the receiver has taken in, and their bytes together; 0 of an edge within a
+        process, which needs no transport.
+    seconds : float
+        Time from the start of sending until a payload was taken in, of late.
+    """
+
+    sender: PeerNumber
+    receiver: PeerNumber
+    payloads: Count = 0
+    bytes: Count = 0
+    seconds: float = 0.0
+
+
 class Bulletin(msgspec.Struct, frozen=True, kw_only=True):
     """What one process of a run knows.
 
@@ -117,6 +167,12 @@ class Bulletin(msgspec.Struct, frozen=True, kw_only=True):
     consensus_error : float or None
         An estimate of the peers' distance from their mean after the last iteration of which the sketches of
         all live peers are here; None before that.
+    edges : tuple of EdgeNow
+        The edges of the present view that have been heard of, ascending; empty if nothing is exchanged.
+    history : dict of int to tuple of Point
+        The scores of each peer so far, thinned.
+    apart : tuple of Apart
+        The consensus error so far, thinned.
     """
 
     run: str
@@ -136,6 +192,9 @@ class Bulletin(msgspec.Struct, frozen=True, kw_only=True):
     peers: tuple[PeerNow, ...]
     views: tuple[ViewChange, ...] = ()
     consensus_error: float | None = None
+    edges: tuple[EdgeNow, ...] = ()
+    history: dict[PeerNumber, tuple[Point, ...]] = {}
+    apart: tuple[Apart, ...] = ()
 
     @property
     def alive(self) -> bool:

@@ -187,6 +187,9 @@ class Outcome(Line, frozen=True, kw_only=True, tag="end"):
     ----------
     loss, accuracy, accuracy_unseen : float or None
         Scores of the peer's last θ on the test split.
+    accuracy_seen : float or None
+        The accuracy on the test images of classes of which the peer holds images; None if there is none, or
+        the journal is an earlier version's.
     bytes_sent : int
         Payload bytes that the peer has sent along its out-edges.
     seconds : dict
@@ -217,12 +220,14 @@ class Outcome(Line, frozen=True, kw_only=True, tag="end"):
     epsilon: float | None = None
     delta: float | None = None
     preprocessing: dict[str, Any] | None = None
+    accuracy_seen: float | None = None
 
 
 class Round(Scored, frozen=True, kw_only=True, tag="round"):
     """A client of one of Flower's strategies was evaluated, which took ``evaluation`` seconds."""
 
     evaluation: float
+    accuracy_seen: float | None = None
 
 
 class LastRound(Line, frozen=True, kw_only=True, tag="last round"):

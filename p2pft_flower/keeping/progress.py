@@ -15,7 +15,7 @@ from p2pft_flower.keeping.journal import by_run, read_whole_lines
 from p2pft_flower.keeping.lines import Evaluation, Report
 from p2pft_flower.keeping.sketch import consensus_error, decode
 
-__all__ = ["Progress", "scored", "told_evaluations"]
+__all__ = ["EACH_PEER", "Progress", "scored", "told_evaluations"]
 
 TOLD = 128
 """The most evaluations, of about 900 bytes each, that all peers of a deployed run together send to the
@@ -71,12 +71,19 @@ class Progress:
         Called with each line, a text.
     missing : collection of int, optional
         Peers that take no part; their scores are None. Default none.
+    completed : callable, optional
+        Called with each iteration whose reports are complete, its consensus error, and the bytes of all.
     """
 
     def __init__(
-        self, n: int, iterations: int, tell: Callable[[str], None], missing: Collection[int] = ()
+        self,
+        n: int,
+        iterations: int,
+        tell: Callable[[str], None],
+        missing: Collection[int] = (),
+        completed: Callable[[int, float, int], None] = lambda *_: None,
     ) -> None:
-        self._n, self._iterations, self._tell = n, iterations, tell
+        self._n, self._iterations, self._tell, self._completed = n, iterations, tell, completed
         self._live = set(range(n)) - set(missing)
         self._reports: dict[int, dict[int, Report]] = {}
         self._last: dict[int, Report] = {}
@@ -94,8 +101,10 @@ class Progress:
             self._take(report)
             if complete or not self._live <= row.keys():
                 return
-            line = self._line(report.iteration, [row[p] for p in sorted(row)], self._sent(report.iteration))
+            reports, sent = [row[p] for p in sorted(row)], self._sent(report.iteration)
+            line = self._line(report.iteration, reports, sent)
         self._tell(line)
+        self._completed(report.iteration, _consensus(reports), sent)
 
     def go_on_with(self, peers: Collection[int]) -> None:
         """Take an iteration's reports, from here on, as complete if they have those of ``peers``."""

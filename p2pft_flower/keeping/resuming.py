@@ -37,6 +37,7 @@ __all__ = [
 FREE_KEYS = frozenset(
     {
         *PRIVATE_KEYS,
+        "callbacks",
         "checkpoint-every",
         "checkpoints-kept",
         "evaluate-every",
@@ -44,6 +45,7 @@ FREE_KEYS = frozenset(
         "meet-timeout",
         "hang-timeout",
         "min-peers",
+        "name",
         "observer-address",
         "on-failure",
         "peer-timeout",
@@ -51,6 +53,7 @@ FREE_KEYS = frozenset(
         "rejoin-deadline",
         "resume",
         "run-timeout",
+        "tensorboard",
         "transport",
         # These are compared by their results: edges and weights, and the length.
         "topology",

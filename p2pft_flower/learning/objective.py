@@ -75,11 +75,14 @@ class Evaluation:
     accuracy_unseen : float or None
         Share of right answers among the test images of classes of which the peer holds no training image,
         0..1; None if there is no such test image.
+    accuracy_seen : float or None
+        Share of right answers among the other test images, 0..1; None if there is none.
     """
 
     loss: float
     accuracy: float
     accuracy_unseen: float | None
+    accuracy_seen: float | None
 
 
 @dataclass(frozen=True)
@@ -231,13 +234,14 @@ def evaluate(tail: nn.Module, theta: Vector, test: Features, unseen: torch.Tenso
         For each test image, whether the peer holds no training image of that image's class.
     """
     if not len(test):
-        return Evaluation(math.nan, math.nan, None)
+        return Evaluation(math.nan, math.nan, None, None)
     given = answers_of(tail, theta, test)
     correct = (given.predicted == given.labels).double()
     return Evaluation(
         loss=float(given.losses.mean()),
         accuracy=float(correct.mean()),
         accuracy_unseen=float(correct[unseen].mean()) if unseen.any() else None,
+        accuracy_seen=None if unseen.all() else float(correct[~unseen].mean()),
     )
 
 

@@ -220,8 +220,10 @@ def collect_results(
 ) -> dict[str, Any]:
     """Return a run's results, as the coordinator would have written them, from its peers' files.
 
-    All equals the coordinator's results, but ``history`` may have more evaluations than the coordinator
-    received. Of a run that was stopped or failed, these are the scores of each peer's last evaluation.
+    ``begun`` and ``ended`` are the first and the last time in the peers' journals, and ``seconds`` is the
+    longest time of one of them. All else equals the coordinator's results, but ``history`` may have more
+    evaluations than the coordinator received. Of a run that was stopped or failed, these are the scores of
+    each peer's last evaluation.
 
     Parameters
     ----------
@@ -301,6 +303,8 @@ def collect_results(
     )
     counted = [peers[p] for p in ended] if status is None and ended else list(peers.values())
     results["seconds"] = max(files.last.time - files.run.time for files in counted)
+    results["begun"] = min(files.run.time for files in counted)
+    results["ended"] = max(files.last.time for files in counted)
     return results
 
 

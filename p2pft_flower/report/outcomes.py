@@ -138,7 +138,10 @@ def run_results(
         "preprocessing": one.preprocessing if isinstance(one, Outcome) else None,
         "peers": peers,
         "unfinished": unfinished,
-        "summary": {key: summary([p[key] for p in peers]) for key in ("accuracy", "accuracy_unseen", "loss")},
+        "summary": {
+            key: summary([p[key] for p in peers])
+            for key in ("accuracy", "accuracy_unseen", "accuracy_seen", "loss")
+        },
         "consensus_error": consensus,
         "history": history,
         "views": [dict(view) for view in views],
@@ -159,6 +162,7 @@ def _ended(peer: int, outcome: Outcome, about: PeerFacts) -> dict[str, Any]:
         "iterations": outcome.iterations,
         "accuracy": scored(outcome.accuracy),
         "accuracy_unseen": outcome.accuracy_unseen,
+        "accuracy_seen": outcome.accuracy_seen,
         "loss": scored(outcome.loss),
         "bytes_sent": outcome.bytes_sent,
         "epsilon": outcome.epsilon,
@@ -179,6 +183,7 @@ def _unfinished(peer: int, reached: Reached, about: PeerFacts) -> dict[str, Any]
         "iterations": report and report.iteration,
         "accuracy": report and scored(report.accuracy),
         "accuracy_unseen": report and report.accuracy_unseen,
+        "accuracy_seen": None,  # a report has none
         "loss": report and scored(report.loss),
         "bytes_sent": max(sent),
         "epsilon": failed and failed.epsilon,

@@ -18,6 +18,7 @@ from p2pft_flower.keeping.checkpoints import SERVER, checkpoint_folder
 from p2pft_flower.keeping.folders import require_writable
 from p2pft_flower.keeping.journal import read_journal
 from p2pft_flower.keeping.lines import Outcome, Run, Start, ViewChange
+from p2pft_flower.keeping.run_folders import folder_name
 from p2pft_flower.resources import home, home_named
 from p2pft_flower.typed import read_object
 
@@ -35,6 +36,7 @@ __all__ = [
     "merged_views",
     "read_results",
     "require_place",
+    "runs_folder",
     "summary",
     "tail_name",
     "take_place",
@@ -64,9 +66,14 @@ class ViewRow(TypedDict):
     seconds: float
 
 
-def default_output_dir(run: str) -> Path:
-    """Return the folder of a run's results if ``output-dir`` is not set."""
-    return home() / "runs" / run
+def default_output_dir(run: str, name: str = "") -> Path:
+    """Return the folder of a run's results if ``output-dir`` is not set; ``name`` is the run's name."""
+    return runs_folder() / folder_name(run, name)
+
+
+def runs_folder() -> Path:
+    """Return the folder in which each run has one of its own if ``output-dir`` is not set."""
+    return home() / "runs"
 
 
 def require_place(output_dir: str) -> None:
@@ -89,7 +96,7 @@ def require_place(output_dir: str) -> None:
         return
     require_writable(
         home_named(),
-        default_output_dir("new").parent,
+        runs_folder(),
         "set P2PFT_HOME to a folder that can be written, or output-dir (p2pft run: --out)",
     )
 
@@ -116,6 +123,7 @@ def head(status: str, run_id: str, values: Any) -> dict[str, Any]:
         "schema": SCHEMA,
         "status": status,
         "run": run_id,
+        "name": values.get("name") or None,
         "algorithm": values.get("algorithm"),
         "seed": values.get("seed"),
     }

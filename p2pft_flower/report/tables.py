@@ -81,7 +81,8 @@ def run_table(results: dict[str, Any]) -> str:
 
     ``results`` is the content of results.json.
     """
-    title = f"{results['algorithm']} on {results['graph']['name']}, seed {results['seed']}"
+    name = f"{results['name']}: " if results.get("name") else ""
+    title = f"{name}{results['algorithm']} on {results['graph']['name']}, seed {results['seed']}"
     table = Table(title=titled(title, [results]))
     unfinished = results.get("unfinished") or []
     rows = sorted([*results["peers"], *unfinished], key=lambda row: int(row["peer"]))

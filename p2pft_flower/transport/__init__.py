@@ -17,6 +17,7 @@ from p2pft_flower.transport.pulse import OwnPulse
 from p2pft_flower.transport.refusals import Refusals
 from p2pft_flower.transport.server import PeerServer
 from p2pft_flower.transport.stops import COORDINATOR_CERTIFICATES, digest_of, new_key, stop_run
+from p2pft_flower.transport.traffic import Carried
 from p2pft_flower.transport.trust.signatures import MOST_CERTIFICATES, Signatures
 from p2pft_flower.transport.trust.tls import TLS13_ENVIRONMENT, Credentials
 from p2pft_flower.transport.wire.addresses import parse_address, unix_address
@@ -36,6 +37,7 @@ from p2pft_flower.transport.wire.errors import (
 )
 from p2pft_flower.transport.wire.header import Terms
 from p2pft_flower.transport.wire.p2pft_pb2 import (
+    EdgeTraffic,
     Gossip,
     Hello,
     PayloadHeader,
@@ -55,8 +57,10 @@ __all__ = [
     "MOST_CERTIFICATES",
     "TLS13_ENVIRONMENT",
     "BindError",
+    "Carried",
     "Credentials",
     "EdgeBrokenError",
+    "EdgeTraffic",
     "ExchangeError",
     "ExchangeRefusedError",
     "ExchangeStoppedError",

@@ -51,6 +51,9 @@ SMALL_BODY = 20.0
 _SCORES = 2**19
 """Bytes of a gossip for the scores of all peers."""
 
+_STANDINGS = 2**16
+"""Bytes of a gossip for the edges of the standings of few members that each have many."""
+
 MAX_MEMBERS = 1024
 """Most members of a run in which a record of each member fits into one gossip."""
 
@@ -111,9 +114,11 @@ def gossip_limit(members: int) -> int:
     member: its number, a 64-bit incarnation, whether it joined and from whom), all others suspected and
     reached, and two broken edges for each member; for the age of each record that the sender has; for eight
     decided views with a signed vote of each member; for four certificates of each; for a signed standing and
-    signed scores of each, with their ages; and for the scores of 4,096 peers, or of 64 with their sketches.
+    signed scores of each, with their ages; for 2,048 edges in all standings together, or 32 in each; and for
+    the scores of 4,096 peers, or of 64 with their sketches.
     """
-    return _SMALL_MESSAGE + _SCORES + members * (2080 + 80 * members + 8 * 128 + 4 * 1024 + 512)
+    each = 2080 + 80 * members + 8 * 128 + 4 * 1024 + 512 + 32 * 32
+    return _SMALL_MESSAGE + _SCORES + _STANDINGS + members * each
 
 
 def _plain_text_allowed(address: Address, insecure: bool) -> None:

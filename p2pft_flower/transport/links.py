@@ -20,6 +20,7 @@ from p2pft_flower.transport.meeting import MEET_REMEDY, Meeting
 from p2pft_flower.transport.network import Tasks
 from p2pft_flower.transport.payloads import Carrier, Deadlines
 from p2pft_flower.transport.sending import Sending
+from p2pft_flower.transport.traffic import Carried
 from p2pft_flower.transport.trust.tls import Credentials
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.addresses import parse_address
@@ -129,6 +130,10 @@ class Links(Closing):
     def bytes_sent(self) -> dict[int, int]:
         """Local sender to the bytes of all payloads that were sent, to all receivers, without retries."""
         return self._sending.bytes_sent
+
+    def carried(self) -> dict[Edge, Carried]:
+        """Return what has been carried along each edge of this host so far; see `Traffic`."""
+        return self._sending.traffic.carried()
 
     @property
     def neighbours(self) -> dict[int, int]:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from p2pft_flower.transport.calls import Call, Channels
 from p2pft_flower.transport.mailbox import ASK_EVERY, Edge, Patience
@@ -60,6 +60,8 @@ class Payload:
         The exchange's name.
     offset : int, optional
         The place, in bytes, at which the body begins in this host's segment; default None: in no segment.
+    begun : float
+        The time, by time.monotonic, at which its sending begins; default: now.
     """
 
     edge: Edge
@@ -68,6 +70,7 @@ class Payload:
     iteration: int
     phase: str
     offset: int | None = None
+    begun: float = field(default_factory=time.monotonic, compare=False)
 
     @property
     def place(self) -> Place:

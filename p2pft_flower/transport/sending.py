@@ -17,6 +17,7 @@ from p2pft_flower.transport.edges import Edges
 from p2pft_flower.transport.handing import HandOvers, Outcome, Rest
 from p2pft_flower.transport.mailbox import Edge
 from p2pft_flower.transport.payloads import Carrier, Payload
+from p2pft_flower.transport.traffic import Traffic
 from p2pft_flower.transport.wire import p2pft_pb2 as pb
 from p2pft_flower.transport.wire.errors import ExchangeTimeoutError
 from p2pft_flower.transport.wire.header import Terms, encode_headers
@@ -52,6 +53,8 @@ class Sending:
     ----------
     bytes_sent : dict of int to int
         See `Links`.
+    traffic : Traffic
+        What each edge has carried.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class Sending:
         self.bytes_sent: dict[int, int] = {}
         self.awaited: tuple[int, float] | None = None
         """The receiver that has not taken a payload in, and since when it is waited for (time.monotonic)."""
+        self.traffic = Traffic()
 
     def install(self, edges: Edges) -> None:
         """Go on to another view: forget the payloads under way, all of which must have been cancelled."""
@@ -195,10 +199,14 @@ class Sending:
 
     async def _see_over(self, segment: pb.Segment, payloads: list[Payload]) -> Rest | None:
         try:
-            return await self._hand_overs.hand_over(self._carrier, segment, payloads)
+            rest = await self._hand_overs.hand_over(self._carrier, segment, payloads)
         except Exception as error:
             await self._tell_failure(error)
             raise
+        for payload in payloads:
+            if payload.edge not in rest:  # else its own calls note it
+                self._note(payload)
+        return rest
 
     async def _carry(self, payload: Payload, first: Outcome = None) -> None:
         try:
@@ -206,6 +214,10 @@ class Sending:
         except Exception as error:
             await self._tell_failure(error)
             raise
+        self._note(payload)
+
+    def _note(self, payload: Payload) -> None:
+        self.traffic.note(payload.edge, len(payload.body), time.monotonic() - payload.begun)
 
     async def _tell_failure(self, error: Exception) -> None:
         if self._on_failure is not None:

@@ -186,6 +186,15 @@ WRONG = {
     "min-peers": ("min-peers=5", "min-peers = 5: the graph directed-ring-4 has 4 peers"),
     "preflight-only": ("preflight-only=true", "preflight-only = true: .* a simulation has none"),
     "resume": ("resume=17", "there is no checkpoint in good state"),
+    "name": ("name=pets/lora", "name = 'pets/lora': must be empty, or 1 to 64 letters, digits, - and _"),
+    "name, of a file": ("name=..", "name = '..'"),
+    "name, like an id": ("name=17", "name = '17': .* the first one a letter"),
+    "name, long": (f"name={'a' * 65}", "name = 'aaa.*': must be empty, or 1 to 64"),
+    "callbacks": ("callbacks=notes", "callbacks = 'notes': must be empty, or my_module:MyCallback"),
+    "callbacks, a module": ("callbacks=no_such_module:Notes", "cannot import 'no_such_module'"),
+    "callbacks, a file": ("callbacks=mine.py:Notes", "'.*mine.py' has no 'Notes'"),
+    "callbacks, of a strategy": ("algorithm=fedavg callbacks=mine:Method", "cannot import 'mine'"),
+    "tensorboard": ("tensorboard=yes", "tensorboard = 'yes': must be true or false"),
     "extend": ("extend=true", "extend = true with an empty resume"),
 }
 

@@ -57,6 +57,8 @@ def run(tmp_path_factory):
         "collect {run} --out collected",
         "evaluate {run}",
         "stop 1",
+        "runs",
+        "runs remove 1 --yes",
         "topology list",
         "topology show lopsided-4",
         "topology audit lopsided-4",
@@ -68,7 +70,9 @@ def run(tmp_path_factory):
 def test_a_command_that_trains_nothing_imports_no_torch_timm_torchvision_or_matplotlib(words, run, tmp_path):
     code, heavy = started(tmp_path, *(word.format(run=run) for word in words.split()))
     assert heavy == []
-    refused = words.startswith(("stop", "preflight", "run"))  # there is no such run, connection or graph
+    refused = words.startswith(
+        ("stop", "preflight", "run topology", "runs remove")
+    )  # there is no such run, connection or graph
     assert (code != 0) == refused
 
 

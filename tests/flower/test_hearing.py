@@ -64,6 +64,7 @@ def run_of(training, **others):
         "addresses": training.addresses,
         "exchanges": True,
         "config": plan.config,
+        "names": plan.names,
         **others,
     }
     return SimpleNamespace(**fields)

@@ -125,6 +125,8 @@ def test_a_sites_own_folders_win_over_the_run_configs(monkeypatch):
     assert str(Site(0).output_folder("17", "/from/the/coordinator")) == "/from/the/coordinator"
     monkeypatch.setenv("P2PFT_HOME", "/this/machines/home")
     assert str(Site(0).output_folder("17", "")) == "/this/machines/home/runs/17"
+    assert str(Site(0).output_folder("17", "", "pets")) == "/this/machines/home/runs/pets-17"
+    assert str(site.output_folder("17", "/from/the/coordinator", "pets")) == "/var/p2pft/pets-17"
 
 
 @pytest.mark.parametrize("algorithm", ["p2pft", "fedavg"])

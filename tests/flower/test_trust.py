@@ -128,7 +128,11 @@ def test_a_coordinator_with_a_certificate_of_its_own_warns_of_nothing(tmp_path, 
 def test_a_coordinator_with_a_certificate_hears_of_progress_where_it_listens(tmp_path, capsys, monkeypatch):
     where = {"observer_address": "127.0.0.1:0", "evaluate_every": 2}
     said = said_by(tmp_path, capsys, monkeypatch, Federation.coordinator, **where)
-    assert re.findall(r"iteration (\d)/4 \| loss", said) == ["0", "2", "4"]
+    assert re.findall(r"^[\d:]+ iteration (\d)/4 \| loss", said, re.M) == [
+        "0",
+        "2",
+        "4",
+    ]  # no site's own line
     assert "each site's log" not in said
     assert "does not reach" not in said
 
@@ -137,7 +141,7 @@ def test_a_coordinator_without_one_says_that_it_does_not_listen(tmp_path, capsys
     said = said_by(tmp_path, capsys, monkeypatch, None, observer_address="127.0.0.1:0")
     assert "observer-address = 127.0.0.1:0: nobody listens there" in said
     assert "each site's log, and p2pft status there, tell how they get on" in said
-    assert "| loss" not in said
+    assert not re.search(r"^[\d:]+ iteration", said, re.M)
 
 
 def test_progress_is_heard_in_plain_text_only_where_all_peers_say_insecure():
@@ -188,21 +192,31 @@ def test_certificates_that_cannot_be_used_end_the_run_before_training(what, tmp_
     assert not (tmp_path / "out" / "peers").exists()
 
 
-def test_faults_of_certificates_and_folders_are_told_together(tmp_path):
+def test_faults_of_certificates_and_folders_are_told_together(tmp_path, monkeypatch):
     north = Federation(tmp_path / "north")
+    monkeypatch.setenv(COORDINATOR_CERTIFICATES, str(north.issue(8)))
     nodes = nodes_of([north.issue(0), tmp_path / "nothing", north.issue(9), north.issue(3)])
     (tmp_path / "file").write_text("")
     nodes[1]["output-dir"] = nodes[3]["output-dir"] = str(tmp_path / "file")
     with pytest.raises(RunFailedError) as caught:
         run_app(tmp_path / "out", node_configs=nodes, **SETTINGS | {"slots": 4, "topology": "ring:4"})
     first, *told = str(caught.value).splitlines()
-    assert first.startswith("preflight found 4 failures")
+    assert first.startswith("preflight found 5 failures")
     assert re.search(r"peer 1: .*nothing/peer\.pem: No such file", told[0])
     assert re.search(r"peer 2: .*peer\.pem is for peer 9 of .*, not for peer 2", told[1])
-    assert re.search(r"peer 1: output-dir .*file.* give a folder", told[2])
-    assert re.search(r"peer 3: output-dir .*file.* give a folder", told[3])
+    assert re.search(r"coordinator: .*is for peer 8 of federation 'north', not for the coordinator", told[2])
+    assert re.search(r"peer 1: output-dir .*file.* give a folder", told[3])
+    assert re.search(r"peer 3: output-dir .*file.* give a folder", told[4])
     report = json.loads((tmp_path / "out" / "preflight.json").read_text())
     assert [(p["peer"], link["neighbour"]) for p in report["peers"] for link in p["links"]] == [
         (0, 3),
         (3, 0),
     ]
+
+
+@pytest.mark.parametrize("algorithm", ["local", "fedavg"])
+def test_certificates_that_cannot_be_used_end_runs_without_a_preflight_too(algorithm, tmp_path):
+    north = Federation(tmp_path / "north")
+    nodes = nodes_of([north.issue(5), tmp_path / "nothing"])
+    with pytest.raises(RunFailedError, match=r"(?s)peer 0: .*for peer 5.*peer 1: .*No such file"):
+        run_app(tmp_path / "out", node_configs=nodes, algorithm=algorithm, **SETTINGS)

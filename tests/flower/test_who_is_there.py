@@ -153,13 +153,15 @@ def test_an_app_that_breaks_at_a_site_is_told_at_once(monkeypatch):
 def test_errors_name_peer_and_site_and_are_told_together(tmp_path):
     configs = sites("127.0.0.1:1", "127.0.0.1:2", "127.0.0.1:3")
     configs[1]["data-dir"] = "/elsewhere"  # no dataset of this run reads it
-    configs[2] |= {"certificates": "/c", "insecure": True}
+    configs[2] |= {"certificates": "/c", "insecure": True, "site-name": "south"}
     with pytest.raises(RunFailedError) as raised:
         run_app(tmp_path, slots=3, node_configs=configs, topology="ring:3", iterations=1)
     first, one, two = str(raised.value).splitlines()
     assert first == "2 sites cannot take part:"
     assert one.startswith(f"  peer 1 at 127.0.0.1:2 on {platform.node()}: data-dir = '/elsewhere'")
-    assert two.startswith(f"  peer 2 at 127.0.0.1:3 on {platform.node()}: certificates and insecure = true")
+    assert two.startswith(
+        f"  peer 2 (south) at 127.0.0.1:3 on {platform.node()}: certificates and insecure = true"
+    )
     assert "node" not in one.partition(": ")[0]
 
 

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from p2pft_flower.host.standings import Standings
-from p2pft_flower.transport import Credentials, Gossip, PeerScores, Scores, Signed, Standing
+from p2pft_flower.host.standings import Standings, most_edges
+from p2pft_flower.transport import Credentials, EdgeTraffic, Gossip, PeerScores, Scores, Signed, Standing
 from p2pft_flower.transport.trust.authority import create_authority, issue
 
 GROUPS = {m: (m,) for m in range(3)}
@@ -122,6 +122,27 @@ FAULTS = {
     "since never": (Standing, {"busy": math.nan}),
     "backwards": (Standing, {"rate": -1.0}),
     "waiting for nobody": (Standing, {"awaited": 9}),
+    "with another's edge": (Standing, {"edges": [EdgeTraffic(sender=1, receiver=0)]}),
+    "with an edge to nobody": (Standing, {"edges": [EdgeTraffic(sender=0, receiver=9)]}),
+    "with an edge to itself": (Standing, {"edges": [EdgeTraffic(sender=0, receiver=0)]}),
+    "with an edge twice": (Standing, {"edges": [EdgeTraffic(sender=0, receiver=1)] * 2}),
+    "with edges that descend": (
+        Standing,
+        {"edges": [EdgeTraffic(sender=0, receiver=2), EdgeTraffic(sender=0, receiver=1)]},
+    ),
+    "with bytes without a payload": (Standing, {"edges": [EdgeTraffic(sender=0, receiver=1, bytes=7)]}),
+    "with payloads without number": (
+        Standing,
+        {"edges": [EdgeTraffic(sender=0, receiver=1, payloads=2**60)]},
+    ),
+    "with a payload that never ends": (
+        Standing,
+        {"edges": [EdgeTraffic(sender=0, receiver=1, payloads=1, seconds=math.inf)]},
+    ),
+    "with a payload before it was sent": (
+        Standing,
+        {"edges": [EdgeTraffic(sender=0, receiver=1, payloads=1, seconds=-1.0)]},
+    ),
     "scores of others": (Scores, {"peers": [PeerScores(peer=1, accuracy=0.5)]}),
     "scores twice": (Scores, {"peers": [PeerScores(peer=0), PeerScores(peer=0)]}),
     "scores beyond the plan": (Scores, {"peers": [PeerScores(peer=0, iteration=101)]}),
@@ -153,6 +174,19 @@ def test_a_note_that_no_honest_member_writes_is_refused_and_counted(fault, caplo
         )
     )
     assert set(two.heard()) == {0}
+
+
+def test_a_standing_with_more_edges_than_any_host_tells_of_is_refused(caplog):
+    members = {m: (m,) for m in range(100)}
+    two = member(2, members)
+    assert most_edges(len(members)) == 32
+    for edges in (33, 32):
+        assert two.heard() == {}
+        told = [EdgeTraffic(sender=0, receiver=1 + k) for k in range(edges)]
+        note = Standing(member=0, version=1, state=Standing.COMPUTING, edges=told)
+        two.hear(Gossip(sender=0, standings=[Signed(record=note.SerializeToString())]))
+    assert len(two.heard()[0].standing.edges) == 32
+    assert "with 33 edges, over 32" in caplog.text
 
 
 def test_bytes_that_are_no_note_are_refused(caplog):

@@ -21,6 +21,13 @@ from p2pft_flower.report.results import read_results
 from ..flower.engine import run_app
 from ..journals import made_line
 
+CLOCK = {"seconds", "begun", "ended"}
+"""What only the coordinator's clock says: the time from its start to its results."""
+
+
+def without_clock(results):
+    return {key: value for key, value in results.items() if key not in CLOCK}
+
 
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from p2pft_flower.transport import (
+    Carried,
     ExchangeRefusedError,
     ExchangeTimeoutError,
     Links,
@@ -18,6 +19,7 @@ from p2pft_flower.transport import (
     Terms,
     unix_address,
 )
+from p2pft_flower.transport.traffic import Traffic
 from tests.transport.federation import Federation
 from tests.transport.wire import PATIENCE, Host, spawn, weights
 
@@ -87,6 +89,37 @@ def pair(tmp_path):
     ):
         mailbox.addresses = server.bound_addresses
         yield links, mailbox
+
+
+@pytest.mark.parametrize("wire", ["unix", "tcp"])
+def test_what_the_edges_have_carried_adds_up_to_what_was_sent(wire, tmp_path):
+    terms = Terms("run", 100)
+    address = "127.0.0.1:0" if wire == "tcp" else unix_address("run", 1, tmp_path)
+    mailbox = Mailbox(terms, [(0, 1)])
+    with (
+        PeerServer(mailbox, {1: address}) as server,
+        Links(terms, server.bound_addresses, [(0, 1)], timeout=PATIENCE) as links,
+    ):
+        assert links.carried() == {}
+        for k, phase in ((0, 0), (0, 1), (1, 0)):
+            links.send(0, k, phase, np.zeros(100, np.float32), {1: 1.0})
+            mailbox.take(1, 0, k, phase, PATIENCE)
+        links.flush(PATIENCE)
+        carried = links.carried()
+    assert carried.keys() == {(0, 1)}
+    told = carried[0, 1]
+    assert (told.payloads, told.bytes) == (3, 3 * terms.nbytes)
+    assert 0 < told.seconds < PATIENCE
+
+
+def test_the_time_of_a_payload_follows_the_latest_payloads_and_edges_stay_apart():
+    traffic = Traffic()
+    for seconds in [1.0] * 100 + [5.0] * 100:
+        traffic.note((0, 1), 7, seconds)
+    traffic.note((1, 0), 9, 2.0)
+    carried = traffic.carried()
+    assert carried[0, 1].seconds == pytest.approx(5.0, abs=0.01)
+    assert carried[1, 0] == Carried(1, 9, 2.0)
 
 
 def test_a_vector_may_be_changed_once_it_is_sent(pair):

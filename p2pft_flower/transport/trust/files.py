@@ -12,7 +12,14 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from p2pft_flower.errors import ConfigError
-from p2pft_flower.transport.trust.certificates import CA_FILE, CA_KEY_FILE, KEY_FILE, OWN_NAMES, PEER_FILE
+from p2pft_flower.transport.trust.certificates import (
+    CA_FILE,
+    CA_KEY_FILE,
+    CRL_FILE,
+    KEY_FILE,
+    OWN_NAMES,
+    PEER_FILE,
+)
 
 __all__ = ["CURVE", "general_name", "key_pem", "pem", "refuse_to_overwrite", "write_files"]
 
@@ -68,7 +75,7 @@ def refuse_to_overwrite(folder: Path) -> None:
 
 
 def write_files(folder: Path, contents: dict[str, bytes]) -> None:
-    """Write files (0600) into ``folder``, made (0700) if missing; each appears whole or not at all."""
+    """Write files (0600; ``crl.pem`` 0644) into ``folder``, made (0700) if missing; each whole or not."""
     written: list[tuple[Path, Path]] = []
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -76,7 +83,9 @@ def write_files(folder: Path, contents: dict[str, bytes]) -> None:
             for name, content in contents.items():
                 part = folder / f".{name}.{os.getpid()}"
                 written.append((part, folder / name))
-                with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+                # Whoever copies the list to a site need not be the user who reads it there: it is no secret.
+                mode = 0o644 if name == CRL_FILE else 0o600
+                with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as stream:
                     stream.write(content)
                     stream.flush()
                     os.fsync(stream.fileno())

@@ -423,7 +423,7 @@ class Gossip(_message.Message):
     def __init__(self, run: _Optional[str] = ..., sender: _Optional[int] = ..., receiver: _Optional[int] = ..., pulse: _Optional[_Union[Pulse, _Mapping]] = ..., records: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., steps: _Optional[_Iterable[_Union[Step, _Mapping]]] = ..., certificates: _Optional[_Iterable[bytes]] = ..., status: _Optional[_Union[Status, str]] = ..., reason: _Optional[str] = ..., known: _Optional[_Union[Known, _Mapping]] = ..., standings: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., scores: _Optional[_Iterable[_Union[Signed, _Mapping]]] = ..., known_standings: _Optional[_Union[Known, _Mapping]] = ..., known_scores: _Optional[_Union[Known, _Mapping]] = ..., view_changes: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Standing(_message.Message):
-    __slots__ = ("member", "incarnation", "version", "view", "iteration", "state", "busy", "awaited", "rate")
+    __slots__ = ("member", "incarnation", "version", "view", "iteration", "state", "busy", "awaited", "rate", "edges")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Standing.State]
@@ -449,6 +449,7 @@ class Standing(_message.Message):
     BUSY_FIELD_NUMBER: _ClassVar[int]
     AWAITED_FIELD_NUMBER: _ClassVar[int]
     RATE_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
     member: int
     incarnation: int
     version: int
@@ -458,7 +459,22 @@ class Standing(_message.Message):
     busy: float
     awaited: int
     rate: float
-    def __init__(self, member: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., view: _Optional[int] = ..., iteration: _Optional[int] = ..., state: _Optional[_Union[Standing.State, str]] = ..., busy: _Optional[float] = ..., awaited: _Optional[int] = ..., rate: _Optional[float] = ...) -> None: ...
+    edges: _containers.RepeatedCompositeFieldContainer[EdgeTraffic]
+    def __init__(self, member: _Optional[int] = ..., incarnation: _Optional[int] = ..., version: _Optional[int] = ..., view: _Optional[int] = ..., iteration: _Optional[int] = ..., state: _Optional[_Union[Standing.State, str]] = ..., busy: _Optional[float] = ..., awaited: _Optional[int] = ..., rate: _Optional[float] = ..., edges: _Optional[_Iterable[_Union[EdgeTraffic, _Mapping]]] = ...) -> None: ...
+
+class EdgeTraffic(_message.Message):
+    __slots__ = ("sender", "receiver", "payloads", "bytes", "seconds")
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_FIELD_NUMBER: _ClassVar[int]
+    PAYLOADS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    sender: int
+    receiver: int
+    payloads: int
+    bytes: int
+    seconds: float
+    def __init__(self, sender: _Optional[int] = ..., receiver: _Optional[int] = ..., payloads: _Optional[int] = ..., bytes: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Scores(_message.Message):
     __slots__ = ("member", "incarnation", "version", "peers")

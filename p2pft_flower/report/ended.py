@@ -1,0 +1,292 @@
+"""The page of a run that has ended: from its results.json, or from the journals of the peers at a site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from p2pft_flower.errors import DataError, called
+from p2pft_flower.keeping.lines import Failed, Outcome, ViewChange
+from p2pft_flower.keeping.progress import Progress
+from p2pft_flower.report.charts import HistoryRow, charts_of_history
+from p2pft_flower.report.collected import PeerFiles, find_peers
+from p2pft_flower.report.live_page import Page, PageEdge, view_events
+from p2pft_flower.report.results import FILE, merged_views, read_results
+from p2pft_flower.report.status import PeerStatus
+from p2pft_flower.typed import MAX_PEERS, Count, PeerNumber, converted
+
+__all__ = ["Ending", "ending_of", "page_of_folder"]
+
+_POOLED = "all"
+"""The name of the one peer of a run that holds the data of all."""
+
+
+class _PeerRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What the page shows of an entry of results.json's ``peers``."""
+
+    peer: PeerNumber
+    name: str = ""
+    loss: float | None = None
+    accuracy: float | None = None
+    accuracy_unseen: float | None = None
+    bytes_sent: Count = 0
+
+
+class _View(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of results.json's ``views``."""
+
+    number: Count
+    iteration: Count
+    edges: list[tuple[PeerNumber, PeerNumber]]
+    lost: list[PeerNumber]
+    joined: list[PeerNumber]
+    why: dict[PeerNumber, str]
+
+
+class _Graph(msgspec.Struct, frozen=True, kw_only=True):
+    """What the page shows of results.json's ``graph``."""
+
+    weights: Annotated[list[list[float] | None], msgspec.Meta(max_length=MAX_PEERS)] = []
+    peer_names: Annotated[list[str | None], msgspec.Meta(max_length=MAX_PEERS)] = []
+
+
+class _Results(msgspec.Struct, frozen=True, kw_only=True):
+    """What the page shows of results.json; of a run that failed, most of it is missing."""
+
+    status: str
+    run: str = ""
+    algorithm: str | None = None
+    error: str | None = None
+    iterations: Count = 0
+    peers: list[_PeerRow] = []
+    history: list[HistoryRow] = []
+    views: list[_View] | None = None
+    graph: _Graph = _Graph()
+    consensus_error: float | None = None
+
+
+class Ending(NamedTuple):
+    """How a run ended: a status as in results.json, and a sentence."""
+
+    outcome: str
+    told: str
+
+
+def ending_of(folder: Path, own: Sequence[int] = ()) -> Ending | None:
+    """Return how the run in ``folder`` ended, as far as its files there say; None: they do not say it (yet).
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder on this machine.
+    own : sequence of int
+        The peers that trained on this machine, whose journals are asked if there is no results.json; empty:
+        all whose journals are there.
+    """
+    try:
+        return _ending_of_results(_read(folder))
+    except DataError:
+        pass
+    try:
+        return _ending_of_journals(find_peers([folder]), own)
+    except DataError:
+        return None
+
+
+def page_of_folder(folder: Path) -> Page:
+    """Return the page of the run that ended in ``folder``.
+
+    Raises
+    ------
+    DataError
+        When there is neither results.json nor a journal that can be read; names the file.
+    """
+    try:
+        results = _read(folder)
+    except DataError as no_results:
+        try:
+            return _page_of_journals(folder, find_peers([folder]))
+        except DataError as no_journals:
+            raise DataError(f"{no_results}; and {no_journals}") from None
+    if results.history:
+        return _page_of_results(folder, results)
+    outcome, told = _ending_of_results(results)
+    try:
+        page = _page_of_journals(folder, find_peers([folder]))
+    except DataError:  # the peers trained elsewhere, or never began
+        page = _page(folder, results.run, Ending(outcome, told), views=results.views or [])
+    return msgspec.structs.replace(page, outcome=outcome, told=told)
+
+
+def _read(folder: Path) -> _Results:
+    return converted(read_results(folder), _Results, folder / FILE)
+
+
+def _ending_of_results(results: _Results) -> Ending:
+    words = {"completed": "The run is complete", "failed": "The run failed", "stopped": "The run was stopped"}
+    said = words.get(results.status, f"The run has ended: {results.status}")
+    return Ending(results.status, f"{said}: {results.error}" if results.error else f"{said}.")
+
+
+def _ending_of_journals(files: Mapping[int, PeerFiles], own: Sequence[int]) -> Ending | None:
+    peers = [files[p] for p in own if p in files] if own else [*files.values()]
+    for f in peers:
+        if isinstance(f.last, Failed):
+            stopped = f.last.cause == "STOPPED"
+            said = f"{called(f.peer, _names(f))} {'was stopped' if stopped else 'failed'} in iteration"
+            return Ending("stopped" if stopped else "failed", f"{said} {f.last.iteration}: {f.last.error}")
+    if not peers or not all(isinstance(f.last, Outcome) for f in peers):
+        return None
+    one = called(peers[0].peer, _names(peers[0])).removeprefix("p")
+    who = f"P{one} has" if len(peers) == 1 else f"The {len(peers)} peers on this machine have"
+    return Ending("completed", f"{who} come to the end, after {peers[0].run.iterations} iterations.")
+
+
+def _names(files: PeerFiles) -> dict[int, str]:
+    name = files.about.name
+    return {} if name in ("", str(files.peer)) else {files.peer: name}
+
+
+def _page_of_results(folder: Path, results: _Results) -> Page:
+    views, graph = results.views or [], results.graph
+    ended = {row.peer: row for row in results.peers}
+    peers = [_of_row(row, results.iterations) for row in results.peers]
+    pooled = [row.name for row in results.peers] == [_POOLED]
+    for p, name in () if pooled else enumerate(graph.peer_names):
+        if p in ended:
+            continue
+        gone = next((v for v in reversed(views) if p in v.lost), None)
+        if gone is None:
+            peers.append(_peer(p, "unknown", name or "", why="the results do not have it"))
+        else:
+            peers.append(_peer(p, "lost", name or "", gone.iteration, why=gone.why.get(p, "")))
+    edges = [(j, i) for i, row in enumerate(graph.weights) for j, w in enumerate(row or ()) if w and i != j]
+    return _page(
+        folder,
+        results.run,
+        _ending_of_results(results),
+        iterations=results.iterations,
+        peers=peers,
+        edges=[] if pooled or results.algorithm == "local" else views[-1].edges if views else edges,
+        views=views,
+        history=results.history,
+        error=results.consensus_error,
+    )
+
+
+def _page_of_journals(folder: Path, files: Mapping[int, PeerFiles]) -> Page:
+    first = next(iter(files.values()))
+    total = 1 if first.facts.pooled else first.run.n
+    progress = Progress(total, first.run.iterations, lambda _: None)
+    progress.go_on_with(files)
+    for f in files.values():
+        for line in f.evaluations:
+            progress.fill(line.report)
+    changes = [line for f in files.values() for line in f.lines if isinstance(line, ViewChange)]
+    views = converted([*map(dict, merged_views(changes, first.facts.live))], list[_View], folder)
+    rows = {row.peer: row.weights for f in files.values() for row in f.about.rows}
+    edges = [(j, i) for i, row in sorted(rows.items()) for j in row if i != j]
+    history = converted(progress.history(), list[HistoryRow], folder)
+    return _page(
+        folder,
+        first.run.run,
+        _ending_of_journals(files, ())
+        or Ending("", "The journals here break off: their peers were killed, or train at this moment."),
+        iterations=first.run.iterations,
+        peers=[
+            _of_journal(files[p]) if p in files else _peer(p, "unknown", why="its journal is not here")
+            for p in range(total)
+        ],
+        edges=views[-1].edges if views else edges,
+        views=views,
+        times={change.number: change.time for change in changes},
+        history=history,
+        error=history[-1].consensus_error if history and len(files) == total else None,
+    )
+
+
+def _of_row(row: _PeerRow, iterations: int) -> PeerStatus:
+    name = "" if row.name == str(row.peer) else row.name
+    return _peer(row.peer, "finished", name, iterations, row)
+
+
+def _of_journal(files: PeerFiles) -> PeerStatus:
+    last, evaluated = files.last, files.evaluations[-1:]
+    name = _names(files).get(files.peer, "")
+    row = converted(msgspec.to_builtins(evaluated[0]), _PeerRow, files.log) if evaluated else None
+    done = evaluated[0].iteration if evaluated else 0
+    if isinstance(last, Outcome):
+        return _peer(files.peer, "finished", name, last.iterations, row)
+    why = last.error if isinstance(last, Failed) else "its journal breaks off"
+    return _peer(files.peer, "ended", name, done, row, why=why)
+
+
+def _peer(
+    peer: int, state: str, name: str = "", iteration: int = 0, row: _PeerRow | None = None, *, why: str = ""
+) -> PeerStatus:
+    return PeerStatus(
+        peer=peer,
+        name=name,
+        state=state,
+        since=None,
+        why=why,
+        iteration=iteration,
+        rate=0.0,
+        awaited=None,
+        contact=None,
+        evaluated=None if row is None else iteration,
+        loss=None if row is None else row.loss,
+        accuracy=None if row is None else row.accuracy,
+        accuracy_unseen=None if row is None else row.accuracy_unseen,
+        bytes_sent=0 if row is None else row.bytes_sent,
+    )
+
+
+def _page(
+    folder: Path,
+    run: str,
+    ending: Ending,
+    *,
+    views: Sequence[_View],
+    iterations: int = 0,
+    peers: Sequence[PeerStatus] = (),
+    edges: Sequence[tuple[int, int]] = (),
+    times: Mapping[int, float] | None = None,
+    history: Sequence[HistoryRow] = (),
+    error: float | None = None,
+) -> Page:
+    names = {p.peer: p.name for p in peers if p.name}
+    at = times or {}
+    events = [
+        event
+        for v in views
+        for event in view_events(at.get(v.number, 0.0), v.number, v.iteration, v.lost, v.joined, v.why, names)
+    ]
+    done = max((p.iteration for p in peers if p.state != "lost"), default=0)
+    return Page(
+        run=run,
+        phase="ended",
+        told=ending.told,
+        outcome=ending.outcome,
+        source="the files of the run",
+        at_risk=False,
+        risk="",
+        iteration=done,
+        iterations=max(iterations, done),
+        view=views[-1].number if views else 0,
+        left=None,
+        peers=tuple(sorted(peers, key=lambda p: p.peer)),
+        edges=tuple(
+            PageEdge(sender=s, receiver=r, payloads=0, bytes=0, seconds=None) for s, r in sorted(edges)
+        ),
+        events=tuple(reversed(events)),
+        consensus_error=error,
+        bytes_sent=max([sum(p.bytes_sent for p in peers), *(row.bytes_sent for row in history)]),
+        time=0.0,
+        news=0.0,
+        folder=str(folder),
+        charts=charts_of_history(history),
+    )

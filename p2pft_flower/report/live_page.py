@@ -1,0 +1,253 @@
+"""The content of the live page (``p2pft dashboard``): bulletins in, one struct out, which is sent as JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from p2pft_flower.errors import called
+from p2pft_flower.keeping.bulletins import Bulletin, EdgeNow, Point
+from p2pft_flower.keeping.lines import ViewChange
+from p2pft_flower.report.charts import Chart, charts_of_points
+from p2pft_flower.report.status import PeerStatus, status_of
+
+__all__ = ["Event", "Page", "PageEdge", "page_of", "turns", "view_events"]
+
+_STALE = 10.0
+"""Seconds without a new bulletin after which the page says that its news are old."""
+
+_TOLD = ("slow", "silent", "ended")
+"""States whose begin and end are events; a loss is one by its change of view."""
+
+
+class PageEdge(msgspec.Struct, frozen=True, kw_only=True):
+    """An edge of the present view.
+
+    Attributes
+    ----------
+    sender, receiver : int
+        Its ends.
+    payloads, bytes : int
+        What it has carried, as in :class:`~p2pft_flower.keeping.bulletins.EdgeNow`.
+    seconds : float or None
+        Time that a payload takes, of late; None if it has carried none by the transport.
+    rate : float or None
+        Bytes a second, of late; None before that is known.
+    """
+
+    sender: int
+    receiver: int
+    payloads: int
+    bytes: int
+    seconds: float | None
+    rate: float | None = None
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened: its time (Unix seconds; 0: not known), good, bad or plain, and a text."""
+
+    time: float
+    kind: str
+    text: str
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of the page.
+
+    Attributes
+    ----------
+    run : str
+        The run's identifier.
+    phase : str
+        ``training``, ``quiet`` (its processes here were killed, or write nothing), ``ending`` (they have
+        ended, and what came of it is not known yet), ``ended``.
+    told : str
+        The sentence on the phase; empty while it trains.
+    outcome : str
+        With ``ended``: the status as in results.json, such as ``completed``; else empty.
+    source : str
+        Whose knowledge this is, in words.
+    at_risk, risk, iteration, iterations, view, left
+        As in :class:`~p2pft_flower.report.status.RunStatus`.
+    peers : tuple of PeerStatus
+        All peers, ascending.
+    edges : tuple of PageEdge
+        The edges of the present view, ascending.
+    events : tuple of Event
+        What happened, the latest first.
+    consensus_error : float or None
+        As in RunStatus.
+    bytes_sent : int
+        Payload bytes that all peers had sent by their last evaluations.
+    time, news : float
+        The times, Unix seconds, of this page, and of the newest bulletin that it is made from.
+    folder : str
+        The run's folder on this machine.
+    charts : dict of str to Chart
+        ``accuracy``, ``accuracy_unseen``, ``loss``, ``consensus_error``, ``bytes_sent``, as far as there are
+        numbers.
+    """
+
+    run: str
+    phase: str
+    told: str
+    outcome: str
+    source: str
+    at_risk: bool
+    risk: str
+    iteration: int
+    iterations: int
+    view: int
+    left: float | None
+    peers: tuple[PeerStatus, ...]
+    edges: tuple[PageEdge, ...]
+    events: tuple[Event, ...]
+    consensus_error: float | None
+    bytes_sent: int
+    time: float
+    news: float
+    folder: str
+    charts: dict[str, Chart]
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The names of the peers that have one."""
+        return {p.peer: p.name for p in self.peers if p.name}
+
+
+def page_of(bulletins: Sequence[Bulletin], now: float) -> Page:
+    """Return the page of a run, from the bulletins of its processes on this machine (at least one)."""
+    status = status_of(bulletins, now)
+    alive = any(b.alive for b in bulletins)
+    news = max(b.written for b in bulletins)
+    if not alive:
+        told = "No process of this run is left on this machine: they were killed. This is their last word."
+    elif now - news > _STALE:
+        told = f"The run's processes here have written nothing since {_clock(news)}: are they suspended?"
+    else:
+        told = ""
+    live = max(bulletins, key=lambda b: (b.alive, len(b.views), b.written)).live
+    scores = {p.peer: _longest(bulletins, p.peer) for p in status.peers}
+    return Page(
+        run=status.run,
+        phase="quiet" if told else "training",
+        told=told,
+        outcome="",
+        source=_source(bulletins),
+        at_risk=status.at_risk,
+        risk=status.risk,
+        iteration=status.iteration,
+        iterations=status.iterations,
+        view=status.view,
+        left=status.left,
+        peers=status.peers,
+        edges=_edges(bulletins),
+        events=tuple(reversed([e for v in status.views for e in _events(v, status.peers)])),
+        consensus_error=status.consensus_error,
+        bytes_sent=sum(p.bytes_sent for p in status.peers),
+        time=now,
+        news=news,
+        folder=status.folder,
+        charts=charts_of_points(scores, max((b.apart for b in bulletins), key=len), live),
+    )
+
+
+def _longest(bulletins: Sequence[Bulletin], peer: int) -> tuple[Point, ...]:
+    """Return the scores of a peer, from its own process if that is here, else where most are known."""
+    return max((b.history.get(peer, ()) for b in sorted(bulletins, key=lambda b: peer not in b.own)), key=len)
+
+
+def _source(bulletins: Sequence[Bulletin]) -> str:
+    """Return, in words, whose knowledge the bulletins are."""
+    own = sorted({p for b in bulletins for p in b.own})
+    names = {p: name for b in bulletins for p, name in b.names.items()}
+    office = any(not b.own for b in bulletins)
+    if not own:
+        return "the office, from the peers' reports"
+    who = called(own[0], names) if len(own) == 1 else f"{len(own)} peers"
+    if len(own) == bulletins[0].n:
+        return "all peers, which run on this machine"
+    return f"{who} on this machine{' and the office' if office else ''}, from gossip"
+
+
+def _edges(bulletins: Sequence[Bulletin]) -> tuple[PageEdge, ...]:
+    """Return the edges of the newest view, each with what the process that knows most says of it."""
+    newest = max(b.views[-1].number if b.views else 0 for b in bulletins)
+    known: dict[tuple[int, int], EdgeNow] = {}
+    for b in bulletins:
+        if (b.views[-1].number if b.views else 0) != newest:
+            continue
+        for edge in b.edges:
+            ends = edge.sender, edge.receiver
+            if ends not in known or edge.payloads > known[ends].payloads:
+                known[ends] = edge
+    return tuple(
+        PageEdge(
+            sender=e.sender,
+            receiver=e.receiver,
+            payloads=e.payloads,
+            bytes=e.bytes,
+            seconds=e.seconds if e.payloads else None,
+        )
+        for _, e in sorted(known.items())
+    )
+
+
+def _events(v: ViewChange, peers: Sequence[PeerStatus]) -> list[Event]:
+    names = {p.peer: p.name for p in peers if p.name}
+    return view_events(v.time, v.number, v.iteration, v.lost, v.joined, {**v.presumed, **v.why}, names)
+
+
+def view_events(
+    at: float,
+    number: int,
+    iteration: int,
+    lost: Sequence[int],
+    joined: Sequence[int],
+    why: Mapping[int, str],
+    names: Mapping[int, str],
+) -> list[Event]:
+    """Return an event for each peer that a change of view has lost or brought back, or one for the change.
+
+    Parameters
+    ----------
+    at : float
+        The time, Unix seconds; 0: it is not known.
+    number, iteration, lost, joined, why
+        As in :class:`~p2pft_flower.keeping.lines.ViewChange`.
+    names : mapping of int to str
+        The names of the peers that have one.
+    """
+    after = f"after {iteration} iterations (view {number})"
+    gone = [(p, f"{called(p, names)} was lost {after}") for p in lost]
+    events = [
+        Event(time=at, kind="bad", text=f"{text}: {why[p]}" if why.get(p) else text) for p, text in gone
+    ]
+    events += [Event(time=at, kind="good", text=f"{called(p, names)} has come back {after}") for p in joined]
+    nobody = f"the peers went on in view {number} after {iteration} iterations; nobody was lost"
+    return events or [Event(time=at, kind="plain", text=nobody)]
+
+
+def turns(before: Mapping[int, PeerStatus], page: Page) -> list[Event]:
+    """Return an event for each peer that has become slow or silent or has ended since ``before``, or is well.
+
+    Losses and returns are not among these: they stand in the page's events by their changes of view.
+    """
+    events = []
+    for p in page.peers:
+        was = before.get(p.peer)
+        if was is None or was.state == p.state:
+            continue
+        if p.state in _TOLD:
+            text = f"{p.called} is {p.state}{': ' if p.why else ''}{p.why}"
+            events.append(Event(time=page.time, kind="bad", text=text))
+        elif was.state in _TOLD and p.state not in ("lost", "unknown"):
+            text = f"{p.called} is {was.state} no more: it is {p.state}"
+            events.append(Event(time=page.time, kind="good", text=text))
+    return events
+
+
+def _clock(moment: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(moment))

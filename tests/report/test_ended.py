@@ -1,0 +1,140 @@
+"""The page of a run that has ended: from its results, from a site's journals, from what little there is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from p2pft_flower.errors import DataError
+from p2pft_flower.facts import GraphName, PeerFacts, Row, RunFacts
+from p2pft_flower.facts import KnownImages as Known
+from p2pft_flower.keeping.lines import written
+from p2pft_flower.report.ended import ending_of, page_of_folder
+from p2pft_flower.report.results import SCHEMA
+from tests.flower.engine import run_app
+from tests.journals import made_line
+from tests.quadratics import QUADRATICS
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder, as a simulation leaves it."""
+    folder = tmp_path_factory.mktemp("run") / "1"
+    run_app(folder, problem=QUADRATICS, topology="ring:3", iterations=6, evaluate_every=2)
+    return folder
+
+
+def failed(folder, status="failed", error="peer 1: it ran out of memory", **fields):
+    folder.mkdir(exist_ok=True)
+    content = {"schema": SCHEMA, "status": status, "run": "7", "algorithm": "p2pft", "error": error}
+    (folder / "results.json").write_text(json.dumps(content | fields))
+    return folder
+
+
+def journal(folder, peer, *lines, n=3):
+    facts = RunFacts(GraphName("ring-3", "0", ()), tuple(range(n)), "iid", {}, False, None)
+    row = Row(peer, f"site-{peer}", None, {peer: 0.5, (peer + 1) % n: 0.5})
+    about = PeerFacts(f"site-{peer}", ("a",), Known(3), (row,))
+    first = made_line("run", peer, n=n, facts=facts, about=about)
+    (folder / "peers").mkdir(parents=True, exist_ok=True)
+    (folder / "peers" / f"peer-{peer}.jsonl").write_bytes(b"".join(map(written, (first, *lines))))
+
+
+def test_a_complete_run_is_shown_with_its_last_scores_edges_and_curves(run):
+    page = page_of_folder(run)
+    assert (page.phase, page.outcome, page.told) == ("ended", "completed", "The run is complete.")
+    assert (page.iteration, page.iterations) == (6, 6)
+    assert [(p.peer, p.state, p.name) for p in page.peers] == [(p, "finished", "") for p in range(3)]
+    assert [(e.sender, e.receiver) for e in page.edges] == [
+        (i, j) for i in range(3) for j in range(3) if i != j
+    ]
+    assert page.charts["loss"].iterations == (0, 2, 4, 6)
+    assert page.charts["bytes_sent"].lines["all"][-1] == page.bytes_sent > 0
+    assert ending_of(run) == ("completed", "The run is complete.")
+
+
+def test_a_run_without_results_is_shown_from_its_journals(run, tmp_path):
+    shutil.copytree(run / "peers", tmp_path / "peers")
+    page, whole = page_of_folder(tmp_path), page_of_folder(run)
+    assert page.charts == whole.charts
+    assert [p.loss for p in page.peers] == [p.loss for p in whole.peers]
+    assert page.told == "The 3 peers on this machine have come to the end, after 6 iterations."
+
+
+def test_a_site_that_has_one_journal_shows_that_peer_and_says_that_others_are_elsewhere(run, tmp_path):
+    (tmp_path / "peers").mkdir()
+    shutil.copy(run / "peers" / "peer-1.jsonl", tmp_path / "peers")
+    page = page_of_folder(tmp_path)
+    assert [(p.state, p.why) for p in page.peers] == [
+        ("unknown", "its journal is not here"),
+        ("finished", ""),
+        ("unknown", "its journal is not here"),
+    ]
+    assert page.charts["loss"].lines.keys() == {"1"}
+    assert page.told == "Peer 1 has come to the end, after 6 iterations."
+    assert ending_of(tmp_path, own=(1,)).outcome == "completed"
+    assert ending_of(tmp_path, own=(0,)) is None
+
+
+def test_a_run_that_failed_keeps_the_curves_of_its_journals_and_the_reason_of_its_results(run, tmp_path):
+    shutil.copytree(run / "peers", failed(tmp_path) / "peers")
+    page = page_of_folder(tmp_path)
+    assert (page.outcome, page.told) == ("failed", "The run failed: peer 1: it ran out of memory")
+    assert page.charts["loss"].iterations == (0, 2, 4, 6)
+
+
+def test_a_run_that_failed_elsewhere_is_shown_with_its_reason_and_its_views(tmp_path):
+    change = {"number": 1, "iteration": 4, "peers": [0, 1], "edges": [[0, 1], [1, 0]], "seconds": 1.0}
+    change |= {"lost": [2], "joined": [], "why": {"2": "it crashed"}}
+    page = page_of_folder(failed(tmp_path, "stopped", "it was stopped", views=[change]))
+    assert (page.peers, page.charts) == ((), {})
+    assert page.told == "The run was stopped: it was stopped"
+    assert page.events[0].text == "peer 2 was lost after 4 iterations (view 1): it crashed"
+
+
+def test_journals_say_who_failed_and_why_and_which_break_off(tmp_path):
+    journal(
+        tmp_path,
+        0,
+        made_line("evaluation", 0, iteration=4),
+        made_line("failed", 0, iteration=5, error="no memory"),
+    )
+    journal(tmp_path, 1, made_line("evaluation", 1, iteration=4))
+    page = page_of_folder(tmp_path)
+    assert page.told == "peer 0 (site-0) failed in iteration 5: no memory"
+    assert [(p.called, p.state, p.why, p.iteration) for p in page.peers] == [
+        ("peer 0 (site-0)", "ended", "no memory", 4),
+        ("peer 1 (site-1)", "ended", "its journal breaks off", 4),
+        ("peer 2", "unknown", "its journal is not here", 0),
+    ]
+    assert [(e.sender, e.receiver) for e in page.edges] == [(1, 0), (2, 1)]
+
+
+def test_a_stop_is_no_failure(tmp_path):
+    journal(tmp_path, 0, made_line("failed", 0, iteration=5, error="p2pft stop", cause="STOPPED"))
+    assert ending_of(tmp_path).outcome == "stopped"
+
+
+def test_a_folder_without_a_run_is_refused_by_name(tmp_path):
+    with pytest.raises(DataError, match=r"results\.json.*no peers/peer-<i>\.jsonl"):
+        page_of_folder(tmp_path)
+    assert ending_of(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"history": [{"iteration": -1}]},
+        {"peers": [{"peer": "zero"}]},
+        {"graph": {"weights": "none"}},
+        {"views": [{"number": 1}]},
+        {"iterations": -5},
+    ],
+)
+def test_results_with_a_damaged_field_are_refused_and_named(damage, run, tmp_path):
+    content = json.loads((run / "results.json").read_text())
+    (tmp_path / "results.json").write_text(json.dumps(content | damage))
+    with pytest.raises(DataError, match=r"results\.json"):
+        page_of_folder(tmp_path)
