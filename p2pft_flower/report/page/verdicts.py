@@ -152,6 +152,15 @@ def _nothing_to_learn(run: Run, unseen: Mapping[int, float]) -> Learned | None:
     return Learned("nothing unseen", f"{run.label}: every peer holds images of all classes.")
 
 
+def _when(run: Run) -> str:
+    """Return which peers of a run have scores, if it is not all of them at the run's end."""
+    if run.results.status in ("failed", "stopped"):
+        return (
+            f" that were there when the run {'failed' if run.results.status == 'failed' else 'was stopped'}"
+        )
+    return "" if run.results.status == "completed" else " that came to the end"
+
+
 def learned(run: Run, runs: Sequence[Run]) -> Learned:
     """Tell which peers of ``run`` learned the classes of which they hold no image."""
     unseen = {p.peer: p.accuracy_unseen for p in run.results.peers if p.accuracy_unseen is not None}
@@ -170,7 +179,7 @@ def learned(run: Run, runs: Sequence[Run]) -> Learned:
     others = [f"{run.name(p)}: {a:.3f}" for p, a in unseen.items() if p not in who]
     if not others:
         every = f"all {len(who)} peers" if len(who) > 1 else "its peer"
-        every += " that came to the end" if run.results.status.startswith("completed-with") else ""
+        every += _when(run)
         text = f"{every} learned the classes they never saw: accuracy {spread} on them, at least {rule}"
         return Learned("all", f"{run.label}: {text}.", value, who)
     if who:
