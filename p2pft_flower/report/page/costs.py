@@ -92,7 +92,7 @@ def cost(material: Material) -> Section:
 
 
 def _sent_by_peer(run: Run) -> Chart:
-    peers = run.results.peers[:MOST_ROWS]
+    peers = run.all_peers[:MOST_ROWS]
     megabytes = [p.bytes_sent / 1e6 for p in peers]
     words = f"{run.label}: {human_bytes(run.bytes_sent)} in all, " + ends(megabytes, ".2f") + " MB a peer."
     return bars(
@@ -108,7 +108,7 @@ def _sent_by_peer(run: Run) -> Chart:
 def _cost_tables(material: Material) -> tuple[list[Grid], list[str]]:
     tables, notes = list[Grid](), list[str]()
     for run in material.scored:
-        peers = run.results.peers
+        peers = run.all_peers
         if len(peers) > 1:
             tables.append(
                 by_peer(

@@ -45,7 +45,7 @@ def learning(material: Material) -> Section:
         f"A peer counts as having learned its unseen classes if its accuracy on them is at least "
         f"{verdicts.LEARNED:.0%} of the accuracy of training with all images in one place; without such a "
         f"run, "
-        f"of the best mean accuracy of all runs here, or of {verdicts.HALF} if that is lower."
+        f"of the best mean accuracy on all classes here, or of {verdicts.HALF} if that is lower."
     ]
     if any(len(run.results.peers) > EACH_PEER for run in material.scored):
         notes.append(

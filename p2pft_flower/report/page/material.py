@@ -114,7 +114,7 @@ def graph_of(run: Run) -> Graph | None:
 
 def by_peer(run: Run, title: str, header: Sequence[str], row: Callable[[int], list[str]]) -> Grid:
     """Return a table with a row for each peer of ``run``; of very many, of the first ones."""
-    peers = run.results.peers
+    peers = run.all_peers
     shown = range(min(len(peers), MOST_ROWS))
     rest = f" (the first {MOST_ROWS} of {len(peers)}; --csv has all)" if len(peers) > MOST_ROWS else ""
     return Grid(f"{title}{rest}", ["peer", *header], [[peers[k].name, *row(k)] for k in shown])

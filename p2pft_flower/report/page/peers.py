@@ -81,7 +81,7 @@ def overview(material: Material) -> Section:
         + ", mean over the peers. Sent: payload bytes of all peers together; of a server's strategy, what "
         "its clients were sent and sent. Training: seconds from the first evaluation to the last, "
         "evaluations "
-        "included; in all: from the start of the run to its results.",
+        "included; in all: with data, model and meeting, without the start of Flower.",
         *_unlike(material.scored),
         *(note.replace(str(run.folder), run.folder.name) for run in material.runs for note in run.notes),
     ]

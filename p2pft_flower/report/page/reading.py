@@ -138,7 +138,7 @@ def _require_whole(results: Results, path: Path) -> None:
                     f"{path}: history: iteration {moment.iteration} has {len(scores)} values of {key}, "
                     f"the run has {total} peers"
                 )
-    for peer in results.peers:
+    for peer in (*results.peers, *results.unfinished):
         if peer.peer >= total:
             raise DataError(f"{path}: peers: there is no peer {peer.peer} in a run of {total}")
 

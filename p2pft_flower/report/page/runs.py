@@ -62,7 +62,7 @@ class Peer(msgspec.Struct, frozen=True):
     seconds: dict[str, float]
     epsilon: float | None = None
     delta: float | None = None
-    tail: str = ""
+    state: str | None = None
 
 
 class Moment(msgspec.Struct, frozen=True):
@@ -110,9 +110,8 @@ class Results(msgspec.Struct, frozen=True):
     error: str | None = None
     config: Settings = {}
     iterations: Count = 0
-    trainable_parameters: Count = 0
-    model_parameters: Count = 0
     peers: tuple[Peer, ...] = ()
+    unfinished: tuple[Peer, ...] = ()
     consensus_error: float | None = None
     history: tuple[Moment, ...] = ()
     views: tuple[View, ...] | None = ()
@@ -210,8 +209,13 @@ class Run:
 
     @property
     def bytes_sent(self) -> int:
-        """Payload bytes that all peers have sent."""
-        return sum(peer.bytes_sent for peer in self.results.peers)
+        """Payload bytes that all peers have sent, lost ones as far as is known."""
+        return sum(peer.bytes_sent for peer in self.all_peers)
+
+    @property
+    def all_peers(self) -> list[Peer]:
+        """The peers at the end, and the lost ones that the results have, by number."""
+        return sorted([*self.results.peers, *self.results.unfinished], key=lambda peer: peer.peer)
 
     @cached_property
     def seconds_at(self) -> dict[int, float]:
@@ -237,7 +241,7 @@ class Run:
         told = dict(enumerate(graph.peer_names)) if graph is not None and self.kind != POOLED else {}
         journals = {p: about.name for p, about in self.gone.items()}
         known = {p: name for p, name in told.items() if name} | journals
-        return known | {p.peer: p.name for p in self.results.peers}
+        return known | {p.peer: p.name for p in self.all_peers}
 
     def name(self, peer: int) -> str:
         """Return a peer's name: its number, with its name in the graph if that is another text."""
@@ -252,12 +256,14 @@ class Run:
     @property
     def shares(self) -> list[Share]:
         """The images and classes of each peer of which they are known, also if it did not come to the end."""
-        ended = [Share(p.peer, p.name, p.classes, p.images) for p in self.results.peers]
-        others = [
-            Share(p, f"{about.name} (not at the end)", about.classes, about.known.images)
-            for p, about in self.gone.items()
-        ]
-        return sorted([*ended, *others], key=lambda share: share.peer)
+
+        def lost(peer: int, name: str, classes: Sequence[str], images: int) -> Share:
+            return Share(peer, f"{name} (not at the end)", classes, images)
+
+        known = {p: lost(p, a.name, a.classes, a.known.images) for p, a in self.gone.items()}
+        known |= {p.peer: lost(p.peer, p.name, p.classes, p.images) for p in self.results.unfinished}
+        known |= {p.peer: Share(p.peer, p.name, p.classes, p.images) for p in self.results.peers}
+        return [share for _, share in sorted(known.items())]
 
     @property
     def unknown(self) -> list[int]:

@@ -133,7 +133,7 @@ def _yardstick(run: Run, runs: Sequence[Run]) -> tuple[float, str] | None:
     best, of = max(found)
     if best < HALF:
         return HALF, f"an accuracy of {HALF} (no centralised run is there to compare with)"
-    whose = "its own" if of == run.label else f"{of}'s"
+    whose = "their own" if of == run.label else f"{of}'s"
     return best, f"{whose} mean accuracy on all classes, {best:.3f} (no centralised run is there)"
 
 
@@ -150,6 +150,15 @@ def _nothing_to_learn(run: Run, unseen: Mapping[int, float]) -> Learned | None:
         text = f"{run.label}: the test images have none of a class that a peer never saw."
         return Learned("not known", text)
     return Learned("nothing unseen", f"{run.label}: every peer holds images of all classes.")
+
+
+def _when(run: Run) -> str:
+    """Return which peers of a run have scores, if it is not all of them at the run's end."""
+    if run.results.status in ("failed", "stopped"):
+        return (
+            f" that were there when the run {'failed' if run.results.status == 'failed' else 'was stopped'}"
+        )
+    return "" if run.results.status == "completed" else " that came to the end"
 
 
 def learned(run: Run, runs: Sequence[Run]) -> Learned:
@@ -170,7 +179,7 @@ def learned(run: Run, runs: Sequence[Run]) -> Learned:
     others = [f"{run.name(p)}: {a:.3f}" for p, a in unseen.items() if p not in who]
     if not others:
         every = f"all {len(who)} peers" if len(who) > 1 else "its peer"
-        every += " that came to the end" if run.results.status.startswith("completed-with") else ""
+        every += _when(run)
         text = f"{every} learned the classes they never saw: accuracy {spread} on them, at least {rule}"
         return Learned("all", f"{run.label}: {text}.", value, who)
     if who:

@@ -15,6 +15,7 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.keeping import sketch
 from p2pft_flower.keeping.journal import Journal
 from p2pft_flower.keeping.lines import Trace
+from p2pft_flower.report.page import verdicts
 from p2pft_flower.report.page.reading import find_runs
 from p2pft_flower.report.page.tidy import evaluations_csv, outcomes_csv
 from tests.report.page.made_up import BACK, LOST, comparison, made_up, write
@@ -123,6 +124,20 @@ def test_a_lost_peer_is_known_from_its_journal_until_it_was_lost(tmp_path):
         0,
         *(pytest.approx(0.001 * k, rel=0.3) for k in (100, 200, 300)),
     ]
+
+
+def test_a_stopped_run_with_numbers_and_a_lost_peer_is_read_as_far_as_it_is_known(tmp_path):
+    results = made_up(ended=(0, 1, 3), views=[LOST], error="peer 0: the run was stopped")
+    lost = {**made_up()["peers"][2], "tail": None, "seconds": {}, "state": "lost", "accuracy_unseen": None}
+    nothing = {"trainable_parameters": None, "model_parameters": None}
+    write(tmp_path, results | {"status": "stopped", "unfinished": [lost]} | nothing)
+    (run,) = find_runs([tmp_path])
+    assert run.bytes_sent == 4_000_000
+    assert [share.name for share in run.shares] == ["0", "1", "2 (not at the end)", "3"]
+    assert run.unknown == []
+    found = verdicts.learned(run, [run])
+    assert "all 3 peers that were there when the run was stopped learned" in found.sentence
+    assert verdicts.happened(run) == "p2pft was stopped on purpose: peer 0: the run was stopped."
 
 
 def test_a_lost_peer_without_a_journal_is_named_as_unknown(tmp_path):

@@ -64,7 +64,7 @@ def test_of_one_run_alone_its_own_accuracy_is_the_yardstick(tmp_path):
     (run,) = find_runs([tmp_path])
     found = verdicts.learned(run, [run])
     assert found.verdict == "some"
-    assert "reach 90% of its own mean accuracy on all classes, 0.950" in found.sentence
+    assert "reach 90% of their own mean accuracy on all classes, 0.950" in found.sentence
 
 
 def test_nothing_is_learned_beside_centralised_training_that_only_guesses(tmp_path):
