@@ -63,9 +63,11 @@ def list_runs(
 ) -> None:
     """List the runs of a folder, the newest first, and remove some.
 
-    The list has each run's id, name, size, times, method, graph, peers, model, accuracy, and how it ended. A
-    run is known by its results, or, at a site and while it trains, by its peers' journals. Wherever a
-    command takes a run's id it takes its name, too (run-config: name), and then means the newest of the name.
+    The list has each run's id, name, size and times; method, graph, peers, model and accuracy; and how it
+    ended. A run is known by its results, or, at a site and while it trains, by its peers' journals.
+
+    A run gets its name by name=pets-lora. p2pft run --resume and p2pft rejoin take a name in place of an id,
+    and mean the newest run that has it; p2pft stop and p2pft runs remove refuse a name that several have.
 
     Exit codes: 0 the runs were listed; 2 the folder cannot be read.
     """
@@ -136,7 +138,7 @@ def remove(
 
     Asks first; where no terminal is, it needs --yes. Other files in a run's folder are left, and links are
     not followed. Nothing is removed if one of the runs cannot be: it is none, several have its name, or it is
-    at work on this machine.
+    at work on this machine. p2pft runs remove 13246128602208677506 pets-lora removes two.
 
     Exit codes: 0 they are gone; 1 the answer was no; 2 one cannot be removed.
     """

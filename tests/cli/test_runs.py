@@ -213,7 +213,7 @@ def test_a_removed_run_is_gone_and_its_bytes_are_told(runs):
 
 
 def test_every_file_of_a_real_run_is_removed(runs):
-    run_app("", problem=QUADRATICS, topology="ring:2", iterations=4, checkpoint_every=1)
+    run_app("", problem=QUADRATICS, topology="ring:2", iterations=4, checkpoint_every=1, tensorboard=True)
     run_app("", topology="ring:2", epochs=1, algorithm="fedavg", name="server")
     found = listed()
     assert len(found) == 2
