@@ -1,26 +1,29 @@
-"""Measure the cost of surviving failures while nothing fails: the time of an iteration with it and without.
+"""Measure what an iteration costs beside training: surviving failures while none happens, and being watched.
 
 Two processes with two peers each train over a Unix socket, as the default job's simulation does. Runs take
 turns: ``on``, with default settings (heartbeats, the agreement that looks after all neighbours, checkpoints),
-and ``off``, without any of these. A sample is the time of an iteration, as a mean from one checkpoint to the
-next, evaluations and one checkpoint included: in seconds that pass, and in seconds that both processes
-together compute. The latter leave out any wait for a disk, but other programs on the machine change them
-less.
+and ``off``, without any of these. With ``--what watching`` both survive failures, and ``on`` also publishes
+standings and bulletins, which a ``p2pft dashboard`` reads once a second in a process of its own. A sample is
+the time of an iteration, as a mean from one checkpoint to the next, evaluations and one checkpoint included:
+in seconds that pass, and in seconds that both processes together compute. The latter leave out any wait for a
+disk, but other programs on the machine change them less.
 
 A block is four short runs, off on on off, or on off off on in every second block: a machine that becomes
 slower slows both kinds. A block's ratio is that of the sums of its samples. Printed is the geometric mean of
 the ratios, with its 95 % confidence interval (Student's t); the first run of each kind does not count.
 
-    python -m benchmarks.overhead [--minutes 8]
+    python -m benchmarks.overhead [--minutes 8] [--what watching]
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import tempfile
 import time
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +43,15 @@ from p2pft_flower.topology.views import View
 from p2pft_flower.transport import unix_address
 
 HOSTS = ((0, 1), (2, 3))
+
+
+class What(Enum):
+    """What is on in every second run, and off in the others."""
+
+    SURVIVING = "surviving"
+    WATCHING = "watching"
+
+
 EVERY = 12
 """Iterations between two evaluations."""
 
@@ -67,13 +79,14 @@ def host(pipe: Connection, settings: dict[str, Any]) -> None:
     import torch
 
     from p2pft_flower.host.host import Host
+    from p2pft_flower.host.publisher import Publisher
     from p2pft_flower.host.recorder import Recorder
     from p2pft_flower.host.wires import Wires
     from p2pft_flower.learning.workload import Workload
 
     torch.set_num_threads(1)
     workload = Workload(RunConfig.from_mapping(settings).learning, 4)
-    watch, evaluate = Wires.watch, Recorder.evaluate
+    watch, evaluate, publish = Wires.watch, Recorder.evaluate, Publisher.start
     times: list[tuple[int, float, float]] = []
 
     def timed(recorder: Recorder, peer: int, objective: Any, theta: Any, done: int, sent: int) -> Any:
@@ -83,11 +96,26 @@ def host(pipe: Connection, settings: dict[str, Any]) -> None:
 
     Recorder.evaluate = timed  # type: ignore[method-assign, assignment]
     while (order := pipe.recv()) is not None:
-        text, on = order
+        text, survives, publishes = order
         times.clear()
-        Wires.watch = watch if on else lambda _: None  # type: ignore[method-assign, assignment]
+        Wires.watch = watch if survives else lambda _: None  # type: ignore[method-assign, assignment]
+        Publisher.start = publish if publishes else lambda _: None  # type: ignore[method-assign, assignment]
         Host(Plan.from_json(text), workload).run()
         pipe.send(list(times))
+
+
+def watch_runs(pipe: Connection) -> None:
+    """Read this machine's bulletins once a second and make the page of each run, until something comes."""
+    from p2pft_flower.cli.dashboard import NICE
+    from p2pft_flower.cli.dashboard_server import INTERVAL, frames
+    from p2pft_flower.cli.dashboard_watch import Watch
+
+    os.nice(NICE)
+    watch, looks = Watch(), 0
+    while not pipe.poll(INTERVAL):
+        pages = watch.look(time.time())
+        looks += sum(page.phase == "training" and bool(frames(page, pages)) for page in pages.values())
+    pipe.send(looks)
 
 
 def plans(run: str, folder: Path, iterations: int, settings: dict[str, Any], *, on: bool) -> list[Plan]:
@@ -111,6 +139,7 @@ def plans(run: str, folder: Path, iterations: int, settings: dict[str, Any], *, 
         addresses={p: unix_address(run, p, folder) for p in range(graph.n)},
         graph=graph.to_dict() if on else {},
         members={min(peers): peers for peers in HOSTS} if on else {},
+        hosts={min(peers): peers for peers in HOSTS},
         checkpoint_every=every,
         checkpoint_files=2,
     )
@@ -153,7 +182,7 @@ class Block:
         return on / off
 
 
-def measure(name: str, minutes: float) -> list[Block]:
+def measure(name: str, minutes: float, what: What) -> list[Block]:
     """Return the blocks of a job of :data:`JOBS` that begin within ``minutes``, two at least."""
     settings = JOBS[name]
     runtime = RunConfig.from_mapping(settings).runtime
@@ -168,11 +197,18 @@ def measure(name: str, minutes: float) -> list[Block]:
         pipes.append(ours)
         processes.append(process)
 
+    ours, theirs = context.Pipe()
+    watcher = context.Process(target=watch_runs, args=(theirs,))
+    if what is What.WATCHING:
+        watcher.start()
+
     def run(kind: str) -> list[Sample]:
         on = kind == "on"
+        survives, publishes = (on, True) if what is What.SURVIVING else (True, on)
         with tempfile.TemporaryDirectory(prefix="t") as folder:
-            for pipe, plan in zip(pipes, plans("r", Path(folder), iterations, settings, on=on), strict=True):
-                pipe.send((plan.to_json(), on))
+            made = plans("r", Path(folder), iterations, settings, on=survives)
+            for pipe, plan in zip(pipes, made, strict=True):
+                pipe.send((plan.to_json(), survives, publishes))
             return samples([pipe.recv() for pipe in pipes], every)
 
     for kind in ("off", "on"):
@@ -189,6 +225,10 @@ def measure(name: str, minutes: float) -> list[Block]:
     for pipe, process in zip(pipes, processes, strict=True):
         pipe.send(None)
         process.join()
+    if what is What.WATCHING:
+        ours.send(None)
+        typer.echo(f"{name}: the page was made {ours.recv()} times while it trained", err=True)
+        watcher.join()
     return measured
 
 
@@ -201,14 +241,17 @@ def mean(ratios: list[float]) -> str:
 
 def main(
     minutes: Annotated[float, typer.Option(min=0, help="How long to measure each job.")] = 8.0,
+    what: Annotated[What, typer.Option(help="What is on, and off.")] = What.SURVIVING,
     as_json: Annotated[bool, typer.Option("--json", help="Print every sample instead.")] = False,
 ) -> None:
     """Print the table."""
-    measured = {name: measure(name, minutes) for name in JOBS}
+    with tempfile.TemporaryDirectory(prefix="t") as home:
+        os.environ["P2PFT_HOME"] = home  # of the bulletins
+        measured = {name: measure(name, minutes, what) for name in JOBS}
     if as_json:
         typer.echo(json.dumps({name: [asdict(block) for block in of] for name, of in measured.items()}))
         return
-    table = Table(title="an iteration with what survives failures, and without; 95 % intervals")
+    table = Table(title=f"an iteration with {what.value}, and without; 95 % intervals")
     for column in ("job", "blocks", "without, ms", "with, ms", "time that passes", "time computed"):
         table.add_column(column)
     for name, of in measured.items():

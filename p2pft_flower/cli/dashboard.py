@@ -17,9 +17,9 @@ from p2pft_flower.keeping.bulletins import bulletins
 from p2pft_flower.report.results import default_output_dir
 from p2pft_flower.transport import parse_address
 
-__all__ = ["dashboard"]
+__all__ = ["NICE", "dashboard"]
 
-_NICE = 10
+NICE = 10
 """How much this process gives way to others: training comes first on a busy machine."""
 
 _CONNECTIONS = 64
@@ -59,7 +59,7 @@ def dashboard(
         except P2PFTError as error:
             typer.echo(f"error: {error}", err=True)
             raise typer.Exit(EXIT_FAILED) from None
-        os.nice(_NICE)
+        os.nice(NICE)
         _serve(watch, bound, beyond=not parse_address(listen).is_local)
 
 

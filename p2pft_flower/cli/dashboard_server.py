@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from p2pft_flower.report.live_page import Page
 
-__all__ = ["Board", "make_app"]
+__all__ = ["FILES", "INTERVAL", "Board", "frames", "make_app"]
 
 log = logging.getLogger("p2pft_flower")
 
@@ -73,12 +73,12 @@ class Board:
         """Look once, and wake all streams."""
         try:
             pages = await asyncio.to_thread(self._look, time.time())
-            frames = {run: _frames(page, pages) for run, page in pages.items()}
+            made = {run: frames(page, pages) for run, page in pages.items()}
         except Exception:
             log.exception("the page shows nothing new: the files of the runs could not be read")
             return
         async with self._changed:
-            self._frames, self._number = frames, self._number + 1
+            self._frames, self._number = made, self._number + 1
             self._changed.notify_all()
 
     async def run(self) -> None:
@@ -116,7 +116,8 @@ class Board:
                     yield ": alive\n\n"
 
 
-def _frames(page: Page, pages: Mapping[str, Page]) -> tuple[str, str]:
+def frames(page: Page, pages: Mapping[str, Page]) -> tuple[str, str]:
+    """Return the content of a run's two events, as JSON: the page without its charts, and the charts."""
     state = msgspec.to_builtins(page, str_keys=True)
     charts = state.pop("charts")
     state["runs"] = [{"run": run, "phase": p.phase} for run, p in pages.items()]

@@ -13,6 +13,7 @@ from p2pft_flower.errors import DataError
 from p2pft_flower.keeping.bulletins import Bulletin, bulletins
 from p2pft_flower.report.ended import ending_of, page_of_folder
 from p2pft_flower.report.live_page import Event, Page, PageEdge, page_of, turns
+from p2pft_flower.report.status import PeerStatus
 
 __all__ = ["Watch"]
 
@@ -89,6 +90,11 @@ class Watch:
         told: dict[str, list[Bulletin]] = {}
         for bulletin in self._bulletins():
             told.setdefault(bulletin.run, []).append(bulletin)
+        for run in [run for run, of in told.items() if _is_over(of)]:
+            # A process that was killed has left its bulletin behind, but the run has ended since.
+            if run not in self._seen:
+                self._note(page_of(told[run], now), told[run])
+            del told[run]
         for of in told.values():
             self._note(page_of(of, now), of)
         for run, seen in self._seen.items():
@@ -109,6 +115,31 @@ class Watch:
         events = sorted([*seen.turned, *page.events], key=lambda e: -e.time)[:_MOST_EVENTS]
         edges = tuple(_rated(seen, page))
         seen.page = msgspec.structs.replace(page, events=tuple(events), edges=edges)
+
+
+def _final(folder: Path, last: Page) -> Page | None:
+    """Return the page of a run's files; None if they say less than what had been heard until ``last``."""
+    try:
+        final = page_of_folder(folder)
+    except DataError:
+        return None
+    # A site has the journals of its own peers only.
+    less = len(final.charts) < len(last.charts) or any(p.state == "unknown" for p in final.peers)
+    return None if less else final
+
+
+def _finished(peer: PeerStatus, iterations: int) -> PeerStatus:
+    return msgspec.structs.replace(
+        peer, state="finished", iteration=iterations, since=None, awaited=None, why=""
+    )
+
+
+def _is_over(bulletins: Sequence[Bulletin]) -> bool:
+    """Tell whether all processes of a run here have ended, and the run's files say how it ended."""
+    if any(b.alive for b in bulletins):
+        return False
+    own = sorted({p for b in bulletins for p in b.own})
+    return ending_of(Path(bulletins[0].folder), own) is not None
 
 
 def _rated(seen: _Seen, page: Page) -> list[PageEdge]:
@@ -140,12 +171,12 @@ def _without_bulletin(seen: _Seen, now: float) -> Page:
             return msgspec.structs.replace(last, phase="ending", told=told)
         told = "The run's processes here have ended; nothing in its folder says how. This is its last state."
         return msgspec.structs.replace(last, phase="ended", told=told)
-    try:
-        final = page_of_folder(folder)
-    except DataError:
+    final = _final(folder, last)
+    if final is None:
         final = last
-    if len(final.charts) < len(last.charts) or any(p.state == "unknown" for p in final.peers):
-        final = last  # a site's own journals say less than what it had heard of all
+        if ending.outcome == "completed":
+            peers = tuple(_finished(p, last.iterations) if p.peer in seen.own else p for p in last.peers)
+            final = msgspec.structs.replace(last, peers=peers, iteration=last.iterations)
     return msgspec.structs.replace(
         final,
         phase="ended",

@@ -9,12 +9,13 @@ from typing import Annotated, NamedTuple
 import msgspec
 
 from p2pft_flower.errors import DataError, called
-from p2pft_flower.keeping.lines import Failed, Outcome, ViewChange
+from p2pft_flower.keeping.journal import Life, by_run, read_journal
+from p2pft_flower.keeping.lines import Failed, Outcome, Run, ViewChange
 from p2pft_flower.keeping.progress import Progress
 from p2pft_flower.report.charts import HistoryRow, charts_of_history
 from p2pft_flower.report.collected import PeerFiles, find_peers
 from p2pft_flower.report.live_page import Page, PageEdge, view_events
-from p2pft_flower.report.results import FILE, merged_views, read_results
+from p2pft_flower.report.results import FILE, log_name, merged_views, read_results
 from p2pft_flower.report.status import PeerStatus
 from p2pft_flower.typed import MAX_PEERS, Count, PeerNumber, converted
 
@@ -90,10 +91,12 @@ def ending_of(folder: Path, own: Sequence[int] = ()) -> Ending | None:
         return _ending_of_results(_read(folder))
     except DataError:
         pass
+    paths = [folder / log_name(p) for p in own] or sorted(folder.glob("peers/peer-*.jsonl"))
     try:
-        return _ending_of_journals(find_peers([folder]), own)
+        lives = [life for path in paths for life in by_run(read_journal(path))[-1:]]
     except DataError:
         return None
+    return _ending_of_lives(lives)
 
 
 def page_of_folder(folder: Path) -> Page:
@@ -131,23 +134,24 @@ def _ending_of_results(results: _Results) -> Ending:
     return Ending(results.status, f"{said}: {results.error}" if results.error else f"{said}.")
 
 
-def _ending_of_journals(files: Mapping[int, PeerFiles], own: Sequence[int]) -> Ending | None:
-    peers = [files[p] for p in own if p in files] if own else [*files.values()]
-    for f in peers:
-        if isinstance(f.last, Failed):
-            stopped = f.last.cause == "STOPPED"
-            said = f"{called(f.peer, _names(f))} {'was stopped' if stopped else 'failed'} in iteration"
-            return Ending("stopped" if stopped else "failed", f"{said} {f.last.iteration}: {f.last.error}")
-    if not peers or not all(isinstance(f.last, Outcome) for f in peers):
+def _ending_of_lives(lives: Sequence[Life]) -> Ending | None:
+    """Return how the last lives of the peers here ended; None: one of them has not, or was killed."""
+    for run, lines in lives:
+        if lines and isinstance(last := lines[-1], Failed):
+            stopped = last.cause == "STOPPED"
+            said = f"{called(run.peer, _names(run))} {'was stopped' if stopped else 'failed'} in iteration"
+            return Ending("stopped" if stopped else "failed", f"{said} {last.iteration}: {last.error}")
+    if not lives or not all(lines and isinstance(lines[-1], Outcome) for _, lines in lives):
         return None
-    one = called(peers[0].peer, _names(peers[0])).removeprefix("p")
-    who = f"P{one} has" if len(peers) == 1 else f"The {len(peers)} peers on this machine have"
-    return Ending("completed", f"{who} come to the end, after {peers[0].run.iterations} iterations.")
+    first = lives[0].run
+    one = called(first.peer, _names(first)).removeprefix("p")
+    who = f"P{one} has" if len(lives) == 1 else f"The {len(lives)} peers on this machine have"
+    return Ending("completed", f"{who} come to the end, after {first.iterations} iterations.")
 
 
-def _names(files: PeerFiles) -> dict[int, str]:
-    name = files.about.name
-    return {} if name in ("", str(files.peer)) else {files.peer: name}
+def _names(run: Run) -> dict[int, str]:
+    name = "" if run.about is None else run.about.name
+    return {} if name in ("", str(run.peer)) else {run.peer: name}
 
 
 def _page_of_results(folder: Path, results: _Results) -> Page:
@@ -193,7 +197,7 @@ def _page_of_journals(folder: Path, files: Mapping[int, PeerFiles]) -> Page:
     return _page(
         folder,
         first.run.run,
-        _ending_of_journals(files, ())
+        _ending_of_lives([Life(f.run, f.lines) for f in files.values()])
         or Ending("", "The journals here break off: their peers were killed, or train at this moment."),
         iterations=first.run.iterations,
         peers=[
@@ -215,7 +219,7 @@ def _of_row(row: _PeerRow, iterations: int) -> PeerStatus:
 
 def _of_journal(files: PeerFiles) -> PeerStatus:
     last, evaluated = files.last, files.evaluations[-1:]
-    name = _names(files).get(files.peer, "")
+    name = _names(files.run).get(files.peer, "")
     row = converted(msgspec.to_builtins(evaluated[0]), _PeerRow, files.log) if evaluated else None
     done = evaluated[0].iteration if evaluated else 0
     if isinstance(last, Outcome):

@@ -286,6 +286,19 @@ def test_at_its_end_a_run_keeps_its_last_state_until_its_results_are_there(run, 
     assert watch.look(NOW + 3)["7"] == ended
 
 
+def test_the_bulletin_of_a_killed_process_does_not_hide_that_the_run_has_ended_since(run, there):
+    here = there / "7"
+    dead = bulletin(folder=str(here), alive=False)
+    write_bulletin(bulletin_path(0), dead)
+    watch = Watch()
+    assert watch.look(NOW)["7"].phase == "quiet"
+    here.mkdir()
+    shutil.copy(run / "results.json", here)
+    for late in (watch, Watch()):
+        page = late.look(NOW + 1)["7"]
+        assert (page.phase, page.outcome, page.iteration) == ("ended", "completed", 4)
+
+
 def test_a_run_that_leaves_nothing_in_its_folder_ends_with_its_last_state(there):
     write_bulletin(bulletin_path(0), bulletin(folder=str(there / "gone")))
     watch = Watch()
@@ -308,6 +321,8 @@ def test_a_site_shows_all_that_it_had_heard_of_though_its_own_journal_is_of_one_
     assert (page.phase, page.outcome) == ("ended", "completed")
     assert page.told == "Peer 0 has come to the end, after 4 iterations."
     assert [p.accuracy for p in page.peers] == [p.accuracy for p in before.peers]
+    assert [p.state for p in page.peers] == ["finished", "computing", "computing", "computing"]
+    assert page.iteration == page.iterations
 
 
 # The command --------------------------------------------------------------------------------------------
@@ -378,6 +393,13 @@ def test_beyond_loopback_the_command_prints_an_address_with_a_token(there):
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_server_needs_none_of_the_libraries_that_train():
+    heavy = "{'torch', 'timm', 'matplotlib'}"
+    code = f"import sys, p2pft_flower.cli.dashboard_server; print({heavy} & {{*sys.modules}})"
+    said = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "set()\n"
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def run(tmp_path_factory):
         "topology audit lopsided-4",
         "preflight --connection nowhere",
         "run topology=nowhere",
+        "dashboard nowhere --listen 127.0.0.1:0",
         "--help",
     ],
 )
@@ -71,7 +72,7 @@ def test_a_command_that_trains_nothing_imports_no_torch_timm_torchvision_or_matp
     code, heavy = started(tmp_path, *(word.format(run=run) for word in words.split()))
     assert heavy == []
     refused = words.startswith(
-        ("stop", "preflight", "run topology", "runs remove")
+        ("stop", "preflight", "run topology", "runs remove", "dashboard")
     )  # there is no such run, connection or graph
     assert (code != 0) == refused
 

@@ -74,12 +74,14 @@ const called = (peer) => {
 
 // A wait that is over within the time of some iterations is no state to look at.
 function shownState(p) {
+  if (state.phase === "ended" && NOW.includes(p.state)) return "computing";
   if (p.state !== "waiting" || (p.since !== null && p.since >= WAITS_LONG)) return p.state;
   return "computing";
 }
 
 const WORDS = { computing: "training", ended: "killed" };
-const word = (name) => WORDS[name] || name;
+const NOW = ["computing", "waiting", "evaluating", "changing", "preparing", "slow"];
+const word = (name) => (state && state.phase === "ended" && NOW.includes(name) ? "was there to the end" : WORDS[name] || name);
 const tone = (name) => (["lost", "ended"].includes(name) ? "bad-text" : ["silent", "slow"].includes(name) ? "warn-text" : "");
 
 // --- the shape of a state: not by colour alone -----------------------------------------------------------------------
@@ -296,7 +298,7 @@ function node(p, [x, y, angle], r, dense, faded) {
     const dy = anchor === "middle" ? (Math.sin(angle) < 0 ? -(r + 28) : r + 20) : p.name ? -4 : 5;
     const below = anchor === "middle" && Math.sin(angle) >= 0 ? 18 : 17;
     if (p.name) group.append(draw("text", { class: "name", x: dx.toFixed(1), y: dy.toFixed(1), "text-anchor": anchor }, clipped(p.name, 18)));
-    const says = name === "computing" && p.rate ? `${small(p.rate)} it/s` : NEEDS_A_LOOK.includes(name) && p.since !== null ? `${word(name)} ${whole(p.since)}` : word(name);
+    const says = name === "computing" && p.rate && state.phase !== "ended" ? `${small(p.rate)} it/s` : NEEDS_A_LOOK.includes(name) && p.since !== null ? `${word(name)} ${whole(p.since)}` : word(name);
     group.append(draw("text", { class: `word ${tone(name)}`, x: dx.toFixed(1), y: (dy + (p.name ? below : 0)).toFixed(1), "text-anchor": anchor }, says));
   }
   return group;
@@ -401,8 +403,8 @@ function peerCells(row, p) {
   const long = p.since !== null && (NEEDS_A_LOOK.includes(name) || p.since >= WAITS_LONG) && !(name === "computing" && p.since < 10);
   setText(cells[2], long ? whole(p.since) : "–");
   setText(cells[3], String(p.iteration));
-  setText(cells[4], p.rate && !["lost", "ended"].includes(name) ? small(p.rate) : "–");
-  setText(cells[5], p.contact === null ? "–" : p.contact < 2 ? "now" : `${whole(p.contact)} ago`);
+  setText(cells[4], p.rate && state.phase !== "ended" && !["lost", "ended"].includes(name) ? small(p.rate) : "–");
+  setText(cells[5], p.contact === null || state.phase === "ended" ? "–" : p.contact < 2 ? "now" : `${whole(p.contact)} ago`);
   setText(cells[6], share(p.accuracy));
   setText(cells[7], share(p.accuracy_unseen));
   setText(cells[8], small(p.loss));
