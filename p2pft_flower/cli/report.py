@@ -223,6 +223,8 @@ def _print(browser: str, page: Path, pdf: Path) -> str:
             "--disable-gpu",
             "--no-first-run",
             "--disable-background-networking",
+            "--disable-component-update",
+            "--host-resolver-rules=MAP * ~NOTFOUND",  # the browser itself asks its maker nothing
             f"--user-data-dir={home}/profile",
             "--no-pdf-header-footer",
             f"--print-to-pdf={printed}",

@@ -162,8 +162,9 @@ def browser(folder, script):
     return str(folder)
 
 
-def test_a_browser_on_path_prints_the_page_as_pdf(alone, tmp_path, monkeypatch):
-    folder = browser(tmp_path / "bin", "target.write_text(page)")
+def test_a_browser_on_path_that_finds_no_host_prints_the_page_as_pdf(alone, tmp_path, monkeypatch):
+    offline = "assert '--host-resolver-rules=MAP * ~NOTFOUND' in sys.argv"
+    folder = browser(tmp_path / "bin", f"{offline}\ntarget.write_text(page)")
     monkeypatch.setenv("PATH", os.pathsep.join([folder, os.environ["PATH"]]))
     result = invoke("report", alone, "-o", tmp_path / "r.html", "--pdf", tmp_path / "pdf" / "r.pdf")
     assert result.exit_code == 0, result.output
